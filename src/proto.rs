@@ -1,0 +1,8 @@
+//! The messages and clients of `proto/evloopd/v1`, generated at build time.
+
+#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+
+tonic::include_proto!("evloopd.v1");
+
+/// The compiled `.proto` files, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evloopd.bin"));
