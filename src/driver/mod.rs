@@ -1,0 +1,218 @@
+//! The contract between watches and backends.
+//!
+//! A watch never polls and never reads: it *starts an operation* on a source and is
+//! told of its completions. A backend carries operations out: by readiness
+//! ([`selector`]), or by completion. Watches are written once, against this file; a
+//! backend is one more implementation of [`Driver`].
+//!
+//! # The rules
+//!
+//! 1. An operation is named by an [`OpId`]: a watch and one of its lanes. A lane has at
+//!    most one live operation, and a source at most one in each [`Direction`].
+//! 2. [`Driver::start`] neither blocks nor completes inline. What it starts is seen in a later
+//!    [`Driver::turn`], a failure included.
+//! 3. Every operation ends in exactly one [`Completion`] with `last`. Before that,
+//!    operations that repeat ([`Op::Recv`], [`Op::Accept`]) complete any number of times.
+//! 4. [`Driver::cancel`] is asynchronous. Bytes and connections that were already taken
+//!    arrive before `last`, which may be the operation's own ending if that came first.
+//!    Cancelling what is not live does nothing.
+//! 5. A source is detached only without live operations. Nothing completes for it after that.
+//! 6. An operation that is not live costs nothing and reports nothing, hang-up
+//!    included: epoll and poll report `HUP` even for an empty interest, so "no
+//!    interest" means "not registered".
+//! 7. The driver owns all memory in flight.
+//! 8. The driver never changes a file status flag ([`Nonblocking`] says how it avoids blocking).
+
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use rustix::net::SocketAddrAny;
+
+pub mod backend;
+pub mod file;
+pub mod selector;
+
+pub use backend::{Backend, Capability, LoopClass};
+pub use file::{Claim, FileKind, Nonblocking};
+
+/// Names a watch on its loop: a slot that is reused, and a generation that is not.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Index into the loop's table.
+    pub slot: u32,
+    /// Tells apart the watches that were in the slot one after the other.
+    pub generation: u32,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.slot, self.generation)
+    }
+}
+
+/// One of a watch's operations; each kind of watch numbers its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub u8);
+
+/// Names an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OpId {
+    /// Whose it is.
+    pub watch: Key,
+    /// Which of the watch's.
+    pub lane: Lane,
+}
+
+/// A file descriptor in a driver's care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceId(pub usize);
+
+/// Which way an operation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the loop.
+    Read,
+    /// Away from it.
+    Write,
+}
+
+/// An operation on a source.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Reports readiness in one direction, once: [`Done::Ready`].
+    Ready(Direction),
+    /// Receives again and again until end of file, failure or cancellation, at most
+    /// `max` bytes a time: [`Done::Data`], then [`Done::Eof`].
+    Recv {
+        /// Bytes, at least 1.
+        max: usize,
+    },
+    /// Takes up to `limit` connections: [`Done::Accepted`].
+    Accept {
+        /// At least 1.
+        limit: u32,
+    },
+    /// Connects a socket: [`Done::Connected`].
+    Connect(SocketAddrAny),
+    /// Sends, once, at least one byte and perhaps not all: [`Done::Sent`].
+    Send(Bytes),
+}
+
+impl Op {
+    /// Which way it goes.
+    #[must_use]
+    pub const fn direction(&self) -> Direction {
+        match self {
+            Self::Ready(direction) => *direction,
+            Self::Recv { .. } | Self::Accept { .. } => Direction::Read,
+            Self::Connect(_) | Self::Send(_) => Direction::Write,
+        }
+    }
+}
+
+/// What [`Op::Ready`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Reading will not block.
+    pub readable: bool,
+    /// Writing will not block.
+    pub writable: bool,
+    /// The peer closed its end.
+    pub hangup: bool,
+    /// An error is pending.
+    pub error: bool,
+}
+
+/// What came of an operation.
+#[derive(Debug)]
+pub enum Done {
+    /// Ready, in the direction asked for or by hang-up or error.
+    Ready(Readiness),
+    /// Bytes, at least one.
+    Data(Bytes),
+    /// The end of the bytes.
+    Eof,
+    /// A connection (close-on-exec, non-blocking: nobody else has it), and who it is from.
+    Accepted(OwnedFd, Option<SocketAddrAny>),
+    /// The connection is established.
+    Connected,
+    /// So many bytes were taken by the kernel.
+    Sent(usize),
+    /// The system refused.
+    Failed(Errno),
+    /// Cancelled before anything else ended it, or (Accept) the limit was reached.
+    Cancelled,
+}
+
+/// One result of one operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// The operation.
+    pub id: OpId,
+    /// What came of it.
+    pub done: Done,
+    /// It has ended: nothing more comes of it.
+    pub last: bool,
+}
+
+/// How much one turn may do. What does not fit stays in the kernel for a later one.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Completions; exceeded by those of cancelled and refused operations only.
+    pub completions: usize,
+    /// Bytes received.
+    pub bytes: usize,
+}
+
+/// Why a file descriptor was not taken; the descriptor is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachError {
+    /// The backend watches as many as it can.
+    Limit(usize),
+    /// The system refused.
+    System(Errno),
+}
+
+/// A backend at work for one loop, on that loop's thread.
+pub trait Driver: Send + fmt::Debug {
+    /// Takes a file descriptor into its care.
+    ///
+    /// # Errors
+    /// The backend's limit, or the system's. Neither leaves anything behind.
+    fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError>;
+
+    /// How many more sources it can take.
+    fn room(&self) -> usize;
+
+    /// Starts an operation.
+    fn start(&mut self, id: OpId, source: SourceId, op: Op);
+
+    /// Asks for an operation's end.
+    fn cancel(&mut self, id: OpId, source: SourceId);
+
+    /// Gives the file descriptor back. It must have no live operation.
+    fn detach(&mut self, source: SourceId) -> Option<OwnedFd>;
+
+    /// The file descriptor, to ask it things (`getsockname`) or to shut it down.
+    fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>>;
+
+    /// Carries operations out and appends what came of them, in the order the
+    /// system gave them.
+    ///
+    /// Waits for at most `timeout` (`None`: for ever, zero: not at all; rounded up, never
+    /// down, where the system is coarser) until there is a completion or the loop's
+    /// waker is kicked.
+    ///
+    /// # Errors
+    /// Only when waiting itself fails: the loop cannot go on.
+    fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        budget: Budget,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()>;
+}
