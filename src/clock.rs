@@ -1,0 +1,55 @@
+//! The two clocks, sampled once a turn.
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// What both clocks said at one moment, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// `CLOCK_MONOTONIC`, since some moment before the host started.
+    pub monotonic: u64,
+    /// `CLOCK_REALTIME`, since the Unix epoch.
+    pub realtime: u64,
+}
+
+impl Now {
+    /// Reads both clocks.
+    #[must_use]
+    pub fn sample() -> Self {
+        Self {
+            monotonic: read(ClockId::Monotonic),
+            realtime: read(ClockId::Realtime),
+        }
+    }
+}
+
+fn read(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    // Neither clock is negative on a host that was set up at all.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// A protobuf timestamp from nanoseconds since the Unix epoch.
+#[must_use]
+pub fn timestamp(realtime_ns: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(realtime_ns / 1_000_000_000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(realtime_ns % 1_000_000_000).unwrap_or(0),
+    }
+}
+
+/// A protobuf duration; one too long for it saturates.
+#[must_use]
+pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// Nanoseconds of a duration, saturating after 584 years.
+#[must_use]
+pub fn nanos(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,238 @@
+//! The vocabulary that all other rooms speak: events, and positions among them.
+//!
+//! An event is the protobuf message itself. It is encoded once, when it is appended,
+//! as an element of `Batch.events`, so that a batch is a small header and slices of
+//! encoded events.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+pub use crate::proto::event::Kind;
+pub use crate::proto::{
+    Accepted, AcceptPaused, Added, CloseReason, Closed, Connected, Data, Eof, Event, Exited, Gap,
+    GapReason, LoopState, LoopStateChanged, PolicyChanged, PolicyScope, Posted, Ready, Removed,
+    Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, WritePaused, WriteResumed,
+};
+
+/// Labels of a watch: few, small, and shared by its record and its events.
+pub type Labels = Arc<BTreeMap<String, String>>;
+
+/// Most bytes of payload in one event.
+pub const PAYLOAD_MAX: usize = 256 * 1024;
+
+/// Field number of `Batch.events`.
+const BATCH_EVENTS: u32 = 3;
+
+/// Names a history: 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(u128);
+
+impl Epoch {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(u128::from_le_bytes(bytes)))
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Epoch {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.len() == 32
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        u128::from_str_radix(text, 16)
+            .ok()
+            .filter(|_| digits)
+            .map(Self)
+            .ok_or("an epoch is 32 lower-case hexadecimal digits")
+    }
+}
+
+/// A position in a journal: right after the event `seq`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// The history it belongs to; `None` in a request means the current one.
+    pub epoch: Option<Epoch>,
+    /// 0 is the position before the first event.
+    pub seq: u64,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.epoch {
+            Some(epoch) => write!(f, "{epoch}:{}", self.seq),
+            None => write!(f, ":{}", self.seq),
+        }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (epoch, seq) = text.rsplit_once(':').unwrap_or(("", text));
+        let epoch = match epoch {
+            "" => None,
+            epoch => Some(epoch.parse()?),
+        };
+        let seq = seq.parse().map_err(|_| "a cursor is EPOCH:SEQ")?;
+        Ok(Self { epoch, seq })
+    }
+}
+
+/// The number of an event's kind: its field number in `Event`, as in `EventKind`.
+#[must_use]
+pub const fn kind_number(kind: &Kind) -> u8 {
+    match kind {
+        Kind::Added(_) => 10,
+        Kind::Closed(_) => 11,
+        Kind::Removed(_) => 12,
+        Kind::Ready(_) => 13,
+        Kind::TimerFired(_) => 14,
+        Kind::Started(_) => 15,
+        Kind::Data(_) => 16,
+        Kind::StreamEnd(_) => 17,
+        Kind::Exited(_) => 18,
+        Kind::Connected(_) => 19,
+        Kind::Accepted(_) => 20,
+        Kind::AcceptPaused(_) => 21,
+        Kind::Eof(_) => 22,
+        Kind::WritePaused(_) => 23,
+        Kind::WriteResumed(_) => 24,
+        Kind::Signal(_) => 25,
+        Kind::Posted(_) => 26,
+        Kind::LoopStateChanged(_) => 27,
+        Kind::PolicyChanged(_) => 28,
+    }
+}
+
+/// Appends an event, encoded as an element of `Batch.events`; returns its size.
+pub fn encode(event: &Event, buf: &mut BytesMut) -> usize {
+    let before = buf.len();
+    let len = event.encoded_len();
+    // A tag, a length of at most ten bytes, the event.
+    buf.reserve(len + 11);
+    encode_key(BATCH_EVENTS, WireType::LengthDelimited, buf);
+    encode_varint(len as u64, buf);
+    event.encode_raw(buf);
+    buf.len() - before
+}
+
+/// Appends the part of a `Batch` that is not its events.
+pub fn encode_batch_header(
+    after: u64,
+    through: u64,
+    gaps: &[Gap],
+    caught_up: bool,
+    buf: &mut impl BufMut,
+) {
+    prost::encoding::uint64::encode(1, &after, buf);
+    prost::encoding::uint64::encode(2, &through, buf);
+    prost::encoding::message::encode_repeated(4, gaps, buf);
+    if caught_up {
+        prost::encoding::bool::encode(5, &caught_up, buf);
+    }
+}
+
+/// Size of what [`encode_batch_header`] appends.
+#[must_use]
+pub fn batch_header_len(after: u64, through: u64, gaps: &[Gap], caught_up: bool) -> usize {
+    let caught_up = if caught_up { 2 } else { 0 };
+    prost::encoding::uint64::encoded_len(1, &after)
+        + prost::encoding::uint64::encoded_len(2, &through)
+        + prost::encoding::message::encoded_len_repeated(4, gaps)
+        + caught_up
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Batch;
+
+    fn event(seq: u64) -> Event {
+        Event {
+            seq,
+            monotonic_ns: 7,
+            kind: Some(Kind::Started(Started { pid: 3 })),
+            ..Event::default()
+        }
+    }
+
+    #[test]
+    fn a_batch_is_its_header_and_encoded_events_in_any_order() {
+        let gaps = [Gap {
+            from_seq: 1,
+            through_seq: 3,
+            reason: GapReason::Trimmed.into(),
+        }];
+        let mut buf = BytesMut::new();
+        let size = encode(&event(4), &mut buf) + encode(&event(5), &mut buf);
+        assert_eq!(size, buf.len());
+        encode_batch_header(0, 5, &gaps, true, &mut buf);
+        assert_eq!(buf.len(), size + batch_header_len(0, 5, &gaps, true));
+        let batch = Batch::decode(buf.freeze()).unwrap();
+        assert_eq!(batch.events, [event(4), event(5)]);
+        assert_eq!(batch.gaps, gaps);
+        assert_eq!((batch.after, batch.through, batch.caught_up), (0, 5, true));
+    }
+
+    #[test]
+    fn every_kind_has_the_number_of_its_field() {
+        // The number is the tag that the encoding really uses.
+        let kinds = [
+            Kind::Added(Added::default()),
+            Kind::Posted(Posted::default()),
+            Kind::Exited(Exited::default()),
+            Kind::PolicyChanged(PolicyChanged::default()),
+        ];
+        for kind in kinds {
+            let number = kind_number(&kind);
+            let event = Event {
+                kind: Some(kind),
+                ..Event::default()
+            };
+            let bytes = event.encode_to_vec();
+            // Two fixed64 of zero are not encoded: the first key is the kind's.
+            let mut slice = bytes.as_slice();
+            let (tag, _) = prost::encoding::decode_key(&mut slice).unwrap();
+            assert_eq!(tag, u32::from(number));
+        }
+    }
+
+    #[test]
+    fn cursors_read_as_they_are_written() {
+        let cursor = Cursor {
+            epoch: Some(Epoch::random().unwrap()),
+            seq: 42,
+        };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        assert_eq!("17".parse(), Ok(Cursor { epoch: None, seq: 17 }));
+        assert!("xyz:1".parse::<Cursor>().is_err());
+        assert!("+0000000000000000000000000000000:1".parse::<Cursor>().is_err());
+    }
+}
