@@ -48,8 +48,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             config = config.extern_path(format!(".evloopd.v1.{name}"), path);
         }
         for name in file.enum_type.iter().map(|e| e.name()) {
-            config =
-                config.extern_path(format!(".evloopd.v1.{name}"), format!("crate::proto::{name}"));
+            config = config.extern_path(
+                format!(".evloopd.v1.{name}"),
+                format!("crate::proto::{name}"),
+            );
         }
     }
     config.compile_fds(descriptors)?;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::event::Cursor;
 
 /// A result with the domain error.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that evloopd refuses or fails to do, in the words a client gets.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,7 +52,9 @@ pub enum Error {
         why: &'static str,
     },
     /// The slot was never given, is used up, expired, or another principal's.
-    #[error("{field}: no such slot: never given, claimed already, expired after 30 s, or not yours")]
+    #[error(
+        "{field}: no such slot: never given, claimed already, expired after 30 s, or not yours"
+    )]
     SlotNotFound {
         /// Path of the field in the request.
         field: Cow<'static, str>,
@@ -110,7 +112,9 @@ pub enum Error {
         waited_ms: u64,
     },
     /// What would have to be recorded does not fit.
-    #[error("the journal has room for {available} of {needed} {unit}: remove watches, or wait for finished_ttl")]
+    #[error(
+        "the journal has room for {available} of {needed} {unit}: remove watches, or wait for finished_ttl"
+    )]
     JournalFull {
         /// What is short: `events` or `bytes`.
         unit: &'static str,
@@ -280,3 +284,14 @@ impl fmt::Display for SystemError {
 }
 
 impl std::error::Error for SystemError {}
+
+impl From<&SystemError> for crate::proto::SystemError {
+    fn from(error: &SystemError) -> Self {
+        Self {
+            errno: error.errno,
+            name: error.name(),
+            step: error.step.to_owned(),
+            message: error.to_string(),
+        }
+    }
+}

@@ -1,6 +1,40 @@
-//! skeleton
+//! evloopd: event loops as a service of the host.
+//!
+//! The house, from the ground up; each room may use those above it in this list.
+//!
+//! | room | what it is |
+//! |---|---|
+//! | [`proto`] | the messages of the wire contract, generated |
+//! | [`clock`] | both clocks, sampled once a turn |
+//! | [`error`] | the one domain error |
+//! | [`config`] | TOML to checked types; knows nobody |
+//! | [`event`] | events and cursors: the vocabulary all others speak |
+//! | [`journal`] | the bounded log of a loop's events and its readers |
+//! | [`driver`] | the contract between watches and backends, and the backends |
+//! | [`access`] | principals, peers, the audit log |
+//! | [`signals`] | the one thread that takes signals |
+//! | [`watch`] | one file per kind of watch, written against the driver contract |
+//! | [`event_loop`] | the loop's thread: turns, timers, mailbox, registrations |
+//! | [`handover`] | file descriptors in and out |
+//! | [`policy`] | contexts to loops |
+//! | [`rpc`] | one file per service; the only room that knows tonic's server |
+//! | [`daemon`] | assembles all, starts, drains, tells systemd |
+//!
+//! Beside them, for clients: [`client`] finds and connects to a daemon, [`ctl`] has
+//! evloopctl's verbs, [`history`] checks recorded events against the promises, and
+//! [`demo`] shows them at work.
+
+pub mod access;
 pub mod clock;
+pub mod config;
+pub mod driver;
 pub mod error;
 pub mod event;
+pub mod event_loop;
+pub mod handover;
 pub mod journal;
 pub mod proto;
+pub mod signals;
+#[allow(unsafe_code)]
+mod sys;
+pub mod watch;

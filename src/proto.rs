@@ -1,6 +1,12 @@
 //! The messages and clients of `proto/evloopd/v1`, generated at build time.
 
-#![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic
+)]
 
 tonic::include_proto!("evloopd.v1");
 

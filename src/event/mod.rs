@@ -15,7 +15,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 pub use crate::proto::event::Kind;
 pub use crate::proto::{
-    Accepted, AcceptPaused, Added, CloseReason, Closed, Connected, Data, Eof, Event, Exited, Gap,
+    AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Eof, Event, Exited, Gap,
     GapReason, LoopState, LoopStateChanged, PolicyChanged, PolicyScope, Posted, Ready, Removed,
     Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, WritePaused, WriteResumed,
 };
@@ -102,6 +102,15 @@ impl FromStr for Cursor {
         };
         let seq = seq.parse().map_err(|_| "a cursor is EPOCH:SEQ")?;
         Ok(Self { epoch, seq })
+    }
+}
+
+impl From<Cursor> for crate::proto::Cursor {
+    fn from(cursor: Cursor) -> Self {
+        Self {
+            epoch: cursor.epoch.map(|e| e.to_string()).unwrap_or_default(),
+            seq: cursor.seq,
+        }
     }
 }
 
@@ -231,8 +240,18 @@ mod tests {
             seq: 42,
         };
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        assert_eq!("17".parse(), Ok(Cursor { epoch: None, seq: 17 }));
+        assert_eq!(
+            "17".parse(),
+            Ok(Cursor {
+                epoch: None,
+                seq: 17
+            })
+        );
         assert!("xyz:1".parse::<Cursor>().is_err());
-        assert!("+0000000000000000000000000000000:1".parse::<Cursor>().is_err());
+        assert!(
+            "+0000000000000000000000000000000:1"
+                .parse::<Cursor>()
+                .is_err()
+        );
     }
 }

@@ -218,7 +218,9 @@ impl Log {
 
     /// Islands with a sequence number of at least `from`, in order.
     pub(super) fn islands_from(&self, from: u64) -> impl Iterator<Item = (u64, &Island)> {
-        self.islands.range(from..).map(|(seq, island)| (*seq, island))
+        self.islands
+            .range(from..)
+            .map(|(seq, island)| (*seq, island))
     }
 }
 

@@ -20,8 +20,8 @@ mod log;
 mod outbox;
 mod reader;
 
-use labels::LabelSets;
 pub use labels::LabelSet;
+use labels::LabelSets;
 use log::Log;
 pub use outbox::{About, Outbox};
 pub use reader::{Filter, Read, Reader, Start};

@@ -320,8 +320,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use bytes::BytesMut;
-    use prost::Message;
     use proptest::prelude::*;
+    use prost::Message;
 
     use super::*;
     use crate::clock::Now;
@@ -469,17 +469,32 @@ mod tests {
         let (journal, mut outbox, _) = journal(4, 1 << 20);
         let labels: event::Labels = Arc::new([("job".to_owned(), "a".to_owned())].into());
         let set = journal.intern_labels(&labels);
-        let about = About { watch: 1, user_data: 0, labels: set };
+        let about = About {
+            watch: 1,
+            user_data: 0,
+            labels: set,
+        };
         outbox.push(Now::default(), about, Kind::Posted(Posted::default()));
-        outbox.push(Now::default(), About::default(), Kind::Posted(Posted::default()));
+        outbox.push(
+            Now::default(),
+            About::default(),
+            Kind::Posted(Posted::default()),
+        );
         outbox.commit();
         journal.release_labels(set);
-        let filter = Filter { labels: (*labels).clone(), ..Filter::default() };
+        let filter = Filter {
+            labels: (*labels).clone(),
+            ..Filter::default()
+        };
         let mut reader = journal.reader(Start::Oldest, filter).unwrap();
         let read = reader.read(1 << 20, 100);
         assert_eq!((read.events, read.through), (1, 2));
         for _ in 0..4 {
-            outbox.push(Now::default(), About::default(), Kind::Posted(Posted::default()));
+            outbox.push(
+                Now::default(),
+                About::default(),
+                Kind::Posted(Posted::default()),
+            );
         }
         outbox.commit();
         // The set is free for another use now that nothing refers to it.

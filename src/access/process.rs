@@ -1,0 +1,170 @@
+//! A client's process, held by pidfd so that it is never confused with a later one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FsWord;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::OnceCell;
+
+use crate::error::{Result, SystemError};
+
+/// pidfs, since Linux 6.9: the inode number of a pidfd is the process's and never reused.
+const PID_FS_MAGIC: FsWord = 0x5049_4446;
+
+/// Names a process for as long as this host is up: process ids come again, keys do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProcessKey {
+    /// Inode number in pidfs.
+    Inode(u64),
+    /// Where there is no pidfs.
+    Started {
+        /// Process id.
+        pid: i32,
+        /// Clock ticks from boot to its start, as in proc_pid_stat(5).
+        ticks: u64,
+    },
+}
+
+/// The process of a client.
+#[derive(Debug)]
+pub struct ClientProcess {
+    pidfd: Arc<OwnedFd>,
+    pid: i32,
+    key: ProcessKey,
+    exit: OnceCell<AsyncFd<Arc<OwnedFd>>>,
+}
+
+impl ClientProcess {
+    /// The process that connected; `None` if it is not visible here or gone.
+    pub(super) fn of_peer(stream: &impl AsFd, pid: i32) -> rustix::io::Result<Option<Self>> {
+        use nix::errno::Errno as Nix;
+
+        let pidfd = match getsockopt(stream, PeerPidfd) {
+            Ok(pidfd) => Ok(pidfd),
+            Err(Nix::ENODATA | Nix::EINVAL | Nix::ESRCH) => return Ok(None),
+            // Before Linux 6.5. If the peer has ended, another process may have its pid by now.
+            Err(Nix::ENOPROTOOPT) => match Pid::from_raw(pid) {
+                Some(pid) => pidfd_open(pid, PidfdFlags::empty()),
+                None => return Ok(None),
+            },
+            Err(errno) => Err(Errno::from_raw_os_error(errno as i32)),
+        };
+        match pidfd.and_then(|pidfd| Self::new(pidfd, pid)) {
+            Ok(process) => Ok(Some(process)),
+            Err(Errno::SRCH) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn new(pidfd: OwnedFd, pid: i32) -> rustix::io::Result<Self> {
+        let key = if rustix::fs::fstatfs(&pidfd)?.f_type == PID_FS_MAGIC {
+            ProcessKey::Inode(rustix::fs::fstat(&pidfd)?.st_ino)
+        } else {
+            let ticks = start_ticks(pid).ok_or(Errno::SRCH)?;
+            // Only of a living process is it certain that `/proc/PID` is its own.
+            if has_ended(&pidfd)? {
+                return Err(Errno::SRCH);
+            }
+            ProcessKey::Started { pid, ticks }
+        };
+        Ok(Self {
+            pidfd: Arc::new(pidfd),
+            pid,
+            key,
+            exit: OnceCell::new(),
+        })
+    }
+
+    /// Its process id, for people to read.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// What tells it from every other process, past and future.
+    #[must_use]
+    pub const fn key(&self) -> ProcessKey {
+        self.key
+    }
+
+    /// Returns once the process has ended, at once if it has.
+    ///
+    /// # Errors
+    /// The system's, when it cannot be watched: `epoll_ctl` without memory or watches.
+    pub async fn ended(&self) -> Result<()> {
+        let watch =
+            || async { AsyncFd::with_interest(Arc::clone(&self.pidfd), Interest::READABLE) };
+        let exit = self.exit.get_or_try_init(watch).await;
+        let ended = match exit {
+            Ok(exit) => exit.readable().await.map(drop),
+            Err(error) => Err(error),
+        };
+        let failed = |e| SystemError::from_io(&e, "epoll_ctl", format!("process {}", self.pid));
+        Ok(ended.map_err(failed)?)
+    }
+}
+
+impl AsFd for ClientProcess {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+fn has_ended(pidfd: &OwnedFd) -> rustix::io::Result<bool> {
+    let now = Timespec::default();
+    Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now))? > 0)
+}
+
+/// Field 22 of `/proc/PID/stat`.
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn open(pid: u32) -> ClientProcess {
+        let pid = i32::try_from(pid).unwrap();
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        ClientProcess::new(pidfd, pid).unwrap()
+    }
+
+    #[tokio::test]
+    async fn ended_returns_when_the_process_ends_and_ever_after() {
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let process = open(child.id());
+        assert!(!has_ended(&process.pidfd).unwrap());
+        drop(child.stdin.take());
+        let (first, second) = tokio::join!(process.ended(), process.ended());
+        first.unwrap();
+        second.unwrap();
+        child.wait().unwrap();
+        process.ended().await.unwrap();
+    }
+
+    #[test]
+    fn keys_tell_processes_apart() {
+        let own = std::process::id();
+        let mut child = Command::new("true").spawn().unwrap();
+        assert_eq!(open(own).key(), open(own).key());
+        assert_ne!(open(own).key(), open(child.id()).key());
+        let ticks = |pid| start_ticks(i32::try_from(pid).unwrap()).unwrap();
+        assert!(ticks(own) > 0 && ticks(own) <= ticks(child.id()));
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,239 @@
+//! Listening Unix sockets: a stale file is replaced, a live socket is not.
+
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::error::{Result, SystemError};
+
+/// Connections the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// A listening socket and its file.
+#[derive(Debug)]
+pub struct BoundSocket {
+    /// Listens; close-on-exec, non-blocking.
+    pub listener: OwnedFd,
+    /// Keep it for as long as the socket serves.
+    pub file: SocketFile,
+}
+
+/// The file of a listening socket; removed on drop, unless it is another by then.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    made: Option<(u64, u64)>,
+    /// Held locked: who has the lock has the path.
+    _lock: OwnedFd,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let found = self.path.symlink_metadata().ok();
+        if self.made.is_some() && found.as_ref().map(identity) == self.made {
+            // If it cannot be removed it is stale, and replaced at the next start.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds a Unix socket of type `kind` at `path` with the permissions `mode`, and listens.
+///
+/// Missing parent directories are made, with mode 0700. In a directory where everybody
+/// may create, such as `/tmp`, the parent has to be the caller's own and closed to
+/// others: anybody could have made it. `PATH.lock` keeps two daemons apart and stays.
+///
+/// # Errors
+/// [`Error::System`](crate::error::Error::System): `EADDRINUSE` if somebody listens there,
+/// `EEXIST` if it is not a socket, `EPERM` for a parent that is not private,
+/// `ENAMETOOLONG` beyond 107 bytes, or the system's own.
+pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket> {
+    let failed = |step: &'static str| {
+        move |errno: Errno| SystemError::new(errno, step, path.display().to_string())
+    };
+    let address = SocketAddrUnix::new(path).map_err(failed("bind"))?;
+    make_parent(path)?;
+    let lock = lock(path)?;
+    remove_stale(path, &address, kind)?;
+
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener =
+        net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed("socket"))?;
+    net::bind(&listener, &address).map_err(failed("bind"))?;
+    let made = path.symlink_metadata().ok();
+    let file = SocketFile {
+        path: path.to_owned(),
+        made: made.as_ref().map(identity),
+        _lock: lock,
+    };
+    // Nobody can connect before listen(2), whatever the umask made of the mode.
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
+    net::listen(&listener, BACKLOG).map_err(failed("listen"))?;
+    Ok(BoundSocket { listener, file })
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    let failed =
+        |error: io::Error| SystemError::from_io(&error, "mkdir", parent.display().to_string());
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(parent)
+        .map_err(failed)?;
+    let open_to_all = |directory: &Path| {
+        let metadata = directory.metadata();
+        metadata.is_ok_and(|m| m.mode() & 0o002 != 0)
+    };
+    if !parent.parent().is_some_and(open_to_all) {
+        return Ok(());
+    }
+    let found = parent.symlink_metadata().map_err(failed)?;
+    let uid = rustix::process::geteuid().as_raw();
+    if found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let detail = format!(
+        "{}: it has to be a directory of uid {uid} with mode 0700",
+        parent.display()
+    );
+    Err(SystemError::new(Errno::PERM, "bind", detail).into())
+}
+
+fn lock(path: &Path) -> Result<OwnedFd> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = open(&name, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| SystemError::new(errno, "open", name.display().to_string()))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(in_use(path).into()),
+        Err(errno) => Err(SystemError::new(errno, "flock", name.display().to_string()).into()),
+    }
+}
+
+/// Removes a socket file nobody listens on. The lock keeps out other daemons, but not
+/// programs that know nothing of it.
+fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Result<()> {
+    let system = |errno, step| SystemError::new(errno, step, path.display().to_string());
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(SystemError::from_io(&error, "stat", path.display().to_string()).into());
+        }
+        Ok(found) if !found.file_type().is_socket() => {
+            let detail = format!("{}, which is not a socket", path.display());
+            return Err(SystemError::new(Errno::EXIST, "bind", detail).into());
+        }
+        Ok(_) => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = net::socket_with(AddressFamily::UNIX, kind, flags, None)
+        .map_err(|errno| system(errno, "socket"))?;
+    match net::connect(&probe, address) {
+        // The answers of a live one; PROTOTYPE: of another type; AGAIN: its backlog is full.
+        Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Err(in_use(path).into()),
+        Err(Errno::CONNREFUSED) => {
+            let removed = rustix::fs::unlink(path);
+            Ok(removed.map_err(|errno| system(errno, "unlink"))?)
+        }
+        Err(errno) => Err(system(errno, "connect").into()),
+    }
+}
+
+fn in_use(path: &Path) -> SystemError {
+    let detail = format!("{}: somebody listens there", path.display());
+    SystemError::new(Errno::ADDRINUSE, "bind", detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::error::Error;
+
+    fn refused(result: Result<BoundSocket>) -> Errno {
+        match result {
+            Err(Error::System(error)) => Errno::from_raw_os_error(error.errno),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/er/socket");
+        let bind = || bind_unix(&path, SocketType::STREAM, 0o600);
+
+        let first = bind().unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert_eq!(refused(bind()), Errno::ADDRINUSE);
+        UnixStream::connect(&path).unwrap();
+        drop(first);
+        assert!(!path.exists());
+
+        // Left behind by a process that was killed.
+        drop(UnixListener::bind(&path).unwrap());
+        let replaced = bind().unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(replaced);
+
+        // Of somebody who takes no lock.
+        let _live = UnixListener::bind(&path).unwrap();
+        assert_eq!(refused(bind()), Errno::ADDRINUSE);
+        let other_type = bind_unix(&path, SocketType::SEQPACKET, 0o600);
+        assert_eq!(refused(other_type), Errno::ADDRINUSE);
+    }
+
+    #[test]
+    fn only_its_own_file_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let bound = bind_unix(&path, SocketType::STREAM, 0o600).unwrap();
+        // Made first, so that it cannot get the inode number of the one removed.
+        let newer = UnixListener::bind(directory.path().join("newer")).unwrap();
+        std::fs::rename(directory.path().join("newer"), &path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+        drop(newer);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        let result = bind_unix(&path, SocketType::STREAM, 0o600);
+        assert_eq!(refused(result), Errno::EXIST);
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_parent_that_anybody_could_have_made_must_be_private() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o1777)).unwrap();
+        let parent = directory.path().join("evloopd-0");
+        let path = parent.join("socket");
+        drop(bind_unix(&path, SocketType::STREAM, 0o600).unwrap());
+        assert_eq!(parent.metadata().unwrap().mode() & 0o777, 0o700);
+        std::fs::set_permissions(&parent, Permissions::from_mode(0o755)).unwrap();
+        let result = bind_unix(&path, SocketType::STREAM, 0o600);
+        assert_eq!(refused(result), Errno::PERM);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("evloopd-0", &link).unwrap();
+        let result = bind_unix(&link.join("socket"), SocketType::STREAM, 0o600);
+        assert_eq!(refused(result), Errno::PERM);
+    }
+}

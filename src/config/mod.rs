@@ -1,0 +1,258 @@
+//! The configuration: TOML in, checked types out.
+//!
+//! Every value has a safe default, so `evloopd` runs without a file;
+//! `config/evloopd.toml` shows them all. What the types hold after [`Config::load`]
+//! is within the ranges that their fields name.
+
+mod check;
+mod file;
+mod inherit;
+mod load;
+mod paths;
+mod policy;
+mod signals;
+mod units;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Source};
+pub use paths::{runtime_directory, system_socket, user_socket};
+pub use policy::{
+    ChildWatcher, Context, NameError, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WatchKind,
+};
+pub use signals::{signal_name, signal_number, unwatchable};
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The policy in force until a caller chooses another. Must be one of `policies`.
+    pub default_policy: String,
+    /// Sockets and connections.
+    pub server: Server,
+    /// What the daemon takes on at most.
+    pub limits: Limits,
+    /// Child processes.
+    pub children: Children,
+    /// Signals of the daemon's own process.
+    pub signals: Signals,
+    /// The daemon's own log.
+    pub log: Log,
+    /// By name, all they inherit filled in.
+    #[serde(rename = "policy")]
+    pub policies: BTreeMap<String, Policy>,
+    /// Loops that exist from start.
+    #[serde(rename = "loop")]
+    pub loops: Vec<LoopEntry>,
+    /// Where the values came from that are not defaults, by key.
+    #[serde(skip)]
+    sources: BTreeMap<String, Source>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            default_policy: policy::DEFAULT.to_owned(),
+            server: Server::default(),
+            limits: Limits::default(),
+            children: Children::default(),
+            signals: Signals::default(),
+            log: Log::default(),
+            policies: policy::shipped().map(|p| (p.name.clone(), p)).into(),
+            loops: Vec::new(),
+            sources: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[server]`: sockets and connections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The service's Unix socket, absolute. None: `evloopd.sock` in the runtime directory.
+    pub socket: Option<PathBuf>,
+    /// The SEQPACKET socket for file descriptors, absolute. None: `socket` with `.handover` appended.
+    pub handover_socket: Option<PathBuf>,
+    /// File mode of both sockets, at most 0777; the owner reads and writes.
+    #[serde(with = "units::mode")]
+    pub mode: u32,
+    /// Threads that serve calls, 1 to 64. Loops have threads of their own.
+    pub worker_threads: usize,
+    /// Bound of an orderly end after SIGTERM, at most 1 h.
+    #[serde(with = "units::duration")]
+    pub drain_timeout: Duration,
+    /// Connections at once, 1 to 65,536.
+    pub max_connections: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            handover_socket: None,
+            mode: 0o600,
+            worker_threads: 1,
+            drain_timeout: Duration::from_secs(10),
+            max_connections: 1024,
+        }
+    }
+}
+
+/// `[limits]`: what the daemon takes on at most.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of all journals together, 1 MiB to 1 TiB.
+    #[serde(with = "units::size")]
+    pub memory: u64,
+    /// Open loops, 1 to 10,000. Each has a thread.
+    pub loops: usize,
+    /// Watches over all loops, 1 to 10,000,000.
+    pub watches: usize,
+    /// Children that run, 1 to 1,000,000.
+    pub children: usize,
+    /// Subscribe and Run streams, 1 to 1,000,000.
+    pub streams: usize,
+    /// File descriptors handed over and not claimed yet, 1 to 65,536.
+    pub slots: usize,
+    /// Contexts (principals, sessions, processes) with a loop of their own, 1 to 1,000,000.
+    pub contexts: usize,
+    /// Commands that wait for one loop, 16 to 65,536.
+    pub mailbox: usize,
+    /// How long a command waits for room in the mailbox, at most 1 min.
+    #[serde(with = "units::duration")]
+    pub mailbox_wait: Duration,
+    /// Completions one turn of a loop takes, 1 to 65,536.
+    pub turn_events: usize,
+    /// Bytes one turn of a loop reads, 64 KiB to 1 GiB.
+    #[serde(with = "units::size")]
+    pub turn_bytes: u64,
+    /// Bytes of one read and so of one Data event, 4 KiB to 256 KiB.
+    #[serde(with = "units::size")]
+    pub read_size: usize,
+    /// Bytes a transport holds unsent before Write takes no more, 64 KiB to 64 MiB.
+    #[serde(with = "units::size")]
+    pub write_buffer: usize,
+    /// Unsent bytes above which a transport says WritePaused, 4 KiB to `write_buffer`.
+    #[serde(with = "units::size")]
+    pub write_high_water: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            loops: 500,
+            watches: 100_000,
+            children: 10_000,
+            streams: 4096,
+            slots: 4096,
+            contexts: 4096,
+            mailbox: 1024,
+            mailbox_wait: Duration::from_secs(5),
+            turn_events: 1024,
+            turn_bytes: 4 << 20,
+            read_size: 256 << 10,
+            write_buffer: 1 << 20,
+            write_high_water: 64 << 10,
+        }
+    }
+}
+
+/// `[children]`: child processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Children {
+    /// How long other processes may keep an ended child's stdout or stderr open, at most 1 h.
+    #[serde(with = "units::duration")]
+    pub pipe_grace: Duration,
+    /// Between SIGTERM and SIGKILL, at most 1 h.
+    #[serde(with = "units::duration")]
+    pub kill_grace: Duration,
+    /// Threads that start children, 1 to 64.
+    pub spawn_threads: usize,
+}
+
+impl Default for Children {
+    fn default() -> Self {
+        Self {
+            pipe_grace: Duration::from_secs(5),
+            kill_grace: Duration::from_secs(5),
+            spawn_threads: 4,
+        }
+    }
+}
+
+/// `[signals]`: signals of the daemon's own process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signals {
+    /// Those that may be watched, by names that [`signal_number`] knows and
+    /// [`unwatchable`] does not refuse.
+    pub allow: Vec<String>,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        let real_time = (1..8).map(|n| format!("SIGRTMIN+{n}"));
+        let named = ["SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGRTMIN"].map(str::to_owned);
+        Self {
+            allow: named.into_iter().chain(real_time).collect(),
+        }
+    }
+}
+
+/// `[log]`: the daemon's own log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A level, or directives such as `info,evloopd::rpc=debug`.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Auto,
+        }
+    }
+}
+
+/// How lines of the daemon's log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// `journald` if standard error goes to the journal, else `text`.
+    Auto,
+    /// For people, with time and level.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Without time, with the `<N>` priority prefix of sd-daemon(3).
+    Journald,
+}
+
+/// `[[loop]]`: a loop that exists from start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoopEntry {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`, unique for its principal.
+    pub name: String,
+    /// The policy it is made by. None: the default policy.
+    pub policy: Option<String>,
+    /// Whose it is: `uid:N`. None: the daemon's own user.
+    pub principal: Option<String>,
+    /// It is the loop of the principal's context.
+    #[serde(default)]
+    pub bind: bool,
+}
+
+#[cfg(test)]
+mod tests;

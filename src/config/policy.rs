@@ -1,0 +1,235 @@
+//! `[policy.NAME]`: how loops are made, and which loop belongs to which context.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::units;
+
+/// Name of the policy in force where nothing else is said.
+pub(super) const DEFAULT: &str = "default";
+/// Name of the shipped policy that has the limits of asyncio's selector loop on Windows.
+pub const WINDOWS_SELECTOR_COMPAT: &str = "windows-selector-compat";
+
+/// A rule set, all it inherits filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`
+    #[serde(skip)]
+    pub name: String,
+    /// One sentence; not inherited.
+    pub description: String,
+    /// The policy that every key left out is taken from. None: the built-in defaults.
+    pub extends: Option<String>,
+    /// `selector`: loops wait for readiness.
+    pub class: String,
+    /// Tried in this order; `auto` is the most efficient that works here. At least one.
+    pub backends: Vec<String>,
+    /// Whose loop a call without a session gets.
+    pub context: Context,
+    /// What is done when the context has no loop.
+    pub on_missing: OnMissing,
+    /// State of a new loop.
+    pub start: Start,
+    /// How the end of a child is noticed.
+    pub child_watcher: ChildWatcher,
+    /// What its loops watch.
+    pub watch_kinds: BTreeSet<WatchKind>,
+    /// Unix sockets may be connected to and listened on.
+    pub unix_sockets: bool,
+    /// Of file descriptors handed over only sockets are taken.
+    pub sockets_only: bool,
+    /// Sources one loop watches at once. None (in TOML 0): as many as its backend can.
+    #[serde(with = "units::zero_is_none")]
+    pub max_sources: Option<u64>,
+    /// Watches of one loop, closed ones that can still be read included, 1 to 10,000,000.
+    pub max_watches: u64,
+    /// Events one journal holds, 16 to 100,000,000.
+    pub journal_events: u64,
+    /// Bytes one journal holds, 64 KiB to 1 TiB; all journals together stay within `limits.memory`.
+    #[serde(with = "units::size")]
+    pub journal_bytes: u64,
+    /// How long a closed watch stays readable, at most 30 days.
+    #[serde(with = "units::duration")]
+    pub finished_ttl: Duration,
+    /// How long a closed loop's journal stays readable, at most 30 days.
+    #[serde(with = "units::duration")]
+    pub closed_ttl: Duration,
+    /// Name of the loop that is made for a context; the contexts of sessions and
+    /// processes add theirs to it.
+    pub loop_name: String,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            name: DEFAULT.to_owned(),
+            description: String::new(),
+            extends: None,
+            class: "selector".to_owned(),
+            backends: vec!["auto".to_owned()],
+            context: Context::Principal,
+            on_missing: OnMissing::Create,
+            start: Start::Running,
+            child_watcher: ChildWatcher::Pidfd,
+            watch_kinds: WatchKind::ALL.into(),
+            unix_sockets: true,
+            sockets_only: false,
+            max_sources: None,
+            max_watches: 100_000,
+            journal_events: 1_000_000,
+            journal_bytes: 64 << 20,
+            finished_ttl: Duration::from_secs(3600),
+            closed_ttl: Duration::from_secs(600),
+            loop_name: "default".to_owned(),
+        }
+    }
+}
+
+/// The policies that exist without a file.
+pub(super) fn shipped() -> [Policy; 2] {
+    let default = Policy {
+        description: "Everything, on the most efficient backend".to_owned(),
+        ..Policy::default()
+    };
+    // 18.5.2.3.1 of asyncio 3.5.3's documentation.
+    let windows = Policy {
+        name: WINDOWS_SELECTOR_COMPAT.to_owned(),
+        description: "The documented limits of asyncio's selector event loop on Windows".to_owned(),
+        extends: Some(DEFAULT.to_owned()),
+        backends: vec!["select".to_owned()],
+        watch_kinds: [
+            WatchKind::Fd,
+            WatchKind::Timer,
+            WatchKind::Connection,
+            WatchKind::Listener,
+        ]
+        .into(),
+        unix_sockets: false,
+        sockets_only: true,
+        max_sources: Some(512),
+        ..Policy::default()
+    };
+    [default, windows]
+}
+
+/// A word that is none of those known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{word}` is unknown; known are {known}")]
+pub struct NameError {
+    /// As given.
+    pub word: String,
+    /// Those known, separated by commas.
+    pub known: String,
+}
+
+/// An enum whose variants are words, in TOML as on the wire.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$doc])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
+
+            /// The word for it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(word: &str) -> Result<Self, NameError> {
+                Self::ALL.into_iter().find(|known| known.name() == word).ok_or_else(|| NameError {
+                    word: word.to_owned(),
+                    known: Self::ALL.map(Self::name).join(", "),
+                })
+            }
+        }
+    };
+}
+
+words! {
+    /// Whose loop a call without a session gets.
+    Context {
+        /// The authenticated caller's.
+        Principal = "principal",
+        /// The session's that the call names; it must name one.
+        Session = "session",
+        /// The client process's.
+        Process = "process",
+    }
+}
+
+words! {
+    /// What is done when a context has no loop.
+    OnMissing {
+        /// One is made and run.
+        Create = "create",
+        /// The call fails: NO_LOOP_IN_CONTEXT.
+        Error = "error",
+    }
+}
+
+words! {
+    /// State of a new loop.
+    Start {
+        /// Its sources are polled.
+        Running = "running",
+        /// Not before RunLoop.
+        Created = "created",
+    }
+}
+
+words! {
+    /// How the end of a child is noticed.
+    ChildWatcher {
+        /// By a pidfd the loop watches, pidfd_open(2).
+        Pidfd = "pidfd",
+        /// By SIGCHLD, then asking for each child.
+        Sigchld = "sigchld",
+        /// By a thread a child that waits for it.
+        Thread = "thread",
+    }
+}
+
+words! {
+    /// What can be watched.
+    WatchKind {
+        /// Readiness of a client's own file descriptor.
+        Fd = "fd",
+        /// A timer.
+        Timer = "timer",
+        /// A child process.
+        Process = "process",
+        /// A stream connection.
+        Connection = "connection",
+        /// A listening socket.
+        Listener = "listener",
+        /// The reading end of a pipe.
+        ReadPipe = "read_pipe",
+        /// The writing end of a pipe.
+        WritePipe = "write_pipe",
+        /// Signals of the daemon's process.
+        Signal = "signal",
+    }
+}

@@ -1,0 +1,305 @@
+mod errors;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::file::File;
+use super::*;
+
+const SHIPPED: &str = include_str!("../../config/evloopd.toml");
+
+fn read(text: &str) -> Result<Config, String> {
+    let file = File::parse(Path::new("e.toml"), text).map_err(|e| e.to_string())?;
+    Config::from_files(file).map_err(|e| e.to_string())
+}
+
+/// With the version line before it, so that what is given starts at line 2.
+fn error(text: &str) -> String {
+    match read(&format!("version = 1\n{text}")) {
+        Ok(_) => panic!("was taken:\n{text}"),
+        Err(error) => error,
+    }
+}
+
+fn without_sources(config: Config) -> Config {
+    Config {
+        sources: BTreeMap::new(),
+        ..config
+    }
+}
+
+#[test]
+fn the_shipped_file_is_the_default_made_visible() {
+    let config = read(SHIPPED).unwrap();
+    let unset = ["server.socket", "server.handover_socket"];
+    for (key, _, source) in config.effective() {
+        let in_file = source.starts_with("e.toml:");
+        assert_eq!(
+            in_file,
+            !unset.contains(&key.as_str()),
+            "{key} from {source}"
+        );
+    }
+    assert_eq!(without_sources(config), Config::default());
+    assert_eq!(
+        without_sources(read("version = 1").unwrap()),
+        Config::default()
+    );
+}
+
+#[test]
+fn what_the_shipped_file_shows_commented_out_is_valid() {
+    let uncommented: Vec<&str> = SHIPPED
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(code) if code.contains(" = ") || code.starts_with("[[") => code,
+            _ => line,
+        })
+        .filter(|line| *line != "extends = \"default\"")
+        .collect();
+    let config = read(&uncommented.join("\n")).unwrap();
+    assert_eq!(
+        config.server.handover_path(),
+        Path::new("/run/evloopd/evloopd.sock.handover")
+    );
+    assert_eq!(config.loops.len(), 1);
+    assert!(config.loops[0].bind);
+}
+
+#[test]
+fn the_version_is_required_and_known() {
+    assert_eq!(
+        read("").unwrap_err(),
+        "e.toml: version: is missing, write `version = 1`"
+    );
+    let newer = read("\nversion = 2").unwrap_err();
+    assert_eq!(newer, "e.toml:2: version: 2 is not known, allowed is 1");
+}
+
+#[test]
+fn a_policy_takes_what_it_leaves_out_from_the_one_it_extends() {
+    let config = read(
+        "version = 1
+[policy.default]
+journal_events = 100
+description = \"mine\"
+[policy.child]
+extends = \"base\"
+max_sources = 0
+[policy.base]
+extends = \"windows-selector-compat\"
+journal_bytes = \"1MiB\"
+[policy.alone]",
+    )
+    .unwrap();
+    let child = &config.policies["child"];
+    assert_eq!(child.name, "child");
+    assert_eq!(child.description, "");
+    assert_eq!(child.extends.as_deref(), Some("base"));
+    assert_eq!(child.journal_bytes, 1 << 20);
+    assert_eq!(child.journal_events, 100);
+    assert_eq!(child.backends, ["select"]);
+    assert!(child.sockets_only);
+    assert_eq!(child.max_sources, None);
+    assert_eq!(config.policies["base"].max_sources, Some(512));
+    assert_eq!(config.policies[WINDOWS_SELECTOR_COMPAT].journal_events, 100);
+    assert_eq!(
+        config.policies["alone"].journal_events,
+        Policy::default().journal_events
+    );
+
+    let source = |wanted: &str| {
+        let values = config.effective();
+        let found = values.into_iter().find(|(key, ..)| key == wanted);
+        found.map(|(_, value, source)| (value, source)).unwrap()
+    };
+    assert_eq!(
+        source("policy.child.journal_events"),
+        ("100".into(), "e.toml:3".into())
+    );
+    assert_eq!(
+        source("policy.child.journal_bytes"),
+        ("\"1MiB\"".into(), "e.toml:10".into())
+    );
+    assert_eq!(
+        source("policy.child.backends"),
+        ("[\"select\"]".into(), "default".into())
+    );
+    assert_eq!(source("policy.alone.journal_events").1, "default");
+}
+
+#[test]
+fn a_shipped_policy_keeps_its_own_values_over_those_of_a_changed_base() {
+    let config =
+        read("version = 1\n[policy.default]\nbackends = [\"poll\"]\nmax_sources = 9").unwrap();
+    let windows = &config.policies[WINDOWS_SELECTOR_COMPAT];
+    assert_eq!(
+        (windows.backends[0].as_str(), windows.max_sources),
+        ("select", Some(512))
+    );
+    let sources: Vec<_> = config
+        .effective()
+        .into_iter()
+        .filter(|(_, _, s)| s != "default")
+        .collect();
+    assert_eq!(sources.len(), 2, "{sources:?}");
+}
+
+#[test]
+fn policies_that_extend_in_a_circle_are_refused() {
+    let circle = "[policy.a]\nextends = \"b\"\n[policy.b]\nextends = \"a\"";
+    assert_eq!(
+        error(circle),
+        "e.toml:5: policy.b.extends: a circle: a -> b -> a"
+    );
+    assert!(error("[policy.default]\nextends = \"default\"").contains("a circle"));
+}
+
+#[test]
+fn included_files_override_and_add_in_the_order_of_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = dir.path().join("[main].toml");
+    fs::create_dir(dir.path().join("conf.d")).unwrap();
+    let put = |name: &str, text: &str| {
+        let path = dir.path().join("conf.d").join(name);
+        fs::write(&path, format!("version = 1\n{text}")).unwrap();
+        path.display().to_string()
+    };
+    fs::write(&main, "version = 1\ninclude = \"conf.d/*.toml\"\n[limits]\nloops = 1\nslots = 1\n[[loop]]\nname = \"a\"").unwrap();
+    put("10-a.toml", "[limits]\nloops = 2\nstreams = 2");
+    let last = put(
+        "20-b.toml",
+        "[limits]\nloops = 3\n[policy.b]\n[[loop]]\nname = \"b\"\npolicy = \"b\"",
+    );
+    put("30-ignored.txt", "nonsense");
+
+    let config = Config::load(Some(&main)).unwrap();
+    assert_eq!(
+        (
+            config.limits.loops,
+            config.limits.streams,
+            config.limits.slots
+        ),
+        (3, 2, 1)
+    );
+    let names: Vec<&str> = config.loops.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let values = config.effective();
+    let of = |wanted: &str| {
+        values
+            .iter()
+            .find(|(key, ..)| key == wanted)
+            .unwrap()
+            .2
+            .clone()
+    };
+    assert_eq!(of("limits.loops"), format!("{last}:3"));
+    assert_eq!(of("loop[0].name"), format!("{}:7", main.display()));
+    assert_eq!(of("loop[1].name"), format!("{last}:6"));
+
+    let bad = put("40-c.toml", "[[loop]]\nname = \"c\"\npolicy = \"d\"");
+    let error = Config::load(Some(&main)).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("{bad}:4: loop[2].policy: ")),
+        "{error}"
+    );
+    let nested = put("40-c.toml", "include = \"*\"");
+    let error = Config::load(Some(&main)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("{nested}:2: include: an included file includes no others")
+    );
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_be_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("no.toml");
+    let error = Config::load(Some(&missing)).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("{}: cannot be read: ", missing.display())),
+        "{error}"
+    );
+    let large = dir.path().join("large.toml");
+    fs::write(&large, "#".repeat((1 << 20) + 1)).unwrap();
+    let error = Config::load(Some(&large)).unwrap_err().to_string();
+    assert!(error.ends_with("is larger than 1 MiB"), "{error}");
+}
+
+#[test]
+fn the_command_line_comes_after_the_files_and_passes_the_same_checks() {
+    let mut config =
+        read("version = 1\n[log]\nfilter = \"warn\"\n[policy.mine]\njournal_events = 99").unwrap();
+    config
+        .set("server.socket", "/s", Source::CommandLine)
+        .unwrap();
+    config
+        .set("log.filter", "debug", Source::Environment)
+        .unwrap();
+    config
+        .set("default_policy", "mine", Source::CommandLine)
+        .unwrap();
+    assert_eq!(config.server.handover_path(), Path::new("/s.handover"));
+    assert_eq!(config.policies["mine"].name, "mine");
+    let values = config.effective();
+    for (key, value, source) in [
+        ("server.socket", "\"/s\"", "command line"),
+        ("log.filter", "\"debug\"", "environment"),
+        ("policy.mine.journal_events", "99", "e.toml:5"),
+    ] {
+        let expected = (key.to_owned(), value.to_owned(), source.to_owned());
+        assert!(values.contains(&expected), "{values:?}");
+    }
+
+    let before = config.clone();
+    for (key, value, wrong) in [
+        (
+            "server.socket",
+            "s",
+            "command line: server.socket: is `s`, allowed",
+        ),
+        (
+            "server.drain_timeout",
+            "5",
+            "command line: server.drain_timeout: invalid value",
+        ),
+        (
+            "server.sokket",
+            "/s",
+            "command line: server.sokket: unknown field",
+        ),
+        (
+            "policy.mine.context",
+            "session",
+            "command line: policy.mine.context: there is no such key",
+        ),
+        ("nothing", "x", "command line: nothing: unknown field"),
+    ] {
+        let error = config
+            .set(key, value, Source::CommandLine)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(wrong), "{error}");
+    }
+    assert_eq!(config, before);
+}
+
+#[test]
+fn durations_and_sizes_are_kept_exactly() {
+    let config =
+        read("version = 1\n[children]\nkill_grace = \"1m 1ms\"\n[limits]\nmemory = \"1500KiB\"")
+            .unwrap();
+    assert_eq!(config.children.kill_grace, Duration::from_millis(60_001));
+    let values = config.effective();
+    assert!(
+        values
+            .iter()
+            .any(|(key, value, _)| key == "children.kill_grace" && value == "\"1m 1ms\"")
+    );
+    assert!(
+        values
+            .iter()
+            .any(|(key, value, _)| key == "limits.memory" && value == "\"1500KiB\"")
+    );
+}

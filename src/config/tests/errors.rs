@@ -1,0 +1,172 @@
+use super::error;
+
+#[test]
+fn every_error_names_place_key_and_what_is_allowed() {
+    let cases = [
+        (
+            "[server]\nsokket = \"/s\"",
+            "e.toml:3: server.sokket: ",
+            "`socket`, `handover_socket`, `mode`",
+        ),
+        (
+            "servre = 1",
+            "e.toml:2: servre: ",
+            "`default_policy`, `server`",
+        ),
+        ("[policy.a]\nb = 1", "e.toml:3: policy.a.b: ", "`extends`"),
+        (
+            "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"b\"\nx = 1",
+            "e.toml:6: loop[1].x: ",
+            "`principal`",
+        ),
+        ("[[loop]]\nbind = true", "e.toml:2: loop[0]: ", "name"),
+        (
+            "[limits]\nmemory = 5",
+            "e.toml:3: limits.memory: ",
+            "size with its unit, such as \"64MiB\"",
+        ),
+        (
+            "[limits]\nmemory = \"5\"",
+            "e.toml:3: limits.memory: ",
+            "\"64MiB\"",
+        ),
+        (
+            "[limits]\nmemory = \"5KiB\"",
+            "e.toml:3: limits.memory: ",
+            "is 5KiB, allowed is 1MiB to 1TiB",
+        ),
+        (
+            "[children]\nkill_grace = 5",
+            "e.toml:3: children.kill_grace: ",
+            "duration with its unit, such as \"250ms\"",
+        ),
+        (
+            "[children]\nkill_grace = \"5\"",
+            "e.toml:3: children.kill_grace: ",
+            "\"5s\"",
+        ),
+        (
+            "[children]\nkill_grace = \"2h\"",
+            "e.toml:3: children.kill_grace: ",
+            "is 2h, allowed is at most 1h",
+        ),
+        (
+            "[limits]\nloops = -1",
+            "e.toml:3: limits.loops: ",
+            "expected usize",
+        ),
+        (
+            "[limits]\nloops = 0",
+            "e.toml:3: limits.loops: ",
+            "allowed is 1 to 10000",
+        ),
+        (
+            "[limits]\nwrite_high_water = \"2MiB\"",
+            "e.toml:3: limits.write_high_water: ",
+            "4KiB to 1MiB",
+        ),
+        (
+            "[server]\nmode = 600",
+            "e.toml:3: server.mode: ",
+            "\"0600\"",
+        ),
+        (
+            "[server]\nmode = \"0200\"",
+            "e.toml:3: server.mode: ",
+            "0600 to 0777",
+        ),
+        (
+            "[server]\nsocket = \"s\"",
+            "e.toml:3: server.socket: ",
+            "absolute path",
+        ),
+        (
+            "[log]\nformat = \"xml\"",
+            "e.toml:3: log.format: ",
+            "`journald`",
+        ),
+        (
+            "[log]\nfilter = \"a=b=c\"",
+            "e.toml:3: log.filter: ",
+            "error, warn, info",
+        ),
+        (
+            "[signals]\nallow = [\"SIGCHLD\"]",
+            "e.toml:3: signals.allow: ",
+            "reaps its children",
+        ),
+        (
+            "[signals]\nallow = [\"SIGSEGV\"]",
+            "e.toml:3: signals.allow: ",
+            "a fault",
+        ),
+        (
+            "[signals]\nallow = [\"SIGRTMIN+99\"]",
+            "e.toml:3: signals.allow: ",
+            "is no signal",
+        ),
+        (
+            "[policy.a]\nclass = \"proactor\"",
+            "e.toml:3: policy.a.class: ",
+            "this version has no proactor",
+        ),
+        (
+            "[policy.a]\nbackends = [\"kqueue\"]",
+            "e.toml:3: policy.a.backends: ",
+            "auto, epoll, poll, select",
+        ),
+        (
+            "[policy.a]\nbackends = []",
+            "e.toml:3: policy.a.backends: ",
+            "auto, epoll, poll, select",
+        ),
+        (
+            "[policy.a]\nwatch_kinds = [\"path\"]",
+            "e.toml:3: policy.a.watch_kinds: ",
+            "`read_pipe`",
+        ),
+        (
+            "[policy.a]\njournal_events = 15",
+            "e.toml:3: policy.a.journal_events: ",
+            "16 to 100000000",
+        ),
+        ("[policy.A]", "e.toml:2: policy.A: ", "[a-z0-9]"),
+        (
+            "[policy.a]\nextends = \"b\"",
+            "e.toml:3: policy.a.extends: ",
+            "default, windows-selector-compat",
+        ),
+        (
+            "default_policy = \"b\"",
+            "e.toml:2: default_policy: ",
+            "default, windows-selector-compat",
+        ),
+        (
+            "[[loop]]\nname = \"a\"\npolicy = \"b\"",
+            "e.toml:4: loop[0].policy: ",
+            "there are default",
+        ),
+        (
+            "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"a\"",
+            "e.toml:5: loop[1].name: ",
+            "one of a name",
+        ),
+        (
+            "[[loop]]\nname = \"a\"\nprincipal = \"me\"",
+            "e.toml:4: loop[0].principal: ",
+            "uid:N",
+        ),
+        ("a = ", "e.toml:2: ", "value"),
+        (
+            "[server]\nmode = \"0600\"\nmode = \"0600\"",
+            "e.toml:4: ",
+            "duplicate key",
+        ),
+    ];
+    for (text, start, allowed) in cases {
+        let error = error(text);
+        assert!(error.starts_with(start), "{text}\ngave {error}");
+        assert!(error.contains(allowed), "{text}\ngave {error}");
+        assert!(!error.contains('\n'), "{text}\ngave {error}");
+    }
+}

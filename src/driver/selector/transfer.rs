@@ -1,0 +1,194 @@
+//! The system calls that move bytes and connections, none of which blocks.
+
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, sockopt};
+
+use super::timespec;
+use crate::driver::{Direction, Nonblocking, Readiness};
+
+/// Most bytes of one read.
+pub(super) const READ_MAX: usize = 256 * 1024;
+/// Reads up to this size share an allocation with others.
+const SMALL_MAX: usize = 16 * 1024;
+/// Size of such an allocation.
+const CHUNK: usize = 64 * 1024;
+
+/// Why an attempt came to nothing.
+pub(super) enum Refused {
+    /// It would have blocked.
+    ForNow,
+    /// The system does not do it.
+    ForGood(Errno),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            // A signal came first: the source is still ready, and will be reported again.
+            Errno::AGAIN | Errno::INTR => Self::ForNow,
+            errno => Self::ForGood(errno),
+        }
+    }
+}
+
+/// What an attempt came to.
+pub(super) type Attempt<T> = Result<T, Refused>;
+
+/// Where reads go: every read into the same memory, of which only what was read is copied.
+pub(super) struct Intake {
+    scratch: Box<[u8]>,
+    chunk: BytesMut,
+}
+
+impl fmt::Debug for Intake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Intake").finish_non_exhaustive()
+    }
+}
+
+impl Intake {
+    pub(super) fn new() -> Self {
+        Self {
+            scratch: vec![0; READ_MAX].into_boxed_slice(),
+            chunk: BytesMut::new(),
+        }
+    }
+
+    /// Reads once, at most `max` bytes; no bytes mean the end.
+    pub(super) fn read(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        mode: Nonblocking,
+        max: usize,
+    ) -> Attempt<Bytes> {
+        let buffer = &mut self.scratch[..max.min(READ_MAX)];
+        let read = match mode {
+            Nonblocking::Socket => {
+                rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(read, _)| read)
+            }
+            Nonblocking::Pipe => rustix::io::preadv2(
+                fd,
+                &mut [IoSliceMut::new(buffer)],
+                u64::MAX,
+                ReadWriteFlags::NOWAIT,
+            ),
+            Nonblocking::Own => rustix::io::read(fd, buffer),
+            Nonblocking::ReadinessOnly => Err(Errno::INVAL),
+        };
+        match read {
+            Ok(len) => Ok(self.take(len)),
+            // The other side of a pseudoterminal is gone, see ioctl_tty(2).
+            Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Bytes::new()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn take(&mut self, len: usize) -> Bytes {
+        let bytes = &self.scratch[..len];
+        if len > SMALL_MAX {
+            return Bytes::copy_from_slice(bytes);
+        }
+        if self.chunk.capacity() < len {
+            self.chunk = BytesMut::with_capacity(CHUNK);
+        }
+        self.chunk.extend_from_slice(bytes);
+        self.chunk.split().freeze()
+    }
+}
+
+/// Sends what the kernel takes now.
+pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attempt<usize> {
+    let sent = match mode {
+        Nonblocking::Socket => {
+            rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        }
+        Nonblocking::Pipe => {
+            rustix::io::pwritev2(fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
+        }
+        Nonblocking::Own => rustix::io::write(fd, bytes),
+        Nonblocking::ReadinessOnly => Err(Errno::INVAL),
+    };
+    Ok(sent?)
+}
+
+/// Accepts one connection.
+pub(super) fn accept(fd: BorrowedFd<'_>) -> Attempt<(OwnedFd, Option<SocketAddrAny>)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::acceptfrom_with(fd, flags)?)
+}
+
+/// Errors of the connection that was to be accepted, not of the listener: accept(2) says
+/// to go on with the next.
+pub(super) const fn concerns_one_connection(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::CONNABORTED
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::PERM
+    )
+}
+
+/// Begins to connect.
+pub(super) fn connect(fd: BorrowedFd<'_>, address: &SocketAddrAny) -> Attempt<()> {
+    match rustix::net::connect(fd, address) {
+        Ok(()) => Ok(()),
+        // Interrupted, it goes on by itself like one in progress.
+        Err(Errno::INPROGRESS | Errno::INTR) => Err(Refused::ForNow),
+        // EAGAIN, of a Unix socket whose peer's backlog is full, is not in progress.
+        Err(errno) => Err(Refused::ForGood(errno)),
+    }
+}
+
+/// Whether it is connected by now.
+pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
+    readiness(fd, Direction::Write)?;
+    sockopt::socket_error(fd)?.map_err(Refused::ForGood)
+}
+
+/// Asks for the readiness of one descriptor, in the words of poll(2): the same answer
+/// on every backend, and one that is not older than this call.
+pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Readiness> {
+    let wanted = match direction {
+        Direction::Read => PollFlags::IN | PollFlags::RDHUP,
+        Direction::Write => PollFlags::OUT,
+    };
+    let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
+    if rustix::event::poll(&mut fds, Some(&timespec(Duration::ZERO)))? == 0 {
+        return Err(Refused::ForNow);
+    }
+    let found = fds[0].revents();
+    Ok(Readiness {
+        readable: found.contains(PollFlags::IN),
+        writable: found.contains(PollFlags::OUT),
+        hangup: found.intersects(PollFlags::HUP | PollFlags::RDHUP),
+        error: found.intersects(PollFlags::ERR | PollFlags::NVAL),
+    })
+}
+
+/// Tells a source that was reported for nothing, which happens, from one whose error or
+/// hang-up stays but no operation takes it (a queue of error messages, see `MSG_ERRQUEUE`
+/// of recv(2)): to wait on would be to spin.
+pub(super) fn stuck(fd: BorrowedFd<'_>, direction: Direction) -> Option<Errno> {
+    let found = readiness(fd, direction).ok()?;
+    if found.readable || found.writable {
+        return None;
+    }
+    match sockopt::socket_error(fd) {
+        Ok(Err(errno)) => Some(errno),
+        _ => Some(Errno::IO),
+    }
+}

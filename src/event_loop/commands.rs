@@ -1,0 +1,263 @@
+//! What can be asked of a loop, done on its thread.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use super::mailbox::Reply;
+use super::record::TakenFd;
+use super::{EventLoop, Kind, LoopState};
+use crate::error::{Error, Result};
+use crate::event::{CloseReason, Cursor, Posted};
+use crate::journal::About;
+use crate::proto;
+use crate::watch::{SignalTarget, Taken};
+
+/// How a client names a watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchName {
+    /// By its id.
+    Id(u64),
+    /// By its name.
+    Name(String),
+}
+
+/// Which watches to list.
+#[derive(Debug, Clone, Default)]
+pub struct WatchFilter {
+    /// With all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Of these kinds; all if empty.
+    pub kinds: BTreeSet<String>,
+    /// Not closed.
+    pub open_only: bool,
+}
+
+/// A part of a list.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// In the order of their ids.
+    pub items: Vec<T>,
+    /// The id to go on after, if there is more.
+    pub next: Option<u64>,
+}
+
+/// Something a client posts.
+#[derive(Debug, Clone)]
+pub struct Posting {
+    /// Its event.
+    pub posted: Posted,
+    /// In its event.
+    pub user_data: u64,
+}
+
+impl EventLoop {
+    fn find(&self, name: &WatchName) -> Result<usize> {
+        let slot = match name {
+            WatchName::Id(id) => self.by_id.get(id),
+            WatchName::Name(name) => self.by_name.get(name.as_str()),
+        };
+        slot.copied().ok_or_else(|| Error::WatchNotFound {
+            on: self.shared.full_name.clone(),
+            watch: match name {
+                WatchName::Id(id) => id.to_string(),
+                WatchName::Name(name) => name.clone(),
+            },
+        })
+    }
+
+    /// The slot of an open watch.
+    fn find_open(&self, name: &WatchName) -> Result<usize> {
+        let slot = self.find(name)?;
+        let record = &self.records[slot];
+        if record.is_closed() {
+            return Err(Error::WatchClosed { watch: record.id });
+        }
+        Ok(slot)
+    }
+
+    fn ask<R>(
+        &mut self,
+        name: &WatchName,
+        ask: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let slot = self.find_open(name)?;
+        let busy = Error::Internal("the watch is busy");
+        self.tell(slot, ask).unwrap_or(Err(busy))
+    }
+
+    pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
+        let slot = self.find(name)?;
+        Ok(self.records[slot].view(&self.shared.journal))
+    }
+
+    pub(super) fn list(&self, after: u64, max: usize, filter: &WatchFilter) -> Page<proto::Watch> {
+        let mut ids: Vec<u64> = self
+            .by_id
+            .keys()
+            .copied()
+            .filter(|id| *id > after)
+            .collect();
+        ids.sort_unstable();
+        let mut page = Page {
+            items: Vec::new(),
+            next: None,
+        };
+        for id in ids {
+            let Some(record) = self.by_id.get(&id).map(|slot| &self.records[*slot]) else {
+                continue;
+            };
+            let labelled = |(k, v): (&String, &String)| record.labels.get(k) == Some(v);
+            let kind = filter.kinds.is_empty() || filter.kinds.contains(record.kind.name());
+            if !kind
+                || (filter.open_only && record.is_closed())
+                || !filter.labels.iter().all(labelled)
+            {
+                continue;
+            }
+            if page.items.len() == max {
+                page.next = page.items.last().map(|w: &proto::Watch| w.watch_id);
+                break;
+            }
+            page.items.push(record.view(&self.shared.journal));
+        }
+        page
+    }
+
+    pub(super) fn remove_watch(
+        &mut self,
+        name: &WatchName,
+        request_id: String,
+        reply: Reply<Cursor>,
+    ) {
+        match self.find(name) {
+            Ok(slot) => self.remove_later(slot, request_id, reply),
+            Err(error) => self.reply(reply, Err(error)),
+        }
+    }
+
+    pub(super) fn rearm(&mut self, items: &[proto::RearmItem]) -> Vec<bool> {
+        let rearm = |item: &proto::RearmItem| {
+            let name = WatchName::Id(item.watch_id);
+            self.ask(&name, |watch, cx| Ok(watch.rearm(cx, item)))
+                .unwrap_or(false)
+        };
+        items.iter().map(rearm).collect()
+    }
+
+    pub(super) fn write(
+        &mut self,
+        name: &WatchName,
+        data: Bytes,
+        at: Option<u64>,
+    ) -> Result<Taken> {
+        self.ask(name, |watch, cx| watch.write(cx, data, at))
+    }
+
+    pub(super) fn write_eof(&mut self, name: &WatchName) -> Result<()> {
+        self.ask(name, |watch, cx| watch.write_eof(cx))
+    }
+
+    pub(super) fn pause_reading(&mut self, name: &WatchName, pause: bool) -> Result<()> {
+        self.ask(name, |watch, cx| watch.pause_reading(cx, pause))
+    }
+
+    pub(super) fn signal(
+        &mut self,
+        name: &WatchName,
+        number: i32,
+        target: SignalTarget,
+    ) -> Result<()> {
+        self.ask(name, |watch, _| watch.signal(number, target))
+    }
+
+    pub(super) fn abort(&mut self, name: &WatchName, reply: Reply<Cursor>) {
+        let abortable = self.ask(name, |watch, _| Ok(watch.can_abort()));
+        match abortable.and_then(|can| Ok((can, self.find_open(name)?))) {
+            Ok((true, slot)) => {
+                self.records[slot].on_closed.push(reply);
+                self.end(slot, CloseReason::Aborted);
+            }
+            Ok((false, _)) => {
+                let error = Error::wrong_state("only connections and pipes can be aborted");
+                self.reply(reply, Err(error));
+            }
+            Err(error) => self.reply(reply, Err(error)),
+        }
+    }
+
+    pub(super) fn take_fd(&mut self, name: &WatchName, reply: Reply<TakenFd>) {
+        let takeable = self.ask(name, |watch, _| watch.takeable());
+        match takeable.and_then(|found| Ok((found, self.find_open(name)?))) {
+            Ok((_, slot)) if self.records[slot].seat.end.is_some() => {
+                let watch = self.records[slot].id;
+                self.reply(reply, Err(Error::WatchClosed { watch }));
+            }
+            Ok((source, slot)) => {
+                self.records[slot].take = Some((source, reply));
+                self.end(slot, CloseReason::FdTaken);
+            }
+            Err(error) => self.reply(reply, Err(error)),
+        }
+    }
+
+    pub(super) fn post(&mut self, postings: Vec<Posting>) -> Result<Cursor> {
+        self.check_open()?;
+        for Posting { posted, user_data } in postings {
+            let about = About {
+                user_data,
+                ..About::default()
+            };
+            self.outbox.push(self.now, about, Kind::Posted(posted));
+        }
+        Ok(self.newest())
+    }
+
+    /// An event about the loop's owner rather than one of its watches.
+    pub(super) fn note(&mut self, kind: Kind) {
+        if !self.is_over() {
+            self.emit(kind);
+        }
+    }
+
+    fn newest(&self) -> Cursor {
+        self.shared.journal.cursor(self.outbox.newest())
+    }
+
+    pub(super) fn run_loop(&mut self) -> Result<Cursor> {
+        self.check_open()?;
+        if self.state != LoopState::Running {
+            self.enter(LoopState::Running);
+        }
+        Ok(self.newest())
+    }
+
+    pub(super) fn stop_loop(&mut self) -> Result<Cursor> {
+        self.check_open()?;
+        if self.state == LoopState::Running {
+            self.enter(LoopState::Stopped);
+        }
+        Ok(self.newest())
+    }
+
+    /// `force`: also a running loop, as the daemon's end does.
+    pub(super) fn close_loop(&mut self, force: bool, reply: Reply<Cursor>) {
+        if self.state == LoopState::Running && !force && self.closing.is_none() {
+            let name = self.shared.full_name.clone();
+            self.reply(reply, Err(Error::LoopRunning { name }));
+            return;
+        }
+        let first = self.closing.is_none();
+        self.closing.get_or_insert_default().push(reply);
+        if first {
+            for (_, pending) in std::mem::take(&mut self.pending) {
+                self.ledger.release(pending.need());
+            }
+            self.pending_names.clear();
+            for slot in self.slots() {
+                self.end(slot, CloseReason::LoopClosed);
+            }
+        }
+    }
+}

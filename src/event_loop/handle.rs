@@ -1,0 +1,425 @@
+//! A loop from outside its thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::commands::{Page, Posting, WatchFilter, WatchName};
+use super::mailbox::{Mailbox, Message, Reply, closed};
+use super::record::{Registration, TakenFd};
+use super::registration::{Registered, Reserved};
+use super::{Blueprint, EventLoop, Shared};
+use crate::access::Principal;
+use crate::clock;
+use crate::config::{Policy, WatchKind};
+use crate::error::{Error, Result};
+use crate::event::{Cursor, Kind, LoopState};
+use crate::journal::Journal;
+use crate::proto;
+use crate::watch::{Order, Services, SignalTarget, Taken};
+
+/// A loop, for everybody who is not its thread. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    services: Arc<Services>,
+    ended: Arc<AtomicBool>,
+}
+
+/// A watch that was asked for and is there.
+#[derive(Debug)]
+pub struct Added {
+    /// How it is.
+    pub watch: proto::Watch,
+    /// It was there before.
+    pub existed: bool,
+}
+
+/// Gives the room back if the registration is not completed.
+struct Ticket {
+    mailbox: Arc<Mailbox>,
+    number: Option<u64>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.mailbox.push(Message::Abandon(number));
+        }
+    }
+}
+
+impl Handle {
+    /// Starts a loop.
+    ///
+    /// # Errors
+    /// The system's refusal of a thread or a descriptor.
+    pub fn start(blueprint: Blueprint) -> Result<Self> {
+        EventLoop::start(blueprint)
+    }
+
+    pub(super) const fn new(
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        services: Arc<Services>,
+        ended: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            shared,
+            mailbox,
+            services,
+            ended,
+        }
+    }
+
+    /// Never reused.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// Its name, without the owner's.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Its name in full.
+    #[must_use]
+    pub fn full_name(&self) -> &str {
+        &self.shared.full_name
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn principal(&self) -> &Principal {
+        &self.shared.principal
+    }
+
+    /// By whose rules it was made.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.shared.policy
+    }
+
+    /// What it waits with.
+    #[must_use]
+    pub fn backend(&self) -> crate::driver::Backend {
+        self.shared.backend
+    }
+
+    /// Its events.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.shared.journal
+    }
+
+    /// The state it is in.
+    #[must_use]
+    pub fn state(&self) -> LoopState {
+        let state = self.shared.state.load(Ordering::Acquire);
+        LoopState::try_from(i32::from(state)).unwrap_or(LoopState::Closed)
+    }
+
+    /// Open watches.
+    #[must_use]
+    pub fn open_watches(&self) -> u64 {
+        self.shared.open_watches.load(Ordering::Relaxed)
+    }
+
+    /// Its thread has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// As shown to clients.
+    #[must_use]
+    pub fn view(&self) -> proto::Loop {
+        let shared = &self.shared;
+        let journal = shared.journal.status();
+        let watcher = if shared.policy.watch_kinds.contains(&WatchKind::Process) {
+            shared.policy.child_watcher.name()
+        } else {
+            ""
+        };
+        proto::Loop {
+            loop_id: shared.id,
+            name: shared.name.clone(),
+            principal: shared.principal.to_string(),
+            full_name: shared.full_name.clone(),
+            state: self.state().into(),
+            policy: shared.policy.name.clone(),
+            loop_class: shared.backend.class().name().to_owned(),
+            backend: shared.backend.name().to_owned(),
+            child_watcher: watcher.to_owned(),
+            created: Some(clock::timestamp(shared.created)),
+            journal: Some(proto::JournalStatus {
+                epoch: journal.epoch.to_string(),
+                oldest_seq: journal.oldest,
+                newest_seq: journal.newest,
+                events: journal.events,
+                bytes: journal.bytes,
+                max_events: journal.limits.events,
+                max_bytes: journal.limits.bytes,
+                islands: journal.islands,
+                trimmed: journal.trimmed,
+                readers: u32::try_from(journal.readers).unwrap_or(u32::MAX),
+            }),
+            watches: shared.watches.load(Ordering::Relaxed),
+            open_watches: self.open_watches(),
+            survives: proto::Survives::Nothing.into(),
+            turns: shared.turns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Has something done on the loop's thread; its reply may come later.
+    async fn call<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+    ) -> Result<T> {
+        let name = self.full_name();
+        let (reply, answer) = Reply::new();
+        let command = Box::new(move |on: &mut EventLoop| ask(on, reply));
+        self.mailbox.command(name, command).await?;
+        answer.await.unwrap_or_else(|_| Err(closed(name)))
+    }
+
+    /// Has something done that has its result at once; the reply leaves with the turn.
+    async fn call_now<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut EventLoop) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.call(move |on, reply| {
+            let result = ask(on);
+            on.reply(reply, result);
+        })
+        .await
+    }
+
+    /// Adds a watch. What can fail before it exists fails here and leaves nothing.
+    ///
+    /// # Errors
+    /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
+    pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
+        let mut order = Some(order);
+        loop {
+            let asked = registration.clone();
+            let ready = match order.take() {
+                Some(Order::Ready(watch)) => Ok(watch),
+                other => Err(other),
+            };
+            let (ready, later) = match ready {
+                Ok(watch) => (Some(watch), None),
+                Err(later) => (None, later),
+            };
+            let (reserved, unused) = self
+                .call_now(move |on| {
+                    let reserved = on.reserve(&asked)?;
+                    match (reserved, ready) {
+                        (Reserved::Ticket(ticket), Some(watch)) => {
+                            let registered = on.register(ticket, asked, watch)?;
+                            Ok((Reserved::Exists(Box::new(registered)), None))
+                        }
+                        (reserved, ready) => Ok((reserved, ready)),
+                    }
+                })
+                .await?;
+            match reserved {
+                Reserved::Exists(registered) => return Ok((*registered).into()),
+                Reserved::Ticket(number) => {
+                    let ticket = Ticket {
+                        mailbox: Arc::clone(&self.mailbox),
+                        number: Some(number),
+                    };
+                    return self.prepare(registration, later, ticket).await;
+                }
+                Reserved::Undecided(decided) => {
+                    order = unused.map(Order::Ready).or(later);
+                    // An error means decided as well: the other registration is gone.
+                    let _ = decided.await;
+                }
+            }
+        }
+    }
+
+    async fn prepare(
+        &self,
+        registration: Registration,
+        order: Option<Order>,
+        mut ticket: Ticket,
+    ) -> Result<Added> {
+        let Some(Order::Prepare(prepare)) = order else {
+            return Err(Error::Internal("an order was used twice"));
+        };
+        let gone = |_| Error::Internal("the preparation was lost");
+        let services = Arc::clone(&self.services);
+        let permit = self.services.preparing.acquire().await;
+        let prepared = self
+            .services
+            .runtime
+            .spawn_blocking(move || prepare(&services));
+        let watch = prepared.await.map_err(gone)??;
+        drop(permit);
+        let Some(number) = ticket.number else {
+            return Err(Error::Internal("a ticket without a number"));
+        };
+        let added = self
+            .call_now(move |on| on.register(number, registration, watch))
+            .await;
+        if added.is_ok() {
+            ticket.number = None;
+        }
+        added.map(Into::into)
+    }
+
+    /// One watch.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn get(&self, name: WatchName) -> Result<proto::Watch> {
+        self.call_now(move |on| on.get(&name)).await
+    }
+
+    /// Watches with an id above `after`.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn list(
+        &self,
+        after: u64,
+        max: usize,
+        filter: WatchFilter,
+    ) -> Result<Page<proto::Watch>> {
+        self.call_now(move |on| Ok(on.list(after, max, &filter)))
+            .await
+    }
+
+    /// Closes and forgets a watch; answers the cursor of its `Removed`.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn remove(&self, name: WatchName, request_id: String) -> Result<Cursor> {
+        self.call(move |on, reply| on.remove_watch(&name, request_id, reply))
+            .await
+    }
+
+    /// Arms fired directions again; says for each whether something was armed.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<VecDeque<bool>> {
+        self.call_now(move |on| Ok(on.rearm(&items).into())).await
+    }
+
+    /// Has bytes sent.
+    ///
+    /// # Errors
+    /// No such watch, a watch without an outgoing stream, a hole.
+    pub async fn write(&self, name: WatchName, data: Bytes, at: Option<u64>) -> Result<Taken> {
+        self.call_now(move |on| on.write(&name, data, at)).await
+    }
+
+    /// Ends an outgoing stream behind what was taken.
+    ///
+    /// # Errors
+    /// No such watch, a watch without an outgoing stream.
+    pub async fn write_eof(&self, name: WatchName) -> Result<()> {
+        self.call_now(move |on| on.write_eof(&name)).await
+    }
+
+    /// Stops reading, or goes on.
+    ///
+    /// # Errors
+    /// No such watch, a watch without an incoming stream.
+    pub async fn pause_reading(&self, name: WatchName, pause: bool) -> Result<()> {
+        self.call_now(move |on| on.pause_reading(&name, pause))
+            .await
+    }
+
+    /// Sends a signal to a child or its group.
+    ///
+    /// # Errors
+    /// No such watch, no process, one that has ended.
+    pub async fn signal(&self, name: WatchName, number: i32, to: SignalTarget) -> Result<()> {
+        self.call_now(move |on| on.signal(&name, number, to)).await
+    }
+
+    /// Closes a transport at once; answers the cursor of its `Closed`.
+    ///
+    /// # Errors
+    /// No such watch, not a transport.
+    pub async fn abort(&self, name: WatchName) -> Result<Cursor> {
+        self.call(move |on, reply| on.abort(&name, reply)).await
+    }
+
+    /// Takes a watch's file descriptor out of the daemon and closes the watch.
+    ///
+    /// # Errors
+    /// No such watch, or one whose descriptor stays.
+    pub async fn take_fd(&self, name: WatchName) -> Result<TakenFd> {
+        self.call(move |on, reply| on.take_fd(&name, reply)).await
+    }
+
+    /// Appends what a client posts; answers the cursor of the last.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn post(&self, postings: Vec<Posting>) -> Result<Cursor> {
+        self.call_now(move |on| on.post(postings)).await
+    }
+
+    /// Appends an event about the loop's owner.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn note(&self, kind: Kind) -> Result<()> {
+        self.call_now(move |on| {
+            on.note(kind);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn run(&self) -> Result<Cursor> {
+        self.call_now(EventLoop::run_loop).await
+    }
+
+    /// Ends polling with the current turn.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn stop(&self) -> Result<Cursor> {
+        self.call_now(EventLoop::stop_loop).await
+    }
+
+    /// Closes it, with all its watches; `force`: although it runs. Answers the cursor
+    /// of its last event.
+    ///
+    /// # Errors
+    /// A running loop, a full mailbox.
+    pub async fn close(&self, force: bool) -> Result<Cursor> {
+        if self.state() == LoopState::Closed {
+            let journal = self.journal();
+            return Ok(journal.cursor(journal.status().newest));
+        }
+        self.call(move |on, reply| on.close_loop(force, reply))
+            .await
+    }
+}
+
+impl From<Registered> for Added {
+    fn from(registered: Registered) -> Self {
+        Self {
+            watch: registered.watch,
+            existed: registered.existed,
+        }
+    }
+}

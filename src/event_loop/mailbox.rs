@@ -1,0 +1,137 @@
+//! The way into a loop: commands that wait (bounded) for room, and notices whose number
+//! is bounded by the operations that cause them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::EventLoop;
+use super::waker::Waker;
+use crate::access::ProcessKey;
+use crate::driver::Key;
+use crate::error::{Error, Result};
+use crate::watch::{Notice, Notifier};
+
+/// Something to be done on the loop's thread.
+pub(super) type Command = Box<dyn FnOnce(&mut EventLoop) + Send>;
+
+pub(super) enum Message {
+    /// Holds a permit.
+    Command(Command),
+    Notice(Key, Notice),
+    /// This client process ended.
+    ClientEnded(ProcessKey),
+    /// Ends a registration that was begun.
+    Abandon(u64),
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Command(_) => f.write_str("Command"),
+            Self::Notice(key, notice) => write!(f, "Notice({key:?}, {notice:?})"),
+            Self::ClientEnded(process) => write!(f, "ClientEnded({process:?})"),
+            Self::Abandon(ticket) => write!(f, "Abandon({ticket})"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    queue: Mutex<VecDeque<Message>>,
+    room: Semaphore,
+    wait: Duration,
+    pub(super) waker: Waker,
+}
+
+impl Mailbox {
+    pub(super) fn new(capacity: usize, wait: Duration) -> rustix::io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            queue: Mutex::default(),
+            room: Semaphore::new(capacity),
+            wait,
+            waker: Waker::new()?,
+        }))
+    }
+
+    /// Waits for room at most as long as the configuration says.
+    pub(super) async fn command(&self, name: &str, command: Command) -> Result<()> {
+        let permit = match tokio::time::timeout(self.wait, self.room.acquire()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(closed(name)),
+            Err(_) => {
+                return Err(Error::MailboxFull {
+                    name: name.to_owned(),
+                    waited_ms: u64::try_from(self.wait.as_millis()).unwrap_or(u64::MAX),
+                });
+            }
+        };
+        permit.forget();
+        self.push(Message::Command(command));
+        Ok(())
+    }
+
+    pub(super) fn push(&self, message: Message) {
+        if self.room.is_closed() {
+            return;
+        }
+        self.queue.lock().push_back(message);
+        self.waker.kick();
+    }
+
+    /// Takes at most `max` messages, in order.
+    pub(super) fn take(&self, max: usize, into: &mut Vec<Message>) {
+        let mut queue = self.queue.lock();
+        let count = queue.len().min(max);
+        into.extend(queue.drain(..count));
+        drop(queue);
+        let commands = into.iter().filter(|m| matches!(m, Message::Command(_)));
+        self.room.add_permits(commands.count());
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.lock().is_empty()
+    }
+
+    /// Takes nothing more; what waits is dropped, and its senders are told.
+    pub(super) fn close(&self) {
+        self.room.close();
+        self.queue.lock().clear();
+    }
+}
+
+pub(super) fn closed(name: &str) -> Error {
+    Error::LoopClosed {
+        name: name.to_owned(),
+    }
+}
+
+/// Sends what came of a command once its effect is committed.
+#[derive(Debug)]
+pub struct Reply<T>(oneshot::Sender<Result<T>>);
+
+impl<T> Reply<T> {
+    pub(super) fn new() -> (Self, oneshot::Receiver<Result<T>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    pub(super) fn send(self, result: Result<T>) {
+        // Nobody waits any longer: the effect stands, and its events tell.
+        let _ = self.0.send(result);
+    }
+}
+
+/// Notices for the watches of one loop.
+#[derive(Debug)]
+pub(super) struct LoopNotifier(pub(super) Arc<Mailbox>);
+
+impl Notifier for LoopNotifier {
+    fn notify(&self, to: Key, notice: Notice) {
+        self.0.push(Message::Notice(to, notice));
+    }
+}

@@ -1,0 +1,455 @@
+//! One named loop: a thread that owns all of its state by value.
+//!
+//! It works in turns: wait on the backend, take its completions in the backend's
+//! order, then due timers by deadline, then commands first in, first out. What a turn
+//! starts is seen by a later one. Events and the replies to commands leave together
+//! at its end: a reply is sent after its effect is readable.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use slab::Slab;
+
+use crate::access::{Principal, ProcessKey};
+use crate::clock::Now;
+use crate::config::{Limits, Policy, Start};
+use crate::driver::{Backend, Budget, Completion, Direction, Driver, Key, Lane};
+use crate::driver::{Nonblocking, Op, OpId, SourceId, selector};
+use crate::error::Result;
+use crate::event::{Kind, LoopState, LoopStateChanged};
+use crate::journal::{About, Journal, Outbox};
+use crate::watch::{Adoption, Notifier, Services};
+
+mod commands;
+mod compare;
+mod handle;
+mod ledger;
+mod mailbox;
+mod record;
+mod registration;
+mod timers;
+mod waker;
+mod watches;
+
+pub use commands::{Page, Posting, WatchFilter, WatchName};
+pub use handle::{Added, Handle};
+use ledger::Ledger;
+use mailbox::{LoopNotifier, Mailbox, Message, Reply};
+use record::Record;
+pub use record::{Lifetime, Registration, TakenFd};
+use registration::Pending;
+use timers::Timers;
+
+/// Names the loop's own source, which sees the realtime clock being set.
+const CLOCK: OpId = OpId {
+    watch: Key {
+        slot: u32::MAX,
+        generation: u32::MAX,
+    },
+    lane: Lane(0),
+};
+
+/// Everything that a loop is made from.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// Never reused.
+    pub id: u64,
+    /// Unique among the owner's open loops.
+    pub name: String,
+    /// Whose it is.
+    pub principal: Principal,
+    /// By whose rules it was made.
+    pub policy: Arc<Policy>,
+    /// What it waits with.
+    pub backend: Backend,
+    /// The daemon's limits.
+    pub limits: Arc<Limits>,
+    /// What all loops share.
+    pub services: Arc<Services>,
+    /// The budget of all journals.
+    pub memory: Arc<crate::journal::Memory>,
+}
+
+/// What is known of a loop from outside its thread.
+#[derive(Debug)]
+pub struct Shared {
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) full_name: String,
+    pub(super) principal: Principal,
+    pub(super) policy: Arc<Policy>,
+    pub(super) backend: Backend,
+    pub(super) created: u64,
+    pub(super) journal: Arc<Journal>,
+    pub(super) state: AtomicU8,
+    pub(super) watches: AtomicU64,
+    pub(super) open_watches: AtomicU64,
+    pub(super) turns: AtomicU64,
+}
+
+/// The thread's side.
+pub(super) struct EventLoop {
+    shared: Arc<Shared>,
+    limits: Arc<Limits>,
+    services: Arc<Services>,
+    notifier: Arc<dyn Notifier>,
+    mailbox: Arc<Mailbox>,
+    driver: Box<dyn Driver>,
+    outbox: Outbox,
+    timers: Timers,
+    ledger: Ledger,
+    now: Now,
+    state: LoopState,
+    /// Told the cursor of the loop's last event.
+    closing: Option<Vec<Reply<crate::event::Cursor>>>,
+    records: Slab<Record>,
+    generation: u32,
+    next_watch: u64,
+    by_id: HashMap<u64, usize>,
+    by_name: HashMap<Arc<str>, usize>,
+    pending: HashMap<u64, Pending>,
+    pending_names: HashMap<Arc<str>, u64>,
+    next_ticket: u64,
+    /// Watches bound to a client process, by its id.
+    clients: HashMap<ProcessKey, Vec<Key>>,
+    /// Closed watches, by when they are removed (monotonic).
+    expiries: BTreeSet<(u64, Key)>,
+    /// Watches whose cancelled operations have not all ended.
+    torn_down: usize,
+    clock_source: Option<SourceId>,
+    adoptions: Vec<Adoption>,
+    /// Replies of this turn, sent once its events can be read.
+    replies: Vec<Box<dyn FnOnce() + Send>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for EventLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventLoop")
+            .field("name", &self.shared.full_name)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EventLoop {
+    /// Starts the loop's thread.
+    ///
+    /// # Errors
+    /// The system's: no descriptor, no thread, a backend that does not work after all.
+    pub(super) fn start(blueprint: Blueprint) -> Result<Handle> {
+        let Blueprint {
+            id,
+            name,
+            principal,
+            policy,
+            backend,
+            limits,
+            services,
+            memory,
+        } = blueprint;
+        let system = |error: &io::Error, step| crate::error::SystemError::from_io(error, step, "");
+        let mailbox = Mailbox::new(limits.mailbox, limits.mailbox_wait)
+            .map_err(|errno| system(&errno.into(), "eventfd"))?;
+        let wake = mailbox.waker.eventfd();
+        let driver = selector::open(backend, wake).map_err(|error| system(&error, "backend"))?;
+        let journal_limits = crate::journal::Limits {
+            events: policy.journal_events,
+            bytes: policy.journal_bytes,
+        };
+        let journal = Journal::new(journal_limits, memory)?;
+        let now = Now::sample();
+        let most = |limit: Option<u64>| limit.and_then(|n| usize::try_from(n).ok());
+        let ledger = Ledger {
+            sources_max: most(policy.max_sources)
+                .unwrap_or(usize::MAX)
+                .min(driver.room()),
+            watches_max: most(Some(policy.max_watches)).unwrap_or(usize::MAX),
+            journal_events: policy.journal_events,
+            journal_bytes: policy.journal_bytes,
+            sources: 0,
+            watches: 0,
+            events: 0,
+        };
+        let start = policy.start;
+        let shared = Arc::new(Shared {
+            id,
+            full_name: format!("{principal}/{name}"),
+            name,
+            principal,
+            policy,
+            backend,
+            created: now.realtime,
+            journal: Arc::clone(&journal),
+            state: AtomicU8::new(LoopState::Created as u8),
+            watches: AtomicU64::new(0),
+            open_watches: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+        });
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut event_loop = Self {
+            shared: Arc::clone(&shared),
+            limits,
+            services: Arc::clone(&services),
+            notifier: Arc::new(LoopNotifier(Arc::clone(&mailbox))),
+            mailbox: Arc::clone(&mailbox),
+            driver,
+            outbox: Outbox::new(journal),
+            timers: Timers::default(),
+            ledger,
+            now,
+            state: LoopState::Created,
+            closing: None,
+            records: Slab::new(),
+            generation: 0,
+            next_watch: 1,
+            by_id: HashMap::new(),
+            by_name: HashMap::new(),
+            pending: HashMap::new(),
+            pending_names: HashMap::new(),
+            next_ticket: 0,
+            clients: HashMap::new(),
+            expiries: BTreeSet::new(),
+            torn_down: 0,
+            clock_source: None,
+            adoptions: Vec::new(),
+            replies: Vec::new(),
+            ended: Arc::clone(&ended),
+        };
+        // Before anybody can hold its handle: what `New` answers is what was made.
+        event_loop.enter(LoopState::Created);
+        if start == Start::Running {
+            event_loop.enter(LoopState::Running);
+        }
+        event_loop.commit();
+        let thread = std::thread::Builder::new()
+            .name(format!("loop-{id}"))
+            .stack_size(512 * 1024);
+        thread
+            .spawn(move || event_loop.run())
+            .map_err(|error| system(&error, "thread"))?;
+        Ok(Handle::new(shared, mailbox, services, ended))
+    }
+
+    fn run(mut self) {
+        let mut completions = Vec::new();
+        let mut messages = Vec::new();
+        let mut owed_drain = false;
+        while !self.is_over() {
+            let slept = self.mailbox.waker.sleep();
+            let timeout = if slept && self.mailbox.is_empty() {
+                self.until_next()
+            } else {
+                Some(Duration::ZERO)
+            };
+            let waited = self.wait(timeout, &mut completions);
+            if self.mailbox.waker.awake() && slept || owed_drain {
+                owed_drain = !self.mailbox.waker.drain();
+            }
+            self.now = Now::sample();
+            if let Err(error) = waited {
+                self.broken(&error);
+            }
+            for completion in completions.drain(..) {
+                self.completed(completion);
+            }
+            if self.is_polled() {
+                self.fire_timers();
+            }
+            self.mailbox.take(self.limits.turn_events, &mut messages);
+            for message in messages.drain(..) {
+                self.received(message);
+            }
+            self.expire();
+            self.close_if_done();
+            self.commit();
+        }
+        self.mailbox.close();
+        self.shared.journal.close();
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        self.state == LoopState::Closed
+    }
+
+    /// Whether sources are polled and timers fire.
+    fn is_polled(&self) -> bool {
+        self.state == LoopState::Running || self.closing.is_some()
+    }
+
+    fn until_next(&self) -> Option<Duration> {
+        let timer = self.timers.next_in(self.now).filter(|_| self.is_polled());
+        let expiry = self.expiries.first();
+        let expiry = expiry.map(|(at, _)| at.saturating_sub(self.now.monotonic));
+        timer
+            .into_iter()
+            .chain(expiry)
+            .min()
+            .map(Duration::from_nanos)
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        if self.is_polled() {
+            // A turn's bytes are a bound of the configuration: they fit.
+            let budget = Budget {
+                completions: self.limits.turn_events,
+                bytes: usize::try_from(self.limits.turn_bytes).unwrap_or(usize::MAX),
+            };
+            return self.driver.turn(timeout, budget, completions);
+        }
+        if self.torn_down > 0 {
+            let nothing = Budget {
+                completions: 0,
+                bytes: 0,
+            };
+            return self.driver.turn(Some(Duration::ZERO), nothing, completions);
+        }
+        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+        let mut fds = [PollFd::new(&self.mailbox.waker, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        if completion.id.watch == CLOCK.watch {
+            self.clock_was_set();
+            return;
+        }
+        let Some(slot) = self.slot(completion.id.watch) else {
+            return;
+        };
+        let record = &mut self.records[slot];
+        if completion.last {
+            let lane = completion.id.lane;
+            record.seat.ops.retain(|(live, _)| *live != lane);
+        }
+        self.tell(slot, |watch, cx| {
+            watch.complete(cx, completion.id.lane, completion.done);
+        });
+    }
+
+    fn fire_timers(&mut self) {
+        for _ in 0..self.limits.turn_events {
+            let Some((key, id)) = self.timers.due(self.now) else {
+                break;
+            };
+            let Some(slot) = self.slot(key) else { continue };
+            let record = &mut self.records[slot];
+            if record.alarm.is_some_and(|(_, current)| current == id) {
+                record.alarm = None;
+                record.seat.alarm = None;
+                self.tell(slot, |watch, cx| watch.alarm(cx));
+            }
+        }
+        if self.timers.follows_realtime() && self.clock_source.is_none() {
+            self.follow_clock();
+        }
+    }
+
+    /// Watches for the realtime clock being set: a timer that is cancelled by it
+    /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable.
+    fn follow_clock(&mut self) {
+        let attached = crate::sys::clock_set_fd()
+            .ok()
+            .and_then(|fd| self.driver.attach(fd, Nonblocking::ReadinessOnly).ok());
+        match attached {
+            Some(source) => {
+                self.clock_source = Some(source);
+                self.driver.start(CLOCK, source, Op::Ready(Direction::Read));
+            }
+            // Deadlines still hold; only a clock that is set while the loop sleeps is seen late.
+            None => tracing::warn!(on = self.shared.full_name, "cannot follow clock changes"),
+        }
+    }
+
+    /// The turn has begun with fresh times, so due alarms fire in it; go on watching.
+    fn clock_was_set(&mut self) {
+        let Some(source) = self.clock_source.take() else {
+            return;
+        };
+        drop(self.driver.detach(source));
+        self.follow_clock();
+    }
+
+    fn received(&mut self, message: Message) {
+        match message {
+            Message::Command(command) => command(self),
+            Message::Notice(key, notice) => {
+                if let Some(slot) = self.slot(key) {
+                    self.tell(slot, |watch, cx| watch.notice(cx, notice));
+                }
+            }
+            Message::ClientEnded(process) => self.client_ended(process),
+            Message::Abandon(ticket) => self.abandon(ticket),
+        }
+    }
+
+    /// Waiting itself failed: no watch can go on.
+    fn broken(&mut self, error: &io::Error) {
+        tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
+        self.closing.get_or_insert_default();
+        for slot in self.slots() {
+            let record = &mut self.records[slot];
+            record.seat.ops.clear();
+            record.seat.finished = true;
+            self.end(slot, crate::event::CloseReason::Error);
+        }
+    }
+
+    fn enter(&mut self, state: LoopState) -> u64 {
+        self.state = state;
+        // The enum's values are small numbers.
+        self.shared.state.store(state as u8, Ordering::Release);
+        let changed = LoopStateChanged {
+            state: state.into(),
+        };
+        self.emit(Kind::LoopStateChanged(changed))
+    }
+
+    /// Appends an event of the loop itself.
+    fn emit(&mut self, kind: Kind) -> u64 {
+        self.outbox.push(self.now, About::default(), kind)
+    }
+
+    /// Makes the turn's events readable, then sends its replies.
+    fn commit(&mut self) {
+        self.outbox.commit();
+        let shared = &self.shared;
+        shared.turns.fetch_add(1, Ordering::Relaxed);
+        let watches = self.records.len();
+        let open = watches - self.expiries.len();
+        shared.watches.store(watches as u64, Ordering::Relaxed);
+        shared.open_watches.store(open as u64, Ordering::Relaxed);
+        for reply in self.replies.drain(..) {
+            reply();
+        }
+    }
+
+    /// Sends a result at the end of the turn.
+    fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T>) {
+        self.replies.push(Box::new(move || reply.send(result)));
+    }
+
+    fn slot(&self, key: Key) -> Option<usize> {
+        let slot = key.slot as usize;
+        let record = self.records.get(slot)?;
+        (record.seat.key == key).then_some(slot)
+    }
+
+    fn slots(&self) -> Vec<usize> {
+        self.records.iter().map(|(slot, _)| slot).collect()
+    }
+}

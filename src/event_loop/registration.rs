@@ -1,0 +1,159 @@
+//! Registering in two steps, so that nothing is started for a watch that cannot be:
+//! room and name are set aside, then what may block or fail is prepared off the
+//! loop's thread, then the watch exists.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::compare;
+use super::{EventLoop, Registration};
+use crate::error::{Error, Result};
+use crate::proto;
+use crate::watch::{Need, Permit, Watch};
+
+/// Registrations that wait for another one of the same name to be decided.
+const WAITERS_MAX: usize = 1024;
+
+/// A registration that was begun.
+#[derive(Debug)]
+pub(super) struct Pending {
+    name: Option<Arc<str>>,
+    need: Need,
+    permit: Permit,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    pub(super) const fn need(&self) -> Need {
+        self.need
+    }
+}
+
+/// What came of asking for room.
+#[derive(Debug)]
+pub(super) enum Reserved {
+    /// Room is set aside under this number.
+    Ticket(u64),
+    /// A watch of that name and an equal specification exists.
+    Exists(Box<Registered>),
+    /// Another registration of that name is being decided.
+    Undecided(oneshot::Receiver<()>),
+}
+
+/// A watch that exists.
+#[derive(Debug)]
+pub(super) struct Registered {
+    pub(super) watch: proto::Watch,
+    pub(super) existed: bool,
+}
+
+impl EventLoop {
+    /// Sets aside everything that a watch takes.
+    pub(super) fn reserve(&mut self, registration: &Registration) -> Result<Reserved> {
+        self.check_open()?;
+        if let Some(name) = &registration.name {
+            if let Some(&slot) = self.by_name.get(name) {
+                return self.existing(slot, registration);
+            }
+            if let Some(pending) = self.pending_names.get(name)
+                && let Some(pending) = self.pending.get_mut(pending)
+            {
+                if pending.waiters.len() >= WAITERS_MAX {
+                    let limit = "registrations waiting for one name";
+                    return Err(Error::limit(limit, WAITERS_MAX as u64));
+                }
+                let (sender, receiver) = oneshot::channel();
+                pending.waiters.push(sender);
+                return Ok(Reserved::Undecided(receiver));
+            }
+        }
+        let permit = self.services.watches.take()?;
+        self.ledger.take(registration.need)?;
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        if let Some(name) = &registration.name {
+            self.pending_names.insert(Arc::clone(name), ticket);
+        }
+        let pending = Pending {
+            name: registration.name.clone(),
+            need: registration.need,
+            permit,
+            waiters: Vec::new(),
+        };
+        self.pending.insert(ticket, pending);
+        Ok(Reserved::Ticket(ticket))
+    }
+
+    fn existing(&self, slot: usize, registration: &Registration) -> Result<Reserved> {
+        let record = &self.records[slot];
+        let taken = |differs: Option<String>| Error::NameTaken {
+            what: "watch",
+            name: record.name.as_deref().unwrap_or_default().to_owned(),
+            differs,
+        };
+        if !registration.or_existing {
+            return Err(taken(None));
+        }
+        let differs = match (&record.spec, &registration.spec) {
+            (Some(theirs), Some(ours)) => compare::difference(theirs, ours),
+            (None, None) => None,
+            _ => Some("spec"),
+        };
+        if let Some(field) = differs {
+            return Err(taken(Some(field.to_owned())));
+        }
+        Ok(Reserved::Exists(Box::new(Registered {
+            watch: record.view(&self.shared.journal),
+            existed: true,
+        })))
+    }
+
+    /// Makes the watch exist that `ticket` has set room aside for.
+    pub(super) fn register(
+        &mut self,
+        ticket: u64,
+        registration: Registration,
+        watch: Box<dyn Watch>,
+    ) -> Result<Registered> {
+        // A loop that closed in between has let go of its tickets.
+        let pending = self
+            .pending
+            .remove(&ticket)
+            .ok_or_else(|| self.closed_error())?;
+        if let Some(name) = &pending.name {
+            self.pending_names.remove(name);
+        }
+        let id = self.next_watch;
+        let slot = self.insert(registration, watch, 0, pending.permit);
+        let gone = Error::Internal("a watch went as it came");
+        let record = self.records.get(slot).filter(|record| record.id == id);
+        Ok(Registered {
+            watch: record.ok_or(gone)?.view(&self.shared.journal),
+            existed: false,
+        })
+    }
+
+    /// The preparation failed: room and name are free again.
+    pub(super) fn abandon(&mut self, ticket: u64) {
+        if let Some(pending) = self.pending.remove(&ticket) {
+            if let Some(name) = &pending.name {
+                self.pending_names.remove(name);
+            }
+            self.ledger.release(pending.need);
+        }
+    }
+
+    pub(super) fn closed_error(&self) -> Error {
+        Error::LoopClosed {
+            name: self.shared.full_name.clone(),
+        }
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closing.is_some() || self.is_over() {
+            return Err(self.closed_error());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! Alarms of watches, by deadline, ties in the order they were set.
+//!
+//! An alarm that is taken back stays in its heap until it comes up or until more than
+//! half of a heap is such leftovers, so that setting and taking back are cheap.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::clock::Now;
+use crate::driver::Key;
+use crate::watch::Alarm;
+
+/// Below this many entries a heap is not worth rebuilding (asyncio's number).
+const REBUILD_MIN: usize = 100;
+
+/// The number of an alarm: a watch's current one is the one it was set with last.
+pub(super) type AlarmId = u64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    at: u64,
+    id: AlarmId,
+    key: Key,
+}
+
+#[derive(Debug, Default)]
+struct Heap {
+    entries: BinaryHeap<Reverse<Entry>>,
+    stale: usize,
+}
+
+/// Both clocks' alarms.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    monotonic: Heap,
+    realtime: Heap,
+    last_id: AlarmId,
+}
+
+impl Heap {
+    /// Takes the first entry out if it is due.
+    fn due(&mut self, now: u64) -> Option<Entry> {
+        let Reverse(first) = self.entries.peek()?;
+        if first.at > now {
+            return None;
+        }
+        self.entries.pop().map(|Reverse(entry)| entry)
+    }
+}
+
+impl Timers {
+    /// Sets an alarm.
+    pub(super) fn set(&mut self, alarm: Alarm, key: Key) -> AlarmId {
+        self.last_id += 1;
+        let id = self.last_id;
+        let (heap, at) = match alarm {
+            Alarm::Monotonic(at) => (&mut self.monotonic, at),
+            Alarm::Realtime(at) => (&mut self.realtime, at),
+        };
+        heap.entries.push(Reverse(Entry { at, id, key }));
+        id
+    }
+
+    /// An alarm was taken back. `is_current` tells those that were not.
+    pub(super) fn forget(&mut self, alarm: Alarm, is_current: impl Fn(Key, AlarmId) -> bool) {
+        let heap = match alarm {
+            Alarm::Monotonic(_) => &mut self.monotonic,
+            Alarm::Realtime(_) => &mut self.realtime,
+        };
+        heap.stale += 1;
+        if heap.stale > heap.entries.len() / 2 && heap.entries.len() > REBUILD_MIN {
+            heap.entries
+                .retain(|Reverse(entry)| is_current(entry.key, entry.id));
+            heap.stale = 0;
+        }
+    }
+
+    /// The next due alarm, stale ones included.
+    pub(super) fn due(&mut self, now: Now) -> Option<(Key, AlarmId)> {
+        let due = self.monotonic.due(now.monotonic);
+        let due = due.or_else(|| self.realtime.due(now.realtime));
+        due.map(|entry| (entry.key, entry.id))
+    }
+
+    /// Nanoseconds until the next alarm, stale ones included.
+    pub(super) fn next_in(&self, now: Now) -> Option<u64> {
+        let left = |heap: &Heap, now: u64| {
+            let Reverse(first) = heap.entries.peek()?;
+            Some(first.at.saturating_sub(now))
+        };
+        let monotonic = left(&self.monotonic, now.monotonic);
+        let realtime = left(&self.realtime, now.realtime);
+        monotonic.into_iter().chain(realtime).min()
+    }
+
+    /// Whether the realtime clock being set matters.
+    pub(super) fn follows_realtime(&self) -> bool {
+        !self.realtime.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(slot: u32) -> Key {
+        Key {
+            slot,
+            generation: 0,
+        }
+    }
+
+    #[test]
+    fn alarms_come_by_deadline_and_ties_in_the_order_they_were_set() {
+        let mut timers = Timers::default();
+        for (slot, at) in [(0, 30), (1, 10), (2, 10), (3, 20)] {
+            timers.set(Alarm::Monotonic(at), key(slot));
+        }
+        let now = Now {
+            monotonic: 20,
+            realtime: 0,
+        };
+        let due: Vec<_> = std::iter::from_fn(|| timers.due(now)).collect();
+        let slots: Vec<_> = due.iter().map(|(key, _)| key.slot).collect();
+        assert_eq!(slots, [1, 2, 3]);
+        assert_eq!(timers.next_in(now), Some(10));
+    }
+
+    #[test]
+    fn alarms_taken_back_do_not_pile_up() {
+        let mut timers = Timers::default();
+        for round in 0..100_000u64 {
+            let id = timers.set(Alarm::Monotonic(u64::MAX - round), key(0));
+            timers.forget(Alarm::Monotonic(0), |_, current| current > id);
+        }
+        assert!(timers.monotonic.entries.len() <= REBUILD_MIN + 1);
+    }
+}

@@ -1,0 +1,79 @@
+//! Wakes a loop's thread out of its backend: one eventfd, kicked at most once until
+//! the thread has woken.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+
+/// The thread works and will look at its mailbox before it waits.
+const AWAKE: u8 = 0;
+/// The thread waits, or is about to.
+const ASLEEP: u8 = 1;
+/// Somebody wants it awake.
+const KICKED: u8 = 2;
+
+/// Shared by the loop's thread and all who send to it.
+#[derive(Debug)]
+pub struct Waker {
+    eventfd: Arc<OwnedFd>,
+    state: AtomicU8,
+}
+
+impl Waker {
+    /// A waker whose thread is awake.
+    ///
+    /// # Errors
+    /// eventfd(2)'s.
+    pub fn new() -> rustix::io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self {
+            eventfd: Arc::new(rustix::event::eventfd(0, flags)?),
+            state: AtomicU8::new(AWAKE),
+        })
+    }
+
+    /// Makes the thread look at its mailbox: now, if it waits.
+    pub fn kick(&self) {
+        if self.state.swap(KICKED, Ordering::AcqRel) == ASLEEP {
+            // Only fails when the counter is full: then it is readable anyway.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The thread is about to wait. False: it was kicked, and must look first.
+    pub fn sleep(&self) -> bool {
+        self.state
+            .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// The thread has waited. Whoever kicked it out of its sleep has written, or is
+    /// about to: true means that [`Waker::drain`] has something to do.
+    pub fn awake(&self) -> bool {
+        self.state.swap(AWAKE, Ordering::AcqRel) == KICKED
+    }
+
+    /// Takes the kick out of the eventfd; false if it is not there yet.
+    pub fn drain(&self) -> bool {
+        let mut count = [0; 8];
+        !matches!(
+            rustix::io::read(&self.eventfd, &mut count),
+            Err(Errno::AGAIN)
+        )
+    }
+
+    /// For the backend to wait on.
+    #[must_use]
+    pub fn eventfd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.eventfd)
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}

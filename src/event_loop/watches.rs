@@ -1,0 +1,422 @@
+//! The life of watches on their loop: told, settled, closed, removed.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::record::{Phase, Record, Removal, TakenFd};
+use super::{EventLoop, Lifetime, Registration};
+use crate::config::WatchKind;
+use crate::driver::{Key, OpId};
+use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed};
+use crate::journal::About;
+use crate::watch::{Adoption, Context, End, Need, Permit, Seat, Teardown, Watch};
+
+impl EventLoop {
+    /// Lets a watch do something, then does what follows from it.
+    pub(super) fn tell<R>(
+        &mut self,
+        slot: usize,
+        say: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let polled = self.is_polled();
+        let record = self.records.get_mut(slot)?;
+        if record.is_closed() {
+            return None;
+        }
+        let mut watch = record.watch.take()?;
+        let mut cx = Context {
+            now: self.now,
+            services: &self.services,
+            notifier: &self.notifier,
+            seat: &mut record.seat,
+            driver: &mut *self.driver,
+            outbox: &mut self.outbox,
+            adoptions: &mut self.adoptions,
+            ledger: &mut self.ledger,
+            polled,
+        };
+        let said = say(&mut *watch, &mut cx);
+        record.watch = Some(watch);
+        self.sync_alarm(slot);
+        self.adopt(slot);
+        self.settle(slot);
+        Some(said)
+    }
+
+    /// Brings the timers in line with what the watch wants.
+    fn sync_alarm(&mut self, slot: usize) {
+        let record = &mut self.records[slot];
+        let wanted = record.seat.alarm;
+        if record.alarm.map(|(alarm, _)| alarm) == wanted {
+            return;
+        }
+        let before = record.alarm.take();
+        if let Some(alarm) = wanted {
+            let key = record.seat.key;
+            record.alarm = Some((alarm, self.timers.set(alarm, key)));
+        }
+        if let Some((alarm, _)) = before {
+            let records = &self.records;
+            self.timers.forget(alarm, |key, id| {
+                let record = records.get(key.slot as usize);
+                record.is_some_and(|r| r.alarm.is_some_and(|(_, current)| current == id))
+            });
+        }
+    }
+
+    /// Ends the watch if an end is asked for and nothing is left to do.
+    fn settle(&mut self, slot: usize) {
+        let record = &mut self.records[slot];
+        if matches!(record.phase, Phase::Open) && record.seat.end.is_some() {
+            record.phase = Phase::Closing;
+            let teardown = self.tell(slot, |watch, cx| watch.closing(cx));
+            if teardown != Some(Teardown::Now) {
+                return;
+            }
+            if let Some(record) = self.records.get_mut(slot) {
+                record.seat.finished = true;
+            }
+        }
+        let Some(record) = self.records.get_mut(slot) else {
+            return;
+        };
+        if !matches!(record.phase, Phase::Closing) || !record.seat.finished {
+            return;
+        }
+        if record.seat.ops.is_empty() {
+            if record.seat.torn_down {
+                self.torn_down -= 1;
+                record.seat.torn_down = false;
+            }
+            self.closed(slot);
+        } else if !record.seat.torn_down {
+            record.seat.torn_down = true;
+            self.torn_down += 1;
+            let watch = record.seat.key;
+            for (lane, source) in &record.seat.ops {
+                let id = OpId { watch, lane: *lane };
+                self.driver.cancel(id, *source);
+            }
+        }
+    }
+
+    /// All operations have ended: pushes `Closed`, closes the sources, answers who waited.
+    fn closed(&mut self, slot: usize) {
+        let unsent_bytes = self.last_words(slot);
+        let record = &mut self.records[slot];
+        let end = record.seat.end.take().unwrap_or(End {
+            reason: CloseReason::Completed,
+            error: None,
+        });
+        let closed = Closed {
+            reason: end.reason.into(),
+            error: end.error.as_ref().map(Into::into),
+            unsent_bytes,
+        };
+        let kind = Kind::Closed(closed.clone());
+        let seq = self.outbox.push(self.now, record.seat.about, kind);
+        let ttl = record.finished_ttl;
+        let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
+        record.phase = Phase::Closed {
+            closed,
+            at: self.now,
+            expires,
+        };
+        record.seat.alarm = None;
+        let take = record.take.take();
+        for source in std::mem::take(&mut record.seat.sources) {
+            let Some(fd) = self.driver.detach(source) else {
+                continue;
+            };
+            match &take {
+                Some((wanted, ..)) if *wanted == source => self.records[slot].taken = Some(fd),
+                _ => self.services.close(fd),
+            }
+        }
+        let record = &mut self.records[slot];
+        self.ledger.release_sources(&mut record.need);
+        let cursor = self.shared.journal.cursor(seq);
+        if let Some((_, reply)) = take {
+            let fd = record.taken.take();
+            let taken = fd.map(|fd| TakenFd {
+                fd,
+                closed: cursor,
+                received: record.received(),
+            });
+            let gone = crate::error::Error::Internal("the descriptor to take is gone");
+            self.reply(reply, taken.ok_or(gone));
+        }
+        for reply in std::mem::take(&mut self.records[slot].on_closed) {
+            self.reply(reply, Ok(cursor));
+        }
+        self.sync_alarm(slot);
+        let record = &self.records[slot];
+        let key = record.seat.key;
+        self.expiries.insert((expires, key));
+        if let Lifetime::Process(process) = &record.lifetime {
+            let id = process.key();
+            if let Some(bound) = self.clients.get_mut(&id) {
+                bound.retain(|k| *k != key);
+            }
+        }
+        if self.records[slot].removal.is_some() || ttl.is_zero() {
+            self.remove(slot);
+        }
+    }
+
+    /// The watch's last chance to push events; returns its unsent bytes.
+    fn last_words(&mut self, slot: usize) -> u64 {
+        let record = &mut self.records[slot];
+        let Some(mut watch) = record.watch.take() else {
+            return 0;
+        };
+        let mut cx = Context {
+            now: self.now,
+            services: &self.services,
+            notifier: &self.notifier,
+            seat: &mut record.seat,
+            driver: &mut *self.driver,
+            outbox: &mut self.outbox,
+            adoptions: &mut self.adoptions,
+            ledger: &mut self.ledger,
+            polled: false,
+        };
+        let unsent = watch.closed(&mut cx);
+        record.watch = Some(watch);
+        unsent
+    }
+
+    /// Forgets a closed watch.
+    fn remove(&mut self, slot: usize) {
+        let mut record = self.records.remove(slot);
+        let Removal {
+            request_id,
+            replies,
+        } = record.removal.take().unwrap_or_default();
+        let removed = Removed { request_id };
+        let about = record.seat.about;
+        let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
+        let journal = &self.shared.journal;
+        journal.release_labels(about.labels);
+        let cursor = journal.cursor(seq);
+        for reply in replies {
+            self.reply(reply, Ok(cursor));
+        }
+        self.by_id.remove(&record.id);
+        if let Some(name) = &record.name {
+            self.by_name.remove(name);
+        }
+        if let Phase::Closed { expires, .. } = record.phase {
+            self.expiries.remove(&(expires, record.seat.key));
+        }
+        self.ledger.release(record.need);
+    }
+
+    /// Removes closed watches whose time is over.
+    pub(super) fn expire(&mut self) {
+        for _ in 0..self.limits.turn_events {
+            let Some((at, key)) = self.expiries.first().copied() else {
+                return;
+            };
+            if at > self.now.monotonic {
+                return;
+            }
+            match self.slot(key) {
+                Some(slot) => self.remove(slot),
+                None => drop(self.expiries.pop_first()),
+            }
+        }
+    }
+
+    /// Asks for the end of a watch.
+    pub(super) fn end(&mut self, slot: usize, reason: CloseReason) {
+        self.tell(slot, |_, cx| cx.close(reason));
+    }
+
+    /// The client process ended, and with it what was bound to it.
+    pub(super) fn client_ended(&mut self, process: crate::access::ProcessKey) {
+        for key in self.clients.remove(&process).unwrap_or_default() {
+            if let Some(slot) = self.slot(key) {
+                self.end(slot, CloseReason::ProcessEnded);
+            }
+        }
+    }
+
+    /// Makes watches of the connections that a listener has just accepted.
+    fn adopt(&mut self, listener: usize) {
+        for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
+            let parent = &self.records[listener];
+            let registration = Registration {
+                name: None,
+                labels: Arc::clone(&parent.labels),
+                user_data: parent.seat.about.user_data,
+                kind: WatchKind::Connection,
+                spec: None,
+                or_existing: false,
+                request_id: String::new(),
+                lifetime: parent.lifetime.clone(),
+                finished_ttl: Some(parent.finished_ttl),
+                need: Need::sources(1),
+            };
+            let (about, parent) = (parent.seat.about, parent.id);
+            let accepted = Accepted {
+                watch_id: self.next_watch,
+                peer,
+            };
+            match self.services.watches.take() {
+                Ok(permit) => {
+                    self.outbox.push(self.now, about, Kind::Accepted(accepted));
+                    self.insert(registration, watch, parent, permit);
+                }
+                Err(error) => {
+                    tracing::warn!(on = self.shared.full_name, %error, "a connection was refused");
+                    self.ledger.release(registration.need);
+                }
+            }
+        }
+    }
+
+    /// Makes the watch exist: its room is set aside. Returns its slot.
+    pub(super) fn insert(
+        &mut self,
+        registration: Registration,
+        watch: Box<dyn Watch>,
+        parent: u64,
+        permit: Permit,
+    ) -> usize {
+        let Registration {
+            name,
+            labels,
+            user_data,
+            kind,
+            spec,
+            request_id,
+            lifetime,
+            finished_ttl,
+            need,
+            ..
+        } = registration;
+        let id = self.next_watch;
+        self.next_watch += 1;
+        self.generation = self.generation.wrapping_add(1);
+        let about = About {
+            watch: id,
+            user_data,
+            labels: self.shared.journal.intern_labels(&labels),
+        };
+        let added = Added {
+            request_id,
+            name: name.as_deref().unwrap_or_default().to_owned(),
+            watch_kind: kind.name().to_owned(),
+            parent_watch_id: parent,
+        };
+        let added = self.outbox.push(self.now, about, Kind::Added(added));
+        let entry = self.records.vacant_entry();
+        let slot = entry.key();
+        let key = Key {
+            // Bounded by the limit on watches.
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            generation: self.generation,
+        };
+        let bound = match &lifetime {
+            Lifetime::Process(process) => Some(Arc::clone(process)),
+            Lifetime::Daemon => None,
+        };
+        entry.insert(Record {
+            id,
+            seat: Seat {
+                key,
+                about,
+                ops: SmallVec::new(),
+                sources: SmallVec::new(),
+                alarm: None,
+                end: None,
+                finished: false,
+                torn_down: false,
+            },
+            watch: Some(watch),
+            name: name.clone(),
+            labels,
+            kind,
+            spec,
+            lifetime,
+            parent,
+            created: self.now.realtime,
+            added,
+            finished_ttl: finished_ttl.unwrap_or(self.shared.policy.finished_ttl),
+            need,
+            alarm: None,
+            phase: Phase::Open,
+            removal: None,
+            on_closed: Vec::new(),
+            take: None,
+            taken: None,
+            _permit: permit,
+        });
+        self.by_id.insert(id, slot);
+        if let Some(name) = name {
+            self.by_name.insert(name, slot);
+        }
+        if let Some(process) = bound {
+            self.bind(&process, key);
+        }
+        self.tell(slot, |watch, cx| watch.start(cx));
+        slot
+    }
+
+    /// Ends the watch when the client process ends: one task waits for each process.
+    fn bind(&mut self, process: &Arc<crate::access::ClientProcess>, key: Key) {
+        let id = process.key();
+        let bound = self.clients.entry(id).or_default();
+        bound.push(key);
+        if bound.len() == 1 {
+            let mailbox = Arc::downgrade(&self.mailbox);
+            let process = Arc::clone(process);
+            self.services.runtime.spawn(async move {
+                let ended = process.ended().await;
+                if let Err(error) = &ended {
+                    tracing::warn!(%error, "the end of a client process cannot be seen");
+                } else if let Some(mailbox) = mailbox.upgrade() {
+                    mailbox.push(super::Message::ClientEnded(id));
+                }
+            });
+        }
+    }
+
+    /// Asks for a watch to be forgotten, open or closed.
+    pub(super) fn remove_later(
+        &mut self,
+        slot: usize,
+        request_id: String,
+        reply: super::Reply<crate::event::Cursor>,
+    ) {
+        let record = &mut self.records[slot];
+        let removal = record.removal.get_or_insert_default();
+        if removal.replies.is_empty() {
+            removal.request_id = request_id;
+        }
+        removal.replies.push(reply);
+        if record.is_closed() {
+            self.remove(slot);
+        } else {
+            self.end(slot, CloseReason::Removed);
+        }
+    }
+
+    /// Once a closing loop has no open watch: removes the rest, and it is closed.
+    pub(super) fn close_if_done(&mut self) {
+        if self.closing.is_none() || self.records.len() > self.expiries.len() {
+            return;
+        }
+        for slot in self.slots() {
+            self.remove(slot);
+        }
+        let replies = self.closing.take().unwrap_or_default();
+        let seq = self.enter(crate::event::LoopState::Closed);
+        for reply in replies {
+            let cursor = self.shared.journal.cursor(seq);
+            self.reply(reply, Ok(cursor));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The signals of the daemon's own process: one thread takes them all and fans out.
+//!
+//! [`block_all`] runs before any other thread exists, so that all threads inherit the
+//! mask and the signalfd of [`SignalHub`] is where every one of these signals ends up.
+//! `std::process::Command` empties the mask in its children; whoever starts processes
+//! otherwise has to.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result, SystemError};
+use crate::sys;
+
+/// What the daemon itself needs; never a client's to watch.
+pub const RESERVED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
+
+/// One signal that arrived. The kernel merges equal standard signals that wait, SIGCHLD
+/// too; real-time signals are queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// As in signal(7).
+    pub number: i32,
+    /// Who sent it, or which child it is about; 0 if the kernel did.
+    pub sender_pid: i32,
+    /// The real user id of that process.
+    pub sender_uid: u32,
+    /// The value of sigqueue(3); 0 if there was none.
+    pub value: i32,
+}
+
+impl From<&siginfo> for Received {
+    fn from(info: &siginfo) -> Self {
+        let queued = info.ssi_code == libc::SI_QUEUE;
+        Self {
+            number: i32::try_from(info.ssi_signo).unwrap_or_default(),
+            sender_pid: i32::try_from(info.ssi_pid).unwrap_or_default(),
+            sender_uid: info.ssi_uid,
+            value: if queued { info.ssi_int } else { 0 },
+        }
+    }
+}
+
+/// Where signals go. A closure is one.
+pub trait SignalSink: Send + Sync {
+    /// Takes one signal. Called on the signal thread: it must not block.
+    fn signal(&self, received: Received);
+}
+
+impl<F: Fn(Received) + Send + Sync> SignalSink for F {
+    fn signal(&self, received: Received) {
+        self(received);
+    }
+}
+
+/// Blocks the allowed signals and the [`RESERVED`] ones in the calling thread and all
+/// threads it starts, and gives SIGCHLD its default action back: a parent that had it
+/// ignored would otherwise cost us every exit status.
+///
+/// # Errors
+/// [`Error::InvalidField`] for a number that is no signal.
+pub fn block_all(allowed: &[i32]) -> Result<()> {
+    let failed = |errno, step| SystemError::new(errno_of(errno), step, "");
+    let set = owned_set(allowed)?;
+    sys::default_action(Signal::SIGCHLD).map_err(|errno| failed(errno, "signal"))?;
+    Ok(set
+        .thread_block()
+        .map_err(|errno| failed(errno, "pthread_sigmask"))?)
+}
+
+fn owned_set(allowed: &[i32]) -> Result<nix::sys::signal::SigSet> {
+    let numbers = [allowed, &RESERVED].concat();
+    sys::signal_set(&numbers).map_err(|_| {
+        let highest = libc::SIGRTMAX();
+        Error::invalid(
+            "signals.allow",
+            format!("signal numbers are 1 to {highest}"),
+        )
+    })
+}
+
+fn errno_of(errno: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
+}
+
+struct Subscriber {
+    id: u64,
+    numbers: Vec<i32>,
+    sink: Arc<dyn SignalSink>,
+}
+
+#[derive(Default)]
+struct Subscribers {
+    list: Vec<Subscriber>,
+    last_id: u64,
+}
+
+impl Subscribers {
+    fn of(&self, number: i32) -> Vec<Arc<dyn SignalSink>> {
+        let wanted = self.list.iter().filter(|s| s.numbers.contains(&number));
+        wanted.map(|s| Arc::clone(&s.sink)).collect()
+    }
+}
+
+/// Owns the signal thread, which ends with it.
+pub struct SignalHub {
+    allowed: Vec<i32>,
+    subscribers: Arc<Mutex<Subscribers>>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SignalHub {
+    /// Starts the thread. The signals have to be blocked: [`block_all`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidField`] for a number that is no signal, else the system's.
+    pub fn start(allowed: &[i32]) -> Result<Arc<Self>> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&owned_set(allowed)?, flags)
+            .map_err(|errno| SystemError::new(errno_of(errno), "signalfd", ""))?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|errno| SystemError::new(errno, "eventfd", ""))?;
+        let stop = Arc::new(stop);
+        let subscribers = Arc::new(Mutex::new(Subscribers::default()));
+        let thread = {
+            let (stop, subscribers) = (Arc::clone(&stop), Arc::clone(&subscribers));
+            std::thread::Builder::new()
+                .name("signals".into())
+                .spawn(move || fan_out(&signals, &stop, &subscribers))
+                .map_err(|error| SystemError::from_io(&error, "pthread_create", "signals"))?
+        };
+        Ok(Arc::new(Self {
+            allowed: allowed.to_vec(),
+            subscribers,
+            stop,
+            thread: Some(thread),
+        }))
+    }
+
+    /// A client may watch it: it is on the allow-list, and not the daemon's own.
+    #[must_use]
+    pub fn allowed(&self, number: i32) -> bool {
+        self.allowed.contains(&number) && !RESERVED.contains(&number)
+    }
+
+    /// Sends the signals of these numbers to `sink` until the answer is dropped. Any number
+    /// will do; one that is neither allowed nor reserved never comes. What nobody has
+    /// subscribed to is dropped.
+    ///
+    /// There are as many as watches and children make, which have limits of their own.
+    pub fn subscribe(&self, numbers: &[i32], sink: Arc<dyn SignalSink>) -> Subscription {
+        let mut subscribers = self.subscribers.lock();
+        subscribers.last_id += 1;
+        let id = subscribers.last_id;
+        subscribers.list.push(Subscriber {
+            id,
+            numbers: numbers.to_vec(),
+            sink,
+        });
+        Subscription {
+            subscribers: Arc::downgrade(&self.subscribers),
+            id,
+        }
+    }
+}
+
+impl fmt::Debug for SignalHub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subscribers = self.subscribers.lock().list.len();
+        f.debug_struct("SignalHub")
+            .field("allowed", &self.allowed)
+            .field("subscribers", &subscribers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for SignalHub {
+    fn drop(&mut self) {
+        let asked = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // A sink may have held the last reference: a thread cannot join itself.
+        if asked.is_ok() && thread.thread().id() != std::thread::current().id() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Ends when dropped; a signal that is being delivered then may still arrive.
+#[must_use = "dropping it ends the subscription"]
+pub struct Subscription {
+    subscribers: Weak<Mutex<Subscribers>>,
+    id: u64,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Subscription").field(&self.id).finish()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let Some(subscribers) = self.subscribers.upgrade() else {
+            return;
+        };
+        let mut locked = subscribers.lock();
+        let place = locked.list.iter().position(|s| s.id == self.id);
+        let ended = place.map(|place| locked.list.remove(place));
+        drop(locked);
+        // With it may go the last reference to a sink that has subscriptions itself.
+        drop(ended);
+    }
+}
+
+fn fan_out(signals: &SignalFd, stop: &OwnedFd, subscribers: &Mutex<Subscribers>) {
+    loop {
+        match next(signals, stop) {
+            Ok(Some(received)) => {
+                // Called without the lock: sinks may subscribe and unsubscribe.
+                let sinks = subscribers.lock().of(received.number);
+                for sink in sinks {
+                    sink.signal(received);
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "the signal thread cannot go on");
+                return;
+            }
+        }
+    }
+}
+
+/// The next signal; `None` when it is time to end.
+fn next(signals: &SignalFd, stop: &OwnedFd) -> io::Result<Option<Received>> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        if !fds[1].revents().is_empty() {
+            return Ok(None);
+        }
+        match signals.read_signal() {
+            Ok(Some(info)) => return Ok(Some(Received::from(&info))),
+            Ok(None) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

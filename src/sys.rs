@@ -1,0 +1,161 @@
+//! System calls that no crate wraps safely.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, Signal};
+use rustix::io::Errno;
+
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        return Err(Errno::from_raw_os_error(errno.unwrap_or(0)));
+    }
+    Ok(result)
+}
+
+/// A child that was waited for: how it ended, and what it used.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited {
+    /// `CLD_EXITED`, `CLD_KILLED` or `CLD_DUMPED`.
+    pub code: i32,
+    /// Exit code, or the signal's number.
+    pub status: i32,
+    /// As in getrusage(2).
+    pub usage: libc::rusage,
+}
+
+/// waitid(2) of the child that a pidfd names; `None` if it has not ended and `block` is false.
+///
+/// # Errors
+/// ECHILD if it is no child, or was waited for already.
+pub fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Waited>, Errno> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    let options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: both pointers are valid for writes of their types for the whole
+        // call; the system call, unlike glibc's wrapper, takes the rusage.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd.as_raw_fd(),
+                info.as_mut_ptr(),
+                options,
+                usage.as_mut_ptr(),
+            )
+        };
+        match check(result) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) => break,
+        }
+    }
+    // SAFETY: all-zero bytes are a valid siginfo_t and a valid rusage, and the kernel
+    // wrote over them whole fields only.
+    let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
+    // SAFETY: waitid fills in the child fields; without a child they are zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some(Waited {
+        code: info.si_code,
+        status,
+        usage,
+    }))
+}
+
+/// pidfd_send_signal(2) to the process group that the pidfd's process leads (Linux 6.9).
+///
+/// # Errors
+/// EINVAL on older kernels, ESRCH if the group is empty, EPERM.
+pub fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks the kernel to fill in the ordinary one.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            info,
+            PIDFD_SIGNAL_PROCESS_GROUP,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// pidfd_send_signal(2) to one process, with a number of its own: real-time signals too.
+///
+/// # Errors
+/// ESRCH if it has ended, EPERM.
+pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: as in `signal_group`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            info,
+            0,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// kill(2) of a process group by number.
+///
+/// # Errors
+/// ESRCH, EPERM.
+pub fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill takes numbers only.
+    let result = unsafe { libc::kill(-leader, signal) };
+    check(result.into()).map(drop)
+}
+
+/// A timerfd(2) that becomes readable when the realtime clock is set.
+///
+/// # Errors
+/// timerfd_create(2)'s and timerfd_settime(2)'s.
+pub fn clock_set_fd() -> Result<std::os::fd::OwnedFd, Errno> {
+    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let fd = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
+    let never = Timespec {
+        tv_sec: i64::MAX / 2_000_000_000,
+        tv_nsec: 0,
+    };
+    let once = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: never,
+    };
+    let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+    rustix::time::timerfd_settime(&fd, flags, &once)?;
+    Ok(fd)
+}
+
+/// The set of signals with these numbers; nix knows no real-time signals by name.
+///
+/// # Errors
+/// `EINVAL` for what is not a signal number.
+pub(crate) fn signal_set(numbers: &[i32]) -> nix::Result<SigSet> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `set` is valid for writing; sigemptyset(3) initialises it whole.
+    nix::errno::Errno::result(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
+    for number in numbers {
+        // SAFETY: `set` is initialised; a bad number is an error, not undefined.
+        nix::errno::Errno::result(unsafe { libc::sigaddset(set.as_mut_ptr(), *number) })?;
+    }
+    // SAFETY: initialised, and filled by the C library only.
+    Ok(unsafe { SigSet::from_sigset_t_unchecked(set.assume_init()) })
+}
+
+/// Gives a signal its default action back.
+///
+/// # Errors
+/// `EINVAL` for SIGKILL and SIGSTOP.
+pub(crate) fn default_action(signal: Signal) -> nix::Result<()> {
+    // SAFETY: the default action runs no code of this process.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(drop)
+}

@@ -1,0 +1,470 @@
+//! Stream connections: made by the daemon, accepted by it, or handed over.
+//!
+//! A connection by name is resolved on the blocking pool, then its addresses are tried
+//! as in RFC 8305 (Happy Eyeballs): families alternate, and the next address gets its
+//! chance when one fails or 250 ms after the one before.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketFlags, SocketType};
+
+use super::address::{self, UnixName};
+use super::transport::{Ended, Incoming, Outgoing};
+use super::{Context, Notice, Order, Taken, Teardown, Watch};
+use crate::clock::nanos;
+use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
+use crate::error::{Error, Result, SystemError};
+use crate::event::{CloseReason, Connected, Eof, Kind, Stream};
+use crate::proto;
+
+const IN: Lane = Lane(0);
+const OUT: Lane = Lane(1);
+/// Attempts to connect take the lanes from here on.
+const ATTEMPT: u8 = 2;
+/// Most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 16;
+/// Attempts under way at once: as many sources are set aside.
+pub(super) const ATTEMPTS_AT_ONCE: usize = 2;
+/// RFC 8305's Connection Attempt Delay.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// How a connection behaves once it is there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamOptions {
+    /// Stay open after the peer's end of file.
+    pub keep_half_open: bool,
+    /// Do not read before ResumeReading.
+    pub paused: bool,
+}
+
+/// Where a connection comes from.
+#[derive(Debug)]
+pub enum Target {
+    /// Host name or address, port, and the address to connect from.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// 1 to 65535.
+        port: u16,
+        /// `None`: the kernel chooses.
+        local: Option<IpAddr>,
+    },
+    /// A Unix socket.
+    Unix(UnixName),
+    /// A connected socket of a client's.
+    Adopted(OwnedFd),
+}
+
+/// A connection as asked for.
+#[derive(Debug)]
+pub struct ConnectionOrder {
+    /// Where it comes from.
+    pub target: Target,
+    /// How it behaves.
+    pub options: StreamOptions,
+    /// Bound of resolving and connecting together.
+    pub timeout: Duration,
+}
+
+impl ConnectionOrder {
+    /// The watch.
+    #[must_use]
+    pub fn order(self) -> Order {
+        Order::Ready(Box::new(Connection::new(
+            Phase::New(self.target, self.timeout),
+            self.options,
+        )))
+    }
+}
+
+/// A connection that a listener accepted: connected from the start.
+pub(super) fn accepted(fd: OwnedFd, options: StreamOptions) -> Box<dyn Watch> {
+    Box::new(Connection::new(
+        Phase::Ready(fd, Nonblocking::Socket),
+        options,
+    ))
+}
+
+#[derive(Debug)]
+enum Phase {
+    New(Target, Duration),
+    Ready(OwnedFd, Nonblocking),
+    Connecting(Attempts),
+    Open(Streams),
+    Over,
+}
+
+#[derive(Debug)]
+struct Streams {
+    input: Incoming,
+    output: Outgoing,
+    /// shutdown(2) of the outgoing direction was called.
+    shut: bool,
+}
+
+#[derive(Debug)]
+struct Attempts {
+    waiting: VecDeque<SocketAddrAny>,
+    live: Vec<(Lane, SourceId)>,
+    local: Option<IpAddr>,
+    next_lane: u8,
+    /// When connecting fails as a whole, monotonic nanoseconds.
+    deadline: u64,
+    resolving: bool,
+    error: SystemError,
+}
+
+#[derive(Debug)]
+struct Connection {
+    phase: Phase,
+    options: StreamOptions,
+    local: Option<proto::SocketAddress>,
+    peer: Option<proto::SocketAddress>,
+    connected: bool,
+}
+
+impl Connection {
+    const fn new(phase: Phase, options: StreamOptions) -> Self {
+        Self {
+            phase,
+            options,
+            local: None,
+            peer: None,
+            connected: false,
+        }
+    }
+
+    fn connect(&mut self, cx: &mut Context<'_>, target: Target, timeout: Duration) {
+        let mut attempts = Attempts {
+            waiting: VecDeque::new(),
+            live: Vec::new(),
+            local: None,
+            next_lane: ATTEMPT,
+            deadline: cx.now.monotonic.saturating_add(nanos(timeout)),
+            resolving: false,
+            error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
+        };
+        match target {
+            Target::Adopted(fd) => {
+                self.opened(cx, fd, Nonblocking::Socket);
+                return;
+            }
+            Target::Unix(name) => match name.kernel() {
+                Ok(kernel) => attempts.waiting.push_back(kernel.into()),
+                Err(errno) => cx.fail(errno, "connect"),
+            },
+            Target::Tcp { host, port, local } => {
+                attempts.local = local;
+                if let Ok(ip) = host.parse::<IpAddr>() {
+                    attempts.waiting.push_back(SocketAddr::new(ip, port).into());
+                } else {
+                    attempts.resolving = true;
+                    attempts.error.step = "resolve";
+                    resolve(cx, host, port);
+                }
+            }
+        }
+        attempts.advance(cx, false);
+        self.phase = Phase::Connecting(attempts);
+    }
+
+    fn opened(&mut self, cx: &mut Context<'_>, fd: OwnedFd, mode: Nonblocking) {
+        if let Some(source) = cx.attach(fd, mode) {
+            self.open(cx, source);
+        }
+    }
+
+    fn open(&mut self, cx: &mut Context<'_>, source: SourceId) {
+        if let Some(fd) = cx.fd(source) {
+            (self.local, self.peer) = (address::local(fd), address::peer(fd));
+        }
+        cx.clear_alarm();
+        self.connected = true;
+        cx.emit(Kind::Connected(Connected {
+            local: self.local.clone(),
+            peer: self.peer.clone(),
+        }));
+        let input = Incoming::new(IN, source, Stream::Input, self.options.paused);
+        input.start(cx);
+        self.phase = Phase::Open(Streams {
+            input,
+            output: Outgoing::new(OUT, source),
+            shut: false,
+        });
+    }
+
+    /// Does what is due once a direction has ended.
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        let Phase::Open(streams) = &mut self.phase else {
+            return;
+        };
+        if streams.input.ended && !self.options.keep_half_open {
+            streams.output.eof = true;
+        }
+        if !streams.output.is_finished() {
+            return;
+        }
+        if !streams.shut {
+            streams.shut = true;
+            if let Some(fd) = cx.fd(streams.output.source) {
+                // The peer may be gone already, which the input tells.
+                let _ = rustix::net::shutdown(fd, Shutdown::Write);
+            }
+        }
+        if streams.input.ended {
+            cx.close(CloseReason::Completed);
+        }
+    }
+}
+
+fn resolve(cx: &Context<'_>, host: String, port: u16) {
+    let (key, notifier) = (cx.key(), std::sync::Arc::clone(cx.notifier));
+    cx.services.runtime.spawn_blocking(move || {
+        let found = (host.as_str(), port).to_socket_addrs();
+        let found = match found {
+            Ok(addresses) => Ok(alternate(addresses)),
+            Err(error) => Err(SystemError::from_io(&error, "resolve", host)),
+        };
+        notifier.notify(key, Notice::Resolved(found));
+    });
+}
+
+/// The resolver's order, but families take turns (RFC 8305, section 4).
+fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut first = VecDeque::new();
+    let mut other = VecDeque::new();
+    for address in addresses {
+        let same = first
+            .front()
+            .is_none_or(|f: &SocketAddr| f.is_ipv6() == address.is_ipv6());
+        if same { &mut first } else { &mut other }.push_back(address);
+    }
+    let mut found = Vec::new();
+    while found.len() < ADDRESSES_MAX && !(first.is_empty() && other.is_empty()) {
+        found.extend(first.pop_front());
+        found.extend(other.pop_front());
+    }
+    found
+}
+
+impl Attempts {
+    /// Starts the next attempt if it is time for one, and sets the alarm. `delayed`: the
+    /// delay after the attempt before is over.
+    fn advance(&mut self, cx: &mut Context<'_>, delayed: bool) {
+        if cx.is_closing() {
+            return;
+        }
+        if cx.now.monotonic >= self.deadline {
+            cx.fail_with(SystemError::new(
+                Errno::TIMEDOUT,
+                self.error.step,
+                "connect_timeout",
+            ));
+            return;
+        }
+        let due = self.live.is_empty() || delayed;
+        while due && self.live.len() < ATTEMPTS_AT_ONCE {
+            let Some(address) = self.waiting.pop_front() else {
+                break;
+            };
+            match self.socket(cx, &address) {
+                Ok(source) => {
+                    let lane = Lane(self.next_lane);
+                    self.next_lane += 1;
+                    self.live.push((lane, source));
+                    cx.start(lane, source, Op::Connect(address));
+                    break;
+                }
+                Err(error) => self.error = error,
+            }
+        }
+        if self.live.is_empty() && self.waiting.is_empty() && !self.resolving {
+            cx.fail_with(self.error.clone());
+            return;
+        }
+        let next = cx.now.monotonic.saturating_add(nanos(ATTEMPT_DELAY));
+        let alarm = if self.waiting.is_empty() {
+            self.deadline
+        } else {
+            next.min(self.deadline)
+        };
+        cx.set_alarm(super::Alarm::Monotonic(alarm));
+    }
+
+    fn socket(&self, cx: &mut Context<'_>, to: &SocketAddrAny) -> Result<SourceId, SystemError> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let failed = |errno, step| SystemError::new(errno, step, "");
+        let family = to.address_family();
+        let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|errno| failed(errno, "socket"))?;
+        if family != AddressFamily::UNIX {
+            // Small writes go out at once, as asyncio does since 3.6.
+            rustix::net::sockopt::set_tcp_nodelay(&fd, true).map_err(|e| failed(e, "socket"))?;
+        }
+        if let Some(local) = self.local {
+            rustix::net::bind(&fd, &SocketAddr::new(local, 0)).map_err(|e| failed(e, "bind"))?;
+        }
+        cx.attach(fd, Nonblocking::Socket)
+            .ok_or_else(|| failed(Errno::NOSPC, "watch"))
+    }
+}
+
+impl Watch for Connection {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::New(target, timeout) => self.connect(cx, target, timeout),
+            Phase::Ready(fd, mode) => self.opened(cx, fd, mode),
+            other => self.phase = other,
+        }
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        match &mut self.phase {
+            Phase::Connecting(attempts) => {
+                let Some(at) = attempts.live.iter().position(|(l, _)| *l == lane) else {
+                    return;
+                };
+                let (_, source) = attempts.live.swap_remove(at);
+                match done {
+                    Done::Connected if !cx.is_closing() => {
+                        for (loser, _) in std::mem::take(&mut attempts.live) {
+                            cx.cancel(loser);
+                        }
+                        self.open(cx, source);
+                    }
+                    Done::Failed(errno) => {
+                        attempts.error = SystemError::new(errno, "connect", "");
+                        cx.release(source);
+                        attempts.advance(cx, false);
+                    }
+                    _ => cx.release(source),
+                }
+            }
+            Phase::Open(streams) if lane == IN => {
+                match streams.input.complete(cx, done) {
+                    Some(Ended::Eof) => {
+                        let offset = streams.input.offset;
+                        cx.emit(Kind::Eof(Eof { offset }));
+                    }
+                    Some(Ended::Failed(errno)) => cx.fail(errno, "read"),
+                    Some(Ended::Cancelled) | None => return,
+                }
+                self.settle(cx);
+            }
+            Phase::Open(streams) if lane == OUT => {
+                if let Err(errno) = streams.output.complete(cx, &done) {
+                    cx.fail(errno, "write");
+                }
+                self.settle(cx);
+            }
+            // A losing attempt, cancelled or not: its socket closes with the watch.
+            _ => {}
+        }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) {
+        if let Phase::Connecting(attempts) = &mut self.phase {
+            attempts.advance(cx, true);
+        }
+    }
+
+    fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        let (Phase::Connecting(attempts), Notice::Resolved(found)) = (&mut self.phase, notice)
+        else {
+            return;
+        };
+        attempts.resolving = false;
+        attempts.error.step = "connect";
+        match found {
+            Ok(addresses) => attempts
+                .waiting
+                .extend(addresses.into_iter().map(Into::into)),
+            Err(error) => attempts.error = error,
+        }
+        attempts.advance(cx, false);
+    }
+
+    fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
+        cx.clear_alarm();
+        Teardown::Now
+    }
+
+    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+        self.connected = false;
+        match &self.phase {
+            Phase::Open(streams) => streams.output.buffered(),
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
+        match &mut self.phase {
+            Phase::Open(streams) => streams.output.write(cx, data, at),
+            _ => Err(Error::wrong_state("the connection is not established yet")),
+        }
+    }
+
+    fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        match &mut self.phase {
+            Phase::Open(streams) => streams.output.eof = true,
+            _ => return Err(Error::wrong_state("the connection is not established yet")),
+        }
+        self.settle(cx);
+        Ok(())
+    }
+
+    fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
+        self.options.paused = pause;
+        if let Phase::Open(streams) = &mut self.phase {
+            streams.input.pause(cx, pause);
+        }
+        Ok(())
+    }
+
+    fn can_abort(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        let streams = match &self.phase {
+            Phase::Open(streams) => Some(streams),
+            _ => None,
+        };
+        Some(proto::watch::Status::Transport(proto::TransportStatus {
+            local: self.local.clone(),
+            peer: self.peer.clone(),
+            connected: self.connected,
+            reading_paused: self.options.paused,
+            received_bytes: streams.map_or(0, |s| s.input.offset),
+            taken_bytes: streams.map_or(0, |s| s.output.taken),
+            buffered_bytes: streams.map_or(0, |s| s.output.buffered()),
+        }))
+    }
+
+    fn takeable(&self) -> Result<SourceId> {
+        match &self.phase {
+            Phase::Open(streams) if streams.output.buffered() == 0 => Ok(streams.input.source),
+            Phase::Open(_) => Err(Error::wrong_state("bytes taken by Write are not sent yet")),
+            _ => Err(Error::wrong_state("the connection is not established yet")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_in_the_order_of_the_resolver() {
+        let parse = |s: &&str| s.parse::<SocketAddr>().unwrap();
+        let found = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.2:1"];
+        let mixed = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "[::3]:1"];
+        let expected: Vec<_> = mixed.iter().map(parse).collect();
+        assert_eq!(alternate(found.iter().map(parse)), expected);
+    }
+}

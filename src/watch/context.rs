@@ -1,0 +1,231 @@
+//! What a watch can do while it is being told something.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use smallvec::SmallVec;
+
+use super::{Need, Notifier, Services, Watch};
+use crate::clock::Now;
+use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
+use crate::error::SystemError;
+use crate::event::{CloseReason, Kind};
+use crate::journal::{About, Outbox};
+
+/// When a watch wants to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// At a time of `CLOCK_MONOTONIC`, nanoseconds.
+    Monotonic(u64),
+    /// At a time of `CLOCK_REALTIME`, nanoseconds; follows when that clock is set.
+    Realtime(u64),
+}
+
+/// How and why a watch ends.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// Why.
+    pub reason: CloseReason,
+    /// What the system refused, with [`CloseReason::Error`].
+    pub error: Option<SystemError>,
+}
+
+/// A connection that a listener took, to become a watch of its own.
+#[derive(Debug)]
+pub struct Adoption {
+    /// The new watch.
+    pub watch: Box<dyn Watch>,
+    /// Who connected.
+    pub peer: Option<crate::proto::SocketAddress>,
+}
+
+/// What a loop keeps of a watch and its [`Context`] changes.
+#[derive(Debug)]
+pub struct Seat {
+    /// Names it to the driver.
+    pub key: Key,
+    /// Names it in events.
+    pub about: About,
+    /// Live operations, and on what.
+    pub ops: SmallVec<[(Lane, SourceId); 2]>,
+    /// What it has attached.
+    pub sources: SmallVec<[SourceId; 2]>,
+    /// When it wants to be woken.
+    pub alarm: Option<Alarm>,
+    /// Set once its end is asked for.
+    pub end: Option<End>,
+    /// It said that it has ended its operations itself.
+    pub finished: bool,
+    /// Its operations were cancelled because it ends.
+    pub torn_down: bool,
+}
+
+/// The loop, as one watch sees it for the length of one call.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The turn's time.
+    pub now: Now,
+    /// What is shared by all loops.
+    pub services: &'a Arc<Services>,
+    /// Where to report what was done elsewhere.
+    pub notifier: &'a Arc<dyn Notifier>,
+    pub(crate) seat: &'a mut Seat,
+    pub(crate) driver: &'a mut dyn Driver,
+    pub(crate) outbox: &'a mut Outbox,
+    pub(crate) adoptions: &'a mut Vec<Adoption>,
+    pub(crate) ledger: &'a mut dyn Grants,
+    /// The loop polls its sources: what they have to tell will come.
+    pub(crate) polled: bool,
+}
+
+/// Room that is set aside for watches to come.
+pub trait Grants: std::fmt::Debug {
+    /// Sets aside what up to `count` watches of this need take; returns for how many there was room.
+    fn grant(&mut self, need: Need, count: u32) -> u32;
+    /// Gives back what `count` of them did not use.
+    fn give_back(&mut self, need: Need, count: u32);
+}
+
+impl Context<'_> {
+    /// Whether the loop polls its sources, or is stopped.
+    #[must_use]
+    pub fn is_polled(&self) -> bool {
+        self.polled
+    }
+
+    /// Names the watch, for notices.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.seat.key
+    }
+
+    /// Appends an event of this watch; returns its sequence number.
+    pub fn emit(&mut self, kind: Kind) -> u64 {
+        self.outbox.push(self.now, self.seat.about, kind)
+    }
+
+    /// Gives a file descriptor into the driver's care. Room was set aside for it; if
+    /// the system refuses, the watch is asked to close with that error.
+    pub fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Option<SourceId> {
+        match self.driver.attach(fd, mode) {
+            Ok(source) => {
+                self.seat.sources.push(source);
+                Some(source)
+            }
+            Err(error) => {
+                let errno = match error {
+                    AttachError::Limit(_) => Errno::NOSPC,
+                    AttachError::System(errno) => errno,
+                };
+                self.fail(errno, "watch");
+                None
+            }
+        }
+    }
+
+    /// Starts an operation. Its lane must be free.
+    pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
+        debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
+        self.seat.ops.push((lane, source));
+        let id = OpId {
+            watch: self.seat.key,
+            lane,
+        };
+        self.driver.start(id, source, op);
+    }
+
+    /// Whether the lane's operation has not ended.
+    #[must_use]
+    pub fn is_live(&self, lane: Lane) -> bool {
+        self.seat.ops.iter().any(|(live, _)| *live == lane)
+    }
+
+    /// Asks for the end of the lane's operation, if it has one.
+    pub fn cancel(&mut self, lane: Lane) {
+        let watch = self.seat.key;
+        if let Some((_, source)) = self.seat.ops.iter().find(|(live, _)| *live == lane) {
+            self.driver.cancel(OpId { watch, lane }, *source);
+        }
+    }
+
+    /// Takes a source without live operations out of the driver and closes it.
+    pub fn release(&mut self, source: SourceId) {
+        self.seat.sources.retain(|s| *s != source);
+        if let Some(fd) = self.driver.detach(source) {
+            self.services.close(fd);
+        }
+    }
+
+    /// The file descriptor of a source, to ask it things.
+    #[must_use]
+    pub fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>> {
+        self.driver.fd(source)
+    }
+
+    /// Sets the watch's one alarm.
+    pub fn set_alarm(&mut self, at: Alarm) {
+        self.seat.alarm = Some(at);
+    }
+
+    /// Sets the watch's one alarm to so many nanoseconds from now.
+    pub fn set_alarm_in(&mut self, delay: std::time::Duration) {
+        let at = self
+            .now
+            .monotonic
+            .saturating_add(crate::clock::nanos(delay));
+        self.set_alarm(Alarm::Monotonic(at));
+    }
+
+    /// Takes the alarm back.
+    pub fn clear_alarm(&mut self) {
+        self.seat.alarm = None;
+    }
+
+    /// Asks for the end of the watch. The first reason counts.
+    pub fn close(&mut self, reason: CloseReason) {
+        if self.seat.end.is_none() {
+            self.seat.end = Some(End {
+                reason,
+                error: None,
+            });
+        }
+    }
+
+    /// Asks for the end of the watch because the system refused something.
+    pub fn fail(&mut self, errno: Errno, step: &'static str) {
+        self.fail_with(SystemError::new(errno, step, ""));
+    }
+
+    /// As [`Context::fail`], with all that is known.
+    pub fn fail_with(&mut self, error: SystemError) {
+        if self.seat.end.is_none() {
+            self.seat.end = Some(End {
+                reason: CloseReason::Error,
+                error: Some(error),
+            });
+        }
+    }
+
+    /// Whether an end was asked for.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.seat.end.is_some()
+    }
+
+    /// Whether its operations were cancelled because it ends.
+    #[must_use]
+    pub fn is_torn_down(&self) -> bool {
+        self.seat.torn_down
+    }
+
+    /// Everything is done that [`super::Teardown::Later`] put off.
+    pub fn finish(&mut self) {
+        self.seat.finished = true;
+    }
+
+    /// Makes a watch of an accepted connection; its room was granted.
+    pub fn adopt(&mut self, adoption: Adoption) {
+        self.adoptions.push(adoption);
+    }
+}

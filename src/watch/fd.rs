@@ -1,0 +1,137 @@
+//! Readiness of a client's own file descriptor, one-shot in each direction.
+
+use std::os::fd::OwnedFd;
+
+use super::{Context, Order, Watch};
+use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
+use crate::error::{Error, Result};
+use crate::event::{Kind, Ready};
+use crate::proto;
+
+const READ: Lane = Lane(0);
+const WRITE: Lane = Lane(1);
+
+/// A reader or writer as asked for.
+#[derive(Debug)]
+pub struct FdOrder {
+    /// The daemon's own duplicate.
+    pub fd: OwnedFd,
+    /// What it is, in a word.
+    pub fd_type: &'static str,
+    /// Armed from the start.
+    pub readable: bool,
+    /// Armed from the start.
+    pub writable: bool,
+}
+
+impl FdOrder {
+    /// The watch.
+    #[must_use]
+    pub fn order(self) -> Order {
+        let side = |wanted| Side {
+            wanted,
+            ..Side::default()
+        };
+        Order::Ready(Box::new(FdWatch {
+            fd: Some(self.fd),
+            source: None,
+            fd_type: self.fd_type,
+            read: side(self.readable),
+            write: side(self.writable),
+        }))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Side {
+    /// Armed, or to be armed at the start.
+    wanted: bool,
+    /// Sequence number of its last Ready; 0 if there was none.
+    fired: u64,
+}
+
+#[derive(Debug)]
+struct FdWatch {
+    fd: Option<OwnedFd>,
+    source: Option<SourceId>,
+    fd_type: &'static str,
+    read: Side,
+    write: Side,
+}
+
+impl FdWatch {
+    fn side(&mut self, lane: Lane) -> &mut Side {
+        if lane == WRITE {
+            &mut self.write
+        } else {
+            &mut self.read
+        }
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>, lane: Lane) {
+        let Some(source) = self.source else { return };
+        self.side(lane).wanted = true;
+        let direction = if lane == WRITE {
+            Direction::Write
+        } else {
+            Direction::Read
+        };
+        cx.start(lane, source, Op::Ready(direction));
+    }
+}
+
+impl Watch for FdWatch {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        let Some(fd) = self.fd.take() else { return };
+        self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
+        for lane in [READ, WRITE] {
+            if self.side(lane).wanted {
+                self.arm(cx, lane);
+            }
+        }
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        self.side(lane).wanted = false;
+        match done {
+            Done::Ready(ready) => {
+                self.side(lane).fired = cx.emit(Kind::Ready(Ready {
+                    readable: ready.readable,
+                    writable: ready.writable,
+                    hangup: ready.hangup,
+                    error: ready.error,
+                }));
+            }
+            Done::Failed(errno) => cx.fail(errno, "watch"),
+            _ => {}
+        }
+    }
+
+    fn rearm(&mut self, cx: &mut Context<'_>, item: &proto::RearmItem) -> bool {
+        let both = !item.readable && !item.writable;
+        let mut armed = false;
+        for (lane, named) in [(READ, item.readable), (WRITE, item.writable)] {
+            let side = self.side(lane);
+            let seen = item.seq == 0 || side.fired <= item.seq;
+            let meant = named || (both && side.fired > 0);
+            if meant && seen && !side.wanted {
+                self.arm(cx, lane);
+                armed = true;
+            }
+        }
+        armed
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        Some(proto::watch::Status::Fd(proto::FdStatus {
+            readable_armed: self.read.wanted,
+            writable_armed: self.write.wanted,
+            fd_type: self.fd_type.to_owned(),
+        }))
+    }
+
+    fn takeable(&self) -> Result<SourceId> {
+        let gone = Error::Internal("an open fd watch has its source");
+        self.source.ok_or(gone)
+    }
+}

@@ -1,0 +1,321 @@
+//! Listeners: each accepted connection becomes a watch of its own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
+
+use super::address::{self, UnixName};
+use super::connection::{self, StreamOptions};
+use super::{Adoption, Context, Need, Order, Watch};
+use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
+use crate::error::{Error, Result, SystemError};
+use crate::event::{AcceptPaused, Kind};
+use crate::proto;
+
+/// Connections accepted from one socket before others get their turn.
+const ACCEPT_AT_ONCE: u32 = 64;
+/// asyncio's `ACCEPT_RETRY_DELAY`.
+const RETRY: Duration = Duration::from_secs(1);
+/// Most sockets of one listener.
+pub const SOCKETS_MAX: usize = 16;
+
+/// Where to listen.
+#[derive(Debug)]
+pub enum ListenTarget {
+    /// Names or addresses (none: every address of the host) and a port, 0 for any.
+    Tcp {
+        /// Names or addresses.
+        hosts: Vec<String>,
+        /// The same for all; 0 lets the kernel choose.
+        port: u16,
+        /// SO_REUSEPORT.
+        reuse_port: bool,
+    },
+    /// A Unix socket.
+    Unix(UnixName),
+    /// A listening socket of a client's.
+    Adopted(OwnedFd),
+}
+
+/// A listener as asked for.
+#[derive(Debug)]
+pub struct ListenOrder {
+    /// Where.
+    pub target: ListenTarget,
+    /// Connections the kernel may hold.
+    pub backlog: i32,
+    /// How accepted connections behave.
+    pub options: StreamOptions,
+}
+
+impl ListenOrder {
+    /// The watch; binding happens before it exists, all addresses or none.
+    #[must_use]
+    pub fn order(self) -> Order {
+        Order::Prepare(Box::new(move |_| {
+            let mut path = None;
+            let sockets = match self.target {
+                ListenTarget::Adopted(fd) => vec![fd],
+                ListenTarget::Unix(name) => {
+                    let socket = bind_unix(&name, self.backlog)?;
+                    if let UnixName::Path(bound) = name {
+                        path = Some(SocketFile::new(bound));
+                    }
+                    vec![socket]
+                }
+                ListenTarget::Tcp {
+                    hosts,
+                    port,
+                    reuse_port,
+                } => bind_tcp(&hosts, port, reuse_port, self.backlog)?,
+            };
+            let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
+            Ok(Box::new(Listener {
+                addresses: addresses.collect(),
+                sockets,
+                sources: Vec::new(),
+                options: self.options,
+                accepted: 0,
+                granted: Vec::new(),
+                _file: path,
+            }))
+        }))
+    }
+}
+
+fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error {
+    SystemError::new(errno, step, detail).into()
+}
+
+fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Result<Vec<OwnedFd>> {
+    let mut addresses = Vec::new();
+    for host in hosts {
+        let found = (host.as_str(), port)
+            .to_socket_addrs()
+            .map_err(|error| SystemError::from_io(&error, "resolve", host))?;
+        for address in found {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    let any = hosts.is_empty();
+    if any {
+        addresses.push(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+        addresses.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
+    }
+    if addresses.len() > SOCKETS_MAX {
+        return Err(Error::limit("sockets of a listener", SOCKETS_MAX as u64));
+    }
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    for mut address in addresses {
+        if port == 0
+            && let Some(first) = sockets.first()
+            && let Ok(bound) = rustix::net::getsockname(first)
+            && let Ok(bound) = SocketAddr::try_from(bound)
+        {
+            address.set_port(bound.port());
+        }
+        match bind_one(address, reuse_port, backlog) {
+            Ok(socket) => sockets.push(socket),
+            // A host without IPv6 still has every address it has.
+            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if any && address.is_ipv6() => {}
+            Err(errno) => return Err(refused(errno, "bind", address.to_string())),
+        }
+    }
+    Ok(sockets)
+}
+
+fn bind_one(address: SocketAddr, reuse_port: bool, backlog: i32) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if reuse_port {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+fn bind_unix(name: &UnixName, backlog: i32) -> Result<OwnedFd> {
+    let shown = || match name {
+        UnixName::Path(path) => path.display().to_string(),
+        UnixName::Abstract(name) => format!("@{}", String::from_utf8_lossy(name)),
+    };
+    let kernel = name.kernel().map_err(|e| refused(e, "bind", shown()))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let new = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let socket = new().map_err(|e| refused(e, "socket", ""))?;
+    let mut bound = rustix::net::bind(&socket, &kernel);
+    if bound == Err(Errno::ADDRINUSE)
+        && let UnixName::Path(path) = name
+        && new().and_then(|probe| rustix::net::connect(&probe, &kernel)) == Err(Errno::CONNREFUSED)
+        && std::fs::remove_file(path).is_ok()
+    {
+        bound = rustix::net::bind(&socket, &kernel);
+    }
+    bound.map_err(|e| refused(e, "bind", shown()))?;
+    rustix::net::listen(&socket, backlog).map_err(|e| refused(e, "listen", shown()))?;
+    Ok(socket)
+}
+
+/// A socket's file, removed at the end if it still is the one that was made.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> Self {
+        let inode = inode(&path);
+        Self { path, inode }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::lstat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.inode.is_some() && inode(&self.path) == self.inode {
+            // If it cannot be removed, the next one to bind finds it stale.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Listener {
+    sockets: Vec<OwnedFd>,
+    addresses: Vec<proto::SocketAddress>,
+    sources: Vec<SourceId>,
+    /// For each socket: connections it may still accept, with room set aside.
+    granted: Vec<u32>,
+    options: StreamOptions,
+    accepted: u64,
+    _file: Option<SocketFile>,
+}
+
+/// What an accepted connection takes.
+const ACCEPTED: Need = Need::sources(1);
+
+impl Listener {
+    fn accept(&mut self, cx: &mut Context<'_>, index: usize) {
+        let lane = lane(index);
+        if cx.is_closing() || cx.is_live(lane) {
+            return;
+        }
+        let granted = cx.ledger.grant(ACCEPTED, ACCEPT_AT_ONCE);
+        if granted == 0 {
+            self.pause(
+                cx,
+                proto::SystemError {
+                    step: "accept".to_owned(),
+                    message: "the loop has no room for another connection".to_owned(),
+                    ..proto::SystemError::default()
+                },
+            );
+            return;
+        }
+        self.granted[index] = granted;
+        cx.start(lane, self.sources[index], Op::Accept { limit: granted });
+    }
+
+    fn pause(&self, cx: &mut Context<'_>, error: proto::SystemError) {
+        cx.emit(Kind::AcceptPaused(AcceptPaused {
+            error: Some(error),
+            retry_after: Some(crate::clock::duration(RETRY)),
+        }));
+        cx.set_alarm_in(RETRY);
+    }
+
+    fn give_back(&mut self, cx: &mut Context<'_>, index: usize) {
+        let unused = std::mem::take(&mut self.granted[index]);
+        cx.ledger.give_back(ACCEPTED, unused);
+    }
+}
+
+fn lane(index: usize) -> Lane {
+    // At most SOCKETS_MAX.
+    Lane(u8::try_from(index).unwrap_or(u8::MAX))
+}
+
+impl Watch for Listener {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        for socket in std::mem::take(&mut self.sockets) {
+            let Some(source) = cx.attach(socket, Nonblocking::Socket) else {
+                return;
+            };
+            self.sources.push(source);
+            self.granted.push(0);
+        }
+        for index in 0..self.sources.len() {
+            self.accept(cx, index);
+        }
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, at: Lane, done: Done) {
+        let index = usize::from(at.0);
+        match done {
+            Done::Accepted(fd, peer) => {
+                self.accepted += 1;
+                self.granted[index] -= 1;
+                let peer = peer
+                    .as_ref()
+                    .and_then(|p: &SocketAddrAny| address::describe(p));
+                let watch = connection::accepted(fd, self.options);
+                cx.adopt(Adoption { watch, peer });
+            }
+            Done::Failed(errno) => {
+                self.give_back(cx, index);
+                match errno {
+                    Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
+                        let error = SystemError::new(errno, "accept", "");
+                        self.pause(cx, (&error).into());
+                    }
+                    _ => cx.fail(errno, "accept"),
+                }
+                return;
+            }
+            _ => {}
+        }
+        if !cx.is_live(at) {
+            self.give_back(cx, index);
+            self.accept(cx, index);
+        }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) {
+        for index in 0..self.sources.len() {
+            self.accept(cx, index);
+        }
+    }
+
+    fn closing(&mut self, cx: &mut Context<'_>) -> super::Teardown {
+        cx.clear_alarm();
+        super::Teardown::Now
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        Some(proto::watch::Status::Listener(proto::ListenerStatus {
+            addresses: self.addresses.clone(),
+            accepted: self.accepted,
+        }))
+    }
+}

@@ -1,0 +1,199 @@
+//! What can be watched: one file per kind, each written once, against the driver
+//! contract, and told of completions, alarms and notices on its loop's thread.
+//!
+//! # To add a kind
+//! 1. One file here: a checked order (what a client asked for), its preparation (what may
+//!    block or fail before the watch exists), and a type that implements [`Watch`].
+//! 2. Its specification in `proto/`, and the conversion in `rpc::spec`.
+//!
+//! # The life of a watch
+//! [`Watch::start`] comes right after its `Added`. It ends itself with
+//! [`Context::close`], or is ended from outside; either way [`Watch::closing`] is asked
+//! once. When its operations have ended, the loop takes `Closed` down and closes its
+//! sources.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::driver::{Done, Lane};
+use crate::error::{Error, Result};
+use crate::event::Exited;
+use crate::proto;
+
+pub mod address;
+mod connection;
+mod context;
+mod fd;
+mod listener;
+mod pipe;
+mod process;
+mod services;
+mod signal;
+mod timer;
+mod transport;
+
+pub use connection::{ConnectionOrder, StreamOptions, Target};
+pub use context::{Adoption, Alarm, Context, End, Grants, Seat};
+pub use fd::FdOrder;
+pub use listener::{ListenOrder, ListenTarget};
+pub use pipe::{PipeEnd, PipeOrder};
+pub use process::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
+pub use services::{Count, Notifier, Permit, Services, TransportLimits};
+pub use signal::SignalOrder;
+pub use timer::{Schedule, TimerOrder};
+
+/// What a watch takes of its loop's limits, set aside before it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Sources of the backend.
+    pub sources: usize,
+    /// Journal events that must always fit: Added, every terminal event, Removed.
+    pub events: u64,
+}
+
+impl Need {
+    /// Added, Closed and Removed, and so many sources.
+    #[must_use]
+    pub const fn sources(sources: usize) -> Self {
+        Self { sources, events: 3 }
+    }
+}
+
+/// Journal bytes set aside for each event of [`Need::events`]: more than any of them takes.
+pub const TERMINAL_EVENT_BYTES: u64 = 1024;
+
+/// What was done off the loop's thread and is reported to a watch.
+#[derive(Debug)]
+pub enum Notice {
+    /// A name was resolved.
+    Resolved(std::result::Result<Vec<std::net::SocketAddr>, crate::error::SystemError>),
+    /// The child was waited for on a thread of its own.
+    ChildExited(Exited),
+    /// Some child of the daemon ended (SIGCHLD).
+    ChildSignal,
+    /// Watched signals came.
+    Signals(Arc<signal::Inbox>),
+    /// The client process that the watch is bound to ended.
+    ClientEnded,
+}
+
+/// What is left to do when an end is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Teardown {
+    /// Cancel what is live, then it is closed.
+    Now,
+    /// The watch ends its operations itself and says [`Context::finish`].
+    Later,
+}
+
+/// How much of an outgoing stream is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of the stream taken so far.
+    pub taken: u64,
+    /// Of those, not yet taken by the kernel.
+    pub buffered: u64,
+}
+
+/// A kind of watch at work. All of it runs on the loop's thread; nothing in it blocks.
+pub trait Watch: Send + fmt::Debug {
+    /// It exists, and its `Added` is pushed.
+    fn start(&mut self, cx: &mut Context<'_>);
+
+    /// Something came of one of its operations.
+    fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done);
+
+    /// The alarm it set is due.
+    fn alarm(&mut self, _cx: &mut Context<'_>) {}
+
+    /// Something was done for it elsewhere.
+    fn notice(&mut self, _cx: &mut Context<'_>, _notice: Notice) {}
+
+    /// Its end was asked for, by itself or from outside. Called once.
+    fn closing(&mut self, _cx: &mut Context<'_>) -> Teardown {
+        Teardown::Now
+    }
+
+    /// Its operations have ended: the last chance to push events before `Closed`.
+    /// Returns the bytes that were taken and never sent.
+    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+        0
+    }
+
+    /// How it is.
+    fn status(&self) -> Option<proto::watch::Status>;
+
+    /// Arms fired directions again, unless a later Ready exists.
+    fn rearm(&mut self, _cx: &mut Context<'_>, _item: &proto::RearmItem) -> bool {
+        false
+    }
+
+    /// Takes bytes to send; `offset` is where in the stream they belong.
+    ///
+    /// # Errors
+    /// A kind without an outgoing stream, a hole, an ended stream.
+    fn write(&mut self, _cx: &mut Context<'_>, _data: Bytes, _at: Option<u64>) -> Result<Taken> {
+        Err(lacks("an outgoing stream"))
+    }
+
+    /// Ends the outgoing stream behind what was taken.
+    ///
+    /// # Errors
+    /// A kind without one.
+    fn write_eof(&mut self, _cx: &mut Context<'_>) -> Result<()> {
+        Err(lacks("an outgoing stream"))
+    }
+
+    /// Stops reading, or goes on. Idempotent.
+    ///
+    /// # Errors
+    /// A kind without an incoming stream.
+    fn pause_reading(&mut self, _cx: &mut Context<'_>, _pause: bool) -> Result<()> {
+        Err(lacks("an incoming stream"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// A kind without a process, one that has ended, the system's refusal.
+    fn signal(&mut self, _number: i32, _target: SignalTarget) -> Result<()> {
+        Err(lacks("a process"))
+    }
+
+    /// Whether it can be ended by Abort.
+    fn can_abort(&self) -> bool {
+        false
+    }
+
+    /// The source whose file descriptor TakeFd may take out.
+    ///
+    /// # Errors
+    /// A kind or state whose descriptor stays in the daemon.
+    fn takeable(&self) -> Result<crate::driver::SourceId> {
+        Err(lacks("a file descriptor to take"))
+    }
+}
+
+fn lacks(what: &str) -> Error {
+    Error::wrong_state(format!("this kind of watch has no such thing as {what}"))
+}
+
+/// A watch that is not on a loop yet: either it can be made at once, or something
+/// must happen first that may block or fail.
+pub enum Order {
+    /// Nothing can go wrong before it exists.
+    Ready(Box<dyn Watch>),
+    /// Runs on the blocking pool, after everything it needs is set aside on the loop.
+    Prepare(Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>),
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready",
+            Self::Prepare(_) => "Prepare",
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! One end of a FIFO, socket or character device (asyncio's connect_read_pipe and
+//! connect_write_pipe).
+
+use bytes::Bytes;
+
+use super::transport::{Ended, Incoming, Outgoing};
+use super::{Context, Order, Taken, Watch};
+use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
+use crate::error::Result;
+use crate::event::{CloseReason, Eof, Kind, Stream};
+use crate::proto;
+
+const DATA: Lane = Lane(0);
+/// Of a write pipe: sees the reader go. A writing end becomes readable by it
+/// on every backend.
+const PEER: Lane = Lane(1);
+
+/// Which end the daemon holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PipeEnd {
+    /// It reads.
+    Read {
+        /// Not before ResumeReading.
+        paused: bool,
+    },
+    /// It writes.
+    Write,
+}
+
+/// A pipe's end as asked for.
+#[derive(Debug)]
+pub struct PipeOrder {
+    /// The daemon's descriptor, and how it avoids blocking.
+    pub claim: Claim,
+    /// Which end.
+    pub end: PipeEnd,
+}
+
+impl PipeOrder {
+    /// The watch.
+    #[must_use]
+    pub fn order(self) -> Order {
+        Order::Ready(match self.end {
+            PipeEnd::Read { paused } => Box::new(ReadPipe {
+                claim: Some(self.claim),
+                paused,
+                input: None,
+            }),
+            PipeEnd::Write => Box::new(WritePipe {
+                claim: Some(self.claim),
+                output: None,
+            }),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct ReadPipe {
+    claim: Option<Claim>,
+    paused: bool,
+    input: Option<Incoming>,
+}
+
+impl Watch for ReadPipe {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        let Some(claim) = self.claim.take() else {
+            return;
+        };
+        let Some(source) = cx.attach(claim.fd, claim.mode) else {
+            return;
+        };
+        let input = Incoming::new(DATA, source, Stream::Input, self.paused);
+        input.start(cx);
+        self.input = Some(input);
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, _lane: Lane, done: Done) {
+        let Some(input) = &mut self.input else { return };
+        match input.complete(cx, done) {
+            Some(Ended::Eof) => {
+                let offset = input.offset;
+                cx.emit(Kind::Eof(Eof { offset }));
+                cx.close(CloseReason::Completed);
+            }
+            Some(Ended::Failed(errno)) => cx.fail(errno, "read"),
+            Some(Ended::Cancelled) | None => {}
+        }
+    }
+
+    fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
+        if let Some(input) = &mut self.input {
+            input.pause(cx, pause);
+        }
+        Ok(())
+    }
+
+    fn can_abort(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        let input = self.input.as_ref();
+        Some(proto::watch::Status::Transport(proto::TransportStatus {
+            connected: input.is_some_and(|i| !i.ended),
+            reading_paused: input.is_some_and(|i| i.paused),
+            received_bytes: input.map_or(0, |i| i.offset),
+            ..proto::TransportStatus::default()
+        }))
+    }
+
+    fn takeable(&self) -> Result<SourceId> {
+        takeable(self.input.as_ref().map(|i| i.source))
+    }
+}
+
+fn takeable(source: Option<SourceId>) -> Result<SourceId> {
+    source.ok_or(crate::error::Error::Internal("an open pipe has its source"))
+}
+
+#[derive(Debug)]
+struct WritePipe {
+    claim: Option<Claim>,
+    output: Option<Outgoing>,
+}
+
+impl Watch for WritePipe {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        let Some(claim) = self.claim.take() else {
+            return;
+        };
+        let Some(source) = cx.attach(claim.fd, claim.mode) else {
+            return;
+        };
+        self.output = Some(Outgoing::new(DATA, source));
+        cx.start(PEER, source, Op::Ready(Direction::Read));
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        let Some(output) = &mut self.output else {
+            return;
+        };
+        match (lane, done) {
+            (PEER, Done::Ready(ready)) => {
+                // Readable without either: a socket's peer sent something, which is not for us.
+                if ready.error || ready.hangup {
+                    cx.fail(rustix::io::Errno::PIPE, "write");
+                }
+            }
+            (PEER, Done::Failed(errno)) => cx.fail(errno, "watch"),
+            (PEER, _) => {}
+            (_, done) => match output.complete(cx, &done) {
+                Err(errno) => cx.fail(errno, "write"),
+                Ok(()) if output.is_finished() => cx.close(CloseReason::Completed),
+                Ok(()) => {}
+            },
+        }
+    }
+
+    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+        self.output.as_ref().map_or(0, Outgoing::buffered)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
+        match &mut self.output {
+            Some(output) => output.write(cx, data, at),
+            None => Err(super::lacks("a pipe")),
+        }
+    }
+
+    fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if let Some(output) = &mut self.output {
+            output.eof = true;
+            if output.is_finished() {
+                cx.close(CloseReason::Completed);
+            }
+        }
+        Ok(())
+    }
+
+    fn can_abort(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        let output = self.output.as_ref();
+        Some(proto::watch::Status::Transport(proto::TransportStatus {
+            connected: output.is_some(),
+            taken_bytes: output.map_or(0, |o| o.taken),
+            buffered_bytes: output.map_or(0, Outgoing::buffered),
+            ..proto::TransportStatus::default()
+        }))
+    }
+
+    fn takeable(&self) -> Result<SourceId> {
+        takeable(self.output.as_ref().map(|o| o.source))
+    }
+}

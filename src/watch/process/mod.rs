@@ -1,0 +1,552 @@
+//! Child processes: started before the watch exists, reaped in one place, done when
+//! the child has ended *and* its streams have.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::libc;
+use rustix::io::Errno;
+
+use super::services::Permit;
+use super::transport::{Ended, Incoming, Outgoing};
+use super::{Context, Need, Notice, Notifier, Order, Taken, Teardown, Watch};
+use crate::config::ChildWatcher;
+use crate::driver::{Direction, Done, Key, Lane, Nonblocking, Op, SourceId};
+use crate::error::{Error, Result, SystemError};
+use crate::event::{CloseReason, Exited, Kind, Started, Stream, StreamEnd, StreamEndReason};
+use crate::proto::{self, exited::Status};
+use crate::signals::{Received, SignalSink, Subscription};
+
+mod child;
+mod spawn;
+
+use spawn::{Recipe, Spawned};
+
+const EXIT: Lane = Lane(0);
+const STDIN: Lane = Lane(1);
+const STDOUT: Lane = Lane(2);
+const STDERR: Lane = Lane(3);
+
+/// What to execute.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// Program and arguments, at least the program.
+    Exec(Vec<String>),
+    /// A line for `/bin/sh -c`.
+    Shell(String),
+}
+
+/// Where a child's stream goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdio {
+    /// `/dev/null`.
+    Null,
+    /// A pipe to the daemon.
+    Pipe,
+}
+
+/// What happens to a child that still runs when its watch ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// SIGTERM to its group, then SIGKILL.
+    KillTree,
+    /// It is left running.
+    Keep,
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalTarget {
+    /// The child.
+    Process,
+    /// Its process group.
+    Group,
+}
+
+/// A child as asked for.
+#[derive(Debug)]
+pub struct ProcessOrder {
+    /// What to execute.
+    pub program: Program,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory, absolute.
+    pub cwd: PathBuf,
+    /// stdin, stdout, stderr.
+    pub stdio: [Stdio; 3],
+    /// How long others may keep its output open after it has ended; `None`: the configuration's.
+    pub pipe_grace: Option<Duration>,
+    /// Between SIGTERM and SIGKILL; `None`: the configuration's.
+    pub kill_grace: Option<Duration>,
+    /// If it still runs at the end.
+    pub at_end: AtEnd,
+    /// How its end is noticed.
+    pub watcher: ChildWatcher,
+}
+
+impl ProcessOrder {
+    /// What the watch takes.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
+        let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
+        let pidfd = usize::from(self.watcher == ChildWatcher::Pidfd);
+        Need {
+            sources: pipes + pidfd,
+            // Added, Started, a StreamEnd each, Exited, Closed, Removed.
+            events: 5 + streams.count() as u64,
+        }
+    }
+
+    /// The watch; the child is started before it exists.
+    #[must_use]
+    pub fn order(self) -> Order {
+        Order::Prepare(Box::new(move |services| {
+            let permit = services.children.take()?;
+            let recipe = Recipe {
+                program: self.program,
+                env: self.env,
+                cwd: self.cwd,
+                stdio: self.stdio,
+            };
+            let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe)?;
+            let pidfd = Pidfd(Some(pidfd));
+            let waiter = match self.watcher {
+                ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
+                _ => None,
+            };
+            Ok(Box::new(Process {
+                pid,
+                pidfd,
+                watched: None,
+                waiter,
+                subscription: None,
+                pipes,
+                stdin: None,
+                outputs: [None, None],
+                exited: None,
+                at_end: self.at_end,
+                watcher: self.watcher,
+                pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
+                kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
+                stdin_bytes: 0,
+                permit: Some(permit),
+            }))
+        }))
+    }
+}
+
+/// The child's pidfd. A child that was started and never came to be watched
+/// is killed and reaped: a failed registration leaves nothing.
+#[derive(Debug)]
+struct Pidfd(Option<OwnedFd>);
+
+impl Pidfd {
+    fn dup(&self) -> Result<OwnedFd> {
+        let fd = self
+            .0
+            .as_ref()
+            .ok_or(Error::Internal("the pidfd is there"))?;
+        let dup = fd.try_clone();
+        dup.map_err(|e| SystemError::from_io(&e, "pidfd", "").into())
+    }
+}
+
+impl Drop for Pidfd {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.0.take() {
+            let _ = crate::sys::signal_group(pidfd.as_fd(), libc::SIGKILL);
+            let _ = crate::sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
+            child::reap_elsewhere(pidfd);
+        }
+    }
+}
+
+/// A thread that waits for the child, and then for whom to tell.
+#[derive(Debug)]
+struct Waiter(mpsc::Sender<(Key, Arc<dyn Notifier>)>);
+
+impl Waiter {
+    fn start(pid: i32, pidfd: &Pidfd) -> Result<Self> {
+        let pidfd = pidfd.dup()?;
+        let (sender, receiver) = mpsc::channel::<(Key, Arc<dyn Notifier>)>();
+        let thread = std::thread::Builder::new()
+            .name(format!("wait-{pid}"))
+            .stack_size(64 * 1024);
+        let run = move || {
+            let exited = child::reap_blocking(pidfd.as_fd());
+            if let Ok((key, notifier)) = receiver.recv() {
+                notifier.notify(key, Notice::ChildExited(exited));
+            }
+        };
+        match thread.spawn(run) {
+            Ok(_) => Ok(Self(sender)),
+            Err(error) => Err(SystemError::from_io(&error, "thread", "").into()),
+        }
+    }
+}
+
+/// Tells one watch of SIGCHLD, at most once until it has looked.
+#[derive(Debug)]
+struct ChildSignals {
+    key: Key,
+    notifier: Arc<dyn Notifier>,
+    told: Arc<AtomicBool>,
+}
+
+impl SignalSink for ChildSignals {
+    fn signal(&self, _: Received) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.notifier.notify(self.key, Notice::ChildSignal);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    pidfd: Pidfd,
+    /// The driver's care of a duplicate, with the pidfd watcher.
+    watched: Option<SourceId>,
+    waiter: Option<Waiter>,
+    subscription: Option<(Subscription, Arc<AtomicBool>)>,
+    pipes: [Option<OwnedFd>; 3],
+    stdin: Option<Outgoing>,
+    outputs: [Option<Incoming>; 2],
+    exited: Option<Exited>,
+    at_end: AtEnd,
+    watcher: ChildWatcher,
+    pipe_grace: Duration,
+    kill_grace: Duration,
+    stdin_bytes: u64,
+    permit: Option<Permit>,
+}
+
+impl Process {
+    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.0.as_ref().map(AsFd::as_fd)
+    }
+
+    fn is_done(&self) -> bool {
+        self.exited.is_some() && self.outputs.iter().flatten().all(|o| o.ended)
+    }
+
+    fn watch_exit(&mut self, cx: &mut Context<'_>) {
+        match self.watcher {
+            ChildWatcher::Pidfd => match self.pidfd.dup() {
+                Ok(dup) => {
+                    self.watched = cx.attach(dup, Nonblocking::ReadinessOnly);
+                    if let Some(source) = self.watched {
+                        cx.start(EXIT, source, Op::Ready(Direction::Read));
+                    }
+                }
+                Err(_) => cx.fail(Errno::MFILE, "pidfd"),
+            },
+            ChildWatcher::Thread => {
+                if let Some(Waiter(sender)) = self.waiter.take() {
+                    // The thread holds the receiver until it has told.
+                    let _ = sender.send((cx.key(), Arc::clone(cx.notifier)));
+                }
+            }
+            ChildWatcher::Sigchld => {
+                let told = Arc::new(AtomicBool::new(false));
+                let sink = Arc::new(ChildSignals {
+                    key: cx.key(),
+                    notifier: Arc::clone(cx.notifier),
+                    told: Arc::clone(&told),
+                });
+                let subscription = cx.services.signals.subscribe(&[libc::SIGCHLD], sink);
+                self.subscription = Some((subscription, told));
+                // It may have ended before anybody listened.
+                self.reap(cx);
+            }
+        }
+    }
+
+    fn reap(&mut self, cx: &mut Context<'_>) {
+        if self.exited.is_none()
+            && let Some(exited) = self.pidfd().and_then(child::reap)
+        {
+            self.exited(cx, exited);
+        }
+    }
+
+    fn exited(&mut self, cx: &mut Context<'_>, exited: Exited) {
+        cx.emit(Kind::Exited(exited.clone()));
+        self.exited = Some(exited);
+        self.subscription = None;
+        self.permit = None;
+        if self.stdin.is_some() {
+            // Nobody is left to read it, or only strangers are.
+            cx.cancel(STDIN);
+        }
+        self.settle(cx);
+        if !self.is_done() {
+            cx.set_alarm_in(self.pipe_grace);
+        }
+    }
+
+    fn end_stream(&mut self, cx: &mut Context<'_>, lane: Lane, reason: StreamEndReason) {
+        self.end_stream_with(cx, lane, reason, None);
+    }
+
+    fn end_stream_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        lane: Lane,
+        reason: StreamEndReason,
+        errno: Option<Errno>,
+    ) {
+        let index = usize::from(lane == STDERR);
+        let Some(output) = &mut self.outputs[index] else {
+            return;
+        };
+        output.ended = true;
+        cx.emit(Kind::StreamEnd(StreamEnd {
+            stream: output.stream.into(),
+            offset: output.offset,
+            reason: reason.into(),
+            error: errno.map(|e| (&SystemError::new(e, "read", "")).into()),
+        }));
+        if !cx.is_live(lane) {
+            cx.release(output.source);
+        }
+    }
+
+    /// Ends the watch once the child and its streams have.
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        if self.is_done() {
+            cx.clear_alarm();
+            cx.cancel(STDIN);
+            cx.close(CloseReason::Completed);
+            cx.finish();
+        }
+    }
+
+    fn close_stdin(&mut self, cx: &mut Context<'_>) {
+        if let Some(stdin) = &self.stdin
+            && !cx.is_live(STDIN)
+        {
+            self.stdin_bytes = stdin.taken - stdin.buffered();
+            cx.release(stdin.source);
+            self.stdin = None;
+        }
+    }
+
+    fn kill(&mut self, signal: i32) {
+        if let Some(pidfd) = self.pidfd() {
+            // ESRCH: all of the group are gone.
+            let _ = child::signal_group(pidfd, self.pid, self.exited.is_some(), signal);
+        }
+    }
+}
+
+impl Watch for Process {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        cx.emit(Kind::Started(Started { pid: self.pid }));
+        let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
+        let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
+        let sources = [attach(stdin), attach(stdout), attach(stderr)];
+        self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source));
+        let output = |lane, source: Option<SourceId>, stream| {
+            source.map(|source| Incoming::new(lane, source, stream, false))
+        };
+        self.outputs = [
+            output(STDOUT, sources[1], Stream::Stdout),
+            output(STDERR, sources[2], Stream::Stderr),
+        ];
+        for output in self.outputs.iter().flatten() {
+            output.start(cx);
+        }
+        self.watch_exit(cx);
+    }
+
+    fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        match lane {
+            EXIT => {
+                self.reap(cx);
+                if self.exited.is_none()
+                    && let Some(source) = self.watched
+                    && matches!(done, Done::Ready(_))
+                {
+                    cx.start(EXIT, source, Op::Ready(Direction::Read));
+                }
+            }
+            STDIN => {
+                let Some(stdin) = &mut self.stdin else { return };
+                let broken = stdin.complete(cx, &done).is_err();
+                if broken || stdin.is_finished() || matches!(done, Done::Cancelled) {
+                    self.close_stdin(cx);
+                }
+            }
+            lane => {
+                let index = usize::from(lane == STDERR);
+                let Some(output) = &mut self.outputs[index] else {
+                    return;
+                };
+                match output.complete(cx, done) {
+                    None => return,
+                    Some(Ended::Eof) => self.end_stream(cx, lane, StreamEndReason::Eof),
+                    Some(Ended::Failed(errno)) => {
+                        self.end_stream_with(cx, lane, StreamEndReason::Error, Some(errno));
+                    }
+                    Some(Ended::Cancelled) => {
+                        let kept = self.at_end == AtEnd::Keep && self.exited.is_none();
+                        let reason = if kept {
+                            StreamEndReason::Released
+                        } else {
+                            StreamEndReason::GraceExpired
+                        };
+                        self.end_stream(cx, lane, reason);
+                    }
+                }
+                self.settle(cx);
+            }
+        }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) {
+        if self.exited.is_none() {
+            self.kill(libc::SIGKILL);
+            return;
+        }
+        // The child is gone and somebody keeps its output open. A client that paused the
+        // reading has not seen all of it yet.
+        for output in self.outputs.iter_mut().flatten() {
+            if !output.ended && !output.paused {
+                output.end(cx);
+            }
+        }
+    }
+
+    fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        match notice {
+            Notice::ChildExited(exited) if self.exited.is_none() => self.exited(cx, exited),
+            Notice::ChildSignal => {
+                if let Some((_, told)) = &self.subscription {
+                    told.store(false, Ordering::Release);
+                }
+                self.reap(cx);
+            }
+            _ => {}
+        }
+    }
+
+    fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
+        if self.is_done() || (self.at_end == AtEnd::Keep && self.exited.is_none()) {
+            return Teardown::Now;
+        }
+        if !cx.is_polled() {
+            // Its end cannot be seen while the loop is stopped.
+            self.kill(libc::SIGKILL);
+            return Teardown::Now;
+        }
+        // What it has written is still delivered, also if the reading was paused.
+        for output in self.outputs.iter_mut().flatten() {
+            output.pause(cx, false);
+        }
+        self.kill(libc::SIGTERM);
+        if self.exited.is_none() {
+            cx.set_alarm_in(self.kill_grace);
+        } else {
+            cx.set_alarm_in(self.pipe_grace);
+        }
+        Teardown::Later
+    }
+
+    fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        for lane in [STDOUT, STDERR] {
+            let index = usize::from(lane == STDERR);
+            if self.outputs[index].as_ref().is_some_and(|o| !o.ended) {
+                self.end_stream(cx, lane, StreamEndReason::Released);
+            }
+        }
+        let unsent = self.stdin.as_ref().map_or(0, Outgoing::buffered);
+        self.close_stdin(cx);
+        let pidfd = self.pidfd.0.take();
+        if self.exited.is_none() {
+            let why = match self.at_end {
+                AtEnd::Keep => "it was left running",
+                AtEnd::KillTree => "it was killed while its loop was stopped",
+            };
+            let exited = Exited {
+                status: Some(Status::Unknown(why.to_owned())),
+                ..Exited::default()
+            };
+            cx.emit(Kind::Exited(exited.clone()));
+            self.exited = Some(exited);
+            if let Some(pidfd) = pidfd
+                && self.watcher != ChildWatcher::Thread
+            {
+                child::reap_elsewhere(pidfd);
+            }
+        }
+        self.subscription = None;
+        self.permit = None;
+        unsent
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
+        match &mut self.stdin {
+            Some(stdin) => {
+                let taken = stdin.write(cx, data, at)?;
+                self.stdin_bytes = taken.taken;
+                Ok(taken)
+            }
+            None => Err(Error::wrong_state("stdin is not a pipe, or is closed")),
+        }
+    }
+
+    fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if let Some(stdin) = &mut self.stdin {
+            stdin.eof = true;
+            if stdin.is_finished() {
+                self.close_stdin(cx);
+            }
+        }
+        Ok(())
+    }
+
+    fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
+        for output in self.outputs.iter_mut().flatten() {
+            output.pause(cx, pause);
+        }
+        if !pause && self.exited.is_some() {
+            cx.set_alarm_in(self.pipe_grace);
+        }
+        Ok(())
+    }
+
+    fn signal(&mut self, number: i32, target: SignalTarget) -> Result<()> {
+        let gone = || Error::wrong_state("the child has ended");
+        let pidfd = self.pidfd().ok_or_else(gone)?;
+        let sent = match target {
+            SignalTarget::Process => crate::sys::signal_process(pidfd, number),
+            SignalTarget::Group => {
+                child::signal_group(pidfd, self.pid, self.exited.is_some(), number)
+            }
+        };
+        sent.map_err(|errno| match errno {
+            Errno::SRCH => gone(),
+            errno => SystemError::new(errno, "signal", "").into(),
+        })
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        let [stdout, stderr] = &self.outputs;
+        let bytes = |o: &Option<Incoming>| o.as_ref().map_or(0, |o| o.offset);
+        Some(proto::watch::Status::Process(proto::ProcessStatus {
+            pid: self.pid,
+            exited: self.exited.clone(),
+            stdin_bytes: self.stdin_bytes,
+            stdout_bytes: bytes(stdout),
+            stderr_bytes: bytes(stderr),
+        }))
+    }
+}

@@ -1,0 +1,112 @@
+//! What all loops of a daemon share, for their watches.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::net::sockopt;
+
+use super::Notice;
+use crate::driver::Key;
+use crate::error::{Error, Result};
+use crate::signals::SignalHub;
+
+/// Reports to a watch from outside its loop's thread.
+pub trait Notifier: Send + Sync + fmt::Debug {
+    /// Hands a notice over; lost if the watch is gone. The number of notices on their
+    /// way is bounded by the operations that cause them: one each.
+    fn notify(&self, to: Key, notice: Notice);
+}
+
+/// Bounds of a transport.
+#[derive(Debug, Clone, Copy)]
+pub struct TransportLimits {
+    /// Bytes of one read.
+    pub read_size: usize,
+    /// Bytes held unsent before Write takes no more.
+    pub write_buffer: usize,
+    /// Unsent bytes above which a transport says WritePaused; WriteResumed comes at a quarter.
+    pub high_water: usize,
+}
+
+/// What all loops share.
+#[derive(Debug)]
+pub struct Services {
+    /// Where blocking work runs.
+    pub runtime: tokio::runtime::Handle,
+    /// The one thread that takes signals.
+    pub signals: Arc<SignalHub>,
+    /// Bounds of transports.
+    pub transport: TransportLimits,
+    /// How long others may keep an ended child's output open.
+    pub pipe_grace: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub kill_grace: Duration,
+    /// Children that run, and how many may.
+    pub children: Arc<Count>,
+    /// Watches of all loops, and how many there may be.
+    pub watches: Arc<Count>,
+    /// Registrations whose blocking part runs at once.
+    pub preparing: tokio::sync::Semaphore,
+}
+
+/// A count with a bound.
+#[derive(Debug)]
+pub struct Count {
+    name: &'static str,
+    limit: usize,
+    used: AtomicUsize,
+}
+
+/// One of a [`Count`], given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Count>);
+
+impl Count {
+    /// At most `limit`; `name` is the limit's in the configuration.
+    #[must_use]
+    pub fn new(name: &'static str, limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            limit,
+            used: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when all are taken.
+    pub fn take(self: &Arc<Self>) -> Result<Permit> {
+        let more = |used| (used < self.limit).then_some(used + 1);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map(|_| Permit(Arc::clone(self)))
+            .map_err(|_| Error::limit(self.name, self.limit as u64))
+    }
+
+    /// How many are taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Services {
+    /// Closes a file descriptor, off the loop's thread if that can block: a socket
+    /// with SO_LINGER set waits for its peer (socket(7)), a terminal for its output.
+    pub fn close(&self, fd: OwnedFd) {
+        let lingers = matches!(sockopt::socket_linger(fd.as_fd()), Ok(Some(_)));
+        if lingers || rustix::termios::isatty(&fd) {
+            self.runtime.spawn_blocking(move || drop(fd));
+        }
+    }
+}

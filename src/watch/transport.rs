@@ -1,0 +1,212 @@
+//! The two halves of a byte stream, shared by connections, pipes and children.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::{Context, Taken};
+use crate::driver::{Done, Lane, Op, SourceId};
+use crate::error::{Error, Result};
+use crate::event::{Data, Kind, Stream, WritePaused, WriteResumed};
+
+/// How an incoming stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Eof,
+    Failed(Errno),
+    /// Its operation was cancelled while the watch closes.
+    Cancelled,
+}
+
+/// Bytes that come in: `Data` with their offsets.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) lane: Lane,
+    pub(super) source: SourceId,
+    pub(super) stream: Stream,
+    pub(super) offset: u64,
+    pub(super) paused: bool,
+    pub(super) ended: bool,
+    /// Ends with the cancellation of its operation.
+    ending: bool,
+}
+
+impl Incoming {
+    pub(super) const fn new(lane: Lane, source: SourceId, stream: Stream, paused: bool) -> Self {
+        Self {
+            lane,
+            source,
+            stream,
+            offset: 0,
+            paused,
+            ended: false,
+            ending: false,
+        }
+    }
+
+    /// Reads, unless it is paused, ended or reading already.
+    pub(super) fn start(&self, cx: &mut Context<'_>) {
+        if !self.paused && !self.ended && !cx.is_live(self.lane) {
+            let max = cx.services.transport.read_size;
+            cx.start(self.lane, self.source, Op::Recv { max });
+        }
+    }
+
+    pub(super) fn pause(&mut self, cx: &mut Context<'_>, pause: bool) {
+        self.paused = pause;
+        if pause {
+            cx.cancel(self.lane);
+        } else {
+            self.start(cx);
+        }
+    }
+
+    /// Asks for its end: [`Ended::Cancelled`], after what was already taken.
+    pub(super) fn end(&mut self, cx: &mut Context<'_>) {
+        self.ending = true;
+        cx.cancel(self.lane);
+    }
+
+    /// Takes what came of its operation; says if the stream ended by it.
+    pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: Done) -> Option<Ended> {
+        let ended = match done {
+            Done::Data(data) => {
+                let offset = self.offset;
+                self.offset += data.len() as u64;
+                cx.emit(Kind::Data(Data {
+                    stream: self.stream.into(),
+                    offset,
+                    data,
+                }));
+                return None;
+            }
+            Done::Eof => Ended::Eof,
+            Done::Failed(errno) => Ended::Failed(errno),
+            Done::Cancelled if self.ending || cx.is_torn_down() => Ended::Cancelled,
+            // Paused, or resumed again before the cancellation came through.
+            _ => {
+                self.start(cx);
+                return None;
+            }
+        };
+        self.ended = true;
+        Some(ended)
+    }
+}
+
+/// Bytes that go out, in order, as fast as the kernel takes them.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) lane: Lane,
+    pub(super) source: SourceId,
+    queue: VecDeque<Bytes>,
+    buffered: usize,
+    pub(super) taken: u64,
+    /// More than the high-water mark was unsent, and not yet a quarter of it again.
+    paused: bool,
+    /// No more bytes will be taken.
+    pub(super) eof: bool,
+}
+
+impl Outgoing {
+    pub(super) const fn new(lane: Lane, source: SourceId) -> Self {
+        Self {
+            lane,
+            source,
+            queue: VecDeque::new(),
+            buffered: 0,
+            taken: 0,
+            paused: false,
+            eof: false,
+        }
+    }
+
+    pub(super) const fn buffered(&self) -> u64 {
+        self.buffered as u64
+    }
+
+    /// Takes as much of `data` as there is room for.
+    pub(super) fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut data: Bytes,
+        at: Option<u64>,
+    ) -> Result<Taken> {
+        let offset = at.unwrap_or(self.taken);
+        if offset > self.taken {
+            return Err(Error::WriteHole {
+                offset,
+                taken: self.taken,
+            });
+        }
+        let known = usize::try_from(self.taken - offset).unwrap_or(usize::MAX);
+        let mut fresh = data.split_off(known.min(data.len()));
+        if self.eof && !fresh.is_empty() {
+            return Err(Error::wrong_state(
+                "the outgoing stream was ended by WriteEof",
+            ));
+        }
+        let limits = cx.services.transport;
+        fresh.truncate(limits.write_buffer.saturating_sub(self.buffered));
+        if !fresh.is_empty() {
+            self.taken += fresh.len() as u64;
+            self.buffered += fresh.len();
+            self.queue.push_back(fresh);
+            self.send(cx);
+            if self.buffered > limits.high_water && !self.paused {
+                self.paused = true;
+                cx.emit(Kind::WritePaused(WritePaused {
+                    buffered_bytes: self.buffered(),
+                }));
+            }
+        }
+        Ok(Taken {
+            taken: self.taken,
+            buffered: self.buffered(),
+        })
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>) {
+        if !cx.is_live(self.lane)
+            && let Some(front) = self.queue.front()
+        {
+            cx.start(self.lane, self.source, Op::Send(front.clone()));
+        }
+    }
+
+    /// Takes what came of its operation.
+    ///
+    /// # Errors
+    /// The stream is broken.
+    pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: &Done) -> Result<(), Errno> {
+        match *done {
+            Done::Sent(sent) => {
+                self.buffered -= sent;
+                if let Some(front) = self.queue.front_mut() {
+                    let _ = front.split_to(sent.min(front.len()));
+                    if front.is_empty() {
+                        self.queue.pop_front();
+                    }
+                }
+                if self.paused && self.buffered <= cx.services.transport.high_water / 4 {
+                    self.paused = false;
+                    cx.emit(Kind::WriteResumed(WriteResumed {
+                        buffered_bytes: self.buffered(),
+                    }));
+                }
+                if !cx.is_closing() {
+                    self.send(cx);
+                }
+                Ok(())
+            }
+            Done::Failed(errno) => Err(errno),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything taken was sent, and no more will be.
+    pub(super) fn is_finished(&self) -> bool {
+        self.eof && self.buffered == 0
+    }
+}

@@ -1,0 +1,212 @@
+"""What a stock grpcio client gets: run and resume, its own file descriptors, a selector."""
+import array
+import os
+import selectors
+import socket
+import subprocess
+import sys
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+import client
+from evloopd.v1 import admin_service_pb2 as admin
+from evloopd.v1 import admin_service_pb2_grpc as admin_grpc
+from evloopd.v1 import common_pb2 as common
+from evloopd.v1 import event_pb2
+from evloopd.v1 import event_service_pb2 as events
+from evloopd.v1 import event_service_pb2_grpc as events_grpc
+from evloopd.v1 import watch_service_pb2 as watches
+from evloopd.v1 import watch_service_pb2_grpc as watches_grpc
+
+PATIENCE = 30
+STDOUT = event_pb2.STREAM_STDOUT
+
+
+@pytest.fixture
+def channel(daemon):
+    options = [("grpc.default_authority", "localhost")]
+    with grpc.insecure_channel(f"unix:{daemon.socket}", options=options) as channel:
+        yield channel
+
+
+class RemoteSelector:
+    """`selectors` with the waiting done by evloopd: register, select, unregister."""
+
+    def __init__(self, channel):
+        self.watches = watches_grpc.WatchServiceStub(channel)
+        self.events = events_grpc.EventServiceStub(channel)
+        info = admin_grpc.AdminServiceStub(channel).GetServerInfo(admin.GetServerInfoRequest())
+        self.handover = info.handover_socket
+        self.wanted = {}
+        self.fired = {}
+        self.cursor = None
+
+    def register(self, fileobj, mask):
+        """Watch a file descriptor of our own; returns the id of the watch."""
+        spec = watches.FdSpec(
+            slot=hand_over(self.handover, fileobj),
+            readable=bool(mask & selectors.EVENT_READ),
+            writable=bool(mask & selectors.EVENT_WRITE),
+        )
+        added = self.watches.AddWatch(watches.AddWatchRequest(spec=watches.WatchSpec(fd=spec)), timeout=PATIENCE)
+        self.wanted[added.watch.watch_id] = mask
+        self.cursor = self.cursor or added.added
+        return added.watch.watch_id
+
+    def select(self, timeout=PATIENCE):
+        """{watch: mask} of what is ready, level-triggered: what fired before is armed again."""
+        rearm = [watches.RearmItem(watch_id=watch, seq=seq) for watch, seq in self.fired.items()]
+        ready = self.poll(timeout, rearm)
+        self.fired = {event.watch_id: event.seq for event in ready}
+        return {event.watch_id: self.wanted[event.watch_id] & mask(event.ready) for event in ready}
+
+    def unregister(self, watch):
+        """Nothing of the watch comes after the returned cursor."""
+        self.fired.pop(watch, None)
+        ref = common.WatchRef(watch_id=watch)
+        return self.watches.RemoveWatch(watches.RemoveWatchRequest(watch=ref), timeout=PATIENCE).removed
+
+    def poll(self, timeout=PATIENCE, rearm=()):
+        """The Ready events after those polled before."""
+        only_ready = events.Filter(kinds=[event_pb2.EVENT_KIND_READY])
+        wait = Duration(seconds=timeout)
+        request = events.PollRequest(after=self.cursor, filter=only_ready, timeout=wait, rearm=rearm)
+        response = self.events.Poll(request, timeout=2 * PATIENCE)
+        assert response.batch.after == self.cursor.seq
+        self.cursor = common.Cursor(epoch=response.epoch, seq=response.batch.through)
+        return list(response.batch.events)
+
+    def rearm(self, watch, seq):
+        """Whether the watch was armed again after the Ready of that number."""
+        request = watches.RearmRequest(items=[watches.RearmItem(watch_id=watch, seq=seq)])
+        [armed] = self.watches.Rearm(request, timeout=PATIENCE).armed
+        return armed
+
+    def history(self, watch, after):
+        """All events of the watch so far."""
+        request = events.PollRequest(after=after, filter=events.Filter(watch_ids=[watch]))
+        return list(self.events.Poll(request, timeout=PATIENCE).batch.events)
+
+
+def mask(ready):
+    return ready.readable * selectors.EVENT_READ | ready.writable * selectors.EVENT_WRITE
+
+
+def hand_over(path, fileobj):
+    """Give a duplicate of a file descriptor to the daemon; returns its slot."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as side:
+        side.settimeout(PATIENCE)
+        side.connect(path)
+        rights = array.array("i", [fileobj.fileno()])
+        side.sendmsg([b"evloopd1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        reply = side.recv(4096)
+    assert reply[0] == 0, reply
+    assert len(reply) == 1 + 16
+    return reply[1:]
+
+
+def run_client(daemon, name, *argv):
+    command = [sys.executable, client.__file__, daemon.socket, name, *argv]
+    return subprocess.run(command, check=False, env=daemon.env, capture_output=True, timeout=PATIENCE)
+
+
+def test_a_second_client_joins_and_gets_the_same_output_and_exit_code(daemon, tmp_path):
+    started = tmp_path / "started"
+    script = f"echo once >> {started}; echo out; echo err >&2; exit 3"
+    first, second = (run_client(daemon, "twice", "/bin/sh", "-c", script) for _ in range(2))
+    assert (first.stdout, first.stderr, first.returncode) == (b"out\n", b"err\n", 3)
+    assert (second.stdout, second.stderr, second.returncode) == (b"out\n", b"err\n", 3)
+    assert started.read_text() == "once\n"
+
+
+def test_a_stream_that_was_broken_off_resumes_after_the_cursor(daemon, tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    argv = ["/bin/sh", "-c", f"seq 1 3000; read go < {gate}; seq 3001 10000; exit 7"]
+    output, code, after = b"", None, None
+
+    first = client.run(daemon.socket, "resumed", argv)
+    for after, event in first:
+        output += event.data.data
+        if output:
+            break
+    first.close()
+
+    both_ends = os.open(gate, os.O_RDWR)  # waits for no reader
+    os.write(both_ends, b"go\n")
+    last = after.seq
+    for cursor, event in client.run(daemon.socket, "resumed", argv, after):
+        assert cursor.epoch == after.epoch
+        assert event.seq > last
+        last = event.seq
+        if event.HasField("data"):
+            assert (event.data.stream, event.data.offset) == (STDOUT, len(output))
+            output += event.data.data
+        elif event.HasField("exited"):
+            code = event.exited.code
+    os.close(both_ends)
+    assert output == b"".join(b"%d\n" % n for n in range(1, 10_001))
+    assert code == 7
+
+
+def test_a_handed_over_socket_is_ready_once_until_it_is_armed_again(channel):
+    selector = RemoteSelector(channel)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watch = selector.register(theirs, selectors.EVENT_READ)
+        added = selector.cursor
+        ours.send(b"1")
+        [first] = selector.poll()
+        assert (first.watch_id, first.ready.readable) == (watch, True)
+
+        ours.send(b"2")  # silent: not armed
+        assert selector.rearm(watch, first.seq)
+        [second] = selector.poll()  # at once: nobody has read
+        assert not selector.rearm(watch, first.seq)  # a later Ready exists
+
+        assert theirs.recv(16) == b"12"
+        assert selector.rearm(watch, second.seq)
+        ours.send(b"3")
+        [third] = selector.poll()
+        assert third.ready.readable
+
+        removed = selector.unregister(watch)
+        history = selector.history(watch, added)
+        assert [event.WhichOneof("kind") for event in history] == ["ready"] * 3 + ["closed", "removed"]
+        assert history[-1].seq == removed.seq
+        assert theirs.recv(16) == b"3"  # our own descriptor is as it was
+
+
+def test_a_selector_registers_selects_and_unregisters(channel):
+    selector = RemoteSelector(channel)
+    a_here, a_there = socket.socketpair()
+    b_here, b_there = socket.socketpair()
+    with a_here, a_there, b_here, b_there:
+        a = selector.register(a_here, selectors.EVENT_READ)
+        b = selector.register(b_here, selectors.EVENT_READ)
+        a_there.send(b"a")
+        assert selector.select() == {a: selectors.EVENT_READ}
+        assert selector.select() == {a: selectors.EVENT_READ}
+        assert a_here.recv(16) == b"a"
+        b_there.send(b"b")
+        assert selector.select() == {b: selectors.EVENT_READ}
+
+        selector.unregister(b)
+        a_there.send(b"a")
+        assert selector.select() == {a: selectors.EVENT_READ}
+        selector.unregister(a)
+
+        writer = selector.register(a_there, selectors.EVENT_WRITE)
+        assert selector.select() == {writer: selectors.EVENT_WRITE}
+        selector.unregister(writer)
+        assert selector.select(timeout=0) == {}
+
+
+def test_without_the_authority_the_error_is_the_one_the_readme_names(daemon):
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        with pytest.raises(grpc.RpcError) as error:
+            admin_grpc.AdminServiceStub(channel).GetServerInfo(admin.GetServerInfoRequest(), timeout=PATIENCE)
+    assert error.value.code() == grpc.StatusCode.INTERNAL
+    assert "RST_STREAM with error code 1" in error.value.details()

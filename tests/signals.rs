@@ -1,0 +1,141 @@
+//! Real signals to the own process. Without the test harness: its threads exist before
+//! any test and do not block the signals.
+
+#![allow(unsafe_code)]
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use evloopd::error::Error;
+use evloopd::signals::{Received, SignalHub, SignalSink, block_all};
+use nix::libc;
+
+/// Far longer than a signal takes; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn queue(number: i32, value: i32) {
+    let value = libc::sigval {
+        sival_ptr: std::ptr::without_provenance_mut(usize::try_from(value).unwrap()),
+    };
+    // SAFETY: takes plain values; the signals used here are blocked.
+    let result = unsafe { libc::sigqueue(libc::getpid(), number, value) };
+    assert_eq!(result, 0);
+}
+
+fn sink() -> (Arc<dyn SignalSink>, Receiver<Received>) {
+    let (sender, receiver) = channel();
+    let sink = move |received| {
+        let _ = sender.send(received);
+    };
+    (Arc::new(sink), receiver)
+}
+
+fn main() {
+    let (first, second) = (libc::SIGRTMIN() + 1, libc::SIGRTMIN() + 2);
+    let allowed = [first, second, libc::SIGUSR1];
+    block_all(&allowed).unwrap();
+    let hub = SignalHub::start(&allowed).unwrap();
+
+    only_allowed_signals_are_for_clients(&hub, first);
+    every_subscriber_gets_each_queued_signal_in_order(&hub, first, second);
+    what_nobody_watches_is_dropped(&hub, first, second);
+    children_are_reported(&hub);
+    a_child_starts_with_an_empty_mask();
+    a_number_that_is_no_signal_is_refused();
+    the_thread_ends_with_the_hub(hub);
+}
+
+fn only_allowed_signals_are_for_clients(hub: &SignalHub, allowed: i32) {
+    assert!(hub.allowed(allowed));
+    for number in [libc::SIGUSR2, libc::SIGTERM, libc::SIGCHLD] {
+        assert!(!hub.allowed(number));
+    }
+    let generous = SignalHub::start(&[libc::SIGTERM]).unwrap();
+    assert!(!generous.allowed(libc::SIGTERM));
+}
+
+fn every_subscriber_gets_each_queued_signal_in_order(hub: &SignalHub, first: i32, second: i32) {
+    let (one, ones) = sink();
+    let (both, boths) = sink();
+    let _one = hub.subscribe(&[first], one);
+    let _both = hub.subscribe(&[first, second], both);
+    queue(first, 1);
+    queue(second, 2);
+    queue(first, 3);
+    let expected = |number, value| Received {
+        number,
+        sender_pid: i32::try_from(std::process::id()).unwrap(),
+        sender_uid: rustix::process::getuid().as_raw(),
+        value,
+    };
+    for value in [1, 3] {
+        assert_eq!(ones.recv_timeout(PATIENCE), Ok(expected(first, value)));
+    }
+    let mut seen: Vec<_> = (0..3)
+        .map(|_| boths.recv_timeout(PATIENCE).unwrap())
+        .collect();
+    seen.sort_by_key(|received| received.value);
+    assert_eq!(
+        seen,
+        [expected(first, 1), expected(second, 2), expected(first, 3)]
+    );
+    assert!(ones.try_recv().is_err());
+}
+
+fn what_nobody_watches_is_dropped(hub: &SignalHub, first: i32, second: i32) {
+    let (gone, gones) = sink();
+    drop(hub.subscribe(&[first], gone));
+    let (mark, marks) = sink();
+    let marked = hub.subscribe(&[second], mark);
+    // The lower number is delivered first: when the mark is here, the other was.
+    queue(first, 4);
+    queue(second, 5);
+    assert_eq!(marks.recv_timeout(PATIENCE).map(|r| r.value), Ok(5));
+    assert_eq!(
+        gones.recv_timeout(PATIENCE),
+        Err(RecvTimeoutError::Disconnected)
+    );
+    drop(marked);
+}
+
+fn children_are_reported(hub: &SignalHub) {
+    let (sink, signals) = sink();
+    let _subscription = hub.subscribe(&[libc::SIGCHLD], sink);
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let received = signals.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(u32::try_from(received.sender_pid), Ok(child.id()));
+    assert!(child.wait().unwrap().success());
+}
+
+fn a_child_starts_with_an_empty_mask() {
+    let output = std::process::Command::new("grep")
+        .args(["^SigBlk:", "/proc/self/status"])
+        .output()
+        .unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(line.trim_start_matches("SigBlk:").trim(), "0".repeat(16));
+}
+
+fn a_number_that_is_no_signal_is_refused() {
+    for number in [0, -1, 65] {
+        let refused = SignalHub::start(&[number]);
+        assert!(
+            matches!(refused, Err(Error::InvalidField { .. })),
+            "{number}"
+        );
+    }
+}
+
+fn the_thread_ends_with_the_hub(hub: Arc<SignalHub>) {
+    let (sink, signals) = sink();
+    let subscription = hub.subscribe(&[libc::SIGUSR1], Arc::clone(&sink));
+    let weak: Weak<_> = Arc::downgrade(&hub);
+    drop(hub);
+    assert!(weak.upgrade().is_none());
+    drop(subscription);
+    assert_eq!(Arc::strong_count(&sink), 1);
+    assert!(signals.try_recv().is_err());
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    assert_eq!(threads, 1);
+}
