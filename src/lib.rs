@@ -33,6 +33,7 @@ pub mod event;
 pub mod event_loop;
 pub mod handover;
 pub mod journal;
+pub mod policy;
 pub mod proto;
 pub mod signals;
 #[allow(unsafe_code)]

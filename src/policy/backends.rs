@@ -1,0 +1,67 @@
+//! Which backend a loop gets.
+
+use crate::config::Policy;
+use crate::driver::{Backend, LoopClass, backend};
+use crate::error::{Error, Result};
+
+/// The word for "the most efficient that works here".
+const AUTO: &str = "auto";
+
+/// The backend asked for, or without one the first of the policy's that works here.
+///
+/// # Errors
+/// A backend that the policy does not allow, or that cannot be had: only a list, and
+/// `auto`, fall back, and only for "unavailable".
+pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
+    let class = LoopClass::from_name(&policy.class).unwrap_or(LoopClass::Selector);
+    let auto = policy.backends.iter().any(|b| b == AUTO);
+    if !wanted.is_empty() {
+        let of_class = |b: &Backend| b.class() == class;
+        let known = Backend::from_name(wanted);
+        let allowed = known.filter(|b| {
+            let listed = policy.backends.iter().any(|name| name == b.name());
+            listed || (auto && of_class(b))
+        });
+        let Some(backend) = allowed else {
+            let names = class.backends().iter().map(|b| b.name());
+            let allowed: Vec<&str> = if auto {
+                names.collect()
+            } else {
+                policy.backends.iter().map(String::as_str).collect()
+            };
+            let allowed = allowed.join(", ");
+            let message = format!("`{wanted}`: policy `{}` allows {allowed}", policy.name);
+            return Err(Error::invalid("backend", message));
+        };
+        return available(backend);
+    }
+    let mut last = None;
+    for name in &policy.backends {
+        let found = if name == AUTO {
+            let unavailable = |reason| Error::BackendUnavailable {
+                backend: AUTO.to_owned(),
+                reason,
+            };
+            backend::auto(class).map_err(unavailable)
+        } else {
+            Backend::from_name(name)
+                .ok_or(Error::Internal("the configuration checks backends"))
+                .and_then(available)
+        };
+        match found {
+            Ok(backend) => return Ok(backend),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or(Error::Internal("a policy without a backend")))
+}
+
+fn available(backend: Backend) -> Result<Backend> {
+    match backend::availability(backend) {
+        Ok(()) => Ok(backend),
+        Err(reason) => Err(Error::BackendUnavailable {
+            backend: backend.name().to_owned(),
+            reason,
+        }),
+    }
+}

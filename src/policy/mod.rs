@@ -1,0 +1,702 @@
+//! asyncio's policy model for a host: which loop belongs to whom, and how loops are made.
+//!
+//! One short lock guards the maps from names and contexts to loops. It is never held
+//! while a loop is asked for something.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::access::{ClientProcess, Principal, ProcessKey};
+use crate::config::{Config, Context, OnMissing, Policy};
+use crate::driver::Backend;
+use crate::error::{Error, Result};
+use crate::event::{Kind, LoopState, PolicyChanged, PolicyScope};
+use crate::event_loop::{Blueprint, Handle};
+use crate::journal::Memory;
+use crate::watch::Services;
+
+mod backends;
+
+/// Names tried for the loop of a context before giving up: `default`, `default-2`, ...
+const NAMES_TRIED: u32 = 100;
+/// Longest name of a session: with a loop's base name it must still be a loop's name.
+pub const SESSION_NAME_MAX: usize = 40;
+/// Longest name of a loop.
+pub const LOOP_NAME_MAX: usize = 63;
+
+/// Who asks, as far as loops are concerned.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Whose loops are meant.
+    pub principal: Principal,
+    /// May act for everybody.
+    pub administrator: bool,
+    /// The session the call names.
+    pub session: Option<String>,
+    /// The client process, if it can be seen.
+    pub process: Option<Arc<ClientProcess>>,
+}
+
+/// How a client names a loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoopName {
+    /// The loop of the caller's context.
+    Context,
+    /// `build`, or in full `uid:1000/build`.
+    Name(String),
+    /// By its id.
+    Id(u64),
+}
+
+/// Whose loop it is, as a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum ContextKey {
+    Principal(Principal),
+    Session(Principal, String),
+    Process(Principal, ProcessKey),
+}
+
+/// What is set for a context. One that was never set is not in the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Binding {
+    Loop(u64),
+    /// Unset on purpose: nothing is made for it until it is set again.
+    Unset,
+}
+
+/// What a new loop is asked to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewLoop {
+    /// Empty: a generated one.
+    pub name: String,
+    /// Empty: the policy in force.
+    pub policy: String,
+    /// Empty: the policy's choice.
+    pub backend: String,
+    /// An existing loop of that name, policy and backend is good enough.
+    pub or_existing: bool,
+}
+
+/// All loops, and the policies they are made by.
+#[derive(Debug)]
+pub struct Registry {
+    config: Arc<Config>,
+    limits: Arc<crate::config::Limits>,
+    policies: BTreeMap<String, Arc<Policy>>,
+    services: Arc<Services>,
+    memory: Arc<Memory>,
+    draining: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    loops: BTreeMap<u64, Handle>,
+    names: HashMap<(Principal, String), u64>,
+    contexts: HashMap<ContextKey, Binding>,
+    /// Policies that principals have chosen for themselves.
+    chosen: HashMap<Principal, Arc<Policy>>,
+    /// The policy of everybody else.
+    common: Arc<Policy>,
+    last_id: u64,
+}
+
+/// Whether this is a loop's name.
+#[must_use]
+pub fn is_loop_name(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let rest = |b: u8| word(b) || matches!(b, b'.' | b'_' | b'-');
+    !name.is_empty()
+        && name.len() <= LOOP_NAME_MAX
+        && word(name.as_bytes()[0])
+        && name.bytes().all(rest)
+}
+
+/// As [`is_loop_name`], as an error that names the field.
+///
+/// # Errors
+/// [`Error::InvalidField`].
+pub fn check_loop_name(field: &'static str, name: &str) -> Result<()> {
+    if is_loop_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(field, "must be [a-z0-9][a-z0-9._-]{0,62}"))
+}
+
+impl Registry {
+    /// No loops, and the configuration's policies.
+    ///
+    /// # Errors
+    /// A default policy that does not exist.
+    pub fn new(
+        config: Arc<Config>,
+        services: Arc<Services>,
+        memory: Arc<Memory>,
+    ) -> Result<Arc<Self>> {
+        let policies: BTreeMap<String, Arc<Policy>> = config
+            .policies
+            .iter()
+            .map(|(name, policy)| (name.clone(), Arc::new(policy.clone())))
+            .collect();
+        let default = policies.get(&config.default_policy);
+        let common = default.cloned().ok_or_else(|| unknown(&policies, &config.default_policy))?;
+        Ok(Arc::new(Self {
+            limits: Arc::new(config.limits.clone()),
+            config,
+            policies,
+            services,
+            memory,
+            draining: AtomicBool::new(false),
+            inner: Mutex::new(Inner {
+                loops: BTreeMap::new(),
+                names: HashMap::new(),
+                contexts: HashMap::new(),
+                chosen: HashMap::new(),
+                common,
+                last_id: 0,
+            }),
+        }))
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub const fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// What all loops share.
+    #[must_use]
+    pub const fn services(&self) -> &Arc<Services> {
+        &self.services
+    }
+
+    /// The budget of all journals.
+    #[must_use]
+    pub const fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// No new loops and watches from here on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the daemon is ending.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Refuses new work once the daemon is ending.
+    ///
+    /// # Errors
+    /// [`Error::Draining`].
+    pub fn check_draining(&self) -> Result<()> {
+        if self.is_draining() {
+            return Err(Error::Draining);
+        }
+        Ok(())
+    }
+
+    /// All configured policies, by name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// The policy in force for a caller, and whose choice it is.
+    #[must_use]
+    pub fn policy_of(&self, principal: &Principal) -> (Arc<Policy>, PolicyScope) {
+        let inner = self.inner.lock();
+        match inner.chosen.get(principal) {
+            Some(policy) => (Arc::clone(policy), PolicyScope::Principal),
+            None => (Arc::clone(&inner.common), PolicyScope::Daemon),
+        }
+    }
+
+    /// Switches the policy in force; `None` restores the default of that scope. Every
+    /// loop concerned gets an event before this returns.
+    ///
+    /// # Errors
+    /// An unknown policy, or a scope that is not the caller's to change.
+    pub async fn set_policy(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        scope: PolicyScope,
+    ) -> Result<Arc<Policy>> {
+        let named = match name {
+            Some(name) => {
+                let policy = self.policies.get(name).cloned();
+                Some(policy.ok_or_else(|| unknown(&self.policies, name))?)
+            }
+            None => None,
+        };
+        let daemon = scope == PolicyScope::Daemon;
+        if daemon && !caller.administrator {
+            return Err(Error::PermissionDenied {
+                message: "only administrators may switch the daemon's policy".to_owned(),
+            });
+        }
+        let (old, new, concerned) = {
+            let mut inner = self.inner.lock();
+            let old = inner.policy_of(&caller.principal, daemon);
+            if daemon {
+                let default = self.policies.get(&self.config.default_policy).cloned();
+                inner.common = named.or(default).unwrap_or_else(|| Arc::clone(&old));
+            } else {
+                match named {
+                    Some(policy) => {
+                        inner.chosen.insert(caller.principal.clone(), policy);
+                    }
+                    None => drop(inner.chosen.remove(&caller.principal)),
+                }
+            }
+            let new = inner.policy_of(&caller.principal, daemon);
+            let concerned = inner.concerned(&caller.principal, daemon);
+            (old, new, concerned)
+        };
+        if old.name != new.name {
+            let changed = PolicyChanged {
+                scope: scope.into(),
+                old_policy: old.name.clone(),
+                new_policy: new.name.clone(),
+            };
+            for handle in concerned {
+                // One that closes at this moment needs no event any more.
+                let _ = handle.note(Kind::PolicyChanged(changed.clone())).await;
+            }
+        }
+        Ok(self.policy_of(&caller.principal).0)
+    }
+
+    /// The loop of the caller's context; made, run and set if the policy says so. The
+    /// second value: this call made it.
+    ///
+    /// # Errors
+    /// [`Error::NoLoopInContext`], a missing session, and what making a loop can meet.
+    pub fn get_event_loop(self: &Arc<Self>, caller: &Caller) -> Result<(Handle, bool)> {
+        let (policy, _) = self.policy_of(&caller.principal);
+        let key = context_key(&policy, caller)?;
+        let mut inner = self.inner.lock();
+        let why = match inner.bound(&key) {
+            Some(Ok(handle)) => return Ok((handle, false)),
+            Some(Err(())) => "it was unset: set it again",
+            None if policy.on_missing == OnMissing::Error => "the policy makes none",
+            None => {
+                let handle = self.make_for_context(&mut inner, &key, &policy, caller)?;
+                return Ok((handle, true));
+            }
+        };
+        Err(Error::NoLoopInContext {
+            context: shown(&key, caller),
+            why,
+        })
+    }
+
+    fn make_for_context(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        key: &ContextKey,
+        policy: &Arc<Policy>,
+        caller: &Caller,
+    ) -> Result<Handle> {
+        self.check_context_room(inner, key)?;
+        let base = match (key, &caller.process) {
+            (ContextKey::Session(_, session), _) => format!("{}-{session}", policy.loop_name),
+            (ContextKey::Process(..), Some(process)) => {
+                format!("{}-{}", policy.loop_name, process.pid())
+            }
+            _ => policy.loop_name.clone(),
+        };
+        let free = |inner: &mut Inner, name: &String| {
+            inner.by_name(&caller.principal, name).is_none() && is_loop_name(name)
+        };
+        let mut names = (2..=NAMES_TRIED).map(|n| format!("{base}-{n}"));
+        let name = std::iter::once(base.clone())
+            .chain(&mut names)
+            .find(|name| free(inner, name))
+            .ok_or(Error::NameTaken {
+                what: "loop",
+                name: base.clone(),
+                differs: None,
+            })?;
+        let backend = backends::choose(policy, "")?;
+        let handle = self.start(inner, &caller.principal, name, policy, backend, true)?;
+        self.bind(inner, key, Binding::Loop(handle.id()), caller);
+        if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
+            self.close_with(handle.clone(), Arc::clone(process));
+        }
+        Ok(handle)
+    }
+
+    /// Sets, or with `None` unsets, the loop of the caller's context.
+    ///
+    /// # Errors
+    /// No such loop, a closed one, not the caller's, too many contexts.
+    pub fn set_event_loop(self: &Arc<Self>, caller: &Caller, name: Option<&str>) -> Result<()> {
+        let (policy, _) = self.policy_of(&caller.principal);
+        let key = context_key(&policy, caller)?;
+        let mut inner = self.inner.lock();
+        let binding = match name {
+            None => Binding::Unset,
+            Some(name) => {
+                let handle = self.named(&mut inner, caller, name)?;
+                if handle.state() == LoopState::Closed {
+                    let name = handle.full_name().to_owned();
+                    return Err(Error::LoopClosed { name });
+                }
+                Binding::Loop(handle.id())
+            }
+        };
+        self.check_context_room(&inner, &key)?;
+        self.bind(&mut inner, &key, binding, caller);
+        Ok(())
+    }
+
+    fn check_context_room(&self, inner: &Inner, key: &ContextKey) -> Result<()> {
+        let most = self.limits.contexts;
+        if inner.contexts.len() >= most && !inner.contexts.contains_key(key) {
+            return Err(Error::limit("limits.contexts", most as u64));
+        }
+        Ok(())
+    }
+
+    fn bind(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        key: &ContextKey,
+        binding: Binding,
+        caller: &Caller,
+    ) {
+        let first = inner.contexts.insert(key.clone(), binding).is_none();
+        if let (true, ContextKey::Process(..), Some(process)) = (first, key, &caller.process) {
+            // Its context ends with the process.
+            let (registry, process) = (Arc::downgrade(self), Arc::clone(process));
+            let key = key.clone();
+            self.services.runtime.spawn(async move {
+                if process.ended().await.is_ok()
+                    && let Some(registry) = registry.upgrade()
+                {
+                    registry.inner.lock().contexts.remove(&key);
+                }
+            });
+        }
+    }
+
+    /// A loop that was made for a process ends with it.
+    fn close_with(self: &Arc<Self>, handle: Handle, process: Arc<ClientProcess>) {
+        let registry = Arc::downgrade(self);
+        self.services.runtime.spawn(async move {
+            if process.ended().await.is_ok()
+                && let Some(registry) = registry.upgrade()
+                && let Err(error) = registry.close(&handle, true).await
+            {
+                tracing::warn!(on = handle.full_name(), %error, "cannot close a process's loop");
+            }
+        });
+    }
+
+    /// Makes a loop by a policy's rules; it is set for no context. The second value:
+    /// it was made by this call.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown policy, a backend that is not allowed or not
+    /// available, the limit on loops, the system's refusal.
+    pub fn new_event_loop(self: &Arc<Self>, caller: &Caller, new: &NewLoop) -> Result<(Handle, bool)> {
+        if !new.name.is_empty() {
+            check_loop_name("name", &new.name)?;
+        }
+        let policy = match new.policy.as_str() {
+            "" => self.policy_of(&caller.principal).0,
+            name => {
+                let policy = self.policies.get(name).cloned();
+                policy.ok_or_else(|| unknown(&self.policies, name))?
+            }
+        };
+        let mut inner = self.inner.lock();
+        if let Some(existing) = inner.by_name(&caller.principal, &new.name) {
+            let differs = if !new.or_existing {
+                Some(None)
+            } else if existing.policy().name != policy.name {
+                Some(Some("policy".to_owned()))
+            } else if !new.backend.is_empty() && existing.backend().name() != new.backend {
+                Some(Some("backend".to_owned()))
+            } else {
+                None
+            };
+            return match differs {
+                None => Ok((existing, false)),
+                Some(differs) => Err(Error::NameTaken {
+                    what: "loop",
+                    name: new.name.clone(),
+                    differs,
+                }),
+            };
+        }
+        let backend = backends::choose(&policy, &new.backend)?;
+        let name = new.name.clone();
+        let handle = self.start(&mut inner, &caller.principal, name, &policy, backend, false)?;
+        Ok((handle, true))
+    }
+
+    /// `run`: whatever the policy's start state says.
+    fn start(
+        &self,
+        inner: &mut Inner,
+        principal: &Principal,
+        mut name: String,
+        policy: &Arc<Policy>,
+        backend: Backend,
+        run: bool,
+    ) -> Result<Handle> {
+        self.check_draining()?;
+        let open = inner.loops.values().filter(|l| l.state() != LoopState::Closed);
+        if open.count() >= self.limits.loops {
+            return Err(Error::limit("limits.loops", self.limits.loops as u64));
+        }
+        inner.last_id += 1;
+        let id = inner.last_id;
+        if name.is_empty() {
+            let mut numbers = (id..).map(|n| format!("loop-{n}"));
+            let free = numbers.find(|name| inner.by_name(principal, name).is_none());
+            name = free.unwrap_or_default();
+        }
+        let mut rules = Arc::clone(policy);
+        if run && rules.start != crate::config::Start::Running {
+            Arc::make_mut(&mut rules).start = crate::config::Start::Running;
+        }
+        let handle = Handle::start(Blueprint {
+            id,
+            name: name.clone(),
+            principal: principal.clone(),
+            policy: rules,
+            backend,
+            limits: Arc::clone(&self.limits),
+            services: Arc::clone(&self.services),
+            memory: Arc::clone(&self.memory),
+        })?;
+        inner.loops.insert(id, handle.clone());
+        inner.names.insert((principal.clone(), name), id);
+        inner.forget_old(self.limits.loops);
+        Ok(handle)
+    }
+
+    /// The loop a request names. Only [`LoopName::Context`] with `create` may make one.
+    ///
+    /// # Errors
+    /// There is none, or it is not the caller's.
+    pub fn find(self: &Arc<Self>, caller: &Caller, name: &LoopName, create: bool) -> Result<Handle> {
+        match name {
+            LoopName::Context if create => self.get_event_loop(caller).map(|(handle, _)| handle),
+            LoopName::Context => {
+                let (policy, _) = self.policy_of(&caller.principal);
+                let key = context_key(&policy, caller)?;
+                let bound = self.inner.lock().bound(&key);
+                bound.and_then(std::result::Result::ok).ok_or_else(|| Error::NoLoopInContext {
+                    context: shown(&key, caller),
+                    why: "this call makes none",
+                })
+            }
+            LoopName::Name(name) => self.named(&mut self.inner.lock(), caller, name),
+            LoopName::Id(id) => {
+                let found = self.inner.lock().loops.get(id).cloned();
+                let handle = found.ok_or_else(|| Error::LoopNotFound {
+                    name: id.to_string(),
+                })?;
+                allow(caller, handle.principal())?;
+                Ok(handle)
+            }
+        }
+    }
+
+    fn named(&self, inner: &mut Inner, caller: &Caller, name: &str) -> Result<Handle> {
+        let (principal, short) = match name.split_once('/') {
+            Some((principal, short)) => (principal.parse()?, short),
+            None => (caller.principal.clone(), name),
+        };
+        allow(caller, &principal)?;
+        let open = inner.by_name(&principal, short);
+        // A closed loop still answers to its name while nobody else has it.
+        let closed = || {
+            let mut all = inner.loops.values().rev();
+            all.find(|l| l.name() == short && *l.principal() == principal).cloned()
+        };
+        open.or_else(closed).ok_or_else(|| Error::LoopNotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Loops with an id above `after`, those that the caller may see.
+    #[must_use]
+    pub fn list(&self, caller: &Caller, after: u64, include_closed: bool) -> Vec<Handle> {
+        let inner = self.inner.lock();
+        let visible = inner.loops.range(after + 1..).map(|(_, handle)| handle);
+        visible
+            .filter(|l| caller.administrator || *l.principal() == caller.principal)
+            .filter(|l| include_closed || l.state() != LoopState::Closed)
+            .cloned()
+            .collect()
+    }
+
+    /// Closes a loop; its name and contexts are free at once, its journal stays
+    /// readable for the policy's `closed_ttl`.
+    ///
+    /// # Errors
+    /// It is running, and `force` is not set.
+    pub async fn close(self: &Arc<Self>, handle: &Handle, force: bool) -> Result<crate::event::Cursor> {
+        let cursor = handle.close(force).await?;
+        let id = handle.id();
+        self.inner.lock().let_go(id);
+        let ttl = handle.policy().closed_ttl;
+        let registry = Arc::downgrade(self);
+        self.services.runtime.spawn(async move {
+            tokio::time::sleep(ttl).await;
+            if let Some(registry) = registry.upgrade() {
+                registry.inner.lock().loops.remove(&id);
+            }
+        });
+        Ok(cursor)
+    }
+
+    /// Makes the loops that exist from start.
+    ///
+    /// # Errors
+    /// The first that cannot be made.
+    pub fn start_configured(self: &Arc<Self>) -> Result<()> {
+        for entry in &self.config.loops {
+            let own = Principal::uid(rustix::process::geteuid().as_raw());
+            let principal = match &entry.principal {
+                Some(principal) => principal.parse()?,
+                None => own,
+            };
+            let caller = Caller {
+                principal,
+                administrator: true,
+                session: None,
+                process: None,
+            };
+            let new = NewLoop {
+                name: entry.name.clone(),
+                policy: entry.policy.clone().unwrap_or_default(),
+                ..NewLoop::default()
+            };
+            let (handle, _) = self.new_event_loop(&caller, &new)?;
+            if entry.bind {
+                let key = ContextKey::Principal(caller.principal.clone());
+                let mut inner = self.inner.lock();
+                inner.contexts.insert(key, Binding::Loop(handle.id()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn policy_of(&self, principal: &Principal, daemon: bool) -> Arc<Policy> {
+        let own = self.chosen.get(principal).filter(|_| !daemon);
+        Arc::clone(own.unwrap_or(&self.common))
+    }
+
+    /// Open loops whose owner a switch is about.
+    fn concerned(&self, principal: &Principal, daemon: bool) -> Vec<Handle> {
+        let about = |owner: &Principal| {
+            if daemon {
+                !self.chosen.contains_key(owner)
+            } else {
+                owner == principal
+            }
+        };
+        let open = self.loops.values().filter(|l| l.state() != LoopState::Closed);
+        open.filter(|l| about(l.principal())).cloned().collect()
+    }
+
+    /// The loop of a context; `Err` if it was unset on purpose, `None` if it never was set.
+    fn bound(&mut self, key: &ContextKey) -> Option<Result<Handle, ()>> {
+        match self.contexts.get(key)? {
+            Binding::Unset => Some(Err(())),
+            Binding::Loop(id) => {
+                let open = |l: &&Handle| l.state() != LoopState::Closed;
+                let found = self.loops.get(id).filter(open).cloned();
+                if found.is_none() {
+                    self.contexts.remove(key);
+                }
+                found.map(Ok)
+            }
+        }
+    }
+
+    /// The open loop of that name.
+    fn by_name(&mut self, principal: &Principal, name: &str) -> Option<Handle> {
+        let key = (principal.clone(), name.to_owned());
+        let id = *self.names.get(&key)?;
+        let open = |l: &&Handle| l.state() != LoopState::Closed;
+        let found = self.loops.get(&id).filter(open).cloned();
+        if found.is_none() {
+            self.names.remove(&key);
+        }
+        found
+    }
+
+    /// The loop is closed: its name and its contexts are free.
+    fn let_go(&mut self, id: u64) {
+        self.names.retain(|_, named| *named != id);
+        self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
+    }
+
+    /// Closed loops stay readable, but no more of them than open ones may exist.
+    fn forget_old(&mut self, most: usize) {
+        let closed = |l: &&Handle| l.state() == LoopState::Closed;
+        let ids: Vec<u64> = self.loops.values().filter(closed).map(Handle::id).collect();
+        for id in &ids[..ids.len().saturating_sub(most)] {
+            self.loops.remove(id);
+        }
+    }
+}
+
+fn allow(caller: &Caller, owner: &Principal) -> Result<()> {
+    if caller.administrator || caller.principal == *owner {
+        return Ok(());
+    }
+    Err(Error::PermissionDenied {
+        message: format!("{} may not use loops of {owner}", caller.principal),
+    })
+}
+
+fn unknown(policies: &BTreeMap<String, Arc<Policy>>, name: &str) -> Error {
+    Error::PolicyNotFound {
+        name: name.to_owned(),
+        known: policies.keys().cloned().collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey> {
+    let principal = caller.principal.clone();
+    if let Some(session) = &caller.session {
+        return Ok(ContextKey::Session(principal, session.clone()));
+    }
+    match (policy.context, &caller.process) {
+        (Context::Principal, _) => Ok(ContextKey::Principal(principal)),
+        (Context::Process, Some(process)) => Ok(ContextKey::Process(principal, process.key())),
+        (Context::Process, None) => Err(Error::wrong_state(
+            "the policy's context is the client process, which cannot be seen from here",
+        )),
+        (Context::Session, _) => Err(Error::invalid(
+            "evloopd-session",
+            format!("policy `{}` needs this metadata: the session's name", policy.name),
+        )),
+    }
+}
+
+fn shown(key: &ContextKey, caller: &Caller) -> String {
+    match key {
+        ContextKey::Principal(principal) => principal.to_string(),
+        ContextKey::Session(principal, session) => format!("{principal}, session {session}"),
+        ContextKey::Process(principal, _) => {
+            let pid = caller.process.as_ref().map_or(0, |process| process.pid());
+            format!("{principal}, process {pid}")
+        }
+    }
+}
