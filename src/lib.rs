@@ -25,16 +25,21 @@
 //! [`demo`] shows them at work.
 
 pub mod access;
+pub mod client;
 pub mod clock;
 pub mod config;
+pub mod ctl;
+pub mod daemon;
 pub mod driver;
 pub mod error;
 pub mod event;
 pub mod event_loop;
 pub mod handover;
+pub mod history;
 pub mod journal;
 pub mod policy;
 pub mod proto;
+pub mod rpc;
 pub mod signals;
 #[allow(unsafe_code)]
 mod sys;

@@ -2,8 +2,8 @@
 //!
 //! [`block_all`] runs before any other thread exists, so that all threads inherit the
 //! mask and the signalfd of [`SignalHub`] is where every one of these signals ends up.
-//! `std::process::Command` empties the mask in its children; whoever starts processes
-//! otherwise has to.
+//! Children inherit the mask, those of `std::process::Command` too: whoever starts one
+//! calls [`unblock_all`] between fork and exec.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -77,7 +77,16 @@ pub fn block_all(allowed: &[i32]) -> Result<()> {
         .map_err(|errno| failed(errno, "pthread_sigmask"))?)
 }
 
-fn owned_set(allowed: &[i32]) -> Result<nix::sys::signal::SigSet> {
+/// Unblocks every signal in the calling thread: for a child before it executes its program.
+/// Async-signal-safe.
+///
+/// # Errors
+/// The system's; none is known.
+pub fn unblock_all() -> io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+fn owned_set(allowed: &[i32]) -> Result<SigSet> {
     let numbers = [allowed, &RESERVED].concat();
     sys::signal_set(&numbers).map_err(|_| {
         let highest = libc::SIGRTMAX();

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
 use crate::error::{Result, SystemError};
+use crate::sys;
 
 /// pidfs, since Linux 6.9: the inode number of a pidfd is the process's and never reused.
 const PID_FS_MAGIC: FsWord = 0x5049_4446;
@@ -98,8 +99,7 @@ impl ClientProcess {
     /// # Errors
     /// The system's, when it cannot be watched: `epoll_ctl` without memory or watches.
     pub async fn ended(&self) -> Result<()> {
-        let watch =
-            || async { AsyncFd::with_interest(Arc::clone(&self.pidfd), Interest::READABLE) };
+        let watch = || async { sys::async_fd(Arc::clone(&self.pidfd), Interest::READABLE) };
         let exit = self.exit.get_or_try_init(watch).await;
         let ended = match exit {
             Ok(exit) => exit.readable().await.map(drop),
@@ -131,9 +131,14 @@ fn start_ticks(pid: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
+
+    /// Ends when its input does.
+    fn idle_child() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
+    }
 
     fn open(pid: u32) -> ClientProcess {
         let pid = i32::try_from(pid).unwrap();
@@ -143,10 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn ended_returns_when_the_process_ends_and_ever_after() {
-        let mut child = Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = idle_child();
         let process = open(child.id());
         assert!(!has_ended(&process.pidfd).unwrap());
         drop(child.stdin.take());
@@ -160,7 +162,7 @@ mod tests {
     #[test]
     fn keys_tell_processes_apart() {
         let own = std::process::id();
-        let mut child = Command::new("true").spawn().unwrap();
+        let mut child = idle_child();
         assert_eq!(open(own).key(), open(own).key());
         assert_ne!(open(own).key(), open(child.id()).key());
         let ticks = |pid| start_ticks(i32::try_from(pid).unwrap()).unwrap();

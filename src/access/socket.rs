@@ -30,7 +30,7 @@ pub struct SocketFile {
     path: PathBuf,
     made: Option<(u64, u64)>,
     /// Held locked: who has the lock has the path.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Drop for SocketFile {
@@ -40,18 +40,20 @@ impl Drop for SocketFile {
             // If it cannot be removed it is stale, and replaced at the next start.
             let _ = std::fs::remove_file(&self.path);
         }
+        // Closing alone would leave it locked by a child that has not executed yet.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
 /// Binds a Unix socket of type `kind` at `path` with the permissions `mode`, and listens.
 ///
 /// Missing parent directories are made, with mode 0700. In a directory where everybody
-/// may create, such as `/tmp`, the parent has to be the caller's own and closed to
-/// others: anybody could have made it. `PATH.lock` keeps two daemons apart and stays.
+/// may create, such as `/tmp`, the parent has to be the caller's own and writable
+/// by nobody else: anybody could have made it. `PATH.lock` keeps two daemons apart and stays.
 ///
 /// # Errors
 /// [`Error::System`](crate::error::Error::System): `EADDRINUSE` if somebody listens there,
-/// `EEXIST` if it is not a socket, `EPERM` for a parent that is not private,
+/// `EEXIST` if it is not a socket, `EPERM` for a parent that others may change,
 /// `ENAMETOOLONG` beyond 107 bytes, or the system's own.
 pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket> {
     let failed = |step: &'static str| {
@@ -70,7 +72,7 @@ pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket
     let file = SocketFile {
         path: path.to_owned(),
         made: made.as_ref().map(identity),
-        _lock: lock,
+        lock,
     };
     // Nobody can connect before listen(2), whatever the umask made of the mode.
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
@@ -102,11 +104,11 @@ fn make_parent(path: &Path) -> Result<()> {
     }
     let found = parent.symlink_metadata().map_err(failed)?;
     let uid = rustix::process::geteuid().as_raw();
-    if found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0 {
+    if found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0 {
         return Ok(());
     }
     let detail = format!(
-        "{}: it has to be a directory of uid {uid} with mode 0700",
+        "{}: it has to be a directory of uid {uid} that nobody else can write to",
         parent.display()
     );
     Err(SystemError::new(Errno::PERM, "bind", detail).into())
@@ -189,8 +191,11 @@ mod tests {
         drop(first);
         assert!(!path.exists());
 
-        // Left behind by a process that was killed.
-        drop(UnixListener::bind(&path).unwrap());
+        // Nobody listens, as after a crash. (A listener that was closed could live on for
+        // a moment in a child that another test starts.)
+        let flags = SocketFlags::CLOEXEC;
+        let stale = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        net::bind(&stale, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         let replaced = bind().unwrap();
         UnixStream::connect(&path).unwrap();
         drop(replaced);
@@ -228,7 +233,7 @@ mod tests {
         let path = parent.join("socket");
         drop(bind_unix(&path, SocketType::STREAM, 0o600).unwrap());
         assert_eq!(parent.metadata().unwrap().mode() & 0o777, 0o700);
-        std::fs::set_permissions(&parent, Permissions::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&parent, Permissions::from_mode(0o770)).unwrap();
         let result = bind_unix(&path, SocketType::STREAM, 0o600);
         assert_eq!(refused(result), Errno::PERM);
         let link = directory.path().join("link");

@@ -1,1 +1,57 @@
-fn main() {}
+//! The daemon's command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use evloopd::config::{Config, Source};
+
+/// Event loops as a service of the host.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Example: evloopd --socket /tmp/evloopd.sock")]
+struct Args {
+    /// The configuration; by default the user's or the system's, if there is one.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The service's Unix socket.
+    #[arg(long, value_name = "PATH", env = "EVLOOPD_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Checks the configuration and ends.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn configure(args: &Args) -> Result<Config, String> {
+    let mut config = Config::load(args.config.as_deref()).map_err(|e| e.to_string())?;
+    if let Some(socket) = &args.socket {
+        let socket = std::path::absolute(socket).map_err(|e| e.to_string())?;
+        let socket = socket.to_str().ok_or("the socket's path must be UTF-8")?;
+        config
+            .set("server.socket", socket, Source::CommandLine)
+            .map_err(|e| e.to_string())?;
+    }
+    Ok(config)
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match configure(&args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("evloopd: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if args.check_config {
+        println!("the configuration is good");
+        return ExitCode::SUCCESS;
+    }
+    evloopd::daemon::init_log(&config);
+    match evloopd::daemon::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("evloopd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub mod file;
 pub mod selector;
 
 pub use backend::{Backend, Capability, LoopClass};
-pub use file::{Claim, FileKind, Nonblocking};
+pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
 
 /// Names a watch on its loop: a slot that is reused, and a generation that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -159,7 +159,8 @@ pub struct Completion {
     pub last: bool,
 }
 
-/// How much one turn may do. What does not fit stays in the kernel for a later one.
+/// How much one turn may do, at least 1 of each. What does not fit stays in the kernel
+/// for a later one.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     /// Completions; exceeded by those of cancelled and refused operations only.

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::{Cursor, Kind, LoopState};
 use crate::journal::Journal;
 use crate::proto;
-use crate::watch::{Order, Services, SignalTarget, Taken};
+use crate::watch::{Order, Prepare, Services, SignalTarget, Taken};
 
 /// A loop, for everybody who is not its thread. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -205,40 +205,29 @@ impl Handle {
     /// # Errors
     /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
     pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
-        let mut order = Some(order);
+        let (mut build, mut later) = match order {
+            Order::Now(build) => (Some(build), None),
+            Order::Later(prepare) => (None, Some(prepare)),
+        };
         loop {
-            let asked = registration.clone();
-            let ready = match order.take() {
-                Some(Order::Ready(watch)) => Ok(watch),
-                other => Err(other),
-            };
-            let (ready, later) = match ready {
-                Ok(watch) => (Some(watch), None),
-                Err(later) => (None, later),
-            };
+            let (asked, ready) = (registration.clone(), build.take());
             let (reserved, unused) = self
-                .call_now(move |on| {
-                    let reserved = on.reserve(&asked)?;
-                    match (reserved, ready) {
-                        (Reserved::Ticket(ticket), Some(watch)) => {
-                            let registered = on.register(ticket, asked, watch)?;
-                            Ok((Reserved::Exists(Box::new(registered)), None))
-                        }
-                        (reserved, ready) => Ok((reserved, ready)),
-                    }
-                })
+                .call_now(move |on| on.reserve_and_build(asked, ready))
                 .await?;
-            match reserved {
-                Reserved::Exists(registered) => return Ok((*registered).into()),
-                Reserved::Ticket(number) => {
+            match (reserved, later.take()) {
+                (Reserved::Exists(registered), _) => return Ok((*registered).into()),
+                (Reserved::Ticket(number), Some(prepare)) => {
                     let ticket = Ticket {
                         mailbox: Arc::clone(&self.mailbox),
                         number: Some(number),
                     };
-                    return self.prepare(registration, later, ticket).await;
+                    return self.prepare(registration, prepare, ticket).await;
                 }
-                Reserved::Undecided(decided) => {
-                    order = unused.map(Order::Ready).or(later);
+                (Reserved::Ticket(_), None) => {
+                    return Err(Error::Internal("a reservation was left"));
+                }
+                (Reserved::Undecided(decided), prepare) => {
+                    (build, later) = (unused, prepare);
                     // An error means decided as well: the other registration is gone.
                     let _ = decided.await;
                 }
@@ -249,12 +238,9 @@ impl Handle {
     async fn prepare(
         &self,
         registration: Registration,
-        order: Option<Order>,
+        prepare: Prepare,
         mut ticket: Ticket,
     ) -> Result<Added> {
-        let Some(Order::Prepare(prepare)) = order else {
-            return Err(Error::Internal("an order was used twice"));
-        };
         let gone = |_| Error::Internal("the preparation was lost");
         let services = Arc::clone(&self.services);
         let permit = self.services.preparing.acquire().await;

@@ -89,6 +89,7 @@ pub(super) enum Phase {
     Closing,
     Closed {
         closed: Closed,
+        seq: u64,
         at: Now,
         /// When it is removed, monotonic nanoseconds.
         expires: u64,
@@ -117,13 +118,16 @@ impl Record {
 
     /// As shown to clients.
     pub(super) fn view(&self, journal: &Journal) -> proto::Watch {
-        let (state, closed, closed_at) = match &self.phase {
-            Phase::Open => (proto::WatchState::Open, None, None),
-            Phase::Closing => (proto::WatchState::Closing, None, None),
-            Phase::Closed { closed, at, .. } => (
+        let (state, closed, closed_at, closed_cursor) = match &self.phase {
+            Phase::Open => (proto::WatchState::Open, None, None, None),
+            Phase::Closing => (proto::WatchState::Closing, None, None, None),
+            Phase::Closed {
+                closed, at, seq, ..
+            } => (
                 proto::WatchState::Closed,
                 Some(closed.clone()),
                 Some(clock::timestamp(at.realtime)),
+                Some(journal.cursor(*seq).into()),
             ),
         };
         let lifetime = match self.lifetime {
@@ -142,6 +146,7 @@ impl Record {
             added: Some(journal.cursor(self.added).into()),
             closed,
             closed_at,
+            closed_cursor,
             survives: proto::Survives::Nothing.into(),
             lifetime: lifetime.into(),
             parent_watch_id: self.parent,

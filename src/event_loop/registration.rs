@@ -10,7 +10,7 @@ use super::compare;
 use super::{EventLoop, Registration};
 use crate::error::{Error, Result};
 use crate::proto;
-use crate::watch::{Need, Permit, Watch};
+use crate::watch::{Build, Need, Permit, Watch};
 
 /// Registrations that wait for another one of the same name to be decided.
 const WAITERS_MAX: usize = 1024;
@@ -83,6 +83,23 @@ impl EventLoop {
         };
         self.pending.insert(ticket, pending);
         Ok(Reserved::Ticket(ticket))
+    }
+
+    /// As [`Self::reserve`], and the watch exists at once if it can be built here. What
+    /// was not used is given back.
+    pub(super) fn reserve_and_build(
+        &mut self,
+        registration: Registration,
+        build: Option<Build>,
+    ) -> Result<(Reserved, Option<Build>)> {
+        match (self.reserve(&registration)?, build) {
+            (Reserved::Ticket(ticket), Some(build)) => {
+                let built = build().inspect_err(|_| self.abandon(ticket))?;
+                let registered = self.register(ticket, registration, built)?;
+                Ok((Reserved::Exists(Box::new(registered)), None))
+            }
+            (reserved, build) => Ok((reserved, build)),
+        }
     }
 
     fn existing(&self, slot: usize, registration: &Registration) -> Result<Reserved> {

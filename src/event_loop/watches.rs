@@ -120,6 +120,7 @@ impl EventLoop {
         let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
         record.phase = Phase::Closed {
             closed,
+            seq,
             at: self.now,
             expires,
         };

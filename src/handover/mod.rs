@@ -1,3 +1,235 @@
-//! stub
+//! File descriptors in and out: gRPC cannot carry them, a Unix socket can.
+//!
+//! # Protocol
+//!
+//! A `SOCK_SEQPACKET` Unix socket, which `GetServerInfo` names. A client sends requests
+//! and gets one reply to each, in order; a connection may carry many, and is closed
+//! after 30 s without any.
+//!
+//! | request | datagram | file descriptors (`SCM_RIGHTS`) |
+//! |---|---|---|
+//! | GIVE | `evloopd1` | 1 to 253 |
+//! | TAKE | `evloopd1`, 16 bytes of slot | none |
+//!
+//! | status | reply | then |
+//! |---|---|---|
+//! | 0 | done | for GIVE 16 bytes of slot for each descriptor, in order; for TAKE nothing, and the descriptor by `SCM_RIGHTS` |
+//! | 1 | neither GIVE nor TAKE | text |
+//! | 2 | not all descriptors arrived (`MSG_CTRUNC`) | text |
+//! | 3 | a descriptor cannot be watched | text |
+//! | 4 | no such slot: never given, claimed, expired, another principal's | text |
+//! | 5 | no room for all descriptors (`limits.slots`) | text |
+//! | 6 | the caller is not served; the connection is closed | text |
+//! | 7 | the system refused | text |
+//!
+//! The status is one byte, the text UTF-8: what is the matter and what is allowed. One
+//! descriptor refused refuses all of its datagram, and all are closed. An empty datagram
+//! ends the connection: it looks like its end.
+//!
+//! A slot is claimed once, by the principal that gave it, with a request that names it (as
+//! `FdSpec.slot`) or with TAKE, within 30 s; then its descriptor is closed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown as shut_down};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::access::{Access, BoundSocket, Peer, audit, bind_unix};
+use crate::error::{Error, Result, SystemError};
+use crate::sys;
+
+mod client;
+mod protocol;
 mod slots;
-pub use slots::*;
+
+pub use client::Client;
+pub use protocol::{FDS_MAX, MAGIC, Status};
+pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOTS_DEFAULT, Slot, Slots};
+
+use protocol::{Datagram, Refusal, Request, control};
+use slots::close_aside;
+
+/// Connections served at a time; more wait in the kernel.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// How long a connection may be silent, or not take its reply.
+pub const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// How long accepting pauses when the system refuses, for want of descriptors for instance.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Binds the socket at `path`, for the daemon's user alone.
+///
+/// # Errors
+/// As [`bind_unix`].
+pub fn bind(path: &Path) -> Result<BoundSocket> {
+    bind_unix(path, SocketType::SEQPACKET, 0o600)
+}
+
+/// Serves the listening SEQPACKET socket until `shutdown`, and closes what expires in
+/// `slots`.
+///
+/// # Errors
+/// [`Error::System`] if the listener cannot be watched.
+pub async fn serve(
+    listener: OwnedFd,
+    access: Arc<Access>,
+    slots: Arc<Slots>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    rustix::io::ioctl_fionbio(&listener, true)
+        .map_err(|errno| SystemError::new(errno, "ioctl", "FIONBIO"))?;
+    let listener = sys::async_fd(Arc::new(listener), Interest::READABLE)
+        .map_err(|error| SystemError::from_io(&error, "epoll_ctl", "handover socket"))?;
+    tokio::select! {
+        () = shutdown => {}
+        () = slots.expire() => {}
+        () = accept_all(&listener, &access, &slots) => {}
+    }
+    Ok(())
+}
+
+async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slots: &Arc<Slots>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Dropped at shutdown, which ends them all.
+    let mut connections = JoinSet::new();
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        while connections.try_join_next().is_some() {}
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |listener: &Arc<OwnedFd>| Ok(accept_with(listener, flags)?);
+        match listener.async_io(Interest::READABLE, accept).await {
+            Ok(socket) => {
+                let (access, slots) = (Arc::clone(access), Arc::clone(slots));
+                connections.spawn(async move {
+                    if let Err(error) = converse(socket, &access, &slots).await {
+                        tracing::debug!(%error, "handover connection");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "handover socket: accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(socket: OwnedFd, access: &Access, slots: &Arc<Slots>) -> io::Result<()> {
+    let peer = match access.admit(&socket) {
+        Ok(peer) => peer,
+        Err(error) => return turn_away(&socket, &error),
+    };
+    let socket = sys::async_fd(Arc::new(socket), Interest::READABLE | Interest::WRITABLE)?;
+    let receive = |socket: &Arc<OwnedFd>| Datagram::receive(socket.as_fd(), &mut control());
+    loop {
+        let received = socket.async_io(Interest::READABLE, receive);
+        let Some(datagram) = timeout(IDLE_MAX, received).await?? else {
+            return Ok(());
+        };
+        let (bytes, claimed) = match answer(datagram, &peer, slots) {
+            Ok(reply) => reply,
+            Err(refusal) => (protocol::refused(&refusal), None),
+        };
+        let fds: Vec<BorrowedFd<'_>> = claimed.iter().map(Claimed::as_fd).collect();
+        let send = |socket: &Arc<OwnedFd>| protocol::send(socket.as_fd(), &bytes, &fds);
+        timeout(IDLE_MAX, socket.async_io(Interest::WRITABLE, send)).await??;
+        if let Some(claimed) = claimed {
+            close_aside(vec![claimed.keep().0]);
+        }
+    }
+}
+
+/// Tells a peer why it is not served. What it has sent already is received first, without
+/// its descriptors: unread, it would turn the reply into a connection reset.
+fn turn_away(socket: &OwnedFd, error: &Error) -> io::Result<()> {
+    shut_down(socket, Shutdown::Read)?;
+    while let Ok(Some(_)) = Datagram::receive(socket.as_fd(), &mut []) {}
+    protocol::send(socket.as_fd(), &protocol::refused(&error.into()), &[])
+}
+
+type Reply = (Vec<u8>, Option<Claimed>);
+
+fn answer(
+    mut datagram: Datagram,
+    peer: &Peer,
+    slots: &Arc<Slots>,
+) -> std::result::Result<Reply, Refusal> {
+    let result = datagram.request().and_then(|request| match request {
+        Request::Give => {
+            check_kinds(&datagram.fds)?;
+            let fds = datagram.take_fds();
+            let count = fds.len();
+            let given = slots.give(&peer.principal, peer.process.clone(), fds);
+            audit(
+                peer,
+                "give",
+                format_args!("{count} file descriptors"),
+                &given,
+            );
+            Ok((
+                protocol::given(&given.map_err(|e| Refusal::from(&e))?),
+                None,
+            ))
+        }
+        Request::Take(slot) => {
+            let claimed = slots.claim("slot", &peer.principal, &slot);
+            audit(peer, "take", "a file descriptor", &claimed);
+            let claimed = claimed.map_err(|e| Refusal::from(&e))?;
+            Ok((protocol::taken(), Some(claimed)))
+        }
+    });
+    close_aside(datagram.fds);
+    result
+}
+
+fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
+    for (fd, number) in fds.iter().zip(1_usize..) {
+        if let Some(kind) = unwatchable(fd.as_fd()) {
+            let message = format!(
+                "file descriptor {number} of {} is {kind}: sockets, pipes, FIFOs, terminals, \
+                 eventfds and the like can be watched",
+                fds.len()
+            );
+            return Err(Refusal::new(Status::RefusedKind, message));
+        }
+    }
+    Ok(())
+}
+
+/// What a descriptor is, if it cannot be watched.
+fn unwatchable(fd: BorrowedFd<'_>) -> Option<&'static str> {
+    // FUSE lets epoll watch regular files, and answers a syncing stat(2) when it likes.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(fd, "", flags, StatxFlags::TYPE).ok()?;
+    match FileType::from_raw_mode(found.stx_mode.into()) {
+        FileType::RegularFile => return Some("a regular file"),
+        FileType::Directory => return Some("a directory"),
+        FileType::BlockDevice => return Some("a block device"),
+        FileType::Symlink => return Some("a symbolic link"),
+        _ => {}
+    }
+    let scratch = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+    let data = epoll::EventData::new_u64(0);
+    match epoll::add(&scratch, fd, data, epoll::EventFlags::empty()) {
+        Err(Errno::PERM) => Some("a device that is always ready, such as /dev/null"),
+        Err(Errno::BADF) => Some("only a path (O_PATH)"),
+        // What else may fail says nothing about its kind.
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::iter::repeat_n;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,10 +99,11 @@ impl Slots {
         }
         let first = held.is_empty();
         let deadline = Instant::now() + self.ttl;
-        for (slot, fd) in slots.iter().zip(fds) {
+        let givers = repeat_n(giver, slots.len());
+        for ((slot, fd), giver) in slots.iter().zip(fds).zip(givers) {
             let place = Held {
                 owner: owner.clone(),
-                giver: giver.clone(),
+                giver,
                 deadline,
                 fd: Some(fd),
             };

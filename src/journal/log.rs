@@ -11,8 +11,8 @@ use super::labels::LabelSets;
 use super::outbox::Entry;
 use super::{Limits, Memory};
 
-const CLOSED: u8 = 11;
-const REMOVED: u8 = 12;
+pub(super) const CLOSED: u8 = 11;
+pub(super) const REMOVED: u8 = 12;
 const EXITED: u8 = 18;
 
 /// A terminal event whose neighbours are gone.

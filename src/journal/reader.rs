@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::labels::LabelSets;
-use super::log::Log;
+use super::log::{CLOSED, Log, REMOVED};
 use super::outbox::Entry;
 use super::{Inner, Journal};
 use crate::error::Result;
@@ -29,6 +29,8 @@ pub struct Filter {
     pub kinds: BTreeSet<u8>,
     /// Of watches with all of these labels.
     pub labels: BTreeMap<String, String>,
+    /// Read no further than the end of a watch that matches.
+    pub until_closed: bool,
 }
 
 impl Filter {
@@ -77,6 +79,8 @@ pub struct Read {
     pub gaps: Vec<Gap>,
     /// Nothing lies behind `through`.
     pub caught_up: bool,
+    /// A matching event was the end of a watch: nothing is read behind it.
+    pub ended: bool,
 }
 
 /// A cursor into a journal.
@@ -252,6 +256,13 @@ impl Walk<'_> {
             || (self.read.events > 0 && self.read.bytes + more > self.max_bytes)
     }
 
+    /// Whether this is the end that the reader waits for.
+    fn ends(&mut self, entry: &Entry) -> bool {
+        let end = self.filter.until_closed && matches!(entry.kind, CLOSED | REMOVED);
+        self.read.ended |= end;
+        end
+    }
+
     fn gap(&mut self, from: u64, through: u64) {
         self.read.gaps.push(Gap {
             from_seq: from,
@@ -280,6 +291,9 @@ impl Walk<'_> {
                 self.read.events += 1;
                 self.read.bytes += island.bytes.len();
                 self.read.slices.push(island.bytes.clone());
+                if self.ends(&island.entry) {
+                    return ControlFlow::Break(());
+                }
             }
         }
         if self.read.through + 1 < first {
@@ -304,6 +318,10 @@ impl Walk<'_> {
                 }
                 self.read.events += 1;
                 self.read.bytes += len;
+                if self.ends(entry) {
+                    seq += 1;
+                    break;
+                }
             } else {
                 log.slices(run..seq, &mut |slice| self.read.slices.push(slice));
                 run = seq + 1;

@@ -142,7 +142,9 @@ impl Registry {
             .map(|(name, policy)| (name.clone(), Arc::new(policy.clone())))
             .collect();
         let default = policies.get(&config.default_policy);
-        let common = default.cloned().ok_or_else(|| unknown(&policies, &config.default_policy))?;
+        let common = default
+            .cloned()
+            .ok_or_else(|| unknown(&policies, &config.default_policy))?;
         Ok(Arc::new(Self {
             limits: Arc::new(config.limits.clone()),
             config,
@@ -405,7 +407,11 @@ impl Registry {
     /// # Errors
     /// A bad or taken name, an unknown policy, a backend that is not allowed or not
     /// available, the limit on loops, the system's refusal.
-    pub fn new_event_loop(self: &Arc<Self>, caller: &Caller, new: &NewLoop) -> Result<(Handle, bool)> {
+    pub fn new_event_loop(
+        self: &Arc<Self>,
+        caller: &Caller,
+        new: &NewLoop,
+    ) -> Result<(Handle, bool)> {
         if !new.name.is_empty() {
             check_loop_name("name", &new.name)?;
         }
@@ -453,7 +459,10 @@ impl Registry {
         run: bool,
     ) -> Result<Handle> {
         self.check_draining()?;
-        let open = inner.loops.values().filter(|l| l.state() != LoopState::Closed);
+        let open = inner
+            .loops
+            .values()
+            .filter(|l| l.state() != LoopState::Closed);
         if open.count() >= self.limits.loops {
             return Err(Error::limit("limits.loops", self.limits.loops as u64));
         }
@@ -488,17 +497,24 @@ impl Registry {
     ///
     /// # Errors
     /// There is none, or it is not the caller's.
-    pub fn find(self: &Arc<Self>, caller: &Caller, name: &LoopName, create: bool) -> Result<Handle> {
+    pub fn find(
+        self: &Arc<Self>,
+        caller: &Caller,
+        name: &LoopName,
+        create: bool,
+    ) -> Result<Handle> {
         match name {
             LoopName::Context if create => self.get_event_loop(caller).map(|(handle, _)| handle),
             LoopName::Context => {
                 let (policy, _) = self.policy_of(&caller.principal);
                 let key = context_key(&policy, caller)?;
                 let bound = self.inner.lock().bound(&key);
-                bound.and_then(std::result::Result::ok).ok_or_else(|| Error::NoLoopInContext {
-                    context: shown(&key, caller),
-                    why: "this call makes none",
-                })
+                bound
+                    .and_then(std::result::Result::ok)
+                    .ok_or_else(|| Error::NoLoopInContext {
+                        context: shown(&key, caller),
+                        why: "this call makes none",
+                    })
             }
             LoopName::Name(name) => self.named(&mut self.inner.lock(), caller, name),
             LoopName::Id(id) => {
@@ -522,7 +538,8 @@ impl Registry {
         // A closed loop still answers to its name while nobody else has it.
         let closed = || {
             let mut all = inner.loops.values().rev();
-            all.find(|l| l.name() == short && *l.principal() == principal).cloned()
+            all.find(|l| l.name() == short && *l.principal() == principal)
+                .cloned()
         };
         open.or_else(closed).ok_or_else(|| Error::LoopNotFound {
             name: name.to_owned(),
@@ -546,7 +563,11 @@ impl Registry {
     ///
     /// # Errors
     /// It is running, and `force` is not set.
-    pub async fn close(self: &Arc<Self>, handle: &Handle, force: bool) -> Result<crate::event::Cursor> {
+    pub async fn close(
+        self: &Arc<Self>,
+        handle: &Handle,
+        force: bool,
+    ) -> Result<crate::event::Cursor> {
         let cursor = handle.close(force).await?;
         let id = handle.id();
         self.inner.lock().let_go(id);
@@ -609,7 +630,10 @@ impl Inner {
                 owner == principal
             }
         };
-        let open = self.loops.values().filter(|l| l.state() != LoopState::Closed);
+        let open = self
+            .loops
+            .values()
+            .filter(|l| l.state() != LoopState::Closed);
         open.filter(|l| about(l.principal())).cloned().collect()
     }
 
@@ -685,7 +709,10 @@ fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey> {
         )),
         (Context::Session, _) => Err(Error::invalid(
             "evloopd-session",
-            format!("policy `{}` needs this metadata: the session's name", policy.name),
+            format!(
+                "policy `{}` needs this metadata: the session's name",
+                policy.name
+            ),
         )),
     }
 }

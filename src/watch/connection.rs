@@ -15,9 +15,9 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketFlags, SocketTyp
 
 use super::address::{self, UnixName};
 use super::transport::{Ended, Incoming, Outgoing};
-use super::{Context, Notice, Order, Taken, Teardown, Watch};
+use super::{Context, Need, Notice, Taken, Teardown, Watch};
 use crate::clock::nanos;
-use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Claim, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Connected, Eof, Kind, Stream};
 use crate::proto;
@@ -29,7 +29,7 @@ const ATTEMPT: u8 = 2;
 /// Most addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 16;
 /// Attempts under way at once: as many sources are set aside.
-pub(super) const ATTEMPTS_AT_ONCE: usize = 2;
+const ATTEMPTS_AT_ONCE: usize = 2;
 /// RFC 8305's Connection Attempt Delay.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
@@ -57,7 +57,7 @@ pub enum Target {
     /// A Unix socket.
     Unix(UnixName),
     /// A connected socket of a client's.
-    Adopted(OwnedFd),
+    Adopted(Claim),
 }
 
 /// A connection as asked for.
@@ -72,28 +72,34 @@ pub struct ConnectionOrder {
 }
 
 impl ConnectionOrder {
+    /// What the watch takes.
+    #[must_use]
+    pub const fn need(&self) -> Need {
+        Need::sources(match self.target {
+            Target::Tcp { .. } => ATTEMPTS_AT_ONCE,
+            Target::Unix(_) | Target::Adopted(_) => 1,
+        })
+    }
+
     /// The watch.
     #[must_use]
-    pub fn order(self) -> Order {
-        Order::Ready(Box::new(Connection::new(
+    pub fn build(self) -> Box<dyn Watch> {
+        Box::new(Connection::new(
             Phase::New(self.target, self.timeout),
             self.options,
-        )))
+        ))
     }
 }
 
 /// A connection that a listener accepted: connected from the start.
 pub(super) fn accepted(fd: OwnedFd, options: StreamOptions) -> Box<dyn Watch> {
-    Box::new(Connection::new(
-        Phase::Ready(fd, Nonblocking::Socket),
-        options,
-    ))
+    Box::new(Connection::new(Phase::Ready(fd), options))
 }
 
 #[derive(Debug)]
 enum Phase {
     New(Target, Duration),
-    Ready(OwnedFd, Nonblocking),
+    Ready(OwnedFd),
     Connecting(Attempts),
     Open(Streams),
     Over,
@@ -150,8 +156,8 @@ impl Connection {
             error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
         };
         match target {
-            Target::Adopted(fd) => {
-                self.opened(cx, fd, Nonblocking::Socket);
+            Target::Adopted(claim) => {
+                self.opened(cx, claim.fd, claim.mode);
                 return;
             }
             Target::Unix(name) => match name.kernel() {
@@ -309,7 +315,7 @@ impl Attempts {
         if let Some(local) = self.local {
             rustix::net::bind(&fd, &SocketAddr::new(local, 0)).map_err(|e| failed(e, "bind"))?;
         }
-        cx.attach(fd, Nonblocking::Socket)
+        cx.attach(fd, Nonblocking::Own)
             .ok_or_else(|| failed(Errno::NOSPC, "watch"))
     }
 }
@@ -318,7 +324,7 @@ impl Watch for Connection {
     fn start(&mut self, cx: &mut Context<'_>) {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::New(target, timeout) => self.connect(cx, target, timeout),
-            Phase::Ready(fd, mode) => self.opened(cx, fd, mode),
+            Phase::Ready(fd) => self.opened(cx, fd, Nonblocking::Own),
             other => self.phase = other,
         }
     }

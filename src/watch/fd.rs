@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Context, Order, Watch};
+use super::{Context, Watch};
 use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Ready};
@@ -27,18 +27,18 @@ pub struct FdOrder {
 impl FdOrder {
     /// The watch.
     #[must_use]
-    pub fn order(self) -> Order {
+    pub fn build(self) -> Box<dyn Watch> {
         let side = |wanted| Side {
             wanted,
             ..Side::default()
         };
-        Order::Ready(Box::new(FdWatch {
+        Box::new(FdWatch {
             fd: Some(self.fd),
             source: None,
             fd_type: self.fd_type,
             read: side(self.readable),
             write: side(self.writable),
-        }))
+        })
     }
 }
 

@@ -10,8 +10,8 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt
 
 use super::address::{self, UnixName};
 use super::connection::{self, StreamOptions};
-use super::{Adoption, Context, Need, Order, Watch};
-use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
+use super::{Adoption, Context, Need, Watch};
+use crate::driver::{Claim, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind};
 use crate::proto;
@@ -38,7 +38,7 @@ pub enum ListenTarget {
     /// A Unix socket.
     Unix(UnixName),
     /// A listening socket of a client's.
-    Adopted(OwnedFd),
+    Adopted(Claim),
 }
 
 /// A listener as asked for.
@@ -53,36 +53,36 @@ pub struct ListenOrder {
 }
 
 impl ListenOrder {
-    /// The watch; binding happens before it exists, all addresses or none.
-    #[must_use]
-    pub fn order(self) -> Order {
-        Order::Prepare(Box::new(move |_| {
-            let mut path = None;
-            let sockets = match self.target {
-                ListenTarget::Adopted(fd) => vec![fd],
-                ListenTarget::Unix(name) => {
-                    let socket = bind_unix(&name, self.backlog)?;
-                    if let UnixName::Path(bound) = name {
-                        path = Some(SocketFile::new(bound));
-                    }
-                    vec![socket]
+    /// The watch, bound to all of its addresses. May block.
+    ///
+    /// # Errors
+    /// The first address that cannot be resolved or bound; then none is.
+    pub fn build(self) -> Result<Box<dyn Watch>> {
+        let mut file = None;
+        let sockets = match self.target {
+            ListenTarget::Adopted(claim) => vec![claim.fd],
+            ListenTarget::Unix(name) => {
+                let socket = bind_unix(&name, self.backlog)?;
+                if let UnixName::Path(path) = name {
+                    file = Some(SocketFile::new(path));
                 }
-                ListenTarget::Tcp {
-                    hosts,
-                    port,
-                    reuse_port,
-                } => bind_tcp(&hosts, port, reuse_port, self.backlog)?,
-            };
-            let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
-            Ok(Box::new(Listener {
-                addresses: addresses.collect(),
-                sockets,
-                sources: Vec::new(),
-                options: self.options,
-                accepted: 0,
-                granted: Vec::new(),
-                _file: path,
-            }))
+                vec![socket]
+            }
+            ListenTarget::Tcp {
+                hosts,
+                port,
+                reuse_port,
+            } => bind_tcp(&hosts, port, reuse_port, self.backlog)?,
+        };
+        let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
+        Ok(Box::new(Listener {
+            addresses: addresses.collect(),
+            sockets,
+            sources: Vec::new(),
+            options: self.options,
+            accepted: 0,
+            granted: Vec::new(),
+            _file: file,
         }))
     }
 }
@@ -259,7 +259,7 @@ fn lane(index: usize) -> Lane {
 impl Watch for Listener {
     fn start(&mut self, cx: &mut Context<'_>) {
         for socket in std::mem::take(&mut self.sockets) {
-            let Some(source) = cx.attach(socket, Nonblocking::Socket) else {
+            let Some(source) = cx.attach(socket, Nonblocking::Own) else {
                 return;
             };
             self.sources.push(source);

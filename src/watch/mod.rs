@@ -37,12 +37,12 @@ mod transport;
 pub use connection::{ConnectionOrder, StreamOptions, Target};
 pub use context::{Adoption, Alarm, Context, End, Grants, Seat};
 pub use fd::FdOrder;
-pub use listener::{ListenOrder, ListenTarget};
+pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 pub use services::{Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
-pub use timer::{Schedule, TimerOrder};
+pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 
 /// What a watch takes of its loop's limits, set aside before it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,20 +180,25 @@ fn lacks(what: &str) -> Error {
     Error::wrong_state(format!("this kind of watch has no such thing as {what}"))
 }
 
-/// A watch that is not on a loop yet: either it can be made at once, or something
-/// must happen first that may block or fail.
+/// Makes a watch on its loop's thread, once room for it is set aside; must not block.
+pub type Build = Box<dyn FnOnce() -> Result<Box<dyn Watch>> + Send>;
+
+/// Makes a watch on the blocking pool, once room for it is set aside.
+pub type Prepare = Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>;
+
+/// A watch that is not on a loop yet.
 pub enum Order {
-    /// Nothing can go wrong before it exists.
-    Ready(Box<dyn Watch>),
-    /// Runs on the blocking pool, after everything it needs is set aside on the loop.
-    Prepare(Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>),
+    /// Made at once.
+    Now(Build),
+    /// Something that may block comes first: a program to start, an address to bind.
+    Later(Prepare),
 }
 
 impl fmt::Debug for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ready(_) => "Ready",
-            Self::Prepare(_) => "Prepare",
+            Self::Now(_) => "Now",
+            Self::Later(_) => "Later",
         })
     }
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::transport::{Ended, Incoming, Outgoing};
-use super::{Context, Order, Taken, Watch};
+use super::{Context, Taken, Watch};
 use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
 use crate::error::Result;
 use crate::event::{CloseReason, Eof, Kind, Stream};
@@ -39,8 +39,8 @@ pub struct PipeOrder {
 impl PipeOrder {
     /// The watch.
     #[must_use]
-    pub fn order(self) -> Order {
-        Order::Ready(match self.end {
+    pub fn build(self) -> Box<dyn Watch> {
+        match self.end {
             PipeEnd::Read { paused } => Box::new(ReadPipe {
                 claim: Some(self.claim),
                 paused,
@@ -50,7 +50,7 @@ impl PipeOrder {
                 claim: Some(self.claim),
                 output: None,
             }),
-        })
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Context, Notice, Notifier, Order, Watch};
+use super::{Context, Notice, Notifier, Watch};
 use crate::driver::{Done, Key, Lane};
 use crate::event::{Kind, Signal};
 use crate::proto;
@@ -18,11 +18,11 @@ pub struct SignalOrder(pub Vec<i32>);
 impl SignalOrder {
     /// The watch.
     #[must_use]
-    pub fn order(self) -> Order {
-        Order::Ready(Box::new(SignalWatch {
+    pub fn build(self) -> Box<dyn Watch> {
+        Box::new(SignalWatch {
             numbers: self.0,
             subscription: None,
-        }))
+        })
     }
 }
 

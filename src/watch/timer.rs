@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Alarm, Context, Order, Watch};
+use super::{Alarm, Context, Watch};
 use crate::clock::nanos;
 use crate::driver::{Done, Lane};
 use crate::event::{CloseReason, Kind, TimerFired};
@@ -31,14 +31,14 @@ pub struct TimerOrder(pub Schedule);
 impl TimerOrder {
     /// The watch.
     #[must_use]
-    pub fn order(self) -> Order {
-        Order::Ready(Box::new(Timer {
+    pub fn build(self) -> Box<dyn Watch> {
+        Box::new(Timer {
             schedule: self.0,
             next: Alarm::Monotonic(0),
             ticks: 0,
             fired: 0,
             done: false,
-        }))
+        })
     }
 }
 

@@ -1,1 +1,545 @@
+//! The conformance of a selector backend: every case on each of them.
 
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::net::addr::SocketAddrArg;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::*;
+use crate::driver::file::{Purpose, claim};
+use crate::driver::{
+    AttachError, Budget, Completion, Direction, Done, Key, Lane, Nonblocking, Op, OpId, SourceId,
+};
+
+use random::every_operation_ends_once;
+
+mod random;
+
+/// Longer than any test waits for what does happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for what must not happen.
+const WHILE: Duration = Duration::from_millis(30);
+
+const READ: Op = Op::Ready(Direction::Read);
+const WRITE: Op = Op::Ready(Direction::Write);
+const RECV: Op = Op::Recv { max: 1 << 20 };
+
+const AMPLE: Budget = Budget {
+    completions: 1024,
+    bytes: 1 << 20,
+};
+
+struct Rig {
+    driver: Box<dyn Driver>,
+    waker: Arc<OwnedFd>,
+}
+
+impl Rig {
+    fn new(backend: Backend) -> Self {
+        let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        Self {
+            driver: open(backend, Arc::clone(&waker)).unwrap(),
+            waker,
+        }
+    }
+
+    fn attach(&mut self, fd: impl Into<OwnedFd>, mode: Nonblocking) -> SourceId {
+        self.driver.attach(fd.into(), mode).unwrap()
+    }
+
+    fn turn(&mut self, timeout: Duration, budget: Budget) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        self.driver
+            .turn(Some(timeout), budget, &mut completions)
+            .unwrap();
+        completions
+    }
+
+    /// Turns until there is something, and says it in words.
+    fn next(&mut self) -> Vec<String> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            let completions = self.turn(PATIENCE, AMPLE);
+            if !completions.is_empty() {
+                return completions.iter().map(words).collect();
+            }
+        }
+        panic!("nothing happened");
+    }
+
+    /// Nothing happens, and it costs nothing.
+    fn assert_silent(&mut self) {
+        let start = Instant::now();
+        let completions = self.turn(WHILE, AMPLE);
+        assert!(completions.is_empty(), "{completions:?}");
+        assert!(start.elapsed() >= WHILE, "it did not wait");
+    }
+}
+
+fn id(number: u32) -> OpId {
+    OpId {
+        watch: Key {
+            slot: number,
+            generation: 0,
+        },
+        lane: Lane(0),
+    }
+}
+
+/// `NUMBER WHAT`, with a full stop if it is the last.
+fn words(completion: &Completion) -> String {
+    let what = match &completion.done {
+        Done::Ready(ready) => [
+            (ready.readable, "readable"),
+            (ready.writable, "writable"),
+            (ready.hangup, "hangup"),
+            (ready.error, "error"),
+        ]
+        .into_iter()
+        .filter_map(|(set, name)| set.then_some(name))
+        .collect::<Vec<_>>()
+        .join("+"),
+        Done::Data(bytes) => format!("data {}", bytes.escape_ascii()),
+        Done::Eof => "eof".to_owned(),
+        Done::Accepted(..) => "accepted".to_owned(),
+        Done::Connected => "connected".to_owned(),
+        Done::Sent(len) => format!("sent {len}"),
+        Done::Failed(errno) => {
+            let errno = nix::errno::Errno::from_raw(errno.raw_os_error());
+            format!("failed {errno:?}")
+        }
+        Done::Cancelled => "cancelled".to_owned(),
+    };
+    let stop = if completion.last { "." } else { "" };
+    format!("{} {what}{stop}", completion.id.watch.slot)
+}
+
+fn blocking_pipe() -> (OwnedFd, OwnedFd) {
+    pipe_with(PipeFlags::CLOEXEC).unwrap()
+}
+
+macro_rules! conformance {
+    ($($case:ident),+ $(,)?) => {
+        conformance! { @ epoll Epoll $($case)+ }
+        conformance! { @ poll Poll $($case)+ }
+        conformance! { @ select Select $($case)+ }
+    };
+    (@ $module:ident $backend:ident $($case:ident)+) => {
+        mod $module {
+            use super::{Backend, Rig};
+
+            $(#[test]
+            fn $case() {
+                super::$case(&mut Rig::new(Backend::$backend));
+            })+
+        }
+    };
+}
+
+conformance! {
+    readiness_is_one_shot_and_comes_again_if_asked,
+    readiness_tells_a_half_closed_peer,
+    hangup_of_what_is_not_live_is_silent,
+    data_then_eof,
+    a_gone_terminal_is_the_end,
+    a_send_on_a_full_pipe_resumes,
+    an_adopted_blocking_pipe_keeps_its_flags,
+    a_reader_that_is_gone_fails_the_send,
+    accept_stops_at_its_limit,
+    connect_succeeds_or_is_refused,
+    cancel_is_told_once_and_last,
+    misuse_fails_in_a_later_turn,
+    the_waker_ends_a_wait,
+    waits_are_never_short,
+    sources_take_turns_under_a_budget,
+    sends_leave_room_for_receiving,
+    detached_is_given_back_and_silent,
+    descriptor_numbers_are_no_limit,
+    every_operation_ends_once,
+}
+
+fn readiness_is_one_shot_and_comes_again_if_asked(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    let source = rig.attach(reader, Nonblocking::ReadinessOnly);
+    rig.driver.start(id(1), source, READ);
+    rig.assert_silent();
+    rustix::io::write(&writer, b"x").unwrap();
+    assert_eq!(rig.next(), ["1 readable."]);
+    rig.assert_silent();
+    rig.driver.start(id(2), source, READ);
+    assert_eq!(rig.next(), ["2 readable."]);
+}
+
+fn readiness_tells_a_half_closed_peer(rig: &mut Rig) {
+    let (ours, peer) = UnixStream::pair().unwrap();
+    let source = rig.attach(ours, Nonblocking::ReadinessOnly);
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    rig.driver.start(id(1), source, READ);
+    assert_eq!(rig.next(), ["1 readable+hangup."]);
+    rig.driver.start(id(2), source, WRITE);
+    assert_eq!(rig.next(), ["2 writable."]);
+}
+
+fn hangup_of_what_is_not_live_is_silent(rig: &mut Rig) {
+    let (ours, peer) = UnixStream::pair().unwrap();
+    let source = rig.attach(ours, Nonblocking::Socket);
+    rig.driver.start(id(1), source, READ);
+    rig.assert_silent();
+    drop(peer);
+    assert_eq!(rig.next(), ["1 readable+hangup."]);
+    rig.assert_silent();
+    rig.driver.start(id(2), source, READ);
+    rig.driver.cancel(id(2), source);
+    assert_eq!(rig.next(), ["2 cancelled."]);
+    rig.assert_silent();
+}
+
+fn data_then_eof(rig: &mut Rig) {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    let source = rig.attach(ours, Nonblocking::Socket);
+    rig.driver.start(id(1), source, RECV);
+    peer.write_all(b"one").unwrap();
+    assert_eq!(rig.next(), ["1 data one"]);
+    rig.assert_silent();
+    peer.write_all(b"two").unwrap();
+    drop(peer);
+    assert_eq!(rig.next(), ["1 data two"]);
+    assert_eq!(rig.next(), ["1 eof."]);
+    rig.assert_silent();
+}
+
+fn a_gone_terminal_is_the_end(rig: &mut Rig) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    fcntl_setfl(&master, OFlags::NONBLOCK).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let terminal = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+
+    let source = rig.attach(master, Nonblocking::Own);
+    rig.driver.start(id(1), source, RECV);
+    rustix::io::write(&terminal, b"hi").unwrap();
+    assert_eq!(rig.next(), ["1 data hi"]);
+    drop(terminal);
+    assert_eq!(rig.next(), ["1 eof."]);
+}
+
+fn a_send_on_a_full_pipe_resumes(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    let writer = claim(writer, Purpose::Writer).unwrap();
+    let source = rig.attach(writer.fd, writer.mode);
+    let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let mut rest = Bytes::from(sent.clone());
+    let mut received = vec![0; sent.len()];
+    let mut filled = 0;
+    while !rest.is_empty() {
+        rig.driver.start(id(1), source, Op::Send(rest.clone()));
+        let completions = rig.turn(Duration::ZERO, AMPLE);
+        let completions = if completions.is_empty() {
+            // Full: it waits, and goes on as soon as there is room.
+            rig.assert_silent();
+            filled += rustix::io::read(&reader, &mut received[filled..]).unwrap();
+            rig.turn(PATIENCE, AMPLE)
+        } else {
+            completions
+        };
+        let [
+            Completion {
+                done: Done::Sent(len),
+                last: true,
+                ..
+            },
+        ] = completions[..]
+        else {
+            panic!("{completions:?}");
+        };
+        rest = rest.slice(len..);
+    }
+    while filled < sent.len() {
+        filled += rustix::io::read(&reader, &mut received[filled..]).unwrap();
+    }
+    assert!(received == sent);
+}
+
+fn an_adopted_blocking_pipe_keeps_its_flags(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    let clients = reader.try_clone().unwrap();
+    let before = fcntl_getfl(&clients).unwrap();
+    let reader = claim(reader, Purpose::Reader).unwrap();
+    let source = rig.attach(reader.fd, reader.mode);
+    rig.driver.start(id(1), source, RECV);
+    rustix::io::write(&writer, b"x").unwrap();
+    assert_eq!(rig.next(), ["1 data x"]);
+    assert_eq!(fcntl_getfl(&clients).unwrap(), before);
+    assert!(!before.contains(OFlags::NONBLOCK));
+
+    // Reading when there is nothing, as after another reader was quicker, does not block.
+    let mut intake = transfer::Intake::new();
+    assert!(matches!(
+        intake.read(rig.driver.fd(source).unwrap(), reader.mode, 1),
+        Err(transfer::Refused::ForNow)
+    ));
+}
+
+fn a_reader_that_is_gone_fails_the_send(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    drop(reader);
+    let source = rig.attach(writer, Nonblocking::Pipe);
+    rig.driver
+        .start(id(1), source, Op::Send(Bytes::from_static(b"x")));
+    assert_eq!(rig.next(), ["1 failed EPIPE."]);
+
+    let (ours, peer) = UnixStream::pair().unwrap();
+    drop(peer);
+    let source = rig.attach(ours, Nonblocking::Socket);
+    rig.driver
+        .start(id(2), source, Op::Send(Bytes::from_static(b"x")));
+    assert_eq!(rig.next(), ["2 failed EPIPE."]);
+}
+
+fn accept_stops_at_its_limit(rig: &mut Rig) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+    let source = rig.attach(listener, Nonblocking::Own);
+    rig.driver.start(id(1), source, Op::Accept { limit: 2 });
+    let completions = rig.turn(PATIENCE, AMPLE);
+    let Done::Accepted(connection, peer) = &completions[0].done else {
+        panic!("{completions:?}");
+    };
+    assert!(fcntl_getfl(connection).unwrap().contains(OFlags::NONBLOCK));
+    assert_eq!(
+        std::net::SocketAddr::try_from(peer.clone().unwrap()).unwrap(),
+        clients[0].local_addr().unwrap()
+    );
+    let said: Vec<_> = completions.iter().map(words).collect();
+    assert_eq!(said, ["1 accepted", "1 accepted", "1 cancelled."]);
+    rig.assert_silent();
+
+    rig.driver.start(id(2), source, Op::Accept { limit: 9 });
+    assert_eq!(rig.next(), ["2 accepted"]);
+    rig.driver.cancel(id(2), source);
+    assert_eq!(rig.next(), ["2 cancelled."]);
+}
+
+fn connect_succeeds_or_is_refused(rig: &mut Rig) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap().as_any();
+    let new_socket = || {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap()
+    };
+    let source = rig.attach(new_socket(), Nonblocking::Own);
+    rig.driver
+        .start(id(1), source, Op::Connect(address.clone()));
+    assert_eq!(rig.next(), ["1 connected."]);
+    drop(listener);
+    let source = rig.attach(new_socket(), Nonblocking::Own);
+    rig.driver.start(id(2), source, Op::Connect(address));
+    assert_eq!(rig.next(), ["2 failed ECONNREFUSED."]);
+}
+
+fn cancel_is_told_once_and_last(rig: &mut Rig) {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    let source = rig.attach(ours, Nonblocking::Socket);
+    rig.driver.start(id(1), source, RECV);
+    peer.write_all(b"x").unwrap();
+    assert_eq!(rig.next(), ["1 data x"]);
+    rig.driver.cancel(id(1), source);
+    rig.driver.cancel(id(1), source);
+    peer.write_all(b"y").unwrap();
+    assert_eq!(rig.next(), ["1 cancelled."]);
+    rig.driver.cancel(id(1), source);
+    rig.assert_silent();
+    // What was not taken is there for the next.
+    rig.driver.start(id(2), source, RECV);
+    assert_eq!(rig.next(), ["2 data y"]);
+}
+
+fn misuse_fails_in_a_later_turn(rig: &mut Rig) {
+    let (reader, _writer) = blocking_pipe();
+    let source = rig.attach(reader, Nonblocking::ReadinessOnly);
+    rig.driver.start(id(1), source, READ);
+    rig.driver.start(id(2), source, READ);
+    rig.driver.start(id(3), source, RECV);
+    rig.driver.start(id(4), source, Op::Accept { limit: 1 });
+    rig.driver.start(id(5), SourceId(77), READ);
+    let nothing = Budget {
+        completions: 1,
+        bytes: 1,
+    };
+    let said: Vec<_> = rig.turn(PATIENCE, nothing).iter().map(words).collect();
+    assert_eq!(
+        said,
+        [
+            "2 failed EBUSY.",
+            "3 failed EINVAL.",
+            "4 failed EINVAL.",
+            "5 failed EBADF."
+        ]
+    );
+}
+
+fn the_waker_ends_a_wait(rig: &mut Rig) {
+    let mut completions = Vec::new();
+    let waker = Arc::clone(&rig.waker);
+    let kick = std::thread::spawn(move || rustix::io::write(&*waker, &1_u64.to_ne_bytes()));
+    rig.driver.turn(None, AMPLE, &mut completions).unwrap();
+    kick.join().unwrap().unwrap();
+    // Nobody drained it: it still does.
+    rig.driver.turn(None, AMPLE, &mut completions).unwrap();
+    assert!(completions.is_empty());
+    rustix::io::read(&*rig.waker, &mut [0; 8]).unwrap();
+    rig.assert_silent();
+}
+
+fn waits_are_never_short(rig: &mut Rig) {
+    for micros in [1, 100, 999, 1000, 1001, 2500] {
+        let timeout = Duration::from_micros(micros);
+        let start = Instant::now();
+        rig.turn(timeout, AMPLE);
+        assert!(start.elapsed() >= timeout, "{micros} µs");
+    }
+    // Far beyond what the system can count.
+    rustix::io::write(&*rig.waker, &1_u64.to_ne_bytes()).unwrap();
+    rig.turn(Duration::MAX, AMPLE);
+}
+
+fn sources_take_turns_under_a_budget(rig: &mut Rig) {
+    let writers: Vec<OwnedFd> = (0..8)
+        .map(|number| {
+            let (reader, writer) = blocking_pipe();
+            rustix::io::write(&writer, &[0; 32_000]).unwrap();
+            let source = rig.attach(reader, Nonblocking::Pipe);
+            rig.driver.start(id(number), source, RECV);
+            writer
+        })
+        .collect();
+    let tight = [
+        Budget {
+            completions: 1024,
+            bytes: 1000,
+        },
+        Budget {
+            completions: 1,
+            bytes: 1000,
+        },
+    ];
+    for budget in tight {
+        for _ in 0..2 {
+            let mut served = HashSet::new();
+            for _ in 0..writers.len() {
+                let completions = rig.turn(PATIENCE, budget);
+                let [
+                    Completion {
+                        id,
+                        done: Done::Data(bytes),
+                        last: false,
+                    },
+                ] = &completions[..]
+                else {
+                    panic!("{completions:?}");
+                };
+                assert_eq!(bytes.len(), 1000);
+                served.insert(id.watch.slot);
+            }
+            assert_eq!(served.len(), writers.len(), "each once");
+        }
+    }
+}
+
+fn sends_leave_room_for_receiving(rig: &mut Rig) {
+    let pairs = [(); 4].map(|()| UnixStream::pair().unwrap());
+    let mut sinks = Vec::new();
+    let mut sources = Vec::new();
+    for (ours, peer) in pairs {
+        sources.push(rig.attach(ours, Nonblocking::Socket));
+        sinks.push(peer);
+    }
+    let (reader, writer) = blocking_pipe();
+    rustix::io::write(&writer, b"x").unwrap();
+    let reader = rig.attach(reader, Nonblocking::Pipe);
+    rig.driver.start(id(9), reader, RECV);
+    for (number, &source) in (0..).zip(&sources) {
+        rig.driver
+            .start(id(number), source, Op::Send(Bytes::from_static(b"y")));
+    }
+    let budget = Budget {
+        completions: 4,
+        bytes: 1,
+    };
+    let first: Vec<_> = rig.turn(PATIENCE, budget).iter().map(words).collect();
+    assert_eq!(first, ["0 sent 1.", "1 sent 1.", "9 data x"]);
+    assert_eq!(rig.next(), ["2 sent 1.", "3 sent 1."]);
+}
+
+fn detached_is_given_back_and_silent(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    let source = rig.attach(reader, Nonblocking::Pipe);
+    rig.driver.start(id(1), source, RECV);
+    rig.assert_silent();
+    rig.driver.cancel(id(1), source);
+    assert_eq!(rig.next(), ["1 cancelled."]);
+    let reader = rig.driver.detach(source).unwrap();
+    assert!(rig.driver.detach(source).is_none());
+    assert!(rig.driver.fd(source).is_none());
+    rustix::io::write(&writer, b"x").unwrap();
+    rig.assert_silent();
+    // The place, and the number, are used again.
+    let source = rig.attach(reader, Nonblocking::Pipe);
+    rig.driver.start(id(2), source, RECV);
+    assert_eq!(rig.next(), ["2 data x"]);
+}
+
+fn descriptor_numbers_are_no_limit(rig: &mut Rig) {
+    let (reader, writer) = blocking_pipe();
+    let high = rustix::io::fcntl_dupfd_cloexec(&reader, 1500).unwrap();
+    let source = rig.attach(high, Nonblocking::Pipe);
+    rig.driver.start(id(1), source, RECV);
+    rustix::io::write(&writer, b"x").unwrap();
+    assert_eq!(rig.next(), ["1 data x"]);
+}
+
+#[test]
+fn select_takes_1024() {
+    let mut rig = Rig::new(Backend::Select);
+    let (reader, _writer) = blocking_pipe();
+    for room in (1..=1024).rev() {
+        assert_eq!(rig.driver.room(), room);
+        rig.attach(reader.try_clone().unwrap(), Nonblocking::Pipe);
+    }
+    let refused = rig.driver.attach(reader, Nonblocking::Pipe);
+    assert_eq!(refused, Err(AttachError::Limit(1024)));
+    rig.driver.detach(SourceId(5)).unwrap();
+    assert_eq!(rig.driver.room(), 1);
+}
+
+#[test]
+fn what_the_kernel_does_not_watch_fails_the_operation() {
+    let mut rig = Rig::new(Backend::Epoll);
+    let file = tempfile::tempfile().unwrap();
+    let source = rig.attach(file, Nonblocking::ReadinessOnly);
+    rig.driver.start(id(1), source, READ);
+    rig.driver.start(id(2), source, WRITE);
+    assert_eq!(rig.next(), ["1 failed EPERM.", "2 failed EPERM."]);
+}
+
+#[test]
+fn other_classes_are_not_opened_here() {
+    let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    let refused = open(Backend::IoUring, waker).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+}

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::services::Permit;
 use super::transport::{Ended, Incoming, Outgoing};
-use super::{Context, Need, Notice, Notifier, Order, Taken, Teardown, Watch};
+use super::{Context, Need, Notice, Notifier, Services, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Direction, Done, Key, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
@@ -104,40 +104,40 @@ impl ProcessOrder {
         }
     }
 
-    /// The watch; the child is started before it exists.
-    #[must_use]
-    pub fn order(self) -> Order {
-        Order::Prepare(Box::new(move |services| {
-            let permit = services.children.take()?;
-            let recipe = Recipe {
-                program: self.program,
-                env: self.env,
-                cwd: self.cwd,
-                stdio: self.stdio,
-            };
-            let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe)?;
-            let pidfd = Pidfd(Some(pidfd));
-            let waiter = match self.watcher {
-                ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
-                _ => None,
-            };
-            Ok(Box::new(Process {
-                pid,
-                pidfd,
-                watched: None,
-                waiter,
-                subscription: None,
-                pipes,
-                stdin: None,
-                outputs: [None, None],
-                exited: None,
-                at_end: self.at_end,
-                watcher: self.watcher,
-                pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
-                kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
-                stdin_bytes: 0,
-                permit: Some(permit),
-            }))
+    /// The watch, with the child started. May block.
+    ///
+    /// # Errors
+    /// The limit on children, or the system's refusal and at which step. Nothing runs then.
+    pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
+        let permit = services.children.take()?;
+        let recipe = Recipe {
+            program: self.program,
+            env: self.env,
+            cwd: self.cwd,
+            stdio: self.stdio,
+        };
+        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe)?;
+        let pidfd = Pidfd(Some(pidfd));
+        let waiter = match self.watcher {
+            ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
+            _ => None,
+        };
+        Ok(Box::new(Process {
+            pid,
+            pidfd,
+            watched: None,
+            waiter,
+            subscription: None,
+            pipes,
+            stdin: None,
+            outputs: [None, None],
+            exited: None,
+            at_end: self.at_end,
+            watcher: self.watcher,
+            pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
+            kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
+            stdin_bytes: 0,
+            permit: Some(permit),
         }))
     }
 }

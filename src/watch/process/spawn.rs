@@ -1,19 +1,18 @@
 //! Starting a child: what can fail, and at which step.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::{Program, Stdio};
-use crate::error::{Result, SystemError};
+use crate::error::{Error, Result, SystemError};
 use crate::sys;
 
 /// Where programs are looked up when the environment has no PATH, as execvp(3) does.
@@ -37,90 +36,87 @@ pub(super) struct Spawned {
     pub(super) pipes: [Option<OwnedFd>; 3],
 }
 
-fn failed(error: &std::io::Error, step: &'static str, detail: &str) -> SystemError {
-    SystemError::from_io(error, step, detail)
-}
-
 /// Starts it, in a process group of its own.
 ///
 /// # Errors
-/// The errno, and the step: `chdir`, `lookup`, `pipe`, `exec`, `fork` or `pidfd_open`. Nothing
+/// The errno, and the step: `chdir`, `lookup`, `pipe`, `fork`, `exec` or `pidfd_open`. Nothing
 /// runs after an error.
 pub(super) fn spawn(recipe: &Recipe) -> Result<Spawned> {
-    let cwd = recipe.cwd.to_string_lossy();
-    // Fails like chdir(2) in the child would, but says at which step.
-    let dir = rustix::fs::open(
-        &recipe.cwd,
-        OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    );
-    let searchable = dir.and_then(|dir| {
-        rustix::fs::accessat(
-            &dir,
-            ".",
-            rustix::fs::Access::EXEC_OK,
-            rustix::fs::AtFlags::EACCESS,
-        )
-    });
-    searchable.map_err(|errno| SystemError::new(errno, "chdir", cwd))?;
-
-    let (path, arg0, args): (PathBuf, &str, &[String]) = match &recipe.program {
-        Program::Shell(line) => (PathBuf::from("/bin/sh"), "sh", std::slice::from_ref(line)),
+    check_cwd(&recipe.cwd)?;
+    let (path, argv) = match &recipe.program {
+        Program::Shell(line) => {
+            let argv = ["sh", "-c", line].map(str::to_owned);
+            (PathBuf::from("/bin/sh"), argv.to_vec())
+        }
         Program::Exec(argv) => {
-            let (name, args) = argv
-                .split_first()
-                .ok_or(crate::error::Error::Internal("empty argv"))?;
-            (lookup(name, &recipe.env, &recipe.cwd)?, name, args)
+            let name = argv.first().ok_or(Error::Internal("an empty argv"))?;
+            (lookup(name, &recipe.env, &recipe.cwd)?, argv.clone())
         }
     };
-    let mut command = Command::new(&path);
-    command.arg0(arg0);
-    if matches!(recipe.program, Program::Shell(_)) {
-        command.arg("-c");
-    }
-    command
-        .args(args)
-        .env_clear()
-        .envs(&recipe.env)
-        .current_dir(&recipe.cwd)
-        .process_group(0);
-    let mut pipes = [None, None, None];
+    let argv: Vec<CString> = argv
+        .iter()
+        .map(|arg| c_string(arg.as_bytes()))
+        .collect::<Result<_>>()?;
+    let env = recipe
+        .env
+        .iter()
+        .map(|(k, v)| c_string(format!("{k}={v}").as_bytes()));
+    let env: Vec<CString> = env.collect::<Result<_>>()?;
+
+    let mut ours = [None, None, None];
+    let mut theirs = [None, None, None];
     for (index, stdio) in recipe.stdio.iter().enumerate() {
-        let theirs = match stdio {
-            Stdio::Null => std::process::Stdio::null(),
-            Stdio::Pipe => {
-                let (ours, theirs) = pipe(index == 0)?;
-                pipes[index] = Some(ours);
-                theirs.into()
-            }
-        };
-        match index {
-            0 => command.stdin(theirs),
-            1 => command.stdout(theirs),
-            _ => command.stderr(theirs),
-        };
+        if *stdio == Stdio::Pipe {
+            let (our_end, their_end) = pipe(index == 0)?;
+            (ours[index], theirs[index]) = (Some(our_end), Some(their_end));
+        }
     }
-    let child = command.spawn().map_err(|error| {
-        let step = match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => "fork",
+    let stdio = theirs.each_ref().map(|end| {
+        end.as_ref()
+            .map_or(sys::Stdio::Null, |fd| sys::Stdio::Fd(fd.as_fd()))
+    });
+    let pid = sys::spawn(&sys::Launch {
+        path: &c_string(path.as_os_str().as_bytes())?,
+        argv: &argv,
+        env: &env,
+        cwd: &c_string(recipe.cwd.as_os_str().as_bytes())?,
+        stdio,
+    })
+    .map_err(|errno| {
+        let step = match errno {
+            Errno::AGAIN | Errno::NOMEM => "fork",
             _ => "exec",
         };
-        failed(&error, step, &path.to_string_lossy())
+        SystemError::new(errno, step, path.display().to_string())
     })?;
-    let pid = i32::try_from(child.id()).unwrap_or(0);
-    let Some(id) = Pid::from_raw(pid) else {
-        return Err(crate::error::Error::Internal("a child without a number"));
-    };
-    match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Spawned { pid, pidfd, pipes }),
-        Err(errno) => {
-            let mut child = child;
-            // It is a child that nobody has waited for, so the number is still its own.
-            let _ = sys::kill_group(pid, nix::libc::SIGKILL);
-            let _ = child.wait();
-            Err(SystemError::new(errno, "pidfd_open", "").into())
-        }
-    }
+    Ok(Spawned {
+        pid,
+        pidfd: pidfd(pid)?,
+        pipes: ours,
+    })
+}
+
+/// Opens the pidfd of a child that nobody has waited for: the number is its own.
+fn pidfd(pid: i32) -> Result<OwnedFd> {
+    let child = Pid::from_raw(pid).ok_or(Error::Internal("a child without a number"))?;
+    let opened = rustix::process::pidfd_open(child, PidfdFlags::empty());
+    opened.map_err(|errno| {
+        let _ = sys::kill_group(pid, nix::libc::SIGKILL);
+        let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+        SystemError::new(errno, "pidfd_open", "").into()
+    })
+}
+
+/// What chdir(2) would say in the child, where it could not be told from execve(2).
+fn check_cwd(cwd: &Path) -> Result<(), SystemError> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::open(cwd, flags, Mode::empty())
+        .and_then(|dir| rustix::fs::accessat(&dir, ".", Access::EXEC_OK, AtFlags::EACCESS))
+        .map_err(|errno| SystemError::new(errno, "chdir", cwd.display().to_string()))
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::invalid("spec.process", "must not contain NUL"))
 }
 
 /// A pipe: our end, non-blocking (nobody else has that end), and the child's.
@@ -142,28 +138,18 @@ fn lookup(name: &str, env: &BTreeMap<String, String>, cwd: &Path) -> Result<Path
         return Ok(PathBuf::from(name));
     }
     let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let mut denied = false;
+    let mut errno = Errno::NOENT;
     for dir in path.split(':') {
         // An empty element is the working directory (environ(7)).
         let candidate = cwd.join(dir).join(name);
-        let Ok(meta) = std::fs::metadata(&candidate) else {
-            continue;
-        };
-        if !meta.is_file() {
+        if !candidate.is_file() {
             continue;
         }
-        let executable = rustix::fs::accessat(
-            rustix::fs::CWD,
-            &candidate,
-            rustix::fs::Access::EXEC_OK,
-            rustix::fs::AtFlags::EACCESS,
-        );
-        if executable.is_ok() && meta.permissions().mode() & 0o111 != 0 {
-            return Ok(candidate);
+        match rustix::fs::accessat(CWD, &candidate, Access::EXEC_OK, AtFlags::EACCESS) {
+            Ok(()) => return Ok(candidate),
+            Err(_) => errno = Errno::ACCESS,
         }
-        denied = true;
     }
-    let errno = if denied { Errno::ACCESS } else { Errno::NOENT };
     let detail = format!("`{name}` in PATH={path}");
     Err(SystemError::new(errno, "lookup", detail))
 }

@@ -1,11 +1,18 @@
 //! System calls that no crate wraps safely.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+mod spawn;
+
+pub(crate) use spawn::{Launch, Stdio, spawn};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 {
@@ -17,20 +24,20 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
 
 /// A child that was waited for: how it ended, and what it used.
 #[derive(Debug, Clone, Copy)]
-pub struct Waited {
+pub(crate) struct Waited {
     /// `CLD_EXITED`, `CLD_KILLED` or `CLD_DUMPED`.
-    pub code: i32,
+    pub(crate) code: i32,
     /// Exit code, or the signal's number.
-    pub status: i32,
+    pub(crate) status: i32,
     /// As in getrusage(2).
-    pub usage: libc::rusage,
+    pub(crate) usage: libc::rusage,
 }
 
 /// waitid(2) of the child that a pidfd names; `None` if it has not ended and `block` is false.
 ///
 /// # Errors
 /// ECHILD if it is no child, or was waited for already.
-pub fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Waited>, Errno> {
+pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Waited>, Errno> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     let options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
@@ -69,7 +76,7 @@ pub fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Waited>, 
 ///
 /// # Errors
 /// EINVAL on older kernels, ESRCH if the group is empty, EPERM.
-pub fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo asks the kernel to fill in the ordinary one.
@@ -89,7 +96,7 @@ pub fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ESRCH if it has ended, EPERM.
-pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: as in `signal_group`.
     let result = unsafe {
@@ -108,7 +115,7 @@ pub fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ESRCH, EPERM.
-pub fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
+pub(crate) fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
     // SAFETY: kill takes numbers only.
     let result = unsafe { libc::kill(-leader, signal) };
     check(result.into()).map(drop)
@@ -118,7 +125,7 @@ pub fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// timerfd_create(2)'s and timerfd_settime(2)'s.
-pub fn clock_set_fd() -> Result<std::os::fd::OwnedFd, Errno> {
+pub(crate) fn clock_set_fd() -> Result<OwnedFd, Errno> {
     use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let fd = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
@@ -133,6 +140,19 @@ pub fn clock_set_fd() -> Result<std::os::fd::OwnedFd, Errno> {
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
     rustix::time::timerfd_settime(&fd, flags, &once)?;
     Ok(fd)
+}
+
+/// Puts a file descriptor into the care of the runtime this is called in.
+///
+/// # Errors
+/// The system's, as of epoll_ctl(2).
+pub(crate) fn async_fd(
+    fd: Arc<OwnedFd>,
+    interest: Interest,
+) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an `Arc<OwnedFd>` always gives the same descriptor, open for as long as it lives.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(|error| error.into_parts().1)
 }
 
 /// The set of signals with these numbers; nix knows no real-time signals by name.

@@ -1,0 +1,257 @@
+//! What ends a verb early: one line of what, why and what to do, and an exit code.
+
+use std::fmt;
+use std::io;
+
+use anstyle::{AnsiColor, Style};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::client::{NoDaemon, START_COMMAND};
+
+/// Exit code of failures of evloopctl itself where a child's own code is returned otherwise.
+pub(super) const OWN_FAILURE: u8 = 125;
+/// Exit code when events were missed.
+pub(super) const GAP_MET: u8 = 3;
+const FAILED: u8 = 1;
+
+const RED: Style = AnsiColor::Red.on_default();
+
+/// A verb's result; the number is the exit code.
+pub(super) type Outcome = Result<u8, Failure>;
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// Empty: nothing is printed.
+    message: String,
+    advice: String,
+    /// The `reason` of google.rpc.ErrorInfo; empty if the daemon did not say.
+    pub(super) reason: String,
+    /// The field named in the error's metadata, for a spec that differs.
+    pub(super) field: String,
+    /// The connection broke: worth another attempt.
+    pub(super) lost: bool,
+    pub(super) code: u8,
+}
+
+impl Failure {
+    /// A failure at `what`, in words.
+    pub(super) fn new(what: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self {
+            message: format!("{what}: {reason}"),
+            advice: String::new(),
+            reason: String::new(),
+            field: String::new(),
+            lost: false,
+            code: FAILED,
+        }
+    }
+
+    /// What the daemon, or the connection to it, answered.
+    pub(super) fn rpc(what: impl fmt::Display, status: &Status) -> Self {
+        let details = status.get_error_details();
+        let Some(info) = details.error_info() else {
+            let lost = matches!(
+                status.code(),
+                Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
+            );
+            let advice = if lost {
+                "is the daemon running? `evloopctl status` tells"
+            } else {
+                ""
+            };
+            let failure = Self::new(what, status.message()).advice(advice);
+            return Self { lost, ..failure };
+        };
+        let metadata = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
+        let violation = details
+            .bad_request()
+            .and_then(|b| b.field_violations.first());
+        let message = match violation {
+            Some(v) if !status.message().contains(&v.field) => {
+                format!("{}: {}: {}", status.message(), v.field, v.description)
+            }
+            _ => status.message().to_owned(),
+        };
+        let failure = Self::new(what, message).advice(advice(&info.reason, &metadata));
+        Self {
+            reason: info.reason.clone(),
+            field: metadata("field"),
+            ..failure
+        }
+    }
+
+    /// Writing to stdout or stderr failed. A closed pipe is the reader's choice, not a failure.
+    pub(super) fn output(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::silent(0);
+        }
+        Self::new("stdout", error)
+    }
+
+    /// Ends without a word.
+    pub(super) fn silent(code: u8) -> Self {
+        let message = String::new();
+        let failure = Self::new("", "");
+        Self {
+            message,
+            code,
+            ..failure
+        }
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// With another exit code.
+    pub(super) fn code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// With something to do about it.
+    pub(super) fn advice(self, advice: impl Into<String>) -> Self {
+        let advice = advice.into();
+        Self { advice, ..self }
+    }
+
+    /// For verbs whose exit code is a child's: one that no child's code is taken for.
+    pub(super) fn of_run(self) -> Self {
+        let code = if self.is_silent() {
+            self.code
+        } else {
+            OWN_FAILURE
+        };
+        Self { code, ..self }
+    }
+
+    /// The failure's line on stderr; its exit code.
+    pub(super) fn report(&self) -> u8 {
+        if !self.is_silent() {
+            complain(self);
+        }
+        self.code
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.message.replace('\n', " ");
+        write!(f, "{message}")?;
+        if self.advice.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {}", self.advice)
+    }
+}
+
+impl From<NoDaemon> for Failure {
+    fn from(error: NoDaemon) -> Self {
+        let advice = format!("start one with `{START_COMMAND}`");
+        let text = error.to_string();
+        let reason = text.strip_suffix(&format!("; {advice}")).unwrap_or(&text);
+        Self::new("connect", reason).advice(advice)
+    }
+}
+
+/// A warning's or failure's line on stderr.
+pub(super) fn complain(message: impl fmt::Display) {
+    // With stderr gone too there is nobody left to tell.
+    let _ = io::Write::write_fmt(
+        &mut anstream::stderr(),
+        format_args!("{RED}evloopctl:{RED:#} {message}\n"),
+    );
+}
+
+/// Says something in red, as what is lost deserves.
+pub(super) fn complain_loudly(message: impl fmt::Display) {
+    complain(format_args!("{RED}{message}{RED:#}"));
+}
+
+/// What to do about a refusal, by its reason.
+fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
+    let fixed = match reason {
+        "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist",
+        "WATCH_NOT_FOUND" => "`evloopctl watch list` shows those that exist",
+        "POLICY_NOT_FOUND" => "`evloopctl policy list` shows those that exist",
+        "NO_LOOP_IN_CONTEXT" => {
+            "set one with `evloopctl loop set NAME`, or name one with --loop NAME"
+        }
+        "SLOT_NOT_FOUND" => "hand the descriptor over again",
+        "NAME_TAKEN" if metadata("field").is_empty() => "choose another name",
+        "NAME_TAKEN" => "join it with `evloopctl attach NAME`, or choose another name",
+        "LOOP_CLOSED" => "make another with `evloopctl loop new NAME`",
+        "LOOP_RUNNING" => "stop it with `evloopctl loop stop NAME`",
+        "WATCH_CLOSED" | "WRONG_STATE" => "`evloopctl watch get NAME` shows its state",
+        "LIMIT" => "remove what is finished with `evloopctl rm NAME`, or raise the limit",
+        "JOURNAL_FULL" => "remove what is finished with `evloopctl rm NAME`",
+        "MAILBOX_FULL" => "the loop is busy: try again",
+        "CURSOR_OUT_OF_RANGE" => return range(metadata),
+        "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => "`evloopctl backends` shows what works here",
+        "PERMISSION_DENIED" => {
+            "a daemon serves its own user and root; `evloopctl status` shows whose it is"
+        }
+        "SYSTEM" if metadata("step") == "exec" => "check the program's name, its mode and PATH",
+        "DRAINING" => "try again when it is back",
+        "INTERNAL" => "please report it, with the daemon's log",
+        _ => "",
+    };
+    fixed.to_owned()
+}
+
+fn range(metadata: &dyn Fn(&str) -> String) -> String {
+    let (epoch, oldest, newest) = (metadata("epoch"), metadata("oldest"), metadata("newest"));
+    let first = oldest.parse::<u64>().unwrap_or(1).saturating_sub(1);
+    format!(
+        "readable is --after {epoch}:{first} up to {epoch}:{newest}, or all of it with --oldest"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn refused(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Failure {
+        let metadata: HashMap<_, _> = metadata
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let details = ErrorDetails::with_error_info(reason, "evloopd", metadata);
+        Failure::rpc("run", &Status::with_error_details(code, "refused", details))
+    }
+
+    #[test]
+    fn a_refusal_says_what_why_and_what_to_do() {
+        let taken = refused(
+            Code::AlreadyExists,
+            "NAME_TAKEN",
+            &[("field", "spec.process.exec")],
+        );
+        let text = "run: refused; join it with `evloopctl attach NAME`, or choose another name";
+        assert_eq!(taken.to_string(), text);
+        assert_eq!(taken.field, "spec.process.exec");
+        assert_eq!((taken.lost, taken.code), (false, 1));
+        assert_eq!(taken.of_run().code, OWN_FAILURE);
+        let range = [("epoch", "ab"), ("oldest", "7"), ("newest", "9")];
+        let old = refused(Code::OutOfRange, "CURSOR_OUT_OF_RANGE", &range);
+        assert!(old.to_string().contains("--after ab:6 up to ab:9"), "{old}");
+    }
+
+    #[test]
+    fn only_what_the_daemon_did_not_say_itself_is_a_lost_connection() {
+        assert!(Failure::rpc("x", &Status::unavailable("broken pipe")).lost);
+        assert!(!Failure::rpc("x", &Status::unimplemented("what")).lost);
+        assert!(!refused(Code::Unavailable, "DRAINING", &[]).lost);
+    }
+
+    #[test]
+    fn a_closed_pipe_ends_quietly_even_where_failures_have_their_own_code() {
+        let closed = Failure::output(&io::ErrorKind::BrokenPipe.into());
+        assert_eq!((closed.to_string().as_str(), closed.of_run().code), ("", 0));
+    }
+}

@@ -1,0 +1,268 @@
+//! `loop`: the life of loops.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::failure::{Failure, Outcome};
+use super::json::{with, word};
+use super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, Table, cell, plain};
+use super::parse;
+use super::session::{Session, answer};
+use crate::proto::{
+    CloseLoopRequest, Cursor, GetEventLoopRequest, GetLoopRequest, IfExists, ListLoopsRequest,
+    Loop, LoopRef, LoopState, NewEventLoopRequest, RunLoopRequest, SetEventLoopRequest,
+    StopLoopRequest, Survives,
+};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl loop new build --backend poll
+  evloopctl loop set build
+  evloopctl loop list";
+
+/// Most loops in one page of a list.
+const PAGE_SIZE: u32 = 1000;
+
+/// What to do with loops.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Make a loop by the policy's rules; it is not set for any context
+    #[command(after_help = "Example:\n  evloopctl loop new build --backend poll")]
+    New {
+        /// Its name [default: made up]
+        name: Option<String>,
+        /// The policy to make it by [default: the one in force]
+        #[arg(long)]
+        policy: Option<String>,
+        /// What it waits with [default: the policy's first that works here]
+        #[arg(long)]
+        backend: Option<String>,
+        /// If it exists and is the same, be content
+        #[arg(long)]
+        if_missing: bool,
+    },
+    /// The loop of your context, made if the policy says so; with a name, that one
+    #[command(after_help = "Example:\n  evloopctl loop get")]
+    Get {
+        /// The loop, by name or id
+        #[arg(value_parser = parse::loop_ref)]
+        name: Option<LoopRef>,
+    },
+    /// Set the loop of your context
+    #[command(after_help = "Example:\n  evloopctl --session ci loop set build")]
+    Set {
+        /// Its name
+        name: String,
+    },
+    /// Unset the loop of your context; none is made for it until you set one
+    #[command(after_help = "Example:\n  evloopctl loop unset")]
+    Unset,
+    /// Your loops
+    #[command(after_help = "Example:\n  evloopctl loop list --all")]
+    List {
+        /// Also closed ones that can still be read
+        #[arg(long)]
+        all: bool,
+    },
+    /// Let a loop run
+    #[command(after_help = "Example:\n  evloopctl loop run build")]
+    Run {
+        /// The loop, by name or id [default: that of --loop or your context]
+        #[arg(value_parser = parse::loop_ref)]
+        name: Option<LoopRef>,
+    },
+    /// Stop a loop: nothing is polled until it runs again
+    #[command(after_help = "Example:\n  evloopctl loop stop build")]
+    Stop {
+        /// The loop, by name or id [default: that of --loop or your context]
+        #[arg(value_parser = parse::loop_ref)]
+        name: Option<LoopRef>,
+    },
+    /// Close a stopped loop and all its watches, for good
+    #[command(after_help = "Example:\n  evloopctl loop stop build && evloopctl loop close build")]
+    Close {
+        /// The loop, by name or id [default: that of --loop or your context]
+        #[arg(value_parser = parse::loop_ref)]
+        name: Option<LoopRef>,
+    },
+}
+
+pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
+    match verb {
+        Verb::New {
+            name,
+            policy,
+            backend,
+            if_missing,
+        } => {
+            let if_exists = if if_missing {
+                IfExists::Return
+            } else {
+                IfExists::Fail
+            };
+            let request = NewEventLoopRequest {
+                name: name.unwrap_or_default(),
+                policy: policy.unwrap_or_default(),
+                backend: backend.unwrap_or_default(),
+                if_exists: if_exists.into(),
+            };
+            let made = answer("loop new", session.policies().new_event_loop(request).await)?;
+            show(session, made.r#loop)?;
+        }
+        Verb::Get { name } => get(session, name).await?,
+        Verb::Set { name } => bind(session, "loop set", Some(name)).await?,
+        Verb::Unset => bind(session, "loop unset", None).await?,
+        Verb::List { all } => list(session, all).await?,
+        Verb::Run { name } => {
+            let request = RunLoopRequest {
+                r#loop: which(session, name),
+            };
+            let done = answer("loop run", session.loops().run_loop(request).await)?;
+            position(session, done.cursor)?;
+        }
+        Verb::Stop { name } => {
+            let request = StopLoopRequest {
+                r#loop: which(session, name),
+            };
+            let done = answer("loop stop", session.loops().stop_loop(request).await)?;
+            position(session, done.cursor)?;
+        }
+        Verb::Close { name } => {
+            let request = CloseLoopRequest {
+                r#loop: which(session, name),
+            };
+            let done = answer("loop close", session.loops().close_loop(request).await)?;
+            position(session, done.cursor)?;
+        }
+    }
+    Ok(0)
+}
+
+fn which(session: &Session, name: Option<LoopRef>) -> Option<LoopRef> {
+    name.or_else(|| session.loop_ref.clone())
+}
+
+async fn get(session: &Session, name: Option<LoopRef>) -> Result<(), Failure> {
+    let found = match which(session, name) {
+        Some(named) => {
+            let request = GetLoopRequest {
+                r#loop: Some(named),
+            };
+            answer("loop get", session.loops().get_loop(request).await)?.r#loop
+        }
+        None => {
+            let request = GetEventLoopRequest {};
+            answer("loop get", session.policies().get_event_loop(request).await)?.r#loop
+        }
+    };
+    show(session, found)
+}
+
+async fn bind(session: &Session, what: &str, loop_name: Option<String>) -> Result<(), Failure> {
+    let request = SetEventLoopRequest { loop_name };
+    answer(what, session.policies().set_event_loop(request).await).map(drop)
+}
+
+async fn list(session: &Session, include_closed: bool) -> Result<(), Failure> {
+    let mut request = ListLoopsRequest {
+        page_size: PAGE_SIZE,
+        include_closed,
+        ..Default::default()
+    };
+    let mut found = Vec::new();
+    loop {
+        let page = answer(
+            "loop list",
+            session.loops().list_loops(request.clone()).await,
+        )?;
+        found.extend(page.loops);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    if session.json {
+        let values: Vec<_> = found.iter().map(json).collect();
+        return output::json_lines(&values);
+    }
+    let heads = [
+        "NAME", "ID", "STATE", "BACKEND", "POLICY", "WATCHES", "EVENTS", "JOURNAL",
+    ];
+    let mut table = Table::new(&heads);
+    for found in &found {
+        let journal = found.journal.clone().unwrap_or_default();
+        let (state, style) = state(found);
+        table.row([
+            cell(&found.full_name, NAME),
+            plain(&found.loop_id),
+            cell(&state, style),
+            plain(&found.backend),
+            plain(&found.policy),
+            plain(&format!("{} open of {}", found.open_watches, found.watches)),
+            plain(&journal.newest_seq),
+            plain(&format!("{} KiB", journal.bytes / 1024)),
+        ]);
+    }
+    table.print()
+}
+
+fn show(session: &Session, found: Option<Loop>) -> Result<(), Failure> {
+    output::object(session.json, &json(&found.unwrap_or_default()))
+}
+
+fn position(session: &Session, cursor: Option<Cursor>) -> Result<(), Failure> {
+    let text = parse::cursor_text(&cursor.unwrap_or_default());
+    output::object(session.json, &json!({"cursor": text}))
+}
+
+fn state(found: &Loop) -> (String, anstyle::Style) {
+    let style = match found.state() {
+        LoopState::Running => GOOD,
+        LoopState::Created => DIM,
+        LoopState::Stopped => NOTICE,
+        LoopState::Closed | LoopState::Unspecified => BAD,
+    };
+    (word(found.state().as_str_name(), "LOOP_STATE_"), style)
+}
+
+/// What survives the daemon, as a word.
+pub(super) fn survives(survives: Survives) -> String {
+    word(survives.as_str_name(), "SURVIVES_")
+}
+
+fn json(l: &Loop) -> Value {
+    let value = json!({
+        "loop_id": l.loop_id,
+        "name": l.name,
+        "principal": l.principal,
+        "full_name": l.full_name,
+        "state": state(l).0,
+        "policy": l.policy,
+        "loop_class": l.loop_class,
+        "backend": l.backend,
+        "child_watcher": l.child_watcher,
+        "watches": l.watches,
+        "open_watches": l.open_watches,
+        "survives": survives(l.survives()),
+        "turns": l.turns,
+    });
+    let value = with(
+        value,
+        "created",
+        l.created.map(|time| time.to_string().into()),
+    );
+    let journal = l.journal.as_ref().map(|j| {
+        json!({
+            "epoch": j.epoch,
+            "oldest_seq": j.oldest_seq,
+            "newest_seq": j.newest_seq,
+            "events": j.events,
+            "bytes": j.bytes,
+            "max_events": j.max_events,
+            "max_bytes": j.max_bytes,
+            "islands": j.islands,
+            "trimmed": j.trimmed,
+            "readers": j.readers,
+        })
+    });
+    with(value, "journal", journal)
+}

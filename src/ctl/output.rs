@@ -1,0 +1,186 @@
+//! What goes to stdout: tables for people, one JSON object per line for scripts.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use anstyle::{AnsiColor, Effects, Style};
+use serde_json::Value;
+
+use super::failure::Failure;
+
+pub(super) const PLAIN: Style = Style::new();
+pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default();
+pub(super) const NOTICE: Style = AnsiColor::Yellow.on_default();
+pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
+
+/// Writes text, colours included where stdout takes them.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::output(&error))
+}
+
+/// Writes one line.
+pub(super) fn line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes each value as a line of JSON.
+pub(super) fn json_lines<'a>(values: impl IntoIterator<Item = &'a Value>) -> Result<(), Failure> {
+    let text: String = values
+        .into_iter()
+        .map(|value| format!("{value}\n"))
+        .collect();
+    raw(&text)
+}
+
+/// Writes text as it is, whatever it looks like.
+pub(super) fn raw(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::output(&error))
+}
+
+/// One object: as JSON, or as aligned lines of `key  value`, nested keys joined by dots.
+pub(super) fn object(json: bool, value: &Value) -> Result<(), Failure> {
+    if json {
+        return json_lines([value]);
+    }
+    let mut pairs = Vec::new();
+    flatten("", value, &mut pairs);
+    let width = pairs
+        .iter()
+        .map(|(key, _)| key.chars().count())
+        .max()
+        .unwrap_or(0);
+    let mut text = String::new();
+    for (key, value) in pairs {
+        let _ = writeln!(text, "{DIM}{key:width$}{DIM:#}  {}", printable(&value));
+    }
+    print(&text)
+}
+
+fn flatten(prefix: &str, value: &Value, pairs: &mut Vec<(String, String)>) {
+    let inside = |key: &str| match prefix {
+        "" => key.to_owned(),
+        prefix => format!("{prefix}.{key}"),
+    };
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                flatten(&inside(key), value, pairs);
+            }
+        }
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let words: Vec<_> = items.iter().filter_map(Value::as_str).collect();
+            pairs.push((prefix.to_owned(), words.join(" ")));
+        }
+        Value::Array(items) => {
+            for (i, value) in items.iter().enumerate() {
+                flatten(&inside(&i.to_string()), value, pairs);
+            }
+        }
+        Value::String(text) => pairs.push((prefix.to_owned(), text.clone())),
+        other => pairs.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+/// A cell of a table.
+#[derive(Debug)]
+pub(super) struct Cell {
+    text: String,
+    style: Style,
+}
+
+/// A cell with a style.
+pub(super) fn cell(text: &impl ToString, style: Style) -> Cell {
+    let text = printable(&text.to_string());
+    Cell { text, style }
+}
+
+/// A cell without one.
+pub(super) fn plain(text: &impl ToString) -> Cell {
+    cell(text, PLAIN)
+}
+
+/// Rows under a head line, in columns as wide as their widest cell.
+#[derive(Debug)]
+pub(super) struct Table {
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    pub(super) fn new(heads: &[&str]) -> Self {
+        let rows = vec![heads.iter().map(|head| cell(&head, DIM)).collect()];
+        Self { rows }
+    }
+
+    pub(super) fn row(&mut self, cells: impl Into<Vec<Cell>>) {
+        self.rows.push(cells.into());
+    }
+
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        print(&self.text())
+    }
+
+    fn text(&self) -> String {
+        let mut widths: Vec<usize> = Vec::new();
+        for row in &self.rows {
+            widths.resize(widths.len().max(row.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.text.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for row in &self.rows {
+            for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let width = if i + 1 == row.len() { 0 } else { *width };
+                let gap = if i == 0 { "" } else { "  " };
+                let Cell { text: word, style } = cell;
+                let _ = write!(text, "{gap}{style}{word}{style:#}");
+                let padding = width.saturating_sub(word.chars().count());
+                let _ = write!(text, "{:padding$}", "");
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Control characters escaped, so that nothing from elsewhere moves the cursor.
+pub(super) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_control_characters_are_shown() {
+        let mut table = Table::new(&["NAME", "ID"]);
+        table.row([plain(&"längste"), plain(&1)]);
+        table.row([plain(&"a\x1b[2J"), plain(&22)]);
+        let text = anstream::adapter::strip_str(&table.text()).to_string();
+        assert_eq!(text, "NAME        ID\nlängste     1\na\\u{1b}[2J  22\n");
+    }
+
+    #[test]
+    fn an_object_is_flattened_for_people() {
+        let mut pairs = Vec::new();
+        let value = serde_json::json!({"a": {"b": 1, "c": ["x", "y"]}, "d": [{"e": true}]});
+        flatten("", &value, &mut pairs);
+        let expected = [("a.b", "1"), ("a.c", "x y"), ("d.0.e", "true")];
+        assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+}

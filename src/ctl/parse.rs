@@ -1,0 +1,229 @@
+//! The small languages of the command line.
+
+use std::time::Duration;
+
+use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
+
+/// `NAME`, or the id: a number alone is taken for it.
+pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
+    let by = match text.parse() {
+        Ok(id) => loop_ref::Ref::LoopId(id),
+        Err(_) => loop_ref::Ref::Name(not_empty(text)?),
+    };
+    Ok(LoopRef { r#ref: Some(by) })
+}
+
+/// `NAME`, or the id: a number alone is taken for it.
+pub(super) fn watch_ref(text: &str) -> Result<WatchRef, String> {
+    let by = match text.parse() {
+        Ok(id) => watch_ref::Ref::WatchId(id),
+        Err(_) => watch_ref::Ref::Name(not_empty(text)?),
+    };
+    Ok(WatchRef { r#ref: Some(by) })
+}
+
+/// How a person would name it again.
+pub(super) fn watch_name(watch: &WatchRef) -> String {
+    match &watch.r#ref {
+        Some(watch_ref::Ref::WatchId(id)) => id.to_string(),
+        Some(watch_ref::Ref::Name(name)) => name.clone(),
+        None => String::new(),
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a name or an id is needed".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// `KEY=VALUE`; the value may be empty and may hold further `=`.
+pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is expected".to_owned()),
+    }
+}
+
+/// `EPOCH:SEQ`, or `SEQ` alone for the current epoch.
+pub(super) fn cursor(text: &str) -> Result<Cursor, String> {
+    let (epoch, seq) = text.split_once(':').unwrap_or(("", text));
+    let seq = seq
+        .parse()
+        .map_err(|_| "EPOCH:SEQ or SEQ is expected, SEQ a number")?;
+    let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    if text.contains(':') && (epoch.len() != 32 || !epoch.bytes().all(hex)) {
+        return Err("EPOCH is 32 lower-case hexadecimal digits".to_owned());
+    }
+    let epoch = epoch.to_owned();
+    Ok(Cursor { epoch, seq })
+}
+
+/// A cursor as `EPOCH:SEQ`.
+pub(super) fn cursor_text(cursor: &Cursor) -> String {
+    format!("{}:{}", cursor.epoch, cursor.seq)
+}
+
+/// `5s`, `1h 30m`, `100ms`.
+pub(super) fn duration(text: &str) -> Result<prost_types::Duration, String> {
+    let duration: Duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; `5s`, `100ms` or `1h 30m` is expected"))?;
+    duration.try_into().map_err(|_| "too long".to_owned())
+}
+
+/// `2030-01-31 12:00:00` (UTC) or `2030-01-31T12:00:00Z`.
+pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
+    let time = humantime::parse_rfc3339_weak(text)
+        .map_err(|error| format!("{error}; `2030-01-31T12:00:00Z` is expected"))?;
+    Ok(time.into())
+}
+
+/// A signal as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
+pub(super) fn signal(text: &str) -> Result<String, String> {
+    let upper = text.to_ascii_uppercase();
+    if upper.is_empty() {
+        return Err("a signal's name or number is expected".to_owned());
+    }
+    if upper.starts_with("SIG") || upper.bytes().all(|c| c.is_ascii_digit()) {
+        return Ok(upper);
+    }
+    Ok(format!("SIG{upper}"))
+}
+
+/// Where something is connected to or listened at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(proto::unix_address::Name),
+    /// A descriptor inherited by evloopctl.
+    Fd(i32),
+}
+
+/// `HOST:PORT`, `[IPv6]:PORT`, `unix:PATH`, `unix:@NAME` (abstract) or `fd:N` (inherited).
+pub(super) fn address(text: &str) -> Result<Address, String> {
+    if let Some(fd) = text.strip_prefix("fd:") {
+        return Ok(Address::Fd(fd_number(fd)?));
+    }
+    if let Some(name) = text.strip_prefix("unix:@") {
+        let name = bytes::Bytes::copy_from_slice(name.as_bytes());
+        return Ok(Address::Unix(proto::unix_address::Name::AbstractName(name)));
+    }
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(Address::Unix(proto::unix_address::Name::Path(absolute(
+            path,
+        )?)));
+    }
+    let expected = || "HOST:PORT, unix:PATH, unix:@NAME or fd:N is expected".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if bare.is_none() && host.contains(':') {
+        return Err("an IPv6 address is written in brackets: [::1]:80".to_owned());
+    }
+    Ok(Address::Tcp {
+        host: bare.unwrap_or(host).to_owned(),
+        port: port.parse().map_err(|_| expected())?,
+    })
+}
+
+/// The number of a file descriptor.
+pub(super) fn fd_number(text: &str) -> Result<i32, String> {
+    let fd = text.parse().ok().filter(|fd| *fd >= 0);
+    fd.ok_or_else(|| "a descriptor's number is expected".to_owned())
+}
+
+/// A path as the daemon takes it, which has a working directory of its own.
+pub(super) fn absolute(path: &str) -> Result<String, String> {
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    let utf8 = path.into_os_string().into_string();
+    utf8.map_err(|path| format!("{} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_epoch_and_seq_or_seq_alone() {
+        let epoch = "0123456789abcdef0123456789abcdef";
+        let whole = cursor(&format!("{epoch}:7")).unwrap();
+        assert_eq!((whole.epoch.as_str(), whole.seq), (epoch, 7));
+        assert_eq!(cursor_text(&whole), format!("{epoch}:7"));
+        assert_eq!(
+            cursor("7").unwrap(),
+            Cursor {
+                epoch: String::new(),
+                seq: 7
+            }
+        );
+        for bad in [
+            "",
+            "x",
+            ":7",
+            "abc:7",
+            &format!("{epoch}:"),
+            &format!("{epoch}:-1"),
+        ] {
+            assert!(cursor(bad).is_err(), "{bad}");
+        }
+        assert!(cursor(&format!("{}:7", epoch.to_uppercase())).is_err());
+    }
+
+    #[test]
+    fn key_value_splits_at_the_first_equals_sign() {
+        assert_eq!(key_value("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert_eq!(key_value("A="), Ok(("A".to_owned(), String::new())));
+        assert!(key_value("=b").is_err());
+        assert!(key_value("A").is_err());
+    }
+
+    #[test]
+    fn durations_carry_units() {
+        let parsed = duration("1m 500ms").unwrap();
+        assert_eq!((parsed.seconds, parsed.nanos), (60, 500_000_000));
+        assert!(duration("5").is_err());
+        assert!(duration("-5s").is_err());
+    }
+
+    #[test]
+    fn a_number_alone_is_an_id_anything_else_a_name() {
+        assert_eq!(
+            watch_ref("7").unwrap().r#ref,
+            Some(watch_ref::Ref::WatchId(7))
+        );
+        assert_eq!(
+            watch_ref("7x").unwrap().r#ref,
+            Some(watch_ref::Ref::Name("7x".to_owned()))
+        );
+        assert!(watch_ref("").is_err());
+    }
+
+    #[test]
+    fn signals_have_one_spelling() {
+        for text in ["TERM", "term", "SIGTERM", "sigterm"] {
+            assert_eq!(signal(text).unwrap(), "SIGTERM");
+        }
+        assert_eq!(signal("9").unwrap(), "9");
+        assert_eq!(signal("rtmin+1").unwrap(), "SIGRTMIN+1");
+    }
+
+    #[test]
+    fn addresses_are_tcp_unix_or_inherited() {
+        let tcp = |host: &str, port| Address::Tcp {
+            host: host.to_owned(),
+            port,
+        };
+        assert_eq!(address("localhost:80"), Ok(tcp("localhost", 80)));
+        assert_eq!(address("[::1]:80"), Ok(tcp("::1", 80)));
+        assert_eq!(address(":0"), Ok(tcp("", 0)));
+        assert_eq!(address("fd:3"), Ok(Address::Fd(3)));
+        let path = proto::unix_address::Name::Path("/a".to_owned());
+        assert_eq!(address("unix:/a"), Ok(Address::Unix(path)));
+        for bad in ["::1:80", "host", "host:x", "host:70000", "fd:x", "fd:-1"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `post`: an event of one's own.
+
+use bytes::Bytes;
+use clap::Args;
+use serde_json::json;
+
+use super::failure::Outcome;
+use super::output;
+use super::parse;
+use super::session::{Session, answer};
+use crate::proto::{Post as Message, PostRequest};
+
+pub(super) const EXAMPLES: &str = "Example:
+  evloopctl post deploy '{\"version\": 7}'
+
+Readers of the loop's events see it as `posted`, after all that happened before.";
+
+/// Options of `post`.
+#[derive(Debug, Args)]
+pub(super) struct Post {
+    /// What it is about
+    topic: String,
+    /// What it says
+    #[arg(default_value = "")]
+    payload: String,
+    /// A number of your own
+    #[arg(long, default_value_t = 0)]
+    user_data: u64,
+}
+
+pub(super) async fn run(session: &Session, args: Post) -> Outcome {
+    let post = Message {
+        topic: args.topic,
+        payload: Bytes::from(args.payload),
+        user_data: args.user_data,
+        ..Message::default()
+    };
+    let request = PostRequest {
+        r#loop: session.loop_ref.clone(),
+        posts: vec![post],
+    };
+    let posted = answer("post", session.events().post(request).await)?;
+    let cursor = parse::cursor_text(&posted.cursor.unwrap_or_default());
+    output::object(session.json, &json!({"cursor": cursor}))?;
+    Ok(0)
+}

@@ -1,0 +1,132 @@
+//! Events on stdout, a line each.
+
+use jiff::tz::TimeZone;
+
+use super::failure::{Failure, GAP_MET, Outcome};
+use super::feed::{Feed, Item, cut_short};
+use super::json;
+use super::output;
+use super::render::Renderer;
+use super::session::Session;
+use super::transcript::complain_gap;
+use super::watch;
+use crate::proto::event::Kind;
+use crate::proto::{Batch, ListWatchesRequest};
+
+/// When to stop printing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The daemon ends the stream.
+    Goodbye,
+    /// Nothing more is there now.
+    CaughtUp,
+    /// This watch closed.
+    Closed(u64),
+}
+
+/// Prints a feed.
+#[derive(Debug)]
+pub(super) struct Printer {
+    json: bool,
+    renderer: Renderer,
+    gaps: u64,
+}
+
+impl Printer {
+    /// One that knows the names of the watches that are there.
+    pub(super) async fn new(session: &Session) -> Result<Self, Failure> {
+        let mut renderer = Renderer::new(TimeZone::system());
+        if !session.json {
+            for watch in watch::list_all(session, ListWatchesRequest::default()).await? {
+                renderer.learn(watch.watch_id, &watch.name);
+            }
+        }
+        Ok(Self {
+            json: session.json,
+            renderer,
+            gaps: 0,
+        })
+    }
+
+    /// Remembers a watch's name.
+    pub(super) fn learn(&mut self, watch_id: u64, name: &str) {
+        self.renderer.learn(watch_id, name);
+    }
+
+    /// Prints until there is no more; the exit code says whether anything was missing.
+    pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
+        let closed = |batch: &Batch, id| {
+            let ends =
+                |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
+            batch
+                .events
+                .iter()
+                .any(|e| e.watch_id == id && ends(&e.kind))
+        };
+        loop {
+            match feed.next().await? {
+                Item::Header(_) => {}
+                Item::Batch(batch) => {
+                    self.batch(&batch)?;
+                    let enough = match until {
+                        Until::Goodbye => false,
+                        Until::CaughtUp => batch.caught_up,
+                        Until::Closed(id) => closed(&batch, id),
+                    };
+                    if enough {
+                        return Ok(self.exit_code());
+                    }
+                }
+                Item::Goodbye(goodbye) => {
+                    return cut_short(&goodbye).map_or_else(|| Ok(self.exit_code()), Err);
+                }
+            }
+        }
+    }
+
+    const fn exit_code(&self) -> u8 {
+        if self.gaps > 0 { GAP_MET } else { 0 }
+    }
+
+    /// Events and gaps, in the order of their sequence numbers.
+    fn batch(&mut self, batch: &Batch) -> Result<(), Failure> {
+        let mut gaps = batch.gaps.iter().peekable();
+        let mut text = String::new();
+        for event in &batch.events {
+            while let Some(gap) = gaps.next_if(|gap| gap.from_seq < event.seq) {
+                self.print(&mut text)?;
+                self.gap(gap)?;
+            }
+            if self.json {
+                text.push_str(&json::event(event).to_string());
+            } else {
+                text.push_str(&self.renderer.line(event));
+            }
+            text.push('\n');
+        }
+        self.print(&mut text)?;
+        gaps.try_for_each(|gap| self.gap(gap))
+    }
+
+    fn print(&self, text: &mut String) -> Result<(), Failure> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let text = std::mem::take(text);
+        if self.json {
+            output::raw(&text)
+        } else {
+            output::print(&text)
+        }
+    }
+
+    fn gap(&mut self, gap: &crate::proto::Gap) -> Result<(), Failure> {
+        self.gaps += 1;
+        complain_gap(gap);
+        if self.json {
+            output::json_lines([&json::gap(gap)])
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A connection to the daemon, with what the global options say about every call.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::failure::Failure;
+use super::parse;
+use crate::client;
+use crate::proto::LoopRef;
+use crate::proto::admin_service_client::AdminServiceClient;
+use crate::proto::event_service_client::EventServiceClient;
+use crate::proto::loop_service_client::LoopServiceClient;
+use crate::proto::policy_service_client::PolicyServiceClient;
+use crate::proto::process_service_client::ProcessServiceClient;
+use crate::proto::transport_service_client::TransportServiceClient;
+use crate::proto::watch_service_client::WatchServiceClient;
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every verb")]
+pub(super) struct Global {
+    /// The daemon's socket [default: $EVLOOPD_SOCKET, the user's, the system's]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The loop, by name or id [default: the one of your context]
+    #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
+    loop_ref: Option<LoopRef>,
+    /// The session whose context counts
+    #[arg(long, global = true, value_name = "NAME")]
+    session: Option<String>,
+    /// One JSON object per line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+/// Puts the session's name into every call.
+#[derive(Debug, Clone)]
+pub(super) struct WithSession(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for WithSession {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(name) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("evloopd-session", name.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Transport = InterceptedService<Channel, WithSession>;
+
+/// What a verb works with.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    transport: Transport,
+    /// In every request that names a loop. Absent: the loop of the caller's context.
+    pub(super) loop_ref: Option<LoopRef>,
+    pub(super) json: bool,
+    pub(super) socket: PathBuf,
+}
+
+impl Session {
+    pub(super) async fn open(global: Global) -> Result<Self, Failure> {
+        let name = global.session.map(MetadataValue::try_from).transpose();
+        let name = name.map_err(|_| Failure::new("--session", "not a name").code(2))?;
+        let connection = client::connect(global.socket.as_deref()).await?;
+        Ok(Self {
+            transport: InterceptedService::new(connection.channel, WithSession(name)),
+            loop_ref: global.loop_ref,
+            json: global.json,
+            socket: connection.socket,
+        })
+    }
+
+    pub(super) fn admin(&self) -> AdminServiceClient<Transport> {
+        AdminServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn events(&self) -> EventServiceClient<Transport> {
+        EventServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn loops(&self) -> LoopServiceClient<Transport> {
+        LoopServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn policies(&self) -> PolicyServiceClient<Transport> {
+        PolicyServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn processes(&self) -> ProcessServiceClient<Transport> {
+        ProcessServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn transports(&self) -> TransportServiceClient<Transport> {
+        TransportServiceClient::new(self.transport.clone())
+    }
+
+    pub(super) fn watches(&self) -> WatchServiceClient<Transport> {
+        WatchServiceClient::new(self.transport.clone())
+    }
+}
+
+/// The answer of a call, or the failure at `what`.
+pub(super) fn answer<T>(what: &str, result: Result<Response<T>, Status>) -> Result<T, Failure> {
+    match result {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) => Err(Failure::rpc(what, &status)),
+    }
+}

@@ -1,0 +1,147 @@
+//! What all ways to add a watch have in common.
+
+use clap::{Args, ValueEnum};
+
+use super::super::failure::{Failure, Outcome};
+use super::super::feed::{Feed, Source};
+use super::super::output;
+use super::super::parse;
+use super::super::printer::{Printer, Until};
+use super::super::session::{Session, answer};
+use super::show;
+use crate::proto::{
+    self, AddWatchRequest, AddWatchResponse, Filter, IfExists, OnGap, SubscribeRequest, WatchSpec,
+    subscribe_request, watch_spec,
+};
+
+/// What a watch is bound to.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(in crate::ctl) enum Lifetime {
+    /// Until it closes or is removed.
+    #[default]
+    Daemon,
+    /// At most as long as this command runs.
+    Process,
+}
+
+/// Options of every way to add a watch.
+#[derive(Debug, Default, Args)]
+pub(in crate::ctl) struct Registration {
+    /// Its name, unique on the loop
+    #[arg(long)]
+    name: Option<String>,
+    /// Attach a label
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
+    labels: Vec<(String, String)>,
+    /// A number of your own, in every event of it
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    user_data: u64,
+    /// If it exists and is the same, be content
+    #[arg(long)]
+    if_missing: bool,
+    /// What it is bound to
+    #[arg(long, value_enum, default_value_t)]
+    lifetime: Lifetime,
+    /// How long it can be looked at after its end [default: the policy's]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    finished_ttl: Option<prost_types::Duration>,
+    /// Print its events until it closes
+    #[arg(short, long)]
+    follow: bool,
+}
+
+impl Registration {
+    /// Of a watch that a command shows while it runs: with a name it stays, and is joined.
+    pub(in crate::ctl) fn in_foreground(name: Option<String>) -> Self {
+        let lifetime = if name.is_some() {
+            Lifetime::Daemon
+        } else {
+            Lifetime::Process
+        };
+        Self {
+            if_missing: name.is_some(),
+            name,
+            lifetime,
+            follow: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// Adds a watch and says so.
+pub(super) async fn run(
+    session: &Session,
+    spec: watch_spec::Spec,
+    registration: &Registration,
+) -> Outcome {
+    let added = request(session, spec, registration).await?;
+    if registration.follow {
+        return follow(session, &added).await;
+    }
+    let watch = added.watch.unwrap_or_default();
+    if session.json {
+        output::json_lines([&show::json(&watch)])?;
+    } else {
+        let name = output::printable(&watch.name);
+        let detail = show::detail(&watch);
+        let words = [&watch.watch_id.to_string(), &name, &detail];
+        let words: Vec<_> = words
+            .into_iter()
+            .filter(|w| !w.is_empty())
+            .map(String::as_str)
+            .collect();
+        output::line(&words.join("  "))?;
+    }
+    Ok(0)
+}
+
+/// Adds a watch.
+pub(in crate::ctl) async fn request(
+    session: &Session,
+    spec: watch_spec::Spec,
+    registration: &Registration,
+) -> Result<AddWatchResponse, Failure> {
+    let if_exists = if registration.if_missing {
+        IfExists::Return
+    } else {
+        IfExists::Fail
+    };
+    let lifetime = match registration.lifetime {
+        Lifetime::Daemon => proto::Lifetime::Daemon,
+        Lifetime::Process => proto::Lifetime::Process,
+    };
+    let request = AddWatchRequest {
+        r#loop: session.loop_ref.clone(),
+        spec: Some(WatchSpec { spec: Some(spec) }),
+        name: registration.name.clone().unwrap_or_default(),
+        labels: registration.labels.iter().cloned().collect(),
+        user_data: registration.user_data,
+        if_exists: if_exists.into(),
+        request_id: String::new(),
+        lifetime: lifetime.into(),
+        finished_ttl: registration.finished_ttl,
+    };
+    answer("watch", session.watches().add_watch(request).await)
+}
+
+/// Prints a watch's events from its first until it closes.
+pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) -> Outcome {
+    let watch_id = added.watch.as_ref().map_or(0, |watch| watch.watch_id);
+    let after = added.added.clone().unwrap_or_default();
+    let request = SubscribeRequest {
+        r#loop: session.loop_ref.clone(),
+        start: Some(subscribe_request::Start::After(after)),
+        on_gap: OnGap::Skip.into(),
+        filter: Some(Filter {
+            watch_ids: vec![watch_id],
+            ..Filter::default()
+        }),
+        ..SubscribeRequest::default()
+    };
+    let mut printer = Printer::new(session).await?;
+    if let Some(watch) = &added.watch {
+        printer.learn(watch_id, &watch.name);
+    }
+    let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
+    printer.run(&mut feed, Until::Closed(watch_id)).await
+}

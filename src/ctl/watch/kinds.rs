@@ -1,0 +1,302 @@
+//! The kinds of watch that can be added, and the options of each.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+
+use super::super::command::Command;
+use super::super::failure::{Failure, Outcome};
+use super::super::inherited;
+use super::super::parse::{self, Address};
+use super::super::session::{Session, answer};
+use super::add::{self, Registration};
+use crate::handover::Client;
+use crate::proto::{
+    ConnectionSpec, FdSpec, GetServerInfoRequest, ListenerSpec, ReadPipeSpec, SignalSpec, Stdio,
+    TcpListen, TcpTarget, TimerSpec, UnixAddress, WritePipeSpec, connection_spec, listener_spec,
+    read_pipe_spec, timer_spec, watch_spec, write_pipe_spec,
+};
+
+/// What to watch.
+#[derive(Debug, Subcommand)]
+pub(in crate::ctl) enum Kind {
+    /// A timer
+    #[command(after_help = "Example:\n  evloopctl watch timer --at 2030-01-01T00:00:00Z -f")]
+    Timer(Timer),
+    /// A program, run without a stdin (see also `evloopctl run`)
+    #[command(after_help = "Example:\n  evloopctl watch process --name job -- ./job --fast")]
+    Process(Process),
+    /// A connection to be made, or handed over
+    #[command(after_help = "Examples:\n  evloopctl watch connect localhost:80 -f
+  evloopctl watch connect unix:/run/app.sock --name app")]
+    Connect(Connect),
+    /// Accept connections; each becomes a watch of its own
+    #[command(after_help = "Examples:\n  evloopctl watch listen 127.0.0.1:7000 -f
+  evloopctl watch listen :7000          # every address of the host")]
+    Listen(Listen),
+    /// Read from a FIFO
+    #[command(after_help = "Example:\n  evloopctl watch read-pipe /tmp/fifo -f")]
+    ReadPipe(ReadPipe),
+    /// Write to a FIFO that somebody reads
+    #[command(after_help = "Example:\n  evloopctl watch write-pipe /tmp/fifo --name sink")]
+    WritePipe(WritePipe),
+    /// Signals to the daemon itself
+    #[command(after_help = "Example:\n  evloopctl watch signal USR1 USR2 -f")]
+    Signal(Signal),
+    /// Readiness of a descriptor that you inherited to this command
+    #[command(after_help = "Example:\n  evloopctl watch fd 3 --read -f 3< /tmp/fifo")]
+    Fd(Fd),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Timer {
+    #[command(flatten)]
+    schedule: Schedule,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Schedule {
+    /// Once, this long from now
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    after: Option<prost_types::Duration>,
+    /// Again and again
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    every: Option<prost_types::Duration>,
+    /// Once, at a time (UTC)
+    #[arg(long, value_name = "TIME", value_parser = parse::time)]
+    at: Option<prost_types::Timestamp>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Process {
+    #[command(flatten)]
+    registration: Registration,
+    #[command(flatten)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Connect {
+    /// HOST:PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
+    #[arg(value_parser = parse::address)]
+    address: Address,
+    /// Keep it after the peer has sent all it will
+    #[arg(long)]
+    keep_half_open: bool,
+    /// Do not read until told so
+    #[arg(long)]
+    start_paused: bool,
+    /// How long connecting may take [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<prost_types::Duration>,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Listen {
+    /// HOST:PORT, :PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
+    #[arg(value_parser = parse::address)]
+    address: Address,
+    /// Connections the kernel may hold for us [default: 128]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    backlog: u32,
+    /// Share the port with others who do
+    #[arg(long)]
+    reuse_port: bool,
+    /// Keep connections after the peer has sent all it will
+    #[arg(long)]
+    keep_half_open: bool,
+    /// Do not read from connections until told so
+    #[arg(long)]
+    start_paused: bool,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct ReadPipe {
+    /// Path of a FIFO, or fd:N (inherited)
+    path: String,
+    /// Do not read until told so
+    #[arg(long)]
+    start_paused: bool,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct WritePipe {
+    /// Path of a FIFO, or fd:N (inherited)
+    path: String,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Signal {
+    /// The signals, by name
+    #[arg(required = true, value_parser = parse::signal)]
+    signals: Vec<String>,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Fd {
+    /// The descriptor's number
+    #[arg(value_parser = parse::fd_number)]
+    fd: i32,
+    /// Report when it can be read
+    #[arg(long)]
+    read: bool,
+    /// Report when it can be written
+    #[arg(long)]
+    write: bool,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+pub(super) async fn run(session: &Session, kind: Kind) -> Outcome {
+    let (spec, registration) = match kind {
+        Kind::Timer(args) => (timer(&args.schedule), args.registration),
+        Kind::Process(args) => {
+            let spec = args.command.spec(Stdio::Null)?;
+            (watch_spec::Spec::Process(spec), args.registration)
+        }
+        Kind::Connect(args) => connect(session, args).await?,
+        Kind::Listen(args) => listen(session, args).await?,
+        Kind::ReadPipe(args) => read_pipe(session, args).await?,
+        Kind::WritePipe(args) => write_pipe(session, args).await?,
+        Kind::Signal(args) => {
+            let spec = SignalSpec {
+                signals: args.signals,
+            };
+            (watch_spec::Spec::Signal(spec), args.registration)
+        }
+        Kind::Fd(args) => {
+            let slot = hand_over(session, args.fd).await?;
+            let spec = FdSpec {
+                slot,
+                readable: args.read,
+                writable: args.write,
+            };
+            (watch_spec::Spec::Fd(spec), args.registration)
+        }
+    };
+    add::run(session, spec, &registration).await
+}
+
+fn timer(schedule: &Schedule) -> watch_spec::Spec {
+    let after = schedule.after.map(timer_spec::Schedule::After);
+    let every = schedule.every.map(timer_spec::Schedule::Every);
+    let at = schedule.at.map(timer_spec::Schedule::AtRealtime);
+    watch_spec::Spec::Timer(TimerSpec {
+        schedule: after.or(every).or(at),
+    })
+}
+
+type Made = Result<(watch_spec::Spec, Registration), Failure>;
+
+async fn connect(session: &Session, args: Connect) -> Made {
+    let target = match args.address {
+        Address::Tcp { host, port } => {
+            let port = u32::from(port);
+            connection_spec::Target::Tcp(TcpTarget {
+                host,
+                port,
+                local_ip: String::new(),
+            })
+        }
+        Address::Unix(name) => connection_spec::Target::Unix(UnixAddress { name: Some(name) }),
+        Address::Fd(fd) => connection_spec::Target::Slot(hand_over(session, fd).await?),
+    };
+    let spec = ConnectionSpec {
+        target: Some(target),
+        keep_half_open: args.keep_half_open,
+        start_paused: args.start_paused,
+        connect_timeout: args.timeout,
+    };
+    Ok((watch_spec::Spec::Connection(spec), args.registration))
+}
+
+async fn listen(session: &Session, args: Listen) -> Made {
+    let target = match args.address {
+        Address::Tcp { host, port } => {
+            let hosts = if host.is_empty() { vec![] } else { vec![host] };
+            let (port, reuse_port) = (u32::from(port), args.reuse_port);
+            listener_spec::Target::Tcp(TcpListen {
+                hosts,
+                port,
+                reuse_port,
+            })
+        }
+        Address::Unix(name) => listener_spec::Target::Unix(UnixAddress { name: Some(name) }),
+        Address::Fd(fd) => listener_spec::Target::Slot(hand_over(session, fd).await?),
+    };
+    let spec = ListenerSpec {
+        target: Some(target),
+        backlog: args.backlog,
+        keep_half_open: args.keep_half_open,
+        start_paused: args.start_paused,
+    };
+    Ok((watch_spec::Spec::Listener(spec), args.registration))
+}
+
+async fn read_pipe(session: &Session, args: ReadPipe) -> Made {
+    let source = match pipe(session, &args.path).await? {
+        Pipe::Slot(slot) => read_pipe_spec::Source::Slot(slot),
+        Pipe::Path(path) => read_pipe_spec::Source::FifoPath(path),
+    };
+    let spec = ReadPipeSpec {
+        source: Some(source),
+        start_paused: args.start_paused,
+    };
+    Ok((watch_spec::Spec::ReadPipe(spec), args.registration))
+}
+
+async fn write_pipe(session: &Session, args: WritePipe) -> Made {
+    let target = match pipe(session, &args.path).await? {
+        Pipe::Slot(slot) => write_pipe_spec::Target::Slot(slot),
+        Pipe::Path(path) => write_pipe_spec::Target::FifoPath(path),
+    };
+    let spec = WritePipeSpec {
+        target: Some(target),
+    };
+    Ok((watch_spec::Spec::WritePipe(spec), args.registration))
+}
+
+enum Pipe {
+    Slot(Bytes),
+    Path(String),
+}
+
+async fn pipe(session: &Session, text: &str) -> Result<Pipe, Failure> {
+    let usage = |error: String| Failure::new(text, error).code(2);
+    if let Some(fd) = text.strip_prefix("fd:") {
+        let fd = parse::fd_number(fd).map_err(usage)?;
+        return Ok(Pipe::Slot(hand_over(session, fd).await?));
+    }
+    Ok(Pipe::Path(parse::absolute(text).map_err(usage)?))
+}
+
+/// Hands an inherited descriptor over; the slot to claim it with.
+async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
+    let failed = |error| Failure::new(format!("fd {number}"), error);
+    let fd = inherited::duplicate(number).map_err(|error| {
+        failed(error).advice(format!("open it for this command, as in `{number}< FILE`"))
+    })?;
+    let info = session
+        .admin()
+        .get_server_info(GetServerInfoRequest {})
+        .await;
+    let socket = answer("status", info)?.handover_socket;
+    let slots = Client::connect(Path::new(&socket))
+        .and_then(|handover| handover.give(&[std::os::fd::AsFd::as_fd(&fd)]))
+        .map_err(failed)?;
+    Ok(slots.iter().flatten().copied().collect())
+}

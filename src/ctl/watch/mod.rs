@@ -1,0 +1,154 @@
+//! `watch`: registrations on loops.
+
+use clap::Subcommand;
+
+use super::failure::{Failure, Outcome};
+use super::output;
+use super::parse;
+use super::session::{Session, answer};
+use crate::proto::{GetWatchRequest, ListWatchesRequest, RearmItem, RearmRequest, Watch, WatchRef};
+
+pub(super) mod add;
+mod kinds;
+pub(super) mod show;
+mod take_fd;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl watch timer --every 10s --name tick
+  evloopctl watch listen 127.0.0.1:7000 -f
+  evloopctl watch fd 3 --read -f 3< /tmp/fifo
+  evloopctl watch list";
+
+/// Most watches in one page of a list.
+const PAGE_SIZE: u32 = 1000;
+
+/// What to do with watches.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    #[command(flatten)]
+    Add(kinds::Kind),
+    /// The watches of the loop
+    #[command(after_help = "Example:\n  evloopctl watch list --kind timer --open")]
+    List {
+        /// Only this kind; may be repeated
+        #[arg(long = "kind")]
+        kinds: Vec<String>,
+        /// Only watches with this label; may be repeated
+        #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
+        labels: Vec<(String, String)>,
+        /// Only open ones
+        #[arg(long)]
+        open: bool,
+    },
+    /// All about one watch
+    #[command(after_help = "Example:\n  evloopctl watch get tick --json")]
+    Get {
+        /// The watch, by name or id
+        #[arg(value_parser = parse::watch_ref)]
+        watch: WatchRef,
+    },
+    /// End and forget watches
+    #[command(after_help = "Example:\n  evloopctl watch rm tick")]
+    Rm(super::rm::Rm),
+    /// Arm an fd watch again after its `ready`
+    #[command(after_help = "Example:\n  evloopctl watch rearm 7 --seq 1041")]
+    Rearm {
+        /// The watch, by name or id
+        #[arg(value_parser = parse::watch_ref)]
+        watch: WatchRef,
+        /// The newest `ready` you have seen: a later one stays the last [default: whatever there is]
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        seq: u64,
+        /// For reading
+        #[arg(long)]
+        read: bool,
+        /// For writing; with neither, what has fired
+        #[arg(long)]
+        write: bool,
+    },
+    /// Take a descriptor out of the daemon and run a program with it as stdin
+    #[command(after_help = take_fd::EXAMPLES)]
+    TakeFd(take_fd::TakeFd),
+}
+
+pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Add(kind) => kinds::run(session, kind).await,
+        Verb::List {
+            kinds,
+            labels,
+            open,
+        } => {
+            let request = ListWatchesRequest {
+                labels: labels.into_iter().collect(),
+                watch_kinds: kinds,
+                open_only: open,
+                ..ListWatchesRequest::default()
+            };
+            show::table(session.json, &list_all(session, request).await?)?;
+            Ok(0)
+        }
+        Verb::Get { watch } => {
+            let found = get(session, &watch).await?;
+            output::object(session.json, &show::json(&found))?;
+            Ok(0)
+        }
+        Verb::Rm(args) => super::rm::run(session, args).await,
+        Verb::Rearm {
+            watch,
+            seq,
+            read,
+            write,
+        } => {
+            let watch_id = get(session, &watch).await?.watch_id;
+            let item = RearmItem {
+                watch_id,
+                seq,
+                readable: read,
+                writable: write,
+            };
+            let request = RearmRequest {
+                r#loop: session.loop_ref.clone(),
+                items: vec![item],
+            };
+            let done = answer("watch rearm", session.watches().rearm(request).await)?;
+            let armed = done.armed.first().is_some_and(|armed| *armed);
+            output::object(session.json, &serde_json::json!({"armed": armed}))?;
+            Ok(0)
+        }
+        Verb::TakeFd(args) => take_fd::run(session, args).await,
+    }
+}
+
+/// One watch.
+pub(super) async fn get(session: &Session, watch: &WatchRef) -> Result<Watch, Failure> {
+    let request = GetWatchRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(watch.clone()),
+    };
+    let name = parse::watch_name(watch);
+    let got = answer(&name, session.watches().get_watch(request).await)?;
+    Ok(got.watch.unwrap_or_default())
+}
+
+/// All watches that match, page after page.
+pub(super) async fn list_all(
+    session: &Session,
+    request: ListWatchesRequest,
+) -> Result<Vec<Watch>, Failure> {
+    let mut request = ListWatchesRequest {
+        r#loop: session.loop_ref.clone(),
+        page_size: PAGE_SIZE,
+        ..request
+    };
+    let mut watches = Vec::new();
+    loop {
+        let page = session.watches().list_watches(request.clone()).await;
+        let page = answer("list", page)?;
+        watches.extend(page.watches);
+        if page.next_page_token.is_empty() {
+            return Ok(watches);
+        }
+        request.page_token = page.next_page_token;
+    }
+}

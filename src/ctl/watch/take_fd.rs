@@ -1,0 +1,54 @@
+//! `watch take-fd`: a descriptor back out of the daemon.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use clap::Args;
+
+use super::super::failure::{Failure, Outcome};
+use super::super::parse;
+use super::super::session::{Session, answer};
+use crate::handover::{Client, Slot};
+use crate::proto::{GetServerInfoRequest, TakeFdRequest, WatchRef};
+
+pub(super) const EXAMPLES: &str = "Example:
+  evloopctl watch take-fd 9 -- sh -c 'echo hello >&0'
+
+For accepted connections and fd watches. The watch closes; the program replaces this command.";
+
+/// Options of `watch take-fd`.
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct TakeFd {
+    /// The watch, by name or id
+    #[arg(value_parser = parse::watch_ref)]
+    watch: WatchRef,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    argv: Vec<String>,
+}
+
+pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
+    let Some((program, arguments)) = args.argv.split_first() else {
+        return Err(Failure::new("watch take-fd", "a program is needed").code(2));
+    };
+    let info = session
+        .admin()
+        .get_server_info(GetServerInfoRequest {})
+        .await;
+    let socket = answer("status", info)?.handover_socket;
+    let handover =
+        Client::connect(Path::new(&socket)).map_err(|error| Failure::new(&socket, error))?;
+    let request = TakeFdRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(args.watch),
+    };
+    let taken = answer("watch take-fd", session.watches().take_fd(request).await)?;
+    let slot = Slot::try_from(&*taken.slot)
+        .map_err(|_| Failure::new("watch take-fd", "the daemon answered no slot"))?;
+    let fd = handover
+        .take(&slot)
+        .map_err(|error| Failure::new("watch take-fd", error))?;
+    let error = Command::new(program).args(arguments).stdin(fd).exec();
+    Err(Failure::new(program, error).advice("check the program's name, its mode and PATH"))
+}

@@ -1,0 +1,84 @@
+//! `write`: bytes into a process's stdin, a connection or a pipe.
+
+use clap::Args;
+use tokio::sync::Notify;
+
+use super::failure::{Failure, Outcome};
+use super::feed::{Feed, Item, Source, cut_short};
+use super::feeder::Feeder;
+use super::parse;
+use super::session::Session;
+use super::watch;
+use crate::proto::{
+    EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subscribe_request, watch_ref,
+};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl write shell 'echo hello'$'\\n'
+  evloopctl write sink --eof < big.file
+
+It returns when the daemon has taken all of it. One writer at a time: two would mix.";
+
+/// Options of `write`.
+#[derive(Debug, Args)]
+pub(super) struct Write {
+    /// The watch, by name or id
+    #[arg(value_parser = parse::watch_ref)]
+    watch: WatchRef,
+    /// What to write [default: stdin]
+    text: Option<String>,
+    /// End the outgoing direction afterwards
+    #[arg(long)]
+    eof: bool,
+}
+
+pub(super) async fn run(session: &Session, args: Write) -> Outcome {
+    let id = watch::get(session, &args.watch).await?.watch_id;
+    let request = SubscribeRequest {
+        r#loop: session.loop_ref.clone(),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Now.into())),
+        filter: Some(Filter {
+            watch_ids: vec![id],
+            kinds: vec![EventKind::WriteResumed.into(), EventKind::Closed.into()],
+            ..Filter::default()
+        }),
+        ..SubscribeRequest::default()
+    };
+    let resumed = Notify::new();
+    let feeder = Feeder {
+        session,
+        loop_ref: session.loop_ref.clone(),
+        watch: WatchRef {
+            r#ref: Some(watch_ref::Ref::WatchId(id)),
+        },
+        resumed: &resumed,
+        eof: args.eof,
+    };
+    let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
+    let sent = async {
+        match &args.text {
+            Some(text) => feeder.send(text.as_bytes()).await,
+            None => feeder.send(tokio::io::stdin()).await,
+        }
+    };
+    tokio::select! {
+        ended = sent => ended.map(|_| 0),
+        failure = listen(&mut feed, &resumed) => Err(failure),
+    }
+}
+
+/// Passes on that the watch takes bytes again, or takes none ever after: the next
+/// write tells which.
+async fn listen(feed: &mut Feed, resumed: &Notify) -> Failure {
+    loop {
+        match feed.next().await {
+            Ok(Item::Batch(batch)) if !batch.events.is_empty() => resumed.notify_one(),
+            Ok(Item::Header(_) | Item::Batch(_)) => {}
+            Ok(Item::Goodbye(goodbye)) => match cut_short(&goodbye) {
+                Some(failure) => return failure,
+                None => return std::future::pending().await,
+            },
+            Err(failure) => return failure,
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The daemon: assembles all, starts, drains, tells systemd.
+
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc;
+use rustix::net::SocketType;
+use rustix::process::{Resource, Rlimit};
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::access::{Access, SocketFile, bind_unix};
+use crate::clock::Now;
+use crate::config::{Config, LogFormat, signal_number};
+use crate::error::{Error, Result, SystemError};
+use crate::handover::{self, SLOT_TTL, Slots};
+use crate::journal::Memory;
+use crate::policy::{Caller, Registry};
+use crate::rpc::{self, Api, Identity, Shared};
+use crate::signals::{self, Received, SignalHub, Subscription};
+use crate::watch::{Count, Services, TransportLimits};
+
+/// How long the runtime may take to end once everything is drained.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs a daemon until SIGTERM or SIGINT.
+///
+/// To be called before the process has other threads: it blocks the signals that the
+/// signal thread takes.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn run(config: Config) -> Result<()> {
+    let allowed: Vec<i32> = config
+        .signals
+        .allow
+        .iter()
+        .filter_map(|name| signal_number(name))
+        .collect();
+    signals::block_all(&allowed)?;
+    raise_file_limit();
+    let mut builder = if config.server.worker_threads == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(config.server.worker_threads);
+        builder
+    };
+    let runtime = builder
+        .enable_all()
+        .thread_name("rpc")
+        .build()
+        .map_err(|error| SystemError::from_io(&error, "runtime", ""))?;
+    let result = runtime.block_on(serve(config, &allowed));
+    runtime.shutdown_timeout(LAST_WAIT);
+    result
+}
+
+/// Sets the log up, as the configuration says.
+pub fn init_log(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+
+    let filter = EnvFilter::try_new(&config.log.filter).unwrap_or_default();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
+    match config.log.format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Journald => builder.without_time().with_ansi(false).init(),
+        LogFormat::Auto if journald => builder.without_time().with_ansi(false).init(),
+        LogFormat::Auto | LogFormat::Text => {
+            let colours = rustix::termios::isatty(std::io::stderr())
+                && std::env::var_os("NO_COLOR").is_none();
+            builder.with_ansi(colours).init();
+        }
+    }
+}
+
+/// Every watched descriptor, child and connection takes some: as many as we may have.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+/// Both listening sockets, with the files to remove at the end.
+struct Sockets {
+    service: UnixListener,
+    handover: OwnedFd,
+    service_path: PathBuf,
+    handover_path: PathBuf,
+    _files: Vec<SocketFile>,
+}
+
+impl Sockets {
+    /// Those that systemd has passed, told apart by their type; else those of the configuration.
+    fn open(config: &Config) -> Result<Self> {
+        let (service_path, handover_path) =
+            (config.server.socket_path(), config.server.handover_path());
+        let mut files = Vec::new();
+        let (mut service, mut handover) = (None, None);
+        let mut passed = listenfd::ListenFd::from_env();
+        for index in 0..passed.len() {
+            let mut take = |kind| {
+                let hint = "Unix stream or seqpacket socket";
+                passed.take_custom::<OwnedFd>(index, libc::AF_UNIX, kind, hint)
+            };
+            if let Ok(Some(fd)) = take(libc::SOCK_STREAM) {
+                service = Some(fd);
+                continue;
+            }
+            let fd = take(libc::SOCK_SEQPACKET);
+            handover = fd.map_err(|error| SystemError::from_io(&error, "LISTEN_FDS", ""))?;
+        }
+        let mut or_bind = |passed: Option<OwnedFd>, path: &Path, kind| match passed {
+            Some(fd) => Ok(fd),
+            None => {
+                let bound = bind_unix(path, kind, config.server.mode)?;
+                files.push(bound.file);
+                Ok::<_, Error>(bound.listener)
+            }
+        };
+        let service = or_bind(service, &service_path, SocketType::STREAM)?;
+        let handover = or_bind(handover, &handover_path, SocketType::SEQPACKET)?;
+        let system = |error: &std::io::Error| SystemError::from_io(error, "listen", "");
+        for fd in [&service, &handover] {
+            rustix::io::ioctl_fionbio(fd.as_fd(), true)
+                .map_err(|errno| SystemError::new(errno, "listen", ""))?;
+        }
+        let service = UnixListener::from_std(StdUnixListener::from(service));
+        Ok(Self {
+            service: service.map_err(|error| system(&error))?,
+            handover,
+            service_path,
+            handover_path,
+            _files: files,
+        })
+    }
+}
+
+fn services(config: &Config, signals: Arc<SignalHub>) -> Services {
+    let limits = &config.limits;
+    Services {
+        runtime: tokio::runtime::Handle::current(),
+        signals,
+        transport: TransportLimits {
+            read_size: limits.read_size,
+            write_buffer: limits.write_buffer,
+            high_water: limits.write_high_water,
+        },
+        pipe_grace: config.children.pipe_grace,
+        kill_grace: config.children.kill_grace,
+        children: Count::new("limits.children", limits.children),
+        watches: Count::new("limits.watches", limits.watches),
+        preparing: Semaphore::new(config.children.spawn_threads),
+    }
+}
+
+fn identity(sockets: &Sockets) -> Result<Identity> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|_| Error::Internal("no randomness"))?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    Ok(Identity {
+        instance: format!("{:032x}", u128::from_le_bytes(random)),
+        boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+        started: Now::sample().realtime,
+        socket: sockets.service_path.clone(),
+        handover_socket: sockets.handover_path.clone(),
+    })
+}
+
+async fn serve(config: Config, allowed: &[i32]) -> Result<()> {
+    let config = Arc::new(config);
+    let sockets = Sockets::open(&config)?;
+    let hub = SignalHub::start(allowed)?;
+    let (mut asked, _control) = control(&hub);
+    let memory = Memory::new(config.limits.memory);
+    let services = Arc::new(services(&config, hub));
+    let registry = Registry::new(Arc::clone(&config), services, memory)?;
+    registry.start_configured()?;
+    let slots = Slots::new(config.limits.slots, SLOT_TTL);
+    let access = Arc::new(Access::new());
+    let identity = identity(&sockets)?;
+    let Sockets {
+        service,
+        handover,
+        service_path,
+        _files,
+        ..
+    } = sockets;
+
+    let api = Api::new(Shared {
+        registry: Arc::clone(&registry),
+        slots: Arc::clone(&slots),
+        streams: Count::new("limits.streams", config.limits.streams),
+        identity,
+    });
+    let (stop, stopped) = watch::channel(false);
+    let until_stop = || {
+        let mut stopped = stopped.clone();
+        async move { drop(stopped.wait_for(|stop| *stop).await) }
+    };
+    let handing_over = handover::serve(handover, Arc::clone(&access), slots, until_stop());
+    let handing_over = tokio::spawn(handing_over);
+    let routes = api
+        .routes()
+        .map_err(|_| Error::Internal("the descriptors cannot be served"))?;
+    let connections = rpc::incoming(service, access, config.server.max_connections);
+    let server = tonic::transport::Server::builder()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, until_stop());
+    let mut server = tokio::spawn(server);
+    tracing::info!(socket = %service_path.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    notify(&[NotifyState::Ready]);
+
+    tokio::select! {
+        () = terminate(&mut asked) => {}
+        ended = &mut server => {
+            let why = ended.map_or_else(|e| e.to_string(), |r| format!("{r:?}"));
+            return Err(Error::wrong_state(format!("the server ended by itself: {why}")));
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    let drained = async {
+        drain(&registry).await;
+        // Sends only fail when nobody is left to stop.
+        let _ = stop.send(true);
+        let _ = tokio::join!(server, handing_over);
+    };
+    within(config.server.drain_timeout, &mut asked, drained).await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, and SIGHUP, which has nothing to reload yet.
+fn control(hub: &Arc<SignalHub>) -> (mpsc::Receiver<i32>, Subscription) {
+    // One is enough: a second of the same kind while the first waits says nothing new.
+    let (sender, receiver) = mpsc::channel(1);
+    let sink = move |received: Received| {
+        let _ = sender.try_send(received.number);
+    };
+    let numbers = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    (receiver, hub.subscribe(&numbers, Arc::new(sink)))
+}
+
+async fn terminate(asked: &mut mpsc::Receiver<i32>) {
+    while let Some(number) = asked.recv().await {
+        if number != libc::SIGHUP {
+            tracing::info!(number, "asked to end");
+            return;
+        }
+        tracing::warn!("SIGHUP: this version does not reload; restart to apply changes");
+    }
+}
+
+/// Closes all loops: their watches end as they are meant to, their journals end, and with
+/// those the streams, which say goodbye.
+async fn drain(registry: &Arc<Registry>) {
+    registry.drain();
+    let everybody = Caller {
+        principal: crate::access::Principal::uid(rustix::process::geteuid().as_raw()),
+        administrator: true,
+        session: None,
+        process: None,
+    };
+    let mut closing = JoinSet::new();
+    for handle in registry.list(&everybody, 0, false) {
+        let registry = Arc::clone(registry);
+        closing.spawn(async move {
+            if let Err(error) = registry.close(&handle, true).await {
+                tracing::warn!(on = handle.full_name(), %error, "a loop did not close");
+            }
+        });
+    }
+    closing.join_all().await;
+}
+
+/// Bounds an orderly end: by time, and by a second demand.
+async fn within(limit: Duration, asked: &mut mpsc::Receiver<i32>, end: impl Future<Output = ()>) {
+    tokio::select! {
+        () = end => tracing::info!("ended in order"),
+        () = tokio::time::sleep(limit) => {
+            tracing::warn!(?limit, "drain_timeout is over; what is left ends with the daemon");
+        }
+        () = terminate(asked) => tracing::warn!("asked again: what is left ends with the daemon"),
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}

@@ -1,0 +1,156 @@
+//! What a file descriptor refers to.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::net::{SocketType, sockopt};
+
+use super::{device, link};
+
+/// What a file descriptor refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A socket, of this type.
+    Socket {
+        /// `STREAM`, `DGRAM`, ...
+        kind: SocketType,
+        /// It accepts connections.
+        listening: bool,
+    },
+    /// An anonymous pipe, as of pipe(2).
+    Pipe,
+    /// A pipe with a name, as of fifo(7).
+    Fifo,
+    /// A terminal.
+    Tty,
+    /// The controlling side of a pseudoterminal.
+    PtyMaster,
+    /// Another character device.
+    CharDevice,
+    /// eventfd(2)
+    EventFd,
+    /// `timerfd_create`(2)
+    TimerFd,
+    /// signalfd(2)
+    SignalFd,
+    /// `pidfd_open`(2)
+    PidFd,
+    /// epoll(7)
+    Epoll,
+    /// inotify(7)
+    Inotify,
+    /// Another object of the kernel without a name in any file system.
+    Anonymous,
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A block device.
+    BlockDevice,
+}
+
+impl FileKind {
+    /// As in `FdState.fd_type`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Socket { .. } => "socket",
+            Self::Pipe => "pipe",
+            Self::Fifo => "fifo",
+            Self::Tty => "tty",
+            Self::PtyMaster => "pty_master",
+            Self::CharDevice => "char_device",
+            Self::EventFd => "eventfd",
+            Self::TimerFd => "timerfd",
+            Self::SignalFd => "signalfd",
+            Self::PidFd => "pidfd",
+            Self::Epoll => "epoll",
+            Self::Inotify => "inotify",
+            Self::Anonymous => "anonymous",
+            Self::Regular => "regular_file",
+            Self::Directory => "directory",
+            Self::BlockDevice => "block_device",
+        }
+    }
+
+    /// In a sentence, with its article.
+    pub(super) const fn phrase(self) -> &'static str {
+        match self {
+            Self::Socket {
+                listening: true, ..
+            } => "a listening socket",
+            Self::Socket {
+                kind: SocketType::STREAM,
+                ..
+            } => "a stream socket",
+            Self::Socket {
+                kind: SocketType::DGRAM,
+                ..
+            } => "a datagram socket",
+            Self::Socket { .. } => "a socket of another type than stream",
+            Self::Pipe => "a pipe",
+            Self::Fifo => "a FIFO",
+            Self::Tty => "a terminal",
+            Self::PtyMaster => "the master side of a pseudoterminal",
+            Self::CharDevice => "a character device",
+            Self::EventFd => "an eventfd",
+            Self::TimerFd => "a timerfd",
+            Self::SignalFd => "a signalfd",
+            Self::PidFd => "a pidfd",
+            Self::Epoll => "an epoll instance",
+            Self::Inotify => "an inotify instance",
+            Self::Anonymous => "an anonymous kernel object",
+            Self::Regular => "a regular file",
+            Self::Directory => "a directory",
+            Self::BlockDevice => "a block device",
+        }
+    }
+
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        // Before the type: a pidfd passes for a regular file.
+        if let Some(kind) = Self::of_anonymous(fd) {
+            return Ok(kind);
+        }
+        let stat = rustix::fs::fstat(fd)?;
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Socket => Self::Socket {
+                kind: sockopt::socket_type(fd)?,
+                listening: sockopt::socket_acceptconn(fd)?,
+            },
+            FileType::Fifo if rustix::fs::fstatfs(fd)?.f_type == PIPEFS_MAGIC => Self::Pipe,
+            FileType::Fifo => Self::Fifo,
+            FileType::CharacterDevice if device(&stat) == PTMX => Self::PtyMaster,
+            FileType::CharacterDevice if rustix::termios::isatty(fd) => Self::Tty,
+            FileType::CharacterDevice => Self::CharDevice,
+            FileType::RegularFile => Self::Regular,
+            FileType::Directory => Self::Directory,
+            FileType::BlockDevice => Self::BlockDevice,
+            _ => Self::Anonymous,
+        })
+    }
+
+    /// Goes by the link in /proc, the only place that tells these apart. Names of real
+    /// files begin with a slash there, so that none can pass for one of these.
+    fn of_anonymous(fd: BorrowedFd<'_>) -> Option<Self> {
+        let link = rustix::fs::readlink(link(fd), Vec::new()).ok()?;
+        let link = link.to_str().ok()?;
+        if link.starts_with("pidfd:") {
+            return Some(Self::PidFd);
+        }
+        Some(match link.strip_prefix("anon_inode:")? {
+            "[eventfd]" => Self::EventFd,
+            "[timerfd]" => Self::TimerFd,
+            "[signalfd]" => Self::SignalFd,
+            "[pidfd]" => Self::PidFd,
+            "[eventpoll]" => Self::Epoll,
+            "inotify" => Self::Inotify,
+            _ => Self::Anonymous,
+        })
+    }
+}
+
+/// `f_type` of the file system that anonymous pipes live in; `PIPEFS_MAGIC` of linux/magic.h.
+const PIPEFS_MAGIC: rustix::fs::FsWord = 0x5049_5045;
+/// Device number of /dev/ptmx: whoever opens it gets a new pseudoterminal.
+const PTMX: (u32, u32) = (5, 2);

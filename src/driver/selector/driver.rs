@@ -1,0 +1,416 @@
+//! Sources, their operations, and the turn.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::transfer::{self, Intake, Refused};
+use super::{Event, Interest, Poller};
+use crate::driver::{
+    AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
+};
+
+/// Most connections one event is good for, those that failed on the way included.
+const ACCEPTS_MAX: usize = 64;
+
+/// The waker's token; a source's is one more than its index.
+const WAKER: usize = 0;
+
+const fn token(index: usize) -> usize {
+    index + 1
+}
+
+#[derive(Debug)]
+struct Source {
+    fd: OwnedFd,
+    mode: Nonblocking,
+    read: Option<Live>,
+    write: Option<Live>,
+    /// What the kernel was told.
+    registered: Interest,
+    /// It is in `Selector::dirty`.
+    dirty: bool,
+}
+
+#[derive(Debug)]
+struct Live {
+    id: OpId,
+    op: Op,
+    /// To be tried without waiting for readiness first.
+    fresh: bool,
+}
+
+impl Source {
+    fn lane(&mut self, direction: Direction) -> &mut Option<Live> {
+        match direction {
+            Direction::Read => &mut self.read,
+            Direction::Write => &mut self.write,
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        Interest {
+            read: self.read.is_some(),
+            write: self.write.is_some(),
+        }
+    }
+
+    /// Why an operation cannot be started, if it cannot.
+    fn refuses(&mut self, op: &Op) -> Option<Errno> {
+        let possible = match op {
+            Op::Ready(_) => true,
+            Op::Send(_) => self.mode != Nonblocking::ReadinessOnly,
+            Op::Recv { max } => self.mode != Nonblocking::ReadinessOnly && *max > 0,
+            Op::Accept { limit } => self.mode == Nonblocking::Own && *limit > 0,
+            Op::Connect(_) => self.mode == Nonblocking::Own,
+        };
+        if !possible {
+            Some(Errno::INVAL)
+        } else if self.lane(op.direction()).is_some() {
+            Some(Errno::BUSY)
+        } else {
+            None
+        }
+    }
+}
+
+/// What is left of a turn's budget, and where its completions go.
+struct Turn<'a> {
+    budget: Budget,
+    out: &'a mut Vec<Completion>,
+    progress: bool,
+}
+
+impl Turn<'_> {
+    fn push(&mut self, id: OpId, done: Done, last: bool) {
+        self.out.push(Completion { id, done, last });
+        self.budget.completions = self.budget.completions.saturating_sub(1);
+        self.progress = true;
+    }
+
+    fn is_spent(&self) -> bool {
+        self.budget.completions == 0 || self.budget.bytes == 0
+    }
+}
+
+/// A [`Driver`] by readiness.
+pub(super) struct Selector<P> {
+    poller: P,
+    /// Kept open for the poller.
+    waker: Arc<OwnedFd>,
+    sources: Slab<Source>,
+    /// Indices of sources whose registration may have to change, or that have a fresh operation.
+    dirty: Vec<usize>,
+    /// Endings to be told at the next turn: of cancelled and of refused operations.
+    endings: Vec<Completion>,
+    /// What the last wait found, and how much of it has been served.
+    events: Vec<Event>,
+    served: usize,
+    intake: Intake,
+}
+
+impl<P: Poller> fmt::Debug for Selector<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Selector")
+            .field("poller", &self.poller)
+            .field("waker", &self.waker)
+            .field("sources", &self.sources.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Poller> Selector<P> {
+    pub(super) fn new(waker: Arc<OwnedFd>) -> Result<Self, Errno> {
+        let mut poller = P::new()?;
+        poller.add(WAKER, waker.as_fd(), Interest::READ)?;
+        Ok(Self {
+            poller,
+            waker,
+            sources: Slab::new(),
+            dirty: Vec::new(),
+            endings: Vec::new(),
+            events: Vec::new(),
+            served: 0,
+            intake: Intake::new(),
+        })
+    }
+
+    /// To be told at the next turn.
+    fn end(&mut self, id: OpId, done: Done) {
+        self.endings.push(Completion {
+            id,
+            done,
+            last: true,
+        });
+    }
+
+    fn mark(&mut self, index: usize) {
+        if let Some(source) = self.sources.get_mut(index)
+            && !source.dirty
+        {
+            source.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    /// Tries what is fresh and tells the kernel of changed interest.
+    fn settle(&mut self, turn: &mut Turn<'_>) {
+        // Half of the budget, so that a loop that sends a lot goes on receiving.
+        let reserve = turn.budget.completions / 2;
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.retain(|&index| {
+            let Some(source) = self.sources.get_mut(index) else {
+                return false;
+            };
+            if let Some(live) = &mut source.write
+                && live.fresh
+            {
+                if turn.budget.completions <= reserve {
+                    return true;
+                }
+                self.attempt(index, Direction::Write, turn);
+            }
+            self.register(index, turn);
+            if let Some(source) = self.sources.get_mut(index) {
+                source.dirty = false;
+            }
+            false
+        });
+        self.dirty = dirty;
+    }
+
+    /// Brings a source's registration up to its interest. Where the system refuses, its
+    /// operations end.
+    fn register(&mut self, index: usize, turn: &mut Turn<'_>) {
+        let Some(source) = self.sources.get_mut(index) else {
+            return;
+        };
+        let (was, now) = (source.registered, source.interest());
+        if was == now {
+            return;
+        }
+        let (token, fd) = (token(index), source.fd.as_fd());
+        let result = if now == Interest::NONE {
+            self.poller.remove(token, fd)
+        } else if was == Interest::NONE {
+            self.poller.add(token, fd, now)
+        } else {
+            self.poller.modify(token, fd, now)
+        };
+        source.registered = now;
+        if let Err(errno) = result {
+            if was != Interest::NONE {
+                // Already known to be in disorder; there is nobody to tell but its operations.
+                let _ = self.poller.remove(token, fd);
+            }
+            source.registered = Interest::NONE;
+            let ended = [source.read.take(), source.write.take()];
+            for Live { id, .. } in ended.into_iter().flatten() {
+                turn.push(id, Done::Failed(errno), true);
+            }
+        }
+    }
+
+    /// Serves what the last wait found, as far as the budget goes.
+    fn serve(&mut self, turn: &mut Turn<'_>) {
+        while let Some(&Event { token, read, write }) = self.events.get(self.served) {
+            if token != WAKER {
+                for (direction, found) in [(Direction::Read, read), (Direction::Write, write)] {
+                    if !found {
+                        continue;
+                    }
+                    if turn.is_spent() {
+                        return;
+                    }
+                    self.attempt(token - 1, direction, turn);
+                    // In case the budget ends between the two.
+                    self.events[self.served].read = false;
+                }
+            }
+            self.served += 1;
+        }
+    }
+
+    /// Does what it can of the operation in that direction, if there is one.
+    fn attempt(&mut self, index: usize, direction: Direction, turn: &mut Turn<'_>) {
+        let Some(source) = self.sources.get_mut(index) else {
+            return;
+        };
+        let mode = source.mode;
+        let (fd, lane) = match direction {
+            Direction::Read => (source.fd.as_fd(), &mut source.read),
+            Direction::Write => (source.fd.as_fd(), &mut source.write),
+        };
+        let Some(Live { id, op, fresh }) = lane else {
+            return;
+        };
+        let id = *id;
+        let was_fresh = std::mem::take(fresh);
+        let attempt = match op {
+            Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
+            Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max)) {
+                Ok(bytes) if !bytes.is_empty() => {
+                    turn.budget.bytes -= bytes.len();
+                    return turn.push(id, Done::Data(bytes), false);
+                }
+                other => other.map(|_| Done::Eof),
+            },
+            Op::Accept { limit } => match accept(fd, id, limit, turn) {
+                Ok(false) => return,
+                other => other.map(|_| Done::Cancelled),
+            },
+            Op::Connect(address) if was_fresh => {
+                transfer::connect(fd, address).map(|()| Done::Connected)
+            }
+            Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
+            Op::Send(bytes) => transfer::send(fd, mode, bytes).map(Done::Sent),
+        };
+        let done = match attempt {
+            Ok(done) => done,
+            Err(Refused::ForGood(errno)) => Done::Failed(errno),
+            Err(Refused::ForNow) if was_fresh => return,
+            Err(Refused::ForNow) => match transfer::stuck(fd, direction) {
+                Some(errno) => Done::Failed(errno),
+                None => return,
+            },
+        };
+        *lane = None;
+        turn.push(id, done, true);
+        self.mark(index);
+    }
+}
+
+/// Takes connections until there are no more, or the turn's budget is spent. True when
+/// the operation's limit is reached.
+fn accept(
+    fd: BorrowedFd<'_>,
+    id: OpId,
+    limit: &mut u32,
+    turn: &mut Turn<'_>,
+) -> Result<bool, Refused> {
+    for attempt in 0..ACCEPTS_MAX {
+        match transfer::accept(fd) {
+            Ok((connection, peer)) => {
+                turn.push(id, Done::Accepted(connection, peer), false);
+                *limit -= 1;
+            }
+            Err(Refused::ForGood(errno)) if transfer::concerns_one_connection(errno) => {}
+            Err(Refused::ForNow) if attempt > 0 => break,
+            Err(refused) => return Err(refused),
+        }
+        if *limit == 0 {
+            return Ok(true);
+        }
+        if turn.is_spent() {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+impl<P: Poller> Driver for Selector<P> {
+    fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError> {
+        if self.room() == 0 {
+            return Err(AttachError::Limit(P::LIMIT));
+        }
+        Ok(SourceId(self.sources.insert(Source {
+            fd,
+            mode,
+            read: None,
+            write: None,
+            registered: Interest::NONE,
+            dirty: false,
+        })))
+    }
+
+    fn room(&self) -> usize {
+        P::LIMIT.saturating_sub(self.sources.len())
+    }
+
+    fn start(&mut self, id: OpId, SourceId(index): SourceId, op: Op) {
+        let refusal = match self.sources.get_mut(index) {
+            None => Some(Errno::BADF),
+            Some(source) => source.refuses(&op),
+        };
+        if let Some(errno) = refusal {
+            return self.end(id, Done::Failed(errno));
+        }
+        if let Some(source) = self.sources.get_mut(index) {
+            let fresh = matches!(op, Op::Connect(_) | Op::Send(_));
+            let lane = source.lane(op.direction());
+            *lane = Some(Live { id, op, fresh });
+            self.mark(index);
+        }
+    }
+
+    fn cancel(&mut self, id: OpId, SourceId(index): SourceId) {
+        let Some(source) = self.sources.get_mut(index) else {
+            return;
+        };
+        for direction in [Direction::Read, Direction::Write] {
+            if source
+                .lane(direction)
+                .take_if(|live| live.id == id)
+                .is_some()
+            {
+                self.end(id, Done::Cancelled);
+                return self.mark(index);
+            }
+        }
+    }
+
+    fn detach(&mut self, SourceId(index): SourceId) -> Option<OwnedFd> {
+        let source = self.sources.try_remove(index)?;
+        debug_assert_eq!(source.interest(), Interest::NONE, "live operations");
+        if source.registered != Interest::NONE {
+            // It fails only for what is not registered: nothing is left behind either way.
+            let _ = self.poller.remove(token(index), source.fd.as_fd());
+        }
+        Some(source.fd)
+    }
+
+    fn fd(&self, SourceId(index): SourceId) -> Option<BorrowedFd<'_>> {
+        self.sources.get(index).map(|source| source.fd.as_fd())
+    }
+
+    fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        budget: Budget,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        let mut turn = Turn {
+            budget,
+            out: completions,
+            progress: false,
+        };
+        for Completion { id, done, last } in self.endings.drain(..) {
+            turn.push(id, done, last);
+        }
+        self.settle(&mut turn);
+        self.serve(&mut turn);
+        if self.served < self.events.len() || turn.is_spent() {
+            return Ok(());
+        }
+
+        self.events.clear();
+        self.served = 0;
+        let timeout = if turn.progress {
+            Some(Duration::ZERO)
+        } else {
+            timeout
+        };
+        match self.poller.wait(timeout, &mut self.events) {
+            // The loop has its own way to learn of signals.
+            Ok(()) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        self.serve(&mut turn);
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! The datagrams: what a client sends and what it gets.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::{MaybeUninit, take};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::cmsg_space;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use super::slots::{SLOT_BYTES, Slot};
+use crate::error::Error;
+
+/// What every request begins with.
+pub const MAGIC: [u8; 8] = *b"evloopd1";
+
+/// File descriptors in one datagram: the kernel's own limit, `SCM_MAX_FD`.
+pub const FDS_MAX: usize = 253;
+
+/// The first byte of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// Neither a GIVE nor a TAKE.
+    BadDatagram = 1,
+    /// Not all file descriptors arrived (`MSG_CTRUNC`).
+    Truncated = 2,
+    /// One of the file descriptors is of a kind that cannot be watched.
+    RefusedKind = 3,
+    /// Never given, claimed, expired, or another principal's.
+    NoSuchSlot = 4,
+    /// No room for all of them.
+    LimitReached = 5,
+    /// The caller is none of those served; the connection is closed.
+    NotServed = 6,
+    /// The system refused.
+    System = 7,
+}
+
+/// A request refused, in the words its reply carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: Status, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<&Error> for Refusal {
+    fn from(error: &Error) -> Self {
+        let status = match error {
+            Error::SlotNotFound { .. } => Status::NoSuchSlot,
+            Error::Limit { .. } => Status::LimitReached,
+            Error::PermissionDenied { .. } => Status::NotServed,
+            Error::InvalidField { .. } => Status::BadDatagram,
+            _ => Status::System,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// What a datagram asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Keep the descriptors of the datagram.
+    Give,
+    /// Send what is in the slot.
+    Take(Slot),
+}
+
+/// One byte more than the longest request, to tell what is too long.
+const BYTES_MAX: usize = MAGIC.len() + SLOT_BYTES + 1;
+
+/// Room for the control data of the largest datagram.
+pub(super) const fn control() -> [MaybeUninit<u8>; CONTROL_BYTES] {
+    [MaybeUninit::uninit(); CONTROL_BYTES]
+}
+
+const CONTROL_BYTES: usize = cmsg_space!(ScmRights(FDS_MAX));
+
+/// A datagram as received.
+#[derive(Debug)]
+pub(super) struct Datagram {
+    bytes: Vec<u8>,
+    flags: ReturnFlags,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+impl Datagram {
+    /// Receives one; `None` at the end of the connection, and for an empty datagram, which
+    /// cannot be told from it.
+    pub(super) fn receive(
+        socket: BorrowedFd<'_>,
+        control: &mut [MaybeUninit<u8>],
+    ) -> io::Result<Option<Self>> {
+        let mut bytes = vec![0; BYTES_MAX];
+        let mut control = RecvAncillaryBuffer::new(control);
+        let received = recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        )?;
+        bytes.truncate(received.bytes);
+        let rights = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let datagram = Self {
+            bytes,
+            flags: received.flags,
+            fds: rights.flatten().collect(),
+        };
+        let nothing = datagram.bytes.is_empty()
+            && datagram.fds.is_empty()
+            && !datagram.flags.contains(ReturnFlags::CTRUNC);
+        Ok((!nothing).then_some(datagram))
+    }
+
+    /// What it asks for.
+    pub(super) fn request(&self) -> Result<Request, Refusal> {
+        if self.flags.contains(ReturnFlags::CTRUNC) {
+            let message = format!(
+                "only {} of the file descriptors arrived: the daemon may not open more \
+                 (RLIMIT_NOFILE); hand over fewer at once",
+                self.fds.len()
+            );
+            return Err(Refusal::new(Status::Truncated, message));
+        }
+        match self.bytes.strip_prefix(&MAGIC) {
+            Some([]) if !self.fds.is_empty() => Ok(Request::Give),
+            Some(slot) if self.fds.is_empty() => {
+                let slot = Slot::try_from(slot).map_err(|_| self.malformed())?;
+                Ok(Request::Take(slot))
+            }
+            _ => Err(self.malformed()),
+        }
+    }
+
+    fn malformed(&self) -> Refusal {
+        let more = if self.bytes.len() == BYTES_MAX {
+            " or more"
+        } else {
+            ""
+        };
+        let message = format!(
+            "{} bytes{more} with {} file descriptors: allowed are the 8 bytes `evloopd1` with \
+             1 to {FDS_MAX} file descriptors, or followed by {SLOT_BYTES} bytes of slot without any",
+            self.bytes.len(),
+            self.fds.len()
+        );
+        Refusal::new(Status::BadDatagram, message)
+    }
+
+    /// The descriptors, to be kept.
+    pub(super) fn take_fds(&mut self) -> Vec<OwnedFd> {
+        take(&mut self.fds)
+    }
+}
+
+/// The bytes of a reply to GIVE.
+pub(super) fn given(slots: &[Slot]) -> Vec<u8> {
+    let mut bytes = vec![Status::Ok as u8];
+    bytes.extend_from_slice(slots.as_flattened());
+    bytes
+}
+
+/// The bytes of a reply to TAKE; the descriptor goes with them.
+pub(super) fn taken() -> Vec<u8> {
+    vec![Status::Ok as u8]
+}
+
+/// The bytes of a refusal.
+pub(super) fn refused(refusal: &Refusal) -> Vec<u8> {
+    let mut bytes = vec![refusal.status as u8];
+    bytes.extend_from_slice(refusal.message.as_bytes());
+    bytes
+}
+
+/// Sends one datagram.
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut control = control();
+    let mut control = SendAncillaryBuffer::new(&mut control);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        let message = format!("at most {FDS_MAX} file descriptors fit in a datagram");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let bytes = [IoSlice::new(bytes)];
+    // A datagram goes as a whole or not at all.
+    sendmsg(socket.as_fd(), &bytes, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    }
+
+    fn sent(bytes: &[u8], fds: usize, control: &mut [MaybeUninit<u8>]) -> Datagram {
+        let (ours, theirs) = pair();
+        send(theirs.as_fd(), bytes, &vec![theirs.as_fd(); fds]).unwrap();
+        Datagram::receive(ours.as_fd(), control).unwrap().unwrap()
+    }
+
+    #[test]
+    fn only_the_two_requests_are_understood() {
+        let request = |bytes: &[u8], fds| sent(bytes, fds, &mut control()).request();
+        let with = |bytes: &[u8]| [MAGIC.as_slice(), bytes].concat();
+        let slot: Slot = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        assert_eq!(request(&MAGIC, 1), Ok(Request::Give));
+        assert_eq!(request(&MAGIC, FDS_MAX), Ok(Request::Give));
+        assert_eq!(request(&with(&slot), 0), Ok(Request::Take(slot)));
+        for (bytes, fds) in [
+            (MAGIC.to_vec(), 0),
+            (b"evloopd2".to_vec(), 1),
+            (MAGIC[..7].to_vec(), 1),
+            (with(&slot), 1),
+            (with(&slot[1..]), 0),
+            (with(&[0; 17]), 0),
+            (with(&[0; 5000]), 0),
+            (Vec::new(), 1),
+        ] {
+            let refusal = request(&bytes, fds).unwrap_err();
+            assert_eq!(refusal.status, Status::BadDatagram, "{bytes:?} {fds}");
+        }
+    }
+
+    #[test]
+    fn descriptors_that_did_not_arrive_refuse_the_datagram() {
+        let mut room_for_one = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let datagram = sent(&MAGIC, 8, &mut room_for_one);
+        assert!(!datagram.fds.is_empty());
+        assert_eq!(datagram.request().unwrap_err().status, Status::Truncated);
+        // Without any descriptor it would otherwise look like a TAKE or the end.
+        let datagram = sent(&MAGIC, 1, &mut []);
+        assert_eq!(datagram.request().unwrap_err().status, Status::Truncated);
+        assert_eq!(
+            sent(&[], 1, &mut []).request().unwrap_err().status,
+            Status::Truncated
+        );
+    }
+
+    #[test]
+    fn the_end_is_told_from_a_datagram() {
+        let (ours, theirs) = pair();
+        let receive = || Datagram::receive(ours.as_fd(), &mut control());
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(theirs);
+        assert!(receive().unwrap().is_none());
+    }
+}

@@ -1,0 +1,339 @@
+//! The accounting of batches, and the events of the loop itself.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::proto::event::Kind;
+use crate::proto::{Batch, Event, Gap, GapReason, LoopState};
+
+use super::violation::require;
+use super::watch::WatchHistory;
+use super::{Rule, Summary, View, Violation, kind_name};
+
+/// Knows what a reader cannot have seen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sight {
+    view: View,
+    from_birth: bool,
+    last_lost: u64,
+}
+
+impl Sight {
+    /// Something after the event `seq` may be there without having been delivered.
+    pub(super) fn lossy_since(self, seq: u64) -> bool {
+        self.view == View::Kinds || self.last_lost > seq
+    }
+
+    /// A watch may have had events before the first one that was delivered.
+    pub(super) fn lossy_from_start(self) -> bool {
+        !self.from_birth || self.lossy_since(0)
+    }
+}
+
+/// Verifies one subscription while it comes in.
+///
+/// Its memory grows with the open watches only, not with the history.
+#[derive(Debug)]
+pub struct Checker {
+    sight: Sight,
+    through: u64,
+    monotonic_ns: u64,
+    state: Option<(u64, LoopState)>,
+    accepted: Option<Accepted>,
+    watches: HashMap<u64, WatchHistory>,
+    removed: IdSet,
+    summary: Summary,
+}
+
+/// An `Accepted` whose `Added` has to come next.
+#[derive(Debug, Clone, Copy)]
+struct Accepted {
+    seq: u64,
+    listener: u64,
+    connection: u64,
+}
+
+impl Checker {
+    /// For a subscription whose first batch comes after `start`; for the rest see
+    /// [`Recording`](super::Recording).
+    #[must_use]
+    pub fn new(start: u64, view: View, from_birth: bool) -> Self {
+        Self {
+            sight: Sight {
+                view,
+                from_birth,
+                last_lost: 0,
+            },
+            through: start,
+            monotonic_ns: 0,
+            state: None,
+            accepted: None,
+            watches: HashMap::new(),
+            removed: IdSet::default(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// The last sequence number accounted for.
+    #[must_use]
+    pub const fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// Takes the next batch.
+    ///
+    /// # Errors
+    /// The first violation in it; the checker is of no further use then.
+    pub fn push(&mut self, batch: &Batch) -> Result<(), Violation> {
+        let (after, through) = (batch.after, batch.through);
+        require(after == self.through, Rule::BatchAfter, || {
+            format!(
+                "a batch is after {after}, the one before ended at {}",
+                self.through
+            )
+        })?;
+        require(through >= after, Rule::BatchThrough, || {
+            format!("a batch goes from {after} back to {through}")
+        })?;
+        let mut gaps = batch.gaps.iter().peekable();
+        for event in &batch.events {
+            while let Some(gap) = gaps.next_if(|gap| gap.from_seq <= event.seq) {
+                self.gap(gap, batch)?;
+            }
+            self.event(event, batch)?;
+        }
+        for gap in gaps {
+            self.gap(gap, batch)?;
+        }
+        self.account(through)?;
+        self.through = through;
+        Ok(())
+    }
+
+    /// What was seen.
+    #[must_use]
+    pub fn finish(self) -> Summary {
+        let open = self.watches.values().filter(|watch| watch.is_open());
+        Summary {
+            open_watches: u64::try_from(open.count()).unwrap_or(u64::MAX),
+            through: self.through,
+            ..self.summary
+        }
+    }
+
+    /// Every sequence number up to `last` has been delivered, or need not be.
+    fn account(&self, last: u64) -> Result<(), Violation> {
+        let filtered = self.sight.view != View::All;
+        require(filtered || last <= self.through, Rule::Unaccounted, || {
+            format!(
+                "{} to {last} are neither delivered nor lost",
+                self.through + 1
+            )
+        })
+    }
+
+    fn gap(&mut self, gap: &Gap, batch: &Batch) -> Result<(), Violation> {
+        let (from, through) = (gap.from_seq, gap.through_seq);
+        let has_reason = gap.reason() != GapReason::Unspecified;
+        require(from <= through && has_reason, Rule::GapShape, || {
+            format!("the gap {from} to {through} is empty or has no reason")
+        })?;
+        require(
+            from > batch.after && through <= batch.through,
+            Rule::Outside,
+            || {
+                format!(
+                    "the gap {from} to {through} is outside ({}, {}]",
+                    batch.after, batch.through
+                )
+            },
+        )?;
+        require(from > self.through, Rule::Overlap, || {
+            format!("the gap {from} to {through} overlaps {}", self.through)
+        })?;
+        self.account(from - 1)?;
+        self.through = through;
+        self.sight.last_lost = through;
+        self.summary.gaps += 1;
+        self.summary.lost += through - from + 1;
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event, batch: &Batch) -> Result<(), Violation> {
+        let seq = event.seq;
+        require(
+            seq > batch.after && seq <= batch.through,
+            Rule::Outside,
+            || format!("{seq} is outside ({}, {}]", batch.after, batch.through),
+        )?;
+        let in_gap = self.sight.last_lost >= seq && self.through == self.sight.last_lost;
+        require(!in_gap, Rule::Overlap, || format!("{seq} is in a gap"))?;
+        require(seq > self.through, Rule::EventOrder, || {
+            format!("{seq} comes after {}", self.through)
+        })?;
+        self.account(seq - 1)?;
+        self.through = seq;
+
+        let now = event.monotonic_ns;
+        require(now >= self.monotonic_ns, Rule::Clock, || {
+            format!(
+                "at {seq} the monotonic clock went from {} back to {now}",
+                self.monotonic_ns
+            )
+        })?;
+        self.monotonic_ns = now;
+
+        self.summary.events += 1;
+        let Some(kind) = &event.kind else {
+            return Ok(()); // a kind newer than this checker
+        };
+        *self.summary.kinds.entry(kind_name(kind)).or_default() += 1;
+        self.loop_rules(event, kind)?;
+        self.follow_accepted(event, kind)?;
+        if event.watch_id == 0 {
+            return require(of_the_loop(kind), Rule::ForeignKind, || {
+                format!("{seq} is {} of the loop itself", kind_name(kind))
+            });
+        }
+        self.watch_rules(event, kind)
+    }
+
+    fn watch_rules(&mut self, event: &Event, kind: &Kind) -> Result<(), Violation> {
+        let (seq, id) = (event.seq, event.watch_id);
+        require(!self.removed.contains(id), Rule::AfterRemoved, || {
+            format!("{seq} is of watch {id}, which was removed")
+        })?;
+        if let Some(watch) = self.watches.get_mut(&id) {
+            watch.next(event, kind, self.sight)?;
+        } else {
+            self.summary.watches += 1;
+            let watch = WatchHistory::first(event, kind, self.sight)?;
+            self.watches.insert(id, watch);
+        }
+        if matches!(kind, Kind::Removed(_)) {
+            self.watches.remove(&id);
+            self.removed.insert(id);
+        }
+        Ok(())
+    }
+
+    fn loop_rules(&mut self, event: &Event, kind: &Kind) -> Result<(), Violation> {
+        let seq = event.seq;
+        let closed = matches!(self.state, Some((_, LoopState::Closed)));
+        require(!closed, Rule::LoopClosed, || {
+            format!("{seq} comes after the loop was closed")
+        })?;
+        if let Kind::LoopStateChanged(change) = kind {
+            let new = change.state();
+            if let Some((since, old)) = self.state
+                && !self.sight.lossy_since(since)
+            {
+                require(may_become(old, new), Rule::LoopState, || {
+                    format!("at {seq} the loop went from {old:?} to {new:?}")
+                })?;
+            }
+            self.state = Some((seq, new));
+            return Ok(());
+        }
+        let idle = self.state.is_some_and(|(since, state)| {
+            state != LoopState::Running && !self.sight.lossy_since(since)
+        });
+        // Removing a watch of a stopped loop may still flush data that was taken before.
+        let polled = matches!(
+            kind,
+            Kind::Ready(_)
+                | Kind::TimerFired(_)
+                | Kind::Accepted(_)
+                | Kind::Connected(_)
+                | Kind::Signal(_)
+        );
+        require(!(idle && polled), Rule::LoopIdle, || {
+            format!("{seq} is {} of a loop that does not run", kind_name(kind))
+        })
+    }
+
+    fn follow_accepted(&mut self, event: &Event, kind: &Kind) -> Result<(), Violation> {
+        let accepted = self.accepted.take();
+        if self.sight.view != View::All {
+            return Ok(());
+        }
+        let seq = event.seq;
+        let parent = match kind {
+            Kind::Added(added) => added.parent_watch_id,
+            _ => 0,
+        };
+        match accepted.filter(|accepted| accepted.seq == seq - 1) {
+            Some(accepted) => require(
+                parent == accepted.listener && event.watch_id == accepted.connection,
+                Rule::AcceptedAdded,
+                || {
+                    format!(
+                        "{} accepts watch {}, but {seq} does not add it",
+                        accepted.seq, accepted.connection
+                    )
+                },
+            )?,
+            None => require(
+                parent == 0 || self.unseen_before(seq),
+                Rule::AcceptedAdded,
+                || format!("{seq} adds a connection of listener {parent} without an Accepted"),
+            )?,
+        }
+        if let Kind::Accepted(of) = kind {
+            self.accepted = Some(Accepted {
+                seq,
+                listener: event.watch_id,
+                connection: of.watch_id,
+            });
+        }
+        Ok(())
+    }
+
+    /// The event before `seq` was lost, or was before the recording.
+    fn unseen_before(&self, seq: u64) -> bool {
+        let recording_begins = self.summary.events == 1 && self.sight.lossy_from_start();
+        recording_begins || self.sight.last_lost == seq - 1
+    }
+}
+
+/// Kinds that are about the loop and no watch.
+const fn of_the_loop(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_)
+    )
+}
+
+const fn may_become(old: LoopState, new: LoopState) -> bool {
+    use LoopState::{Closed, Created, Running, Stopped};
+    matches!(
+        (old, new),
+        (Created | Stopped, Running | Closed) | (Running, Stopped)
+    )
+}
+
+/// A set of ids that takes the room of its ranges: ids are given out in order and most are gone.
+#[derive(Debug, Default)]
+struct IdSet {
+    /// First to last, both included; disjoint and not adjacent.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl IdSet {
+    fn contains(&self, id: u64) -> bool {
+        let below = self.ranges.range(..=id).next_back();
+        below.is_some_and(|(_, last)| *last >= id)
+    }
+
+    fn insert(&mut self, id: u64) {
+        let (mut first, mut last) = (id, id);
+        if let Some(end) = id.checked_add(1).and_then(|next| self.ranges.remove(&next)) {
+            last = end;
+        }
+        if let Some((&start, &end)) = self.ranges.range(..id).next_back()
+            && end == id - 1
+        {
+            first = start;
+        }
+        self.ranges.insert(first, last);
+    }
+}

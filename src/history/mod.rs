@@ -1,0 +1,293 @@
+//! The history checker: reads what readers of a loop's journal received and verifies what
+//! evloopd promises about order and delivery.
+//!
+//! It knows the wire messages and nothing else of the daemon, so that it can judge it.
+//! [`Checker`] is fed batch by batch and remembers open watches only; [`check`] and its
+//! companions work on whole [`Recording`]s.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::proto::event::Kind;
+use crate::proto::{Batch, Event, Gap};
+
+mod checker;
+mod violation;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use checker::Checker;
+pub use violation::{Rule, Violation};
+
+use violation::require;
+
+/// What a reader's filter lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum View {
+    /// Everything: there is no filter.
+    #[default]
+    All,
+    /// All events of some watches (`Run`, or a filter by watch or label).
+    Watches,
+    /// Some events of a watch but not others (a filter by kind).
+    Kinds,
+}
+
+/// What one subscription received.
+#[derive(Debug, Clone, Default)]
+pub struct Recording {
+    /// The epoch of the loop's journal.
+    pub epoch: String,
+    /// The first batch's `after`, as the stream's header says.
+    pub start: u64,
+    /// What the filter lets through.
+    pub view: View,
+    /// No watch in it is older than the recording: it starts at 0, or with the one watch it is about.
+    pub from_birth: bool,
+    /// The batches, as they came.
+    pub batches: Vec<Batch>,
+}
+
+impl Recording {
+    /// Of an unfiltered subscription, without batches yet.
+    pub fn new(epoch: impl Into<String>, start: u64) -> Self {
+        Self {
+            epoch: epoch.into(),
+            start,
+            from_birth: start == 0,
+            ..Self::default()
+        }
+    }
+
+    /// The events, in the order they came.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.batches.iter().flat_map(|batch| &batch.events)
+    }
+
+    /// The gaps, in the order they came.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.batches.iter().flat_map(|batch| &batch.gaps)
+    }
+
+    /// How far it goes.
+    #[must_use]
+    pub fn through(&self) -> u64 {
+        self.batches
+            .last()
+            .map_or(self.start, |batch| batch.through)
+    }
+
+    /// The sequence number was received, or would have been if there was such an event.
+    fn covers(&self, seq: u64) -> bool {
+        let lost = |gap: &Gap| (gap.from_seq..=gap.through_seq).contains(&seq);
+        seq > self.start && seq <= self.through() && !self.gaps().any(lost)
+    }
+}
+
+/// What a history without violations contains.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Events.
+    pub events: u64,
+    /// Gaps.
+    pub gaps: u64,
+    /// Events lost in gaps.
+    pub lost: u64,
+    /// Watches that had an event.
+    pub watches: u64,
+    /// Of those, the ones without a `Closed`.
+    pub open_watches: u64,
+    /// How many events of each kind, by its name in the `.proto` file.
+    pub kinds: BTreeMap<&'static str, u64>,
+    /// The last sequence number accounted for.
+    pub through: u64,
+}
+
+/// Verifies one subscription.
+///
+/// # Errors
+/// The first violation.
+pub fn check(recording: &Recording) -> Result<Summary, Violation> {
+    let mut checker = Checker::new(recording.start, recording.view, recording.from_birth);
+    for batch in &recording.batches {
+        checker.push(batch)?;
+    }
+    Ok(checker.finish())
+}
+
+/// Verifies the lives of one client, in their order, each resuming after a cursor of those
+/// before: every one for itself, then that together they have everything, once; what
+/// was delivered again is the same as before.
+///
+/// # Errors
+/// The first violation.
+pub fn check_resumed(lives: &[Recording]) -> Result<Summary, Violation> {
+    let Some(first) = lives.first() else {
+        return Ok(Summary::default());
+    };
+    let mut union = Checker::new(first.start, first.view, first.from_birth);
+    let mut seen: HashMap<u64, &Event> = HashMap::new();
+    for (number, life) in lives.iter().enumerate() {
+        check(life)?;
+        same_epoch(first, life)?;
+        let known = union.through();
+        require(life.start <= known, Rule::ResumeHole, || {
+            format!(
+                "life {number} resumes after {}, but those before it end at {known}",
+                life.start
+            )
+        })?;
+        for batch in &life.batches {
+            for event in &batch.events {
+                match seen.insert(event.seq, event) {
+                    Some(before) => same_content(before, event)?,
+                    None => require(
+                        event.seq > known || event.seq <= first.start,
+                        Rule::LostAndFound,
+                        || format!("life {number} gets {}, which was lost before", event.seq),
+                    )?,
+                }
+            }
+            if batch.through > union.through() {
+                union.push(&rest_of(batch, union.through()))?;
+            }
+        }
+    }
+    Ok(union.finish())
+}
+
+/// The part of a batch that lies after `through`.
+fn rest_of(batch: &Batch, through: u64) -> Batch {
+    let gap = |gap: &Gap| Gap {
+        from_seq: gap.from_seq.max(through + 1),
+        ..*gap
+    };
+    Batch {
+        after: batch.after.max(through),
+        through: batch.through,
+        events: batch
+            .events
+            .iter()
+            .filter(|event| event.seq > through)
+            .cloned()
+            .collect(),
+        gaps: batch
+            .gaps
+            .iter()
+            .filter(|gap| gap.through_seq > through)
+            .map(gap)
+            .collect(),
+        caught_up: batch.caught_up,
+    }
+}
+
+/// Verifies that two readers of one loop received the same content for the same sequence number.
+///
+/// # Errors
+/// The first violation.
+pub fn check_same(a: &Recording, b: &Recording) -> Result<(), Violation> {
+    same_epoch(a, b)?;
+    let first: HashMap<u64, &Event> = a.events().map(|event| (event.seq, event)).collect();
+    for event in b.events() {
+        if let Some(other) = first.get(&event.seq) {
+            same_content(other, event)?;
+        }
+    }
+    Ok(())
+}
+
+fn same_epoch(a: &Recording, b: &Recording) -> Result<(), Violation> {
+    require(a.epoch == b.epoch, Rule::Epoch, || {
+        format!("one recording is of {}, the other of {}", a.epoch, b.epoch)
+    })
+}
+
+fn same_content(a: &Event, b: &Event) -> Result<(), Violation> {
+    require(a == b, Rule::Content, || {
+        format!("{} is once {a:?} and once {b:?}", a.seq)
+    })
+}
+
+/// Verifies the fence of a registration: the watch's `Added` is at the replied cursor, and
+/// nothing of it comes before.
+///
+/// # Errors
+/// The violation.
+pub fn check_fence(added: u64, watch_id: u64, recording: &Recording) -> Result<(), Violation> {
+    for event in recording.events().filter(|e| e.watch_id == watch_id) {
+        let is_added = matches!(event.kind, Some(Kind::Added(_)));
+        require(
+            event.seq > added || (event.seq == added && is_added),
+            Rule::AddedFence,
+            || {
+                format!(
+                    "watch {watch_id} was added at {added}, but has an event at {}",
+                    event.seq
+                )
+            },
+        )?;
+    }
+    present_at(added, watch_id, recording, Rule::AddedFence)
+}
+
+/// Verifies the fence of a removal: the watch's `Removed` is at the replied cursor, and
+/// nothing of it comes after.
+///
+/// # Errors
+/// The violation.
+pub fn check_removal_fence(
+    removed: u64,
+    watch_id: u64,
+    recording: &Recording,
+) -> Result<(), Violation> {
+    for event in recording.events().filter(|e| e.watch_id == watch_id) {
+        let is_removed = matches!(event.kind, Some(Kind::Removed(_)));
+        require(
+            event.seq < removed || (event.seq == removed && is_removed),
+            Rule::RemovedFence,
+            || {
+                format!(
+                    "watch {watch_id} was removed at {removed}, but has an event at {}",
+                    event.seq
+                )
+            },
+        )?;
+    }
+    present_at(removed, watch_id, recording, Rule::RemovedFence)
+}
+
+/// The watch has an event at `seq`, if the recording could have it.
+fn present_at(seq: u64, watch_id: u64, recording: &Recording, rule: Rule) -> Result<(), Violation> {
+    let here = |event: &Event| event.seq == seq && event.watch_id == watch_id;
+    let excused = recording.view != View::All || !recording.covers(seq);
+    require(excused || recording.events().any(here), rule, || {
+        format!("watch {watch_id} has no event at {seq}, the cursor of the reply")
+    })
+}
+
+/// The name of an event's kind as in the `.proto` file.
+#[must_use]
+pub const fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Added(_) => "added",
+        Kind::Closed(_) => "closed",
+        Kind::Removed(_) => "removed",
+        Kind::Ready(_) => "ready",
+        Kind::TimerFired(_) => "timer_fired",
+        Kind::Started(_) => "started",
+        Kind::Data(_) => "data",
+        Kind::StreamEnd(_) => "stream_end",
+        Kind::Exited(_) => "exited",
+        Kind::Connected(_) => "connected",
+        Kind::Accepted(_) => "accepted",
+        Kind::AcceptPaused(_) => "accept_paused",
+        Kind::Eof(_) => "eof",
+        Kind::WritePaused(_) => "write_paused",
+        Kind::WriteResumed(_) => "write_resumed",
+        Kind::Signal(_) => "signal",
+        Kind::Posted(_) => "posted",
+        Kind::LoopStateChanged(_) => "loop_state_changed",
+        Kind::PolicyChanged(_) => "policy_changed",
+    }
+}

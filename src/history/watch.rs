@@ -1,0 +1,402 @@
+//! The grammar of a watch's events.
+
+use crate::proto::event::Kind;
+use crate::proto::{
+    CloseReason, Closed, Data, Event, Stream, StreamEnd, StreamEndReason, TimerFired,
+};
+
+use super::checker::Sight;
+use super::violation::require;
+use super::{Rule, Violation, kind_name};
+
+/// Most bytes of one `Data`.
+const MAX_DATA: usize = 256 * 1024;
+
+/// A number and the event that said so.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    seq: u64,
+    value: u64,
+}
+
+/// One byte stream. What is `None` is not known: the recording begins later.
+#[derive(Debug, Clone, Copy, Default)]
+struct StreamHistory {
+    bytes: Option<Told>,
+    had_data: bool,
+    ended: bool,
+}
+
+/// What is remembered of a watch until it is removed.
+#[derive(Debug)]
+pub(super) struct WatchHistory {
+    id: u64,
+    user_data: u64,
+    /// Of `Added`; `None` if the recording begins later.
+    added: Option<u64>,
+    /// As in `Added`; empty if that was not seen.
+    kind: String,
+    /// Of the event seen last.
+    last: u64,
+    started: bool,
+    exited: bool,
+    /// The watch has done something that `Connected` must precede.
+    active: bool,
+    closed: bool,
+    streams: [StreamHistory; 3],
+    /// Writing is paused (1) or not (0).
+    paused: Option<Told>,
+    tick: Option<Told>,
+    scheduled_ns: u64,
+    interval_ns: Option<u64>,
+}
+
+impl WatchHistory {
+    /// Begins with the first event of a watch that was delivered.
+    pub(super) fn first(event: &Event, kind: &Kind, sight: Sight) -> Result<Self, Violation> {
+        let (id, seq) = (event.watch_id, event.seq);
+        let mut watch = Self {
+            id,
+            user_data: event.user_data,
+            added: None,
+            kind: String::new(),
+            last: seq,
+            started: false,
+            exited: false,
+            active: false,
+            closed: false,
+            streams: [StreamHistory::default(); 3],
+            paused: None,
+            tick: None,
+            scheduled_ns: 0,
+            interval_ns: None,
+        };
+        if let Kind::Added(added) = kind {
+            let zero = Some(Told { seq, value: 0 });
+            watch.added = Some(seq);
+            watch.kind.clone_from(&added.watch_kind);
+            watch.paused = zero;
+            watch.tick = zero;
+            for stream in &mut watch.streams {
+                stream.bytes = zero;
+            }
+            return Ok(watch);
+        }
+        require(sight.lossy_from_start(), Rule::AddedFirst, || {
+            format!(
+                "{seq}, the first event of watch {id}, is {}",
+                kind_name(kind)
+            )
+        })?;
+        watch.next(event, kind, sight)?;
+        Ok(watch)
+    }
+
+    /// `Closed` was not seen.
+    pub(super) const fn is_open(&self) -> bool {
+        !self.closed
+    }
+
+    /// Takes the next event.
+    pub(super) fn next(
+        &mut self,
+        event: &Event,
+        kind: &Kind,
+        sight: Sight,
+    ) -> Result<(), Violation> {
+        let (id, seq) = (self.id, event.seq);
+        require(event.user_data == self.user_data, Rule::UserData, || {
+            format!(
+                "{seq} has user_data {}, watch {id} has {}",
+                event.user_data, self.user_data
+            )
+        })?;
+        self.order(seq, kind, sight)?;
+        require(belongs(kind, &self.kind), Rule::ForeignKind, || {
+            format!(
+                "{seq} is {} of watch {id}, a {}",
+                kind_name(kind),
+                self.kind
+            )
+        })?;
+        self.first_things_first(seq, kind, sight)?;
+        match kind {
+            Kind::Data(data) => self.data(seq, data, sight)?,
+            Kind::StreamEnd(end) => self.stream_end(seq, end, sight)?,
+            Kind::Eof(eof) => self.end(seq, Stream::Input, eof.offset, sight)?,
+            Kind::Exited(_) => {
+                require(!self.exited, Rule::ExitedOnce, || {
+                    format!("at {seq} watch {id} exits again")
+                })?;
+                self.exited = true;
+            }
+            Kind::WritePaused(_) => self.write_flow(seq, 1, sight)?,
+            Kind::WriteResumed(_) => self.write_flow(seq, 0, sight)?,
+            Kind::TimerFired(fired) => self.fired(event, fired, sight)?,
+            Kind::Ready(r) => {
+                let some = r.readable || r.writable || r.hangup || r.error;
+                require(some, Rule::ReadyEmpty, || {
+                    format!("{seq} is ready for nothing")
+                })?;
+            }
+            Kind::Signal(signal) => {
+                require(signal.count >= 1, Rule::SignalCount, || {
+                    format!("{seq} stands for no signal")
+                })?;
+            }
+            Kind::Closed(closed) => self.close(seq, closed, sight)?,
+            _ => {}
+        }
+        self.last = seq;
+        Ok(())
+    }
+
+    /// `Added … Closed Removed`.
+    fn order(&self, seq: u64, kind: &Kind, sight: Sight) -> Result<(), Violation> {
+        let id = self.id;
+        match kind {
+            Kind::Added(_) => require(false, Rule::AddedFirst, || {
+                format!("{seq} adds watch {id}, which had an event at {}", self.last)
+            }),
+            Kind::Removed(_) => {
+                let excused = self.added.is_none() && self.last == seq;
+                let unseen = excused || sight.lossy_since(self.last);
+                require(self.closed || unseen, Rule::RemovedUnclosed, || {
+                    format!("{seq} removes watch {id} without Closed")
+                })
+            }
+            Kind::Closed(_) => require(!self.closed, Rule::ClosedOnce, || {
+                format!("at {seq} watch {id} closes again")
+            }),
+            _ => require(!self.closed, Rule::AfterClosed, || {
+                format!(
+                    "{seq} is {} of watch {id}, which is closed",
+                    kind_name(kind)
+                )
+            }),
+        }
+    }
+
+    /// A process starts, and a connection connects, before it does anything else.
+    fn first_things_first(&mut self, seq: u64, kind: &Kind, sight: Sight) -> Result<(), Violation> {
+        let id = self.id;
+        match kind {
+            Kind::Started(_) => {
+                require(!self.active, Rule::StartedFirst, || {
+                    format!("at {seq} watch {id} starts late, or again")
+                })?;
+                self.started = true;
+            }
+            Kind::Connected(_) => require(!self.active, Rule::ConnectedFirst, || {
+                format!("at {seq} watch {id} connects late, or again")
+            })?,
+            _ if self.kind == "process" => {
+                let unseen = self.added.is_none_or(|added| sight.lossy_since(added));
+                require(self.started || unseen, Rule::StartedFirst, || {
+                    format!("{seq} is {} of watch {id} before Started", kind_name(kind))
+                })?;
+            }
+            _ => {}
+        }
+        self.active = true;
+        Ok(())
+    }
+
+    fn stream(&mut self, stream: Stream) -> &mut StreamHistory {
+        match stream {
+            Stream::Unspecified | Stream::Input => &mut self.streams[0],
+            Stream::Stdout => &mut self.streams[1],
+            Stream::Stderr => &mut self.streams[2],
+        }
+    }
+
+    fn data(&mut self, seq: u64, data: &Data, sight: Sight) -> Result<(), Violation> {
+        let (id, process) = (self.id, self.kind == "process");
+        let (stream, len) = (data.stream(), data.data.len());
+        let expected = stream != Stream::Unspecified && process == (stream != Stream::Input);
+        require(expected || self.kind.is_empty(), Rule::ForeignKind, || {
+            format!("{seq} is of {stream:?}, which watch {id} does not have")
+        })?;
+        require((1..=MAX_DATA).contains(&len), Rule::DataSize, || {
+            format!("{seq} has {len} bytes")
+        })?;
+        let history = self.stream(stream);
+        require(!history.ended, Rule::AfterEnd, || {
+            format!("{seq} is data of watch {id} after the end of {stream:?}")
+        })?;
+        require(
+            agrees(history.bytes, data.offset, sight),
+            Rule::DataOffset,
+            || {
+                format!(
+                    "{seq} is at {} of watch {id}'s {stream:?}, after {:?}",
+                    data.offset, history.bytes
+                )
+            },
+        )?;
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        history.had_data = true;
+        history.bytes = Some(Told {
+            seq,
+            value: data.offset.saturating_add(len),
+        });
+        Ok(())
+    }
+
+    fn stream_end(&mut self, seq: u64, end: &StreamEnd, sight: Sight) -> Result<(), Violation> {
+        let failed = end.reason() == StreamEndReason::Error;
+        require(failed == end.error.is_some(), Rule::ErrorSet, || {
+            format!(
+                "{seq} ends with {:?}, its error is {:?}",
+                end.reason(),
+                end.error
+            )
+        })?;
+        let stream = end.stream();
+        let outgoing = matches!(stream, Stream::Stdout | Stream::Stderr);
+        require(outgoing, Rule::ForeignKind, || {
+            format!("{seq} ends {stream:?}, which no process has")
+        })?;
+        self.end(seq, stream, end.offset, sight)
+    }
+
+    fn end(&mut self, seq: u64, of: Stream, offset: u64, sight: Sight) -> Result<(), Violation> {
+        let id = self.id;
+        let stream = self.stream(of);
+        require(!stream.ended, Rule::AfterEnd, || {
+            format!("at {seq} {of:?} of watch {id} ends again")
+        })?;
+        require(agrees(stream.bytes, offset, sight), Rule::EndOffset, || {
+            format!(
+                "at {seq} {of:?} of watch {id} ends at {offset}, after {:?}",
+                stream.bytes
+            )
+        })?;
+        stream.ended = true;
+        Ok(())
+    }
+
+    fn write_flow(&mut self, seq: u64, paused: u64, sight: Sight) -> Result<(), Violation> {
+        let before = self.paused.replace(Told { seq, value: paused });
+        let alternates = before.is_none_or(|b| b.value != paused || sight.lossy_since(b.seq));
+        require(alternates, Rule::WriteFlow, || {
+            let what = if paused == 1 { "pauses" } else { "resumes" };
+            format!("at {seq} watch {} {what} writing twice", self.id)
+        })
+    }
+
+    fn fired(&mut self, event: &Event, fired: &TimerFired, sight: Sight) -> Result<(), Violation> {
+        let (id, seq, scheduled) = (self.id, event.seq, fired.scheduled_ns);
+        // Which clock the schedule is of is not in the event: the one that says about now.
+        let now = scheduled.saturating_add(fired.late_ns);
+        let (monotonic, realtime) = (event.monotonic_ns, event.realtime_ns);
+        let clock = if now.abs_diff(monotonic) <= now.abs_diff(realtime) {
+            monotonic
+        } else {
+            realtime
+        };
+        require(scheduled <= clock, Rule::TimerEarly, || {
+            format!("{seq} fires at {clock} ns what is scheduled for {scheduled} ns")
+        })?;
+        let tick = fired.tick;
+        let seen = tick
+            .checked_sub(1)
+            .and_then(|t| t.checked_sub(fired.missed));
+        require(
+            seen.is_some_and(|t| agrees(self.tick, t, sight)),
+            Rule::TimerTick,
+            || {
+                format!(
+                    "{seq} is tick {tick} of watch {id} with {} missed, after {:?}",
+                    fired.missed, self.tick
+                )
+            },
+        )?;
+        self.rate(seq, tick, scheduled)?;
+        self.tick = Some(Told { seq, value: tick });
+        self.scheduled_ns = scheduled;
+        Ok(())
+    }
+
+    /// Each tick is scheduled as many intervals after the one before as it is ticks after it.
+    fn rate(&mut self, seq: u64, tick: u64, scheduled: u64) -> Result<(), Violation> {
+        let Some(before) = self.tick.filter(|before| before.value > 0) else {
+            return Ok(());
+        };
+        let ticks = tick.saturating_sub(before.value).max(1);
+        let elapsed = scheduled.saturating_sub(self.scheduled_ns);
+        let interval = *self.interval_ns.get_or_insert(elapsed / ticks);
+        let fixed = elapsed > 0 && interval.checked_mul(ticks) == Some(elapsed);
+        require(fixed, Rule::TimerRate, || {
+            format!(
+                "{seq} is scheduled {elapsed} ns after the tick {ticks} before; the interval is {interval} ns"
+            )
+        })
+    }
+
+    fn close(&mut self, seq: u64, closed: &Closed, sight: Sight) -> Result<(), Violation> {
+        let failed = closed.reason() == CloseReason::Error;
+        require(failed == closed.error.is_some(), Rule::ErrorSet, || {
+            format!(
+                "{seq} closes with {:?}, its error is {:?}",
+                closed.reason(),
+                closed.error
+            )
+        })?;
+        self.closed = true;
+        let whole = self.added.is_some_and(|added| !sight.lossy_since(added));
+        if !whole || closed.reason() != CloseReason::Completed {
+            return Ok(());
+        }
+        match self.kind.as_str() {
+            "process" => {
+                let unended = |stream: &StreamHistory| stream.had_data && !stream.ended;
+                let done = self.exited && !self.streams.iter().any(unended);
+                require(done, Rule::CompletedEarly, || {
+                    format!(
+                        "{seq} completes watch {} before its exit or a stream's end",
+                        self.id
+                    )
+                })
+            }
+            "timer" => {
+                let once = self.tick.is_some_and(|tick| tick.value == 1);
+                require(once, Rule::TimerCompleted, || {
+                    format!(
+                        "{seq} completes watch {} after tick {:?}",
+                        self.id, self.tick
+                    )
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `value` is what was told last, or more if something in between may not have been seen.
+fn agrees(told: Option<Told>, value: u64, sight: Sight) -> bool {
+    told.is_none_or(|told| {
+        value == told.value || (value > told.value && sight.lossy_since(told.seq))
+    })
+}
+
+/// A watch of this kind, if it is known, has such events.
+fn belongs(kind: &Kind, watch_kind: &str) -> bool {
+    match kind {
+        Kind::Added(_) | Kind::Closed(_) | Kind::Removed(_) => true,
+        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => false,
+        Kind::Ready(_) => ["fd", ""].contains(&watch_kind),
+        Kind::TimerFired(_) => ["timer", ""].contains(&watch_kind),
+        Kind::Started(_) | Kind::StreamEnd(_) | Kind::Exited(_) => {
+            ["process", ""].contains(&watch_kind)
+        }
+        Kind::Data(_) => ["process", "connection", "read_pipe", ""].contains(&watch_kind),
+        Kind::Connected(_) => ["connection", ""].contains(&watch_kind),
+        Kind::Accepted(_) | Kind::AcceptPaused(_) => ["listener", ""].contains(&watch_kind),
+        Kind::Eof(_) => ["connection", "read_pipe", ""].contains(&watch_kind),
+        Kind::WritePaused(_) | Kind::WriteResumed(_) => {
+            ["process", "connection", "write_pipe", ""].contains(&watch_kind)
+        }
+        Kind::Signal(_) => ["signal", ""].contains(&watch_kind),
+    }
+}

@@ -1,0 +1,191 @@
+//! Checked values out of request fields. Every error names the field.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::event::{Cursor, Labels};
+use crate::event_loop::WatchName;
+use crate::journal::{Filter, Start};
+use crate::policy::LoopName;
+use crate::proto;
+
+/// Most labels of a watch.
+const LABELS_MAX: usize = 16;
+/// Longest key or value of a label, request id and topic, bytes.
+pub(super) const TEXT_MAX: usize = 128;
+/// Most watches or kinds that a filter names.
+const FILTER_MAX: usize = 1024;
+
+pub(super) fn loop_name(reference: Option<proto::LoopRef>) -> LoopName {
+    match reference.and_then(|r| r.r#ref) {
+        None => LoopName::Context,
+        Some(proto::loop_ref::Ref::Name(name)) => LoopName::Name(name),
+        Some(proto::loop_ref::Ref::LoopId(id)) => LoopName::Id(id),
+    }
+}
+
+pub(super) fn watch_name(reference: Option<proto::WatchRef>) -> Result<WatchName> {
+    match reference.and_then(|r| r.r#ref) {
+        None => Err(Error::invalid("watch", "must be set: watch_id or name")),
+        Some(proto::watch_ref::Ref::WatchId(id)) => Ok(WatchName::Id(id)),
+        Some(proto::watch_ref::Ref::Name(name)) => Ok(WatchName::Name(name)),
+    }
+}
+
+pub(super) fn cursor(field: &'static str, cursor: &proto::Cursor) -> Result<Cursor> {
+    let epoch = match cursor.epoch.as_str() {
+        "" => None,
+        epoch => {
+            let parsed = epoch.parse();
+            Some(parsed.map_err(|allowed| Error::invalid(format!("{field}.epoch"), allowed))?)
+        }
+    };
+    Ok(Cursor {
+        epoch,
+        seq: cursor.seq,
+    })
+}
+
+pub(super) fn after(field: &'static str, cursor: &proto::Cursor, on_gap: i32) -> Result<Start> {
+    let skip = match proto::OnGap::try_from(on_gap) {
+        Ok(proto::OnGap::Unspecified | proto::OnGap::Fail) => false,
+        Ok(proto::OnGap::Skip) => true,
+        Err(_) => return Err(Error::invalid("on_gap", "must be FAIL or SKIP")),
+    };
+    Ok(Start::After {
+        cursor: self::cursor(field, cursor)?,
+        skip,
+    })
+}
+
+/// A duration within bounds; absent is `absent`.
+pub(super) fn duration(
+    field: &'static str,
+    given: Option<prost_types::Duration>,
+    absent: Duration,
+    bounds: std::ops::RangeInclusive<Duration>,
+) -> Result<Duration> {
+    let Some(given) = given else {
+        return Ok(absent);
+    };
+    let duration = Duration::try_from(given).ok();
+    duration.filter(|d| bounds.contains(d)).ok_or_else(|| {
+        let (least, most) = (*bounds.start(), *bounds.end());
+        let (least, most) = (
+            humantime::format_duration(least),
+            humantime::format_duration(most),
+        );
+        Error::invalid(field, format!("must be {least} to {most}"))
+    })
+}
+
+/// As [`duration`], where absence has a meaning of its own.
+pub(super) fn optional_duration(
+    field: &'static str,
+    given: Option<prost_types::Duration>,
+    most: Duration,
+) -> Result<Option<Duration>> {
+    given
+        .map(|given| duration(field, Some(given), most, Duration::ZERO..=most))
+        .transpose()
+}
+
+pub(super) fn labels(field: &'static str, labels: BTreeMap<String, String>) -> Result<Labels> {
+    let long = |text: &String| text.len() > TEXT_MAX;
+    if labels.len() > LABELS_MAX {
+        return Err(Error::invalid(field, "at most 16"));
+    }
+    if labels
+        .iter()
+        .any(|(k, v)| k.is_empty() || long(k) || long(v))
+    {
+        let allowed = "keys of 1 to 128 bytes, values of at most 128 bytes";
+        return Err(Error::invalid(field, allowed));
+    }
+    Ok(Arc::new(labels))
+}
+
+pub(super) fn short_text(field: &'static str, text: String) -> Result<String> {
+    if text.len() > TEXT_MAX {
+        return Err(Error::invalid(field, "at most 128 bytes"));
+    }
+    Ok(text)
+}
+
+/// The name of a watch; `None` if it is empty.
+pub(super) fn new_watch_name(field: &'static str, name: &str) -> Result<Option<Arc<str>>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let rest = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
+    let first = name.as_bytes()[0].is_ascii_alphanumeric();
+    if !first || name.len() > TEXT_MAX || !name.bytes().all(rest) {
+        let allowed = "must be [A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}";
+        return Err(Error::invalid(field, allowed));
+    }
+    Ok(Some(name.into()))
+}
+
+pub(super) fn if_exists(value: i32) -> Result<bool> {
+    match proto::IfExists::try_from(value) {
+        Ok(proto::IfExists::Unspecified | proto::IfExists::Fail) => Ok(false),
+        Ok(proto::IfExists::Return) => Ok(true),
+        Err(_) => Err(Error::invalid("if_exists", "must be FAIL or RETURN")),
+    }
+}
+
+pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
+    let filter = filter.unwrap_or_default();
+    if filter.watch_ids.len() > FILTER_MAX || filter.kinds.len() > FILTER_MAX {
+        return Err(Error::invalid(
+            "filter",
+            "at most 1024 watches and 1024 kinds",
+        ));
+    }
+    let kind = |kind: &i32| match proto::EventKind::try_from(*kind) {
+        Ok(proto::EventKind::Unspecified) | Err(_) => {
+            Err(Error::invalid("filter.kinds", "must be kinds of EventKind"))
+        }
+        Ok(kind) => Ok(u8::try_from(i32::from(kind)).unwrap_or(0)),
+    };
+    Ok(Filter {
+        watches: filter.watch_ids.into_iter().collect(),
+        kinds: filter
+            .kinds
+            .iter()
+            .map(kind)
+            .collect::<Result<BTreeSet<u8>>>()?,
+        labels: (*labels("filter.labels", filter.labels)?).clone(),
+        until_closed: false,
+    })
+}
+
+/// A page's size and the id it goes on after.
+pub(super) fn page(size: u32, token: &str) -> Result<(usize, u64)> {
+    let size = match size {
+        0 => 100,
+        1..=1000 => size as usize,
+        _ => return Err(Error::invalid("page_size", "at most 1000")),
+    };
+    if token.is_empty() {
+        return Ok((size, 0));
+    }
+    let after = token.parse();
+    let after = after.map_err(|_| Error::invalid("page_token", "must be a next_page_token"))?;
+    Ok((size, after))
+}
+
+/// The number of a signal: its name, or a number.
+pub(super) fn signal(field: &'static str, text: &str) -> Result<i32> {
+    let number = text
+        .parse::<i32>()
+        .ok()
+        .filter(|n| (1..=64).contains(n))
+        .or_else(|| crate::config::signal_number(text));
+    number.ok_or_else(|| {
+        let allowed = format!("`{text}`: must be a name as in signal(7), SIGRTMIN+n, or a number");
+        Error::invalid(field, allowed)
+    })
+}

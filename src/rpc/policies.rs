@@ -1,0 +1,171 @@
+//! PolicyService.
+
+use tonic::{Request, Response, Status};
+
+use super::server::policy_service_server::PolicyService;
+use super::{Api, asker, convert, mutate};
+use crate::config::Policy;
+use crate::driver::{Backend, backend};
+use crate::error::Error;
+use crate::event::PolicyScope;
+use crate::policy::NewLoop;
+use crate::proto::{self, *};
+
+#[tonic::async_trait]
+impl PolicyService for Api {
+    async fn get_event_loop(
+        &self,
+        request: Request<GetEventLoopRequest>,
+    ) -> Result<Response<GetEventLoopResponse>, Status> {
+        let asker = asker(&request)?;
+        let (handle, created) = self.registry.get_event_loop(&asker.caller)?;
+        Ok(Response::new(GetEventLoopResponse {
+            r#loop: Some(handle.view()),
+            created,
+        }))
+    }
+
+    async fn set_event_loop(
+        &self,
+        request: Request<SetEventLoopRequest>,
+    ) -> Result<Response<SetEventLoopResponse>, Status> {
+        let asker = asker(&request)?;
+        let name = request.into_inner().loop_name;
+        let (api, caller) = (self.clone(), asker.caller.clone());
+        let object = name.clone().unwrap_or_default();
+        mutate(&asker, "SetEventLoop", object, async move {
+            api.registry.set_event_loop(&caller, name.as_deref())
+        })
+        .await?;
+        Ok(Response::new(SetEventLoopResponse {}))
+    }
+
+    async fn new_event_loop(
+        &self,
+        request: Request<NewEventLoopRequest>,
+    ) -> Result<Response<NewEventLoopResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let new = NewLoop {
+            or_existing: convert::if_exists(request.if_exists)?,
+            name: request.name,
+            policy: request.policy,
+            backend: request.backend,
+        };
+        let (api, caller) = (self.clone(), asker.caller.clone());
+        let object = new.name.clone();
+        let (handle, created) = mutate(&asker, "NewEventLoop", object, async move {
+            api.registry.new_event_loop(&caller, &new)
+        })
+        .await?;
+        Ok(Response::new(NewEventLoopResponse {
+            r#loop: Some(handle.view()),
+            created,
+        }))
+    }
+
+    async fn get_event_loop_policy(
+        &self,
+        request: Request<GetEventLoopPolicyRequest>,
+    ) -> Result<Response<GetEventLoopPolicyResponse>, Status> {
+        let asker = asker(&request)?;
+        let (policy, scope) = self.registry.policy_of(&asker.caller.principal);
+        Ok(Response::new(GetEventLoopPolicyResponse {
+            policy: Some(describe(&policy)),
+            scope: scope.into(),
+        }))
+    }
+
+    async fn set_event_loop_policy(
+        &self,
+        request: Request<SetEventLoopPolicyRequest>,
+    ) -> Result<Response<SetEventLoopPolicyResponse>, Status> {
+        let asker = asker(&request)?;
+        let SetEventLoopPolicyRequest { policy_name, scope } = request.into_inner();
+        let scope = match PolicyScope::try_from(scope) {
+            Ok(PolicyScope::Unspecified | PolicyScope::Principal) => PolicyScope::Principal,
+            Ok(PolicyScope::Daemon) => PolicyScope::Daemon,
+            Err(_) => return Err(Error::invalid("scope", "must be PRINCIPAL or DAEMON").into()),
+        };
+        let (api, caller) = (self.clone(), asker.caller.clone());
+        let object = policy_name.clone().unwrap_or_default();
+        let policy = mutate(&asker, "SetEventLoopPolicy", object, async move {
+            let name = policy_name.as_deref();
+            api.registry.set_policy(&caller, name, scope).await
+        })
+        .await?;
+        Ok(Response::new(SetEventLoopPolicyResponse {
+            policy: Some(describe(&policy)),
+        }))
+    }
+
+    async fn list_event_loop_policies(
+        &self,
+        request: Request<ListEventLoopPoliciesRequest>,
+    ) -> Result<Response<ListEventLoopPoliciesResponse>, Status> {
+        asker(&request)?;
+        let policies = self.registry.policies().map(|policy| describe(policy));
+        Ok(Response::new(ListEventLoopPoliciesResponse {
+            policies: policies.collect(),
+        }))
+    }
+
+    async fn list_backends(
+        &self,
+        request: Request<ListBackendsRequest>,
+    ) -> Result<Response<ListBackendsResponse>, Status> {
+        asker(&request)?;
+        let backends = Backend::ALL
+            .iter()
+            .map(|backend| describe_backend(*backend));
+        Ok(Response::new(ListBackendsResponse {
+            backends: backends.collect(),
+        }))
+    }
+}
+
+fn describe_backend(backend: Backend) -> proto::Backend {
+    let unavailable = backend::availability(backend).err();
+    let capability = |c: backend::Capability| Capability {
+        name: c.name.to_owned(),
+        supported: c.supported,
+        limit: c.limit,
+        reason: c.reason.to_owned(),
+    };
+    proto::Backend {
+        name: backend.name().to_owned(),
+        loop_class: backend.class().name().to_owned(),
+        available: unavailable.is_none(),
+        unavailable_reason: unavailable.unwrap_or_default(),
+        capabilities: backend::capabilities(backend)
+            .into_iter()
+            .map(capability)
+            .collect(),
+    }
+}
+
+fn describe(policy: &Policy) -> proto::Policy {
+    proto::Policy {
+        name: policy.name.clone(),
+        description: policy.description.clone(),
+        extends: policy.extends.clone().unwrap_or_default(),
+        loop_class: policy.class.clone(),
+        backends: policy.backends.clone(),
+        context: policy.context.name().to_owned(),
+        on_missing: policy.on_missing.name().to_owned(),
+        start: policy.start.name().to_owned(),
+        child_watcher: policy.child_watcher.name().to_owned(),
+        watch_kinds: policy
+            .watch_kinds
+            .iter()
+            .map(|k| k.name().to_owned())
+            .collect(),
+        sockets_only: policy.sockets_only,
+        max_sources: policy.max_sources.unwrap_or(0),
+        max_watches: policy.max_watches,
+        journal_events: policy.journal_events,
+        journal_bytes: policy.journal_bytes,
+        finished_ttl: Some(crate::clock::duration(policy.finished_ttl)),
+        closed_ttl: Some(crate::clock::duration(policy.closed_ttl)),
+    }
+}

@@ -1,0 +1,147 @@
+//! The one table from the domain error to gRPC: code, reason, metadata.
+
+use std::collections::HashMap;
+
+use nix::libc;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::error::Error;
+use crate::proto::Reason;
+
+/// `domain` of every ErrorInfo.
+pub const DOMAIN: &str = "evloopd";
+
+/// What an error is on the wire.
+#[derive(Debug)]
+pub struct Described {
+    /// Status code.
+    pub code: Code,
+    /// Reason, without its prefix.
+    pub reason: &'static str,
+    /// What a program may want to know.
+    pub metadata: HashMap<String, String>,
+}
+
+/// Looks an error up in the table.
+#[must_use]
+pub fn describe(error: &Error) -> Described {
+    let (code, reason) = match error {
+        Error::InvalidField { .. } => (Code::InvalidArgument, Reason::InvalidField),
+        Error::LoopNotFound { .. } => (Code::NotFound, Reason::LoopNotFound),
+        Error::WatchNotFound { .. } => (Code::NotFound, Reason::WatchNotFound),
+        Error::PolicyNotFound { .. } => (Code::NotFound, Reason::PolicyNotFound),
+        Error::NoLoopInContext { .. } => (Code::NotFound, Reason::NoLoopInContext),
+        Error::SlotNotFound { .. } => (Code::NotFound, Reason::SlotNotFound),
+        Error::NameTaken { .. } => (Code::AlreadyExists, Reason::NameTaken),
+        Error::LoopClosed { .. } => (Code::FailedPrecondition, Reason::LoopClosed),
+        Error::LoopRunning { .. } => (Code::FailedPrecondition, Reason::LoopRunning),
+        Error::WatchClosed { .. } => (Code::FailedPrecondition, Reason::WatchClosed),
+        Error::WrongState { .. } => (Code::FailedPrecondition, Reason::WrongState),
+        Error::Limit { .. } => (Code::ResourceExhausted, Reason::Limit),
+        Error::MailboxFull { .. } => (Code::ResourceExhausted, Reason::MailboxFull),
+        Error::JournalFull { .. } => (Code::ResourceExhausted, Reason::JournalFull),
+        Error::CursorOutOfRange { .. } => (Code::OutOfRange, Reason::CursorOutOfRange),
+        Error::WriteHole { .. } => (Code::OutOfRange, Reason::WriteHole),
+        Error::NotSupported { .. } => (Code::Unimplemented, Reason::NotSupported),
+        Error::BackendUnavailable { .. } => (Code::FailedPrecondition, Reason::BackendUnavailable),
+        Error::PermissionDenied { .. } => (Code::PermissionDenied, Reason::PermissionDenied),
+        Error::System(error) => (system_code(error.errno), Reason::System),
+        Error::Draining => (Code::Unavailable, Reason::Draining),
+        Error::Internal(_) => (Code::Internal, Reason::Internal),
+    };
+    let reason = reason.as_str_name();
+    Described {
+        code,
+        reason: reason.strip_prefix("REASON_").unwrap_or(reason),
+        metadata: metadata(error),
+    }
+}
+
+fn system_code(errno: i32) -> Code {
+    match errno {
+        libc::ENOENT | libc::ESRCH => Code::NotFound,
+        libc::EACCES | libc::EPERM => Code::PermissionDenied,
+        libc::EADDRINUSE | libc::EEXIST => Code::AlreadyExists,
+        libc::EMFILE
+        | libc::ENFILE
+        | libc::ENOMEM
+        | libc::ENOBUFS
+        | libc::EAGAIN
+        | libc::ENOSPC => Code::ResourceExhausted,
+        _ => Code::FailedPrecondition,
+    }
+}
+
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pairs: Vec<(&str, String)> = match error {
+        Error::InvalidField { field, .. } | Error::SlotNotFound { field } => {
+            vec![("field", field.to_string())]
+        }
+        Error::NameTaken { name, differs, .. } => {
+            let mut pairs = vec![("name", name.clone())];
+            pairs.extend(differs.iter().map(|field| ("field", field.clone())));
+            pairs
+        }
+        Error::Limit { limit, value, .. } => {
+            vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+        }
+        Error::JournalFull {
+            unit,
+            needed,
+            available,
+        } => vec![
+            ("unit", (*unit).to_owned()),
+            ("needed", needed.to_string()),
+            ("available", available.to_string()),
+        ],
+        Error::CursorOutOfRange {
+            oldest,
+            newest,
+            epoch,
+            ..
+        } => vec![
+            ("oldest", oldest.to_string()),
+            ("newest", newest.to_string()),
+            ("epoch", epoch.clone()),
+        ],
+        Error::WriteHole { taken, .. } => vec![("taken", taken.to_string())],
+        Error::NotSupported {
+            class,
+            backend,
+            capability,
+            reason,
+        } => vec![
+            ("class", class.to_string()),
+            ("backend", backend.to_string()),
+            ("capability", capability.to_string()),
+            ("reason", reason.to_string()),
+        ],
+        Error::BackendUnavailable { backend, reason } => {
+            vec![("backend", backend.clone()), ("reason", reason.clone())]
+        }
+        Error::System(error) => vec![
+            ("errno", error.errno.to_string()),
+            ("errno_name", error.name()),
+            ("step", error.step.to_owned()),
+        ],
+        _ => Vec::new(),
+    };
+    let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), v));
+    owned.collect()
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let Described {
+            code,
+            reason,
+            metadata,
+        } = describe(&error);
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+        if let Error::InvalidField { field, allowed } = &error {
+            details.add_bad_request_violation(field.clone(), allowed.clone());
+        }
+        Self::with_error_details(code, error.to_string(), details)
+    }
+}

@@ -1,0 +1,239 @@
+//! WatchService.
+
+use tokio::task::JoinHandle;
+use tonic::{Request, Response, Status};
+
+use super::server::watch_service_server::WatchService;
+use super::{Api, Asker, asker, convert, mutate, object, spec, status};
+use crate::error::{Error, Result};
+use crate::event_loop::{Added, Handle, WatchFilter};
+use crate::proto::{BatchError, *};
+use crate::watch::Order;
+
+/// Most registrations or re-arms of one call.
+const BATCH_MAX: usize = 1024;
+
+impl Api {
+    /// Adds one watch, to the end.
+    async fn add(
+        &self,
+        asker: &Asker,
+        on: &Handle,
+        request: AddWatchRequest,
+    ) -> Result<AddWatchResponse> {
+        self.registry.check_draining()?;
+        let (registration, order) = spec::registration(self, &asker.peer, on, request)?;
+        on.add(registration, order).await.map(added)
+    }
+
+    /// What can be added at once is, in order; preparations go on beside each other.
+    async fn begin_add(&self, asker: &Asker, on: &Handle, request: AddWatchRequest) -> Begun {
+        let checked = self
+            .registry
+            .check_draining()
+            .and_then(|()| spec::registration(self, &asker.peer, on, request));
+        match checked {
+            Err(error) => Begun::Done(Err(error)),
+            Ok((registration, order @ Order::Now(_))) => {
+                Begun::Done(on.add(registration, order).await.map(added))
+            }
+            Ok((registration, order)) => {
+                let on = on.clone();
+                let task = async move { on.add(registration, order).await.map(added) };
+                Begun::Under(tokio::spawn(task))
+            }
+        }
+    }
+}
+
+/// A registration of a batch: done, or under way beside the others.
+enum Begun {
+    Done(Result<AddWatchResponse>),
+    Under(JoinHandle<Result<AddWatchResponse>>),
+}
+
+impl Begun {
+    async fn finish(self) -> Result<AddWatchResponse> {
+        match self {
+            Self::Done(result) => result,
+            Self::Under(task) => {
+                let lost = |_| Error::Internal("the work was lost");
+                task.await.map_err(lost)?
+            }
+        }
+    }
+}
+
+fn added(added: Added) -> AddWatchResponse {
+    AddWatchResponse {
+        added: added.watch.added.clone(),
+        watch: Some(added.watch),
+        existed: added.existed,
+    }
+}
+
+#[tonic::async_trait]
+impl WatchService for Api {
+    async fn add_watch(
+        &self,
+        request: Request<AddWatchRequest>,
+    ) -> Result<Response<AddWatchResponse>, Status> {
+        let asker = asker(&request)?;
+        let mut request = request.into_inner();
+        let on = self.on(&asker, request.r#loop.take(), true)?;
+        let (api, who, object) = (self.clone(), asker.clone(), object(&on, &request.name));
+        let added = mutate(&asker, "AddWatch", object, async move {
+            api.add(&who, &on, request).await
+        })
+        .await?;
+        Ok(Response::new(added))
+    }
+
+    async fn batch_add_watches(
+        &self,
+        request: Request<BatchAddWatchesRequest>,
+    ) -> Result<Response<BatchAddWatchesResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        if request.requests.len() > BATCH_MAX {
+            return Err(Error::invalid("requests", "at most 1024").into());
+        }
+        if request.requests.iter().any(|r| r.r#loop.is_some()) {
+            let allowed = "must be absent: the batch names the loop";
+            return Err(Error::invalid("requests.loop", allowed).into());
+        }
+        let on = self.on(&asker, request.r#loop, true)?;
+        let (api, who) = (self.clone(), asker.clone());
+        let object = object(&on, format!("{} watches", request.requests.len()));
+        let results = mutate(&asker, "BatchAddWatches", object, async move {
+            let mut started = Vec::with_capacity(request.requests.len());
+            for request in request.requests {
+                started.push(api.begin_add(&who, &on, request).await);
+            }
+            let mut results = Vec::with_capacity(started.len());
+            for begun in started {
+                results.push(begun.finish().await);
+            }
+            Ok(results)
+        })
+        .await?;
+        Ok(Response::new(BatchAddWatchesResponse {
+            results: results.into_iter().map(batch_result).collect(),
+        }))
+    }
+
+    async fn get_watch(
+        &self,
+        request: Request<GetWatchRequest>,
+    ) -> Result<Response<GetWatchResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&asker, request.r#loop, false)?;
+        let watch = on.get(convert::watch_name(request.watch)?).await?;
+        Ok(Response::new(GetWatchResponse { watch: Some(watch) }))
+    }
+
+    async fn list_watches(
+        &self,
+        request: Request<ListWatchesRequest>,
+    ) -> Result<Response<ListWatchesResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&asker, request.r#loop, false)?;
+        let (size, after) = convert::page(request.page_size, &request.page_token)?;
+        let filter = WatchFilter {
+            labels: request.labels,
+            kinds: request.watch_kinds.into_iter().collect(),
+            open_only: request.open_only,
+        };
+        let page = on.list(after, size, filter).await?;
+        Ok(Response::new(ListWatchesResponse {
+            watches: page.items,
+            next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn remove_watch(
+        &self,
+        request: Request<RemoveWatchRequest>,
+    ) -> Result<Response<RemoveWatchResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&asker, request.r#loop, false)?;
+        let name = convert::watch_name(request.watch)?;
+        let request_id = convert::short_text("request_id", request.request_id)?;
+        let object = object(&on, format!("{name:?}"));
+        let removed = mutate(&asker, "RemoveWatch", object, async move {
+            on.remove(name, request_id).await
+        })
+        .await?;
+        Ok(Response::new(RemoveWatchResponse {
+            removed: Some(removed.into()),
+        }))
+    }
+
+    async fn rearm(
+        &self,
+        request: Request<RearmRequest>,
+    ) -> Result<Response<RearmResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&asker, request.r#loop, false)?;
+        check_items("items", &request.items)?;
+        let armed = on.rearm(request.items).await?;
+        Ok(Response::new(RearmResponse {
+            armed: armed.into(),
+        }))
+    }
+
+    async fn take_fd(
+        &self,
+        request: Request<TakeFdRequest>,
+    ) -> Result<Response<TakeFdResponse>, Status> {
+        let asker = asker(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&asker, request.r#loop, false)?;
+        let name = convert::watch_name(request.watch)?;
+        let (api, principal) = (self.clone(), asker.peer.principal.clone());
+        let object = object(&on, format!("{name:?}"));
+        let response = mutate(&asker, "TakeFd", object, async move {
+            let taken = on.take_fd(name).await?;
+            let slots = api.slots.give(&principal, None, vec![taken.fd])?;
+            let slot = slots.first().ok_or(Error::Internal("a slot for each"))?;
+            Ok(TakeFdResponse {
+                slot: slot.to_vec().into(),
+                closed: Some(taken.closed.into()),
+                received_bytes: taken.received,
+            })
+        })
+        .await?;
+        Ok(Response::new(response))
+    }
+}
+
+pub(super) fn check_items(field: &'static str, items: &[RearmItem]) -> Result<()> {
+    if items.len() > BATCH_MAX {
+        return Err(Error::invalid(field, "at most 1024"));
+    }
+    Ok(())
+}
+
+fn batch_result(result: Result<AddWatchResponse>) -> BatchAddWatchesResult {
+    use batch_add_watches_result::Result as Outcome;
+
+    let outcome = match result {
+        Ok(added) => Outcome::Added(added),
+        Err(error) => {
+            let described = status::describe(&error);
+            Outcome::Error(BatchError {
+                code: described.code.into(),
+                message: error.to_string(),
+                reason: described.reason.to_owned(),
+                metadata: described.metadata.into_iter().collect(),
+            })
+        }
+    };
+    BatchAddWatchesResult {
+        result: Some(outcome),
+    }
+}

@@ -1,0 +1,174 @@
+//! The answers of streams and of Poll: the same messages as in `proto/`, but with a batch
+//! that is a header and slices of the journal's own bytes. Nothing is decoded or
+//! encoded again on the way out; the bytes are copied once, into the connection's buffer.
+
+use bytes::{Buf, BufMut};
+use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::{DecodeError, Message};
+
+use crate::event::{batch_header_len, encode_batch_header};
+use crate::journal::Read;
+use crate::proto;
+
+/// `SubscribeResponse` on the wire.
+pub type SubscribeResponse = Streamed<proto::SubscribeHeader>;
+/// `RunResponse` on the wire.
+pub type RunResponse = Streamed<proto::RunHeader>;
+
+/// A message of a stream: header, batch or goodbye, in the fields 1, 2 and 3.
+#[derive(Debug, Clone)]
+pub enum Streamed<H> {
+    /// First, once.
+    Header(H),
+    /// A stretch of the journal.
+    Batch(Read),
+    /// Last, once.
+    Goodbye(proto::Goodbye),
+}
+
+impl<H: Default> Default for Streamed<H> {
+    fn default() -> Self {
+        Self::Header(H::default())
+    }
+}
+
+fn batch_len(read: &Read) -> usize {
+    batch_header_len(read.after, read.through, &read.gaps, read.caught_up) + read.bytes
+}
+
+fn encode_batch(tag: u32, read: &Read, buf: &mut impl BufMut) {
+    encode_key(tag, WireType::LengthDelimited, buf);
+    encode_varint(batch_len(read) as u64, buf);
+    encode_batch_header(read.after, read.through, &read.gaps, read.caught_up, buf);
+    for slice in &read.slices {
+        buf.put_slice(slice);
+    }
+}
+
+fn encoded_batch_len(tag: u32, read: &Read) -> usize {
+    let len = batch_len(read);
+    prost::encoding::key_len(tag) + encoded_len_varint(len as u64) + len
+}
+
+impl<H: Message + Default> Message for Streamed<H> {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        match self {
+            Self::Header(header) => prost::encoding::message::encode(1, header, buf),
+            Self::Batch(read) => encode_batch(2, read, buf),
+            Self::Goodbye(goodbye) => prost::encoding::message::encode(3, goodbye, buf),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        match self {
+            Self::Header(header) => prost::encoding::message::encoded_len(1, header),
+            Self::Batch(read) => encoded_batch_len(2, read),
+            Self::Goodbye(goodbye) => prost::encoding::message::encoded_len(3, goodbye),
+        }
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        // Only the server uses this type, and it only sends it.
+        prost::encoding::skip_field(wire_type, tag, buf, ctx)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// `PollResponse` on the wire.
+#[derive(Debug, Clone, Default)]
+pub struct PollResponse {
+    /// What lies after the cursor.
+    pub batch: Read,
+    /// Of its sequence numbers.
+    pub epoch: String,
+    /// More is waiting than fitted.
+    pub more: bool,
+}
+
+impl Message for PollResponse {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        encode_batch(1, &self.batch, buf);
+        prost::encoding::string::encode(2, &self.epoch, buf);
+        if self.more {
+            prost::encoding::bool::encode(3, &self.more, buf);
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let more = if self.more { 2 } else { 0 };
+        encoded_batch_len(1, &self.batch)
+            + prost::encoding::string::encoded_len(2, &self.epoch)
+            + more
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        prost::encoding::skip_field(wire_type, tag, buf, ctx)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_decodes_as_the_message_of_the_contract() {
+        let event = proto::Event {
+            seq: 3,
+            ..proto::Event::default()
+        };
+        let mut encoded = bytes::BytesMut::new();
+        let bytes = crate::event::encode(&event, &mut encoded);
+        let read = Read {
+            after: 2,
+            through: 3,
+            slices: [encoded.freeze()].into_iter().collect(),
+            events: 1,
+            bytes,
+            gaps: Vec::new(),
+            caught_up: true,
+            ended: false,
+        };
+        let batch = proto::Batch {
+            after: 2,
+            through: 3,
+            events: vec![event],
+            gaps: Vec::new(),
+            caught_up: true,
+        };
+        let sent = SubscribeResponse::Batch(read.clone()).encode_to_vec();
+        let got = proto::SubscribeResponse::decode(sent.as_slice()).unwrap();
+        let message = Some(proto::subscribe_response::Message::Batch(batch.clone()));
+        assert_eq!(got.message, message);
+        let goodbye = proto::Goodbye::default();
+        let sent = RunResponse::Goodbye(goodbye.clone()).encode_to_vec();
+        let got = proto::RunResponse::decode(sent.as_slice()).unwrap();
+        let message = Some(proto::run_response::Message::Goodbye(goodbye));
+        assert_eq!(got.message, message);
+        let sent = PollResponse {
+            batch: read,
+            epoch: "e".to_owned(),
+            more: true,
+        };
+        let got = proto::PollResponse::decode(sent.encode_to_vec().as_slice()).unwrap();
+        assert_eq!((got.batch, got.more), (Some(batch), true));
+    }
+}
