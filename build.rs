@@ -8,6 +8,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
+use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto};
 
 const STREAMED: [(&str, &str); 3] = [
     ("SubscribeResponse", "crate::rpc::wire::SubscribeResponse"),
@@ -42,12 +43,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         if file.package() != "evloopd.v1" {
             continue;
         }
-        for name in file.message_type.iter().map(|m| m.name()) {
+        for name in file.message_type.iter().map(DescriptorProto::name) {
             let ours = STREAMED.iter().find(|(streamed, _)| *streamed == name);
             let path = ours.map_or_else(|| format!("crate::proto::{name}"), |(_, p)| (*p).into());
             config = config.extern_path(format!(".evloopd.v1.{name}"), path);
         }
-        for name in file.enum_type.iter().map(|e| e.name()) {
+        for name in file.enum_type.iter().map(EnumDescriptorProto::name) {
             config = config.extern_path(
                 format!(".evloopd.v1.{name}"),
                 format!("crate::proto::{name}"),

@@ -112,7 +112,7 @@ pub(super) fn closed(name: &str) -> Error {
 
 /// Sends what came of a command once its effect is committed.
 #[derive(Debug)]
-pub struct Reply<T>(oneshot::Sender<Result<T>>);
+pub(super) struct Reply<T>(oneshot::Sender<Result<T>>);
 
 impl<T> Reply<T> {
     pub(super) fn new() -> (Self, oneshot::Receiver<Result<T>>) {

@@ -17,7 +17,7 @@ const KICKED: u8 = 2;
 
 /// Shared by the loop's thread and all who send to it.
 #[derive(Debug)]
-pub struct Waker {
+pub(super) struct Waker {
     eventfd: Arc<OwnedFd>,
     state: AtomicU8,
 }
@@ -27,7 +27,7 @@ impl Waker {
     ///
     /// # Errors
     /// eventfd(2)'s.
-    pub fn new() -> rustix::io::Result<Self> {
+    pub(super) fn new() -> rustix::io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             eventfd: Arc::new(rustix::event::eventfd(0, flags)?),
@@ -36,7 +36,7 @@ impl Waker {
     }
 
     /// Makes the thread look at its mailbox: now, if it waits.
-    pub fn kick(&self) {
+    pub(super) fn kick(&self) {
         if self.state.swap(KICKED, Ordering::AcqRel) == ASLEEP {
             // Only fails when the counter is full: then it is readable anyway.
             let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
@@ -44,7 +44,7 @@ impl Waker {
     }
 
     /// The thread is about to wait. False: it was kicked, and must look first.
-    pub fn sleep(&self) -> bool {
+    pub(super) fn sleep(&self) -> bool {
         self.state
             .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
@@ -52,12 +52,12 @@ impl Waker {
 
     /// The thread has waited. Whoever kicked it out of its sleep has written, or is
     /// about to: true means that [`Waker::drain`] has something to do.
-    pub fn awake(&self) -> bool {
+    pub(super) fn awake(&self) -> bool {
         self.state.swap(AWAKE, Ordering::AcqRel) == KICKED
     }
 
     /// Takes the kick out of the eventfd; false if it is not there yet.
-    pub fn drain(&self) -> bool {
+    pub(super) fn drain(&self) -> bool {
         let mut count = [0; 8];
         !matches!(
             rustix::io::read(&self.eventfd, &mut count),
@@ -67,7 +67,7 @@ impl Waker {
 
     /// For the backend to wait on.
     #[must_use]
-    pub fn eventfd(&self) -> Arc<OwnedFd> {
+    pub(super) fn eventfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.eventfd)
     }
 }

@@ -210,7 +210,8 @@ impl Log {
             }
             let end = to.min(chunk.start + chunk.bytes.len() as u64);
             // A chunk is in memory: its offsets fit.
-            let range = (from - chunk.start) as usize..(end - chunk.start) as usize;
+            let within = |at: u64| usize::try_from(at - chunk.start).unwrap_or(usize::MAX);
+            let range = within(from)..within(end);
             take(chunk.bytes.slice(range));
             from = end;
         }

@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::server::admin_service_server::AdminService;
 use super::{Api, asker};
+use crate::event_loop::Handle;
 use crate::proto::*;
 
 #[tonic::async_trait]
@@ -43,7 +44,7 @@ impl AdminService for Api {
         Ok(Response::new(GetStatusResponse {
             draining: self.registry.is_draining(),
             loops: small(loops.len()),
-            open_watches: loops.iter().map(|handle| handle.open_watches()).sum(),
+            open_watches: loops.iter().map(Handle::open_watches).sum(),
             children: small(services.children.used()),
             streams: small(self.streams.used()),
             journal_bytes: self.registry.memory().used(),

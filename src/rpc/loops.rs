@@ -4,6 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::server::loop_service_server::LoopService;
 use super::{Api, asker, convert, mutate};
+use crate::event_loop::Handle;
 use crate::proto::*;
 
 #[tonic::async_trait]
@@ -19,11 +20,7 @@ impl LoopService for Api {
             .registry
             .list(&asker.caller, after, request.include_closed);
         let more = handles.len() > size;
-        let loops: Vec<Loop> = handles
-            .iter()
-            .take(size)
-            .map(|handle| handle.view())
-            .collect();
+        let loops: Vec<Loop> = handles.iter().take(size).map(Handle::view).collect();
         let next = loops.last().filter(|_| more);
         Ok(Response::new(ListLoopsResponse {
             next_page_token: next

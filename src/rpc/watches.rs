@@ -33,9 +33,9 @@ impl Api {
             .check_draining()
             .and_then(|()| spec::registration(self, &asker.peer, on, request));
         match checked {
-            Err(error) => Begun::Done(Err(error)),
+            Err(error) => Begun::Done(Box::new(Err(error))),
             Ok((registration, order @ Order::Now(_))) => {
-                Begun::Done(on.add(registration, order).await.map(added))
+                Begun::Done(Box::new(on.add(registration, order).await.map(added)))
             }
             Ok((registration, order)) => {
                 let on = on.clone();
@@ -48,14 +48,14 @@ impl Api {
 
 /// A registration of a batch: done, or under way beside the others.
 enum Begun {
-    Done(Result<AddWatchResponse>),
+    Done(Box<Result<AddWatchResponse>>),
     Under(JoinHandle<Result<AddWatchResponse>>),
 }
 
 impl Begun {
     async fn finish(self) -> Result<AddWatchResponse> {
         match self {
-            Self::Done(result) => result,
+            Self::Done(result) => *result,
             Self::Under(task) => {
                 let lost = |_| Error::Internal("the work was lost");
                 task.await.map_err(lost)?
