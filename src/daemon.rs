@@ -26,6 +26,10 @@ use crate::rpc::{self, Api, Identity, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::watch::{Count, Services, TransportLimits};
 
+/// How long connections without a stream may take to close at the end.
+const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
+/// How often the end looks whether streams are left.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long the runtime may take to end once everything is drained.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -201,10 +205,11 @@ async fn serve(config: Config, allowed: &[i32]) -> Result<()> {
         ..
     } = sockets;
 
+    let streams = Count::new("limits.streams", config.limits.streams);
     let api = Api::new(Shared {
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
-        streams: Count::new("limits.streams", config.limits.streams),
+        streams: Arc::clone(&streams),
         identity,
     });
     let (stop, stopped) = watch::channel(false);
@@ -237,7 +242,11 @@ async fn serve(config: Config, allowed: &[i32]) -> Result<()> {
         drain(&registry).await;
         // Sends only fail when nobody is left to stop.
         let _ = stop.send(true);
-        let _ = tokio::join!(server, handing_over);
+        tokio::select! {
+            _ = server => {}
+            () = quiet(&streams) => {}
+        }
+        let _ = handing_over.await;
     };
     within(config.server.drain_timeout, &mut asked, drained).await;
     Ok(())
@@ -284,6 +293,15 @@ async fn drain(registry: &Arc<Registry>) {
         });
     }
     closing.join_all().await;
+}
+
+/// All streams have said goodbye, and connections without one had their time to close.
+async fn quiet(streams: &Count) {
+    let mut looks = tokio::time::interval(LOOK);
+    while streams.used() > 0 {
+        looks.tick().await;
+    }
+    tokio::time::sleep(IDLE_CONNECTIONS).await;
 }
 
 /// Bounds an orderly end: by time, and by a second demand.

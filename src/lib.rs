@@ -30,6 +30,7 @@ pub mod clock;
 pub mod config;
 pub mod ctl;
 pub mod daemon;
+pub mod demo;
 pub mod driver;
 pub mod error;
 pub mod event;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use evloopd::config::{Config, Source};
 
 /// Event loops as a service of the host.
@@ -19,6 +19,17 @@ struct Args {
     /// Checks the configuration and ends.
     #[arg(long)]
     check_config: bool,
+    #[command(subcommand)]
+    show: Option<Show>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Show {
+    /// Shows in a few seconds what evloopd is for, on a daemon of its own.
+    Demo,
+    /// One of the demo's clients.
+    #[command(hide = true)]
+    DemoClient { args: Vec<String> },
 }
 
 fn configure(args: &Args) -> Result<Config, String> {
@@ -35,6 +46,11 @@ fn configure(args: &Args) -> Result<Config, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    match &args.show {
+        Some(Show::Demo) => return evloopd::demo::run(),
+        Some(Show::DemoClient { args }) => return evloopd::demo::client(args),
+        None => {}
+    }
     let config = match configure(&args) {
         Ok(config) => config,
         Err(error) => {

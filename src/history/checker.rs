@@ -307,7 +307,7 @@ const fn may_become(old: LoopState, new: LoopState) -> bool {
     use LoopState::{Closed, Created, Running, Stopped};
     matches!(
         (old, new),
-        (Created | Stopped, Running | Closed) | (Running, Stopped)
+        (Created | Stopped, Running) | (Running, Stopped) | (Created | Running | Stopped, Closed)
     )
 }
 

@@ -1,5 +1,6 @@
 //! Checked values out of request fields. Every error names the field.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +108,7 @@ pub(super) fn labels(field: &'static str, labels: BTreeMap<String, String>) -> R
     Ok(Arc::new(labels))
 }
 
-pub(super) fn short_text(field: &'static str, text: String) -> Result<String> {
+pub(super) fn short_text(field: impl Into<Cow<'static, str>>, text: String) -> Result<String> {
     if text.len() > TEXT_MAX {
         return Err(Error::invalid(field, "at most 128 bytes"));
     }

@@ -170,14 +170,15 @@ impl EventService for Api {
             return Err(Error::invalid("posts", "must be 1 to 1024").into());
         }
         let mut postings = Vec::with_capacity(request.posts.len());
-        for post in request.posts {
+        for (index, post) in request.posts.into_iter().enumerate() {
+            let field = |name: &str| format!("posts[{index}].{name}");
             if post.payload.len() > PAYLOAD_MAX {
-                return Err(Error::invalid("posts.payload", "at most 256 KiB").into());
+                return Err(Error::invalid(field("payload"), "at most 256 KiB").into());
             }
             postings.push(Posting {
                 posted: Posted {
-                    request_id: convert::short_text("posts.request_id", post.request_id)?,
-                    topic: convert::short_text("posts.topic", post.topic)?,
+                    request_id: convert::short_text(field("request_id"), post.request_id)?,
+                    topic: convert::short_text(field("topic"), post.topic)?,
                     payload: post.payload,
                 },
                 user_data: post.user_data,

@@ -98,7 +98,7 @@ const FACTS: &[(Rule, PlantFact)] = &[
     (Rule::TimerCompleted, |f| replace(f, 2, "closed", 0, closed(CloseReason::Completed))),
     (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready::default()))),
     (Rule::SignalCount, |f| replace(f, 8, "signal", 0, signal(0))),
-    (Rule::LoopState, |f| replace(f, 0, "loop_state_changed", 1, state(LoopState::Closed))),
+    (Rule::LoopState, |f| replace(f, 0, "loop_state_changed", 1, state(LoopState::Created))),
     (Rule::LoopState, |f| repeat(f, 0, "loop_state_changed")),
     (Rule::LoopIdle, |f| { let at = find(f, 0, "loop_state_changed", 1); f.insert(at + 1, fact(7, ready())); }),
     (Rule::LoopClosed, |f| f.push(fact(0, Kind::Posted(Posted::default())))),

@@ -1,0 +1,118 @@
+//! Act 2: one of everything on every selector backend, each in one ordered stream.
+
+use super::screen::{DIM, Rows, line};
+use super::{Failure, Stage, Total, require};
+use crate::history::{Recording, Summary, check};
+use crate::proto::{GoodbyeReason, SubscribeResponse, subscribe_response};
+
+/// The selector backends that Linux has; one asked for by name is that one or an error.
+const BACKENDS: [&str; 3] = ["epoll", "poll", "select"];
+
+/// What must be in every history, and how often at least.
+const PROGRAMME: [(&str, u64); 9] = [
+    ("timer_fired", 1),
+    ("ready", 2),
+    ("data", 3),
+    ("eof", 2),
+    ("accepted", 1),
+    ("connected", 1),
+    ("signal", 1),
+    ("posted", 1),
+    ("removed", WATCHES),
+];
+
+/// Timer, pipe, socket, listener, the two ends of a connection, signal.
+const WATCHES: u64 = 7;
+
+/// Plays it, and adds what the checker found.
+pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Failure> {
+    stage.screen.act(
+        "2. One of everything, on every selector backend, in one ordered stream",
+        &[
+            "A client makes a loop and watches a timer, a pipe, a socket of its own that it hands over, a TCP echo",
+            "and a signal, and posts. Every event is shown as it comes; a row begins where the watch changes.",
+        ],
+    )?;
+    for backend in BACKENDS {
+        on_backend(stage, backend, total).await?;
+    }
+    Ok(())
+}
+
+async fn on_backend(stage: &Stage<'_>, backend: &str, total: &mut Total) -> Result<(), Failure> {
+    let (loop_id, recording) = watch(stage, backend).await?;
+    let used = stage.backend_of(loop_id).await?;
+    require(used == backend, || {
+        format!("the loop uses {used} instead of {backend}")
+    })?;
+    let summary = check(&recording).map_err(|violation| Failure::Broken {
+        of: "the tour",
+        violation,
+    })?;
+    on_programme(backend, &summary)?;
+    let Summary {
+        events,
+        watches,
+        lost,
+        ..
+    } = summary;
+    line(&format!(
+        "{DIM}{backend}: {events} events of {watches} watches, {lost} lost{DIM:#}\n"
+    ))?;
+    total.add(&summary, used);
+    Ok(())
+}
+
+/// Lets a client do it, shows what it passes on and records it.
+async fn watch(stage: &Stage<'_>, backend: &str) -> Result<(u64, Recording), Failure> {
+    use subscribe_response::Message::{Batch, Goodbye, Header};
+
+    let mut client = stage.client("tour", &[backend])?;
+    let mut rows = Rows::new(&stage.screen, backend)?;
+    let (mut loop_id, mut recording) = (0, Recording::default());
+    loop {
+        match client
+            .next::<SubscribeResponse>()
+            .await?
+            .and_then(|r| r.message)
+        {
+            Some(Header(header)) => {
+                loop_id = header.loop_id;
+                recording = Recording::new(header.epoch, header.after);
+            }
+            Some(Batch(batch)) => {
+                for event in &batch.events {
+                    rows.event(event)?;
+                }
+                recording.batches.push(batch);
+            }
+            Some(Goodbye(bye)) if bye.reason() == GoodbyeReason::LoopClosed => break,
+            other => {
+                return Err(Failure::Missing(match other {
+                    Some(Goodbye(bye)) => format!("the stream ended early: {}", bye.message),
+                    _ => format!("the client on {backend} ended before the tour did"),
+                }));
+            }
+        }
+    }
+    drop(rows);
+    let status = client.ended().await?;
+    require(status.success(), || format!("the client failed: {status}"))?;
+    Ok((loop_id, recording))
+}
+
+fn on_programme(backend: &str, summary: &Summary) -> Result<(), Failure> {
+    require(summary.watches == WATCHES, || {
+        format!(
+            "{backend}: {} watches instead of {WATCHES}",
+            summary.watches
+        )
+    })?;
+    for (kind, least) in PROGRAMME {
+        let seen = summary.kinds.get(kind).copied().unwrap_or_default();
+        require(seen >= least, || {
+            format!("{backend}: {seen} of {least} events {kind:?}")
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! A second client process: this test program once more, at one of the acts below.
+//!
+//! A test file that uses it has a test `another_process` that calls [`act`].
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use evloopd::history::Recording;
+use evloopd::proto::policy_service_client::PolicyServiceClient;
+use evloopd::proto::watch_service_client::WatchServiceClient;
+use evloopd::proto::*;
+use prost::Message;
+
+use super::{Daemon, Handover, connect, reader};
+
+const ACT: &str = "EVLOOPD_TEST_ACT";
+const SOCKET: &str = "EVLOOPD_TEST_SOCKET";
+const MARK: &str = "told: ";
+
+/// What the other process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Tells the full name of the loop of its context.
+    GetEventLoop,
+    /// Adds a reader to the loop `scene` with the default lifetime, and tells its id.
+    AddReader,
+    /// Subscribes to the loop `scene` after a cursor, and tells every batch.
+    Subscribe { after: u64 },
+}
+
+/// The other process. It lives until it is killed or dropped.
+pub(crate) struct Another {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Another {
+    pub(crate) fn start(daemon: &Daemon, act: Act) -> Self {
+        let act = match act {
+            Act::GetEventLoop => "get".to_owned(),
+            Act::AddReader => "add".to_owned(),
+            Act::Subscribe { after } => after.to_string(),
+        };
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "another_process", "--nocapture"])
+            .env(ACT, act)
+            .env(SOCKET, &daemon.socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    /// The next thing it tells.
+    pub(crate) fn told(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            let read = self.output.read_line(&mut line).unwrap();
+            assert!(read > 0, "the other process ended");
+            if let Some((_, told)) = line.split_once(MARK) {
+                return told.trim_end().to_owned();
+            }
+        }
+    }
+
+    /// Adds the batches that it tells, until `done`, and kills it there and then.
+    pub(crate) fn killed_at(mut self, recording: &mut Recording, done: impl Fn(&Batch) -> bool) {
+        loop {
+            let bytes: Vec<u8> = self
+                .told()
+                .split(' ')
+                .filter(|byte| !byte.is_empty())
+                .map(|byte| byte.parse().unwrap())
+                .collect();
+            let batch = Batch::decode(bytes.as_slice()).unwrap();
+            let enough = done(&batch);
+            recording.batches.push(batch);
+            if enough {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The other process's side; without one, nothing.
+pub(crate) fn act() {
+    let (Ok(act), Ok(socket)) = (std::env::var(ACT), std::env::var(SOCKET)) else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _kept = runtime.block_on(async {
+        match act.as_str() {
+            "get" => get_event_loop(Path::new(&socket)).await,
+            "add" => return Some(add_reader(Path::new(&socket)).await),
+            after => subscribe(Path::new(&socket), after.parse().unwrap()).await,
+        }
+        None
+    });
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+fn tell(what: &str) {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{MARK}{what}").unwrap();
+    stdout.flush().unwrap();
+}
+
+async fn get_event_loop(socket: &Path) {
+    let mut policies = PolicyServiceClient::new(connect(socket).await);
+    let answer = policies
+        .get_event_loop(GetEventLoopRequest {})
+        .await
+        .unwrap();
+    tell(&answer.into_inner().r#loop.unwrap().full_name);
+}
+
+async fn add_reader(socket: &Path) -> std::os::unix::net::UnixStream {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let handover = format!("{}.handover", socket.display());
+    let slot = Handover::connect(Path::new(&handover)).give(&theirs);
+    let mut watches = WatchServiceClient::new(connect(socket).await);
+    let request = AddWatchRequest {
+        r#loop: Some(super::loop_named("scene")),
+        spec: Some(WatchSpec {
+            spec: Some(reader(slot)),
+        }),
+        ..AddWatchRequest::default()
+    };
+    let answer = watches.add_watch(request).await.unwrap().into_inner();
+    tell(&answer.watch.unwrap().watch_id.to_string());
+    ours
+}
+
+async fn subscribe(socket: &Path, after: u64) {
+    let mut events = event_service_client::EventServiceClient::new(connect(socket).await);
+    let request = SubscribeRequest {
+        r#loop: Some(super::loop_named("scene")),
+        start: Some(subscribe_request::Start::After(Cursor {
+            epoch: String::new(),
+            seq: after,
+        })),
+        max_batch_bytes: 1024,
+        ..SubscribeRequest::default()
+    };
+    let mut stream = events.subscribe(request).await.unwrap().into_inner();
+    while let Ok(Some(message)) = stream.message().await {
+        if let Some(subscribe_response::Message::Batch(batch)) = message.message {
+            let bytes = batch.encode_to_vec();
+            let text: Vec<String> = bytes.iter().map(u8::to_string).collect();
+            tell(&text.join(" "));
+        }
+    }
+}

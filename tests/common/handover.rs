@@ -1,0 +1,94 @@
+//! The client's side of the handover socket, from its documented wire format.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use bytes::Bytes;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use super::PATIENCE;
+
+const MAGIC: &[u8] = b"evloopd1";
+const SLOT: usize = 16;
+const FDS_MAX: usize = 253;
+
+/// A connection to the handover socket.
+pub(crate) struct Handover(OwnedFd);
+
+impl Handover {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        Self(socket)
+    }
+
+    /// Hands one over; its slot.
+    pub(crate) fn give(&self, fd: impl AsFd) -> Bytes {
+        self.give_all(&[fd.as_fd()]).remove(0)
+    }
+
+    pub(crate) fn give_all(&self, fds: &[BorrowedFd<'_>]) -> Vec<Bytes> {
+        let (reply, _) = self.ask(MAGIC, fds);
+        assert_eq!(
+            reply[0],
+            0,
+            "GIVE: {}",
+            String::from_utf8_lossy(&reply[1..])
+        );
+        let slots: Vec<Bytes> = reply[1..]
+            .chunks(SLOT)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        assert_eq!(slots.len(), fds.len());
+        slots
+    }
+
+    /// The status of a GIVE that is refused.
+    pub(crate) fn refused(&self, fd: impl AsFd) -> u8 {
+        self.ask(MAGIC, &[fd.as_fd()]).0[0]
+    }
+
+    /// Fetches what the daemon gives back.
+    pub(crate) fn take(&self, slot: &[u8]) -> OwnedFd {
+        let (reply, fd) = self.ask(&[MAGIC, slot].concat(), &[]);
+        assert_eq!(
+            reply[0],
+            0,
+            "TAKE: {}",
+            String::from_utf8_lossy(&reply[1..])
+        );
+        fd.expect("TAKE answers a descriptor")
+    }
+
+    /// Sends a datagram and waits for the reply; an empty one means the end.
+    pub(crate) fn ask(&self, request: &[u8], fds: &[BorrowedFd<'_>]) -> (Vec<u8>, Option<OwnedFd>) {
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+        }
+        let request = [IoSlice::new(request)];
+        rustix::net::sendmsg(&self.0, &request, &mut control, SendFlags::NOSIGNAL).unwrap();
+
+        let mut reply = vec![0; 1 + SLOT * FDS_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let mut into = [IoSliceMut::new(&mut reply)];
+        let received = rustix::net::recvmsg(&self.0, &mut into, &mut control, flags).unwrap();
+        reply.truncate(received.bytes);
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        (reply, fd)
+    }
+}

@@ -1,0 +1,284 @@
+//! What all end-to-end tests share: the real daemon on a private socket, recorders that
+//! judge what they receive, and file descriptors handed over.
+
+#![allow(dead_code)] // each test program uses its part
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use evloopd::proto::admin_service_client::AdminServiceClient;
+use evloopd::proto::event_service_client::EventServiceClient;
+use evloopd::proto::loop_service_client::LoopServiceClient;
+use evloopd::proto::policy_service_client::PolicyServiceClient;
+use evloopd::proto::process_service_client::ProcessServiceClient;
+use evloopd::proto::transport_service_client::TransportServiceClient;
+use evloopd::proto::watch_service_client::WatchServiceClient;
+use evloopd::proto::{GetServerInfoRequest, GetServerInfoResponse};
+use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::net::{UnixDatagram, UnixStream};
+use tokio::process::{Child, Command};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+pub(crate) mod another;
+pub(crate) mod handover;
+pub(crate) mod recorder;
+pub(crate) mod scene;
+pub(crate) mod specs;
+
+pub(crate) use handover::Handover;
+pub(crate) use recorder::Recorder;
+pub(crate) use scene::Scene;
+pub(crate) use specs::*;
+
+/// Far longer than anything here takes; only a failure waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a daemon may take to end after SIGTERM before it is killed.
+const ENDING: Duration = Duration::from_secs(20);
+
+/// A daemon of its own, on sockets and a configuration in a directory of its own.
+pub(crate) struct Daemon {
+    child: Child,
+    channel: Channel,
+    pub(crate) dir: TempDir,
+    pub(crate) socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one; `config` comes after `version = 1`.
+    pub(crate) async fn start(config: &str) -> Self {
+        Self::start_in(TempDir::new().unwrap(), config, &[]).await
+    }
+
+    /// Starts one by way of another program, such as `["prlimit", "--nofile=64"]`.
+    pub(crate) async fn start_by(launcher: &[&str], config: &str) -> Self {
+        Self::start_in(TempDir::new().unwrap(), config, launcher).await
+    }
+
+    /// Starts one in a directory that may hold what another one left.
+    pub(crate) async fn start_in(dir: TempDir, config: &str, launcher: &[&str]) -> Self {
+        let socket = dir.path().join("evloopd.sock");
+        let notify = dir.path().join("notify.sock");
+        let _ = std::fs::remove_file(&notify);
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        let mut command = command(dir.path(), &format!("version = 1\n{config}"), launcher);
+        command.env("NOTIFY_SOCKET", &notify);
+        let mut child = command.spawn().unwrap();
+        tokio::select! {
+            () = told_ready(&ready) => {}
+            status = child.wait() => panic!("the daemon ended: {status:?}\n{}", log(dir.path())),
+            () = tokio::time::sleep(PATIENCE) => panic!("never ready:\n{}", log(dir.path())),
+        }
+        let channel = connect(&socket).await;
+        Self {
+            child,
+            channel,
+            dir,
+            socket,
+        }
+    }
+
+    /// A connection of its own, beside the shared one.
+    pub(crate) async fn connect(&self) -> Channel {
+        connect(&self.socket).await
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().expect("it runs").try_into().unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end; the exit code, if it exited.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        within("the daemon's end", self.child.wait())
+            .await
+            .unwrap()
+            .code()
+    }
+
+    /// What it has written to standard error.
+    pub(crate) fn log(&self) -> String {
+        log(self.dir.path())
+    }
+
+    pub(crate) async fn info(&self) -> GetServerInfoResponse {
+        let answer = self.admin().get_server_info(GetServerInfoRequest {}).await;
+        answer.unwrap().into_inner()
+    }
+
+    pub(crate) async fn handover(&self) -> Handover {
+        Handover::connect(Path::new(&self.info().await.handover_socket))
+    }
+
+    pub(crate) fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn loops(&self) -> LoopServiceClient<Channel> {
+        LoopServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Channel> {
+        PolicyServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn processes(&self) -> ProcessServiceClient<Channel> {
+        ProcessServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn transports(&self) -> TransportServiceClient<Channel> {
+        TransportServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn watches(&self) -> WatchServiceClient<Channel> {
+        WatchServiceClient::new(self.channel.clone())
+    }
+}
+
+impl Drop for Daemon {
+    /// Ends it in order, so that its children end too.
+    fn drop(&mut self) {
+        if let Some(id) = self.child.id() {
+            let pid = rustix::process::Pid::from_raw(id.try_into().unwrap()).unwrap();
+            let flags = rustix::process::PidfdFlags::empty();
+            if let Ok(pidfd) = rustix::process::pidfd_open(pid, flags) {
+                self.signal(Signal::SIGTERM);
+                let flags = rustix::event::PollFlags::IN;
+                let mut ended = [rustix::event::PollFd::new(&pidfd, flags)];
+                let timeout = rustix::time::Timespec::try_from(ENDING).unwrap();
+                let _ = rustix::event::poll(&mut ended, Some(&timeout));
+            }
+            let _ = self.child.start_kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}---", self.log());
+        }
+    }
+}
+
+/// The daemon's command line in `dir`, with this configuration, its log going to a file there.
+pub(crate) fn command(dir: &Path, config: &str, launcher: &[&str]) -> Command {
+    let file = dir.join("evloopd.toml");
+    std::fs::write(&file, config).unwrap();
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    let words: Vec<&str> = [launcher, &[env!("CARGO_BIN_EXE_evloopd")]].concat();
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .arg("--config")
+        .arg(file)
+        .arg("--socket")
+        .arg(dir.join("evloopd.sock"))
+        .env_remove("LISTEN_FDS")
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
+    command
+}
+
+/// What the daemon of that directory has written to standard error.
+pub(crate) fn log(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("log")).unwrap_or_default()
+}
+
+async fn told_ready(socket: &UnixDatagram) {
+    let mut message = [0; 4096];
+    loop {
+        let len = socket.recv(&mut message).await.unwrap();
+        if message[..len]
+            .split(|b| *b == b'\n')
+            .any(|line| line == b"READY=1")
+        {
+            return;
+        }
+    }
+}
+
+async fn connect(path: &Path) -> Channel {
+    let path = path.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connector).await.unwrap()
+}
+
+/// Fails loudly, saying what was waited for, instead of waiting for ever.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} in vain for {what}"),
+    }
+}
+
+/// What an error says to programs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) code: Code,
+    /// Of google.rpc.ErrorInfo.
+    pub(crate) reason: String,
+    metadata: std::collections::HashMap<String, String>,
+    /// Of google.rpc.BadRequest.
+    pub(crate) fields: Vec<String>,
+}
+
+impl Refusal {
+    /// A word of the metadata; empty if it is not there.
+    pub(crate) fn word(&self, key: &str) -> &str {
+        self.metadata.get(key).map_or("", String::as_str)
+    }
+}
+
+/// Reads an error's details.
+pub(crate) fn refusal(status: &Status) -> Refusal {
+    let details = status.get_error_details();
+    let info = details.error_info();
+    let fields = details.bad_request();
+    if let Some(info) = info {
+        assert_eq!(info.domain, "evloopd", "{status:?}");
+    }
+    Refusal {
+        code: status.code(),
+        reason: info.map_or_else(String::new, |info| info.reason.clone()),
+        metadata: info.map(|info| info.metadata.clone()).unwrap_or_default(),
+        fields: fields.map_or_else(Vec::new, |bad| {
+            bad.field_violations
+                .iter()
+                .map(|v| v.field.clone())
+                .collect()
+        }),
+    }
+}
+
+/// Asserts that a call was refused with this code and reason, and gives the rest.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(
+    result: Result<T, Status>,
+    code: Code,
+    reason: &str,
+) -> Refusal {
+    let status = result.expect_err("it should have been refused");
+    let refusal = refusal(&status);
+    assert_eq!(
+        (refusal.code, refusal.reason.as_str()),
+        (code, reason),
+        "{status:?}"
+    );
+    refusal
+}

@@ -1,0 +1,218 @@
+//! Readers that collect what a stream brings and have every batch judged as it comes.
+
+use std::pin::Pin;
+
+use evloopd::history::{Checker, Recording, View, kind_name};
+use evloopd::proto::event::Kind;
+use evloopd::proto::{
+    Batch, Event, Goodbye, LoopRef, RunHeader, RunRequest, StartAt, SubscribeRequest, run_response,
+    subscribe_request, subscribe_response,
+};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+
+use super::{Daemon, within};
+
+enum Message {
+    Batch(Batch),
+    Goodbye(Goodbye),
+}
+
+type Messages = Pin<Box<dyn Stream<Item = Result<Message, Status>> + Send>>;
+
+/// One subscription. A violation of order or delivery panics where it is received.
+pub(crate) struct Recorder {
+    messages: Messages,
+    checker: Option<Checker>,
+    pub(crate) recording: Recording,
+    pub(crate) goodbye: Option<Goodbye>,
+    /// Of a Run.
+    pub(crate) run: Option<RunHeader>,
+}
+
+impl Recorder {
+    /// All of a loop's events, from the oldest on.
+    pub(crate) async fn of(daemon: &Daemon, target: &LoopRef) -> Self {
+        let request = SubscribeRequest {
+            r#loop: Some(target.clone()),
+            start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
+            ..SubscribeRequest::default()
+        };
+        Self::subscribe(daemon, request).await.unwrap()
+    }
+
+    pub(crate) async fn subscribe(
+        daemon: &Daemon,
+        request: SubscribeRequest,
+    ) -> Result<Self, Status> {
+        use subscribe_response::Message::{Batch, Goodbye, Header};
+        let view = request.filter.as_ref().map_or(View::All, |filter| {
+            if filter.kinds.is_empty() {
+                View::Watches
+            } else {
+                View::Kinds
+            }
+        });
+        let mut stream = daemon.events().subscribe(request).await?.into_inner();
+        let first = within("a header", stream.message()).await?;
+        let Some(Header(header)) = first.and_then(|first| first.message) else {
+            panic!("a stream begins with its header");
+        };
+        let messages = stream.map(|message| {
+            Ok(match message?.message.expect("a message has content") {
+                Batch(batch) => Message::Batch(batch),
+                Goodbye(goodbye) => Message::Goodbye(goodbye),
+                Header(_) => panic!("a header comes once"),
+            })
+        });
+        let mut recording = Recording::new(header.epoch, header.after);
+        recording.view = view;
+        Ok(Self::new(Box::pin(messages), recording, None))
+    }
+
+    pub(crate) async fn run(daemon: &Daemon, request: RunRequest) -> Result<Self, Status> {
+        use run_response::Message::{Batch, Goodbye, Header};
+        let after = request.after.as_ref().map(|cursor| cursor.seq);
+        let mut stream = daemon.processes().run(request).await?.into_inner();
+        let first = within("a header", stream.message()).await?;
+        let Some(Header(header)) = first.and_then(|first| first.message) else {
+            panic!("a stream begins with its header");
+        };
+        let messages = stream.map(|message| {
+            Ok(match message?.message.expect("a message has content") {
+                Batch(batch) => Message::Batch(batch),
+                Goodbye(goodbye) => Message::Goodbye(goodbye),
+                Header(_) => panic!("a header comes once"),
+            })
+        });
+        let added = header.added.as_ref().expect("a run has its Added").seq;
+        let mut recording = Recording::new(header.epoch.clone(), after.unwrap_or(added - 1));
+        recording.view = View::Watches;
+        recording.from_birth = recording.start < added;
+        Ok(Self::new(Box::pin(messages), recording, Some(header)))
+    }
+
+    fn new(messages: Messages, recording: Recording, run: Option<RunHeader>) -> Self {
+        let (start, view) = (recording.start, recording.view);
+        Self {
+            messages,
+            checker: Some(Checker::new(start, view, recording.from_birth)),
+            recording,
+            goodbye: None,
+            run,
+        }
+    }
+
+    /// Takes the next message; false if the stream has ended.
+    pub(crate) async fn step(&mut self) -> bool {
+        match self.messages.next().await {
+            None => return false,
+            Some(Err(status)) => panic!("the stream failed: {status:?}"),
+            Some(Ok(Message::Goodbye(goodbye))) => self.goodbye = Some(goodbye),
+            Some(Ok(Message::Batch(batch))) => {
+                assert!(self.goodbye.is_none(), "a batch after Goodbye");
+                let checker = self.checker.as_mut().expect("there until the end");
+                if let Err(violation) = checker.push(&batch) {
+                    panic!("{violation}\nin {batch:?}\nafter {}", self.text());
+                }
+                self.recording.batches.push(batch);
+            }
+        }
+        true
+    }
+
+    /// The first event, received or still to come, for which `wanted` holds.
+    pub(crate) async fn find(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+        if let Some(event) = self.recording.events().find(|event| wanted(event)) {
+            return event.clone();
+        }
+        let waiting = async {
+            loop {
+                let before = self.recording.batches.len();
+                assert!(self.step().await, "the stream ended without {what}");
+                let new = self.recording.batches[before..].iter();
+                if let Some(event) = new.flat_map(|batch| &batch.events).find(|e| wanted(e)) {
+                    return Some(event.clone());
+                }
+            }
+        };
+        match tokio::time::timeout(super::PATIENCE, waiting).await {
+            Ok(event) => event.expect("found"),
+            Err(_) => panic!("{what} never came; there is:\n{}", self.text()),
+        }
+    }
+
+    /// The `nth` (from 1) event of that kind, by its name in the `.proto` file, of the watch.
+    pub(crate) async fn nth(&mut self, watch_id: u64, kind: &str, nth: usize) -> Event {
+        let mut after = 0;
+        for _ in 1..nth {
+            after = self.after(after, watch_id, kind).await.seq;
+        }
+        self.after(after, watch_id, kind).await
+    }
+
+    /// The first event of that kind of the watch.
+    pub(crate) async fn first(&mut self, watch_id: u64, kind: &str) -> Event {
+        self.after(0, watch_id, kind).await
+    }
+
+    /// The first event after `seq` of that kind of the watch.
+    pub(crate) async fn after(&mut self, seq: u64, watch_id: u64, kind: &str) -> Event {
+        let what = format!("{kind} of watch {watch_id} after {seq}");
+        self.find(&what, |event| {
+            event.seq > seq && event.watch_id == watch_id && is(event, kind)
+        })
+        .await
+    }
+
+    /// Waits until the stream has accounted for `seq`.
+    pub(crate) async fn reach(&mut self, seq: u64) {
+        let what = format!("sequence number {seq}");
+        within(&what, async {
+            while self.recording.through() < seq {
+                assert!(self.step().await, "the stream ended before {seq}");
+            }
+        })
+        .await;
+    }
+
+    /// Waits for the daemon to end the stream.
+    pub(crate) async fn end(&mut self) -> Goodbye {
+        within("the end of the stream", async {
+            while self.step().await {}
+        })
+        .await;
+        self.goodbye.clone().expect("a stream says why it ends")
+    }
+
+    /// The bytes of one of a watch's streams, as received so far.
+    pub(crate) fn bytes(&self, watch_id: u64, stream: evloopd::proto::Stream) -> Vec<u8> {
+        let mut all = Vec::new();
+        for event in self.recording.events().filter(|e| e.watch_id == watch_id) {
+            if let Some(Kind::Data(data)) = &event.kind
+                && data.stream() == stream
+            {
+                all.extend_from_slice(&data.data);
+            }
+        }
+        all
+    }
+
+    /// The kinds of a watch's events, as received so far.
+    pub(crate) fn kinds(&self, watch_id: u64) -> Vec<&'static str> {
+        let of_it = self.recording.events().filter(|e| e.watch_id == watch_id);
+        of_it
+            .filter_map(|e| e.kind.as_ref().map(kind_name))
+            .collect()
+    }
+
+    fn text(&self) -> String {
+        let lines = self.recording.events().map(|event| format!("{event:?}\n"));
+        lines.collect()
+    }
+}
+
+/// The event is of that kind.
+pub(crate) fn is(event: &Event, kind: &str) -> bool {
+    event.kind.as_ref().is_some_and(|k| kind_name(k) == kind)
+}

@@ -1,0 +1,191 @@
+//! A loop with its recorder, and the calls on it.
+
+use evloopd::history::{check_fence, check_removal_fence};
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+use tonic::Status;
+
+use super::{Daemon, Recorder, by_id, loop_named};
+
+/// One loop of a daemon, everything on it recorded from the start.
+pub(crate) struct Scene {
+    /// Before the daemon: it goes first, and the daemon need not wait for it.
+    pub(crate) recorder: Recorder,
+    pub(crate) daemon: Daemon,
+    pub(crate) target: LoopRef,
+    added: Vec<(u64, u64)>,
+    removed: Vec<(u64, u64)>,
+}
+
+impl Scene {
+    /// A new loop `scene` by that policy and backend; empty means the default.
+    pub(crate) async fn new(daemon: Daemon, policy: &str, backend: &str) -> Self {
+        let request = NewEventLoopRequest {
+            name: "scene".into(),
+            policy: policy.into(),
+            backend: backend.into(),
+            ..NewEventLoopRequest::default()
+        };
+        daemon.policies().new_event_loop(request).await.unwrap();
+        let target = loop_named("scene");
+        let recorder = Recorder::of(&daemon, &target).await;
+        Self {
+            recorder,
+            daemon,
+            target,
+            added: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    /// A request that adds to this loop.
+    pub(crate) fn request(&self, spec: Spec) -> AddWatchRequest {
+        AddWatchRequest {
+            r#loop: Some(self.target.clone()),
+            spec: Some(WatchSpec { spec: Some(spec) }),
+            ..AddWatchRequest::default()
+        }
+    }
+
+    pub(crate) async fn try_add(
+        &mut self,
+        request: AddWatchRequest,
+    ) -> Result<AddWatchResponse, Status> {
+        let answer = self.daemon.watches().add_watch(request).await?.into_inner();
+        let id = answer.watch.as_ref().expect("the watch").watch_id;
+        self.added
+            .push((answer.added.as_ref().expect("its Added").seq, id));
+        Ok(answer)
+    }
+
+    /// Adds a watch; its id.
+    pub(crate) async fn add(&mut self, spec: Spec) -> u64 {
+        let request = self.request(spec);
+        let answer = self.try_add(request).await.unwrap();
+        answer.watch.expect("the watch").watch_id
+    }
+
+    pub(crate) async fn spawn(&mut self, spec: ProcessSpec) -> u64 {
+        self.add(Spec::Process(spec)).await
+    }
+
+    pub(crate) async fn remove(&mut self, watch_id: u64) -> u64 {
+        let request = RemoveWatchRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            ..RemoveWatchRequest::default()
+        };
+        let answer = self.daemon.watches().remove_watch(request).await.unwrap();
+        let removed = answer.into_inner().removed.expect("its Removed").seq;
+        self.removed.push((removed, watch_id));
+        removed
+    }
+
+    pub(crate) async fn get(&self, watch_id: u64) -> Watch {
+        let request = GetWatchRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+        };
+        let answer = self.daemon.watches().get_watch(request).await.unwrap();
+        answer.into_inner().watch.expect("the watch")
+    }
+
+    pub(crate) async fn open_watches(&self) -> u64 {
+        let request = GetLoopRequest {
+            r#loop: Some(self.target.clone()),
+        };
+        let answer = self.daemon.loops().get_loop(request).await.unwrap();
+        answer.into_inner().r#loop.expect("the loop").open_watches
+    }
+
+    pub(crate) async fn rearm(&self, item: RearmItem) -> bool {
+        let request = RearmRequest {
+            r#loop: Some(self.target.clone()),
+            items: vec![item],
+        };
+        let answer = self.daemon.watches().rearm(request).await.unwrap();
+        answer.into_inner().armed == [true]
+    }
+
+    pub(crate) async fn write(&self, watch_id: u64, data: &[u8]) -> u64 {
+        self.write_at(watch_id, data, None).await.unwrap().taken
+    }
+
+    pub(crate) async fn write_at(
+        &self,
+        watch_id: u64,
+        data: &[u8],
+        offset: Option<u64>,
+    ) -> Result<WriteResponse, Status> {
+        let request = WriteRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            data: bytes::Bytes::copy_from_slice(data),
+            offset,
+        };
+        let answer = self.daemon.transports().write(request).await?;
+        Ok(answer.into_inner())
+    }
+
+    pub(crate) async fn write_eof(&self, watch_id: u64) {
+        let request = WriteEofRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+        };
+        self.daemon.transports().write_eof(request).await.unwrap();
+    }
+
+    pub(crate) async fn post(&self, posts: Vec<Post>) -> u64 {
+        let request = PostRequest {
+            r#loop: Some(self.target.clone()),
+            posts,
+        };
+        let answer = self.daemon.events().post(request).await.unwrap();
+        answer.into_inner().cursor.expect("the last Posted").seq
+    }
+
+    pub(crate) async fn send_signal(&self, watch_id: u64, signal: &str, target: SignalTarget) {
+        let request = SendSignalRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            signal: signal.into(),
+            target: target.into(),
+        };
+        self.daemon.processes().send_signal(request).await.unwrap();
+    }
+
+    /// Waits for the watch's end.
+    pub(crate) async fn closed(&mut self, watch_id: u64) -> Closed {
+        match self.recorder.first(watch_id, "closed").await.kind {
+            Some(event::Kind::Closed(closed)) => closed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn exited(&mut self, watch_id: u64) -> Exited {
+        match self.recorder.first(watch_id, "exited").await.kind {
+            Some(event::Kind::Exited(exited)) => exited,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything the loop has done up to here is in the recording.
+    ///
+    /// A post is appended after all that the loop did in the same and earlier turns.
+    pub(crate) async fn settle(&mut self) -> u64 {
+        let seq = self.post(vec![super::post("settle", b"")]).await;
+        self.recorder.reach(seq).await;
+        seq
+    }
+
+    /// Verifies what is left: that replies and stream agree about every registration.
+    pub(crate) async fn finish(mut self) {
+        self.settle().await;
+        for (seq, id) in &self.added {
+            check_fence(*seq, *id, &self.recorder.recording).unwrap();
+        }
+        for (seq, id) in &self.removed {
+            check_removal_fence(*seq, *id, &self.recorder.recording).unwrap();
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Short ways to write requests.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+
+/// A protobuf duration.
+pub(crate) fn lasting(duration: Duration) -> prost_types::Duration {
+    duration.try_into().unwrap()
+}
+
+pub(crate) fn seconds(seconds: u64) -> prost_types::Duration {
+    lasting(Duration::from_secs(seconds))
+}
+
+pub(crate) fn millis(millis: u64) -> prost_types::Duration {
+    lasting(Duration::from_millis(millis))
+}
+
+pub(crate) fn loop_named(name: &str) -> LoopRef {
+    LoopRef {
+        r#ref: Some(loop_ref::Ref::Name(name.into())),
+    }
+}
+
+pub(crate) fn by_id(watch_id: u64) -> Option<WatchRef> {
+    Some(WatchRef {
+        r#ref: Some(watch_ref::Ref::WatchId(watch_id)),
+    })
+}
+
+pub(crate) fn by_name(name: &str) -> Option<WatchRef> {
+    Some(WatchRef {
+        r#ref: Some(watch_ref::Ref::Name(name.into())),
+    })
+}
+
+pub(crate) fn timer(schedule: timer_spec::Schedule) -> Spec {
+    Spec::Timer(TimerSpec {
+        schedule: Some(schedule),
+    })
+}
+
+pub(crate) fn after(delay: Duration) -> Spec {
+    timer(timer_spec::Schedule::After(lasting(delay)))
+}
+
+/// A timer that does not fire while a test runs.
+pub(crate) fn never() -> Spec {
+    after(Duration::from_secs(86_400))
+}
+
+pub(crate) fn reader(slot: Bytes) -> Spec {
+    Spec::Fd(FdSpec {
+        slot,
+        readable: true,
+        writable: false,
+    })
+}
+
+pub(crate) fn writer(slot: Bytes) -> Spec {
+    Spec::Fd(FdSpec {
+        slot,
+        readable: false,
+        writable: true,
+    })
+}
+
+/// A process by its shell command line.
+pub(crate) fn shell(line: &str) -> ProcessSpec {
+    ProcessSpec {
+        command: Some(process_spec::Command::Shell(line.into())),
+        ..ProcessSpec::default()
+    }
+}
+
+/// A process by program and arguments.
+pub(crate) fn exec(argv: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        command: Some(process_spec::Command::Exec(ExecCommand {
+            argv: argv.iter().map(|&word| word.into()).collect(),
+        })),
+        ..ProcessSpec::default()
+    }
+}
+
+pub(crate) fn tcp(host: &str, port: u32) -> ConnectionSpec {
+    connection(connection_spec::Target::Tcp(TcpTarget {
+        host: host.into(),
+        port,
+        local_ip: String::new(),
+    }))
+}
+
+pub(crate) fn connection(target: connection_spec::Target) -> ConnectionSpec {
+    ConnectionSpec {
+        target: Some(target),
+        ..ConnectionSpec::default()
+    }
+}
+
+/// A connected socket handed over.
+pub(crate) fn adopted(slot: Bytes) -> ConnectionSpec {
+    connection(connection_spec::Target::Slot(slot))
+}
+
+/// A listener on a port of 127.0.0.1 that the kernel chooses.
+pub(crate) fn tcp_listener() -> ListenerSpec {
+    listener(listener_spec::Target::Tcp(TcpListen {
+        hosts: vec!["127.0.0.1".into()],
+        ..TcpListen::default()
+    }))
+}
+
+pub(crate) fn listener(target: listener_spec::Target) -> ListenerSpec {
+    ListenerSpec {
+        target: Some(target),
+        ..ListenerSpec::default()
+    }
+}
+
+pub(crate) fn unix_path(path: &std::path::Path) -> UnixAddress {
+    UnixAddress {
+        name: Some(unix_address::Name::Path(path.to_str().unwrap().into())),
+    }
+}
+
+pub(crate) fn read_pipe(slot: Bytes) -> Spec {
+    Spec::ReadPipe(ReadPipeSpec {
+        source: Some(read_pipe_spec::Source::Slot(slot)),
+        start_paused: false,
+    })
+}
+
+pub(crate) fn write_pipe(slot: Bytes) -> Spec {
+    Spec::WritePipe(WritePipeSpec {
+        target: Some(write_pipe_spec::Target::Slot(slot)),
+    })
+}
+
+pub(crate) fn signals(names: &[&str]) -> Spec {
+    Spec::Signal(SignalSpec {
+        signals: names.iter().map(|&name| name.into()).collect(),
+    })
+}
+
+pub(crate) fn post(topic: &str, payload: &[u8]) -> Post {
+    Post {
+        topic: topic.into(),
+        payload: Bytes::copy_from_slice(payload),
+        ..Post::default()
+    }
+}

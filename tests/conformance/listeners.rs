@@ -1,0 +1,219 @@
+//! Listeners, and the connections they accept.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::{
+    CloseReason, ListenerSpec, Stream, TakeFdRequest, TcpListen, listener_spec, socket_address,
+    watch,
+};
+use tonic::Code;
+
+use crate::common::{Scene, by_id, listener, refused, tcp_listener, unix_path};
+
+on_each_backend!(
+    each_connection_becomes_a_watch,
+    a_burst_of_connections_is_all_accepted,
+    a_taken_connection_goes_on_in_the_client,
+    an_adopted_listener_accepts,
+    all_addresses_are_bound_or_none,
+    a_stale_socket_file_is_replaced_and_a_live_one_is_not,
+    removing_a_listener_keeps_its_connections,
+);
+
+async fn listen(scene: &mut Scene, spec: ListenerSpec) -> u64 {
+    scene.add(Spec::Listener(spec)).await
+}
+
+async fn port(scene: &Scene, id: u64) -> u16 {
+    let Some(watch::Status::Listener(status)) = scene.get(id).await.status else {
+        panic!("a listener has a listener's status");
+    };
+    match status.addresses[0].address.clone() {
+        Some(socket_address::Address::Inet(inet)) => inet.port.try_into().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The `nth` connection that the listener accepted.
+async fn accepted(scene: &mut Scene, id: u64, nth: usize) -> u64 {
+    match scene.recorder.nth(id, "accepted", nth).await.kind {
+        Some(Kind::Accepted(accepted)) => accepted.watch_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn each_connection_becomes_a_watch(scene: &mut Scene) {
+    let mut request = scene.request(Spec::Listener(tcp_listener()));
+    request.user_data = 77;
+    request.labels = [("side".to_owned(), "server".to_owned())].into();
+    let answer = scene.try_add(request).await.unwrap();
+    let id = answer.watch.unwrap().watch_id;
+    let port = port(scene, id).await;
+    let mut ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let connection = accepted(scene, id, 1).await;
+    let added = scene.recorder.first(connection, "added").await;
+    assert_eq!(added.user_data, 77);
+    let watch = scene.get(connection).await;
+    assert_eq!(
+        (watch.parent_watch_id, watch.labels["side"].as_str()),
+        (id, "server")
+    );
+
+    ours.write_all(b"ping").unwrap();
+    scene.recorder.first(connection, "data").await;
+    scene.write(connection, b"pong").await;
+    let mut pong = [0; 4];
+    ours.read_exact(&mut pong).unwrap();
+    assert_eq!(&pong, b"pong");
+    drop(ours);
+    assert_eq!(
+        scene.closed(connection).await.reason(),
+        CloseReason::Completed
+    );
+    assert_eq!(scene.recorder.bytes(connection, Stream::Input), b"ping");
+}
+
+async fn a_burst_of_connections_is_all_accepted(scene: &mut Scene) {
+    const BURST: usize = 150;
+    let id = listen(scene, tcp_listener()).await;
+    let port = port(scene, id).await;
+    let ours: Vec<TcpStream> = (0..BURST)
+        .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
+        .collect();
+    accepted(scene, id, BURST).await;
+    drop(ours);
+    for nth in 1..=BURST {
+        let connection = accepted(scene, id, nth).await;
+        scene.closed(connection).await;
+    }
+}
+
+async fn a_taken_connection_goes_on_in_the_client(scene: &mut Scene) {
+    let spec = ListenerSpec {
+        start_paused: true,
+        ..tcp_listener()
+    };
+    let id = listen(scene, spec).await;
+    let mut ours = TcpStream::connect(("127.0.0.1", port(scene, id).await)).unwrap();
+    ours.write_all(b"unread").unwrap();
+    let connection = accepted(scene, id, 1).await;
+    let request = TakeFdRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: by_id(connection),
+    };
+    let taken = scene
+        .daemon
+        .watches()
+        .take_fd(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(taken.received_bytes, 0);
+    assert_eq!(
+        scene.closed(connection).await.reason(),
+        CloseReason::FdTaken
+    );
+    let fd = scene.daemon.handover().await.take(&taken.slot);
+    let mut theirs = TcpStream::from(fd);
+    theirs.set_nonblocking(false).unwrap();
+    let mut read = [0; 6];
+    theirs.read_exact(&mut read).unwrap();
+    assert_eq!(&read, b"unread");
+}
+
+async fn an_adopted_listener_accepts(scene: &mut Scene) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let handover = scene.daemon.handover().await;
+    let adopted = |slot| listener(listener_spec::Target::Slot(slot));
+    let request = scene.request(Spec::Listener(adopted(handover.give(&socket))));
+    let blocking = refused(
+        scene.try_add(request).await,
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+    );
+    assert_eq!(
+        blocking.fields,
+        ["spec.listener.slot"],
+        "its flags are not changed unasked"
+    );
+    socket.set_nonblocking(true).unwrap();
+    let id = listen(scene, adopted(handover.give(&socket))).await;
+    drop(socket);
+    let ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let connection = accepted(scene, id, 1).await;
+    drop(ours);
+    scene.closed(connection).await;
+}
+
+async fn all_addresses_are_bound_or_none(scene: &mut Scene) {
+    let taken = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let hosts = vec!["127.0.0.1".into(), "127.0.0.2".into()];
+    let spec = listener(listener_spec::Target::Tcp(TcpListen {
+        hosts,
+        port: port.into(),
+        reuse_port: false,
+    }));
+    let request = scene.request(Spec::Listener(spec.clone()));
+    let error = scene.try_add(request).await.unwrap_err();
+    let refusal = crate::common::refusal(&error);
+    assert_eq!(
+        (refusal.word("errno_name"), refusal.word("step")),
+        ("EADDRINUSE", "bind")
+    );
+    assert_eq!(scene.open_watches().await, 0);
+    assert!(
+        TcpStream::connect(("127.0.0.1", port)).is_err(),
+        "nothing is left"
+    );
+    drop(taken);
+    listen(scene, spec).await;
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
+    TcpStream::connect(("127.0.0.2", port)).unwrap();
+}
+
+async fn a_stale_socket_file_is_replaced_and_a_live_one_is_not(scene: &mut Scene) {
+    let path = scene.daemon.dir.path().join("listener.sock");
+    let spec = listener(listener_spec::Target::Unix(unix_path(&path)));
+    let live = UnixListener::bind(&path).unwrap();
+    let request = scene.request(Spec::Listener(spec.clone()));
+    let error = scene.try_add(request).await.unwrap_err();
+    assert_eq!(
+        crate::common::refusal(&error).word("errno_name"),
+        "EADDRINUSE"
+    );
+    drop(live);
+    let id = listen(scene, spec).await;
+    let ours = UnixStream::connect(&path).unwrap();
+    let connection = accepted(scene, id, 1).await;
+    drop(ours);
+    scene.closed(connection).await;
+    scene.remove(id).await;
+    assert!(!path.exists(), "the file is removed at the end");
+}
+
+async fn removing_a_listener_keeps_its_connections(scene: &mut Scene) {
+    let id = listen(scene, tcp_listener()).await;
+    let port = port(scene, id).await;
+    let mut ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let connection = accepted(scene, id, 1).await;
+    scene.remove(id).await;
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    ours.write_all(b"x").unwrap();
+    scene.recorder.first(connection, "data").await;
+    let request = scene.request(Spec::Listener(ListenerSpec {
+        backlog: 4097,
+        ..tcp_listener()
+    }));
+    let bad = refused(
+        scene.try_add(request).await,
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+    );
+    assert_eq!(bad.fields, ["spec.listener.backlog"]);
+}

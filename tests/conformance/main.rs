@@ -1,0 +1,84 @@
+//! The conformance suite: every case on every selector backend, over the wire.
+
+use crate::common::{Daemon, Scene};
+
+#[path = "../common/mod.rs"]
+mod common;
+
+/// Runs each case as a test of its own on each selector backend.
+macro_rules! on_each_backend {
+    ($($case:ident),+ $(,)?) => {$(
+        mod $case {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn epoll() {
+                crate::on("", "epoll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn poll() {
+                crate::on("", "poll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn select() {
+                crate::on("", "select", super::$case).await;
+            }
+        }
+    )+};
+}
+
+/// As `on_each_backend`, and with each child watcher.
+macro_rules! on_each_child_watcher {
+    ($($case:ident),+ $(,)?) => {$(
+        mod $case {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn epoll() {
+                crate::on("", "epoll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn poll() {
+                crate::on("", "poll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn select() {
+                crate::on("", "select", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn sigchld() {
+                crate::on("sigchld", "epoll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn thread() {
+                crate::on("thread", "epoll", super::$case).await;
+            }
+        }
+    )+};
+}
+
+mod connections;
+mod exec_failures;
+mod fds;
+mod listeners;
+mod pipes;
+mod posts_and_signals;
+mod processes;
+mod registrations;
+mod scenario;
+mod timers;
+mod writing;
+
+const CONFIG: &str = r#"
+[signals]
+allow = ["SIGUSR1", "SIGRTMIN+1"]
+[policy.sigchld]
+extends = "default"
+child_watcher = "sigchld"
+[policy.thread]
+extends = "default"
+child_watcher = "thread"
+"#;
+
+/// One case on a daemon and a loop of its own.
+async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
+    let mut scene = Scene::new(Daemon::start(CONFIG).await, policy, backend).await;
+    case(&mut scene).await;
+    scene.finish().await;
+}

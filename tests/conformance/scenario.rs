@@ -1,0 +1,193 @@
+//! The same script gives the same history on every backend.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::timer_spec::Schedule;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::{
+    AddWatchRequest, Event, ProcessSpec, RearmItem, Stdio, TimerSpec, socket_address, watch,
+};
+use nix::sys::signal::Signal;
+
+use crate::CONFIG;
+use crate::common::{
+    Daemon, Scene, adopted, after, post, read_pipe, reader, shell, signals, tcp_listener,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_same_script_gives_the_same_history_on_every_backend() {
+    let epoll = history("epoll").await;
+    assert!(epoll.len() >= 9);
+    for backend in ["poll", "select"] {
+        assert_eq!(
+            history(backend).await,
+            epoll,
+            "{backend} differs from epoll"
+        );
+    }
+}
+
+/// What each named watch did, without what differs from run to run.
+async fn history(backend: &str) -> BTreeMap<String, Vec<String>> {
+    let daemon = Daemon::start(CONFIG).await;
+    let mut scene = Scene::new(daemon, "", backend).await;
+    timers(&mut scene).await;
+    descriptors(&mut scene).await;
+    streams(&mut scene).await;
+    child(&mut scene).await;
+    let usr1 = add(&mut scene, "signal", signals(&["SIGUSR1"])).await;
+    scene.daemon.signal(Signal::SIGUSR1);
+    scene.recorder.first(usr1, "signal").await;
+    scene
+        .post(vec![post("topic", b"one"), post("topic", b"two")])
+        .await;
+    scene.settle().await;
+    let normal = normalised(&scene);
+    scene.finish().await;
+    normal
+}
+
+async fn add(scene: &mut Scene, name: &str, spec: Spec) -> u64 {
+    let request = AddWatchRequest {
+        name: name.into(),
+        ..scene.request(spec)
+    };
+    let answer = scene.try_add(request).await.unwrap();
+    answer.watch.unwrap().watch_id
+}
+
+async fn timers(scene: &mut Scene) {
+    let once = add(scene, "once", after(Duration::from_millis(1))).await;
+    scene.closed(once).await;
+    let past = Spec::Timer(TimerSpec {
+        schedule: Some(Schedule::AtMonotonicNs(1)),
+    });
+    let past = add(scene, "past", past).await;
+    scene.closed(past).await;
+}
+
+async fn descriptors(scene: &mut Scene) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&theirs);
+    let id = add(scene, "fd", reader(slot)).await;
+    ours.write_all(b"x").unwrap();
+    let ready = scene.recorder.first(id, "ready").await;
+    drop(ours);
+    let item = RearmItem {
+        watch_id: id,
+        seq: ready.seq,
+        readable: true,
+        writable: false,
+    };
+    assert!(scene.rearm(item).await);
+    scene.recorder.nth(id, "ready", 2).await;
+    scene.remove(id).await;
+
+    let (reading, mut writing) = std::io::pipe().unwrap();
+    let slot = scene.daemon.handover().await.give(&reading);
+    let id = add(scene, "pipe", read_pipe(slot)).await;
+    for (n, piece) in [(1, "one"), (2, "two")] {
+        writing.write_all(piece.as_bytes()).unwrap();
+        scene.recorder.nth(id, "data", n).await;
+    }
+    drop(writing);
+    scene.closed(id).await;
+}
+
+async fn streams(scene: &mut Scene) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&theirs);
+    drop(theirs);
+    let id = add(scene, "adopted", Spec::Connection(adopted(slot))).await;
+    ours.write_all(b"hello").unwrap();
+    scene.recorder.first(id, "data").await;
+    let taken = scene.write(id, &[b'x'; 1 << 20]).await;
+    scene.recorder.first(id, "write_paused").await;
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut all = vec![0; usize::try_from(taken).unwrap()];
+        std::io::Read::read_exact(&mut ours, &mut all).unwrap();
+        ours
+    });
+    scene.recorder.first(id, "write_resumed").await;
+    drop(reading.await.unwrap());
+    scene.closed(id).await;
+
+    let listener = add(scene, "listener", Spec::Listener(tcp_listener())).await;
+    let Some(watch::Status::Listener(status)) = scene.get(listener).await.status else {
+        panic!("a listener has a listener's status");
+    };
+    let Some(socket_address::Address::Inet(address)) = status.addresses[0].address.clone() else {
+        panic!("TCP has IP addresses");
+    };
+    let port = u16::try_from(address.port).unwrap();
+    let mut ours = TcpStream::connect((address.ip.as_str(), port)).unwrap();
+    let Some(Kind::Accepted(accepted)) = scene.recorder.first(listener, "accepted").await.kind
+    else {
+        panic!("accepted");
+    };
+    ours.write_all(b"over tcp").unwrap();
+    scene.recorder.first(accepted.watch_id, "data").await;
+    drop(ours);
+    scene.closed(accepted.watch_id).await;
+    scene.remove(listener).await;
+}
+
+async fn child(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        stdin: Stdio::Pipe.into(),
+        ..shell("read word; echo $word; read word; echo $word >&2; read word; exit 3")
+    };
+    let id = add(scene, "child", Spec::Process(spec)).await;
+    for (n, word) in [(1, "out\n"), (2, "err\n")] {
+        scene.write(id, word.as_bytes()).await;
+        scene.recorder.nth(id, "data", n).await;
+    }
+    scene.write(id, b"end\n").await;
+    scene.closed(id).await;
+}
+
+fn normalised(scene: &Scene) -> BTreeMap<String, Vec<String>> {
+    let mut names = BTreeMap::from([(0, "loop".to_owned())]);
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for event in scene.recorder.recording.events() {
+        if let Some(Kind::Added(added)) = &event.kind {
+            let accepted = format!("accepted by {}", added.parent_watch_id);
+            let unnamed = added.name.is_empty();
+            let name = if unnamed {
+                accepted
+            } else {
+                added.name.clone()
+            };
+            names.insert(event.watch_id, name);
+        }
+        let name = names[&event.watch_id].clone();
+        all.entry(name).or_default().push(line(event));
+    }
+    // That the child is gone and that its pipes are becomes known at about the same time.
+    if let Some(child) = all.get_mut("child") {
+        let last = child.len() - 1;
+        child[last - 3..last].sort();
+    }
+    all
+}
+
+fn line(event: &Event) -> String {
+    match event.kind.as_ref().unwrap() {
+        Kind::Data(data) => format!("{:?} {} {:?}", data.stream(), data.offset, data.data),
+        Kind::StreamEnd(end) => format!("end {:?} {} {:?}", end.stream(), end.offset, end.reason()),
+        Kind::Exited(exited) => format!("exited {:?}", exited.status),
+        Kind::Ready(ready) => format!("{ready:?}"),
+        Kind::Closed(closed) => format!("closed {:?} {:?}", closed.reason(), closed.error),
+        Kind::Posted(posted) => format!("{} {:?}", posted.topic, posted.payload),
+        Kind::Signal(signal) => format!("signal {} {}", signal.number, signal.count),
+        Kind::Eof(eof) => format!("eof {}", eof.offset),
+        Kind::TimerFired(fired) => format!("tick {} missed {}", fired.tick, fired.missed),
+        Kind::LoopStateChanged(change) => format!("{:?}", change.state()),
+        other => evloopd::history::kind_name(other).to_owned(),
+    }
+}

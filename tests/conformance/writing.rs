@@ -1,0 +1,146 @@
+//! Flow control and resumable offsets of outgoing streams.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::{Event, WriteEofRequest};
+use tonic::Code;
+
+use crate::common::{Scene, adopted, after, by_id, refused, write_pipe};
+
+on_each_backend!(
+    bytes_already_taken_are_ignored_and_a_hole_is_refused,
+    writing_pauses_above_the_mark_and_resumes_at_a_quarter,
+    a_full_buffer_takes_what_fits,
+    nothing_is_taken_after_the_end,
+    what_has_no_outgoing_stream_is_refused,
+);
+
+const KIB: u64 = 1024;
+
+async fn socket(scene: &mut Scene) -> (UnixStream, u64) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&theirs);
+    let id = scene.add(Spec::Connection(adopted(slot))).await;
+    scene.recorder.first(id, "connected").await;
+    (ours, id)
+}
+
+fn buffered(event: &Event) -> u64 {
+    match &event.kind {
+        Some(Kind::WritePaused(paused)) => paused.buffered_bytes,
+        Some(Kind::WriteResumed(resumed)) => resumed.buffered_bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn bytes_already_taken_are_ignored_and_a_hole_is_refused(scene: &mut Scene) {
+    let (mut ours, id) = socket(scene).await;
+    for (data, offset, taken) in [
+        ("hello", Some(0), 5),
+        ("hello", Some(0), 5),
+        ("lo wor", Some(3), 9),
+        ("", Some(2), 9),
+        ("ld", None, 11),
+        ("hello world", Some(0), 11),
+    ] {
+        let answer = scene.write_at(id, data.as_bytes(), offset).await.unwrap();
+        assert_eq!(answer.taken, taken);
+    }
+    let hole = scene.write_at(id, b"!", Some(12)).await;
+    let hole = refused(hole, Code::OutOfRange, "WRITE_HOLE");
+    assert_eq!(hole.word("taken"), "11");
+    scene.write_eof(id).await;
+    let mut all = String::new();
+    ours.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "hello world");
+    drop(ours);
+    scene.closed(id).await;
+}
+
+async fn writing_pauses_above_the_mark_and_resumes_at_a_quarter(scene: &mut Scene) {
+    let (mut ours, id) = socket(scene).await;
+    let piece = vec![b'x'; 64 * 1024];
+    let mut taken = 0;
+    while !scene.recorder.kinds(id).contains(&"write_paused") {
+        taken = scene.write(id, &piece).await;
+        scene.settle().await;
+    }
+    let paused = scene.recorder.first(id, "write_paused").await;
+    assert!(buffered(&paused) > 64 * KIB);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut all = vec![0; usize::try_from(taken).unwrap()];
+        ours.read_exact(&mut all).unwrap();
+        (ours, all)
+    });
+    let resumed = scene.recorder.first(id, "write_resumed").await;
+    assert!(buffered(&resumed) <= 16 * KIB);
+    let (ours, all) = reading.await.unwrap();
+    assert!(all.iter().all(|byte| *byte == b'x'));
+    drop(ours);
+    scene.closed(id).await;
+}
+
+async fn a_full_buffer_takes_what_fits(scene: &mut Scene) {
+    let (mut ours, id) = socket(scene).await;
+    let piece = vec![b'x'; 1 << 20];
+    let mut sent = 0;
+    let (taken, buffered) = loop {
+        sent += 1 << 20;
+        let answer = scene.write_at(id, &piece, None).await.unwrap();
+        if answer.taken < sent {
+            break (answer.taken, answer.buffered_bytes);
+        }
+    };
+    assert_eq!(buffered, 1 << 20, "the bound of the buffer");
+    let too_big = vec![b'x'; (1 << 20) + 1];
+    let bad = scene.write_at(id, &too_big, None).await;
+    let bad = refused(bad, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(bad.fields, ["data"]);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut all = vec![0; usize::try_from(taken).unwrap()];
+        ours.read_exact(&mut all).unwrap();
+        ours
+    });
+    scene.recorder.first(id, "write_resumed").await;
+    drop(reading.await.unwrap());
+    scene.closed(id).await;
+}
+
+async fn nothing_is_taken_after_the_end(scene: &mut Scene) {
+    let (ours, id) = socket(scene).await;
+    scene.write(id, b"all").await;
+    scene.write_eof(id).await;
+    let late = scene.write_at(id, b"more", None).await;
+    refused(late, Code::FailedPrecondition, "WRONG_STATE");
+    let repeat = scene.write_at(id, b"all", Some(0)).await.unwrap();
+    assert_eq!(repeat.taken, 3);
+    drop(ours);
+    scene.closed(id).await;
+    let late = scene.write_at(id, b"more", None).await;
+    refused(late, Code::FailedPrecondition, "WATCH_CLOSED");
+}
+
+async fn what_has_no_outgoing_stream_is_refused(scene: &mut Scene) {
+    let id = scene.add(after(std::time::Duration::from_secs(3600))).await;
+    let to_timer = scene.write_at(id, b"x", None).await;
+    refused(to_timer, Code::FailedPrecondition, "WRONG_STATE");
+    let request = WriteEofRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: by_id(id),
+    };
+    let to_timer = scene.daemon.transports().write_eof(request).await;
+    refused(to_timer, Code::FailedPrecondition, "WRONG_STATE");
+    let nobody = scene.write_at(id + 1, b"x", None).await;
+    refused(nobody, Code::NotFound, "WATCH_NOT_FOUND");
+
+    let (reading, _writing) = std::io::pipe().unwrap();
+    let slot = scene.daemon.handover().await.give(&reading);
+    let request = scene.request(write_pipe(slot));
+    assert!(
+        scene.try_add(request).await.is_err(),
+        "a reading end cannot be written"
+    );
+}
