@@ -1,6 +1,8 @@
 //! Real signals to the own process. Without the test harness: its threads exist before
 //! any test and do not block the signals.
 
+// A test fails by panicking.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 #![allow(unsafe_code)]
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

@@ -440,7 +440,7 @@ mod tests {
                                 seq = gap.through_seq + 1;
                                 continue;
                             }
-                            let (watch, kind) = &all[seq as usize - 1];
+                            let (watch, kind) = &all[usize::try_from(seq).unwrap() - 1];
                             if watches.is_empty() || watches.contains(watch) {
                                 let event = events.next().unwrap();
                                 prop_assert_eq!(event.seq, seq);

@@ -1,5 +1,8 @@
 //! The conformance suite: every case on every selector backend, over the wire.
 
+// A test fails by panicking.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
 use crate::common::{Daemon, Scene};
 
 #[path = "../common/mod.rs"]

@@ -69,8 +69,8 @@ impl Author {
                 fired(watch.ticks, missed)
             }
             "read_pipe" => watch.receive(Stream::Input, roll),
-            "connection" if roll % 2 == 0 => watch.receive(Stream::Input, roll),
-            "process" if roll % 2 == 0 => watch.receive(Stream::Stdout, roll),
+            "connection" if roll.is_multiple_of(2) => watch.receive(Stream::Input, roll),
+            "process" if roll.is_multiple_of(2) => watch.receive(Stream::Stdout, roll),
             _ => {
                 watch.paused = !watch.paused;
                 if watch.paused { paused() } else { resumed() }

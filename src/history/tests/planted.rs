@@ -117,7 +117,7 @@ const BATCHES: &[(Rule, PlantBatch)] = &[
         r.batches[2].events.swap(0, 1);
     }),
     (Rule::EventOrder, |r| {
-        r.batches[2].events[1].seq = r.batches[2].events[0].seq
+        r.batches[2].events[1].seq = r.batches[2].events[0].seq;
     }),
     (Rule::Outside, |r| r.batches[2].through -= 1),
     (Rule::Outside, |r| {
@@ -138,7 +138,7 @@ const BATCHES: &[(Rule, PlantBatch)] = &[
     (Rule::Unaccounted, |r| drop(r.batches[2].events.remove(1))),
     (Rule::Unaccounted, |r| drop(r.batches[2].events.pop())),
     (Rule::Unaccounted, |r| {
-        r.batches.last_mut().unwrap().through += 1
+        r.batches.last_mut().unwrap().through += 1;
     }),
 ];
 
