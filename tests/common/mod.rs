@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use evloopd::proto::admin_service_client::AdminServiceClient;
@@ -46,23 +47,23 @@ const ENDING: Duration = Duration::from_secs(20);
 pub(crate) struct Daemon {
     child: Child,
     channel: Channel,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
     pub(crate) socket: PathBuf,
 }
 
 impl Daemon {
     /// Starts one; `config` comes after `version = 1`.
     pub(crate) async fn start(config: &str) -> Self {
-        Self::start_in(TempDir::new().unwrap(), config, &[]).await
+        Self::start_in(directory(), config, &[]).await
     }
 
     /// Starts one by way of another program, such as `["prlimit", "--nofile=64"]`.
     pub(crate) async fn start_by(launcher: &[&str], config: &str) -> Self {
-        Self::start_in(TempDir::new().unwrap(), config, launcher).await
+        Self::start_in(directory(), config, launcher).await
     }
 
     /// Starts one in a directory that may hold what another one left.
-    pub(crate) async fn start_in(dir: TempDir, config: &str, launcher: &[&str]) -> Self {
+    pub(crate) async fn start_in(dir: Arc<TempDir>, config: &str, launcher: &[&str]) -> Self {
         let socket = dir.path().join("evloopd.sock");
         let notify = dir.path().join("notify.sock");
         let _ = std::fs::remove_file(&notify);
@@ -84,9 +85,9 @@ impl Daemon {
         }
     }
 
-    /// A connection of its own, beside the shared one.
-    pub(crate) async fn connect(&self) -> Channel {
-        connect(&self.socket).await
+    /// The shared connection.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -167,6 +168,11 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ---\n{}---", self.log());
         }
     }
+}
+
+/// A directory for daemons, removed with the last of them.
+pub(crate) fn directory() -> Arc<TempDir> {
+    Arc::new(TempDir::new().unwrap())
 }
 
 /// The daemon's command line in `dir`, with this configuration, its log going to a file there.

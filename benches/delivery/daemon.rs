@@ -1,0 +1,191 @@
+//! A daemon of the same build, and what its clients need.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use evloopd::handover::{Client, FDS_MAX, Slot};
+use evloopd::proto::event_service_client::EventServiceClient;
+use evloopd::proto::subscribe_request::Start;
+use evloopd::proto::subscribe_response::Message;
+use evloopd::proto::watch_service_client::WatchServiceClient;
+use evloopd::proto::{
+    AddWatchRequest, Batch, BatchAddWatchesRequest, EventKind, Filter, ReadPipeSpec, StartAt,
+    SubscribeRequest, SubscribeResponse, WatchSpec, batch_add_watches_result, read_pipe_spec,
+    watch_spec,
+};
+use tempfile::TempDir;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::{Outcome, grpc};
+
+/// A start that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most watches in one request.
+const WATCHES_MAX: usize = 1024;
+
+/// A running daemon with the configuration it has by default; killed when dropped.
+pub(crate) struct Daemon {
+    process: Child,
+    directory: TempDir,
+    /// From its exec until it said that it serves.
+    pub(crate) start: Duration,
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Outcome<Self> {
+        let directory = tempfile::tempdir()?;
+        let config = directory.path().join("evloopd.toml");
+        std::fs::write(&config, "version = 1\n")?;
+        let notify = UnixDatagram::bind(directory.path().join("notify"))?;
+        notify.set_read_timeout(Some(PATIENCE))?;
+
+        let begun = Instant::now();
+        let process = Command::new(env!("CARGO_BIN_EXE_evloopd"))
+            .arg("--config")
+            .arg(config)
+            .arg("--socket")
+            .arg(directory.path().join("socket"))
+            .env("NOTIFY_SOCKET", directory.path().join("notify"))
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(directory.path().join("log"))?)
+            .spawn()?;
+        let mut daemon = Self {
+            process,
+            directory,
+            start: Duration::ZERO,
+        };
+        let mut message = [0; 4096];
+        loop {
+            let Ok(received) = notify.recv(&mut message) else {
+                return Err(format!("the daemon does not start: {}", daemon.log()).into());
+            };
+            let mut lines = message[..received].split(|byte| *byte == b'\n');
+            if lines.any(|line| line == b"READY=1") {
+                daemon.start = begun.elapsed();
+                return Ok(daemon);
+            }
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn connect(&self) -> Outcome<Channel> {
+        grpc::connect(self.socket()).await
+    }
+
+    /// Resident memory in bytes: `VmRSS` of proc_pid_status(5).
+    pub(crate) fn resident(&self) -> Outcome<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
+            .ok_or("no VmRSS in the daemon's status")?;
+        Ok(kib.trim().parse::<u64>()? * 1024)
+    }
+
+    /// A slot for each file descriptor.
+    fn hand_over(&self, fds: &[OwnedFd]) -> Outcome<Vec<Slot>> {
+        let client = Client::connect(&self.directory.path().join("socket.handover"))?;
+        let mut slots = Vec::with_capacity(fds.len());
+        for chunk in fds.chunks(FDS_MAX) {
+            let borrowed: Vec<BorrowedFd<'_>> = chunk.iter().map(AsFd::as_fd).collect();
+            slots.extend(client.give(&borrowed)?);
+        }
+        Ok(slots)
+    }
+
+    /// Watches the reading ends of pipes; each one's `user_data` is its index.
+    pub(crate) async fn watch_pipes(&self, channel: Channel, readers: &[OwnedFd]) -> Outcome<()> {
+        let slots = self.hand_over(readers)?;
+        let specs = slots.into_iter().map(|slot| {
+            watch_spec::Spec::ReadPipe(ReadPipeSpec {
+                source: Some(read_pipe_spec::Source::Slot(Bytes::copy_from_slice(&slot))),
+                start_paused: false,
+            })
+        });
+        add_watches(channel, specs).await
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has ended already if either fails.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Adds watches to the caller's loop; each one's `user_data` is its index.
+pub(crate) async fn add_watches(
+    channel: Channel,
+    specs: impl IntoIterator<Item = watch_spec::Spec>,
+) -> Outcome<()> {
+    let requests = (0..).zip(specs).map(|(index, spec)| AddWatchRequest {
+        spec: Some(WatchSpec { spec: Some(spec) }),
+        user_data: index,
+        ..AddWatchRequest::default()
+    });
+    let requests: Vec<AddWatchRequest> = requests.collect();
+    let mut watches = WatchServiceClient::new(channel);
+    for chunk in requests.chunks(WATCHES_MAX) {
+        let request = BatchAddWatchesRequest {
+            r#loop: None,
+            requests: chunk.to_vec(),
+        };
+        let answer = watches.batch_add_watches(request).await?.into_inner();
+        for result in answer.results {
+            if let Some(batch_add_watches_result::Result::Error(error)) = result.result {
+                return Err(error.message.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Events of one kind on the caller's loop, from the moment this returns.
+pub(crate) struct Subscription(Streaming<SubscribeResponse>);
+
+impl Subscription {
+    pub(crate) async fn open(channel: Channel, kind: EventKind) -> Outcome<Self> {
+        let request = SubscribeRequest {
+            start: Some(Start::StartAt(StartAt::Now.into())),
+            filter: Some(Filter {
+                kinds: vec![kind.into()],
+                ..Filter::default()
+            }),
+            ..SubscribeRequest::default()
+        };
+        let mut events = EventServiceClient::new(channel);
+        let mut stream = events.subscribe(request).await?.into_inner();
+        match stream.message().await?.and_then(|m| m.message) {
+            Some(Message::Header(_)) => Ok(Self(stream)),
+            other => Err(format!("not a header: {other:?}").into()),
+        }
+    }
+
+    /// The next batch with events.
+    pub(crate) async fn next(&mut self) -> Outcome<Batch> {
+        loop {
+            match self.0.message().await?.and_then(|m| m.message) {
+                Some(Message::Batch(batch)) if !batch.gaps.is_empty() => {
+                    return Err(format!("events are lost: {:?}", batch.gaps).into());
+                }
+                Some(Message::Batch(batch)) if batch.events.is_empty() => {}
+                Some(Message::Batch(batch)) => return Ok(batch),
+                other => return Err(format!("not a batch: {other:?}").into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The bare gRPC yardstick: a tonic server with nothing behind it, in its own process.
+
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::server::{NamedService, StreamingService};
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower::{Service, service_fn};
+
+use crate::Outcome;
+
+/// First argument of the process that serves it; the second is the socket.
+pub(crate) const YARDSTICK: &str = "grpc-yardstick";
+
+const ECHO: &str = "/bench.Yardstick/Echo";
+
+/// A connection over a Unix socket, the same to the daemon and to the yardstick.
+pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
+    let connector = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
+/// Serves until standard input ends, which it does with the process that started it.
+pub(crate) fn serve(socket: &Path) -> Outcome<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = UnixListenerStream::new(UnixListener::bind(socket)?);
+        println!("ready");
+        let (end, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            let _ = end.send(());
+        });
+        let server = Server::builder().add_service(Yardstick);
+        tokio::select! {
+            served = server.serve_with_incoming(listener) => Ok(served?),
+            _ = ended => Ok(()),
+        }
+    })
+}
+
+#[derive(Clone)]
+struct Yardstick;
+
+impl NamedService for Yardstick {
+    const NAME: &'static str = "bench.Yardstick";
+}
+
+impl Service<http::Request<Body>> for Yardstick {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(ProstCodec::default());
+            Ok(match request.uri().path() {
+                ECHO => grpc.streaming(Echo, request).await,
+                _ => Status::unimplemented("").into_http(),
+            })
+        })
+    }
+}
+
+/// Every message comes back.
+struct Echo;
+
+impl StreamingService<Bytes> for Echo {
+    type Response = Bytes;
+    type ResponseStream = Streaming<Bytes>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        Box::pin(async move { Ok(Response::new(request.into_inner())) })
+    }
+}
+
+/// The serving process; ends when dropped.
+pub(crate) struct Process {
+    process: Child,
+    directory: TempDir,
+}
+
+impl Process {
+    pub(crate) fn start() -> Outcome<Self> {
+        let directory = tempfile::tempdir()?;
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg(YARDSTICK)
+            .arg(directory.path().join("socket"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(output) = process.stdout.take() {
+            BufReader::new(output).read_line(&mut line)?;
+        }
+        let started = Self { process, directory };
+        match line.as_str() {
+            "ready\n" => Ok(started),
+            _ => Err("the gRPC yardstick does not start".into()),
+        }
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn connect(&self) -> Outcome<Channel> {
+        connect(self.directory.path().join("socket")).await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// The client's end of an [`Echo`] stream.
+pub(crate) struct EchoStream {
+    requests: mpsc::Sender<Bytes>,
+    answers: Streaming<Bytes>,
+}
+
+impl EchoStream {
+    pub(crate) async fn open(channel: Channel) -> Outcome<Self> {
+        let mut grpc = tonic::client::Grpc::new(channel);
+        grpc.ready().await?;
+        let (requests, stream) = mpsc::channel(1);
+        let answers = grpc
+            .streaming(
+                Request::new(ReceiverStream::new(stream)),
+                PathAndQuery::from_static(ECHO),
+                ProstCodec::default(),
+            )
+            .await?;
+        Ok(Self {
+            requests,
+            answers: answers.into_inner(),
+        })
+    }
+
+    pub(crate) async fn round_trip(&mut self, message: Bytes) -> Outcome<()> {
+        self.requests.send(message).await?;
+        let answer = self.answers.message().await?;
+        answer.map(drop).ok_or_else(|| "the echo ended".into())
+    }
+}

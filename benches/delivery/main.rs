@@ -1,0 +1,74 @@
+//! What delivery costs: the daemon against the least that could do the same work.
+//!
+//! `cargo bench --bench delivery [-- CASE…]` runs both sides of every case in turns, round
+//! by round, so that whatever else the host does hits both. Prints a table for people, and
+//! for scripts a line `ratio NAME VALUE` or `figure NAME VALUE` for each result. A ratio is
+//! the median of the rounds' ratios.
+//!
+//! The daemon and the gRPC yardstick are processes of their own; this one is their client.
+
+use std::error::Error;
+
+use tokio::runtime::{Builder, Runtime};
+
+mod daemon;
+mod footprint;
+mod grpc;
+mod latency;
+mod report;
+mod spawn;
+mod throughput;
+
+use report::Report;
+
+type Failure = Box<dyn Error>;
+type Outcome<T> = Result<T, Failure>;
+type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
+
+const CASES: [(&str, Case); 4] = [
+    ("throughput", throughput::run),
+    ("latency", latency::run),
+    ("spawn", spawn::run),
+    ("footprint", footprint::run),
+];
+
+/// Both ends of the pipes of [`throughput`], and some.
+const OPEN_FILES: u64 = 8192;
+
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, socket] = arguments.as_slice()
+        && first == grpc::YARDSTICK
+    {
+        return grpc::serve(socket.as_ref());
+    }
+    // Cargo says so to benchmarks; tests run them too, in a build that measures nothing.
+    if !arguments.iter().any(|a| a == "--bench") {
+        println!("run it with `cargo bench --bench delivery`");
+        return Ok(());
+    }
+    raise_open_files()?;
+    let chosen: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let mut report = Report::default();
+    for (name, case) in CASES {
+        if chosen.is_empty() || chosen.iter().any(|c| name.contains(c.as_str())) {
+            eprintln!("{name} ...");
+            case(&runtime, &mut report).map_err(|e| format!("{name}: {e}"))?;
+        }
+    }
+    report.print();
+    Ok(())
+}
+
+/// For this process and, inherited, for the daemon.
+fn raise_open_files() -> Outcome<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < OPEN_FILES) {
+        limit.current = Some(OPEN_FILES);
+        setrlimit(Resource::Nofile, limit)
+            .map_err(|e| format!("{OPEN_FILES} open files are needed: {e}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Limits: of the system, of the daemon, of a loop.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use evloopd::proto::batch_add_watches_result::Result as Item;
+use evloopd::proto::event::Kind;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use crate::common::{Daemon, Scene, exec, never, reader, refusal, refused, shell, tcp_listener};
+
+fn item(spec: Spec) -> AddWatchRequest {
+    AddWatchRequest {
+        spec: Some(WatchSpec { spec: Some(spec) }),
+        ..AddWatchRequest::default()
+    }
+}
+
+async fn add_all(scene: &Scene, specs: Vec<Spec>) -> Vec<u64> {
+    let mut ids = Vec::new();
+    for chunk in specs.chunks(1000) {
+        let request = BatchAddWatchesRequest {
+            r#loop: Some(scene.target.clone()),
+            requests: chunk.iter().cloned().map(item).collect(),
+        };
+        let answer = scene
+            .daemon
+            .watches()
+            .batch_add_watches(request)
+            .await
+            .unwrap();
+        for result in answer.into_inner().results {
+            match result.result {
+                Some(Item::Added(added)) => ids.push(added.watch.unwrap().watch_id),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ten_thousand_watches() {
+    const FDS: usize = 2000;
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    add_all(&scene, vec![never(); 10_000 - FDS]).await;
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let handover = scene.daemon.handover().await;
+    let mut readers = Vec::new();
+    while readers.len() < FDS {
+        let slots = handover.give_all(&[theirs.as_fd(); 250]);
+        let specs = slots.into_iter().map(reader).collect();
+        readers.extend(add_all(&scene, specs).await);
+    }
+    assert_eq!(scene.open_watches().await, 10_000);
+    ours.write_all(b"x").unwrap();
+    for id in readers {
+        scene.recorder.first(id, "ready").await;
+    }
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn accepting_pauses_when_descriptors_run_out_and_goes_on() {
+    let daemon = Daemon::start_by(&["prlimit", "--nofile=64:64"], "").await;
+    let mut scene = Scene::new(daemon, "", "").await;
+    let id = scene.add(Spec::Listener(tcp_listener())).await;
+    let Some(watch::Status::Listener(status)) = scene.get(id).await.status else {
+        panic!("a listener has a listener's status");
+    };
+    let Some(socket_address::Address::Inet(address)) = status.addresses[0].address.clone() else {
+        panic!("TCP has IP addresses");
+    };
+    let to = (address.ip.as_str(), u16::try_from(address.port).unwrap());
+    let ours: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(to).unwrap()).collect();
+    match scene.recorder.first(id, "accept_paused").await.kind {
+        Some(Kind::AcceptPaused(paused)) => {
+            assert_eq!(paused.error.unwrap().name, "EMFILE");
+            assert_eq!(paused.retry_after.unwrap().seconds, 1);
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(ours);
+    scene.recorder.nth(id, "accepted", 100).await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_child_that_finds_no_descriptors_is_an_error_that_leaves_nothing() {
+    let daemon = Daemon::start_by(&["prlimit", "--nofile=64:64"], "").await;
+    let mut scene = Scene::new(daemon, "", "").await;
+    let mut running = Vec::new();
+    let refused = loop {
+        let request = scene.request(Spec::Process(exec(&["sleep", "3600"])));
+        match scene.try_add(request).await {
+            Ok(answer) => running.push(answer.watch.unwrap().watch_id),
+            Err(status) => break refusal(&status),
+        }
+    };
+    assert_eq!(
+        (refused.code, refused.word("errno_name")),
+        (Code::ResourceExhausted, "EMFILE")
+    );
+    assert_eq!(
+        usize::try_from(scene.open_watches().await).unwrap(),
+        running.len()
+    );
+    for id in running {
+        scene.remove(id).await;
+    }
+    let id = scene.spawn(shell("echo again")).await;
+    scene.closed(id).await;
+    assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"again\n");
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_mailbox_that_stays_full_is_told_and_the_loop_goes_on() {
+    let daemon = Daemon::start("[limits]\nmailbox = 16\nmailbox_wait = \"1ms\"\n").await;
+    let mut scene = Scene::new(daemon, "", "").await;
+    add_all(&scene, vec![never(); 5000]).await;
+    // Each makes the loop look at all its watches; it takes them faster than it answers them.
+    let mut calls = JoinSet::new();
+    for _ in 0..500 {
+        let request = ListWatchesRequest {
+            r#loop: Some(scene.target.clone()),
+            labels: [("no".to_owned(), "such".to_owned())].into(),
+            ..ListWatchesRequest::default()
+        };
+        let mut watches = scene.daemon.watches();
+        calls.spawn(async move { watches.list_watches(request).await });
+    }
+    let (mut served, mut full) = (0, 0);
+    while let Some(call) = calls.join_next().await {
+        match call.unwrap() {
+            Ok(_) => served += 1,
+            Err(status) => {
+                refused::<()>(Err(status), Code::ResourceExhausted, "MAILBOX_FULL");
+                full += 1;
+            }
+        }
+    }
+    assert!(served > 0 && full > 0, "{served} served, {full} refused");
+    scene.settle().await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn select_watches_what_it_can_and_refuses_the_rest_by_name() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "select").await;
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let handover = scene.daemon.handover().await;
+    let mut added = 0_u64;
+    let full = 'full: loop {
+        for slot in handover.give_all(&[theirs.as_fd(); 100]) {
+            let request = scene.request(reader(slot));
+            match scene.try_add(request).await {
+                Ok(_) => added += 1,
+                Err(status) => break 'full status,
+            }
+        }
+        assert!(added <= 1024);
+    };
+    let full = refused::<()>(Err(full), Code::ResourceExhausted, "LIMIT");
+    assert!(!full.word("limit").is_empty() && !full.word("value").is_empty());
+    assert!(added > 900, "{added}");
+    assert_eq!(
+        scene.open_watches().await,
+        added,
+        "nothing of the refused one is left"
+    );
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn limits_are_refused_by_their_names() {
+    let config = r#"
+[limits]
+loops = 2
+children = 2
+streams = 2
+slots = 2
+[policy.few]
+extends = "default"
+max_watches = 3
+"#;
+    let mut scene = Scene::new(Daemon::start(config).await, "few", "").await;
+    for _ in 0..2 {
+        scene.spawn(exec(&["sleep", "3600"])).await;
+    }
+    let request = scene.request(Spec::Process(exec(&["sleep", "3600"])));
+    let full = refused(
+        scene.try_add(request).await,
+        Code::ResourceExhausted,
+        "LIMIT",
+    );
+    assert_eq!(
+        (full.word("limit"), full.word("value")),
+        ("limits.children", "2")
+    );
+    scene.add(never()).await;
+    let request = scene.request(never());
+    let full = refused(
+        scene.try_add(request).await,
+        Code::ResourceExhausted,
+        "LIMIT",
+    );
+    assert_eq!(full.word("value"), "3");
+
+    let (a, b) = UnixStream::pair().unwrap();
+    let handover = scene.daemon.handover().await;
+    let (reply, _) = handover.ask(b"evloopd1", &[a.as_fd(), b.as_fd(), a.as_fd()]);
+    assert_eq!(reply[0], 5, "no room for all");
+    let new = || NewEventLoopRequest::default();
+    scene.daemon.policies().new_event_loop(new()).await.unwrap();
+    let full = scene.daemon.policies().new_event_loop(new()).await;
+    let full = refused(full, Code::ResourceExhausted, "LIMIT");
+    assert_eq!(full.word("limit"), "limits.loops");
+
+    let subscribe = || SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        ..SubscribeRequest::default()
+    };
+    let _second = scene.daemon.events().subscribe(subscribe()).await.unwrap();
+    let full = scene.daemon.events().subscribe(subscribe()).await.map(drop);
+    let full = refused(full, Code::ResourceExhausted, "LIMIT");
+    assert_eq!(full.word("limit"), "limits.streams");
+    scene.finish().await;
+}

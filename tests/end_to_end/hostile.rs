@@ -1,0 +1,149 @@
+//! Garbage and strangers.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use evloopd::proto::admin_service_client::AdminServiceClient;
+use evloopd::proto::*;
+use hyper_util::rt::TokioIo;
+use tonic::Code;
+use tonic::transport::Endpoint;
+
+use crate::common::{Daemon, Handover, Scene, refused};
+
+async fn open_fds(daemon: &Daemon) -> u64 {
+    let status = daemon
+        .admin()
+        .get_status(GetStatusRequest {})
+        .await
+        .unwrap();
+    status.into_inner().open_fds
+}
+
+/// Sends bytes to the service socket and reads until the daemon hangs up, or says it has heard enough.
+fn shout(daemon: &Daemon, bytes: &[u8]) {
+    let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+    // The daemon may hang up before it has read everything.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn garbage_on_the_service_socket_is_shrugged_off() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    let before = open_fds(&scene.daemon).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let hash = |n: u32| n.wrapping_mul(2_654_435_761).to_le_bytes()[2];
+    let noise: Vec<u8> = (0..65_536).map(hash).collect();
+    for _ in 0..20 {
+        shout(&scene.daemon, b"");
+        shout(&scene.daemon, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        shout(&scene.daemon, &noise);
+        shout(&scene.daemon, &preface[..10]);
+        shout(&scene.daemon, &[preface.as_slice(), &noise].concat());
+        // A frame that announces 16 MiB.
+        shout(
+            &scene.daemon,
+            &[preface.as_slice(), &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+        );
+    }
+    scene.settle().await;
+    assert!(open_fds(&scene.daemon).await <= before + 2, "it leaks");
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn garbage_on_the_handover_socket_is_refused() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    let path = scene.daemon.info().await.handover_socket;
+    let before = open_fds(&scene.daemon).await;
+    let (fd, _other) = UnixStream::pair().unwrap();
+    let connect = || Handover::connect(std::path::Path::new(&path));
+    for request in [
+        b"x".as_slice(),
+        b"evloopd2",
+        b"evloopd1",
+        b"evloopd1short",
+        &[0; 4096],
+        &[&b"evloopd1"[..], &[0; 17]].concat(),
+    ] {
+        let (reply, back) = connect().ask(request, &[]);
+        assert!(!reply.is_empty() && reply[0] != 0, "{request:?}");
+        assert!(back.is_none());
+        if request != b"evloopd1" {
+            let (reply, _) = connect().ask(request, &[fd.as_fd(); 10]);
+            assert!(
+                !reply.is_empty() && reply[0] != 0,
+                "{request:?} with descriptors"
+            );
+        }
+    }
+    let guessed = [&b"evloopd1"[..], &[0; 16]].concat();
+    let (reply, _) = connect().ask(&guessed, &[]);
+    assert_eq!(reply[0], 4, "no such slot");
+    let (reply, _) = connect().ask(&guessed, &[fd.as_fd()]);
+    assert_ne!(reply[0], 0, "TAKE brings no descriptors");
+    let many = connect().give_all(&[fd.as_fd(); 253]);
+    assert_eq!(many.len(), 253);
+    let held = open_fds(&scene.daemon).await;
+    assert!(
+        (before + 253..before + 260).contains(&held),
+        "{before} before, {held} now"
+    );
+    scene.settle().await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stranger_is_not_served() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("NOT TESTED: to call as another user needs root");
+        return;
+    }
+    let daemon = Daemon::start("[server]\nmode = \"0666\"\n").await;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(daemon.dir.path(), open).unwrap();
+    let (socket, handover) = (daemon.socket.clone(), daemon.info().await.handover_socket);
+    // A user id belongs to a thread, and a socket's peer is who connected it.
+    let connect = move || {
+        let nobody = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let (fd, _other) = UnixStream::pair().unwrap();
+        let (reply, _) =
+            Handover::connect(std::path::Path::new(&handover)).ask(b"evloopd1", &[fd.as_fd()]);
+        (UnixStream::connect(socket).unwrap(), reply)
+    };
+    let (stream, reply) = std::thread::spawn(connect).join().unwrap();
+    assert_eq!(reply[0], 6, "not served");
+
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = Some(tokio::net::UnixStream::from_std(stream).unwrap());
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().map(TokioIo::new);
+        async move { stream.ok_or_else(|| std::io::Error::other("connected once")) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
+    let answer = AdminServiceClient::new(channel.clone())
+        .get_server_info(GetServerInfoRequest {})
+        .await;
+    refused(answer, Code::PermissionDenied, "PERMISSION_DENIED");
+    let run = evloopd::proto::process_service_client::ProcessServiceClient::new(channel)
+        .run(RunRequest::default())
+        .await;
+    refused(run.map(drop), Code::PermissionDenied, "PERMISSION_DENIED");
+    assert_eq!(daemon.info().await.principal, "uid:0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nobody_else_may_connect_to_the_sockets() {
+    let daemon = Daemon::start("").await;
+    let info = daemon.info().await;
+    for path in [info.socket, info.handover_socket] {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{path}");
+    }
+}

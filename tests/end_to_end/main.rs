@@ -1,0 +1,23 @@
+//! The whole daemon from outside: delivery over lives of clients, ends of all sorts, limits, abuse.
+
+// A test fails by panicking.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cancellation;
+mod delivery;
+mod exhaustion;
+mod hostile;
+mod life;
+mod loops;
+mod polling;
+mod runs;
+mod streams;
+
+/// The other process of a test; alone, nothing.
+#[test]
+fn another_process() {
+    common::another::act();
+}

@@ -1,0 +1,202 @@
+//! Poll and consumers: the unary way to read.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use evloopd::history::Recording;
+use evloopd::proto::event::Kind;
+use evloopd::proto::*;
+use tonic::{Code, Status};
+
+use crate::common::{Daemon, PATIENCE, Recorder, Scene, lasting, millis, post, reader, refused};
+
+async fn scene() -> Scene {
+    Scene::new(Daemon::start("").await, "", "").await
+}
+
+fn after(scene: &Scene, seq: u64) -> PollRequest {
+    PollRequest {
+        r#loop: Some(scene.target.clone()),
+        after: Some(Cursor {
+            epoch: String::new(),
+            seq,
+        }),
+        ..PollRequest::default()
+    }
+}
+
+async fn poll(scene: &Scene, request: PollRequest) -> Result<PollResponse, Status> {
+    Ok(scene.daemon.events().poll(request).await?.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn polling_on_reads_everything_once() {
+    let mut scene = scene().await;
+    let mut last = 0;
+    for _ in 0..5 {
+        last = scene.post(vec![post("", &[0; 2000]); 1000]).await;
+    }
+    let mut recording = Recording::new(scene.recorder.recording.epoch.clone(), 0);
+    let mut answers = 0;
+    while recording.through() < last {
+        let request = PollRequest {
+            max_events: 65_536,
+            ..after(&scene, recording.through())
+        };
+        let answer = poll(&scene, request).await.unwrap();
+        let batch = answer.batch.unwrap();
+        assert_eq!(
+            answer.more,
+            batch.through < last,
+            "10 MB do not fit one answer"
+        );
+        assert_eq!(answer.epoch, recording.epoch);
+        recording.batches.push(batch);
+        answers += 1;
+    }
+    assert!(answers > 1);
+    let summary = evloopd::history::check(&recording).unwrap();
+    assert_eq!((summary.kinds["posted"], summary.lost), (5000, 0));
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn max_events_is_kept_and_more_says_so() {
+    let mut scene = scene().await;
+    let last = scene.post(vec![post("", b""); 10]).await;
+    let request = PollRequest {
+        max_events: 3,
+        ..after(&scene, last - 4)
+    };
+    let answer = poll(&scene, request.clone()).await.unwrap();
+    let batch = answer.batch.unwrap();
+    assert_eq!(
+        (batch.events.len(), batch.through, answer.more),
+        (3, last - 1, true)
+    );
+    let too_many = PollRequest {
+        max_events: 65_537,
+        ..request
+    };
+    let bad = refused(
+        poll(&scene, too_many).await,
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+    );
+    assert_eq!(bad.fields, ["max_events"]);
+    scene.settle().await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_events_it_waits_no_longer_than_asked() {
+    let mut scene = scene().await;
+    let last = scene.settle().await;
+    let answer = poll(&scene, after(&scene, last)).await.unwrap();
+    assert_eq!(answer.batch.unwrap().events, []);
+    let waiting = PollRequest {
+        timeout: Some(millis(50)),
+        ..after(&scene, last)
+    };
+    let began = std::time::Instant::now();
+    let answer = poll(&scene, waiting).await.unwrap().batch.unwrap();
+    assert!(began.elapsed() >= std::time::Duration::from_millis(50));
+    assert_eq!(
+        (answer.events.len(), answer.after, answer.through),
+        (0, last, last)
+    );
+
+    let waiting = PollRequest {
+        timeout: Some(lasting(PATIENCE)),
+        ..after(&scene, last)
+    };
+    let (answer, seq) = tokio::join!(poll(&scene, waiting), scene.post(vec![post("", b"")]));
+    assert_eq!(answer.unwrap().batch.unwrap().events[0].seq, seq);
+    scene.finish().await;
+}
+
+/// What a user of Python's `selectors` does: register, select, unregister.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn polling_is_select_with_rearm() {
+    let mut scene = scene().await;
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&theirs);
+    let id = scene.add(reader(slot)).await;
+    let mut seen = scene.settle().await;
+    ours.write_all(b"never read").unwrap();
+    let mut fired = 0;
+    for _ in 0..5 {
+        let rearm = RearmItem {
+            watch_id: id,
+            seq: fired,
+            ..RearmItem::default()
+        };
+        let request = PollRequest {
+            timeout: Some(lasting(PATIENCE)),
+            rearm: if fired > 0 { vec![rearm] } else { Vec::new() },
+            ..after(&scene, seen)
+        };
+        let batch = poll(&scene, request).await.unwrap().batch.unwrap();
+        let [event] = batch.events.as_slice() else {
+            panic!("one Ready a round: {batch:?}");
+        };
+        assert!(matches!(event.kind, Some(Kind::Ready(r)) if r.readable));
+        assert!(event.seq > fired);
+        (seen, fired) = (batch.through, event.seq);
+    }
+    scene.remove(id).await;
+    scene.finish().await;
+}
+
+async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
+    let request = AckRequest {
+        r#loop: Some(scene.target.clone()),
+        consumer: consumer.into(),
+        cursor: Some(Cursor {
+            epoch: String::new(),
+            seq,
+        }),
+    };
+    let answer = scene.daemon.events().ack(request).await?;
+    Ok(answer.into_inner().acked.unwrap().seq)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_consumer_goes_on_where_it_acknowledged() {
+    let mut scene = scene().await;
+    let last = scene.post(vec![post("", b""); 10]).await;
+    assert_eq!(ack(&scene, "me", last - 5).await.unwrap(), last - 5);
+    assert_eq!(
+        ack(&scene, "me", last - 8).await.unwrap(),
+        last - 5,
+        "acks are cumulative"
+    );
+    let future = ack(&scene, "me", last + 1).await;
+    refused(future, Code::OutOfRange, "CURSOR_OUT_OF_RANGE");
+    let nameless = ack(&scene, "No Name", last).await;
+    refused(nameless, Code::InvalidArgument, "INVALID_FIELD");
+
+    let request = SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        consumer: "me".into(),
+        ..SubscribeRequest::default()
+    };
+    let mut again = Recorder::subscribe(&scene.daemon, request).await.unwrap();
+    assert_eq!(again.recording.start, last - 5);
+    again.reach(last).await;
+    assert_eq!(again.recording.events().count(), 5);
+
+    let request = PollRequest {
+        after: None,
+        consumer: "me".into(),
+        ack: Some(Cursor {
+            epoch: String::new(),
+            seq: last - 2,
+        }),
+        ..after(&scene, 0)
+    };
+    poll(&scene, request.clone()).await.unwrap();
+    let batch = poll(&scene, request).await.unwrap().batch.unwrap();
+    assert_eq!((batch.after, batch.events.len()), (last - 2, 2));
+    scene.finish().await;
+}
