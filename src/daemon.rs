@@ -48,7 +48,7 @@ pub fn run(config: Config) -> Result<()> {
         .filter_map(|name| signal_number(name))
         .collect();
     signals::block_all(&allowed)?;
-    raise_file_limit();
+    let file_limit = raise_file_limit();
     let mut builder = if config.server.worker_threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
@@ -61,7 +61,7 @@ pub fn run(config: Config) -> Result<()> {
         .thread_name("rpc")
         .build()
         .map_err(|error| SystemError::from_io(&error, "runtime", ""))?;
-    let result = runtime.block_on(serve(config, &allowed));
+    let result = runtime.block_on(serve(config, &allowed, file_limit));
     runtime.shutdown_timeout(LAST_WAIT);
     result
 }
@@ -88,15 +88,18 @@ pub fn init_log(config: &Config) {
 }
 
 /// Every watched descriptor, child and connection takes some: as many as we may have.
-fn raise_file_limit() {
+/// Returns what it was, for children: many a program cannot cope with more.
+fn raise_file_limit() -> Rlimit {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
+    let before = limit;
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
+    before
 }
 
 /// Both listening sockets, with the files to remove at the end.
@@ -154,7 +157,7 @@ impl Sockets {
     }
 }
 
-fn services(config: &Config, signals: Arc<SignalHub>) -> Services {
+fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Rlimit) -> Services {
     let limits = &config.limits;
     Services {
         runtime: tokio::runtime::Handle::current(),
@@ -166,6 +169,7 @@ fn services(config: &Config, signals: Arc<SignalHub>) -> Services {
         },
         pipe_grace: config.children.pipe_grace,
         kill_grace: config.children.kill_grace,
+        file_limit,
         children: Count::new("limits.children", limits.children),
         watches: Count::new("limits.watches", limits.watches),
         preparing: Semaphore::new(config.children.spawn_threads),
@@ -185,13 +189,13 @@ fn identity(sockets: &Sockets) -> Result<Identity> {
     })
 }
 
-async fn serve(config: Config, allowed: &[i32]) -> Result<()> {
+async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()> {
     let config = Arc::new(config);
     let sockets = Sockets::open(&config)?;
     let hub = SignalHub::start(allowed)?;
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let services = Arc::new(services(&config, hub));
+    let services = Arc::new(services(&config, hub, file_limit));
     let registry = Registry::new(Arc::clone(&config), services, memory)?;
     registry.start_configured()?;
     let slots = Slots::new(config.limits.slots, SLOT_TTL);

@@ -44,6 +44,8 @@ pub struct Services {
     pub pipe_grace: Duration,
     /// Between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
+    /// The limit on open files that children get: the daemon's own before it raised it.
+    pub file_limit: rustix::process::Rlimit,
     /// Children that run, and how many may.
     pub children: Arc<Count>,
     /// Watches of all loops, and how many there may be.

@@ -1,7 +1,7 @@
 //! The driver of the selector class: waits until an operation would not block, then
 //! does it.
 //!
-//! What differs between epoll, poll and select is a [`Poller`]: it says who to look at.
+//! What differs between epoll, poll and select is a `Poller`: it says who to look at.
 //! All else is the same code, so that the same script gives the same completions on each.
 //!
 //! - Interest is the union of a source's live operations. It is told to the kernel once a

@@ -116,7 +116,7 @@ impl ProcessOrder {
             cwd: self.cwd,
             stdio: self.stdio,
         };
-        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe)?;
+        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe, &services.file_limit)?;
         let pidfd = Pidfd(Some(pidfd));
         let waiter = match self.watcher {
             ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),

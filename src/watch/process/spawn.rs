@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
 use super::{Program, Stdio};
 use crate::error::{Error, Result, SystemError};
@@ -41,7 +41,7 @@ pub(super) struct Spawned {
 /// # Errors
 /// The errno, and the step: `chdir`, `lookup`, `pipe`, `fork`, `exec` or `pidfd_open`. Nothing
 /// runs after an error.
-pub(super) fn spawn(recipe: &Recipe) -> Result<Spawned> {
+pub(super) fn spawn(recipe: &Recipe, file_limit: &Rlimit) -> Result<Spawned> {
     check_cwd(&recipe.cwd)?;
     let (path, argv) = match &recipe.program {
         Program::Shell(line) => {
@@ -89,9 +89,12 @@ pub(super) fn spawn(recipe: &Recipe) -> Result<Spawned> {
         };
         SystemError::new(errno, step, path.display().to_string())
     })?;
+    let pidfd = pidfd(pid)?;
+    // It may have ended by now, and needs no limit then.
+    let _ = rustix::process::prlimit(Pid::from_raw(pid), Resource::Nofile, file_limit.clone());
     Ok(Spawned {
         pid,
-        pidfd: pidfd(pid)?,
+        pidfd,
         pipes: ours,
     })
 }
