@@ -94,6 +94,7 @@ impl EventService for Api {
         Ok(Response::new(EventStream::new(Parts {
             header,
             reader,
+            courier: std::sync::Arc::clone(&self.courier),
             registry: Arc::clone(&self.registry),
             batch_bytes: batch_bytes as usize,
             heartbeat,
