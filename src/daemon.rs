@@ -1,14 +1,16 @@
 //! The daemon: assembles all, starts, drains, tells systemd.
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
-use rustix::net::SocketType;
+use rustix::net::{SocketAddrUnix, SocketType};
 use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -73,6 +75,8 @@ pub fn init_log(config: &Config) {
     let filter = EnvFilter::try_new(&config.log.filter).unwrap_or_default();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Whoever read the log may be gone, a terminal for one: no reason to fail.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     match config.log.format {
@@ -114,7 +118,7 @@ struct Sockets {
 impl Sockets {
     /// Those that systemd has passed, told apart by their type; else those of the configuration.
     fn open(config: &Config) -> Result<Self> {
-        let (service_path, handover_path) =
+        let (mut service_path, mut handover_path) =
             (config.server.socket_path(), config.server.handover_path());
         let mut files = Vec::new();
         let (mut service, mut handover) = (None, None);
@@ -124,12 +128,22 @@ impl Sockets {
                 let hint = "Unix stream or seqpacket socket";
                 passed.take_custom::<OwnedFd>(index, libc::AF_UNIX, kind, hint)
             };
-            if let Ok(Some(fd)) = take(libc::SOCK_STREAM) {
-                service = Some(fd);
-                continue;
+            let (place, path, fd) = match take(libc::SOCK_STREAM) {
+                Ok(fd) => (&mut service, &mut service_path, fd),
+                Err(_) => (&mut handover, &mut handover_path, {
+                    let fd = take(libc::SOCK_SEQPACKET);
+                    fd.map_err(|error| SystemError::from_io(&error, "LISTEN_FDS", ""))?
+                }),
+            };
+            let Some(fd) = fd else { continue };
+            if let Some(bound) = bound_path(&fd) {
+                *path = bound;
             }
-            let fd = take(libc::SOCK_SEQPACKET);
-            handover = fd.map_err(|error| SystemError::from_io(&error, "LISTEN_FDS", ""))?;
+            if place.replace(fd).is_some() {
+                return Err(Error::wrong_state(
+                    "LISTEN_FDS: more than one socket of a type",
+                ));
+            }
         }
         let mut or_bind = |passed: Option<OwnedFd>, path: &Path, kind| match passed {
             Some(fd) => Ok(fd),
@@ -155,6 +169,14 @@ impl Sockets {
             _files: files,
         })
     }
+}
+
+/// Where a passed socket really is.
+fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
+    let address = rustix::net::getsockname(fd).ok()?;
+    let address = SocketAddrUnix::try_from(address).ok()?;
+    let path = address.path()?;
+    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
 fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Rlimit) -> Services {
@@ -253,7 +275,9 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         }
         let _ = handing_over.await;
     };
-    within(config.server.drain_timeout, &mut asked, drained).await;
+    if !within(config.server.drain_timeout, &mut asked, drained).await {
+        kill_what_is_left(&registry).await;
+    }
     Ok(())
 }
 
@@ -278,18 +302,21 @@ async fn terminate(asked: &mut mpsc::Receiver<i32>) {
     }
 }
 
-/// Closes all loops: their watches end as they are meant to, their journals end, and with
-/// those the streams, which say goodbye.
-async fn drain(registry: &Arc<Registry>) {
-    registry.drain();
-    let everybody = Caller {
+fn everybody() -> Caller {
+    Caller {
         principal: crate::access::Principal::uid(rustix::process::geteuid().as_raw()),
         administrator: true,
         session: None,
         process: None,
-    };
+    }
+}
+
+/// Closes all loops: their watches end as they are meant to, their journals end, and with
+/// those the streams, which say goodbye.
+async fn drain(registry: &Arc<Registry>) {
+    registry.drain();
     let mut closing = JoinSet::new();
-    for handle in registry.list(&everybody, 0, false) {
+    for handle in registry.list(&everybody(), 0, false) {
         let registry = Arc::clone(registry);
         closing.spawn(async move {
             if let Err(error) = registry.close(&handle, true).await {
@@ -310,14 +337,32 @@ async fn quiet(streams: &Count) {
 }
 
 /// Bounds an orderly end: by time, and by a second demand.
-async fn within(limit: Duration, asked: &mut mpsc::Receiver<i32>, end: impl Future<Output = ()>) {
+async fn within(
+    limit: Duration,
+    asked: &mut mpsc::Receiver<i32>,
+    end: impl Future<Output = ()>,
+) -> bool {
     tokio::select! {
-        () = end => tracing::info!("ended in order"),
+        () = end => {
+            tracing::info!("ended in order");
+            return true;
+        }
         () = tokio::time::sleep(limit) => {
             tracing::warn!(?limit, "drain_timeout is over; what is left ends with the daemon");
         }
         () = terminate(asked) => tracing::warn!("asked again: what is left ends with the daemon"),
     }
+    false
+}
+
+/// SIGKILL for the children that should have ended by now.
+async fn kill_what_is_left(registry: &Registry) {
+    let mut killing = JoinSet::new();
+    for handle in registry.list(&everybody(), 0, false) {
+        killing.spawn(async move { handle.kill_children().await });
+    }
+    // A loop that does not answer even this has nothing more to do here.
+    let _ = tokio::time::timeout(LAST_WAIT, killing.join_all()).await;
 }
 
 fn notify(state: &[NotifyState<'_>]) {

@@ -2,8 +2,8 @@
 //!
 //! [`block_all`] runs before any other thread exists, so that all threads inherit the
 //! mask and the signalfd of [`SignalHub`] is where every one of these signals ends up.
-//! Children inherit the mask, those of `std::process::Command` too: whoever starts one
-//! calls [`unblock_all`] between fork and exec.
+//! Children inherit the mask, those of `std::process::Command` too; `sys::spawn` starts them
+//! without.
 
 use std::fmt;
 use std::io;
@@ -75,15 +75,6 @@ pub fn block_all(allowed: &[i32]) -> Result<()> {
     Ok(set
         .thread_block()
         .map_err(|errno| failed(errno, "pthread_sigmask"))?)
-}
-
-/// Unblocks every signal in the calling thread: for a child before it executes its program.
-/// Async-signal-safe.
-///
-/// # Errors
-/// The system's; none is known.
-pub fn unblock_all() -> io::Result<()> {
-    Ok(SigSet::empty().thread_set_mask()?)
 }
 
 fn owned_set(allowed: &[i32]) -> Result<SigSet> {

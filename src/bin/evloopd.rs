@@ -1,5 +1,6 @@
 //! The daemon's command line.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,8 +14,8 @@ struct Args {
     /// The configuration; by default the user's or the system's, if there is one.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The service's Unix socket.
-    #[arg(long, value_name = "PATH", env = "EVLOOPD_SOCKET")]
+    /// The service's Unix socket; else the environment's EVLOOPD_SOCKET, else the configuration's.
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Checks the configuration and ends.
     #[arg(long)]
@@ -34,11 +35,14 @@ enum Show {
 
 fn configure(args: &Args) -> Result<Config, String> {
     let mut config = Config::load(args.config.as_deref()).map_err(|e| e.to_string())?;
-    if let Some(socket) = &args.socket {
+    let asked = args.socket.clone().map(|path| (path, Source::CommandLine));
+    let named = std::env::var_os("EVLOOPD_SOCKET").filter(|path| !path.is_empty());
+    let named = named.map(|path| (PathBuf::from(path), Source::Environment));
+    if let Some((socket, source)) = asked.or(named) {
         let socket = std::path::absolute(socket).map_err(|e| e.to_string())?;
         let socket = socket.to_str().ok_or("the socket's path must be UTF-8")?;
         config
-            .set("server.socket", socket, Source::CommandLine)
+            .set("server.socket", socket, source)
             .map_err(|e| e.to_string())?;
     }
     Ok(config)
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
     let config = match configure(&args) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("evloopd: {error}");
+            let _ = writeln!(std::io::stderr(), "evloopd: {error}");
             return ExitCode::from(2);
         }
     };
@@ -66,7 +70,7 @@ fn main() -> ExitCode {
     match evloopd::daemon::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("evloopd: {error}");
+            let _ = writeln!(std::io::stderr(), "evloopd: {error}");
             ExitCode::FAILURE
         }
     }

@@ -56,8 +56,8 @@ pub(super) struct Events {
     /// Begin with the oldest event that is held; without --follow this is the default
     #[arg(long)]
     oldest: bool,
-    /// Only this kind; may be repeated
-    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(KINDS))]
+    /// Only this kind, or these, separated by commas; may be repeated
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     kinds: Vec<String>,
     /// Only this watch, by name or id (0: the loop itself); may be repeated
     #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref)]

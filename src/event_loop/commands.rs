@@ -14,6 +14,9 @@ use crate::journal::About;
 use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
+/// A page ends once it holds this many bytes: one more specification still fits a message.
+const PAGE_BYTES: usize = 3 << 20;
+
 /// How a client names a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchName {
@@ -87,6 +90,19 @@ impl EventLoop {
         self.tell(slot, ask).unwrap_or(Err(busy))
     }
 
+    /// As [`Self::ask`], of a watch that is not ending.
+    fn ask_lively<R>(
+        &mut self,
+        name: &WatchName,
+        ask: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let record = &self.records[self.find_open(name)?];
+        if record.seat.end.is_some() {
+            return Err(Error::WatchClosed { watch: record.id });
+        }
+        self.ask(name, ask)
+    }
+
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
         let slot = self.find(name)?;
         Ok(self.records[slot].view(&self.shared.journal))
@@ -104,6 +120,7 @@ impl EventLoop {
             items: Vec::new(),
             next: None,
         };
+        let mut bytes = 0;
         for id in ids {
             let Some(record) = self.by_id.get(&id).map(|slot| &self.records[*slot]) else {
                 continue;
@@ -116,7 +133,8 @@ impl EventLoop {
             {
                 continue;
             }
-            if page.items.len() == max {
+            bytes += page.items.last().map_or(0, prost::Message::encoded_len);
+            if page.items.len() == max || bytes > PAGE_BYTES {
                 page.next = page.items.last().map(|w: &proto::Watch| w.watch_id);
                 break;
             }
@@ -140,7 +158,7 @@ impl EventLoop {
     pub(super) fn rearm(&mut self, items: &[proto::RearmItem]) -> Vec<bool> {
         let rearm = |item: &proto::RearmItem| {
             let name = WatchName::Id(item.watch_id);
-            self.ask(&name, |watch, cx| Ok(watch.rearm(cx, item)))
+            self.ask_lively(&name, |watch, cx| Ok(watch.rearm(cx, item)))
                 .unwrap_or(false)
         };
         items.iter().map(rearm).collect()
@@ -152,15 +170,15 @@ impl EventLoop {
         data: Bytes,
         at: Option<u64>,
     ) -> Result<Taken> {
-        self.ask(name, |watch, cx| watch.write(cx, data, at))
+        self.ask_lively(name, |watch, cx| watch.write(cx, data, at))
     }
 
     pub(super) fn write_eof(&mut self, name: &WatchName) -> Result<()> {
-        self.ask(name, |watch, cx| watch.write_eof(cx))
+        self.ask_lively(name, |watch, cx| watch.write_eof(cx))
     }
 
     pub(super) fn pause_reading(&mut self, name: &WatchName, pause: bool) -> Result<()> {
-        self.ask(name, |watch, cx| watch.pause_reading(cx, pause))
+        self.ask_lively(name, |watch, cx| watch.pause_reading(cx, pause))
     }
 
     pub(super) fn signal(
@@ -221,6 +239,12 @@ impl EventLoop {
         }
     }
 
+    pub(super) fn kill_children(&mut self) {
+        for slot in self.slots() {
+            self.tell(slot, |watch, _| watch.kill_now());
+        }
+    }
+
     fn newest(&self) -> Cursor {
         self.shared.journal.cursor(self.outbox.newest())
     }
@@ -237,6 +261,7 @@ impl EventLoop {
         self.check_open()?;
         if self.state == LoopState::Running {
             self.enter(LoopState::Stopped);
+            self.end_unpolled();
         }
         Ok(self.newest())
     }
@@ -251,13 +276,19 @@ impl EventLoop {
         let first = self.closing.is_none();
         self.closing.get_or_insert_default().push(reply);
         if first {
-            for (_, pending) in std::mem::take(&mut self.pending) {
-                self.ledger.release(pending.need());
-            }
-            self.pending_names.clear();
-            for slot in self.slots() {
-                self.end(slot, CloseReason::LoopClosed);
-            }
+            self.begin_close(CloseReason::LoopClosed);
+        }
+    }
+
+    /// Ends all watches and refuses new ones; the loop is closed once they are gone.
+    pub(super) fn begin_close(&mut self, reason: CloseReason) {
+        self.closing.get_or_insert_default();
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            self.ledger.release(pending.need());
+        }
+        self.pending_names.clear();
+        for slot in self.slots() {
+            self.end(slot, reason);
         }
     }
 }

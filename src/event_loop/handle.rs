@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -26,7 +26,6 @@ pub struct Handle {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
     services: Arc<Services>,
-    ended: Arc<AtomicBool>,
 }
 
 /// A watch that was asked for and is there.
@@ -65,13 +64,11 @@ impl Handle {
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
         services: Arc<Services>,
-        ended: Arc<AtomicBool>,
     ) -> Self {
         Self {
             shared,
             mailbox,
             services,
-            ended,
         }
     }
 
@@ -128,12 +125,6 @@ impl Handle {
     #[must_use]
     pub fn open_watches(&self) -> u64 {
         self.shared.open_watches.load(Ordering::Relaxed)
-    }
-
-    /// Its thread has ended.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
     }
 
     /// As shown to clients.
@@ -370,6 +361,18 @@ impl Handle {
         .await
     }
 
+    /// Kills the children that end with the daemon.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn kill_children(&self) -> Result<()> {
+        self.call_now(|on| {
+            on.kill_children();
+            Ok(())
+        })
+        .await
+    }
+
     /// Lets it run.
     ///
     /// # Errors
@@ -392,12 +395,17 @@ impl Handle {
     /// # Errors
     /// A running loop, a full mailbox.
     pub async fn close(&self, force: bool) -> Result<Cursor> {
-        if self.state() == LoopState::Closed {
-            let journal = self.journal();
-            return Ok(journal.cursor(journal.status().newest));
+        let closed = self
+            .call(move |on, reply| on.close_loop(force, reply))
+            .await;
+        match closed {
+            // It was closed before, or by another call at the same time.
+            Err(Error::LoopClosed { .. }) => {
+                let journal = self.journal();
+                Ok(journal.cursor(journal.status().newest))
+            }
+            closed => closed,
         }
-        self.call(move |on, reply| on.close_loop(force, reply))
-            .await
     }
 }
 

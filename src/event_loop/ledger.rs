@@ -2,7 +2,9 @@
 //! terminal events always fit and its sources can always be attached.
 
 use crate::error::{Error, Result};
-use crate::watch::{Grants, Need, TERMINAL_EVENT_BYTES};
+use std::sync::Arc;
+
+use crate::watch::{Count, Grants, Need, TERMINAL_EVENT_BYTES};
 
 /// The share of a journal that promises may take, so that some history is left: 3 of 4.
 const PROMISED_OF_4: u64 = 3;
@@ -17,6 +19,8 @@ pub(super) struct Ledger {
     pub(super) sources: usize,
     pub(super) watches: usize,
     pub(super) events: u64,
+    /// Watches of all loops.
+    pub(super) everywhere: Arc<Count>,
 }
 
 impl Ledger {
@@ -56,6 +60,7 @@ impl Ledger {
                 available: bytes_max.saturating_sub(self.events * TERMINAL_EVENT_BYTES),
             });
         }
+        self.everywhere.acquire()?;
         self.watches += 1;
         self.sources += need.sources;
         self.events = events;
@@ -64,6 +69,7 @@ impl Ledger {
 
     /// Gives back all of one watch.
     pub(super) fn release(&mut self, need: Need) {
+        self.everywhere.release();
         self.watches -= 1;
         self.sources -= need.sources;
         self.events -= need.events;
@@ -76,15 +82,28 @@ impl Ledger {
 }
 
 impl Grants for Ledger {
-    fn grant(&mut self, need: Need, count: u32) -> u32 {
-        (0..count)
-            .take_while(|_| self.take(need).is_ok())
-            .fold(0, |granted, _| granted + 1)
+    fn grant(&mut self, need: Need, count: u32) -> Result<u32> {
+        for granted in 0..count {
+            match self.take(need) {
+                Err(error) if granted == 0 => return Err(error),
+                Err(_) => return Ok(granted),
+                Ok(()) => {}
+            }
+        }
+        Ok(count)
     }
 
     fn give_back(&mut self, need: Need, count: u32) {
         for _ in 0..count {
             self.release(need);
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        for _ in 0..self.watches {
+            self.everywhere.release();
         }
     }
 }

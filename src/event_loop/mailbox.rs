@@ -76,10 +76,12 @@ impl Mailbox {
     }
 
     pub(super) fn push(&self, message: Message) {
+        let mut queue = self.queue.lock();
         if self.room.is_closed() {
             return;
         }
-        self.queue.lock().push_back(message);
+        queue.push_back(message);
+        drop(queue);
         self.waker.kick();
     }
 
@@ -99,8 +101,13 @@ impl Mailbox {
 
     /// Takes nothing more; what waits is dropped, and its senders are told.
     pub(super) fn close(&self) {
+        let mut queue = self.queue.lock();
+        // Under the lock: nothing gets in behind it.
         self.room.close();
-        self.queue.lock().clear();
+        let waiting = std::mem::take(&mut *queue);
+        drop(queue);
+        // Commands own watches, which take their time to go.
+        drop(waiting);
     }
 }
 

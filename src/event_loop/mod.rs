@@ -5,11 +5,11 @@
 //! starts is seen by a later one. Events and the replies to commands leave together
 //! at its end: a reply is sent after its effect is readable.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -24,7 +24,7 @@ use crate::driver::{Nonblocking, Op, OpId, SourceId, selector};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged};
 use crate::journal::{About, Journal, Outbox};
-use crate::watch::{Adoption, Notifier, Services};
+use crate::watch::{Adoption, Notice, Notifier, Services};
 
 mod commands;
 mod compare;
@@ -117,16 +117,19 @@ pub(super) struct EventLoop {
     pending_names: HashMap<Arc<str>, u64>,
     next_ticket: u64,
     /// Watches bound to a client process, by its id.
-    clients: HashMap<ProcessKey, Vec<Key>>,
+    clients: HashMap<ProcessKey, HashSet<Key>>,
     /// Closed watches, by when they are removed (monotonic).
     expiries: BTreeSet<(u64, Key)>,
     /// Watches whose cancelled operations have not all ended.
     torn_down: usize,
     clock_source: Option<SourceId>,
+    /// It was tried, at least: once is enough to warn.
+    clock_followed: bool,
     adoptions: Vec<Adoption>,
+    /// Notices that came while the loop was stopped; bounded as notices are.
+    held: Vec<(Key, Notice)>,
     /// Replies of this turn, sent once its events can be read.
     replies: Vec<Box<dyn FnOnce() + Send>>,
-    ended: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for EventLoop {
@@ -176,6 +179,7 @@ impl EventLoop {
             sources: 0,
             watches: 0,
             events: 0,
+            everywhere: Arc::clone(&services.watches),
         };
         let start = policy.start;
         let shared = Arc::new(Shared {
@@ -192,7 +196,6 @@ impl EventLoop {
             open_watches: AtomicU64::new(0),
             turns: AtomicU64::new(0),
         });
-        let ended = Arc::new(AtomicBool::new(false));
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
             limits,
@@ -218,9 +221,10 @@ impl EventLoop {
             expiries: BTreeSet::new(),
             torn_down: 0,
             clock_source: None,
+            clock_followed: false,
             adoptions: Vec::new(),
+            held: Vec::new(),
             replies: Vec::new(),
-            ended: Arc::clone(&ended),
         };
         // Before anybody can hold its handle: what `New` answers is what was made.
         event_loop.enter(LoopState::Created);
@@ -234,14 +238,28 @@ impl EventLoop {
         thread
             .spawn(move || event_loop.run())
             .map_err(|error| system(&error, "thread"))?;
-        Ok(Handle::new(shared, mailbox, services, ended))
+        Ok(Handle::new(shared, mailbox, services))
     }
 
     fn run(mut self) {
+        // Also if a turn panics: nobody may wait for a thread that is gone.
+        let (mailbox, shared) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared));
+        let _over = scopeguard::guard((mailbox, shared), |(mailbox, shared)| {
+            // The enum's values are small numbers.
+            shared
+                .state
+                .store(LoopState::Closed as u8, Ordering::Release);
+            mailbox.close();
+            shared.journal.close();
+        });
         let mut completions = Vec::new();
         let mut messages = Vec::new();
-        let mut owed_drain = false;
+        // Writes to the eventfd that are on their way: one for each kick out of a sleep.
+        let mut owed: u64 = 0;
         while !self.is_over() {
+            if self.timers.follows_realtime() && self.is_polled() && !self.clock_followed {
+                self.follow_clock();
+            }
             let slept = self.mailbox.waker.sleep();
             let timeout = if slept && self.mailbox.is_empty() {
                 self.until_next()
@@ -249,8 +267,9 @@ impl EventLoop {
                 Some(Duration::ZERO)
             };
             let waited = self.wait(timeout, &mut completions);
-            if self.mailbox.waker.awake() && slept || owed_drain {
-                owed_drain = !self.mailbox.waker.drain();
+            owed += u64::from(self.mailbox.waker.awake() && slept);
+            if owed > 0 {
+                owed = owed.saturating_sub(self.mailbox.waker.drain());
             }
             self.now = Now::sample();
             if let Err(error) = waited {
@@ -262,6 +281,11 @@ impl EventLoop {
             if self.is_polled() {
                 self.fire_timers();
             }
+            if self.is_polled() {
+                for (key, notice) in std::mem::take(&mut self.held) {
+                    self.notice(key, notice);
+                }
+            }
             self.mailbox.take(self.limits.turn_events, &mut messages);
             for message in messages.drain(..) {
                 self.received(message);
@@ -270,9 +294,6 @@ impl EventLoop {
             self.close_if_done();
             self.commit();
         }
-        self.mailbox.close();
-        self.shared.journal.close();
-        self.ended.store(true, Ordering::Release);
     }
 
     fn is_over(&self) -> bool {
@@ -285,9 +306,10 @@ impl EventLoop {
     }
 
     fn until_next(&self) -> Option<Duration> {
-        let timer = self.timers.next_in(self.now).filter(|_| self.is_polled());
+        let now = Now::sample();
+        let timer = self.timers.next_in(now).filter(|_| self.is_polled());
         let expiry = self.expiries.first();
-        let expiry = expiry.map(|(at, _)| at.saturating_sub(self.now.monotonic));
+        let expiry = expiry.map(|(at, _)| at.saturating_sub(now.monotonic));
         timer
             .into_iter()
             .chain(expiry)
@@ -354,14 +376,12 @@ impl EventLoop {
                 self.tell(slot, |watch, cx| watch.alarm(cx));
             }
         }
-        if self.timers.follows_realtime() && self.clock_source.is_none() {
-            self.follow_clock();
-        }
     }
 
     /// Watches for the realtime clock being set: a timer that is cancelled by it
     /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable.
     fn follow_clock(&mut self) {
+        self.clock_followed = true;
         let attached = crate::sys::clock_set_fd()
             .ok()
             .and_then(|fd| self.driver.attach(fd, Nonblocking::ReadinessOnly).ok());
@@ -387,25 +407,26 @@ impl EventLoop {
     fn received(&mut self, message: Message) {
         match message {
             Message::Command(command) => command(self),
-            Message::Notice(key, notice) => {
-                if let Some(slot) = self.slot(key) {
-                    self.tell(slot, |watch, cx| watch.notice(cx, notice));
-                }
-            }
+            Message::Notice(key, notice) if self.is_polled() => self.notice(key, notice),
+            // What sources have to tell waits until they are polled again.
+            Message::Notice(key, notice) => self.held.push((key, notice)),
             Message::ClientEnded(process) => self.client_ended(process),
             Message::Abandon(ticket) => self.abandon(ticket),
+        }
+    }
+
+    fn notice(&mut self, key: Key, notice: Notice) {
+        if let Some(slot) = self.slot(key) {
+            self.tell(slot, |watch, cx| watch.notice(cx, notice));
         }
     }
 
     /// Waiting itself failed: no watch can go on.
     fn broken(&mut self, error: &io::Error) {
         tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
-        self.closing.get_or_insert_default();
+        self.begin_close(crate::event::CloseReason::Error);
         for slot in self.slots() {
-            let record = &mut self.records[slot];
-            record.seat.ops.clear();
-            record.seat.finished = true;
-            self.end(slot, crate::event::CloseReason::Error);
+            self.tell(slot, |_, cx| cx.finish());
         }
     }
 

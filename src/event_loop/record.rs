@@ -80,7 +80,6 @@ pub(super) struct Record {
     pub(super) on_closed: Vec<Reply<Cursor>>,
     pub(super) take: Option<(SourceId, Reply<TakenFd>)>,
     pub(super) taken: Option<std::os::fd::OwnedFd>,
-    pub(super) _permit: crate::watch::Permit,
 }
 
 #[derive(Debug)]

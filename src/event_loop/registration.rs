@@ -10,7 +10,7 @@ use super::compare;
 use super::{EventLoop, Registration};
 use crate::error::{Error, Result};
 use crate::proto;
-use crate::watch::{Build, Need, Permit, Watch};
+use crate::watch::{Build, Need, Watch};
 
 /// Registrations that wait for another one of the same name to be decided.
 const WAITERS_MAX: usize = 1024;
@@ -20,7 +20,6 @@ const WAITERS_MAX: usize = 1024;
 pub(super) struct Pending {
     name: Option<Arc<str>>,
     need: Need,
-    permit: Permit,
     waiters: Vec<oneshot::Sender<()>>,
 }
 
@@ -68,7 +67,6 @@ impl EventLoop {
                 return Ok(Reserved::Undecided(receiver));
             }
         }
-        let permit = self.services.watches.take()?;
         self.ledger.take(registration.need)?;
         self.next_ticket += 1;
         let ticket = self.next_ticket;
@@ -78,7 +76,6 @@ impl EventLoop {
         let pending = Pending {
             name: registration.name.clone(),
             need: registration.need,
-            permit,
             waiters: Vec::new(),
         };
         self.pending.insert(ticket, pending);
@@ -142,7 +139,7 @@ impl EventLoop {
             self.pending_names.remove(name);
         }
         let id = self.next_watch;
-        let slot = self.insert(registration, watch, 0, pending.permit);
+        let slot = self.insert(registration, watch, 0);
         let gone = Error::Internal("a watch went as it came");
         let record = self.records.get(slot).filter(|record| record.id == id);
         Ok(Registered {

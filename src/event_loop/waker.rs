@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::event::EventfdFlags;
-use rustix::io::Errno;
 
 /// The thread works and will look at its mailbox before it waits.
 const AWAKE: u8 = 0;
@@ -56,13 +55,13 @@ impl Waker {
         self.state.swap(AWAKE, Ordering::AcqRel) == KICKED
     }
 
-    /// Takes the kick out of the eventfd; false if it is not there yet.
-    pub(super) fn drain(&self) -> bool {
+    /// Takes out of the eventfd what is there: how many kicks.
+    pub(super) fn drain(&self) -> u64 {
         let mut count = [0; 8];
-        !matches!(
-            rustix::io::read(&self.eventfd, &mut count),
-            Err(Errno::AGAIN)
-        )
+        match rustix::io::read(&self.eventfd, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
     }
 
     /// For the backend to wait on.

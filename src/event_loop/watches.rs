@@ -1,5 +1,6 @@
 //! The life of watches on their loop: told, settled, closed, removed.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -10,7 +11,7 @@ use crate::config::WatchKind;
 use crate::driver::{Key, OpId};
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed};
 use crate::journal::About;
-use crate::watch::{Adoption, Context, End, Need, Permit, Seat, Teardown, Watch};
+use crate::watch::{Adoption, Context, End, Need, Seat, Teardown, Watch};
 
 impl EventLoop {
     /// Lets a watch do something, then does what follows from it.
@@ -90,9 +91,11 @@ impl EventLoop {
                 record.seat.torn_down = false;
             }
             self.closed(slot);
-        } else if !record.seat.torn_down {
-            record.seat.torn_down = true;
-            self.torn_down += 1;
+        } else {
+            if !std::mem::replace(&mut record.seat.torn_down, true) {
+                self.torn_down += 1;
+            }
+            // Again for what was started meanwhile: cancelling twice does nothing.
             let watch = record.seat.key;
             for (lane, source) in &record.seat.ops {
                 let id = OpId { watch, lane: *lane };
@@ -158,10 +161,10 @@ impl EventLoop {
         if let Lifetime::Process(process) = &record.lifetime {
             let id = process.key();
             if let Some(bound) = self.clients.get_mut(&id) {
-                bound.retain(|k| *k != key);
+                bound.remove(&key);
             }
         }
-        if self.records[slot].removal.is_some() || ttl.is_zero() {
+        if self.records[slot].removal.is_some() {
             self.remove(slot);
         }
     }
@@ -198,9 +201,8 @@ impl EventLoop {
         let removed = Removed { request_id };
         let about = record.seat.about;
         let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
-        let journal = &self.shared.journal;
-        journal.release_labels(about.labels);
-        let cursor = journal.cursor(seq);
+        self.outbox.release_labels(about.labels);
+        let cursor = self.shared.journal.cursor(seq);
         for reply in replies {
             self.reply(reply, Ok(cursor));
         }
@@ -265,15 +267,10 @@ impl EventLoop {
                 watch_id: self.next_watch,
                 peer,
             };
-            match self.services.watches.take() {
-                Ok(permit) => {
-                    self.outbox.push(self.now, about, Kind::Accepted(accepted));
-                    self.insert(registration, watch, parent, permit);
-                }
-                Err(error) => {
-                    tracing::warn!(on = self.shared.full_name, %error, "a connection was refused");
-                    self.ledger.release(registration.need);
-                }
+            self.outbox.push(self.now, about, Kind::Accepted(accepted));
+            let slot = self.insert(registration, watch, parent);
+            if self.closing.is_some() {
+                self.end(slot, CloseReason::LoopClosed);
             }
         }
     }
@@ -284,7 +281,6 @@ impl EventLoop {
         registration: Registration,
         watch: Box<dyn Watch>,
         parent: u64,
-        permit: Permit,
     ) -> usize {
         let Registration {
             name,
@@ -353,7 +349,6 @@ impl EventLoop {
             on_closed: Vec::new(),
             take: None,
             taken: None,
-            _permit: permit,
         });
         self.by_id.insert(id, slot);
         if let Some(name) = name {
@@ -369,9 +364,18 @@ impl EventLoop {
     /// Ends the watch when the client process ends: one task waits for each process.
     fn bind(&mut self, process: &Arc<crate::access::ClientProcess>, key: Key) {
         let id = process.key();
-        let bound = self.clients.entry(id).or_default();
-        bound.push(key);
-        if bound.len() == 1 {
+        let task = match self.clients.entry(id) {
+            // Its task waits already.
+            Entry::Occupied(mut bound) => {
+                bound.get_mut().insert(key);
+                false
+            }
+            Entry::Vacant(entry) => {
+                entry.insert([key].into());
+                true
+            }
+        };
+        if task {
             let mailbox = Arc::downgrade(&self.mailbox);
             let process = Arc::clone(process);
             self.services.runtime.spawn(async move {
@@ -382,6 +386,20 @@ impl EventLoop {
                     mailbox.push(super::Message::ClientEnded(id));
                 }
             });
+        }
+    }
+
+    /// Watches that were ending by themselves cannot any more, now that nothing is polled.
+    pub(super) fn end_unpolled(&mut self) {
+        for slot in self.slots() {
+            let record = &self.records[slot];
+            if matches!(record.phase, Phase::Closing) && !record.seat.finished {
+                self.tell(slot, |watch, cx| {
+                    if watch.closing(cx) == Teardown::Now {
+                        cx.finish();
+                    }
+                });
+            }
         }
     }
 

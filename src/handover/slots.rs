@@ -116,6 +116,34 @@ impl Slots {
         Ok(slots)
     }
 
+    /// Sets a slot aside for a descriptor of `owner`'s that is still to come.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if there is no room, or the system's.
+    pub fn reserve(self: &Arc<Self>, owner: &Principal) -> Result<Reserved> {
+        let slot = random_slots(1)?.pop().unwrap_or_default();
+        let mut held = self.held.lock();
+        if held.len() >= self.capacity {
+            return Err(Error::Limit {
+                limit: "limits.slots",
+                value: u64::try_from(self.capacity).unwrap_or(u64::MAX),
+                hint: "claim what was handed over, or let it expire",
+            });
+        }
+        let place = Held {
+            owner: owner.clone(),
+            giver: None,
+            deadline: Instant::now(),
+            fd: None,
+        };
+        held.insert(slot, place);
+        drop(held);
+        Ok(Reserved {
+            slots: Arc::clone(self),
+            slot,
+        })
+    }
+
     /// Takes the descriptor out of a slot; once [kept](Claimed::keep), the slot is used up.
     /// `field` is the request's name for the slot.
     ///
@@ -204,6 +232,37 @@ impl fmt::Debug for Slots {
 }
 
 type PutBack = Box<dyn FnOnce(OwnedFd) + Send + Sync>;
+
+/// A slot without its descriptor; free again when dropped without [`Reserved::fill`].
+#[derive(Debug)]
+pub struct Reserved {
+    slots: Arc<Slots>,
+    slot: Slot,
+}
+
+impl Reserved {
+    /// Puts the descriptor in, from now on for the slots' usual time.
+    #[must_use]
+    pub fn fill(self, fd: OwnedFd) -> Slot {
+        let mut held = self.slots.held.lock();
+        if let Some(place) = held.get_mut(&self.slot) {
+            place.deadline = Instant::now() + self.slots.ttl;
+            place.fd = Some(fd);
+        }
+        drop(held);
+        self.slots.rescheduled.notify_one();
+        self.slot
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut held = self.slots.held.lock();
+        if held.get(&self.slot).is_some_and(|place| place.fd.is_none()) {
+            held.remove(&self.slot);
+        }
+    }
+}
 
 /// A descriptor out of its slot, on approval: dropped without [`Claimed::keep`] it goes
 /// back, to expire when it would have.

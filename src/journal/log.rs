@@ -1,8 +1,9 @@
 //! Encoded events in a ring, and islands of terminal facts before it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -14,6 +15,7 @@ use super::{Limits, Memory};
 pub(super) const CLOSED: u8 = 11;
 pub(super) const REMOVED: u8 = 12;
 const EXITED: u8 = 18;
+const ADDED: u8 = 10;
 
 /// A terminal event whose neighbours are gone.
 #[derive(Debug)]
@@ -43,11 +45,14 @@ pub(super) struct Log {
     island_bytes: u64,
     /// Terminal events of watches that are not removed: they outlive trimming.
     kept: HashMap<u64, SmallVec<[u64; 2]>>,
+    /// Watches added and not removed.
+    present: HashSet<u64>,
     trimmed: u64,
 }
 
 impl Log {
     pub(super) fn new(limits: Limits, memory: Arc<Memory>) -> Self {
+        memory.journals.fetch_add(1, Ordering::Relaxed);
         Self {
             limits,
             memory,
@@ -58,6 +63,7 @@ impl Log {
             islands: BTreeMap::new(),
             island_bytes: 0,
             kept: HashMap::new(),
+            present: HashSet::new(),
             trimmed: 0,
         }
     }
@@ -112,7 +118,13 @@ impl Log {
                     let seq = self.newest();
                     self.kept.entry(entry.watch).or_default().push(seq);
                 }
-                REMOVED => self.let_go(entry.watch, labels),
+                ADDED => {
+                    self.present.insert(entry.watch);
+                }
+                REMOVED => {
+                    self.present.remove(&entry.watch);
+                    self.let_go(entry.watch, labels);
+                }
                 _ => {}
             }
         }
@@ -129,7 +141,7 @@ impl Log {
         !self.entries.is_empty()
             && (self.events() > self.limits.events
                 || self.bytes() > self.limits.bytes
-                || self.memory.exceeded())
+                || self.memory.presses(self.bytes()))
     }
 
     /// Takes the oldest entry out of the ring; a terminal fact becomes an island.
@@ -181,6 +193,11 @@ impl Log {
         }
     }
 
+    /// Whether the watch was added and is not removed.
+    pub(super) fn is_present(&self, watch: u64) -> bool {
+        self.present.contains(&watch)
+    }
+
     /// The entry of an event in the ring.
     pub(super) fn entry(&self, seq: u64) -> Option<&Entry> {
         let index = seq.checked_sub(self.first)?;
@@ -228,5 +245,6 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         self.memory.sub(self.bytes());
+        self.memory.journals.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -29,11 +29,14 @@ pub use reader::{Filter, Read, Reader, Start};
 /// Most consumers of one loop whose cursor is kept.
 pub const CONSUMERS_MAX: usize = 1024;
 
-/// What all journals of a daemon hold together.
+/// What all journals of a daemon hold together. Once it is used up, a journal that holds
+/// more than an equal share trims itself as it appends; one that holds less does not lose what it
+/// has to a quiet one, so that all together stay below twice the limit.
 #[derive(Debug)]
 pub struct Memory {
     limit: u64,
     used: AtomicU64,
+    journals: AtomicU64,
 }
 
 impl Memory {
@@ -43,6 +46,7 @@ impl Memory {
         Arc::new(Self {
             limit,
             used: AtomicU64::new(0),
+            journals: AtomicU64::new(0),
         })
     }
 
@@ -60,8 +64,10 @@ impl Memory {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn exceeded(&self) -> bool {
-        self.used() > self.limit
+    /// All hold too much, and a journal of this size more than an equal share of the limit.
+    fn presses(&self, bytes: u64) -> bool {
+        let journals = self.journals.load(Ordering::Relaxed).max(1);
+        self.used() > self.limit && bytes > self.limit / journals
     }
 }
 
@@ -110,7 +116,7 @@ struct Inner {
     labels: LabelSets,
     readers: usize,
     /// Readers that have seen everything, to be woken by the next append.
-    waiting: Vec<(u64, std::task::Waker)>,
+    waiting: HashMap<u64, std::task::Waker>,
     next_reader: u64,
     consumers: HashMap<String, u64>,
     closed: bool,
@@ -129,7 +135,7 @@ impl Journal {
                 log: Log::new(limits, memory),
                 labels: LabelSets::default(),
                 readers: 0,
-                waiting: Vec::new(),
+                waiting: HashMap::new(),
                 next_reader: 0,
                 consumers: HashMap::new(),
                 closed: false,
@@ -171,14 +177,9 @@ impl Journal {
     }
 
     /// The number under which events of watches with these labels are filtered.
-    /// [`Journal::release_labels`] when the watch is gone.
+    /// [`Outbox::release_labels`] when the watch is gone.
     pub fn intern_labels(&self, labels: &Labels) -> LabelSet {
         self.inner.lock().labels.intern(labels)
-    }
-
-    /// The watch that had them is gone; its events keep them as long as they are held.
-    pub fn release_labels(&self, set: LabelSet) {
-        self.inner.lock().labels.release(set);
     }
 
     /// Nothing will be appended any more: readers end when they have read everything.

@@ -40,6 +40,7 @@ pub struct Outbox {
     end: u64,
     buf: BytesMut,
     entries: Vec<Entry>,
+    released: Vec<LabelSet>,
 }
 
 impl Outbox {
@@ -52,13 +53,8 @@ impl Outbox {
             end: 0,
             buf: BytesMut::new(),
             entries: Vec::new(),
+            released: Vec::new(),
         }
-    }
-
-    /// The journal it writes to.
-    #[must_use]
-    pub const fn journal(&self) -> &Arc<Journal> {
-        &self.journal
     }
 
     /// Sequence number of the event pushed last.
@@ -92,21 +88,30 @@ impl Outbox {
         self.newest
     }
 
+    /// The watch that had these labels is gone; what was pushed still carries them, and
+    /// is held as long as it is in the journal.
+    pub fn release_labels(&mut self, set: LabelSet) {
+        self.released.push(set);
+    }
+
     /// Makes what was pushed visible, in order, and wakes who waits for it.
     pub fn commit(&mut self) {
         if self.entries.is_empty() {
             return;
         }
         let chunk = self.buf.split().freeze();
-        let mut waiting = {
+        let waiting = {
             let mut inner = self.journal.inner.lock();
             let inner = &mut *inner;
             inner
                 .log
                 .append(chunk, &mut self.entries, &mut inner.labels);
+            for set in self.released.drain(..) {
+                inner.labels.release(set);
+            }
             std::mem::take(&mut inner.waiting)
         };
-        for (_, waker) in waiting.drain(..) {
+        for (_, waker) in waiting {
             waker.wake();
         }
     }

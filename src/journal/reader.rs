@@ -20,6 +20,9 @@ use crate::event::{Cursor, Gap, GapReason};
 /// does not hold the lock for long.
 const SCAN_MAX: u64 = 16 * 1024;
 
+/// Most gaps of one read.
+const GAPS_MAX: usize = 1024;
+
 /// Which events a reader wants; all if nothing is set.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -167,6 +170,13 @@ impl Log {
 }
 
 impl Reader {
+    /// The same position, with another filter.
+    #[must_use]
+    pub fn filtered(mut self, filter: Filter) -> Self {
+        self.filter = filter;
+        self
+    }
+
     /// Everything up to here was read.
     #[must_use]
     pub const fn after(&self) -> u64 {
@@ -203,10 +213,7 @@ impl Reader {
         if inner.closed {
             return Poll::Ready(None);
         }
-        match inner.waiting.iter_mut().find(|(id, _)| *id == self.id) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => inner.waiting.push((self.id, cx.waker().clone())),
-        }
+        inner.waiting.insert(self.id, cx.waker().clone());
         Poll::Pending
     }
 
@@ -228,6 +235,11 @@ impl Reader {
         }
         let mut read = walk.read;
         read.caught_up = read.through == inner.log.newest();
+        // The end may itself be lost in a gap: a watch that is gone has nothing more to say.
+        let mut watches = self.filter.watches.iter();
+        read.ended |= self.filter.until_closed
+            && read.caught_up
+            && !watches.any(|watch| inner.log.is_present(*watch));
         self.after = read.through;
         read
     }
@@ -237,7 +249,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut inner = self.journal.inner.lock();
         inner.readers -= 1;
-        inner.waiting.retain(|(id, _)| *id != self.id);
+        inner.waiting.remove(&self.id);
     }
 }
 
@@ -280,7 +292,7 @@ impl Walk<'_> {
         }
         for (seq, island) in self.inner.log.islands_from(self.read.through + 1) {
             let wanted = self.filter.matches(&island.entry, &self.inner.labels);
-            if wanted && self.full_with(island.bytes.len()) {
+            if self.read.gaps.len() >= GAPS_MAX || (wanted && self.full_with(island.bytes.len())) {
                 return ControlFlow::Break(());
             }
             if seq > self.read.through + 1 {
@@ -498,8 +510,8 @@ mod tests {
             About::default(),
             Kind::Posted(Posted::default()),
         );
+        outbox.release_labels(set);
         outbox.commit();
-        journal.release_labels(set);
         let filter = Filter {
             labels: (*labels).clone(),
             ..Filter::default()

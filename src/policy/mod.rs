@@ -4,10 +4,12 @@
 //! while a loop is asked for something.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use crate::access::{ClientProcess, Principal, ProcessKey};
 use crate::config::{Config, Context, OnMissing, Policy};
@@ -266,9 +268,17 @@ impl Registry {
                 old_policy: old.name.clone(),
                 new_policy: new.name.clone(),
             };
+            let mut noting = JoinSet::new();
             for handle in concerned {
-                // One that closes at this moment needs no event any more.
-                let _ = handle.note(Kind::PolicyChanged(changed.clone())).await;
+                let kind = Kind::PolicyChanged(changed.clone());
+                noting.spawn(async move { handle.note(kind).await });
+            }
+            for noted in noting.join_all().await {
+                match noted {
+                    // One that closes at this moment needs no event any more.
+                    Ok(()) | Err(Error::LoopClosed { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(self.policy_of(&caller.principal).0)
@@ -550,7 +560,10 @@ impl Registry {
     #[must_use]
     pub fn list(&self, caller: &Caller, after: u64, include_closed: bool) -> Vec<Handle> {
         let inner = self.inner.lock();
-        let visible = inner.loops.range(after + 1..).map(|(_, handle)| handle);
+        let visible = inner
+            .loops
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .map(|(_, handle)| handle);
         visible
             .filter(|l| caller.administrator || *l.principal() == caller.principal)
             .filter(|l| include_closed || l.state() != LoopState::Closed)

@@ -50,15 +50,19 @@ pub(super) fn cursor(field: &'static str, cursor: &proto::Cursor) -> Result<Curs
 }
 
 pub(super) fn after(field: &'static str, cursor: &proto::Cursor, on_gap: i32) -> Result<Start> {
-    let skip = match proto::OnGap::try_from(on_gap) {
-        Ok(proto::OnGap::Unspecified | proto::OnGap::Fail) => false,
-        Ok(proto::OnGap::Skip) => true,
-        Err(_) => return Err(Error::invalid("on_gap", "must be FAIL or SKIP")),
-    };
     Ok(Start::After {
         cursor: self::cursor(field, cursor)?,
-        skip,
+        skip: self::on_gap(on_gap)?,
     })
+}
+
+/// Whether a start whose events are partly gone begins with a gap.
+pub(super) fn on_gap(value: i32) -> Result<bool> {
+    match proto::OnGap::try_from(value) {
+        Ok(proto::OnGap::Unspecified | proto::OnGap::Fail) => Ok(false),
+        Ok(proto::OnGap::Skip) => Ok(true),
+        Err(_) => Err(Error::invalid("on_gap", "must be FAIL or SKIP")),
+    }
 }
 
 /// A duration within bounds; absent is `absent`.

@@ -68,6 +68,7 @@ impl EventService for Api {
             Ok(StartAt::Oldest) => Ok(Start::Oldest),
             Err(_) => Err(Error::invalid("start_at", "must be NOW or OLDEST")),
         };
+        convert::on_gap(request.on_gap)?;
         let start = match request.start {
             None => at(0)?,
             Some(subscribe_request::Start::StartAt(value)) => at(value)?,
@@ -94,7 +95,7 @@ impl EventService for Api {
         Ok(Response::new(EventStream::new(Parts {
             header,
             reader,
-            courier: std::sync::Arc::clone(&self.courier),
+            courier: Arc::clone(&self.courier),
             registry: Arc::clone(&self.registry),
             batch_bytes: batch_bytes as usize,
             heartbeat,
@@ -139,16 +140,17 @@ impl EventService for Api {
         if !request.consumer.is_empty() {
             check_loop_name("consumer", &request.consumer)?;
         }
-        let start = match &request.after {
-            Some(cursor) => convert::after("after", cursor, request.on_gap)?,
-            None => after_consumer(on.journal(), &request.consumer),
-        };
         let filter = convert::filter(request.filter)?;
+        convert::on_gap(request.on_gap)?;
         if let Some(ack) = &request.ack {
             check_loop_name("consumer", &request.consumer)?;
             let cursor = convert::cursor("ack", ack)?;
             on.journal().ack(&request.consumer, cursor)?;
         }
+        let start = match &request.after {
+            Some(cursor) => convert::after("after", cursor, request.on_gap)?,
+            None => after_consumer(on.journal(), &request.consumer),
+        };
         // Before the re-arming: what it makes ready lies behind the reader.
         let reader = on.journal().reader(start, filter)?;
         if !request.rearm.is_empty() {

@@ -132,7 +132,10 @@ impl Api {
                 server::process_service_server::ProcessServiceServer::new(api())
                     .max_decoding_message_size(REQUEST_MAX),
             )
-            .add_service(server::transport_service_server::TransportServiceServer::new(api()))
+            .add_service(
+                server::transport_service_server::TransportServiceServer::new(api())
+                    .max_decoding_message_size(REQUEST_MAX),
+            )
             .add_service(
                 server::event_service_server::EventServiceServer::new(api())
                     .max_decoding_message_size(REQUEST_MAX),

@@ -167,5 +167,7 @@ fn describe(policy: &Policy) -> proto::Policy {
         journal_bytes: policy.journal_bytes,
         finished_ttl: Some(crate::clock::duration(policy.finished_ttl)),
         closed_ttl: Some(crate::clock::duration(policy.closed_ttl)),
+        unix_sockets: policy.unix_sockets,
+        loop_name: policy.loop_name.clone(),
     }
 }

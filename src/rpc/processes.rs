@@ -64,9 +64,13 @@ impl ProcessService for Api {
         let permit = self.streams.take()?;
         let on = self.on(&asker, request.r#loop.take(), request.spec.is_some())?;
         let heartbeat = events::heartbeat(request.heartbeat.take())?;
+        convert::on_gap(request.on_gap)?;
         let after = request.after.take();
         let after = after.map(|c| convert::after("after", &c, request.on_gap));
         let after = after.transpose()?;
+        // Before anything is started: a cursor that is refused starts nothing.
+        let resumed = after.map(|start| on.journal().reader(start, Filter::default()));
+        let resumed = resumed.transpose()?;
         let (api, who, object) = (self.clone(), asker.clone(), object(&on, &request.name));
         let handle = on.clone();
         let Added { watch, existed } = mutate(&asker, "Run", object, async move {
@@ -75,19 +79,22 @@ impl ProcessService for Api {
         .await?;
         let journal = on.journal();
         let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
-        let start = after.unwrap_or(Start::After {
+        let from_birth = Start::After {
             cursor: Cursor {
                 epoch: None,
                 seq: added.saturating_sub(1),
             },
             skip: true,
-        });
+        };
         let filter = Filter {
             watches: [watch.watch_id].into(),
             until_closed: true,
             ..Filter::default()
         };
-        let reader = journal.reader(start, filter)?;
+        let reader = match resumed {
+            Some(reader) => reader.filtered(filter),
+            None => journal.reader(from_birth, filter)?,
+        };
         let closed = watch.closed_cursor.as_ref().map(|cursor| cursor.seq);
         let header = RunHeader {
             instance: self.identity.instance.clone(),

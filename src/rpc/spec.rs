@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use prost::Message as _;
+
 use super::Api;
 use super::convert;
 use crate::access::Peer;
@@ -24,6 +26,10 @@ use crate::watch::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Most bytes of a specification, which every answer about the watch carries.
+const SPEC_MAX: usize = 256 * 1024;
+/// Most signals of one watch: as many as there are.
+const SIGNALS_MAX: usize = 64;
 const FINISHED_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKLOG: i32 = 128;
@@ -66,14 +72,21 @@ pub(super) fn registration(
         }
         Err(_) => return Err(Error::invalid("lifetime", "must be DAEMON or PROCESS")),
     };
+    let shown = proto::WatchSpec {
+        spec: Some(plan.spec),
+    };
+    if shown.encoded_len() > SPEC_MAX {
+        return Err(Error::invalid(
+            "spec",
+            "at most 256 KiB, inherited_env not counted",
+        ));
+    }
     let registration = Registration {
         name: convert::new_watch_name("name", &request.name)?,
         labels: convert::labels("labels", request.labels)?,
         user_data: request.user_data,
         kind: plan.kind,
-        spec: Some(Box::new(proto::WatchSpec {
-            spec: Some(plan.spec),
-        })),
+        spec: Some(Box::new(shown)),
         or_existing: convert::if_exists(request.if_exists)?,
         request_id: convert::short_text("request_id", request.request_id)?,
         lifetime,
@@ -115,9 +128,9 @@ impl Checks<'_> {
     fn lacks(&self, capability: &'static str, reason: &'static str) -> Error {
         Error::NotSupported {
             class: self.on.policy().class.clone().into(),
-            backend: self.on.backend().name().into(),
+            backend: format!("policy `{}`", self.on.policy().name).into(),
             capability: capability.into(),
-            reason: format!("{reason} by policy `{}`", self.on.policy().name).into(),
+            reason: reason.into(),
         }
     }
 
@@ -209,7 +222,7 @@ impl Checks<'_> {
         let inherited = process.inherited_env.take();
         let mut env: BTreeMap<String, String> = match inherited {
             Some(inherited) => inherited.variables,
-            None => std::env::vars().collect(),
+            None => own_environment(),
         };
         env.extend(process.env.clone());
         for (name, value) in &env {
@@ -452,8 +465,8 @@ impl Checks<'_> {
 
     fn signal(&self, spec: proto::SignalSpec) -> Result<Plan> {
         let field = "spec.signal.signals";
-        if spec.signals.is_empty() {
-            return Err(Error::invalid(field, "at least one"));
+        if spec.signals.is_empty() || spec.signals.len() > SIGNALS_MAX {
+            return Err(Error::invalid(field, "must be 1 to 64"));
         }
         let mut numbers = Vec::new();
         for name in &spec.signals {
@@ -477,6 +490,22 @@ impl Checks<'_> {
             spec: Spec::Signal(spec),
         })
     }
+}
+
+/// The daemon's environment, for children that bring none: what is UTF-8 of it, and
+/// nothing that is between the daemon and its service manager.
+fn own_environment() -> BTreeMap<String, String> {
+    const OWN: [&str; 5] = [
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "JOURNAL_STREAM",
+    ];
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        .collect()
 }
 
 fn purpose(end: PipeEnd) -> Purpose {
@@ -556,7 +585,7 @@ fn timer_plan(timer: proto::TimerSpec) -> Result<Plan> {
             return Err(Error::invalid("spec.timer", allowed));
         }
         // asyncio's call_later: a negative delay means now.
-        Some(Given::After(after)) if after.seconds < 0 || after.nanos < 0 => {
+        Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
             Schedule::After(Duration::ZERO)
         }
         Some(Given::After(after)) => {

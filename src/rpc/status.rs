@@ -131,6 +131,19 @@ fn metadata(error: &Error) -> HashMap<String, String> {
     owned.collect()
 }
 
+/// Longest message of a status: it travels as metadata, which clients bound (8 KiB in grpcio).
+const TEXT_MAX: usize = 1024;
+/// Longest value of ErrorInfo's metadata.
+const VALUE_MAX: usize = 256;
+
+/// What was given to us may be of any length; what we say of it is not.
+fn short(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let Described {
@@ -138,10 +151,12 @@ impl From<Error> for Status {
             reason,
             metadata,
         } = describe(&error);
-        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+        let metadata = metadata.into_iter().map(|(k, v)| (k, short(&v, VALUE_MAX)));
+        let mut details =
+            ErrorDetails::with_error_info(reason, DOMAIN, metadata.collect::<HashMap<_, _>>());
         if let Error::InvalidField { field, allowed } = &error {
-            details.add_bad_request_violation(field.clone(), allowed.clone());
+            details.add_bad_request_violation(field.clone(), short(allowed, TEXT_MAX));
         }
-        Self::with_error_details(code, error.to_string(), details)
+        Self::with_error_details(code, short(&error.to_string(), TEXT_MAX), details)
     }
 }

@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 
 use super::server::watch_service_server::WatchService;
 use super::{Api, Asker, asker, convert, mutate, object, spec, status};
+use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event_loop::{Added, Handle, WatchFilter};
 use crate::proto::{BatchError, *};
@@ -98,9 +99,9 @@ impl WatchService for Api {
         if request.requests.len() > BATCH_MAX {
             return Err(Error::invalid("requests", "at most 1024").into());
         }
-        if request.requests.iter().any(|r| r.r#loop.is_some()) {
+        if let Some(index) = request.requests.iter().position(|r| r.r#loop.is_some()) {
             let allowed = "must be absent: the batch names the loop";
-            return Err(Error::invalid("requests.loop", allowed).into());
+            return Err(Error::invalid(format!("requests[{index}].loop"), allowed).into());
         }
         let on = self.on(&asker, request.r#loop, true)?;
         let (api, who) = (self.clone(), asker.clone());
@@ -141,6 +142,13 @@ impl WatchService for Api {
         let request = request.into_inner();
         let on = self.on(&asker, request.r#loop, false)?;
         let (size, after) = convert::page(request.page_size, &request.page_token)?;
+        if let Some(unknown) = request
+            .watch_kinds
+            .iter()
+            .find_map(|kind| kind.parse::<WatchKind>().err())
+        {
+            return Err(Error::invalid("watch_kinds", unknown.to_string()).into());
+        }
         let filter = WatchFilter {
             labels: request.labels,
             kinds: request.watch_kinds.into_iter().collect(),
@@ -197,9 +205,10 @@ impl WatchService for Api {
         let (api, principal) = (self.clone(), asker.peer.principal.clone());
         let object = object(&on, format!("{name:?}"));
         let response = mutate(&asker, "TakeFd", object, async move {
+            // First a place for it: without one the watch stays as it is.
+            let place = api.slots.reserve(&principal)?;
             let taken = on.take_fd(name).await?;
-            let slots = api.slots.give(&principal, None, vec![taken.fd])?;
-            let slot = slots.first().ok_or(Error::Internal("a slot for each"))?;
+            let slot = place.fill(taken.fd);
             Ok(TakeFdResponse {
                 slot: slot.to_vec().into(),
                 closed: Some(taken.closed.into()),

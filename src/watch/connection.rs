@@ -132,6 +132,8 @@ struct Connection {
     local: Option<proto::SocketAddress>,
     peer: Option<proto::SocketAddress>,
     connected: bool,
+    /// Attempts that another one beat.
+    losers: Vec<(Lane, SourceId)>,
 }
 
 impl Connection {
@@ -142,6 +144,7 @@ impl Connection {
             local: None,
             peer: None,
             connected: false,
+            losers: Vec::new(),
         }
     }
 
@@ -338,15 +341,16 @@ impl Watch for Connection {
                 let (_, source) = attempts.live.swap_remove(at);
                 match done {
                     Done::Connected if !cx.is_closing() => {
-                        for (loser, _) in std::mem::take(&mut attempts.live) {
-                            cx.cancel(loser);
+                        self.losers = std::mem::take(&mut attempts.live);
+                        for (loser, _) in &self.losers {
+                            cx.cancel(*loser);
                         }
                         self.open(cx, source);
                     }
                     Done::Failed(errno) => {
                         attempts.error = SystemError::new(errno, "connect", "");
                         cx.release(source);
-                        attempts.advance(cx, false);
+                        attempts.advance(cx, true);
                     }
                     _ => cx.release(source),
                 }
@@ -368,8 +372,12 @@ impl Watch for Connection {
                 }
                 self.settle(cx);
             }
-            // A losing attempt, cancelled or not: its socket closes with the watch.
-            _ => {}
+            // A losing attempt: its peer must not keep a connection that nobody uses.
+            _ => {
+                if let Some(at) = self.losers.iter().position(|(l, _)| *l == lane) {
+                    cx.release(self.losers.swap_remove(at).1);
+                }
+            }
         }
     }
 

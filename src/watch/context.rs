@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{Need, Notifier, Services, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
-use crate::error::SystemError;
+use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, Kind};
 use crate::journal::{About, Outbox};
 
@@ -81,8 +81,12 @@ pub struct Context<'a> {
 
 /// Room that is set aside for watches to come.
 pub trait Grants: std::fmt::Debug {
-    /// Sets aside what up to `count` watches of this need take; returns for how many there was room.
-    fn grant(&mut self, need: Need, count: u32) -> u32;
+    /// Sets aside what up to `count` watches of this need take; returns for how many there
+    /// was room, at least one.
+    ///
+    /// # Errors
+    /// The limit that leaves no room for any.
+    fn grant(&mut self, need: Need, count: u32) -> Result<u32>;
     /// Gives back what `count` of them did not use.
     fn give_back(&mut self, need: Need, count: u32);
 }

@@ -17,7 +17,7 @@ use crate::event::{AcceptPaused, Kind};
 use crate::proto;
 
 /// Connections accepted from one socket before others get their turn.
-const ACCEPT_AT_ONCE: u32 = 64;
+const ACCEPT_AT_ONCE: u32 = 16;
 /// asyncio's `ACCEPT_RETRY_DELAY`.
 const RETRY: Duration = Duration::from_secs(1);
 /// Most sockets of one listener.
@@ -82,7 +82,7 @@ impl ListenOrder {
             options: self.options,
             accepted: 0,
             granted: Vec::new(),
-            _file: file,
+            file,
         }))
     }
 }
@@ -209,7 +209,7 @@ struct Listener {
     granted: Vec<u32>,
     options: StreamOptions,
     accepted: u64,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 /// What an accepted connection takes.
@@ -221,18 +221,18 @@ impl Listener {
         if cx.is_closing() || cx.is_live(lane) {
             return;
         }
-        let granted = cx.ledger.grant(ACCEPTED, ACCEPT_AT_ONCE);
-        if granted == 0 {
-            self.pause(
-                cx,
-                proto::SystemError {
+        let granted = match cx.ledger.grant(ACCEPTED, ACCEPT_AT_ONCE) {
+            Ok(granted) => granted,
+            Err(full) => {
+                let error = proto::SystemError {
                     step: "accept".to_owned(),
-                    message: "the loop has no room for another connection".to_owned(),
+                    message: full.to_string(),
                     ..proto::SystemError::default()
-                },
-            );
-            return;
-        }
+                };
+                self.pause(cx, error);
+                return;
+            }
+        };
         self.granted[index] = granted;
         cx.start(lane, self.sources[index], Op::Accept { limit: granted });
     }
@@ -310,6 +310,13 @@ impl Watch for Listener {
     fn closing(&mut self, cx: &mut Context<'_>) -> super::Teardown {
         cx.clear_alarm();
         super::Teardown::Now
+    }
+
+    fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        if let Some(file) = self.file.take() {
+            cx.services.runtime.spawn_blocking(move || drop(file));
+        }
+        0
     }
 
     fn status(&self) -> Option<proto::watch::Status> {

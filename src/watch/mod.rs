@@ -75,8 +75,6 @@ pub enum Notice {
     ChildSignal,
     /// Watched signals came.
     Signals(Arc<signal::Inbox>),
-    /// The client process that the watch is bound to ended.
-    ClientEnded,
 }
 
 /// What is left to do when an end is asked for.
@@ -161,6 +159,9 @@ pub trait Watch: Send + fmt::Debug {
     fn signal(&mut self, _number: i32, _target: SignalTarget) -> Result<()> {
         Err(lacks("a process"))
     }
+
+    /// The daemon ends and can wait no longer: what must not outlive it is killed.
+    fn kill_now(&mut self) {}
 
     /// Whether it can be ended by Abort.
     fn can_abort(&self) -> bool {

@@ -77,16 +77,29 @@ impl Count {
         })
     }
 
-    /// Takes one.
+    /// Takes one, until the permit is dropped.
     ///
     /// # Errors
     /// [`Error::Limit`] when all are taken.
     pub fn take(self: &Arc<Self>) -> Result<Permit> {
+        self.acquire().map(|()| Permit(Arc::clone(self)))
+    }
+
+    /// Takes one, until [`Count::release`].
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when all are taken.
+    pub fn acquire(&self) -> Result<()> {
         let more = |used| (used < self.limit).then_some(used + 1);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map(|_| Permit(Arc::clone(self)))
+            .map(drop)
             .map_err(|_| Error::limit(self.name, self.limit as u64))
+    }
+
+    /// Gives one back that was acquired.
+    pub fn release(&self) {
+        self.used.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// How many are taken.
@@ -98,7 +111,7 @@ impl Count {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
+        self.0.release();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Alarm, Context, Watch};
-use crate::clock::nanos;
+use crate::clock::{Now, nanos};
 use crate::driver::{Done, Lane};
 use crate::event::{CloseReason, Kind, TimerFired};
 use crate::proto;
@@ -55,7 +55,8 @@ struct Timer {
 
 impl Watch for Timer {
     fn start(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now.monotonic;
+        // Not the turn's time, which may lie before the request.
+        let now = Now::sample().monotonic;
         self.next = match self.schedule {
             Schedule::After(delay) | Schedule::Every(delay) => {
                 Alarm::Monotonic(now.saturating_add(nanos(delay)))

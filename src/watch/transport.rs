@@ -148,7 +148,11 @@ impl Outgoing {
             ));
         }
         let limits = cx.services.transport;
-        fresh.truncate(limits.write_buffer.saturating_sub(self.buffered));
+        let room = limits.write_buffer.saturating_sub(self.buffered);
+        if fresh.len() > room {
+            // A copy: a slice would keep all of the request in memory.
+            fresh = Bytes::copy_from_slice(&fresh[..room]);
+        }
         if !fresh.is_empty() {
             self.taken += fresh.len() as u64;
             self.buffered += fresh.len();

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -223,6 +224,12 @@ async fn connect(path: &Path) -> Channel {
     });
     let endpoint = Endpoint::from_static("http://localhost");
     endpoint.connect_with_connector(connector).await.unwrap()
+}
+
+/// Ends a socket at once. To close it is not enough for that: a program that another test
+/// starts at this moment has a copy until it is executed.
+pub(crate) fn hang_up(socket: impl AsFd) {
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
 }
 
 /// Fails loudly, saying what was waited for, instead of waiting for ever.

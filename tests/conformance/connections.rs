@@ -11,6 +11,7 @@ use evloopd::proto::{
     AbortRequest, CloseReason, ConnectionSpec, Event, PauseReadingRequest, ResumeReadingRequest,
     Stream, UnixAddress, connection_spec, socket_address, unix_address,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tonic::Code;
 
 use crate::common::{Scene, adopted, by_id, connection, refused, seconds, tcp, unix_path};
@@ -115,9 +116,12 @@ async fn unix(scene: &mut Scene, listener: &UnixListener, target: connection_spe
 }
 
 async fn a_refused_connection_closes_with_its_error(scene: &mut Scene) {
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = unused.local_addr().unwrap().port();
-    drop(unused);
+    // Bound, so that nobody else listens there, and not listening.
+    let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+    let bound = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::bind(&bound, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = rustix::net::getsockname(&bound).unwrap();
+    let port = std::net::SocketAddr::try_from(address).unwrap().port();
     let id = connect(scene, tcp("127.0.0.1", port.into())).await;
     let error = scene.closed(id).await.error.unwrap();
     assert_eq!(

@@ -12,7 +12,7 @@ use evloopd::proto::{
 };
 use tonic::Code;
 
-use crate::common::{Scene, by_id, listener, refused, tcp_listener, unix_path};
+use crate::common::{Scene, by_id, hang_up, listener, refused, tcp_listener, unix_path};
 
 on_each_backend!(
     each_connection_becomes_a_watch,
@@ -171,6 +171,7 @@ async fn all_addresses_are_bound_or_none(scene: &mut Scene) {
         TcpStream::connect(("127.0.0.1", port)).is_err(),
         "nothing is left"
     );
+    hang_up(&taken);
     drop(taken);
     listen(scene, spec).await;
     TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -187,6 +188,7 @@ async fn a_stale_socket_file_is_replaced_and_a_live_one_is_not(scene: &mut Scene
         crate::common::refusal(&error).word("errno_name"),
         "EADDRINUSE"
     );
+    hang_up(&live);
     drop(live);
     let id = listen(scene, spec).await;
     let ours = UnixStream::connect(&path).unwrap();

@@ -27,6 +27,7 @@ on_each_child_watcher!(
     a_child_may_be_kept,
     much_output_comes_whole,
     a_finished_child_can_be_read,
+    a_child_starts_with_no_signal_blocked_or_ignored,
 );
 
 /// Runs it to its end; what came on stdout.
@@ -34,6 +35,18 @@ async fn output(scene: &mut Scene, spec: ProcessSpec) -> String {
     let id = scene.spawn(spec).await;
     scene.closed(id).await;
     String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap()
+}
+
+/// The daemon blocks the signals it takes; a child that inherited that could not be ended.
+async fn a_child_starts_with_no_signal_blocked_or_ignored(scene: &mut Scene) {
+    /// 32 and 33: glibc's own, which its posix_spawn ignores.
+    const GLIBC: u64 = 0b11 << 31;
+    let spec = exec(&["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"]);
+    for line in output(scene, spec).await.lines() {
+        let (_, mask) = line.split_once(":\t").expect("a name and a mask");
+        let mask = u64::from_str_radix(mask, 16).expect("hexadecimal digits");
+        assert_eq!(mask & !GLIBC, 0, "{line}");
+    }
 }
 
 async fn a_shell_command_gives_output_and_code(scene: &mut Scene) {

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::CONFIG;
 use crate::common::{
-    Daemon, Scene, adopted, after, post, read_pipe, reader, shell, signals, tcp_listener,
+    Daemon, Scene, adopted, after, hang_up, post, read_pipe, reader, shell, signals, tcp_listener,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -77,6 +77,7 @@ async fn descriptors(scene: &mut Scene) {
     let id = add(scene, "fd", reader(slot)).await;
     ours.write_all(b"x").unwrap();
     let ready = scene.recorder.first(id, "ready").await;
+    hang_up(&ours);
     drop(ours);
     let item = RearmItem {
         watch_id: id,

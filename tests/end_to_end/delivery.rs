@@ -211,7 +211,7 @@ fn by_watches(watch_ids: Vec<u64>) -> Filter {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn batches_keep_to_their_size_and_a_large_event_comes_alone() {
-    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    let scene = Scene::new(Daemon::start("").await, "", "").await;
     let sizes = [100, 200_000, 100, 100, 262_144, 500];
     let posts = sizes.iter().map(|&size| post("", &vec![1; size]));
     let last = scene.post(posts.collect()).await;

@@ -131,7 +131,7 @@ async fn a_stranger_is_not_served() {
         .get_server_info(GetServerInfoRequest {})
         .await;
     refused(answer, Code::PermissionDenied, "PERMISSION_DENIED");
-    let run = evloopd::proto::process_service_client::ProcessServiceClient::new(channel)
+    let run = process_service_client::ProcessServiceClient::new(channel)
         .run(RunRequest::default())
         .await;
     refused(run.map(drop), Code::PermissionDenied, "PERMISSION_DENIED");

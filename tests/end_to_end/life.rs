@@ -12,7 +12,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServiceResponse};
 
-use crate::common::{Daemon, command, directory, log, within};
+use crate::common::{Daemon, command, directory, hang_up, log, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_live_socket_is_not_taken_over() {
@@ -35,7 +35,8 @@ async fn a_live_socket_is_not_taken_over() {
 async fn a_stale_socket_is_replaced() {
     let dir = directory();
     for name in ["evloopd.sock", "evloopd.sock.handover"] {
-        drop(std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap());
+        let stale = std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap();
+        hang_up(&stale);
     }
     let daemon = Daemon::start_in(Arc::clone(&dir), "", &[]).await;
     daemon.info().await;

@@ -31,7 +31,7 @@ async fn poll(scene: &Scene, request: PollRequest) -> Result<PollResponse, Statu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn polling_on_reads_everything_once() {
-    let mut scene = scene().await;
+    let scene = scene().await;
     let mut last = 0;
     for _ in 0..5 {
         last = scene.post(vec![post("", &[0; 2000]); 1000]).await;
@@ -163,7 +163,7 @@ async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_consumer_goes_on_where_it_acknowledged() {
-    let mut scene = scene().await;
+    let scene = scene().await;
     let last = scene.post(vec![post("", b""); 10]).await;
     assert_eq!(ack(&scene, "me", last - 5).await.unwrap(), last - 5);
     assert_eq!(

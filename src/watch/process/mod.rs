@@ -33,6 +33,9 @@ const STDIN: Lane = Lane(1);
 const STDOUT: Lane = Lane(2);
 const STDERR: Lane = Lane(3);
 
+/// Between one SIGKILL and the next, for a child that does not end by it at once.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
 /// What to execute.
 #[derive(Debug, Clone)]
 pub enum Program {
@@ -118,6 +121,10 @@ impl ProcessOrder {
         };
         let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe, &services.file_limit)?;
         let pidfd = Pidfd(Some(pidfd));
+        let watched_fd = match self.watcher {
+            ChildWatcher::Pidfd => Some(pidfd.dup()?),
+            _ => None,
+        };
         let waiter = match self.watcher {
             ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
             _ => None,
@@ -125,6 +132,7 @@ impl ProcessOrder {
         Ok(Box::new(Process {
             pid,
             pidfd,
+            watched_fd,
             watched: None,
             waiter,
             subscription: None,
@@ -137,6 +145,8 @@ impl ProcessOrder {
             pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
+            unsent: 0,
+            killing: false,
             permit: Some(permit),
         }))
     }
@@ -212,6 +222,8 @@ impl SignalSink for ChildSignals {
 struct Process {
     pid: i32,
     pidfd: Pidfd,
+    /// A duplicate for the driver, with the pidfd watcher.
+    watched_fd: Option<OwnedFd>,
     /// The driver's care of a duplicate, with the pidfd watcher.
     watched: Option<SourceId>,
     waiter: Option<Waiter>,
@@ -225,6 +237,10 @@ struct Process {
     pipe_grace: Duration,
     kill_grace: Duration,
     stdin_bytes: u64,
+    /// Of stdin, when it was closed.
+    unsent: u64,
+    /// Its group was told to end.
+    killing: bool,
     permit: Option<Permit>,
 }
 
@@ -239,15 +255,13 @@ impl Process {
 
     fn watch_exit(&mut self, cx: &mut Context<'_>) {
         match self.watcher {
-            ChildWatcher::Pidfd => match self.pidfd.dup() {
-                Ok(dup) => {
-                    self.watched = cx.attach(dup, Nonblocking::ReadinessOnly);
-                    if let Some(source) = self.watched {
-                        cx.start(EXIT, source, Op::Ready(Direction::Read));
-                    }
+            ChildWatcher::Pidfd => {
+                let fd = self.watched_fd.take();
+                self.watched = fd.and_then(|fd| cx.attach(fd, Nonblocking::ReadinessOnly));
+                if let Some(source) = self.watched {
+                    cx.start(EXIT, source, Op::Ready(Direction::Read));
                 }
-                Err(_) => cx.fail(Errno::MFILE, "pidfd"),
-            },
+            }
             ChildWatcher::Thread => {
                 if let Some(Waiter(sender)) = self.waiter.take() {
                     // The thread holds the receiver until it has told.
@@ -333,7 +347,8 @@ impl Process {
         if let Some(stdin) = &self.stdin
             && !cx.is_live(STDIN)
         {
-            self.stdin_bytes = stdin.taken - stdin.buffered();
+            self.unsent = stdin.buffered();
+            self.stdin_bytes = stdin.taken;
             cx.release(stdin.source);
             self.stdin = None;
         }
@@ -370,6 +385,9 @@ impl Watch for Process {
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
         match lane {
             EXIT => {
+                if let Done::Failed(errno) = done {
+                    cx.fail(errno, "watch");
+                }
                 self.reap(cx);
                 if self.exited.is_none()
                     && let Some(source) = self.watched
@@ -413,7 +431,12 @@ impl Watch for Process {
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none() {
-            self.kill(libc::SIGKILL);
+            // Whatever became of the watcher.
+            self.reap(cx);
+            if self.exited.is_none() {
+                self.kill(libc::SIGKILL);
+                cx.set_alarm_in(KILL_AGAIN);
+            }
             return;
         }
         // The child is gone and somebody keeps its output open. A client that paused the
@@ -451,7 +474,10 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, false);
         }
-        self.kill(libc::SIGTERM);
+        if self.at_end == AtEnd::KillTree {
+            self.killing = true;
+            self.kill(libc::SIGTERM);
+        }
         if self.exited.is_none() {
             cx.set_alarm_in(self.kill_grace);
         } else {
@@ -467,8 +493,17 @@ impl Watch for Process {
                 self.end_stream(cx, lane, StreamEndReason::Released);
             }
         }
-        let unsent = self.stdin.as_ref().map_or(0, Outgoing::buffered);
         self.close_stdin(cx);
+        if self.killing {
+            // Who of the group did not end by SIGTERM.
+            self.kill(libc::SIGKILL);
+        }
+        if self.exited.is_none()
+            && let Some(exited) = self.pidfd().and_then(child::reap)
+        {
+            cx.emit(Kind::Exited(exited.clone()));
+            self.exited = Some(exited);
+        }
         let pidfd = self.pidfd.0.take();
         if self.exited.is_none() {
             let why = match self.at_end {
@@ -489,7 +524,7 @@ impl Watch for Process {
         }
         self.subscription = None;
         self.permit = None;
-        unsent
+        self.unsent
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
@@ -536,6 +571,12 @@ impl Watch for Process {
             Errno::SRCH => gone(),
             errno => SystemError::new(errno, "signal", "").into(),
         })
+    }
+
+    fn kill_now(&mut self) {
+        if self.at_end == AtEnd::KillTree {
+            self.kill(libc::SIGKILL);
+        }
     }
 
     fn status(&self) -> Option<proto::watch::Status> {

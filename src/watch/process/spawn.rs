@@ -91,7 +91,7 @@ pub(super) fn spawn(recipe: &Recipe, file_limit: &Rlimit) -> Result<Spawned> {
     })?;
     let pidfd = pidfd(pid)?;
     // It may have ended by now, and needs no limit then.
-    let _ = rustix::process::prlimit(Pid::from_raw(pid), Resource::Nofile, file_limit.clone());
+    let _ = rustix::process::prlimit(Pid::from_raw(pid), Resource::Nofile, *file_limit);
     Ok(Spawned {
         pid,
         pidfd,
