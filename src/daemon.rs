@@ -16,6 +16,8 @@ use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::access::{Access, SocketFile, bind_unix};
 use crate::clock::Now;
@@ -246,9 +248,10 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
     };
     let handing_over = handover::serve(handover, Arc::clone(&access), slots, until_stop());
     let handing_over = tokio::spawn(handing_over);
-    let routes = api
+    let (routes, health) = api
         .routes()
         .map_err(|_| Error::Internal("the descriptors cannot be served"))?;
+    tell_health(&health, ServingStatus::Serving).await;
     let connections = rpc::incoming(service, access, config.server.max_connections);
     let server = tonic::transport::Server::builder()
         .add_routes(routes)
@@ -265,6 +268,7 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         }
     }
     notify(&[NotifyState::Stopping]);
+    tell_health(&health, ServingStatus::NotServing).await;
     let drained = async {
         drain(&registry).await;
         // Sends only fail when nobody is left to stop.
@@ -363,6 +367,12 @@ async fn kill_what_is_left(registry: &Registry) {
     }
     // A loop that does not answer even this has nothing more to do here.
     let _ = tokio::time::timeout(LAST_WAIT, killing.join_all()).await;
+}
+
+async fn tell_health(health: &HealthReporter, status: ServingStatus) {
+    for service in rpc::SERVICES {
+        health.set_service_status(service, status).await;
+    }
 }
 
 fn notify(state: &[NotifyState<'_>]) {

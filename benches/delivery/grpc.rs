@@ -1,9 +1,8 @@
 //! The bare gRPC yardstick: a tonic server with nothing behind it, in its own process.
 
 use std::convert::Infallible;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,16 +16,18 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tonic::server::{NamedService, StreamingService};
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
 use crate::Outcome;
+use crate::yardstick::Process;
 
 /// First argument of the process that serves it; the second is the socket.
 pub(crate) const YARDSTICK: &str = "grpc-yardstick";
 
+const SOCKET: &str = "socket";
 const ECHO: &str = "/bench.Yardstick/Echo";
 
 /// A connection over a Unix socket, the same to the daemon and to the yardstick.
@@ -44,13 +45,13 @@ pub(crate) fn serve(socket: &Path) -> Outcome<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = UnixListenerStream::new(UnixListener::bind(socket)?);
-        println!("ready");
+        println!("serving");
         let (end, ended) = oneshot::channel();
         std::thread::spawn(move || {
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = end.send(());
         });
-        let server = Server::builder().add_service(Yardstick);
+        let server = tonic::transport::Server::builder().add_service(Yardstick);
         tokio::select! {
             served = server.serve_with_incoming(listener) => Ok(served?),
             _ = ended => Ok(()),
@@ -99,41 +100,27 @@ impl StreamingService<Bytes> for Echo {
 }
 
 /// The serving process; ends when dropped.
-pub(crate) struct Process {
-    process: Child,
+pub(crate) struct Server {
+    _process: Process,
     directory: TempDir,
 }
 
-impl Process {
+impl Server {
     pub(crate) fn start() -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
-        let mut process = Command::new(std::env::current_exe()?)
-            .arg(YARDSTICK)
-            .arg(directory.path().join("socket"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        if let Some(output) = process.stdout.take() {
-            BufReader::new(output).read_line(&mut line)?;
-        }
-        let started = Self { process, directory };
-        match line.as_str() {
-            "ready\n" => Ok(started),
-            _ => Err("the gRPC yardstick does not start".into()),
-        }
+        let socket = directory.path().join(SOCKET);
+        let socket = socket.to_str().ok_or("the socket's path is not UTF-8")?;
+        let mut process = Process::start(&[YARDSTICK, socket])?;
+        process.line()?;
+        Ok(Self {
+            _process: process,
+            directory,
+        })
     }
 
     /// A connection of its own.
     pub(crate) async fn connect(&self) -> Outcome<Channel> {
-        connect(self.directory.path().join("socket")).await
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
+        connect(self.directory.path().join(SOCKET)).await
     }
 }
 

@@ -5,7 +5,8 @@
 //! for scripts a line `ratio NAME VALUE` or `figure NAME VALUE` for each result. A ratio is
 //! the median of the rounds' ratios.
 //!
-//! The daemon and the gRPC yardstick are processes of their own; this one is their client.
+//! The daemon and the yardsticks that are not mere system calls are processes of their own;
+//! this one is the client.
 
 use std::error::Error;
 
@@ -18,6 +19,7 @@ mod latency;
 mod report;
 mod spawn;
 mod throughput;
+mod yardstick;
 
 use report::Report;
 
@@ -37,10 +39,10 @@ const OPEN_FILES: u64 = 8192;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [first, socket] = arguments.as_slice()
-        && first == grpc::YARDSTICK
-    {
-        return grpc::serve(socket.as_ref());
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [grpc::YARDSTICK, socket] => return grpc::serve(socket.as_ref()),
+        [throughput::YARDSTICK] => return throughput::measure_epoll(),
+        _ => {}
     }
     // Cargo says so to benchmarks; tests run them too, in a build that measures nothing.
     if !arguments.iter().any(|a| a == "--bench") {

@@ -18,7 +18,7 @@ struct Ratio {
     unit: &'static str,
     ours: Vec<f64>,
     theirs: Vec<f64>,
-    target: Target,
+    target: Option<Target>,
 }
 
 /// All results of a run.
@@ -49,7 +49,7 @@ impl Report {
         &mut self,
         name: &'static str,
         unit: &'static str,
-        target: Target,
+        target: Option<Target>,
         (ours, theirs): (Vec<f64>, Vec<f64>),
     ) {
         self.ratios.push(Ratio {
@@ -96,8 +96,9 @@ impl Ratio {
     fn row(&self) -> [String; 6] {
         let rounds = self.rounds();
         let (target, met) = match self.target {
-            Target::AtLeast(bound) => (format!("≥ {bound}"), median(&rounds) >= bound),
-            Target::AtMost(bound) => (format!("≤ {bound}"), median(&rounds) <= bound),
+            None => (String::new(), true),
+            Some(Target::AtLeast(bound)) => (format!("≥ {bound}"), median(&rounds) >= bound),
+            Some(Target::AtMost(bound)) => (format!("≤ {bound}"), median(&rounds) <= bound),
         };
         [
             self.name.into(),

@@ -46,7 +46,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     report.ratio(
         "spawn_vs_posix_spawn",
         "children/s",
-        Target::AtLeast(0.8),
+        Some(Target::AtLeast(0.8)),
         rates,
     );
     Ok(())

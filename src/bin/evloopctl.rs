@@ -6,7 +6,10 @@ use clap::Parser as _;
 use evloopd::ctl;
 
 fn main() -> ExitCode {
-    let args = ctl::Args::parse();
+    let args = match ctl::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return ctl::usage(&error),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

@@ -27,6 +27,9 @@ enum Left {
 /// the process stays.
 pub(super) async fn attached(session: &Session, request: RunRequest, input: bool) -> Outcome {
     let name = request.name.clone();
+    // Only who runs it, or somebody at a terminal, means its stdin to end with his own: an
+    // attach in a script must not end an interactive child.
+    let ends_stdin = request.spec.is_some() || rustix::termios::isatty(std::io::stdin());
     let mut signals = Signals::new().map_err(|error| Failure::new("signals", error))?;
     let mut feed = Feed::new(session.clone(), Source::Run(request));
     let header = tokio::select! {
@@ -41,6 +44,7 @@ pub(super) async fn attached(session: &Session, request: RunRequest, input: bool
         watch: WatchRef {
             r#ref: Some(watch_ref::Ref::WatchId(header.watch_id)),
         },
+        ends_stdin,
     };
     let resumed = Notify::new();
     let mut transcript = Transcript::new(session.json);
@@ -79,6 +83,8 @@ struct Process<'a> {
     session: &'a Session,
     loop_ref: LoopRef,
     watch: WatchRef,
+    /// The end of our stdin is the end of its.
+    ends_stdin: bool,
 }
 
 impl Process<'_> {
@@ -114,7 +120,7 @@ impl Process<'_> {
                 loop_ref: Some(self.loop_ref.clone()),
                 watch: self.watch.clone(),
                 resumed,
-                eof: true,
+                eof: self.ends_stdin,
             };
             match feeder.send(tokio::io::stdin()).await {
                 Ok(Ended::TerminalLost) => return,

@@ -25,12 +25,7 @@ pub(super) struct Command {
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
     /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     argv: Vec<String>,
 }
 

@@ -192,7 +192,12 @@ fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
         "PERMISSION_DENIED" => {
             "a daemon serves its own user and root; `evloopctl status` shows whose it is"
         }
-        "SYSTEM" if metadata("step") == "exec" => "check the program's name, its mode and PATH",
+        "SYSTEM" if matches!(metadata("step").as_str(), "exec" | "lookup") => {
+            "check the program's name, its mode and PATH"
+        }
+        "SYSTEM" if metadata("step") == "chdir" => {
+            "check that the directory exists and may be entered"
+        }
         "DRAINING" => "try again when it is back",
         "INTERNAL" => "please report it, with the daemon's log",
         _ => "",

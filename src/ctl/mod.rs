@@ -1,5 +1,6 @@
 //! `evloopctl`: the daemon's client for people and scripts. A file for each verb.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -119,6 +120,27 @@ enum Verb {
         /// Your shell
         shell: Shell,
     },
+}
+
+/// What the command line's parser has to say: help as it is, a mistake in one line. The exit code is
+/// 0, or 2; where the code is a process's own, 125.
+#[must_use]
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it: nothing to do about it.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let what = first.strip_prefix("error: ").unwrap_or(first);
+    let _ = writeln!(std::io::stderr(), "evloopctl: {what}; see `evloopctl help`");
+    let verbs = ["run", "attach", "wait", "logs"];
+    let of_run = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    ExitCode::from(match of_run {
+        Some(verb) if verbs.contains(&verb.as_str()) => 125,
+        _ => 2,
+    })
 }
 
 /// Carries out what the command line says. Results go to stdout; a failure is one line

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tonic::{Request, Status};
+use tonic_health::server::HealthReporter;
 
 use crate::access::{Peer, audit};
 use crate::error::{Error, Result};
@@ -53,6 +54,18 @@ pub mod server {
 pub const SESSION_HEADER: &str = "evloopd-session";
 /// Largest request, bytes: a batch of registrations with their environments.
 const REQUEST_MAX: usize = 16 << 20;
+
+/// Names of the services, for health; the empty one is the whole server.
+pub const SERVICES: [&str; 8] = [
+    "",
+    server::policy_service_server::SERVICE_NAME,
+    server::loop_service_server::SERVICE_NAME,
+    server::watch_service_server::SERVICE_NAME,
+    server::process_service_server::SERVICE_NAME,
+    server::transport_service_server::SERVICE_NAME,
+    server::event_service_server::SERVICE_NAME,
+    server::admin_service_server::SERVICE_NAME,
+];
 
 /// What the daemon says of itself.
 #[derive(Debug, Clone)]
@@ -103,18 +116,21 @@ impl Api {
         Self(Arc::new(shared))
     }
 
-    /// All of evloopd's services, with standard health and reflection.
+    /// All of evloopd's services, with standard health and reflection; and who tells the health.
     ///
     /// # Errors
     /// A descriptor set that reflection cannot read.
     pub fn routes(
         &self,
-    ) -> std::result::Result<tonic::service::Routes, tonic_reflection::server::Error> {
+    ) -> std::result::Result<
+        (tonic::service::Routes, HealthReporter),
+        tonic_reflection::server::Error,
+    > {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let (_, health) = tonic_health::server::health_reporter();
+        let (reporter, health) = tonic_health::server::health_reporter();
         let api = || self.clone();
         let mut routes = tonic::service::RoutesBuilder::default();
         routes
@@ -141,7 +157,7 @@ impl Api {
                     .max_decoding_message_size(REQUEST_MAX),
             )
             .add_service(server::admin_service_server::AdminServiceServer::new(api()));
-        Ok(routes.routes())
+        Ok((routes.routes(), reporter))
     }
 
     /// The loop a request names; `create`: the context's may be made.
