@@ -26,7 +26,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::policy::{Caller, Registry};
-use crate::rpc::{self, Api, Courier, Identity, Shared};
+use crate::rpc::{self, Api, Identity, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::watch::{Count, Services, TransportLimits};
 
@@ -238,7 +238,6 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
-        courier: Courier::start().map_err(|e| SystemError::from_io(&e, "pipe", ""))?,
         identity,
     });
     let (stop, stopped) = watch::channel(false);

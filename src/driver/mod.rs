@@ -97,7 +97,7 @@ pub enum Op {
         limit: u32,
     },
     /// Connects a socket: [`Done::Connected`].
-    Connect(SocketAddrAny),
+    Connect(Box<SocketAddrAny>),
     /// Sends, once, at least one byte and perhaps not all: [`Done::Sent`].
     Send(Bytes),
 }
@@ -137,7 +137,8 @@ pub enum Done {
     /// The end of the bytes.
     Eof,
     /// A connection (close-on-exec, non-blocking: nobody else has it), and who it is from.
-    Accepted(OwnedFd, Option<SocketAddrAny>),
+    /// The address is large and rare: in a box, it does not make every result large.
+    Accepted(OwnedFd, Option<Box<SocketAddrAny>>),
     /// The connection is established.
     Connected,
     /// So many bytes were taken by the kernel.

@@ -95,7 +95,6 @@ impl EventService for Api {
         Ok(Response::new(EventStream::new(Parts {
             header,
             reader,
-            courier: Arc::clone(&self.courier),
             registry: Arc::clone(&self.registry),
             batch_bytes: batch_bytes as usize,
             heartbeat,

@@ -23,7 +23,6 @@ use crate::watch::Count;
 mod admin;
 mod connection;
 mod convert;
-mod courier;
 mod events;
 mod loops;
 mod policies;
@@ -36,7 +35,6 @@ mod watches;
 pub mod wire;
 
 pub use connection::{Incoming, incoming};
-pub use courier::Courier;
 
 /// The server side of the services, generated.
 #[allow(
@@ -91,8 +89,6 @@ pub struct Shared {
     pub slots: Arc<Slots>,
     /// Subscribe and Run streams, and how many there may be.
     pub streams: Arc<Count>,
-    /// Wakes streams.
-    pub courier: Arc<Courier>,
     /// Who this is.
     pub identity: Identity,
 }

@@ -109,7 +109,6 @@ impl ProcessService for Api {
             header,
             done: closed.is_some_and(|closed| closed <= reader.after()),
             reader,
-            courier: std::sync::Arc::clone(&self.courier),
             registry: std::sync::Arc::clone(&self.registry),
             batch_bytes: BATCH_BYTES,
             heartbeat,

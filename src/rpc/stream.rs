@@ -11,7 +11,6 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::Status;
 
-use super::courier::{ByCourier, Courier};
 use super::wire::Streamed;
 use crate::journal::{Read, Reader};
 use crate::policy::Registry;
@@ -28,7 +27,6 @@ const READS_AT_ONCE: usize = 8;
 pub struct EventStream<H> {
     header: Option<H>,
     reader: Reader,
-    wake: ByCourier,
     registry: Arc<Registry>,
     batch_bytes: usize,
     heartbeat: Duration,
@@ -49,7 +47,6 @@ pub struct EventStream<H> {
 pub(super) struct Parts<H> {
     pub(super) header: H,
     pub(super) reader: Reader,
-    pub(super) courier: Arc<Courier>,
     pub(super) registry: Arc<Registry>,
     pub(super) batch_bytes: usize,
     pub(super) heartbeat: Duration,
@@ -65,7 +62,6 @@ impl<H> EventStream<H> {
             sent: parts.reader.after(),
             header: Some(parts.header),
             reader: parts.reader,
-            wake: ByCourier::new(parts.courier),
             registry: parts.registry,
             batch_bytes: parts.batch_bytes,
             heartbeat: parts.heartbeat,
@@ -118,11 +114,7 @@ impl<H> EventStream<H> {
             return Poll::Ready(Some(self.goodbye(reason)));
         }
         for _ in 0..READS_AT_ONCE {
-            let mut carried = self.wake.instead_of(cx);
-            let read = self
-                .reader
-                .poll_read(&mut carried, self.batch_bytes, BATCH_EVENTS);
-            match read {
+            match self.reader.poll_read(cx, self.batch_bytes, BATCH_EVENTS) {
                 Poll::Ready(Some(read)) => {
                     if self.until_closed && read.ended {
                         self.goodbye = Some(GoodbyeReason::Done);

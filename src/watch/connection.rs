@@ -286,7 +286,7 @@ impl Attempts {
                     let lane = Lane(self.next_lane);
                     self.next_lane += 1;
                     self.live.push((lane, source));
-                    cx.start(lane, source, Op::Connect(address));
+                    cx.start(lane, source, Op::Connect(Box::new(address)));
                     break;
                 }
                 Err(error) => self.error = error,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::address::{self, UnixName};
 use super::connection::{self, StreamOptions};
@@ -276,9 +276,7 @@ impl Watch for Listener {
             Done::Accepted(fd, peer) => {
                 self.accepted += 1;
                 self.granted[index] -= 1;
-                let peer = peer
-                    .as_ref()
-                    .and_then(|p: &SocketAddrAny| address::describe(p));
+                let peer = peer.and_then(|p| address::describe(&p));
                 let watch = connection::accepted(fd, self.options);
                 cx.adopt(Adoption { watch, peer });
             }

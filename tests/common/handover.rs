@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -76,7 +77,11 @@ impl Handover {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
         let request = [IoSlice::new(request)];
-        rustix::net::sendmsg(&self.0, &request, &mut control, SendFlags::NOSIGNAL).unwrap();
+        match rustix::net::sendmsg(&self.0, &request, &mut control, SendFlags::NOSIGNAL) {
+            // Those not served are told so, and hung up on, without being asked.
+            Ok(_) | Err(Errno::PIPE) => {}
+            Err(errno) => panic!("{errno}"),
+        }
 
         let mut reply = vec![0; 1 + SLOT * FDS_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -296,7 +296,7 @@ fn accept(
     for attempt in 0..ACCEPTS_MAX {
         match transfer::accept(fd) {
             Ok((connection, peer)) => {
-                turn.push(id, Done::Accepted(connection, peer), false);
+                turn.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
                 *limit -= 1;
             }
             Err(Refused::ForGood(errno)) if transfer::concerns_one_connection(errno) => {}

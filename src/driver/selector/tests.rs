@@ -322,7 +322,7 @@ fn accept_stops_at_its_limit(rig: &mut Rig) {
     };
     assert!(fcntl_getfl(connection).unwrap().contains(OFlags::NONBLOCK));
     assert_eq!(
-        std::net::SocketAddr::try_from(peer.clone().unwrap()).unwrap(),
+        std::net::SocketAddr::try_from(*peer.clone().unwrap()).unwrap(),
         clients[0].local_addr().unwrap()
     );
     let said: Vec<_> = completions.iter().map(words).collect();
@@ -344,11 +344,12 @@ fn connect_succeeds_or_is_refused(rig: &mut Rig) {
     };
     let source = rig.attach(new_socket(), Nonblocking::Own);
     rig.driver
-        .start(id(1), source, Op::Connect(address.clone()));
+        .start(id(1), source, Op::Connect(Box::new(address.clone())));
     assert_eq!(rig.next(), ["1 connected."]);
     drop(listener);
     let source = rig.attach(new_socket(), Nonblocking::Own);
-    rig.driver.start(id(2), source, Op::Connect(address));
+    rig.driver
+        .start(id(2), source, Op::Connect(Box::new(address)));
     assert_eq!(rig.next(), ["2 failed ECONNREFUSED."]);
 }
 
