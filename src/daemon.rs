@@ -251,10 +251,8 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         .routes()
         .map_err(|_| Error::Internal("the descriptors cannot be served"))?;
     tell_health(&health, ServingStatus::Serving).await;
-    let connections = rpc::incoming(service, access, config.server.max_connections);
-    let server = tonic::transport::Server::builder()
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, until_stop());
+    let connections = config.server.max_connections;
+    let server = rpc::serve(service, access, connections, routes, stopped.clone());
     let mut server = tokio::spawn(server);
     tracing::info!(socket = %service_path.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[NotifyState::Ready]);
@@ -262,7 +260,7 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
     tokio::select! {
         () = terminate(&mut asked) => {}
         ended = &mut server => {
-            let why = ended.map_or_else(|e| e.to_string(), |r| format!("{r:?}"));
+            let why = ended.map_or_else(|e| e.to_string(), |()| "no cause".to_owned());
             return Err(Error::wrong_state(format!("the server ended by itself: {why}")));
         }
     }

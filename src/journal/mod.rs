@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
+mod handoff;
 mod labels;
 mod log;
 mod outbox;
 mod reader;
 
+pub use handoff::{Errand, offer};
 pub use labels::LabelSet;
 use labels::LabelSets;
 use log::Log;
@@ -189,9 +191,7 @@ impl Journal {
             inner.closed = true;
             std::mem::take(&mut inner.waiting)
         };
-        for (_, waker) in waiting {
-            waker.wake();
-        }
+        handoff::wake(waiting.into_values(), 0);
     }
 
     /// Where a consumer has read to.

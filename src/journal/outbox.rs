@@ -1,10 +1,12 @@
 //! The writer's side: a turn's events, encoded and numbered, not yet visible.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::Waker;
 
 use bytes::BytesMut;
 
-use super::{Journal, LabelSet};
+use super::{Journal, LabelSet, handoff};
 use crate::clock::Now;
 use crate::event::{self, Event, Kind};
 
@@ -41,6 +43,8 @@ pub struct Outbox {
     buf: BytesMut,
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
+    /// Empty between commits: it keeps its memory.
+    woken: HashMap<u64, Waker>,
 }
 
 impl Outbox {
@@ -54,6 +58,7 @@ impl Outbox {
             buf: BytesMut::new(),
             entries: Vec::new(),
             released: Vec::new(),
+            woken: HashMap::new(),
         }
     }
 
@@ -100,7 +105,8 @@ impl Outbox {
             return;
         }
         let chunk = self.buf.split().freeze();
-        let waiting = {
+        let news = chunk.len();
+        {
             let mut inner = self.journal.inner.lock();
             let inner = &mut *inner;
             inner
@@ -109,10 +115,8 @@ impl Outbox {
             for set in self.released.drain(..) {
                 inner.labels.release(set);
             }
-            std::mem::take(&mut inner.waiting)
-        };
-        for (_, waker) in waiting {
-            waker.wake();
+            std::mem::swap(&mut inner.waiting, &mut self.woken);
         }
+        handoff::wake(self.woken.drain().map(|(_, waker)| waker), news);
     }
 }

@@ -1,16 +1,23 @@
-//! Accepted connections of the Unix socket, with who is at their other end.
+//! The service's connections: accepted on the Unix socket, each with who is at its other
+//! end, each served by a [`Strand`].
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_stream::Stream;
-use tonic::transport::server::Connected;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::ServiceExt;
 
+use super::strand::{Strand, is_delivering, leave_input};
 use crate::access::{Access, Peer};
 use crate::error::Error;
 
@@ -18,85 +25,123 @@ use crate::error::Error;
 pub(super) type Admitted = Result<Arc<Peer>, Error>;
 
 /// How long accepting pauses when the system has no room for another connection.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
+/// Bytes of a stream that wait for its client, beyond what is on the wire.
+const SEND_BUFFER: usize = 256 * 1024;
 
-/// A connection of the service.
-#[derive(Debug)]
-pub struct Incoming {
-    stream: UnixStream,
-    admitted: Admitted,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Accepts at most `max` connections at once; more wait in the kernel.
-pub fn incoming(
+/// Serves connections, at most `max` at once (more wait in the kernel), until `stop` says
+/// so; then those there are end their calls and close.
+pub async fn serve(
     listener: UnixListener,
     access: Arc<Access>,
     max: usize,
-) -> impl Stream<Item = io::Result<Incoming>> {
+    routes: Routes,
+    stop: watch::Receiver<bool>,
+) {
+    let routes = routes.prepare();
     let room = Arc::new(Semaphore::new(max));
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = sender.closed() => return,
+    let mut stopped = stop.clone();
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = stopped.wait_for(|stop| *stop) => break,
+        };
+        match (permit, accepted) {
+            (Ok(permit), Ok((stream, _))) => {
+                let admitted = access.admit(&stream).map(Arc::new);
+                connection(stream, admitted, routes.clone(), stop.clone(), permit);
+            }
+            (_, Err(error)) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(RETRY).await;
+            }
+            // Nobody closes the semaphore.
+            (Err(_), _) => break,
+        }
+    }
+    drop(listener);
+    // Bounded by the configuration.
+    let all = u32::try_from(max).unwrap_or(u32::MAX);
+    let _ = room.acquire_many(all).await;
+}
+
+fn connection(
+    stream: UnixStream,
+    admitted: Admitted,
+    routes: Routes,
+    mut stop: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) {
+    let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(admitted.clone());
+        request
+    });
+    Strand::start(|spawner| {
+        let connection = http2::Builder::new(spawner)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(None)
+            .max_send_buf_size(SEND_BUFFER)
+            .serve_connection(
+                TokioIo::new(Transport(stream)),
+                TowerToHyperService::new(service),
+            );
+        async move {
+            let _permit = permit;
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = async { drop(stop.wait_for(|stop| *stop).await) } => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             };
-            match accepted {
-                Ok((stream, _)) => {
-                    let admitted = access.admit(&stream).map(Arc::new);
-                    let connection = Incoming {
-                        stream,
-                        admitted,
-                        _permit: permit,
-                    };
-                    if sender.send(Ok(connection)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(RETRY).await;
-                }
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended");
             }
         }
     });
-    tokio_stream::wrappers::ReceiverStream::new(receiver)
 }
 
-impl Connected for Incoming {
-    type ConnectInfo = Admitted;
+/// The socket, which a loop's thread only writes to.
+#[derive(Debug)]
+struct Transport(UnixStream);
 
-    fn connect_info(&self) -> Admitted {
-        self.admitted.clone()
-    }
-}
-
-impl AsyncRead for Incoming {
+impl AsyncRead for Transport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if !is_delivering() {
+            return Pin::new(&mut self.0).poll_read(cx, buf);
+        }
+        if self.0.poll_read_ready(cx).is_ready() {
+            leave_input(cx);
+        }
+        Poll::Pending
     }
 }
 
-impl AsyncWrite for Incoming {
+impl AsyncWrite for Transport {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -104,10 +149,10 @@ impl AsyncWrite for Incoming {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.0.is_write_vectored()
     }
 }

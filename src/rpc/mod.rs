@@ -29,12 +29,13 @@ mod policies;
 mod processes;
 mod spec;
 pub mod status;
+mod strand;
 mod stream;
 mod transports;
 mod watches;
 pub mod wire;
 
-pub use connection::{Incoming, incoming};
+pub use connection::serve;
 
 /// The server side of the services, generated.
 #[allow(

@@ -1,0 +1,189 @@
+//! The futures of one connection: run one at a time, by a task of the runtime or by a loop's
+//! thread that has an event for one of them.
+//!
+//! The task does everything. A loop's thread delivers what its loop has just appended (see
+//! [`Errand`]) and no more: what the client sends waits for the task.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::ptr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::journal::{Errand, offer};
+
+/// How often a loop's thread looks again for what its delivery has woken: the stream wakes
+/// the connection, and the connection the stream.
+const ROUNDS_MAX: usize = 4;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The futures of one connection.
+pub(super) struct Strand {
+    runtime: Handle,
+    tasks: Mutex<FuturesUnordered<Task>>,
+    /// Not yet among the tasks.
+    born: Mutex<Vec<Task>>,
+    /// Of the runtime's task.
+    driver: AtomicWaker,
+}
+
+impl fmt::Debug for Strand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Strand").finish_non_exhaustive()
+    }
+}
+
+/// What a loop's thread is doing.
+struct Delivery {
+    /// The strand it runs; null if none.
+    strand: Cell<*const Strand>,
+    /// Something of the strand was woken meanwhile.
+    woken: Cell<bool>,
+    /// The client has sent something.
+    input: Cell<bool>,
+}
+
+thread_local! {
+    static DELIVERY: Delivery = const { Delivery {
+        strand: Cell::new(ptr::null()),
+        woken: Cell::new(false),
+        input: Cell::new(false),
+    } };
+}
+
+/// Whether this is a loop's thread: it reads nothing from a client.
+pub(super) fn is_delivering() -> bool {
+    DELIVERY.with(|delivery| !delivery.strand.get().is_null())
+}
+
+/// There is something to read, which the task has to do.
+pub(super) fn leave_input(cx: &Context<'_>) {
+    DELIVERY.with(|delivery| delivery.input.set(true));
+    cx.waker().wake_by_ref();
+}
+
+impl Strand {
+    /// Runs the futures that `first` makes and those they spawn, until all have ended.
+    pub(super) fn start<F>(first: impl FnOnce(Spawner) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let strand = Arc::new(Self {
+            runtime: Handle::current(),
+            tasks: Mutex::default(),
+            born: Mutex::default(),
+            driver: AtomicWaker::new(),
+        });
+        let first = first(Spawner(Arc::downgrade(&strand)));
+        strand.tasks.lock().push(Box::pin(first));
+        strand.runtime.clone().spawn(Driver(strand));
+    }
+
+    /// Polls what was woken.
+    fn poll(self: &Arc<Self>, tasks: &mut FuturesUnordered<Task>) -> Poll<()> {
+        let waker = Waker::from(Arc::clone(self));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            tasks.extend(self.born.lock().drain(..));
+            match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(&mut cx))) {
+                // One of them has ended; a panic ends only the one that panicked.
+                Ok(Poll::Ready(Some(()))) | Err(_) => {}
+                Ok(poll) if self.born.lock().is_empty() => return poll.map(drop),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+impl Wake for Strand {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let here = DELIVERY.with(|delivery| {
+            let here = ptr::eq(delivery.strand.get(), Arc::as_ptr(self));
+            delivery.woken.set(delivery.woken.get() || here);
+            here
+        });
+        if !here && !offer(self) {
+            self.driver.wake();
+        }
+    }
+}
+
+impl Errand for Strand {
+    fn run(self: Arc<Self>) {
+        // Whoever runs it now may be past what was woken.
+        let Some(mut tasks) = self.tasks.try_lock() else {
+            return self.driver.wake();
+        };
+        let _runtime = self.runtime.enter();
+        let left = DELIVERY.with(|delivery| {
+            delivery.strand.set(Arc::as_ptr(&self));
+            delivery.input.set(false);
+            let mut left = true;
+            for _ in 0..ROUNDS_MAX {
+                delivery.woken.set(false);
+                let ended = self.poll(&mut tasks).is_ready();
+                left = ended || delivery.woken.get() || delivery.input.get();
+                if !left || ended || delivery.input.get() {
+                    break;
+                }
+            }
+            delivery.strand.set(ptr::null());
+            left
+        });
+        drop(tasks);
+        if left {
+            self.driver.wake();
+        }
+    }
+}
+
+/// The runtime's task.
+struct Driver(Arc<Strand>);
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let strand = &self.0;
+        strand.driver.register(cx.waker());
+        // Waits for a loop's thread at most as long as one delivery takes.
+        let mut tasks = strand.tasks.lock();
+        strand.poll(&mut tasks)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // With the runtime: whoever would wake them holds on to the strand.
+        let tasks = std::mem::take(&mut *self.0.tasks.lock());
+        drop(tasks);
+    }
+}
+
+/// Adds futures to a strand: what hyper runs a connection's calls with.
+#[derive(Debug, Clone)]
+pub(super) struct Spawner(std::sync::Weak<Strand>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        // Without its strand the connection is gone, and its calls are with it.
+        if let Some(strand) = self.0.upgrade() {
+            strand.born.lock().push(Box::pin(future));
+            strand.wake();
+        }
+    }
+}
