@@ -187,3 +187,71 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Longer than any of this takes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Wakes a future of the strand, of which only this thread learns, and runs it.
+    fn deliver(waker: &Waker, strand: &Arc<Strand>) {
+        DELIVERY.with(|delivery| {
+            delivery.strand.set(Arc::as_ptr(strand));
+            waker.wake_by_ref();
+            delivery.strand.set(ptr::null());
+        });
+        Arc::clone(strand).run();
+    }
+
+    #[tokio::test]
+    async fn a_loops_thread_polls_what_it_woke_and_leaves_input_to_the_task() {
+        let (polled, first) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
+        let place = Arc::new(OnceLock::new());
+        Strand::start(|Spawner(strand)| {
+            let (mut tell, mut polled) = (Some(tell), Some(polled));
+            let place = Arc::clone(&place);
+            poll_fn(move |cx| {
+                if let Some(polled) = polled.take() {
+                    let _ = place.set((strand.upgrade().unwrap(), cx.waker().clone()));
+                    let _ = polled.send(());
+                } else if is_delivering() {
+                    leave_input(cx);
+                } else {
+                    let _ = tell
+                        .take()
+                        .map(|tell| tell.send(std::thread::current().id()));
+                    return Poll::Ready(());
+                }
+                Poll::Pending
+            })
+        });
+        first.await.unwrap();
+        let elsewhere = tokio::task::spawn_blocking(move || {
+            let (strand, waker) = place.get().unwrap();
+            deliver(waker, strand);
+            std::thread::current().id()
+        });
+        let by = tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+        assert_ne!(by, elsewhere.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_future_and_the_strand_ends_with_the_last() {
+        let (tell, told) = oneshot::channel::<()>();
+        Strand::start(|spawner| async move {
+            hyper::rt::Executor::execute(&spawner, async { panic!("on purpose") });
+            hyper::rt::Executor::execute(&spawner, async move { drop(tell.send(())) });
+        });
+        let told = tokio::time::timeout(PATIENCE, told).await;
+        told.unwrap().unwrap();
+    }
+}

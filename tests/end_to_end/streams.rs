@@ -76,6 +76,40 @@ async fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_lost() {
     scene.finish().await;
 }
 
+/// Events leave by the loop's thread, what clients send comes in by another, on the same
+/// connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn calls_are_served_while_events_leave_on_the_same_connection() {
+    const CALLS: usize = 2000;
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    let (daemon, target) = (&scene.daemon, &scene.target);
+    let poster = async {
+        let mut seq = 0;
+        for n in 0..CALLS {
+            let request = PostRequest {
+                r#loop: Some(target.clone()),
+                posts: vec![post(&n.to_string(), b"")],
+            };
+            let posted = daemon.events().post(request).await.unwrap().into_inner();
+            seq = posted.cursor.unwrap().seq;
+        }
+        seq
+    };
+    let asker = async {
+        for _ in 0..CALLS {
+            daemon.info().await;
+        }
+    };
+    let reader = async {
+        while scene.recorder.recording.events().count() < CALLS {
+            assert!(scene.recorder.step().await);
+        }
+    };
+    let all = async { tokio::join!(poster, asker, reader) };
+    crate::common::within("the calls", all).await;
+    scene.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_daemon_that_is_stopped_says_goodbye_on_every_stream() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
