@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto};
 
-const STREAMED: [(&str, &str); 3] = [
+const STREAMED: [(&str, &str); 4] = [
     ("SubscribeResponse", "crate::rpc::wire::SubscribeResponse"),
+    ("AttachResponse", "crate::rpc::wire::AttachResponse"),
     ("RunResponse", "crate::rpc::wire::RunResponse"),
     ("PollResponse", "crate::rpc::wire::PollResponse"),
 ];

@@ -26,7 +26,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::policy::{Caller, Registry};
-use crate::rpc::{self, Api, Identity, Shared};
+use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::watch::{Count, Services, TransportLimits};
 
@@ -238,6 +238,7 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
+        repeats: Repeats::new(config.limits.requests, config.limits.request_ttl),
         identity,
     });
     let (stop, stopped) = watch::channel(false);
@@ -251,8 +252,14 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()
         .routes()
         .map_err(|_| Error::Internal("the descriptors cannot be served"))?;
     tell_health(&health, ServingStatus::Serving).await;
-    let connections = config.server.max_connections;
-    let server = rpc::serve(service, access, connections, routes, stopped.clone());
+    let server = Service {
+        listener: service,
+        access,
+        max_connections: config.server.max_connections,
+        keepalive: config.server.keepalive,
+        routes,
+    };
+    let server = rpc::serve(server, stopped.clone());
     let mut server = tokio::spawn(server);
     tracing::info!(socket = %service_path.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[NotifyState::Ready]);

@@ -35,6 +35,18 @@ pub enum Error {
         /// As the caller named it.
         watch: String,
     },
+    /// No such consumer.
+    #[error("there is no consumer `{name}`")]
+    ConsumerNotFound {
+        /// As the caller named it.
+        name: String,
+    },
+    /// Somebody else reads as the consumer.
+    #[error("somebody else reads as consumer `{name}` now")]
+    TakenOver {
+        /// Its name.
+        name: String,
+    },
     /// No such policy.
     #[error("there is no policy `{name}`; there are: {known}")]
     PolicyNotFound {
@@ -113,7 +125,8 @@ pub enum Error {
     },
     /// What would have to be recorded does not fit.
     #[error(
-        "the journal has room for {available} of {needed} {unit}: remove watches, or wait for finished_ttl"
+        "the journal has room for {available} of {needed} {unit}: acknowledge events, delete \
+         consumers that nobody needs, remove watches, or wait for finished_ttl"
     )]
     JournalFull {
         /// What is short: `events` or `bytes`.

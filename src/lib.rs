@@ -42,6 +42,7 @@ pub mod policy;
 pub mod proto;
 pub mod rpc;
 pub mod signals;
+mod sync;
 #[allow(unsafe_code)]
 mod sys;
 pub mod watch;

@@ -143,6 +143,7 @@ pub(crate) async fn add_watches(
         let request = BatchAddWatchesRequest {
             r#loop: None,
             requests: chunk.to_vec(),
+            ..BatchAddWatchesRequest::default()
         };
         let answer = watches.batch_add_watches(request).await?.into_inner();
         for result in answer.results {

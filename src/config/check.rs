@@ -16,7 +16,9 @@ type Finding = (String, String);
 const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What a policy may name.
 const BACKENDS: [&str; 4] = ["auto", "epoll", "poll", "select"];
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// 1 TiB
 const SIZE_MAX: u64 = 1 << 40;
 /// `sun_path` without its final NUL, unix(7).
@@ -51,7 +53,8 @@ fn server(server: &Server) -> Result<(), Finding> {
     }
     number("server.worker_threads", server.worker_threads, 1, 64)?;
     duration("server.drain_timeout", server.drain_timeout, HOUR)?;
-    number("server.max_connections", server.max_connections, 1, 65_536)
+    number("server.max_connections", server.max_connections, 1, 65_536)?;
+    between("server.keepalive", server.keepalive, SECOND, HOUR)
 }
 
 fn socket(key: &str, path: Option<&Path>) -> Result<(), Finding> {
@@ -73,6 +76,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
     number("limits.watches", limits.watches, 1, 10_000_000)?;
     number("limits.children", limits.children, 1, 1_000_000)?;
     number("limits.streams", limits.streams, 1, 1_000_000)?;
+    number("limits.consumers", limits.consumers, 1, 65_536)?;
+    number("limits.requests", limits.requests, 1, 1_000_000)?;
+    let day = 24 * HOUR;
+    between("limits.request_ttl", limits.request_ttl, SECOND, day)?;
     number("limits.slots", limits.slots, 1, 65_536)?;
     number("limits.contexts", limits.contexts, 1, 1_000_000)?;
     number("limits.mailbox", limits.mailbox, 16, 65_536)?;
@@ -165,6 +172,11 @@ fn policy(policy: &Policy) -> Result<(), Finding> {
         64 << 10,
         SIZE_MAX,
     )?;
+    if let Some(share) = policy.journal_watch_bytes {
+        let most = policy.journal_bytes;
+        size(&key("journal_watch_bytes"), share, 4 << 10, most)?;
+    }
+    between(&key("consumer_ttl"), policy.consumer_ttl, SECOND, YEAR)?;
     duration(&key("finished_ttl"), policy.finished_ttl, DAYS_30)?;
     duration(&key("closed_ttl"), policy.closed_ttl, DAYS_30)?;
     name(&key("loop_name"), &policy.loop_name)
@@ -265,6 +277,14 @@ fn duration(key: &str, value: Duration, most: Duration) -> Result<(), Finding> {
     }
     let [value, most] = [value, most].map(humantime::format_duration);
     wrong(key, format!("is {value}, allowed is at most {most}"))
+}
+
+fn between(key: &str, value: Duration, least: Duration, most: Duration) -> Result<(), Finding> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let [value, least, most] = [value, least, most].map(humantime::format_duration);
+    wrong(key, format!("is {value}, allowed is {least} to {most}"))
 }
 
 fn wrong(key: impl Into<String>, what: impl Into<String>) -> Result<(), Finding> {

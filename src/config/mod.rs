@@ -23,6 +23,7 @@ pub use load::{ConfigError, Source};
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
     ChildWatcher, Context, NameError, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WatchKind,
+    WhenFull,
 };
 pub use signals::{signal_name, signal_number, unwatchable};
 
@@ -87,6 +88,10 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// Connections at once, 1 to 65,536.
     pub max_connections: usize,
+    /// A connection whose client has not answered a ping for this long is ended, 1 s to 1 h; it is
+    /// pinged as often.
+    #[serde(with = "units::duration")]
+    pub keepalive: Duration,
 }
 
 impl Default for Server {
@@ -98,6 +103,7 @@ impl Default for Server {
             worker_threads: 1,
             drain_timeout: Duration::from_secs(10),
             max_connections: 1024,
+            keepalive: Duration::from_secs(20),
         }
     }
 }
@@ -115,8 +121,15 @@ pub struct Limits {
     pub watches: usize,
     /// Children that run, 1 to 1,000,000.
     pub children: usize,
-    /// Subscribe and Run streams, 1 to 1,000,000.
+    /// Subscribe, Attach and Run streams, 1 to 1,000,000.
     pub streams: usize,
+    /// Consumers of one loop, 1 to 65,536.
+    pub consumers: usize,
+    /// Answers kept for mutations that are repeated with their `request_id`, 1 to 1,000,000.
+    pub requests: usize,
+    /// How long such an answer is kept, 1 s to 1 day.
+    #[serde(with = "units::duration")]
+    pub request_ttl: Duration,
     /// File descriptors handed over and not claimed yet, 1 to 65,536.
     pub slots: usize,
     /// Contexts (principals, sessions, processes) with a loop of their own, 1 to 1,000,000.
@@ -150,6 +163,9 @@ impl Default for Limits {
             watches: 100_000,
             children: 10_000,
             streams: 4096,
+            consumers: 1024,
+            requests: 16_384,
+            request_ttl: Duration::from_secs(600),
             slots: 4096,
             contexts: 4096,
             mailbox: 1024,

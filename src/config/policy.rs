@@ -53,6 +53,15 @@ pub struct Policy {
     /// Bytes one journal holds, 64 KiB to 1 TiB; all journals together stay within `limits.memory`.
     #[serde(with = "units::size")]
     pub journal_bytes: u64,
+    /// What a journal does that is full of what consumers have not acknowledged.
+    pub when_full: WhenFull,
+    /// Bytes of one watch that may be unacknowledged before it pauses alone, up to
+    /// `journal_bytes`. None (in TOML 0B): a quarter of that.
+    #[serde(with = "units::zero_size_is_none")]
+    pub journal_watch_bytes: Option<u64>,
+    /// How long a consumer that nobody holds is kept, if it does not say, 1 s to 365 days.
+    #[serde(with = "units::duration")]
+    pub consumer_ttl: Duration,
     /// How long a closed watch stays readable, at most 30 days.
     #[serde(with = "units::duration")]
     pub finished_ttl: Duration,
@@ -83,6 +92,9 @@ impl Default for Policy {
             max_watches: 100_000,
             journal_events: 1_000_000,
             journal_bytes: 64 << 20,
+            when_full: WhenFull::Pause,
+            journal_watch_bytes: None,
+            consumer_ttl: Duration::from_secs(24 * 3600),
             finished_ttl: Duration::from_secs(3600),
             closed_ttl: Duration::from_secs(600),
             loop_name: "default".to_owned(),
@@ -187,6 +199,16 @@ words! {
         Create = "create",
         /// The call fails: NO_LOOP_IN_CONTEXT.
         Error = "error",
+    }
+}
+
+words! {
+    /// What a journal does that is full of what consumers have not acknowledged.
+    WhenFull {
+        /// Sources are not read until there is room: the kernel holds their producers back.
+        Pause = "pause",
+        /// The oldest events give way; who has not read them gets a gap.
+        DropOldest = "drop_oldest",
     }
 }
 

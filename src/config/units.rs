@@ -74,6 +74,19 @@ pub(super) mod size {
     }
 }
 
+/// `#[serde(with)]` for a size that `0B` leaves open.
+pub(super) mod zero_size_is_none {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&show_size(bytes.unwrap_or(0)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        size::deserialize(from).map(|bytes: u64| Some(bytes).filter(|bytes| *bytes != 0))
+    }
+}
+
 /// `#[serde(with)]` for durations.
 pub(super) mod duration {
     use super::*;

@@ -100,6 +100,7 @@ impl Process<'_> {
                 watch: Some(self.watch.clone()),
                 signal: signal.to_string(),
                 target: SignalTarget::Group.into(),
+                ..SendSignalRequest::default()
             };
             let result = self.session.processes().send_signal(request).await;
             match answer("signal", result) {

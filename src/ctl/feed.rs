@@ -82,7 +82,14 @@ enum Stream {
 impl Stream {
     async fn next(&mut self) -> Result<Option<Item>, Status> {
         Ok(match self {
-            Self::Subscribe(stream) => stream.message().await?.and_then(|m| m.message).map(of_loop),
+            Self::Subscribe(stream) => loop {
+                let Some(message) = stream.message().await?.and_then(|m| m.message) else {
+                    break None;
+                };
+                if let Some(item) = of_loop(message) {
+                    break Some(item);
+                }
+            },
             Self::Run(stream) => stream
                 .message()
                 .await?
@@ -92,8 +99,8 @@ impl Stream {
     }
 }
 
-fn of_loop(message: subscribe_response::Message) -> Item {
-    match message {
+fn of_loop(message: subscribe_response::Message) -> Option<Item> {
+    Some(match message {
         subscribe_response::Message::Header(h) => Item::Header(Header {
             instance: h.instance,
             loop_id: h.loop_id,
@@ -102,7 +109,9 @@ fn of_loop(message: subscribe_response::Message) -> Item {
         }),
         subscribe_response::Message::Batch(batch) => Item::Batch(batch),
         subscribe_response::Message::Goodbye(goodbye) => Item::Goodbye(goodbye),
-    }
+        // Nobody here asks for one.
+        subscribe_response::Message::Snapshot(_) => return None,
+    })
 }
 
 fn of_process(message: run_response::Message) -> Item {
@@ -243,6 +252,8 @@ pub(super) fn cut_short(goodbye: &Goodbye) -> Option<Failure> {
         GoodbyeReason::Done => return None,
         GoodbyeReason::Shutdown => "the daemon is ending",
         GoodbyeReason::LoopClosed => "the loop was closed",
+        GoodbyeReason::TakenOver => "somebody else reads as this consumer now",
+        GoodbyeReason::ConsumerDeleted => "the consumer was deleted",
         GoodbyeReason::Unspecified => "the daemon ended the stream",
     };
     Some(Failure::new("stream", reason))

@@ -89,6 +89,7 @@ impl Feeder<'_> {
             watch: Some(self.watch.clone()),
             data,
             offset,
+            ..WriteRequest::default()
         };
         let mut attempts = 1;
         loop {
@@ -109,6 +110,7 @@ impl Feeder<'_> {
         let request = WriteEofRequest {
             r#loop: self.loop_ref.clone(),
             watch: Some(self.watch.clone()),
+            ..WriteEofRequest::default()
         };
         answer("write", self.session.transports().write_eof(request).await).map(drop)
     }

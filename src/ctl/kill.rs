@@ -39,6 +39,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
             watch: Some(watch),
             signal: args.signal.clone(),
             target: target.into(),
+            ..SendSignalRequest::default()
         };
         if let Err(failure) = answer(&what, session.processes().send_signal(request).await) {
             code = failure.report();

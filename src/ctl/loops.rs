@@ -104,6 +104,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 policy: policy.unwrap_or_default(),
                 backend: backend.unwrap_or_default(),
                 if_exists: if_exists.into(),
+                ..NewEventLoopRequest::default()
             };
             let made = answer("loop new", session.policies().new_event_loop(request).await)?;
             show(session, made.r#loop)?;
@@ -115,6 +116,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         Verb::Run { name } => {
             let request = RunLoopRequest {
                 r#loop: which(session, name),
+                ..RunLoopRequest::default()
             };
             let done = answer("loop run", session.loops().run_loop(request).await)?;
             position(session, done.cursor)?;
@@ -122,6 +124,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         Verb::Stop { name } => {
             let request = StopLoopRequest {
                 r#loop: which(session, name),
+                ..StopLoopRequest::default()
             };
             let done = answer("loop stop", session.loops().stop_loop(request).await)?;
             position(session, done.cursor)?;
@@ -129,6 +132,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         Verb::Close { name } => {
             let request = CloseLoopRequest {
                 r#loop: which(session, name),
+                ..CloseLoopRequest::default()
             };
             let done = answer("loop close", session.loops().close_loop(request).await)?;
             position(session, done.cursor)?;
@@ -158,7 +162,10 @@ async fn get(session: &Session, name: Option<LoopRef>) -> Result<(), Failure> {
 }
 
 async fn bind(session: &Session, what: &str, loop_name: Option<String>) -> Result<(), Failure> {
-    let request = SetEventLoopRequest { loop_name };
+    let request = SetEventLoopRequest {
+        loop_name,
+        ..SetEventLoopRequest::default()
+    };
     answer(what, session.policies().set_event_loop(request).await).map(drop)
 }
 

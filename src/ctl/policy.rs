@@ -56,6 +56,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             let request = SetEventLoopPolicyRequest {
                 policy_name: name,
                 scope: scope.into(),
+                ..SetEventLoopPolicyRequest::default()
             };
             let set = answer("policy set", policies.set_event_loop_policy(request).await)?;
             let policy = set.policy.unwrap_or_default();

@@ -38,6 +38,7 @@ pub(super) async fn run(session: &Session, args: Post) -> Outcome {
     let request = PostRequest {
         r#loop: session.loop_ref.clone(),
         posts: vec![post],
+        ..PostRequest::default()
     };
     let posted = answer("post", session.events().post(request).await)?;
     let cursor = parse::cursor_text(&posted.cursor.unwrap_or_default());

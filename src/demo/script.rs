@@ -143,6 +143,7 @@ impl Script {
         let request = RearmRequest {
             r#loop: Some(self.on.clone()),
             items: vec![item],
+            ..RearmRequest::default()
         };
         self.watches().rearm(request).await.answer("Rearm")?;
         theirs.write_all(b"again").during("write")?;
@@ -184,6 +185,7 @@ impl Script {
         let request = WriteEofRequest {
             r#loop: Some(self.on.clone()),
             watch: Some(by_id(connection)),
+            ..WriteEofRequest::default()
         };
         self.transport()
             .write_eof(request)
@@ -221,6 +223,7 @@ impl Script {
         let request = PostRequest {
             r#loop: Some(self.on.clone()),
             posts: vec![post],
+            ..PostRequest::default()
         };
         EventServiceClient::new(self.channel.clone())
             .post(request)
@@ -237,10 +240,14 @@ impl Script {
         let mut loops = LoopServiceClient::new(self.channel.clone());
         let request = StopLoopRequest {
             r#loop: r#loop.clone(),
+            ..StopLoopRequest::default()
         };
         loops.stop_loop(request).await.answer("StopLoop")?;
         loops
-            .close_loop(CloseLoopRequest { r#loop })
+            .close_loop(CloseLoopRequest {
+                r#loop,
+                ..CloseLoopRequest::default()
+            })
             .await
             .answer("CloseLoop")?;
         while self.receive().await? {}
@@ -293,6 +300,7 @@ impl Script {
             watch: Some(by_id(watch)),
             data,
             offset: Some(0),
+            ..WriteRequest::default()
         };
         self.transport().write(request).await.answer("Write")?;
         Ok(())

@@ -7,10 +7,10 @@ use bytes::Bytes;
 
 use super::mailbox::Reply;
 use super::record::TakenFd;
-use super::{EventLoop, Kind, LoopState};
+use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState};
 use crate::error::{Error, Result};
-use crate::event::{CloseReason, Cursor, Posted};
-use crate::journal::About;
+use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
+use crate::journal::{About, Room};
 use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
@@ -106,6 +106,16 @@ impl EventLoop {
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
         let slot = self.find(name)?;
         Ok(self.records[slot].view(&self.shared.journal))
+    }
+
+    pub(super) fn snapshot(&self) -> (Cursor, Vec<proto::Watch>) {
+        let mut watches: Vec<proto::Watch> = self
+            .records
+            .iter()
+            .map(|(_, record)| record.view(&self.shared.journal))
+            .collect();
+        watches.sort_unstable_by_key(|watch| watch.watch_id);
+        (self.newest(), watches)
     }
 
     pub(super) fn list(&self, after: u64, max: usize, filter: &WatchFilter) -> Page<proto::Watch> {
@@ -222,6 +232,15 @@ impl EventLoop {
 
     pub(super) fn post(&mut self, postings: Vec<Posting>) -> Result<Cursor> {
         self.check_open()?;
+        let bytes = postings.iter().map(|posting| {
+            let posted = &posting.posted;
+            let text = posted.payload.len() + posted.topic.len() + posted.request_id.len();
+            text as u64 + EVENT_OVERHEAD
+        });
+        self.outbox.check_room(Room {
+            events: postings.len() as u64,
+            bytes: bytes.sum(),
+        })?;
         for Posting { posted, user_data } in postings {
             let about = About {
                 user_data,
@@ -232,10 +251,21 @@ impl EventLoop {
         Ok(self.newest())
     }
 
-    /// An event about the loop's owner rather than one of its watches.
-    pub(super) fn note(&mut self, kind: Kind) {
-        if !self.is_over() {
-            self.emit(kind);
+    /// The policy in force for the loop's owner was switched. Without room, the switches until
+    /// there is some become one.
+    pub(super) fn policy_changed(&mut self, changed: PolicyChanged) {
+        if self.is_over() {
+            return;
+        }
+        let unsaid = self.unsaid_switch.take();
+        let switch = PolicyChanged {
+            old_policy: unsaid.map_or(changed.old_policy, |first| first.old_policy),
+            ..changed
+        };
+        if self.outbox.has_room(1) {
+            self.emit(Kind::PolicyChanged(switch));
+        } else {
+            self.unsaid_switch = Some(switch);
         }
     }
 
@@ -252,6 +282,14 @@ impl EventLoop {
     pub(super) fn run_loop(&mut self) -> Result<Cursor> {
         self.check_open()?;
         if self.state != LoopState::Running {
+            // For itself, and for the next stop, if that has used what was set aside for it.
+            let slots = if self.state == LoopState::Stopped {
+                2
+            } else {
+                1
+            };
+            self.outbox.reserve(slots)?;
+            self.outbox.unreserve(1);
             self.enter(LoopState::Running);
         }
         Ok(self.newest())
@@ -260,6 +298,7 @@ impl EventLoop {
     pub(super) fn stop_loop(&mut self) -> Result<Cursor> {
         self.check_open()?;
         if self.state == LoopState::Running {
+            self.outbox.unreserve(1);
             self.enter(LoopState::Stopped);
             self.end_unpolled();
         }
@@ -284,7 +323,7 @@ impl EventLoop {
     pub(super) fn begin_close(&mut self, reason: CloseReason) {
         self.closing.get_or_insert_default();
         for (_, pending) in std::mem::take(&mut self.pending) {
-            self.ledger.release(pending.need());
+            self.ledger.release(&mut self.outbox, pending.need());
         }
         self.pending_names.clear();
         for slot in self.slots() {

@@ -15,10 +15,18 @@ use crate::access::Principal;
 use crate::clock;
 use crate::config::{Policy, WatchKind};
 use crate::error::{Error, Result};
-use crate::event::{Cursor, Kind, LoopState};
+use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::proto;
 use crate::watch::{Order, Prepare, Services, SignalTarget, Taken};
+
+/// Most paused sources that are shown of a loop.
+const PAUSED_SHOWN: usize = 100;
+
+fn since(pause: Option<&proto::SourcePause>) -> (i64, i32) {
+    let since = pause.and_then(|pause| pause.since);
+    since.map_or((0, 0), |since| (since.seconds, since.nanos))
+}
 
 /// A loop, for everybody who is not its thread. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -132,6 +140,8 @@ impl Handle {
     pub fn view(&self) -> proto::Loop {
         let shared = &self.shared;
         let journal = shared.journal.status();
+        let mut paused: Vec<proto::PausedSource> = shared.paused.lock().values().cloned().collect();
+        paused.sort_by_key(|paused| since(paused.pause.as_ref()));
         let watcher = if shared.policy.watch_kinds.contains(&WatchKind::Process) {
             shared.policy.child_watcher.name()
         } else {
@@ -159,6 +169,17 @@ impl Handle {
                 islands: journal.islands,
                 trimmed: journal.trimmed,
                 readers: u32::try_from(journal.readers).unwrap_or(u32::MAX),
+                pinned_events: journal.pinned.events,
+                pinned_bytes: journal.pinned.bytes,
+                reserved_events: journal.reserved.events,
+                reserved_bytes: journal.reserved.bytes,
+                when_full: journal.limits.when_full.name().to_owned(),
+                max_watch_bytes: journal.limits.watch_bytes,
+                dropped: journal.dropped,
+                gaps: journal.gaps,
+                consumers: u32::try_from(journal.consumers).unwrap_or(u32::MAX),
+                paused_source_count: paused.len() as u64,
+                paused_sources: paused.into_iter().take(PAUSED_SHOWN).collect(),
             }),
             watches: shared.watches.load(Ordering::Relaxed),
             open_watches: self.open_watches(),
@@ -349,16 +370,24 @@ impl Handle {
         self.call_now(move |on| on.post(postings)).await
     }
 
-    /// Appends an event about the loop's owner.
+    /// Tells that the policy in force for the loop's owner was switched.
     ///
     /// # Errors
     /// A closed loop, a full mailbox.
-    pub async fn note(&self, kind: Kind) -> Result<()> {
+    pub async fn policy_changed(&self, changed: PolicyChanged) -> Result<()> {
         self.call_now(move |on| {
-            on.note(kind);
+            on.policy_changed(changed);
             Ok(())
         })
         .await
+    }
+
+    /// The state of all its watches, by id, and the position it is the state at.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn snapshot(&self) -> Result<(Cursor, Vec<proto::Watch>)> {
+        self.call_now(|on| Ok(on.snapshot())).await
     }
 
     /// Kills the children that end with the daemon.

@@ -1,34 +1,39 @@
 //! Room set aside: what a watch will need is taken before it exists, so that its
 //! terminal events always fit and its sources can always be attached.
 
-use crate::error::{Error, Result};
 use std::sync::Arc;
 
-use crate::watch::{Count, Grants, Need, TERMINAL_EVENT_BYTES};
+use crate::error::{Error, Result};
+use crate::journal::{Outbox, SLOT_BYTES};
+use crate::watch::{Count, Grants, Need};
 
-/// The share of a journal that promises may take, so that some history is left: 3 of 4.
-const PROMISED_OF_4: u64 = 3;
+/// The share of a journal that may be set aside, so that some is left for what happens: 3 of 4.
+const SET_ASIDE_OF_4: u64 = 3;
 
 /// What a loop can take on, and what it has promised.
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) sources_max: usize,
     pub(super) watches_max: usize,
-    pub(super) journal_events: u64,
-    pub(super) journal_bytes: u64,
+    /// Most events that may be set aside.
+    pub(super) events_max: u64,
     pub(super) sources: usize,
     pub(super) watches: usize,
-    pub(super) events: u64,
     /// Watches of all loops.
     pub(super) everywhere: Arc<Count>,
 }
 
 impl Ledger {
+    /// How many events may be set aside in a journal of that size.
+    pub(super) fn events_max(events: u64, bytes: u64) -> u64 {
+        events.min(bytes / SLOT_BYTES) / 4 * SET_ASIDE_OF_4
+    }
+
     /// Sets room aside for one watch.
     ///
     /// # Errors
     /// The limit that is reached. Nothing is set aside then.
-    pub(super) fn take(&mut self, need: Need) -> Result<()> {
+    pub(super) fn take(&mut self, outbox: &mut Outbox, need: Need) -> Result<()> {
         if self.watches >= self.watches_max {
             return Err(Error::Limit {
                 limit: "max_watches",
@@ -43,48 +48,44 @@ impl Ledger {
                 hint: "the backend or policy watches no more at once; epoll does",
             });
         }
-        let events_max = self.journal_events / 4 * PROMISED_OF_4;
-        let events = self.events + need.events;
-        if events > events_max {
+        let available = self.events_max.saturating_sub(outbox.reserved());
+        if need.events > available {
             return Err(Error::JournalFull {
                 unit: "events",
                 needed: need.events,
-                available: events_max.saturating_sub(self.events),
+                available,
             });
         }
-        let bytes_max = self.journal_bytes / 4 * PROMISED_OF_4;
-        if events.saturating_mul(TERMINAL_EVENT_BYTES) > bytes_max {
-            return Err(Error::JournalFull {
-                unit: "bytes",
-                needed: need.events * TERMINAL_EVENT_BYTES,
-                available: bytes_max.saturating_sub(self.events * TERMINAL_EVENT_BYTES),
-            });
+        outbox.reserve(need.events)?;
+        if let Err(full) = self.everywhere.acquire() {
+            outbox.unreserve(need.events);
+            return Err(full);
         }
-        self.everywhere.acquire()?;
         self.watches += 1;
         self.sources += need.sources;
-        self.events = events;
         Ok(())
     }
 
-    /// Gives back all of one watch.
-    pub(super) fn release(&mut self, need: Need) {
+    /// Gives back all that one watch still has.
+    pub(super) fn release(&mut self, outbox: &mut Outbox, need: Need) {
         self.everywhere.release();
+        outbox.unreserve(need.events);
         self.watches -= 1;
         self.sources -= need.sources;
-        self.events -= need.events;
     }
 
-    /// A watch has closed: its sources are free, the rest when it is removed.
-    pub(super) fn release_sources(&mut self, need: &mut Need) {
+    /// A watch has closed: only its removal is left to tell.
+    pub(super) fn release_closed(&mut self, outbox: &mut Outbox, need: &mut Need) {
         self.sources -= std::mem::take(&mut need.sources);
+        outbox.unreserve(need.events - 1);
+        need.events = 1;
     }
 }
 
 impl Grants for Ledger {
-    fn grant(&mut self, need: Need, count: u32) -> Result<u32> {
+    fn grant(&mut self, outbox: &mut Outbox, need: Need, count: u32) -> Result<u32> {
         for granted in 0..count {
-            match self.take(need) {
+            match self.take(outbox, need) {
                 Err(error) if granted == 0 => return Err(error),
                 Err(_) => return Ok(granted),
                 Ok(()) => {}
@@ -93,9 +94,9 @@ impl Grants for Ledger {
         Ok(count)
     }
 
-    fn give_back(&mut self, need: Need, count: u32) {
+    fn give_back(&mut self, outbox: &mut Outbox, need: Need, count: u32) {
         for _ in 0..count {
-            self.release(need);
+            self.release(outbox, need);
         }
     }
 }

@@ -5,13 +5,14 @@
 //! starts is seen by a later one. Events and the replies to commands leave together
 //! at its end: a reply is sent after its effect is readable.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use slab::Slab;
@@ -22,8 +23,9 @@ use crate::config::{Limits, Policy, Start};
 use crate::driver::{Backend, Budget, Completion, Direction, Driver, Key, Lane};
 use crate::driver::{Nonblocking, Op, OpId, SourceId, selector};
 use crate::error::Result;
-use crate::event::{Kind, LoopState, LoopStateChanged};
+use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged};
 use crate::journal::{About, Journal, Outbox};
+use crate::proto::{PausedSource, SourcePauseReason};
 use crate::watch::{Adoption, Notice, Notifier, Services};
 
 mod commands;
@@ -31,6 +33,7 @@ mod compare;
 mod handle;
 mod ledger;
 mod mailbox;
+mod pressure;
 mod record;
 mod registration;
 mod timers;
@@ -41,6 +44,7 @@ pub use commands::{Page, Posting, WatchFilter, WatchName};
 pub use handle::{Added, Handle};
 use ledger::Ledger;
 use mailbox::{LoopNotifier, Mailbox, Message, Reply};
+use pressure::EVENT_OVERHEAD;
 use record::Record;
 pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
@@ -91,6 +95,8 @@ pub struct Shared {
     pub(super) watches: AtomicU64,
     pub(super) open_watches: AtomicU64,
     pub(super) turns: AtomicU64,
+    /// Watches whose source is not read for want of room.
+    pub(super) paused: Mutex<BTreeMap<u64, PausedSource>>,
 }
 
 /// The thread's side.
@@ -126,6 +132,10 @@ pub(super) struct EventLoop {
     /// It was tried, at least: once is enough to warn.
     clock_followed: bool,
     adoptions: Vec<Adoption>,
+    /// No source is read, for that reason.
+    full: Option<SourcePauseReason>,
+    /// A switch of the policy that there was no room to tell.
+    unsaid_switch: Option<PolicyChanged>,
     /// Notices that came while the loop was stopped; bounded as notices are.
     held: Vec<(Key, Notice)>,
     /// Replies of this turn, sent once its events can be read.
@@ -165,8 +175,20 @@ impl EventLoop {
         let journal_limits = crate::journal::Limits {
             events: policy.journal_events,
             bytes: policy.journal_bytes,
+            watch_bytes: policy
+                .journal_watch_bytes
+                .unwrap_or(policy.journal_bytes / 4),
+            when_full: policy.when_full,
+            consumers: limits.consumers,
+            consumer_ttl: policy.consumer_ttl,
         };
-        let journal = Journal::new(journal_limits, memory)?;
+        let journal = Journal::new(journal_limits, &memory)?;
+        let kicked = Arc::downgrade(&mailbox);
+        journal.call_on_change(move || {
+            if let Some(mailbox) = kicked.upgrade() {
+                mailbox.waker.kick();
+            }
+        });
         let now = Now::sample();
         let most = |limit: Option<u64>| limit.and_then(|n| usize::try_from(n).ok());
         let ledger = Ledger {
@@ -174,11 +196,9 @@ impl EventLoop {
                 .unwrap_or(usize::MAX)
                 .min(driver.room()),
             watches_max: most(Some(policy.max_watches)).unwrap_or(usize::MAX),
-            journal_events: policy.journal_events,
-            journal_bytes: policy.journal_bytes,
+            events_max: Ledger::events_max(policy.journal_events, policy.journal_bytes),
             sources: 0,
             watches: 0,
-            events: 0,
             everywhere: Arc::clone(&services.watches),
         };
         let start = policy.start;
@@ -195,6 +215,7 @@ impl EventLoop {
             watches: AtomicU64::new(0),
             open_watches: AtomicU64::new(0),
             turns: AtomicU64::new(0),
+            paused: Mutex::default(),
         });
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
@@ -223,9 +244,13 @@ impl EventLoop {
             clock_source: None,
             clock_followed: false,
             adoptions: Vec::new(),
+            full: None,
+            unsaid_switch: None,
             held: Vec::new(),
             replies: Vec::new(),
         };
+        // For its stop and its close.
+        event_loop.outbox.reserve(2)?;
         // Before anybody can hold its handle: what `New` answers is what was made.
         event_loop.enter(LoopState::Created);
         if start == Start::Running {
@@ -267,6 +292,7 @@ impl EventLoop {
                 Some(Duration::ZERO)
             };
             let waited = self.wait(timeout, &mut completions);
+            self.outbox.refresh();
             owed += u64::from(self.mailbox.waker.awake() && slept);
             if owed > 0 {
                 owed = owed.saturating_sub(self.mailbox.waker.drain());
@@ -291,8 +317,13 @@ impl EventLoop {
                 self.received(message);
             }
             self.expire();
+            self.outbox.expire(self.now);
             self.close_if_done();
             self.commit();
+            // What was let go on may have something to tell, and what others acknowledged since.
+            while self.balance() && !self.is_over() {
+                self.commit();
+            }
         }
     }
 
@@ -308,11 +339,11 @@ impl EventLoop {
     fn until_next(&self) -> Option<Duration> {
         let now = Now::sample();
         let timer = self.timers.next_in(now).filter(|_| self.is_polled());
-        let expiry = self.expiries.first();
-        let expiry = expiry.map(|(at, _)| at.saturating_sub(now.monotonic));
+        let expiry = self.expiries.first().map(|(at, _)| *at);
+        let expiries = expiry.into_iter().chain(self.outbox.next_expiry());
         timer
             .into_iter()
-            .chain(expiry)
+            .chain(expiries.map(|at| at.saturating_sub(now.monotonic)))
             .min()
             .map(Duration::from_nanos)
     }
@@ -323,11 +354,7 @@ impl EventLoop {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         if self.is_polled() {
-            // A turn's bytes are a bound of the configuration: they fit.
-            let budget = Budget {
-                completions: self.limits.turn_events,
-                bytes: usize::try_from(self.limits.turn_bytes).unwrap_or(usize::MAX),
-            };
+            let budget = self.budget();
             return self.driver.turn(timeout, budget, completions);
         }
         if self.torn_down > 0 {

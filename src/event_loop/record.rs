@@ -75,6 +75,8 @@ pub(super) struct Record {
     pub(super) need: Need,
     pub(super) alarm: Option<(Alarm, AlarmId)>,
     pub(super) phase: Phase,
+    /// Its source is not read for want of room.
+    pub(super) paused: Option<proto::SourcePause>,
     pub(super) removal: Option<Removal>,
     /// Told the cursor of `Closed`.
     pub(super) on_closed: Vec<Reply<Cursor>>,
@@ -149,6 +151,7 @@ impl Record {
             survives: proto::Survives::Nothing.into(),
             lifetime: lifetime.into(),
             parent_watch_id: self.parent,
+            source_pause: self.paused,
             status: self.watch.as_ref().and_then(|watch| watch.status()),
         }
     }

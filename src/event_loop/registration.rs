@@ -67,7 +67,7 @@ impl EventLoop {
                 return Ok(Reserved::Undecided(receiver));
             }
         }
-        self.ledger.take(registration.need)?;
+        self.ledger.take(&mut self.outbox, registration.need)?;
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         if let Some(name) = &registration.name {
@@ -154,7 +154,7 @@ impl EventLoop {
             if let Some(name) = &pending.name {
                 self.pending_names.remove(name);
             }
-            self.ledger.release(pending.need);
+            self.ledger.release(&mut self.outbox, pending.need);
         }
     }
 

@@ -3,9 +3,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::event::EventfdFlags;
+
+use crate::sync::{AtomicU8, Ordering};
 
 /// The thread works and will look at its mailbox before it waits.
 const AWAKE: u8 = 0;

@@ -11,7 +11,7 @@ use crate::config::WatchKind;
 use crate::driver::{Key, OpId};
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed};
 use crate::journal::About;
-use crate::watch::{Adoption, Context, End, Need, Seat, Teardown, Watch};
+use crate::watch::{ACCEPTED, Adoption, Context, End, Seat, Teardown, Watch};
 
 impl EventLoop {
     /// Lets a watch do something, then does what follows from it.
@@ -139,7 +139,13 @@ impl EventLoop {
             }
         }
         let record = &mut self.records[slot];
-        self.ledger.release_sources(&mut record.need);
+        self.outbox
+            .unreserve(std::mem::take(&mut record.seat.reserved));
+        self.ledger
+            .release_closed(&mut self.outbox, &mut record.need);
+        if record.paused.take().is_some() {
+            self.shared.paused.lock().remove(&record.id);
+        }
         let cursor = self.shared.journal.cursor(seq);
         if let Some((_, reply)) = take {
             let fd = record.taken.take();
@@ -213,7 +219,7 @@ impl EventLoop {
         if let Phase::Closed { expires, .. } = record.phase {
             self.expiries.remove(&(expires, record.seat.key));
         }
-        self.ledger.release(record.need);
+        self.ledger.release(&mut self.outbox, record.need);
     }
 
     /// Removes closed watches whose time is over.
@@ -250,7 +256,7 @@ impl EventLoop {
     fn adopt(&mut self, listener: usize) {
         for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
             let parent = &self.records[listener];
-            let registration = Registration {
+            let mut registration = Registration {
                 name: None,
                 labels: Arc::clone(&parent.labels),
                 user_data: parent.seat.about.user_data,
@@ -260,7 +266,7 @@ impl EventLoop {
                 request_id: String::new(),
                 lifetime: parent.lifetime.clone(),
                 finished_ttl: Some(parent.finished_ttl),
-                need: Need::sources(1),
+                need: ACCEPTED,
             };
             let (about, parent) = (parent.seat.about, parent.id);
             let accepted = Accepted {
@@ -268,6 +274,9 @@ impl EventLoop {
                 peer,
             };
             self.outbox.push(self.now, about, Kind::Accepted(accepted));
+            // One of those of the connection.
+            self.outbox.unreserve(1);
+            registration.need.events -= 1;
             let slot = self.insert(registration, watch, parent);
             if self.closing.is_some() {
                 self.end(slot, CloseReason::LoopClosed);
@@ -291,7 +300,7 @@ impl EventLoop {
             request_id,
             lifetime,
             finished_ttl,
-            need,
+            mut need,
             ..
         } = registration;
         let id = self.next_watch;
@@ -309,6 +318,8 @@ impl EventLoop {
             parent_watch_id: parent,
         };
         let added = self.outbox.push(self.now, about, Kind::Added(added));
+        self.outbox.unreserve(1);
+        need.events -= 1;
         let entry = self.records.vacant_entry();
         let slot = entry.key();
         let key = Key {
@@ -327,6 +338,7 @@ impl EventLoop {
                 about,
                 ops: SmallVec::new(),
                 sources: SmallVec::new(),
+                reserved: 0,
                 alarm: None,
                 end: None,
                 finished: false,
@@ -345,6 +357,7 @@ impl EventLoop {
             need,
             alarm: None,
             phase: Phase::Open,
+            paused: None,
             removal: None,
             on_closed: Vec::new(),
             take: None,
@@ -358,6 +371,9 @@ impl EventLoop {
             self.bind(&process, key);
         }
         self.tell(slot, |watch, cx| watch.start(cx));
+        if let Some(reason) = self.full {
+            self.pause_source(slot, reason);
+        }
         slot
     }
 

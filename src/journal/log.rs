@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::labels::LabelSets;
 use super::outbox::Entry;
-use super::{Limits, Memory};
+use super::shares::Shares;
+use super::{Limits, Memory, Room, SLOT_BYTES};
+use crate::config::WhenFull;
 
+const ADDED: u8 = 10;
 pub(super) const CLOSED: u8 = 11;
 pub(super) const REMOVED: u8 = 12;
+const DATA: u8 = 16;
 const EXITED: u8 = 18;
-const ADDED: u8 = 10;
 
 /// A terminal event whose neighbours are gone.
 #[derive(Debug)]
@@ -47,12 +49,22 @@ pub(super) struct Log {
     kept: HashMap<u64, SmallVec<[u64; 2]>>,
     /// Watches added and not removed.
     present: HashSet<u64>,
+    /// Events that are set aside.
+    reserved: u64,
+    /// The lowest cursor that a consumer has acknowledged; none without consumers.
+    floor: Option<u64>,
+    /// What is pinned, by watch. What comes after `counted` is in it.
+    shares: Shares,
+    counted: u64,
+    /// This journal's part of what is committed.
+    committed: u64,
     trimmed: u64,
+    /// Of those, the ones that a consumer had not acknowledged.
+    dropped: u64,
 }
 
 impl Log {
     pub(super) fn new(limits: Limits, memory: Arc<Memory>) -> Self {
-        memory.journals.fetch_add(1, Ordering::Relaxed);
         Self {
             limits,
             memory,
@@ -64,7 +76,13 @@ impl Log {
             island_bytes: 0,
             kept: HashMap::new(),
             present: HashSet::new(),
+            reserved: 0,
+            floor: None,
+            shares: Shares::new(limits.watch_bytes),
+            counted: 0,
+            committed: 0,
             trimmed: 0,
+            dropped: 0,
         }
     }
 
@@ -97,11 +115,118 @@ impl Log {
         self.trimmed
     }
 
+    pub(super) const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    pub(super) const fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    pub(super) const fn shares(&mut self) -> &mut Shares {
+        &mut self.shares
+    }
+
+    fn pauses(&self) -> bool {
+        self.limits.when_full == WhenFull::Pause
+    }
+
+    /// Where what is pinned begins; newest + 1 if nothing is.
+    fn pinned_from(&self) -> u64 {
+        match self.floor {
+            Some(floor) => self.first.max(floor + 1),
+            None => self.newest() + 1,
+        }
+    }
+
+    /// Events, and their bytes, that a consumer has not acknowledged.
+    pub(super) fn pinned(&self) -> Room {
+        self.held_after(self.pinned_from() - 1)
+    }
+
+    /// Events of the ring after `seq`.
+    pub(super) fn held_after(&self, seq: u64) -> Room {
+        let from = self.first.max(seq + 1);
+        let end = self.newest() + 1;
+        Room {
+            events: end.saturating_sub(from),
+            bytes: if from < end {
+                self.len_of(from..end)
+            } else {
+                0
+            },
+        }
+    }
+
+    /// What may be appended beside what is set aside, so that nothing that is pinned has to give way.
+    pub(super) fn room(&self) -> Room {
+        let mut held = Room {
+            events: self.reserved + self.islands(),
+            bytes: self.reserved * SLOT_BYTES + self.island_bytes,
+        };
+        if self.pauses() {
+            let pinned = self.pinned();
+            held.events += pinned.events;
+            held.bytes += pinned.bytes;
+        }
+        Room {
+            events: self.limits.events,
+            bytes: self.limits.bytes,
+        }
+        .less(held)
+    }
+
+    /// Something can be pinned, and then stays.
+    pub(super) fn pins(&self) -> bool {
+        self.pauses() && self.floor.is_some()
+    }
+
+    pub(super) fn reserve(&mut self, events: u64) {
+        self.reserved = events;
+    }
+
+    /// The lowest acknowledged cursor is another one: counts again what each watch has.
+    pub(super) fn set_floor(&mut self, floor: Option<u64>) {
+        self.floor = floor;
+        let counted = self.pinned_from() - 1;
+        if self.pauses() {
+            for seq in self.counted + 1..=counted {
+                self.count(seq, Shares::sub);
+            }
+            for seq in counted + 1..=self.counted {
+                self.count(seq, Shares::add);
+            }
+        }
+        self.counted = counted;
+    }
+
+    fn count(&mut self, seq: u64, change: fn(&mut Shares, u64, u64)) {
+        if let Some(entry) = self.entry(seq).copied()
+            && entry.kind == DATA
+        {
+            let bytes = self.len_of(seq..seq + 1);
+            change(&mut self.shares, entry.watch, bytes);
+        }
+    }
+
+    /// Brings up to date what this journal takes of the memory of all. Says whether it takes less.
+    pub(super) fn settle(&mut self) -> bool {
+        let pinned = if self.pauses() {
+            self.pinned().bytes
+        } else {
+            0
+        };
+        let committed = pinned + self.reserved * SLOT_BYTES;
+        let before = std::mem::replace(&mut self.committed, committed);
+        self.memory.commit(before, committed);
+        committed < before
+    }
+
     fn ring_bytes(&self) -> u64 {
         self.entries.back().map_or(0, |last| last.end - self.start)
     }
 
-    /// Appends a turn's events, then trims to the budget.
+    /// Appends a turn's events.
     pub(super) fn append(
         &mut self,
         chunk: Bytes,
@@ -110,6 +235,7 @@ impl Log {
     ) {
         self.memory.add(chunk.len() as u64);
         let start = self.entries.back().map_or(self.start, |last| last.end);
+        let before = self.newest();
         for entry in entries.drain(..) {
             labels.hold(entry.labels);
             self.entries.push_back(entry);
@@ -132,16 +258,37 @@ impl Log {
             start,
             bytes: chunk,
         });
-        while self.over_budget() {
+        if self.floor.is_none() {
+            self.counted = self.newest();
+        } else if self.pauses() {
+            for seq in before + 1..=self.newest() {
+                self.count(seq, Shares::add);
+            }
+        }
+    }
+
+    /// Trims what is not needed to the budget, less what is set aside.
+    pub(super) fn trim(&mut self, labels: &mut LabelSets) {
+        while self.is_over_budget() && self.may_trim() {
             self.trim_one(labels);
         }
     }
 
-    fn over_budget(&self) -> bool {
-        !self.entries.is_empty()
-            && (self.events() > self.limits.events
-                || self.bytes() > self.limits.bytes
-                || self.memory.presses(self.bytes()))
+    /// Trims history to a share of the memory of all, as long as that is exceeded.
+    pub(super) fn give_way(&mut self, share: u64, target: u64, labels: &mut LabelSets) {
+        while self.bytes() > share && self.memory.used() > target && self.may_trim() {
+            self.trim_one(labels);
+        }
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.events() + self.reserved > self.limits.events
+            || self.bytes() + self.reserved * SLOT_BYTES > self.limits.bytes
+            || self.memory.presses(self.bytes())
+    }
+
+    fn may_trim(&self) -> bool {
+        !self.entries.is_empty() && (self.first < self.pinned_from() || !self.pauses())
     }
 
     /// Takes the oldest entry out of the ring; a terminal fact becomes an island.
@@ -160,6 +307,7 @@ impl Log {
         } else {
             self.memory.sub(len);
             self.trimmed += 1;
+            self.dropped += u64::from(seq >= self.pinned_from());
             labels.release(entry.labels);
         }
         self.entries.pop_front();
@@ -242,9 +390,26 @@ impl Log {
     }
 }
 
+#[cfg(test)]
+impl Log {
+    /// What each watch has pinned, counted anew.
+    pub(super) fn check_shares(&self) {
+        let mut shares = Shares::new(self.limits.watch_bytes);
+        if self.pins() {
+            for seq in self.pinned_from()..=self.newest() {
+                let entry = self.entry(seq).expect("it is pinned");
+                if entry.kind == DATA {
+                    shares.add(entry.watch, self.len_of(seq..seq + 1));
+                }
+            }
+        }
+        assert!(self.shares.is_same(&shares), "{:?} {shares:?}", self.shares);
+    }
+}
+
 impl Drop for Log {
     fn drop(&mut self) {
         self.memory.sub(self.bytes());
-        self.memory.journals.fetch_sub(1, Ordering::Relaxed);
+        self.memory.commit(self.committed, 0);
     }
 }

@@ -2,76 +2,50 @@
 //!
 //! The loop's thread is the one writer: it encodes events into its [`Outbox`] and
 //! hands a turn's worth over under one short lock. Readers hold a cursor of their own and
-//! take slices of encoded events; they pin nothing and delay nobody. The oldest events
-//! give way when the budget is used up, but for the terminal facts of watches that can
-//! still be asked about: those stay as islands until the watch is removed.
+//! take slices of encoded events.
+//!
+//! What lies after the lowest cursor that a consumer has acknowledged is *pinned*; the rest is
+//! history, and gives way, oldest first, when the budget is used up. When all is pinned,
+//! `when_full` rules: nothing more is let in ([`Outbox::room`] says how much may be), or the
+//! oldest gives way all the same. The terminal facts of watches that can still be asked about
+//! stay as islands until the watch is removed.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-
+use crate::clock::Now;
+use crate::config::WhenFull;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
+mod board;
+mod consumers;
 mod handoff;
 mod labels;
 mod log;
+mod memory;
 mod outbox;
 mod reader;
+mod shares;
+#[cfg(test)]
+mod tests;
 
+use board::Board;
+pub use consumers::ConsumerStatus;
+use consumers::Consumers;
 pub use handoff::{Errand, offer};
 pub use labels::LabelSet;
 use labels::LabelSets;
 use log::Log;
-pub use outbox::{About, Outbox};
-pub use reader::{Filter, Read, Reader, Start};
+pub use memory::Memory;
+pub use outbox::{About, Level, Outbox};
+pub use reader::{Filter, Over, Read, Reader, Start};
 
-/// Most consumers of one loop whose cursor is kept.
-pub const CONSUMERS_MAX: usize = 1024;
-
-/// What all journals of a daemon hold together. Once it is used up, a journal that holds
-/// more than an equal share trims itself as it appends; one that holds less does not lose what it
-/// has to a quiet one, so that all together stay below twice the limit.
-#[derive(Debug)]
-pub struct Memory {
-    limit: u64,
-    used: AtomicU64,
-    journals: AtomicU64,
-}
-
-impl Memory {
-    /// A budget of `limit` bytes.
-    #[must_use]
-    pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            used: AtomicU64::new(0),
-            journals: AtomicU64::new(0),
-        })
-    }
-
-    /// Bytes held now.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn add(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn sub(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// All hold too much, and a journal of this size more than an equal share of the limit.
-    fn presses(&self, bytes: u64) -> bool {
-        let journals = self.journals.load(Ordering::Relaxed).max(1);
-        self.used() > self.limit && bytes > self.limit / journals
-    }
-}
+/// Bytes set aside for an event that must always fit: more than any of them takes.
+pub const SLOT_BYTES: u64 = 1024;
+/// Events that one acknowledgement lets go of under one lock.
+const ACK_AT_ONCE: u64 = 16 * 1024;
 
 /// A journal's budget.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +54,49 @@ pub struct Limits {
     pub events: u64,
     /// Most bytes of encoded events held.
     pub bytes: u64,
+    /// Most bytes of one watch that are pinned before it is to pause alone.
+    pub watch_bytes: u64,
+    /// What happens when all of it is pinned.
+    pub when_full: WhenFull,
+    /// Most consumers.
+    pub consumers: usize,
+    /// How long a consumer that nobody holds is kept, if it does not say.
+    pub consumer_ttl: Duration,
+}
+
+/// So many events, of so many bytes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Events.
+    pub events: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Room {
+    /// As much as `slots` events that must fit may take.
+    #[must_use]
+    pub const fn slots(slots: u64) -> Self {
+        Self {
+            events: slots,
+            bytes: slots * SLOT_BYTES,
+        }
+    }
+
+    /// All of `other` fits into it.
+    #[must_use]
+    pub const fn holds(self, other: Self) -> bool {
+        self.events >= other.events && self.bytes >= other.bytes
+    }
+
+    /// What is left of it, at least nothing.
+    #[must_use]
+    pub const fn less(self, other: Self) -> Self {
+        Self {
+            events: self.events.saturating_sub(other.events),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
 }
 
 /// The figures of a journal.
@@ -95,21 +112,46 @@ pub struct Status {
     pub events: u64,
     /// Bytes held, islands included.
     pub bytes: u64,
+    /// What consumers have not acknowledged.
+    pub pinned: Room,
+    /// What is set aside.
+    pub reserved: Room,
     /// The budget.
     pub limits: Limits,
     /// Terminal events held after their neighbours were trimmed.
     pub islands: u64,
     /// Events trimmed so far.
     pub trimmed: u64,
+    /// Of those, the ones that a consumer had not acknowledged.
+    pub dropped: u64,
+    /// Gaps handed to readers so far.
+    pub gaps: u64,
     /// Readers now.
     pub readers: usize,
+    /// Consumers now.
+    pub consumers: usize,
 }
 
+/// Called when a loop that waits for it has room again, or has to look for another reason.
+type Caller = Box<dyn Fn() + Send + Sync>;
+
 /// The log of one loop.
-#[derive(Debug)]
 pub struct Journal {
     epoch: Epoch,
-    inner: Mutex<Inner>,
+    memory: Arc<Memory>,
+    board: Board<Inner>,
+    /// The loop has something to look at: [`Outbox::refresh`].
+    changed: AtomicBool,
+    caller: OnceLock<Caller>,
+    gaps: AtomicU64,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -117,11 +159,25 @@ struct Inner {
     log: Log,
     labels: LabelSets,
     readers: usize,
-    /// Readers that have seen everything, to be woken by the next append.
-    waiting: HashMap<u64, std::task::Waker>,
-    next_reader: u64,
-    consumers: HashMap<String, u64>,
+    consumers: Consumers,
+    /// The loop does not read some of its sources until there is room.
+    starved: bool,
     closed: bool,
+}
+
+impl Inner {
+    /// The consumers, or what they have acknowledged, have changed. Says whether
+    /// memory was let go of.
+    fn repin(&mut self) -> bool {
+        let floor = self.consumers.floor();
+        self.log.set_floor(floor);
+        self.log.settle()
+    }
+
+    /// Whether the loop waits to hear of room.
+    fn is_awaited(&mut self) -> bool {
+        self.starved || self.log.shares().is_any_over()
+    }
 }
 
 impl Journal {
@@ -129,20 +185,31 @@ impl Journal {
     ///
     /// # Errors
     /// When the system has no randomness for the epoch.
-    pub fn new(limits: Limits, memory: Arc<Memory>) -> Result<Arc<Self>> {
+    pub fn new(limits: Limits, memory: &Arc<Memory>) -> Result<Arc<Self>> {
         let epoch = Epoch::random().map_err(|_| Error::Internal("no randomness for an epoch"))?;
-        Ok(Arc::new(Self {
+        let journal = Arc::new(Self {
             epoch,
-            inner: Mutex::new(Inner {
-                log: Log::new(limits, memory),
+            memory: Arc::clone(memory),
+            board: Board::new(Inner {
+                log: Log::new(limits, Arc::clone(memory)),
                 labels: LabelSets::default(),
                 readers: 0,
-                waiting: HashMap::new(),
-                next_reader: 0,
-                consumers: HashMap::new(),
+                consumers: Consumers::new(limits.consumers, limits.consumer_ttl),
+                starved: false,
                 closed: false,
             }),
-        }))
+            changed: AtomicBool::new(false),
+            caller: OnceLock::new(),
+            gaps: AtomicU64::new(0),
+        });
+        memory.join(&journal);
+        Ok(journal)
+    }
+
+    /// Has the loop called when it has to [`Outbox::refresh`] although nothing happens on it.
+    pub fn call_on_change(&self, call: impl Fn() + Send + Sync + 'static) {
+        // Once: there is one loop.
+        let _ = self.caller.set(Box::new(call));
     }
 
     /// Names the history.
@@ -163,66 +230,174 @@ impl Journal {
     /// Its figures now.
     #[must_use]
     pub fn status(&self) -> Status {
-        let inner = self.inner.lock();
-        let log = &inner.log;
-        Status {
-            epoch: self.epoch,
-            oldest: log.first(),
-            newest: log.newest(),
-            events: log.events(),
-            bytes: log.bytes(),
-            limits: log.limits(),
-            islands: log.islands(),
-            trimmed: log.trimmed(),
-            readers: inner.readers,
-        }
+        self.board.with(|inner| {
+            let log = &inner.log;
+            Status {
+                epoch: self.epoch,
+                oldest: log.first(),
+                newest: log.newest(),
+                events: log.events(),
+                bytes: log.bytes(),
+                pinned: log.pinned(),
+                reserved: Room::slots(log.reserved()),
+                limits: log.limits(),
+                islands: log.islands(),
+                trimmed: log.trimmed(),
+                dropped: log.dropped(),
+                gaps: self.gaps.load(Ordering::Relaxed),
+                readers: inner.readers,
+                consumers: inner.consumers.len(),
+            }
+        })
     }
 
     /// The number under which events of watches with these labels are filtered.
     /// [`Outbox::release_labels`] when the watch is gone.
     pub fn intern_labels(&self, labels: &Labels) -> LabelSet {
-        self.inner.lock().labels.intern(labels)
+        self.board.with(|inner| inner.labels.intern(labels))
     }
 
     /// Nothing will be appended any more: readers end when they have read everything.
     pub fn close(&self) {
-        let waiting = {
-            let mut inner = self.inner.lock();
-            inner.closed = true;
-            std::mem::take(&mut inner.waiting)
-        };
-        handoff::wake(waiting.into_values(), 0);
+        self.wake_all(|inner| inner.closed = true);
     }
 
-    /// Where a consumer has read to.
-    #[must_use]
-    pub fn acked(&self, consumer: &str) -> Option<u64> {
-        self.inner.lock().consumers.get(consumer).copied()
+    /// Changes what every reader has to look at.
+    fn wake_all<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut woken = Vec::new();
+        let result = self.board.post(&mut woken, change);
+        handoff::wake(woken.into_iter(), 0);
+        result
     }
 
-    /// Records how far a consumer has read; an older cursor changes nothing.
-    /// Returns what is acknowledged now.
+    /// The loop has to look.
+    fn call(&self) {
+        self.changed.store(true, Ordering::Release);
+        if let Some(call) = self.caller.get() {
+            call();
+        }
+    }
+
+    /// Trims history to a share of the memory of all.
+    fn give_way(&self, share: u64, target: u64) {
+        self.board.with(|inner| {
+            inner.log.give_way(share, target, &mut inner.labels);
+        });
+    }
+
+    /// Makes a consumer; says whether there was none of that name.
     ///
     /// # Errors
-    /// A cursor of another history or from the future, and more than
-    /// [`CONSUMERS_MAX`] consumers.
-    pub fn ack(&self, consumer: &str, cursor: Cursor) -> Result<u64> {
-        let mut inner = self.inner.lock();
+    /// A cursor that cannot be read after, the limit on consumers.
+    pub fn create_consumer(&self, name: &str, start: Start, ttl: Option<Duration>) -> Result<bool> {
+        let now = Now::sample();
+        let created = self.board.with(|inner| {
+            if inner.consumers.get(name).is_some() {
+                return Ok(false);
+            }
+            let acked = self.position(inner, start)?;
+            inner.consumers.create(name, acked, ttl, now)?;
+            inner.repin();
+            Ok(true)
+        });
+        if matches!(created, Ok(true)) {
+            self.call();
+        }
+        created
+    }
+
+    /// Forgets a consumer; says what it had acknowledged.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn delete_consumer(&self, name: &str) -> Result<u64> {
+        let (acked, released) = self.wake_all(|inner| {
+            let consumer = inner.consumers.delete(name)?;
+            Ok::<_, Error>((consumer.acked, inner.repin()))
+        })?;
+        self.call();
+        if released {
+            self.memory.released();
+        }
+        Ok(acked)
+    }
+
+    /// One consumer.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn consumer(&self, name: &str) -> Result<ConsumerStatus> {
+        let now = Now::sample();
+        let status = self.board.with(|inner| inner.consumer(name, now));
+        status.ok_or_else(|| Error::ConsumerNotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Up to `max` consumers after that name, in the order of their names.
+    #[must_use]
+    pub fn consumers(&self, after: &str, max: usize) -> Vec<ConsumerStatus> {
+        let now = Now::sample();
+        self.board.with(|inner| {
+            let names = inner.consumers.names_after(after).take(max);
+            names.filter_map(|name| inner.consumer(name, now)).collect()
+        })
+    }
+
+    /// Records how far a consumer has read, and makes it if there is none; an older
+    /// cursor changes nothing. Returns what is acknowledged now.
+    ///
+    /// # Errors
+    /// A cursor of another history or from the future, the limit on consumers.
+    pub fn ack(&self, name: &str, cursor: Cursor) -> Result<u64> {
+        let now = Now::sample();
+        let skip = true;
+        self.board.with(|inner| self.check(inner, cursor))?;
+        self.create_consumer(name, Start::After { cursor, skip }, None)?;
+        let mut released = false;
+        loop {
+            // Step by step: what each watch has pinned is counted under the lock.
+            let (step, waker) = self.board.tell(|inner| {
+                let step = inner.ack(name, cursor.seq, now);
+                let holder = match &step {
+                    Ok(step) => step.holder,
+                    Err(_) => None,
+                };
+                (step, holder)
+            });
+            let step = step?;
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            released |= step.released;
+            if step.awaited {
+                self.call();
+            }
+            if step.acked >= cursor.seq {
+                if released {
+                    self.memory.released();
+                }
+                return Ok(step.acked);
+            }
+        }
+    }
+
+    /// Whether it is a cursor of this history and not from the future.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_cursor(&self, cursor: Cursor) -> Result<()> {
+        self.board.with(|inner| self.check(inner, cursor))
+    }
+
+    fn check(&self, inner: &Inner, cursor: Cursor) -> Result<()> {
         if cursor.epoch.is_some_and(|epoch| epoch != self.epoch) {
             return Err(self.out_of_range(&inner.log, cursor, "of another history"));
         }
         if cursor.seq > inner.log.newest() {
             return Err(self.out_of_range(&inner.log, cursor, "from the future"));
         }
-        if let Some(acked) = inner.consumers.get_mut(consumer) {
-            *acked = cursor.seq.max(*acked);
-            return Ok(*acked);
-        }
-        if inner.consumers.len() >= CONSUMERS_MAX {
-            return Err(Error::limit("consumers", CONSUMERS_MAX as u64));
-        }
-        inner.consumers.insert(consumer.to_owned(), cursor.seq);
-        Ok(cursor.seq)
+        Ok(())
     }
 
     fn out_of_range(&self, log: &Log, asked: Cursor, why: &'static str) -> Error {
@@ -233,5 +408,49 @@ impl Journal {
             newest: log.newest(),
             epoch: self.epoch.to_string(),
         }
+    }
+}
+
+/// What came of a part of an acknowledgement.
+struct Step {
+    acked: u64,
+    holder: Option<board::Place>,
+    released: bool,
+    /// The loop waits for what there may be now.
+    awaited: bool,
+}
+
+impl Inner {
+    fn ack(&mut self, name: &str, seq: u64, now: Now) -> Result<Step> {
+        let awaited = self.is_awaited();
+        let consumer = self.consumers.find(name)?;
+        let most = consumer.acked.max(self.log.first() - 1) + ACK_AT_ONCE;
+        consumer.acked = consumer.acked.max(seq.min(most));
+        let (acked, holder) = (consumer.acked, consumer.holder);
+        if holder.is_none() {
+            self.consumers.touch(name, now);
+        }
+        let released = self.repin();
+        Ok(Step {
+            acked,
+            holder: holder.map(|holder| holder.place),
+            released,
+            awaited,
+        })
+    }
+
+    fn consumer(&self, name: &str, now: Now) -> Option<ConsumerStatus> {
+        let mut status = self.consumers.status(name, now)?;
+        let newest = self.log.newest();
+        let held = self.log.held_after(status.acked);
+        status.lag_events = newest - status.acked;
+        let mut islands = Room::default();
+        for (_, island) in self.log.islands_from(status.acked + 1) {
+            islands.events += 1;
+            islands.bytes += island.bytes.len() as u64;
+        }
+        status.lag_bytes = held.bytes + islands.bytes;
+        status.lost_events = status.lag_events - held.events - islands.events;
+        Some(status)
     }
 }

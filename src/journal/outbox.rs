@@ -1,17 +1,52 @@
 //! The writer's side: a turn's events, encoded and numbered, not yet visible.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use bytes::BytesMut;
 
-use super::{Journal, LabelSet, handoff};
+use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
 use crate::clock::Now;
+use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
 
 /// Encoded events are cut out of allocations of this many bytes.
 const BLOCK: usize = 64 * 1024;
+
+/// More room than this is ample, whatever the budget.
+const AMPLE: Room = Room {
+    events: 1024,
+    bytes: 256 * 1024,
+};
+/// Bytes that a turn may read although all loops doing so might exceed the memory.
+const PART_MIN: u64 = 16 * 1024;
+
+/// How full a journal is, for a loop that wants to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Enough room to begin again.
+    Ample,
+    /// Enough room to go on.
+    Enough,
+    /// It holds all it can.
+    Full,
+    /// All journals together do.
+    OutOfMemory,
+}
+
+fn full(room: Room, wanted: Room) -> Error {
+    let (unit, needed, available) = if room.events < wanted.events {
+        ("events", wanted.events, room.events)
+    } else {
+        ("bytes", wanted.bytes, room.bytes)
+    };
+    Error::JournalFull {
+        unit,
+        needed,
+        available,
+    }
+}
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,14 +78,32 @@ pub struct Outbox {
     buf: BytesMut,
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
+    limits: Limits,
+    /// Events that are set aside.
+    reserved: u64,
+    /// What is left beside them, and beside what is pinned.
+    room: Room,
+    /// Something is pinned, or would be.
+    pins: bool,
+    /// Something found no room since the loop last asked.
+    lacking: bool,
+    /// The loop does not read some of its sources until there is room.
+    starved: bool,
+    /// The journal does not know yet of what was set aside, or of `starved`.
+    unsettled: bool,
+    next_expiry: Option<u64>,
+    crossed: Vec<(u64, bool)>,
     /// Empty between commits: it keeps its memory.
-    woken: HashMap<u64, Waker>,
+    woken: Vec<Waker>,
 }
 
 impl Outbox {
     /// The writer of an empty journal. There must be no second one.
     #[must_use]
     pub fn new(journal: Arc<Journal>) -> Self {
+        let (room, limits) = journal
+            .board
+            .with(|inner| (inner.log.room(), inner.log.limits()));
         Self {
             journal,
             newest: 0,
@@ -58,7 +111,16 @@ impl Outbox {
             buf: BytesMut::new(),
             entries: Vec::new(),
             released: Vec::new(),
-            woken: HashMap::new(),
+            limits,
+            reserved: 0,
+            room,
+            pins: false,
+            lacking: false,
+            starved: false,
+            unsettled: false,
+            next_expiry: None,
+            crossed: Vec::new(),
+            woken: Vec::new(),
         }
     }
 
@@ -66,6 +128,142 @@ impl Outbox {
     #[must_use]
     pub const fn newest(&self) -> u64 {
         self.newest
+    }
+
+    /// How much may be pushed without anything set aside for it, so that nothing that a
+    /// consumer waits for has to give way.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        Room {
+            bytes: self.room.bytes.min(self.memory()),
+            ..self.room
+        }
+    }
+
+    /// Bytes that the memory of all journals leaves; all there are while nothing is pinned.
+    fn memory(&self) -> u64 {
+        if self.pins {
+            self.journal.memory.available(self.room.bytes)
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// Whether there is room for this many events, none larger than one that must fit. If not,
+    /// [`Outbox::level`] says so.
+    pub fn has_room(&mut self, events: u64) -> bool {
+        let room = self.room().holds(Room::slots(events));
+        self.lacking |= !room;
+        room
+    }
+
+    /// Something that cannot fail waits for room.
+    pub const fn lack_room(&mut self) {
+        self.lacking = true;
+    }
+
+    /// How full the journal is. `low` is what it takes to go on reading.
+    pub fn level(&mut self, low: Room) -> Level {
+        let lacking = std::mem::take(&mut self.lacking);
+        let limits = self.limits;
+        let memory = self.journal.memory.limit();
+        let room = self.room();
+        let ample = Room {
+            events: (limits.events / 8).clamp(low.events, AMPLE.events),
+            bytes: (limits.bytes.min(memory) / 8).clamp(low.bytes, AMPLE.bytes),
+        };
+        if room.holds(ample) {
+            Level::Ample
+        } else if room.holds(low) && !lacking {
+            Level::Enough
+        } else if self.room.holds(low) && !lacking {
+            Level::OutOfMemory
+        } else {
+            Level::Full
+        }
+    }
+
+    /// Bytes that one turn may read, so that all loops together stay within the memory.
+    #[must_use]
+    pub fn turn_bytes(&self) -> u64 {
+        let memory = self.memory();
+        self.room()
+            .bytes
+            .min(self.journal.memory.part(memory).max(PART_MIN))
+    }
+
+    /// Sets so many events aside: they will fit, whatever comes before them.
+    ///
+    /// # Errors
+    /// There is no room for them. Nothing is set aside then.
+    pub fn reserve(&mut self, events: u64) -> Result<()> {
+        let wanted = Room::slots(events);
+        let mut room = self.room;
+        // What is set aside must be there, also while nothing is pinned.
+        room.bytes = room.bytes.min(self.journal.memory.available(wanted.bytes));
+        if !room.holds(wanted) {
+            return Err(full(room, wanted));
+        }
+        self.room = self.room.less(wanted);
+        self.reserved += events;
+        self.unsettled = true;
+        Ok(())
+    }
+
+    /// Room for what a client posts.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn check_room(&self, wanted: Room) -> Result<()> {
+        let room = self.room();
+        if room.holds(wanted) {
+            return Ok(());
+        }
+        Err(full(room, wanted))
+    }
+
+    /// So many events that were set aside have been, or will not be, pushed.
+    pub fn unreserve(&mut self, events: u64) {
+        self.reserved -= events;
+        self.unsettled = true;
+    }
+
+    /// Of what is set aside, this many events.
+    #[must_use]
+    pub const fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Whether some sources are not read until there is room: whoever makes some, calls.
+    pub fn set_starved(&mut self, starved: bool) {
+        self.unsettled |= self.starved != starved;
+        self.starved = starved;
+    }
+
+    /// The journal knows what was set aside, and who waits.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        !self.unsettled
+    }
+
+    /// Whether that watch has more than its share of what is pinned.
+    #[must_use]
+    pub fn is_over_share(&self, watch: u64) -> bool {
+        self.journal
+            .board
+            .with(|inner| inner.log.shares().is_over(watch))
+    }
+
+    /// Watches that went over their share of what is pinned (true), or are back at half of it.
+    pub fn crossed(&mut self) -> std::vec::Drain<'_, (u64, bool)> {
+        self.crossed.drain(..)
+    }
+
+    /// When a consumer that nobody holds is to be deleted, monotonic nanoseconds:
+    /// [`Outbox::expire`].
+    #[must_use]
+    pub const fn next_expiry(&self) -> Option<u64> {
+        self.next_expiry
     }
 
     /// Numbers and encodes an event. Nobody sees it before [`Outbox::commit`].
@@ -83,7 +281,9 @@ impl Outbox {
         if self.buf.capacity() - self.buf.len() < 256 {
             self.buf.reserve(BLOCK);
         }
-        self.end += event::encode(&event, &mut self.buf) as u64;
+        let bytes = event::encode(&event, &mut self.buf) as u64;
+        self.end += bytes;
+        self.room = self.room.less(Room { events: 1, bytes });
         self.entries.push(Entry {
             end: self.end,
             watch: about.watch,
@@ -101,22 +301,77 @@ impl Outbox {
 
     /// Makes what was pushed visible, in order, and wakes who waits for it.
     pub fn commit(&mut self) {
-        if self.entries.is_empty() {
+        if self.entries.is_empty() && !self.unsettled {
             return;
         }
         let chunk = self.buf.split().freeze();
         let news = chunk.len();
-        {
-            let mut inner = self.journal.inner.lock();
-            let inner = &mut *inner;
-            inner
-                .log
-                .append(chunk, &mut self.entries, &mut inner.labels);
-            for set in self.released.drain(..) {
-                inner.labels.release(set);
-            }
-            std::mem::swap(&mut inner.waiting, &mut self.woken);
+        let journal = Arc::clone(&self.journal);
+        let mut woken = std::mem::take(&mut self.woken);
+        let released = if news == 0 {
+            journal.board.with(|inner| self.settle(inner))
+        } else {
+            journal.board.post(&mut woken, |inner| {
+                let (log, labels) = (&mut inner.log, &mut inner.labels);
+                log.append(chunk, &mut self.entries, labels);
+                for set in self.released.drain(..) {
+                    labels.release(set);
+                }
+                self.settle(inner)
+            })
+        };
+        handoff::wake(woken.drain(..), news);
+        self.woken = woken;
+        if journal.memory.is_exceeded() {
+            journal.memory.reclaim();
         }
-        handoff::wake(self.woken.drain().map(|(_, waker)| waker), news);
+        if released {
+            journal.memory.released();
+        }
+    }
+
+    /// Looks at what others have changed: acknowledged, made, deleted, let go of.
+    pub fn refresh(&mut self) {
+        if self.journal.changed.swap(false, Ordering::AcqRel) {
+            let journal = Arc::clone(&self.journal);
+            journal.board.with(|inner| self.settle(inner));
+        }
+    }
+
+    /// Deletes the consumers whose time is over.
+    pub fn expire(&mut self, now: Now) {
+        if self.next_expiry.is_none_or(|at| at > now.monotonic) {
+            return;
+        }
+        let journal = Arc::clone(&self.journal);
+        let (expired, released) = journal.wake_all(|inner| {
+            let expired = inner.consumers.expire(now);
+            inner.repin();
+            (expired, self.settle(inner))
+        });
+        for consumer in expired {
+            tracing::info!(consumer, "a consumer that nobody held was deleted");
+        }
+        if released {
+            journal.memory.released();
+        }
+    }
+
+    /// Brings both sides up to date. Says whether less of the memory of all is committed.
+    fn settle(&mut self, inner: &mut Inner) -> bool {
+        self.unsettled = false;
+        inner.starved = self.starved;
+        let log = &mut inner.log;
+        log.reserve(self.reserved);
+        log.trim(&mut inner.labels);
+        let released = log.settle();
+        self.pins = log.pins();
+        self.room = log.room().less(Room {
+            events: self.entries.len() as u64,
+            bytes: self.buf.len() as u64,
+        });
+        log.shares().take_crossed(&mut self.crossed);
+        self.next_expiry = inner.consumers.next_expiry();
+        released
     }
 }

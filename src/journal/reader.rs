@@ -4,15 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::board::Place;
+use super::consumers::Holder;
 use super::labels::LabelSets;
 use super::log::{CLOSED, Log, REMOVED};
 use super::outbox::Entry;
 use super::{Inner, Journal};
+use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, Gap, GapReason};
 
@@ -86,64 +91,115 @@ pub struct Read {
     pub ended: bool,
 }
 
+/// Why a reader gets nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// The journal is closed, and read to its end.
+    Closed,
+    /// Somebody else reads as the consumer.
+    TakenOver,
+    /// The consumer was deleted.
+    Deleted,
+}
+
 /// A cursor into a journal.
 pub struct Reader {
     journal: Arc<Journal>,
-    id: u64,
+    place: Place,
     after: u64,
     filter: Filter,
+    /// Reads as this consumer.
+    consumer: Option<(String, Holder)>,
 }
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
-            .field("id", &self.id)
+            .field("place", &self.place)
             .field("after", &self.after)
+            .field("consumer", &self.consumer)
             .finish_non_exhaustive()
     }
 }
 
 impl Journal {
-    /// A reader that begins at `start`.
+    /// An observer that begins at `start`.
     ///
     /// # Errors
     /// A cursor that is too old, of another history or from the future, unless it may skip.
     pub fn reader(self: &Arc<Self>, start: Start, filter: Filter) -> Result<Reader> {
-        let mut inner = self.inner.lock();
-        let after = match start {
-            Start::Now => inner.log.newest(),
-            Start::Oldest => inner.oldest_position(),
-            Start::After { cursor, skip } => self.position(&inner.log, cursor, skip)?,
-        };
-        inner.readers += 1;
-        inner.next_reader += 1;
-        Ok(Reader {
-            journal: Arc::clone(self),
-            id: inner.next_reader,
-            after,
-            filter,
+        self.board.join(|inner, place| {
+            let after = self.position(inner, start)?;
+            inner.readers += 1;
+            Ok(Reader {
+                journal: Arc::clone(self),
+                place,
+                after,
+                filter,
+                consumer: None,
+            })
         })
     }
 
-    fn position(&self, log: &Log, cursor: Cursor, skip: bool) -> Result<u64> {
-        if cursor.epoch.is_some_and(|epoch| epoch != self.epoch) {
-            return if skip {
-                Ok(0)
-            } else {
-                Err(self.out_of_range(log, cursor, "of another history"))
+    /// Reads as a consumer, which is made if there is none; whoever read as it before does no
+    /// longer. Without a `start`, right after what it has acknowledged.
+    ///
+    /// # Errors
+    /// As [`Journal::reader`], and the limit on consumers.
+    pub fn hold(
+        self: &Arc<Self>,
+        name: &str,
+        start: Option<Start>,
+        ttl: Option<Duration>,
+        filter: Filter,
+    ) -> Result<Reader> {
+        let now = Now::sample();
+        let held: Result<(Reader, bool)> = self.board.join(|inner, place| {
+            let known = inner.consumers.get(name).map(|consumer| consumer.acked);
+            let after = match (start, known) {
+                (Some(start), _) => self.position(inner, start)?,
+                (None, Some(acked)) => acked,
+                (None, None) => inner.log.newest(),
             };
-        }
-        if cursor.seq > log.newest() {
-            return if skip {
-                Ok(log.newest())
-            } else {
-                Err(self.out_of_range(log, cursor, "from the future"))
+            if known.is_none() {
+                inner.consumers.create(name, after, ttl, now)?;
+                inner.repin();
+            }
+            let (holder, before) = inner.consumers.hold(name, place, ttl)?;
+            inner.readers += 1;
+            let reader = Reader {
+                journal: Arc::clone(self),
+                place,
+                after,
+                filter,
+                consumer: Some((name.to_owned(), holder)),
             };
+            Ok((reader, before.is_some()))
+        });
+        let (reader, taken_over) = held?;
+        if taken_over {
+            self.wake_all(|_| ());
         }
-        if !skip && log.lost_after(cursor.seq) {
-            return Err(self.out_of_range(log, cursor, "too old"));
+        self.call();
+        Ok(reader)
+    }
+
+    /// Where a start is: everything up to there counts as read.
+    pub(super) fn position(&self, inner: &Inner, start: Start) -> Result<u64> {
+        let (cursor, skip) = match start {
+            Start::Now => return Ok(inner.log.newest()),
+            Start::Oldest => return Ok(inner.oldest_position()),
+            Start::After { cursor, skip } => (cursor, skip),
+        };
+        match self.check(inner, cursor) {
+            Err(_) if skip && cursor.epoch.is_some_and(|epoch| epoch != self.epoch) => Ok(0),
+            Err(_) if skip => Ok(inner.log.newest()),
+            Err(error) => Err(error),
+            Ok(()) if !skip && inner.log.lost_after(cursor.seq) => {
+                Err(self.out_of_range(&inner.log, cursor, "too old"))
+            }
+            Ok(()) => Ok(cursor.seq),
         }
-        Ok(cursor.seq)
     }
 }
 
@@ -152,6 +208,16 @@ impl Inner {
     fn oldest_position(&self) -> u64 {
         let island = self.log.islands_from(0).next().map(|(seq, _)| seq);
         island.unwrap_or(self.log.first()) - 1
+    }
+
+    /// Why that reader gets nothing more, whatever there is.
+    fn ousted(&self, consumer: Option<&(String, Holder)>) -> Option<Over> {
+        let (name, holder) = consumer?;
+        match self.consumers.get(name) {
+            None => Some(Over::Deleted),
+            Some(consumer) if consumer.holder != Some(*holder) => Some(Over::TakenOver),
+            Some(_) => None,
+        }
     }
 }
 
@@ -189,32 +255,71 @@ impl Reader {
         &self.journal
     }
 
+    /// Which events it wants.
+    #[must_use]
+    pub const fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// The consumer it reads as.
+    #[must_use]
+    pub fn consumer(&self) -> Option<&str> {
+        self.consumer.as_ref().map(|(name, _)| name.as_str())
+    }
+
+    /// Bytes that lie behind the cursor, matching or not.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        let after = self.after;
+        self.journal
+            .board
+            .with(|inner| inner.log.held_after(after).bytes)
+    }
+
+    /// Everything up to there counts as read.
+    pub fn skip_to(&mut self, seq: u64) {
+        self.after = self.after.max(seq);
+    }
+
     /// Reads what there is, at most about `max_bytes` and `max_events`; one event
     /// larger than that comes alone. Empty, with `caught_up`, if there is nothing.
     pub fn read(&mut self, max_bytes: usize, max_events: usize) -> Read {
         let journal = Arc::clone(&self.journal);
-        let inner = journal.inner.lock();
-        self.read_locked(&inner, max_bytes, max_events)
+        journal
+            .board
+            .with(|inner| self.read_locked(inner, max_bytes, max_events))
     }
 
     /// Reads as soon as something lies after the cursor, be it only progress past
-    /// events that the filter leaves out; `None` once the journal is closed and read.
+    /// events that the filter leaves out.
     pub fn poll_read(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         max_bytes: usize,
         max_events: usize,
-    ) -> Poll<Option<Read>> {
+    ) -> Poll<Result<Read, Over>> {
         let journal = Arc::clone(&self.journal);
-        let mut inner = journal.inner.lock();
-        if inner.log.newest() > self.after {
-            return Poll::Ready(Some(self.read_locked(&inner, max_bytes, max_events)));
-        }
-        if inner.closed {
-            return Poll::Ready(None);
-        }
-        inner.waiting.insert(self.id, cx.waker().clone());
-        Poll::Pending
+        journal.board.poll(cx, self.place, |inner| {
+            if let Some(over) = inner.ousted(self.consumer.as_ref()) {
+                Some(Err(over))
+            } else if inner.log.newest() > self.after {
+                Some(Ok(self.read_locked(inner, max_bytes, max_events)))
+            } else {
+                inner.closed.then_some(Err(Over::Closed))
+            }
+        })
+    }
+
+    /// Waits until the consumer has acknowledged more than `acked`.
+    pub fn poll_acked(&mut self, cx: &Context<'_>, acked: u64) -> Poll<Result<u64, Over>> {
+        self.journal.board.poll(cx, self.place, |inner| {
+            if let Some(over) = inner.ousted(self.consumer.as_ref()) {
+                return Some(Err(over));
+            }
+            let (name, _) = self.consumer.as_ref()?;
+            let now = inner.consumers.get(name)?.acked;
+            (now > acked).then_some(Ok(now))
+        })
     }
 
     fn read_locked(&mut self, inner: &Inner, max_bytes: usize, max_events: usize) -> Read {
@@ -241,15 +346,26 @@ impl Reader {
             && read.caught_up
             && !watches.any(|watch| inner.log.is_present(*watch));
         self.after = read.through;
+        let gaps = &self.journal.gaps;
+        gaps.fetch_add(read.gaps.len() as u64, Ordering::Relaxed);
         read
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut inner = self.journal.inner.lock();
-        inner.readers -= 1;
-        inner.waiting.remove(&self.id);
+        let held = self.consumer.take();
+        let was_held = held.is_some();
+        self.journal.board.leave(self.place, |inner| {
+            inner.readers -= 1;
+            if let Some((name, holder)) = held {
+                inner.consumers.let_go(&name, holder, Now::sample());
+            }
+        });
+        if was_held {
+            // It may be deleted at some time from now on.
+            self.journal.call();
+        }
     }
 }
 
@@ -342,193 +458,5 @@ impl Walk<'_> {
         }
         log.slices(run..seq, &mut |slice| self.read.slices.push(slice));
         self.read.through = seq - 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use bytes::BytesMut;
-    use proptest::prelude::*;
-    use prost::Message;
-
-    use super::*;
-    use crate::clock::Now;
-    use crate::event::{self, Closed, Kind, Posted, Removed};
-    use crate::journal::{About, Limits, Memory, Outbox};
-    use crate::proto::Batch;
-
-    fn decode(read: &Read) -> Batch {
-        let mut buf = BytesMut::new();
-        event::encode_batch_header(read.after, read.through, &read.gaps, false, &mut buf);
-        for slice in &read.slices {
-            buf.extend_from_slice(slice);
-        }
-        Batch::decode(buf.freeze()).unwrap()
-    }
-
-    fn journal(events: u64, bytes: u64) -> (Arc<Journal>, Outbox, Arc<Memory>) {
-        let memory = Memory::new(1 << 30);
-        let journal = Journal::new(Limits { events, bytes }, Arc::clone(&memory)).unwrap();
-        let outbox = Outbox::new(Arc::clone(&journal));
-        (journal, outbox, memory)
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Post(u64, u8),
-        Close(u64),
-        Remove(u64),
-        Commit,
-        Read { max_bytes: usize, max_events: usize },
-        Resume(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            6 => (0..4u64, 0..200u8).prop_map(|(w, n)| Step::Post(w, n)),
-            2 => (1..4u64).prop_map(Step::Close),
-            1 => (1..4u64).prop_map(Step::Remove),
-            4 => Just(Step::Commit),
-            4 => (1..600usize, 1..10usize)
-                .prop_map(|(max_bytes, max_events)| Step::Read { max_bytes, max_events }),
-            1 => (0..40u64).prop_map(Step::Resume),
-        ]
-    }
-
-    proptest! {
-        /// Against a list of everything ever appended: each read begins where the last
-        /// one ended and accounts for every number by an event, a gap or the filter; what is
-        /// delivered is what was appended; no fact of a closed watch is lost before it is removed.
-        #[test]
-        fn every_read_accounts_for_every_event(
-            steps in prop::collection::vec(step(), 1..200),
-            watches in prop::collection::btree_set(0..4u64, 0..3),
-        ) {
-            let (journal, mut outbox, memory) = journal(12, 1500);
-            let filter = Filter { watches: watches.clone(), ..Filter::default() };
-            let mut reader = journal.reader(Start::Oldest, filter.clone()).unwrap();
-            let mut all: Vec<(u64, Kind)> = Vec::new();
-            let mut committed = 0;
-            let mut kept = BTreeSet::new();
-            for step in steps {
-                match step {
-                    Step::Post(watch, size) => {
-                        let kind = Kind::Posted(Posted {
-                            payload: vec![size; usize::from(size)].into(),
-                            ..Posted::default()
-                        });
-                        all.push((watch, kind));
-                    }
-                    Step::Close(watch) => {
-                        all.push((watch, Kind::Closed(Closed::default())));
-                        kept.insert((watch, all.len() as u64));
-                    }
-                    Step::Remove(watch) => {
-                        all.push((watch, Kind::Removed(Removed::default())));
-                        kept.retain(|(of, _)| *of != watch);
-                    }
-                    Step::Commit => {
-                        outbox.commit();
-                        committed = all.len() as u64;
-                        continue;
-                    }
-                    Step::Read { max_bytes, max_events } => {
-                        let from = reader.after();
-                        let read = reader.read(max_bytes, max_events);
-                        let batch = decode(&read);
-                        prop_assert_eq!(read.after, from);
-                        prop_assert_eq!(read.caught_up, read.through == committed);
-                        let mut events = batch.events.iter().peekable();
-                        let mut gaps = batch.gaps.iter().peekable();
-                        let mut seq = read.after + 1;
-                        while seq <= read.through {
-                            if let Some(gap) = gaps.next_if(|gap| gap.from_seq == seq) {
-                                for (watch, at) in &kept {
-                                    let lost = (gap.from_seq..=gap.through_seq).contains(at);
-                                    prop_assert!(!lost, "lost the end of watch {}", watch);
-                                }
-                                seq = gap.through_seq + 1;
-                                continue;
-                            }
-                            let (watch, kind) = &all[usize::try_from(seq).unwrap() - 1];
-                            if watches.is_empty() || watches.contains(watch) {
-                                let event = events.next().unwrap();
-                                prop_assert_eq!(event.seq, seq);
-                                prop_assert_eq!(event.kind.as_ref(), Some(kind));
-                            }
-                            seq += 1;
-                        }
-                        prop_assert!(events.next().is_none() && gaps.next().is_none());
-                        continue;
-                    }
-                    Step::Resume(seq) => {
-                        let cursor = Cursor { epoch: None, seq };
-                        let start = Start::After { cursor, skip: false };
-                        match journal.reader(start, filter.clone()) {
-                            Ok(resumed) => {
-                                prop_assert!(seq <= committed);
-                                reader = resumed;
-                                let mut first = journal.reader(start, filter.clone()).unwrap();
-                                prop_assert!(first.read(1, 1).gaps.is_empty());
-                            }
-                            Err(error) => {
-                                let oldest = journal.status().oldest;
-                                prop_assert!(seq > committed || seq + 1 < oldest, "{}", error);
-                            }
-                        }
-                        continue;
-                    }
-                }
-                let (watch, kind) = all.last().cloned().unwrap();
-                let about = About { watch, ..About::default() };
-                prop_assert_eq!(outbox.push(Now::default(), about, kind), all.len() as u64);
-            }
-            outbox.commit();
-            let status = journal.status();
-            prop_assert!(status.events - status.islands == 0 || status.events <= 12);
-            prop_assert_eq!(memory.used(), status.bytes);
-            drop((reader, outbox, journal));
-            prop_assert_eq!(memory.used(), 0);
-        }
-    }
-
-    #[test]
-    fn labels_filter_until_their_last_event_is_gone() {
-        let (journal, mut outbox, _) = journal(4, 1 << 20);
-        let labels: event::Labels = Arc::new([("job".to_owned(), "a".to_owned())].into());
-        let set = journal.intern_labels(&labels);
-        let about = About {
-            watch: 1,
-            user_data: 0,
-            labels: set,
-        };
-        outbox.push(Now::default(), about, Kind::Posted(Posted::default()));
-        outbox.push(
-            Now::default(),
-            About::default(),
-            Kind::Posted(Posted::default()),
-        );
-        outbox.release_labels(set);
-        outbox.commit();
-        let filter = Filter {
-            labels: (*labels).clone(),
-            ..Filter::default()
-        };
-        let mut reader = journal.reader(Start::Oldest, filter).unwrap();
-        let read = reader.read(1 << 20, 100);
-        assert_eq!((read.events, read.through), (1, 2));
-        for _ in 0..4 {
-            outbox.push(
-                Now::default(),
-                About::default(),
-                Kind::Posted(Posted::default()),
-            );
-        }
-        outbox.commit();
-        // The set is free for another use now that nothing refers to it.
-        let other: event::Labels = Arc::new([("job".to_owned(), "b".to_owned())].into());
-        assert_eq!(journal.intern_labels(&other), set);
     }
 }

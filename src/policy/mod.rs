@@ -15,7 +15,7 @@ use crate::access::{ClientProcess, Principal, ProcessKey};
 use crate::config::{Config, Context, OnMissing, Policy};
 use crate::driver::Backend;
 use crate::error::{Error, Result};
-use crate::event::{Kind, LoopState, PolicyChanged, PolicyScope};
+use crate::event::{LoopState, PolicyChanged, PolicyScope};
 use crate::event_loop::{Blueprint, Handle};
 use crate::journal::Memory;
 use crate::watch::Services;
@@ -270,8 +270,8 @@ impl Registry {
             };
             let mut noting = JoinSet::new();
             for handle in concerned {
-                let kind = Kind::PolicyChanged(changed.clone());
-                noting.spawn(async move { handle.note(kind).await });
+                let changed = changed.clone();
+                noting.spawn(async move { handle.policy_changed(changed).await });
             }
             for noted in noting.join_all().await {
                 match noted {

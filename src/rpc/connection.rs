@@ -29,17 +29,32 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Bytes of a stream that wait for its client, beyond what is on the wire.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// Serves connections, at most `max` at once (more wait in the kernel), until `stop` says
-/// so; then those there are end their calls and close.
-pub async fn serve(
-    listener: UnixListener,
-    access: Arc<Access>,
-    max: usize,
-    routes: Routes,
-    stop: watch::Receiver<bool>,
-) {
+/// What is served, and to whom.
+#[derive(Debug)]
+pub struct Service {
+    /// The Unix socket.
+    pub listener: UnixListener,
+    /// Who is served.
+    pub access: Arc<Access>,
+    /// Connections at once; more wait in the kernel.
+    pub max_connections: usize,
+    /// How often clients are pinged, and how long each has for the answer.
+    pub keepalive: Duration,
+    /// All calls.
+    pub routes: Routes,
+}
+
+/// Serves connections until `stop` says so; then those there are end their calls and close.
+pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
+    let Service {
+        listener,
+        access,
+        max_connections,
+        keepalive,
+        routes,
+    } = service;
     let routes = routes.prepare();
-    let room = Arc::new(Semaphore::new(max));
+    let room = Arc::new(Semaphore::new(max_connections));
     let mut stopped = stop.clone();
     loop {
         let accepted = async {
@@ -53,7 +68,14 @@ pub async fn serve(
         match (permit, accepted) {
             (Ok(permit), Ok((stream, _))) => {
                 let admitted = access.admit(&stream).map(Arc::new);
-                connection(stream, admitted, routes.clone(), stop.clone(), permit);
+                Connection {
+                    stream,
+                    admitted,
+                    keepalive,
+                    stop: stop.clone(),
+                    permit,
+                }
+                .start(routes.clone());
             }
             (_, Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -65,46 +87,60 @@ pub async fn serve(
     }
     drop(listener);
     // Bounded by the configuration.
-    let all = u32::try_from(max).unwrap_or(u32::MAX);
+    let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
     let _ = room.acquire_many(all).await;
 }
 
-fn connection(
+/// A connection that was accepted.
+struct Connection {
     stream: UnixStream,
     admitted: Admitted,
-    routes: Routes,
-    mut stop: watch::Receiver<bool>,
+    keepalive: Duration,
+    stop: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
-) {
-    let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(admitted.clone());
-        request
-    });
-    Strand::start(|spawner| {
-        let connection = http2::Builder::new(spawner)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(None)
-            .max_send_buf_size(SEND_BUFFER)
-            .serve_connection(
-                TokioIo::new(Transport(stream)),
-                TowerToHyperService::new(service),
-            );
-        async move {
-            let _permit = permit;
-            let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = async { drop(stop.wait_for(|stop| *stop).await) } => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+}
+
+impl Connection {
+    fn start(self, routes: Routes) {
+        let Self {
+            stream,
+            admitted,
+            keepalive,
+            mut stop,
+            permit,
+        } = self;
+        let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(admitted.clone());
+            request
+        });
+        Strand::start(|spawner| {
+            let connection = http2::Builder::new(spawner)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(None)
+                .max_send_buf_size(SEND_BUFFER)
+                .keep_alive_interval(keepalive)
+                .keep_alive_timeout(keepalive)
+                .serve_connection(
+                    TokioIo::new(Transport(stream)),
+                    TowerToHyperService::new(service),
+                );
+            async move {
+                let _permit = permit;
+                let mut connection = pin!(connection);
+                let ended = tokio::select! {
+                    ended = &mut connection => ended,
+                    () = async { drop(stop.wait_for(|stop| *stop).await) } => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended");
                 }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended");
             }
-        }
-    });
+        });
+    }
 }
 
 /// The socket, which a loop's thread only writes to.

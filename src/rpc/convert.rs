@@ -49,19 +49,37 @@ pub(super) fn cursor(field: &'static str, cursor: &proto::Cursor) -> Result<Curs
     })
 }
 
+/// After a cursor, for a call that has no snapshots.
 pub(super) fn after(field: &'static str, cursor: &proto::Cursor, on_gap: i32) -> Result<Start> {
     Ok(Start::After {
         cursor: self::cursor(field, cursor)?,
-        skip: self::on_gap(on_gap)?,
+        skip: skips_gap(on_gap)?,
     })
 }
 
-/// Whether a start whose events are partly gone begins with a gap.
-pub(super) fn on_gap(value: i32) -> Result<bool> {
+/// Whether a start whose events are partly gone begins with a gap, for a call that has no snapshots.
+pub(super) fn skips_gap(value: i32) -> Result<bool> {
+    match on_gap(value)? {
+        OnGap::Fail => Ok(false),
+        OnGap::Skip => Ok(true),
+        OnGap::Snapshot => Err(Error::invalid("on_gap", "must be FAIL or SKIP here")),
+    }
+}
+
+/// What becomes of a start whose events are partly gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnGap {
+    Fail,
+    Skip,
+    Snapshot,
+}
+
+pub(super) fn on_gap(value: i32) -> Result<OnGap> {
     match proto::OnGap::try_from(value) {
-        Ok(proto::OnGap::Unspecified | proto::OnGap::Fail) => Ok(false),
-        Ok(proto::OnGap::Skip) => Ok(true),
-        Err(_) => Err(Error::invalid("on_gap", "must be FAIL or SKIP")),
+        Ok(proto::OnGap::Unspecified | proto::OnGap::Fail) => Ok(OnGap::Fail),
+        Ok(proto::OnGap::Skip) => Ok(OnGap::Skip),
+        Ok(proto::OnGap::Snapshot) => Ok(OnGap::Snapshot),
+        Err(_) => Err(Error::invalid("on_gap", "must be FAIL, SKIP or SNAPSHOT")),
     }
 }
 

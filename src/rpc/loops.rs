@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::loop_service_server::LoopService;
-use super::{Api, asker, convert, mutate};
+use super::{Api, Asker, asker, convert, mutate};
 use crate::event_loop::Handle;
 use crate::proto::*;
 
@@ -46,12 +46,19 @@ impl LoopService for Api {
         request: Request<RunLoopRequest>,
     ) -> Result<Response<RunLoopResponse>, Status> {
         let asker = asker(&request)?;
-        let handle = self.on(&asker, request.into_inner().r#loop, false)?;
-        let object = handle.full_name().to_owned();
-        let cursor = mutate(&asker, "RunLoop", object, async move { handle.run().await }).await?;
-        Ok(Response::new(RunLoopResponse {
-            cursor: Some(cursor.into()),
-        }))
+        let work = |api: Self, asker: Asker, request: RunLoopRequest| async move {
+            let handle = api.on(&asker, request.r#loop, false)?;
+            let object = handle.full_name().to_owned();
+            let cursor =
+                mutate(&asker, "RunLoop", object, async move { handle.run().await }).await?;
+            Ok(RunLoopResponse {
+                cursor: Some(cursor.into()),
+            })
+        };
+        let answer = self
+            .once(asker, "RunLoop", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn stop_loop(
@@ -59,18 +66,24 @@ impl LoopService for Api {
         request: Request<StopLoopRequest>,
     ) -> Result<Response<StopLoopResponse>, Status> {
         let asker = asker(&request)?;
-        let handle = self.on(&asker, request.into_inner().r#loop, false)?;
-        let object = handle.full_name().to_owned();
-        let cursor = mutate(
-            &asker,
-            "StopLoop",
-            object,
-            async move { handle.stop().await },
-        )
-        .await?;
-        Ok(Response::new(StopLoopResponse {
-            cursor: Some(cursor.into()),
-        }))
+        let work = |api: Self, asker: Asker, request: StopLoopRequest| async move {
+            let handle = api.on(&asker, request.r#loop, false)?;
+            let object = handle.full_name().to_owned();
+            let cursor = mutate(
+                &asker,
+                "StopLoop",
+                object,
+                async move { handle.stop().await },
+            )
+            .await?;
+            Ok(StopLoopResponse {
+                cursor: Some(cursor.into()),
+            })
+        };
+        let answer = self
+            .once(asker, "StopLoop", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn close_loop(
@@ -78,16 +91,22 @@ impl LoopService for Api {
         request: Request<CloseLoopRequest>,
     ) -> Result<Response<CloseLoopResponse>, Status> {
         let asker = asker(&request)?;
-        let handle = self.on(&asker, request.into_inner().r#loop, false)?;
-        let readable_for = crate::clock::duration(handle.policy().closed_ttl);
-        let (api, object) = (self.clone(), handle.full_name().to_owned());
-        let cursor = mutate(&asker, "CloseLoop", object, async move {
-            api.registry.close(&handle, false).await
-        })
-        .await?;
-        Ok(Response::new(CloseLoopResponse {
-            cursor: Some(cursor.into()),
-            readable_for: Some(readable_for),
-        }))
+        let work = |api: Self, asker: Asker, request: CloseLoopRequest| async move {
+            let handle = api.on(&asker, request.r#loop, false)?;
+            let readable_for = crate::clock::duration(handle.policy().closed_ttl);
+            let (api, object) = (api.clone(), handle.full_name().to_owned());
+            let cursor = mutate(&asker, "CloseLoop", object, async move {
+                api.registry.close(&handle, false).await
+            })
+            .await?;
+            Ok(CloseLoopResponse {
+                cursor: Some(cursor.into()),
+                readable_for: Some(readable_for),
+            })
+        };
+        let answer = self
+            .once(asker, "CloseLoop", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 }

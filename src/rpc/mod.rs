@@ -9,7 +9,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tonic::{Request, Status};
+use tonic::Request;
 use tonic_health::server::HealthReporter;
 
 use crate::access::{Peer, audit};
@@ -21,21 +21,26 @@ use crate::proto;
 use crate::watch::Count;
 
 mod admin;
+mod attach;
 mod connection;
+mod consumers;
 mod convert;
 mod events;
 mod loops;
 mod policies;
 mod processes;
+mod repeat;
 mod spec;
 pub mod status;
 mod strand;
 mod stream;
+mod subscribe;
 mod transports;
 mod watches;
 pub mod wire;
 
-pub use connection::serve;
+pub use connection::{Service, serve};
+pub use repeat::Repeats;
 
 /// The server side of the services, generated.
 #[allow(
@@ -88,8 +93,10 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// File descriptors handed over.
     pub slots: Arc<Slots>,
-    /// Subscribe and Run streams, and how many there may be.
+    /// Subscribe, Attach and Run streams, and how many there may be.
     pub streams: Arc<Count>,
+    /// Answers to mutations, for those that are repeated.
+    pub repeats: Arc<Repeats>,
     /// Who this is.
     pub identity: Identity,
 }
@@ -204,7 +211,7 @@ async fn mutate<T: Send + 'static>(
     action: &'static str,
     object: impl Display + Send + 'static,
     work: impl Future<Output = Result<T>> + Send + 'static,
-) -> std::result::Result<T, Status> {
+) -> Result<T> {
     let peer = Arc::clone(&asker.peer);
     let task = tokio::spawn(async move {
         let result = work.await;
@@ -212,7 +219,7 @@ async fn mutate<T: Send + 'static>(
         result
     });
     let lost = |_| Error::Internal("the work was lost");
-    Ok(task.await.map_err(lost)??)
+    task.await.map_err(lost)?
 }
 
 /// For the audit log: what a request is about, by the loop it names.

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::policy_service_server::PolicyService;
-use super::{Api, asker, convert, mutate};
+use super::{Api, Asker, asker, convert, mutate};
 use crate::config::Policy;
 use crate::driver::{Backend, backend};
 use crate::error::Error;
@@ -30,14 +30,20 @@ impl PolicyService for Api {
         request: Request<SetEventLoopRequest>,
     ) -> Result<Response<SetEventLoopResponse>, Status> {
         let asker = asker(&request)?;
-        let name = request.into_inner().loop_name;
-        let (api, caller) = (self.clone(), asker.caller.clone());
-        let object = name.clone().unwrap_or_default();
-        mutate(&asker, "SetEventLoop", object, async move {
-            api.registry.set_event_loop(&caller, name.as_deref())
-        })
-        .await?;
-        Ok(Response::new(SetEventLoopResponse {}))
+        let work = |api: Self, asker: Asker, request: SetEventLoopRequest| async move {
+            let name = request.loop_name;
+            let (api, caller) = (api.clone(), asker.caller.clone());
+            let object = name.clone().unwrap_or_default();
+            mutate(&asker, "SetEventLoop", object, async move {
+                api.registry.set_event_loop(&caller, name.as_deref())
+            })
+            .await?;
+            Ok(SetEventLoopResponse {})
+        };
+        let answer = self
+            .once(asker, "SetEventLoop", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn new_event_loop(
@@ -45,23 +51,28 @@ impl PolicyService for Api {
         request: Request<NewEventLoopRequest>,
     ) -> Result<Response<NewEventLoopResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let new = NewLoop {
-            or_existing: convert::if_exists(request.if_exists)?,
-            name: request.name,
-            policy: request.policy,
-            backend: request.backend,
+        let work = |api: Self, asker: Asker, request: NewEventLoopRequest| async move {
+            let new = NewLoop {
+                or_existing: convert::if_exists(request.if_exists)?,
+                name: request.name,
+                policy: request.policy,
+                backend: request.backend,
+            };
+            let (api, caller) = (api.clone(), asker.caller.clone());
+            let object = new.name.clone();
+            let (handle, created) = mutate(&asker, "NewEventLoop", object, async move {
+                api.registry.new_event_loop(&caller, &new)
+            })
+            .await?;
+            Ok(NewEventLoopResponse {
+                r#loop: Some(handle.view()),
+                created,
+            })
         };
-        let (api, caller) = (self.clone(), asker.caller.clone());
-        let object = new.name.clone();
-        let (handle, created) = mutate(&asker, "NewEventLoop", object, async move {
-            api.registry.new_event_loop(&caller, &new)
-        })
-        .await?;
-        Ok(Response::new(NewEventLoopResponse {
-            r#loop: Some(handle.view()),
-            created,
-        }))
+        let answer = self
+            .once(asker, "NewEventLoop", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn get_event_loop_policy(
@@ -81,22 +92,30 @@ impl PolicyService for Api {
         request: Request<SetEventLoopPolicyRequest>,
     ) -> Result<Response<SetEventLoopPolicyResponse>, Status> {
         let asker = asker(&request)?;
-        let SetEventLoopPolicyRequest { policy_name, scope } = request.into_inner();
-        let scope = match PolicyScope::try_from(scope) {
-            Ok(PolicyScope::Unspecified | PolicyScope::Principal) => PolicyScope::Principal,
-            Ok(PolicyScope::Daemon) => PolicyScope::Daemon,
-            Err(_) => return Err(Error::invalid("scope", "must be PRINCIPAL or DAEMON").into()),
+        let work = |api: Self, asker: Asker, request: SetEventLoopPolicyRequest| async move {
+            let SetEventLoopPolicyRequest {
+                policy_name, scope, ..
+            } = request;
+            let scope = match PolicyScope::try_from(scope) {
+                Ok(PolicyScope::Unspecified | PolicyScope::Principal) => PolicyScope::Principal,
+                Ok(PolicyScope::Daemon) => PolicyScope::Daemon,
+                Err(_) => return Err(Error::invalid("scope", "must be PRINCIPAL or DAEMON")),
+            };
+            let (api, caller) = (api.clone(), asker.caller.clone());
+            let object = policy_name.clone().unwrap_or_default();
+            let policy = mutate(&asker, "SetEventLoopPolicy", object, async move {
+                let name = policy_name.as_deref();
+                api.registry.set_policy(&caller, name, scope).await
+            })
+            .await?;
+            Ok(SetEventLoopPolicyResponse {
+                policy: Some(describe(&policy)),
+            })
         };
-        let (api, caller) = (self.clone(), asker.caller.clone());
-        let object = policy_name.clone().unwrap_or_default();
-        let policy = mutate(&asker, "SetEventLoopPolicy", object, async move {
-            let name = policy_name.as_deref();
-            api.registry.set_policy(&caller, name, scope).await
-        })
-        .await?;
-        Ok(Response::new(SetEventLoopPolicyResponse {
-            policy: Some(describe(&policy)),
-        }))
+        let answer = self
+            .once(asker, "SetEventLoopPolicy", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn list_event_loop_policies(
@@ -165,6 +184,9 @@ fn describe(policy: &Policy) -> proto::Policy {
         max_watches: policy.max_watches,
         journal_events: policy.journal_events,
         journal_bytes: policy.journal_bytes,
+        when_full: policy.when_full.name().to_owned(),
+        journal_watch_bytes: policy.journal_watch_bytes.unwrap_or(0),
+        consumer_ttl: Some(crate::clock::duration(policy.consumer_ttl)),
         finished_ttl: Some(crate::clock::duration(policy.finished_ttl)),
         closed_ttl: Some(crate::clock::duration(policy.closed_ttl)),
         unix_sockets: policy.unix_sockets,

@@ -1,10 +1,14 @@
 //! ProcessService.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use tonic::{Request, Response, Status};
 
 use super::server::process_service_server::ProcessService;
-use super::stream::{EventStream, Parts};
-use super::{Api, Asker, asker, convert, events, mutate, object, spec};
+use super::stream::{Acks, EventStream, Parts};
+use super::watches::added;
+use super::{Api, Asker, asker, convert, mutate, object, spec, subscribe};
 use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event::Cursor;
@@ -63,20 +67,31 @@ impl ProcessService for Api {
         let mut request = request.into_inner();
         let permit = self.streams.take()?;
         let on = self.on(&asker, request.r#loop.take(), request.spec.is_some())?;
-        let heartbeat = events::heartbeat(request.heartbeat.take())?;
-        convert::on_gap(request.on_gap)?;
+        let heartbeat = subscribe::heartbeat(request.heartbeat.take())?;
+        convert::skips_gap(request.on_gap)?;
         let after = request.after.take();
         let after = after.map(|c| convert::after("after", &c, request.on_gap));
         let after = after.transpose()?;
         // Before anything is started: a cursor that is refused starts nothing.
         let resumed = after.map(|start| on.journal().reader(start, Filter::default()));
         let resumed = resumed.transpose()?;
-        let (api, who, object) = (self.clone(), asker.clone(), object(&on, &request.name));
+        // Where its reader begins does not matter to what is made or joined.
+        request.on_gap = 0;
         let handle = on.clone();
-        let Added { watch, existed } = mutate(&asker, "Run", object, async move {
-            api.make_or_join(&who, &handle, request).await
-        })
-        .await?;
+        let work = |api: Self, asker: Asker, request: RunRequest| async move {
+            let (who, object) = (asker.clone(), object(&handle, &request.name));
+            mutate(&asker, "Run", object, async move {
+                api.make_or_join(&who, &handle, request).await.map(added)
+            })
+            .await
+        };
+        let AddWatchResponse { watch, existed, .. } =
+            self.once(asker, "Run", request, work).await?;
+        let mut watch = watch.ok_or(Error::Internal("a process without its watch"))?;
+        // The answer to a repeat is as old as the first: it may be done by now.
+        if let Ok(now) = on.get(WatchName::Id(watch.watch_id)).await {
+            watch = now;
+        }
         let journal = on.journal();
         let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
         let from_birth = Start::After {
@@ -112,6 +127,9 @@ impl ProcessService for Api {
             registry: std::sync::Arc::clone(&self.registry),
             batch_bytes: BATCH_BYTES,
             heartbeat,
+            linger: Duration::ZERO,
+            snapshot: VecDeque::new(),
+            acks: Acks::None,
             until_closed: true,
             permit,
         })))
@@ -122,22 +140,27 @@ impl ProcessService for Api {
         request: Request<SendSignalRequest>,
     ) -> Result<Response<SendSignalResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        let name = convert::watch_name(request.watch)?;
-        let number = convert::signal("signal", &request.signal)?;
-        let target = match crate::proto::SignalTarget::try_from(request.target) {
-            Ok(crate::proto::SignalTarget::Unspecified | crate::proto::SignalTarget::Process) => {
-                SignalTarget::Process
-            }
-            Ok(crate::proto::SignalTarget::Group) => SignalTarget::Group,
-            Err(_) => return Err(Error::invalid("target", "must be PROCESS or GROUP").into()),
+        let work = |api: Self, asker: Asker, request: SendSignalRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let number = convert::signal("signal", &request.signal)?;
+            let target = match crate::proto::SignalTarget::try_from(request.target) {
+                Ok(
+                    crate::proto::SignalTarget::Unspecified | crate::proto::SignalTarget::Process,
+                ) => SignalTarget::Process,
+                Ok(crate::proto::SignalTarget::Group) => SignalTarget::Group,
+                Err(_) => return Err(Error::invalid("target", "must be PROCESS or GROUP")),
+            };
+            let object = object(&on, format!("{name:?} {}", request.signal));
+            mutate(&asker, "SendSignal", object, async move {
+                on.signal(name, number, target).await
+            })
+            .await?;
+            Ok(SendSignalResponse {})
         };
-        let object = object(&on, format!("{name:?} {}", request.signal));
-        mutate(&asker, "SendSignal", object, async move {
-            on.signal(name, number, target).await
-        })
-        .await?;
-        Ok(Response::new(SendSignalResponse {}))
+        let answer = self
+            .once(asker, "SendSignal", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 }

@@ -329,7 +329,7 @@ impl Checks<'_> {
                 }));
                 return Ok(Plan {
                     kind: WatchKind::Connection,
-                    need: Need::sources(1),
+                    need: ConnectionOrder::need_of(1),
                     order,
                     claimed_from: Some(lifetime),
                     spec: Spec::Connection(spec),
@@ -422,7 +422,8 @@ impl Checks<'_> {
         };
         Ok(Plan {
             kind: WatchKind::ReadPipe,
-            need: Need::sources(1),
+            // And its end of file.
+            need: Need::sources(1).and_events(1),
             order,
             claimed_from,
             spec: Spec::ReadPipe(spec),
@@ -610,7 +611,7 @@ fn timer_plan(timer: proto::TimerSpec) -> Result<Plan> {
     };
     Ok(Plan {
         kind: WatchKind::Timer,
-        need: Need::sources(0),
+        need: TimerOrder(schedule).need(),
         order: Order::Now(Box::new(move || Ok(TimerOrder(schedule).build()))),
         claimed_from: None,
         spec: Spec::Timer(timer),

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::error::Error;
-use crate::proto::Reason;
+use crate::proto::{BatchError, Reason};
 
 /// `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "evloopd";
@@ -30,6 +30,8 @@ pub fn describe(error: &Error) -> Described {
         Error::InvalidField { .. } => (Code::InvalidArgument, Reason::InvalidField),
         Error::LoopNotFound { .. } => (Code::NotFound, Reason::LoopNotFound),
         Error::WatchNotFound { .. } => (Code::NotFound, Reason::WatchNotFound),
+        Error::ConsumerNotFound { .. } => (Code::NotFound, Reason::ConsumerNotFound),
+        Error::TakenOver { .. } => (Code::FailedPrecondition, Reason::TakenOver),
         Error::PolicyNotFound { .. } => (Code::NotFound, Reason::PolicyNotFound),
         Error::NoLoopInContext { .. } => (Code::NotFound, Reason::NoLoopInContext),
         Error::SlotNotFound { .. } => (Code::NotFound, Reason::SlotNotFound),
@@ -55,6 +57,18 @@ pub fn describe(error: &Error) -> Described {
         code,
         reason: reason.strip_prefix("REASON_").unwrap_or(reason),
         metadata: metadata(error),
+    }
+}
+
+/// An error as a part of an answer.
+#[must_use]
+pub fn batch_error(error: &Error) -> BatchError {
+    let described = describe(error);
+    BatchError {
+        code: described.code.into(),
+        message: error.to_string(),
+        reason: described.reason.to_owned(),
+        metadata: described.metadata.into_iter().collect(),
     }
 }
 

@@ -249,7 +249,7 @@ mod tests {
         let (tell, told) = oneshot::channel::<()>();
         Strand::start(|spawner| async move {
             hyper::rt::Executor::execute(&spawner, async { panic!("on purpose") });
-            hyper::rt::Executor::execute(&spawner, async move { drop(tell.send(())) });
+            hyper::rt::Executor::execute(&spawner, async move { tell.send(()).unwrap() });
         });
         let told = tokio::time::timeout(PATIENCE, told).await;
         told.unwrap().unwrap();

@@ -1,5 +1,6 @@
-//! A reader of a journal as a stream of messages: header, batches, heartbeats, goodbye.
+//! A reader of a journal as a stream of messages: header, snapshot, batches, heartbeats, goodbye.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::wire::Streamed;
-use crate::journal::{Read, Reader};
+use crate::journal::{Over, Read, Reader};
 use crate::policy::Registry;
-use crate::proto::{Goodbye, GoodbyeReason};
+use crate::proto::{Goodbye, GoodbyeReason, Snapshot};
 use crate::watch::Permit;
 
 /// Most events of one batch.
@@ -22,34 +23,106 @@ const BATCH_EVENTS: usize = 65_536;
 /// Reads that found nothing for this reader before others get their turn.
 const READS_AT_ONCE: usize = 8;
 
+/// How much may be delivered and not acknowledged.
+#[derive(Debug)]
+pub(super) struct Window {
+    max: u64,
+    /// The batches on their way: up to where each goes, and its bytes.
+    batches: VecDeque<(u64, u64)>,
+    bytes: u64,
+    acked: u64,
+}
+
+impl Window {
+    /// At most `max` bytes, after what is acknowledged already.
+    pub(super) const fn new(max: u64, acked: u64) -> Self {
+        Self {
+            max,
+            batches: VecDeque::new(),
+            bytes: 0,
+            acked,
+        }
+    }
+
+    /// Everything up to there is dealt with.
+    pub(super) fn ack(&mut self, seq: u64) {
+        self.acked = self.acked.max(seq);
+        while let Some((through, bytes)) = self.batches.front()
+            && *through <= self.acked
+        {
+            self.bytes -= bytes;
+            self.batches.pop_front();
+        }
+    }
+
+    fn sent(&mut self, read: &Read) {
+        if read.bytes > 0 {
+            self.bytes += read.bytes as u64;
+            self.batches.push_back((read.through, read.bytes as u64));
+        }
+    }
+
+    /// Bytes that may still be sent.
+    fn left(&self) -> u64 {
+        self.max.saturating_sub(self.bytes)
+    }
+}
+
+/// How what is delivered comes to be acknowledged.
+#[derive(Debug)]
+pub(super) enum Acks {
+    /// Not at all: nobody waits for it.
+    None,
+    /// By being delivered.
+    Auto,
+    /// By [`EventStream::ack`], or by the consumer's cursor: no more than a window is on its way.
+    Window(Window),
+}
+
 /// What a stream carries and when it ends.
 #[derive(Debug)]
 pub struct EventStream<H> {
     header: Option<H>,
+    snapshot: VecDeque<Snapshot>,
     reader: Reader,
     registry: Arc<Registry>,
     batch_bytes: usize,
     heartbeat: Duration,
     timer: Pin<Box<Sleep>>,
+    linger: Option<Linger>,
+    acks: Acks,
     /// The last batch's `through`.
     sent: u64,
     /// It said that nothing was waiting.
     caught_up: bool,
     /// Ends behind the end of the one watch it is about.
     until_closed: bool,
+    /// Ends once everything up to there is delivered.
+    until: Option<u64>,
     goodbye: Option<GoodbyeReason>,
     over: bool,
     _permit: Permit,
+}
+
+/// Waiting for a batch to become full.
+#[derive(Debug)]
+struct Linger {
+    delay: Duration,
+    timer: Pin<Box<Sleep>>,
+    waits: bool,
 }
 
 /// What an [`EventStream`] is made of.
 #[derive(Debug)]
 pub(super) struct Parts<H> {
     pub(super) header: H,
+    pub(super) snapshot: VecDeque<Snapshot>,
     pub(super) reader: Reader,
     pub(super) registry: Arc<Registry>,
     pub(super) batch_bytes: usize,
     pub(super) heartbeat: Duration,
+    pub(super) linger: Duration,
+    pub(super) acks: Acks,
     pub(super) until_closed: bool,
     /// Nothing is left to read: the goodbye follows the header.
     pub(super) done: bool,
@@ -58,19 +131,48 @@ pub(super) struct Parts<H> {
 
 impl<H> EventStream<H> {
     pub(super) fn new(parts: Parts<H>) -> Self {
+        let linger = (!parts.linger.is_zero()).then(|| Linger {
+            delay: parts.linger,
+            timer: Box::pin(tokio::time::sleep(parts.linger)),
+            waits: false,
+        });
         Self {
             sent: parts.reader.after(),
             header: Some(parts.header),
+            snapshot: parts.snapshot,
             reader: parts.reader,
             registry: parts.registry,
             batch_bytes: parts.batch_bytes,
             heartbeat: parts.heartbeat,
             timer: Box::pin(tokio::time::sleep(parts.heartbeat)),
+            linger,
+            acks: parts.acks,
             caught_up: false,
             until_closed: parts.until_closed,
+            until: None,
             goodbye: parts.done.then_some(GoodbyeReason::Done),
             over: false,
             _permit: parts.permit,
+        }
+    }
+
+    pub(super) const fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Everything up to there is dealt with: there is room for more.
+    pub(super) fn ack(&mut self, seq: u64) {
+        if let Acks::Window(window) = &mut self.acks {
+            window.ack(seq);
+        }
+    }
+
+    /// Ends once everything that is there now is delivered; nobody will acknowledge it.
+    pub(super) fn flush(&mut self) {
+        let newest = self.reader.journal().status().newest;
+        self.until.get_or_insert(newest);
+        if let Acks::Window(window) = &mut self.acks {
+            window.max = u64::MAX;
         }
     }
 
@@ -80,6 +182,17 @@ impl<H> EventStream<H> {
         self.sent = read.through;
         self.caught_up = read.caught_up;
         self.timer.as_mut().reset(Instant::now() + self.heartbeat);
+        match &mut self.acks {
+            Acks::None => {}
+            Acks::Window(window) => window.sent(&read),
+            Acks::Auto => {
+                let journal = self.reader.journal();
+                if let Some(consumer) = self.reader.consumer() {
+                    // Taken over or deleted: the next read tells.
+                    let _ = journal.ack(consumer, journal.cursor(read.through));
+                }
+            }
+        }
         Streamed::Batch(read)
     }
 
@@ -88,7 +201,9 @@ impl<H> EventStream<H> {
         let message = match reason {
             GoodbyeReason::Done => "all of it was delivered",
             GoodbyeReason::Shutdown => "the daemon is ending",
-            _ => "the loop is closed",
+            GoodbyeReason::TakenOver => "somebody else reads as this consumer now",
+            GoodbyeReason::ConsumerDeleted => "the consumer was deleted",
+            GoodbyeReason::Unspecified | GoodbyeReason::LoopClosed => "the loop is closed",
         };
         let cursor = self.reader.journal().cursor(self.sent);
         Streamed::Goodbye(Goodbye {
@@ -98,24 +213,45 @@ impl<H> EventStream<H> {
         })
     }
 
+    fn ended(&mut self, over: Over) -> Streamed<H> {
+        let reason = match over {
+            Over::TakenOver => GoodbyeReason::TakenOver,
+            Over::Deleted => GoodbyeReason::ConsumerDeleted,
+            Over::Closed if self.registry.is_draining() => GoodbyeReason::Shutdown,
+            Over::Closed => GoodbyeReason::LoopClosed,
+        };
+        self.goodbye(reason)
+    }
+
     /// Whether the reader needs to be told of what was read.
     fn is_news(&self, read: &Read) -> bool {
         read.events > 0 || !read.gaps.is_empty() || (read.caught_up && !self.caught_up)
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
+    pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
         if let Some(header) = self.header.take() {
             return Poll::Ready(Some(Streamed::Header(header)));
         }
         if self.over {
             return Poll::Ready(None);
         }
+        if let Some(part) = self.snapshot.pop_front() {
+            return Poll::Ready(Some(Streamed::Snapshot(Box::new(part))));
+        }
         if let Some(reason) = self.goodbye.take() {
             return Poll::Ready(Some(self.goodbye(reason)));
         }
+        if self.until.is_some_and(|until| self.reader.after() >= until) {
+            return Poll::Ready(Some(self.flushed()));
+        }
         for _ in 0..READS_AT_ONCE {
-            match self.reader.poll_read(cx, self.batch_bytes, BATCH_EVENTS) {
-                Poll::Ready(Some(read)) => {
+            let bytes = match self.poll_room(cx) {
+                Poll::Ready(Ok(bytes)) => bytes,
+                Poll::Ready(Err(over)) => return Poll::Ready(Some(self.ended(over))),
+                Poll::Pending => return self.poll_stalled(cx),
+            };
+            match self.reader.poll_read(cx, bytes, BATCH_EVENTS) {
+                Poll::Ready(Ok(read)) => {
                     if self.until_closed && read.ended {
                         self.goodbye = Some(GoodbyeReason::Done);
                     }
@@ -123,19 +259,63 @@ impl<H> EventStream<H> {
                         return Poll::Ready(Some(self.batch(read)));
                     }
                 }
-                Poll::Ready(None) => {
-                    let reason = if self.registry.is_draining() {
-                        GoodbyeReason::Shutdown
-                    } else {
-                        GoodbyeReason::LoopClosed
-                    };
-                    return Poll::Ready(Some(self.goodbye(reason)));
-                }
+                Poll::Ready(Err(over)) => return Poll::Ready(Some(self.ended(over))),
                 Poll::Pending => return self.poll_quiet(cx),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// What was read and not told yet, then the end that was asked for.
+    fn flushed(&mut self) -> Streamed<H> {
+        if self.sent >= self.reader.after() {
+            return self.goodbye(GoodbyeReason::Done);
+        }
+        let read = Read {
+            through: self.reader.after(),
+            ..Read::default()
+        };
+        self.batch(read)
+    }
+
+    /// How many bytes the next batch may have, once it may have any and has been waited for.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Over>> {
+        let mut bytes = self.batch_bytes;
+        if let Acks::Window(window) = &mut self.acks {
+            while window.left() == 0 {
+                if self.reader.consumer().is_none() {
+                    // The stream's own acknowledgements, which poll it again.
+                    return Poll::Pending;
+                }
+                let acked = ready!(self.reader.poll_acked(cx, window.acked))?;
+                window.ack(acked);
+            }
+            bytes = bytes.min(usize::try_from(window.left()).unwrap_or(usize::MAX));
+        }
+        let Some(linger) = &mut self.linger else {
+            return Poll::Ready(Ok(bytes));
+        };
+        let backlog = self.reader.backlog();
+        if backlog > 0 && backlog < bytes as u64 && self.until.is_none() {
+            if !linger.waits {
+                linger.waits = true;
+                linger.timer.as_mut().reset(Instant::now() + linger.delay);
+            }
+            ready!(linger.timer.as_mut().poll(cx));
+        }
+        linger.waits = false;
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// Something may be waiting that may not be sent yet: only the heartbeat goes on.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
+        ready!(self.timer.as_mut().poll(cx));
+        let read = Read {
+            through: self.reader.after(),
+            ..Read::default()
+        };
+        Poll::Ready(Some(self.batch(read)))
     }
 
     /// Nothing is waiting: says so once, and again with every heartbeat.

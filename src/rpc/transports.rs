@@ -3,12 +3,12 @@
 use tonic::{Request, Response, Status};
 
 use super::server::transport_service_server::TransportService;
-use super::{Api, asker, convert, mutate, object};
+use super::{Api, Asker, asker, convert, mutate, object};
 use crate::error::Error;
 use crate::proto::*;
 
 /// Most bytes of one Write.
-const WRITE_MAX: usize = 1 << 20;
+pub(super) const WRITE_MAX: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl TransportService for Api {
@@ -17,18 +17,21 @@ impl TransportService for Api {
         request: Request<WriteRequest>,
     ) -> Result<Response<WriteResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        let name = convert::watch_name(request.watch)?;
-        if request.data.len() > WRITE_MAX {
-            return Err(Error::invalid("data", "at most 1 MiB").into());
-        }
-        // Taken as a whole or not at all by one command, so it needs no task of its own.
-        let taken = on.write(name, request.data, request.offset).await?;
-        Ok(Response::new(WriteResponse {
-            taken: taken.taken,
-            buffered_bytes: taken.buffered,
-        }))
+        let work = |api: Self, asker: Asker, request: WriteRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            if request.data.len() > WRITE_MAX {
+                return Err(Error::invalid("data", "at most 1 MiB"));
+            }
+            // Taken as a whole or not at all by one command, so it needs no task of its own.
+            let taken = on.write(name, request.data, request.offset).await?;
+            Ok(WriteResponse {
+                taken: taken.taken,
+                buffered_bytes: taken.buffered,
+            })
+        };
+        let answer = self.once(asker, "Write", request.into_inner(), work).await;
+        Ok(Response::new(answer?))
     }
 
     async fn write_eof(
@@ -36,10 +39,15 @@ impl TransportService for Api {
         request: Request<WriteEofRequest>,
     ) -> Result<Response<WriteEofResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        on.write_eof(convert::watch_name(request.watch)?).await?;
-        Ok(Response::new(WriteEofResponse {}))
+        let work = |api: Self, asker: Asker, request: WriteEofRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            on.write_eof(convert::watch_name(request.watch)?).await?;
+            Ok(WriteEofResponse {})
+        };
+        let answer = self
+            .once(asker, "WriteEof", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn pause_reading(
@@ -47,11 +55,16 @@ impl TransportService for Api {
         request: Request<PauseReadingRequest>,
     ) -> Result<Response<PauseReadingResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        on.pause_reading(convert::watch_name(request.watch)?, true)
-            .await?;
-        Ok(Response::new(PauseReadingResponse {}))
+        let work = |api: Self, asker: Asker, request: PauseReadingRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            on.pause_reading(convert::watch_name(request.watch)?, true)
+                .await?;
+            Ok(PauseReadingResponse {})
+        };
+        let answer = self
+            .once(asker, "PauseReading", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn resume_reading(
@@ -59,11 +72,16 @@ impl TransportService for Api {
         request: Request<ResumeReadingRequest>,
     ) -> Result<Response<ResumeReadingResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        on.pause_reading(convert::watch_name(request.watch)?, false)
-            .await?;
-        Ok(Response::new(ResumeReadingResponse {}))
+        let work = |api: Self, asker: Asker, request: ResumeReadingRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            on.pause_reading(convert::watch_name(request.watch)?, false)
+                .await?;
+            Ok(ResumeReadingResponse {})
+        };
+        let answer = self
+            .once(asker, "ResumeReading", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn abort(
@@ -71,13 +89,17 @@ impl TransportService for Api {
         request: Request<AbortRequest>,
     ) -> Result<Response<AbortResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        let name = convert::watch_name(request.watch)?;
-        let object = object(&on, format!("{name:?}"));
-        let closed = mutate(&asker, "Abort", object, async move { on.abort(name).await }).await?;
-        Ok(Response::new(AbortResponse {
-            closed: Some(closed.into()),
-        }))
+        let work = |api: Self, asker: Asker, request: AbortRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let object = object(&on, format!("{name:?}"));
+            let closed =
+                mutate(&asker, "Abort", object, async move { on.abort(name).await }).await?;
+            Ok(AbortResponse {
+                closed: Some(closed.into()),
+            })
+        };
+        let answer = self.once(asker, "Abort", request.into_inner(), work).await;
+        Ok(Response::new(answer?))
     }
 }

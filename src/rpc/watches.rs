@@ -8,7 +8,7 @@ use super::{Api, Asker, asker, convert, mutate, object, spec, status};
 use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event_loop::{Added, Handle, WatchFilter};
-use crate::proto::{BatchError, *};
+use crate::proto::*;
 use crate::watch::Order;
 
 /// Most registrations or re-arms of one call.
@@ -65,7 +65,7 @@ impl Begun {
     }
 }
 
-fn added(added: Added) -> AddWatchResponse {
+pub(super) fn added(added: Added) -> AddWatchResponse {
     AddWatchResponse {
         added: added.watch.added.clone(),
         watch: Some(added.watch),
@@ -80,14 +80,19 @@ impl WatchService for Api {
         request: Request<AddWatchRequest>,
     ) -> Result<Response<AddWatchResponse>, Status> {
         let asker = asker(&request)?;
-        let mut request = request.into_inner();
-        let on = self.on(&asker, request.r#loop.take(), true)?;
-        let (api, who, object) = (self.clone(), asker.clone(), object(&on, &request.name));
-        let added = mutate(&asker, "AddWatch", object, async move {
-            api.add(&who, &on, request).await
-        })
-        .await?;
-        Ok(Response::new(added))
+        let work = |api: Self, asker: Asker, mut request: AddWatchRequest| async move {
+            let on = api.on(&asker, request.r#loop.take(), true)?;
+            let (api, who, object) = (api.clone(), asker.clone(), object(&on, &request.name));
+            let added = mutate(&asker, "AddWatch", object, async move {
+                api.add(&who, &on, request).await
+            })
+            .await?;
+            Ok(added)
+        };
+        let answer = self
+            .once(asker, "AddWatch", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn batch_add_watches(
@@ -95,32 +100,37 @@ impl WatchService for Api {
         request: Request<BatchAddWatchesRequest>,
     ) -> Result<Response<BatchAddWatchesResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        if request.requests.len() > BATCH_MAX {
-            return Err(Error::invalid("requests", "at most 1024").into());
-        }
-        if let Some(index) = request.requests.iter().position(|r| r.r#loop.is_some()) {
-            let allowed = "must be absent: the batch names the loop";
-            return Err(Error::invalid(format!("requests[{index}].loop"), allowed).into());
-        }
-        let on = self.on(&asker, request.r#loop, true)?;
-        let (api, who) = (self.clone(), asker.clone());
-        let object = object(&on, format!("{} watches", request.requests.len()));
-        let results = mutate(&asker, "BatchAddWatches", object, async move {
-            let mut started = Vec::with_capacity(request.requests.len());
-            for request in request.requests {
-                started.push(api.begin_add(&who, &on, request).await);
+        let work = |api: Self, asker: Asker, request: BatchAddWatchesRequest| async move {
+            if request.requests.len() > BATCH_MAX {
+                return Err(Error::invalid("requests", "at most 1024"));
             }
-            let mut results = Vec::with_capacity(started.len());
-            for begun in started {
-                results.push(begun.finish().await);
+            if let Some(index) = request.requests.iter().position(|r| r.r#loop.is_some()) {
+                let allowed = "must be absent: the batch names the loop";
+                return Err(Error::invalid(format!("requests[{index}].loop"), allowed));
             }
-            Ok(results)
-        })
-        .await?;
-        Ok(Response::new(BatchAddWatchesResponse {
-            results: results.into_iter().map(batch_result).collect(),
-        }))
+            let on = api.on(&asker, request.r#loop, true)?;
+            let (api, who) = (api.clone(), asker.clone());
+            let object = object(&on, format!("{} watches", request.requests.len()));
+            let results = mutate(&asker, "BatchAddWatches", object, async move {
+                let mut started = Vec::with_capacity(request.requests.len());
+                for request in request.requests {
+                    started.push(api.begin_add(&who, &on, request).await);
+                }
+                let mut results = Vec::with_capacity(started.len());
+                for begun in started {
+                    results.push(begun.finish().await);
+                }
+                Ok(results)
+            })
+            .await?;
+            Ok(BatchAddWatchesResponse {
+                results: results.into_iter().map(batch_result).collect(),
+            })
+        };
+        let answer = self
+            .once(asker, "BatchAddWatches", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn get_watch(
@@ -166,18 +176,23 @@ impl WatchService for Api {
         request: Request<RemoveWatchRequest>,
     ) -> Result<Response<RemoveWatchResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        let name = convert::watch_name(request.watch)?;
-        let request_id = convert::short_text("request_id", request.request_id)?;
-        let object = object(&on, format!("{name:?}"));
-        let removed = mutate(&asker, "RemoveWatch", object, async move {
-            on.remove(name, request_id).await
-        })
-        .await?;
-        Ok(Response::new(RemoveWatchResponse {
-            removed: Some(removed.into()),
-        }))
+        let work = |api: Self, asker: Asker, request: RemoveWatchRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let request_id = convert::short_text("request_id", request.request_id)?;
+            let object = object(&on, format!("{name:?}"));
+            let removed = mutate(&asker, "RemoveWatch", object, async move {
+                on.remove(name, request_id).await
+            })
+            .await?;
+            Ok(RemoveWatchResponse {
+                removed: Some(removed.into()),
+            })
+        };
+        let answer = self
+            .once(asker, "RemoveWatch", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
     }
 
     async fn rearm(
@@ -185,13 +200,16 @@ impl WatchService for Api {
         request: Request<RearmRequest>,
     ) -> Result<Response<RearmResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        check_items("items", &request.items)?;
-        let armed = on.rearm(request.items).await?;
-        Ok(Response::new(RearmResponse {
-            armed: armed.into(),
-        }))
+        let work = |api: Self, asker: Asker, request: RearmRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            check_items("items", &request.items)?;
+            let armed = on.rearm(request.items).await?;
+            Ok(RearmResponse {
+                armed: armed.into(),
+            })
+        };
+        let answer = self.once(asker, "Rearm", request.into_inner(), work).await;
+        Ok(Response::new(answer?))
     }
 
     async fn take_fd(
@@ -199,24 +217,27 @@ impl WatchService for Api {
         request: Request<TakeFdRequest>,
     ) -> Result<Response<TakeFdResponse>, Status> {
         let asker = asker(&request)?;
-        let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
-        let name = convert::watch_name(request.watch)?;
-        let (api, principal) = (self.clone(), asker.peer.principal.clone());
-        let object = object(&on, format!("{name:?}"));
-        let response = mutate(&asker, "TakeFd", object, async move {
-            // First a place for it: without one the watch stays as it is.
-            let place = api.slots.reserve(&principal)?;
-            let taken = on.take_fd(name).await?;
-            let slot = place.fill(taken.fd);
-            Ok(TakeFdResponse {
-                slot: slot.to_vec().into(),
-                closed: Some(taken.closed.into()),
-                received_bytes: taken.received,
+        let work = |api: Self, asker: Asker, request: TakeFdRequest| async move {
+            let on = api.on(&asker, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let (api, principal) = (api.clone(), asker.peer.principal.clone());
+            let object = object(&on, format!("{name:?}"));
+            let response = mutate(&asker, "TakeFd", object, async move {
+                // First a place for it: without one the watch stays as it is.
+                let place = api.slots.reserve(&principal)?;
+                let taken = on.take_fd(name).await?;
+                let slot = place.fill(taken.fd);
+                Ok(TakeFdResponse {
+                    slot: slot.to_vec().into(),
+                    closed: Some(taken.closed.into()),
+                    received_bytes: taken.received,
+                })
             })
-        })
-        .await?;
-        Ok(Response::new(response))
+            .await?;
+            Ok(response)
+        };
+        let answer = self.once(asker, "TakeFd", request.into_inner(), work).await;
+        Ok(Response::new(answer?))
     }
 }
 
@@ -232,15 +253,7 @@ fn batch_result(result: Result<AddWatchResponse>) -> BatchAddWatchesResult {
 
     let outcome = match result {
         Ok(added) => Outcome::Added(added),
-        Err(error) => {
-            let described = status::describe(&error);
-            Outcome::Error(BatchError {
-                code: described.code.into(),
-                message: error.to_string(),
-                reason: described.reason.to_owned(),
-                metadata: described.metadata.into_iter().collect(),
-            })
-        }
+        Err(error) => Outcome::Error(status::batch_error(&error)),
     };
     BatchAddWatchesResult {
         result: Some(outcome),

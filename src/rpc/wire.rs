@@ -12,10 +12,12 @@ use crate::proto;
 
 /// `SubscribeResponse` on the wire.
 pub type SubscribeResponse = Streamed<proto::SubscribeHeader>;
+/// `AttachResponse` on the wire.
+pub type AttachResponse = Streamed<proto::SubscribeHeader>;
 /// `RunResponse` on the wire.
 pub type RunResponse = Streamed<proto::RunHeader>;
 
-/// A message of a stream: header, batch or goodbye, in the fields 1, 2 and 3.
+/// A message of a stream: header, batch, goodbye, snapshot or result, in the fields 1 to 5.
 #[derive(Debug, Clone)]
 pub enum Streamed<H> {
     /// First, once.
@@ -24,6 +26,10 @@ pub enum Streamed<H> {
     Batch(Read),
     /// Last, once.
     Goodbye(proto::Goodbye),
+    /// After the header; of Subscribe and Attach.
+    Snapshot(Box<proto::Snapshot>),
+    /// Of Attach.
+    Result(proto::AttachResult),
 }
 
 impl<H: Default> Default for Streamed<H> {
@@ -56,6 +62,8 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Header(header) => prost::encoding::message::encode(1, header, buf),
             Self::Batch(read) => encode_batch(2, read, buf),
             Self::Goodbye(goodbye) => prost::encoding::message::encode(3, goodbye, buf),
+            Self::Snapshot(snapshot) => prost::encoding::message::encode(4, &**snapshot, buf),
+            Self::Result(result) => prost::encoding::message::encode(5, result, buf),
         }
     }
 
@@ -64,6 +72,8 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Header(header) => prost::encoding::message::encoded_len(1, header),
             Self::Batch(read) => encoded_batch_len(2, read),
             Self::Goodbye(goodbye) => prost::encoding::message::encoded_len(3, goodbye),
+            Self::Snapshot(snapshot) => prost::encoding::message::encoded_len(4, &**snapshot),
+            Self::Result(result) => prost::encoding::message::encoded_len(5, result),
         }
     }
 

@@ -75,10 +75,17 @@ impl ConnectionOrder {
     /// What the watch takes.
     #[must_use]
     pub const fn need(&self) -> Need {
-        Need::sources(match self.target {
+        Self::need_of(match self.target {
             Target::Tcp { .. } => ATTEMPTS_AT_ONCE,
             Target::Unix(_) | Target::Adopted(_) => 1,
         })
+    }
+
+    /// What a connection with so many sources takes: it also tells that it is connected, and
+    /// of the end of file.
+    #[must_use]
+    pub const fn need_of(sources: usize) -> Need {
+        Need::sources(sources).and_events(2)
     }
 
     /// The watch.
@@ -132,6 +139,8 @@ struct Connection {
     local: Option<proto::SocketAddress>,
     peer: Option<proto::SocketAddress>,
     connected: bool,
+    /// Not to be read for want of room.
+    held: bool,
     /// Attempts that another one beat.
     losers: Vec<(Lane, SourceId)>,
 }
@@ -144,6 +153,7 @@ impl Connection {
             local: None,
             peer: None,
             connected: false,
+            held: false,
             losers: Vec::new(),
         }
     }
@@ -198,7 +208,8 @@ impl Connection {
             local: self.local.clone(),
             peer: self.peer.clone(),
         }));
-        let input = Incoming::new(IN, source, Stream::Input, self.options.paused);
+        let mut input = Incoming::new(IN, source, Stream::Input, self.options.paused);
+        input.hold(cx, self.held);
         input.start(cx);
         self.phase = Phase::Open(Streams {
             input,
@@ -430,6 +441,14 @@ impl Watch for Connection {
         }
         self.settle(cx);
         Ok(())
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        self.held = hold;
+        match &mut self.phase {
+            Phase::Open(streams) => streams.input.hold(cx, hold),
+            _ => false,
+        }
     }
 
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {

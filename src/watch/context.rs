@@ -51,6 +51,8 @@ pub struct Seat {
     pub ops: SmallVec<[(Lane, SourceId); 2]>,
     /// What it has attached.
     pub sources: SmallVec<[SourceId; 2]>,
+    /// Events set aside one by one, beside those of its [`Need`].
+    pub reserved: u64,
     /// When it wants to be woken.
     pub alarm: Option<Alarm>,
     /// Set once its end is asked for.
@@ -86,9 +88,9 @@ pub trait Grants: std::fmt::Debug {
     ///
     /// # Errors
     /// The limit that leaves no room for any.
-    fn grant(&mut self, need: Need, count: u32) -> Result<u32>;
+    fn grant(&mut self, outbox: &mut Outbox, need: Need, count: u32) -> Result<u32>;
     /// Gives back what `count` of them did not use.
-    fn give_back(&mut self, need: Need, count: u32);
+    fn give_back(&mut self, outbox: &mut Outbox, need: Need, count: u32);
 }
 
 impl Context<'_> {
@@ -107,6 +109,53 @@ impl Context<'_> {
     /// Appends an event of this watch; returns its sequence number.
     pub fn emit(&mut self, kind: Kind) -> u64 {
         self.outbox.push(self.now, self.seat.about, kind)
+    }
+
+    /// Whether an event for which nothing was set aside fits. If not, the watch is
+    /// [`held`](super::Watch::hold), and told when it does.
+    pub fn has_room(&mut self) -> bool {
+        self.outbox.has_room(1)
+    }
+
+    /// Sets aside room for an event to come.
+    ///
+    /// # Errors
+    /// There is none; as with [`Context::has_room`].
+    pub fn reserve(&mut self) -> Result<()> {
+        let reserved = self.outbox.reserve(1);
+        if reserved.is_ok() {
+            self.seat.reserved += 1;
+        } else {
+            self.outbox.lack_room();
+        }
+        reserved
+    }
+
+    /// As [`Context::emit`], of an event that room was set aside for by [`Context::reserve`].
+    pub fn emit_reserved(&mut self, kind: Kind) -> u64 {
+        self.unreserve();
+        self.emit(kind)
+    }
+
+    /// An event that room was set aside for will not come.
+    pub fn unreserve(&mut self) {
+        if self.seat.reserved > 0 {
+            self.seat.reserved -= 1;
+            self.outbox.unreserve(1);
+        }
+    }
+
+    /// See [`Grants::grant`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn grant(&mut self, need: Need, count: u32) -> Result<u32> {
+        self.ledger.grant(self.outbox, need, count)
+    }
+
+    /// See [`Grants::give_back`].
+    pub fn give_back(&mut self, need: Need, count: u32) {
+        self.ledger.give_back(self.outbox, need, count);
     }
 
     /// Gives a file descriptor into the driver's care. Room was set aside for it; if

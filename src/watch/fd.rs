@@ -44,8 +44,10 @@ impl FdOrder {
 
 #[derive(Debug, Default)]
 struct Side {
-    /// Armed, or to be armed at the start.
+    /// Armed, or to be armed at the start or when there is room.
     wanted: bool,
+    /// There was no room for its Ready.
+    waits: bool,
     /// Sequence number of its last Ready; 0 if there was none.
     fired: u64,
 }
@@ -70,7 +72,13 @@ impl FdWatch {
 
     fn arm(&mut self, cx: &mut Context<'_>, lane: Lane) {
         let Some(source) = self.source else { return };
-        self.side(lane).wanted = true;
+        let waits = cx.reserve().is_err();
+        let side = self.side(lane);
+        side.wanted = true;
+        side.waits = waits;
+        if waits {
+            return;
+        }
         let direction = if lane == WRITE {
             Direction::Write
         } else {
@@ -95,16 +103,28 @@ impl Watch for FdWatch {
         self.side(lane).wanted = false;
         match done {
             Done::Ready(ready) => {
-                self.side(lane).fired = cx.emit(Kind::Ready(Ready {
+                self.side(lane).fired = cx.emit_reserved(Kind::Ready(Ready {
                     readable: ready.readable,
                     writable: ready.writable,
                     hangup: ready.hangup,
                     error: ready.error,
                 }));
             }
-            Done::Failed(errno) => cx.fail(errno, "watch"),
-            _ => {}
+            Done::Failed(errno) => {
+                cx.unreserve();
+                cx.fail(errno, "watch");
+            }
+            _ => cx.unreserve(),
         }
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        for lane in [READ, WRITE] {
+            if self.side(lane).waits && !hold {
+                self.arm(cx, lane);
+            }
+        }
+        self.read.waits || self.write.waits
     }
 
     fn rearm(&mut self, cx: &mut Context<'_>, item: &proto::RearmItem) -> bool {

@@ -81,6 +81,7 @@ impl ListenOrder {
             sources: Vec::new(),
             options: self.options,
             accepted: 0,
+            held: false,
             granted: Vec::new(),
             file,
         }))
@@ -209,19 +210,21 @@ struct Listener {
     granted: Vec<u32>,
     options: StreamOptions,
     accepted: u64,
+    /// Accepts nothing for want of room.
+    held: bool,
     file: Option<SocketFile>,
 }
 
-/// What an accepted connection takes.
-const ACCEPTED: Need = Need::sources(1);
+/// What an accepted connection takes, its Accepted included.
+pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::need_of(1).and_events(1);
 
 impl Listener {
     fn accept(&mut self, cx: &mut Context<'_>, index: usize) {
         let lane = lane(index);
-        if cx.is_closing() || cx.is_live(lane) {
+        if cx.is_closing() || cx.is_live(lane) || self.held {
             return;
         }
-        let granted = match cx.ledger.grant(ACCEPTED, ACCEPT_AT_ONCE) {
+        let granted = match cx.grant(ACCEPTED, ACCEPT_AT_ONCE) {
             Ok(granted) => granted,
             Err(full) => {
                 let error = proto::SystemError {
@@ -238,16 +241,19 @@ impl Listener {
     }
 
     fn pause(&self, cx: &mut Context<'_>, error: proto::SystemError) {
-        cx.emit(Kind::AcceptPaused(AcceptPaused {
-            error: Some(error),
-            retry_after: Some(crate::clock::duration(RETRY)),
-        }));
+        // Without room, that there is none is what a reader of the journal's state sees.
+        if cx.has_room() {
+            cx.emit(Kind::AcceptPaused(AcceptPaused {
+                error: Some(error),
+                retry_after: Some(crate::clock::duration(RETRY)),
+            }));
+        }
         cx.set_alarm_in(RETRY);
     }
 
     fn give_back(&mut self, cx: &mut Context<'_>, index: usize) {
         let unused = std::mem::take(&mut self.granted[index]);
-        cx.ledger.give_back(ACCEPTED, unused);
+        cx.give_back(ACCEPTED, unused);
     }
 }
 
@@ -303,6 +309,18 @@ impl Watch for Listener {
         for index in 0..self.sources.len() {
             self.accept(cx, index);
         }
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        self.held = hold;
+        for index in 0..self.sources.len() {
+            if hold {
+                cx.cancel(lane(index));
+            } else {
+                self.accept(cx, index);
+            }
+        }
+        true
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> super::Teardown {

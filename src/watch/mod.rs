@@ -37,6 +37,7 @@ mod transport;
 pub use connection::{ConnectionOrder, StreamOptions, Target};
 pub use context::{Adoption, Alarm, Context, End, Grants, Seat};
 pub use fd::FdOrder;
+pub(crate) use listener::ACCEPTED;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
@@ -49,7 +50,7 @@ pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 pub struct Need {
     /// Sources of the backend.
     pub sources: usize,
-    /// Journal events that must always fit: Added, every terminal event, Removed.
+    /// Journal events that must always fit: Added, all that happen at most once, Removed.
     pub events: u64,
 }
 
@@ -59,10 +60,16 @@ impl Need {
     pub const fn sources(sources: usize) -> Self {
         Self { sources, events: 3 }
     }
-}
 
-/// Journal bytes set aside for each event of [`Need::events`]: more than any of them takes.
-pub const TERMINAL_EVENT_BYTES: u64 = 1024;
+    /// And this many events more.
+    #[must_use]
+    pub const fn and_events(self, events: u64) -> Self {
+        Self {
+            events: self.events + events,
+            ..self
+        }
+    }
+}
 
 /// What was done off the loop's thread and is reported to a watch.
 #[derive(Debug)]
@@ -105,6 +112,12 @@ pub trait Watch: Send + fmt::Debug {
 
     /// The alarm it set is due.
     fn alarm(&mut self, _cx: &mut Context<'_>) {}
+
+    /// Its source is not to be read until there is room in the journal, or may be read again: what
+    /// was put off for want of room is due then. Says whether it has a source that is paused by it.
+    fn hold(&mut self, _cx: &mut Context<'_>, _hold: bool) -> bool {
+        false
+    }
 
     /// Something was done for it elsewhere.
     fn notice(&mut self, _cx: &mut Context<'_>, _notice: Notice) {}

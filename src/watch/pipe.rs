@@ -87,6 +87,11 @@ impl Watch for ReadPipe {
         }
     }
 
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        let input = self.input.as_mut();
+        input.is_some_and(|input| input.hold(cx, hold))
+    }
+
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         if let Some(input) = &mut self.input {
             input.pause(cx, pause);

@@ -22,6 +22,7 @@ impl SignalOrder {
         Box::new(SignalWatch {
             numbers: self.0,
             subscription: None,
+            waiting: BTreeMap::new(),
         })
     }
 }
@@ -53,6 +54,25 @@ impl SignalSink for Inbox {
 struct SignalWatch {
     numbers: Vec<i32>,
     subscription: Option<Subscription>,
+    /// For room: one event a number, so that repeats count.
+    waiting: BTreeMap<i32, (Received, u64)>,
+}
+
+impl SignalWatch {
+    fn tell(&mut self, cx: &mut Context<'_>) {
+        while !self.waiting.is_empty() && cx.has_room() {
+            let Some((_, (received, count))) = self.waiting.pop_first() else {
+                return;
+            };
+            cx.emit(Kind::Signal(Signal {
+                number: received.number,
+                sender_pid: received.sender_pid,
+                sender_uid: received.sender_uid,
+                value: received.value,
+                count,
+            }));
+        }
+    }
 }
 
 impl Watch for SignalWatch {
@@ -72,16 +92,18 @@ impl Watch for SignalWatch {
         let Notice::Signals(inbox) = notice else {
             return;
         };
-        let pending = std::mem::take(&mut *inbox.pending.lock());
-        for (received, count) in pending.into_values() {
-            cx.emit(Kind::Signal(Signal {
-                number: received.number,
-                sender_pid: received.sender_pid,
-                sender_uid: received.sender_uid,
-                value: received.value,
-                count,
-            }));
+        for (number, (received, count)) in std::mem::take(&mut *inbox.pending.lock()) {
+            let slot = self.waiting.entry(number).or_insert((received, 0));
+            *slot = (received, slot.1 + count);
         }
+        self.tell(cx);
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        if !hold {
+            self.tell(cx);
+        }
+        !self.waiting.is_empty()
     }
 
     fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Alarm, Context, Watch};
+use super::{Alarm, Context, Need, Watch};
 use crate::clock::{Now, nanos};
 use crate::driver::{Done, Lane};
 use crate::event::{CloseReason, Kind, TimerFired};
@@ -29,6 +29,13 @@ pub enum Schedule {
 pub struct TimerOrder(pub Schedule);
 
 impl TimerOrder {
+    /// What the watch takes. The ticks of a repeating timer come when there is room for them.
+    #[must_use]
+    pub const fn need(self) -> Need {
+        let once = !matches!(self.0, Schedule::Every(_));
+        Need::sources(0).and_events(once as u64)
+    }
+
     /// The watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
@@ -80,8 +87,13 @@ impl Watch for Timer {
             let interval = nanos(interval);
             missed = (now - scheduled) / interval;
             last = scheduled + missed * interval;
-            self.next = Alarm::Monotonic(last.saturating_add(interval));
-            cx.set_alarm(self.next);
+            let next = Alarm::Monotonic(last.saturating_add(interval));
+            cx.set_alarm(next);
+            if !cx.has_room() {
+                // A later tick counts this one as missed.
+                return;
+            }
+            self.next = next;
         } else {
             self.done = true;
             cx.close(CloseReason::Completed);

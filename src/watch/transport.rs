@@ -26,7 +26,10 @@ pub(super) struct Incoming {
     pub(super) source: SourceId,
     pub(super) stream: Stream,
     pub(super) offset: u64,
+    /// By the client.
     pub(super) paused: bool,
+    /// For want of room.
+    pub(super) held: bool,
     pub(super) ended: bool,
     /// Ends with the cancellation of its operation.
     ending: bool,
@@ -40,14 +43,15 @@ impl Incoming {
             stream,
             offset: 0,
             paused,
+            held: false,
             ended: false,
             ending: false,
         }
     }
 
-    /// Reads, unless it is paused, ended or reading already.
+    /// Reads, unless it is paused, held, ended or reading already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
-        if !self.paused && !self.ended && !cx.is_live(self.lane) {
+        if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
             let max = cx.services.transport.read_size;
             cx.start(self.lane, self.source, Op::Recv { max });
         }
@@ -62,10 +66,23 @@ impl Incoming {
         }
     }
 
-    /// Asks for its end: [`Ended::Cancelled`], after what was already taken.
-    pub(super) fn end(&mut self, cx: &mut Context<'_>) {
+    /// As [`Incoming::pause`], for want of room. Says whether there is something to be held.
+    pub(super) fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        self.held = hold;
+        if hold {
+            cx.cancel(self.lane);
+        } else {
+            self.start(cx);
+        }
+        !self.ended
+    }
+
+    /// Asks for its end. False: it has no operation whose end would tell, so that it
+    /// ends here and now.
+    pub(super) fn end(&mut self, cx: &mut Context<'_>) -> bool {
         self.ending = true;
         cx.cancel(self.lane);
+        cx.is_live(self.lane)
     }
 
     /// Takes what came of its operation; says if the stream ended by it.
@@ -153,14 +170,20 @@ impl Outgoing {
             // A copy: a slice would keep all of the request in memory.
             fresh = Bytes::copy_from_slice(&fresh[..room]);
         }
+        let pauses = self.buffered + fresh.len() > limits.high_water && !self.paused;
+        if pauses {
+            // For WritePaused, and for WriteResumed, which has to follow.
+            cx.reserve()?;
+            cx.reserve().inspect_err(|_| cx.unreserve())?;
+        }
         if !fresh.is_empty() {
             self.taken += fresh.len() as u64;
             self.buffered += fresh.len();
             self.queue.push_back(fresh);
             self.send(cx);
-            if self.buffered > limits.high_water && !self.paused {
+            if pauses {
                 self.paused = true;
-                cx.emit(Kind::WritePaused(WritePaused {
+                cx.emit_reserved(Kind::WritePaused(WritePaused {
                     buffered_bytes: self.buffered(),
                 }));
             }
@@ -195,7 +218,7 @@ impl Outgoing {
                 }
                 if self.paused && self.buffered <= cx.services.transport.high_water / 4 {
                     self.paused = false;
-                    cx.emit(Kind::WriteResumed(WriteResumed {
+                    cx.emit_reserved(Kind::WriteResumed(WriteResumed {
                         buffered_bytes: self.buffered(),
                     }));
                 }

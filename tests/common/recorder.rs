@@ -1,13 +1,17 @@
 //! Readers that collect what a stream brings and have every batch judged as it comes.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 
 use evloopd::history::{Checker, Recording, View, kind_name};
 use evloopd::proto::event::Kind;
 use evloopd::proto::{
-    Batch, Event, Goodbye, LoopRef, RunHeader, RunRequest, StartAt, SubscribeRequest, run_response,
-    subscribe_request, subscribe_response,
+    AttachRequest, AttachResult, Batch, Event, Goodbye, LoopRef, RunHeader, RunRequest, Snapshot,
+    StartAt, SubscribeRequest, attach_request, attach_response, run_response, subscribe_request,
+    subscribe_response,
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
@@ -16,6 +20,8 @@ use super::{Daemon, within};
 enum Message {
     Batch(Batch),
     Goodbye(Goodbye),
+    Snapshot(Box<Snapshot>),
+    Result(AttachResult),
 }
 
 type Messages = Pin<Box<dyn Stream<Item = Result<Message, Status>> + Send>>;
@@ -26,6 +32,9 @@ pub(crate) struct Recorder {
     checker: Option<Checker>,
     pub(crate) recording: Recording,
     pub(crate) goodbye: Option<Goodbye>,
+    pub(crate) snapshot: Vec<Snapshot>,
+    /// What came of the requests of an attached stream.
+    pub(crate) results: VecDeque<AttachResult>,
     /// Of a Run.
     pub(crate) run: Option<RunHeader>,
 }
@@ -45,7 +54,7 @@ impl Recorder {
         daemon: &Daemon,
         request: SubscribeRequest,
     ) -> Result<Self, Status> {
-        use subscribe_response::Message::{Batch, Goodbye, Header};
+        use subscribe_response::Message::{Batch, Goodbye, Header, Snapshot};
         let view = request.filter.as_ref().map_or(View::All, |filter| {
             if filter.kinds.is_empty() {
                 View::Watches
@@ -62,12 +71,45 @@ impl Recorder {
             Ok(match message?.message.expect("a message has content") {
                 Batch(batch) => Message::Batch(batch),
                 Goodbye(goodbye) => Message::Goodbye(goodbye),
+                Snapshot(snapshot) => Message::Snapshot(Box::new(snapshot)),
                 Header(_) => panic!("a header comes once"),
             })
         });
         let mut recording = Recording::new(header.epoch, header.after);
         recording.view = view;
         Ok(Self::new(Box::pin(messages), recording, None))
+    }
+
+    /// With the way to send the stream's own requests.
+    pub(crate) async fn attach(
+        daemon: &Daemon,
+        start: SubscribeRequest,
+    ) -> Result<(Self, mpsc::Sender<attach_request::Message>), Status> {
+        use attach_response::Message::{Batch, Goodbye, Header, Result, Snapshot};
+        let (sender, requests) = mpsc::channel(64);
+        sender
+            .send(attach_request::Message::Start(start))
+            .await
+            .unwrap();
+        let requests = ReceiverStream::new(requests).map(|message| AttachRequest {
+            message: Some(message),
+        });
+        let mut stream = daemon.events().attach(requests).await?.into_inner();
+        let first = within("a header", stream.message()).await?;
+        let Some(Header(header)) = first.and_then(|first| first.message) else {
+            panic!("a stream begins with its header");
+        };
+        let messages = stream.map(|message| {
+            Ok(match message?.message.expect("a message has content") {
+                Batch(batch) => Message::Batch(batch),
+                Goodbye(goodbye) => Message::Goodbye(goodbye),
+                Snapshot(snapshot) => Message::Snapshot(Box::new(snapshot)),
+                Result(result) => Message::Result(result),
+                Header(_) => panic!("a header comes once"),
+            })
+        });
+        let recording = Recording::new(header.epoch, header.after);
+        Ok((Self::new(Box::pin(messages), recording, None), sender))
     }
 
     pub(crate) async fn run(daemon: &Daemon, request: RunRequest) -> Result<Self, Status> {
@@ -99,6 +141,8 @@ impl Recorder {
             checker: Some(Checker::new(start, view, recording.from_birth)),
             recording,
             goodbye: None,
+            snapshot: Vec::new(),
+            results: VecDeque::new(),
             run,
         }
     }
@@ -109,6 +153,12 @@ impl Recorder {
             None => return false,
             Some(Err(status)) => panic!("the stream failed: {status:?}"),
             Some(Ok(Message::Goodbye(goodbye))) => self.goodbye = Some(goodbye),
+            Some(Ok(Message::Snapshot(snapshot))) => {
+                assert!(self.recording.batches.is_empty(), "a snapshot comes first");
+                assert!(!self.snapshot.last().is_some_and(|s| s.last), "it is whole");
+                self.snapshot.push(*snapshot);
+            }
+            Some(Ok(Message::Result(result))) => self.results.push_back(result),
             Some(Ok(Message::Batch(batch))) => {
                 assert!(self.goodbye.is_none(), "a batch after Goodbye");
                 let checker = self.checker.as_mut().expect("there until the end");

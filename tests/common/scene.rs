@@ -102,6 +102,7 @@ impl Scene {
         let request = RearmRequest {
             r#loop: Some(self.target.clone()),
             items: vec![item],
+            ..RearmRequest::default()
         };
         let answer = self.daemon.watches().rearm(request).await.unwrap();
         answer.into_inner().armed == [true]
@@ -122,6 +123,7 @@ impl Scene {
             watch: by_id(watch_id),
             data: bytes::Bytes::copy_from_slice(data),
             offset,
+            ..WriteRequest::default()
         };
         let answer = self.daemon.transports().write(request).await?;
         Ok(answer.into_inner())
@@ -131,6 +133,7 @@ impl Scene {
         let request = WriteEofRequest {
             r#loop: Some(self.target.clone()),
             watch: by_id(watch_id),
+            ..WriteEofRequest::default()
         };
         self.daemon.transports().write_eof(request).await.unwrap();
     }
@@ -139,6 +142,7 @@ impl Scene {
         let request = PostRequest {
             r#loop: Some(self.target.clone()),
             posts,
+            ..PostRequest::default()
         };
         let answer = self.daemon.events().post(request).await.unwrap();
         answer.into_inner().cursor.expect("the last Posted").seq
@@ -150,6 +154,7 @@ impl Scene {
             watch: by_id(watch_id),
             signal: signal.into(),
             target: target.into(),
+            ..SendSignalRequest::default()
         };
         self.daemon.processes().send_signal(request).await.unwrap();
     }

@@ -205,6 +205,7 @@ async fn reading_pauses_and_resumes(scene: &mut Scene) {
         let request = PauseReadingRequest {
             r#loop: Some(scene.target.clone()),
             watch: by_id(id),
+            ..PauseReadingRequest::default()
         };
         scene
             .daemon
@@ -226,6 +227,7 @@ async fn resume(scene: &Scene, id: u64) {
     let request = ResumeReadingRequest {
         r#loop: Some(scene.target.clone()),
         watch: by_id(id),
+        ..ResumeReadingRequest::default()
     };
     scene
         .daemon
@@ -242,6 +244,7 @@ async fn an_abort_closes_at_once(scene: &mut Scene) {
     let request = AbortRequest {
         r#loop: Some(scene.target.clone()),
         watch: by_id(id),
+        ..AbortRequest::default()
     };
     let answer = scene
         .daemon

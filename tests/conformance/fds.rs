@@ -203,6 +203,7 @@ async fn the_fd_can_be_taken_back(scene: &mut Scene) {
     let request = TakeFdRequest {
         r#loop: Some(scene.target.clone()),
         watch: by_id(id),
+        ..TakeFdRequest::default()
     };
     let taken = scene.daemon.watches().take_fd(request).await.unwrap();
     let taken = taken.into_inner();

@@ -104,6 +104,7 @@ async fn a_taken_connection_goes_on_in_the_client(scene: &mut Scene) {
     let request = TakeFdRequest {
         r#loop: Some(scene.target.clone()),
         watch: by_id(connection),
+        ..TakeFdRequest::default()
     };
     let taken = scene
         .daemon

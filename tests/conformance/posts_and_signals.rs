@@ -61,6 +61,7 @@ async fn a_post_that_is_too_large_is_refused_whole(scene: &mut Scene) {
         let request = PostRequest {
             r#loop: Some(scene.target.clone()),
             posts,
+            ..PostRequest::default()
         };
         let refusal = scene.daemon.events().post(request).await;
         let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");

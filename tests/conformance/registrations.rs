@@ -179,6 +179,7 @@ async fn a_batch_has_one_result_each(scene: &mut Scene) {
             item(Spec::Process(exec(&["/nonexistent"])), ""),
             item(never(), "b"),
         ],
+        ..BatchAddWatchesRequest::default()
     };
     let answer = scene
         .daemon
@@ -210,6 +211,7 @@ async fn a_batch_has_one_result_each(scene: &mut Scene) {
         let request = BatchAddWatchesRequest {
             r#loop: Some(scene.target.clone()),
             requests,
+            ..BatchAddWatchesRequest::default()
         };
         let refusal = scene.daemon.watches().batch_add_watches(request).await;
         refused(refusal, Code::InvalidArgument, "INVALID_FIELD");

@@ -138,6 +138,7 @@ async fn a_stopped_loop_fires_nothing(scene: &mut Scene) {
 async fn stop(scene: &Scene) {
     let request = StopLoopRequest {
         r#loop: Some(scene.target.clone()),
+        ..StopLoopRequest::default()
     };
     scene.daemon.loops().stop_loop(request).await.unwrap();
 }
@@ -145,6 +146,7 @@ async fn stop(scene: &Scene) {
 async fn run(scene: &Scene) {
     let request = RunLoopRequest {
         r#loop: Some(scene.target.clone()),
+        ..RunLoopRequest::default()
     };
     scene.daemon.loops().run_loop(request).await.unwrap();
 }

@@ -130,6 +130,7 @@ async fn what_has_no_outgoing_stream_is_refused(scene: &mut Scene) {
     let request = WriteEofRequest {
         r#loop: Some(scene.target.clone()),
         watch: by_id(id),
+        ..WriteEofRequest::default()
     };
     let to_timer = scene.daemon.transports().write_eof(request).await;
     refused(to_timer, Code::FailedPrecondition, "WRONG_STATE");

@@ -123,6 +123,7 @@ async fn cancelled_posts_come_whole_or_not_at_all() {
         let request = PostRequest {
             r#loop: Some(scene.target.clone()),
             posts: (0..10).map(|n| post(&format!("{step}"), &[n])).collect(),
+            ..PostRequest::default()
         };
         let mut events = scene.daemon.events();
         async move { events.post(request).await.unwrap() }

@@ -27,6 +27,7 @@ async fn add_all(scene: &Scene, specs: Vec<Spec>) -> Vec<u64> {
         let request = BatchAddWatchesRequest {
             r#loop: Some(scene.target.clone()),
             requests: chunk.iter().cloned().map(item).collect(),
+            ..BatchAddWatchesRequest::default()
         };
         let answer = scene
             .daemon

@@ -21,6 +21,7 @@ async fn state(scene: &Scene) -> LoopState {
 async fn run(scene: &Scene) -> Result<u64, Status> {
     let request = RunLoopRequest {
         r#loop: Some(scene.target.clone()),
+        ..RunLoopRequest::default()
     };
     let answer = scene.daemon.loops().run_loop(request).await?;
     Ok(answer.into_inner().cursor.unwrap().seq)
@@ -29,6 +30,7 @@ async fn run(scene: &Scene) -> Result<u64, Status> {
 async fn stop(scene: &Scene) -> Result<u64, Status> {
     let request = StopLoopRequest {
         r#loop: Some(scene.target.clone()),
+        ..StopLoopRequest::default()
     };
     let answer = scene.daemon.loops().stop_loop(request).await?;
     Ok(answer.into_inner().cursor.unwrap().seq)
@@ -37,6 +39,7 @@ async fn stop(scene: &Scene) -> Result<u64, Status> {
 async fn close(scene: &Scene, target: LoopRef) -> Result<CloseLoopResponse, Status> {
     let request = CloseLoopRequest {
         r#loop: Some(target),
+        ..CloseLoopRequest::default()
     };
     Ok(scene.daemon.loops().close_loop(request).await?.into_inner())
 }

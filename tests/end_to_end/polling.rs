@@ -156,6 +156,7 @@ async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
             epoch: String::new(),
             seq,
         }),
+        ..AckRequest::default()
     };
     let answer = scene.daemon.events().ack(request).await?;
     Ok(answer.into_inner().acked.unwrap().seq)

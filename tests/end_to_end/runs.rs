@@ -189,6 +189,7 @@ async fn five_hundred(watcher: &str) {
     let request = BatchAddWatchesRequest {
         r#loop: Some(scene.target.clone()),
         requests: requests.collect(),
+        ..BatchAddWatchesRequest::default()
     };
     let answer = scene
         .daemon

@@ -89,6 +89,7 @@ async fn calls_are_served_while_events_leave_on_the_same_connection() {
             let request = PostRequest {
                 r#loop: Some(target.clone()),
                 posts: vec![post(&n.to_string(), b"")],
+                ..PostRequest::default()
             };
             let posted = daemon.events().post(request).await.unwrap().into_inner();
             seq = posted.cursor.unwrap().seq;

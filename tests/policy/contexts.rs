@@ -68,7 +68,13 @@ async fn a_session_counts_before_the_policys_context() {
     let own = get(&daemon).await.unwrap();
     let session = get_in(&daemon, "s").await.unwrap();
     assert_ne!(session.loop_id, own.loop_id);
-    let unset = in_session("s", SetEventLoopRequest { loop_name: None });
+    let unset = in_session(
+        "s",
+        SetEventLoopRequest {
+            loop_name: None,
+            ..SetEventLoopRequest::default()
+        },
+    );
     daemon.policies().set_event_loop(unset).await.unwrap();
     refused(
         get_in(&daemon, "s").await,

@@ -165,6 +165,7 @@ async fn an_event_loop_policy_must_implement_the_following_interface() {
             "everywhere",
             SetEventLoopRequest {
                 loop_name: Some(made.name.clone()),
+                ..SetEventLoopRequest::default()
             },
         );
         daemon.policies().set_event_loop(request).await.unwrap();
@@ -183,6 +184,7 @@ async fn get_event_loop_gets_the_event_loop_for_the_current_context() {
         "s",
         SetEventLoopRequest {
             loop_name: Some("two".into()),
+            ..SetEventLoopRequest::default()
         },
     );
     daemon.policies().set_event_loop(request).await.unwrap();
@@ -227,6 +229,7 @@ async fn it_must_never_return_none() {
     set(&daemon, Some("gone")).await.unwrap();
     let close = CloseLoopRequest {
         r#loop: Some(loop_named(&gone.name)),
+        ..CloseLoopRequest::default()
     };
     daemon.loops().close_loop(close).await.unwrap();
     match get(&daemon).await {
@@ -253,6 +256,7 @@ async fn set_event_loop_sets_the_event_loop_for_the_current_context_to_loop() {
     set(&daemon, Some("mine")).await.unwrap();
     let close = CloseLoopRequest {
         r#loop: Some(loop_named("mine")),
+        ..CloseLoopRequest::default()
     };
     daemon.loops().close_loop(close).await.unwrap();
     let closed = set(&daemon, Some(&made.full_name)).await.unwrap_err();

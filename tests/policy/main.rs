@@ -70,6 +70,7 @@ async fn get_in(daemon: &Daemon, session: &'static str) -> Result<Loop, Status> 
 async fn set(daemon: &Daemon, name: Option<&str>) -> Result<(), Status> {
     let request = SetEventLoopRequest {
         loop_name: name.map(Into::into),
+        ..SetEventLoopRequest::default()
     };
     daemon.policies().set_event_loop(request).await.map(drop)
 }
@@ -107,6 +108,7 @@ async fn set_policy(
     let request = SetEventLoopPolicyRequest {
         policy_name: name.map(Into::into),
         scope: scope.into(),
+        ..SetEventLoopPolicyRequest::default()
     };
     let answer = daemon.policies().set_event_loop_policy(request).await?;
     Ok(answer.into_inner().policy.expect("the one in force").name)

@@ -92,6 +92,7 @@ async fn a_name_is_taken_until_its_loop_is_closed() {
 
     let close = CloseLoopRequest {
         r#loop: Some(loop_named("mine")),
+        ..CloseLoopRequest::default()
     };
     daemon.loops().close_loop(close).await.unwrap();
     let second = make(&daemon, request(IfExists::Return, "later"))

@@ -110,6 +110,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             let request = RearmRequest {
                 r#loop: session.loop_ref.clone(),
                 items: vec![item],
+                ..RearmRequest::default()
             };
             let done = answer("watch rearm", session.watches().rearm(request).await)?;
             let armed = done.armed.first().is_some_and(|armed| *armed);

@@ -42,6 +42,7 @@ pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
     let request = TakeFdRequest {
         r#loop: session.loop_ref.clone(),
         watch: Some(args.watch),
+        ..TakeFdRequest::default()
     };
     let taken = answer("watch take-fd", session.watches().take_fd(request).await)?;
     let slot = Slot::try_from(&*taken.slot)

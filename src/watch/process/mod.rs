@@ -300,6 +300,10 @@ impl Process {
             // Nobody is left to read it, or only strangers are.
             cx.cancel(STDIN);
         }
+        if cx.is_closing() {
+            // Its end was asked for: it does not wait for room.
+            self.end_outputs(cx, |output| output.held);
+        }
         self.settle(cx);
         if !self.is_done() {
             cx.set_alarm_in(self.pipe_grace);
@@ -331,6 +335,20 @@ impl Process {
         if !cx.is_live(lane) {
             cx.release(output.source);
         }
+    }
+
+    /// Ends the streams in question, whoever keeps them open.
+    fn end_outputs(&mut self, cx: &mut Context<'_>, which: impl Fn(&Incoming) -> bool) {
+        for lane in [STDOUT, STDERR] {
+            let output = &mut self.outputs[usize::from(lane == STDERR)];
+            let Some(output) = output.as_mut().filter(|o| !o.ended && which(o)) else {
+                continue;
+            };
+            if !output.end(cx) {
+                self.end_stream(cx, lane, StreamEndReason::GraceExpired);
+            }
+        }
+        self.settle(cx);
     }
 
     /// Ends the watch once the child and its streams have.
@@ -439,13 +457,9 @@ impl Watch for Process {
             }
             return;
         }
-        // The child is gone and somebody keeps its output open. A client that paused the
-        // reading has not seen all of it yet.
-        for output in self.outputs.iter_mut().flatten() {
-            if !output.ended && !output.paused {
-                output.end(cx);
-            }
-        }
+        // The child is gone and somebody keeps its output open. What is not read now, by the
+        // client's wish or for want of room, may still be from the child.
+        self.end_outputs(cx, |output| !output.paused && !output.held);
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
@@ -482,6 +496,7 @@ impl Watch for Process {
             cx.set_alarm_in(self.kill_grace);
         } else {
             cx.set_alarm_in(self.pipe_grace);
+            self.end_outputs(cx, |output| output.held);
         }
         Teardown::Later
     }
@@ -546,6 +561,17 @@ impl Watch for Process {
             }
         }
         Ok(())
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        let mut held = false;
+        for output in self.outputs.iter_mut().flatten() {
+            held |= output.hold(cx, hold);
+        }
+        if !hold && self.exited.is_some() {
+            cx.set_alarm_in(self.pipe_grace);
+        }
+        held
     }
 
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {

@@ -1,0 +1,114 @@
+//! Reading only as much as the journal has room for: sources pause when it is full, and go on by
+//! themselves.
+
+use super::EventLoop;
+use crate::clock;
+use crate::driver::Budget;
+use crate::journal::{Level, Room};
+use crate::proto::{PausedSource, SourcePause, SourcePauseReason};
+
+/// What an event takes in the journal beside its text and bytes.
+pub(super) const EVENT_OVERHEAD: u64 = 128;
+
+/// With less room than this no source is read.
+const LOW: Room = Room {
+    events: 2,
+    bytes: 8 * 1024,
+};
+
+impl EventLoop {
+    /// What this turn may take: half of the room for what is read, half for what is around it.
+    pub(super) fn budget(&self) -> Budget {
+        // A turn's bounds are of the configuration: they fit.
+        let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let most = self.limits.turn_events;
+        if self.full.is_some() {
+            // Nothing reads; what else completes has room set aside.
+            return Budget {
+                completions: most,
+                bytes: 1,
+            };
+        }
+        let room = self.outbox.room();
+        let events = room.events.min(room.bytes / 2 / EVENT_OVERHEAD);
+        let bytes = self.outbox.turn_bytes() / 2;
+        Budget {
+            completions: most.min(fit(events)),
+            bytes: fit(bytes.min(self.limits.turn_bytes)),
+        }
+    }
+
+    /// Pauses sources that there is no room for, and lets go on those there is. Says whether
+    /// the journal has to hear of it.
+    pub(super) fn balance(&mut self) -> bool {
+        let before = (self.outbox.newest(), self.outbox.is_settled());
+        let crossed: Vec<(u64, bool)> = self.outbox.crossed().collect();
+        let reason = match self.outbox.level(LOW) {
+            Level::Ample => None,
+            Level::Enough => self.full,
+            Level::Full => Some(self.full.unwrap_or(SourcePauseReason::JournalFull)),
+            Level::OutOfMemory => Some(self.full.unwrap_or(SourcePauseReason::Memory)),
+        };
+        if self.full != reason {
+            self.full = reason;
+            self.outbox.set_starved(reason.is_some());
+            for slot in self.slots() {
+                match reason {
+                    Some(reason) => self.pause_source(slot, reason),
+                    None if self.outbox.is_over_share(self.records[slot].id) => {
+                        self.pause_source(slot, SourcePauseReason::WatchShare);
+                    }
+                    None => self.resume_source(slot),
+                }
+            }
+            if reason.is_none()
+                && let Some(unsaid) = self.unsaid_switch.take()
+            {
+                self.policy_changed(unsaid);
+            }
+        }
+        for (watch, over) in crossed {
+            if self.full.is_none()
+                && let Some(slot) = self.by_id.get(&watch).copied()
+            {
+                if over {
+                    self.pause_source(slot, SourcePauseReason::WatchShare);
+                } else {
+                    self.resume_source(slot);
+                }
+            }
+        }
+        before != (self.outbox.newest(), self.outbox.is_settled())
+    }
+
+    pub(super) fn pause_source(&mut self, slot: usize, reason: SourcePauseReason) {
+        let since = Some(clock::timestamp(self.now.realtime));
+        let has_source = self.tell(slot, |watch, cx| watch.hold(cx, true));
+        let Some(record) = self.records.get_mut(slot) else {
+            return;
+        };
+        if has_source != Some(true) || record.is_closed() {
+            return;
+        }
+        let pause = record.paused.get_or_insert(SourcePause {
+            reason: reason.into(),
+            since,
+        });
+        pause.reason = reason.into();
+        let paused = PausedSource {
+            watch_id: record.id,
+            name: record.name.as_deref().unwrap_or_default().to_owned(),
+            pause: Some(*pause),
+        };
+        self.shared.paused.lock().insert(record.id, paused);
+    }
+
+    fn resume_source(&mut self, slot: usize) {
+        if let Some(record) = self.records.get_mut(slot)
+            && record.paused.take().is_some()
+        {
+            self.shared.paused.lock().remove(&record.id);
+        }
+        self.tell(slot, |watch, cx| watch.hold(cx, false));
+    }
+}

@@ -1,0 +1,217 @@
+//! Consumers: named readers whose acknowledged cursor the journal keeps, and holds what
+//! comes after it for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::board::Place;
+use crate::clock::{Now, nanos};
+use crate::error::{Error, Result};
+
+/// Who reads as a consumer now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) place: Place,
+    /// Tells apart those who had the same place.
+    pub(super) number: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) acked: u64,
+    pub(super) ttl: Duration,
+    pub(super) holder: Option<Holder>,
+    /// When it is deleted if nobody comes, monotonic nanoseconds.
+    expires: u64,
+    /// Realtime nanoseconds.
+    created: u64,
+    takeovers: u64,
+}
+
+impl Consumer {
+    fn rest(&mut self, now: Now) {
+        self.expires = now.monotonic.saturating_add(nanos(self.ttl));
+    }
+}
+
+/// A consumer as it is now.
+#[derive(Debug, Clone)]
+pub struct ConsumerStatus {
+    /// Its name.
+    pub name: String,
+    /// What it has acknowledged.
+    pub acked: u64,
+    /// Events after that, lost ones included.
+    pub lag_events: u64,
+    /// Bytes of those that are held.
+    pub lag_bytes: u64,
+    /// Of the events after `acked`, those that are lost to it.
+    pub lost_events: u64,
+    /// Somebody reads as it.
+    pub held: bool,
+    /// How long it is kept while nobody does.
+    pub ttl: Duration,
+    /// Until it is deleted; `None` while it is held.
+    pub expires_in: Option<Duration>,
+    /// Realtime nanoseconds.
+    pub created: u64,
+    /// How often it was taken over.
+    pub takeovers: u64,
+}
+
+/// All consumers of a journal.
+#[derive(Debug)]
+pub(super) struct Consumers {
+    by_name: BTreeMap<String, Consumer>,
+    max: usize,
+    ttl: Duration,
+    holders: u64,
+}
+
+impl Consumers {
+    pub(super) const fn new(max: usize, ttl: Duration) -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            max,
+            ttl,
+            holders: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// The lowest acknowledged cursor; none without consumers.
+    pub(super) fn floor(&self) -> Option<u64> {
+        self.by_name.values().map(|consumer| consumer.acked).min()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Consumer> {
+        self.by_name.get(name)
+    }
+
+    pub(super) fn find(&mut self, name: &str) -> Result<&mut Consumer> {
+        let consumer = self.by_name.get_mut(name);
+        consumer.ok_or_else(|| Error::ConsumerNotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    /// Makes one, unless there is one of that name.
+    pub(super) fn create(
+        &mut self,
+        name: &str,
+        acked: u64,
+        ttl: Option<Duration>,
+        now: Now,
+    ) -> Result<()> {
+        if self.by_name.len() >= self.max {
+            return Err(Error::Limit {
+                limit: "limits.consumers",
+                value: self.max as u64,
+                hint: "delete consumers that nobody needs any more",
+            });
+        }
+        let ttl = ttl.unwrap_or(self.ttl);
+        let mut consumer = Consumer {
+            acked,
+            ttl,
+            holder: None,
+            expires: 0,
+            created: now.realtime,
+            takeovers: 0,
+        };
+        consumer.rest(now);
+        self.by_name.insert(name.to_owned(), consumer);
+        Ok(())
+    }
+
+    /// Makes `place` its holder; says who was it before.
+    pub(super) fn hold(
+        &mut self,
+        name: &str,
+        place: Place,
+        ttl: Option<Duration>,
+    ) -> Result<(Holder, Option<Holder>)> {
+        self.holders += 1;
+        let holder = Holder {
+            place,
+            number: self.holders,
+        };
+        let consumer = self.find(name)?;
+        consumer.ttl = ttl.unwrap_or(consumer.ttl);
+        let before = consumer.holder.replace(holder);
+        consumer.takeovers += u64::from(before.is_some());
+        Ok((holder, before))
+    }
+
+    /// Lets go of it, if that one still is its holder.
+    pub(super) fn let_go(&mut self, name: &str, holder: Holder, now: Now) {
+        if let Some(consumer) = self.by_name.get_mut(name)
+            && consumer.holder == Some(holder)
+        {
+            consumer.holder = None;
+            consumer.rest(now);
+        }
+    }
+
+    /// It was used without being held.
+    pub(super) fn touch(&mut self, name: &str, now: Now) {
+        if let Some(consumer) = self.by_name.get_mut(name) {
+            consumer.rest(now);
+        }
+    }
+
+    pub(super) fn delete(&mut self, name: &str) -> Result<Consumer> {
+        let consumer = self.by_name.remove(name);
+        consumer.ok_or_else(|| Error::ConsumerNotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    /// When the next one is deleted, monotonic nanoseconds.
+    pub(super) fn next_expiry(&self) -> Option<u64> {
+        let idle = self.by_name.values().filter(|c| c.holder.is_none());
+        idle.map(|consumer| consumer.expires).min()
+    }
+
+    /// Deletes those whose time is over; says which.
+    pub(super) fn expire(&mut self, now: Now) -> Vec<String> {
+        let mut expired = Vec::new();
+        self.by_name.retain(|name, consumer| {
+            let over = consumer.holder.is_none() && consumer.expires <= now.monotonic;
+            if over {
+                expired.push(name.clone());
+            }
+            !over
+        });
+        expired
+    }
+
+    /// Those after `after` in the order of their names.
+    pub(super) fn names_after(&self, after: &str) -> impl Iterator<Item = &str> {
+        let names = self.by_name.keys().map(String::as_str);
+        names.skip_while(move |name| *name <= after)
+    }
+
+    pub(super) fn status(&self, name: &str, now: Now) -> Option<ConsumerStatus> {
+        let consumer = self.by_name.get(name)?;
+        let left = consumer.expires.saturating_sub(now.monotonic);
+        Some(ConsumerStatus {
+            name: name.to_owned(),
+            acked: consumer.acked,
+            lag_events: 0,
+            lag_bytes: 0,
+            lost_events: 0,
+            held: consumer.holder.is_some(),
+            ttl: consumer.ttl,
+            expires_in: consumer
+                .holder
+                .is_none()
+                .then(|| Duration::from_nanos(left)),
+            created: consumer.created,
+            takeovers: consumer.takeovers,
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! What all journals of a daemon hold together.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::Journal;
+
+/// A reclaim goes on below the limit by this part of it, so that the next is not at once.
+const SLACK: u64 = 64;
+
+/// The budget of all journals. What consumers pin and what is set aside is *committed* and
+/// never exceeds it; the rest is history, which gives way.
+#[derive(Debug)]
+pub struct Memory {
+    limit: u64,
+    /// Bytes of events that are held.
+    used: AtomicU64,
+    /// Bytes that must be held: pinned or set aside.
+    committed: AtomicU64,
+    /// Some loop waits for others to let go of memory.
+    awaited: AtomicBool,
+    journals: Mutex<Vec<Weak<Journal>>>,
+    /// How many those are.
+    count: AtomicU64,
+}
+
+impl Memory {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            awaited: AtomicBool::new(false),
+            journals: Mutex::default(),
+            count: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn join(&self, journal: &Arc<Journal>) {
+        let mut journals = self.journals.lock();
+        journals.retain(|journal| journal.strong_count() > 0);
+        journals.push(Arc::downgrade(journal));
+        self.count.store(journals.len() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn sub(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// A part of the whole changes from `was` to `is`.
+    pub(super) fn commit(&self, was: u64, is: u64) {
+        if is >= was {
+            self.committed.fetch_add(is - was, Ordering::Relaxed);
+        } else {
+            self.committed.fetch_sub(was - is, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that can still be committed. Less than `wanted`: whoever commits less later tells.
+    pub(super) fn available(&self, wanted: u64) -> u64 {
+        let available = || {
+            let committed = self.committed.load(Ordering::Acquire);
+            self.limit.saturating_sub(committed)
+        };
+        if available() < wanted {
+            self.awaited.store(true, Ordering::Release);
+        }
+        // After the flag: what is let go of from here on is told.
+        available()
+    }
+
+    /// All hold too much, and a journal of this size more than an equal share of the limit.
+    pub(super) fn presses(&self, bytes: u64) -> bool {
+        self.is_exceeded() && bytes > self.share()
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.used() > self.limit
+    }
+
+    /// An equal part of `bytes` for each journal.
+    pub(super) fn part(&self, bytes: u64) -> u64 {
+        bytes / self.count.load(Ordering::Relaxed).max(1)
+    }
+
+    pub(super) const fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn share(&self) -> u64 {
+        self.part(self.limit)
+    }
+
+    /// Trims the history of journals that hold more than an equal share, until all together
+    /// are within the limit. No journal may be locked.
+    pub(super) fn reclaim(&self) {
+        let share = self.share();
+        let target = self.limit - self.limit / SLACK;
+        for journal in self.all() {
+            if self.used() <= target {
+                return;
+            }
+            journal.give_way(share, target);
+        }
+    }
+
+    /// Less is committed than before: tells the loops that wait for it. No journal may be locked.
+    pub(super) fn released(&self) {
+        if self.awaited.swap(false, Ordering::AcqRel) {
+            for journal in self.all() {
+                journal.call();
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Journal>> {
+        let journals = self.journals.lock();
+        journals.iter().filter_map(Weak::upgrade).collect()
+    }
+}

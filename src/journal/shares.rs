@@ -1,0 +1,65 @@
+//! How much of what is pinned each watch has, so that a noisy one pauses alone.
+
+use std::collections::{HashMap, HashSet};
+
+/// Pinned bytes of `Data`, by watch.
+#[derive(Debug)]
+pub(super) struct Shares {
+    /// What one watch may have.
+    share: u64,
+    bytes: HashMap<u64, u64>,
+    over: HashSet<u64>,
+    /// Watches that went over their share, or came back to half of it, since the loop last asked.
+    crossed: Vec<(u64, bool)>,
+}
+
+impl Shares {
+    pub(super) fn new(share: u64) -> Self {
+        Self {
+            share,
+            bytes: HashMap::new(),
+            over: HashSet::new(),
+            crossed: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, watch: u64, bytes: u64) {
+        let held = self.bytes.entry(watch).or_default();
+        *held += bytes;
+        if *held > self.share && self.over.insert(watch) {
+            self.crossed.push((watch, true));
+        }
+    }
+
+    pub(super) fn sub(&mut self, watch: u64, bytes: u64) {
+        let Some(held) = self.bytes.get_mut(&watch) else {
+            return;
+        };
+        *held = held.saturating_sub(bytes);
+        let left = *held;
+        if left == 0 {
+            self.bytes.remove(&watch);
+        }
+        if left <= self.share / 2 && self.over.remove(&watch) {
+            self.crossed.push((watch, false));
+        }
+    }
+
+    /// Some watch waits to come back to half of its share.
+    pub(super) fn is_any_over(&self) -> bool {
+        !self.over.is_empty()
+    }
+
+    pub(super) fn is_over(&self, watch: u64) -> bool {
+        self.over.contains(&watch)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+
+    pub(super) fn take_crossed(&mut self, into: &mut Vec<(u64, bool)>) {
+        into.append(&mut self.crossed);
+    }
+}

@@ -1,0 +1,513 @@
+//! The journal against a list of everything ever appended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::event::{self, Closed, Data, Kind, Posted, Removed};
+use crate::proto::Batch;
+
+const LIMITS: Limits = Limits {
+    events: 12,
+    bytes: 1500,
+    watch_bytes: 400,
+    when_full: WhenFull::Pause,
+    consumers: 3,
+    consumer_ttl: Duration::from_secs(60),
+};
+
+fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
+    let memory = Memory::new(1 << 30);
+    let journal = Journal::new(limits, &memory).unwrap();
+    let outbox = Outbox::new(Arc::clone(&journal));
+    (journal, outbox, memory)
+}
+
+fn about(watch: u64) -> About {
+    About {
+        watch,
+        ..About::default()
+    }
+}
+
+fn posted(size: u8) -> Kind {
+    Kind::Posted(Posted {
+        payload: vec![size; usize::from(size)].into(),
+        ..Posted::default()
+    })
+}
+
+fn decode(read: &Read) -> Batch {
+    let mut buf = BytesMut::new();
+    event::encode_batch_header(read.after, read.through, &read.gaps, false, &mut buf);
+    for slice in &read.slices {
+        buf.extend_from_slice(slice);
+    }
+    Batch::decode(buf.freeze()).unwrap()
+}
+
+fn poll(reader: &mut Reader) -> Poll<Result<Read, Over>> {
+    let cx = Context::from_waker(Waker::noop());
+    reader.poll_read(&cx, 1 << 20, 1 << 20)
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Post(u64, u8),
+    Data(u64, u8),
+    Close(u64),
+    Remove(u64),
+    Commit,
+    Read {
+        who: usize,
+        max_bytes: usize,
+        max_events: usize,
+    },
+    Resume {
+        who: usize,
+        seq: u64,
+    },
+    /// Reads as this consumer from where it is, whoever did before.
+    Hold {
+        who: usize,
+        consumer: usize,
+    },
+    Ack {
+        consumer: usize,
+        back: u64,
+    },
+    Delete(usize),
+}
+
+const READERS: usize = 3;
+const CONSUMERS: [&str; 3] = ["a", "b", "c"];
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..4u64, 0..200u8).prop_map(|(w, n)| Step::Post(w, n)),
+        3 => (1..4u64, 1..200u8).prop_map(|(w, n)| Step::Data(w, n)),
+        2 => (1..4u64).prop_map(Step::Close),
+        1 => (1..4u64).prop_map(Step::Remove),
+        5 => Just(Step::Commit),
+        5 => (0..READERS, 1..600usize, 1..10usize)
+            .prop_map(|(who, max_bytes, max_events)| Step::Read { who, max_bytes, max_events }),
+        1 => (0..READERS, 0..60u64).prop_map(|(who, seq)| Step::Resume { who, seq }),
+        2 => (0..READERS, 0..3usize).prop_map(|(who, consumer)| Step::Hold { who, consumer }),
+        4 => (0..3usize, 0..8u64).prop_map(|(consumer, back)| Step::Ack { consumer, back }),
+        1 => (0..3usize).prop_map(Step::Delete),
+    ]
+}
+
+/// Everything that was ever appended, and what follows from it.
+#[derive(Default)]
+struct Model {
+    all: Vec<(u64, Kind)>,
+    committed: u64,
+    /// Terminal facts of watches that are not removed.
+    kept: BTreeSet<(u64, u64)>,
+    /// What each consumer has acknowledged, and who reads as it.
+    consumers: BTreeMap<usize, (u64, Option<usize>)>,
+}
+
+impl Model {
+    fn push(&mut self, watch: u64, kind: &Kind) {
+        self.all.push((watch, kind.clone()));
+        let seq = self.all.len() as u64;
+        match kind {
+            Kind::Closed(_) => drop(self.kept.insert((watch, seq))),
+            Kind::Removed(_) => self.kept.retain(|(of, _)| *of != watch),
+            _ => {}
+        }
+    }
+
+    fn floor(&self) -> Option<u64> {
+        self.consumers.values().map(|(acked, _)| *acked).min()
+    }
+
+    /// A read accounts for every number it passes by an event, a gap or the filter; what is
+    /// delivered is what was appended, and what must be held is.
+    fn check(
+        &self,
+        read: &Read,
+        watches: &BTreeSet<u64>,
+        pinned_from: Option<u64>,
+    ) -> Result<(), TestCaseError> {
+        let batch = decode(read);
+        prop_assert_eq!(read.caught_up, read.through == self.committed);
+        let mut events = batch.events.iter().peekable();
+        let mut gaps = batch.gaps.iter().peekable();
+        let mut seq = read.after + 1;
+        while seq <= read.through {
+            if let Some(gap) = gaps.next_if(|gap| gap.from_seq == seq) {
+                for (watch, at) in &self.kept {
+                    let lost = (gap.from_seq..=gap.through_seq).contains(at);
+                    prop_assert!(!lost, "lost the end of watch {}", watch);
+                }
+                if let Some(from) = pinned_from {
+                    prop_assert!(gap.through_seq < from, "lost what was pinned: {:?}", gap);
+                }
+                seq = gap.through_seq + 1;
+                continue;
+            }
+            let (watch, kind) = &self.all[usize::try_from(seq).unwrap() - 1];
+            if watches.is_empty() || watches.contains(watch) {
+                let event = events.next().unwrap();
+                prop_assert_eq!(event.seq, seq);
+                prop_assert_eq!(event.kind.as_ref(), Some(kind));
+            }
+            seq += 1;
+        }
+        prop_assert!(events.next().is_none() && gaps.next().is_none());
+        Ok(())
+    }
+}
+
+fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), TestCaseError> {
+    let pauses = limits.when_full == WhenFull::Pause;
+    let (journal, mut outbox, memory) = journal(limits);
+    let filter = || Filter {
+        watches: watches.clone(),
+        ..Filter::default()
+    };
+    let observer = || journal.reader(Start::Oldest, filter()).unwrap();
+    let mut readers: Vec<Reader> = (0..READERS).map(|_| observer()).collect();
+    let mut holds: Vec<Option<usize>> = vec![None; READERS];
+    let mut model = Model::default();
+    // From where on everything must be there, of what was there when the oldest consumer began.
+    let mut pinned_from = None;
+    for step in steps {
+        if let Step::Hold { consumer, .. } | Step::Ack { consumer, .. } = step
+            && !model.consumers.contains_key(&consumer)
+        {
+            // The turn under way was begun when nothing was pinned: it may exceed the budget.
+            outbox.commit();
+            model.committed = model.all.len() as u64;
+        }
+        let pushed = match step {
+            Step::Post(watch, size) => Some((watch, posted(size))),
+            Step::Data(watch, size) => {
+                let data = vec![size; usize::from(size)].into();
+                Some((
+                    watch,
+                    Kind::Data(Data {
+                        data,
+                        ..Data::default()
+                    }),
+                ))
+            }
+            Step::Close(watch) => Some((watch, Kind::Closed(Closed::default()))),
+            Step::Remove(watch) => Some((watch, Kind::Removed(Removed::default()))),
+            Step::Commit => {
+                outbox.commit();
+                model.committed = model.all.len() as u64;
+                continue;
+            }
+            Step::Read {
+                who,
+                max_bytes,
+                max_events,
+            } => {
+                let ousted = holds[who].filter(|of| {
+                    model
+                        .consumers
+                        .get(of)
+                        .is_none_or(|(_, holder)| *holder != Some(who))
+                });
+                if let Some(of) = ousted {
+                    let over = match model.consumers.get(&of) {
+                        None => Over::Deleted,
+                        Some(_) => Over::TakenOver,
+                    };
+                    prop_assert_eq!(
+                        poll(&mut readers[who]).map(Result::err),
+                        Poll::Ready(Some(over))
+                    );
+                    readers[who] = observer();
+                    holds[who] = None;
+                    continue;
+                }
+                let from = readers[who].after();
+                let read = readers[who].read(max_bytes, max_events);
+                prop_assert_eq!(read.after, from);
+                model.check(&read, watches, pinned_from.filter(|_| pauses))?;
+                continue;
+            }
+            Step::Resume { who, seq } => {
+                let start = Start::After {
+                    cursor: Cursor { epoch: None, seq },
+                    skip: false,
+                };
+                match journal.reader(start, filter()) {
+                    Ok(resumed) => {
+                        prop_assert!(seq <= model.committed);
+                        let mut first = journal.reader(start, filter()).unwrap();
+                        prop_assert!(first.read(1, 1).gaps.is_empty());
+                        if let Some(of) = holds[who].take()
+                            && let Some((_, holder)) = model.consumers.get_mut(&of)
+                            && *holder == Some(who)
+                        {
+                            *holder = None;
+                        }
+                        readers[who] = resumed;
+                    }
+                    Err(error) => {
+                        let oldest = journal.status().oldest;
+                        prop_assert!(seq > model.committed || seq + 1 < oldest, "{}", error);
+                    }
+                }
+                continue;
+            }
+            Step::Hold { who, consumer } => {
+                let held = journal
+                    .hold(CONSUMERS[consumer], None, None, filter())
+                    .unwrap();
+                if let Some(of) = holds[who].replace(consumer)
+                    && let Some((_, holder)) = model.consumers.get_mut(&of)
+                    && *holder == Some(who)
+                {
+                    *holder = None;
+                }
+                let committed = model.committed;
+                let known = model.consumers.entry(consumer).or_insert((committed, None));
+                known.1 = Some(who);
+                prop_assert_eq!(held.after(), known.0);
+                readers[who] = held;
+                None
+            }
+            Step::Ack { consumer, back } => {
+                let seq = model.committed.saturating_sub(back);
+                let cursor = journal.cursor(seq);
+                let acked = journal.ack(CONSUMERS[consumer], cursor).unwrap();
+                let known = model.consumers.entry(consumer).or_insert((seq, None));
+                known.0 = known.0.max(seq);
+                prop_assert_eq!(acked, known.0);
+                None
+            }
+            Step::Delete(consumer) => {
+                let deleted = journal.delete_consumer(CONSUMERS[consumer]);
+                let known = model.consumers.remove(&consumer);
+                prop_assert_eq!(deleted.ok(), known.map(|(acked, _)| acked));
+                None
+            }
+        };
+        let Some((watch, kind)) = pushed else {
+            let held_from = journal.status().oldest;
+            pinned_from = model.floor().map(|floor| held_from.max(floor + 1));
+            continue;
+        };
+        // A source asks first; what must always fit had its room set aside.
+        let wanted = Room::slots(1);
+        outbox.refresh();
+        if pauses && !outbox.room().holds(wanted) && model.floor().is_some() {
+            continue;
+        }
+        model.push(watch, &kind);
+        prop_assert_eq!(
+            outbox.push(Now::default(), about(watch), kind),
+            model.all.len() as u64
+        );
+    }
+    outbox.commit();
+    let status = journal.status();
+    let within = status.events <= limits.events;
+    prop_assert!(within || status.islands > 0, "{:?}", status);
+    let floor = model.floor().unwrap_or(status.newest);
+    prop_assert_eq!(
+        status.pinned.events,
+        status.newest + 1 - status.oldest.max(floor + 1)
+    );
+    prop_assert_eq!(memory.used(), status.bytes);
+    // What each watch has pinned is what the entries say.
+    journal.board.with(|inner| inner.log.check_shares());
+    drop((readers, outbox, journal));
+    prop_assert_eq!(memory.used(), 0);
+    prop_assert_eq!(memory.available(u64::MAX), 1 << 30);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Observers, consumers at different speeds, take-overs, deletions, resumptions, filters,
+    /// over a journal that is always full.
+    #[test]
+    fn every_read_accounts_for_every_event_and_what_is_pinned_is_held(
+        steps in prop::collection::vec(step(), 1..150),
+        watches in prop::collection::btree_set(0..4u64, 0..3),
+        drops in any::<bool>(),
+        roomy in any::<bool>(),
+    ) {
+        let when_full = if drops { WhenFull::DropOldest } else { WhenFull::Pause };
+        let bytes = if roomy { 64 * 1024 } else { LIMITS.bytes };
+        run(Limits { when_full, bytes, ..LIMITS }, steps, &watches)?;
+    }
+}
+
+#[test]
+fn labels_filter_until_their_last_event_is_gone() {
+    let (journal, mut outbox, _) = journal(Limits {
+        events: 4,
+        bytes: 1 << 20,
+        ..LIMITS
+    });
+    let labels: Labels = Arc::new([("job".to_owned(), "a".to_owned())].into());
+    let set = journal.intern_labels(&labels);
+    let now = Now::default();
+    outbox.push(
+        now,
+        About {
+            labels: set,
+            ..about(1)
+        },
+        posted(0),
+    );
+    outbox.push(now, About::default(), posted(0));
+    outbox.release_labels(set);
+    outbox.commit();
+    let filter = Filter {
+        labels: (*labels).clone(),
+        ..Filter::default()
+    };
+    let mut reader = journal.reader(Start::Oldest, filter).unwrap();
+    let read = reader.read(1 << 20, 100);
+    assert_eq!((read.events, read.through), (1, 2));
+    for _ in 0..4 {
+        outbox.push(now, About::default(), posted(0));
+    }
+    outbox.commit();
+    // The set is free for another use now that nothing refers to it.
+    let other: Labels = Arc::new([("job".to_owned(), "b".to_owned())].into());
+    assert_eq!(journal.intern_labels(&other), set);
+}
+
+/// Fills a journal that a consumer holds, until a source would pause.
+fn fill(outbox: &mut Outbox) -> u64 {
+    while outbox.room().holds(Room::slots(1)) {
+        outbox.push(Now::default(), about(1), posted(100));
+        outbox.commit();
+    }
+    outbox.newest()
+}
+
+#[test]
+fn a_full_journal_calls_its_loop_when_somebody_makes_room() {
+    let limits = Limits {
+        events: 1000,
+        bytes: 64 * 1024,
+        ..LIMITS
+    };
+    let (journal, mut outbox, _) = journal(limits);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = Arc::clone(&calls);
+    journal.call_on_change(move || {
+        called.fetch_add(1, Ordering::Relaxed);
+    });
+    journal.create_consumer("a", Start::Now, None).unwrap();
+    let newest = fill(&mut outbox);
+    let low = Room::slots(2);
+    assert_eq!(outbox.level(low), Level::Full);
+    outbox.set_starved(true);
+    outbox.commit();
+    let before = calls.load(Ordering::Relaxed);
+    journal.ack("a", journal.cursor(newest)).unwrap();
+    assert!(calls.load(Ordering::Relaxed) > before);
+    outbox.refresh();
+    assert_eq!(outbox.level(low), Level::Ample);
+    // What must always fit did not give way to what is pinned.
+    assert!(journal.status().bytes <= limits.bytes);
+}
+
+#[test]
+fn one_noisy_watch_goes_over_its_share_and_comes_back_at_half_of_it() {
+    let (journal, mut outbox, _) = journal(Limits {
+        events: 1000,
+        bytes: 1 << 20,
+        ..LIMITS
+    });
+    journal.create_consumer("a", Start::Now, None).unwrap();
+    let data = || {
+        Kind::Data(Data {
+            data: vec![0; 100].into(),
+            ..Data::default()
+        })
+    };
+    for watch in [1, 1, 2, 1, 1] {
+        outbox.push(Now::default(), about(watch), data());
+    }
+    outbox.commit();
+    assert_eq!(outbox.crossed().collect::<Vec<_>>(), [(1, true)]);
+    journal.ack("a", journal.cursor(2)).unwrap();
+    outbox.refresh();
+    assert_eq!(outbox.crossed().count(), 0, "it is not back at half yet");
+    journal.ack("a", journal.cursor(4)).unwrap();
+    journal.changed.store(true, Ordering::Relaxed);
+    outbox.refresh();
+    assert_eq!(outbox.crossed().collect::<Vec<_>>(), [(1, false)]);
+}
+
+#[test]
+fn a_forgotten_consumer_lets_go_after_its_ttl() {
+    let (journal, mut outbox, _) = journal(LIMITS);
+    let ttl = Some(Duration::from_secs(5));
+    drop(journal.hold("a", None, ttl, Filter::default()).unwrap());
+    outbox.push(Now::default(), about(1), posted(1));
+    outbox.commit();
+    outbox.refresh();
+    let at = outbox.next_expiry().unwrap();
+    let now = |monotonic| Now {
+        monotonic,
+        realtime: 0,
+    };
+    outbox.expire(now(at - 1));
+    assert_eq!(journal.status().pinned.events, 1);
+    outbox.expire(now(at));
+    assert_eq!(journal.status().pinned.events, 0);
+    assert!(journal.consumer("a").is_err());
+    let held = journal.hold("a", None, ttl, Filter::default()).unwrap();
+    outbox.refresh();
+    assert_eq!(outbox.next_expiry(), None, "it is held");
+    drop(held);
+}
+
+#[test]
+fn all_journals_together_stay_within_the_memory() {
+    let memory = Memory::new(1 << 20);
+    let limits = Limits {
+        events: 1_000_000,
+        bytes: 1 << 20,
+        ..LIMITS
+    };
+    let mut journals = Vec::new();
+    for _ in 0..8 {
+        let journal = Journal::new(limits, &memory).unwrap();
+        journals.push((Outbox::new(Arc::clone(&journal)), journal));
+    }
+    // The first takes everything, then each of the others wants its part.
+    for round in 0..3 {
+        for (outbox, journal) in &mut journals {
+            for _ in 0..10_000 >> round {
+                outbox.push(Now::default(), about(1), posted(200));
+                outbox.commit();
+                assert!(memory.used() <= 1 << 20);
+            }
+            assert!(journal.status().bytes > 100_000, "it has a part");
+        }
+    }
+    // What is pinned does not give way to the history of others.
+    let (outbox, journal) = &mut journals[0];
+    journal.create_consumer("a", Start::Oldest, None).unwrap();
+    outbox.refresh();
+    let pinned = journal.status().pinned;
+    for (outbox, _) in &mut journals[1..] {
+        for _ in 0..10_000 {
+            outbox.push(Now::default(), about(1), posted(200));
+            outbox.commit();
+        }
+    }
+    assert_eq!(journals[0].1.status().pinned, pinned);
+}

@@ -1,0 +1,182 @@
+//! Attach: a subscription that also takes acknowledgements, re-arming and writing, in the order they come.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use super::convert;
+use super::status::batch_error;
+use super::stream::EventStream;
+use super::transports::WRITE_MAX;
+use super::watches::check_items;
+use super::wire::AttachResponse;
+use crate::error::{Error, Result};
+use crate::event_loop::Handle;
+use crate::proto::attach_request::Message;
+use crate::proto::attach_result::Result as Outcome;
+use crate::proto::{
+    AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, RearmResponse, SubscribeHeader,
+    WriteResponse,
+};
+
+/// What came of one message; `None` if nobody wants to know.
+type Work = Pin<Box<dyn Future<Output = Option<AttachResult>> + Send>>;
+
+/// Requests that are taken before events get their turn.
+const REQUESTS_AT_ONCE: usize = 64;
+
+/// Both directions of one Attach.
+pub struct AttachStream {
+    on: Handle,
+    events: EventStream<SubscribeHeader>,
+    /// `None` once the client has half-closed it.
+    requests: Option<Streaming<AttachRequest>>,
+    /// One at a time: the next request is not taken before it is done.
+    work: Option<Work>,
+}
+
+impl std::fmt::Debug for AttachStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AttachStream")
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AttachStream {
+    pub(super) const fn new(
+        on: Handle,
+        events: EventStream<SubscribeHeader>,
+        requests: Streaming<AttachRequest>,
+    ) -> Self {
+        Self {
+            on,
+            events,
+            requests: Some(requests),
+            work: None,
+        }
+    }
+
+    /// Does what the client has sent, as far as it goes. Ready with what is to be told of it.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<AttachResult> {
+        for _ in 0..REQUESTS_AT_ONCE {
+            if let Some(work) = &mut self.work {
+                let Poll::Ready(result) = work.as_mut().poll(cx) else {
+                    return Poll::Pending;
+                };
+                self.work = None;
+                if let Some(result) = result {
+                    return Poll::Ready(result);
+                }
+            }
+            let Some(requests) = &mut self.requests else {
+                return Poll::Pending;
+            };
+            match Pin::new(requests).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(request))) => {
+                    if let Some(refused) = self.take(request) {
+                        return Poll::Ready(refused);
+                    }
+                }
+                // Half-closed, or broken: then nobody hears the goodbye.
+                Poll::Ready(None | Some(Err(_))) => {
+                    self.requests = None;
+                    self.events.flush();
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Begins with a request; what is refused at once is the answer.
+    fn take(&mut self, request: AttachRequest) -> Option<AttachResult> {
+        let refused = |number, error: &Error| AttachResult {
+            number,
+            result: Some(Outcome::Error(batch_error(error))),
+        };
+        match request.message {
+            Some(Message::Ack(cursor)) => self.ack(&cursor).err().map(|error| refused(0, &error)),
+            Some(Message::Rearm(rearm)) => {
+                self.work = Some(Box::pin(rearmed(self.on.clone(), rearm)));
+                None
+            }
+            Some(Message::Write(write)) => {
+                self.work = Some(Box::pin(written(self.on.clone(), write)));
+                None
+            }
+            Some(Message::Start(_)) => {
+                let error = Error::invalid("start", "comes first and once");
+                Some(refused(0, &error))
+            }
+            None => {
+                let error = Error::invalid("message", "must be set: ack, rearm or write");
+                Some(refused(0, &error))
+            }
+        }
+    }
+
+    fn ack(&mut self, cursor: &Cursor) -> Result<()> {
+        let cursor = convert::cursor("ack", cursor)?;
+        let reader = self.events.reader();
+        let journal = reader.journal();
+        match reader.consumer() {
+            Some(consumer) => drop(journal.ack(consumer, cursor)?),
+            None => journal.check_cursor(cursor)?,
+        }
+        self.events.ack(cursor.seq);
+        Ok(())
+    }
+}
+
+fn result(number: u64, outcome: Result<Outcome>) -> Option<AttachResult> {
+    let result = match outcome {
+        Ok(_) if number == 0 => return None,
+        Ok(outcome) => outcome,
+        Err(error) => Outcome::Error(batch_error(&error)),
+    };
+    Some(AttachResult {
+        number,
+        result: Some(result),
+    })
+}
+
+async fn rearmed(on: Handle, rearm: AttachRearm) -> Option<AttachResult> {
+    let outcome = async {
+        check_items("rearm.items", &rearm.items)?;
+        let armed = on.rearm(rearm.items).await?.into();
+        Ok(Outcome::Rearmed(RearmResponse { armed }))
+    };
+    result(rearm.number, outcome.await)
+}
+
+async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
+    let outcome = async {
+        let name = convert::watch_name(write.watch)?;
+        if write.data.len() > WRITE_MAX {
+            return Err(Error::invalid("write.data", "at most 1 MiB"));
+        }
+        let taken = on.write(name, write.data, write.offset).await?;
+        Ok(Outcome::Written(WriteResponse {
+            taken: taken.taken,
+            buffered_bytes: taken.buffered,
+        }))
+    };
+    result(write.number, outcome.await)
+}
+
+impl Stream for AttachStream {
+    type Item = Result<AttachResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if let Poll::Ready(result) = this.poll_requests(cx) {
+            return Poll::Ready(Some(Ok(AttachResponse::Result(result))));
+        }
+        this.events.poll_message(cx).map(|m| m.map(Ok))
+    }
+}

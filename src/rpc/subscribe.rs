@@ -1,0 +1,229 @@
+//! What Subscribe and Attach begin with: a checked request becomes a stream.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+
+use super::stream::{Acks, EventStream, Parts, Window};
+use super::{Api, Asker, convert};
+use crate::error::{Error, Result};
+use crate::event::Cursor;
+use crate::event_loop::Handle;
+use crate::journal::{Filter, Reader, Start};
+use crate::policy::check_loop_name;
+use crate::proto::{
+    Snapshot, StartAt, SubscribeHeader, SubscribeRequest, Watch, subscribe_request,
+};
+
+/// Bytes of events in a batch, if the subscriber does not say.
+const BATCH_BYTES: u32 = 64 * 1024;
+/// Bytes that may be delivered and not acknowledged, if the subscriber does not say.
+const IN_FLIGHT: u32 = 256 * 1024;
+const IN_FLIGHT_MIN: u32 = 4 * 1024;
+const IN_FLIGHT_MAX: u32 = 64 << 20;
+/// A part of a snapshot ends once it holds this many bytes: one more watch still fits a message.
+const PART_BYTES: usize = 3 << 20;
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const HOUR: Duration = Duration::from_secs(3600);
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const TTL_MIN: Duration = Duration::from_secs(1);
+const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) fn heartbeat(given: Option<prost_types::Duration>) -> Result<Duration> {
+    let bounds = Duration::from_millis(100)..=HOUR;
+    convert::duration("heartbeat", given, HEARTBEAT, bounds)
+}
+
+pub(super) fn ttl(
+    field: &'static str,
+    given: Option<prost_types::Duration>,
+) -> Result<Option<Duration>> {
+    given
+        .map(|ttl| convert::duration(field, Some(ttl), TTL_MAX, TTL_MIN..=TTL_MAX))
+        .transpose()
+}
+
+/// Where a subscriber wants to begin.
+enum Begin {
+    /// As a consumer right after what it has acknowledged; anybody else at the newest.
+    Resume,
+    At(Start),
+    Snapshot,
+    /// At the cursor, or with a snapshot if something after it is gone.
+    AtOrSnapshot(Cursor),
+}
+
+fn begin(request: &SubscribeRequest) -> Result<Begin> {
+    let on_gap = convert::on_gap(request.on_gap)?;
+    let at = match &request.start {
+        None => StartAt::Unspecified,
+        Some(subscribe_request::Start::StartAt(at)) => StartAt::try_from(*at)
+            .map_err(|_| Error::invalid("start_at", "must be NOW, OLDEST or SNAPSHOT"))?,
+        Some(subscribe_request::Start::After(cursor)) => {
+            let cursor = convert::cursor("after", cursor)?;
+            return Ok(match on_gap {
+                convert::OnGap::Snapshot => Begin::AtOrSnapshot(cursor),
+                convert::OnGap::Skip => Begin::At(Start::After { cursor, skip: true }),
+                convert::OnGap::Fail => Begin::At(Start::After {
+                    cursor,
+                    skip: false,
+                }),
+            });
+        }
+    };
+    Ok(match at {
+        StartAt::Unspecified => Begin::Resume,
+        StartAt::Now => Begin::At(Start::Now),
+        StartAt::Oldest => Begin::At(Start::Oldest),
+        StartAt::Snapshot => Begin::Snapshot,
+    })
+}
+
+/// Who reads, and what.
+struct Reading<'a> {
+    on: &'a Handle,
+    consumer: &'a str,
+    ttl: Option<Duration>,
+    filter: Filter,
+}
+
+impl Reading<'_> {
+    fn reader(&self, start: Option<Start>) -> Result<Reader> {
+        let (journal, filter) = (self.on.journal(), self.filter.clone());
+        if self.consumer.is_empty() {
+            return journal.reader(start.unwrap_or(Start::Now), filter);
+        }
+        journal.hold(self.consumer, start, self.ttl, filter)
+    }
+
+    /// A reader that begins right after the state that the parts tell.
+    async fn snapshot(&self) -> Result<(Reader, VecDeque<Snapshot>)> {
+        let (cursor, watches) = self.on.snapshot().await?;
+        let start = Start::After { cursor, skip: true };
+        let reader = self.reader(Some(start))?;
+        let wanted = |watch: &Watch| {
+            let Filter {
+                watches, labels, ..
+            } = &self.filter;
+            let has = |(k, v): (&String, &String)| watch.labels.get(k) == Some(v);
+            (watches.is_empty() || watches.contains(&watch.watch_id)) && labels.iter().all(has)
+        };
+        let mut parts = VecDeque::new();
+        let mut part = Snapshot {
+            cursor: Some(cursor.into()),
+            r#loop: Some(self.on.view()),
+            ..Snapshot::default()
+        };
+        let mut bytes = 0;
+        for watch in watches.into_iter().filter(wanted) {
+            bytes += watch.encoded_len();
+            part.watches.push(watch);
+            if bytes > PART_BYTES {
+                bytes = 0;
+                let next = Snapshot {
+                    cursor: Some(cursor.into()),
+                    ..Snapshot::default()
+                };
+                parts.push_back(std::mem::replace(&mut part, next));
+            }
+        }
+        part.last = true;
+        parts.push_back(part);
+        Ok((reader, parts))
+    }
+}
+
+impl Api {
+    /// The stream that a request asks for. `acks`: it carries acknowledgements itself.
+    pub(super) async fn subscription(
+        &self,
+        asker: &Asker,
+        request: SubscribeRequest,
+        acks: bool,
+    ) -> Result<(Handle, EventStream<SubscribeHeader>)> {
+        let permit = self.streams.take()?;
+        let begin = begin(&request)?;
+        let batch_bytes = match request.max_batch_bytes {
+            0 => BATCH_BYTES,
+            1024..=1_048_576 => request.max_batch_bytes,
+            _ => return Err(Error::invalid("max_batch_bytes", "must be 1 KiB to 1 MiB")),
+        };
+        let in_flight = match request.max_in_flight_bytes {
+            0 => IN_FLIGHT,
+            IN_FLIGHT_MIN..=IN_FLIGHT_MAX => request.max_in_flight_bytes,
+            _ => {
+                let allowed = "must be 4 KiB to 64 MiB";
+                return Err(Error::invalid("max_in_flight_bytes", allowed));
+            }
+        };
+        let heartbeat = heartbeat(request.heartbeat)?;
+        let bounds = Duration::ZERO..=LINGER_MAX;
+        let linger = convert::duration("linger", request.linger, Duration::ZERO, bounds)?;
+        let consumer = request.consumer.as_str();
+        if !consumer.is_empty() {
+            check_loop_name("consumer", consumer)?;
+        } else if request.auto_ack {
+            return Err(Error::invalid("auto_ack", "needs a consumer"));
+        } else if request.consumer_ttl.is_some() {
+            return Err(Error::invalid("consumer_ttl", "needs a consumer"));
+        }
+        let ttl = ttl("consumer_ttl", request.consumer_ttl)?;
+        let filter = convert::filter(request.filter)?;
+        let on = self.on(asker, request.r#loop, true)?;
+        let reading = Reading {
+            on: &on,
+            consumer,
+            ttl,
+            filter,
+        };
+        let none = VecDeque::new();
+        let (reader, snapshot) = match begin {
+            Begin::Resume => (reading.reader(None)?, none),
+            Begin::At(start) => (reading.reader(Some(start))?, none),
+            Begin::Snapshot => reading.snapshot().await?,
+            Begin::AtOrSnapshot(cursor) => {
+                let start = Start::After {
+                    cursor,
+                    skip: false,
+                };
+                match reading.reader(Some(start)) {
+                    Err(Error::CursorOutOfRange { .. }) => reading.snapshot().await?,
+                    reader => (reader?, none),
+                }
+            }
+        };
+        let window = (acks || !consumer.is_empty()) && !request.auto_ack;
+        let header = SubscribeHeader {
+            instance: self.identity.instance.clone(),
+            boot_id: self.identity.boot_id.clone(),
+            loop_id: on.id(),
+            loop_name: on.full_name().to_owned(),
+            epoch: on.journal().epoch().to_string(),
+            after: reader.after(),
+            max_in_flight_bytes: if window { in_flight } else { 0 },
+            snapshot: !snapshot.is_empty(),
+        };
+        let stream = EventStream::new(Parts {
+            header,
+            snapshot,
+            acks: if request.auto_ack {
+                Acks::Auto
+            } else if window {
+                Acks::Window(Window::new(in_flight.into(), reader.after()))
+            } else {
+                Acks::None
+            },
+            reader,
+            registry: Arc::clone(&self.registry),
+            batch_bytes: batch_bytes as usize,
+            heartbeat,
+            linger,
+            until_closed: false,
+            done: false,
+            permit,
+        });
+        Ok((on, stream))
+    }
+}
