@@ -91,6 +91,11 @@ impl Daemon {
         self.channel.clone()
     }
 
+    /// A connection of its own.
+    pub(crate) async fn another_channel(&self) -> Channel {
+        connect(&self.socket).await
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().expect("it runs").try_into().unwrap())
     }
@@ -216,7 +221,7 @@ async fn told_ready(socket: &UnixDatagram) {
     }
 }
 
-async fn connect(path: &Path) -> Channel {
+pub(crate) async fn connect(path: &Path) -> Channel {
     let path = path.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();

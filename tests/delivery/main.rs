@@ -1,0 +1,28 @@
+//! The delivery contract under pressure: consumers, pauses, attached streams, repeats, faults.
+
+// A test fails by panicking.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attach;
+mod clients;
+mod consumers;
+mod faults;
+mod pressure;
+mod programs;
+mod repeats;
+mod snapshots;
+
+/// For the tests that need a client process of its own: see [`clients`].
+#[test]
+fn another_process() {
+    common::another::act();
+}
+
+/// The other process of the fault runs.
+#[test]
+fn client_process() {
+    clients::act();
+}

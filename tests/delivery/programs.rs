@@ -1,0 +1,385 @@
+//! Random programs over a real daemon: watches, posts, readers that stall and come back, consumers
+//! that acknowledge, are taken over and deleted, on journals that are nearly always full.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use evloopd::history::{Recording, check, check_resumed, check_same};
+use evloopd::proto::*;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use tokio::runtime::Runtime;
+use tonic::Code;
+
+use crate::common::{
+    Daemon, Recorder, by_id, exec, loop_named, millis, never, post, refusal, timer,
+};
+
+const CASES: u32 = 200;
+const READERS: usize = 3;
+const CONSUMERS: [&str; 2] = ["a", "b"];
+
+/// Every budget at its minimum, and roomier; both rules.
+const CONFIG: &str = r#"
+[policy.least]
+extends = "default"
+journal_events = 16
+journal_bytes = "64KiB"
+journal_watch_bytes = "4KiB"
+[policy.least-drops]
+extends = "least"
+when_full = "drop_oldest"
+[policy.small]
+extends = "default"
+journal_events = 200
+journal_bytes = "128KiB"
+[policy.small-drops]
+extends = "small"
+when_full = "drop_oldest"
+"#;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Post {
+        count: usize,
+        size: usize,
+    },
+    Tick,
+    Never,
+    Child(u32),
+    Remove(usize),
+    /// Reads a few messages, or stalls.
+    Read {
+        who: usize,
+        messages: usize,
+    },
+    Observe(usize),
+    Hold {
+        who: usize,
+        consumer: usize,
+        auto: bool,
+    },
+    Ack(usize),
+    Delete(usize),
+    StopAndRun,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..READERS;
+    prop_oneof![
+        6 => (1..6usize, 0..3000usize).prop_map(|(count, size)| Step::Post { count, size }),
+        1 => Just(Step::Tick),
+        2 => Just(Step::Never),
+        2 => (1..4000u32).prop_map(Step::Child),
+        3 => (0..20usize).prop_map(Step::Remove),
+        5 => (who.clone(), 1..4usize).prop_map(|(who, messages)| Step::Read { who, messages }),
+        1 => who.clone().prop_map(Step::Observe),
+        2 => (who, 0..2usize, any::<bool>())
+            .prop_map(|(who, consumer, auto)| Step::Hold { who, consumer, auto }),
+        3 => (0..2usize).prop_map(Step::Ack),
+        1 => (0..2usize).prop_map(Step::Delete),
+        1 => Just(Step::StopAndRun),
+    ]
+}
+
+fn program() -> impl Strategy<Value = (&'static str, Vec<Step>)> {
+    const POLICIES: [&str; 4] = ["least", "least-drops", "small", "small-drops"];
+    let steps = prop::collection::vec(step(), 1..40);
+    (prop::sample::select(&POLICIES[..]), steps)
+}
+
+/// What is known of what a program did.
+struct Run<'a> {
+    daemon: &'a Daemon,
+    target: LoopRef,
+    pauses: bool,
+    watches: Vec<u64>,
+    /// What was posted, and at which number.
+    posted: BTreeMap<u64, Vec<u8>>,
+    readers: Vec<Option<(Recorder, Option<usize>)>>,
+    /// What each consumer got since it was made, life by life.
+    lives: [Vec<Recording>; 2],
+    /// It acknowledged by delivery: what was on its way when a life ended is not in the next.
+    auto: [bool; 2],
+    all: Vec<Recording>,
+    marks: u8,
+}
+
+fn may_refuse(status: &tonic::Status) -> bool {
+    let reason = refusal(status).reason;
+    let full = status.code() == Code::ResourceExhausted && reason == "JOURNAL_FULL";
+    full || reason == "WATCH_NOT_FOUND" || reason == "CONSUMER_NOT_FOUND"
+}
+
+impl Run<'_> {
+    fn retire(&mut self, who: usize) {
+        if let Some((recorder, consumer)) = self.readers[who].take() {
+            if let Some(consumer) = consumer {
+                self.lives[consumer].push(recorder.recording.clone());
+            }
+            self.all.push(recorder.recording);
+        }
+    }
+
+    async fn subscribe(&mut self, who: usize, consumer: Option<(usize, bool)>) {
+        self.retire(who);
+        if let Some((consumer, auto)) = consumer {
+            self.auto[consumer] |= auto;
+        }
+        let start = subscribe_request::Start::StartAt(StartAt::Oldest.into());
+        let request = SubscribeRequest {
+            r#loop: Some(self.target.clone()),
+            start: consumer.is_none().then_some(start),
+            consumer: consumer.map_or("", |(c, _)| CONSUMERS[c]).to_owned(),
+            auto_ack: consumer.is_some_and(|(_, auto)| auto),
+            max_batch_bytes: 1024,
+            max_in_flight_bytes: 4096,
+            ..SubscribeRequest::default()
+        };
+        let recorder = Recorder::subscribe(self.daemon, request).await.unwrap();
+        self.readers[who] = Some((recorder, consumer.map(|(consumer, _)| consumer)));
+    }
+
+    async fn add(&mut self, spec: watch_spec::Spec) {
+        let request = AddWatchRequest {
+            r#loop: Some(self.target.clone()),
+            spec: Some(WatchSpec { spec: Some(spec) }),
+            ..AddWatchRequest::default()
+        };
+        match self.daemon.watches().add_watch(request).await {
+            Ok(added) => self
+                .watches
+                .push(added.into_inner().watch.unwrap().watch_id),
+            Err(status) => assert!(may_refuse(&status), "{status:?}"),
+        }
+    }
+
+    async fn post(&mut self, count: usize, size: usize) {
+        let posts = (0..count).map(|_| {
+            self.marks = self.marks.wrapping_add(1);
+            post("", &vec![self.marks; size])
+        });
+        let posts: Vec<Post> = posts.collect();
+        let payloads: Vec<Vec<u8>> = posts.iter().map(|p| p.payload.to_vec()).collect();
+        let request = PostRequest {
+            r#loop: Some(self.target.clone()),
+            posts,
+            ..PostRequest::default()
+        };
+        match self.daemon.events().post(request).await {
+            Ok(answer) => {
+                let last = answer.into_inner().cursor.unwrap().seq;
+                let first = last + 1 - count as u64;
+                self.posted.extend((first..).zip(payloads));
+            }
+            Err(status) => assert!(may_refuse(&status), "{status:?}"),
+        }
+    }
+
+    async fn ack(&self, consumer: usize) {
+        let holder = self.readers.iter().flatten();
+        let mut through = holder
+            .filter(|(_, of)| *of == Some(consumer))
+            .map(|(r, _)| r.recording.through());
+        let Some(seq) = through.next() else { return };
+        let request = AckRequest {
+            r#loop: Some(self.target.clone()),
+            consumer: CONSUMERS[consumer].into(),
+            cursor: Some(Cursor {
+                epoch: String::new(),
+                seq,
+            }),
+            ..AckRequest::default()
+        };
+        self.daemon.events().ack(request).await.unwrap();
+    }
+
+    /// Reads what there is without waiting long for what there is not.
+    async fn read(&mut self, who: usize, messages: usize) {
+        let mut ended = false;
+        if let Some((recorder, _)) = &mut self.readers[who] {
+            for _ in 0..messages {
+                let step = recorder.step();
+                match tokio::time::timeout(std::time::Duration::from_millis(2), step).await {
+                    Ok(true) => {}
+                    Ok(false) => ended = true,
+                    Err(_) => break,
+                }
+            }
+            ended |= recorder.goodbye.is_some();
+        }
+        if ended {
+            self.retire(who);
+        }
+    }
+
+    async fn delete(&mut self, consumer: usize) {
+        let request = DeleteConsumerRequest {
+            r#loop: Some(self.target.clone()),
+            name: CONSUMERS[consumer].into(),
+            ..DeleteConsumerRequest::default()
+        };
+        if let Err(status) = self.daemon.events().delete_consumer(request).await {
+            assert!(may_refuse(&status), "{status:?}");
+        }
+        for who in 0..READERS {
+            if matches!(&self.readers[who], Some((_, Some(of))) if *of == consumer) {
+                self.retire(who);
+            }
+        }
+        self.finish_lives(consumer);
+    }
+
+    /// The lives of a consumer from its making to its end: together they have everything, and
+    /// on a journal that pauses nothing is lost.
+    fn finish_lives(&mut self, consumer: usize) {
+        let mut lives = std::mem::take(&mut self.lives[consumer]);
+        lives.sort_by_key(|life| life.start);
+        for life in &lives {
+            let summary = check(life).unwrap();
+            assert!(!self.pauses || summary.lost == 0, "{life:?}");
+        }
+        if !std::mem::take(&mut self.auto[consumer]) {
+            check_resumed(&lives).unwrap();
+        }
+    }
+
+    async fn step(&mut self, step: Step) {
+        match step {
+            Step::Post { count, size } => self.post(count, size).await,
+            Step::Tick => {
+                self.add(timer(timer_spec::Schedule::Every(millis(1))))
+                    .await
+            }
+            Step::Never => self.add(never()).await,
+            Step::Child(last) => {
+                let spec = exec(&["/usr/bin/seq", &last.to_string()]);
+                self.add(watch_spec::Spec::Process(spec)).await;
+            }
+            Step::Remove(_) if self.watches.is_empty() => {}
+            Step::Remove(index) => {
+                let id = self.watches.swap_remove(index % self.watches.len());
+                let request = RemoveWatchRequest {
+                    r#loop: Some(self.target.clone()),
+                    watch: by_id(id),
+                    ..RemoveWatchRequest::default()
+                };
+                let mut watches = self.daemon.watches();
+                let removed = watches.remove_watch(request);
+                let removed = crate::common::within("a removal", removed).await;
+                if let Err(status) = removed {
+                    assert!(may_refuse(&status), "{status:?}");
+                }
+            }
+            Step::Read { who, messages } => self.read(who, messages).await,
+            Step::Observe(who) => self.subscribe(who, None).await,
+            Step::Hold {
+                who,
+                consumer,
+                auto,
+            } => self.subscribe(who, Some((consumer, auto))).await,
+            Step::Ack(consumer) => self.ack(consumer).await,
+            Step::Delete(consumer) => self.delete(consumer).await,
+            Step::StopAndRun => {
+                let mut loops = self.daemon.loops();
+                let stop = StopLoopRequest {
+                    r#loop: Some(self.target.clone()),
+                    ..StopLoopRequest::default()
+                };
+                crate::common::within("a stop", loops.stop_loop(stop))
+                    .await
+                    .unwrap();
+                let run = RunLoopRequest {
+                    r#loop: Some(self.target.clone()),
+                    ..RunLoopRequest::default()
+                };
+                if let Err(status) = loops.run_loop(run).await {
+                    assert!(may_refuse(&status), "{status:?}");
+                }
+            }
+        }
+    }
+
+    /// Ends everything and judges what was received.
+    async fn finish(mut self) {
+        for consumer in 0..CONSUMERS.len() {
+            self.delete(consumer).await;
+        }
+        for who in 0..READERS {
+            self.retire(who);
+        }
+        let stop = StopLoopRequest {
+            r#loop: Some(self.target.clone()),
+            ..StopLoopRequest::default()
+        };
+        let mut loops = self.daemon.loops();
+        crate::common::within("the stop", loops.stop_loop(stop))
+            .await
+            .unwrap();
+        let close = CloseLoopRequest {
+            r#loop: Some(self.target.clone()),
+            ..CloseLoopRequest::default()
+        };
+        crate::common::within("the close", loops.close_loop(close))
+            .await
+            .unwrap();
+        for pair in self.all.windows(2) {
+            check_same(&pair[0], &pair[1]).unwrap();
+        }
+        for recording in &self.all {
+            for event in recording.events() {
+                if let Some(event::Kind::Posted(posted)) = &event.kind {
+                    assert_eq!(Some(&posted.payload.to_vec()), self.posted.get(&event.seq));
+                }
+            }
+        }
+    }
+}
+
+async fn run(daemon: &Daemon, number: u32, policy: &str, steps: Vec<Step>) {
+    let name = format!("program-{number}");
+    let request = NewEventLoopRequest {
+        name: name.clone(),
+        policy: policy.into(),
+        ..NewEventLoopRequest::default()
+    };
+    daemon.policies().new_event_loop(request).await.unwrap();
+    let mut run = Run {
+        daemon,
+        target: loop_named(&name),
+        pauses: !policy.ends_with("drops"),
+        watches: Vec::new(),
+        posted: BTreeMap::new(),
+        readers: (0..READERS).map(|_| None).collect(),
+        lives: [Vec::new(), Vec::new()],
+        auto: [false; 2],
+        all: Vec::new(),
+        marks: 0,
+    };
+    for step in steps {
+        run.step(step).await;
+    }
+    run.finish().await;
+}
+
+#[test]
+fn no_program_loses_an_event_in_silence() {
+    let runtime = Runtime::new().unwrap();
+    let daemon = runtime.block_on(Daemon::start(CONFIG));
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: CASES,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let cases = AtomicU32::new(0);
+    let outcome = runner.run(&program(), |(policy, steps)| {
+        let number = cases.fetch_add(1, Ordering::Relaxed);
+        runtime.block_on(run(&daemon, number, policy, steps));
+        Ok(())
+    });
+    runtime.block_on(async move { drop(daemon) });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
