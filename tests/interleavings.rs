@@ -122,7 +122,10 @@ fn no_append_falls_between_a_readers_look_and_its_waker() {
         }
         writer.join().unwrap();
         if asleep {
-            assert!(count.0.load(Ordering::Acquire) > 0, "it sleeps through an append");
+            assert!(
+                count.0.load(Ordering::Acquire) > 0,
+                "it sleeps through an append"
+            );
         }
         // Woken or not, the next look finds what is there, and one who left is not woken.
         assert_eq!(board.with(|newest| *newest), 2);

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Most watches in one request.
 const WATCHES_MAX: usize = 1024;
 
-/// A running daemon with the configuration it has by default; killed when dropped.
+/// A running daemon; killed when dropped.
 pub(crate) struct Daemon {
     process: Child,
     directory: TempDir,
@@ -38,9 +38,14 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Outcome<Self> {
+        Self::start_with("version = 1\n")
+    }
+
+    /// With a configuration of its own.
+    pub(crate) fn start_with(configuration: &str) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("evloopd.toml");
-        std::fs::write(&config, "version = 1\n")?;
+        std::fs::write(&config, configuration)?;
         let notify = UnixDatagram::bind(directory.path().join("notify"))?;
         notify.set_read_timeout(Some(PATIENCE))?;
 

@@ -3,25 +3,29 @@
 use std::convert::Infallible;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
-use tonic::server::{NamedService, StreamingService};
+use tonic::server::{NamedService, ServerStreamingService, StreamingService};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
 use crate::Outcome;
+use crate::raw::Raw;
 use crate::yardstick::Process;
 
 /// First argument of the process that serves it; the second is the socket.
@@ -29,6 +33,9 @@ pub(crate) const YARDSTICK: &str = "grpc-yardstick";
 
 const SOCKET: &str = "socket";
 const ECHO: &str = "/bench.Yardstick/Echo";
+/// Streams what it was started with.
+pub(crate) const REPLAY: &str = "/bench.Yardstick/Replay";
+const MESSAGES: &str = "messages";
 
 /// A connection over a Unix socket, the same to the daemon and to the yardstick.
 pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
@@ -42,6 +49,7 @@ pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
 
 /// Serves until standard input ends, which it does with the process that started it.
 pub(crate) fn serve(socket: &Path) -> Outcome<()> {
+    let yardstick = Yardstick(load(&socket.with_file_name(MESSAGES))?);
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = UnixListenerStream::new(UnixListener::bind(socket)?);
@@ -51,7 +59,7 @@ pub(crate) fn serve(socket: &Path) -> Outcome<()> {
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = end.send(());
         });
-        let server = tonic::transport::Server::builder().add_service(Yardstick);
+        let server = tonic::transport::Server::builder().add_service(yardstick);
         tokio::select! {
             served = server.serve_with_incoming(listener) => Ok(served?),
             _ = ended => Ok(()),
@@ -59,8 +67,22 @@ pub(crate) fn serve(socket: &Path) -> Outcome<()> {
     })
 }
 
+/// The messages that were saved, if any.
+fn load(path: &Path) -> Outcome<Arc<[Bytes]>> {
+    let mut saved = match std::fs::read(path) {
+        Ok(saved) => Bytes::from(saved),
+        Err(_) => return Ok(Arc::default()),
+    };
+    let mut messages = Vec::new();
+    while !saved.is_empty() {
+        let len = usize::try_from(saved.get_u64())?;
+        messages.push(saved.split_to(len));
+    }
+    Ok(messages.into())
+}
+
 #[derive(Clone)]
-struct Yardstick;
+struct Yardstick(Arc<[Bytes]>);
 
 impl NamedService for Yardstick {
     const NAME: &'static str = "bench.Yardstick";
@@ -76,10 +98,15 @@ impl Service<http::Request<Body>> for Yardstick {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let messages = Arc::clone(&self.0);
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::default());
             Ok(match request.uri().path() {
                 ECHO => grpc.streaming(Echo, request).await,
+                REPLAY => {
+                    let mut grpc = tonic::server::Grpc::new(Raw);
+                    grpc.server_streaming(Replay(messages), request).await
+                }
                 _ => Status::unimplemented("").into_http(),
             })
         })
@@ -99,6 +126,22 @@ impl StreamingService<Bytes> for Echo {
     }
 }
 
+/// The messages, one after the other.
+struct Replay(Arc<[Bytes]>);
+
+impl ServerStreamingService<Bytes> for Replay {
+    type Response = Bytes;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, _: Request<Bytes>) -> Self::Future {
+        let messages = Arc::clone(&self.0);
+        let each = (0..messages.len()).map(move |at| Ok(messages[at].clone()));
+        let stream: Self::ResponseStream = Box::pin(tokio_stream::iter(each));
+        Box::pin(async move { Ok(Response::new(stream)) })
+    }
+}
+
 /// The serving process; ends when dropped.
 pub(crate) struct Server {
     _process: Process,
@@ -107,7 +150,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Outcome<Self> {
+        Self::start_with(&[])
+    }
+
+    /// With messages to stream.
+    pub(crate) fn start_with(messages: &[Bytes]) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
+        let mut saved = Vec::new();
+        for message in messages {
+            saved.put_u64(message.len() as u64);
+            saved.put_slice(message);
+        }
+        std::fs::write(directory.path().join(MESSAGES), saved)?;
         let socket = directory.path().join(SOCKET);
         let socket = socket.to_str().ok_or("the socket's path is not UTF-8")?;
         let mut process = Process::start(&[YARDSTICK, socket])?;

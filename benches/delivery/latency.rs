@@ -29,8 +29,8 @@ const ECHO_BYTES: usize = 64;
 
 pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     let (ours, theirs) = measure(runtime)?;
-    let p50 = ("latency_p50_vs_grpc_echo", 50, Some(Target::AtMost(1.3)));
-    let p99 = ("latency_p99_vs_grpc_echo", 99, Some(Target::AtMost(1.6)));
+    let p50 = ("latency_p50_vs_grpc_echo", 50, Some(Target::AtMost(1.25)));
+    let p99 = ("latency_p99_vs_grpc_echo", 99, Some(Target::AtMost(1.5)));
     add(report, [p50, p99], &ours, &theirs);
     let one_cpu = OneCpu::pin()?;
     let (ours, theirs) = measure(runtime)?;

@@ -16,6 +16,8 @@ mod daemon;
 mod footprint;
 mod grpc;
 mod latency;
+mod raw;
+mod replay;
 mod report;
 mod spawn;
 mod throughput;
@@ -27,9 +29,12 @@ type Failure = Box<dyn Error>;
 type Outcome<T> = Result<T, Failure>;
 type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
-const CASES: [(&str, Case); 4] = [
+const CASES: [(&str, Case); 7] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
+    ("fanout", replay::run_fanout),
+    ("neighbour", throughput::run_neighbour),
+    ("replay", replay::run),
     ("spawn", spawn::run),
     ("footprint", footprint::run),
 ];

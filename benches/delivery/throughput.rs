@@ -32,9 +32,30 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     report.ratio(
         "throughput_vs_inprocess_epoll",
         "events/ms",
-        Some(Target::AtLeast(0.9)),
+        Some(Target::AtLeast(1.0)),
         rates,
     );
+    Ok(())
+}
+
+/// The same with another subscriber, on a connection of its own, that does not read.
+pub(crate) fn run_neighbour(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
+    let daemon = Daemon::start()?;
+    let remote = std::cell::RefCell::new(runtime.block_on(Remote::new(&daemon))?);
+    let rates = alternate(
+        || {
+            let stuck = runtime.block_on(async {
+                let channel = daemon.connect().await?;
+                Subscription::open(channel, EventKind::Data).await
+            })?;
+            let rate = remote.borrow_mut().round(runtime)?;
+            drop(stuck);
+            Ok(rate)
+        },
+        || remote.borrow_mut().round(runtime),
+    )?;
+    let target = Some(Target::AtLeast(0.95));
+    report.ratio("stuck_neighbour", "events/ms", target, rates);
     Ok(())
 }
 

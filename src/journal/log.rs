@@ -357,6 +357,12 @@ impl Log {
         self.begin(seqs.end) - self.begin(seqs.start)
     }
 
+    /// The first event after `from` that does not fit into `bytes` together with those between.
+    pub(super) fn end_within(&self, from: u64, bytes: u64) -> u64 {
+        let limit = self.begin(from).saturating_add(bytes);
+        self.first + self.entries.partition_point(|entry| entry.end <= limit) as u64
+    }
+
     /// Where an event of the ring begins, counted over all bytes ever appended.
     fn begin(&self, seq: u64) -> u64 {
         match seq.checked_sub(1).and_then(|before| self.entry(before)) {

@@ -430,16 +430,37 @@ impl Walk<'_> {
         ControlFlow::Continue(())
     }
 
+    /// What lies in the ring, for a reader who wants all of it: nobody looks at each event.
+    fn all_of_ring(&mut self) {
+        let log = &self.inner.log;
+        let from = self.read.through + 1;
+        let room = self.max_bytes.saturating_sub(self.read.bytes) as u64;
+        let most = self.max_events.saturating_sub(self.read.events) as u64;
+        let alone = u64::from(self.read.events == 0);
+        let end = log.end_within(from, room).max(from + alone.min(most));
+        let end = end.min(from + most).min(log.newest() + 1);
+        if end > from {
+            // They are in memory: their number and size fit.
+            let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+            self.read.events += fit(end - from);
+            self.read.bytes += fit(log.len_of(from..end));
+            log.slices(from..end, &mut |slice| self.read.slices.push(slice));
+        }
+        self.read.through = end - 1;
+    }
+
     /// What lies in the ring: runs of matching events become slices.
     fn ring(&mut self) {
         let log = &self.inner.log;
+        if self.filter.is_all() && !self.filter.until_closed {
+            return self.all_of_ring();
+        }
         let newest = log.newest().min(self.scan_end.max(log.first()));
-        let all = self.filter.is_all();
         let mut run = self.read.through + 1;
         let mut seq = run;
         while seq <= newest {
             let Some(entry) = log.entry(seq) else { break };
-            if all || self.filter.matches(entry, &self.inner.labels) {
+            if self.filter.matches(entry, &self.inner.labels) {
                 let len = usize::try_from(log.len_of(seq..seq + 1)).unwrap_or(usize::MAX);
                 if self.full_with(len) {
                     break;
