@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&server)?;
     let mut config = tonic_prost_build::configure()
         .build_client(false)
+        .codec_path("crate::rpc::wire::Codec")
         .out_dir(&server);
     for file in &descriptors.file {
         if file.package() != "evloopd.v1" {

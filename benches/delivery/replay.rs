@@ -19,7 +19,7 @@ use crate::{Outcome, raw};
 const REPLAYED: u64 = 2_000_000;
 const SUBSCRIBERS: usize = 64;
 /// Events that all of them get.
-const FANNED: u64 = 40_960;
+const FANNED: u64 = 204_800;
 /// Events of one Post.
 const POSTS: u64 = 1024;
 

@@ -132,13 +132,19 @@ impl EventService for Api {
             let mut postings = Vec::with_capacity(request.posts.len());
             for (index, post) in request.posts.into_iter().enumerate() {
                 let field = |name: &str| format!("posts[{index}].{name}");
+                let short = |name, text: String| {
+                    if text.len() > convert::TEXT_MAX {
+                        return Err(Error::invalid(field(name), "at most 128 bytes"));
+                    }
+                    Ok(text)
+                };
                 if post.payload.len() > PAYLOAD_MAX {
                     return Err(Error::invalid(field("payload"), "at most 256 KiB"));
                 }
                 postings.push(Posting {
                     posted: Posted {
-                        request_id: convert::short_text(field("request_id"), post.request_id)?,
-                        topic: convert::short_text(field("topic"), post.topic)?,
+                        request_id: short("request_id", post.request_id)?,
+                        topic: short("topic", post.topic)?,
                         payload: post.payload,
                     },
                     user_data: post.user_data,

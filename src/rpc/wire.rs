@@ -2,13 +2,63 @@
 //! that is a header and slices of the journal's own bytes. Nothing is decoded or
 //! encoded again on the way out; the bytes are copied once, into the connection's buffer.
 
+use std::marker::PhantomData;
+
 use bytes::{Buf, BufMut};
 use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, encoded_len_varint};
 use prost::{DecodeError, Message};
+use tonic::Status;
+use tonic::codec::{BufferSettings, EncodeBuf, Encoder};
+use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::event::{batch_header_len, encode_batch_header};
 use crate::journal::Read;
 use crate::proto;
+
+/// As [`ProstCodec`], but makes room for a message before it writes the message: a batch is copied
+/// once, not again with every growth of the buffer.
+#[derive(Debug, Clone)]
+pub struct Codec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for Codec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> tonic::codec::Codec for Codec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = RoomyEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> RoomyEncoder<T> {
+        RoomyEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<U> {
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::default())
+    }
+}
+
+/// The encoder of a [`Codec`].
+#[derive(Debug, Clone)]
+pub struct RoomyEncoder<T>(PhantomData<T>);
+
+impl<T: Message> Encoder for RoomyEncoder<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, message: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.reserve(message.encoded_len());
+        message.encode_raw(buf);
+        Ok(())
+    }
+}
 
 /// `SubscribeResponse` on the wire.
 pub type SubscribeResponse = Streamed<proto::SubscribeHeader>;
