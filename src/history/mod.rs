@@ -3,7 +3,8 @@
 //!
 //! It knows the wire messages and nothing else of the daemon, so that it can judge it.
 //! [`Checker`] is fed batch by batch and remembers open watches only; [`check`] and its
-//! companions work on whole [`Recording`]s.
+//! companions work on whole [`Recording`]s. A [`Life`] has the messages around the batches too,
+//! and [`file`] keeps lives for later.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,6 +12,8 @@ use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, Gap};
 
 mod checker;
+pub mod file;
+mod life;
 mod violation;
 mod watch;
 
@@ -18,6 +21,7 @@ mod watch;
 mod tests;
 
 pub use checker::Checker;
+pub use life::{Life, view_of};
 pub use violation::{Rule, Violation};
 
 use violation::require;
@@ -128,8 +132,11 @@ pub fn check_resumed(lives: &[Recording]) -> Result<Summary, Violation> {
     };
     let mut union = Checker::new(first.start, first.view, first.from_birth);
     let mut seen: HashMap<u64, &Event> = HashMap::new();
-    for (number, life) in lives.iter().enumerate() {
-        check(life)?;
+    for (number, life) in (1..).zip(lives) {
+        check(life).map_err(|violation| match lives.len() {
+            1 => violation,
+            _ => violation.of(format_args!("life {number}")),
+        })?;
         same_epoch(first, life)?;
         let known = union.through();
         require(life.start <= known, Rule::ResumeHole, || {
@@ -205,8 +212,27 @@ fn same_epoch(a: &Recording, b: &Recording) -> Result<(), Violation> {
 
 fn same_content(a: &Event, b: &Event) -> Result<(), Violation> {
     require(a == b, Rule::Content, || {
-        format!("{} is once {a:?} and once {b:?}", a.seq)
+        let (a_text, b_text) = (format!("{a:?}"), format!("{b:?}"));
+        let pairs = a_text.char_indices().zip(b_text.chars());
+        let differ = pairs.into_iter().find(|((_, a), b)| a != b);
+        // Of equal text, which only a kind newer than this program has, the end.
+        let at = differ.map_or(a_text.len().min(b_text.len()), |((at, _), _)| at);
+        let (a_text, b_text) = (around(&a_text, at), around(&b_text, at));
+        format!("{} is once `{a_text}` and once `{b_text}`", a.seq)
     })
+}
+
+/// The text around a byte of it: enough to see what it is about.
+fn around(text: &str, at: usize) -> String {
+    const BEFORE: usize = 40;
+    const ALL: usize = 100;
+    let skipped = text.get(..at).unwrap_or(text).chars().count();
+    let from = skipped.saturating_sub(BEFORE);
+    let cut = |c: &str| if c.is_empty() { "" } else { "…" };
+    let part: String = text.chars().skip(from).take(ALL).collect();
+    let rest: String = text.chars().skip(from + ALL).take(1).collect();
+    let head = if from > 0 { "…" } else { "" };
+    format!("{head}{part}{}", cut(&rest))
 }
 
 /// Verifies the fence of a registration: the watch's `Added` is at the replied cursor, and

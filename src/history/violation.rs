@@ -26,7 +26,22 @@ macro_rules! rules {
 }
 
 rules! {
-    /// A batch's `after` is the `through` of the one before.
+    /// A stream has one header, at its beginning.
+    HeaderOnce = "header-once",
+    /// A snapshot comes if the header says so: before the first batch, whole, its last part
+    /// and no other flagged as such.
+    SnapshotPlace = "snapshot-place",
+    /// A snapshot is of the position that the header says, where the batches begin.
+    SnapshotCursor = "snapshot-cursor",
+    /// A snapshot's first part has the loop, and no other part.
+    SnapshotLoop = "snapshot-loop",
+    /// A snapshot has its watches in the order of their ids, each once.
+    SnapshotOrder = "snapshot-order",
+    /// Nothing comes after the goodbye.
+    GoodbyeLast = "goodbye-last",
+    /// A goodbye's cursor is the last batch's `through`; without one, the header's `after`.
+    GoodbyeCursor = "goodbye-cursor",
+    /// A batch's `after` is the `through` of the one before; the first one's is the header's.
     BatchAfter = "batch-after",
     /// A batch's `through` is not before its `after`.
     BatchThrough = "batch-through",
@@ -124,6 +139,16 @@ pub struct Violation {
     pub rule: Rule,
     /// Where and how, in one sentence with the sequence numbers.
     pub message: String,
+}
+
+impl Violation {
+    /// As found in one of several places.
+    pub(super) fn of(self, place: impl fmt::Display) -> Self {
+        Self {
+            message: format!("in {place}, {}", self.message),
+            ..self
+        }
+    }
 }
 
 /// Shorthand of the checks: fails with `rule` unless `holds`.

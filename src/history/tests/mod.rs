@@ -6,6 +6,7 @@ use super::*;
 use crate::proto::*;
 
 mod generated;
+mod lives;
 mod planted;
 
 /// An event before it has a place in a journal.

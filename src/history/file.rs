@@ -1,0 +1,212 @@
+//! A recording as a file: what was asked for, and every answer as it came.
+//!
+//! The format: the line [`MAGIC`], then messages, each after its length in bytes as a protobuf
+//! varint: first the `SubscribeRequest`, then every `SubscribeResponse`. A header among those
+//! begins a new life: the stream broke, and was resumed. Whoever records writes each message at
+//! once, so that a crash cuts off the last one at most.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::path::Path;
+
+use bytes::{Buf as _, Bytes};
+
+use super::life::{Life, view_of};
+use crate::proto::subscribe_response::Message;
+use crate::proto::{SubscribeRequest, SubscribeResponse};
+
+/// The first line of a recording, with its format's number.
+pub const MAGIC: &[u8] = b"evloopd recording 1\n";
+
+/// Most bytes of one message: what a client takes from the daemon at most.
+pub const MESSAGE_MAX: u64 = 16 << 20;
+
+/// Most bytes of a length.
+const VARINT_MAX: usize = 10;
+
+/// Writes a recording, message by message.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// Makes the file and writes what was asked for. A file that exists is replaced with
+    /// `replace`, else left as it is.
+    ///
+    /// # Errors
+    /// Of the file system; `AlreadyExists` without `replace`.
+    pub fn create(path: &Path, replace: bool, request: &SubscribeRequest) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true);
+        if replace {
+            options.create(true).truncate(true);
+        } else {
+            options.create_new(true);
+        }
+        let mut writer = Self {
+            file: options.open(path)?,
+            buffer: MAGIC.to_vec(),
+        };
+        writer.put(request)?;
+        Ok(writer)
+    }
+
+    /// Adds an answer. Once this returns, a crash of the process does not lose it.
+    ///
+    /// # Errors
+    /// Of the file system; the recording may then end in a part of the message.
+    pub fn push(&mut self, response: &SubscribeResponse) -> io::Result<()> {
+        self.put(response)
+    }
+
+    fn put(&mut self, message: &impl prost::Message) -> io::Result<()> {
+        let encoded = message.encode_length_delimited(&mut self.buffer);
+        encoded.map_err(io::Error::other)?;
+        let written = self.file.write_all(&self.buffer);
+        self.buffer.clear();
+        written
+    }
+}
+
+/// A recording, read as a whole into memory.
+#[derive(Debug)]
+pub struct Tape {
+    /// What was asked for first. A later life asked for what comes after the one before.
+    pub request: SubscribeRequest,
+    /// In the order they were recorded.
+    pub lives: Vec<Life>,
+    /// Bytes at the end that are no whole message: the recorder was stopped while it wrote.
+    pub cut_off: u64,
+}
+
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// The file system says so.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It begins with something else.
+    #[error("it is no recording; `evloopctl events --record FILE` makes one")]
+    Foreign,
+    /// There is something else where a message should be.
+    #[error("it is damaged at byte {at}: {what}")]
+    Damaged {
+        /// Bytes before it.
+        at: u64,
+        /// One clause.
+        what: String,
+    },
+}
+
+impl Tape {
+    /// Reads a recording.
+    ///
+    /// # Errors
+    /// [`Unreadable`]. A last message that is cut off is none: see [`Self::cut_off`].
+    pub fn read(path: &Path) -> Result<Self, Unreadable> {
+        Self::read_from(&mut BufReader::new(File::open(path)?))
+    }
+
+    fn read_from(input: &mut BufReader<impl Read>) -> Result<Self, Unreadable> {
+        let mut magic = Vec::new();
+        let most = MAGIC.len() as u64;
+        input.by_ref().take(most).read_to_end(&mut magic)?;
+        if magic != MAGIC {
+            return Err(Unreadable::Foreign);
+        }
+        let mut messages = Messages { input, at: most };
+        let mut tape = Self {
+            request: SubscribeRequest::default(),
+            lives: Vec::new(),
+            cut_off: 0,
+        };
+        match messages.next()? {
+            Next::Message(at, bytes) => tape.request = decoded(at, bytes)?,
+            Next::CutOff(bytes) => tape.cut_off = bytes,
+            Next::End => {}
+        }
+        let view = view_of(tape.request.filter.as_ref());
+        loop {
+            let (at, bytes) = match messages.next()? {
+                Next::Message(at, bytes) => (at, bytes),
+                Next::CutOff(bytes) => {
+                    tape.cut_off = bytes;
+                    return Ok(tape);
+                }
+                Next::End => return Ok(tape),
+            };
+            let response: SubscribeResponse = decoded(at, bytes)?;
+            match (response.message, tape.lives.last_mut()) {
+                (Some(Message::Header(header)), _) => tape.lives.push(Life::new(view, header)),
+                (Some(message), Some(life)) => life.messages.push(message),
+                (Some(_), None) => return Err(damaged(at, &"a stream begins with its header")),
+                // A kind of message newer than this program.
+                (None, _) => {}
+            }
+        }
+    }
+}
+
+fn damaged(at: u64, what: &impl ToString) -> Unreadable {
+    let what = what.to_string();
+    Unreadable::Damaged { at, what }
+}
+
+fn decoded<T: prost::Message + Default>(at: u64, bytes: Bytes) -> Result<T, Unreadable> {
+    T::decode(bytes).map_err(|error| damaged(at, &error))
+}
+
+enum Next {
+    /// Where it begins, and its bytes.
+    Message(u64, Bytes),
+    /// So many bytes are left, which are no whole message.
+    CutOff(u64),
+    End,
+}
+
+struct Messages<'a, R> {
+    input: &'a mut BufReader<R>,
+    at: u64,
+}
+
+impl<R: Read> Messages<'_, R> {
+    fn next(&mut self) -> Result<Next, Unreadable> {
+        let at = self.at;
+        let mut head = [0; VARINT_MAX];
+        let mut len = 0;
+        loop {
+            let Some(&byte) = self.input.fill_buf()?.first() else {
+                return Ok(match len {
+                    0 => Next::End,
+                    len => Next::CutOff(len as u64),
+                });
+            };
+            self.input.consume(1);
+            head[len] = byte;
+            len += 1;
+            if byte < 0x80 || len == VARINT_MAX {
+                break;
+            }
+        }
+        let mut head_bytes = &head[..len];
+        let size = prost::decode_length_delimiter(&mut head_bytes)
+            .ok()
+            .filter(|_| !head_bytes.has_remaining())
+            .and_then(|size| u64::try_from(size).ok())
+            .filter(|size| *size <= MESSAGE_MAX);
+        let Some(size) = size else {
+            let what = format!("a message has at most {MESSAGE_MAX} bytes");
+            return Err(damaged(at, &what));
+        };
+        let mut bytes = Vec::new();
+        self.input.by_ref().take(size).read_to_end(&mut bytes)?;
+        let read = bytes.len() as u64;
+        self.at += len as u64 + read;
+        if read < size {
+            return Ok(Next::CutOff(self.at - at));
+        }
+        Ok(Next::Message(at, bytes.into()))
+    }
+}

@@ -1,0 +1,179 @@
+//! One subscription, message by message: what comes around the batches.
+
+use super::violation::require;
+use super::{Recording, Rule, View, Violation};
+use crate::proto::subscribe_response::Message;
+use crate::proto::{Cursor, Filter, Goodbye, Snapshot, SubscribeHeader};
+
+/// The messages of one subscription, as they came, from its header on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Life {
+    /// What its filter lets through.
+    pub view: View,
+    /// What it began with.
+    pub header: SubscribeHeader,
+    /// Everything after the header. Empty: it broke off at once.
+    pub messages: Vec<Message>,
+}
+
+impl Life {
+    /// One of which only the header has come yet.
+    #[must_use]
+    pub const fn new(view: View, header: SubscribeHeader) -> Self {
+        Self {
+            view,
+            header,
+            messages: Vec::new(),
+        }
+    }
+
+    /// Verifies what comes around the batches: snapshot and goodbye, their places and cursors.
+    /// The batches are left to [`check`](super::check) and its companions.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn recording(&self) -> Result<Recording, Violation> {
+        let mut frame = Frame::new(&self.header);
+        let mut recording = Recording::new(self.header.epoch.clone(), self.header.after);
+        recording.view = self.view;
+        for message in &self.messages {
+            frame.push(message)?;
+            if let Message::Batch(batch) = message {
+                recording.batches.push(batch.clone());
+            }
+        }
+        Ok(recording)
+    }
+}
+
+/// What a filter lets through.
+#[must_use]
+pub fn view_of(filter: Option<&Filter>) -> View {
+    match filter {
+        Some(filter) if !filter.kinds.is_empty() => View::Kinds,
+        Some(filter) if !filter.watch_ids.is_empty() || !filter.labels.is_empty() => View::Watches,
+        _ => View::All,
+    }
+}
+
+/// How far a snapshot has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    /// The header announces none.
+    Never,
+    Awaited,
+    Begun,
+    Whole,
+}
+
+/// Verifies the order of a subscription's messages while they come in.
+#[derive(Debug)]
+pub(super) struct Frame<'a> {
+    header: &'a SubscribeHeader,
+    parts: Parts,
+    /// The `watch_id` of the snapshot that came last.
+    last_watch: u64,
+    through: u64,
+    over: bool,
+}
+
+impl<'a> Frame<'a> {
+    const fn new(header: &'a SubscribeHeader) -> Self {
+        Self {
+            parts: if header.snapshot {
+                Parts::Awaited
+            } else {
+                Parts::Never
+            },
+            last_watch: 0,
+            through: header.after,
+            over: false,
+            header,
+        }
+    }
+
+    fn push(&mut self, message: &Message) -> Result<(), Violation> {
+        let through = self.through;
+        require(!self.over, Rule::GoodbyeLast, || {
+            format!("something comes after the goodbye at {through}")
+        })?;
+        match message {
+            Message::Header(_) => require(false, Rule::HeaderOnce, || {
+                format!("a second header comes after {through}")
+            }),
+            Message::Snapshot(part) => self.snapshot(part),
+            Message::Batch(batch) => {
+                let whole = matches!(self.parts, Parts::Never | Parts::Whole);
+                require(whole, Rule::SnapshotPlace, || {
+                    format!(
+                        "a batch after {} comes before the snapshot is whole",
+                        batch.after
+                    )
+                })?;
+                self.parts = Parts::Never;
+                self.through = batch.through;
+                Ok(())
+            }
+            Message::Goodbye(goodbye) => self.goodbye(goodbye),
+        }
+    }
+
+    fn snapshot(&mut self, part: &Snapshot) -> Result<(), Violation> {
+        let after = self.header.after;
+        let awaited = matches!(self.parts, Parts::Awaited | Parts::Begun);
+        require(awaited, Rule::SnapshotPlace, || match self.parts {
+            Parts::Whole => format!("a part of the snapshot at {after} comes after its last"),
+            _ => format!("a snapshot comes after {}, unannounced", self.through),
+        })?;
+        let here = self.is_at(part.cursor.as_ref(), after);
+        require(here, Rule::SnapshotCursor, || {
+            format!(
+                "a snapshot is of {}, the stream begins after {after}",
+                told(part.cursor.as_ref())
+            )
+        })?;
+        let first = self.parts == Parts::Awaited;
+        require(part.r#loop.is_some() == first, Rule::SnapshotLoop, || {
+            let place = if first { "first" } else { "later" };
+            let is = if first { "lacks" } else { "has" };
+            format!("a {place} part of the snapshot at {after} {is} the loop")
+        })?;
+        for watch in &part.watches {
+            let (id, last) = (watch.watch_id, self.last_watch);
+            require(id > last, Rule::SnapshotOrder, || {
+                format!("the snapshot at {after} has watch {id} after watch {last}")
+            })?;
+            self.last_watch = id;
+        }
+        self.parts = if part.last {
+            Parts::Whole
+        } else {
+            Parts::Begun
+        };
+        Ok(())
+    }
+
+    fn goodbye(&mut self, goodbye: &Goodbye) -> Result<(), Violation> {
+        let through = self.through;
+        let here = self.is_at(goodbye.cursor.as_ref(), through);
+        require(here, Rule::GoodbyeCursor, || {
+            format!(
+                "the goodbye says {}, the stream went through {through}",
+                told(goodbye.cursor.as_ref())
+            )
+        })?;
+        self.over = true;
+        Ok(())
+    }
+
+    fn is_at(&self, cursor: Option<&Cursor>, seq: u64) -> bool {
+        cursor.is_some_and(|cursor| cursor.epoch == self.header.epoch && cursor.seq == seq)
+    }
+}
+
+fn told(cursor: Option<&Cursor>) -> String {
+    cursor.map_or_else(
+        || "no cursor".to_owned(),
+        |cursor| format!("{}:{}", cursor.epoch, cursor.seq),
+    )
+}
