@@ -13,6 +13,8 @@ use crate::client::{NoDaemon, START_COMMAND};
 pub(super) const OWN_FAILURE: u8 = 125;
 /// Exit code when events were missed.
 pub(super) const GAP_MET: u8 = 3;
+/// Exit code of a wrong command line, wrong files on it included.
+pub(super) const USAGE: u8 = 2;
 const FAILED: u8 = 1;
 
 const RED: Style = AnsiColor::Red.on_default();
@@ -178,6 +180,7 @@ fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
         "NO_LOOP_IN_CONTEXT" => {
             "set one with `evloopctl loop set NAME`, or name one with --loop NAME"
         }
+        "CONSUMER_NOT_FOUND" => "`evloopctl consumer list` shows those that exist",
         "SLOT_NOT_FOUND" => "hand the descriptor over again",
         "NAME_TAKEN" if metadata("field").is_empty() => "choose another name",
         "NAME_TAKEN" => "join it with `evloopctl attach NAME`, or choose another name",
@@ -185,7 +188,9 @@ fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
         "LOOP_RUNNING" => "stop it with `evloopctl loop stop NAME`",
         "WATCH_CLOSED" | "WRONG_STATE" => "`evloopctl watch get NAME` shows its state",
         "LIMIT" => "remove what is finished with `evloopctl rm NAME`, or raise the limit",
-        "JOURNAL_FULL" => "remove what is finished with `evloopctl rm NAME`",
+        "JOURNAL_FULL" => {
+            "`evloopctl consumer list` shows who holds it; remove what is finished with `evloopctl rm NAME`"
+        }
         "MAILBOX_FULL" => "the loop is busy: try again",
         "CURSOR_OUT_OF_RANGE" => return range(metadata),
         "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => "`evloopctl backends` shows what works here",

@@ -10,8 +10,8 @@ use super::parse;
 use super::session::{Session, answer};
 use crate::proto::{
     CloseLoopRequest, Cursor, GetEventLoopRequest, GetLoopRequest, IfExists, ListLoopsRequest,
-    Loop, LoopRef, LoopState, NewEventLoopRequest, RunLoopRequest, SetEventLoopRequest,
-    StopLoopRequest, Survives,
+    Loop, LoopRef, LoopState, NewEventLoopRequest, PausedSource, RunLoopRequest,
+    SetEventLoopRequest, SourcePause, StopLoopRequest, Survives,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -41,7 +41,10 @@ pub(super) enum Verb {
         if_missing: bool,
     },
     /// The loop of your context, made if the policy says so; with a name, that one
-    #[command(after_help = "Example:\n  evloopctl loop get")]
+    #[command(
+        visible_alias = "show",
+        after_help = "Example:\n  evloopctl loop show build"
+    )]
     Get {
         /// The loop, by name or id
         #[arg(value_parser = parse::loop_ref)]
@@ -236,6 +239,23 @@ pub(super) fn survives(survives: Survives) -> String {
     word(survives.as_str_name(), "SURVIVES_")
 }
 
+fn paused_source(source: &PausedSource) -> Value {
+    let value = json!({"watch_id": source.watch_id, "name": source.name});
+    let pause = source.pause.as_ref();
+    let Some(Value::Object(pause)) = pause.map(source_pause) else {
+        return value;
+    };
+    let told = pause.into_iter();
+    told.fold(value, |value, (key, told)| with(value, &key, Some(told)))
+}
+
+/// Why a source is not read, and since when.
+pub(super) fn source_pause(pause: &SourcePause) -> Value {
+    let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
+    let since = pause.since.map(|since| since.to_string().into());
+    with(json!({"reason": reason}), "since", since)
+}
+
 fn json(l: &Loop) -> Value {
     let value = json!({
         "loop_id": l.loop_id,
@@ -268,8 +288,62 @@ fn json(l: &Loop) -> Value {
             "max_bytes": j.max_bytes,
             "islands": j.islands,
             "trimmed": j.trimmed,
+            "dropped": j.dropped,
+            "gaps": j.gaps,
+            "pinned_events": j.pinned_events,
+            "pinned_bytes": j.pinned_bytes,
+            "reserved_events": j.reserved_events,
+            "reserved_bytes": j.reserved_bytes,
+            "when_full": j.when_full,
+            "max_watch_bytes": j.max_watch_bytes,
             "readers": j.readers,
+            "consumers": j.consumers,
+            "paused_source_count": j.paused_source_count,
+            "paused_sources": j.paused_sources.iter().map(paused_source).collect::<Vec<_>>(),
         })
     });
     with(value, "journal", journal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{JournalStatus, SourcePauseReason};
+
+    #[test]
+    fn a_loop_tells_which_sources_wait_for_room_and_why() {
+        let mut pause = SourcePause {
+            since: Some(prost_types::Timestamp::default()),
+            ..SourcePause::default()
+        };
+        pause.set_reason(SourcePauseReason::JournalFull);
+        let source = PausedSource {
+            watch_id: 7,
+            name: "build".to_owned(),
+            pause: Some(pause),
+        };
+        let journal = JournalStatus {
+            pinned_events: 5,
+            when_full: "pause".to_owned(),
+            paused_sources: vec![source],
+            paused_source_count: 1,
+            ..JournalStatus::default()
+        };
+        let value = json(&Loop {
+            journal: Some(journal),
+            ..Loop::default()
+        });
+        let journal = &value["journal"];
+        assert_eq!(
+            (&journal["pinned_events"], &journal["when_full"]),
+            (&5.into(), &"pause".into())
+        );
+        let expected = json!({
+            "watch_id": 7,
+            "name": "build",
+            "reason": "journal_full",
+            "since": "1970-01-01T00:00:00Z",
+        });
+        assert_eq!(journal["paused_sources"][0], expected);
+    }
 }

@@ -11,6 +11,7 @@ mod attached;
 mod backends;
 mod command;
 mod config;
+mod consumer;
 mod events;
 mod failure;
 mod feed;
@@ -90,6 +91,9 @@ enum Verb {
     /// Print what happened on a loop
     #[command(after_help = events::EXAMPLES)]
     Events(events::Events),
+    /// Consumers: readers that a loop holds events for
+    #[command(subcommand, after_help = consumer::EXAMPLES)]
+    Consumer(consumer::Verb),
     /// Who answers, and how it is
     #[command(after_help = status::EXAMPLES)]
     Status,
@@ -184,6 +188,7 @@ async fn dispatch(args: Args) -> Outcome {
         Verb::Post(args) => post::run(session, args).await,
         Verb::Backends => backends::run(session).await,
         Verb::Config => config::run(session).await,
+        Verb::Consumer(verb) => consumer::run(session, verb).await,
         Verb::Completions { shell } => completions(shell),
     }
 }

@@ -125,7 +125,7 @@ impl Table {
         print(&self.text())
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
             widths.resize(widths.len().max(row.len()), 0);

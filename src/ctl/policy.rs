@@ -93,6 +93,7 @@ fn print(as_json: bool, policies: &[Policy]) -> Result<(), super::failure::Failu
         "CONTEXT",
         "MISSING",
         "START",
+        "WHEN FULL",
         "DESCRIPTION",
     ];
     let mut table = Table::new(&heads);
@@ -104,6 +105,7 @@ fn print(as_json: bool, policies: &[Policy]) -> Result<(), super::failure::Failu
             plain(&policy.context),
             plain(&policy.on_missing),
             plain(&policy.start),
+            plain(&policy.when_full),
             plain(&policy.description),
         ]);
     }
@@ -127,6 +129,9 @@ fn json(p: &Policy) -> Value {
         "max_watches": p.max_watches,
         "journal_events": p.journal_events,
         "journal_bytes": p.journal_bytes,
+        "when_full": p.when_full,
+        "journal_watch_bytes": p.journal_watch_bytes,
+        "consumer_ttl": p.consumer_ttl.unwrap_or_default().to_string(),
         "finished_ttl": p.finished_ttl.unwrap_or_default().to_string(),
         "closed_ttl": p.closed_ttl.unwrap_or_default().to_string(),
     })

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::failure::Failure;
 use super::super::json::{self as event_json, with, word};
-use super::super::loops::survives;
+use super::super::loops::{source_pause, survives};
 use super::super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, PLAIN, Table, cell, plain};
 use super::super::parse::cursor_text;
 use super::super::render::{address_or_unnamed, unix_address};
@@ -41,8 +41,16 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
     table.print()
 }
 
-/// Its state in a word, as fine as its kind allows.
+/// Its state in a word, as fine as its kind allows, and whether its source is not read.
 pub(in crate::ctl) fn state(watch: &Watch) -> (String, Style) {
+    let (state, style) = word_and_style(watch);
+    match &watch.source_pause {
+        Some(_) => (format!("{state}, paused"), NOTICE),
+        None => (state, style),
+    }
+}
+
+fn word_and_style(watch: &Watch) -> (String, Style) {
     if let Some(Status::Process(process)) = &watch.status {
         let status = process.exited.as_ref().map(|exited| &exited.status);
         return match (status, watch.state()) {
@@ -153,6 +161,11 @@ pub(in crate::ctl) fn json(w: &Watch) -> Value {
     );
     let value = with(value, "closed", w.closed.as_ref().map(event_json::closed));
     let value = with(value, "closed_at", time(w.closed_at));
+    let value = with(
+        value,
+        "source_pause",
+        w.source_pause.as_ref().map(source_pause),
+    );
     let value = with(value, "spec", w.spec.as_ref().map(spec));
     match &w.status {
         Some(status) => {
@@ -301,4 +314,26 @@ fn listener(s: &ListenerSpec) -> Value {
     let value = with(target, "backlog", Some(s.backlog.into()));
     let value = with(value, "keep_half_open", Some(s.keep_half_open.into()));
     with(value, "start_paused", Some(s.start_paused.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{ProcessStatus, SourcePause, SourcePauseReason};
+
+    #[test]
+    fn a_source_that_is_not_read_shows_beside_the_state() {
+        let mut watch = Watch {
+            status: Some(Status::Process(ProcessStatus::default())),
+            ..Watch::default()
+        };
+        watch.set_state(WatchState::Open);
+        assert_eq!(state(&watch), ("running".to_owned(), GOOD));
+        assert_eq!(json(&watch).get("source_pause"), None);
+        let mut pause = SourcePause::default();
+        pause.set_reason(SourcePauseReason::WatchShare);
+        watch.source_pause = Some(pause);
+        assert_eq!(state(&watch), ("running, paused".to_owned(), NOTICE));
+        assert_eq!(json(&watch)["source_pause"]["reason"], "watch_share");
+    }
 }
