@@ -1,48 +1,31 @@
 //! `events`: what happened on a loop.
 
-use clap::Args;
-use clap::builder::PossibleValuesParser;
+use std::path::PathBuf;
 
-use super::failure::Outcome;
-use super::feed::{Feed, Source};
+use clap::Args;
+
+use super::failure::{Failure, Outcome, USAGE};
+use super::feed::{Feed, Source, Tape};
+use super::filter::Filter;
 use super::output::{self, DIM};
 use super::parse;
 use super::printer::{Printer, Until};
 use super::session::Session;
-use super::watch;
-use crate::proto::{
-    Cursor, EventKind, Filter, OnGap, StartAt, SubscribeRequest, WatchRef, subscribe_request,
-    watch_ref,
-};
+use crate::proto::{Cursor, OnGap, StartAt, SubscribeRequest, subscribe_request::Start};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events                               # all that is held
-  evloopctl events -f --kind exited --label team=ci
+  evloopctl events -f --filter 'kind:exited label:team=ci'
   evloopctl events -f --json --after 1041        # go on where you were
+  evloopctl events -f --consumer audit --oldest  # the loop holds what audit has not printed
+  evloopctl events -f --record build.rec         # and later: evloopctl check build.rec
 
-The exit code is 3 if events were missing; each gap is reported on stderr.";
+A broken connection is made again, and the events go on where they were. The exit code is 3
+if events were missing; each gap is reported on stderr.
 
-const KINDS: [&str; 19] = [
-    "added",
-    "closed",
-    "removed",
-    "ready",
-    "timer_fired",
-    "started",
-    "data",
-    "stream_end",
-    "exited",
-    "connected",
-    "accepted",
-    "accept_paused",
-    "eof",
-    "write_paused",
-    "write_resumed",
-    "signal",
-    "posted",
-    "loop_state_changed",
-    "policy_changed",
-];
+As a consumer, what is printed is acknowledged, batch by batch, after it was written: whoever
+crashes and begins again with the same --consumer misses nothing, and sees at most the last
+batch again.";
 
 /// Options of `events`.
 #[derive(Debug, Args)]
@@ -53,54 +36,69 @@ pub(super) struct Events {
     /// Begin after this position
     #[arg(long, value_name = "EPOCH:SEQ", value_parser = parse::cursor, conflicts_with = "oldest")]
     after: Option<Cursor>,
-    /// Begin with the oldest event that is held; without --follow this is the default
+    /// Begin with the oldest event that is held; without --follow and --consumer this is the default
     #[arg(long)]
     oldest: bool,
-    /// Only this kind, or these, separated by commas; may be repeated
-    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
-    kinds: Vec<String>,
-    /// Only this watch, by name or id (0: the loop itself); may be repeated
-    #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref)]
-    watches: Vec<WatchRef>,
-    /// Only watches with this label; may be repeated
-    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Read as this consumer, made if there is none: begin after what it has acknowledged, a new
+    /// one with what is to come. Who reads as it already is ended
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+    /// How long the consumer is kept while nobody reads as it [default: as it was; the policy's]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, requires = "consumer")]
+    ttl: Option<prost_types::Duration>,
+    /// Write all that comes to this file too, as it came, for `evloopctl check`; it must not exist
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Replace the file of --record if it exists
+    #[arg(long, requires = "record")]
+    force: bool,
+}
+
+impl Events {
+    fn start(&self) -> Option<Start> {
+        let at = |at: StartAt| Some(Start::StartAt(at.into()));
+        match &self.after {
+            Some(cursor) => Some(Start::After(cursor.clone())),
+            None if self.oldest => at(StartAt::Oldest),
+            // Where the consumer is.
+            None if self.consumer.is_some() => None,
+            None if self.follow => at(StartAt::Now),
+            None => at(StartAt::Oldest),
+        }
+    }
+
+    /// Where to record, if anywhere; before anything else, so that a wrong file costs nothing.
+    fn tape(&self) -> Result<Option<Tape>, Failure> {
+        let Some(path) = &self.record else {
+            return Ok(None);
+        };
+        if !self.force && path.symlink_metadata().is_ok() {
+            let failure = Failure::new(format!("--record {}", path.display()), "the file exists");
+            let advice = "choose another, or replace it with --force";
+            return Err(failure.advice(advice).code(USAGE));
+        }
+        Ok(Some(Tape::new(path.clone(), self.force)))
+    }
 }
 
 pub(super) async fn run(session: &Session, args: Events) -> Outcome {
-    let start = match args.after {
-        Some(cursor) => subscribe_request::Start::After(cursor),
-        None if args.oldest || !args.follow => {
-            subscribe_request::Start::StartAt(StartAt::Oldest.into())
-        }
-        None => subscribe_request::Start::StartAt(StartAt::Now.into()),
-    };
-    let mut watch_ids = Vec::new();
-    for watch in &args.watches {
-        watch_ids.push(match watch.r#ref {
-            // Also of a watch that is gone, whose events are still there.
-            Some(watch_ref::Ref::WatchId(id)) => id,
-            _ => watch::get(session, watch).await?.watch_id,
-        });
-    }
+    let (start, tape) = (args.start(), args.tape()?);
     let request = SubscribeRequest {
         r#loop: session.loop_ref.clone(),
-        start: Some(start),
+        start,
         on_gap: OnGap::Fail.into(),
-        filter: Some(Filter {
-            watch_ids,
-            kinds: args
-                .kinds
-                .iter()
-                .filter_map(|kind| event_kind(kind))
-                .map(i32::from)
-                .collect(),
-            labels: args.labels.into_iter().collect(),
-        }),
+        filter: Some(args.filter.resolve(session).await?),
+        consumer: args.consumer.unwrap_or_default(),
+        consumer_ttl: args.ttl,
         ..SubscribeRequest::default()
     };
     let mut printer = Printer::new(session).await?;
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
+    if let Some(tape) = tape {
+        feed = feed.record(tape);
+    }
     let until = if args.follow {
         Until::Goodbye
     } else {
@@ -108,31 +106,71 @@ pub(super) async fn run(session: &Session, args: Events) -> Outcome {
     };
     let code = printer.run(&mut feed, until).await?;
     if let (false, Some(cursor)) = (session.json, feed.cursor()) {
-        output::line(&format!(
-            "{DIM}go on with --after {}{DIM:#}",
-            parse::cursor_text(&cursor)
-        ))?;
+        let with = match feed.consumer() {
+            "" => format!("--after {}", parse::cursor_text(&cursor)),
+            name => format!("--consumer {name}"),
+        };
+        output::line(&format!("{DIM}go on with {with}{DIM:#}"))?;
     }
     Ok(code)
 }
 
-fn event_kind(word: &str) -> Option<EventKind> {
-    EventKind::from_str_name(&format!("EVENT_KIND_{}", word.to_ascii_uppercase()))
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        events: Events,
+    }
+
+    fn parsed(words: &[&str]) -> Events {
+        let line = Line::try_parse_from([&["events"], words].concat());
+        line.unwrap().events
+    }
+
     #[test]
-    fn every_kind_of_event_can_be_asked_for() {
-        let kinds: Vec<_> = KINDS
-            .iter()
-            .map(|kind| event_kind(kind).unwrap())
-            .map(i32::from)
-            .collect();
-        let all: Vec<_> = (10..=28).collect();
-        assert_eq!(kinds, all);
-        assert!(EventKind::try_from(29).is_err(), "a kind without a word");
+    fn the_start_is_what_was_said_else_the_consumers_else_by_follow() {
+        let at = |at: StartAt| Some(Start::StartAt(at.into()));
+        let start = |words: &[&str]| parsed(words).start();
+        assert_eq!(start(&[]), at(StartAt::Oldest));
+        assert_eq!(start(&["-f"]), at(StartAt::Now));
+        assert_eq!(start(&["-f", "--oldest"]), at(StartAt::Oldest));
+        assert_eq!(start(&["--consumer", "c"]), None);
+        assert_eq!(start(&["-f", "--consumer", "c"]), None);
+        let oldest = ["-f", "--consumer", "c", "--oldest"];
+        assert_eq!(start(&oldest), at(StartAt::Oldest));
+        let cursor = parse::cursor("7").unwrap();
+        let after = ["--consumer", "c", "--after", "7"];
+        assert_eq!(start(&after), Some(Start::After(cursor)));
+        for wrong in [
+            &["--ttl", "1h"][..],
+            &["--force"],
+            &["--oldest", "--after", "7"],
+        ] {
+            let line = [&["events"], wrong].concat();
+            assert!(Line::try_parse_from(line).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_exists_is_recorded_over_only_by_force() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let refused = parsed(&["--record", path]).tape().unwrap_err();
+        assert_eq!(refused.code, USAGE);
+        assert!(refused.to_string().contains("--force"), "{refused}");
+        assert!(
+            parsed(&["--record", path, "--force"])
+                .tape()
+                .unwrap()
+                .is_some()
+        );
+        let new = format!("{path}.new");
+        assert!(parsed(&["--record", &new]).tape().unwrap().is_some());
+        assert!(parsed(&[]).tape().unwrap().is_none());
     }
 }

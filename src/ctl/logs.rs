@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 use super::attached::name_of;
 use super::failure::{GAP_MET, Outcome};
 use super::feed::{Feed, Source};
+use super::output;
 use super::parse;
 use super::session::Session;
 use super::transcript::{Transcript, Until};
@@ -43,6 +44,14 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
     } else {
         Until::CaughtUp
     };
-    transcript.run(&mut feed, until, &Notify::new()).await?;
+    let resumed = Notify::new();
+    let ended = tokio::select! {
+        ended = transcript.run(&mut feed, until, &resumed) => ended,
+        () = output::reader_gone() => Ok(()),
+    };
+    match ended {
+        Err(failure) if !failure.is_silent() => return Err(failure),
+        Ok(()) | Err(_) => {}
+    }
     Ok(if transcript.incomplete { GAP_MET } else { 0 })
 }

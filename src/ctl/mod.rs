@@ -16,6 +16,7 @@ mod events;
 mod failure;
 mod feed;
 mod feeder;
+mod filter;
 #[allow(unsafe_code)]
 mod inherited;
 mod json;
@@ -138,7 +139,14 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
     let what = first.strip_prefix("error: ").unwrap_or(first);
-    let _ = writeln!(std::io::stderr(), "evloopctl: {what}; see `evloopctl help`");
+    let allowed = text.lines().map(str::trim);
+    let allowed = allowed.filter_map(|line| line.strip_prefix("[possible values: "));
+    let allowed = allowed.filter_map(|line| line.strip_suffix(']')).next();
+    let allowed = allowed.map_or_else(String::new, |values| format!("; allowed are {values}"));
+    let _ = writeln!(
+        std::io::stderr(),
+        "evloopctl: {what}{allowed}; see `evloopctl help`"
+    );
     let verbs = ["run", "attach", "wait", "logs"];
     let of_run = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     ExitCode::from(match of_run {

@@ -1,12 +1,18 @@
 //! What goes to stdout: tables for people, one JSON object per line for scripts.
 
 use std::fmt::Write as _;
+use std::future::pending;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use anstyle::{AnsiColor, Effects, Style};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
+use tokio::io::Interest;
 
 use super::failure::Failure;
+use crate::sys::async_fd;
 
 pub(super) const PLAIN: Style = Style::new();
 pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
@@ -41,6 +47,31 @@ pub(super) fn raw(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::output(&error))
+}
+
+/// Waits until nobody reads stdout any more: the pipe it goes to was closed at the other end.
+/// For ever, if it goes anywhere else. So `events -f | head -1` ends on a quiet loop too.
+pub(super) async fn reader_gone() {
+    // A file cannot be waited for, and has no reader that leaves.
+    let own = io::stdout().as_fd().try_clone_to_owned();
+    let Ok(stdout) = own.and_then(|fd| async_fd(Arc::new(fd), Interest::ERROR)) else {
+        return pending().await;
+    };
+    loop {
+        let Ok(mut guard) = stdout.ready(Interest::ERROR).await else {
+            return pending().await;
+        };
+        if broken(stdout.get_ref()) {
+            return;
+        }
+        guard.clear_ready();
+    }
+}
+
+fn broken(pipe: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// One object: as JSON, or as aligned lines of `key  value`, nested keys joined by dots.

@@ -2,8 +2,8 @@
 
 use jiff::tz::TimeZone;
 
-use super::failure::{Failure, GAP_MET, Outcome};
-use super::feed::{Feed, Item, cut_short};
+use super::failure::{Failure, GAP_MET, Outcome, complain_loudly};
+use super::feed::{Feed, Item, cut_short, ousted};
 use super::json;
 use super::output;
 use super::render::Renderer;
@@ -30,6 +30,8 @@ pub(super) struct Printer {
     json: bool,
     renderer: Renderer,
     gaps: u64,
+    /// Events in gaps.
+    lost: u64,
 }
 
 impl Printer {
@@ -45,6 +47,7 @@ impl Printer {
             json: session.json,
             renderer,
             gaps: 0,
+            lost: 0,
         })
     }
 
@@ -53,32 +56,42 @@ impl Printer {
         self.renderer.learn(watch_id, name);
     }
 
-    /// Prints until there is no more; the exit code says whether anything was missing.
+    /// Prints until there is no more, or nobody reads it any more; the exit code says whether
+    /// anything was missing. A consumer's batch is acknowledged once it is written.
     pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
-        let closed = |batch: &Batch, id| {
-            let ends =
-                |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
-            batch
-                .events
-                .iter()
-                .any(|e| e.watch_id == id && ends(&e.kind))
+        let ended = tokio::select! {
+            ended = self.print_all(feed, until) => ended,
+            () = output::reader_gone() => Ok(()),
         };
+        if self.gaps > 1 {
+            let (gaps, lost) = (self.gaps, self.lost);
+            complain_loudly(format_args!("{gaps} gaps, {lost} events lost in all"));
+        }
+        match ended {
+            Err(failure) if !failure.is_silent() => Err(failure),
+            Ok(()) | Err(_) => Ok(self.exit_code()),
+        }
+    }
+
+    async fn print_all(&mut self, feed: &mut Feed, until: Until) -> Result<(), Failure> {
         loop {
             match feed.next().await? {
                 Item::Header(_) => {}
                 Item::Batch(batch) => {
                     self.batch(&batch)?;
+                    feed.acknowledge().await?;
                     let enough = match until {
                         Until::Goodbye => false,
                         Until::CaughtUp => batch.caught_up,
-                        Until::Closed(id) => closed(&batch, id),
+                        Until::Closed(id) => closes(&batch, id),
                     };
                     if enough {
-                        return Ok(self.exit_code());
+                        return Ok(());
                     }
                 }
                 Item::Goodbye(goodbye) => {
-                    return cut_short(&goodbye).map_or_else(|| Ok(self.exit_code()), Err);
+                    let failure = ousted(feed.consumer(), &goodbye);
+                    return failure.or_else(|| cut_short(&goodbye)).map_or(Ok(()), Err);
                 }
             }
         }
@@ -122,6 +135,8 @@ impl Printer {
 
     fn gap(&mut self, gap: &crate::proto::Gap) -> Result<(), Failure> {
         self.gaps += 1;
+        let count = gap.through_seq.saturating_sub(gap.from_seq);
+        self.lost = self.lost.saturating_add(count.saturating_add(1));
         complain_gap(gap);
         if self.json {
             output::json_lines([&json::gap(gap)])
@@ -129,4 +144,11 @@ impl Printer {
             Ok(())
         }
     }
+}
+
+/// The watch's end is in the batch.
+fn closes(batch: &Batch, watch_id: u64) -> bool {
+    let ends = |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
+    let mut events = batch.events.iter();
+    events.any(|event| event.watch_id == watch_id && ends(&event.kind))
 }

@@ -17,34 +17,43 @@ use tonic::{Request, Response};
 use tower::Service;
 
 use super::*;
-use crate::proto::{Event, ProcessSpec, RunHeader};
+use crate::proto::{Event, ProcessSpec, RunHeader, StartAt, SubscribeHeader};
 
-type Answer = Vec<Result<RunResponse, Status>>;
+/// What one call is answered with.
+type Answer<A> = Vec<Result<A, Status>>;
 
-/// Answers one call of Run after the other, and remembers what was asked.
-#[derive(Clone, Default)]
-struct Fake {
-    asked: Arc<Mutex<Vec<RunRequest>>>,
-    answers: Arc<Mutex<VecDeque<Answer>>>,
+/// Answers one call after the other, and remembers what was asked.
+#[derive(Clone)]
+struct Fake<Q, A> {
+    asked: Arc<Mutex<Vec<Q>>>,
+    answers: Arc<Mutex<VecDeque<Answer<A>>>>,
 }
 
-impl NamedService for Fake {
+impl NamedService for Fake<RunRequest, RunResponse> {
     const NAME: &'static str = "evloopd.v1.ProcessService";
 }
 
-impl ServerStreamingService<RunRequest> for Fake {
-    type Response = RunResponse;
-    type ResponseStream = tokio_stream::Iter<std::vec::IntoIter<Result<RunResponse, Status>>>;
+impl NamedService for Fake<SubscribeRequest, SubscribeResponse> {
+    const NAME: &'static str = "evloopd.v1.EventService";
+}
+
+impl<Q, A: Send + 'static> ServerStreamingService<Q> for Fake<Q, A> {
+    type Response = A;
+    type ResponseStream = tokio_stream::Iter<std::vec::IntoIter<Result<A, Status>>>;
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
-    fn call(&mut self, request: Request<RunRequest>) -> Self::Future {
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
         self.asked.lock().push(request.into_inner());
         let answer = self.answers.lock().pop_front().unwrap_or_default();
         ready(Ok(Response::new(tokio_stream::iter(answer))))
     }
 }
 
-impl Service<http::Request<Body>> for Fake {
+impl<Q, A> Service<http::Request<Body>> for Fake<Q, A>
+where
+    Q: prost::Message + Default + Clone + 'static,
+    A: prost::Message + Default + Clone + 'static,
+{
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -56,16 +65,23 @@ impl Service<http::Request<Body>> for Fake {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let fake = self.clone();
         Box::pin(async move {
-            let codec = tonic_prost::ProstCodec::<RunResponse, RunRequest>::default();
+            let codec = tonic_prost::ProstCodec::<A, Q>::default();
             Ok(Grpc::new(codec).server_streaming(fake, request).await)
         })
     }
 }
 
-/// A feed of the process `x` from a daemon that gives `answers`.
-async fn feed(answers: Vec<Answer>) -> (Feed, Fake) {
-    let fake = Fake::default();
-    *fake.answers.lock() = answers.into();
+/// A session with a daemon that gives `answers`.
+async fn session<Q, A>(answers: Vec<Answer<A>>) -> (Session, Fake<Q, A>)
+where
+    Q: prost::Message + Default + Clone + 'static,
+    A: prost::Message + Default + Clone + 'static,
+    Fake<Q, A>: NamedService,
+{
+    let fake = Fake {
+        asked: Arc::default(),
+        answers: Arc::new(Mutex::new(answers.into())),
+    };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("evloopd.sock");
     let incoming = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
@@ -73,7 +89,12 @@ async fn feed(answers: Vec<Answer>) -> (Feed, Fake) {
     tokio::spawn(server.serve_with_incoming(incoming));
     let line = ["evloopctl", "--socket", path.to_str().unwrap(), "status"];
     let args = crate::ctl::Args::try_parse_from(line).unwrap();
-    let session = Session::open(args.global).await.unwrap();
+    (Session::open(args.global).await.unwrap(), fake)
+}
+
+/// A feed of the process `x` from a daemon that gives `answers`.
+async fn feed(answers: Vec<Answer<RunResponse>>) -> (Feed, Fake<RunRequest, RunResponse>) {
+    let (session, fake) = session(answers).await;
     let request = RunRequest {
         name: "x".to_owned(),
         spec: Some(ProcessSpec::default()),
@@ -168,4 +189,96 @@ async fn batches_that_do_not_join_are_an_error() {
     let (mut feed, _) = feed(vec![vec![header("i"), batch(0, 2), batch(3, 4), done()]]).await;
     let failure = read(&mut feed).await.unwrap_err();
     assert!(failure.to_string().contains("do not join"), "{failure}");
+}
+
+fn told(message: subscribe_response::Message) -> Result<SubscribeResponse, Status> {
+    Ok(SubscribeResponse {
+        message: Some(message),
+    })
+}
+
+fn begins(after: u64) -> Result<SubscribeResponse, Status> {
+    told(subscribe_response::Message::Header(SubscribeHeader {
+        instance: "i".to_owned(),
+        loop_id: 7,
+        epoch: "e".to_owned(),
+        after,
+        ..SubscribeHeader::default()
+    }))
+}
+
+fn ends(seq: u64) -> Result<SubscribeResponse, Status> {
+    let epoch = "e".to_owned();
+    let mut goodbye = Goodbye {
+        cursor: Some(Cursor { epoch, seq }),
+        ..Goodbye::default()
+    };
+    goodbye.set_reason(GoodbyeReason::Done);
+    told(subscribe_response::Message::Goodbye(goodbye))
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_before_its_first_batch_begins_where_it_would_have() {
+    let one = told(subscribe_response::Message::Batch(Batch {
+        after: 5,
+        through: 6,
+        events: vec![Event {
+            seq: 6,
+            ..Event::default()
+        }],
+        ..Batch::default()
+    }));
+    let answers = vec![vec![begins(5)], vec![begins(5), one, ends(6)]];
+    let (session, fake) = session(answers).await;
+    let now = SubscribeRequest {
+        start: Some(subscribe_request::Start::StartAt(StartAt::Now.into())),
+        ..SubscribeRequest::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let mut feed = Feed::new(session, Source::Subscribe(now.clone()));
+    feed = feed.record(Tape::new(path.clone(), false));
+    assert_eq!(read(&mut feed).await.unwrap(), [6]);
+    let asked = fake.asked.lock();
+    let after = subscribe_request::Start::After(Cursor {
+        epoch: "e".to_owned(),
+        seq: 5,
+    });
+    assert_eq!(asked[1].start, Some(after));
+    let of = asked[1].r#loop.as_ref().and_then(|of| of.r#ref.clone());
+    assert_eq!(of, Some(loop_ref::Ref::LoopId(7)));
+    let recorded = crate::history::file::Tape::read(&path).unwrap();
+    assert_eq!(recorded.request, now);
+    let lengths: Vec<_> = recorded.lives.iter().map(|l| l.messages.len()).collect();
+    assert_eq!(lengths, [0, 2]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_not_given() {
+    let (session, _) = session(vec![vec![begins(5), ends(5)]]).await;
+    let mut feed = Feed::new(session, Source::Subscribe(SubscribeRequest::default()));
+    feed = feed.record(Tape::new("/nonexistent/file".into(), true));
+    let failure = feed.next().await.unwrap_err();
+    let text = failure.to_string();
+    assert!(
+        text.starts_with("--record /nonexistent/file: No such"),
+        "{text}"
+    );
+}
+
+#[test]
+fn who_lost_a_consumer_hears_which_and_why() {
+    let goodbye = |reason| {
+        let mut goodbye = Goodbye::default();
+        goodbye.set_reason(reason);
+        ousted("c", &goodbye).map(|failure| failure.to_string())
+    };
+    let taken = goodbye(GoodbyeReason::TakenOver).unwrap();
+    assert!(taken.starts_with("consumer c: somebody else"), "{taken}");
+    let deleted = goodbye(GoodbyeReason::ConsumerDeleted).unwrap();
+    assert!(
+        deleted.starts_with("consumer c: it was deleted"),
+        "{deleted}"
+    );
+    assert_eq!(goodbye(GoodbyeReason::Shutdown), None);
 }

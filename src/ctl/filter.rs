@@ -1,0 +1,178 @@
+//! Which events: by kind, watch and label.
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+
+use super::failure::Failure;
+use super::parse;
+use super::session::Session;
+use super::watch;
+use crate::proto::{self, EventKind, WatchRef, watch_ref};
+
+const KINDS: [&str; 19] = [
+    "added",
+    "closed",
+    "removed",
+    "ready",
+    "timer_fired",
+    "started",
+    "data",
+    "stream_end",
+    "exited",
+    "connected",
+    "accepted",
+    "accept_paused",
+    "eof",
+    "write_paused",
+    "write_resumed",
+    "signal",
+    "posted",
+    "loop_state_changed",
+    "policy_changed",
+];
+
+/// Options that choose events.
+#[derive(Debug, Args)]
+pub(super) struct Filter {
+    /// Terms `kind:KIND`, `watch:WATCH` and `label:KEY=VALUE`, separated by spaces or commas; may
+    /// be repeated. Any of the kinds, any of the watches, all of the labels
+    #[arg(long = "filter", value_name = "EXPR", value_parser = expression)]
+    expressions: Vec<Terms>,
+    /// Only this kind, or these, separated by commas; may be repeated
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
+    kinds: Vec<String>,
+    /// Only this watch, by name or id (0: the loop itself); may be repeated
+    #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref)]
+    watches: Vec<WatchRef>,
+    /// Only watches with this label; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
+    labels: Vec<(String, String)>,
+}
+
+impl Filter {
+    /// As the daemon takes it, names looked up.
+    pub(super) async fn resolve(self, session: &Session) -> Result<proto::Filter, Failure> {
+        let terms = self.expressions.into_iter().flat_map(|terms| terms.0);
+        let mut kinds: Vec<i32> = self.kinds.iter().filter_map(|k| event_kind(k)).collect();
+        let (mut watches, mut labels) = (self.watches, self.labels);
+        for term in terms {
+            match term {
+                Term::Kind(kind) => kinds.push(kind),
+                Term::Watch(watch) => watches.push(watch),
+                Term::Label(key, value) => labels.push((key, value)),
+            }
+        }
+        let mut watch_ids = Vec::new();
+        for watch in &watches {
+            watch_ids.push(match watch.r#ref {
+                // Also of a watch that is gone, whose events are still there.
+                Some(watch_ref::Ref::WatchId(id)) => id,
+                _ => watch::get(session, watch).await?.watch_id,
+            });
+        }
+        Ok(proto::Filter {
+            watch_ids,
+            kinds,
+            labels: labels.into_iter().collect(),
+        })
+    }
+}
+
+/// One condition of an expression.
+#[derive(Debug, Clone, PartialEq)]
+enum Term {
+    Kind(i32),
+    Watch(WatchRef),
+    Label(String, String),
+}
+
+/// What an expression says.
+#[derive(Debug, Clone, PartialEq)]
+struct Terms(Vec<Term>);
+
+fn expression(text: &str) -> Result<Terms, String> {
+    let words = text.split([',', ' ', '\t', '\n']);
+    let terms: Result<Vec<_>, _> = words.filter(|word| !word.is_empty()).map(term).collect();
+    let terms = terms?;
+    if terms.is_empty() {
+        return Err("it has no term; `kind:exited` is one".to_owned());
+    }
+    Ok(Terms(terms))
+}
+
+fn term(word: &str) -> Result<Term, String> {
+    match word.split_once(':') {
+        Some(("kind", kind)) => event_kind(kind).map(Term::Kind).ok_or_else(|| {
+            let kinds = KINDS.join(", ");
+            format!("`{kind}` is no kind of event; allowed are {kinds}")
+        }),
+        Some(("watch", watch)) => {
+            let watch = parse::watch_ref(watch).map_err(|error| format!("`{word}`: {error}"))?;
+            Ok(Term::Watch(watch))
+        }
+        Some(("label", label)) => {
+            let label = parse::key_value(label);
+            let (key, value) = label.map_err(|error| format!("`{word}`: {error}"))?;
+            Ok(Term::Label(key, value))
+        }
+        _ => Err(format!(
+            "`{word}` is no term; allowed are kind:KIND, watch:WATCH and label:KEY=VALUE"
+        )),
+    }
+}
+
+fn event_kind(word: &str) -> Option<i32> {
+    KINDS.iter().find(|kind| **kind == word)?;
+    let name = format!("EVENT_KIND_{}", word.to_ascii_uppercase());
+    EventKind::from_str_name(&name).map(i32::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_event_can_be_asked_for() {
+        let kinds: Vec<_> = KINDS.iter().map(|kind| event_kind(kind).unwrap()).collect();
+        let all: Vec<_> = (10..=28).collect();
+        assert_eq!(kinds, all);
+        assert!(EventKind::try_from(29).is_err(), "a kind without a word");
+    }
+
+    #[test]
+    fn an_expression_is_terms_between_spaces_and_commas() {
+        let parsed = expression("kind:exited, watch:7,label:team=c:i=  watch:build").unwrap();
+        let expected = [
+            Term::Kind(EventKind::Exited.into()),
+            Term::Watch(parse::watch_ref("7").unwrap()),
+            Term::Label("team".to_owned(), "c:i=".to_owned()),
+            Term::Watch(parse::watch_ref("build").unwrap()),
+        ];
+        assert_eq!(parsed.0, expected);
+    }
+
+    #[test]
+    fn a_wrong_term_says_what_is_allowed() {
+        for (text, told) in [
+            ("", "kind:exited"),
+            (" , ", "kind:exited"),
+            (
+                "exited",
+                "allowed are kind:KIND, watch:WATCH and label:KEY=VALUE",
+            ),
+            ("kinds:exited", "`kinds:exited` is no term"),
+            (
+                "kind:gone",
+                "`gone` is no kind of event; allowed are added, closed",
+            ),
+            ("kind:", "policy_changed"),
+            ("kind:Exited", "allowed are"),
+            ("watch:", "a name or an id is needed"),
+            ("label:x", "`label:x`: KEY=VALUE is expected"),
+            ("kind:exited label:=x", "KEY=VALUE"),
+        ] {
+            let error = expression(text).unwrap_err();
+            assert!(error.contains(told) && !error.contains('\n'), "{error}");
+        }
+    }
+}
