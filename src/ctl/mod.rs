@@ -9,6 +9,7 @@ use clap_complete::Shell;
 mod attach;
 mod attached;
 mod backends;
+mod check;
 mod command;
 mod config;
 mod consumer;
@@ -92,6 +93,9 @@ enum Verb {
     /// Print what happened on a loop
     #[command(after_help = events::EXAMPLES)]
     Events(events::Events),
+    /// Check recorded events against what evloopd promises; needs no daemon
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::Check),
     /// Consumers: readers that a loop holds events for
     #[command(subcommand, after_help = consumer::EXAMPLES)]
     Consumer(consumer::Verb),
@@ -172,8 +176,11 @@ pub async fn main(args: Args) -> ExitCode {
 }
 
 async fn dispatch(args: Args) -> Outcome {
-    if let Verb::Completions { shell } = args.verb {
-        return completions(shell);
+    // These need no daemon.
+    match args.verb {
+        Verb::Completions { shell } => return completions(shell),
+        Verb::Check(check) => return check::run(&check, args.global.json),
+        _ => {}
     }
     let session = Session::open(args.global).await?;
     let session = &session;
@@ -197,6 +204,7 @@ async fn dispatch(args: Args) -> Outcome {
         Verb::Backends => backends::run(session).await,
         Verb::Config => config::run(session).await,
         Verb::Consumer(verb) => consumer::run(session, verb).await,
+        Verb::Check(check) => check::run(&check, session.json),
         Verb::Completions { shell } => completions(shell),
     }
 }

@@ -1,0 +1,209 @@
+//! `check`: recorded events against what evloopd promises.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::failure::{Failure, Outcome, USAGE, complain};
+use super::json::with;
+use super::output;
+use crate::history::file::Tape;
+use crate::history::{Recording, Summary, Violation, check_resumed, check_same};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl events -f --record a.rec    # ... and stop it some time
+  evloopctl check a.rec
+  evloopctl check a.rec b.rec           # what both have must be the same
+  evloopctl check --resumed a.rec b.rec # one reader's, one after the other: none is missing
+
+The exit code is 0 if every promise of order and delivery is kept; 1 if not, with the first
+that is broken on stderr; 2 if a file cannot be read. A message that is cut off at the end of a
+file is reported and is no violation. Files are read into memory as a whole.";
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// The files are the lives of one reader, in this order: each went on where the one before
+    /// was, so that together they have everything
+    #[arg(long)]
+    resumed: bool,
+    /// What `evloopctl events --record` wrote
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// The lives of one loop, as far as they can be compared: of one run of the daemon.
+#[derive(Debug, Default)]
+struct History {
+    /// One, or with --resumed all that have a part of it.
+    files: Vec<String>,
+    instance: String,
+    loop_id: u64,
+    loop_name: String,
+    lives: Vec<Recording>,
+    /// Bytes left out at the end of its files.
+    cut_off: u64,
+}
+
+impl History {
+    fn name(&self) -> String {
+        self.files.join(", ")
+    }
+
+    fn is_same_loop(&self, other: &Self) -> bool {
+        (&self.instance, self.loop_id) == (&other.instance, other.loop_id)
+    }
+
+    fn epoch(&self) -> &str {
+        self.lives.first().map_or("", |life| life.epoch.as_str())
+    }
+
+    /// As one recording, for comparisons by content only.
+    fn flat(&self) -> Recording {
+        let mut flat = Recording::new(self.epoch(), 0);
+        flat.batches = self.lives.iter().flat_map(|l| l.batches.clone()).collect();
+        flat
+    }
+}
+
+/// One file, read.
+#[derive(Debug)]
+struct Read {
+    name: String,
+    tape: Tape,
+}
+
+pub(super) fn run(args: &Check, json: bool) -> Outcome {
+    let mut read = Vec::new();
+    for path in &args.files {
+        read.push(open(path)?);
+    }
+    let histories = match judged(read, args.resumed) {
+        Ok(histories) => histories,
+        Err((name, violation)) => {
+            if json {
+                output::json_lines([&violated(&name, &violation)])?;
+            }
+            return Err(Failure::new(name, violation));
+        }
+    };
+    for (history, summary) in &histories {
+        show(json, history, summary)?;
+        if history.cut_off > 0 {
+            let (name, bytes) = (history.name(), history.cut_off);
+            complain(format_args!(
+                "{name}: the last message is cut off, its {bytes} bytes are left out: \
+                 the recorder was stopped while it wrote"
+            ));
+        }
+    }
+    Ok(0)
+}
+
+fn open(path: &Path) -> Result<Read, Failure> {
+    let name = path.display().to_string();
+    match Tape::read(path) {
+        Ok(tape) => Ok(Read { name, tape }),
+        Err(error) => Err(Failure::new(name, error).code(USAGE)),
+    }
+}
+
+/// Where, and what.
+type Found = (String, Violation);
+
+/// What the files have, a history for each run of the daemon, judged; or the first violation.
+fn judged(files: Vec<Read>, resumed: bool) -> Result<Vec<(History, Summary)>, Found> {
+    let mut judged: Vec<(History, Summary)> = Vec::new();
+    for history in histories(files, resumed)? {
+        let summary = check_resumed(&history.lives);
+        let summary = summary.map_err(|violation| (history.name(), violation))?;
+        let others = judged.iter().map(|(other, _)| other);
+        for other in others.filter(|other| other.is_same_loop(&history)) {
+            let same = check_same(&other.flat(), &history.flat());
+            let both = || format!("{} and {}", other.name(), history.name());
+            same.map_err(|violation| (both(), violation))?;
+        }
+        judged.push((history, summary));
+    }
+    Ok(judged)
+}
+
+/// Puts lives together that are of one reader of one loop: of a file, or if so `resumed` of all.
+fn histories(files: Vec<Read>, resumed: bool) -> Result<Vec<History>, Found> {
+    let mut histories: Vec<History> = Vec::new();
+    for Read { name, tape } in files {
+        let own = if resumed { 0 } else { histories.len() };
+        let (several, mut last) = (tape.lives.len() > 1, None);
+        for (number, life) in (1..).zip(&tape.lives) {
+            let recording = life.recording().map_err(|violation| {
+                let place = if several {
+                    format!("{name}: life {number}")
+                } else {
+                    name.clone()
+                };
+                (place, violation)
+            })?;
+            let new = History {
+                instance: life.header.instance.clone(),
+                loop_id: life.header.loop_id,
+                loop_name: life.header.loop_name.clone(),
+                ..History::default()
+            };
+            let known = histories
+                .iter()
+                .skip(own)
+                .position(|h| h.is_same_loop(&new));
+            let at = known.map_or(histories.len(), |at| own + at);
+            if known.is_none() {
+                histories.push(new);
+            }
+            if let Some(history) = histories.get_mut(at) {
+                if !history.files.contains(&name) {
+                    history.files.push(name.clone());
+                }
+                history.lives.push(recording);
+            }
+            last = Some(at);
+        }
+        match last.and_then(|at| histories.get_mut(at)) {
+            Some(history) => history.cut_off += tape.cut_off,
+            // It was stopped before the first answer.
+            None => histories.push(History {
+                files: vec![name],
+                cut_off: tape.cut_off,
+                ..History::default()
+            }),
+        }
+    }
+    Ok(histories)
+}
+
+fn show(as_json: bool, history: &History, summary: &Summary) -> Result<(), Failure> {
+    let value = json!({
+        "file": history.name(),
+        "verdict": "kept",
+        "loop": history.loop_name,
+        "epoch": history.epoch(),
+        "lives": history.lives.len(),
+        "after": history.lives.iter().map(|life| life.start).min().unwrap_or(0),
+        "through": summary.through,
+        "events": summary.events,
+        "watches": summary.watches,
+        "open_watches": summary.open_watches,
+        "gaps": summary.gaps,
+        "lost": summary.lost,
+        "cut_off_bytes": history.cut_off,
+    });
+    let kinds = json!(summary.kinds);
+    output::object(as_json, &with(value, "kinds", Some(kinds)))
+}
+
+fn violated(name: &str, violation: &Violation) -> Value {
+    json!({
+        "file": name,
+        "verdict": "broken",
+        "rule": violation.rule.name(),
+        "message": violation.message,
+    })
+}
