@@ -1,0 +1,136 @@
+//! `events` and `logs`: filters, gaps, readers that go away.
+
+use crate::common::{Daemon, Scene, post, shell};
+use crate::program::{Following, coloured, ctl};
+
+const CONFIG: &str = r#"
+[policy.tiny]
+extends = "default"
+journal_events = 64
+"#;
+
+/// More than the tiny journal holds, all of it seen by the scene's own reader.
+async fn overflow(scene: &mut Scene) -> u64 {
+    let mut last = 0;
+    for _ in 0..10 {
+        last = scene.post(vec![post("", b"x"); 20]).await;
+        scene.recorder.reach(last).await;
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_gap_is_red_counted_and_the_exit_code() {
+    let mut scene = Scene::new(Daemon::start(CONFIG).await, "tiny", "").await;
+    let socket = scene.daemon.socket.clone();
+    let id = scene.spawn(shell("echo out; exit 5")).await;
+    scene.closed(id).await;
+    overflow(&mut scene).await;
+    // The end of the process outlives what was around it.
+    let missed = coloured(&socket, &["--loop", "scene", "events"]).await;
+    assert_eq!(missed.code, Some(3), "{missed:?}");
+    assert!(missed.stderr.contains("\u{1b}[31mgap: "), "{missed:?}");
+    let gaps = missed.stderr.matches("gap: ").count();
+    let lines = missed.stderr.lines().count();
+    assert_eq!(lines, gaps + usize::from(gaps > 1), "{missed:?}");
+    let json = ctl(&socket, &["--loop", "scene", "--json", "events"]).await;
+    let told = json.values();
+    let told = told.iter().filter(|v| v["kind"] == "gap").count();
+    assert_eq!((json.code, told), (Some(3), gaps));
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_process_wrote_and_is_lost_is_an_exit_code_too() {
+    let mut scene = Scene::new(Daemon::start(CONFIG).await, "tiny", "").await;
+    let socket = scene.daemon.socket.clone();
+    let name = [
+        "--loop", "scene", "run", "--name", "job", "--", "echo", "out",
+    ];
+    assert_eq!(ctl(&socket, &name).await.good(), "out\n");
+    overflow(&mut scene).await;
+    let logs = ctl(&socket, &["--loop", "scene", "logs", "-f", "job"]).await;
+    assert_eq!(logs.code, Some(3), "{logs:?}");
+    assert!(logs.stderr.contains("gap: "), "{logs:?}");
+    let run = ctl(&socket, &name).await;
+    assert_eq!(run.code, Some(125), "{run:?}");
+    assert!(run.stderr.contains("gap: "), "{run:?}");
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reader_that_goes_away_ends_it_in_order_on_a_quiet_loop_too() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    let socket = scene.daemon.socket.clone();
+    let args = ["--loop", "scene", "events", "-f", "--oldest"];
+    let mut events = Following::start(&socket, &args);
+    events.line().await;
+    events.stop_reading();
+    let ended = events.ended().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+
+    let run = ["--loop", "scene", "run", "-d", "--name", "job", "--"];
+    let run = [&run[..], &["sh", "-c", "echo out; exec sleep 1000"]].concat();
+    ctl(&socket, &run).await.good();
+    let mut logs = Following::start(&socket, &["--loop", "scene", "logs", "-f", "job"]);
+    assert_eq!(logs.line().await, "out");
+    logs.stop_reading();
+    let ended = logs.ended().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    // It is written to a reader that is gone already.
+    let args = ["--loop", "scene", "events"];
+    let mut events = Following::start(&socket, &args);
+    events.stop_reading();
+    let ended = events.ended().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    ctl(&socket, &["--loop", "scene", "rm", "job"]).await.good();
+    scene.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_filter_is_terms_and_a_wrong_one_says_what_is_allowed() {
+    let scene = Scene::new(Daemon::start("").await, "", "").await;
+    let socket = scene.daemon.socket.clone();
+    for (name, label) in [("one", "team=a"), ("two", "team=b")] {
+        let run = ["--loop", "scene", "run", "--name", name, "--label", label];
+        ctl(&socket, &[&run[..], &["--", "true"]].concat())
+            .await
+            .good();
+    }
+    let kinds = async |filters: &[&str]| {
+        let args = [&["--loop", "scene", "--json", "events"], filters].concat();
+        let ended = ctl(&socket, &args).await;
+        let seen = ended.values();
+        let seen = seen
+            .iter()
+            .map(|v| (v["watch_id"].as_u64(), v["kind"].clone()));
+        seen.map(|(id, kind)| format!("{} {}", id.unwrap(), kind.as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let exits = kinds(&["--filter", "kind:exited"]).await;
+    assert_eq!(exits, ["1 exited", "2 exited"]);
+    let one = kinds(&["--filter", "kind:exited, watch:two", "--kind", "started"]).await;
+    assert_eq!(one, ["2 started", "2 exited"]);
+    let labelled = kinds(&[
+        "--filter",
+        "label:team=a",
+        "--filter",
+        "kind:exited kind:added",
+    ])
+    .await;
+    assert_eq!(labelled, ["1 added", "1 exited"]);
+
+    let wrong = |expression| ["--loop", "scene", "events", "--filter", expression];
+    let ended = ctl(&socket, &wrong("exited")).await;
+    ended.failed(
+        2,
+        &["`exited`", "kind:KIND, watch:WATCH and label:KEY=VALUE"],
+    );
+    let ended = ctl(&socket, &wrong("kind:gone")).await;
+    ended.failed(2, &["`gone`", "added", "policy_changed"]);
+    let ended = ctl(&socket, &["events", "--kind", "gone"]).await;
+    ended.failed(2, &["'gone'", "added", "policy_changed"]);
+    let ended = ctl(&socket, &wrong("watch:nobody")).await;
+    ended.failed(1, &["nobody"]);
+    scene.finish().await;
+}

@@ -1,0 +1,12 @@
+//! `evloopctl` as a program: the real one against a real daemon.
+
+// A test fails by panicking.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod consumers;
+mod events;
+mod program;
+mod recordings;

@@ -1,0 +1,198 @@
+//! Runs of `evloopctl`, to their end or line by line, and a way to it that can be cut.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
+
+use crate::common::within;
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Its output, of a run that succeeded.
+    #[track_caller]
+    pub(crate) fn good(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+
+    /// Its lines of JSON.
+    pub(crate) fn values(&self) -> Vec<Value> {
+        let lines = self.stdout.lines();
+        lines.map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// It failed with this code and said so in one line with all of these words.
+    #[track_caller]
+    pub(crate) fn failed(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word} is not in {self:?}");
+        }
+    }
+}
+
+fn command(socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evloopctl"));
+    command
+        .args(args)
+        .env("EVLOOPD_SOCKET", socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs it to its end.
+pub(crate) async fn ctl(socket: &Path, args: &[&str]) -> Ended {
+    run(command(socket, args)).await
+}
+
+/// Runs it to its end, colours wanted wherever the output goes.
+pub(crate) async fn coloured(socket: &Path, args: &[&str]) -> Ended {
+    let mut command = command(socket, args);
+    command.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR");
+    run(command).await
+}
+
+async fn run(mut command: Command) -> Ended {
+    let output = within("the end of evloopctl", command.output()).await;
+    let output = output.unwrap();
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A run whose output is read line by line.
+pub(crate) struct Following {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStdout>>>,
+}
+
+impl Following {
+    pub(crate) fn start(socket: &Path, args: &[&str]) -> Self {
+        let mut child = command(socket, args).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let lines = Some(BufReader::new(stdout).lines());
+        Self { child, lines }
+    }
+
+    /// The next line.
+    pub(crate) async fn line(&mut self) -> String {
+        let lines = self.lines.as_mut().expect("read to the end");
+        match within("a line", lines.next_line()).await.unwrap() {
+            Some(line) => line,
+            None => panic!("evloopctl ended: {:?}", self.stderr().await),
+        }
+    }
+
+    /// The sequence numbers of lines of JSON, up to and including that one.
+    pub(crate) async fn seqs(&mut self, through: u64) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        while seqs.last() < Some(&through) {
+            let value: Value = serde_json::from_str(&self.line().await).unwrap();
+            seqs.push(value["seq"].as_u64().unwrap_or_else(|| panic!("{value}")));
+        }
+        seqs
+    }
+
+    /// Closes our end of its stdout.
+    pub(crate) fn stop_reading(&mut self) {
+        self.lines = None;
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    async fn stderr(&mut self) -> String {
+        let mut text = String::new();
+        let stderr = self.child.stderr.as_mut().unwrap();
+        let read = within("its stderr", stderr.read_to_string(&mut text));
+        read.await.unwrap();
+        text
+    }
+
+    /// Its end; what it printed that was not read is read now.
+    pub(crate) async fn ended(mut self) -> Ended {
+        let mut stdout = String::new();
+        while let Some(lines) = &mut self.lines
+            && let Some(line) = within("a line", lines.next_line()).await.unwrap()
+        {
+            stdout.push_str(&line);
+            stdout.push('\n');
+        }
+        let stderr = self.stderr().await;
+        let status = within("the end of evloopctl", self.child.wait()).await;
+        Ended {
+            code: status.unwrap().code(),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// A socket in front of a daemon's, whose connections can be cut.
+pub(crate) struct Proxy {
+    pub(crate) socket: PathBuf,
+    connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    acceptor: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(crate) fn before(daemon: &Path) -> Self {
+        let socket = daemon.with_extension("proxy");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let (all, daemon) = (Arc::clone(&connections), daemon.to_owned());
+        let acceptor = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut far = UnixStream::connect(&daemon).await.unwrap();
+                let connection = tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+                all.lock().unwrap().push(connection);
+            }
+        });
+        Self {
+            socket,
+            connections,
+            acceptor,
+        }
+    }
+
+    /// Cuts every connection there is; new ones are taken. How many were cut.
+    pub(crate) async fn cut(&self) -> usize {
+        let cut = std::mem::take(&mut *self.connections.lock().unwrap());
+        let mut count = 0;
+        for connection in cut {
+            count += usize::from(!connection.is_finished());
+            connection.abort();
+            let _ = connection.await;
+        }
+        count
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.acceptor.abort();
+    }
+}
