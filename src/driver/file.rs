@@ -17,6 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags};
 use rustix::net::SocketType;
 
+use super::Op;
 pub use kind::FileKind;
 
 mod kind;
@@ -45,8 +46,21 @@ pub enum Nonblocking {
     /// `O_NONBLOCK` is set: by the daemon, where nobody else has the open file
     /// description; or by who handed over a listening socket.
     Own,
-    /// They do not: only [`Op::Ready`](super::Op::Ready) is possible.
+    /// They do not: only [`Op::Ready`] is possible.
     ReadinessOnly,
+}
+
+impl Nonblocking {
+    /// Whether an operation can be carried out without blocking.
+    pub(super) fn allows(self, op: &Op) -> bool {
+        match op {
+            Op::Ready(_) => true,
+            Op::Send(_) => self != Self::ReadinessOnly,
+            Op::Recv { max } => self != Self::ReadinessOnly && *max > 0,
+            Op::Accept { limit } => self == Self::Own && *limit > 0,
+            Op::Connect(_) => self == Self::Own,
+        }
+    }
 }
 
 /// What a file descriptor is wanted for.

@@ -35,6 +35,8 @@ use rustix::net::SocketAddrAny;
 pub mod backend;
 pub mod file;
 pub mod selector;
+mod transfer;
+mod turn;
 
 pub use backend::{Backend, Capability, LoopClass};
 pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};

@@ -9,14 +9,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::transfer::{self, Intake, Refused};
 use super::{Event, Interest, Poller};
+use crate::driver::transfer::{self, Intake, Refused};
+use crate::driver::turn::Turn;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
-
-/// Most connections one event is good for, those that failed on the way included.
-const ACCEPTS_MAX: usize = 64;
 
 /// The waker's token; a source's is one more than its index.
 const WAKER: usize = 0;
@@ -62,39 +60,13 @@ impl Source {
 
     /// Why an operation cannot be started, if it cannot.
     fn refuses(&mut self, op: &Op) -> Option<Errno> {
-        let possible = match op {
-            Op::Ready(_) => true,
-            Op::Send(_) => self.mode != Nonblocking::ReadinessOnly,
-            Op::Recv { max } => self.mode != Nonblocking::ReadinessOnly && *max > 0,
-            Op::Accept { limit } => self.mode == Nonblocking::Own && *limit > 0,
-            Op::Connect(_) => self.mode == Nonblocking::Own,
-        };
-        if !possible {
+        if !self.mode.allows(op) {
             Some(Errno::INVAL)
         } else if self.lane(op.direction()).is_some() {
             Some(Errno::BUSY)
         } else {
             None
         }
-    }
-}
-
-/// What is left of a turn's budget, and where its completions go.
-struct Turn<'a> {
-    budget: Budget,
-    out: &'a mut Vec<Completion>,
-    progress: bool,
-}
-
-impl Turn<'_> {
-    fn push(&mut self, id: OpId, done: Done, last: bool) {
-        self.out.push(Completion { id, done, last });
-        self.budget.completions = self.budget.completions.saturating_sub(1);
-        self.progress = true;
-    }
-
-    fn is_spent(&self) -> bool {
-        self.budget.completions == 0 || self.budget.bytes == 0
     }
 }
 
@@ -260,7 +232,7 @@ impl<P: Poller> Selector<P> {
                 }
                 other => other.map(|_| Done::Eof),
             },
-            Op::Accept { limit } => match accept(fd, id, limit, turn) {
+            Op::Accept { limit } => match turn.accept(fd, id, limit) {
                 Ok(false) => return,
                 other => other.map(|_| Done::Cancelled),
             },
@@ -283,34 +255,6 @@ impl<P: Poller> Selector<P> {
         turn.push(id, done, true);
         self.mark(index);
     }
-}
-
-/// Takes connections until there are no more, or the turn's budget is spent. True when
-/// the operation's limit is reached.
-fn accept(
-    fd: BorrowedFd<'_>,
-    id: OpId,
-    limit: &mut u32,
-    turn: &mut Turn<'_>,
-) -> Result<bool, Refused> {
-    for attempt in 0..ACCEPTS_MAX {
-        match transfer::accept(fd) {
-            Ok((connection, peer)) => {
-                turn.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
-                *limit -= 1;
-            }
-            Err(Refused::ForGood(errno)) if transfer::concerns_one_connection(errno) => {}
-            Err(Refused::ForNow) if attempt > 0 => break,
-            Err(refused) => return Err(refused),
-        }
-        if *limit == 0 {
-            return Ok(true);
-        }
-        if turn.is_spent() {
-            break;
-        }
-    }
-    Ok(false)
 }
 
 impl<P: Poller> Driver for Selector<P> {
@@ -384,11 +328,7 @@ impl<P: Poller> Driver for Selector<P> {
         budget: Budget,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        let mut turn = Turn {
-            budget,
-            out: completions,
-            progress: false,
-        };
+        let mut turn = Turn::new(budget, completions);
         for Completion { id, done, last } in self.endings.drain(..) {
             turn.push(id, done, last);
         }

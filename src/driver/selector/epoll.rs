@@ -8,7 +8,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::{Event, Interest, Poller, timespec};
+use super::{Event, Interest, Poller};
+use crate::driver::turn::timespec;
 
 /// Events taken from the kernel at once. It hands out what is ready in turn, so that a
 /// smaller number only means more calls.

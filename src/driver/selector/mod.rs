@@ -17,7 +17,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::Timespec;
 use rustix::io::Errno;
 
 use super::{Backend, Driver, backend};
@@ -29,14 +28,9 @@ mod epoll;
 mod poll;
 #[allow(unsafe_code)]
 mod select;
-mod transfer;
 
 #[cfg(test)]
 mod tests;
-
-/// Longest single wait; a loop that has longer to wait simply waits again. Far below
-/// what any system call counts in 31 bits of milliseconds (24.8 days).
-const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Opens a selector backend. The loop's `waker`, an eventfd, ends its waits for as long
 /// as it is readable; nobody here reads it.
@@ -110,10 +104,6 @@ trait Poller: fmt::Debug + Send + Sized {
     -> Result<(), Errno>;
     fn remove(&mut self, token: usize, fd: BorrowedFd<'_>) -> Result<(), Errno>;
     /// Appends at most one event a token. Never waits less than `timeout` for nothing,
-    /// but for [`LONGEST_WAIT`] and signals.
+    /// but for the longest the system waits and signals.
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> Result<(), Errno>;
-}
-
-fn timespec(timeout: Duration) -> Timespec {
-    Timespec::try_from(timeout.min(LONGEST_WAIT)).unwrap_or_default()
 }

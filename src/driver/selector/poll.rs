@@ -6,7 +6,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::{Event, Interest, Poller, timespec};
+use super::{Event, Interest, Poller};
+use crate::driver::turn::timespec;
 
 #[derive(Debug)]
 pub(super) struct Poll {

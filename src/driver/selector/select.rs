@@ -13,8 +13,9 @@ use rustix::event::{
 };
 use rustix::io::Errno;
 
-use super::{Event, Interest, Poller, timespec};
+use super::{Event, Interest, Poller};
 use crate::driver::backend::SELECT_LIMIT;
+use crate::driver::turn::timespec;
 
 pub(super) struct Select {
     wanted: Sets,

@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::*;
 use crate::driver::file::{Purpose, claim};
+use crate::driver::transfer;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Key, Lane, Nonblocking, Op, OpId, SourceId,
 };

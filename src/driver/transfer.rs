@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, sockopt};
 
-use super::timespec;
-use crate::driver::{Direction, Nonblocking, Readiness};
+use super::turn::timespec;
+use super::{Direction, Nonblocking, Readiness};
 
 /// Most bytes of one read.
 pub(super) const READ_MAX: usize = 256 * 1024;
@@ -41,10 +41,28 @@ impl From<Errno> for Refused {
 /// What an attempt came to.
 pub(super) type Attempt<T> = Result<T, Refused>;
 
+/// Copies what was read out of memory that will be read into again. Small copies share
+/// an allocation.
+#[derive(Default)]
+pub(super) struct Chunk(BytesMut);
+
+impl Chunk {
+    pub(super) fn copy(&mut self, bytes: &[u8]) -> Bytes {
+        if bytes.len() > SMALL_MAX {
+            return Bytes::copy_from_slice(bytes);
+        }
+        if self.0.capacity() < bytes.len() {
+            self.0 = BytesMut::with_capacity(CHUNK);
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
+    }
+}
+
 /// Where reads go: every read into the same memory, of which only what was read is copied.
 pub(super) struct Intake {
     scratch: Box<[u8]>,
-    chunk: BytesMut,
+    chunk: Chunk,
 }
 
 impl fmt::Debug for Intake {
@@ -57,7 +75,7 @@ impl Intake {
     pub(super) fn new() -> Self {
         Self {
             scratch: vec![0; READ_MAX].into_boxed_slice(),
-            chunk: BytesMut::new(),
+            chunk: Chunk::default(),
         }
     }
 
@@ -83,23 +101,11 @@ impl Intake {
             Nonblocking::ReadinessOnly => Err(Errno::INVAL),
         };
         match read {
-            Ok(len) => Ok(self.take(len)),
+            Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
             // The other side of a pseudoterminal is gone, see ioctl_tty(2).
             Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Bytes::new()),
             Err(errno) => Err(errno.into()),
         }
-    }
-
-    fn take(&mut self, len: usize) -> Bytes {
-        let bytes = &self.scratch[..len];
-        if len > SMALL_MAX {
-            return Bytes::copy_from_slice(bytes);
-        }
-        if self.chunk.capacity() < len {
-            self.chunk = BytesMut::with_capacity(CHUNK);
-        }
-        self.chunk.extend_from_slice(bytes);
-        self.chunk.split().freeze()
     }
 }
 

@@ -1,0 +1,79 @@
+//! What the turns of all drivers have in common: a budget that shrinks, and waits that
+//! are neither short nor endless.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+
+use super::transfer::{self, Refused};
+use super::{Budget, Completion, Done, OpId};
+
+/// Longest single wait; a loop that has longer to wait simply waits again. Far below
+/// what any system call counts in 31 bits of milliseconds (24.8 days).
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Most connections one event is good for, those that failed on the way included.
+const ACCEPTS_MAX: usize = 64;
+
+/// A wait as the system takes it.
+pub(super) fn timespec(timeout: Duration) -> Timespec {
+    Timespec::try_from(timeout.min(LONGEST_WAIT)).unwrap_or_default()
+}
+
+/// What is left of a turn's budget, and where its completions go.
+pub(super) struct Turn<'a> {
+    /// What is left.
+    pub(super) budget: Budget,
+    out: &'a mut Vec<Completion>,
+    /// Something was told.
+    pub(super) progress: bool,
+}
+
+impl<'a> Turn<'a> {
+    pub(super) fn new(budget: Budget, out: &'a mut Vec<Completion>) -> Self {
+        Self {
+            budget,
+            out,
+            progress: false,
+        }
+    }
+
+    pub(super) fn push(&mut self, id: OpId, done: Done, last: bool) {
+        self.out.push(Completion { id, done, last });
+        self.budget.completions = self.budget.completions.saturating_sub(1);
+        self.progress = true;
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.budget.completions == 0 || self.budget.bytes == 0
+    }
+
+    /// Takes connections until there are no more, or the budget is spent. True when the
+    /// operation's limit is reached.
+    pub(super) fn accept(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        id: OpId,
+        limit: &mut u32,
+    ) -> Result<bool, Refused> {
+        for attempt in 0..ACCEPTS_MAX {
+            match transfer::accept(fd) {
+                Ok((connection, peer)) => {
+                    self.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
+                    *limit -= 1;
+                }
+                Err(Refused::ForGood(errno)) if transfer::concerns_one_connection(errno) => {}
+                Err(Refused::ForNow) if attempt > 0 => break,
+                Err(refused) => return Err(refused),
+            }
+            if *limit == 0 {
+                return Ok(true);
+            }
+            if self.is_spent() {
+                break;
+            }
+        }
+        Ok(false)
+    }
+}
