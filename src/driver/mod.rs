@@ -2,7 +2,7 @@
 //!
 //! A watch never polls and never reads: it *starts an operation* on a source and is
 //! told of its completions. A backend carries operations out: by readiness
-//! ([`selector`]), or by completion. Watches are written once, against this file; a
+//! (`selector`), or by completion. Watches are written once, against this file; a
 //! backend is one more implementation of [`Driver`].
 //!
 //! # The rules
@@ -26,6 +26,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,9 +35,12 @@ use rustix::net::SocketAddrAny;
 
 pub mod backend;
 pub mod file;
-pub mod selector;
+mod selector;
 mod transfer;
 mod turn;
+
+#[cfg(test)]
+mod tests;
 
 pub use backend::{Backend, Capability, LoopClass};
 pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
@@ -219,4 +223,19 @@ pub trait Driver: Send + fmt::Debug {
         budget: Budget,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()>;
+}
+
+/// Opens a backend. The loop's `waker`, an eventfd, ends its waits for as long as it is
+/// readable; the driver does not read it.
+///
+/// # Errors
+/// The backend cannot be had here, or the system's.
+pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
+    match backend {
+        Backend::Epoll | Backend::Poll | Backend::Select => selector::open(backend, waker),
+        Backend::IoUring | Backend::Kqueue | Backend::Iocp => {
+            let reason = backend::availability(backend).err().unwrap_or_default();
+            Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+        }
+    }
 }

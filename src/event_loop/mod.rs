@@ -20,8 +20,8 @@ use slab::Slab;
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
 use crate::config::{Limits, Policy, Start};
-use crate::driver::{Backend, Budget, Completion, Direction, Driver, Key, Lane};
-use crate::driver::{Nonblocking, Op, OpId, SourceId, selector};
+use crate::driver::{self, Backend, Budget, Completion, Direction, Driver, Key, Lane};
+use crate::driver::{Nonblocking, Op, OpId, SourceId};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged};
 use crate::journal::{About, Journal, Outbox};
@@ -171,7 +171,7 @@ impl EventLoop {
         let mailbox = Mailbox::new(limits.mailbox, limits.mailbox_wait)
             .map_err(|errno| system(&errno.into(), "eventfd"))?;
         let wake = mailbox.waker.eventfd();
-        let driver = selector::open(backend, wake).map_err(|error| system(&error, "backend"))?;
+        let driver = driver::open(backend, wake).map_err(|error| system(&error, "backend"))?;
         let journal_limits = crate::journal::Limits {
             events: policy.journal_events,
             bytes: policy.journal_bytes,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Backend, Driver, backend};
+use super::{Backend, Driver};
 use driver::Selector;
 
 mod driver;
@@ -29,15 +29,11 @@ mod poll;
 #[allow(unsafe_code)]
 mod select;
 
-#[cfg(test)]
-mod tests;
-
-/// Opens a selector backend. The loop's `waker`, an eventfd, ends its waits for as long
-/// as it is readable; nobody here reads it.
+/// Opens a selector backend.
 ///
 /// # Errors
-/// The backend is not of the selector class or cannot be had here, or the system's.
-pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
+/// The backend is not of the selector class, or the system's.
+pub(super) fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     fn boxed<P: Poller + 'static>(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
         Ok(Box::new(Selector::<P>::new(waker)?))
     }
@@ -45,12 +41,9 @@ pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>
         Backend::Epoll => boxed::<epoll::Epoll>(waker),
         Backend::Poll => boxed::<poll::Poll>(waker),
         Backend::Select => boxed::<select::Select>(waker),
-        Backend::IoUring | Backend::Kqueue | Backend::Iocp => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            backend::availability(backend)
-                .err()
-                .unwrap_or_else(|| format!("{backend} is not a selector")),
-        )),
+        Backend::IoUring | Backend::Kqueue | Backend::Iocp => {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 }
 

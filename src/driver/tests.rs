@@ -1,10 +1,12 @@
-//! The conformance of a selector backend: every case on each of them.
+//! The conformance of a backend to the contract: every case on each of them.
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -14,11 +16,10 @@ use rustix::net::addr::SocketAddrArg;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::*;
-use crate::driver::file::{Purpose, claim};
-use crate::driver::transfer;
-use crate::driver::{
-    AttachError, Budget, Completion, Direction, Done, Key, Lane, Nonblocking, Op, OpId, SourceId,
+use super::file::{Purpose, claim};
+use super::{
+    AttachError, Backend, Budget, Completion, Direction, Done, Driver, Key, Lane, Nonblocking, Op,
+    OpId, SourceId, open, transfer,
 };
 
 use random::every_operation_ends_once;
@@ -540,8 +541,9 @@ fn what_the_kernel_does_not_watch_fails_the_operation() {
 }
 
 #[test]
-fn other_classes_are_not_opened_here() {
+fn a_backend_of_another_system_is_not_opened() {
     let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-    let refused = open(Backend::IoUring, waker).unwrap_err();
+    let refused = open(Backend::Iocp, waker).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+    assert_eq!(refused.to_string(), "Windows only");
 }
