@@ -22,6 +22,10 @@
 //!    interest" means "not registered".
 //! 7. The driver owns all memory in flight.
 //! 8. The driver never changes a file status flag ([`Nonblocking`] says how it avoids blocking).
+//! 9. The bytes that a turn hands over and those that are [exposed](Driver::exposed) after it
+//!    are together at most its `budget.bytes`, or what was exposed before it if that was more:
+//!    buffers that the kernel may fill are replenished only from the budget. A turn with a
+//!    budget of nothing hands over what was cancelled, waits as any other, and loses nothing.
 
 use std::fmt;
 use std::io;
@@ -166,13 +170,12 @@ pub struct Completion {
     pub last: bool,
 }
 
-/// How much one turn may do, at least 1 of each. What does not fit stays in the kernel
-/// for a later one.
+/// How much one turn may do. What does not fit is there for a later one.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     /// Completions; exceeded by those of cancelled and refused operations only.
     pub completions: usize,
-    /// Bytes received.
+    /// Bytes received, those that stay exposed included.
     pub bytes: usize,
 }
 
@@ -207,6 +210,12 @@ pub trait Driver: Send + fmt::Debug {
 
     /// The file descriptor, to ask it things (`getsockname`) or to shut it down.
     fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>>;
+
+    /// Bytes that may still be handed over whatever the next budget says: room in buffers
+    /// that the kernel may fill, and what was taken but not told yet.
+    fn exposed(&self) -> usize {
+        0
+    }
 
     /// Carries operations out and appends what came of them, in the order the
     /// system gave them.

@@ -1,10 +1,11 @@
 //! What the turns of all drivers have in common: a budget that shrinks, and waits that
 //! are neither short nor endless.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::Timespec;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::transfer::{self, Refused};
 use super::{Budget, Completion, Done, OpId};
@@ -19,6 +20,15 @@ const ACCEPTS_MAX: usize = 64;
 /// A wait as the system takes it.
 pub(super) fn timespec(timeout: Duration) -> Timespec {
     Timespec::try_from(timeout.min(LONGEST_WAIT)).unwrap_or_default()
+}
+
+/// Waits for the waker alone.
+pub(super) fn wait(waker: &OwnedFd, timeout: Option<Duration>) -> Result<(), Errno> {
+    let mut fds = [PollFd::new(waker, PollFlags::IN)];
+    match rustix::event::poll(&mut fds, timeout.map(timespec).as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// What is left of a turn's budget, and where its completions go.

@@ -11,7 +11,7 @@ use slab::Slab;
 
 use super::{Event, Interest, Poller};
 use crate::driver::transfer::{self, Intake, Refused};
-use crate::driver::turn::Turn;
+use crate::driver::turn::{Turn, wait};
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
@@ -73,7 +73,6 @@ impl Source {
 /// A [`Driver`] by readiness.
 pub(super) struct Selector<P> {
     poller: P,
-    /// Kept open for the poller.
     waker: Arc<OwnedFd>,
     sources: Slab<Source>,
     /// Indices of sources whose registration may have to change, or that have a fresh operation.
@@ -333,6 +332,10 @@ impl<P: Poller> Driver for Selector<P> {
             turn.push(id, done, last);
         }
         self.settle(&mut turn);
+        if turn.is_spent() && !turn.progress {
+            // Nothing may be told: what is ready stays so, and must not end the wait.
+            return Ok(wait(&self.waker, timeout)?);
+        }
         self.serve(&mut turn);
         if self.served < self.events.len() || turn.is_spent() {
             return Ok(());
