@@ -4,7 +4,7 @@ use std::fmt;
 
 use rustix::io::Errno;
 
-use super::selector;
+use super::{proactor, selector};
 
 /// Most file descriptors `select` watches at once: `FD_SETSIZE` of select(2).
 pub const SELECT_LIMIT: usize = 1024;
@@ -136,9 +136,7 @@ pub fn availability(backend: Backend) -> Result<(), String> {
             )),
             _ => Ok(()),
         },
-        Backend::IoUring => {
-            Err("not available: this version of evloopd has no proactor".to_owned())
-        }
+        Backend::IoUring => proactor::probe(),
         Backend::Kqueue => Err("BSD and macOS only".to_owned()),
         Backend::Iocp => Err("Windows only".to_owned()),
     }
@@ -172,8 +170,8 @@ pub struct Capability {
     pub reason: &'static str,
 }
 
-/// What a loop on a selector backend can watch, whichever it is.
-const SELECTOR_WATCHES: [&str; 9] = [
+/// What a loop can watch, whichever its backend.
+const WATCHES: [&str; 9] = [
     "fd",
     "timer",
     "process",
@@ -191,11 +189,17 @@ const SELECTOR_WATCHES: [&str; 9] = [
 pub fn capabilities(backend: Backend) -> Vec<Capability> {
     let (limit, reason) = match backend {
         Backend::Epoll => (0, "RLIMIT_NOFILE and fs.epoll.max_user_watches"),
-        Backend::Poll => (0, "RLIMIT_NOFILE"),
+        Backend::Poll | Backend::IoUring => (0, "RLIMIT_NOFILE"),
         Backend::Select => (SELECT_LIMIT as u64, "FD_SETSIZE of select(2)"),
-        Backend::IoUring | Backend::Kqueue | Backend::Iocp => return Vec::new(),
+        Backend::Kqueue | Backend::Iocp => return Vec::new(),
     };
-    let watches = SELECTOR_WATCHES.map(|name| Capability {
+    let regular_files = match backend.class() {
+        LoopClass::Selector => {
+            "always ready, so readiness says nothing: epoll_ctl(2) refuses with EPERM"
+        }
+        LoopClass::Proactor => "always ready; the ring could read them, but no watch does yet",
+    };
+    let watches = WATCHES.map(|name| Capability {
         name,
         supported: true,
         limit: 0,
@@ -205,7 +209,7 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         name: "regular_file",
         supported: false,
         limit: 0,
-        reason: "always ready, so readiness says nothing: epoll_ctl(2) refuses with EPERM",
+        reason: regular_files,
     };
     let watched_fds = Capability {
         name: "watched_fds",
@@ -238,16 +242,14 @@ mod tests {
 
     #[test]
     fn auto_takes_the_first_that_works() {
-        let first = LoopClass::Selector
-            .backends()
-            .iter()
-            .copied()
-            .find(|&backend| availability(backend).is_ok());
-        assert_eq!(auto(LoopClass::Selector).ok(), first);
-        assert_eq!(
-            auto(LoopClass::Proactor).unwrap_err(),
-            "io_uring: not available: this version of evloopd has no proactor; iocp: Windows only"
-        );
+        for class in LoopClass::ALL {
+            let first = class
+                .backends()
+                .iter()
+                .copied()
+                .find(|&backend| availability(backend).is_ok());
+            assert_eq!(auto(class).ok(), first);
+        }
     }
 
     #[test]
@@ -260,6 +262,7 @@ mod tests {
         };
         assert_eq!(limit_of(Backend::Epoll), Some(0));
         assert_eq!(limit_of(Backend::Poll), Some(0));
+        assert_eq!(limit_of(Backend::IoUring), Some(0));
         assert_eq!(limit_of(Backend::Select), Some(1024));
         assert_eq!(limit_of(Backend::Iocp), None);
     }

@@ -39,6 +39,7 @@ use rustix::net::SocketAddrAny;
 
 pub mod backend;
 pub mod file;
+mod proactor;
 mod selector;
 mod transfer;
 mod turn;
@@ -242,7 +243,8 @@ pub trait Driver: Send + fmt::Debug {
 pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     match backend {
         Backend::Epoll | Backend::Poll | Backend::Select => selector::open(backend, waker),
-        Backend::IoUring | Backend::Kqueue | Backend::Iocp => {
+        Backend::IoUring => proactor::open(waker),
+        Backend::Kqueue | Backend::Iocp => {
             let reason = backend::availability(backend).err().unwrap_or_default();
             Err(io::Error::new(io::ErrorKind::Unsupported, reason))
         }

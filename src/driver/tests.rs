@@ -19,7 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::file::{Purpose, claim};
 use super::{
     AttachError, Backend, Budget, Completion, Direction, Done, Driver, Key, Lane, Nonblocking, Op,
-    OpId, SourceId, open, transfer,
+    OpId, SourceId, open, proactor, transfer,
 };
 
 use random::every_operation_ends_once;
@@ -47,9 +47,18 @@ struct Rig {
 
 impl Rig {
     fn new(backend: Backend) -> Self {
+        Self::with(|waker| open(backend, waker))
+    }
+
+    /// As on an older kernel.
+    fn plain_io_uring() -> Self {
+        Self::with(proactor::open_plain)
+    }
+
+    fn with(open: impl FnOnce(Arc<OwnedFd>) -> io::Result<Box<dyn Driver>>) -> Self {
         let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         Self {
-            driver: open(backend, Arc::clone(&waker)).unwrap(),
+            driver: open(Arc::clone(&waker)).unwrap(),
             waker,
         }
     }
@@ -140,17 +149,20 @@ fn blocking_pipe() -> (OwnedFd, OwnedFd) {
 
 macro_rules! conformance {
     ($($case:ident),+ $(,)?) => {
-        conformance! { @ epoll Epoll $($case)+ }
-        conformance! { @ poll Poll $($case)+ }
-        conformance! { @ select Select $($case)+ }
+        conformance! { @ epoll (Rig::new(Backend::Epoll)) $($case)+ }
+        conformance! { @ poll (Rig::new(Backend::Poll)) $($case)+ }
+        conformance! { @ select (Rig::new(Backend::Select)) $($case)+ }
+        conformance! { @ io_uring (Rig::new(Backend::IoUring)) $($case)+ }
+        conformance! { @ plain_io_uring (Rig::plain_io_uring()) $($case)+ }
     };
-    (@ $module:ident $backend:ident $($case:ident)+) => {
+    (@ $module:ident ($rig:expr) $($case:ident)+) => {
         mod $module {
+            #[allow(unused_imports)]
             use super::{Backend, Rig};
 
             $(#[test]
             fn $case() {
-                super::$case(&mut Rig::new(Backend::$backend));
+                super::$case(&mut $rig);
             })+
         }
     };

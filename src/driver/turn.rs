@@ -4,6 +4,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
@@ -38,6 +39,10 @@ pub(super) struct Turn<'a> {
     out: &'a mut Vec<Completion>,
     /// Something was told.
     pub(super) progress: bool,
+    /// Bytes it may hand over and leave exposed.
+    bytes: usize,
+    /// Bytes it has handed over.
+    handed_over: usize,
 }
 
 impl<'a> Turn<'a> {
@@ -46,6 +51,8 @@ impl<'a> Turn<'a> {
             budget,
             out,
             progress: false,
+            bytes: budget.bytes,
+            handed_over: 0,
         }
     }
 
@@ -53,6 +60,19 @@ impl<'a> Turn<'a> {
         self.out.push(Completion { id, done, last });
         self.budget.completions = self.budget.completions.saturating_sub(1);
         self.progress = true;
+    }
+
+    pub(super) fn push_data(&mut self, id: OpId, bytes: Bytes) {
+        self.handed_over += bytes.len();
+        self.budget.bytes = self.budget.bytes.saturating_sub(bytes.len());
+        self.push(id, Done::Data(bytes), false);
+    }
+
+    /// Bytes that may be exposed beyond those that are.
+    pub(super) const fn room(&self, exposed: usize) -> usize {
+        self.bytes
+            .saturating_sub(self.handed_over)
+            .saturating_sub(exposed)
     }
 
     pub(super) fn is_spent(&self) -> bool {

@@ -225,10 +225,7 @@ impl<P: Poller> Selector<P> {
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
             Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max)) {
-                Ok(bytes) if !bytes.is_empty() => {
-                    turn.budget.bytes -= bytes.len();
-                    return turn.push(id, Done::Data(bytes), false);
-                }
+                Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes),
                 other => other.map(|_| Done::Eof),
             },
             Op::Accept { limit } => match turn.accept(fd, id, limit) {

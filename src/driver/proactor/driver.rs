@@ -1,0 +1,245 @@
+//! The driver, and its turn.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::operation::{Live, Source, Stage, What};
+use super::ring::{Ring, Token};
+use crate::driver::turn::Turn;
+use crate::driver::{
+    AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
+};
+
+/// A [`Driver`] by completion.
+pub(super) struct Proactor {
+    pub(super) ring: Ring,
+    waker: Arc<OwnedFd>,
+    /// A poll of the waker is in the kernel.
+    pub(super) waker_polled: bool,
+    pub(super) woken: bool,
+    pub(super) sources: Slab<Source>,
+    /// To go to the kernel in the next turn.
+    pub(super) queued: Vec<Token>,
+    /// Found no buffer; they go on in this order. Who has another place by now has left.
+    pub(super) starved: VecDeque<(Token, u64)>,
+    /// The last place given.
+    pub(super) places: u64,
+    /// In the kernel, to be cancelled.
+    pub(super) cancelled: Vec<Token>,
+    /// Operations that are cancelled and whose end was not told.
+    pub(super) cancelling: usize,
+    /// What the kernel said and no turn had budget for.
+    pub(super) found: VecDeque<(Token, What)>,
+    /// Bytes in `found`.
+    pub(super) held: usize,
+    /// Refused operations, told at the next turn.
+    refused: Vec<Completion>,
+}
+
+impl fmt::Debug for Proactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proactor")
+            .field("ring", &self.ring)
+            .field("waker", &self.waker)
+            .field("sources", &self.sources.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Proactor {
+    pub(super) fn new(ring: Ring, waker: Arc<OwnedFd>) -> Self {
+        Self {
+            ring,
+            waker,
+            waker_polled: false,
+            woken: false,
+            sources: Slab::new(),
+            queued: Vec::new(),
+            starved: VecDeque::new(),
+            places: 0,
+            cancelled: Vec::new(),
+            cancelling: 0,
+            found: VecDeque::new(),
+            held: 0,
+            refused: Vec::new(),
+        }
+    }
+
+    pub(super) fn live(&mut self, token: Token) -> Option<&mut Live> {
+        let source = self.sources.get_mut(token.source())?;
+        source.lane(token.direction()).as_mut()
+    }
+
+    /// To be told when it is its turn.
+    pub(super) fn find(&mut self, token: Token, what: What) {
+        if let What::Data(bytes) = &what {
+            self.held += bytes.len();
+        }
+        self.found.push_back((token, what));
+    }
+
+    pub(super) fn end(&mut self, token: Token, done: Done) {
+        if let Some(live) = self.live(token) {
+            live.stage = Stage::Found;
+            self.find(token, What::End(done));
+        }
+    }
+
+    /// It goes to the kernel again, unless nobody wants it any more.
+    pub(super) fn again(&mut self, token: Token) {
+        if let Some(live) = self.live(token) {
+            if live.cancelling {
+                return self.end(token, Done::Cancelled);
+            }
+            live.stage = Stage::Queued;
+            self.queued.push(token);
+        }
+    }
+
+    /// Something can go to the kernel that could not before.
+    fn is_behind(&self) -> bool {
+        !self.queued.is_empty() || (!self.starved.is_empty() && self.ring.exposed() > 0)
+    }
+
+    /// Has the loop's waker end the wait.
+    fn watch_waker(&mut self) {
+        if !self.waker_polled {
+            // If the kernel takes no more, it has enough to say.
+            self.waker_polled = self.ring.poll(Token::WAKER, self.waker.as_fd()).is_ok();
+        }
+    }
+}
+
+impl Driver for Proactor {
+    fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError> {
+        let socket = match mode {
+            Nonblocking::Socket => true,
+            Nonblocking::Pipe | Nonblocking::ReadinessOnly => false,
+            Nonblocking::Own => {
+                let stat = rustix::fs::fstat(&fd).map_err(AttachError::System)?;
+                FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+            }
+        };
+        Ok(SourceId(self.sources.insert(Source {
+            fd,
+            mode,
+            socket,
+            reads_many: socket || self.ring.reads_many(),
+            read: None,
+            write: None,
+        })))
+    }
+
+    fn room(&self) -> usize {
+        usize::MAX - self.sources.len()
+    }
+
+    fn start(&mut self, id: OpId, SourceId(index): SourceId, op: Op) {
+        let direction = op.direction();
+        let refusal = match self.sources.get_mut(index) {
+            None => Errno::BADF,
+            Some(source) if !source.mode.allows(&op) => Errno::INVAL,
+            Some(source) => match source.lane(direction) {
+                Some(_) => Errno::BUSY,
+                lane => {
+                    *lane = Some(Live::new(id, op));
+                    return self.queued.push(Token::new(index, direction));
+                }
+            },
+        };
+        self.refused.push(Completion {
+            id,
+            done: Done::Failed(refusal),
+            last: true,
+        });
+    }
+
+    fn cancel(&mut self, id: OpId, SourceId(index): SourceId) {
+        for direction in [Direction::Read, Direction::Write] {
+            let token = Token::new(index, direction);
+            let Some(live) = self.live(token).filter(|live| live.id == id) else {
+                continue;
+            };
+            if std::mem::replace(&mut live.cancelling, true) {
+                return;
+            }
+            match live.stage {
+                Stage::Queued => self.end(token, Done::Cancelled),
+                Stage::Submitted | Stage::Polling => self.cancelled.push(token),
+                Stage::Found => {}
+            }
+            self.cancelling += 1;
+            return;
+        }
+    }
+
+    fn detach(&mut self, SourceId(index): SourceId) -> Option<OwnedFd> {
+        let source = self.sources.get(index)?;
+        let live = source.read.is_some() || source.write.is_some();
+        debug_assert!(!live, "live operations");
+        // Whatever is in the kernel for it would be taken for the next in its place.
+        (!live).then(|| self.sources.remove(index).fd)
+    }
+
+    fn fd(&self, SourceId(index): SourceId) -> Option<BorrowedFd<'_>> {
+        self.sources.get(index).map(|source| source.fd.as_fd())
+    }
+
+    fn exposed(&self) -> usize {
+        self.ring.exposed() + self.held
+    }
+
+    fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        budget: Budget,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        self.ring.enable()?;
+        let mut wait = timeout;
+        let deadline = timeout
+            .filter(|timeout| !timeout.is_zero())
+            .and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut turn = Turn::new(budget, completions);
+        for Completion { id, done, last } in self.refused.drain(..) {
+            turn.push(id, done, last);
+        }
+        self.tell(&mut turn);
+        loop {
+            self.ring.replenish(turn.room(self.exposed()));
+            let taken = self.submit();
+            let can_tell = !self.found.is_empty() && !turn.is_spent();
+            let hurry = turn.progress || self.is_behind() || can_tell;
+            if hurry {
+                wait = Some(Duration::ZERO);
+            } else if wait != Some(Duration::ZERO) {
+                self.watch_waker();
+            }
+            self.ring.enter(wait)?;
+            let heard = self.listen();
+            self.tell(&mut turn);
+            let woken = std::mem::take(&mut self.woken);
+            let more = if turn.progress {
+                self.ring.has_more() && !turn.is_spent()
+            } else {
+                // What was heard was not for the watches: wait on.
+                (heard || hurry) && !woken
+            };
+            if !more || !taken {
+                return Ok(());
+            }
+            wait = match deadline {
+                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+                None => timeout,
+            };
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! From the kernel: what it has said, and what follows from it.
+
+use rustix::io::Errno;
+
+use super::driver::Proactor;
+use super::operation::{Stage, What};
+use super::ring::{Said, Token};
+use crate::driver::{Done, Op, transfer};
+
+impl Proactor {
+    /// Takes in what the kernel has said. False: it said nothing.
+    pub(super) fn listen(&mut self) -> bool {
+        let said = self.ring.said();
+        for entry in &said {
+            let Some(said) = self.ring.read(entry) else {
+                continue;
+            };
+            if said.token == Token::WAKER {
+                (self.waker_polled, self.woken) = (false, true);
+                continue;
+            }
+            match self.live(said.token).map(|live| live.stage) {
+                Some(Stage::Polling) => self.polled(said.token, said.result),
+                Some(Stage::Submitted) => self.done(said),
+                // Not of ours.
+                None | Some(Stage::Queued | Stage::Found) => {}
+            }
+        }
+        let any = !said.is_empty();
+        self.ring.recycle(said);
+        any
+    }
+
+    /// A poll has ended.
+    fn polled(&mut self, token: Token, result: Result<usize, Errno>) {
+        let Some(live) = self.live(token) else {
+            return;
+        };
+        match result {
+            Ok(_) if matches!(live.op, Op::Recv { .. } | Op::Send(_)) => {
+                (live.poll_first, live.polled) = (false, true);
+                self.again(token);
+            }
+            Ok(_) => {
+                live.stage = Stage::Found;
+                self.find(token, What::Ready);
+            }
+            Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => self.again(token),
+            Err(errno) => self.end(token, Done::Failed(errno)),
+        }
+    }
+
+    /// The kernel said something of an operation that it carries out.
+    fn done(&mut self, said: Said) {
+        let Said {
+            token,
+            result,
+            data,
+            last,
+        } = said;
+        let Some(source) = self.sources.get_mut(token.source()) else {
+            return;
+        };
+        let many = source.reads_many;
+        let Some((fd, live)) = source.parts(token.direction()) else {
+            return;
+        };
+        let receives = matches!(live.op, Op::Recv { .. });
+        match result {
+            Ok(len) if !receives => self.end(token, Done::Sent(len)),
+            Ok(_) if !data.is_empty() => {
+                live.polled = false;
+                self.find(token, What::Data(data));
+                if last {
+                    self.again(token);
+                }
+            }
+            Ok(_) => self.end(token, Done::Eof),
+            Err(_) if !last => {}
+            Err(Errno::NOBUFS) if receives => {
+                self.ring.starved();
+                if live.cancelling {
+                    return self.end(token, Done::Cancelled);
+                }
+                self.starve(token);
+            }
+            Err(Errno::INTR) => self.again(token),
+            // What the kernel gave up by itself is as good as not ready.
+            Err(Errno::AGAIN | Errno::CANCELED) => {
+                live.poll_first = true;
+                let stuck = (live.polled && !live.cancelling)
+                    .then(|| transfer::stuck(fd, token.direction()));
+                match stuck.flatten() {
+                    Some(errno) => self.end(token, Done::Failed(errno)),
+                    None => self.again(token),
+                }
+            }
+            // Some devices can be read only one read at a time.
+            Err(Errno::BADFD | Errno::INVAL | Errno::OPNOTSUPP) if receives && many => {
+                source.reads_many = false;
+                self.again(token);
+            }
+            // The other side of a pseudoterminal is gone, see ioctl_tty(2).
+            Err(Errno::IO) if receives && rustix::termios::isatty(fd) => {
+                self.end(token, Done::Eof);
+            }
+            Err(errno) => self.end(token, Done::Failed(errno)),
+        }
+    }
+}

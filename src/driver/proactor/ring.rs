@@ -1,0 +1,396 @@
+//! The ring shared with the kernel: what is asked of it goes in, what came of it comes
+//! out. All that an operation's memory needs to be safe is here.
+//!
+//! Memory in flight belongs to the [`Ring`] until the kernel has said that it is done
+//! with it: the buffers it fills, and the bytes it sends. A ring that is dropped cancels
+//! what is in flight and waits for it; what does not end in time is leaked, never freed.
+
+use std::fmt;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use super::buffers::{Buffers, GROUP};
+use super::probe::{self, Refused};
+use crate::driver::turn::timespec;
+use crate::driver::{Direction, transfer::Chunk};
+
+/// Entries that can be queued between two calls of the kernel; more take more calls.
+const SUBMISSIONS: u32 = 64;
+/// Entries the kernel can leave for us; it keeps what is beyond, and ends what repeats.
+const COMPLETIONS: u32 = 512;
+/// "Where the file is": pipes and terminals have no places.
+const HERE: u64 = u64::MAX;
+/// How long a ring that is dropped waits for what is in flight.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Names what is in flight: one operation of a source in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token(u64);
+
+impl Token {
+    /// The loop's waker is readable.
+    pub(super) const WAKER: Self = Self(u64::MAX - 1);
+    /// A cancellation itself; of no interest.
+    const CANCELLATION: Self = Self(u64::MAX);
+
+    pub(super) const fn new(source: usize, direction: Direction) -> Self {
+        Self((source as u64) << 1 | matches!(direction, Direction::Write) as u64)
+    }
+
+    pub(super) fn source(self) -> usize {
+        usize::try_from(self.0 >> 1).unwrap_or(usize::MAX)
+    }
+
+    pub(super) const fn direction(self) -> Direction {
+        if self.0 & 1 == 0 {
+            Direction::Read
+        } else {
+            Direction::Write
+        }
+    }
+}
+
+/// How bytes get from a source to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Again and again, of a socket.
+    Recv,
+    /// Again and again, of anything else.
+    ReadMany,
+    /// Once.
+    Read,
+}
+
+/// What the kernel said of something in flight.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) token: Token,
+    /// What the system call would have returned.
+    pub(super) result: Result<usize, Errno>,
+    /// What was received.
+    pub(super) data: Bytes,
+    /// It is not in flight any more.
+    pub(super) last: bool,
+}
+
+/// See the module.
+pub(super) struct Ring {
+    uring: IoUring,
+    buffers: ManuallyDrop<Buffers>,
+    /// Bytes being sent, by source.
+    sending: ManuallyDrop<Vec<Option<Bytes>>>,
+    in_flight: usize,
+    enabled: bool,
+    chunk: Chunk,
+    /// What the kernel has left for us and was not looked at yet.
+    said: Vec<cqueue::Entry>,
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("in_flight", &self.in_flight)
+            .field("exposed", &self.buffers.exposed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    /// Makes a ring that any thread may take over: it is asleep until [`Ring::enable`].
+    /// `bitwise`: see [`Buffers::new`].
+    pub(super) fn new(bitwise: bool) -> Result<Self, Refused> {
+        let uring: IoUring = IoUring::builder()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)
+            .map_err(|error| probe::no_ring(&error))?;
+        probe::check_features(uring.params())?;
+        let mut known = Probe::new();
+        uring
+            .submitter()
+            .register_probe(&mut known)
+            .map_err(|error| probe::no_register(&error))?;
+        probe::check_operations(&known)?;
+        let buffers = Buffers::new(&uring, &known, bitwise).map_err(Refused::System)?;
+        uring
+            .submitter()
+            .register_restrictions(&mut probe::restrictions())
+            .map_err(|error| probe::no_register(&error))?;
+        Ok(Self {
+            uring,
+            buffers: ManuallyDrop::new(buffers),
+            sending: ManuallyDrop::new(Vec::new()),
+            in_flight: 0,
+            enabled: false,
+            chunk: Chunk::default(),
+            said: Vec::new(),
+        })
+    }
+
+    /// Wakes the ring: from now on it is the calling thread's.
+    pub(super) fn enable(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.uring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        Ok(())
+    }
+
+    /// Whether one read can bring bytes again and again from what is no socket.
+    pub(super) fn reads_many(&self) -> bool {
+        // Both are there since Linux 6.16 at the latest.
+        self.buffers.are_bitwise()
+    }
+
+    /// Bytes that the kernel may still receive by itself.
+    pub(super) fn exposed(&self) -> usize {
+        self.buffers.exposed()
+    }
+
+    /// Lets it receive at most `room` bytes more.
+    pub(super) fn replenish(&mut self, room: usize) {
+        self.buffers.replenish(room);
+    }
+
+    /// It could have received more than it had buffers for.
+    pub(super) fn starved(&mut self) {
+        self.buffers.grow();
+    }
+
+    /// Asks whether the source is ready, once.
+    pub(super) fn poll(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let wanted = match token.direction() {
+            Direction::Read => PollFlags::IN | PollFlags::RDHUP,
+            Direction::Write => PollFlags::OUT,
+        };
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), wanted.bits().into()).build();
+        self.push(entry, token)
+    }
+
+    /// Asks for bytes, into the buffers.
+    pub(super) fn receive(
+        &mut self,
+        token: Token,
+        fd: BorrowedFd<'_>,
+        way: Way,
+        max: usize,
+    ) -> Result<(), Errno> {
+        let fd = Fd(fd.as_raw_fd());
+        let entry = match way {
+            Way::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
+            Way::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
+            Way::Read => {
+                let max = u32::try_from(max).unwrap_or(u32::MAX >> 1);
+                opcode::Read::new(fd, ptr::null_mut(), max)
+                    .offset(HERE)
+                    .buf_group(GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
+        };
+        self.push(entry, token)
+    }
+
+    /// Sends bytes, which stay here until the kernel is done with them.
+    pub(super) fn send(
+        &mut self,
+        token: Token,
+        fd: BorrowedFd<'_>,
+        socket: bool,
+        bytes: Bytes,
+    ) -> Result<(), Errno> {
+        let source = token.source();
+        if self.sending.len() <= source {
+            self.sending.resize(source + 1, None);
+        }
+        if self.sending[source].is_some() {
+            return Err(Errno::BUSY);
+        }
+        let fd = Fd(fd.as_raw_fd());
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
+        let entry = if socket {
+            // It is the same bit whichever way it is counted.
+            let flags = SendFlags::NOSIGNAL.bits().cast_signed();
+            opcode::Send::new(fd, bytes.as_ptr(), len)
+                .flags(flags)
+                .build()
+        } else {
+            opcode::Write::new(fd, bytes.as_ptr(), len)
+                .offset(HERE)
+                .build()
+        };
+        self.sending[source] = Some(bytes);
+        let pushed = self.push(entry, token);
+        if pushed.is_err() {
+            self.sending[source] = None;
+        }
+        pushed
+    }
+
+    /// Asks for the end of what is in flight under that name.
+    pub(super) fn cancel(&mut self, token: Token) -> Result<(), Errno> {
+        let entry = opcode::AsyncCancel::new(token.0)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(Token::CANCELLATION.0);
+        self.queue(&entry)
+    }
+
+    fn push(&mut self, entry: squeue::Entry, token: Token) -> Result<(), Errno> {
+        self.queue(&entry.user_data(token.0))?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Queues an entry; a full queue goes to the kernel first.
+    fn queue(&mut self, entry: &squeue::Entry) -> Result<(), Errno> {
+        for _ in 0..2 {
+            // SAFETY: an entry names no memory, or bytes that `send` keeps until the kernel is
+            // done with them and that do not move with the `Bytes` that own them.
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            // If this fails, the queue is still full.
+            let _ = self.uring.submit();
+            self.collect();
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// Gives the kernel what is queued, and waits until it has said something, or not.
+    pub(super) fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let (submitter, queue, _) = self.uring.split();
+        let queued = u32::try_from(queue.len()).unwrap_or(u32::MAX);
+        let due = queued > 0 || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        let entered = match wait {
+            Some(Duration::ZERO) if !due => return Ok(()),
+            Some(Duration::ZERO) => {
+                let flags = EnterFlags::GETEVENTS.bits();
+                // SAFETY: there is no argument.
+                unsafe { submitter.enter::<()>(queued, 0, flags, None) }
+            }
+            Some(wait) => {
+                let wait = timespec(wait);
+                // Not negative, and below a day: both fit.
+                let wait = Timespec::new()
+                    .sec(wait.tv_sec.unsigned_abs())
+                    .nsec(u32::try_from(wait.tv_nsec).unwrap_or(0));
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&wait))
+            }
+            None => submitter.submit_and_wait(1),
+        };
+        self.collect();
+        match entered.as_ref().map_err(Errno::from_io_error) {
+            // The time is over, a signal came; or it takes no more now, and will.
+            Err(Some(Errno::TIME | Errno::INTR | Errno::AGAIN | Errno::BUSY)) => Ok(()),
+            _ => entered.map(drop),
+        }
+    }
+
+    /// Whether the kernel has more to say right now.
+    pub(super) fn has_more(&mut self) -> bool {
+        let queue = self.uring.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+
+    fn collect(&mut self) {
+        self.said.extend(self.uring.completion());
+    }
+
+    /// Takes what the kernel has said since the last time, to be read by [`Ring::read`].
+    pub(super) fn said(&mut self) -> Vec<cqueue::Entry> {
+        std::mem::take(&mut self.said)
+    }
+
+    /// Gives the memory back.
+    pub(super) fn recycle(&mut self, mut said: Vec<cqueue::Entry>) {
+        said.clear();
+        if self.said.is_empty() {
+            self.said = said;
+        }
+    }
+
+    /// Reads what the kernel has said. In order: each once, all of them.
+    pub(super) fn read(&mut self, entry: &cqueue::Entry) -> Option<Said> {
+        let token = Token(entry.user_data());
+        if token == Token::CANCELLATION {
+            return None;
+        }
+        let flags = entry.flags();
+        let last = !cqueue::more(flags);
+        let mut result = match usize::try_from(entry.result()) {
+            Ok(len) => Ok(len),
+            Err(_) => Err(Errno::from_raw_os_error(entry.result().saturating_neg())),
+        };
+        let mut data = Bytes::new();
+        if let Some(number) = cqueue::buffer_select(flags) {
+            let len = result.unwrap_or(0);
+            match self.buffers.take(number, len, cqueue::buffer_more(flags)) {
+                Some(bytes) => data = self.chunk.copy(bytes),
+                None => result = Err(Errno::IO),
+            }
+        }
+        if last {
+            self.in_flight = self.in_flight.saturating_sub(1);
+            if token.direction() == Direction::Write
+                && let Some(sent) = self.sending.get_mut(token.source())
+            {
+                *sent = None;
+            }
+        }
+        Some(Said {
+            token,
+            result,
+            data,
+            last,
+        })
+    }
+
+    /// Ends what is in flight. False: it does not end.
+    fn settle(&mut self) -> bool {
+        let begun = Instant::now();
+        let all = opcode::AsyncCancel2::new(CancelBuilder::any().all())
+            .build()
+            .user_data(Token::CANCELLATION.0);
+        while self.in_flight > 0 {
+            let left = FAREWELL.saturating_sub(begun.elapsed());
+            if left.is_zero() || self.queue(&all).is_err() || self.enter(Some(left)).is_err() {
+                return false;
+            }
+            for entry in self.said() {
+                self.read(&entry);
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.in_flight > 0 && !self.settle() {
+            // Closing the ring ends it some time later.
+            tracing::error!(ring = ?self, "operations do not end: their memory is lost");
+            return;
+        }
+        // SAFETY: nothing is in flight, so the kernel uses neither; and neither is used
+        // after this.
+        unsafe {
+            ManuallyDrop::drop(&mut self.buffers);
+            ManuallyDrop::drop(&mut self.sending);
+        }
+    }
+}

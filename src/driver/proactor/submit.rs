@@ -1,0 +1,126 @@
+//! Towards the kernel: what is new, what there are buffers for again, what is cancelled.
+
+use rustix::io::Errno;
+
+use super::driver::Proactor;
+use super::operation::{Live, Stage};
+use super::ring::{Token, Way};
+use crate::driver::transfer::{self, Refused};
+use crate::driver::{Done, Op};
+
+/// Of those who found no buffer, one goes on for every so many bytes of buffers.
+const SHARE: usize = 4 * 1024;
+
+impl Proactor {
+    /// Gives the kernel what is new, what there are buffers for again, and cancellations.
+    /// False: it takes no more now.
+    pub(super) fn submit(&mut self) -> bool {
+        let mut queued = std::mem::take(&mut self.queued);
+        queued.retain(|&token| {
+            if self.must_line_up(token) {
+                self.starve(token);
+                return false;
+            }
+            self.submit_one(token).is_err()
+        });
+        queued.append(&mut self.queued);
+        self.queued = queued;
+
+        // Each may need all there is; and who needs none will not miss its place.
+        for _ in 0..self.ring.exposed().div_ceil(SHARE) {
+            let Some((token, place)) = self.starved.pop_front() else {
+                break;
+            };
+            let here = self.live(token).is_some_and(|live| live.place == place);
+            if here && self.submit_one(token).is_err() {
+                self.starved.push_front((token, place));
+                break;
+            }
+        }
+
+        let mut cancelled = std::mem::take(&mut self.cancelled);
+        cancelled.retain(|&token| {
+            // It may have ended meanwhile, and another be there.
+            let live = self.live(token);
+            live.is_some_and(|live| live.cancelling && live.is_in_kernel())
+                && self.ring.cancel(token).is_err()
+        });
+        self.cancelled = cancelled;
+        self.queued.is_empty() && self.cancelled.is_empty()
+    }
+
+    /// There are no buffers for it now, or others wait for them already.
+    fn must_line_up(&mut self, token: Token) -> bool {
+        let short = self.ring.exposed() == 0 || !self.starved.is_empty();
+        let receives = |live: &mut Live| {
+            let receives = matches!(live.op, Op::Recv { .. });
+            receives && !live.poll_first && live.stage == Stage::Queued
+        };
+        short && self.live(token).is_some_and(receives)
+    }
+
+    /// It goes on when there are buffers.
+    pub(super) fn starve(&mut self, token: Token) {
+        self.places += 1;
+        let place = self.places;
+        if let Some(live) = self.live(token) {
+            (live.stage, live.place) = (Stage::Queued, place);
+            self.starved.push_back((token, place));
+        }
+        if self.starved.len() > 64 + 2 * self.sources.len() {
+            let mut starved = std::mem::take(&mut self.starved);
+            starved.retain(|&(token, place)| {
+                let live = self.live(token);
+                live.is_some_and(|live| live.place == place && live.stage == Stage::Queued)
+            });
+            self.starved = starved;
+        }
+    }
+
+    /// # Errors
+    /// The kernel takes no more now.
+    fn submit_one(&mut self, token: Token) -> Result<(), Errno> {
+        let Some(source) = self.sources.get_mut(token.source()) else {
+            return Ok(());
+        };
+        let (many, socket) = (source.reads_many, source.socket);
+        let Some((fd, live)) = source.parts(token.direction()) else {
+            return Ok(());
+        };
+        if live.stage != Stage::Queued {
+            return Ok(());
+        }
+        match &live.op {
+            Op::Connect(address) if !live.begun => match transfer::connect(fd, address) {
+                Err(Refused::ForNow) => live.begun = true,
+                over => {
+                    let done = match over {
+                        Err(Refused::ForGood(errno)) => Done::Failed(errno),
+                        _ => Done::Connected,
+                    };
+                    self.end(token, done);
+                    return Ok(());
+                }
+            },
+            Op::Recv { max } if !live.poll_first => {
+                let way = match (many, socket) {
+                    (false, _) => Way::Read,
+                    (true, true) => Way::Recv,
+                    (true, false) => Way::ReadMany,
+                };
+                self.ring.receive(token, fd, way, *max)?;
+                live.stage = Stage::Submitted;
+                return Ok(());
+            }
+            Op::Send(bytes) if !live.poll_first => {
+                self.ring.send(token, fd, socket, bytes.clone())?;
+                live.stage = Stage::Submitted;
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.ring.poll(token, fd)?;
+        live.stage = Stage::Polling;
+        Ok(())
+    }
+}

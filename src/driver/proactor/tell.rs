@@ -1,0 +1,112 @@
+//! Towards the watches: what was found, as far as a turn's budget goes.
+
+use super::driver::Proactor;
+use super::operation::What;
+use super::ring::Token;
+use crate::driver::transfer::{self, Refused};
+use crate::driver::turn::Turn;
+use crate::driver::{Done, Op};
+
+impl Proactor {
+    /// Tells what was found, as far as the budget goes; of cancelled operations all.
+    pub(super) fn tell(&mut self, turn: &mut Turn<'_>) {
+        while let Some((token, what)) = self.found.pop_front() {
+            if turn.is_spent() && !self.is_cancelling(token) {
+                self.found.push_front((token, what));
+                break;
+            }
+            if let Some(rest) = self.tell_one(token, what, turn) {
+                self.found.push_front((token, rest));
+            }
+        }
+        if self.cancelling > 0 {
+            for (token, what) in std::mem::take(&mut self.found) {
+                let kept = if self.is_cancelling(token) {
+                    self.tell_one(token, what, turn)
+                } else {
+                    Some(what)
+                };
+                self.found.extend(kept.map(|what| (token, what)));
+            }
+        }
+    }
+
+    fn is_cancelling(&mut self, token: Token) -> bool {
+        self.live(token).is_some_and(|live| live.cancelling)
+    }
+
+    /// Tells one thing; what is beyond the budget is given back.
+    fn tell_one(&mut self, token: Token, what: What, turn: &mut Turn<'_>) -> Option<What> {
+        let live = self.live(token)?;
+        let (id, cancelling) = (live.id, live.cancelling);
+        match what {
+            What::Data(mut bytes) => {
+                let Op::Recv { max } = live.op else {
+                    return None;
+                };
+                while !bytes.is_empty() && (cancelling || !turn.is_spent()) {
+                    let room = if cancelling {
+                        usize::MAX
+                    } else {
+                        turn.budget.bytes
+                    };
+                    let piece = bytes.split_to(bytes.len().min(max).min(room));
+                    self.held -= piece.len();
+                    turn.push_data(id, piece);
+                }
+                (!bytes.is_empty()).then_some(What::Data(bytes))
+            }
+            What::End(done) => {
+                self.over(token, done, turn);
+                None
+            }
+            What::Ready if cancelling => {
+                self.over(token, Done::Cancelled, turn);
+                None
+            }
+            What::Ready => {
+                self.attempt(token, turn);
+                None
+            }
+        }
+    }
+
+    /// Does what a source that is ready was waited for.
+    fn attempt(&mut self, token: Token, turn: &mut Turn<'_>) {
+        let Some(source) = self.sources.get_mut(token.source()) else {
+            return;
+        };
+        let Some((fd, live)) = source.parts(token.direction()) else {
+            return;
+        };
+        let attempt = match &mut live.op {
+            Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
+            Op::Accept { limit } => match turn.accept(fd, live.id, limit) {
+                Ok(false) => return self.again(token),
+                other => other.map(|_| Done::Cancelled),
+            },
+            Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
+            // They are the kernel's.
+            Op::Recv { .. } | Op::Send(_) => return,
+        };
+        match attempt {
+            Ok(done) => self.over(token, done, turn),
+            Err(Refused::ForGood(errno)) => self.over(token, Done::Failed(errno), turn),
+            Err(Refused::ForNow) => match transfer::stuck(fd, token.direction()) {
+                Some(errno) => self.over(token, Done::Failed(errno), turn),
+                None => self.again(token),
+            },
+        }
+    }
+
+    /// Tells the end of an operation.
+    fn over(&mut self, token: Token, done: Done, turn: &mut Turn<'_>) {
+        let Some(source) = self.sources.get_mut(token.source()) else {
+            return;
+        };
+        if let Some(live) = source.lane(token.direction()).take() {
+            self.cancelling -= usize::from(live.cancelling);
+            turn.push(live.id, done, true);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What only a backend by completion can get wrong.
