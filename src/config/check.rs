@@ -14,8 +14,11 @@ use super::{Children, Config, Limits, Policy, Server, signal_number, unwatchable
 type Finding = (String, String);
 
 const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
-/// What a policy may name.
-const BACKENDS: [&str; 4] = ["auto", "epoll", "poll", "select"];
+/// The classes, and the backends that a policy of each may name.
+const CLASSES: [(&str, &[&str]); 2] = [
+    ("selector", &["auto", "epoll", "poll", "select"]),
+    ("proactor", &["auto", "io_uring"]),
+];
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -135,28 +138,30 @@ fn signals(allow: &[String]) -> Result<(), Finding> {
 fn policy(policy: &Policy) -> Result<(), Finding> {
     let key = |name: &str| format!("policy.{}.{name}", policy.name);
     name(&format!("policy.{}", policy.name), &policy.name)?;
-    let class = match policy.class.as_str() {
-        "selector" => None,
-        "proactor" => Some("this version has no proactor".to_owned()),
-        other => Some(format!("`{other}` is unknown")),
+    let known = CLASSES.iter().find(|(class, _)| *class == policy.class);
+    let Some((class, allowed)) = known else {
+        let what = format!(
+            "`{}` is unknown, allowed are selector, proactor",
+            policy.class
+        );
+        return wrong(key("class"), what);
     };
-    if let Some(why) = class {
-        return wrong(key("class"), format!("{why}, allowed is selector"));
-    }
-    let unknown = policy
+    let foreign = policy
         .backends
         .iter()
-        .find(|b| !BACKENDS.contains(&b.as_str()));
-    let backends = match unknown.map(String::as_str) {
+        .find(|b| !allowed.contains(&b.as_str()));
+    let backends = match foreign.map(String::as_str) {
         None if policy.backends.is_empty() => Some("is empty".to_owned()),
         None => None,
-        Some(b @ ("io_uring" | "iocp")) => {
-            Some(format!("`{b}` is a proactor's, and this version has none"))
-        }
-        Some(b) => Some(format!("`{b}` is no backend on Linux")),
+        Some(b) => Some(
+            match CLASSES.iter().find(|(_, backends)| backends.contains(&b)) {
+                Some((other, _)) => format!("`{b}` is of class {other}, the policy of {class}"),
+                None => format!("`{b}` is no backend on Linux"),
+            },
+        ),
     };
     if let Some(why) = backends {
-        let allowed = BACKENDS.join(", ");
+        let allowed = allowed.join(", ");
         return wrong(key("backends"), format!("{why}, allowed are {allowed}"));
     }
     number(&key("max_watches"), policy.max_watches, 1, 10_000_000)?;

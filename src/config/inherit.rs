@@ -11,6 +11,8 @@ use super::policy::{Policy, shipped};
 
 /// Keys that belong to one policy alone.
 const OWN: [&str; 2] = ["description", "extends"];
+/// Keys that go together.
+const CLASS: [&str; 2] = ["class", "backends"];
 
 /// Fills in the policies of the files and the shipped ones; the sources follow.
 pub(super) fn resolve(
@@ -21,7 +23,9 @@ pub(super) fn resolve(
     let mut policies: BTreeMap<String, Table> = BTreeMap::new();
     for policy in shipped() {
         let mut own = table(&policy)?;
-        own.retain(|key, value| defaults.get(key) != Some(value));
+        // The class of a shipped policy is what it is for, whatever that of `default` is.
+        let kept = |key: &str| policy.extends.is_some() && CLASS.contains(&key);
+        own.retain(|key, value| kept(key) || defaults.get(key) != Some(value));
         policies.insert(policy.name, own);
     }
     for (name, value) in files {

@@ -13,6 +13,10 @@ use super::units;
 pub(super) const DEFAULT: &str = "default";
 /// Name of the shipped policy that has the limits of asyncio's selector loop on Windows.
 pub const WINDOWS_SELECTOR_COMPAT: &str = "windows-selector-compat";
+/// Name of the shipped policy of the proactor class.
+pub(super) const PROACTOR: &str = "proactor";
+/// Name of the shipped policy that has the limits of asyncio's proactor loop on Windows.
+pub(super) const WINDOWS_PROACTOR_COMPAT: &str = "windows-proactor-compat";
 
 /// A rule set, all it inherits filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,7 +29,7 @@ pub struct Policy {
     pub description: String,
     /// The policy that every key left out is taken from. None: the built-in defaults.
     pub extends: Option<String>,
-    /// `selector`: loops wait for readiness.
+    /// `selector`: loops wait for readiness; `proactor`: for completion.
     pub class: String,
     /// Tried in this order; `auto` is the most efficient that works here. At least one.
     pub backends: Vec<String>,
@@ -103,13 +107,37 @@ impl Default for Policy {
 }
 
 /// The policies that exist without a file.
-pub(super) fn shipped() -> [Policy; 2] {
+pub(super) fn shipped() -> [Policy; 4] {
     let default = Policy {
         description: "Everything, on the most efficient backend".to_owned(),
         ..Policy::default()
     };
-    // 18.5.2.3.1 of asyncio 3.5.3's documentation.
-    let windows = Policy {
+    let proactor = Policy {
+        name: PROACTOR.to_owned(),
+        description: "Everything, by completion".to_owned(),
+        extends: Some(DEFAULT.to_owned()),
+        class: "proactor".to_owned(),
+        ..Policy::default()
+    };
+    // 18.5.2.3.1 of asyncio 3.5.3's documentation, as is the next.
+    let windows_proactor = Policy {
+        name: WINDOWS_PROACTOR_COMPAT.to_owned(),
+        description: "The documented limits of asyncio's proactor event loop on Windows".to_owned(),
+        extends: Some(DEFAULT.to_owned()),
+        class: "proactor".to_owned(),
+        watch_kinds: [
+            WatchKind::Timer,
+            WatchKind::Process,
+            WatchKind::Connection,
+            WatchKind::Listener,
+            WatchKind::ReadPipe,
+            WatchKind::WritePipe,
+        ]
+        .into(),
+        unix_sockets: false,
+        ..Policy::default()
+    };
+    let windows_selector = Policy {
         name: WINDOWS_SELECTOR_COMPAT.to_owned(),
         description: "The documented limits of asyncio's selector event loop on Windows".to_owned(),
         extends: Some(DEFAULT.to_owned()),
@@ -126,7 +154,7 @@ pub(super) fn shipped() -> [Policy; 2] {
         max_sources: Some(512),
         ..Policy::default()
     };
-    [default, windows]
+    [default, proactor, windows_proactor, windows_selector]
 }
 
 /// A word that is none of those known.

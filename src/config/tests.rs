@@ -143,7 +143,29 @@ fn a_shipped_policy_keeps_its_own_values_over_those_of_a_changed_base() {
         .into_iter()
         .filter(|(_, _, s)| s != "default")
         .collect();
-    assert_eq!(sources.len(), 2, "{sources:?}");
+    // The proactor's policies take what is no matter of class.
+    assert_eq!(sources.len(), 4, "{sources:?}");
+    assert_eq!(config.policies["proactor"].max_sources, Some(9));
+}
+
+#[test]
+fn a_shipped_policy_is_of_its_class_whatever_the_class_of_its_base() {
+    let config = read("version = 1\n[policy.default]\nclass = \"proactor\"").unwrap();
+    let class = |name: &str| {
+        let policy = &config.policies[name];
+        (policy.class.clone(), policy.backends.join(" "))
+    };
+    let is = |class: &str, backends: &str| (class.to_owned(), backends.to_owned());
+    assert_eq!(class("default"), is("proactor", "auto"));
+    assert_eq!(class("windows-selector-compat"), is("selector", "select"));
+    let config = read("version = 1\n[policy.default]\nbackends = [\"poll\"]").unwrap();
+    for name in ["proactor", "windows-proactor-compat"] {
+        let policy = &config.policies[name];
+        assert_eq!(
+            (policy.class.as_str(), policy.backends[0].as_str()),
+            ("proactor", "auto")
+        );
+    }
 }
 
 #[test]

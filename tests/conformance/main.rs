@@ -1,4 +1,4 @@
-//! The conformance suite: every case on every selector backend, over the wire.
+//! The conformance suite: every case on every backend, over the wire.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -8,7 +8,7 @@ use crate::common::{Daemon, Scene};
 #[path = "../common/mod.rs"]
 mod common;
 
-/// Runs each case as a test of its own on each selector backend.
+/// Runs each case as a test of its own on each backend.
 macro_rules! on_each_backend {
     ($($case:ident),+ $(,)?) => {$(
         mod $case {
@@ -23,6 +23,10 @@ macro_rules! on_each_backend {
             #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn select() {
                 crate::on("", "select", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn io_uring() {
+                crate::on("proactor", "io_uring", super::$case).await;
             }
         }
     )+};
@@ -43,6 +47,10 @@ macro_rules! on_each_child_watcher {
             #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn select() {
                 crate::on("", "select", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn io_uring() {
+                crate::on("proactor", "io_uring", super::$case).await;
             }
             #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
             async fn sigchld() {

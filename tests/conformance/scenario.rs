@@ -21,11 +21,11 @@ use crate::common::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_same_script_gives_the_same_history_on_every_backend() {
-    let epoll = history("epoll").await;
+    let epoll = history("", "epoll").await;
     assert!(epoll.len() >= 9);
-    for backend in ["poll", "select"] {
+    for (policy, backend) in [("", "poll"), ("", "select"), ("proactor", "io_uring")] {
         assert_eq!(
-            history(backend).await,
+            history(policy, backend).await,
             epoll,
             "{backend} differs from epoll"
         );
@@ -33,9 +33,9 @@ async fn the_same_script_gives_the_same_history_on_every_backend() {
 }
 
 /// What each named watch did, without what differs from run to run.
-async fn history(backend: &str) -> BTreeMap<String, Vec<String>> {
+async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     let daemon = Daemon::start(CONFIG).await;
-    let mut scene = Scene::new(daemon, "", backend).await;
+    let mut scene = Scene::new(daemon, policy, backend).await;
     timers(&mut scene).await;
     descriptors(&mut scene).await;
     streams(&mut scene).await;

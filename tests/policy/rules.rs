@@ -1,4 +1,4 @@
-//! How loops are made: names, inheritance, backends, and the limits of windows-selector-compat.
+//! How loops are made: names, inheritance, backends, and the limits of the Windows policies.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::common::{
     Daemon, Scene, connection, exec, listener, loop_named, never, read_pipe, reader, refused,
-    signals, tcp_listener, unix_path, write_pipe,
+    signals, tcp, tcp_listener, unix_path, write_pipe, writer,
 };
 use crate::{get, new, start};
 
@@ -128,6 +128,18 @@ async fn a_backend_is_one_of_the_policys_or_an_error() {
             "of another class than the policy's"
         );
     }
+    for selector in ["epoll", "kqueue"] {
+        let bad = make(&daemon, request("proactor", selector)).await;
+        refused(bad, Code::InvalidArgument, "INVALID_FIELD");
+    }
+    for backend in ["", "io_uring"] {
+        let made = make(&daemon, request("proactor", backend)).await.unwrap();
+        let made = made.r#loop.unwrap();
+        assert_eq!(
+            (made.loop_class.as_str(), made.backend.as_str()),
+            ("proactor", "io_uring")
+        );
+    }
     let nonsense = make(&daemon, request("", "nonsense")).await;
     refused(nonsense, Code::InvalidArgument, "INVALID_FIELD");
     for bad in ["Upper", "-x", &"x".repeat(64)] {
@@ -215,6 +227,47 @@ async fn windows_selector_loops_watch_sockets_only() {
         }
     }
     assert_eq!(scene.open_watches().await, 2);
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn windows_proactor_loops_watch_no_readers_unix_sockets_or_signals() {
+    let mut scene = Scene::new(start().await, "windows-proactor-compat", "").await;
+    let (reading, writing) = std::io::pipe().unwrap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let handover = scene.daemon.handover().await;
+    scene.add(never()).await;
+    scene.add(Spec::Listener(tcp_listener())).await;
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let connection_id = scene
+        .add(Spec::Connection(tcp("127.0.0.1", port.into())))
+        .await;
+    scene.recorder.first(connection_id, "connected").await;
+    scene.add(read_pipe(handover.give(&reading))).await;
+    scene.add(write_pipe(handover.give(&writing))).await;
+    let child = scene.add(Spec::Process(exec(&["true"]))).await;
+    scene.closed(child).await;
+
+    let path = unix_path(std::path::Path::new("/tmp/some.sock"));
+    for spec in [
+        reader(handover.give(&ours)),
+        writer(handover.give(&ours)),
+        signals(&["SIGUSR1"]),
+        Spec::Connection(connection(connection_spec::Target::Unix(path.clone()))),
+        Spec::Listener(listener(listener_spec::Target::Unix(path))),
+    ] {
+        let request = scene.request(spec);
+        let lacks = refused(
+            scene.try_add(request).await,
+            Code::Unimplemented,
+            "NOT_SUPPORTED",
+        );
+        assert_eq!(lacks.word("class"), "proactor");
+        for key in ["backend", "capability", "reason"] {
+            assert!(!lacks.word(key).is_empty(), "{key} in {lacks:?}");
+        }
+    }
     scene.finish().await;
 }
 

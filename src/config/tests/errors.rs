@@ -106,9 +106,19 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "is no signal",
         ),
         (
-            "[policy.a]\nclass = \"proactor\"",
+            "[policy.a]\nclass = \"reactor\"",
             "e.toml:3: policy.a.class: ",
-            "this version has no proactor",
+            "selector, proactor",
+        ),
+        (
+            "[policy.a]\nclass = \"proactor\"\nbackends = [\"epoll\"]",
+            "e.toml:4: policy.a.backends: `epoll` is of class selector, the policy of proactor",
+            "allowed are auto, io_uring",
+        ),
+        (
+            "[policy.a]\nbackends = [\"poll\", \"io_uring\"]",
+            "e.toml:3: policy.a.backends: `io_uring` is of class proactor, the policy of selector",
+            "allowed are auto, epoll, poll, select",
         ),
         (
             "[policy.a]\nbackends = [\"kqueue\"]",
@@ -134,12 +144,12 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[policy.a]\nextends = \"b\"",
             "e.toml:3: policy.a.extends: ",
-            "default, windows-selector-compat",
+            "default, proactor, windows-proactor-compat, windows-selector-compat",
         ),
         (
             "default_policy = \"b\"",
             "e.toml:2: default_policy: ",
-            "default, windows-selector-compat",
+            "default, proactor, windows-proactor-compat, windows-selector-compat",
         ),
         (
             "[[loop]]\nname = \"a\"\npolicy = \"b\"",

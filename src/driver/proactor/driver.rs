@@ -147,13 +147,17 @@ impl Driver for Proactor {
         let refusal = match self.sources.get_mut(index) {
             None => Errno::BADF,
             Some(source) if !source.mode.allows(&op) => Errno::INVAL,
-            Some(source) => match source.lane(direction) {
-                Some(_) => Errno::BUSY,
-                lane => {
-                    *lane = Some(Live::new(id, op));
-                    return self.queued.push(Token::new(index, direction));
+            Some(source) => {
+                // To read from a FIFO that nobody has opened for writing yet gives its end.
+                let poll_first = !source.socket && matches!(op, Op::Recv { .. });
+                match source.lane(direction) {
+                    Some(_) => Errno::BUSY,
+                    lane => {
+                        *lane = Some(Live::new(id, op, poll_first));
+                        return self.queued.push(Token::new(index, direction));
+                    }
                 }
-            },
+            }
         };
         self.refused.push(Completion {
             id,

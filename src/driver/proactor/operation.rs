@@ -47,13 +47,13 @@ pub(super) enum Stage {
 }
 
 impl Live {
-    pub(super) const fn new(id: OpId, op: Op) -> Self {
+    pub(super) const fn new(id: OpId, op: Op, poll_first: bool) -> Self {
         Self {
             id,
             op,
             stage: Stage::Queued,
             cancelling: false,
-            poll_first: false,
+            poll_first,
             polled: false,
             begun: false,
             place: 0,
