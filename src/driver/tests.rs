@@ -24,6 +24,8 @@ use super::{
 
 use random::every_operation_ends_once;
 
+mod by_completion;
+mod differential;
 mod random;
 
 /// Longer than any test waits for what does happen.

@@ -50,6 +50,7 @@ impl fmt::Debug for Proactor {
             .field("ring", &self.ring)
             .field("waker", &self.waker)
             .field("sources", &self.sources.len())
+            .field("lined_up", &self.starved.len())
             .finish_non_exhaustive()
     }
 }
@@ -235,7 +236,7 @@ impl Driver for Proactor {
                 self.ring.has_more() && !turn.is_spent()
             } else {
                 // What was heard was not for the watches: wait on.
-                (heard || hurry) && !woken
+                (self.ring.has_more() || heard || hurry) && !woken
             };
             if !more || !taken {
                 return Ok(());

@@ -33,9 +33,6 @@ mod ring;
 mod submit;
 mod tell;
 
-#[cfg(test)]
-mod tests;
-
 /// Opens a ring. It belongs to the thread of the first turn.
 ///
 /// # Errors

@@ -111,3 +111,32 @@ pub(super) fn restrictions() -> Vec<Restriction> {
         .chain([Restriction::sqe_flags_allowed(flags.bits())])
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_named_and_exhaustion_is_none() {
+        let reason = |errno: Errno, disabled| match refused("setup", &errno.into(), disabled) {
+            Refused::Unavailable(reason) => reason,
+            Refused::System(errno) => errno.to_string(),
+        };
+        let causes = [
+            (Errno::NOSYS, "0", "the kernel has no io_uring_setup"),
+            (Errno::PERM, "2", "kernel.io_uring_disabled is 2"),
+            (Errno::PERM, "1", "kernel.io_uring_group"),
+            (Errno::PERM, "0", "seccomp"),
+            (Errno::ACCESS, "", "seccomp"),
+            (Errno::INVAL, "0", "IORING_SETUP_DEFER_TASKRUN"),
+        ];
+        for (errno, disabled, cause) in causes {
+            let reason = reason(errno, disabled);
+            assert!(reason.contains(cause), "{errno}: {reason}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN] {
+            let refused = refused("setup", &errno.into(), "0");
+            assert!(matches!(refused, Refused::System(e) if e == errno));
+        }
+    }
+}

@@ -394,3 +394,20 @@ impl Drop for Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_possible_but_what_is_used() {
+        let mut ring = Ring::new(true).unwrap();
+        ring.enable().unwrap();
+        ring.queue(&opcode::Nop::new().build().user_data(1))
+            .unwrap();
+        ring.enter(Some(Duration::from_secs(20))).unwrap();
+        let said = ring.said();
+        assert_eq!(said[0].result(), -Errno::ACCESS.raw_os_error());
+        assert!(ring.uring.submitter().register_eventfd(0).is_err());
+    }
+}

@@ -1,1 +1,0 @@
-//! What only a backend by completion can get wrong.

@@ -1,0 +1,161 @@
+//! The same program gives the same results on every backend.
+
+use std::collections::BTreeMap;
+
+use proptest::test_runner::{Config, TestRunner};
+
+use super::*;
+
+const PEERS: usize = 3;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ready(usize, bool),
+    Recv(usize, usize),
+    Send(usize, usize),
+    Cancel(usize, bool),
+    PeerWrites(usize, usize),
+    PeerReads(usize),
+    PeerCloses(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let peer = 0..PEERS;
+    prop_oneof![
+        3 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
+        3 => (peer.clone(), 1..5000_usize).prop_map(|(peer, max)| Step::Recv(peer, max)),
+        3 => (peer.clone(), 1..300_000_usize).prop_map(|(peer, len)| Step::Send(peer, len)),
+        2 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Cancel(peer, read)),
+        4 => (peer.clone(), 1..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),
+        2 => peer.clone().prop_map(Step::PeerReads),
+        1 => peer.prop_map(Step::PeerCloses),
+    ]
+}
+
+/// What came of each operation: bytes together, since how they are cut is nobody's promise.
+type History = BTreeMap<u32, String>;
+
+struct World {
+    rig: Rig,
+    sources: Vec<SourceId>,
+    peers: Vec<Option<OwnedFd>>,
+    live: BTreeMap<(usize, bool), u32>,
+    bytes: BTreeMap<u32, Vec<u8>>,
+    history: History,
+}
+
+impl World {
+    /// Sockets, pipes read by us, pipes written by us: one of each.
+    fn new(mut rig: Rig) -> Self {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let (reader, writes) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let (reads, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let sources = vec![
+            rig.attach(socket, Nonblocking::Socket),
+            rig.attach(reader, Nonblocking::Own),
+            rig.attach(writer, Nonblocking::Pipe),
+        ];
+        Self {
+            rig,
+            sources,
+            peers: vec![Some(peer.into()), Some(writes), Some(reads)],
+            live: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            history: History::new(),
+        }
+    }
+
+    /// Does one step and lets everything that follows from it happen.
+    fn apply(&mut self, number: u32, step: &Step) {
+        match *step {
+            // That nobody writes any more is nothing that select(2) says of writing.
+            Step::Ready(1, false) => {}
+            Step::Ready(peer, read) => self.start(number, peer, if read { READ } else { WRITE }),
+            Step::Recv(peer, max) => self.start(number, peer, Op::Recv { max }),
+            Step::Send(peer, len) => self.start(number, peer, Op::Send(vec![1; len].into())),
+            Step::Cancel(peer, read) => {
+                if let Some(live) = self.live.get(&(peer, read)) {
+                    self.rig.driver.cancel(id(*live), self.sources[peer]);
+                }
+            }
+            Step::PeerWrites(peer, len) => {
+                let bytes: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0]).collect();
+                if let Some(peer) = &self.peers[peer] {
+                    let _ = rustix::io::write(peer, &bytes);
+                }
+            }
+            Step::PeerReads(peer) => {
+                let mut bytes = vec![0; 500_000];
+                if let Some(peer) = &self.peers[peer] {
+                    let _ = rustix::io::read(peer, &mut bytes);
+                }
+            }
+            Step::PeerCloses(peer) => self.peers[peer] = None,
+        }
+        self.settle();
+    }
+
+    fn start(&mut self, number: u32, peer: usize, op: Op) {
+        let read = op.direction() == Direction::Read;
+        if let std::collections::btree_map::Entry::Vacant(lane) = self.live.entry((peer, read)) {
+            lane.insert(number);
+            self.rig.driver.start(id(number), self.sources[peer], op);
+        }
+    }
+
+    /// Until there is nothing more to say.
+    fn settle(&mut self) {
+        loop {
+            let completions = self.rig.turn(Duration::ZERO, AMPLE);
+            if completions.is_empty() {
+                return;
+            }
+            for completion in completions {
+                let number = completion.id.watch.slot;
+                if let Done::Data(data) = &completion.done {
+                    self.bytes.entry(number).or_default().extend(data);
+                    continue;
+                }
+                let bytes = self.bytes.remove(&number).unwrap_or_default();
+                let sum: usize = bytes.iter().map(|byte| usize::from(*byte)).sum();
+                let what = words(&completion);
+                let line = format!("{} bytes of sum {sum}, {what}", bytes.len());
+                assert!(self.history.insert(number, line).is_none(), "ended twice");
+                assert!(completion.last);
+                self.live.retain(|_, live| *live != number);
+            }
+        }
+    }
+
+    fn run(mut self, steps: &[Step]) -> History {
+        self.settle();
+        for (number, step) in (0..).zip(steps) {
+            self.apply(number, step);
+        }
+        for (peer, read) in self.live.keys().copied().collect::<Vec<_>>() {
+            self.apply(0, &Step::Cancel(peer, read));
+        }
+        assert!(self.live.is_empty(), "{:?}", self.live);
+        self.history
+    }
+}
+
+#[test]
+fn the_same_program_gives_the_same_results_on_every_backend() {
+    let config = Config {
+        failure_persistence: None,
+        ..Config::with_cases(200)
+    };
+    TestRunner::new(config)
+        .run(&prop::collection::vec(step(), 1..40), |steps| {
+            let of = |rig| World::new(rig).run(&steps);
+            let epoll = of(Rig::new(Backend::Epoll));
+            for backend in [Backend::Poll, Backend::Select, Backend::IoUring] {
+                prop_assert_eq!(of(Rig::new(backend)), epoll.clone(), "{}", backend);
+            }
+            prop_assert_eq!(of(Rig::plain_io_uring()), epoll, "plain io_uring");
+            Ok(())
+        })
+        .unwrap();
+}
