@@ -65,11 +65,17 @@ impl Daemon {
 
     /// Starts one in a directory that may hold what another one left.
     pub(crate) async fn start_in(dir: Arc<TempDir>, config: &str, launcher: &[&str]) -> Self {
+        let config = format!("version = 1\n{config}");
+        let command = command(dir.path(), &config, launcher);
+        Self::start_as(dir, command).await
+    }
+
+    /// Starts one by a command that [`command`] has made for that directory.
+    pub(crate) async fn start_as(dir: Arc<TempDir>, mut command: Command) -> Self {
         let socket = dir.path().join("evloopd.sock");
         let notify = dir.path().join("notify.sock");
         let _ = std::fs::remove_file(&notify);
         let ready = UnixDatagram::bind(&notify).unwrap();
-        let mut command = command(dir.path(), &format!("version = 1\n{config}"), launcher);
         command.env("NOTIFY_SOCKET", &notify);
         let mut child = command.spawn().unwrap();
         tokio::select! {

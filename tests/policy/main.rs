@@ -7,6 +7,8 @@
 mod common;
 
 mod contexts;
+#[allow(unsafe_code)]
+mod denied;
 mod documented;
 mod rules;
 
