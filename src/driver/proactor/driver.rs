@@ -18,6 +18,11 @@ use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
 
+/// So much is heard of one call only if the kernel held more back: it does at most 20
+/// things a call. To go on for less would be to run after whoever makes events, and
+/// tell them of none meanwhile.
+const BATCH: usize = 16;
+
 /// A [`Driver`] by completion.
 pub(super) struct Proactor {
     pub(super) ring: Ring,
@@ -218,6 +223,8 @@ impl Driver for Proactor {
             turn.push(id, done, last);
         }
         self.tell(&mut turn);
+        // Calls of the kernel in a row that brought nothing.
+        let mut quiet = 0;
         loop {
             self.ring.replenish(turn.room(self.exposed()));
             let taken = self.submit();
@@ -232,11 +239,16 @@ impl Driver for Proactor {
             let heard = self.listen();
             self.tell(&mut turn);
             let woken = std::mem::take(&mut self.woken);
+            quiet = if heard > 0 { 0 } else { quiet + 1 };
+            // It takes the kernel two steps to do some things. That there is a next one is
+            // only a hint: it may be said of work that is done.
+            let next_step = quiet < 2 && self.ring.has_more();
             let more = if turn.progress {
-                self.ring.has_more() && !turn.is_spent()
+                let held_back = heard >= BATCH || self.cancelling > 0;
+                next_step && held_back && !turn.is_spent()
             } else {
                 // What was heard was not for the watches: wait on.
-                (self.ring.has_more() || heard || hurry) && !woken
+                !woken && (heard > 0 || hurry || next_step)
             };
             if !more || !taken {
                 return Ok(());

@@ -8,8 +8,8 @@ use super::ring::{Said, Token};
 use crate::driver::{Done, Op, transfer};
 
 impl Proactor {
-    /// Takes in what the kernel has said. False: it said nothing.
-    pub(super) fn listen(&mut self) -> bool {
+    /// Takes in what the kernel has said; how much that was.
+    pub(super) fn listen(&mut self) -> usize {
         let said = self.ring.said();
         for entry in &said {
             let Some(said) = self.ring.read(entry) else {
@@ -26,9 +26,9 @@ impl Proactor {
                 None | Some(Stage::Queued | Stage::Found) => {}
             }
         }
-        let any = !said.is_empty();
+        let heard = said.len();
         self.ring.recycle(said);
-        any
+        heard
     }
 
     /// A poll has ended.
