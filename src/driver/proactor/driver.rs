@@ -23,6 +23,11 @@ use crate::driver::{
 /// tell them of none meanwhile.
 const BATCH: usize = 16;
 
+/// Most calls of the kernel for one turn that has something to tell already. Longer
+/// turns keep readers waiting: measured with a thousand pipes and two processors, 50 calls
+/// deliver 1.3 events per microsecond, 4 to 16 calls 1.8.
+const CALLS_MAX: usize = 8;
+
 /// A [`Driver`] by completion.
 pub(super) struct Proactor {
     pub(super) ring: Ring,
@@ -225,6 +230,7 @@ impl Driver for Proactor {
         self.tell(&mut turn);
         // Calls of the kernel in a row that brought nothing.
         let mut quiet = 0;
+        let mut calls = 0;
         loop {
             self.ring.replenish(turn.room(self.exposed()));
             let taken = self.submit();
@@ -239,13 +245,14 @@ impl Driver for Proactor {
             let heard = self.listen();
             self.tell(&mut turn);
             let woken = std::mem::take(&mut self.woken);
+            calls += 1;
             quiet = if heard > 0 { 0 } else { quiet + 1 };
             // It takes the kernel two steps to do some things. That there is a next one is
             // only a hint: it may be said of work that is done.
             let next_step = quiet < 2 && self.ring.has_more();
             let more = if turn.progress {
-                let held_back = heard >= BATCH || self.cancelling > 0;
-                next_step && held_back && !turn.is_spent()
+                let held_back = heard >= BATCH && calls < CALLS_MAX;
+                next_step && (held_back || self.cancelling > 0) && !turn.is_spent()
             } else {
                 // What was heard was not for the watches: wait on.
                 !woken && (heard > 0 || hurry || next_step)

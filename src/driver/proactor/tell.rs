@@ -50,7 +50,12 @@ impl Proactor {
                     } else {
                         turn.budget.bytes
                     };
-                    let piece = bytes.split_to(bytes.len().min(max).min(room));
+                    let most = max.min(room);
+                    let piece = if bytes.len() <= most {
+                        std::mem::take(&mut bytes)
+                    } else {
+                        bytes.split_to(most)
+                    };
                     self.held -= piece.len();
                     turn.push_data(id, piece);
                 }
