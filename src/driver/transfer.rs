@@ -74,7 +74,8 @@ impl fmt::Debug for Intake {
 impl Intake {
     pub(super) fn new() -> Self {
         Self {
-            scratch: vec![0; READ_MAX].into_boxed_slice(),
+            // A loop may never read anything.
+            scratch: Box::default(),
             chunk: Chunk::default(),
         }
     }
@@ -86,6 +87,9 @@ impl Intake {
         mode: Nonblocking,
         max: usize,
     ) -> Attempt<Bytes> {
+        if self.scratch.is_empty() {
+            self.scratch = vec![0; READ_MAX].into_boxed_slice();
+        }
         let buffer = &mut self.scratch[..max.min(READ_MAX)];
         let read = match mode {
             Nonblocking::Socket => {
