@@ -292,6 +292,7 @@ impl EventLoop {
                 Some(Duration::ZERO)
             };
             let waited = self.wait(timeout, &mut completions);
+            self.outbox.set_exposed(self.driver.exposed() as u64);
             self.outbox.refresh();
             owed += u64::from(self.mailbox.waker.awake() && slept);
             if owed > 0 {

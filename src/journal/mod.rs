@@ -350,10 +350,20 @@ impl Journal {
     /// # Errors
     /// A cursor of another history or from the future, the limit on consumers.
     pub fn ack(&self, name: &str, cursor: Cursor) -> Result<u64> {
-        let now = Now::sample();
         let skip = true;
         self.board.with(|inner| self.check(inner, cursor))?;
         self.create_consumer(name, Start::After { cursor, skip }, None)?;
+        self.ack_known(name, cursor)
+    }
+
+    /// As [`Journal::ack`], of a consumer that exists: what a reader acknowledges does not bring
+    /// back a consumer that was deleted.
+    ///
+    /// # Errors
+    /// As there, and that there is none of that name.
+    pub fn ack_known(&self, name: &str, cursor: Cursor) -> Result<u64> {
+        let now = Now::sample();
+        self.board.with(|inner| self.check(inner, cursor))?;
         let mut released = false;
         loop {
             // Step by step: what each watch has pinned is counted under the lock.

@@ -83,6 +83,8 @@ pub struct Outbox {
     reserved: u64,
     /// What is left beside them, and beside what is pinned.
     room: Room,
+    /// Bytes that sources may hand over whatever happens.
+    exposed: u64,
     /// Something is pinned, or would be.
     pins: bool,
     /// Something found no room since the loop last asked.
@@ -114,6 +116,7 @@ impl Outbox {
             limits,
             reserved: 0,
             room,
+            exposed: 0,
             pins: false,
             lacking: false,
             starved: false,
@@ -134,10 +137,16 @@ impl Outbox {
     /// consumer waits for has to give way.
     #[must_use]
     pub fn room(&self) -> Room {
+        let bytes = self.room.bytes.min(self.memory());
         Room {
-            bytes: self.room.bytes.min(self.memory()),
+            bytes: bytes.saturating_sub(self.exposed),
             ..self.room
         }
+    }
+
+    /// Bytes that sources may hand over whatever happens: no room for anything else.
+    pub const fn set_exposed(&mut self, bytes: u64) {
+        self.exposed = bytes;
     }
 
     /// Bytes that the memory of all journals leaves; all there are while nothing is pinned.
@@ -200,7 +209,8 @@ impl Outbox {
         let wanted = Room::slots(events);
         let mut room = self.room;
         // What is set aside must be there, also while nothing is pinned.
-        room.bytes = room.bytes.min(self.journal.memory.available(wanted.bytes));
+        let memory = self.journal.memory.available(wanted.bytes);
+        room.bytes = room.bytes.min(memory).saturating_sub(self.exposed);
         if !room.holds(wanted) {
             return Err(full(room, wanted));
         }

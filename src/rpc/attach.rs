@@ -125,7 +125,7 @@ impl AttachStream {
         let reader = self.events.reader();
         let journal = reader.journal();
         match reader.consumer() {
-            Some(consumer) => drop(journal.ack(consumer, cursor)?),
+            Some(consumer) => drop(journal.ack_known(consumer, cursor)?),
             None => journal.check_cursor(cursor)?,
         }
         self.events.ack(cursor.seq);

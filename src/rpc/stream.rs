@@ -189,7 +189,7 @@ impl<H> EventStream<H> {
                 let journal = self.reader.journal();
                 if let Some(consumer) = self.reader.consumer() {
                     // Taken over or deleted: the next read tells.
-                    let _ = journal.ack(consumer, journal.cursor(read.through));
+                    let _ = journal.ack_known(consumer, journal.cursor(read.through));
                 }
             }
         }

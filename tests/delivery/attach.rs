@@ -162,7 +162,7 @@ async fn acknowledgements_on_the_stream_make_room_and_move_the_consumer() {
     requests.send(Message::Ack(ack)).await.unwrap();
     match result(&mut attached).await.result {
         Some(attach_result::Result::Error(error)) => {
-            assert_eq!(error.reason, "CURSOR_OUT_OF_RANGE")
+            assert_eq!(error.reason, "CURSOR_OUT_OF_RANGE");
         }
         other => panic!("{other:?}"),
     }

@@ -196,7 +196,8 @@ async fn wrong_input_names_the_field() {
     );
     let wrong = ack(&scene, "c", 1 << 40).await;
     refused(wrong, Code::OutOfRange, "CURSOR_OUT_OF_RANGE");
-    let cases: [(&str, fn(&mut SubscribeRequest)); 6] = [
+    type Spoil = fn(&mut SubscribeRequest);
+    let cases: [(&str, Spoil); 6] = [
         ("auto_ack", |r| r.auto_ack = true),
         ("consumer_ttl", |r| r.consumer_ttl = Some(seconds(5))),
         ("consumer_ttl", |r| {

@@ -19,6 +19,10 @@ const CONFIG: &str = r#"
 extends = "default"
 journal_bytes = "256KiB"
 journal_watch_bytes = "256KiB"
+[policy.small-proactor]
+extends = "small"
+class = "proactor"
+backends = ["io_uring"]
 [policy.shares]
 extends = "default"
 journal_bytes = "1MiB"
@@ -97,7 +101,16 @@ async fn drain(scene: &Scene, name: &str, reader: &mut Recorder, watch: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_full_journal_stops_reading_and_the_child_blocks_until_there_is_room() {
-    let mut scene = scene("small").await;
+    blocks_and_goes_on("small").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_full_journal_stops_the_proactor_too() {
+    blocks_and_goes_on("small-proactor").await;
+}
+
+async fn blocks_and_goes_on(policy: &str) {
+    let mut scene = scene(policy).await;
     let mut held = consumer(&scene, "slow", 64 << 20).await;
     let id = scene.spawn(shell("exec seq 200000")).await;
     let pause = paused(&scene, id).await;

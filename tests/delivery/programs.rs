@@ -33,6 +33,14 @@ when_full = "drop_oldest"
 extends = "default"
 journal_events = 200
 journal_bytes = "128KiB"
+[policy.least-proactor]
+extends = "least"
+class = "proactor"
+backends = ["io_uring"]
+[policy.small-proactor]
+extends = "small"
+class = "proactor"
+backends = ["io_uring"]
 [policy.small-drops]
 extends = "small"
 when_full = "drop_oldest"
@@ -83,7 +91,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn program() -> impl Strategy<Value = (&'static str, Vec<Step>)> {
-    const POLICIES: [&str; 4] = ["least", "least-drops", "small", "small-drops"];
+    const POLICIES: [&str; 6] = [
+        "least",
+        "least-drops",
+        "least-proactor",
+        "small",
+        "small-drops",
+        "small-proactor",
+    ];
     let steps = prop::collection::vec(step(), 1..40);
     (prop::sample::select(&POLICIES[..]), steps)
 }
@@ -248,8 +263,8 @@ impl Run<'_> {
         match step {
             Step::Post { count, size } => self.post(count, size).await,
             Step::Tick => {
-                self.add(timer(timer_spec::Schedule::Every(millis(1))))
-                    .await
+                let every = timer_spec::Schedule::Every(millis(1));
+                self.add(timer(every)).await;
             }
             Step::Never => self.add(never()).await,
             Step::Child(last) => {
