@@ -2,15 +2,19 @@
 //! end, each served by a [`Strand`].
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::body::Body;
@@ -20,6 +24,7 @@ use tower::ServiceExt;
 use super::strand::{Strand, is_delivering, leave_input};
 use crate::access::{Access, Peer};
 use crate::error::Error;
+use crate::sys::async_fd;
 
 /// Who connected; those not served get the error as the answer to every call.
 pub(super) type Admitted = Result<Arc<Peer>, Error>;
@@ -68,14 +73,16 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         match (permit, accepted) {
             (Ok(permit), Ok((stream, _))) => {
                 let admitted = access.admit(&stream).map(Arc::new);
-                Connection {
+                let connection = Connection {
                     stream,
                     admitted,
                     keepalive,
                     stop: stop.clone(),
                     permit,
+                };
+                if let Err(error) = connection.start(routes.clone()) {
+                    tracing::warn!(%error, "cannot serve a connection");
                 }
-                .start(routes.clone());
             }
             (_, Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -101,7 +108,9 @@ struct Connection {
 }
 
 impl Connection {
-    fn start(self, routes: Routes) {
+    /// # Errors
+    /// The system has no room to watch another socket.
+    fn start(self, routes: Routes) -> io::Result<()> {
         let Self {
             stream,
             admitted,
@@ -109,6 +118,7 @@ impl Connection {
             mut stop,
             permit,
         } = self;
+        let transport = Transport::new(stream)?;
         let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(admitted.clone());
@@ -121,10 +131,7 @@ impl Connection {
                 .max_send_buf_size(SEND_BUFFER)
                 .keep_alive_interval(keepalive)
                 .keep_alive_timeout(keepalive)
-                .serve_connection(
-                    TokioIo::new(Transport(stream)),
-                    TowerToHyperService::new(service),
-                );
+                .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service));
             async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
@@ -140,26 +147,84 @@ impl Connection {
                 }
             }
         });
+        Ok(())
     }
 }
 
 /// The socket, which a loop's thread only writes to.
+///
+/// The runtime watches it for input alone. Watched for output as well, it would wake the runtime
+/// with every read of the client's, to say what nobody waits for.
 #[derive(Debug)]
-struct Transport(UnixStream);
+struct Transport {
+    socket: AsyncFd<Arc<OwnedFd>>,
+    /// Watches for room, while there is none.
+    full: Option<AsyncFd<Arc<OwnedFd>>>,
+}
+
+impl Transport {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        let socket = Arc::new(OwnedFd::from(stream.into_std()?));
+        Ok(Self {
+            socket: async_fd(socket, Interest::READABLE)?,
+            full: None,
+        })
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let mut none = SendAncillaryBuffer::default();
+            match rustix::net::sendmsg(self.socket.get_ref(), bufs, &mut none, flags) {
+                Err(Errno::AGAIN) => {}
+                Err(Errno::INTR) => continue,
+                sent => {
+                    self.full = None;
+                    return Poll::Ready(sent.map_err(Into::into));
+                }
+            }
+            let full = match self.full.take() {
+                Some(full) => full,
+                None => {
+                    let socket = Arc::new(self.socket.get_ref().try_clone()?);
+                    async_fd(socket, Interest::WRITABLE)?
+                }
+            };
+            let ready = self.full.insert(full).poll_write_ready(cx);
+            ready!(ready)?.clear_ready();
+        }
+    }
+}
 
 impl AsyncRead for Transport {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !is_delivering() {
-            return Pin::new(&mut self.0).poll_read(cx, buf);
+        if is_delivering() {
+            if self.socket.poll_read_ready(cx).is_ready() {
+                leave_input(cx);
+            }
+            return Poll::Pending;
         }
-        if self.0.poll_read_ready(cx).is_ready() {
-            leave_input(cx);
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            let room = buf.initialize_unfilled();
+            match rustix::net::recv(ready.get_inner(), &mut *room, RecvFlags::DONTWAIT) {
+                Ok((len, _)) => {
+                    if len > 0 && len < room.len() {
+                        // That was all of it: what comes later is told anew.
+                        ready.clear_ready();
+                    }
+                    buf.advance(len);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Poll::Ready(Err(errno.into())),
+            }
         }
-        Poll::Pending
     }
 }
 
@@ -169,15 +234,17 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        self.send(cx, &[io::IoSlice::new(buf)])
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Its client may have gone first.
+        let _ = rustix::net::shutdown(self.socket.get_ref(), Shutdown::Write);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(
@@ -185,10 +252,10 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        self.send(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        true
     }
 }
