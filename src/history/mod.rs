@@ -4,7 +4,7 @@
 //! It knows the wire messages and nothing else of the daemon, so that it can judge it.
 //! [`Checker`] is fed batch by batch and remembers open watches only; [`check`] and its
 //! companions work on whole [`Recording`]s. A [`Life`] has the messages around the batches too,
-//! and [`file`] keeps lives for later.
+//! and [`mod@file`] keeps lives for later.
 
 use std::collections::{BTreeMap, HashMap};
 
