@@ -2,8 +2,19 @@
 //!
 //! A watch never polls and never reads: it *starts an operation* on a source and is
 //! told of its completions. A backend carries operations out: by readiness
-//! (`selector`), or by completion. Watches are written once, against this file; a
-//! backend is one more implementation of [`Driver`].
+//! (`selector`), or by completion (`proactor`). Watches are written once, against this
+//! file; a backend is one more implementation of [`Driver`].
+//!
+//! # To add a backend
+//! 1. By readiness (kqueue): one file in `selector/` with a `Poller`: to make one, to add,
+//!    modify and remove a descriptor under a token, and to wait, level-triggered. All else is
+//!    there. By completion (iocp): one module with a [`Driver`] that starts what the system
+//!    does by itself, keeps its memory until the system is done with it, and tells results
+//!    in their order within a turn's budget.
+//! 2. Its name, class, availability and capabilities in [`backend`], its arm in [`open`], and
+//!    its name among the configuration's.
+//! 3. Its line in `tests`: the suite is the contract, random programs are compared across all
+//!    backends; and its line in `tests/conformance`.
 //!
 //! # The rules
 //!
