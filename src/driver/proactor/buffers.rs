@@ -72,6 +72,8 @@ unsafe impl Send for Buffer {}
 pub(super) struct Buffers {
     places: Pages,
     tail: u16,
+    /// The kernel knows of the places.
+    registered: bool,
     bitwise: bool,
     buffers: Vec<Buffer>,
     /// Those not provided, by their numbers.
@@ -93,9 +95,10 @@ impl Buffers {
         probe: &io_uring::Probe,
         bitwise: bool,
     ) -> Result<Self, Errno> {
-        let new = Self {
+        let mut new = Self {
             places: Pages::new(usize::from(PLACES) * size_of::<BufRingEntry>())?,
             tail: 0,
+            registered: false,
             bitwise: bitwise && probe.is_supported(opcode::Pipe::CODE),
             buffers: Vec::new(),
             free: Vec::new(),
@@ -103,20 +106,38 @@ impl Buffers {
             exposed: 0,
             target: TARGET_MIN,
         };
-        let flags = if new.bitwise { IOU_PBUF_RING_INC } else { 0 };
-        let address = new.places.at.as_ptr().expose_provenance() as u64;
+        new.register(ring)?;
+        Ok(new)
+    }
+
+    fn register(&mut self, ring: &IoUring) -> Result<(), Errno> {
+        if self.registered {
+            return Ok(());
+        }
+        self.set_tail(0);
+        let flags = if self.bitwise { IOU_PBUF_RING_INC } else { 0 };
+        let flags = u16::try_from(flags).unwrap_or(0);
+        let address = self.places.at.as_ptr().expose_provenance() as u64;
+        let submitter = ring.submitter();
         // SAFETY: the places are page-aligned, as many as is said, and stay where they are
         // for as long as `self`, which outlives the ring's use of them.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                address,
-                PLACES,
-                GROUP,
-                u16::try_from(flags).unwrap_or(0),
-            )
+        unsafe { submitter.register_buf_ring_with_flags(address, PLACES, GROUP, flags) }
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+        self.registered = true;
+        Ok(())
+    }
+
+    /// Takes all buffers back and gives their memory up. Nothing in flight receives.
+    pub(super) fn withdraw(&mut self, ring: &IoUring) {
+        if self.exposed == 0 || ring.submitter().unregister_buf_ring(GROUP).is_err() {
+            return;
         }
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
-        Ok(new)
+        self.registered = false;
+        self.exposed = 0;
+        self.target = TARGET_MIN;
+        self.free.clear();
+        self.buffers.clear();
+        self.pieces.clear();
     }
 
     /// Whether buffers are filled bit by bit.
@@ -140,9 +161,10 @@ impl Buffers {
     /// Provides buffers, for at most `room` bytes more than are exposed already.
     ///
     /// Not for a few bytes: what is provided late is provided in one go.
-    pub(super) fn replenish(&mut self, room: usize) {
+    pub(super) fn replenish(&mut self, ring: &IoUring, room: usize) {
         let most = self.target.min(self.exposed.saturating_add(room));
-        if self.exposed > most / 2 {
+        // If it cannot be registered, what receives waits, as if there was no room.
+        if self.exposed > most / 2 || self.register(ring).is_err() {
             return;
         }
         let size = if self.bitwise { PIECE } else { WHOLE };
@@ -194,9 +216,14 @@ impl Buffers {
         place.set_addr(buffer.at.as_ptr().expose_provenance() as u64);
         place.set_len(u32::try_from(len).unwrap_or(0));
         place.set_bid(number);
-        self.tail = self.tail.wrapping_add(1);
-        // SAFETY: `places` points to the first place, whose memory is initialized. Its tail
-        // is written by us only, and read by the kernel: atomically by both.
+        self.set_tail(self.tail.wrapping_add(1));
+    }
+
+    fn set_tail(&mut self, tail: u16) {
+        self.tail = tail;
+        let places = self.places.at.cast::<BufRingEntry>();
+        // SAFETY: it points to the first place, whose memory is initialized. The tail in it is
+        // written by us only, and read by the kernel: atomically by both.
         unsafe {
             let tail = BufRingEntry::tail(places.as_ptr()).cast::<AtomicU16>();
             (*tail).store(self.tail, Ordering::Release);

@@ -44,6 +44,8 @@ pub(super) struct Proactor {
     pub(super) places: u64,
     /// In the kernel, to be cancelled.
     pub(super) cancelled: Vec<Token>,
+    /// Operations that receive.
+    pub(super) receiving: usize,
     /// Operations that are cancelled and whose end was not told.
     pub(super) cancelling: usize,
     /// What the kernel said and no turn had budget for.
@@ -77,6 +79,7 @@ impl Proactor {
             starved: VecDeque::new(),
             places: 0,
             cancelled: Vec::new(),
+            receiving: 0,
             cancelling: 0,
             found: VecDeque::new(),
             held: 0,
@@ -159,11 +162,13 @@ impl Driver for Proactor {
             None => Errno::BADF,
             Some(source) if !source.mode.allows(&op) => Errno::INVAL,
             Some(source) => {
+                let receives = matches!(op, Op::Recv { .. });
                 // To read from a FIFO that nobody has opened for writing yet gives its end.
-                let poll_first = !source.socket && matches!(op, Op::Recv { .. });
+                let poll_first = receives && !source.socket;
                 match source.lane(direction) {
                     Some(_) => Errno::BUSY,
                     lane => {
+                        self.receiving += usize::from(receives);
                         *lane = Some(Live::new(id, op, poll_first));
                         return self.queued.push(Token::new(index, direction));
                     }
@@ -232,7 +237,11 @@ impl Driver for Proactor {
         let mut quiet = 0;
         let mut calls = 0;
         loop {
-            self.ring.replenish(turn.room(self.exposed()));
+            if self.receiving > 0 {
+                self.ring.replenish(turn.room(self.exposed()));
+            } else {
+                self.ring.withdraw();
+            }
             let taken = self.submit();
             let can_tell = !self.found.is_empty() && !turn.is_spent();
             let hurry = turn.progress || self.is_behind() || can_tell;

@@ -18,6 +18,9 @@ const OPERATIONS: [(u8, &str); 6] = [
     (opcode::Write::CODE, "WRITE"),
     (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
 ];
+/// `IORING_REGISTER_PBUF_RING` and `IORING_UNREGISTER_PBUF_RING` of io_uring_register(2):
+/// buffers come, and go when nobody receives.
+const REGISTRATIONS: [u8; 2] = [22, 23];
 /// As well, if the kernel has it.
 const READ_MANY: u8 = opcode::ReadMulti::CODE;
 
@@ -108,6 +111,7 @@ pub(super) fn restrictions() -> Vec<Restriction> {
         .map(|(code, _)| code)
         .chain([READ_MANY])
         .map(Restriction::sqe_op)
+        .chain(REGISTRATIONS.map(Restriction::register_op))
         .chain([Restriction::sqe_flags_allowed(flags.bits())])
         .collect()
 }

@@ -162,7 +162,12 @@ impl Ring {
 
     /// Lets it receive at most `room` bytes more.
     pub(super) fn replenish(&mut self, room: usize) {
-        self.buffers.replenish(room);
+        self.buffers.replenish(&self.uring, room);
+    }
+
+    /// Lets it receive nothing more by itself. No [`Ring::receive`] is in flight.
+    pub(super) fn withdraw(&mut self) {
+        self.buffers.withdraw(&self.uring);
     }
 
     /// It could have received more than it had buffers for.

@@ -111,6 +111,7 @@ impl Proactor {
         };
         if let Some(live) = source.lane(token.direction()).take() {
             self.cancelling -= usize::from(live.cancelling);
+            self.receiving -= usize::from(matches!(live.op, Op::Recv { .. }));
             turn.push(live.id, done, true);
         }
     }

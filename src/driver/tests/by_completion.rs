@@ -36,6 +36,7 @@ on_each_ring! {
     taken_bytes_come_before_the_end_of_a_cancelled_operation,
     taken_bytes_come_when_there_is_budget,
     exposed_bytes_are_within_the_budget,
+    nothing_is_exposed_while_nobody_receives,
     receiving_goes_on_when_there_are_buffers_again,
     what_is_paused_again_and_again_takes_no_more_memory,
     a_turn_that_does_not_wait_misses_nothing,
@@ -189,6 +190,26 @@ fn exposed_bytes_are_within_the_budget(mut rig: Rig) {
         }
     }
     assert!(rig.driver.exposed() <= last - 1000);
+}
+
+fn nothing_is_exposed_while_nobody_receives(mut rig: Rig) {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    let source = rig.attach(ours, Nonblocking::Socket);
+    rig.driver.start(id(1), source, READ);
+    rig.assert_silent();
+    assert_eq!(rig.driver.exposed(), 0);
+    rig.driver.cancel(id(1), source);
+    assert_eq!(rig.next(), ["1 cancelled."]);
+    for _ in 0..3 {
+        rig.driver.start(id(2), source, RECV);
+        peer.write_all(b"x").unwrap();
+        assert_eq!(rig.next(), ["2 data x"]);
+        assert!(rig.driver.exposed() > 0);
+        rig.driver.cancel(id(2), source);
+        assert_eq!(rig.next(), ["2 cancelled."]);
+        rig.assert_silent();
+        assert_eq!(rig.driver.exposed(), 0);
+    }
 }
 
 fn receiving_goes_on_when_there_are_buffers_again(mut rig: Rig) {
