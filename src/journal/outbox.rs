@@ -177,6 +177,11 @@ impl Outbox {
         let limits = self.limits;
         let memory = self.journal.memory.limit();
         let room = self.room();
+        // What would be left if there was memory without end.
+        let own = Room {
+            bytes: self.room.bytes.saturating_sub(self.exposed),
+            ..self.room
+        };
         let ample = Room {
             events: (limits.events / 8).clamp(low.events, AMPLE.events),
             bytes: (limits.bytes.min(memory) / 8).clamp(low.bytes, AMPLE.bytes),
@@ -185,7 +190,7 @@ impl Outbox {
             Level::Ample
         } else if room.holds(low) && !lacking {
             Level::Enough
-        } else if self.room.holds(low) && !lacking {
+        } else if own.holds(low) && !lacking {
             Level::OutOfMemory
         } else {
             Level::Full
