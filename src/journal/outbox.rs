@@ -186,14 +186,15 @@ impl Outbox {
             events: (limits.events / 8).clamp(low.events, AMPLE.events),
             bytes: (limits.bytes.min(memory) / 8).clamp(low.bytes, AMPLE.bytes),
         };
-        if room.holds(ample) {
-            Level::Ample
-        } else if room.holds(low) && !lacking {
-            Level::Enough
-        } else if own.holds(low) && !lacking {
+        if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
-        } else {
+        } else if lacking || !room.holds(low) {
+            // Also where there is room again by now: who found none waits to be told.
             Level::Full
+        } else if room.holds(ample) {
+            Level::Ample
+        } else {
+            Level::Enough
         }
     }
 

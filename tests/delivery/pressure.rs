@@ -289,6 +289,46 @@ async fn readiness_ticks_and_signals_wait_for_room_and_nothing_of_them_is_lost()
     assert_eq!(check(&held.recording).unwrap().lost, 0);
 }
 
+/// Room that is short for the length of a turn only, because of what the same turn appends,
+/// does not leave anybody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_finds_no_room_in_a_turn_is_done_when_the_turn_is_over() {
+    let mut scene = scene("least").await;
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&ours);
+    let fd = scene.add(reader(slot)).await;
+    std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+    let request = PostRequest {
+        r#loop: Some(scene.target.clone()),
+        posts: vec![post("", &[0; 30_300]); 2],
+        ..PostRequest::default()
+    };
+    for _ in 0..200 {
+        // It is readable all the time: armed, it fires at once.
+        let fired = async {
+            loop {
+                match scene.get(fd).await.status {
+                    Some(watch::Status::Fd(status)) if !status.readable_armed => return,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        };
+        crate::common::within("readiness", fired).await;
+        let item = RearmItem {
+            watch_id: fd,
+            readable: true,
+            ..RearmItem::default()
+        };
+        let (mut before, mut after) = (scene.daemon.events(), scene.daemon.events());
+        let (_, armed, _) = tokio::join!(
+            before.post(request.clone()),
+            scene.rearm(item),
+            after.post(request.clone())
+        );
+        assert!(armed);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn drop_oldest_tells_to_the_event_what_is_missing() {
     let mut scene = scene("drops").await;
