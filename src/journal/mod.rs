@@ -350,10 +350,14 @@ impl Journal {
     /// # Errors
     /// A cursor of another history or from the future, the limit on consumers.
     pub fn ack(&self, name: &str, cursor: Cursor) -> Result<u64> {
-        let skip = true;
-        self.board.with(|inner| self.check(inner, cursor))?;
-        self.create_consumer(name, Start::After { cursor, skip }, None)?;
-        self.ack_known(name, cursor)
+        match self.ack_known(name, cursor) {
+            Err(Error::ConsumerNotFound { .. }) => {
+                let skip = true;
+                self.create_consumer(name, Start::After { cursor, skip }, None)?;
+                self.ack_known(name, cursor)
+            }
+            acked => acked,
+        }
     }
 
     /// As [`Journal::ack`], of a consumer that exists: what a reader acknowledges does not bring
