@@ -2,10 +2,10 @@
 //! files, as a real client's would be: the bytes, and the cursor that goes with them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use evloopd::history::{Checker, View};
 use evloopd::proto::event_service_client::EventServiceClient;
@@ -31,10 +31,15 @@ pub(crate) enum Way {
     Run,
 }
 
-/// A client that lives until it is killed.
+/// A client that lives until it is killed. It takes a step when it is asked for one, so that
+/// how far it gets in a life is not a matter of who is faster.
 pub(crate) struct Client {
     child: Child,
     output: BufReader<ChildStdout>,
+    /// One byte lets it go on after a step.
+    go_on: ChildStdin,
+    /// It waits for that byte.
+    waits: bool,
 }
 
 impl Client {
@@ -48,33 +53,50 @@ impl Client {
             .env(ACT, act)
             .env(SOCKET, &daemon.socket)
             .env(FILES, files)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, output }
+        let go_on = child.stdin.take().unwrap();
+        Self {
+            child,
+            output,
+            go_on,
+            waits: false,
+        }
+    }
+
+    fn let_go_on(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.go_on.write_all(b".").unwrap();
+        }
     }
 
     /// What it has done next; `None` once it has ended.
     pub(crate) fn did(&mut self) -> Option<String> {
+        self.let_go_on();
         loop {
             let mut line = String::new();
             if self.output.read_line(&mut line).unwrap() == 0 {
                 return None;
             }
             if let Some((_, did)) = line.split_once(MARK) {
+                self.waits = true;
                 return Some(did.trim_end().to_owned());
             }
         }
     }
 
+    /// Kills it somewhere in its next step.
     pub(crate) fn kill(mut self) {
+        self.let_go_on();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     pub(crate) fn ended_well(mut self) -> bool {
+        self.let_go_on();
         self.child.wait().unwrap().success()
     }
 }
@@ -103,6 +125,7 @@ fn did(what: &str) {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{MARK}{what}").unwrap();
     stdout.flush().unwrap();
+    std::io::stdin().read_exact(&mut [0]).unwrap();
 }
 
 /// What a client keeps over its lives.
