@@ -1,6 +1,6 @@
 //! The two clocks, sampled once a turn.
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 /// What both clocks said at one moment, nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,8 +22,17 @@ impl Now {
     }
 }
 
+/// The smallest step of `CLOCK_MONOTONIC`, nanoseconds: clock_getres(2).
+#[must_use]
+pub fn resolution() -> u64 {
+    in_nanos(clock_getres(ClockId::Monotonic))
+}
+
 fn read(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
+    in_nanos(clock_gettime(clock))
+}
+
+fn in_nanos(time: rustix::time::Timespec) -> u64 {
     // Neither clock is negative on a host that was set up at all.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);

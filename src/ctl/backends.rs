@@ -1,59 +1,170 @@
-//! `backends`: what loops can wait with on this host.
+//! `backends`: what loops can wait with on this host, and what each can do.
+
+use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use super::failure::Outcome;
 use super::output::{self, BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
 use super::session::{Session, answer};
-use crate::proto::{Backend, Capability, ListBackendsRequest};
+use crate::proto::{Backend, Capability, DocumentedLoop, ListBackendsRequest};
 
-pub(super) const EXAMPLES: &str = "Example:
-  evloopctl backends --json | jq 'select(.available) | .name'";
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl backends --json | jq 'select(.available) | .name'
+  evloopctl backends --markdown";
 
-pub(super) async fn run(session: &Session) -> Outcome {
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only what each can do, as a table in Markdown: the one in the README
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+}
+
+pub(super) async fn run(session: &Session, args: &Args) -> Outcome {
     let request = ListBackendsRequest {};
-    let list = answer("backends", session.policies().list_backends(request).await)?.backends;
+    let list = answer("backends", session.policies().list_backends(request).await)?;
+    let (backends, documented) = (list.backends, list.documented_loops);
     if session.json {
-        let values: Vec<_> = list.iter().map(json).collect();
+        let ours = backends.iter().map(backend_json);
+        let values: Vec<_> = ours.chain(documented.iter().map(documented_json)).collect();
         output::json_lines(&values)?;
         return Ok(0);
     }
-    let mut table = Table::new(&["BACKEND", "CLASS", "AVAILABLE", "CANNOT, OR UP TO"]);
-    for backend in &list {
-        let (available, style) = if backend.available {
-            ("yes", GOOD)
-        } else {
-            ("no", BAD)
-        };
-        let (limits, quiet) = match backend.available {
-            true => (limits(&backend.capabilities), PLAIN),
-            false => (backend.unavailable_reason.clone(), DIM),
-        };
+    let matrix = Matrix::new(&backends, &documented);
+    if args.markdown {
+        output::print(&matrix.markdown())?;
+        return Ok(0);
+    }
+    let mut table = Table::new(&["BACKEND", "CLASS", "AVAILABLE", "WHY NOT"]);
+    for backend in &backends {
+        let (available, style) = yes_or_no(backend.available);
         table.row([
             cell(&backend.name, NAME),
             plain(&backend.loop_class),
             cell(&available, style),
-            cell(&limits, quiet),
+            cell(&backend.unavailable_reason, DIM),
         ]);
     }
     table.print()?;
+    output::line("")?;
+    matrix.print()?;
     Ok(0)
 }
 
-fn limits(capabilities: &[Capability]) -> String {
-    let limit = |c: &Capability| match (c.supported, c.limit) {
-        (false, _) => Some(format!("no {}", c.name)),
-        (true, 0) => None,
-        (true, limit) => Some(format!("{} {limit}", c.name)),
-    };
-    capabilities
-        .iter()
-        .filter_map(limit)
-        .collect::<Vec<_>>()
-        .join(", ")
+const fn yes_or_no(yes: bool) -> (&'static str, anstyle::Style) {
+    if yes { ("yes", GOOD) } else { ("no", BAD) }
 }
 
-fn json(backend: &Backend) -> Value {
+/// Capabilities by backends, and beside them asyncio's loops as documented.
+struct Matrix<'a> {
+    columns: Vec<(String, &'a [Capability])>,
+    /// Names of capabilities.
+    rows: Vec<&'a str>,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(backends: &'a [Backend], documented: &'a [DocumentedLoop]) -> Self {
+        let ours = backends
+            .iter()
+            .filter(|backend| !backend.capabilities.is_empty())
+            .map(|backend| (backend.name.clone(), &*backend.capabilities));
+        let theirs = documented
+            .iter()
+            .map(|documented| (title(documented), &*documented.capabilities));
+        let columns: Vec<_> = ours.chain(theirs).collect();
+        let mut rows: Vec<&str> = Vec::new();
+        for capability in columns.iter().flat_map(|(_, can)| can.iter()) {
+            if !rows.contains(&capability.name.as_str()) {
+                rows.push(&capability.name);
+            }
+        }
+        Self { columns, rows }
+    }
+
+    fn find(can: &'a [Capability], name: &str) -> Option<&'a Capability> {
+        can.iter().find(|capability| capability.name == name)
+    }
+
+    /// Each reason once, with the columns it goes for.
+    fn reasons(&self) -> Vec<(String, String)> {
+        let mut reasons: Vec<(String, String)> = Vec::new();
+        for row in &self.rows {
+            for (column, can) in &self.columns {
+                let Some(capability) = Self::find(can, row).filter(|c| !c.reason.is_empty()) else {
+                    continue;
+                };
+                let text = format!("{row}: {}", capability.reason);
+                match reasons.iter_mut().find(|(known, _)| *known == text) {
+                    Some((_, columns)) => *columns = format!("{columns}, {column}"),
+                    None => reasons.push((text, column.clone())),
+                }
+            }
+        }
+        reasons
+    }
+
+    fn print(&self) -> Result<(), super::failure::Failure> {
+        let heads = self.columns.iter().map(|(head, _)| head.to_uppercase());
+        let heads: Vec<_> = ["CAN".to_owned()].into_iter().chain(heads).collect();
+        let mut table = Table::new(&heads.iter().map(String::as_str).collect::<Vec<_>>());
+        for row in &self.rows {
+            let cells = self.columns.iter().map(|(_, can)| {
+                let capability = Self::find(can, row);
+                let style = match capability {
+                    None => DIM,
+                    Some(c) if c.supported && c.limit > 0 => PLAIN,
+                    Some(c) => yes_or_no(c.supported).1,
+                };
+                cell(&word(capability), style)
+            });
+            let cells: Vec<_> = [plain(row)].into_iter().chain(cells).collect();
+            table.row(cells);
+        }
+        table.print()?;
+        output::line("")?;
+        let mut table = Table::new(&["WHY", "WHERE"]);
+        for (reason, columns) in self.reasons() {
+            table.row([plain(&reason), cell(&columns, DIM)]);
+        }
+        table.print()
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::from("| |");
+        for (head, _) in &self.columns {
+            let _ = write!(text, " {head} |");
+        }
+        text.push_str("\n|---|");
+        text.push_str(&"---|".repeat(self.columns.len()));
+        for row in &self.rows {
+            let _ = write!(text, "\n| `{row}` |");
+            for (_, can) in &self.columns {
+                let _ = write!(text, " {} |", word(Self::find(can, row)));
+            }
+        }
+        text.push_str("\n\n");
+        for (reason, columns) in self.reasons() {
+            let _ = writeln!(text, "- {reason} ({columns})");
+        }
+        text
+    }
+}
+
+fn title(documented: &DocumentedLoop) -> String {
+    let class = documented.name.to_lowercase();
+    let class = class.strip_suffix("eventloop").unwrap_or(&class);
+    format!("asyncio {} {class}", documented.platform)
+}
+
+fn word(capability: Option<&Capability>) -> String {
+    match capability {
+        None => String::new(),
+        Some(c) if c.supported && c.limit > 0 => c.limit.to_string(),
+        Some(c) => yes_or_no(c.supported).0.to_owned(),
+    }
+}
+
+fn capabilities_json(capabilities: &[Capability]) -> Value {
     let capability = |c: &Capability| {
         json!({
             "name": c.name,
@@ -62,11 +173,24 @@ fn json(backend: &Backend) -> Value {
             "reason": c.reason,
         })
     };
+    capabilities.iter().map(capability).collect()
+}
+
+fn backend_json(backend: &Backend) -> Value {
     json!({
         "name": backend.name,
         "loop_class": backend.loop_class,
         "available": backend.available,
         "unavailable_reason": backend.unavailable_reason,
-        "capabilities": backend.capabilities.iter().map(capability).collect::<Vec<_>>(),
+        "capabilities": capabilities_json(&backend.capabilities),
+    })
+}
+
+fn documented_json(documented: &DocumentedLoop) -> Value {
+    json!({
+        "name": documented.name,
+        "platform": documented.platform,
+        "source": documented.source,
+        "capabilities": capabilities_json(&documented.capabilities),
     })
 }

@@ -119,7 +119,7 @@ enum Verb {
     Post(post::Post),
     /// What loops can wait with on this host
     #[command(after_help = backends::EXAMPLES)]
-    Backends,
+    Backends(backends::Args),
     /// The daemon's configuration, and where it came from
     #[command(after_help = config::EXAMPLES)]
     Config,
@@ -201,7 +201,7 @@ async fn dispatch(args: Args) -> Outcome {
         Verb::Watch(verb) => watch::run(session, verb).await,
         Verb::Write(args) => write::run(session, args).await,
         Verb::Post(args) => post::run(session, args).await,
-        Verb::Backends => backends::run(session).await,
+        Verb::Backends(args) => backends::run(session, &args).await,
         Verb::Config => config::run(session).await,
         Verb::Consumer(verb) => consumer::run(session, verb).await,
         Verb::Check(check) => check::run(&check, session.json),

@@ -1,13 +1,10 @@
-//! The backends by name, and what each can do on this host.
+//! The backends by name, and which of them can be had on this host.
 
 use std::fmt;
 
 use rustix::io::Errno;
 
 use super::{proactor, selector};
-
-/// Most file descriptors `select` watches at once: `FD_SETSIZE` of select(2).
-pub const SELECT_LIMIT: usize = 1024;
 
 /// How a loop learns what happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,72 +154,6 @@ pub fn auto(class: LoopClass) -> Result<Backend, String> {
     Err(reasons.join("; "))
 }
 
-/// One thing a backend can do, cannot do, or does up to a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capability {
-    /// As listed at `Capability.name` in `policy_service.proto`.
-    pub name: &'static str,
-    /// Whether it can.
-    pub supported: bool,
-    /// Largest number; 0 if the backend itself has no limit.
-    pub limit: u64,
-    /// Why not, or where the limit comes from.
-    pub reason: &'static str,
-}
-
-/// What a loop can watch, whichever its backend.
-const WATCHES: [&str; 9] = [
-    "fd",
-    "timer",
-    "process",
-    "connection",
-    "listener",
-    "read_pipe",
-    "write_pipe",
-    "signal",
-    "post",
-];
-
-/// What the backend can do, in the order of the names in the proto. Empty for one that
-/// this version does not have.
-#[must_use]
-pub fn capabilities(backend: Backend) -> Vec<Capability> {
-    let (limit, reason) = match backend {
-        Backend::Epoll => (0, "RLIMIT_NOFILE and fs.epoll.max_user_watches"),
-        Backend::Poll | Backend::IoUring => (0, "RLIMIT_NOFILE"),
-        Backend::Select => (SELECT_LIMIT as u64, "FD_SETSIZE of select(2)"),
-        Backend::Kqueue | Backend::Iocp => return Vec::new(),
-    };
-    let regular_files = match backend.class() {
-        LoopClass::Selector => {
-            "always ready, so readiness says nothing: epoll_ctl(2) refuses with EPERM"
-        }
-        LoopClass::Proactor => "always ready; the ring could read them, but no watch does yet",
-    };
-    let watches = WATCHES.map(|name| Capability {
-        name,
-        supported: true,
-        limit: 0,
-        reason: "",
-    });
-    let regular_file = Capability {
-        name: "regular_file",
-        supported: false,
-        limit: 0,
-        reason: regular_files,
-    };
-    let watched_fds = Capability {
-        name: "watched_fds",
-        supported: true,
-        limit,
-        reason,
-    };
-    watches
-        .into_iter()
-        .chain([regular_file, watched_fds])
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,20 +181,5 @@ mod tests {
                 .find(|&backend| availability(backend).is_ok());
             assert_eq!(auto(class).ok(), first);
         }
-    }
-
-    #[test]
-    fn only_select_has_a_limit_of_its_own() {
-        let limit_of = |backend| {
-            capabilities(backend)
-                .into_iter()
-                .find(|capability| capability.name == "watched_fds")
-                .map(|capability| capability.limit)
-        };
-        assert_eq!(limit_of(Backend::Epoll), Some(0));
-        assert_eq!(limit_of(Backend::Poll), Some(0));
-        assert_eq!(limit_of(Backend::IoUring), Some(0));
-        assert_eq!(limit_of(Backend::Select), Some(1024));
-        assert_eq!(limit_of(Backend::Iocp), None);
     }
 }

@@ -48,15 +48,23 @@ pub enum Nonblocking {
     Own,
     /// They do not: only [`Op::Ready`] is possible.
     ReadinessOnly,
+    /// It is a regular file: always ready, whose reads take as long as its storage. Only
+    /// [`Op::ReadAt`] is possible.
+    File,
 }
 
 impl Nonblocking {
+    const fn is_stream(self) -> bool {
+        matches!(self, Self::Socket | Self::Pipe | Self::Own)
+    }
+
     /// Whether an operation can be carried out without blocking.
     pub(super) fn allows(self, op: &Op) -> bool {
         match op {
-            Op::Ready(_) => true,
-            Op::Send(_) => self != Self::ReadinessOnly,
-            Op::Recv { max } => self != Self::ReadinessOnly && *max > 0,
+            Op::Ready(_) => self != Self::File,
+            Op::Send(_) => self.is_stream(),
+            Op::Recv { max } => self.is_stream() && *max > 0,
+            Op::ReadAt { max, .. } => self == Self::File && *max > 0,
             Op::Accept { limit } => self == Self::Own && *limit > 0,
             Op::Connect(_) => self == Self::Own,
         }

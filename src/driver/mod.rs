@@ -11,8 +11,8 @@
 //!    there. By completion (iocp): one module with a [`Driver`] that starts what the system
 //!    does by itself, keeps its memory until the system is done with it, and tells results
 //!    in their order within a turn's budget.
-//! 2. Its name, class, availability and capabilities in [`backend`], its arm in [`open`], and
-//!    its name among the configuration's.
+//! 2. Its name, class and availability in [`backend`], what it can do in [`capability`], its
+//!    arm in [`open`], and its name among the configuration's.
 //! 3. Its line in `tests`: the suite is the contract, random programs are compared across all
 //!    backends; and its line in `tests/conformance`.
 //!
@@ -49,6 +49,7 @@ use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
 
 pub mod backend;
+pub mod capability;
 pub mod file;
 mod proactor;
 mod selector;
@@ -58,7 +59,8 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, Capability, LoopClass};
+pub use backend::{Backend, LoopClass};
+pub use capability::Capability;
 pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
 
 /// Names a watch on its loop: a slot that is reused, and a generation that is not.
@@ -113,6 +115,15 @@ pub enum Op {
         /// Bytes, at least 1.
         max: usize,
     },
+    /// Reads once of a regular file, at most `max` bytes, in memory or not:
+    /// [`Done::Data`], whose last piece is the operation's last, or [`Done::Eof`]. By
+    /// readiness it cannot be done: it fails with `EOPNOTSUPP`.
+    ReadAt {
+        /// From the start of the file, bytes.
+        offset: u64,
+        /// Bytes, at least 1.
+        max: usize,
+    },
     /// Takes up to `limit` connections: [`Done::Accepted`].
     Accept {
         /// At least 1.
@@ -130,9 +141,14 @@ impl Op {
     pub const fn direction(&self) -> Direction {
         match self {
             Self::Ready(direction) => *direction,
-            Self::Recv { .. } | Self::Accept { .. } => Direction::Read,
+            Self::Recv { .. } | Self::ReadAt { .. } | Self::Accept { .. } => Direction::Read,
             Self::Connect(_) | Self::Send(_) => Direction::Write,
         }
+    }
+
+    /// Whether it needs room for the bytes that it brings.
+    const fn brings_bytes(&self) -> bool {
+        matches!(self, Self::Recv { .. } | Self::ReadAt { .. })
     }
 }
 

@@ -19,7 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::file::{Purpose, claim, open_fifo};
 use super::{
     AttachError, Backend, Budget, Completion, Direction, Done, Driver, Key, Lane, Nonblocking, Op,
-    OpId, SourceId, open, proactor, transfer,
+    OpId, SourceId, capability, open, proactor, transfer,
 };
 
 use random::every_operation_ends_once;
@@ -45,23 +45,31 @@ const AMPLE: Budget = Budget {
 struct Rig {
     driver: Box<dyn Driver>,
     waker: Arc<OwnedFd>,
+    /// What its capabilities say.
+    reads_files: bool,
 }
 
 impl Rig {
     fn new(backend: Backend) -> Self {
-        Self::with(|waker| open(backend, waker))
+        let mut can = capability::capabilities(backend).into_iter();
+        let reads_files = can.any(|c| c.name == "read_at" && c.supported);
+        Self::with(reads_files, |waker| open(backend, waker))
     }
 
     /// As on an older kernel.
     fn plain_io_uring() -> Self {
-        Self::with(proactor::open_plain)
+        Self::with(true, proactor::open_plain)
     }
 
-    fn with(open: impl FnOnce(Arc<OwnedFd>) -> io::Result<Box<dyn Driver>>) -> Self {
+    fn with(
+        reads_files: bool,
+        open: impl FnOnce(Arc<OwnedFd>) -> io::Result<Box<dyn Driver>>,
+    ) -> Self {
         let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         Self {
             driver: open(Arc::clone(&waker)).unwrap(),
             waker,
+            reads_files,
         }
     }
 
@@ -184,6 +192,7 @@ conformance! {
     connect_succeeds_or_is_refused,
     cancel_is_told_once_and_last,
     misuse_fails_in_a_later_turn,
+    a_file_is_read_only_by_completion,
     the_waker_ends_a_wait,
     waits_are_never_short,
     sources_take_turns_under_a_budget,
@@ -204,6 +213,18 @@ fn readiness_is_one_shot_and_comes_again_if_asked(rig: &mut Rig) {
     rig.assert_silent();
     rig.driver.start(id(2), source, READ);
     assert_eq!(rig.next(), ["2 readable."]);
+}
+
+fn a_file_is_read_only_by_completion(rig: &mut Rig) {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"text").unwrap();
+    let source = rig.attach(file, Nonblocking::File);
+    rig.driver
+        .start(id(1), source, Op::ReadAt { offset: 1, max: 9 });
+    let can = ["1 data ext."];
+    let cannot = ["1 failed EOPNOTSUPP."];
+    assert_eq!(rig.next(), if rig.reads_files { can } else { cannot });
+    rig.assert_silent();
 }
 
 fn readiness_tells_a_half_closed_peer(rig: &mut Rig) {

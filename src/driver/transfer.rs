@@ -102,7 +102,7 @@ impl Intake {
                 ReadWriteFlags::NOWAIT,
             ),
             Nonblocking::Own => rustix::io::read(fd, buffer),
-            Nonblocking::ReadinessOnly => Err(Errno::INVAL),
+            Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
         };
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
@@ -123,7 +123,7 @@ pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attem
             rustix::io::pwritev2(fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
         }
         Nonblocking::Own => rustix::io::write(fd, bytes),
-        Nonblocking::ReadinessOnly => Err(Errno::INVAL),
+        Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
     };
     Ok(sent?)
 }

@@ -62,10 +62,10 @@ impl<'a> Turn<'a> {
         self.progress = true;
     }
 
-    pub(super) fn push_data(&mut self, id: OpId, bytes: Bytes) {
+    pub(super) fn push_data(&mut self, id: OpId, bytes: Bytes, last: bool) {
         self.handed_over += bytes.len();
         self.budget.bytes = self.budget.bytes.saturating_sub(bytes.len());
-        self.push(id, Done::Data(bytes), false);
+        self.push(id, Done::Data(bytes), last);
     }
 
     /// Bytes that may be exposed beyond those that are.

@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 use super::server::policy_service_server::PolicyService;
 use super::{Api, Asker, asker, convert, mutate};
 use crate::config::Policy;
-use crate::driver::{Backend, backend};
+use crate::driver::{Backend, backend, capability};
 use crate::error::Error;
 use crate::event::PolicyScope;
 use crate::policy::NewLoop;
@@ -137,30 +137,42 @@ impl PolicyService for Api {
         let backends = Backend::ALL
             .iter()
             .map(|backend| describe_backend(*backend));
+        let documented = capability::documented().into_iter();
         Ok(Response::new(ListBackendsResponse {
             backends: backends.collect(),
+            documented_loops: documented.map(describe_documented).collect(),
         }))
     }
 }
 
 fn describe_backend(backend: Backend) -> proto::Backend {
     let unavailable = backend::availability(backend).err();
-    let capability = |c: backend::Capability| Capability {
-        name: c.name.to_owned(),
-        supported: c.supported,
-        limit: c.limit,
-        reason: c.reason.to_owned(),
-    };
     proto::Backend {
         name: backend.name().to_owned(),
         loop_class: backend.class().name().to_owned(),
         available: unavailable.is_none(),
         unavailable_reason: unavailable.unwrap_or_default(),
-        capabilities: backend::capabilities(backend)
-            .into_iter()
-            .map(capability)
-            .collect(),
+        capabilities: describe_capabilities(capability::capabilities(backend)),
     }
+}
+
+fn describe_documented(documented: capability::DocumentedLoop) -> DocumentedLoop {
+    DocumentedLoop {
+        platform: documented.platform.to_owned(),
+        name: documented.name.to_owned(),
+        source: documented.source.to_owned(),
+        capabilities: describe_capabilities(documented.capabilities),
+    }
+}
+
+fn describe_capabilities(can: Vec<capability::Capability>) -> Vec<Capability> {
+    let describe = |c: capability::Capability| Capability {
+        name: c.name.to_owned(),
+        supported: c.supported,
+        limit: c.limit,
+        reason: c.reason.to_owned(),
+    };
+    can.into_iter().map(describe).collect()
 }
 
 fn describe(policy: &Policy) -> proto::Policy {

@@ -136,7 +136,7 @@ impl Driver for Proactor {
     fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError> {
         let socket = match mode {
             Nonblocking::Socket => true,
-            Nonblocking::Pipe | Nonblocking::ReadinessOnly => false,
+            Nonblocking::Pipe | Nonblocking::ReadinessOnly | Nonblocking::File => false,
             Nonblocking::Own => {
                 let stat = rustix::fs::fstat(&fd).map_err(AttachError::System)?;
                 FileType::from_raw_mode(stat.st_mode) == FileType::Socket
@@ -162,9 +162,9 @@ impl Driver for Proactor {
             None => Errno::BADF,
             Some(source) if !source.mode.allows(&op) => Errno::INVAL,
             Some(source) => {
-                let receives = matches!(op, Op::Recv { .. });
+                let receives = op.brings_bytes();
                 // To read from a FIFO that nobody has opened for writing yet gives its end.
-                let poll_first = receives && !source.socket;
+                let poll_first = receives && !source.socket && source.mode != Nonblocking::File;
                 match source.lane(direction) {
                     Some(_) => Errno::BUSY,
                     lane => {

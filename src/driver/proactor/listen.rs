@@ -12,7 +12,8 @@ impl Proactor {
     pub(super) fn listen(&mut self) -> usize {
         let said = self.ring.said();
         for entry in &said {
-            let Some(said) = self.ring.read(entry) else {
+            let asked = self.asked(Token::of(entry));
+            let Some(said) = self.ring.read(entry, asked) else {
                 continue;
             };
             if said.token == Token::WAKER {
@@ -29,6 +30,14 @@ impl Proactor {
         let heard = said.len();
         self.ring.recycle(said);
         heard
+    }
+
+    /// What is to be read of a file.
+    fn asked(&mut self, token: Token) -> Option<usize> {
+        match self.live(token)?.op {
+            Op::ReadAt { max, .. } => Some(max),
+            _ => None,
+        }
     }
 
     /// A poll has ended.
@@ -65,13 +74,17 @@ impl Proactor {
         let Some((fd, live)) = source.parts(token.direction()) else {
             return;
         };
-        let receives = matches!(live.op, Op::Recv { .. });
+        let receives = live.op.brings_bytes();
+        let once = matches!(live.op, Op::ReadAt { .. });
         match result {
             Ok(len) if !receives => self.end(token, Done::Sent(len)),
             Ok(_) if !data.is_empty() => {
                 live.polled = false;
+                if once {
+                    live.stage = Stage::Found;
+                }
                 self.find(token, What::Data(data));
-                if last {
+                if last && !once {
                     self.again(token);
                 }
             }
@@ -96,7 +109,7 @@ impl Proactor {
                 }
             }
             // Some devices can be read only one read at a time.
-            Err(Errno::BADFD | Errno::INVAL | Errno::OPNOTSUPP) if receives && many => {
+            Err(Errno::BADFD | Errno::INVAL | Errno::OPNOTSUPP) if receives && many && !once => {
                 source.reads_many = false;
                 self.again(token);
             }

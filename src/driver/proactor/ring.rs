@@ -43,6 +43,10 @@ impl Token {
     /// A cancellation itself; of no interest.
     const CANCELLATION: Self = Self(u64::MAX);
 
+    pub(super) fn of(entry: &cqueue::Entry) -> Self {
+        Self(entry.user_data())
+    }
+
     pub(super) const fn new(source: usize, direction: Direction) -> Self {
         Self((source as u64) << 1 | matches!(direction, Direction::Write) as u64)
     }
@@ -69,6 +73,8 @@ pub(super) enum Way {
     ReadMany,
     /// Once.
     Read,
+    /// Once, of a regular file, from this offset.
+    At(u64),
 }
 
 /// What the kernel said of something in flight.
@@ -197,10 +203,14 @@ impl Ring {
         let entry = match way {
             Way::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
             Way::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
-            Way::Read => {
+            Way::Read | Way::At(_) => {
+                let offset = match way {
+                    Way::At(offset) => offset,
+                    _ => HERE,
+                };
                 let max = u32::try_from(max).unwrap_or(u32::MAX >> 1);
                 opcode::Read::new(fd, ptr::null_mut(), max)
-                    .offset(HERE)
+                    .offset(offset)
                     .buf_group(GROUP)
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
@@ -330,8 +340,8 @@ impl Ring {
     }
 
     /// Reads what the kernel has said. In order: each once, all of them.
-    pub(super) fn read(&mut self, entry: &cqueue::Entry) -> Option<Said> {
-        let token = Token(entry.user_data());
+    pub(super) fn read(&mut self, entry: &cqueue::Entry, asked: Option<usize>) -> Option<Said> {
+        let token = Token::of(entry);
         if token == Token::CANCELLATION {
             return None;
         }
@@ -344,7 +354,10 @@ impl Ring {
         let mut data = Bytes::new();
         if let Some(number) = cqueue::buffer_select(flags) {
             let len = result.unwrap_or(0);
-            match self.buffers.take(number, len, cqueue::buffer_more(flags)) {
+            match self
+                .buffers
+                .take(number, len, asked, cqueue::buffer_more(flags))
+            {
                 Some(bytes) => data = self.chunk.copy(bytes),
                 None => result = Err(Errno::IO),
             }
@@ -377,7 +390,7 @@ impl Ring {
                 return false;
             }
             for entry in self.said() {
-                self.read(&entry);
+                self.read(&entry, None);
             }
         }
         true

@@ -53,7 +53,7 @@ impl Proactor {
     fn must_line_up(&mut self, token: Token) -> bool {
         let short = self.ring.exposed() == 0 || !self.starved.is_empty();
         let receives = |live: &mut Live| {
-            let receives = matches!(live.op, Op::Recv { .. });
+            let receives = live.op.brings_bytes();
             receives && !live.poll_first && live.stage == Stage::Queued
         };
         short && self.live(token).is_some_and(receives)
@@ -109,6 +109,11 @@ impl Proactor {
                     (true, false) => Way::ReadMany,
                 };
                 self.ring.receive(token, fd, way, *max)?;
+                live.stage = Stage::Submitted;
+                return Ok(());
+            }
+            Op::ReadAt { offset, max } => {
+                self.ring.receive(token, fd, Way::At(*offset), *max)?;
                 live.stage = Stage::Submitted;
                 return Ok(());
             }

@@ -1,7 +1,7 @@
 //! Towards the watches: what was found, as far as a turn's budget goes.
 
 use super::driver::Proactor;
-use super::operation::What;
+use super::operation::{Live, What};
 use super::ring::Token;
 use crate::driver::transfer::{self, Refused};
 use crate::driver::turn::Turn;
@@ -41,8 +41,10 @@ impl Proactor {
         let (id, cancelling) = (live.id, live.cancelling);
         match what {
             What::Data(mut bytes) => {
-                let Op::Recv { max } = live.op else {
-                    return None;
+                let (max, once) = match live.op {
+                    Op::Recv { max } => (max, false),
+                    Op::ReadAt { max, .. } => (max, true),
+                    _ => return None,
                 };
                 while !bytes.is_empty() && (cancelling || !turn.is_spent()) {
                     let room = if cancelling {
@@ -57,7 +59,11 @@ impl Proactor {
                         bytes.split_to(most)
                     };
                     self.held -= piece.len();
-                    turn.push_data(id, piece);
+                    let last = once && bytes.is_empty();
+                    if last {
+                        self.take_out(token);
+                    }
+                    turn.push_data(id, piece, last);
                 }
                 (!bytes.is_empty()).then_some(What::Data(bytes))
             }
@@ -92,7 +98,7 @@ impl Proactor {
             },
             Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
             // They are the kernel's.
-            Op::Recv { .. } | Op::Send(_) => return,
+            Op::Recv { .. } | Op::ReadAt { .. } | Op::Send(_) => return,
         };
         match attempt {
             Ok(done) => self.over(token, done, turn),
@@ -106,13 +112,17 @@ impl Proactor {
 
     /// Tells the end of an operation.
     fn over(&mut self, token: Token, done: Done, turn: &mut Turn<'_>) {
-        let Some(source) = self.sources.get_mut(token.source()) else {
-            return;
-        };
-        if let Some(live) = source.lane(token.direction()).take() {
-            self.cancelling -= usize::from(live.cancelling);
-            self.receiving -= usize::from(matches!(live.op, Op::Recv { .. }));
+        if let Some(live) = self.take_out(token) {
             turn.push(live.id, done, true);
         }
+    }
+
+    /// An operation has ended.
+    fn take_out(&mut self, token: Token) -> Option<Live> {
+        let source = self.sources.get_mut(token.source())?;
+        let live = source.lane(token.direction()).take()?;
+        self.cancelling -= usize::from(live.cancelling);
+        self.receiving -= usize::from(live.op.brings_bytes());
+        Some(live)
     }
 }

@@ -62,6 +62,8 @@ impl Source {
     fn refuses(&mut self, op: &Op) -> Option<Errno> {
         if !self.mode.allows(op) {
             Some(Errno::INVAL)
+        } else if matches!(op, Op::ReadAt { .. }) {
+            Some(Errno::OPNOTSUPP)
         } else if self.lane(op.direction()).is_some() {
             Some(Errno::BUSY)
         } else {
@@ -225,9 +227,11 @@ impl<P: Poller> Selector<P> {
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
             Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max)) {
-                Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes),
+                Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
                 other => other.map(|_| Done::Eof),
             },
+            // Refused at its start.
+            Op::ReadAt { .. } => return,
             Op::Accept { limit } => match turn.accept(fd, id, limit) {
                 Ok(false) => return,
                 other => other.map(|_| Done::Cancelled),

@@ -14,7 +14,7 @@ use rustix::event::{
 use rustix::io::Errno;
 
 use super::{Event, Interest, Poller};
-use crate::driver::backend::SELECT_LIMIT;
+use crate::driver::capability::SELECT_LIMIT;
 use crate::driver::turn::timespec;
 
 pub(super) struct Select {

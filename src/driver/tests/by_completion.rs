@@ -40,8 +40,63 @@ on_each_ring! {
     receiving_goes_on_when_there_are_buffers_again,
     what_is_paused_again_and_again_takes_no_more_memory,
     a_turn_that_does_not_wait_misses_nothing,
+    a_file_is_read_where_asked,
+    a_read_of_a_file_is_told_as_far_as_the_budget_goes,
     ten_thousand_idle_sources,
     more_at_once_than_the_rings_hold,
+}
+
+fn file_of(text: &[u8]) -> std::fs::File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(text).unwrap();
+    file
+}
+
+fn a_file_is_read_where_asked(mut rig: Rig) {
+    let source = rig.attach(file_of(b"one two three"), Nonblocking::File);
+    let at = |offset, max| Op::ReadAt { offset, max };
+    for (number, op, what) in [
+        (1, at(4, 3), "1 data two."),
+        (2, at(8, 100), "2 data three."),
+        (3, at(13, 100), "3 eof."),
+        (4, at(0, 3), "4 data one."),
+        (5, READ, "5 failed EINVAL."),
+        (6, RECV, "6 failed EINVAL."),
+        (7, at(0, 0), "7 failed EINVAL."),
+    ] {
+        rig.driver.start(id(number), source, op);
+        assert_eq!(rig.next(), [what]);
+    }
+    rig.assert_silent();
+    assert!(rig.driver.detach(source).is_some());
+}
+
+fn a_read_of_a_file_is_told_as_far_as_the_budget_goes(mut rig: Rig) {
+    let source = rig.attach(file_of(b"one two three"), Nonblocking::File);
+    let start = |rig: &mut Rig| {
+        let op = Op::ReadAt { offset: 0, max: 7 };
+        rig.driver.start(id(1), source, op);
+    };
+    start(&mut rig);
+    let untold = Budget {
+        completions: 0,
+        ..AMPLE
+    };
+    let scarce = Budget { bytes: 3, ..AMPLE };
+    assert!(rig.turn(WHILE, untold).is_empty());
+    let mut said = Vec::new();
+    while said.len() < 3 {
+        let told = rig.turn(PATIENCE, scarce);
+        assert!(!told.is_empty(), "{said:?}");
+        said.extend(told.iter().map(words));
+    }
+    assert_eq!(said.concat(), "1 data one1 data  tw1 data o.");
+    // Whoever cancels it gets what was read, or nothing, and one end.
+    start(&mut rig);
+    assert!(rig.turn(WHILE, untold).is_empty());
+    rig.driver.cancel(id(1), source);
+    assert_eq!(rig.next(), ["1 data one two."]);
+    rig.assert_silent();
 }
 
 /// Bytes that say when they are freed.

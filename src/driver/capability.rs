@@ -1,0 +1,226 @@
+//! What each backend can do, as data; and beside it, what asyncio's documentation says of
+//! its own loops.
+
+use super::Backend;
+use crate::clock;
+
+/// Most file descriptors `select` watches at once: `FD_SETSIZE` of select(2).
+pub const SELECT_LIMIT: usize = 1024;
+
+/// One thing a backend can do, cannot do, or does up to a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capability {
+    /// As listed at `Capability.name` in `policy_service.proto`.
+    pub name: &'static str,
+    /// Whether it can.
+    pub supported: bool,
+    /// Largest number, or the resolution in nanoseconds; 0 if the backend itself has no limit.
+    pub limit: u64,
+    /// Why not, or where the limit comes from.
+    pub reason: &'static str,
+}
+
+impl Capability {
+    const fn yes(name: &'static str) -> Self {
+        Self::up_to(name, 0, "")
+    }
+
+    const fn up_to(name: &'static str, limit: u64, reason: &'static str) -> Self {
+        Self {
+            name,
+            supported: true,
+            limit,
+            reason,
+        }
+    }
+
+    const fn no(name: &'static str, reason: &'static str) -> Self {
+        Self {
+            name,
+            supported: false,
+            limit: 0,
+            reason,
+        }
+    }
+}
+
+/// What the backend can do, in the order of the names in the proto. Empty for one that
+/// this version does not have.
+#[must_use]
+pub fn capabilities(backend: Backend) -> Vec<Capability> {
+    let watched_fds = match backend {
+        Backend::Epoll => (0, "RLIMIT_NOFILE and fs.epoll.max_user_watches"),
+        Backend::Poll | Backend::IoUring => (0, "RLIMIT_NOFILE"),
+        Backend::Select => (SELECT_LIMIT as u64, "FD_SETSIZE of select(2)"),
+        Backend::Kqueue | Backend::Iocp => return Vec::new(),
+    };
+    let read_at = match backend {
+        Backend::IoUring => Capability::up_to("read_at", 0, "the ring does; no watch asks for it"),
+        _ => Capability::no("read_at", "readiness says nothing of regular files"),
+    };
+    vec![
+        Capability::yes("fd"),
+        Capability::yes("timer"),
+        Capability::yes("process"),
+        Capability::yes("connection"),
+        Capability::yes("listener"),
+        Capability::yes("read_pipe"),
+        Capability::yes("write_pipe"),
+        Capability::yes("signal"),
+        Capability::yes("post"),
+        Capability::no(
+            "regular_file",
+            "always ready: epoll_ctl(2) refuses with EPERM",
+        ),
+        Capability::up_to("watched_fds", watched_fds.0, watched_fds.1),
+        Capability::yes("unix_socket"),
+        Capability::yes("character_device"),
+        Capability::no("datagram", "no kind of watch for it in this version"),
+        Capability::up_to("child_watcher", 0, "pidfd, sigchld or thread, by policy"),
+        read_at,
+        Capability::up_to(
+            "clock_resolution_ns",
+            clock::resolution(),
+            "clock_getres(2) of CLOCK_MONOTONIC",
+        ),
+    ]
+}
+
+/// A loop of asyncio, as its documentation describes it. None of them was run.
+#[derive(Debug, Clone)]
+pub struct DocumentedLoop {
+    /// `unix`, `windows` or `macos`.
+    pub platform: &'static str,
+    /// The class of asyncio.
+    pub name: &'static str,
+    /// Where it is described.
+    pub source: &'static str,
+    /// What is said of it there, and nothing else.
+    pub capabilities: Vec<Capability>,
+}
+
+/// asyncio's loops on the platforms that the documentation of its 3.5.3 tells apart.
+#[must_use]
+pub fn documented() -> Vec<DocumentedLoop> {
+    let unix = vec![
+        Capability::yes("fd"),
+        Capability::yes("timer"),
+        Capability::yes("process"),
+        Capability::yes("connection"),
+        Capability::yes("listener"),
+        Capability::yes("read_pipe"),
+        Capability::yes("write_pipe"),
+        Capability::yes("signal"),
+        Capability::yes("post"),
+        Capability::up_to("watched_fds", 0, "the most efficient selector's"),
+        Capability::yes("unix_socket"),
+        Capability::yes("datagram"),
+        Capability::up_to("child_watcher", 0, "set_child_watcher()"),
+    ];
+    let windows_clock = Capability::up_to(
+        "clock_resolution_ns",
+        15_600_000,
+        "usually; 0.5 ms at best, by hardware and configuration",
+    );
+    let not_on_windows = [
+        Capability::no("signal", "add_signal_handler() is not supported"),
+        Capability::no("unix_socket", "AF_UNIX is specific to Unix"),
+        Capability::no("child_watcher", "set_child_watcher() is not supported"),
+        windows_clock,
+    ];
+    let mut windows_selector = vec![
+        Capability::up_to("fd", 0, "sockets only"),
+        Capability::yes("timer"),
+        Capability::no("process", "subprocesses are not supported"),
+        Capability::yes("connection"),
+        Capability::yes("listener"),
+        Capability::no("read_pipe", "pipes are not supported"),
+        Capability::no("write_pipe", "pipes are not supported"),
+        Capability::yes("post"),
+        Capability::up_to("watched_fds", 512, "SelectSelector: 512 sockets"),
+        Capability::yes("datagram"),
+    ];
+    windows_selector.extend(not_on_windows);
+    let mut windows_proactor = vec![
+        Capability::no("fd", "add_reader() and add_writer() are not supported"),
+        Capability::yes("timer"),
+        Capability::yes("process"),
+        Capability::yes("connection"),
+        Capability::yes("listener"),
+        Capability::yes("read_pipe"),
+        Capability::yes("write_pipe"),
+        Capability::yes("post"),
+        Capability::no("datagram", "create_datagram_endpoint() is not supported"),
+    ];
+    windows_proactor.extend(not_on_windows);
+    let macos = Capability::no(
+        "character_device",
+        "KqueueSelector before 10.9; select and poll can since 10.6",
+    );
+    let documented = |platform, name, source, capabilities| DocumentedLoop {
+        platform,
+        name,
+        source,
+        capabilities,
+    };
+    vec![
+        documented(
+            "unix",
+            "SelectorEventLoop",
+            "asyncio 3.5.3, 18.5.2.2",
+            unix.clone(),
+        ),
+        documented(
+            "windows",
+            "SelectorEventLoop",
+            "asyncio 3.5.3, 18.5.2.3.1",
+            windows_selector,
+        ),
+        documented(
+            "windows",
+            "ProactorEventLoop",
+            "asyncio 3.5.3, 18.5.2.3.1",
+            windows_proactor,
+        ),
+        documented(
+            "macos",
+            "SelectorEventLoop",
+            "asyncio 3.5.3, 18.5.2.3.2",
+            [unix, vec![macos]].concat(),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_has_a_reason_and_nothing_is_said_twice() {
+        let ours = Backend::ALL.map(capabilities);
+        let theirs = documented().into_iter().map(|l| l.capabilities);
+        for can in ours.into_iter().chain(theirs) {
+            let names: HashSet<_> = can.iter().map(|c| c.name).collect();
+            assert_eq!(names.len(), can.len());
+            let has_reason = |c: &Capability| (c.supported && c.limit == 0) || !c.reason.is_empty();
+            assert!(can.iter().all(has_reason), "{can:?}");
+        }
+    }
+
+    #[test]
+    fn only_select_has_a_limit_of_its_own() {
+        let limit_of = |backend| {
+            capabilities(backend)
+                .into_iter()
+                .find(|capability| capability.name == "watched_fds")
+                .map(|capability| capability.limit)
+        };
+        assert_eq!(limit_of(Backend::Epoll), Some(0));
+        assert_eq!(limit_of(Backend::Poll), Some(0));
+        assert_eq!(limit_of(Backend::IoUring), Some(0));
+        assert_eq!(limit_of(Backend::Select), Some(1024));
+        assert_eq!(limit_of(Backend::Iocp), None);
+    }
+}

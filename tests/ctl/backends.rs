@@ -1,0 +1,75 @@
+//! What backends can do: told by the daemon, shown, and printed in the README.
+
+use crate::common::Daemon;
+use crate::program::ctl;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_readme_has_the_matrix_that_the_daemon_tells() {
+    let daemon = Daemon::start("").await;
+    let matrix = ctl(&daemon.socket, &["backends", "--markdown"])
+        .await
+        .good();
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    assert!(
+        readme.contains(&matrix),
+        "README.md should have what `evloopctl backends --markdown` prints:\n{matrix}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn backends_and_documented_loops_are_told_apart() {
+    let daemon = Daemon::start("").await;
+    let told = ctl(&daemon.socket, &["backends", "--json"]).await;
+    let values = told.values();
+    let (ours, documented): (Vec<_>, Vec<_>) =
+        values.iter().partition(|v| v.get("available").is_some());
+    let names: Vec<_> = ours.iter().filter_map(|v| v["name"].as_str()).collect();
+    assert_eq!(
+        names,
+        ["epoll", "poll", "select", "io_uring", "kqueue", "iocp"]
+    );
+    let platforms: Vec<_> = documented
+        .iter()
+        .filter_map(|v| v["platform"].as_str())
+        .collect();
+    assert_eq!(platforms, ["unix", "windows", "windows", "macos"]);
+    // What is documented of Windows' loops is what the policies named after them allow.
+    let policies = ctl(&daemon.socket, &["policy", "list", "--json"]).await;
+    let policies = policies.values();
+    let policy = |name: &str| policies.iter().find(|p| p["name"] == name).unwrap();
+    let kinds = [
+        "fd",
+        "timer",
+        "process",
+        "connection",
+        "listener",
+        "read_pipe",
+        "write_pipe",
+        "signal",
+        "datagram",
+    ];
+    for (number, name) in [
+        (1, "windows-selector-compat"),
+        (2, "windows-proactor-compat"),
+    ] {
+        let watched = policy(name)["watch_kinds"].as_array().unwrap();
+        let can = documented[number]["capabilities"].as_array().unwrap();
+        for kind in kinds {
+            let documented = can
+                .iter()
+                .any(|c| c["name"] == kind && c["supported"] == true);
+            // No policy has datagrams yet, whatever is documented.
+            let expected = documented && kind != "datagram";
+            assert_eq!(watched.contains(&kind.into()), expected, "{kind} of {name}");
+        }
+    }
+    // The 512 sockets of the documentation, 18.5.2.3.1, are the compatible policy's too.
+    let limit = |value: &serde_json::Value| {
+        let can = value["capabilities"].as_array().unwrap();
+        let fds = can.iter().find(|c| c["name"] == "watched_fds");
+        fds.map(|c| c["limit"].as_u64().unwrap())
+    };
+    assert_eq!(limit(documented[1]), Some(512));
+    assert_eq!(policy("windows-selector-compat")["max_sources"], 512);
+}
