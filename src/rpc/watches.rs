@@ -1,5 +1,10 @@
 //! WatchService.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
@@ -35,21 +40,33 @@ impl Api {
             .and_then(|()| spec::registration(self, &asker.peer, on, request));
         match checked {
             Err(error) => Begun::Done(Box::new(Err(error))),
-            Ok((registration, order @ Order::Now(_))) => {
-                Begun::Done(Box::new(on.add(registration, order).await.map(added)))
-            }
             Ok((registration, order)) => {
+                let at_once = matches!(order, Order::Now(_));
                 let on = on.clone();
                 let task = async move { on.add(registration, order).await.map(added) };
-                Begun::Under(tokio::spawn(task))
+                if !at_once {
+                    return Begun::Under(tokio::spawn(task));
+                }
+                // As far as the loop's mailbox: its place in there is its place in the order.
+                let mut task: Asked = Box::pin(task);
+                match poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx))).await {
+                    Poll::Ready(result) => Begun::Done(Box::new(result)),
+                    Poll::Pending => Begun::Asked(task),
+                }
             }
         }
     }
 }
 
+/// Registrations of one batch under way at a time.
+const BATCH_UNDER_WAY: usize = 64;
+
+type Asked = Pin<Box<dyn Future<Output = Result<AddWatchResponse>> + Send>>;
+
 /// A registration of a batch: done, or under way beside the others.
 enum Begun {
     Done(Box<Result<AddWatchResponse>>),
+    Asked(Asked),
     Under(JoinHandle<Result<AddWatchResponse>>),
 }
 
@@ -57,6 +74,7 @@ impl Begun {
     async fn finish(self) -> Result<AddWatchResponse> {
         match self {
             Self::Done(result) => *result,
+            Self::Asked(task) => task.await,
             Self::Under(task) => {
                 let lost = |_| Error::Internal("the work was lost");
                 task.await.map_err(lost)?
@@ -112,12 +130,17 @@ impl WatchService for Api {
             let (api, who) = (api.clone(), asker.clone());
             let object = object(&on, format!("{} watches", request.requests.len()));
             let results = mutate(&asker, "BatchAddWatches", object, async move {
-                let mut started = Vec::with_capacity(request.requests.len());
+                let mut results = Vec::with_capacity(request.requests.len());
+                let mut under_way: VecDeque<Begun> = VecDeque::new();
                 for request in request.requests {
-                    started.push(api.begin_add(&who, &on, request).await);
+                    if under_way.len() == BATCH_UNDER_WAY
+                        && let Some(oldest) = under_way.pop_front()
+                    {
+                        results.push(oldest.finish().await);
+                    }
+                    under_way.push_back(api.begin_add(&who, &on, request).await);
                 }
-                let mut results = Vec::with_capacity(started.len());
-                for begun in started {
+                for begun in under_way {
                     results.push(begun.finish().await);
                 }
                 Ok(results)
