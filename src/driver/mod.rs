@@ -93,7 +93,18 @@ pub struct OpId {
 
 /// A file descriptor in a driver's care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SourceId(pub usize);
+pub struct SourceId(u32);
+
+impl SourceId {
+    /// By its place in a driver's table. There are fewer descriptors than numbers.
+    fn at(index: usize) -> Self {
+        Self(u32::try_from(index).unwrap_or(u32::MAX))
+    }
+
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// Which way an operation goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,8 +142,9 @@ pub enum Op {
     },
     /// Connects a socket: [`Done::Connected`].
     Connect(Box<SocketAddrAny>),
-    /// Sends, once, at least one byte and perhaps not all: [`Done::Sent`].
-    Send(Bytes),
+    /// Sends, once, at least one byte and perhaps not all: [`Done::Sent`]. In a box, as the
+    /// addresses: every source has place for two operations.
+    Send(Box<Bytes>),
 }
 
 impl Op {

@@ -310,7 +310,8 @@ fn a_send_on_a_full_pipe_resumes(rig: &mut Rig) {
     let mut received = vec![0; sent.len()];
     let mut filled = 0;
     while !rest.is_empty() {
-        rig.driver.start(id(1), source, Op::Send(rest.clone()));
+        rig.driver
+            .start(id(1), source, Op::Send(Box::new(rest.clone())));
         let completions = rig.turn(Duration::ZERO, AMPLE);
         let completions = if completions.is_empty() {
             // Full: it waits, and goes on as soon as there is room.
@@ -363,14 +364,14 @@ fn a_reader_that_is_gone_fails_the_send(rig: &mut Rig) {
     drop(reader);
     let source = rig.attach(writer, Nonblocking::Pipe);
     rig.driver
-        .start(id(1), source, Op::Send(Bytes::from_static(b"x")));
+        .start(id(1), source, Op::Send(Box::new(Bytes::from_static(b"x"))));
     assert_eq!(rig.next(), ["1 failed EPIPE."]);
 
     let (ours, peer) = UnixStream::pair().unwrap();
     drop(peer);
     let source = rig.attach(ours, Nonblocking::Socket);
     rig.driver
-        .start(id(2), source, Op::Send(Bytes::from_static(b"x")));
+        .start(id(2), source, Op::Send(Box::new(Bytes::from_static(b"x"))));
     assert_eq!(rig.next(), ["2 failed EPIPE."]);
 }
 
@@ -442,7 +443,7 @@ fn misuse_fails_in_a_later_turn(rig: &mut Rig) {
     rig.driver.start(id(2), source, READ);
     rig.driver.start(id(3), source, RECV);
     rig.driver.start(id(4), source, Op::Accept { limit: 1 });
-    rig.driver.start(id(5), SourceId(77), READ);
+    rig.driver.start(id(5), SourceId::at(77), READ);
     let nothing = Budget {
         completions: 1,
         bytes: 1,
@@ -537,7 +538,8 @@ fn sends_leave_room_for_receiving(rig: &mut Rig) {
     let send = |rig: &mut Rig, number: u32| {
         let source = sources[usize::try_from(number).unwrap()];
         let bytes = Bytes::from_static(b"y");
-        rig.driver.start(id(number), source, Op::Send(bytes));
+        rig.driver
+            .start(id(number), source, Op::Send(Box::new(bytes)));
     };
     let (reader, writer) = blocking_pipe();
     rustix::io::write(&writer, b"x").unwrap();
@@ -633,7 +635,7 @@ fn select_takes_1024() {
     }
     let refused = rig.driver.attach(reader, Nonblocking::Pipe);
     assert_eq!(refused, Err(AttachError::Limit(1024)));
-    rig.driver.detach(SourceId(5)).unwrap();
+    rig.driver.detach(SourceId::at(5)).unwrap();
     assert_eq!(rig.driver.room(), 1);
 }
 

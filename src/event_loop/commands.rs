@@ -58,10 +58,10 @@ pub struct Posting {
 impl EventLoop {
     fn find(&self, name: &WatchName) -> Result<usize> {
         let slot = match name {
-            WatchName::Id(id) => self.by_id.get(id),
-            WatchName::Name(name) => self.by_name.get(name.as_str()),
+            WatchName::Id(id) => self.by_id.get(&self.records, *id),
+            WatchName::Name(name) => self.by_name.get(name.as_str()).copied(),
         };
-        slot.copied().ok_or_else(|| Error::WatchNotFound {
+        slot.ok_or_else(|| Error::WatchNotFound {
             on: self.shared.full_name.clone(),
             watch: match name {
                 WatchName::Id(id) => id.to_string(),
@@ -75,7 +75,7 @@ impl EventLoop {
         let slot = self.find(name)?;
         let record = &self.records[slot];
         if record.is_closed() {
-            return Err(Error::WatchClosed { watch: record.id });
+            return Err(Error::WatchClosed { watch: record.id() });
         }
         Ok(slot)
     }
@@ -98,7 +98,7 @@ impl EventLoop {
     ) -> Result<R> {
         let record = &self.records[self.find_open(name)?];
         if record.seat.end.is_some() {
-            return Err(Error::WatchClosed { watch: record.id });
+            return Err(Error::WatchClosed { watch: record.id() });
         }
         self.ask(name, ask)
     }
@@ -119,23 +119,23 @@ impl EventLoop {
     }
 
     pub(super) fn list(&self, after: u64, max: usize, filter: &WatchFilter) -> Page<proto::Watch> {
-        let mut ids: Vec<u64> = self
-            .by_id
-            .keys()
-            .copied()
-            .filter(|id| *id > after)
-            .collect();
+        let ids = self
+            .records
+            .iter()
+            .map(|(slot, record)| (record.id(), slot));
+        let mut ids: Vec<(u64, usize)> = ids.filter(|(id, _)| *id > after).collect();
         ids.sort_unstable();
         let mut page = Page {
             items: Vec::new(),
             next: None,
         };
         let mut bytes = 0;
-        for id in ids {
-            let Some(record) = self.by_id.get(&id).map(|slot| &self.records[*slot]) else {
-                continue;
+        for (_, slot) in ids {
+            let record = &self.records[slot];
+            let labelled = |(k, v): (&String, &String)| {
+                let labels = record.labels();
+                labels.is_some_and(|labels| labels.get(k) == Some(v))
             };
-            let labelled = |(k, v): (&String, &String)| record.labels.get(k) == Some(v);
             let kind = filter.kinds.is_empty() || filter.kinds.contains(record.kind.name());
             if !kind
                 || (filter.open_only && record.is_closed())
@@ -204,7 +204,7 @@ impl EventLoop {
         let abortable = self.ask(name, |watch, _| Ok(watch.can_abort()));
         match abortable.and_then(|can| Ok((can, self.find_open(name)?))) {
             Ok((true, slot)) => {
-                self.records[slot].on_closed.push(reply);
+                self.records[slot].make_rare().on_closed.push(reply);
                 self.end(slot, CloseReason::Aborted);
             }
             Ok((false, _)) => {
@@ -219,11 +219,11 @@ impl EventLoop {
         let takeable = self.ask(name, |watch, _| watch.takeable());
         match takeable.and_then(|found| Ok((found, self.find_open(name)?))) {
             Ok((_, slot)) if self.records[slot].seat.end.is_some() => {
-                let watch = self.records[slot].id;
+                let watch = self.records[slot].id();
                 self.reply(reply, Err(Error::WatchClosed { watch }));
             }
             Ok((source, slot)) => {
-                self.records[slot].take = Some((source, reply));
+                self.records[slot].make_rare().take = Some((source, reply));
                 self.end(slot, CloseReason::FdTaken);
             }
             Err(error) => self.reply(reply, Err(error)),

@@ -5,7 +5,7 @@ use super::EventLoop;
 use crate::clock;
 use crate::driver::Budget;
 use crate::journal::{Level, Room};
-use crate::proto::{PausedSource, SourcePause, SourcePauseReason};
+use crate::proto::{PausedSource, SourcePauseReason};
 
 /// What an event takes in the journal beside its text and bytes.
 pub(super) const EVENT_OVERHEAD: u64 = 128;
@@ -55,7 +55,7 @@ impl EventLoop {
             for slot in self.slots() {
                 match reason {
                     Some(reason) => self.pause_source(slot, reason),
-                    None if self.outbox.is_over_share(self.records[slot].id) => {
+                    None if self.outbox.is_over_share(self.records[slot].id()) => {
                         self.pause_source(slot, SourcePauseReason::WatchShare);
                     }
                     None => self.resume_source(slot),
@@ -69,7 +69,7 @@ impl EventLoop {
         }
         for (watch, over) in crossed {
             if self.full.is_none()
-                && let Some(slot) = self.by_id.get(&watch).copied()
+                && let Some(slot) = self.by_id.get(&self.records, watch)
             {
                 if over {
                     self.pause_source(slot, SourcePauseReason::WatchShare);
@@ -90,24 +90,23 @@ impl EventLoop {
         if has_source != Some(true) || record.is_closed() {
             return;
         }
-        let pause = record.paused.get_or_insert(SourcePause {
-            reason: reason.into(),
-            since,
-        });
+        let pause = record.make_rare().paused.get_or_insert_default();
         pause.reason = reason.into();
+        pause.since = pause.since.or(since);
+        let pause = Some(*pause);
         let paused = PausedSource {
-            watch_id: record.id,
-            name: record.name.as_deref().unwrap_or_default().to_owned(),
-            pause: Some(*pause),
+            watch_id: record.id(),
+            name: record.name_text(),
+            pause,
         };
-        self.shared.paused.lock().insert(record.id, paused);
+        self.shared.paused.lock().insert(record.id(), paused);
     }
 
     fn resume_source(&mut self, slot: usize) {
         if let Some(record) = self.records.get_mut(slot)
-            && record.paused.take().is_some()
+            && record.unpause()
         {
-            self.shared.paused.lock().remove(&record.id);
+            self.shared.paused.lock().remove(&record.id());
         }
         self.tell(slot, |watch, cx| watch.hold(cx, false));
     }

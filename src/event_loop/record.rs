@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
+use smallvec::SmallVec;
+
 use super::mailbox::Reply;
 use super::timers::AlarmId;
 use crate::access::ClientProcess;
@@ -11,7 +14,7 @@ use crate::driver::SourceId;
 use crate::event::{Closed, Cursor, Labels};
 use crate::journal::Journal;
 use crate::proto;
-use crate::watch::{Alarm, Need, Seat, Watch};
+use crate::watch::{Need, Seat, Watch};
 
 /// A watch as asked for, whatever its kind.
 #[derive(Debug, Clone)]
@@ -58,43 +61,64 @@ pub struct TakenFd {
     pub received: u64,
 }
 
+/// A loop may have a million of them: what few have is in a box.
 #[derive(Debug)]
 pub(super) struct Record {
-    pub(super) id: u64,
     pub(super) seat: Seat,
     pub(super) watch: Option<Box<dyn Watch>>,
-    pub(super) name: Option<Arc<str>>,
-    pub(super) labels: Labels,
-    pub(super) kind: WatchKind,
-    pub(super) spec: Option<Box<proto::WatchSpec>>,
+    pub(super) spec: Option<Encoded>,
     pub(super) lifetime: Lifetime,
-    pub(super) parent: u64,
     pub(super) created: u64,
     pub(super) added: u64,
-    pub(super) finished_ttl: std::time::Duration,
     pub(super) need: Need,
-    pub(super) alarm: Option<(Alarm, AlarmId)>,
-    pub(super) phase: Phase,
+    pub(super) alarm: Option<AlarmId>,
+    pub(super) rare: Option<Box<Rare>>,
+    pub(super) kind: WatchKind,
+    pub(super) closing: bool,
+}
+
+/// A specification, encoded: as a value it is many times as large.
+#[derive(Debug)]
+pub(super) struct Encoded(SmallVec<[u8; 16]>);
+
+impl Encoded {
+    pub(super) fn new(spec: &proto::WatchSpec) -> Self {
+        Self(SmallVec::from_vec(spec.encode_to_vec()))
+    }
+
+    pub(super) fn decode(&self) -> proto::WatchSpec {
+        // It is what `new` encoded.
+        proto::WatchSpec::decode(&*self.0).unwrap_or_default()
+    }
+}
+
+/// What most watches do not have.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    pub(super) name: Option<Arc<str>>,
+    pub(super) labels: Labels,
+    /// The listener that accepted it; 0: none.
+    pub(super) parent: u64,
+    /// None: the policy's.
+    pub(super) finished_ttl: Option<std::time::Duration>,
     /// Its source is not read for want of room.
     pub(super) paused: Option<proto::SourcePause>,
     pub(super) removal: Option<Removal>,
     /// Told the cursor of `Closed`.
     pub(super) on_closed: Vec<Reply<Cursor>>,
     pub(super) take: Option<(SourceId, Reply<TakenFd>)>,
-    pub(super) taken: Option<std::os::fd::OwnedFd>,
+    /// Present once it is closed.
+    pub(super) over: Option<Over>,
 }
 
+/// How it closed.
 #[derive(Debug)]
-pub(super) enum Phase {
-    Open,
-    Closing,
-    Closed {
-        closed: Closed,
-        seq: u64,
-        at: Now,
-        /// When it is removed, monotonic nanoseconds.
-        expires: u64,
-    },
+pub(super) struct Over {
+    pub(super) closed: Closed,
+    pub(super) seq: u64,
+    pub(super) at: Now,
+    /// When it is removed, monotonic nanoseconds.
+    pub(super) expires: u64,
 }
 
 /// Somebody wants it forgotten.
@@ -105,8 +129,56 @@ pub(super) struct Removal {
 }
 
 impl Record {
-    pub(super) const fn is_closed(&self) -> bool {
-        matches!(self.phase, Phase::Closed { .. })
+    /// What few have, if it has any of it.
+    pub(super) fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    pub(super) fn rare_mut(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut()
+    }
+
+    /// To give it some of that.
+    pub(super) fn make_rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn over(&self) -> Option<&Over> {
+        self.rare()?.over.as_ref()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.over().is_some()
+    }
+
+    pub(super) const fn id(&self) -> u64 {
+        self.seat.about.watch
+    }
+
+    pub(super) fn name(&self) -> Option<&Arc<str>> {
+        self.rare()?.name.as_ref()
+    }
+
+    /// The name for people; empty if it has none.
+    pub(super) fn name_text(&self) -> String {
+        self.name()
+            .map(|name| (**name).to_owned())
+            .unwrap_or_default()
+    }
+
+    /// None are no labels.
+    pub(super) fn labels(&self) -> Option<&Labels> {
+        Some(&self.rare()?.labels)
+    }
+
+    pub(super) fn finished_ttl(&self) -> Option<std::time::Duration> {
+        self.rare()?.finished_ttl
+    }
+
+    /// It is read again; whether it was paused.
+    pub(super) fn unpause(&mut self) -> bool {
+        self.rare_mut()
+            .is_some_and(|rare| rare.paused.take().is_some())
     }
 
     /// Bytes that came in over it, if it is a transport.
@@ -119,39 +191,32 @@ impl Record {
 
     /// As shown to clients.
     pub(super) fn view(&self, journal: &Journal) -> proto::Watch {
-        let (state, closed, closed_at, closed_cursor) = match &self.phase {
-            Phase::Open => (proto::WatchState::Open, None, None, None),
-            Phase::Closing => (proto::WatchState::Closing, None, None, None),
-            Phase::Closed {
-                closed, at, seq, ..
-            } => (
-                proto::WatchState::Closed,
-                Some(closed.clone()),
-                Some(clock::timestamp(at.realtime)),
-                Some(journal.cursor(*seq).into()),
-            ),
+        let (state, over) = match self.over() {
+            None if self.closing => (proto::WatchState::Closing, None),
+            None => (proto::WatchState::Open, None),
+            over => (proto::WatchState::Closed, over),
         };
         let lifetime = match self.lifetime {
             Lifetime::Daemon => proto::Lifetime::Daemon,
             Lifetime::Process(_) => proto::Lifetime::Process,
         };
         proto::Watch {
-            watch_id: self.id,
-            name: self.name.as_deref().unwrap_or_default().to_owned(),
-            labels: (*self.labels).clone(),
+            watch_id: self.id(),
+            name: self.name_text(),
+            labels: self.labels().map(|l| (**l).clone()).unwrap_or_default(),
             user_data: self.seat.about.user_data,
             watch_kind: self.kind.name().to_owned(),
             state: state.into(),
-            spec: self.spec.as_deref().cloned(),
+            spec: self.spec.as_ref().map(Encoded::decode),
             created: Some(clock::timestamp(self.created)),
             added: Some(journal.cursor(self.added).into()),
-            closed,
-            closed_at,
-            closed_cursor,
+            closed: over.map(|over| over.closed.clone()),
+            closed_at: over.map(|over| clock::timestamp(over.at.realtime)),
+            closed_cursor: over.map(|over| journal.cursor(over.seq).into()),
             survives: proto::Survives::Nothing.into(),
             lifetime: lifetime.into(),
-            parent_watch_id: self.parent,
-            source_pause: self.paused,
+            parent_watch_id: self.rare().map_or(0, |rare| rare.parent),
+            source_pause: self.rare().and_then(|rare| rare.paused),
             status: self.watch.as_ref().and_then(|watch| watch.status()),
         }
     }

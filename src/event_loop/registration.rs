@@ -103,14 +103,14 @@ impl EventLoop {
         let record = &self.records[slot];
         let taken = |differs: Option<String>| Error::NameTaken {
             what: "watch",
-            name: record.name.as_deref().unwrap_or_default().to_owned(),
+            name: record.name_text(),
             differs,
         };
         if !registration.or_existing {
             return Err(taken(None));
         }
         let differs = match (&record.spec, &registration.spec) {
-            (Some(theirs), Some(ours)) => compare::difference(theirs, ours),
+            (Some(theirs), Some(ours)) => compare::difference(&theirs.decode(), ours),
             (None, None) => None,
             _ => Some("spec"),
         };
@@ -141,7 +141,7 @@ impl EventLoop {
         let id = self.next_watch;
         let slot = self.insert(registration, watch, 0);
         let gone = Error::Internal("a watch went as it came");
-        let record = self.records.get(slot).filter(|record| record.id == id);
+        let record = self.records.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
             watch: record.ok_or(gone)?.view(&self.shared.journal),
             existed: false,

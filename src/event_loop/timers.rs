@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::num::NonZeroU64;
 
 use crate::clock::Now;
 use crate::driver::Key;
@@ -13,8 +14,16 @@ use crate::watch::Alarm;
 /// Below this many entries a heap is not worth rebuilding (asyncio's number).
 const REBUILD_MIN: usize = 100;
 
-/// The number of an alarm: a watch's current one is the one it was set with last.
-pub(super) type AlarmId = u64;
+/// The number of an alarm, never 0: a watch's current one is the one it was set with last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AlarmId(NonZeroU64);
+
+impl AlarmId {
+    /// Whose heap it is in.
+    const fn is_realtime(self) -> bool {
+        self.0.get() & 1 == 1
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
@@ -34,7 +43,8 @@ struct Heap {
 pub(super) struct Timers {
     monotonic: Heap,
     realtime: Heap,
-    last_id: AlarmId,
+    /// How many were set.
+    set: u64,
 }
 
 impl Heap {
@@ -51,21 +61,22 @@ impl Heap {
 impl Timers {
     /// Sets an alarm.
     pub(super) fn set(&mut self, alarm: Alarm, key: Key) -> AlarmId {
-        self.last_id += 1;
-        let id = self.last_id;
-        let (heap, at) = match alarm {
-            Alarm::Monotonic(at) => (&mut self.monotonic, at),
-            Alarm::Realtime(at) => (&mut self.realtime, at),
+        self.set += 1;
+        let (heap, at, bit) = match alarm {
+            Alarm::Monotonic(at) => (&mut self.monotonic, at, 0),
+            Alarm::Realtime(at) => (&mut self.realtime, at, 1),
         };
+        let id = AlarmId(NonZeroU64::MIN.saturating_add((self.set << 1 | bit) - 1));
         heap.entries.push(Reverse(Entry { at, id, key }));
         id
     }
 
-    /// An alarm was taken back. `is_current` tells those that were not.
-    pub(super) fn forget(&mut self, alarm: Alarm, is_current: impl Fn(Key, AlarmId) -> bool) {
-        let heap = match alarm {
-            Alarm::Monotonic(_) => &mut self.monotonic,
-            Alarm::Realtime(_) => &mut self.realtime,
+    /// That alarm was taken back. `is_current` tells those that were not.
+    pub(super) fn forget(&mut self, id: AlarmId, is_current: impl Fn(Key, AlarmId) -> bool) {
+        let heap = if id.is_realtime() {
+            &mut self.realtime
+        } else {
+            &mut self.monotonic
         };
         heap.stale += 1;
         if heap.stale > heap.entries.len() / 2 && heap.entries.len() > REBUILD_MIN {
@@ -131,7 +142,7 @@ mod tests {
         let mut timers = Timers::default();
         for round in 0..100_000u64 {
             let id = timers.set(Alarm::Monotonic(u64::MAX - round), key(0));
-            timers.forget(Alarm::Monotonic(0), |_, current| current > id);
+            timers.forget(id, |_, current| current > id);
         }
         assert!(timers.monotonic.entries.len() <= REBUILD_MIN + 1);
     }

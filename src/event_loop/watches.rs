@@ -3,9 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
-use super::record::{Phase, Record, Removal, TakenFd};
+use super::record::{Encoded, Over, Record, Removal, TakenFd};
 use super::{EventLoop, Lifetime, Registration};
 use crate::config::WatchKind;
 use crate::driver::{Key, OpId};
@@ -48,20 +46,17 @@ impl EventLoop {
     /// Brings the timers in line with what the watch wants.
     fn sync_alarm(&mut self, slot: usize) {
         let record = &mut self.records[slot];
-        let wanted = record.seat.alarm;
-        if record.alarm.map(|(alarm, _)| alarm) == wanted {
+        if !std::mem::take(&mut record.seat.alarm_changed) {
             return;
         }
         let before = record.alarm.take();
-        if let Some(alarm) = wanted {
-            let key = record.seat.key;
-            record.alarm = Some((alarm, self.timers.set(alarm, key)));
-        }
-        if let Some((alarm, _)) = before {
+        let key = record.seat.key;
+        record.alarm = record.seat.alarm.map(|alarm| self.timers.set(alarm, key));
+        if let Some(before) = before {
             let records = &self.records;
-            self.timers.forget(alarm, |key, id| {
+            self.timers.forget(before, |key, id| {
                 let record = records.get(key.slot as usize);
-                record.is_some_and(|r| r.alarm.is_some_and(|(_, current)| current == id))
+                record.is_some_and(|r| r.alarm == Some(id))
             });
         }
     }
@@ -69,8 +64,8 @@ impl EventLoop {
     /// Ends the watch if an end is asked for and nothing is left to do.
     fn settle(&mut self, slot: usize) {
         let record = &mut self.records[slot];
-        if matches!(record.phase, Phase::Open) && record.seat.end.is_some() {
-            record.phase = Phase::Closing;
+        if !record.closing && record.seat.end.is_some() {
+            record.closing = true;
             let teardown = self.tell(slot, |watch, cx| watch.closing(cx));
             if teardown != Some(Teardown::Now) {
                 return;
@@ -82,7 +77,7 @@ impl EventLoop {
         let Some(record) = self.records.get_mut(slot) else {
             return;
         };
-        if !matches!(record.phase, Phase::Closing) || !record.seat.finished {
+        if !record.closing || record.is_closed() || !record.seat.finished {
             return;
         }
         if record.seat.ops.is_empty() {
@@ -108,10 +103,8 @@ impl EventLoop {
     fn closed(&mut self, slot: usize) {
         let unsent_bytes = self.last_words(slot);
         let record = &mut self.records[slot];
-        let end = record.seat.end.take().unwrap_or(End {
-            reason: CloseReason::Completed,
-            error: None,
-        });
+        let end = record.seat.end.take();
+        let end = end.map_or_else(End::completed, |end| *end);
         let closed = Closed {
             reason: end.reason.into(),
             error: end.error.as_ref().map(Into::into),
@@ -119,22 +112,26 @@ impl EventLoop {
         };
         let kind = Kind::Closed(closed.clone());
         let seq = self.outbox.push(self.now, record.seat.about, kind);
-        let ttl = record.finished_ttl;
+        let ttl = record
+            .finished_ttl()
+            .unwrap_or(self.shared.policy.finished_ttl);
         let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
-        record.phase = Phase::Closed {
+        let rare = record.make_rare();
+        rare.over = Some(Over {
             closed,
             seq,
             at: self.now,
             expires,
-        };
-        record.seat.alarm = None;
-        let take = record.take.take();
+        });
+        let take = rare.take.take();
+        record.seat.wake(None);
+        let mut taken = None;
         for source in std::mem::take(&mut record.seat.sources) {
             let Some(fd) = self.driver.detach(source) else {
                 continue;
             };
             match &take {
-                Some((wanted, ..)) if *wanted == source => self.records[slot].taken = Some(fd),
+                Some((wanted, ..)) if *wanted == source => taken = Some(fd),
                 _ => self.services.close(fd),
             }
         }
@@ -143,13 +140,12 @@ impl EventLoop {
             .unreserve(std::mem::take(&mut record.seat.reserved));
         self.ledger
             .release_closed(&mut self.outbox, &mut record.need);
-        if record.paused.take().is_some() {
-            self.shared.paused.lock().remove(&record.id);
+        if record.unpause() {
+            self.shared.paused.lock().remove(&record.id());
         }
         let cursor = self.shared.journal.cursor(seq);
         if let Some((_, reply)) = take {
-            let fd = record.taken.take();
-            let taken = fd.map(|fd| TakenFd {
+            let taken = taken.map(|fd| TakenFd {
                 fd,
                 closed: cursor,
                 received: record.received(),
@@ -157,7 +153,9 @@ impl EventLoop {
             let gone = crate::error::Error::Internal("the descriptor to take is gone");
             self.reply(reply, taken.ok_or(gone));
         }
-        for reply in std::mem::take(&mut self.records[slot].on_closed) {
+        let rare = self.records[slot].rare_mut();
+        let waiting = rare.map(|rare| std::mem::take(&mut rare.on_closed));
+        for reply in waiting.unwrap_or_default() {
             self.reply(reply, Ok(cursor));
         }
         self.sync_alarm(slot);
@@ -170,7 +168,8 @@ impl EventLoop {
                 bound.remove(&key);
             }
         }
-        if self.records[slot].removal.is_some() {
+        let rare = self.records[slot].rare();
+        if rare.is_some_and(|rare| rare.removal.is_some()) {
             self.remove(slot);
         }
     }
@@ -199,11 +198,13 @@ impl EventLoop {
 
     /// Forgets a closed watch.
     fn remove(&mut self, slot: usize) {
+        self.by_id.remove(&self.records, self.records[slot].id());
         let mut record = self.records.remove(slot);
+        let removal = record.rare_mut().and_then(|rare| rare.removal.take());
         let Removal {
             request_id,
             replies,
-        } = record.removal.take().unwrap_or_default();
+        } = removal.unwrap_or_default();
         let removed = Removed { request_id };
         let about = record.seat.about;
         let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
@@ -212,12 +213,11 @@ impl EventLoop {
         for reply in replies {
             self.reply(reply, Ok(cursor));
         }
-        self.by_id.remove(&record.id);
-        if let Some(name) = &record.name {
+        if let Some(name) = record.name() {
             self.by_name.remove(name);
         }
-        if let Phase::Closed { expires, .. } = record.phase {
-            self.expiries.remove(&(expires, record.seat.key));
+        if let Some(over) = record.over() {
+            self.expiries.remove(&(over.expires, record.seat.key));
         }
         self.ledger.release(&mut self.outbox, record.need);
     }
@@ -258,17 +258,17 @@ impl EventLoop {
             let parent = &self.records[listener];
             let mut registration = Registration {
                 name: None,
-                labels: Arc::clone(&parent.labels),
+                labels: parent.labels().map(Arc::clone).unwrap_or_default(),
                 user_data: parent.seat.about.user_data,
                 kind: WatchKind::Connection,
                 spec: None,
                 or_existing: false,
                 request_id: String::new(),
                 lifetime: parent.lifetime.clone(),
-                finished_ttl: Some(parent.finished_ttl),
+                finished_ttl: parent.finished_ttl(),
                 need: ACCEPTED,
             };
-            let (about, parent) = (parent.seat.about, parent.id);
+            let (about, parent) = (parent.seat.about, parent.id());
             let accepted = Accepted {
                 watch_id: self.next_watch,
                 peer,
@@ -331,39 +331,26 @@ impl EventLoop {
             Lifetime::Process(process) => Some(Arc::clone(process)),
             Lifetime::Daemon => None,
         };
-        entry.insert(Record {
-            id,
-            seat: Seat {
-                key,
-                about,
-                ops: SmallVec::new(),
-                sources: SmallVec::new(),
-                reserved: 0,
-                alarm: None,
-                end: None,
-                finished: false,
-                torn_down: false,
-            },
+        let finished_ttl = finished_ttl.filter(|ttl| *ttl != self.shared.policy.finished_ttl);
+        let record = entry.insert(Record {
+            seat: Seat::new(key, about),
             watch: Some(watch),
-            name: name.clone(),
-            labels,
-            kind,
-            spec,
+            spec: spec.as_deref().map(Encoded::new),
             lifetime,
-            parent,
             created: self.now.realtime,
             added,
-            finished_ttl: finished_ttl.unwrap_or(self.shared.policy.finished_ttl),
             need,
             alarm: None,
-            phase: Phase::Open,
-            paused: None,
-            removal: None,
-            on_closed: Vec::new(),
-            take: None,
-            taken: None,
+            rare: None,
+            kind,
+            closing: false,
         });
-        self.by_id.insert(id, slot);
+        if name.is_some() || !labels.is_empty() || parent != 0 || finished_ttl.is_some() {
+            let rare = record.make_rare();
+            (rare.name, rare.labels) = (name.clone(), labels);
+            (rare.parent, rare.finished_ttl) = (parent, finished_ttl);
+        }
+        self.by_id.insert(&self.records, key.slot);
         if let Some(name) = name {
             self.by_name.insert(name, slot);
         }
@@ -409,7 +396,7 @@ impl EventLoop {
     pub(super) fn end_unpolled(&mut self) {
         for slot in self.slots() {
             let record = &self.records[slot];
-            if matches!(record.phase, Phase::Closing) && !record.seat.finished {
+            if record.closing && !record.is_closed() && !record.seat.finished {
                 self.tell(slot, |watch, cx| {
                     if watch.closing(cx) == Teardown::Now {
                         cx.finish();
@@ -427,7 +414,7 @@ impl EventLoop {
         reply: super::Reply<crate::event::Cursor>,
     ) {
         let record = &mut self.records[slot];
-        let removal = record.removal.get_or_insert_default();
+        let removal = record.make_rare().removal.get_or_insert_default();
         if removal.replies.is_empty() {
             removal.request_id = request_id;
         }

@@ -180,7 +180,7 @@ impl Checks<'_> {
         let order = Order::Now(Box::new(move || {
             let order = FdOrder {
                 fd: claimed.keep().0,
-                fd_type: kind.name(),
+                kind,
                 readable,
                 writable,
             };

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use smallvec::SmallVec;
+use thin_vec::ThinVec;
 
 use super::{Need, Notifier, Services, Watch};
 use crate::clock::Now;
@@ -31,6 +31,17 @@ pub struct End {
     pub error: Option<SystemError>,
 }
 
+impl End {
+    /// In order.
+    #[must_use]
+    pub fn completed() -> Self {
+        Self {
+            reason: CloseReason::Completed,
+            error: None,
+        }
+    }
+}
+
 /// A connection that a listener took, to become a watch of its own.
 #[derive(Debug)]
 pub struct Adoption {
@@ -48,19 +59,48 @@ pub struct Seat {
     /// Names it in events.
     pub about: About,
     /// Live operations, and on what.
-    pub ops: SmallVec<[(Lane, SourceId); 2]>,
+    pub ops: ThinVec<(Lane, SourceId)>,
     /// What it has attached.
-    pub sources: SmallVec<[SourceId; 2]>,
+    pub sources: ThinVec<SourceId>,
     /// Events set aside one by one, beside those of its [`Need`].
     pub reserved: u64,
     /// When it wants to be woken.
     pub alarm: Option<Alarm>,
+    /// The loop does not know of the alarm yet.
+    pub alarm_changed: bool,
     /// Set once its end is asked for.
-    pub end: Option<End>,
+    pub end: Option<Box<End>>,
     /// It said that it has ended its operations itself.
     pub finished: bool,
     /// Its operations were cancelled because it ends.
     pub torn_down: bool,
+}
+
+impl Seat {
+    /// Of a watch that has nothing yet.
+    #[must_use]
+    pub fn new(key: Key, about: About) -> Self {
+        Self {
+            key,
+            about,
+            ops: ThinVec::new(),
+            sources: ThinVec::new(),
+            reserved: 0,
+            alarm: None,
+            alarm_changed: false,
+            end: None,
+            finished: false,
+            torn_down: false,
+        }
+    }
+
+    /// When the watch wants to be woken from now on.
+    pub fn wake(&mut self, at: Option<Alarm>) {
+        if self.alarm != at {
+            self.alarm = at;
+            self.alarm_changed = true;
+        }
+    }
 }
 
 /// The loop, as one watch sees it for the length of one call.
@@ -91,6 +131,14 @@ pub trait Grants: std::fmt::Debug {
     fn grant(&mut self, outbox: &mut Outbox, need: Need, count: u32) -> Result<u32>;
     /// Gives back what `count` of them did not use.
     fn give_back(&mut self, outbox: &mut Outbox, need: Need, count: u32);
+}
+
+/// Most have one at a time: the first gets no room for more.
+fn push_first<T>(list: &mut ThinVec<T>, item: T) {
+    if list.capacity() == 0 {
+        list.reserve_exact(1);
+    }
+    list.push(item);
 }
 
 impl Context<'_> {
@@ -163,7 +211,7 @@ impl Context<'_> {
     pub fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Option<SourceId> {
         match self.driver.attach(fd, mode) {
             Ok(source) => {
-                self.seat.sources.push(source);
+                push_first(&mut self.seat.sources, source);
                 Some(source)
             }
             Err(error) => {
@@ -180,7 +228,7 @@ impl Context<'_> {
     /// Starts an operation. Its lane must be free.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
         debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
-        self.seat.ops.push((lane, source));
+        push_first(&mut self.seat.ops, (lane, source));
         let id = OpId {
             watch: self.seat.key,
             lane,
@@ -218,7 +266,7 @@ impl Context<'_> {
 
     /// Sets the watch's one alarm.
     pub fn set_alarm(&mut self, at: Alarm) {
-        self.seat.alarm = Some(at);
+        self.seat.wake(Some(at));
     }
 
     /// Sets the watch's one alarm to so many nanoseconds from now.
@@ -232,16 +280,16 @@ impl Context<'_> {
 
     /// Takes the alarm back.
     pub fn clear_alarm(&mut self) {
-        self.seat.alarm = None;
+        self.seat.wake(None);
     }
 
     /// Asks for the end of the watch. The first reason counts.
     pub fn close(&mut self, reason: CloseReason) {
         if self.seat.end.is_none() {
-            self.seat.end = Some(End {
+            self.seat.end = Some(Box::new(End {
                 reason,
                 error: None,
-            });
+            }));
         }
     }
 
@@ -253,10 +301,10 @@ impl Context<'_> {
     /// As [`Context::fail`], with all that is known.
     pub fn fail_with(&mut self, error: SystemError) {
         if self.seat.end.is_none() {
-            self.seat.end = Some(End {
+            self.seat.end = Some(Box::new(End {
                 reason: CloseReason::Error,
                 error: Some(error),
-            });
+            }));
         }
     }
 

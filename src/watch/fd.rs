@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::{Context, Watch};
-use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, FileKind, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Ready};
 use crate::proto;
@@ -16,8 +16,8 @@ const WRITE: Lane = Lane(1);
 pub struct FdOrder {
     /// The daemon's own duplicate.
     pub fd: OwnedFd,
-    /// What it is, in a word.
-    pub fd_type: &'static str,
+    /// What it is.
+    pub kind: FileKind,
     /// Armed from the start.
     pub readable: bool,
     /// Armed from the start.
@@ -35,7 +35,7 @@ impl FdOrder {
         Box::new(FdWatch {
             fd: Some(self.fd),
             source: None,
-            fd_type: self.fd_type,
+            kind: self.kind,
             read: side(self.readable),
             write: side(self.writable),
         })
@@ -56,7 +56,7 @@ struct Side {
 struct FdWatch {
     fd: Option<OwnedFd>,
     source: Option<SourceId>,
-    fd_type: &'static str,
+    kind: FileKind,
     read: Side,
     write: Side,
 }
@@ -146,7 +146,7 @@ impl Watch for FdWatch {
         Some(proto::watch::Status::Fd(proto::FdStatus {
             readable_armed: self.read.wanted,
             writable_armed: self.write.wanted,
-            fd_type: self.fd_type.to_owned(),
+            fd_type: self.kind.name().to_owned(),
         }))
     }
 

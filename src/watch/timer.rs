@@ -39,83 +39,115 @@ impl TimerOrder {
     /// The watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
-        Box::new(Timer {
-            schedule: self.0,
-            next: Alarm::Monotonic(0),
-            ticks: 0,
-            fired: 0,
-            done: false,
+        Box::new(Timer::New(self.0))
+    }
+}
+
+/// A loop may have a million of them.
+#[derive(Debug)]
+enum Timer {
+    New(Schedule),
+    Once(Alarm),
+    Every(Box<Ticks>),
+    Fired,
+}
+
+#[derive(Debug)]
+struct Ticks {
+    /// Nanoseconds.
+    interval: u64,
+    /// When the next one is due, monotonic.
+    next: u64,
+    /// Ticks so far, missed ones counted.
+    count: u64,
+    /// Events so far.
+    fired: u64,
+}
+
+impl Ticks {
+    /// What to tell of those that are due, if there is room; a later tick counts one that was
+    /// not told as missed.
+    fn due(&mut self, cx: &mut Context<'_>) -> Option<TimerFired> {
+        let now = cx.now.monotonic;
+        let missed = (now - self.next) / self.interval;
+        let last = self.next + missed * self.interval;
+        let next = last.saturating_add(self.interval);
+        cx.set_alarm(Alarm::Monotonic(next));
+        if !cx.has_room() {
+            return None;
+        }
+        self.next = next;
+        self.count += missed + 1;
+        self.fired += 1;
+        Some(TimerFired {
+            scheduled_ns: last,
+            late_ns: now - last,
+            missed,
+            tick: self.count,
         })
     }
 }
 
-#[derive(Debug)]
-struct Timer {
-    schedule: Schedule,
-    next: Alarm,
-    /// Ticks so far, missed ones counted.
-    ticks: u64,
-    /// Events so far.
-    fired: u64,
-    done: bool,
-}
-
 impl Watch for Timer {
     fn start(&mut self, cx: &mut Context<'_>) {
+        let Self::New(schedule) = *self else { return };
         // Not the turn's time, which may lie before the request.
         let now = Now::sample().monotonic;
-        self.next = match self.schedule {
+        let first = match schedule {
             Schedule::After(delay) | Schedule::Every(delay) => {
                 Alarm::Monotonic(now.saturating_add(nanos(delay)))
             }
             Schedule::AtMonotonic(at) => Alarm::Monotonic(at),
             Schedule::AtRealtime(at) => Alarm::Realtime(at),
         };
-        cx.set_alarm(self.next);
+        *self = match (schedule, first) {
+            (Schedule::Every(interval), Alarm::Monotonic(next)) => Self::Every(Box::new(Ticks {
+                interval: nanos(interval),
+                next,
+                count: 0,
+                fired: 0,
+            })),
+            _ => Self::Once(first),
+        };
+        cx.set_alarm(first);
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        let (scheduled, now) = match self.next {
-            Alarm::Monotonic(at) => (at, cx.now.monotonic),
-            Alarm::Realtime(at) => (at, cx.now.realtime),
-        };
-        let mut last = scheduled;
-        let mut missed = 0;
-        if let Schedule::Every(interval) = self.schedule {
-            let interval = nanos(interval);
-            missed = (now - scheduled) / interval;
-            last = scheduled + missed * interval;
-            let next = Alarm::Monotonic(last.saturating_add(interval));
-            cx.set_alarm(next);
-            if !cx.has_room() {
-                // A later tick counts this one as missed.
-                return;
+        let fired = match self {
+            Self::New(_) | Self::Fired => None,
+            Self::Every(ticks) => ticks.due(cx),
+            Self::Once(alarm) => {
+                let (scheduled, now) = match *alarm {
+                    Alarm::Monotonic(at) => (at, cx.now.monotonic),
+                    Alarm::Realtime(at) => (at, cx.now.realtime),
+                };
+                *self = Self::Fired;
+                cx.close(CloseReason::Completed);
+                Some(TimerFired {
+                    scheduled_ns: scheduled,
+                    late_ns: now - scheduled,
+                    missed: 0,
+                    tick: 1,
+                })
             }
-            self.next = next;
-        } else {
-            self.done = true;
-            cx.close(CloseReason::Completed);
+        };
+        if let Some(fired) = fired {
+            cx.emit(Kind::TimerFired(fired));
         }
-        self.ticks += missed + 1;
-        self.fired += 1;
-        cx.emit(Kind::TimerFired(TimerFired {
-            scheduled_ns: last,
-            late_ns: now - last,
-            missed,
-            tick: self.ticks,
-        }));
     }
 
     fn status(&self) -> Option<proto::watch::Status> {
-        let next_ns = match self.next {
-            _ if self.done => 0,
-            Alarm::Monotonic(at) | Alarm::Realtime(at) => at,
+        let (next_ns, fired) = match self {
+            Self::New(_) => (0, 0),
+            Self::Once(Alarm::Monotonic(at) | Alarm::Realtime(at)) => (*at, 0),
+            Self::Every(ticks) => (ticks.next, ticks.fired),
+            Self::Fired => (0, 1),
         };
         Some(proto::watch::Status::Timer(proto::TimerStatus {
             next_ns,
-            fired: self.fired,
+            fired,
         }))
     }
 }

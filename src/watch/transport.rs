@@ -198,7 +198,7 @@ impl Outgoing {
         if !cx.is_live(self.lane)
             && let Some(front) = self.queue.front()
         {
-            cx.start(self.lane, self.source, Op::Send(front.clone()));
+            cx.start(self.lane, self.source, Op::Send(Box::new(front.clone())));
         }
     }
 

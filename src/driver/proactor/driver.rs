@@ -142,7 +142,7 @@ impl Driver for Proactor {
                 FileType::from_raw_mode(stat.st_mode) == FileType::Socket
             }
         };
-        Ok(SourceId(self.sources.insert(Source {
+        Ok(SourceId::at(self.sources.insert(Source {
             fd,
             mode,
             socket,
@@ -156,7 +156,8 @@ impl Driver for Proactor {
         usize::MAX - self.sources.len()
     }
 
-    fn start(&mut self, id: OpId, SourceId(index): SourceId, op: Op) {
+    fn start(&mut self, id: OpId, source: SourceId, op: Op) {
+        let index = source.index();
         let direction = op.direction();
         let refusal = match self.sources.get_mut(index) {
             None => Errno::BADF,
@@ -182,7 +183,8 @@ impl Driver for Proactor {
         });
     }
 
-    fn cancel(&mut self, id: OpId, SourceId(index): SourceId) {
+    fn cancel(&mut self, id: OpId, source: SourceId) {
+        let index = source.index();
         for direction in [Direction::Read, Direction::Write] {
             let token = Token::new(index, direction);
             let Some(live) = self.live(token).filter(|live| live.id == id) else {
@@ -201,7 +203,8 @@ impl Driver for Proactor {
         }
     }
 
-    fn detach(&mut self, SourceId(index): SourceId) -> Option<OwnedFd> {
+    fn detach(&mut self, source: SourceId) -> Option<OwnedFd> {
+        let index = source.index();
         let source = self.sources.get(index)?;
         let live = source.read.is_some() || source.write.is_some();
         debug_assert!(!live, "live operations");
@@ -209,7 +212,8 @@ impl Driver for Proactor {
         (!live).then(|| self.sources.remove(index).fd)
     }
 
-    fn fd(&self, SourceId(index): SourceId) -> Option<BorrowedFd<'_>> {
+    fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>> {
+        let index = source.index();
         self.sources.get(index).map(|source| source.fd.as_fd())
     }
 

@@ -118,7 +118,7 @@ impl Proactor {
                 return Ok(());
             }
             Op::Send(bytes) if !live.poll_first => {
-                self.ring.send(token, fd, socket, bytes.clone())?;
+                self.ring.send(token, fd, socket, (**bytes).clone())?;
                 live.stage = Stage::Submitted;
                 return Ok(());
             }

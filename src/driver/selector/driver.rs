@@ -262,7 +262,7 @@ impl<P: Poller> Driver for Selector<P> {
         if self.room() == 0 {
             return Err(AttachError::Limit(P::LIMIT));
         }
-        Ok(SourceId(self.sources.insert(Source {
+        Ok(SourceId::at(self.sources.insert(Source {
             fd,
             mode,
             read: None,
@@ -276,7 +276,8 @@ impl<P: Poller> Driver for Selector<P> {
         P::LIMIT.saturating_sub(self.sources.len())
     }
 
-    fn start(&mut self, id: OpId, SourceId(index): SourceId, op: Op) {
+    fn start(&mut self, id: OpId, source: SourceId, op: Op) {
+        let index = source.index();
         let refusal = match self.sources.get_mut(index) {
             None => Some(Errno::BADF),
             Some(source) => source.refuses(&op),
@@ -292,7 +293,8 @@ impl<P: Poller> Driver for Selector<P> {
         }
     }
 
-    fn cancel(&mut self, id: OpId, SourceId(index): SourceId) {
+    fn cancel(&mut self, id: OpId, source: SourceId) {
+        let index = source.index();
         let Some(source) = self.sources.get_mut(index) else {
             return;
         };
@@ -308,7 +310,8 @@ impl<P: Poller> Driver for Selector<P> {
         }
     }
 
-    fn detach(&mut self, SourceId(index): SourceId) -> Option<OwnedFd> {
+    fn detach(&mut self, source: SourceId) -> Option<OwnedFd> {
+        let index = source.index();
         let source = self.sources.try_remove(index)?;
         debug_assert_eq!(source.interest(), Interest::NONE, "live operations");
         if source.registered != Interest::NONE {
@@ -318,7 +321,8 @@ impl<P: Poller> Driver for Selector<P> {
         Some(source.fd)
     }
 
-    fn fd(&self, SourceId(index): SourceId) -> Option<BorrowedFd<'_>> {
+    fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>> {
+        let index = source.index();
         self.sources.get(index).map(|source| source.fd.as_fd())
     }
 

@@ -137,7 +137,8 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     rig.driver.start(id(2), pipe, RECV);
     let (reader, full) = blocking_pipe();
     let full = rig.attach(full, Nonblocking::Pipe);
-    rig.driver.start(id(3), full, Op::Send(bytes.clone()));
+    rig.driver
+        .start(id(3), full, Op::Send(Box::new(bytes.clone())));
     let (readiness, other) = blocking_pipe();
     let readiness = rig.attach(readiness, Nonblocking::ReadinessOnly);
     rig.driver.start(id(4), readiness, READ);
@@ -147,7 +148,7 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     rig.driver.start(id(5), listener, Op::Accept { limit: 1 });
     assert_eq!(rig.next(), ["3 sent 65536."]);
     // The pipe is full: this one stays in the kernel.
-    rig.driver.start(id(3), full, Op::Send(bytes));
+    rig.driver.start(id(3), full, Op::Send(Box::new(bytes)));
     rig.assert_silent();
     (vec![peer.into(), writer, reader, other], freed)
 }
@@ -322,7 +323,7 @@ fn a_turn_that_does_not_wait_misses_nothing(mut rig: Rig) {
     rustix::io::write(&writer, &[0; 65536]).unwrap();
     let source = rig.attach(writer, Nonblocking::Pipe);
     let bytes = Bytes::from_static(b"no room");
-    rig.driver.start(id(1), source, Op::Send(bytes));
+    rig.driver.start(id(1), source, Op::Send(Box::new(bytes)));
     assert!(rig.turn(Duration::ZERO, AMPLE).is_empty());
     drop(reader);
     // What the kernel does about it takes it two steps.

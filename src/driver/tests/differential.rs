@@ -73,7 +73,9 @@ impl World {
             Step::Ready(1, false) => {}
             Step::Ready(peer, read) => self.start(number, peer, if read { READ } else { WRITE }),
             Step::Recv(peer, max) => self.start(number, peer, Op::Recv { max }),
-            Step::Send(peer, len) => self.start(number, peer, Op::Send(vec![1; len].into())),
+            Step::Send(peer, len) => {
+                self.start(number, peer, Op::Send(Box::new(vec![1; len].into())));
+            }
             Step::Cancel(peer, read) => {
                 if let Some(live) = self.live.get(&(peer, read)) {
                     self.rig.driver.cancel(id(*live), self.sources[peer]);
