@@ -13,9 +13,9 @@ use evloopd::proto::subscribe_request::Start;
 use evloopd::proto::subscribe_response::Message;
 use evloopd::proto::watch_service_client::WatchServiceClient;
 use evloopd::proto::{
-    AddWatchRequest, Batch, BatchAddWatchesRequest, EventKind, Filter, ReadPipeSpec, StartAt,
-    SubscribeRequest, SubscribeResponse, WatchSpec, batch_add_watches_result, read_pipe_spec,
-    watch_spec,
+    AddWatchRequest, Batch, BatchAddWatchesRequest, EventKind, FdSpec, Filter, ReadPipeSpec,
+    StartAt, SubscribeRequest, SubscribeResponse, WatchSpec, batch_add_watches_result,
+    read_pipe_spec, watch_spec,
 };
 use tempfile::TempDir;
 use tonic::Streaming;
@@ -39,6 +39,20 @@ pub(crate) struct Daemon {
 impl Daemon {
     pub(crate) fn start() -> Outcome<Self> {
         Self::start_with("version = 1\n")
+    }
+
+    /// Whose loops wait with that backend.
+    pub(crate) fn start_on(backend: &str) -> Outcome<Self> {
+        Self::start_with(&format!("version = 1\n{}", Self::on(backend)))
+    }
+
+    /// The default policy's section up to its backend.
+    pub(crate) fn on(backend: &str) -> String {
+        let class = match backend {
+            "io_uring" => "proactor",
+            _ => "selector",
+        };
+        format!("[policy.default]\nclass = \"{class}\"\nbackends = [\"{backend}\"]\n")
     }
 
     /// With a configuration of its own.
@@ -101,7 +115,7 @@ impl Daemon {
     }
 
     /// A slot for each file descriptor.
-    fn hand_over(&self, fds: &[OwnedFd]) -> Outcome<Vec<Slot>> {
+    fn hand_over(&self, fds: &[impl AsFd]) -> Outcome<Vec<Slot>> {
         let client = Client::connect(&self.directory.path().join("socket.handover"))?;
         let mut slots = Vec::with_capacity(fds.len());
         for chunk in fds.chunks(FDS_MAX) {
@@ -109,6 +123,30 @@ impl Daemon {
             slots.extend(client.give(&borrowed)?);
         }
         Ok(slots)
+    }
+
+    /// Watches one descriptor so many times.
+    pub(crate) async fn watch_readable(
+        &self,
+        channel: Channel,
+        fd: &OwnedFd,
+        count: usize,
+    ) -> Outcome<()> {
+        let mut left = count;
+        while left > 0 {
+            let some = left.min(WATCHES_MAX);
+            left -= some;
+            let slots = self.hand_over(&vec![fd.as_fd(); some])?;
+            let specs = slots.into_iter().map(|slot| {
+                watch_spec::Spec::Fd(FdSpec {
+                    slot: Bytes::copy_from_slice(&slot),
+                    readable: true,
+                    writable: false,
+                })
+            });
+            add_watches(channel.clone(), specs).await?;
+        }
+        Ok(())
     }
 
     /// Watches the reading ends of pipes; each one's `user_data` is its index.

@@ -13,13 +13,15 @@ use std::error::Error;
 use tokio::runtime::{Builder, Runtime};
 
 mod daemon;
-mod footprint;
 mod grpc;
 mod latency;
+mod peers;
 mod raw;
 mod replay;
 mod report;
+mod scale;
 mod spawn;
+mod stdout;
 mod throughput;
 mod yardstick;
 
@@ -29,24 +31,28 @@ type Failure = Box<dyn Error>;
 type Outcome<T> = Result<T, Failure>;
 type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
-const CASES: [(&str, Case); 7] = [
+const CASES: [(&str, Case); 11] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
     ("fanout", replay::run_fanout),
     ("neighbour", throughput::run_neighbour),
     ("replay", replay::run),
     ("spawn", spawn::run),
-    ("footprint", footprint::run),
+    ("stdout", stdout::run),
+    ("footprint", scale::run_footprint),
+    ("scale_fds", scale::run_fds),
+    ("scale_loops", scale::run_loops),
+    ("scale_timers", scale::run_timers),
 ];
 
-/// Both ends of the pipes of [`throughput`], and some.
-const OPEN_FILES: u64 = 8192;
+/// The most that a case's daemon holds, and some.
+const OPEN_FILES: u64 = 19_000;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [grpc::YARDSTICK, socket] => return grpc::serve(socket.as_ref()),
-        [throughput::YARDSTICK] => return throughput::measure_epoll(),
+        [peers::YARDSTICK, which] => return peers::measure(which),
         _ => {}
     }
     // Cargo says so to benchmarks; tests run them too, in a build that measures nothing.

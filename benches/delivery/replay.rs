@@ -100,10 +100,10 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         },
     )?;
     let target = Some(Target::AtLeast(0.7));
-    report.ratio("replay_vs_raw_stream", "events/ms", target, rates);
+    report.ratio(("replay_vs_raw_stream", ""), "events/ms", target, rates);
     let events = f64::from(u32::try_from(REPLAYED)?);
     let held = f64::from(u32::try_from(held / 1024)?) * 1024.0;
-    report.figure("journal_bytes_per_event", vec![held / events]);
+    report.figure(("journal_bytes_per_event", ""), None, vec![held / events]);
     Ok(())
 }
 
@@ -185,7 +185,7 @@ pub(crate) fn run_fanout(runtime: &Runtime, report: &mut Report) -> Outcome<()> 
         },
     )?;
     let target = Some(Target::AtLeast(0.7));
-    report.ratio("fanout64_vs_raw_stream", "events/ms", target, rates);
+    report.ratio(("fanout64_vs_raw_stream", ""), "events/ms", target, rates);
     Ok(())
 }
 

@@ -15,45 +15,71 @@ pub(crate) enum Target {
 /// Measurements of the two sides: `[round]`.
 struct Ratio {
     name: &'static str,
+    /// The daemon's; empty where it does not matter.
+    backend: &'static str,
     unit: &'static str,
     ours: Vec<f64>,
     theirs: Vec<f64>,
     target: Option<Target>,
 }
 
+/// Measurements that stand for themselves.
+struct Figure {
+    name: &'static str,
+    backend: &'static str,
+    target: Option<Target>,
+    measured: Vec<f64>,
+}
+
 /// All results of a run.
 #[derive(Default)]
 pub(crate) struct Report {
     ratios: Vec<Ratio>,
-    figures: Vec<(&'static str, Vec<f64>)>,
+    figures: Vec<Figure>,
 }
 
+/// One side of a comparison: a round of it.
+pub(crate) type Side<'a, T> = Box<dyn FnMut() -> Outcome<T> + 'a>;
+
 /// Runs both sides alternately, after one round of each that does not count.
-pub(crate) fn alternate<T>(
-    mut ours: impl FnMut() -> Outcome<T>,
-    mut theirs: impl FnMut() -> Outcome<T>,
+pub(crate) fn alternate<'a, T>(
+    ours: impl FnMut() -> Outcome<T> + 'a,
+    theirs: impl FnMut() -> Outcome<T> + 'a,
 ) -> Outcome<(Vec<T>, Vec<T>)> {
-    ours()?;
-    theirs()?;
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        a.push(ours()?);
-        b.push(theirs()?);
+    let sides: [Side<'a, T>; 2] = [Box::new(ours), Box::new(theirs)];
+    let mut taken = in_turns(sides.into())?.into_iter();
+    Ok((
+        taken.next().unwrap_or_default(),
+        taken.next().unwrap_or_default(),
+    ))
+}
+
+/// Runs all sides in turns, after one round of each that does not count.
+pub(crate) fn in_turns<T>(mut sides: Vec<Side<'_, T>>) -> Outcome<Vec<Vec<T>>> {
+    for side in &mut sides {
+        side()?;
     }
-    Ok((a, b))
+    let mut taken: Vec<Vec<T>> = sides.iter().map(|_| Vec::new()).collect();
+    for _ in 0..ROUNDS {
+        for (side, taken) in sides.iter_mut().zip(&mut taken) {
+            taken.push(side()?);
+        }
+    }
+    Ok(taken)
 }
 
 impl Report {
     /// Adds a result of two sides, one number a round of each.
     pub(crate) fn ratio(
         &mut self,
-        name: &'static str,
+        (name, backend): (&'static str, &'static str),
         unit: &'static str,
         target: Option<Target>,
         (ours, theirs): (Vec<f64>, Vec<f64>),
     ) {
         self.ratios.push(Ratio {
             name,
+            backend,
             unit,
             ours,
             theirs,
@@ -62,27 +88,45 @@ impl Report {
     }
 
     /// Adds a result that stands for itself, measured once or more often.
-    pub(crate) fn figure(&mut self, name: &'static str, measured: Vec<f64>) {
-        self.figures.push((name, measured));
+    pub(crate) fn figure(
+        &mut self,
+        (name, backend): (&'static str, &'static str),
+        target: Option<Target>,
+        measured: Vec<f64>,
+    ) {
+        self.figures.push(Figure {
+            name,
+            backend,
+            target,
+            measured,
+        });
     }
 
     pub(crate) fn print(&self) {
-        let header = ["", "unit", "evloopd", "yardstick", "ratio", "target"];
+        let header = ["", "on", "unit", "evloopd", "yardstick", "ratio", "target"];
         let mut rows = vec![header.map(String::from)];
         rows.extend(self.ratios.iter().map(Ratio::row));
-        rows.extend(self.figures.iter().map(|(name, measured)| {
-            let mut row = [const { String::new() }; 6];
-            row[0] = (*name).into();
-            row[2] = spread(measured, 1);
+        rows.extend(self.figures.iter().map(|figure| {
+            let mut row = [const { String::new() }; 7];
+            row[0] = figure.name.into();
+            row[1] = figure.backend.into();
+            row[3] = spread(&figure.measured, 1);
+            row[6] = verdict(figure.target, &figure.measured);
             row
         }));
         print_table(&rows);
         println!();
+        let full = |name: &str, backend: &str| match backend {
+            "" => name.to_owned(),
+            backend => format!("{name}/{backend}"),
+        };
         for ratio in &self.ratios {
-            println!("ratio {} {:.3}", ratio.name, median(&ratio.rounds()));
+            let name = full(ratio.name, ratio.backend);
+            println!("ratio {name} {:.3}", median(&ratio.rounds()));
         }
-        for (name, measured) in &self.figures {
-            println!("figure {name} {:.1}", median(measured));
+        for figure in &self.figures {
+            let name = full(figure.name, figure.backend);
+            println!("figure {name} {:.1}", median(&figure.measured));
         }
     }
 }
@@ -93,30 +137,35 @@ impl Ratio {
         pairs.map(|(ours, theirs)| ours / theirs).collect()
     }
 
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         let rounds = self.rounds();
-        let (target, met) = match self.target {
-            None => (String::new(), true),
-            Some(Target::AtLeast(bound)) => (format!("≥ {bound}"), median(&rounds) >= bound),
-            Some(Target::AtMost(bound)) => (format!("≤ {bound}"), median(&rounds) <= bound),
-        };
         [
             self.name.into(),
+            self.backend.into(),
             self.unit.into(),
             spread(&self.ours, 1),
             spread(&self.theirs, 1),
             spread(&rounds, 3),
-            format!("{target}{}", if met { "" } else { " MISSED" }),
+            verdict(self.target, &rounds),
         ]
     }
 }
 
-fn print_table(rows: &[[String; 6]]) {
+fn verdict(target: Option<Target>, measured: &[f64]) -> String {
+    let (text, met) = match target {
+        None => return String::new(),
+        Some(Target::AtLeast(bound)) => (format!("≥ {bound}"), median(measured) >= bound),
+        Some(Target::AtMost(bound)) => (format!("≤ {bound}"), median(measured) <= bound),
+    };
+    format!("{text}{}", if met { "" } else { " MISSED" })
+}
+
+fn print_table(rows: &[[String; 7]]) {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)
     };
-    let widths: [usize; 6] = std::array::from_fn(width);
+    let widths: [usize; 7] = std::array::from_fn(width);
     for row in rows {
         let cells: Vec<String> = row
             .iter()

@@ -44,7 +44,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         },
     )?;
     report.ratio(
-        "spawn_vs_posix_spawn",
+        ("spawn_vs_posix_spawn", ""),
         "children/s",
         Some(Target::AtLeast(0.8)),
         rates,

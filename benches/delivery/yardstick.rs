@@ -2,6 +2,7 @@
 //! argument. They end with their standard input, and so with whoever started them.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::Outcome;
@@ -15,8 +16,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// This program again.
     pub(crate) fn start(arguments: &[&str]) -> Outcome<Self> {
-        let mut process = Command::new(std::env::current_exe()?)
+        Self::start_program(&std::env::current_exe()?, arguments)
+    }
+
+    pub(crate) fn start_program(program: &Path, arguments: &[&str]) -> Outcome<Self> {
+        let mut process = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

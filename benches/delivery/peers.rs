@@ -1,0 +1,176 @@
+//! Who does by itself what the daemon does for its clients: writes to all pipes, waits, reads all
+//! that are ready; one process and one thread each, started for each round.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use rustix::event::epoll;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::Notify;
+use tokio::task::LocalSet;
+
+use crate::Outcome;
+use crate::throughput::{pipes, rate};
+use crate::yardstick::Process;
+
+/// First argument of such a process; the second is which.
+pub(crate) const YARDSTICK: &str = "throughput-yardstick";
+
+const PIPES: usize = 1000;
+const EVENTS: usize = 200 * PIPES;
+/// The Python to run uvloop in; else `python3`.
+const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
+
+/// Another way to wait for many pipes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// epoll(7) and nothing else.
+    Epoll,
+    /// A task for each pipe.
+    Tokio,
+    /// `add_reader` of Python's asyncio on uvloop.
+    Uvloop,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 3] = [Self::Epoll, Self::Tokio, Self::Uvloop];
+
+    pub(crate) const fn ratio(self) -> &'static str {
+        match self {
+            Self::Epoll => "throughput_vs_inprocess_epoll",
+            Self::Tokio => "throughput_vs_inprocess_tokio",
+            Self::Uvloop => "throughput_vs_uvloop",
+        }
+    }
+
+    /// Why it cannot be had here, if it cannot.
+    pub(crate) fn missing(self) -> Option<&'static str> {
+        static MISSING: OnceLock<bool> = OnceLock::new();
+        let imports = || {
+            let mut python = Command::new(python());
+            python.args(["-c", "import uvloop"]).stderr(Stdio::null());
+            !python.status().is_ok_and(|status| status.success())
+        };
+        (self == Self::Uvloop && *MISSING.get_or_init(imports))
+            .then_some("its Python, EVLOOPD_BENCH_PYTHON or python3, has no uvloop")
+    }
+
+    /// One round in a process of its own; the rate.
+    pub(crate) fn round(self) -> Outcome<f64> {
+        let mut process = match self {
+            Self::Epoll => Process::start(&[YARDSTICK, "epoll"])?,
+            Self::Tokio => Process::start(&[YARDSTICK, "tokio"])?,
+            Self::Uvloop => {
+                let (pipes, events) = (PIPES.to_string(), EVENTS.to_string());
+                let script = include_str!("readers.py");
+                Process::start_program(python().as_ref(), &["-c", script, &pipes, &events])?
+            }
+        };
+        Ok(process.line()?.parse()?)
+    }
+}
+
+fn python() -> String {
+    std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned())
+}
+
+/// One round, in a process that does nothing else.
+pub(crate) fn measure(which: &str) -> Outcome<()> {
+    let rate = match which {
+        "epoll" => Local::new()?.round()?,
+        _ => measure_tokio()?,
+    };
+    println!("{rate}");
+    Ok(())
+}
+
+fn measure_tokio() -> Outcome<f64> {
+    let (readers, writers) = pipes(PIPES)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outstanding = Rc::new(Cell::new(0));
+    let all_read = Rc::new(Notify::new());
+    LocalSet::new().block_on(&runtime, async {
+        for reader in readers {
+            rustix::io::ioctl_fionbio(&reader, true)?;
+            let receiver = Receiver::from_owned_fd(reader)?;
+            let (outstanding, all_read) = (Rc::clone(&outstanding), Rc::clone(&all_read));
+            tokio::task::spawn_local(async move {
+                let mut buffer = vec![0; 4096];
+                while receiver.readable().await.is_ok() {
+                    let Ok(len) = receiver.try_read(&mut buffer) else {
+                        continue;
+                    };
+                    outstanding.set(outstanding.get() - len);
+                    if outstanding.get() == 0 {
+                        all_read.notify_one();
+                    }
+                }
+            });
+        }
+        // Every task waits before the clock starts.
+        tokio::task::yield_now().await;
+        let begun = Instant::now();
+        for _ in 0..EVENTS / PIPES {
+            outstanding.set(PIPES);
+            for writer in &writers {
+                rustix::io::write(writer, b"x")?;
+            }
+            all_read.notified().await;
+        }
+        Ok(rate(EVENTS, begun))
+    })
+}
+
+struct Local {
+    epoll: OwnedFd,
+    readers: Vec<OwnedFd>,
+    writers: Vec<OwnedFd>,
+}
+
+impl Local {
+    fn new() -> Outcome<Self> {
+        let (readers, writers) = pipes(PIPES)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (index, reader) in (0..).zip(&readers) {
+            let data = epoll::EventData::new_u64(index);
+            epoll::add(&epoll, reader, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Self {
+            epoll,
+            readers,
+            writers,
+        })
+    }
+
+    fn round(&mut self) -> Outcome<f64> {
+        let mut ready = Vec::with_capacity(PIPES);
+        let mut buffer = vec![0; 256 * 1024];
+        let begun = Instant::now();
+        let mut received = 0;
+        while received < EVENTS {
+            for writer in &self.writers {
+                rustix::io::write(writer, b"x")?;
+            }
+            let mut outstanding = PIPES;
+            while outstanding > 0 {
+                epoll::wait(
+                    &self.epoll,
+                    rustix::buffer::spare_capacity(&mut ready),
+                    None,
+                )?;
+                for event in ready.drain(..) {
+                    let reader = &self.readers[usize::try_from(event.data.u64())?];
+                    outstanding -= rustix::io::read(reader, &mut *buffer)?;
+                }
+            }
+            received += PIPES;
+        }
+        Ok(rate(EVENTS, begun))
+    }
+}

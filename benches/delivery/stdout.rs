@@ -1,0 +1,163 @@
+//! What a child writes to its standard output until a client holds it, against a bare tonic
+//! stream of the same messages.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use evloopd::proto::event_service_client::EventServiceClient;
+use evloopd::proto::subscribe_request::Start;
+use evloopd::proto::subscribe_response::Message;
+use evloopd::proto::watch_service_client::WatchServiceClient;
+use evloopd::proto::{
+    AddWatchRequest, EventKind, ExecCommand, Filter, ProcessSpec, StartAt, Stdio, SubscribeRequest,
+    SubscribeResponse, WatchSpec, event, process_spec, watch_spec,
+};
+use prost::Message as _;
+use tokio::runtime::Runtime;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::daemon::Daemon;
+use crate::grpc::{REPLAY, Server};
+use crate::report::{Report, Side, Target, in_turns};
+use crate::{Outcome, raw};
+
+const BYTES: usize = 256 << 20;
+const BACKENDS: [(&str, f64); 2] = [("epoll", 0.8), ("io_uring", 0.9)];
+
+pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
+    let mut daemons = Vec::new();
+    let mut bare = Vec::new();
+    for (backend, _) in BACKENDS {
+        let daemon = Daemon::start_on(backend)?;
+        let channel = runtime.block_on(daemon.connect())?;
+        // The same chunks as this backend makes.
+        let messages = runtime.block_on(capture(channel.clone()))?;
+        let server = Server::start_with(&messages)?;
+        bare.push((runtime.block_on(server.connect())?, server));
+        daemons.push((channel, daemon));
+    }
+    let mut sides: Vec<Side<'_, f64>> = Vec::new();
+    for ((channel, _), (bare, _)) in daemons.iter().zip(&bare) {
+        sides.push(Box::new(|| {
+            runtime.block_on(async {
+                let begun = Instant::now();
+                let mut stream = watched(channel.clone()).await?;
+                child(channel.clone()).await?;
+                receive(&mut stream, |_| {}).await?;
+                Ok(rate(begun))
+            })
+        }));
+        sides.push(Box::new(|| {
+            runtime.block_on(async {
+                let begun = Instant::now();
+                let mut stream = raw::call(bare.clone(), REPLAY, Bytes::new()).await?;
+                receive(&mut stream, |_| {}).await?;
+                Ok(rate(begun))
+            })
+        }));
+    }
+    let mut taken = in_turns(sides)?.into_iter();
+    for (backend, bound) in BACKENDS {
+        let rates = (
+            taken.next().unwrap_or_default(),
+            taken.next().unwrap_or_default(),
+        );
+        let target = Some(Target::AtLeast(bound));
+        report.ratio(
+            ("stdout_bytes_vs_raw_stream", backend),
+            "MB/s",
+            target,
+            rates,
+        );
+    }
+    Ok(())
+}
+
+fn rate(begun: Instant) -> f64 {
+    let bytes = u32::try_from(BYTES).map_or(f64::NAN, f64::from);
+    bytes / begun.elapsed().as_secs_f64() / 1e6
+}
+
+/// All messages of one child.
+async fn capture(channel: Channel) -> Outcome<Vec<Bytes>> {
+    let mut messages = Vec::new();
+    let mut stream = watched(channel.clone()).await?;
+    child(channel).await?;
+    receive(&mut stream, |message| messages.push(message.clone())).await?;
+    Ok(messages)
+}
+
+/// The Data of the caller's loop, from now on: none of it is lost.
+async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
+    let request = SubscribeRequest {
+        start: Some(Start::StartAt(StartAt::Now.into())),
+        consumer: "bench".into(),
+        auto_ack: true,
+        filter: Some(Filter {
+            kinds: vec![EventKind::Data.into()],
+            ..Filter::default()
+        }),
+        max_batch_bytes: 256 * 1024,
+        ..SubscribeRequest::default()
+    };
+    // So that it begins now, whatever was read before.
+    let delete = evloopd::proto::DeleteConsumerRequest {
+        name: "bench".into(),
+        ..Default::default()
+    };
+    let mut events = EventServiceClient::new(channel.clone());
+    if let Err(status) = events.delete_consumer(delete).await
+        && status.code() != tonic::Code::NotFound
+    {
+        return Err(status.into());
+    }
+    raw::subscribe(channel, &request).await
+}
+
+/// A child that writes.
+async fn child(channel: Channel) -> Outcome<()> {
+    let process = ProcessSpec {
+        command: Some(process_spec::Command::Exec(ExecCommand {
+            argv: ["head", "-c", &BYTES.to_string(), "/dev/zero"]
+                .map(Into::into)
+                .into(),
+        })),
+        stdin: Stdio::Null.into(),
+        stdout: Stdio::Pipe.into(),
+        stderr: Stdio::Null.into(),
+        ..ProcessSpec::default()
+    };
+    let request = AddWatchRequest {
+        spec: Some(WatchSpec {
+            spec: Some(watch_spec::Spec::Process(process)),
+        }),
+        finished_ttl: Some(prost_types::Duration::default()),
+        ..AddWatchRequest::default()
+    };
+    WatchServiceClient::new(channel).add_watch(request).await?;
+    Ok(())
+}
+
+/// Decodes messages until all bytes are there.
+async fn receive(stream: &mut Streaming<Bytes>, mut each: impl FnMut(&Bytes)) -> Outcome<()> {
+    let mut left = BYTES;
+    while let Some(message) = stream.message().await? {
+        each(&message);
+        match SubscribeResponse::decode(message)?.message {
+            Some(Message::Header(_)) => {}
+            Some(Message::Batch(batch)) if batch.gaps.is_empty() => {
+                for event in batch.events {
+                    if let Some(event::Kind::Data(data)) = event.kind {
+                        left = left.checked_sub(data.data.len()).ok_or("too many bytes")?;
+                    }
+                }
+                if left == 0 {
+                    return Ok(());
+                }
+            }
+            other => return Err(format!("not a batch without gaps: {other:?}").into()),
+        }
+    }
+    Err("the stream ended".into())
+}
