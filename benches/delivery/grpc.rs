@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +37,10 @@ const ECHO: &str = "/bench.Yardstick/Echo";
 /// Streams what it was started with.
 pub(crate) const REPLAY: &str = "/bench.Yardstick/Replay";
 const MESSAGES: &str = "messages";
+/// Streams what a child writes, as it is read: the request is its command line.
+pub(crate) const CHILD: &str = "/bench.Yardstick/Child";
+/// Chunks between the reader of a child's output and the stream.
+const CHUNKS: usize = 16;
 
 /// A connection over a Unix socket, the same to the daemon and to the yardstick.
 pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
@@ -107,6 +112,10 @@ impl Service<http::Request<Body>> for Yardstick {
                     let mut grpc = tonic::server::Grpc::new(Raw);
                     grpc.server_streaming(Replay(messages), request).await
                 }
+                CHILD => {
+                    let mut grpc = tonic::server::Grpc::new(Raw);
+                    grpc.server_streaming(Child, request).await
+                }
                 _ => Status::unimplemented("").into_http(),
             })
         })
@@ -139,6 +148,41 @@ impl ServerStreamingService<Bytes> for Replay {
         let each = (0..messages.len()).map(move |at| Ok(messages[at].clone()));
         let stream: Self::ResponseStream = Box::pin(tokio_stream::iter(each));
         Box::pin(async move { Ok(Response::new(stream)) })
+    }
+}
+
+/// A child's output.
+struct Child;
+
+impl ServerStreamingService<Bytes> for Child {
+    type Response = Bytes;
+    type ResponseStream = ReceiverStream<Result<Bytes, Status>>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        Box::pin(async move {
+            let line = String::from_utf8_lossy(request.get_ref()).into_owned();
+            let mut words = line.split(' ');
+            let mut child = tokio::process::Command::new(words.next().unwrap_or_default())
+                .args(words)
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::piped())
+                .spawn()?;
+            let output = child.stdout.take();
+            let (chunks, stream) = mpsc::channel(CHUNKS);
+            tokio::spawn(async move {
+                let Some(mut output) = output else { return };
+                loop {
+                    let mut chunk = bytes::BytesMut::with_capacity(64 * 1024);
+                    let read = output.read_buf(&mut chunk).await;
+                    if !matches!(read, Ok(1..)) || chunks.send(Ok(chunk.freeze())).await.is_err() {
+                        break;
+                    }
+                }
+                let _ = child.wait().await;
+            });
+            Ok(Response::new(ReceiverStream::new(stream)))
+        })
     }
 }
 

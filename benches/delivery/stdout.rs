@@ -1,5 +1,6 @@
 //! What a child writes to its standard output until a client holds it, against a bare tonic
-//! stream of the same messages.
+//! stream of the same messages, and against a tonic server that runs the child by itself: the
+//! first has no child to share the CPUs with.
 
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::daemon::Daemon;
-use crate::grpc::{REPLAY, Server};
+use crate::grpc::{CHILD, REPLAY, Server};
 use crate::report::{Report, Side, Target, in_turns};
 use crate::{Outcome, raw};
 
@@ -37,6 +38,8 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         bare.push((runtime.block_on(server.connect())?, server));
         daemons.push((channel, daemon));
     }
+    let runs_it = Server::start()?;
+    let runner = runtime.block_on(runs_it.connect())?;
     let mut sides: Vec<Side<'_, f64>> = Vec::new();
     for ((channel, _), (bare, _)) in daemons.iter().zip(&bare) {
         sides.push(Box::new(|| {
@@ -57,11 +60,35 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
             })
         }));
     }
-    let mut taken = in_turns(sides)?.into_iter();
+    sides.push(Box::new(|| {
+        runtime.block_on(async {
+            let begun = Instant::now();
+            let line = command().join(" ").into();
+            let mut stream = raw::call(runner.clone(), CHILD, line).await?;
+            let mut left = BYTES;
+            while let Some(chunk) = stream.message().await? {
+                left -= chunk.len();
+            }
+            if left > 0 {
+                return Err("the child's output ended early".into());
+            }
+            Ok(rate(begun))
+        })
+    }));
+    let mut taken = in_turns(sides)?;
+    let by_itself = taken.pop().unwrap_or_default();
+    let mut taken = taken.into_iter();
     for (backend, bound) in BACKENDS {
         let rates = (
             taken.next().unwrap_or_default(),
             taken.next().unwrap_or_default(),
+        );
+        let over_itself = (rates.0.clone(), by_itself.clone());
+        report.ratio(
+            ("stdout_bytes_vs_tonic_child", backend),
+            "MB/s",
+            None,
+            over_itself,
         );
         let target = Some(Target::AtLeast(bound));
         report.ratio(
@@ -77,6 +104,11 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
 fn rate(begun: Instant) -> f64 {
     let bytes = u32::try_from(BYTES).map_or(f64::NAN, f64::from);
     bytes / begun.elapsed().as_secs_f64() / 1e6
+}
+
+/// Of the child.
+fn command() -> [String; 4] {
+    ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned)
 }
 
 /// All messages of one child.
@@ -119,9 +151,7 @@ async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
 async fn child(channel: Channel) -> Outcome<()> {
     let process = ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
-            argv: ["head", "-c", &BYTES.to_string(), "/dev/zero"]
-                .map(Into::into)
-                .into(),
+            argv: command().into(),
         })),
         stdin: Stdio::Null.into(),
         stdout: Stdio::Pipe.into(),
