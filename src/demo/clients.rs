@@ -39,7 +39,7 @@ pub(super) async fn play(args: &[String]) -> Result<ExitCode, Failure> {
         ["run", socket, after] => run(Path::new(socket), Some(cursor(after)?)).await,
         ["plain", _] => plain(),
         ["plain-again", _, child] => plain_again(child),
-        ["tour", socket, backend] => script::play(Path::new(socket), backend).await,
+        ["tour", socket, backend, policy] => script::play(Path::new(socket), backend, policy).await,
         _ => Err(Failure::Missing("no such role".to_owned())),
     }
 }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `crash` | act 1: clients are killed, and what becomes of their children |
-//! | `tour` | act 2: every kind of watch on every selector backend |
+//! | `tour` | act 2: every kind of watch on every backend |
 //! | `clients` | what the client processes do in act 1, and the way in for all of them |
 //! | `script` | what they do in act 2 |
 //! | `process` | the daemon, the clients, and that none is left behind |
@@ -26,7 +26,10 @@ use tonic::transport::Channel;
 use crate::history::{Summary, Violation};
 use crate::proto::admin_service_client::AdminServiceClient;
 use crate::proto::loop_service_client::LoopServiceClient;
-use crate::proto::{GetLoopRequest, GetServerInfoRequest, LoopRef, loop_ref};
+use crate::proto::policy_service_client::PolicyServiceClient;
+use crate::proto::{
+    Backend, GetLoopRequest, GetServerInfoRequest, ListBackendsRequest, LoopRef, loop_ref,
+};
 
 mod clients;
 mod crash;
@@ -236,6 +239,14 @@ impl<'a> Stage<'a> {
     /// Starts a client process.
     fn client(&self, role: &str, args: &[&str]) -> Result<Client, Failure> {
         Client::start(role, self.daemon.socket(), args)
+    }
+
+    /// What loops can wait with, here and elsewhere.
+    async fn backends(&self) -> Result<Vec<Backend>, Failure> {
+        let answer = PolicyServiceClient::new(self.channel.clone())
+            .list_backends(ListBackendsRequest {})
+            .await;
+        Ok(answer.answer("ListBackends")?.backends)
     }
 
     /// What the loop waits with.

@@ -28,8 +28,8 @@ use crate::{client, handover};
 const TIMER: Duration = Duration::from_millis(200);
 
 /// Does all of it on a loop with this backend.
-pub(super) async fn play(socket: &Path, backend: &str) -> Result<ExitCode, Failure> {
-    let mut script = Script::begin(socket, backend).await?;
+pub(super) async fn play(socket: &Path, backend: &str, policy: &str) -> Result<ExitCode, Failure> {
+    let mut script = Script::begin(socket, backend, policy).await?;
     script.timer().await?;
     script.pipe().await?;
     script.socket().await?;
@@ -50,7 +50,7 @@ struct Script {
 }
 
 impl Script {
-    async fn begin(socket: &Path, backend: &str) -> Result<Self, Failure> {
+    async fn begin(socket: &Path, backend: &str, policy: &str) -> Result<Self, Failure> {
         let connected = client::connect(Some(socket)).await;
         let channel = connected
             .map_err(|error| Failure::Missing(error.to_string()))?
@@ -65,6 +65,7 @@ impl Script {
         let request = NewEventLoopRequest {
             name: name.clone(),
             backend: backend.to_owned(),
+            policy: policy.to_owned(),
             ..NewEventLoopRequest::default()
         };
         PolicyServiceClient::new(channel.clone())

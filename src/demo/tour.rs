@@ -1,12 +1,18 @@
-//! Act 2: one of everything on every selector backend, each in one ordered stream.
+//! Act 2: one of everything on every backend, each in one ordered stream.
 
 use super::screen::{DIM, Rows, line};
 use super::{Failure, Stage, Total, require};
 use crate::history::{Recording, Summary, check};
 use crate::proto::{GoodbyeReason, SubscribeResponse, subscribe_response};
 
-/// The selector backends that Linux has; one asked for by name is that one or an error.
-const BACKENDS: [&str; 3] = ["epoll", "poll", "select"];
+/// The backends that Linux has, and the policies to make loops on them by. One asked for by
+/// name is that one or an error.
+const BACKENDS: [(&str, &str); 4] = [
+    ("epoll", "default"),
+    ("poll", "default"),
+    ("select", "default"),
+    ("io_uring", "proactor"),
+];
 
 /// What must be in every history, and how often at least.
 const PROGRAMME: [(&str, u64); 9] = [
@@ -27,20 +33,32 @@ const WATCHES: u64 = 7;
 /// Plays it, and adds what the checker found.
 pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Failure> {
     stage.screen.act(
-        "2. One of everything, on every selector backend, in one ordered stream",
+        "2. One of everything, on every backend, in one ordered stream",
         &[
             "A client makes a loop and watches a timer, a pipe, a socket of its own that it hands over, a TCP echo",
             "and a signal, and posts. Every event is shown as it comes; a row begins where the watch changes.",
         ],
     )?;
-    for backend in BACKENDS {
-        on_backend(stage, backend, total).await?;
+    let here = stage.backends().await?;
+    for (backend, policy) in BACKENDS {
+        match here.iter().find(|b| b.name == backend) {
+            Some(missing) if !missing.available => {
+                let reason = &missing.unavailable_reason;
+                line(&format!("{DIM}{backend}: not here: {reason}{DIM:#}\n"))?;
+            }
+            _ => on_backend(stage, backend, policy, total).await?,
+        }
     }
     Ok(())
 }
 
-async fn on_backend(stage: &Stage<'_>, backend: &str, total: &mut Total) -> Result<(), Failure> {
-    let (loop_id, recording) = watch(stage, backend).await?;
+async fn on_backend(
+    stage: &Stage<'_>,
+    backend: &str,
+    policy: &str,
+    total: &mut Total,
+) -> Result<(), Failure> {
+    let (loop_id, recording) = watch(stage, backend, policy).await?;
     let used = stage.backend_of(loop_id).await?;
     require(used == backend, || {
         format!("the loop uses {used} instead of {backend}")
@@ -64,10 +82,14 @@ async fn on_backend(stage: &Stage<'_>, backend: &str, total: &mut Total) -> Resu
 }
 
 /// Lets a client do it, shows what it passes on and records it.
-async fn watch(stage: &Stage<'_>, backend: &str) -> Result<(u64, Recording), Failure> {
+async fn watch(
+    stage: &Stage<'_>,
+    backend: &str,
+    policy: &str,
+) -> Result<(u64, Recording), Failure> {
     use subscribe_response::Message::{Batch, Goodbye, Header};
 
-    let mut client = stage.client("tour", &[backend])?;
+    let mut client = stage.client("tour", &[backend, policy])?;
     let mut rows = Rows::new(&stage.screen, backend)?;
     let (mut loop_id, mut recording) = (0, Recording::default());
     loop {
