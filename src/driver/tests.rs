@@ -22,11 +22,18 @@ use super::{
     OpId, SourceId, capability, open, proactor, transfer,
 };
 
+use budgets::{
+    a_budget_of_nothing_waits_and_loses_nothing, sends_leave_room_for_receiving,
+    sources_take_turns_under_a_budget,
+};
 use random::every_operation_ends_once;
+use rig::{Rig, blocking_pipe, id, words};
 
+mod budgets;
 mod by_completion;
 mod differential;
 mod random;
+mod rig;
 
 /// Longer than any test waits for what does happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,121 +48,6 @@ const AMPLE: Budget = Budget {
     completions: 1024,
     bytes: 1 << 20,
 };
-
-struct Rig {
-    driver: Box<dyn Driver>,
-    waker: Arc<OwnedFd>,
-    /// What its capabilities say.
-    reads_files: bool,
-}
-
-impl Rig {
-    fn new(backend: Backend) -> Self {
-        let mut can = capability::capabilities(backend).into_iter();
-        let reads_files = can.any(|c| c.name == "read_at" && c.supported);
-        Self::with(reads_files, |waker| open(backend, waker))
-    }
-
-    /// As on an older kernel.
-    fn plain_io_uring() -> Self {
-        Self::with(true, proactor::open_plain)
-    }
-
-    fn with(
-        reads_files: bool,
-        open: impl FnOnce(Arc<OwnedFd>) -> io::Result<Box<dyn Driver>>,
-    ) -> Self {
-        let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        Self {
-            driver: open(Arc::clone(&waker)).unwrap(),
-            waker,
-            reads_files,
-        }
-    }
-
-    fn attach(&mut self, fd: impl Into<OwnedFd>, mode: Nonblocking) -> SourceId {
-        self.driver.attach(fd.into(), mode).unwrap()
-    }
-
-    fn turn(&mut self, timeout: Duration, budget: Budget) -> Vec<Completion> {
-        let mut completions = Vec::new();
-        self.driver
-            .turn(Some(timeout), budget, &mut completions)
-            .unwrap();
-        completions
-    }
-
-    /// Turns until there is something, and says it in words.
-    fn next(&mut self) -> Vec<String> {
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            let completions = self.turn(PATIENCE, AMPLE);
-            if !completions.is_empty() {
-                return completions.iter().map(words).collect();
-            }
-        }
-        panic!("nothing happened");
-    }
-
-    /// Turns until there are as many words as are expected, however they are spread over turns.
-    fn expect(&mut self, expected: &[&str]) {
-        let mut said = Vec::new();
-        while said.len() < expected.len() {
-            said.extend(self.next());
-        }
-        assert_eq!(said, expected);
-    }
-
-    /// Nothing happens, and it costs nothing.
-    fn assert_silent(&mut self) {
-        let start = Instant::now();
-        let completions = self.turn(WHILE, AMPLE);
-        assert!(completions.is_empty(), "{completions:?}");
-        assert!(start.elapsed() >= WHILE, "it did not wait");
-    }
-}
-
-fn id(number: u32) -> OpId {
-    OpId {
-        watch: Key {
-            slot: number,
-            generation: 0,
-        },
-        lane: Lane(0),
-    }
-}
-
-/// `NUMBER WHAT`, with a full stop if it is the last.
-fn words(completion: &Completion) -> String {
-    let what = match &completion.done {
-        Done::Ready(ready) => [
-            (ready.readable, "readable"),
-            (ready.writable, "writable"),
-            (ready.hangup, "hangup"),
-            (ready.error, "error"),
-        ]
-        .into_iter()
-        .filter_map(|(set, name)| set.then_some(name))
-        .collect::<Vec<_>>()
-        .join("+"),
-        Done::Data(bytes) => format!("data {}", bytes.escape_ascii()),
-        Done::Eof => "eof".to_owned(),
-        Done::Accepted(..) => "accepted".to_owned(),
-        Done::Connected => "connected".to_owned(),
-        Done::Sent(len) => format!("sent {len}"),
-        Done::Failed(errno) => {
-            let errno = nix::errno::Errno::from_raw(errno.raw_os_error());
-            format!("failed {errno:?}")
-        }
-        Done::Cancelled => "cancelled".to_owned(),
-    };
-    let stop = if completion.last { "." } else { "" };
-    format!("{} {what}{stop}", completion.id.watch.slot)
-}
-
-fn blocking_pipe() -> (OwnedFd, OwnedFd) {
-    pipe_with(PipeFlags::CLOEXEC).unwrap()
-}
 
 macro_rules! conformance {
     ($($case:ident),+ $(,)?) => {
@@ -483,119 +375,6 @@ fn waits_are_never_short(rig: &mut Rig) {
     // Far beyond what the system can count.
     rustix::io::write(&*rig.waker, &1_u64.to_ne_bytes()).unwrap();
     rig.turn(Duration::MAX, AMPLE);
-}
-
-fn sources_take_turns_under_a_budget(rig: &mut Rig) {
-    let writers: Vec<OwnedFd> = (0..8)
-        .map(|number| {
-            let (reader, writer) = blocking_pipe();
-            rustix::io::write(&writer, &[0; 32_000]).unwrap();
-            let source = rig.attach(reader, Nonblocking::Pipe);
-            rig.driver.start(id(number), source, RECV);
-            writer
-        })
-        .collect();
-    let tight = [
-        Budget {
-            completions: 1024,
-            bytes: 1000,
-        },
-        Budget {
-            completions: 1,
-            bytes: 1000,
-        },
-    ];
-    for budget in tight {
-        for _ in 0..2 {
-            let mut served = HashSet::new();
-            for _ in 0..writers.len() {
-                let completions = rig.turn(PATIENCE, budget);
-                let [
-                    Completion {
-                        id,
-                        done: Done::Data(bytes),
-                        last: false,
-                    },
-                ] = &completions[..]
-                else {
-                    panic!("{completions:?}");
-                };
-                assert_eq!(bytes.len(), 1000);
-                served.insert(id.watch.slot);
-            }
-            assert_eq!(served.len(), writers.len(), "each once");
-        }
-    }
-}
-
-fn sends_leave_room_for_receiving(rig: &mut Rig) {
-    let mut sinks = Vec::new();
-    let sources = [(); 4].map(|()| {
-        let (ours, peer) = UnixStream::pair().unwrap();
-        sinks.push(peer);
-        rig.attach(ours, Nonblocking::Socket)
-    });
-    let send = |rig: &mut Rig, number: u32| {
-        let source = sources[usize::try_from(number).unwrap()];
-        let bytes = Bytes::from_static(b"y");
-        rig.driver
-            .start(id(number), source, Op::Send(Box::new(bytes)));
-    };
-    let (reader, writer) = blocking_pipe();
-    rustix::io::write(&writer, b"x").unwrap();
-    let reader = rig.attach(reader, Nonblocking::Pipe);
-    rig.driver.start(id(9), reader, RECV);
-    for number in 0..4 {
-        send(rig, number);
-    }
-    // As many as are told in a turn go on sending.
-    let budget = Budget {
-        completions: 4,
-        bytes: 1,
-    };
-    let mut said = Vec::new();
-    for _ in 0..3 {
-        for completion in rig.turn(PATIENCE, budget) {
-            said.push(words(&completion));
-            if matches!(completion.done, Done::Sent(1)) {
-                send(rig, completion.id.watch.slot);
-            }
-        }
-    }
-    assert!(said.contains(&"9 data x".to_owned()), "{said:?}");
-    assert!((7..=12).contains(&said.len()), "{said:?}");
-}
-
-fn a_budget_of_nothing_waits_and_loses_nothing(rig: &mut Rig) {
-    let (reader, writer) = blocking_pipe();
-    let source = rig.attach(reader, Nonblocking::Pipe);
-    rig.driver.start(id(1), source, RECV);
-    let (ours, _peer) = UnixStream::pair().unwrap();
-    let other = rig.attach(ours, Nonblocking::Socket);
-    rig.driver.start(id(2), other, WRITE);
-    rustix::io::write(&writer, b"x").unwrap();
-    for (completions, bytes) in [(0, 0), (0, 9), (9, 0)] {
-        let start = Instant::now();
-        let said = rig.turn(WHILE, Budget { completions, bytes });
-        assert!(said.is_empty(), "{said:?}");
-        assert!(start.elapsed() >= WHILE, "it did not wait");
-    }
-    let mut said = [
-        rig.next(),
-        rig.turn(Duration::ZERO, AMPLE).iter().map(words).collect(),
-    ]
-    .concat();
-    said.sort();
-    assert_eq!(said, ["1 data x", "2 writable."]);
-
-    // But whoever cancels need not wait for room.
-    let nothing = Budget {
-        completions: 0,
-        bytes: 0,
-    };
-    rig.driver.cancel(id(1), source);
-    let said: Vec<_> = rig.turn(PATIENCE, nothing).iter().map(words).collect();
-    assert_eq!(said, ["1 cancelled."]);
 }
 
 fn detached_is_given_back_and_silent(rig: &mut Rig) {

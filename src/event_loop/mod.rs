@@ -21,8 +21,8 @@ use slab::Slab;
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
 use crate::config::{Limits, Policy, Start};
-use crate::driver::{self, Backend, Budget, Completion, Direction, Driver, Key, Lane};
-use crate::driver::{Nonblocking, Op, OpId, SourceId};
+use crate::driver::SourceId;
+use crate::driver::{self, Backend, Budget, Completion, Driver, Key};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged};
 use crate::journal::{About, Journal, Outbox};
@@ -36,6 +36,7 @@ mod index;
 mod ledger;
 mod mailbox;
 mod pressure;
+mod realtime;
 mod record;
 mod registration;
 mod timers;
@@ -48,6 +49,7 @@ use index::Index;
 use ledger::Ledger;
 use mailbox::{LoopNotifier, Mailbox, Message, Reply};
 use pressure::EVENT_OVERHEAD;
+use realtime::CLOCK;
 use record::Record;
 pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
@@ -55,15 +57,6 @@ use timers::Timers;
 
 /// How much later than asked for the kernel may end a wait of a loop, nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
-
-/// Names the loop's own source, which sees the realtime clock being set.
-const CLOCK: OpId = OpId {
-    watch: Key {
-        slot: u32::MAX,
-        generation: u32::MAX,
-    },
-    lane: Lane(0),
-};
 
 /// Everything that a loop is made from.
 #[derive(Debug)]
@@ -413,32 +406,6 @@ impl EventLoop {
                 self.tell(slot, |watch, cx| watch.alarm(cx));
             }
         }
-    }
-
-    /// Watches for the realtime clock being set: a timer that is cancelled by it
-    /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable.
-    fn follow_clock(&mut self) {
-        self.clock_followed = true;
-        let attached = crate::sys::clock_set_fd()
-            .ok()
-            .and_then(|fd| self.driver.attach(fd, Nonblocking::ReadinessOnly).ok());
-        match attached {
-            Some(source) => {
-                self.clock_source = Some(source);
-                self.driver.start(CLOCK, source, Op::Ready(Direction::Read));
-            }
-            // Deadlines still hold; only a clock that is set while the loop sleeps is seen late.
-            None => tracing::warn!(on = self.shared.full_name, "cannot follow clock changes"),
-        }
-    }
-
-    /// The turn has begun with fresh times, so due alarms fire in it; go on watching.
-    fn clock_was_set(&mut self) {
-        let Some(source) = self.clock_source.take() else {
-            return;
-        };
-        drop(self.driver.detach(source));
-        self.follow_clock();
     }
 
     fn received(&mut self, message: Message) {

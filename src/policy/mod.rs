@@ -11,76 +11,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use crate::access::{ClientProcess, Principal, ProcessKey};
-use crate::config::{Config, Context, OnMissing, Policy};
-use crate::driver::Backend;
+use crate::access::{ClientProcess, Principal};
+use crate::config::{Config, OnMissing, Policy};
 use crate::error::{Error, Result};
 use crate::event::{LoopState, PolicyChanged, PolicyScope};
-use crate::event_loop::{Blueprint, Handle};
+use crate::event_loop::Handle;
 use crate::journal::Memory;
 use crate::watch::Services;
 
 mod backends;
+mod context;
+mod making;
+mod table;
+
+pub use context::{
+    Caller, LOOP_NAME_MAX, LoopName, SESSION_NAME_MAX, check_loop_name, is_loop_name,
+};
+use context::{ContextKey, context_key, shown};
+pub use making::NewLoop;
+use table::{Binding, Inner};
 
 /// Names tried for the loop of a context before giving up: `default`, `default-2`, ...
 const NAMES_TRIED: u32 = 100;
-/// Longest name of a session: with a loop's base name it must still be a loop's name.
-pub const SESSION_NAME_MAX: usize = 40;
-/// Longest name of a loop.
-pub const LOOP_NAME_MAX: usize = 63;
-
-/// Who asks, as far as loops are concerned.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// Whose loops are meant.
-    pub principal: Principal,
-    /// May act for everybody.
-    pub administrator: bool,
-    /// The session the call names.
-    pub session: Option<String>,
-    /// The client process, if it can be seen.
-    pub process: Option<Arc<ClientProcess>>,
-}
-
-/// How a client names a loop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LoopName {
-    /// The loop of the caller's context.
-    Context,
-    /// `build`, or in full `uid:1000/build`.
-    Name(String),
-    /// By its id.
-    Id(u64),
-}
-
-/// Whose loop it is, as a key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum ContextKey {
-    Principal(Principal),
-    Session(Principal, String),
-    Process(Principal, ProcessKey),
-}
-
-/// What is set for a context. One that was never set is not in the map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Binding {
-    Loop(u64),
-    /// Unset on purpose: nothing is made for it until it is set again.
-    Unset,
-}
-
-/// What a new loop is asked to be.
-#[derive(Debug, Clone, Default)]
-pub struct NewLoop {
-    /// Empty: a generated one.
-    pub name: String,
-    /// Empty: the policy in force.
-    pub policy: String,
-    /// Empty: the policy's choice.
-    pub backend: String,
-    /// An existing loop of that name, policy and backend is good enough.
-    pub or_existing: bool,
-}
 
 /// All loops, and the policies they are made by.
 #[derive(Debug)]
@@ -92,40 +44,6 @@ pub struct Registry {
     memory: Arc<Memory>,
     draining: AtomicBool,
     inner: Mutex<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    loops: BTreeMap<u64, Handle>,
-    names: HashMap<(Principal, String), u64>,
-    contexts: HashMap<ContextKey, Binding>,
-    /// Policies that principals have chosen for themselves.
-    chosen: HashMap<Principal, Arc<Policy>>,
-    /// The policy of everybody else.
-    common: Arc<Policy>,
-    last_id: u64,
-}
-
-/// Whether this is a loop's name.
-#[must_use]
-pub fn is_loop_name(name: &str) -> bool {
-    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let rest = |b: u8| word(b) || matches!(b, b'.' | b'_' | b'-');
-    !name.is_empty()
-        && name.len() <= LOOP_NAME_MAX
-        && word(name.as_bytes()[0])
-        && name.bytes().all(rest)
-}
-
-/// As [`is_loop_name`], as an error that names the field.
-///
-/// # Errors
-/// [`Error::InvalidField`].
-pub fn check_loop_name(field: &'static str, name: &str) -> Result<()> {
-    if is_loop_name(name) {
-        return Ok(());
-    }
-    Err(Error::invalid(field, "must be [a-z0-9][a-z0-9._-]{0,62}"))
 }
 
 impl Registry {
@@ -411,98 +329,6 @@ impl Registry {
         });
     }
 
-    /// Makes a loop by a policy's rules; it is set for no context. The second value:
-    /// it was made by this call.
-    ///
-    /// # Errors
-    /// A bad or taken name, an unknown policy, a backend that is not allowed or not
-    /// available, the limit on loops, the system's refusal.
-    pub fn new_event_loop(
-        self: &Arc<Self>,
-        caller: &Caller,
-        new: &NewLoop,
-    ) -> Result<(Handle, bool)> {
-        if !new.name.is_empty() {
-            check_loop_name("name", &new.name)?;
-        }
-        let policy = match new.policy.as_str() {
-            "" => self.policy_of(&caller.principal).0,
-            name => {
-                let policy = self.policies.get(name).cloned();
-                policy.ok_or_else(|| unknown(&self.policies, name))?
-            }
-        };
-        let mut inner = self.inner.lock();
-        if let Some(existing) = inner.by_name(&caller.principal, &new.name) {
-            let differs = if !new.or_existing {
-                Some(None)
-            } else if existing.policy().name != policy.name {
-                Some(Some("policy".to_owned()))
-            } else if !new.backend.is_empty() && existing.backend().name() != new.backend {
-                Some(Some("backend".to_owned()))
-            } else {
-                None
-            };
-            return match differs {
-                None => Ok((existing, false)),
-                Some(differs) => Err(Error::NameTaken {
-                    what: "loop",
-                    name: new.name.clone(),
-                    differs,
-                }),
-            };
-        }
-        let backend = backends::choose(&policy, &new.backend)?;
-        let name = new.name.clone();
-        let handle = self.start(&mut inner, &caller.principal, name, &policy, backend, false)?;
-        Ok((handle, true))
-    }
-
-    /// `run`: whatever the policy's start state says.
-    fn start(
-        &self,
-        inner: &mut Inner,
-        principal: &Principal,
-        mut name: String,
-        policy: &Arc<Policy>,
-        backend: Backend,
-        run: bool,
-    ) -> Result<Handle> {
-        self.check_draining()?;
-        let open = inner
-            .loops
-            .values()
-            .filter(|l| l.state() != LoopState::Closed);
-        if open.count() >= self.limits.loops {
-            return Err(Error::limit("limits.loops", self.limits.loops as u64));
-        }
-        inner.last_id += 1;
-        let id = inner.last_id;
-        if name.is_empty() {
-            let mut numbers = (id..).map(|n| format!("loop-{n}"));
-            let free = numbers.find(|name| inner.by_name(principal, name).is_none());
-            name = free.unwrap_or_default();
-        }
-        let mut rules = Arc::clone(policy);
-        if run && rules.start != crate::config::Start::Running {
-            Arc::make_mut(&mut rules).start = crate::config::Start::Running;
-        }
-        let handle = Handle::start(Blueprint {
-            id,
-            name: name.clone(),
-            principal: principal.clone(),
-            policy: rules,
-            backend,
-            limits: Arc::clone(&self.limits),
-            services: Arc::clone(&self.services),
-            memory: Arc::clone(&self.memory),
-        })?;
-        inner.loops.insert(id, handle.clone());
-        inner.names.insert((principal.clone(), name), id);
-        inner.forget_old(self.limits.loops);
-        Ok(handle)
-    }
-
     /// The loop a request names. Only [`LoopName::Context`] with `create` may make one.
     ///
     /// # Errors
@@ -594,103 +420,6 @@ impl Registry {
         });
         Ok(cursor)
     }
-
-    /// Makes the loops that exist from start.
-    ///
-    /// # Errors
-    /// The first that cannot be made.
-    pub fn start_configured(self: &Arc<Self>) -> Result<()> {
-        for entry in &self.config.loops {
-            let own = Principal::uid(rustix::process::geteuid().as_raw());
-            let principal = match &entry.principal {
-                Some(principal) => principal.parse()?,
-                None => own,
-            };
-            let caller = Caller {
-                principal,
-                administrator: true,
-                session: None,
-                process: None,
-            };
-            let new = NewLoop {
-                name: entry.name.clone(),
-                policy: entry.policy.clone().unwrap_or_default(),
-                ..NewLoop::default()
-            };
-            let (handle, _) = self.new_event_loop(&caller, &new)?;
-            if entry.bind {
-                let key = ContextKey::Principal(caller.principal.clone());
-                let mut inner = self.inner.lock();
-                inner.contexts.insert(key, Binding::Loop(handle.id()));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Inner {
-    fn policy_of(&self, principal: &Principal, daemon: bool) -> Arc<Policy> {
-        let own = self.chosen.get(principal).filter(|_| !daemon);
-        Arc::clone(own.unwrap_or(&self.common))
-    }
-
-    /// Open loops whose owner a switch is about.
-    fn concerned(&self, principal: &Principal, daemon: bool) -> Vec<Handle> {
-        let about = |owner: &Principal| {
-            if daemon {
-                !self.chosen.contains_key(owner)
-            } else {
-                owner == principal
-            }
-        };
-        let open = self
-            .loops
-            .values()
-            .filter(|l| l.state() != LoopState::Closed);
-        open.filter(|l| about(l.principal())).cloned().collect()
-    }
-
-    /// The loop of a context; `Err` if it was unset on purpose, `None` if it never was set.
-    fn bound(&mut self, key: &ContextKey) -> Option<Result<Handle, ()>> {
-        match self.contexts.get(key)? {
-            Binding::Unset => Some(Err(())),
-            Binding::Loop(id) => {
-                let open = |l: &&Handle| l.state() != LoopState::Closed;
-                let found = self.loops.get(id).filter(open).cloned();
-                if found.is_none() {
-                    self.contexts.remove(key);
-                }
-                found.map(Ok)
-            }
-        }
-    }
-
-    /// The open loop of that name.
-    fn by_name(&mut self, principal: &Principal, name: &str) -> Option<Handle> {
-        let key = (principal.clone(), name.to_owned());
-        let id = *self.names.get(&key)?;
-        let open = |l: &&Handle| l.state() != LoopState::Closed;
-        let found = self.loops.get(&id).filter(open).cloned();
-        if found.is_none() {
-            self.names.remove(&key);
-        }
-        found
-    }
-
-    /// The loop is closed: its name and its contexts are free.
-    fn let_go(&mut self, id: u64) {
-        self.names.retain(|_, named| *named != id);
-        self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
-    }
-
-    /// Closed loops stay readable, but no more of them than open ones may exist.
-    fn forget_old(&mut self, most: usize) {
-        let closed = |l: &&Handle| l.state() == LoopState::Closed;
-        let ids: Vec<u64> = self.loops.values().filter(closed).map(Handle::id).collect();
-        for id in &ids[..ids.len().saturating_sub(most)] {
-            self.loops.remove(id);
-        }
-    }
 }
 
 fn allow(caller: &Caller, owner: &Principal) -> Result<()> {
@@ -706,37 +435,5 @@ fn unknown(policies: &BTreeMap<String, Arc<Policy>>, name: &str) -> Error {
     Error::PolicyNotFound {
         name: name.to_owned(),
         known: policies.keys().cloned().collect::<Vec<_>>().join(", "),
-    }
-}
-
-fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey> {
-    let principal = caller.principal.clone();
-    if let Some(session) = &caller.session {
-        return Ok(ContextKey::Session(principal, session.clone()));
-    }
-    match (policy.context, &caller.process) {
-        (Context::Principal, _) => Ok(ContextKey::Principal(principal)),
-        (Context::Process, Some(process)) => Ok(ContextKey::Process(principal, process.key())),
-        (Context::Process, None) => Err(Error::wrong_state(
-            "the policy's context is the client process, which cannot be seen from here",
-        )),
-        (Context::Session, _) => Err(Error::invalid(
-            "evloopd-session",
-            format!(
-                "policy `{}` needs this metadata: the session's name",
-                policy.name
-            ),
-        )),
-    }
-}
-
-fn shown(key: &ContextKey, caller: &Caller) -> String {
-    match key {
-        ContextKey::Principal(principal) => principal.to_string(),
-        ContextKey::Session(principal, session) => format!("{principal}, session {session}"),
-        ContextKey::Process(principal, _) => {
-            let pid = caller.process.as_ref().map_or(0, |process| process.pid());
-            format!("{principal}, process {pid}")
-        }
     }
 }

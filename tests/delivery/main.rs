@@ -10,6 +10,7 @@ mod attach;
 mod clients;
 mod consumers;
 mod faults;
+mod memory;
 mod pressure;
 mod programs;
 mod repeats;

@@ -41,7 +41,7 @@ async fn scene(policy: &str) -> Scene {
 }
 
 /// Reads as a consumer, from the oldest event on.
-async fn consumer(scene: &Scene, name: &str, in_flight: u32) -> Recorder {
+pub(crate) async fn consumer(scene: &Scene, name: &str, in_flight: u32) -> Recorder {
     let request = SubscribeRequest {
         r#loop: Some(scene.target.clone()),
         start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
@@ -75,7 +75,7 @@ pub(crate) async fn status(scene: &Scene) -> JournalStatus {
 }
 
 /// Waits until that watch is paused; how.
-async fn paused(scene: &Scene, watch: u64) -> SourcePause {
+pub(crate) async fn paused(scene: &Scene, watch: u64) -> SourcePause {
     let look = async {
         loop {
             if let Some(pause) = scene.get(watch).await.source_pause {
@@ -95,7 +95,7 @@ fn blocks_in_a_write(pid: i32) -> bool {
 }
 
 /// Acknowledges batch by batch until the process is done.
-async fn drain(scene: &Scene, name: &str, reader: &mut Recorder, watch: u64) {
+pub(crate) async fn drain(scene: &Scene, name: &str, reader: &mut Recorder, watch: u64) {
     let done = |r: &Recorder| r.kinds(watch).contains(&"closed");
     while !done(reader) {
         assert!(reader.step().await, "the stream ended");
@@ -151,7 +151,7 @@ async fn blocks_and_goes_on(policy: &str) {
 }
 
 /// What `seq` prints up to there.
-fn numbers(last: u32) -> Vec<u8> {
+pub(crate) fn numbers(last: u32) -> Vec<u8> {
     let mut text = Vec::new();
     for n in 1..=last {
         text.extend_from_slice(format!("{n}\n").as_bytes());
@@ -391,65 +391,6 @@ async fn a_forgotten_consumer_is_deleted_after_its_ttl_and_what_it_held_goes_on(
     };
     let gone = scene.daemon.events().get_consumer(request).await.map(drop);
     refused(gone, Code::NotFound, "CONSUMER_NOT_FOUND");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn all_journals_stay_within_the_memory_and_a_loop_that_waits_for_it_goes_on() {
-    let config = "[limits]\nmemory = \"1MiB\"\n";
-    let daemon = Daemon::start(config).await;
-    let mut scene = Scene::new(daemon, "", "").await;
-    let request = NewEventLoopRequest {
-        name: "other".into(),
-        ..NewEventLoopRequest::default()
-    };
-    scene
-        .daemon
-        .policies()
-        .new_event_loop(request)
-        .await
-        .unwrap();
-    let other = crate::common::loop_named("other");
-    let request = CreateConsumerRequest {
-        r#loop: Some(other.clone()),
-        name: "hog".into(),
-        ..CreateConsumerRequest::default()
-    };
-    scene
-        .daemon
-        .events()
-        .create_consumer(request)
-        .await
-        .unwrap();
-    // The other loop's consumer holds nearly all there is.
-    loop {
-        let request = PostRequest {
-            r#loop: Some(other.clone()),
-            posts: vec![post("", &[0; 8000]); 4],
-            ..PostRequest::default()
-        };
-        if scene.daemon.events().post(request).await.is_err() {
-            break;
-        }
-    }
-    let mut held = consumer(&scene, "waits", 64 << 20).await;
-    let id = scene.spawn(shell("exec seq 200000")).await;
-    let pause = paused(&scene, id).await;
-    assert_eq!(pause.reason(), SourcePauseReason::Memory);
-    let used = scene.daemon.info().await;
-    drop(used);
-    let request = DeleteConsumerRequest {
-        r#loop: Some(other),
-        name: "hog".into(),
-        ..DeleteConsumerRequest::default()
-    };
-    scene
-        .daemon
-        .events()
-        .delete_consumer(request)
-        .await
-        .unwrap();
-    drain(&scene, "waits", &mut held, id).await;
-    assert_eq!(held.bytes(id, Stream::Stdout), numbers(200_000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,12 +1,9 @@
 //! Child processes: started before the watch exists, reaped in one place, done when
 //! the child has ended *and* its streams have.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,18 +12,21 @@ use rustix::io::Errno;
 
 use super::services::Permit;
 use super::transport::{Ended, Incoming, Outgoing};
-use super::{Context, Need, Notice, Notifier, Services, Taken, Teardown, Watch};
+use super::{Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
-use crate::driver::{Direction, Done, Key, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Exited, Kind, Started, Stream, StreamEnd, StreamEndReason};
 use crate::proto::{self, exited::Status};
-use crate::signals::{Received, SignalSink, Subscription};
+use crate::signals::Subscription;
 
 mod child;
+mod order;
 mod spawn;
+mod watcher;
 
-use spawn::{Recipe, Spawned};
+pub use order::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
+use watcher::{ChildSignals, Pidfd, Waiter};
 
 const EXIT: Lane = Lane(0);
 const STDIN: Lane = Lane(1);
@@ -35,188 +35,6 @@ const STDERR: Lane = Lane(3);
 
 /// Between one SIGKILL and the next, for a child that does not end by it at once.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
-
-/// What to execute.
-#[derive(Debug, Clone)]
-pub enum Program {
-    /// Program and arguments, at least the program.
-    Exec(Vec<String>),
-    /// A line for `/bin/sh -c`.
-    Shell(String),
-}
-
-/// Where a child's stream goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stdio {
-    /// `/dev/null`.
-    Null,
-    /// A pipe to the daemon.
-    Pipe,
-}
-
-/// What happens to a child that still runs when its watch ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtEnd {
-    /// SIGTERM to its group, then SIGKILL.
-    KillTree,
-    /// It is left running.
-    Keep,
-}
-
-/// Whom a signal is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignalTarget {
-    /// The child.
-    Process,
-    /// Its process group.
-    Group,
-}
-
-/// A child as asked for.
-#[derive(Debug)]
-pub struct ProcessOrder {
-    /// What to execute.
-    pub program: Program,
-    /// The whole environment.
-    pub env: BTreeMap<String, String>,
-    /// Working directory, absolute.
-    pub cwd: PathBuf,
-    /// stdin, stdout, stderr.
-    pub stdio: [Stdio; 3],
-    /// How long others may keep its output open after it has ended; `None`: the configuration's.
-    pub pipe_grace: Option<Duration>,
-    /// Between SIGTERM and SIGKILL; `None`: the configuration's.
-    pub kill_grace: Option<Duration>,
-    /// If it still runs at the end.
-    pub at_end: AtEnd,
-    /// How its end is noticed.
-    pub watcher: ChildWatcher,
-}
-
-impl ProcessOrder {
-    /// What the watch takes.
-    #[must_use]
-    pub fn need(&self) -> Need {
-        let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
-        let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
-        let pidfd = usize::from(self.watcher == ChildWatcher::Pidfd);
-        Need {
-            sources: pipes + pidfd,
-            // Added, Started, a StreamEnd each, Exited, Closed, Removed.
-            events: 5 + streams.count() as u64,
-        }
-    }
-
-    /// The watch, with the child started. May block.
-    ///
-    /// # Errors
-    /// The limit on children, or the system's refusal and at which step. Nothing runs then.
-    pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
-        let permit = services.children.take()?;
-        let recipe = Recipe {
-            program: self.program,
-            env: self.env,
-            cwd: self.cwd,
-            stdio: self.stdio,
-        };
-        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe, &services.file_limit)?;
-        let pidfd = Pidfd(Some(pidfd));
-        let watched_fd = match self.watcher {
-            ChildWatcher::Pidfd => Some(pidfd.dup()?),
-            _ => None,
-        };
-        let waiter = match self.watcher {
-            ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
-            _ => None,
-        };
-        Ok(Box::new(Process {
-            pid,
-            pidfd,
-            watched_fd,
-            watched: None,
-            waiter,
-            subscription: None,
-            pipes,
-            stdin: None,
-            outputs: [None, None],
-            exited: None,
-            at_end: self.at_end,
-            watcher: self.watcher,
-            pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
-            kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
-            stdin_bytes: 0,
-            unsent: 0,
-            killing: false,
-            permit: Some(permit),
-        }))
-    }
-}
-
-/// The child's pidfd. A child that was started and never came to be watched
-/// is killed and reaped: a failed registration leaves nothing.
-#[derive(Debug)]
-struct Pidfd(Option<OwnedFd>);
-
-impl Pidfd {
-    fn dup(&self) -> Result<OwnedFd> {
-        let fd = self
-            .0
-            .as_ref()
-            .ok_or(Error::Internal("the pidfd is there"))?;
-        let dup = fd.try_clone();
-        dup.map_err(|e| SystemError::from_io(&e, "pidfd", "").into())
-    }
-}
-
-impl Drop for Pidfd {
-    fn drop(&mut self) {
-        if let Some(pidfd) = self.0.take() {
-            let _ = crate::sys::signal_group(pidfd.as_fd(), libc::SIGKILL);
-            let _ = crate::sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
-            child::reap_elsewhere(pidfd);
-        }
-    }
-}
-
-/// A thread that waits for the child, and then for whom to tell.
-#[derive(Debug)]
-struct Waiter(mpsc::Sender<(Key, Arc<dyn Notifier>)>);
-
-impl Waiter {
-    fn start(pid: i32, pidfd: &Pidfd) -> Result<Self> {
-        let pidfd = pidfd.dup()?;
-        let (sender, receiver) = mpsc::channel::<(Key, Arc<dyn Notifier>)>();
-        let thread = std::thread::Builder::new()
-            .name(format!("wait-{pid}"))
-            .stack_size(64 * 1024);
-        let run = move || {
-            let exited = child::reap_blocking(pidfd.as_fd());
-            if let Ok((key, notifier)) = receiver.recv() {
-                notifier.notify(key, Notice::ChildExited(exited));
-            }
-        };
-        match thread.spawn(run) {
-            Ok(_) => Ok(Self(sender)),
-            Err(error) => Err(SystemError::from_io(&error, "thread", "").into()),
-        }
-    }
-}
-
-/// Tells one watch of SIGCHLD, at most once until it has looked.
-#[derive(Debug)]
-struct ChildSignals {
-    key: Key,
-    notifier: Arc<dyn Notifier>,
-    told: Arc<AtomicBool>,
-}
-
-impl SignalSink for ChildSignals {
-    fn signal(&self, _: Received) {
-        if !self.told.swap(true, Ordering::AcqRel) {
-            self.notifier.notify(self.key, Notice::ChildSignal);
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Process {

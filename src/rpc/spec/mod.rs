@@ -1,7 +1,5 @@
 //! A request to add a watch, checked: what to register, and how to make it.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use prost::Message as _;
 use super::Api;
 use super::convert;
 use crate::access::Peer;
-use crate::config::{ChildWatcher, WatchKind};
+use crate::config::WatchKind;
 use crate::driver::file::{self, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::{Handle, Lifetime, Registration};
@@ -19,10 +17,11 @@ use crate::handover::Claimed;
 use crate::proto::{self, watch_spec::Spec};
 use crate::watch::address::UnixName;
 use crate::watch::{
-    AtEnd, ConnectionOrder, FdOrder, INTERVAL_MIN, ListenOrder, ListenTarget, Need, Order, PipeEnd,
-    PipeOrder, ProcessOrder, Program, SOCKETS_MAX, Schedule, SignalOrder, Stdio, StreamOptions,
-    Target, TimerOrder,
+    FdOrder, INTERVAL_MIN, Need, Order, PipeEnd, PipeOrder, Schedule, SignalOrder, TimerOrder,
 };
+
+mod process;
+mod sockets;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -31,11 +30,6 @@ const SPEC_MAX: usize = 256 * 1024;
 /// Most signals of one watch: as many as there are.
 const SIGNALS_MAX: usize = 64;
 const FINISHED_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-const BACKLOG: i32 = 128;
-const BACKLOG_MAX: u32 = 4096;
-/// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
-const ARGUMENTS_MAX: usize = 2 << 20;
 
 /// What the kind-specific part of a request comes to.
 struct Plan {
@@ -195,220 +189,6 @@ impl Checks<'_> {
         })
     }
 
-    fn process(&self, mut process: proto::ProcessSpec) -> Result<Plan> {
-        use proto::process_spec::Command;
-
-        let no_nul = |field: &'static str, text: &str| {
-            if text.contains('\0') {
-                return Err(Error::invalid(field, "must not contain NUL"));
-            }
-            Ok(())
-        };
-        let program = match process.command.clone() {
-            Some(Command::Exec(exec)) => {
-                let field = "spec.process.exec.argv";
-                if exec.argv.first().is_none_or(String::is_empty) {
-                    return Err(Error::invalid(field, "needs a program"));
-                }
-                exec.argv.iter().try_for_each(|arg| no_nul(field, arg))?;
-                Program::Exec(exec.argv)
-            }
-            Some(Command::Shell(line)) => {
-                no_nul("spec.process.shell", &line)?;
-                Program::Shell(line)
-            }
-            None => return Err(Error::invalid("spec.process", "needs exec or shell")),
-        };
-        let inherited = process.inherited_env.take();
-        let mut env: BTreeMap<String, String> = match inherited {
-            Some(inherited) => inherited.variables,
-            None => own_environment(),
-        };
-        env.extend(process.env.clone());
-        for (name, value) in &env {
-            no_nul("spec.process.env", value)?;
-            no_nul("spec.process.env", name)?;
-            if name.is_empty() || name.contains('=') {
-                let allowed = "names must not be empty nor contain `=`";
-                return Err(Error::invalid("spec.process.env", allowed));
-            }
-        }
-        let args: usize = match &program {
-            Program::Exec(argv) => argv.iter().map(String::len).sum(),
-            Program::Shell(line) => line.len(),
-        };
-        let vars: usize = env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
-        if args + vars > ARGUMENTS_MAX {
-            let error = SystemError::new(rustix::io::Errno::TOOBIG, "exec", "");
-            return Err(error.into());
-        }
-        if !process.cwd.is_empty() && !process.cwd.starts_with('/') {
-            return Err(Error::invalid("spec.process.cwd", "must be absolute"));
-        }
-        no_nul("spec.process.cwd", &process.cwd)?;
-        let cwd = if process.cwd.is_empty() {
-            "/"
-        } else {
-            process.cwd.as_str()
-        };
-        let order = ProcessOrder {
-            program,
-            env,
-            cwd: PathBuf::from(cwd),
-            stdio: [
-                stdio("spec.process.stdin", process.stdin, Stdio::Null)?,
-                stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
-                stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
-            ],
-            pipe_grace: convert::optional_duration(
-                "spec.process.pipe_grace",
-                process.pipe_grace,
-                HOUR,
-            )?,
-            kill_grace: convert::optional_duration(
-                "spec.process.kill_grace",
-                process.kill_grace,
-                HOUR,
-            )?,
-            at_end: match proto::AtEnd::try_from(process.at_end) {
-                Ok(proto::AtEnd::Unspecified | proto::AtEnd::KillTree) => AtEnd::KillTree,
-                Ok(proto::AtEnd::Keep) => AtEnd::Keep,
-                Err(_) => {
-                    return Err(Error::invalid(
-                        "spec.process.at_end",
-                        "must be KILL_TREE or KEEP",
-                    ));
-                }
-            },
-            watcher: self.child_watcher(),
-        };
-        Ok(Plan {
-            kind: WatchKind::Process,
-            need: order.need(),
-            order: Order::Later(Box::new(move |services| order.build(services))),
-            claimed_from: None,
-            spec: Spec::Process(process),
-        })
-    }
-
-    fn child_watcher(&self) -> ChildWatcher {
-        self.on.policy().child_watcher
-    }
-
-    fn connection(&self, mut spec: proto::ConnectionSpec) -> Result<Plan> {
-        use proto::connection_spec::Target as Given;
-
-        let options = StreamOptions {
-            keep_half_open: spec.keep_half_open,
-            paused: spec.start_paused,
-        };
-        let timeout = convert::duration(
-            "spec.connection.connect_timeout",
-            spec.connect_timeout,
-            CONNECT_TIMEOUT,
-            Duration::from_millis(1)..=HOUR,
-        )?;
-        let target = match &mut spec.target {
-            None => return Err(Error::invalid("spec.connection", "needs tcp, unix or slot")),
-            Some(Given::Tcp(tcp)) => tcp_target(tcp)?,
-            Some(Given::Unix(unix)) => Target::Unix(self.unix("spec.connection.unix", unix)?),
-            Some(Given::Slot(slot)) => {
-                let field = "spec.connection.slot";
-                let (claimed, _, lifetime) = self.claim(field, slot)?;
-                slot.clear();
-                let order = Order::Now(Box::new(move || {
-                    let claim = file::claim(claimed.keep().0, Purpose::Connection);
-                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
-                    let target = Target::Adopted(claim);
-                    let order = ConnectionOrder {
-                        target,
-                        options,
-                        timeout,
-                    };
-                    Ok(order.build())
-                }));
-                return Ok(Plan {
-                    kind: WatchKind::Connection,
-                    need: ConnectionOrder::need_of(1),
-                    order,
-                    claimed_from: Some(lifetime),
-                    spec: Spec::Connection(spec),
-                });
-            }
-        };
-        let order = ConnectionOrder {
-            target,
-            options,
-            timeout,
-        };
-        Ok(Plan {
-            kind: WatchKind::Connection,
-            need: order.need(),
-            order: Order::Now(Box::new(move || Ok(order.build()))),
-            claimed_from: None,
-            spec: Spec::Connection(spec),
-        })
-    }
-
-    fn listener(&self, mut spec: proto::ListenerSpec) -> Result<Plan> {
-        use proto::listener_spec::Target as Given;
-
-        let options = StreamOptions {
-            keep_half_open: spec.keep_half_open,
-            paused: spec.start_paused,
-        };
-        let backlog = match spec.backlog {
-            0 => BACKLOG,
-            1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),
-            _ => return Err(Error::invalid("spec.listener.backlog", "at most 4096")),
-        };
-        let mut claimed_from = None;
-        let mut need = Need::sources(1);
-        let order = match &mut spec.target {
-            None => return Err(Error::invalid("spec.listener", "needs tcp, unix or slot")),
-            Some(Given::Tcp(tcp)) => {
-                if tcp.hosts.len() > SOCKETS_MAX {
-                    return Err(Error::invalid("spec.listener.tcp.hosts", "at most 16"));
-                }
-                // A name may have many addresses; they are bound before they are counted.
-                need.sources = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
-                let target = ListenTarget::Tcp {
-                    hosts: tcp.hosts.clone(),
-                    port: port("spec.listener.tcp.port", tcp.port, 0)?,
-                    reuse_port: tcp.reuse_port,
-                };
-                listen(target, backlog, options)
-            }
-            Some(Given::Unix(unix)) => {
-                let name = self.unix("spec.listener.unix", unix)?;
-                listen(ListenTarget::Unix(name), backlog, options)
-            }
-            Some(Given::Slot(slot)) => {
-                let field = "spec.listener.slot";
-                let (claimed, _, lifetime) = self.claim(field, slot)?;
-                slot.clear();
-                claimed_from = Some(lifetime);
-                Order::Later(Box::new(move |_| {
-                    let claim = file::claim(claimed.keep().0, Purpose::Listener);
-                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
-                    let order = ListenOrder {
-                        target: ListenTarget::Adopted(claim),
-                        backlog,
-                        options,
-                    };
-                    order.build()
-                }))
-            }
-        };
-        Ok(Plan {
-            kind: WatchKind::Listener,
-            need,
-            order,
-            claimed_from,
-            spec: Spec::Listener(spec),
-        })
-    }
-
     fn read_pipe(&self, mut spec: proto::ReadPipeSpec) -> Result<Plan> {
         use proto::read_pipe_spec::Source;
 
@@ -493,38 +273,11 @@ impl Checks<'_> {
     }
 }
 
-/// The daemon's environment, for children that bring none: what is UTF-8 of it, and
-/// nothing that is between the daemon and its service manager.
-fn own_environment() -> BTreeMap<String, String> {
-    const OWN: [&str; 5] = [
-        "NOTIFY_SOCKET",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-        "JOURNAL_STREAM",
-    ];
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| !OWN.contains(&name.as_str()))
-        .collect()
-}
-
 fn purpose(end: PipeEnd) -> Purpose {
     match end {
         PipeEnd::Read { .. } => Purpose::Reader,
         PipeEnd::Write => Purpose::Writer,
     }
-}
-
-fn listen(target: ListenTarget, backlog: i32, options: StreamOptions) -> Order {
-    Order::Later(Box::new(move |_| {
-        let order = ListenOrder {
-            target,
-            backlog,
-            options,
-        };
-        order.build()
-    }))
 }
 
 fn fifo(field: &'static str, path: &str, end: PipeEnd) -> Result<Order> {
@@ -539,42 +292,6 @@ fn fifo(field: &'static str, path: &str, end: PipeEnd) -> Result<Order> {
         })?;
         Ok(PipeOrder { claim, end }.build())
     })))
-}
-
-fn stdio(field: &'static str, value: i32, absent: Stdio) -> Result<Stdio> {
-    match proto::Stdio::try_from(value) {
-        Ok(proto::Stdio::Unspecified) => Ok(absent),
-        Ok(proto::Stdio::Null) => Ok(Stdio::Null),
-        Ok(proto::Stdio::Pipe) => Ok(Stdio::Pipe),
-        Err(_) => Err(Error::invalid(field, "must be NULL or PIPE")),
-    }
-}
-
-fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
-    let checked = u16::try_from(port).ok().filter(|p| *p >= least);
-    checked.ok_or_else(|| Error::invalid(field, format!("must be {least} to 65535")))
-}
-
-fn tcp_target(tcp: &proto::TcpTarget) -> Result<Target> {
-    if tcp.host.is_empty() || tcp.host.contains('\0') {
-        return Err(Error::invalid(
-            "spec.connection.tcp.host",
-            "needs a name or an address",
-        ));
-    }
-    let local = match tcp.local_ip.as_str() {
-        "" => None,
-        ip => {
-            let parsed = ip.parse::<IpAddr>();
-            let field = "spec.connection.tcp.local_ip";
-            Some(parsed.map_err(|_| Error::invalid(field, "must be an IP address"))?)
-        }
-    };
-    Ok(Target::Tcp {
-        host: tcp.host.clone(),
-        port: port("spec.connection.tcp.port", tcp.port, 1)?,
-        local,
-    })
 }
 
 fn timer_plan(timer: proto::TimerSpec) -> Result<Plan> {

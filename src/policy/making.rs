@@ -1,0 +1,150 @@
+//! New loops.
+
+use std::sync::Arc;
+
+use super::{Binding, Caller, ContextKey, Inner, Registry, backends, check_loop_name, unknown};
+use crate::access::Principal;
+use crate::config::Policy;
+use crate::driver::Backend;
+use crate::error::{Error, Result};
+use crate::event::LoopState;
+use crate::event_loop::{Blueprint, Handle};
+
+/// What a new loop is asked to be.
+#[derive(Debug, Clone, Default)]
+pub struct NewLoop {
+    /// Empty: a generated one.
+    pub name: String,
+    /// Empty: the policy in force.
+    pub policy: String,
+    /// Empty: the policy's choice.
+    pub backend: String,
+    /// An existing loop of that name, policy and backend is good enough.
+    pub or_existing: bool,
+}
+
+impl Registry {
+    /// Makes a loop by a policy's rules; it is set for no context. The second value:
+    /// it was made by this call.
+    ///
+    /// # Errors
+    /// A bad or taken name, an unknown policy, a backend that is not allowed or not
+    /// available, the limit on loops, the system's refusal.
+    pub fn new_event_loop(
+        self: &Arc<Self>,
+        caller: &Caller,
+        new: &NewLoop,
+    ) -> Result<(Handle, bool)> {
+        if !new.name.is_empty() {
+            check_loop_name("name", &new.name)?;
+        }
+        let policy = match new.policy.as_str() {
+            "" => self.policy_of(&caller.principal).0,
+            name => {
+                let policy = self.policies.get(name).cloned();
+                policy.ok_or_else(|| unknown(&self.policies, name))?
+            }
+        };
+        let mut inner = self.inner.lock();
+        if let Some(existing) = inner.by_name(&caller.principal, &new.name) {
+            let differs = if !new.or_existing {
+                Some(None)
+            } else if existing.policy().name != policy.name {
+                Some(Some("policy".to_owned()))
+            } else if !new.backend.is_empty() && existing.backend().name() != new.backend {
+                Some(Some("backend".to_owned()))
+            } else {
+                None
+            };
+            return match differs {
+                None => Ok((existing, false)),
+                Some(differs) => Err(Error::NameTaken {
+                    what: "loop",
+                    name: new.name.clone(),
+                    differs,
+                }),
+            };
+        }
+        let backend = backends::choose(&policy, &new.backend)?;
+        let name = new.name.clone();
+        let handle = self.start(&mut inner, &caller.principal, name, &policy, backend, false)?;
+        Ok((handle, true))
+    }
+
+    /// `run`: whatever the policy's start state says.
+    pub(super) fn start(
+        &self,
+        inner: &mut Inner,
+        principal: &Principal,
+        mut name: String,
+        policy: &Arc<Policy>,
+        backend: Backend,
+        run: bool,
+    ) -> Result<Handle> {
+        self.check_draining()?;
+        let open = inner
+            .loops
+            .values()
+            .filter(|l| l.state() != LoopState::Closed);
+        if open.count() >= self.limits.loops {
+            return Err(Error::limit("limits.loops", self.limits.loops as u64));
+        }
+        inner.last_id += 1;
+        let id = inner.last_id;
+        if name.is_empty() {
+            let mut numbers = (id..).map(|n| format!("loop-{n}"));
+            let free = numbers.find(|name| inner.by_name(principal, name).is_none());
+            name = free.unwrap_or_default();
+        }
+        let mut rules = Arc::clone(policy);
+        if run && rules.start != crate::config::Start::Running {
+            Arc::make_mut(&mut rules).start = crate::config::Start::Running;
+        }
+        let handle = Handle::start(Blueprint {
+            id,
+            name: name.clone(),
+            principal: principal.clone(),
+            policy: rules,
+            backend,
+            limits: Arc::clone(&self.limits),
+            services: Arc::clone(&self.services),
+            memory: Arc::clone(&self.memory),
+        })?;
+        inner.loops.insert(id, handle.clone());
+        inner.names.insert((principal.clone(), name), id);
+        inner.forget_old(self.limits.loops);
+        Ok(handle)
+    }
+
+    /// Makes the loops that exist from start.
+    ///
+    /// # Errors
+    /// The first that cannot be made.
+    pub fn start_configured(self: &Arc<Self>) -> Result<()> {
+        for entry in &self.config.loops {
+            let own = Principal::uid(rustix::process::geteuid().as_raw());
+            let principal = match &entry.principal {
+                Some(principal) => principal.parse()?,
+                None => own,
+            };
+            let caller = Caller {
+                principal,
+                administrator: true,
+                session: None,
+                process: None,
+            };
+            let new = NewLoop {
+                name: entry.name.clone(),
+                policy: entry.policy.clone().unwrap_or_default(),
+                ..NewLoop::default()
+            };
+            let (handle, _) = self.new_event_loop(&caller, &new)?;
+            if entry.bind {
+                let key = ContextKey::Principal(caller.principal.clone());
+                let mut inner = self.inner.lock();
+                inner.contexts.insert(key, Binding::Loop(handle.id()));
+            }
+        }
+        Ok(())
+    }
+}

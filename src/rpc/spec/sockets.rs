@@ -1,0 +1,172 @@
+//! Connections and listeners.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Checks, HOUR, Plan, refused};
+use crate::config::WatchKind;
+use crate::driver::file::{self, Purpose};
+use crate::error::{Error, Result};
+use crate::proto::{self, watch_spec::Spec};
+use crate::rpc::convert;
+use crate::watch::{
+    ConnectionOrder, ListenOrder, ListenTarget, Need, Order, SOCKETS_MAX, StreamOptions, Target,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const BACKLOG: i32 = 128;
+const BACKLOG_MAX: u32 = 4096;
+
+impl Checks<'_> {
+    pub(super) fn connection(&self, mut spec: proto::ConnectionSpec) -> Result<Plan> {
+        use proto::connection_spec::Target as Given;
+
+        let options = StreamOptions {
+            keep_half_open: spec.keep_half_open,
+            paused: spec.start_paused,
+        };
+        let timeout = convert::duration(
+            "spec.connection.connect_timeout",
+            spec.connect_timeout,
+            CONNECT_TIMEOUT,
+            Duration::from_millis(1)..=HOUR,
+        )?;
+        let target = match &mut spec.target {
+            None => return Err(Error::invalid("spec.connection", "needs tcp, unix or slot")),
+            Some(Given::Tcp(tcp)) => tcp_target(tcp)?,
+            Some(Given::Unix(unix)) => Target::Unix(self.unix("spec.connection.unix", unix)?),
+            Some(Given::Slot(slot)) => {
+                let field = "spec.connection.slot";
+                let (claimed, _, lifetime) = self.claim(field, slot)?;
+                slot.clear();
+                let order = Order::Now(Box::new(move || {
+                    let claim = file::claim(claimed.keep().0, Purpose::Connection);
+                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
+                    let target = Target::Adopted(claim);
+                    let order = ConnectionOrder {
+                        target,
+                        options,
+                        timeout,
+                    };
+                    Ok(order.build())
+                }));
+                return Ok(Plan {
+                    kind: WatchKind::Connection,
+                    need: ConnectionOrder::need_of(1),
+                    order,
+                    claimed_from: Some(lifetime),
+                    spec: Spec::Connection(spec),
+                });
+            }
+        };
+        let order = ConnectionOrder {
+            target,
+            options,
+            timeout,
+        };
+        Ok(Plan {
+            kind: WatchKind::Connection,
+            need: order.need(),
+            order: Order::Now(Box::new(move || Ok(order.build()))),
+            claimed_from: None,
+            spec: Spec::Connection(spec),
+        })
+    }
+
+    pub(super) fn listener(&self, mut spec: proto::ListenerSpec) -> Result<Plan> {
+        use proto::listener_spec::Target as Given;
+
+        let options = StreamOptions {
+            keep_half_open: spec.keep_half_open,
+            paused: spec.start_paused,
+        };
+        let backlog = match spec.backlog {
+            0 => BACKLOG,
+            1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),
+            _ => return Err(Error::invalid("spec.listener.backlog", "at most 4096")),
+        };
+        let mut claimed_from = None;
+        let mut need = Need::sources(1);
+        let order = match &mut spec.target {
+            None => return Err(Error::invalid("spec.listener", "needs tcp, unix or slot")),
+            Some(Given::Tcp(tcp)) => {
+                if tcp.hosts.len() > SOCKETS_MAX {
+                    return Err(Error::invalid("spec.listener.tcp.hosts", "at most 16"));
+                }
+                // A name may have many addresses; they are bound before they are counted.
+                need.sources = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
+                let target = ListenTarget::Tcp {
+                    hosts: tcp.hosts.clone(),
+                    port: port("spec.listener.tcp.port", tcp.port, 0)?,
+                    reuse_port: tcp.reuse_port,
+                };
+                listen(target, backlog, options)
+            }
+            Some(Given::Unix(unix)) => {
+                let name = self.unix("spec.listener.unix", unix)?;
+                listen(ListenTarget::Unix(name), backlog, options)
+            }
+            Some(Given::Slot(slot)) => {
+                let field = "spec.listener.slot";
+                let (claimed, _, lifetime) = self.claim(field, slot)?;
+                slot.clear();
+                claimed_from = Some(lifetime);
+                Order::Later(Box::new(move |_| {
+                    let claim = file::claim(claimed.keep().0, Purpose::Listener);
+                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
+                    let order = ListenOrder {
+                        target: ListenTarget::Adopted(claim),
+                        backlog,
+                        options,
+                    };
+                    order.build()
+                }))
+            }
+        };
+        Ok(Plan {
+            kind: WatchKind::Listener,
+            need,
+            order,
+            claimed_from,
+            spec: Spec::Listener(spec),
+        })
+    }
+}
+
+fn listen(target: ListenTarget, backlog: i32, options: StreamOptions) -> Order {
+    Order::Later(Box::new(move |_| {
+        let order = ListenOrder {
+            target,
+            backlog,
+            options,
+        };
+        order.build()
+    }))
+}
+
+fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
+    let checked = u16::try_from(port).ok().filter(|p| *p >= least);
+    checked.ok_or_else(|| Error::invalid(field, format!("must be {least} to 65535")))
+}
+
+fn tcp_target(tcp: &proto::TcpTarget) -> Result<Target> {
+    if tcp.host.is_empty() || tcp.host.contains('\0') {
+        return Err(Error::invalid(
+            "spec.connection.tcp.host",
+            "needs a name or an address",
+        ));
+    }
+    let local = match tcp.local_ip.as_str() {
+        "" => None,
+        ip => {
+            let parsed = ip.parse::<IpAddr>();
+            let field = "spec.connection.tcp.local_ip";
+            Some(parsed.map_err(|_| Error::invalid(field, "must be an IP address"))?)
+        }
+    };
+    Ok(Target::Tcp {
+        host: tcp.host.clone(),
+        port: port("spec.connection.tcp.port", tcp.port, 1)?,
+        local,
+    })
+}

@@ -1,0 +1,128 @@
+//! What a client asks for: a child, and how to watch it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Process;
+use super::spawn::{self, Recipe, Spawned};
+use super::watcher::{Pidfd, Waiter};
+use crate::config::ChildWatcher;
+use crate::error::Result;
+use crate::watch::{Need, Services, Watch};
+
+/// What to execute.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// Program and arguments, at least the program.
+    Exec(Vec<String>),
+    /// A line for `/bin/sh -c`.
+    Shell(String),
+}
+
+/// Where a child's stream goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdio {
+    /// `/dev/null`.
+    Null,
+    /// A pipe to the daemon.
+    Pipe,
+}
+
+/// What happens to a child that still runs when its watch ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtEnd {
+    /// SIGTERM to its group, then SIGKILL.
+    KillTree,
+    /// It is left running.
+    Keep,
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalTarget {
+    /// The child.
+    Process,
+    /// Its process group.
+    Group,
+}
+
+/// A child as asked for.
+#[derive(Debug)]
+pub struct ProcessOrder {
+    /// What to execute.
+    pub program: Program,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory, absolute.
+    pub cwd: PathBuf,
+    /// stdin, stdout, stderr.
+    pub stdio: [Stdio; 3],
+    /// How long others may keep its output open after it has ended; `None`: the configuration's.
+    pub pipe_grace: Option<Duration>,
+    /// Between SIGTERM and SIGKILL; `None`: the configuration's.
+    pub kill_grace: Option<Duration>,
+    /// If it still runs at the end.
+    pub at_end: AtEnd,
+    /// How its end is noticed.
+    pub watcher: ChildWatcher,
+}
+
+impl ProcessOrder {
+    /// What the watch takes.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
+        let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
+        let pidfd = usize::from(self.watcher == ChildWatcher::Pidfd);
+        Need {
+            sources: pipes + pidfd,
+            // Added, Started, a StreamEnd each, Exited, Closed, Removed.
+            events: 5 + streams.count() as u64,
+        }
+    }
+
+    /// The watch, with the child started. May block.
+    ///
+    /// # Errors
+    /// The limit on children, or the system's refusal and at which step. Nothing runs then.
+    pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
+        let permit = services.children.take()?;
+        let recipe = Recipe {
+            program: self.program,
+            env: self.env,
+            cwd: self.cwd,
+            stdio: self.stdio,
+        };
+        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe, &services.file_limit)?;
+        let pidfd = Pidfd(Some(pidfd));
+        let watched_fd = match self.watcher {
+            ChildWatcher::Pidfd => Some(pidfd.dup()?),
+            _ => None,
+        };
+        let waiter = match self.watcher {
+            ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
+            _ => None,
+        };
+        Ok(Box::new(Process {
+            pid,
+            pidfd,
+            watched_fd,
+            watched: None,
+            waiter,
+            subscription: None,
+            pipes,
+            stdin: None,
+            outputs: [None, None],
+            exited: None,
+            at_end: self.at_end,
+            watcher: self.watcher,
+            pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
+            kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
+            stdin_bytes: 0,
+            unsent: 0,
+            killing: false,
+            permit: Some(permit),
+        }))
+    }
+}
