@@ -64,7 +64,9 @@ impl Nonblocking {
             Op::Ready(_) => self != Self::File,
             Op::Send(_) => self.is_stream(),
             Op::Recv { max } => self.is_stream() && *max > 0,
-            Op::ReadAt { max, .. } => self == Self::File && *max > 0,
+            Op::ReadAt { offset, max } => {
+                self == Self::File && *max > 0 && i64::try_from(*offset).is_ok()
+            }
             Op::Accept { limit } => self == Self::Own && *limit > 0,
             Op::Connect(_) => self == Self::Own,
         }

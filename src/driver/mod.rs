@@ -130,7 +130,7 @@ pub enum Op {
     /// [`Done::Data`], whose last piece is the operation's last, or [`Done::Eof`]. By
     /// readiness it cannot be done: it fails with `EOPNOTSUPP`.
     ReadAt {
-        /// From the start of the file, bytes.
+        /// From the start of the file, bytes; at most `i64::MAX`.
         offset: u64,
         /// Bytes, at least 1.
         max: usize,
@@ -156,11 +156,6 @@ impl Op {
             Self::Recv { .. } | Self::ReadAt { .. } | Self::Accept { .. } => Direction::Read,
             Self::Connect(_) | Self::Send(_) => Direction::Write,
         }
-    }
-
-    /// Whether it needs room for the bytes that it brings.
-    const fn brings_bytes(&self) -> bool {
-        matches!(self, Self::Recv { .. } | Self::ReadAt { .. })
     }
 }
 

@@ -233,25 +233,16 @@ impl Buffers {
     /// The `len` bytes that the kernel put into that buffer. `more`: it will put others
     /// behind them; else the buffer is ours again. None: the kernel says what cannot be.
     ///
-    /// `asked`: what was to be read of a file. Of a buffer that is filled bit by bit, the kernel
-    /// uses up all of that, however much it reads: it settles that before it reads of what it
-    /// cannot poll (`io_should_commit` in its io_uring/kbuf.c).
-    pub(super) fn take(
-        &mut self,
-        number: u16,
-        len: usize,
-        asked: Option<usize>,
-        more: bool,
-    ) -> Option<&[u8]> {
+    /// That holds of what can be polled only. Of anything else the kernel uses a buffer up
+    /// before it reads (`io_should_commit` in its io_uring/kbuf.c), by more than it reads and
+    /// in another order than it tells.
+    pub(super) fn take(&mut self, number: u16, len: usize, more: bool) -> Option<&[u8]> {
         let buffer = self.buffers.get_mut(usize::from(number))?;
         let start = buffer.start;
-        if len > buffer.end.checked_sub(start)? {
-            return None;
-        }
+        let end = start.checked_add(len).filter(|end| *end <= buffer.end)?;
         if self.bitwise && more {
-            let used = asked.map_or(len, |asked| asked.min(buffer.end - start));
-            buffer.start = start + used;
-            self.exposed -= used;
+            buffer.start = end;
+            self.exposed -= len;
         } else {
             self.exposed -= buffer.end - start;
             (buffer.start, buffer.end) = (0, 0);

@@ -38,6 +38,8 @@ pub(super) struct Proactor {
     pub(super) sources: Slab<Source>,
     /// To go to the kernel in the next turn.
     pub(super) queued: Vec<Token>,
+    /// Reads of files, which wait for room.
+    pub(super) files: VecDeque<Token>,
     /// Found no buffer; they go on in this order. Who has another place by now has left.
     pub(super) starved: VecDeque<(Token, u64)>,
     /// The last place given.
@@ -76,6 +78,7 @@ impl Proactor {
             woken: false,
             sources: Slab::new(),
             queued: Vec::new(),
+            files: VecDeque::new(),
             starved: VecDeque::new(),
             places: 0,
             cancelled: Vec::new(),
@@ -114,6 +117,16 @@ impl Proactor {
                 return self.end(token, Done::Cancelled);
             }
             live.stage = Stage::Queued;
+            self.queue(token);
+        }
+    }
+
+    /// To go to the kernel.
+    fn queue(&mut self, token: Token) {
+        let file = |live: &mut Live| matches!(live.op, Op::ReadAt { .. });
+        if self.live(token).is_some_and(file) {
+            self.files.push_back(token);
+        } else {
             self.queued.push(token);
         }
     }
@@ -163,15 +176,15 @@ impl Driver for Proactor {
             None => Errno::BADF,
             Some(source) if !source.mode.allows(&op) => Errno::INVAL,
             Some(source) => {
-                let receives = op.brings_bytes();
+                let receives = matches!(op, Op::Recv { .. });
                 // To read from a FIFO that nobody has opened for writing yet gives its end.
-                let poll_first = receives && !source.socket && source.mode != Nonblocking::File;
+                let poll_first = receives && !source.socket;
                 match source.lane(direction) {
                     Some(_) => Errno::BUSY,
                     lane => {
                         self.receiving += usize::from(receives);
                         *lane = Some(Live::new(id, op, poll_first));
-                        return self.queued.push(Token::new(index, direction));
+                        return self.queue(Token::new(index, direction));
                     }
                 }
             }
@@ -218,7 +231,7 @@ impl Driver for Proactor {
     }
 
     fn exposed(&self) -> usize {
-        self.ring.exposed() + self.held
+        self.ring.exposed() + self.ring.lent() + self.held
     }
 
     fn turn(
@@ -241,6 +254,7 @@ impl Driver for Proactor {
         let mut quiet = 0;
         let mut calls = 0;
         loop {
+            self.read_files(turn.room(self.exposed()));
             if self.receiving > 0 {
                 self.ring.replenish(turn.room(self.exposed()));
             } else {

@@ -12,8 +12,7 @@ impl Proactor {
     pub(super) fn listen(&mut self) -> usize {
         let said = self.ring.said();
         for entry in &said {
-            let asked = self.asked(Token::of(entry));
-            let Some(said) = self.ring.read(entry, asked) else {
+            let Some(said) = self.ring.read(entry) else {
                 continue;
             };
             if said.token == Token::WAKER {
@@ -30,14 +29,6 @@ impl Proactor {
         let heard = said.len();
         self.ring.recycle(said);
         heard
-    }
-
-    /// What is to be read of a file.
-    fn asked(&mut self, token: Token) -> Option<usize> {
-        match self.live(token)?.op {
-            Op::ReadAt { max, .. } => Some(max),
-            _ => None,
-        }
     }
 
     /// A poll has ended.
@@ -74,8 +65,8 @@ impl Proactor {
         let Some((fd, live)) = source.parts(token.direction()) else {
             return;
         };
-        let receives = live.op.brings_bytes();
         let once = matches!(live.op, Op::ReadAt { .. });
+        let receives = once || matches!(live.op, Op::Recv { .. });
         match result {
             Ok(len) if !receives => self.end(token, Done::Sent(len)),
             Ok(_) if !data.is_empty() => {

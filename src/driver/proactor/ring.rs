@@ -5,6 +5,7 @@
 //! with it: the buffers it fills, and the bytes it sends. A ring that is dropped cancels
 //! what is in flight and waits for it; what does not end in time is leaked, never freed.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -73,8 +74,6 @@ pub(super) enum Way {
     ReadMany,
     /// Once.
     Read,
-    /// Once, of a regular file, from this offset.
-    At(u64),
 }
 
 /// What the kernel said of something in flight.
@@ -95,6 +94,10 @@ pub(super) struct Ring {
     buffers: ManuallyDrop<Buffers>,
     /// Bytes being sent, by source.
     sending: ManuallyDrop<Vec<Option<Bytes>>>,
+    /// Memory that files are read into, by source.
+    reading: ManuallyDrop<HashMap<usize, Vec<u8>>>,
+    /// Bytes of it.
+    lent: usize,
     in_flight: usize,
     enabled: bool,
     chunk: Chunk,
@@ -139,6 +142,8 @@ impl Ring {
             uring,
             buffers: ManuallyDrop::new(buffers),
             sending: ManuallyDrop::new(Vec::new()),
+            reading: ManuallyDrop::new(HashMap::new()),
+            lent: 0,
             in_flight: 0,
             enabled: false,
             chunk: Chunk::default(),
@@ -203,20 +208,49 @@ impl Ring {
         let entry = match way {
             Way::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
             Way::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
-            Way::Read | Way::At(_) => {
-                let offset = match way {
-                    Way::At(offset) => offset,
-                    _ => HERE,
-                };
+            Way::Read => {
                 let max = u32::try_from(max).unwrap_or(u32::MAX >> 1);
                 opcode::Read::new(fd, ptr::null_mut(), max)
-                    .offset(offset)
+                    .offset(HERE)
                     .buf_group(GROUP)
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
             }
         };
         self.push(entry, token)
+    }
+
+    /// Reads of a file, once, into memory that stays here until the kernel is done with it.
+    pub(super) fn read_at(
+        &mut self,
+        token: Token,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), Errno> {
+        let source = token.source();
+        if self.reading.contains_key(&source) {
+            return Err(Errno::BUSY);
+        }
+        let mut memory = vec![0; len];
+        let most = u32::try_from(len).unwrap_or(u32::MAX >> 1);
+        let entry = opcode::Read::new(Fd(fd.as_raw_fd()), memory.as_mut_ptr(), most)
+            .offset(offset)
+            .build();
+        // Before the kernel can know of it; the move leaves the bytes where they are.
+        self.reading.insert(source, memory);
+        let pushed = self.push(entry, token);
+        if pushed.is_err() {
+            self.reading.remove(&source);
+        } else {
+            self.lent += len;
+        }
+        pushed
+    }
+
+    /// Bytes that files are being read into.
+    pub(super) const fn lent(&self) -> usize {
+        self.lent
     }
 
     /// Sends bytes, which stay here until the kernel is done with them.
@@ -273,8 +307,8 @@ impl Ring {
     /// Queues an entry; a full queue goes to the kernel first.
     fn queue(&mut self, entry: &squeue::Entry) -> Result<(), Errno> {
         for _ in 0..2 {
-            // SAFETY: an entry names no memory, or bytes that `send` keeps until the kernel is
-            // done with them and that do not move with the `Bytes` that own them.
+            // SAFETY: an entry names no memory, or bytes that `send` or `read_at` keeps until the
+            // kernel is done with them and that do not move with what owns them.
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
@@ -340,7 +374,7 @@ impl Ring {
     }
 
     /// Reads what the kernel has said. In order: each once, all of them.
-    pub(super) fn read(&mut self, entry: &cqueue::Entry, asked: Option<usize>) -> Option<Said> {
+    pub(super) fn read(&mut self, entry: &cqueue::Entry) -> Option<Said> {
         let token = Token::of(entry);
         if token == Token::CANCELLATION {
             return None;
@@ -354,12 +388,19 @@ impl Ring {
         let mut data = Bytes::new();
         if let Some(number) = cqueue::buffer_select(flags) {
             let len = result.unwrap_or(0);
-            match self
-                .buffers
-                .take(number, len, asked, cqueue::buffer_more(flags))
-            {
+            match self.buffers.take(number, len, cqueue::buffer_more(flags)) {
                 Some(bytes) => data = self.chunk.copy(bytes),
                 None => result = Err(Errno::IO),
+            }
+        }
+        if last && token.direction() == Direction::Read {
+            // Of most sources there is none.
+            if !self.reading.is_empty()
+                && let Some(mut memory) = self.reading.remove(&token.source())
+            {
+                self.lent -= memory.len();
+                memory.truncate(result.unwrap_or(0));
+                data = Bytes::from(memory);
             }
         }
         if last {
@@ -390,7 +431,7 @@ impl Ring {
                 return false;
             }
             for entry in self.said() {
-                self.read(&entry, None);
+                self.read(&entry);
             }
         }
         true
@@ -404,11 +445,12 @@ impl Drop for Ring {
             tracing::error!(ring = ?self, "operations do not end: their memory is lost");
             return;
         }
-        // SAFETY: nothing is in flight, so the kernel uses neither; and neither is used
+        // SAFETY: nothing is in flight, so the kernel uses none of it; and none of it is used
         // after this.
         unsafe {
             ManuallyDrop::drop(&mut self.buffers);
             ManuallyDrop::drop(&mut self.sending);
+            ManuallyDrop::drop(&mut self.reading);
         }
     }
 }

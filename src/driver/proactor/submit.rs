@@ -53,7 +53,7 @@ impl Proactor {
     fn must_line_up(&mut self, token: Token) -> bool {
         let short = self.ring.exposed() == 0 || !self.starved.is_empty();
         let receives = |live: &mut Live| {
-            let receives = live.op.brings_bytes();
+            let receives = matches!(live.op, Op::Recv { .. });
             receives && !live.poll_first && live.stage == Stage::Queued
         };
         short && self.live(token).is_some_and(receives)
@@ -74,6 +74,30 @@ impl Proactor {
                 live.is_some_and(|live| live.place == place && live.stage == Stage::Queued)
             });
             self.starved = starved;
+        }
+    }
+
+    /// Has files read as far as there is `room` for their bytes; the others wait.
+    pub(super) fn read_files(&mut self, mut room: usize) {
+        while room > 0
+            && let Some(token) = self.files.pop_front()
+        {
+            let Some(source) = self.sources.get_mut(token.source()) else {
+                continue;
+            };
+            let Some((fd, live)) = source.parts(token.direction()) else {
+                continue;
+            };
+            let (Op::ReadAt { offset, max }, Stage::Queued) = (&live.op, live.stage) else {
+                continue;
+            };
+            let len = room.min(*max).min(transfer::READ_MAX);
+            if self.ring.read_at(token, fd, *offset, len).is_err() {
+                self.files.push_front(token);
+                return;
+            }
+            live.stage = Stage::Submitted;
+            room -= len;
         }
     }
 
@@ -109,11 +133,6 @@ impl Proactor {
                     (true, false) => Way::ReadMany,
                 };
                 self.ring.receive(token, fd, way, *max)?;
-                live.stage = Stage::Submitted;
-                return Ok(());
-            }
-            Op::ReadAt { offset, max } => {
-                self.ring.receive(token, fd, Way::At(*offset), *max)?;
                 live.stage = Stage::Submitted;
                 return Ok(());
             }

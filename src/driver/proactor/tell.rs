@@ -122,7 +122,7 @@ impl Proactor {
         let source = self.sources.get_mut(token.source())?;
         let live = source.lane(token.direction()).take()?;
         self.cancelling -= usize::from(live.cancelling);
-        self.receiving -= usize::from(live.op.brings_bytes());
+        self.receiving -= usize::from(matches!(live.op, Op::Recv { .. }));
         Some(live)
     }
 }

@@ -42,6 +42,7 @@ on_each_ring! {
     a_turn_that_does_not_wait_misses_nothing,
     a_file_is_read_where_asked,
     a_read_of_a_file_is_told_as_far_as_the_budget_goes,
+    files_and_sockets_are_read_beside_each_other,
     ten_thousand_idle_sources,
     more_at_once_than_the_rings_hold,
 }
@@ -63,6 +64,7 @@ fn a_file_is_read_where_asked(mut rig: Rig) {
         (5, READ, "5 failed EINVAL."),
         (6, RECV, "6 failed EINVAL."),
         (7, at(0, 0), "7 failed EINVAL."),
+        (8, at(u64::MAX, 1), "8 failed EINVAL."),
     ] {
         rig.driver.start(id(number), source, op);
         assert_eq!(rig.next(), [what]);
@@ -97,6 +99,47 @@ fn a_read_of_a_file_is_told_as_far_as_the_budget_goes(mut rig: Rig) {
     rig.driver.cancel(id(1), source);
     assert_eq!(rig.next(), ["1 data one two."]);
     rig.assert_silent();
+}
+
+/// Files whose pages must be fetched, files in memory, and sockets, all at once: each gets its
+/// own bytes, whichever is there first.
+fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
+    const SIZE: usize = 40_000;
+    let mut expected = std::collections::HashMap::new();
+    let mut got = std::collections::HashMap::<u32, Vec<u8>>::new();
+    let mut peers = Vec::new();
+    for number in 0..24_u8 {
+        let bytes = vec![number + 1; SIZE];
+        expected.insert(u32::from(number), bytes.clone());
+        if number % 3 == 2 {
+            let (ours, mut peer) = UnixStream::pair().unwrap();
+            let source = rig.attach(ours, Nonblocking::Socket);
+            rig.driver.start(id(number.into()), source, RECV);
+            peer.write_all(&bytes).unwrap();
+            peers.push(peer);
+        } else {
+            let file = file_of(&bytes);
+            if number % 3 == 1 {
+                file.sync_all().unwrap();
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            }
+            let source = rig.attach(file, Nonblocking::File);
+            let op = Op::ReadAt {
+                offset: 0,
+                max: SIZE,
+            };
+            rig.driver.start(id(number.into()), source, op);
+        }
+    }
+    let begun = Instant::now();
+    while got.values().map(Vec::len).sum::<usize>() < 24 * SIZE && begun.elapsed() < PATIENCE {
+        for Completion { id, done, .. } in rig.turn(PATIENCE, AMPLE) {
+            if let Done::Data(bytes) = done {
+                got.entry(id.watch.slot).or_default().extend(bytes);
+            }
+        }
+    }
+    assert!(got == expected);
 }
 
 /// Bytes that say when they are freed.
