@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::commands::{Page, Posting, WatchFilter, WatchName};
 use super::mailbox::{Mailbox, Message, Reply, closed};
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::proto;
-use crate::watch::{Order, Prepare, Services, SignalTarget, Taken};
+use crate::watch::{Build, Order, Prepare, Services, SignalTarget, Taken};
 
 /// Most paused sources that are shown of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -193,11 +194,24 @@ impl Handle {
         &self,
         ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
     ) -> Result<T> {
-        let name = self.full_name();
+        let answer = self.ask(ask).await?;
+        self.hear(answer).await
+    }
+
+    /// As [`Self::call`], up to where it has its place in the order of what is done.
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
         let (reply, answer) = Reply::new();
         let command = Box::new(move |on: &mut EventLoop| ask(on, reply));
-        self.mailbox.command(name, command).await?;
-        answer.await.unwrap_or_else(|_| Err(closed(name)))
+        self.mailbox.command(self.full_name(), command).await?;
+        Ok(answer)
+    }
+
+    async fn hear<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+        let gone = |_| Err(closed(self.full_name()));
+        answer.await.unwrap_or_else(gone)
     }
 
     /// Has something done that has its result at once; the reply leaves with the turn.
@@ -245,6 +259,35 @@ impl Handle {
                 }
             }
         }
+    }
+
+    /// As [`Self::add`], of a watch that is made at once, up to where it has its place in the
+    /// order of what is done. What it gives back waits for the rest.
+    ///
+    /// # Errors
+    /// A full mailbox, a closed loop. The others come later.
+    pub async fn begin_add(
+        &self,
+        registration: Registration,
+        build: Build,
+    ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
+        let asked = registration.clone();
+        let answer = self.ask(move |on: &mut EventLoop, reply| {
+            let result = on.reserve_and_build(asked, Some(build));
+            on.reply(reply, result);
+        });
+        let (answer, on) = (answer.await?, self.clone());
+        Ok(async move {
+            match on.hear(answer).await? {
+                (Reserved::Exists(registered), _) => Ok((*registered).into()),
+                (Reserved::Undecided(decided), Some(build)) => {
+                    // An error means decided as well: the other registration is gone.
+                    let _ = decided.await;
+                    on.add(registration, Order::Now(build)).await
+                }
+                _ => Err(Error::Internal("a reservation was left")),
+            }
+        })
     }
 
     async fn prepare(

@@ -1,9 +1,7 @@
 //! WatchService.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::Poll;
 
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
@@ -40,26 +38,24 @@ impl Api {
             .and_then(|()| spec::registration(self, &asker.peer, on, request));
         match checked {
             Err(error) => Begun::Done(Box::new(Err(error))),
+            Ok((registration, Order::Now(build))) => {
+                match on.begin_add(registration, build).await {
+                    Err(error) => Begun::Done(Box::new(Err(error))),
+                    Ok(rest) => Begun::Asked(Box::pin(async move { rest.await.map(added) })),
+                }
+            }
             Ok((registration, order)) => {
-                let at_once = matches!(order, Order::Now(_));
                 let on = on.clone();
                 let task = async move { on.add(registration, order).await.map(added) };
-                if !at_once {
-                    return Begun::Under(tokio::spawn(task));
-                }
-                // As far as the loop's mailbox: its place in there is its place in the order.
-                let mut task: Asked = Box::pin(task);
-                match poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx))).await {
-                    Poll::Ready(result) => Begun::Done(Box::new(result)),
-                    Poll::Pending => Begun::Asked(task),
-                }
+                Begun::Under(tokio::spawn(task))
             }
         }
     }
 }
 
-/// Registrations of one batch under way at a time.
-const BATCH_UNDER_WAY: usize = 64;
+/// Most registrations of one batch in the mailbox of their loop at a time; and at most a
+/// quarter of what that takes.
+const BATCH_ASKED: usize = 64;
 
 type Asked = Pin<Box<dyn Future<Output = Result<AddWatchResponse>> + Send>>;
 
@@ -71,6 +67,13 @@ enum Begun {
 }
 
 impl Begun {
+    /// Waits for what the loop answers.
+    async fn settle(&mut self) {
+        if let Self::Asked(task) = self {
+            *self = Self::Done(Box::new(task.await));
+        }
+    }
+
     async fn finish(self) -> Result<AddWatchResponse> {
         match self {
             Self::Done(result) => *result,
@@ -130,17 +133,24 @@ impl WatchService for Api {
             let (api, who) = (api.clone(), asker.clone());
             let object = object(&on, format!("{} watches", request.requests.len()));
             let results = mutate(&asker, "BatchAddWatches", object, async move {
-                let mut results = Vec::with_capacity(request.requests.len());
-                let mut under_way: VecDeque<Begun> = VecDeque::new();
+                let mut started: Vec<Begun> = Vec::with_capacity(request.requests.len());
+                let mut asked: VecDeque<usize> = VecDeque::new();
+                let most = BATCH_ASKED.min(api.registry.config().limits.mailbox / 4);
                 for request in request.requests {
-                    if under_way.len() == BATCH_UNDER_WAY
-                        && let Some(oldest) = under_way.pop_front()
+                    if asked.len() >= most.max(1)
+                        && let Some(oldest) = asked.pop_front()
+                        && let Some(begun) = started.get_mut(oldest)
                     {
-                        results.push(oldest.finish().await);
+                        begun.settle().await;
                     }
-                    under_way.push_back(api.begin_add(&who, &on, request).await);
+                    let begun = api.begin_add(&who, &on, request).await;
+                    if matches!(begun, Begun::Asked(_)) {
+                        asked.push_back(started.len());
+                    }
+                    started.push(begun);
                 }
-                for begun in under_way {
+                let mut results = Vec::with_capacity(started.len());
+                for begun in started {
                     results.push(begun.finish().await);
                 }
                 Ok(results)

@@ -121,6 +121,19 @@ async fn a_child_that_finds_no_descriptors_is_an_error_that_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn batches_keep_their_order_through_a_small_mailbox() {
+    let daemon = Daemon::start("[limits]\nmailbox = 16\n").await;
+    let scene = Scene::new(daemon, "", "").await;
+    let batch = || add_all(&scene, vec![never(); 2000]);
+    // Together they keep it full.
+    let (a, b, c, d, e, f) = tokio::join!(batch(), batch(), batch(), batch(), batch(), batch());
+    for ids in [a, b, c, d, e, f] {
+        assert!(ids.is_sorted(), "{ids:?}");
+    }
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_mailbox_that_stays_full_is_told_and_the_loop_goes_on() {
     let daemon = Daemon::start("[limits]\nmailbox = 16\nmailbox_wait = \"1ms\"\n").await;
     let mut scene = Scene::new(daemon, "", "").await;
