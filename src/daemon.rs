@@ -53,6 +53,8 @@ pub fn run(config: Config) -> Result<()> {
         .collect();
     signals::block_all(&allowed)?;
     let file_limit = raise_file_limit();
+    let slack = rustix::thread::current_timer_slack().unwrap_or_default();
+    let slack = std::num::NonZeroU64::new(slack);
     let mut builder = if config.server.worker_threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
@@ -63,6 +65,11 @@ pub fn run(config: Config) -> Result<()> {
     let runtime = builder
         .enable_all()
         .thread_name("rpc")
+        // A thread has the slack of the one that made it, and a loop's is short: children are
+        // started on these, and inherit it (prctl(2), PR_SET_TIMERSLACK).
+        .on_thread_start(move || {
+            let _ = rustix::thread::set_current_timer_slack(slack);
+        })
         .build()
         .map_err(|error| SystemError::from_io(&error, "runtime", ""))?;
     let result = runtime.block_on(serve(config, &allowed, file_limit));

@@ -55,8 +55,21 @@ pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
 use timers::Timers;
 
-/// How much later than asked for the kernel may end a wait of a loop, nanoseconds.
+/// How much later than asked for the kernel may end a short wait of a loop, nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
+/// Waits longer than this end early, nanoseconds; see [`ahead`].
+const LONG_WAIT_NS: u64 = 10_000_000;
+
+/// How long to wait now of so many nanoseconds. The kernel may end a wait by poll, select or
+/// epoll late by a thousandth of it, by five if the process is nice: of a long one the rest is
+/// waited for by itself.
+const fn ahead(wait: u64) -> u64 {
+    if wait > LONG_WAIT_NS {
+        wait - wait / 128
+    } else {
+        wait
+    }
+}
 
 /// Everything that a loop is made from.
 #[derive(Debug)]
@@ -276,8 +289,8 @@ impl EventLoop {
             mailbox.close();
             shared.journal.close();
         });
-        // Waits end late by the thread's slack (prctl(2), PR_SET_TIMERSLACK), 50 µs unless said;
-        // where it cannot be set, they do.
+        // Short waits end late by the thread's slack (prctl(2), PR_SET_TIMERSLACK), 50 µs unless
+        // said; where it cannot be set, they do.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS));
         let mut completions = Vec::new();
         let mut messages = Vec::new();
@@ -348,7 +361,7 @@ impl EventLoop {
             .into_iter()
             .chain(expiries.map(|at| at.saturating_sub(now.monotonic)))
             .min()
-            .map(Duration::from_nanos)
+            .map(|wait| Duration::from_nanos(ahead(wait)))
     }
 
     fn wait(
