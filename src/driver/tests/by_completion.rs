@@ -189,11 +189,19 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     listener.set_nonblocking(true).unwrap();
     let listener = rig.attach(listener, Nonblocking::Own);
     rig.driver.start(id(5), listener, Op::Accept { limit: 1 });
+    // An empty pipe is as a file whose storage takes its time.
+    let (file, slow) = blocking_pipe();
+    let file = rig.attach(file, Nonblocking::File);
+    let op = Op::ReadAt {
+        offset: 0,
+        max: 4096,
+    };
+    rig.driver.start(id(6), file, op);
     assert_eq!(rig.next(), ["3 sent 65536."]);
     // The pipe is full: this one stays in the kernel.
     rig.driver.start(id(3), full, Op::Send(Box::new(bytes)));
     rig.assert_silent();
-    (vec![peer.into(), writer, reader, other], freed)
+    (vec![peer.into(), writer, reader, other, slow], freed)
 }
 
 fn what_is_in_flight_is_reaped_when_the_driver_is_dropped(mut rig: Rig) {
@@ -208,6 +216,7 @@ fn what_is_in_flight_is_reaped_when_the_driver_is_dropped(mut rig: Rig) {
     assert_eq!(rustix::io::read(&peers[0], &mut rest).unwrap(), 0);
     assert_eq!(rustix::io::write(&peers[1], b"x"), Err(Errno::PIPE));
     assert_eq!(rustix::io::write(&peers[3], b"x"), Err(Errno::PIPE));
+    assert_eq!(rustix::io::write(&peers[4], b"x"), Err(Errno::PIPE));
 }
 
 fn what_cannot_be_reaped_is_leaked(mut rig: Rig) {
