@@ -23,6 +23,9 @@ use tonic::transport::Channel;
 
 use crate::{Outcome, grpc};
 
+/// What loops can wait with here.
+pub(crate) const BACKENDS: [&str; 4] = ["epoll", "io_uring", "poll", "select"];
+
 /// A start that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most watches in one request.

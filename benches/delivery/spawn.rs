@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::Outcome;
-use crate::daemon::{Daemon, Subscription};
+use crate::daemon::{BACKENDS, Daemon, Subscription};
 use crate::report::{Report, Target, alternate};
 
 const PROGRAM: &str = "/bin/true";
@@ -25,30 +25,32 @@ const IN_FLIGHT: u32 = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
-    let daemon = Daemon::start()?;
-    let channel = runtime.block_on(daemon.connect())?;
-    let open = Subscription::open(channel.clone(), EventKind::Exited);
-    let mut exits = runtime.block_on(open)?;
-    let watches = WatchServiceClient::new(channel);
-    let rates = alternate(
-        || {
-            let begun = Instant::now();
-            let round = watched(&watches, &mut exits);
-            runtime.block_on(async { tokio::time::timeout(PATIENCE, round).await })??;
-            Ok(rate(begun))
-        },
-        || {
-            let begun = Instant::now();
-            spawned()?;
-            Ok(rate(begun))
-        },
-    )?;
-    report.ratio(
-        ("spawn_vs_posix_spawn", ""),
-        "children/s",
-        Some(Target::AtLeast(0.8)),
-        rates,
-    );
+    for backend in BACKENDS {
+        let daemon = Daemon::start_on(backend)?;
+        let channel = runtime.block_on(daemon.connect())?;
+        let open = Subscription::open(channel.clone(), EventKind::Exited);
+        let mut exits = runtime.block_on(open)?;
+        let watches = WatchServiceClient::new(channel);
+        let rates = alternate(
+            || {
+                let begun = Instant::now();
+                let round = watched(&watches, &mut exits);
+                runtime.block_on(async { tokio::time::timeout(PATIENCE, round).await })??;
+                Ok(rate(begun))
+            },
+            || {
+                let begun = Instant::now();
+                spawned()?;
+                Ok(rate(begun))
+            },
+        )?;
+        report.ratio(
+            ("spawn_vs_posix_spawn", backend),
+            "children/s",
+            Some(Target::AtLeast(0.8)),
+            rates,
+        );
+    }
     Ok(())
 }
 
