@@ -14,14 +14,12 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use crate::Outcome;
-use crate::throughput::{pipes, rate};
+use crate::throughput::{EVENTS, PIPES, pipes, rate};
 use crate::yardstick::Process;
 
 /// First argument of such a process; the second is which.
 pub(crate) const YARDSTICK: &str = "throughput-yardstick";
 
-const PIPES: usize = 1000;
-const EVENTS: usize = 200 * PIPES;
 /// The Python to run uvloop in; else `python3`.
 const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
 

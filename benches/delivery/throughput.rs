@@ -13,8 +13,8 @@ use crate::daemon::{BACKENDS, Daemon, Subscription};
 use crate::peers::Peer;
 use crate::report::{Report, Side, Target, alternate, in_turns};
 
-const PIPES: usize = 1000;
-const EVENTS: usize = 200 * PIPES;
+pub(crate) const PIPES: usize = 1000;
+pub(crate) const EVENTS: usize = 200 * PIPES;
 /// A round that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -44,6 +44,19 @@ impl Capability {
     }
 }
 
+/// What a loop can watch, whichever its backend; and asyncio's on Unix.
+const WATCHES: [&str; 9] = [
+    "fd",
+    "timer",
+    "process",
+    "connection",
+    "listener",
+    "read_pipe",
+    "write_pipe",
+    "signal",
+    "post",
+];
+
 /// What the backend can do, in the order of the names in the proto. Empty for one that
 /// this version does not have.
 #[must_use]
@@ -58,16 +71,7 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         Backend::IoUring => Capability::up_to("read_at", 0, "the ring does; no watch asks for it"),
         _ => Capability::no("read_at", "readiness says nothing of regular files"),
     };
-    vec![
-        Capability::yes("fd"),
-        Capability::yes("timer"),
-        Capability::yes("process"),
-        Capability::yes("connection"),
-        Capability::yes("listener"),
-        Capability::yes("read_pipe"),
-        Capability::yes("write_pipe"),
-        Capability::yes("signal"),
-        Capability::yes("post"),
+    let others = [
         Capability::no(
             "regular_file",
             "always ready: epoll_ctl(2) refuses with EPERM",
@@ -83,7 +87,9 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
             clock::resolution(),
             "clock_getres(2) of CLOCK_MONOTONIC",
         ),
-    ]
+    ];
+    let watches = WATCHES.into_iter().map(Capability::yes);
+    watches.chain(others).collect()
 }
 
 /// A loop of asyncio, as its documentation describes it. None of them was run.
@@ -102,21 +108,13 @@ pub struct DocumentedLoop {
 /// asyncio's loops on the platforms that the documentation of its 3.5.3 tells apart.
 #[must_use]
 pub fn documented() -> Vec<DocumentedLoop> {
-    let unix = vec![
-        Capability::yes("fd"),
-        Capability::yes("timer"),
-        Capability::yes("process"),
-        Capability::yes("connection"),
-        Capability::yes("listener"),
-        Capability::yes("read_pipe"),
-        Capability::yes("write_pipe"),
-        Capability::yes("signal"),
-        Capability::yes("post"),
+    let mut unix: Vec<_> = WATCHES.into_iter().map(Capability::yes).collect();
+    unix.extend([
         Capability::up_to("watched_fds", 0, "the most efficient selector's"),
         Capability::yes("unix_socket"),
         Capability::yes("datagram"),
         Capability::up_to("child_watcher", 0, "set_child_watcher()"),
-    ];
+    ]);
     let windows_clock = Capability::up_to(
         "clock_resolution_ns",
         15_600_000,

@@ -231,63 +231,62 @@ impl Handle {
     /// # Errors
     /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
     pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
-        let (mut build, mut later) = match order {
-            Order::Now(build) => (Some(build), None),
-            Order::Later(prepare) => (None, Some(prepare)),
-        };
-        loop {
-            let (asked, ready) = (registration.clone(), build.take());
-            let (reserved, unused) = self
-                .call_now(move |on| on.reserve_and_build(asked, ready))
-                .await?;
-            match (reserved, later.take()) {
-                (Reserved::Exists(registered), _) => return Ok((*registered).into()),
-                (Reserved::Ticket(number), Some(prepare)) => {
-                    let ticket = Ticket {
-                        mailbox: Arc::clone(&self.mailbox),
-                        number: Some(number),
-                    };
-                    return self.prepare(registration, prepare, ticket).await;
-                }
-                (Reserved::Ticket(_), None) => {
-                    return Err(Error::Internal("a reservation was left"));
-                }
-                (Reserved::Undecided(decided), prepare) => {
-                    (build, later) = (unused, prepare);
-                    // An error means decided as well: the other registration is gone.
-                    let _ = decided.await;
-                }
-            }
-        }
+        self.begin_add(registration, order).await?.await
     }
 
-    /// As [`Self::add`], of a watch that is made at once, up to where it has its place in the
-    /// order of what is done. What it gives back waits for the rest.
+    /// As [`Self::add`], up to where it has its place in the order of what is done. What it
+    /// gives back waits for the rest.
     ///
     /// # Errors
-    /// A full mailbox, a closed loop. The others come later.
+    /// A closed loop, a full mailbox. The others come later.
     pub async fn begin_add(
         &self,
         registration: Registration,
-        build: Build,
+        order: Order,
     ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
-        let asked = registration.clone();
-        let answer = self.ask(move |on: &mut EventLoop, reply| {
-            let result = on.reserve_and_build(asked, Some(build));
-            on.reply(reply, result);
-        });
-        let (answer, on) = (answer.await?, self.clone());
+        let (build, mut later) = match order {
+            Order::Now(build) => (Some(build), None),
+            Order::Later(prepare) => (None, Some(prepare)),
+        };
+        let mut answer = self.ask_room(&registration, build).await?;
+        let on = self.clone();
         Ok(async move {
-            match on.hear(answer).await? {
-                (Reserved::Exists(registered), _) => Ok((*registered).into()),
-                (Reserved::Undecided(decided), Some(build)) => {
-                    // An error means decided as well: the other registration is gone.
-                    let _ = decided.await;
-                    on.add(registration, Order::Now(build)).await
+            loop {
+                let (reserved, unused) = on.hear(answer).await?;
+                match (reserved, later.take()) {
+                    (Reserved::Exists(registered), _) => return Ok((*registered).into()),
+                    (Reserved::Ticket(number), Some(prepare)) => {
+                        let ticket = Ticket {
+                            mailbox: Arc::clone(&on.mailbox),
+                            number: Some(number),
+                        };
+                        return on.prepare(registration, prepare, ticket).await;
+                    }
+                    (Reserved::Ticket(_), None) => {
+                        return Err(Error::Internal("a reservation was left"));
+                    }
+                    (Reserved::Undecided(decided), prepare) => {
+                        later = prepare;
+                        // An error means decided as well: the other registration is gone.
+                        let _ = decided.await;
+                        answer = on.ask_room(&registration, unused).await?;
+                    }
                 }
-                _ => Err(Error::Internal("a reservation was left")),
             }
         })
+    }
+
+    async fn ask_room(
+        &self,
+        registration: &Registration,
+        build: Option<Build>,
+    ) -> Result<oneshot::Receiver<Result<(Reserved, Option<Build>)>>> {
+        let registration = registration.clone();
+        self.ask(move |on: &mut EventLoop, reply| {
+            let result = on.reserve_and_build(registration, build);
+            on.reply(reply, result);
+        })
+        .await
     }
 
     async fn prepare(

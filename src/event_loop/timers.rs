@@ -66,7 +66,8 @@ impl Timers {
             Alarm::Monotonic(at) => (&mut self.monotonic, at, 0),
             Alarm::Realtime(at) => (&mut self.realtime, at, 1),
         };
-        let id = AlarmId(NonZeroU64::MIN.saturating_add((self.set << 1 | bit) - 1));
+        // At least 2.
+        let id = AlarmId(NonZeroU64::new(self.set << 1 | bit).unwrap_or(NonZeroU64::MIN));
         heap.entries.push(Reverse(Entry { at, id, key }));
         id
     }

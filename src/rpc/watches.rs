@@ -38,8 +38,8 @@ impl Api {
             .and_then(|()| spec::registration(self, &asker.peer, on, request));
         match checked {
             Err(error) => Begun::Done(Box::new(Err(error))),
-            Ok((registration, Order::Now(build))) => {
-                match on.begin_add(registration, build).await {
+            Ok((registration, order @ Order::Now(_))) => {
+                match on.begin_add(registration, order).await {
                     Err(error) => Begun::Done(Box::new(Err(error))),
                     Ok(rest) => Begun::Asked(Box::pin(async move { rest.await.map(added) })),
                 }

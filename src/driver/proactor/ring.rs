@@ -44,10 +44,6 @@ impl Token {
     /// A cancellation itself; of no interest.
     const CANCELLATION: Self = Self(u64::MAX);
 
-    pub(super) fn of(entry: &cqueue::Entry) -> Self {
-        Self(entry.user_data())
-    }
-
     pub(super) const fn new(source: usize, direction: Direction) -> Self {
         Self((source as u64) << 1 | matches!(direction, Direction::Write) as u64)
     }
@@ -375,7 +371,7 @@ impl Ring {
 
     /// Reads what the kernel has said. In order: each once, all of them.
     pub(super) fn read(&mut self, entry: &cqueue::Entry) -> Option<Said> {
-        let token = Token::of(entry);
+        let token = Token(entry.user_data());
         if token == Token::CANCELLATION {
             return None;
         }
@@ -393,22 +389,21 @@ impl Ring {
                 None => result = Err(Errno::IO),
             }
         }
-        if last && token.direction() == Direction::Read {
-            // Of most sources there is none.
-            if !self.reading.is_empty()
-                && let Some(mut memory) = self.reading.remove(&token.source())
-            {
-                self.lent -= memory.len();
-                memory.truncate(result.unwrap_or(0));
-                data = Bytes::from(memory);
-            }
-        }
         if last {
             self.in_flight = self.in_flight.saturating_sub(1);
-            if token.direction() == Direction::Write
-                && let Some(sent) = self.sending.get_mut(token.source())
-            {
-                *sent = None;
+            match token.direction() {
+                Direction::Read => {
+                    if let Some(mut memory) = self.reading.remove(&token.source()) {
+                        self.lent -= memory.len();
+                        memory.truncate(result.unwrap_or(0));
+                        data = Bytes::from(memory);
+                    }
+                }
+                Direction::Write => {
+                    if let Some(sent) = self.sending.get_mut(token.source()) {
+                        *sent = None;
+                    }
+                }
             }
         }
         Some(Said {
