@@ -181,6 +181,24 @@ fn policy(policy: &Policy) -> Result<(), Finding> {
         let most = policy.journal_bytes;
         size(&key("journal_watch_bytes"), share, 4 << 10, most)?;
     }
+    size(
+        &key("journal_watch_keep"),
+        policy.journal_watch_keep,
+        0,
+        policy.journal_bytes,
+    )?;
+    size(
+        &key("attached_bytes"),
+        policy.attached_bytes,
+        4 << 10,
+        1 << 30,
+    )?;
+    between(
+        &key("attached_patience"),
+        policy.attached_patience,
+        SECOND,
+        DAYS_30,
+    )?;
     between(&key("consumer_ttl"), policy.consumer_ttl, SECOND, YEAR)?;
     duration(&key("finished_ttl"), policy.finished_ttl, DAYS_30)?;
     duration(&key("closed_ttl"), policy.closed_ttl, DAYS_30)?;

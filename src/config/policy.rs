@@ -63,6 +63,17 @@ pub struct Policy {
     /// `journal_bytes`. None (in TOML 0B): a quarter of that.
     #[serde(with = "units::zero_size_is_none")]
     pub journal_watch_bytes: Option<u64>,
+    /// Newest bytes of every watch that give way last, as far as half of `journal_bytes` goes, up to
+    /// `journal_bytes`.
+    #[serde(with = "units::size")]
+    pub journal_watch_keep: u64,
+    /// Bytes of a process's output that its attached readers may be behind before it waits for them,
+    /// 4 KiB to 1 GiB; at most an eighth of `journal_bytes`.
+    #[serde(with = "units::size")]
+    pub attached_bytes: u64,
+    /// How long it waits for attached readers that read nothing, 1 s to 30 days.
+    #[serde(with = "units::duration")]
+    pub attached_patience: Duration,
     /// How long a consumer that nobody holds is kept, if it does not say, 1 s to 365 days.
     #[serde(with = "units::duration")]
     pub consumer_ttl: Duration,
@@ -98,6 +109,9 @@ impl Default for Policy {
             journal_bytes: 64 << 20,
             when_full: WhenFull::Pause,
             journal_watch_bytes: None,
+            journal_watch_keep: 64 << 10,
+            attached_bytes: 1 << 20,
+            attached_patience: Duration::from_secs(600),
             consumer_ttl: Duration::from_secs(24 * 3600),
             finished_ttl: Duration::from_secs(3600),
             closed_ttl: Duration::from_secs(600),

@@ -297,6 +297,8 @@ fn json(l: &Loop) -> Value {
             "when_full": j.when_full,
             "max_watch_bytes": j.max_watch_bytes,
             "readers": j.readers,
+            "unread_bytes": j.unread_bytes,
+            "readers_let_go": j.readers_let_go,
             "consumers": j.consumers,
             "paused_source_count": j.paused_source_count,
             "paused_sources": j.paused_sources.iter().map(paused_source).collect::<Vec<_>>(),

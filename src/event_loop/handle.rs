@@ -17,7 +17,7 @@ use crate::clock;
 use crate::config::{Policy, WatchKind};
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
-use crate::journal::Journal;
+use crate::journal::{Journal, Reader};
 use crate::proto;
 use crate::watch::{Build, Order, Prepare, Services, SignalTarget, Taken};
 
@@ -44,6 +44,8 @@ pub struct Added {
     pub watch: proto::Watch,
     /// It was there before.
     pub existed: bool,
+    /// Of a new watch, if one was asked for: attached from its first event on.
+    pub reader: Option<Reader>,
 }
 
 /// Gives the room back if the registration is not completed.
@@ -179,6 +181,8 @@ impl Handle {
                 dropped: journal.dropped,
                 gaps: journal.gaps,
                 consumers: u32::try_from(journal.consumers).unwrap_or(u32::MAX),
+                unread_bytes: journal.unread.bytes,
+                readers_let_go: journal.let_go,
                 paused_source_count: paused.len() as u64,
                 paused_sources: paused.into_iter().take(PAUSED_SHOWN).collect(),
             }),
@@ -485,6 +489,7 @@ impl From<Registered> for Added {
         Self {
             watch: registered.watch,
             existed: registered.existed,
+            reader: registered.reader,
         }
     }
 }

@@ -190,6 +190,9 @@ impl EventLoop {
             watch_bytes: policy
                 .journal_watch_bytes
                 .unwrap_or(policy.journal_bytes / 4),
+            watch_keep: policy.journal_watch_keep,
+            attached_bytes: policy.attached_bytes,
+            attached_patience: policy.attached_patience,
             when_full: policy.when_full,
             consumers: limits.consumers,
             consumer_ttl: policy.consumer_ttl,

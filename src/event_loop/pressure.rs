@@ -4,7 +4,7 @@
 use super::EventLoop;
 use crate::clock;
 use crate::driver::Budget;
-use crate::journal::{Level, Room};
+use crate::journal::{Level, Room, WaitsFor};
 use crate::proto::{PausedSource, SourcePauseReason};
 
 /// What an event takes in the journal beside its text and bytes.
@@ -42,7 +42,7 @@ impl EventLoop {
     /// the journal has to hear of it.
     pub(super) fn balance(&mut self) -> bool {
         let before = (self.outbox.newest(), self.outbox.is_settled());
-        let crossed: Vec<(u64, bool)> = self.outbox.crossed().collect();
+        let crossed: Vec<u64> = self.outbox.crossed().collect();
         let reason = match self.outbox.level(LOW) {
             Level::Ample => None,
             Level::Enough => self.full,
@@ -55,10 +55,7 @@ impl EventLoop {
             for slot in self.slots() {
                 match reason {
                     Some(reason) => self.pause_source(slot, reason),
-                    None if self.outbox.is_over_share(self.records[slot].id()) => {
-                        self.pause_source(slot, SourcePauseReason::WatchShare);
-                    }
-                    None => self.resume_source(slot),
+                    None => self.pause_alone(slot),
                 }
             }
             if reason.is_none()
@@ -67,18 +64,26 @@ impl EventLoop {
                 self.policy_changed(unsaid);
             }
         }
-        for (watch, over) in crossed {
+        for watch in crossed {
             if self.full.is_none()
                 && let Some(slot) = self.by_id.get(&self.records, watch)
             {
-                if over {
-                    self.pause_source(slot, SourcePauseReason::WatchShare);
-                } else {
-                    self.resume_source(slot);
-                }
+                self.pause_alone(slot);
             }
         }
         before != (self.outbox.newest(), self.outbox.is_settled())
+    }
+
+    /// Pauses the source of a watch that waits for somebody alone; others' go on.
+    fn pause_alone(&mut self, slot: usize) {
+        let Some(record) = self.records.get(slot) else {
+            return;
+        };
+        match self.outbox.waits_for(record.id()) {
+            Some(WaitsFor::Readers) => self.pause_source(slot, SourcePauseReason::Readers),
+            Some(WaitsFor::Consumers) => self.pause_source(slot, SourcePauseReason::WatchShare),
+            None => self.resume_source(slot),
+        }
     }
 
     pub(super) fn pause_source(&mut self, slot: usize, reason: SourcePauseReason) {

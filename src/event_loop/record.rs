@@ -39,6 +39,8 @@ pub struct Registration {
     pub finished_ttl: Option<std::time::Duration>,
     /// What it takes.
     pub need: Need,
+    /// A reader that is attached to it from its first event on is wanted.
+    pub attached: bool,
 }
 
 /// What bounds a watch's life from outside.

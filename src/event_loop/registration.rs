@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::compare;
 use super::{EventLoop, Registration};
 use crate::error::{Error, Result};
+use crate::journal::Reader;
 use crate::proto;
 use crate::watch::{Build, Need, Watch};
 
@@ -45,6 +46,7 @@ pub(super) enum Reserved {
 pub(super) struct Registered {
     pub(super) watch: proto::Watch,
     pub(super) existed: bool,
+    pub(super) reader: Option<Reader>,
 }
 
 impl EventLoop {
@@ -120,6 +122,7 @@ impl EventLoop {
         Ok(Reserved::Exists(Box::new(Registered {
             watch: record.view(&self.shared.journal),
             existed: true,
+            reader: None,
         })))
     }
 
@@ -139,12 +142,16 @@ impl EventLoop {
             self.pending_names.remove(name);
         }
         let id = self.next_watch;
+        let journal = &self.shared.journal;
+        let attached = registration.attached;
+        let reader = attached.then(|| journal.reader_from_birth(id, self.outbox.newest()));
         let slot = self.insert(registration, watch, 0);
         let gone = Error::Internal("a watch went as it came");
         let record = self.records.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
             watch: record.ok_or(gone)?.view(&self.shared.journal),
             existed: false,
+            reader,
         })
     }
 

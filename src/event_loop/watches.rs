@@ -267,6 +267,7 @@ impl EventLoop {
                 lifetime: parent.lifetime.clone(),
                 finished_ttl: parent.finished_ttl(),
                 need: ACCEPTED,
+                attached: false,
             };
             let (about, parent) = (parent.seat.about, parent.id());
             let accepted = Accepted {

@@ -55,6 +55,13 @@ impl<T> Board<T> {
         joined
     }
 
+    /// As [`Board::join`], of one who cannot be refused.
+    pub(super) fn take_place<R>(&self, look: impl FnOnce(&mut T, Place) -> R) -> R {
+        let mut inner = self.inner.lock();
+        let place = inner.wakers.insert(None);
+        look(&mut inner.state, place)
+    }
+
     /// Gives the place back.
     pub(super) fn leave<R>(&self, place: Place, look: impl FnOnce(&mut T) -> R) -> R {
         let mut inner = self.inner.lock();

@@ -1,25 +1,37 @@
-//! Encoded events in a ring, and islands of terminal facts before it.
+//! Encoded events in a ring, and islands before it: events that stay although their neighbours are gone.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
+use super::board::Place;
 use super::labels::LabelSets;
 use super::outbox::Entry;
 use super::shares::Shares;
+use super::watches::{Fate, Watches};
 use super::{Limits, Memory, Room, SLOT_BYTES};
 use crate::config::WhenFull;
 
-const ADDED: u8 = 10;
 pub(super) const CLOSED: u8 = 11;
 pub(super) const REMOVED: u8 = 12;
+const STARTED: u8 = 15;
 const DATA: u8 = 16;
+const STREAM_END: u8 = 17;
 const EXITED: u8 = 18;
+const CONNECTED: u8 = 19;
+const EOF: u8 = 22;
 
-/// A terminal event whose neighbours are gone.
+/// What happens once to a watch and is asked for later: it stays until the watch is removed.
+const fn is_fact(kind: u8) -> bool {
+    matches!(
+        kind,
+        CLOSED | STARTED | STREAM_END | EXITED | CONNECTED | EOF
+    )
+}
+
+/// An event whose neighbours are gone.
 #[derive(Debug)]
 pub(super) struct Island {
     pub(super) bytes: Bytes,
@@ -45,10 +57,9 @@ pub(super) struct Log {
     chunks: VecDeque<Chunk>,
     islands: BTreeMap<u64, Island>,
     island_bytes: u64,
-    /// Terminal events of watches that are not removed: they outlive trimming.
-    kept: HashMap<u64, SmallVec<[u64; 2]>>,
-    /// Watches added and not removed.
-    present: HashSet<u64>,
+    /// Of those, what stays until its watch is removed.
+    facts: Room,
+    watches: Watches,
     /// Events that are set aside.
     reserved: u64,
     /// The lowest cursor that a consumer has acknowledged; none without consumers.
@@ -74,8 +85,8 @@ impl Log {
             chunks: VecDeque::new(),
             islands: BTreeMap::new(),
             island_bytes: 0,
-            kept: HashMap::new(),
-            present: HashSet::new(),
+            facts: Room::default(),
+            watches: Watches::new(limits),
             reserved: 0,
             floor: None,
             shares: Shares::new(limits.watch_bytes),
@@ -127,6 +138,14 @@ impl Log {
         &mut self.shares
     }
 
+    pub(super) const fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
+    pub(super) const fn watches_mut(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
     fn pauses(&self) -> bool {
         self.limits.when_full == WhenFull::Pause
     }
@@ -158,11 +177,13 @@ impl Log {
         }
     }
 
-    /// What may be appended beside what is set aside, so that nothing that is pinned has to give way.
+    /// What may be appended beside what is set aside, so that nothing that is pinned, or that an
+    /// attached reader waits for, has to give way.
     pub(super) fn room(&self) -> Room {
+        let unread = self.watches.unread();
         let mut held = Room {
-            events: self.reserved + self.islands(),
-            bytes: self.reserved * SLOT_BYTES + self.island_bytes,
+            events: self.reserved + self.facts.events + unread.events,
+            bytes: self.reserved * SLOT_BYTES + self.facts.bytes + unread.bytes,
         };
         if self.pauses() {
             let pinned = self.pinned();
@@ -176,9 +197,9 @@ impl Log {
         .less(held)
     }
 
-    /// Something can be pinned, and then stays.
+    /// Something is held for somebody, or would be.
     pub(super) fn pins(&self) -> bool {
-        self.pauses() && self.floor.is_some()
+        (self.pauses() && self.floor.is_some()) || self.watches.unread().bytes > 0
     }
 
     pub(super) fn reserve(&mut self, events: u64) {
@@ -216,7 +237,7 @@ impl Log {
         } else {
             0
         };
-        let committed = pinned + self.reserved * SLOT_BYTES;
+        let committed = pinned + self.watches.unread().bytes + self.reserved * SLOT_BYTES;
         let before = std::mem::replace(&mut self.committed, committed);
         self.memory.commit(before, committed);
         committed < before
@@ -226,32 +247,26 @@ impl Log {
         self.entries.back().map_or(0, |last| last.end - self.start)
     }
 
-    /// Appends a turn's events.
+    /// Appends a turn's events; `now` is the turn's, monotonic nanoseconds.
     pub(super) fn append(
         &mut self,
         chunk: Bytes,
         entries: &mut Vec<Entry>,
         labels: &mut LabelSets,
+        now: u64,
     ) {
         self.memory.add(chunk.len() as u64);
         let start = self.entries.back().map_or(self.start, |last| last.end);
         let before = self.newest();
-        for entry in entries.drain(..) {
+        let mut begin = start;
+        for mut entry in entries.drain(..) {
             labels.hold(entry.labels);
+            entry.upto = self.watches.append(entry.watch, entry.end - begin, now);
+            begin = entry.end;
             self.entries.push_back(entry);
-            match entry.kind {
-                CLOSED | EXITED => {
-                    let seq = self.newest();
-                    self.kept.entry(entry.watch).or_default().push(seq);
-                }
-                ADDED => {
-                    self.present.insert(entry.watch);
-                }
-                REMOVED => {
-                    self.present.remove(&entry.watch);
-                    self.let_go(entry.watch, labels);
-                }
-                _ => {}
+            if entry.kind == REMOVED {
+                let islands = self.watches.remove(entry.watch);
+                self.drop_islands(islands, labels);
             }
         }
         self.chunks.push_back(Chunk {
@@ -269,16 +284,33 @@ impl Log {
 
     /// Trims what is not needed to the budget, less what is set aside.
     pub(super) fn trim(&mut self, labels: &mut LabelSets) {
-        while self.is_over_budget() && self.may_trim() {
-            self.trim_one(labels);
+        if self.is_over_budget() {
+            self.give_way_while(labels, Self::is_over_budget);
         }
     }
 
     /// Trims history to a share of the memory of all, as long as that is exceeded.
     pub(super) fn give_way(&mut self, share: u64, target: u64, labels: &mut LabelSets) {
-        while self.bytes() > share && self.memory.used() > target && self.may_trim() {
-            self.trim_one(labels);
+        self.give_way_while(labels, |log| {
+            log.bytes() > share && log.memory.used() > target
+        });
+    }
+
+    /// The oldest of the ring gives way, but every watch keeps its newest; where that is not
+    /// enough, islands do, of the watches that have most of them.
+    fn give_way_while(&mut self, labels: &mut LabelSets, is_too_much: impl Fn(&Self) -> bool) {
+        self.watches.measure();
+        while is_too_much(self) {
+            if self.may_trim() {
+                self.trim_one(labels);
+            } else if !self.drop_an_island(labels) {
+                break;
+            }
         }
+        while self.island_bytes - self.facts.bytes
+            > self.watches.islands_max() + self.watches.unread().bytes
+            && self.drop_an_island(labels)
+        {}
     }
 
     fn is_over_budget(&self) -> bool {
@@ -291,24 +323,27 @@ impl Log {
         !self.entries.is_empty() && (self.first < self.pinned_from() || !self.pauses())
     }
 
-    /// Takes the oldest entry out of the ring; a terminal fact becomes an island.
+    /// Takes the oldest entry out of the ring: it becomes an island, or is gone.
     fn trim_one(&mut self, labels: &mut LabelSets) {
         let Some(entry) = self.entries.front().copied() else {
             return;
         };
         let seq = self.first;
         let len = entry.end - self.start;
-        if self.is_kept(&entry, seq) {
-            let mut bytes = Vec::new();
-            self.slices(seq..seq + 1, &mut |slice| bytes.extend_from_slice(&slice));
-            self.island_bytes += len;
-            let bytes = Bytes::from(bytes);
-            self.islands.insert(seq, Island { bytes, entry });
-        } else {
-            self.memory.sub(len);
-            self.trimmed += 1;
-            self.dropped += u64::from(seq >= self.pinned_from());
-            labels.release(entry.labels);
+        match self.watches.fate(seq, &entry, is_fact(entry.kind)) {
+            Fate::Lost => self.lose(seq, &entry, len, labels),
+            fate => {
+                let mut bytes = Vec::new();
+                self.slices(seq..seq + 1, &mut |slice| bytes.extend_from_slice(&slice));
+                self.island_bytes += len;
+                if fate == Fate::Fact {
+                    self.facts.events += 1;
+                    self.facts.bytes += len;
+                }
+                let bytes = Bytes::from(bytes);
+                self.islands.insert(seq, Island { bytes, entry });
+                self.watches.islanded(entry.watch, seq, fate);
+            }
         }
         self.entries.pop_front();
         self.first += 1;
@@ -320,30 +355,75 @@ impl Log {
         {
             self.chunks.pop_front();
         }
+        self.drop_stale_islands(entry.watch, labels);
     }
 
-    fn is_kept(&self, entry: &Entry, seq: u64) -> bool {
-        self.kept
-            .get(&entry.watch)
-            .is_some_and(|seqs| seqs.contains(&seq))
+    /// An event is gone.
+    fn lose(&mut self, seq: u64, entry: &Entry, len: u64, labels: &mut LabelSets) {
+        self.memory.sub(len);
+        self.trimmed += 1;
+        self.dropped += u64::from(self.floor.is_some_and(|floor| seq > floor));
+        labels.release(entry.labels);
+        self.watches.lost(entry.watch, seq, len);
     }
 
-    /// The watch is removed: its terminal facts need not be kept any longer.
-    fn let_go(&mut self, watch: u64, labels: &mut LabelSets) {
-        for seq in self.kept.remove(&watch).unwrap_or_default() {
+    fn drop_islands(&mut self, seqs: Vec<u64>, labels: &mut LabelSets) {
+        for seq in seqs {
             if let Some(island) = self.islands.remove(&seq) {
                 let len = island.bytes.len() as u64;
                 self.island_bytes -= len;
-                self.memory.sub(len);
-                self.trimmed += 1;
-                labels.release(island.entry.labels);
+                if is_fact(island.entry.kind) {
+                    self.facts = self.facts.less(Room { events: 1, bytes: len });
+                }
+                self.lose(seq, &island.entry, len, labels);
             }
         }
     }
 
-    /// Whether the watch was added and is not removed.
-    pub(super) fn is_present(&self, watch: u64) -> bool {
-        self.present.contains(&watch)
+    /// The watch has newer events by now than some of its islands: those it does not keep any longer.
+    fn drop_stale_islands(&mut self, watch: u64, labels: &mut LabelSets) {
+        let upto = |islands: &BTreeMap<u64, Island>, seq| {
+            islands.get(&seq).map_or(0, |island| island.entry.upto)
+        };
+        while let Some(seq) = self
+            .watches
+            .stale_island(watch, |seq| upto(&self.islands, seq))
+        {
+            self.watches.gave_way(watch);
+            self.drop_islands(vec![seq], labels);
+        }
+    }
+
+    /// Drops the oldest island of a watch that has many. False: there is none that may go.
+    fn drop_an_island(&mut self, labels: &mut LabelSets) -> bool {
+        let Some((watch, seq)) = self.watches.next_to_give_way() else {
+            return false;
+        };
+        self.watches.gave_way(watch);
+        self.drop_islands(vec![seq], labels);
+        true
+    }
+
+    /// The attached reader of a watch has read everything up to `after`, and up to `upto` of the watch.
+    pub(super) fn advance(
+        &mut self,
+        watch: u64,
+        place: Place,
+        after: u64,
+        upto: Option<u64>,
+        now: u64,
+        labels: &mut LabelSets,
+    ) {
+        let upto = if after >= self.newest() { Some(u64::MAX) } else { upto };
+        self.watches.advance(watch, place, after, upto, now);
+        self.drop_stale_islands(watch, labels);
+    }
+
+    /// An attached reader is gone.
+    pub(super) fn detach(&mut self, watch: u64, place: Place, now: u64, labels: &mut LabelSets) {
+        let islands = self.watches.detach(watch, place, now);
+        self.drop_islands(islands, labels);
+        self.drop_stale_islands(watch, labels);
     }
 
     /// The entry of an event in the ring.
@@ -401,7 +481,7 @@ impl Log {
     /// What each watch has pinned, counted anew.
     pub(super) fn check_shares(&self) {
         let mut shares = Shares::new(self.limits.watch_bytes);
-        if self.pins() {
+        if self.pauses() && self.floor.is_some() {
             for seq in self.pinned_from()..=self.newest() {
                 let entry = self.entry(seq).expect("it is pinned");
                 if entry.kind == DATA {

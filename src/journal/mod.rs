@@ -5,10 +5,14 @@
 //! take slices of encoded events.
 //!
 //! What lies after the lowest cursor that a consumer has acknowledged is *pinned*; the rest is
-//! history, and gives way, oldest first, when the budget is used up. When all is pinned,
-//! `when_full` rules: nothing more is let in ([`Outbox::room`] says how much may be), or the
-//! oldest gives way all the same. The terminal facts of watches that can still be asked about
-//! stay as islands until the watch is removed.
+//! history, and gives way when the budget is used up: where there is most of it first, for every
+//! watch that is not removed keeps its newest bytes, as far as half of the budget goes. When all is
+//! pinned, `when_full` rules: nothing more is let in ([`Outbox::room`] says how much may be), or the
+//! oldest gives way all the same. What happens once to a watch (its start, its ends) stays until the
+//! watch is removed. What stays although its neighbours are gone is an *island*.
+//!
+//! A reader may be *attached* to a watch: what the watch writes from then on stays until the reader has
+//! read it, and the watch waits for it alone ([`Outbox::waits_for`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,11 +27,13 @@ mod board;
 mod consumers;
 mod handoff;
 mod labels;
+mod levels;
 mod log;
 mod memory;
 mod outbox;
 mod reader;
 mod shares;
+mod watches;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +45,7 @@ pub use labels::LabelSet;
 use labels::LabelSets;
 use log::Log;
 pub use memory::Memory;
-pub use outbox::{About, Level, Outbox};
+pub use outbox::{About, Level, Outbox, WaitsFor};
 pub use reader::{Filter, Over, Read, Reader, Start};
 
 /// Bytes set aside for an event that must always fit: more than any of them takes.
@@ -56,6 +62,14 @@ pub struct Limits {
     pub bytes: u64,
     /// Most bytes of one watch that are pinned before it is to pause alone.
     pub watch_bytes: u64,
+    /// Newest bytes of every watch that is not removed that give way last, as far as half of the
+    /// budget goes. An event counts as at least `bytes / events`.
+    pub watch_keep: u64,
+    /// Bytes of one watch that its attached readers may be behind before it waits for them; at most an
+    /// eighth of `bytes`.
+    pub attached_bytes: u64,
+    /// How long it waits for one that reads nothing.
+    pub attached_patience: Duration,
     /// What happens when all of it is pinned.
     pub when_full: WhenFull,
     /// Most consumers.
@@ -118,7 +132,7 @@ pub struct Status {
     pub reserved: Room,
     /// The budget.
     pub limits: Limits,
-    /// Terminal events held after their neighbours were trimmed.
+    /// Events held after their neighbours were trimmed.
     pub islands: u64,
     /// Events trimmed so far.
     pub trimmed: u64,
@@ -128,6 +142,10 @@ pub struct Status {
     pub gaps: u64,
     /// Readers now.
     pub readers: usize,
+    /// What attached readers have not read.
+    pub unread: Room,
+    /// Attached readers that are waited for no longer, so far.
+    pub let_go: u64,
     /// Consumers now.
     pub consumers: usize,
 }
@@ -176,7 +194,7 @@ impl Inner {
 
     /// Whether the loop waits to hear of room.
     fn is_awaited(&mut self) -> bool {
-        self.starved || self.log.shares().is_any_over()
+        self.starved || self.log.shares().is_any_over() || self.log.watches().is_any_waiting()
     }
 }
 
@@ -246,6 +264,8 @@ impl Journal {
                 dropped: log.dropped(),
                 gaps: self.gaps.load(Ordering::Relaxed),
                 readers: inner.readers,
+                unread: log.watches().unread(),
+                let_go: log.watches().readers_let_go(),
                 consumers: inner.consumers.len(),
             }
         })
@@ -295,7 +315,7 @@ impl Journal {
             if inner.consumers.get(name).is_some() {
                 return Ok(false);
             }
-            let acked = self.position(inner, start)?;
+            let acked = self.position(inner, start, &Filter::default())?;
             inner.consumers.create(name, acked, ttl, now)?;
             inner.repin();
             Ok(true)

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
-use crate::clock::Now;
+use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
 
@@ -19,6 +20,8 @@ const AMPLE: Room = Room {
     events: 1024,
     bytes: 256 * 1024,
 };
+/// How long a watch waits for attached readers that read nothing, where others have to wait too.
+const STARVED_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes that a turn may read although all loops doing so might exceed the memory.
 const PART_MIN: u64 = 16 * 1024;
 
@@ -48,6 +51,15 @@ fn full(room: Room, wanted: Room) -> Error {
     }
 }
 
+/// Whom a watch waits for alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Its attached readers: they have not read more than they may be behind.
+    Readers,
+    /// Consumers: they have not acknowledged more than the watch's share of the journal.
+    Consumers,
+}
+
 /// What an event is about.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct About {
@@ -65,6 +77,8 @@ pub(super) struct Entry {
     /// Where it ends, counted over all bytes ever appended.
     pub(super) end: u64,
     pub(super) watch: u64,
+    /// Cost of all events of the watch, this one included; the log's to say.
+    pub(super) upto: u64,
     pub(super) labels: LabelSet,
     pub(super) kind: u8,
 }
@@ -94,7 +108,9 @@ pub struct Outbox {
     /// The journal does not know yet of what was set aside, or of `starved`.
     unsettled: bool,
     next_expiry: Option<u64>,
-    crossed: Vec<(u64, bool)>,
+    crossed: Vec<u64>,
+    /// Of what was pushed last, monotonic nanoseconds.
+    now: u64,
     /// Empty between commits: it keeps its memory.
     woken: Vec<Waker>,
 }
@@ -123,6 +139,7 @@ impl Outbox {
             unsettled: false,
             next_expiry: None,
             crossed: Vec::new(),
+            now: 0,
             woken: Vec::new(),
         }
     }
@@ -262,21 +279,26 @@ impl Outbox {
         !self.unsettled
     }
 
-    /// Whether that watch has more than its share of what is pinned.
+    /// Why that watch's source is not to be read, if it alone is not.
     #[must_use]
-    pub fn is_over_share(&self, watch: u64) -> bool {
-        self.journal
-            .board
-            .with(|inner| inner.log.shares().is_over(watch))
+    pub fn waits_for(&self, watch: u64) -> Option<WaitsFor> {
+        self.journal.board.with(|inner| {
+            if inner.log.watches().waits(watch) {
+                Some(WaitsFor::Readers)
+            } else {
+                let over = inner.log.shares().is_over(watch);
+                over.then_some(WaitsFor::Consumers)
+            }
+        })
     }
 
-    /// Watches that went over their share of what is pinned (true), or are back at half of it.
-    pub fn crossed(&mut self) -> std::vec::Drain<'_, (u64, bool)> {
+    /// Watches for which [`Outbox::waits_for`] may have changed.
+    pub fn crossed(&mut self) -> std::vec::Drain<'_, u64> {
         self.crossed.drain(..)
     }
 
-    /// When a consumer that nobody holds is to be deleted, monotonic nanoseconds:
-    /// [`Outbox::expire`].
+    /// When a consumer that nobody holds is to be deleted, or a reader to be let go, monotonic
+    /// nanoseconds: [`Outbox::expire`].
     #[must_use]
     pub const fn next_expiry(&self) -> Option<u64> {
         self.next_expiry
@@ -303,9 +325,11 @@ impl Outbox {
         self.entries.push(Entry {
             end: self.end,
             watch: about.watch,
+            upto: 0,
             labels: about.labels,
             kind: number,
         });
+        self.now = now.monotonic;
         self.newest
     }
 
@@ -329,7 +353,7 @@ impl Outbox {
         } else {
             journal.board.post(&mut woken, |inner| {
                 let (log, labels) = (&mut inner.log, &mut inner.labels);
-                log.append(chunk, &mut self.entries, labels);
+                log.append(chunk, &mut self.entries, labels, self.now);
                 for set in self.released.drain(..) {
                     labels.release(set);
                 }
@@ -354,17 +378,36 @@ impl Outbox {
         }
     }
 
-    /// Deletes the consumers whose time is over.
+    /// How long a watch waits for attached readers that read nothing, nanoseconds: not for long
+    /// where others would have to wait for them too.
+    fn patience(&self) -> u64 {
+        let patience = if self.starved {
+            self.limits.attached_patience.min(STARVED_PATIENCE)
+        } else {
+            self.limits.attached_patience
+        };
+        nanos(patience)
+    }
+
+    /// Deletes the consumers, and lets go of the attached readers, whose time is over.
     pub fn expire(&mut self, now: Now) {
         if self.next_expiry.is_none_or(|at| at > now.monotonic) {
             return;
         }
         let journal = Arc::clone(&self.journal);
-        let (expired, released) = journal.wake_all(|inner| {
+        let (expired, let_go, released) = journal.wake_all(|inner| {
             let expired = inner.consumers.expire(now);
             inner.repin();
-            (expired, self.settle(inner))
+            let watches = inner.log.watches_mut();
+            let let_go = watches.let_go(now.monotonic, self.patience());
+            (expired, let_go, self.settle(inner))
         });
+        if let_go > 0 {
+            tracing::warn!(
+                readers = let_go,
+                "attached readers that read nothing are waited for no longer"
+            );
+        }
         for consumer in expired {
             tracing::info!(consumer, "a consumer that nobody held was deleted");
         }
@@ -387,7 +430,11 @@ impl Outbox {
             bytes: self.buf.len() as u64,
         });
         log.shares().take_crossed(&mut self.crossed);
-        self.next_expiry = inner.consumers.next_expiry();
+        log.watches_mut().take_crossed(&mut self.crossed);
+        let letting_go = log.watches().waiting_since();
+        let letting_go = letting_go.map(|since| since.saturating_add(self.patience()));
+        let expiry = inner.consumers.next_expiry();
+        self.next_expiry = letting_go.into_iter().chain(expiry).min();
         released
     }
 }

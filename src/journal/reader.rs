@@ -42,6 +42,16 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Everything of one watch, and nothing behind its end.
+    #[must_use]
+    pub fn life_of(watch: u64) -> Self {
+        Self {
+            watches: [watch].into(),
+            until_closed: true,
+            ..Self::default()
+        }
+    }
+
     fn is_all(&self) -> bool {
         self.watches.is_empty() && self.kinds.is_empty() && self.labels.is_empty()
     }
@@ -110,6 +120,8 @@ pub struct Reader {
     filter: Filter,
     /// Reads as this consumer.
     consumer: Option<(String, Holder)>,
+    /// The watch that waits for it.
+    attached: Option<u64>,
 }
 
 impl fmt::Debug for Reader {
@@ -118,6 +130,7 @@ impl fmt::Debug for Reader {
             .field("place", &self.place)
             .field("after", &self.after)
             .field("consumer", &self.consumer)
+            .field("attached", &self.attached)
             .finish_non_exhaustive()
     }
 }
@@ -129,7 +142,7 @@ impl Journal {
     /// A cursor that is too old, of another history or from the future, unless it may skip.
     pub fn reader(self: &Arc<Self>, start: Start, filter: Filter) -> Result<Reader> {
         self.board.join(|inner, place| {
-            let after = self.position(inner, start)?;
+            let after = self.position(inner, start, &filter)?;
             inner.readers += 1;
             Ok(Reader {
                 journal: Arc::clone(self),
@@ -137,8 +150,27 @@ impl Journal {
                 after,
                 filter,
                 consumer: None,
+                attached: None,
             })
         })
+    }
+
+    /// A reader attached to a watch whose first event will be the next after `after`.
+    pub fn reader_from_birth(self: &Arc<Self>, watch: u64, after: u64) -> Reader {
+        let now = Now::sample().monotonic;
+        let place = self.board.take_place(|inner, place| {
+            inner.readers += 1;
+            inner.log.watches_mut().attach_first(watch, place, after, now);
+            place
+        });
+        Reader {
+            journal: Arc::clone(self),
+            place,
+            after,
+            filter: Filter::life_of(watch),
+            consumer: None,
+            attached: Some(watch),
+        }
     }
 
     /// Reads as a consumer, which is made if there is none; whoever read as it before does no
@@ -157,7 +189,7 @@ impl Journal {
         let held: Result<(Reader, bool)> = self.board.join(|inner, place| {
             let known = inner.consumers.get(name).map(|consumer| consumer.acked);
             let after = match (start, known) {
-                (Some(start), _) => self.position(inner, start)?,
+                (Some(start), _) => self.position(inner, start, &filter)?,
                 (None, Some(acked)) => acked,
                 (None, None) => inner.log.newest(),
             };
@@ -173,6 +205,7 @@ impl Journal {
                 after,
                 filter,
                 consumer: Some((name.to_owned(), holder)),
+                attached: None,
             };
             Ok((reader, before.is_some()))
         });
@@ -185,7 +218,7 @@ impl Journal {
     }
 
     /// Where a start is: everything up to there counts as read.
-    pub(super) fn position(&self, inner: &Inner, start: Start) -> Result<u64> {
+    pub(super) fn position(&self, inner: &Inner, start: Start, filter: &Filter) -> Result<u64> {
         let (cursor, skip) = match start {
             Start::Now => return Ok(inner.log.newest()),
             Start::Oldest => return Ok(inner.oldest_position()),
@@ -195,7 +228,7 @@ impl Journal {
             Err(_) if skip && cursor.epoch.is_some_and(|epoch| epoch != self.epoch) => Ok(0),
             Err(_) if skip => Ok(inner.log.newest()),
             Err(error) => Err(error),
-            Ok(()) if !skip && inner.log.lost_after(cursor.seq) => {
+            Ok(()) if !skip && inner.log.has_lost_after(cursor.seq, filter) => {
                 Err(self.out_of_range(&inner.log, cursor, "too old"))
             }
             Ok(()) => Ok(cursor.seq),
@@ -222,8 +255,18 @@ impl Inner {
 }
 
 impl Log {
-    /// Whether an event after `seq` is gone.
-    fn lost_after(&self, seq: u64) -> bool {
+    /// The newest event that is lost to a reader of these watches; none if that is not known:
+    /// of all watches, or of one that is gone.
+    fn lost_through(&self, filter: &Filter) -> Option<u64> {
+        let lost = filter.watches.iter().map(|w| self.watches().lost_through(*w));
+        lost.max_by_key(|lost| lost.unwrap_or(u64::MAX)).flatten()
+    }
+
+    /// Whether an event after `seq` is gone that the filter may have let through.
+    fn has_lost_after(&self, seq: u64, filter: &Filter) -> bool {
+        if let Some(lost) = self.lost_through(filter) {
+            return lost > seq;
+        }
         let mut next = seq + 1;
         for (island, _) in self.islands_from(next) {
             if island != next {
@@ -240,6 +283,23 @@ impl Reader {
     #[must_use]
     pub fn filtered(mut self, filter: Filter) -> Self {
         self.filter = filter;
+        self
+    }
+
+    /// Attaches it to a watch: what that writes from here on stays until it is read here, and the watch
+    /// waits for it (see [`super::Limits::attached_bytes`]). No watch of that number: nothing changes.
+    #[must_use]
+    pub fn attached(mut self, watch: u64) -> Self {
+        let now = Now::sample().monotonic;
+        let (journal, place) = (Arc::clone(&self.journal), self.place);
+        journal.board.with(|inner| {
+            let after = self.after.max(inner.log.newest());
+            let watches = inner.log.watches_mut();
+            if watches.is_present(watch) {
+                watches.attach(watch, place, after, now);
+                self.attached = Some(watch);
+            }
+        });
         self
     }
 
@@ -285,9 +345,10 @@ impl Reader {
     /// larger than that comes alone. Empty, with `caught_up`, if there is nothing.
     pub fn read(&mut self, max_bytes: usize, max_events: usize) -> Read {
         let journal = Arc::clone(&self.journal);
-        journal
+        let read = journal
             .board
-            .with(|inner| self.read_locked(inner, max_bytes, max_events))
+            .with(|inner| self.read_locked(inner, max_bytes, max_events));
+        self.tell(read)
     }
 
     /// Reads as soon as something lies after the cursor, be it only progress past
@@ -299,7 +360,7 @@ impl Reader {
         max_events: usize,
     ) -> Poll<Result<Read, Over>> {
         let journal = Arc::clone(&self.journal);
-        journal.board.poll(cx, self.place, |inner| {
+        let polled = journal.board.poll(cx, self.place, |inner| {
             if let Some(over) = inner.ousted(self.consumer.as_ref()) {
                 Some(Err(over))
             } else if inner.log.newest() > self.after {
@@ -307,7 +368,19 @@ impl Reader {
             } else {
                 inner.closed.then_some(Err(Over::Closed))
             }
-        })
+        });
+        polled.map_ok(|read| self.tell(read))
+    }
+
+    /// Tells the loop if it waits for what this has read. The journal must not be locked.
+    fn tell(&self, (read, freed): (Read, Freed)) -> Read {
+        if freed.awaited {
+            self.journal.call();
+        }
+        if freed.memory {
+            self.journal.memory.released();
+        }
+        read
     }
 
     /// Waits until the consumer has acknowledged more than `acked`.
@@ -322,10 +395,17 @@ impl Reader {
         })
     }
 
-    fn read_locked(&mut self, inner: &Inner, max_bytes: usize, max_events: usize) -> Read {
+    fn read_locked(
+        &mut self,
+        inner: &mut Inner,
+        max_bytes: usize,
+        max_events: usize,
+    ) -> (Read, Freed) {
         let mut walk = Walk {
             inner,
             filter: &self.filter,
+            lost: inner.log.lost_through(&self.filter),
+            upto: None,
             read: Read {
                 after: self.after,
                 through: self.after,
@@ -338,33 +418,63 @@ impl Reader {
         if walk.islands().is_continue() {
             walk.ring();
         }
-        let mut read = walk.read;
+        let (mut read, upto) = (walk.read, walk.upto);
         read.caught_up = read.through == inner.log.newest();
         // The end may itself be lost in a gap: a watch that is gone has nothing more to say.
         let mut watches = self.filter.watches.iter();
         read.ended |= self.filter.until_closed
             && read.caught_up
-            && !watches.any(|watch| inner.log.is_present(*watch));
+            && !watches.any(|watch| inner.log.watches().is_present(*watch));
         self.after = read.through;
         let gaps = &self.journal.gaps;
         gaps.fetch_add(read.gaps.len() as u64, Ordering::Relaxed);
-        read
+        let mut freed = Freed::default();
+        if let Some(watch) = self.attached {
+            freed.awaited = inner.is_awaited();
+            let now = Now::sample().monotonic;
+            let Inner { log, labels, .. } = inner;
+            log.advance(watch, self.place, self.after, upto, now, labels);
+            freed.memory = log.settle();
+        }
+        (read, freed)
     }
+}
+
+/// What others may wait for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Freed {
+    /// The loop has to look.
+    awaited: bool,
+    /// Memory was let go of.
+    memory: bool,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         let held = self.consumer.take();
+        let attached = self.attached.take();
         let was_held = held.is_some();
-        self.journal.board.leave(self.place, |inner| {
+        let freed = self.journal.board.leave(self.place, |inner| {
             inner.readers -= 1;
+            let now = Now::sample();
             if let Some((name, holder)) = held {
-                inner.consumers.let_go(&name, holder, Now::sample());
+                inner.consumers.let_go(&name, holder, now);
             }
+            let mut freed = Freed::default();
+            if let Some(watch) = attached {
+                freed.awaited = inner.is_awaited();
+                let Inner { log, labels, .. } = inner;
+                log.detach(watch, self.place, now.monotonic, labels);
+                freed.memory = log.settle();
+            }
+            freed
         });
-        if was_held {
-            // It may be deleted at some time from now on.
+        // A consumer may be deleted at some time from now on.
+        if was_held || freed.awaited {
             self.journal.call();
+        }
+        if freed.memory {
+            self.journal.memory.released();
         }
     }
 }
@@ -372,6 +482,10 @@ impl Drop for Reader {
 struct Walk<'a> {
     inner: &'a Inner,
     filter: &'a Filter,
+    /// See [`Log::lost_through`].
+    lost: Option<u64>,
+    /// Cost of the watch's events up to the last that matched.
+    upto: Option<u64>,
     read: Read,
     max_bytes: usize,
     max_events: usize,
@@ -391,12 +505,16 @@ impl Walk<'_> {
         end
     }
 
+    /// These events are gone. Where it is known that none after `lost` was wanted, the gap ends there.
     fn gap(&mut self, from: u64, through: u64) {
-        self.read.gaps.push(Gap {
-            from_seq: from,
-            through_seq: through,
-            reason: GapReason::Trimmed.into(),
-        });
+        let lost = self.lost.map_or(through, |lost| lost.min(through));
+        if from <= lost {
+            self.read.gaps.push(Gap {
+                from_seq: from,
+                through_seq: lost,
+                reason: GapReason::Trimmed.into(),
+            });
+        }
         self.read.through = through;
     }
 
@@ -406,9 +524,13 @@ impl Walk<'_> {
         if self.read.through + 1 >= first {
             return ControlFlow::Continue(());
         }
-        for (seq, island) in self.inner.log.islands_from(self.read.through + 1) {
+        let islands = self.inner.log.islands_from(self.read.through + 1);
+        for ((seq, island), scanned) in islands.zip(0..) {
             let wanted = self.filter.matches(&island.entry, &self.inner.labels);
-            if self.read.gaps.len() >= GAPS_MAX || (wanted && self.full_with(island.bytes.len())) {
+            if self.read.gaps.len() >= GAPS_MAX
+                || scanned >= SCAN_MAX
+                || (wanted && self.full_with(island.bytes.len()))
+            {
                 return ControlFlow::Break(());
             }
             if seq > self.read.through + 1 {
@@ -419,6 +541,7 @@ impl Walk<'_> {
                 self.read.events += 1;
                 self.read.bytes += island.bytes.len();
                 self.read.slices.push(island.bytes.clone());
+                self.upto = Some(island.entry.upto);
                 if self.ends(&island.entry) {
                     return ControlFlow::Break(());
                 }
@@ -467,6 +590,7 @@ impl Walk<'_> {
                 }
                 self.read.events += 1;
                 self.read.bytes += len;
+                self.upto = Some(entry.upto);
                 if self.ends(entry) {
                     seq += 1;
                     break;

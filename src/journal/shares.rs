@@ -10,7 +10,7 @@ pub(super) struct Shares {
     bytes: HashMap<u64, u64>,
     over: HashSet<u64>,
     /// Watches that went over their share, or came back to half of it, since the loop last asked.
-    crossed: Vec<(u64, bool)>,
+    crossed: Vec<u64>,
 }
 
 impl Shares {
@@ -27,7 +27,7 @@ impl Shares {
         let held = self.bytes.entry(watch).or_default();
         *held += bytes;
         if *held > self.share && self.over.insert(watch) {
-            self.crossed.push((watch, true));
+            self.crossed.push(watch);
         }
     }
 
@@ -41,7 +41,7 @@ impl Shares {
             self.bytes.remove(&watch);
         }
         if left <= self.share / 2 && self.over.remove(&watch) {
-            self.crossed.push((watch, false));
+            self.crossed.push(watch);
         }
     }
 
@@ -59,7 +59,7 @@ impl Shares {
         self.bytes == other.bytes
     }
 
-    pub(super) fn take_crossed(&mut self, into: &mut Vec<(u64, bool)>) {
+    pub(super) fn take_crossed(&mut self, into: &mut Vec<u64>) {
         into.append(&mut self.crossed);
     }
 }

@@ -16,11 +16,15 @@ const LIMITS: Limits = Limits {
     events: 12,
     bytes: 1500,
     watch_bytes: 400,
+    watch_keep: 0,
+    attached_bytes: 200,
+    attached_patience: Duration::from_secs(60),
     when_full: WhenFull::Pause,
     consumers: 3,
     consumer_ttl: Duration::from_secs(60),
 };
 
+mod attached;
 mod single;
 
 fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
@@ -51,6 +55,13 @@ fn decode(read: &Read) -> Batch {
         buf.extend_from_slice(slice);
     }
     Batch::decode(buf.freeze()).unwrap()
+}
+
+impl Journal {
+    fn is_present(&self, watch: u64) -> bool {
+        self.board
+            .with(|inner| inner.log.watches().is_present(watch))
+    }
 }
 
 fn poll(reader: &mut Reader) -> Poll<Result<Read, Over>> {
@@ -84,6 +95,11 @@ enum Step {
         back: u64,
     },
     Delete(usize),
+    /// Attaches this reader to a watch.
+    Attach {
+        who: usize,
+        watch: u64,
+    },
 }
 
 const READERS: usize = 3;
@@ -102,6 +118,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..READERS, 0..3usize).prop_map(|(who, consumer)| Step::Hold { who, consumer }),
         4 => (0..3usize, 0..8u64).prop_map(|(consumer, back)| Step::Ack { consumer, back }),
         1 => (0..3usize).prop_map(Step::Delete),
+        2 => (0..READERS, 1..4u64).prop_map(|(who, watch)| Step::Attach { who, watch }),
     ]
 }
 
@@ -114,9 +131,18 @@ struct Model {
     kept: BTreeSet<(u64, u64)>,
     /// What each consumer has acknowledged, and who reads as it.
     consumers: BTreeMap<usize, (u64, Option<usize>)>,
+    /// The watch that waits for a reader, and after what: its events up to there may be gone.
+    attached: [Option<(u64, u64)>; READERS],
+    /// How often each watch was removed: the next of it is another watch.
+    lives: [u64; 4],
 }
 
 impl Model {
+    /// The watch that stands for that number now. Numbers of watches are never used again.
+    fn watch(&self, number: u64) -> u64 {
+        number + 4 * self.lives[usize::try_from(number).unwrap()]
+    }
+
     fn push(&mut self, watch: u64, kind: &Kind) {
         self.all.push((watch, kind.clone()));
         let seq = self.all.len() as u64;
@@ -149,6 +175,12 @@ impl Model {
                 for (watch, at) in &self.kept {
                     let lost = (gap.from_seq..=gap.through_seq).contains(at);
                     prop_assert!(!lost, "lost the end of watch {}", watch);
+                }
+                for (watch, after) in self.attached.iter().flatten() {
+                    for seq in gap.from_seq.max(after + 1)..=gap.through_seq {
+                        let of = self.all[usize::try_from(seq).unwrap() - 1].0;
+                        prop_assert!(of != *watch, "lost what a reader waits for: {:?}", gap);
+                    }
                 }
                 if let Some(from) = pinned_from {
                     prop_assert!(gap.through_seq < from, "lost what was pinned: {:?}", gap);
@@ -230,6 +262,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                         Poll::Ready(Some(over))
                     );
                     readers[who] = observer();
+                    model.attached[who] = None;
                     holds[who] = None;
                     continue;
                 }
@@ -237,6 +270,19 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                 let read = readers[who].read(max_bytes, max_events);
                 prop_assert_eq!(read.after, from);
                 model.check(&read, watches, pinned_from.filter(|_| pauses))?;
+                if let Some((_, after)) = &mut model.attached[who] {
+                    *after = (*after).max(read.through);
+                }
+                continue;
+            }
+            Step::Attach { who, watch } => {
+                let watch = model.watch(watch);
+                if model.attached[who].is_none() && journal.is_present(watch) {
+                    let observing = std::mem::replace(&mut readers[who], observer());
+                    let from = observing.after().max(model.committed);
+                    readers[who] = observing.attached(watch);
+                    model.attached[who] = Some((watch, from));
+                }
                 continue;
             }
             Step::Resume { who, seq } => {
@@ -256,6 +302,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                             *holder = None;
                         }
                         readers[who] = resumed;
+                        model.attached[who] = None;
                     }
                     Err(error) => {
                         let oldest = journal.status().oldest;
@@ -279,6 +326,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                 known.1 = Some(who);
                 prop_assert_eq!(held.after(), known.0);
                 readers[who] = held;
+                model.attached[who] = None;
                 None
             }
             Step::Ack { consumer, back } => {
@@ -305,10 +353,16 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
         // A source asks first; what must always fit had its room set aside.
         let wanted = Room::slots(1);
         outbox.refresh();
-        if pauses && !outbox.room().holds(wanted) && model.floor().is_some() {
+        let waits = (pauses && model.floor().is_some()) || model.attached.iter().any(Option::is_some);
+        if waits && !outbox.room().holds(wanted) {
             continue;
         }
+        let number = watch;
+        let watch = model.watch(number);
         model.push(watch, &kind);
+        if matches!(kind, Kind::Removed(_)) {
+            model.lives[usize::try_from(number).unwrap()] += 1;
+        }
         prop_assert_eq!(
             outbox.push(Now::default(), about(watch), kind),
             model.all.len() as u64
@@ -343,9 +397,10 @@ proptest! {
         watches in prop::collection::btree_set(0..4u64, 0..3),
         drops in any::<bool>(),
         roomy in any::<bool>(),
+        watch_keep in prop_oneof![Just(0), Just(300), Just(1 << 20)],
     ) {
         let when_full = if drops { WhenFull::DropOldest } else { WhenFull::Pause };
         let bytes = if roomy { 64 * 1024 } else { LIMITS.bytes };
-        run(Limits { when_full, bytes, ..LIMITS }, steps, &watches)?;
+        run(Limits { when_full, bytes, watch_keep, ..LIMITS }, steps, &watches)?;
     }
 }

@@ -1,8 +1,10 @@
 //! ProcessService.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::server::process_service_server::ProcessService;
@@ -13,7 +15,7 @@ use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
-use crate::journal::{Filter, Start};
+use crate::journal::{Filter, Reader, Start};
 use crate::proto::*;
 use crate::watch::SignalTarget;
 
@@ -39,6 +41,7 @@ impl Api {
             return Ok(Added {
                 watch,
                 existed: true,
+                reader: None,
             });
         };
         self.registry.check_draining()?;
@@ -53,9 +56,27 @@ impl Api {
             request_id: request.request_id,
             ..AddWatchRequest::default()
         };
-        let (registration, order) = spec::registration(self, &asker.peer, on, add)?;
+        let (mut registration, order) = spec::registration(self, &asker.peer, on, add)?;
+        registration.attached = true;
         on.add(registration, order).await
     }
+}
+
+/// A reader of all that a process tells, attached: the process waits for it.
+fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
+    let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
+    let from_birth = Start::After {
+        cursor: Cursor {
+            epoch: None,
+            seq: added.saturating_sub(1),
+        },
+        skip: true,
+    };
+    let start = after.unwrap_or(from_birth);
+    let reader = on
+        .journal()
+        .reader(start, Filter::life_of(watch.watch_id))?;
+    Ok(reader.attached(watch.watch_id))
 }
 
 #[tonic::async_trait]
@@ -72,16 +93,23 @@ impl ProcessService for Api {
         let after = request.after.take();
         let after = after.map(|c| convert::after("after", &c, request.on_gap));
         let after = after.transpose()?;
-        // Before anything is started: a cursor that is refused starts nothing.
-        let resumed = after.map(|start| on.journal().reader(start, Filter::default()));
-        let resumed = resumed.transpose()?;
+        if let Some(Start::After { cursor, skip: false }) = after {
+            // Before anything is started: a cursor of another history or from the future starts
+            // nothing. One that is too old is of a process that was there before.
+            on.journal().check_cursor(cursor)?;
+        }
         // Where its reader begins does not matter to what is made or joined.
         request.on_gap = 0;
         let handle = on.clone();
+        // The reader of a process that this very call has made.
+        let made = Arc::new(Mutex::new(None));
+        let maker = Arc::clone(&made);
         let work = |api: Self, asker: Asker, request: RunRequest| async move {
             let (who, object) = (asker.clone(), object(&handle, &request.name));
             mutate(&asker, "Run", object, async move {
-                api.make_or_join(&who, &handle, request).await.map(added)
+                let mut joined = api.make_or_join(&who, &handle, request).await?;
+                *maker.lock() = joined.reader.take();
+                Ok(added(joined))
             })
             .await
         };
@@ -92,30 +120,17 @@ impl ProcessService for Api {
         if let Ok(now) = on.get(WatchName::Id(watch.watch_id)).await {
             watch = now;
         }
-        let journal = on.journal();
-        let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
-        let from_birth = Start::After {
-            cursor: Cursor {
-                epoch: None,
-                seq: added.saturating_sub(1),
-            },
-            skip: true,
-        };
-        let filter = Filter {
-            watches: [watch.watch_id].into(),
-            until_closed: true,
-            ..Filter::default()
-        };
-        let reader = match resumed {
-            Some(reader) => reader.filtered(filter),
-            None => journal.reader(from_birth, filter)?,
+        let reader = made.lock().take();
+        let reader = match reader {
+            Some(reader) => reader,
+            None => join(&on, &watch, after)?,
         };
         let closed = watch.closed_cursor.as_ref().map(|cursor| cursor.seq);
         let header = RunHeader {
             instance: self.identity.instance.clone(),
             loop_id: on.id(),
             loop_name: on.full_name().to_owned(),
-            epoch: journal.epoch().to_string(),
+            epoch: on.journal().epoch().to_string(),
             watch_id: watch.watch_id,
             existed,
             added: watch.added,
@@ -124,7 +139,7 @@ impl ProcessService for Api {
             header,
             done: closed.is_some_and(|closed| closed <= reader.after()),
             reader,
-            registry: std::sync::Arc::clone(&self.registry),
+            registry: Arc::clone(&self.registry),
             batch_bytes: BATCH_BYTES,
             heartbeat,
             linger: Duration::ZERO,

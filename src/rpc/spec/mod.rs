@@ -90,6 +90,7 @@ pub(super) fn registration(
             FINISHED_TTL_MAX,
         )?,
         need: plan.need,
+        attached: false,
     };
     Ok((registration, plan.order))
 }
