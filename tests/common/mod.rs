@@ -228,12 +228,15 @@ async fn told_ready(socket: &UnixDatagram) {
 }
 
 pub(crate) async fn connect(path: &Path) -> Channel {
+    connect_with(path, Endpoint::from_static("http://localhost")).await
+}
+
+pub(crate) async fn connect_with(path: &Path, endpoint: Endpoint) -> Channel {
     let path = path.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://localhost");
     endpoint.connect_with_connector(connector).await.unwrap()
 }
 

@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use evloopd::history::{Checker, Recording, View, kind_name};
 use evloopd::proto::event::Kind;
+use evloopd::proto::process_service_client::ProcessServiceClient;
 use evloopd::proto::{
     AttachRequest, AttachResult, Batch, Event, Goodbye, LoopRef, RunHeader, RunRequest, Snapshot,
     StartAt, SubscribeRequest, attach_request, attach_response, run_response, subscribe_request,
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
+use tonic::transport::Channel;
 
 use super::{Daemon, within};
 
@@ -113,9 +115,15 @@ impl Recorder {
     }
 
     pub(crate) async fn run(daemon: &Daemon, request: RunRequest) -> Result<Self, Status> {
+        Self::run_over(daemon.channel(), request).await
+    }
+
+    /// Over a connection of its own, say: streams of one connection share what that has under way.
+    pub(crate) async fn run_over(channel: Channel, request: RunRequest) -> Result<Self, Status> {
         use run_response::Message::{Batch, Goodbye, Header};
         let after = request.after.as_ref().map(|cursor| cursor.seq);
-        let mut stream = daemon.processes().run(request).await?.into_inner();
+        let mut client = ProcessServiceClient::new(channel);
+        let mut stream = client.run(request).await?.into_inner();
         let first = within("a header", stream.message()).await?;
         let Some(Header(header)) = first.and_then(|first| first.message) else {
             panic!("a stream begins with its header");

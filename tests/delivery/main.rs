@@ -7,6 +7,7 @@
 mod common;
 
 mod attach;
+mod attached;
 mod clients;
 mod consumers;
 mod faults;

@@ -1,0 +1,274 @@
+//! A process and those who read it attached: it waits for the slowest of them and loses nothing,
+//! and nobody else waits.
+
+use std::fs::File;
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::*;
+
+use rustix::fs::{CWD, Mode, mkfifoat};
+use tonic::transport::Endpoint;
+
+use crate::common::{Daemon, Recorder, connect_with, loop_named, shell, within};
+
+/// Journals far smaller than what the processes write.
+const CONFIG: &str = r#"
+[policy.small]
+extends = "default"
+journal_bytes = "512KiB"
+attached_bytes = "32KiB"
+journal_watch_keep = "8KiB"
+[policy.small-proactor]
+extends = "small"
+class = "proactor"
+backends = ["io_uring"]
+[policy.impatient]
+extends = "small"
+attached_patience = "1s"
+"#;
+
+/// Policy and backend of every case.
+const EVERY_BACKEND: [(&str, &str); 4] = [
+    ("small", "epoll"),
+    ("small", "poll"),
+    ("small", "select"),
+    ("small-proactor", "io_uring"),
+];
+
+/// `seq` up to here prints 2.7 MB.
+const NUMBERS: u32 = 400_000;
+
+/// A loop of a daemon of its own, and no reader that is not asked for.
+struct Stage {
+    daemon: Daemon,
+    target: LoopRef,
+}
+
+impl Stage {
+    async fn new((policy, backend): (&str, &str)) -> Self {
+        let daemon = Daemon::start(CONFIG).await;
+        let request = NewEventLoopRequest {
+            name: "stage".into(),
+            policy: policy.into(),
+            backend: backend.into(),
+            ..NewEventLoopRequest::default()
+        };
+        daemon.policies().new_event_loop(request).await.unwrap();
+        let target = loop_named("stage");
+        Self { daemon, target }
+    }
+
+    /// Runs or joins a process that writes the numbers and ends with 7.
+    async fn run(&self, name: &str) -> Recorder {
+        let line = format!("seq {NUMBERS}; echo done >&2; exit 7");
+        self.run_with(name, Some(shell(&line))).await
+    }
+
+    async fn run_with(&self, name: &str, spec: Option<ProcessSpec>) -> Recorder {
+        let request = RunRequest {
+            r#loop: Some(self.target.clone()),
+            name: name.into(),
+            spec,
+            ..RunRequest::default()
+        };
+        // A reader that stops has little under way.
+        let endpoint = Endpoint::from_static("http://localhost")
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(64 * 1024);
+        let channel = connect_with(&self.daemon.socket, endpoint).await;
+        Recorder::run_over(channel, request).await.unwrap()
+    }
+
+    async fn journal(&self) -> JournalStatus {
+        let request = GetLoopRequest {
+            r#loop: Some(self.target.clone()),
+        };
+        let answer = self.daemon.loops().get_loop(request).await.unwrap();
+        answer.into_inner().r#loop.unwrap().journal.unwrap()
+    }
+
+    /// Waits until the figures of the journal are as wanted.
+    async fn until(&self, what: &str, wanted: impl Fn(&JournalStatus) -> bool) -> JournalStatus {
+        within(what, async {
+            loop {
+                let journal = self.journal().await;
+                if wanted(&journal) {
+                    return journal;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until so many processes wait for readers that have something to read.
+    async fn waiting(&self, processes: usize) {
+        let journal = self
+            .until("waiting processes", |journal| {
+                journal.paused_sources.len() == processes && journal.unread_bytes > 16 * 1024
+            })
+            .await;
+        for paused in &journal.paused_sources {
+            let reason = paused.pause.as_ref().unwrap().reason();
+            assert_eq!(reason, SourcePauseReason::Readers, "{journal:?}");
+        }
+        assert!(journal.bytes <= journal.max_bytes, "{journal:?}");
+    }
+}
+
+/// All that it wrote, to the byte, and how it ended; no gap.
+async fn whole(mut run: Recorder) {
+    assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
+    let id = run.run.as_ref().unwrap().watch_id;
+    let gaps: Vec<&Gap> = run.recording.batches.iter().flat_map(|b| &b.gaps).collect();
+    assert!(gaps.is_empty(), "{gaps:?}");
+    let expected: String = (1..=NUMBERS).map(|n| format!("{n}\n")).collect();
+    assert!(run.bytes(id, Stream::Stdout) == expected.as_bytes());
+    assert_eq!(run.bytes(id, Stream::Stderr), b"done\n");
+    match run.first(id, "exited").await.kind {
+        Some(Kind::Exited(exited)) => assert_eq!(exited.status, Some(exited::Status::Code(7))),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_run_loses_nothing_however_fast_the_child_is() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        whole(stage.run("fast").await).await;
+        let journal = stage.journal().await;
+        assert!(journal.trimmed > 0, "it was more than the journal holds");
+        assert_eq!((journal.unread_bytes, journal.readers_let_go), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stopped_reader_holds_its_process_and_nobody_else() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        let stopped = stage.run("stopped").await;
+        stage.waiting(1).await;
+        // A neighbour that writes many times what the journal holds is not slowed down by it.
+        whole(stage.run("neighbour").await).await;
+        stage.waiting(1).await;
+        whole(stopped).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bursty_reader_loses_nothing() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        let mut bursty = stage.run("bursty").await;
+        for _ in 0..5 {
+            stage.waiting(1).await;
+            within("a batch", bursty.step()).await;
+        }
+        whole(bursty).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_process_waits_for_the_slowest_of_its_readers() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        let slow = stage.run("shared").await;
+        stage.waiting(1).await;
+        // Joined once the child waits: what is there still is there for it.
+        let fast = tokio::spawn(whole(stage.run_with("shared", None).await));
+        stage.waiting(1).await;
+        whole(slow).await;
+        fast.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reader_that_goes_away_holds_nothing() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        let gone = stage.run("left").await;
+        stage.waiting(1).await;
+        drop(gone);
+        stage
+            .until("the end of the wait", |journal| {
+                journal.paused_sources.is_empty() && journal.unread_bytes == 0
+            })
+            .await;
+        // Its child goes on as a detached one does: the newest stays, and its end.
+        let mut back = stage.run_with("left", None).await;
+        assert_eq!(back.end().await.reason(), GoodbyeReason::Done);
+        let id = back.run.as_ref().unwrap().watch_id;
+        assert!(back.bytes(id, Stream::Stdout).ends_with(b"\n400000\n"));
+        assert!(back.kinds(id).contains(&"exited"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reader_that_reads_nothing_for_long_is_let_go_and_told_what_it_missed() {
+    let stage = Stage::new(("impatient", "epoll")).await;
+    let mut stuck = stage.run("stuck").await;
+    let done = |journal: &JournalStatus| journal.readers_let_go == 1;
+    stage.until("the reader to be let go", done).await;
+    // Another one, who reads, sees the child come to its end meanwhile.
+    let mut other = stage.run_with("stuck", None).await;
+    assert_eq!(other.end().await.reason(), GoodbyeReason::Done);
+    assert_eq!(stuck.end().await.reason(), GoodbyeReason::Done);
+    let gaps = stuck.recording.batches.iter().flat_map(|b| &b.gaps);
+    assert!(gaps.count() > 0, "what is lost is told");
+    let id = stuck.run.as_ref().unwrap().watch_id;
+    assert!(stuck.kinds(id).contains(&"exited"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn many_stopped_readers_hold_up_nobody_for_long() {
+    let stage = Stage::new(("small", "epoll")).await;
+    let gate = stage.daemon.dir.path().join("gate");
+    mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
+    let gated = format!(": < {}; seq {NUMBERS}; echo done >&2; exit 7", gate.display());
+    let neighbour = stage.run_with("neighbour", Some(shell(&gated))).await;
+    let mut stopped = Vec::new();
+    for n in 0..12 {
+        let name = format!("stopped-{n}");
+        stopped.push(stage.run_with(&name, Some(shell(&gated))).await);
+    }
+    // Together they have more to read than the journal holds: where others would have to wait for
+    // them, those that read nothing are let go.
+    let _open = File::options().write(true).open(&gate).unwrap();
+    whole(neighbour).await;
+    assert!(stage.journal().await.readers_let_go > 0);
+    for mut run in stopped {
+        assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_noisy_neighbour_does_not_erase_a_quiet_process() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        let quiet = shell("echo one; echo two >&2; exit 3");
+        let mut first = stage.run_with("quiet", Some(quiet.clone())).await;
+        first.end().await;
+        let cursor = first.recording.batches[0].after + 2;
+        whole(stage.run("noisy").await).await;
+        // From its first event on, by somebody who joins it now.
+        let mut back = stage.run_with("quiet", Some(quiet)).await;
+        back.end().await;
+        assert!(back.run.as_ref().unwrap().existed);
+        let events: Vec<&Event> = first.recording.events().collect();
+        assert_eq!(back.recording.events().collect::<Vec<_>>(), events);
+        assert!(back.recording.batches.iter().all(|b| b.gaps.is_empty()));
+        // And from a cursor in the middle of it, which is not too old.
+        let request = RunRequest {
+            r#loop: Some(stage.target.clone()),
+            name: "quiet".into(),
+            after: Some(Cursor {
+                epoch: String::new(),
+                seq: cursor,
+            }),
+            ..RunRequest::default()
+        };
+        let mut resumed = Recorder::run(&stage.daemon, request).await.unwrap();
+        resumed.end().await;
+        let rest: Vec<&Event> = events.into_iter().filter(|e| e.seq > cursor).collect();
+        assert_eq!(resumed.recording.events().collect::<Vec<_>>(), rest);
+    }
+}
