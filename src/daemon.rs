@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use nix::libc;
 use rustix::net::{SocketAddrUnix, SocketType};
-use rustix::process::{Resource, Rlimit};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -21,14 +20,15 @@ use tonic_health::server::HealthReporter;
 
 use crate::access::{Access, SocketFile, bind_unix};
 use crate::clock::Now;
-use crate::config::{Config, LogFormat, signal_number};
+use crate::config::{Config, Limit, LogFormat, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
-use crate::watch::{Count, Services, TransportLimits};
+use crate::sys;
+use crate::watch::{Attributes, Count, Services, TransportLimits};
 
 /// How long connections without a stream may take to close at the end.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
@@ -52,6 +52,9 @@ pub fn run(config: Config) -> Result<()> {
         .filter_map(|name| signal_number(name))
         .collect();
     signals::block_all(&allowed)?;
+    if let Err(error) = sys::close_inherited_on_exec() {
+        tracing::warn!(%error, "cannot tell what descriptors were inherited");
+    }
     let file_limit = raise_file_limit();
     let slack = rustix::thread::current_timer_slack().unwrap_or_default();
     let slack = std::num::NonZeroU64::new(slack);
@@ -102,14 +105,13 @@ pub fn init_log(config: &Config) {
 
 /// Every watched descriptor, child and connection takes some: as many as we may have.
 /// Returns what it was, for children: many a program cannot cope with more.
-fn raise_file_limit() -> Rlimit {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
+fn raise_file_limit() -> Limit {
+    let before = Resource::NOFILE.own();
+    let raised = Limit {
+        soft: before.hard,
+        ..before
     };
-    let before = limit;
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+    if let Err(error) = rustix::process::setrlimit(Resource::NOFILE.kernel(), raised.into()) {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
     before
@@ -188,7 +190,7 @@ fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
-fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Rlimit) -> Services {
+fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Services {
     let limits = &config.limits;
     Services {
         runtime: tokio::runtime::Handle::current(),
@@ -200,7 +202,11 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Rlimit) -> Ser
         },
         pipe_grace: config.children.pipe_grace,
         kill_grace: config.children.kill_grace,
-        file_limit,
+        configured: Attributes::from(&config.children),
+        own: Attributes {
+            limits: [(Resource::NOFILE, file_limit)].into(),
+            ..Attributes::default()
+        },
         children: Count::new("limits.children", limits.children),
         watches: Count::new("limits.watches", limits.watches),
         preparing: Semaphore::new(config.children.spawn_threads),
@@ -220,7 +226,7 @@ fn identity(sockets: &Sockets) -> Result<Identity> {
     })
 }
 
-async fn serve(config: Config, allowed: &[i32], file_limit: Rlimit) -> Result<()> {
+async fn serve(config: Config, allowed: &[i32], file_limit: Limit) -> Result<()> {
     let config = Arc::new(config);
     let sockets = Sockets::open(&config)?;
     let hub = SignalHub::start(allowed)?;

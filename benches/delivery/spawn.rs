@@ -96,6 +96,7 @@ fn child() -> AddWatchRequest {
     let process = ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
             argv: vec![PROGRAM.into()],
+            ..ExecCommand::default()
         })),
         stdin: null,
         stdout: null,

@@ -160,6 +160,7 @@ async fn child(channel: Channel) -> Outcome<()> {
     let process = ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
             argv: command().into(),
+            ..ExecCommand::default()
         })),
         stdin: Stdio::Null.into(),
         stdout: Stdio::Pipe.into(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::rlimit::{NICE, OOM_SCORE_ADJ, UMASK_MAX};
 use super::units::show_size;
 use super::{Children, Config, Limits, Policy, Server, signal_number, unwatchable};
 
@@ -118,7 +119,23 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
 fn children(children: &Children) -> Result<(), Finding> {
     duration("children.pipe_grace", children.pipe_grace, HOUR)?;
     duration("children.kill_grace", children.kill_grace, HOUR)?;
-    number("children.spawn_threads", children.spawn_threads, 1, 64)
+    number("children.spawn_threads", children.spawn_threads, 1, 64)?;
+    if let Some(umask) = children.umask.filter(|umask| *umask > UMASK_MAX) {
+        let what = format!("is {umask:04o}, allowed is 0000 to {UMASK_MAX:04o}");
+        return wrong("children.umask", what);
+    }
+    if let Some(nice) = children.nice {
+        number("children.nice", nice, NICE.0, NICE.1)?;
+    }
+    if let Some(adj) = children.oom_score_adj {
+        number(
+            "children.oom_score_adj",
+            adj,
+            OOM_SCORE_ADJ.0,
+            OOM_SCORE_ADJ.1,
+        )?;
+    }
+    Ok(())
 }
 
 fn signals(allow: &[String]) -> Result<(), Finding> {

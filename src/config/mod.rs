@@ -10,6 +10,7 @@ mod inherit;
 mod load;
 mod paths;
 mod policy;
+mod rlimit;
 mod signals;
 mod units;
 
@@ -25,6 +26,7 @@ pub use policy::{
     ChildWatcher, Context, NameError, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WatchKind,
     WhenFull,
 };
+pub use rlimit::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 pub use signals::{signal_name, signal_number, unwatchable};
 
 /// Everything that can be configured.
@@ -191,6 +193,15 @@ pub struct Children {
     pub kill_grace: Duration,
     /// Threads that start children, 1 to 64.
     pub spawn_threads: usize,
+    /// Permissions that files of children do not get, at most 0777. None: as whoever asks, or the daemon.
+    #[serde(with = "units::optional_mode")]
+    pub umask: Option<u32>,
+    /// Nice value, -20 to 19. None: as whoever asks, or the daemon.
+    pub nice: Option<i32>,
+    /// As in proc_pid_oom_score_adj(5), -1000 to 1000. None: the daemon's.
+    pub oom_score_adj: Option<i32>,
+    /// Limits of setrlimit(2). What is not there is as whoever asks has it, or the daemon.
+    pub limits: BTreeMap<Resource, Limit>,
 }
 
 impl Default for Children {
@@ -199,6 +210,10 @@ impl Default for Children {
             pipe_grace: Duration::from_secs(5),
             kill_grace: Duration::from_secs(5),
             spawn_threads: 4,
+            umask: None,
+            nice: None,
+            oom_score_adj: None,
+            limits: BTreeMap::new(),
         }
     }
 }

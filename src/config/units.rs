@@ -35,9 +35,9 @@ pub(crate) fn show_size(bytes: u64) -> String {
 }
 
 /// Reads a string by `parse`; anything else is an error that says what is `expected`.
-struct Text<T> {
-    expected: &'static str,
-    parse: fn(&str) -> Option<T>,
+pub(super) struct Text<T> {
+    pub(super) expected: &'static str,
+    pub(super) parse: fn(&str) -> Option<T>,
 }
 
 impl<T> Visitor<'_> for Text<T> {
@@ -116,6 +116,22 @@ pub(super) mod mode {
             expected: MODE,
             parse: |text| u32::from_str_radix(text, 8).ok(),
         })
+    }
+}
+
+/// `#[serde(with)]` for permissions that may be left out.
+pub(super) mod optional_mode {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(mode: &Option<u32>, to: S) -> Result<S::Ok, S::Error> {
+        match mode {
+            Some(bits) => mode::serialize(bits, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+        mode::deserialize(from).map(Some)
     }
 }
 

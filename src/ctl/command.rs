@@ -39,10 +39,14 @@ impl Command {
             .ok_or_else(|| Failure::new("--cwd", "it is not UTF-8"))?;
         let argv = self.argv.clone();
         Ok(ProcessSpec {
-            command: Some(process_spec::Command::Exec(ExecCommand { argv })),
+            command: Some(process_spec::Command::Exec(ExecCommand {
+                argv,
+                ..ExecCommand::default()
+            })),
             env: self.env.iter().cloned().collect(),
             inherited_env: Some(InheritedEnv {
                 variables: own_environment(),
+                ..InheritedEnv::default()
             }),
             cwd: cwd.trim_end_matches('/').to_owned(),
             stdin: stdin.into(),

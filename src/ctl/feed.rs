@@ -21,6 +21,7 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Which stream.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a command has one of them")]
 pub(super) enum Source {
     /// Events of a loop.
     Subscribe(SubscribeRequest),

@@ -16,7 +16,7 @@ macro_rules! first_difference {
     }};
 }
 
-/// The first field in which they differ. Slots and the inherited environment are in neither.
+/// The first field in which they differ. Slots and what is inherited are in neither.
 pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<&'static str> {
     match (&a.spec, &b.spec) {
         (Some(Spec::Fd(a)), Some(Spec::Fd(b))) => fd(a, b),
@@ -54,7 +54,14 @@ fn process(a: &ProcessSpec, b: &ProcessSpec) -> Option<&'static str> {
             stderr,
             pipe_grace,
             at_end,
-            kill_grace
+            kill_grace,
+            cwd_bytes,
+            env_bytes,
+            umask,
+            limits,
+            nice,
+            oom_score_adj,
+            inherited_attributes
         ]
     )
 }

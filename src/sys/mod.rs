@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 mod spawn;
 
-pub(crate) use spawn::{Launch, Stdio, spawn};
+pub(crate) use spawn::{Launch, Step, close_inherited_on_exec, spawn};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 {

@@ -40,7 +40,7 @@ pub use fd::FdOrder;
 pub(crate) use listener::ACCEPTED;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
-pub use process::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
+pub use process::{AtEnd, Attributes, ProcessOrder, Program, SignalTarget, Stdio};
 pub use services::{Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use super::Notice;
+use super::{Attributes, Notice};
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
@@ -44,8 +44,10 @@ pub struct Services {
     pub pipe_grace: Duration,
     /// Between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// The limit on open files that children get: the daemon's own before it raised it.
-    pub file_limit: rustix::process::Rlimit,
+    /// What children have unless their spec says otherwise.
+    pub configured: Attributes,
+    /// What they would have of the daemon, had it not changed it for itself.
+    pub own: Attributes,
     /// Children that run, and how many may.
     pub children: Arc<Count>,
     /// Watches of all loops, and how many there may be.

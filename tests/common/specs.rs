@@ -81,6 +81,7 @@ pub(crate) fn exec(argv: &[&str]) -> ProcessSpec {
     ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
             argv: argv.iter().map(|&word| word.into()).collect(),
+            ..ExecCommand::default()
         })),
         ..ProcessSpec::default()
     }

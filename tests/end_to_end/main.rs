@@ -6,7 +6,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bytes;
 mod cancellation;
+#[allow(unsafe_code)]
+mod children;
 mod delivery;
 mod exhaustion;
 mod hostile;

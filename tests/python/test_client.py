@@ -17,6 +17,8 @@ from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import event_pb2
 from evloopd.v1 import event_service_pb2 as events
 from evloopd.v1 import event_service_pb2_grpc as events_grpc
+from evloopd.v1 import process_service_pb2 as processes
+from evloopd.v1 import process_service_pb2_grpc as processes_grpc
 from evloopd.v1 import watch_service_pb2 as watches
 from evloopd.v1 import watch_service_pb2_grpc as watches_grpc
 
@@ -119,6 +121,13 @@ def test_a_second_client_joins_and_gets_the_same_output_and_exit_code(daemon, tm
     assert (first.stdout, first.stderr, first.returncode) == (b"out\n", b"err\n", 3)
     assert (second.stdout, second.stderr, second.returncode) == (b"out\n", b"err\n", 3)
     assert started.read_text() == "once\n"
+
+
+def test_words_that_are_not_utf_8_are_given_as_bytes(channel):
+    command = watches.ExecCommand(argv_bytes=[b"printf", b"%s", b"\xff\xfe"])
+    request = processes.RunRequest(name="bytes", spec=watches.ProcessSpec(exec=command))
+    messages = processes_grpc.ProcessServiceStub(channel).Run(request, timeout=PATIENCE)
+    assert b"".join(event.data.data for message in messages for event in message.batch.events) == b"\xff\xfe"
 
 
 def test_a_stream_that_was_broken_off_resumes_after_the_cursor(daemon, tmp_path):

@@ -51,6 +51,41 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "is 2h, allowed is at most 1h",
         ),
         (
+            "[children]\numask = \"1000\"",
+            "e.toml:3: children.umask: ",
+            "is 1000, allowed is 0000 to 0777",
+        ),
+        (
+            "[children]\numask = 18",
+            "e.toml:3: children.umask: ",
+            "an octal mode in quotes",
+        ),
+        (
+            "[children]\nnice = 20",
+            "e.toml:3: children.nice: ",
+            "is 20, allowed is -20 to 19",
+        ),
+        (
+            "[children]\noom_score_adj = -1001",
+            "e.toml:3: children.oom_score_adj: ",
+            "is -1001, allowed is -1000 to 1000",
+        ),
+        (
+            "[children]\nlimits = { nofil = \"1\" }",
+            "e.toml:3: children.limits",
+            "nofile, nproc",
+        ),
+        (
+            "[children.limits]\nnofile = \"2:1\"",
+            "e.toml:3: children.limits.nofile: ",
+            "SOFT or SOFT:HARD",
+        ),
+        (
+            "[children.limits]\ncore = 0",
+            "e.toml:3: children.limits.core: ",
+            "SOFT or SOFT:HARD",
+        ),
+        (
             "[limits]\nloops = -1",
             "e.toml:3: limits.loops: ",
             "expected usize",

@@ -72,7 +72,7 @@ pub(super) fn registration(
     if shown.encoded_len() > SPEC_MAX {
         return Err(Error::invalid(
             "spec",
-            "at most 256 KiB, inherited_env not counted",
+            "at most 256 KiB, inherited_env and inherited_attributes not counted",
         ));
     }
     let registration = Registration {

@@ -1,84 +1,43 @@
 //! Child processes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
+
+use bytes::Bytes;
 
 use super::{Checks, HOUR, Plan};
-use crate::config::{ChildWatcher, WatchKind};
+use crate::config::{ChildWatcher, Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX, WatchKind};
 use crate::error::{Error, Result, SystemError};
-use crate::proto::{self, watch_spec::Spec};
+use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
-use crate::watch::{AtEnd, Order, ProcessOrder, Program, Stdio};
+use crate::watch::{AtEnd, Attributes, Order, ProcessOrder, Program, Stdio};
 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
 
+/// Names and values.
+type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
+
 impl Checks<'_> {
     pub(super) fn process(&self, mut process: proto::ProcessSpec) -> Result<Plan> {
-        use proto::process_spec::Command;
-
-        let no_nul = |field: &'static str, text: &str| {
-            if text.contains('\0') {
-                return Err(Error::invalid(field, "must not contain NUL"));
-            }
-            Ok(())
-        };
-        let program = match process.command.clone() {
-            Some(Command::Exec(exec)) => {
-                let field = "spec.process.exec.argv";
-                if exec.argv.first().is_none_or(String::is_empty) {
-                    return Err(Error::invalid(field, "needs a program"));
-                }
-                exec.argv.iter().try_for_each(|arg| no_nul(field, arg))?;
-                Program::Exec(exec.argv)
-            }
-            Some(Command::Shell(line)) => {
-                no_nul("spec.process.shell", &line)?;
-                Program::Shell(line)
-            }
+        let program = match &mut process.command {
+            Some(command) => program(command)?,
             None => return Err(Error::invalid("spec.process", "needs exec or shell")),
         };
-        let inherited = process.inherited_env.take();
-        let mut env: BTreeMap<String, String> = match inherited {
-            Some(inherited) => inherited.variables,
-            None => own_environment(),
-        };
-        env.extend(process.env.clone());
-        for (name, value) in &env {
-            no_nul("spec.process.env", value)?;
-            no_nul("spec.process.env", name)?;
-            if name.is_empty() || name.contains('=') {
-                let allowed = "names must not be empty nor contain `=`";
-                return Err(Error::invalid("spec.process.env", allowed));
-            }
-        }
-        let args: usize = match &program {
-            Program::Exec(argv) => argv.iter().map(String::len).sum(),
-            Program::Shell(line) => line.len(),
-        };
-        let vars: usize = env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
-        if args + vars > ARGUMENTS_MAX {
-            let error = SystemError::new(rustix::io::Errno::TOOBIG, "exec", "");
-            return Err(error.into());
-        }
-        if !process.cwd.is_empty() && !process.cwd.starts_with('/') {
-            return Err(Error::invalid("spec.process.cwd", "must be absolute"));
-        }
-        no_nul("spec.process.cwd", &process.cwd)?;
-        let cwd = if process.cwd.is_empty() {
-            "/"
-        } else {
-            process.cwd.as_str()
-        };
+        let env = environment(&mut process)?;
+        check_size(&program, &env)?;
         let order = ProcessOrder {
             program,
             env,
-            cwd: PathBuf::from(cwd),
+            cwd: cwd(&mut process)?,
             stdio: [
                 stdio("spec.process.stdin", process.stdin, Stdio::Null)?,
                 stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
                 stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
             ],
+            attributes: asked(&mut process)?,
+            inherited: inherited(process.inherited_attributes.take())?,
             pipe_grace: convert::optional_duration(
                 "spec.process.pipe_grace",
                 process.pipe_grace,
@@ -115,9 +74,253 @@ impl Checks<'_> {
     }
 }
 
-/// The daemon's environment, for children that bring none: what is UTF-8 of it, and
-/// nothing that is between the daemon and its service manager.
-fn own_environment() -> BTreeMap<String, String> {
+/// The whole of it, `NAME=value`.
+fn environment(process: &mut proto::ProcessSpec) -> Result<Vec<CString>> {
+    let mut whole = match process.inherited_env.take() {
+        Some(mut inherited) => variables(
+            "spec.process.inherited_env.variables",
+            &mut inherited.variables,
+            "spec.process.inherited_env.variables_bytes",
+            &mut inherited.variables_bytes,
+        )?,
+        None => own_environment(),
+    };
+    whole.extend(variables(
+        "spec.process.env",
+        &mut process.env,
+        "spec.process.env_bytes",
+        &mut process.env_bytes,
+    )?);
+    let whole = whole.iter().map(|(name, value)| {
+        let variable = [name, &b"="[..], value].concat();
+        c_string("spec.process.env", variable)
+    });
+    whole.collect()
+}
+
+fn check_size(program: &Program, env: &[CString]) -> Result<()> {
+    let size = |strings: &[CString]| -> usize {
+        let sizes = strings.iter().map(|text| text.as_bytes_with_nul().len());
+        sizes.sum()
+    };
+    let arguments = match program {
+        Program::Exec(argv) => size(argv),
+        Program::Shell(line) => size(std::slice::from_ref(line)),
+    };
+    if arguments + size(env) > ARGUMENTS_MAX {
+        return Err(SystemError::new(rustix::io::Errno::TOOBIG, "exec", "").into());
+    }
+    Ok(())
+}
+
+/// What to execute. Words given as bytes become text where all of them are UTF-8, here and below:
+/// equal specifications are equal however they were given.
+fn program(command: &mut Command) -> Result<Program> {
+    let exec = match command {
+        Command::Exec(exec) => exec,
+        Command::Shell(line) => {
+            let line = c_string("spec.process.shell", line.as_bytes());
+            return line.map(Program::Shell);
+        }
+    };
+    let (text, bytes) = ("spec.process.exec.argv", "spec.process.exec.argv_bytes");
+    either(bytes, exec.argv_bytes.is_empty() || exec.argv.is_empty())?;
+    let argv = if exec.argv_bytes.is_empty() {
+        c_strings(text, &exec.argv)?
+    } else {
+        c_strings(bytes, &exec.argv_bytes)?
+    };
+    if argv.first().is_none_or(|program| program.is_empty()) {
+        return Err(Error::invalid(text, "needs a program"));
+    }
+    if let Some(words) = exec.argv_bytes.iter().map(utf8).collect::<Option<Vec<_>>>()
+        && exec.argv.is_empty()
+    {
+        exec.argv = words;
+        exec.argv_bytes.clear();
+    }
+    Ok(Program::Exec(argv))
+}
+
+/// Variables, given as text or as bytes.
+fn variables(
+    text_field: &'static str,
+    text: &mut BTreeMap<String, String>,
+    bytes_field: &'static str,
+    bytes: &mut Vec<proto::EnvVar>,
+) -> Result<Environment> {
+    either(bytes_field, bytes.is_empty() || text.is_empty())?;
+    let field = if bytes.is_empty() {
+        text_field
+    } else {
+        bytes_field
+    };
+    let mut variables = Environment::new();
+    for (name, value) in &*text {
+        variables.insert(name.clone().into(), value.clone().into());
+    }
+    for variable in &*bytes {
+        let (name, value) = (variable.name.to_vec(), variable.value.to_vec());
+        if variables.insert(name, value).is_some() {
+            return Err(Error::invalid(field, "a name may be there once"));
+        }
+    }
+    for (name, value) in &variables {
+        if name.is_empty() || name.contains(&b'=') {
+            let allowed = "names must not be empty nor contain `=`";
+            return Err(Error::invalid(field, allowed));
+        }
+        if name.contains(&0) || value.contains(&0) {
+            return Err(Error::invalid(field, "must not contain NUL"));
+        }
+    }
+    let pairs = bytes
+        .iter()
+        .map(|v| Some((utf8(&v.name)?, utf8(&v.value)?)));
+    match pairs.collect::<Option<Vec<_>>>() {
+        Some(pairs) => {
+            text.extend(pairs);
+            bytes.clear();
+        }
+        None => bytes.sort_by(|a, b| a.name.cmp(&b.name)),
+    }
+    Ok(variables)
+}
+
+fn cwd(process: &mut proto::ProcessSpec) -> Result<CString> {
+    let field = "spec.process.cwd_bytes";
+    either(
+        field,
+        process.cwd_bytes.is_empty() || process.cwd.is_empty(),
+    )?;
+    let (field, path) = if process.cwd_bytes.is_empty() {
+        ("spec.process.cwd", process.cwd.as_bytes())
+    } else {
+        (field, &process.cwd_bytes[..])
+    };
+    let cwd = match path {
+        [] => c"/".to_owned(),
+        [b'/', ..] => c_string(field, path)?,
+        _ => return Err(Error::invalid(field, "must be absolute")),
+    };
+    if let Some(text) = utf8(&process.cwd_bytes).filter(|text| !text.is_empty()) {
+        process.cwd = text;
+        process.cwd_bytes.clear();
+    }
+    Ok(cwd)
+}
+
+/// What is asked for of umask, limits and the like. The limits are shown by name, with both values.
+fn asked(process: &mut proto::ProcessSpec) -> Result<Attributes> {
+    let limits = limits("spec.process.limits", &process.limits)?;
+    for limit in &mut process.limits {
+        (limit.soft, limit.hard) = (limit.soft.or(limit.hard), limit.hard.or(limit.soft));
+    }
+    process.limits.sort_by(|a, b| a.resource.cmp(&b.resource));
+    Ok(Attributes {
+        umask: umask("spec.process.umask", process.umask)?,
+        nice: number("spec.process.nice", process.nice, NICE)?,
+        oom_score_adj: number(
+            "spec.process.oom_score_adj",
+            process.oom_score_adj,
+            OOM_SCORE_ADJ,
+        )?,
+        limits,
+    })
+}
+
+fn inherited(attributes: Option<proto::InheritedAttributes>) -> Result<Attributes> {
+    let attributes = attributes.unwrap_or_default();
+    let field = "spec.process.inherited_attributes.limits";
+    let limits = limits(field, &attributes.limits)?;
+    Ok(Attributes {
+        umask: umask("spec.process.inherited_attributes.umask", attributes.umask)?,
+        nice: number(
+            "spec.process.inherited_attributes.nice",
+            attributes.nice,
+            NICE,
+        )?,
+        oom_score_adj: None,
+        limits,
+    })
+}
+
+fn limits(
+    field: &'static str,
+    given: &[proto::ResourceLimit],
+) -> Result<BTreeMap<Resource, Limit>> {
+    let mut limits = BTreeMap::new();
+    for proto::ResourceLimit {
+        resource,
+        soft,
+        hard,
+    } in given
+    {
+        let wrong = |what| Error::invalid(field, format!("{resource}: {what}"));
+        let parsed = resource
+            .parse()
+            .map_err(|why: String| Error::invalid(field, why));
+        let limit = match (soft.or(*hard), hard.or(*soft)) {
+            (Some(soft), Some(hard)) if soft <= hard => Limit { soft, hard },
+            (Some(_), Some(_)) => return Err(wrong("soft must be at most hard")),
+            _ => return Err(wrong("needs soft or hard")),
+        };
+        if limits.insert(parsed?, limit).is_some() {
+            return Err(wrong("may be there once"));
+        }
+    }
+    Ok(limits)
+}
+
+fn umask(field: &'static str, umask: Option<u32>) -> Result<Option<u32>> {
+    match umask {
+        Some(bits) if bits > UMASK_MAX => Err(Error::invalid(field, "must be 0 to 0777 (octal)")),
+        umask => Ok(umask),
+    }
+}
+
+fn number(
+    field: &'static str,
+    given: Option<i32>,
+    (least, most): (i32, i32),
+) -> Result<Option<i32>> {
+    match given {
+        Some(number) if !(least..=most).contains(&number) => {
+            Err(Error::invalid(field, format!("must be {least} to {most}")))
+        }
+        given => Ok(given),
+    }
+}
+
+/// The field in bytes stands in place of the one in text.
+fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
+    if fine {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        bytes_field,
+        "must not be set beside the same as text",
+    ))
+}
+
+fn utf8(bytes: &Bytes) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+fn c_string(field: &'static str, bytes: impl Into<Vec<u8>>) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::invalid(field, "must not contain NUL"))
+}
+
+fn c_strings(field: &'static str, strings: &[impl AsRef<[u8]>]) -> Result<Vec<CString>> {
+    let strings = strings
+        .iter()
+        .map(|string| c_string(field, string.as_ref()));
+    strings.collect()
+}
+
+/// The daemon's environment, for children that bring none, without what is between the daemon and
+/// its service manager.
+fn own_environment() -> Environment {
     const OWN: [&str; 5] = [
         "NOTIFY_SOCKET",
         "LISTEN_FDS",
@@ -126,8 +329,8 @@ fn own_environment() -> BTreeMap<String, String> {
         "JOURNAL_STREAM",
     ];
     std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        .filter(|(name, _)| !OWN.iter().any(|own| name == own))
+        .map(|(name, value)| (name.into_vec(), value.into_vec()))
         .collect()
 }
 

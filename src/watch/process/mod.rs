@@ -20,11 +20,13 @@ use crate::event::{CloseReason, Exited, Kind, Started, Stream, StreamEnd, Stream
 use crate::proto::{self, exited::Status};
 use crate::signals::Subscription;
 
+mod attributes;
 mod child;
 mod order;
 mod spawn;
 mod watcher;
 
+pub use attributes::Attributes;
 pub use order::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 use watcher::{ChildSignals, Pidfd, Waiter};
 

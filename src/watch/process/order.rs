@@ -1,12 +1,11 @@
 //! What a client asks for: a child, and how to watch it.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::CString;
 use std::time::Duration;
 
-use super::Process;
 use super::spawn::{self, Recipe, Spawned};
 use super::watcher::{Pidfd, Waiter};
+use super::{Attributes, Process};
 use crate::config::ChildWatcher;
 use crate::error::Result;
 use crate::watch::{Need, Services, Watch};
@@ -15,9 +14,9 @@ use crate::watch::{Need, Services, Watch};
 #[derive(Debug, Clone)]
 pub enum Program {
     /// Program and arguments, at least the program.
-    Exec(Vec<String>),
+    Exec(Vec<CString>),
     /// A line for `/bin/sh -c`.
-    Shell(String),
+    Shell(CString),
 }
 
 /// Where a child's stream goes.
@@ -52,12 +51,16 @@ pub enum SignalTarget {
 pub struct ProcessOrder {
     /// What to execute.
     pub program: Program,
-    /// The whole environment.
-    pub env: BTreeMap<String, String>,
+    /// The whole environment, `NAME=value`.
+    pub env: Vec<CString>,
     /// Working directory, absolute.
-    pub cwd: PathBuf,
+    pub cwd: CString,
     /// stdin, stdout, stderr.
     pub stdio: [Stdio; 3],
+    /// What is asked for, over all that the child would have otherwise.
+    pub attributes: Attributes,
+    /// What the client itself has.
+    pub inherited: Attributes,
     /// How long others may keep its output open after it has ended; `None`: the configuration's.
     pub pipe_grace: Option<Duration>,
     /// Between SIGTERM and SIGKILL; `None`: the configuration's.
@@ -88,13 +91,15 @@ impl ProcessOrder {
     /// The limit on children, or the system's refusal and at which step. Nothing runs then.
     pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
         let permit = services.children.take()?;
+        let inherited = self.inherited.over(&services.own).within_our_own();
         let recipe = Recipe {
             program: self.program,
             env: self.env,
             cwd: self.cwd,
             stdio: self.stdio,
+            attributes: self.attributes.over(&services.configured).over(&inherited),
         };
-        let Spawned { pid, pidfd, pipes } = spawn::spawn(&recipe, &services.file_limit)?;
+        let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
         let pidfd = Pidfd(Some(pidfd));
         let watched_fd = match self.watcher {
             ChildWatcher::Pidfd => Some(pidfd.dup()?),

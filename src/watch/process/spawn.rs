@@ -1,31 +1,32 @@
 //! Starting a child: what can fail, and at which step.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
-use super::{Program, Stdio};
+use super::{Attributes, Program, Stdio};
 use crate::error::{Error, Result, SystemError};
-use crate::sys;
+use crate::sys::{self, Step};
 
 /// Where programs are looked up when the environment has no PATH, as execvp(3) does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
+const SHELL: &CStr = c"/bin/sh";
 
-/// All that execve(2) needs.
+/// All that is settled before the program is executed.
 #[derive(Debug)]
 pub(super) struct Recipe {
     pub(super) program: Program,
-    pub(super) env: BTreeMap<String, String>,
-    pub(super) cwd: PathBuf,
+    /// `NAME=value`
+    pub(super) env: Vec<CString>,
+    pub(super) cwd: CString,
     /// stdin, stdout, stderr.
     pub(super) stdio: [Stdio; 3],
+    pub(super) attributes: Attributes,
 }
 
 /// A child that runs, and the daemon's ends of its pipes (non-blocking).
@@ -36,94 +37,90 @@ pub(super) struct Spawned {
     pub(super) pipes: [Option<OwnedFd>; 3],
 }
 
-/// Starts it, in a process group of its own.
+/// Starts it, in a session of its own.
 ///
 /// # Errors
-/// The errno, and the step: `chdir`, `lookup`, `pipe`, `fork`, `exec` or `pidfd_open`. Nothing
-/// runs after an error.
-pub(super) fn spawn(recipe: &Recipe, file_limit: &Rlimit) -> Result<Spawned> {
-    check_cwd(&recipe.cwd)?;
-    let (path, argv) = match &recipe.program {
-        Program::Shell(line) => {
-            let argv = ["sh", "-c", line].map(str::to_owned);
-            (PathBuf::from("/bin/sh"), argv.to_vec())
-        }
+/// The errno, and the step: `lookup`, `pipe`, `fork` or one that the child takes: `setsid`, `stdio`,
+/// `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. Nothing runs after an error.
+pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
+    let (path, argv) = match recipe.program {
+        Program::Shell(line) => (SHELL.to_owned(), vec![c"sh".into(), c"-c".into(), line]),
         Program::Exec(argv) => {
             let name = argv.first().ok_or(Error::Internal("an empty argv"))?;
-            (lookup(name, &recipe.env, &recipe.cwd)?, argv.clone())
+            (lookup(name, &recipe.env, &recipe.cwd)?, argv)
         }
     };
-    let argv: Vec<CString> = argv
-        .iter()
-        .map(|arg| c_string(arg.as_bytes()))
-        .collect::<Result<_>>()?;
-    let env = recipe
-        .env
-        .iter()
-        .map(|(k, v)| c_string(format!("{k}={v}").as_bytes()));
-    let env: Vec<CString> = env.collect::<Result<_>>()?;
-
-    let mut ours = [None, None, None];
-    let mut theirs = [None, None, None];
-    for (index, stdio) in recipe.stdio.iter().enumerate() {
-        if *stdio == Stdio::Pipe {
-            let (our_end, their_end) = pipe(index == 0)?;
-            (ours[index], theirs[index]) = (Some(our_end), Some(their_end));
-        }
-    }
-    let stdio = theirs.each_ref().map(|end| {
-        end.as_ref()
-            .map_or(sys::Stdio::Null, |fd| sys::Stdio::Fd(fd.as_fd()))
-    });
-    let pid = sys::spawn(&sys::Launch {
-        path: &c_string(path.as_os_str().as_bytes())?,
+    let [stdin, stdout, stderr] = recipe.stdio;
+    let (our_stdin, stdin) = stream(stdin, true)?;
+    let (our_stdout, stdout) = stream(stdout, false)?;
+    let (our_stderr, stderr) = stream(stderr, false)?;
+    let attributes = &recipe.attributes;
+    let limits = attributes.limits.iter();
+    let limits: Vec<_> = limits.map(|(r, l)| (r.kernel(), (*l).into())).collect();
+    let oom_score_adj = attributes.oom_score_adj.map(|adj| adj.to_string());
+    let launch = sys::Launch {
+        path: &path,
         argv: &argv,
-        env: &env,
-        cwd: &c_string(recipe.cwd.as_os_str().as_bytes())?,
-        stdio,
-    })
-    .map_err(|errno| {
-        let step = match errno {
-            Errno::AGAIN | Errno::NOMEM => "fork",
-            _ => "exec",
-        };
-        SystemError::new(errno, step, path.display().to_string())
-    })?;
-    let pidfd = pidfd(pid)?;
-    // It may have ended by now, and needs no limit then.
-    let _ = rustix::process::prlimit(Pid::from_raw(pid), Resource::Nofile, *file_limit);
+        env: &recipe.env,
+        cwd: &recipe.cwd,
+        stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        umask: attributes.umask.map(Mode::from_bits_truncate),
+        limits: &limits,
+        nice: attributes.nice,
+        oom_score_adj: oom_score_adj.as_ref().map(String::as_bytes),
+    };
+    let (pid, pidfd) = sys::spawn(&launch)
+        .map_err(|(step, errno)| failed(step, errno, &path, &recipe.cwd, attributes))?;
     Ok(Spawned {
         pid,
         pidfd,
-        pipes: ours,
+        pipes: [our_stdin, our_stdout, our_stderr],
     })
 }
 
-/// Opens the pidfd of a child that nobody has waited for: the number is its own.
-fn pidfd(pid: i32) -> Result<OwnedFd> {
-    let child = Pid::from_raw(pid).ok_or(Error::Internal("a child without a number"))?;
-    let opened = rustix::process::pidfd_open(child, PidfdFlags::empty());
-    opened.map_err(|errno| {
-        let _ = sys::kill_group(pid, nix::libc::SIGKILL);
-        let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
-        SystemError::new(errno, "pidfd_open", "").into()
-    })
+/// What the system refused, in words.
+fn failed(
+    step: Step,
+    errno: Errno,
+    path: &CStr,
+    cwd: &CStr,
+    attributes: &Attributes,
+) -> SystemError {
+    let text = |of: &CStr| of.to_string_lossy().into_owned();
+    let number = |of: Option<i32>| of.map_or_else(String::new, |of| of.to_string());
+    let (step, detail) = match step {
+        Step::Fork => ("fork", text(path)),
+        Step::Setsid => ("setsid", String::new()),
+        Step::Stdio => ("stdio", String::new()),
+        Step::OomScoreAdj => ("oom_score_adj", number(attributes.oom_score_adj)),
+        Step::Chdir => ("chdir", text(cwd)),
+        Step::Setrlimit(resource) => {
+            let mut limits = attributes.limits.iter();
+            let limit = limits.find(|(of, _)| of.kernel() == resource);
+            let shown = limit.map(|(resource, limit)| format!("{}={limit}", resource.name()));
+            ("setrlimit", shown.unwrap_or_default())
+        }
+        Step::Nice => ("nice", number(attributes.nice)),
+        Step::Exec => ("exec", text(path)),
+    };
+    SystemError::new(errno, step, detail)
 }
 
-/// What chdir(2) would say in the child, where it could not be told from execve(2).
-fn check_cwd(cwd: &Path) -> Result<(), SystemError> {
-    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::open(cwd, flags, Mode::empty())
-        .and_then(|dir| rustix::fs::accessat(&dir, ".", Access::EXEC_OK, AtFlags::EACCESS))
-        .map_err(|errno| SystemError::new(errno, "chdir", cwd.display().to_string()))
-}
-
-fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).map_err(|_| Error::invalid("spec.process", "must not contain NUL"))
+/// One of the first three descriptors: the daemon's end of it, if it has one, and the child's.
+fn stream(stdio: Stdio, child_reads: bool) -> Result<(Option<OwnedFd>, OwnedFd), SystemError> {
+    match stdio {
+        Stdio::Null => {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC;
+            let null = rustix::fs::open(c"/dev/null", flags, Mode::empty());
+            let null = null.map_err(|errno| SystemError::new(errno, "stdio", "/dev/null"));
+            Ok((None, null?))
+        }
+        Stdio::Pipe => pipe(child_reads).map(|(ours, theirs)| (Some(ours), theirs)),
+    }
 }
 
 /// A pipe: our end, non-blocking (nobody else has that end), and the child's.
-fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd)> {
+fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd), SystemError> {
     let error = |errno| SystemError::new(errno, "pipe", "");
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(error)?;
     let (ours, theirs) = if child_reads {
@@ -136,23 +133,33 @@ fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// The file that execvp(3) would execute.
-fn lookup(name: &str, env: &BTreeMap<String, String>, cwd: &Path) -> Result<PathBuf, SystemError> {
-    if name.contains('/') {
-        return Ok(PathBuf::from(name));
+fn lookup(name: &CStr, env: &[CString], cwd: &CStr) -> Result<CString> {
+    if name.to_bytes().contains(&b'/') {
+        return Ok(name.to_owned());
     }
-    let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    let mut variables = env.iter().map(CString::as_bytes);
+    let path = variables.find_map(|variable| variable.strip_prefix(b"PATH="));
+    let path = path.unwrap_or(DEFAULT_PATH);
+    let [name, cwd] = [name, cwd].map(|text| OsStr::from_bytes(text.to_bytes()));
     let mut errno = Errno::NOENT;
-    for dir in path.split(':') {
+    for dir in path.split(|byte| *byte == b':') {
         // An empty element is the working directory (environ(7)).
-        let candidate = cwd.join(dir).join(name);
+        let candidate = Path::new(cwd).join(OsStr::from_bytes(dir)).join(name);
         if !candidate.is_file() {
             continue;
         }
         match rustix::fs::accessat(CWD, &candidate, Access::EXEC_OK, AtFlags::EACCESS) {
-            Ok(()) => return Ok(candidate),
+            Ok(()) => {
+                let found = CString::new(candidate.into_os_string().into_encoded_bytes());
+                return found.map_err(|_| Error::Internal("a path with a NUL in it"));
+            }
             Err(_) => errno = Errno::ACCESS,
         }
     }
-    let detail = format!("`{name}` in PATH={path}");
-    Err(SystemError::new(errno, "lookup", detail))
+    let detail = format!(
+        "`{}` in PATH={}",
+        name.display(),
+        OsStr::from_bytes(path).display()
+    );
+    Err(SystemError::new(errno, "lookup", detail).into())
 }
