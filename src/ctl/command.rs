@@ -2,13 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 
-use super::failure::{Failure, complain};
+use super::failure::Failure;
 use super::parse;
-use crate::proto::{ExecCommand, InheritedEnv, ProcessSpec, Stdio, process_spec};
+use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
+use crate::proto::{
+    EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec, ResourceLimit, Stdio,
+    process_spec,
+};
 
 /// Characters of a made-up name after the program's.
 const SUFFIX_LEN: usize = 4;
@@ -19,39 +28,97 @@ const STEM_MAX: usize = 40;
 #[derive(Debug, Args)]
 pub(super) struct Command {
     /// Set a variable, over those of your environment
-    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = parse::key_value)]
-    env: Vec<(String, String)>,
+    #[arg(short, long = "env", value_name = "KEY=VALUE",
+          value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
+    env: Vec<(OsString, OsString)>,
     /// Working directory [default: yours]
     #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    cwd: Option<PathBuf>,
+    /// Permissions that its files do not get, octal [default: the configuration's, else yours]
+    #[arg(long, value_name = "MODE", value_parser = parse::umask)]
+    umask: Option<u32>,
+    /// Limit a resource of prlimit(1), such as nofile=1024:4096 [default: the configuration's, else yours]
+    #[arg(long = "limit", value_name = "NAME=SOFT[:HARD]", value_parser = parse::limit)]
+    limits: Vec<(Resource, Limit)>,
+    /// Nice value, -20 to 19 [default: the configuration's, else yours]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(i64::from(NICE.0)..=i64::from(NICE.1)))]
+    nice: Option<i32>,
+    /// How ready the kernel is to kill it when memory runs out, -1000 to 1000 [default: the configuration's, else the daemon's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32)
+              .range(i64::from(OOM_SCORE_ADJ.0)..=i64::from(OOM_SCORE_ADJ.1)))]
+    oom_score_adj: Option<i32>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
-    argv: Vec<String>,
+    argv: Vec<OsString>,
 }
 
 impl Command {
     /// The process to ask for.
     pub(super) fn spec(&self, stdin: Stdio) -> Result<ProcessSpec, Failure> {
-        let here = env::current_dir().map_err(|error| Failure::new("working directory", error))?;
-        let cwd = here.join(self.cwd.as_deref().unwrap_or_default());
-        let cwd = cwd
-            .to_str()
-            .ok_or_else(|| Failure::new("--cwd", "it is not UTF-8"))?;
-        let argv = self.argv.clone();
-        Ok(ProcessSpec {
-            command: Some(process_spec::Command::Exec(ExecCommand {
+        let words = self
+            .argv
+            .iter()
+            .map(|word| word.to_str().map(str::to_owned));
+        let argv = match words.collect() {
+            Some(argv) => ExecCommand {
                 argv,
                 ..ExecCommand::default()
-            })),
-            env: self.env.iter().cloned().collect(),
+            },
+            None => ExecCommand {
+                argv_bytes: self.argv.iter().map(|word| bytes(word)).collect(),
+                ..ExecCommand::default()
+            },
+        };
+        let (cwd, cwd_bytes) = match self.directory()?.into_string() {
+            Ok(text) => (text, Bytes::new()),
+            Err(path) => (String::new(), bytes(&path)),
+        };
+        let (env, env_bytes) = variables(&self.env.iter().cloned().collect());
+        let (own, own_bytes) = variables(&env::vars_os().collect());
+        Ok(ProcessSpec {
+            command: Some(process_spec::Command::Exec(argv)),
+            env,
+            env_bytes,
             inherited_env: Some(InheritedEnv {
-                variables: own_environment(),
-                ..InheritedEnv::default()
+                variables: own,
+                variables_bytes: own_bytes,
             }),
-            cwd: cwd.trim_end_matches('/').to_owned(),
+            cwd,
+            cwd_bytes,
             stdin: stdin.into(),
+            umask: self.umask,
+            limits: self.limits.iter().copied().map(limit).collect(),
+            nice: self.nice,
+            oom_score_adj: self.oom_score_adj,
+            inherited_attributes: Some(own_attributes()),
             ..ProcessSpec::default()
         })
+    }
+
+    /// Where it runs. Our own directory need not be there for one that is named in full.
+    fn directory(&self) -> Result<OsString, Failure> {
+        let asked = self.cwd.clone().unwrap_or_default();
+        let path = if asked.is_absolute() {
+            asked
+        } else {
+            let failed = |error: io::Error| {
+                let why = match error.kind() {
+                    io::ErrorKind::NotFound => "yours was removed".to_owned(),
+                    _ => error.to_string(),
+                };
+                Failure::new(
+                    "working directory",
+                    format!("{why}; --cwd /DIR names another"),
+                )
+            };
+            env::current_dir().map_err(failed)?.join(asked)
+        };
+        let mut path = path.into_os_string().into_vec();
+        let last = path.iter().rposition(|byte| *byte != b'/');
+        path.truncate(last.map_or(0, |last| last + 1));
+        Ok(OsString::from_vec(path))
     }
 
     /// A name that is free, as good as certainly: the program's and something random.
@@ -74,22 +141,44 @@ impl Command {
     }
 }
 
-/// Our environment, as far as a protobuf string can hold it.
-fn own_environment() -> BTreeMap<String, String> {
-    let mut variables = BTreeMap::new();
-    for (key, value) in env::vars_os() {
-        match (key.into_string(), value.into_string()) {
-            (Ok(key), Ok(value)) => {
-                variables.insert(key, value);
-            }
-            (Ok(key), Err(_)) => complain(format_args!("${key} is left out: it is not UTF-8")),
-            (Err(key), _) => complain(format_args!(
-                "${} is left out: it is not UTF-8",
-                key.display()
-            )),
-        }
+fn bytes(text: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Variables as text, or if one of them is not, all of them as bytes.
+fn variables(pairs: &BTreeMap<OsString, OsString>) -> (BTreeMap<String, String>, Vec<EnvVar>) {
+    let text = |(name, value): (&OsString, &OsString)| {
+        Some((name.to_str()?.to_owned(), value.to_str()?.to_owned()))
+    };
+    if let Some(text) = pairs.iter().map(text).collect() {
+        return (text, Vec::new());
     }
-    variables
+    let variable = |(name, value): (&OsString, &OsString)| EnvVar {
+        name: bytes(name),
+        value: bytes(value),
+    };
+    (BTreeMap::new(), pairs.iter().map(variable).collect())
+}
+
+fn limit((resource, limit): (Resource, Limit)) -> ResourceLimit {
+    ResourceLimit {
+        resource: resource.name().to_owned(),
+        soft: Some(limit.soft),
+        hard: Some(limit.hard),
+    }
+}
+
+/// What a program would have of us if we executed it ourselves.
+fn own_attributes() -> InheritedAttributes {
+    // umask(2) tells it only by changing it; nothing of ours makes a file meanwhile.
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    let limits = Resource::all().map(|resource| limit((resource, resource.own())));
+    InheritedAttributes {
+        umask: Some(umask.bits()),
+        limits: limits.collect(),
+        nice: rustix::process::getpriority_process(None).ok(),
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +189,11 @@ mod tests {
         Command {
             env: vec![],
             cwd: None,
-            argv: vec![program.to_owned()],
+            umask: None,
+            limits: vec![],
+            nice: None,
+            oom_score_adj: None,
+            argv: vec![program.into()],
         }
     }
 
@@ -117,7 +210,7 @@ mod tests {
     fn a_relative_directory_is_below_our_own() {
         let here = env::current_dir().unwrap();
         let spec = Command {
-            cwd: Some("sub".to_owned()),
+            cwd: Some("sub".into()),
             ..command("x")
         }
         .spec(Stdio::Pipe)

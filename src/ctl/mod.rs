@@ -152,7 +152,9 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         "evloopctl: {what}{allowed}; see `evloopctl help`"
     );
     let verbs = ["run", "attach", "wait", "logs"];
-    let of_run = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let words = std::env::args_os().skip(1);
+    let mut words = words.map(|word| word.to_string_lossy().into_owned());
+    let of_run = words.find(|word| !word.starts_with('-'));
     ExitCode::from(match of_run {
         Some(verb) if verbs.contains(&verb.as_str()) => 125,
         _ => 2,

@@ -1,7 +1,10 @@
 //! The small languages of the command line.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use crate::config::{Limit, Resource, UMASK_MAX};
 use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
 
 /// `NAME`, or the id: a number alone is taken for it.
@@ -44,6 +47,31 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("KEY=VALUE is expected".to_owned()),
     }
+}
+
+/// As [`key_value`], for a variable of the environment: neither side need be UTF-8.
+pub(super) fn variable(text: &OsStr) -> Result<(OsString, OsString), String> {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(at) if at > 0 => {
+            let side = |bytes| OsStr::from_bytes(bytes).to_owned();
+            Ok((side(&bytes[..at]), side(&bytes[at + 1..])))
+        }
+        _ => Err("KEY=VALUE is expected".to_owned()),
+    }
+}
+
+/// Octal digits, as the shell's `umask` takes them.
+pub(super) fn umask(text: &str) -> Result<u32, String> {
+    let bits = u32::from_str_radix(text, 8).ok();
+    let bits = bits.filter(|bits| *bits <= UMASK_MAX);
+    bits.ok_or_else(|| "octal digits are expected, 0 to 0777".to_owned())
+}
+
+/// `NAME=SOFT[:HARD]`, with `unlimited` for either; HARD left out is the same as SOFT.
+pub(super) fn limit(text: &str) -> Result<(Resource, Limit), String> {
+    let (name, limit) = text.split_once('=').ok_or("NAME=SOFT[:HARD] is expected")?;
+    Ok((name.parse()?, limit.parse()?))
 }
 
 /// `EPOCH:SEQ`, or `SEQ` alone for the current epoch.
@@ -178,6 +206,35 @@ mod tests {
         assert_eq!(key_value("A="), Ok(("A".to_owned(), String::new())));
         assert!(key_value("=b").is_err());
         assert!(key_value("A").is_err());
+    }
+
+    #[test]
+    fn a_variable_need_not_be_text() {
+        let os = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+        assert_eq!(
+            variable(&os(b"A\xff=\xfe=")),
+            Ok((os(b"A\xff"), os(b"\xfe=")))
+        );
+        assert!(variable(&os(b"=b")).is_err());
+        assert!(variable(&os(b"A")).is_err());
+    }
+
+    #[test]
+    fn umask_and_limits_are_as_the_shell_writes_them() {
+        assert_eq!(umask("022"), Ok(0o22));
+        for bad in ["", "8", "1000", "u=rwx"] {
+            assert!(umask(bad).is_err(), "{bad}");
+        }
+        let limit =
+            |text| limit(text).map(|(resource, limit)| (resource.name(), limit.to_string()));
+        assert_eq!(limit("core=0"), Ok(("core", "0:0".to_owned())));
+        assert_eq!(
+            limit("nofile=1:unlimited"),
+            Ok(("nofile", "1:unlimited".to_owned()))
+        );
+        for bad in ["nofile", "nofile=", "nofil=1", "nofile=2:1"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod common;
 
 mod backends;
+mod children;
 mod consumers;
 mod events;
 mod program;

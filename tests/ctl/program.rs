@@ -1,5 +1,6 @@
 //! Runs of `evloopctl`, to their end or line by line, and a way to it that can be cut.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -45,16 +46,30 @@ impl Ended {
     }
 }
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_evloopctl");
+
 fn command(socket: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_evloopctl"));
+    let mut command = Command::new(PROGRAM);
+    command.args(args);
+    surrounded(command, socket)
+}
+
+fn surrounded(mut command: Command, socket: &Path) -> Command {
     command
-        .args(args)
         .env("EVLOOPD_SOCKET", socket)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     command
+}
+
+/// Runs it to its end by way of another program, such as `["env", "A=b"]`.
+pub(crate) async fn ctl_from(socket: &Path, launcher: &[&OsStr], args: &[&OsStr]) -> Ended {
+    let words = [launcher, &[OsStr::new(PROGRAM)], args].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    run(surrounded(command, socket)).await
 }
 
 /// Runs it to its end.

@@ -1,18 +1,19 @@
 //! A watch, for people and for programs.
 
 use anstyle::Style;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::failure::Failure;
-use super::super::json::{self as event_json, with, word};
+use super::super::json::{self as event_json, put_bytes, with, word};
 use super::super::loops::{source_pause, survives};
 use super::super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, PLAIN, Table, cell, plain};
 use super::super::parse::cursor_text;
 use super::super::render::{address_or_unnamed, unix_address};
+use crate::config::Limit;
 use crate::proto::{
-    CloseReason, ConnectionSpec, ListenerSpec, ProcessSpec, Stdio, TimerSpec, Watch, WatchSpec,
-    WatchState, connection_spec, exited, listener_spec, process_spec, read_pipe_spec, timer_spec,
-    watch::Status, watch_spec::Spec, write_pipe_spec,
+    CloseReason, ConnectionSpec, EnvVar, ListenerSpec, ProcessSpec, ResourceLimit, Stdio,
+    TimerSpec, Watch, WatchSpec, WatchState, connection_spec, exited, listener_spec, process_spec,
+    read_pipe_spec, timer_spec, watch::Status, watch_spec::Spec, write_pipe_spec,
 };
 
 /// Watches as a table, or a line of JSON each.
@@ -111,7 +112,11 @@ fn of_spec(spec: &Spec) -> String {
             None => String::new(),
         },
         Spec::Process(process) => match &process.command {
-            Some(process_spec::Command::Exec(exec)) => exec.argv.join(" "),
+            Some(process_spec::Command::Exec(exec)) => {
+                let words = exec.argv_bytes.iter().map(|w| String::from_utf8_lossy(w));
+                let words: Vec<_> = exec.argv.iter().map(Into::into).chain(words).collect();
+                words.join(" ")
+            }
             Some(process_spec::Command::Shell(line)) => line.clone(),
             None => String::new(),
         },
@@ -262,13 +267,25 @@ fn timer(s: &TimerSpec) -> Value {
 
 fn process(s: &ProcessSpec) -> Value {
     let command = match &s.command {
-        Some(process_spec::Command::Exec(exec)) => json!({"exec": {"argv": exec.argv}}),
+        Some(process_spec::Command::Exec(exec)) if exec.argv_bytes.is_empty() => {
+            json!({"exec": {"argv": exec.argv}})
+        }
+        Some(process_spec::Command::Exec(exec)) => {
+            let words: Vec<_> = exec.argv_bytes.iter().map(|word| bytes(word)).collect();
+            json!({"exec": {"argv_bytes": words}})
+        }
         Some(process_spec::Command::Shell(line)) => json!({"shell": line}),
         None => json!({}),
     };
     let stdio = |stdio: Stdio| Some(word(stdio.as_str_name(), "STDIO_").into());
+    let variable = |v: &EnvVar| json!({"name": bytes(&v.name), "value": bytes(&v.value)});
+    let env_bytes: Vec<_> = s.env_bytes.iter().map(variable).collect();
+    let env_bytes = Some(env_bytes).filter(|variables| !variables.is_empty());
+    let cwd_bytes = Some(&s.cwd_bytes).filter(|path| !path.is_empty());
     let value = with(command, "env", Some(json!(s.env)));
+    let value = with(value, "env_bytes", env_bytes.map(Value::from));
     let value = with(value, "cwd", Some(s.cwd.as_str().into()));
+    let value = with(value, "cwd_bytes", cwd_bytes.map(|path| bytes(path)));
     let value = with(value, "stdin", stdio(s.stdin()));
     let value = with(value, "stdout", stdio(s.stdout()));
     let value = with(value, "stderr", stdio(s.stderr()));
@@ -279,11 +296,40 @@ fn process(s: &ProcessSpec) -> Value {
     );
     let at_end = word(s.at_end().as_str_name(), "AT_END_");
     let value = with(value, "at_end", Some(at_end.into()));
-    with(
+    let value = with(
         value,
         "kill_grace",
         s.kill_grace.map(|d| d.to_string().into()),
-    )
+    );
+    let value = with(
+        value,
+        "umask",
+        s.umask.map(|bits| format!("{bits:04o}").into()),
+    );
+    let limits = s
+        .limits
+        .iter()
+        .map(|l| (l.resource.clone(), limit(l).into()));
+    let limits: Map<_, _> = limits.collect();
+    let value = with(
+        value,
+        "limits",
+        Some(limits).filter(|l| !l.is_empty()).map(Value::from),
+    );
+    let value = with(value, "nice", s.nice.map(Value::from));
+    with(value, "oom_score_adj", s.oom_score_adj.map(Value::from))
+}
+
+/// As the command line takes it.
+fn limit(limit: &ResourceLimit) -> String {
+    let [soft, hard] = [limit.soft, limit.hard].map(|value| value.unwrap_or(u64::MAX));
+    Limit { soft, hard }.to_string()
+}
+
+fn bytes(bytes: &[u8]) -> Value {
+    let mut object = Map::new();
+    put_bytes(&mut object, bytes);
+    object.into()
 }
 
 fn connection(s: &ConnectionSpec) -> Value {

@@ -1,0 +1,122 @@
+//! What `evloopctl run` says of a child beside its program: where it runs, as what, and what it
+//! has of the caller.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::common::Daemon;
+use crate::program::{Ended, ctl, ctl_from};
+
+/// `evloopctl` from a shell script, as `"$0"`.
+async fn script(daemon: &Daemon, script: &str) -> Ended {
+    let script = ["sh", "-c", script].map(OsStr::new);
+    ctl_from(&daemon.socket, &script, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_child_has_the_umask_and_the_limits_of_who_runs_it() {
+    let daemon = Daemon::start("").await;
+    let told = "umask; ulimit -Sn; ulimit -Hn; ulimit -c";
+    let line = format!(
+        "umask 0027; ulimit -n 80; ulimit -Sn 70; ulimit -c 0; \"$0\" run -- sh -c '{told}'"
+    );
+    assert_eq!(script(&daemon, &line).await.good(), "0027\n70\n80\n0\n");
+    // Not what is asked for by name: another caller joins.
+    script(
+        &daemon,
+        "umask 0027; \"$0\" run -d --name one -- sleep 3600",
+    )
+    .await
+    .good();
+    let joined = script(
+        &daemon,
+        "umask 0022; \"$0\" run -d --name one -- sleep 3600",
+    )
+    .await;
+    assert!(joined.stderr.contains("was there already"), "{joined:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn options_of_run_come_before_what_the_caller_has() {
+    let daemon = Daemon::start("").await;
+    let told = "umask; ulimit -Sn; ulimit -Hn; ulimit -c; nice; cat /proc/self/oom_score_adj";
+    let mut line = vec![
+        "run",
+        "--umask",
+        "007",
+        "--limit",
+        "nofile=50:60",
+        "--limit",
+        "core=0",
+    ];
+    line.extend([
+        "--nice",
+        "19",
+        "--oom-score-adj",
+        "1000",
+        "--",
+        "sh",
+        "-c",
+        told,
+    ]);
+    let ended = ctl(&daemon.socket, &line).await;
+    assert_eq!(ended.good(), "0007\n50\n60\n0\n19\n1000\n");
+    for (option, value, word) in [
+        ("--umask", "1000", "0777"),
+        ("--limit", "nofil=1", "nofile"),
+        ("--limit", "nofile=2:1", "SOFT"),
+        ("--nice", "-21", "-20..=19"),
+        ("--oom-score-adj", "1001", "-1000..=1000"),
+    ] {
+        let ended = ctl(&daemon.socket, &["run", option, value, "true"]).await;
+        ended.failed(125, &[option.trim_start_matches('-'), word]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn words_variables_and_directories_need_not_be_utf_8() {
+    let daemon = Daemon::start("").await;
+    let dir = daemon.dir.path().join(OsStr::from_bytes(b"d\xff"));
+    std::fs::create_dir(&dir).unwrap();
+    let told = "{ printf %s \"$1$OWN$SET\"; basename \"$(pwd)\"; } | od -An -tx1";
+    let mut line = [
+        "run", "--env", "", "--cwd", "", "--", "sh", "-c", told, "sh", "",
+    ]
+    .map(OsStr::new);
+    line[2] = OsStr::from_bytes(b"SET=\xfd");
+    line[4] = dir.as_os_str();
+    line[10] = OsStr::from_bytes(b"\xff");
+    let own = [OsStr::new("env"), OsStr::from_bytes(b"OWN=\xfe")];
+    let ended = ctl_from(&daemon.socket, &own, &line).await;
+    assert_eq!(ended.good().trim(), "ff fe fd 64 ff 0a");
+    let listed = ctl(&daemon.socket, &["ps", "--json"]).await.values();
+    let spec = &listed[0]["spec"]["process"];
+    let last = spec["exec"]["argv_bytes"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap();
+    assert_eq!(last["base64"], "/w==");
+    assert_eq!(spec["env_bytes"][0]["name"]["text"], "SET");
+    // A mistake is one line as well.
+    let wrong = ["--nonsense", ""].map(OsStr::new);
+    let wrong = [wrong[0], OsStr::from_bytes(b"\xff")];
+    let ended = ctl_from(&daemon.socket, &[], &wrong).await;
+    ended.failed(2, &["--nonsense"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_directory_that_is_gone_matters_only_if_no_other_is_named() {
+    let daemon = Daemon::start("").await;
+    let gone = daemon.dir.path().join("gone");
+    let from_there = |command: &str| {
+        let gone = gone.display();
+        format!("mkdir {gone}; cd {gone}; rmdir {gone}; {command}")
+    };
+    let named = script(&daemon, &from_there("\"$0\" run --cwd /usr -- pwd")).await;
+    assert_eq!(named.good(), "/usr\n");
+    for command in ["\"$0\" run -- pwd", "\"$0\" run --cwd sub -- pwd"] {
+        let ended = script(&daemon, &from_there(command)).await;
+        ended.failed(125, &["working directory", "removed", "--cwd"]);
+    }
+}
