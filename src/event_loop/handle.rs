@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::commands::{Page, Posting, WatchFilter, WatchName};
 use super::mailbox::{Mailbox, Message, Reply, closed};
 use super::record::{Registration, TakenFd};
-use super::registration::{Registered, Reserved};
+use super::registration::{Registered, Reserved, Ticket};
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::Principal;
 use crate::clock;
@@ -46,20 +46,6 @@ pub struct Added {
     pub existed: bool,
     /// Of a new watch, if one was asked for: attached from its first event on.
     pub reader: Option<Reader>,
-}
-
-/// Gives the room back if the registration is not completed.
-struct Ticket {
-    mailbox: Arc<Mailbox>,
-    number: Option<u64>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(number) = self.number {
-            self.mailbox.push(Message::Abandon(number));
-        }
-    }
 }
 
 impl Handle {
@@ -230,6 +216,17 @@ impl Handle {
         .await
     }
 
+    /// As [`Self::call`], of what cannot be refused any more: it does not wait for room.
+    async fn insist<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = Reply::new();
+        let command = Box::new(move |on: &mut EventLoop| ask(on, reply));
+        self.mailbox.push(Message::Internal(command));
+        self.hear(answer).await
+    }
+
     /// Adds a watch. What can fail before it exists fails here and leaves nothing.
     ///
     /// # Errors
@@ -259,11 +256,7 @@ impl Handle {
                 let (reserved, unused) = on.hear(answer).await?;
                 match (reserved, later.take()) {
                     (Reserved::Exists(registered), _) => return Ok((*registered).into()),
-                    (Reserved::Ticket(number), Some(prepare)) => {
-                        let ticket = Ticket {
-                            mailbox: Arc::clone(&on.mailbox),
-                            number: Some(number),
-                        };
+                    (Reserved::Ticket(ticket), Some(prepare)) => {
                         return on.prepare(registration, prepare, ticket).await;
                     }
                     (Reserved::Ticket(_), None) => {
@@ -293,31 +286,29 @@ impl Handle {
         .await
     }
 
+    /// Prepares the watch off the loop's thread and makes it exist, both in one job: nothing
+    /// can come between them.
     async fn prepare(
         &self,
         registration: Registration,
         prepare: Prepare,
-        mut ticket: Ticket,
+        ticket: Ticket,
     ) -> Result<Added> {
-        let gone = |_| Error::Internal("the preparation was lost");
         let services = Arc::clone(&self.services);
         let permit = self.services.preparing.acquire().await;
-        let prepared = self
-            .services
-            .runtime
-            .spawn_blocking(move || prepare(&services));
-        let watch = prepared.await.map_err(gone)??;
+        let (reply, answer) = Reply::new();
+        let job = self.services.runtime.spawn_blocking(move || {
+            let watch = prepare(&services)?;
+            ticket.complete(move |on, number| {
+                let registered = on.register(number, registration, watch);
+                on.reply(reply, registered);
+            });
+            Ok(())
+        });
+        let gone = |_| Error::Internal("the preparation was lost");
+        job.await.unwrap_or_else(|lost| Err(gone(lost)))?;
         drop(permit);
-        let Some(number) = ticket.number else {
-            return Err(Error::Internal("a ticket without a number"));
-        };
-        let added = self
-            .call_now(move |on| on.register(number, registration, watch))
-            .await;
-        if added.is_ok() {
-            ticket.number = None;
-        }
-        added.map(Into::into)
+        self.hear(answer).await.map(Into::into)
     }
 
     /// One watch.
@@ -419,11 +410,11 @@ impl Handle {
     /// Tells that the policy in force for the loop's owner was switched.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// A closed loop.
     pub async fn policy_changed(&self, changed: PolicyChanged) -> Result<()> {
-        self.call_now(move |on| {
+        self.insist(move |on, reply| {
             on.policy_changed(changed);
-            Ok(())
+            on.reply(reply, Ok(()));
         })
         .await
     }
@@ -439,11 +430,11 @@ impl Handle {
     /// Kills the children that end with the daemon.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// A closed loop.
     pub async fn kill_children(&self) -> Result<()> {
-        self.call_now(|on| {
+        self.insist(|on, reply| {
             on.kill_children();
-            Ok(())
+            on.reply(reply, Ok(()));
         })
         .await
     }
@@ -464,15 +455,18 @@ impl Handle {
         self.call_now(EventLoop::stop_loop).await
     }
 
-    /// Closes it, with all its watches; `force`: although it runs. Answers the cursor
-    /// of its last event.
+    /// Closes it, with all its watches; `force`: although it runs, and however many commands wait
+    /// for it. Answers the cursor of its last event.
     ///
     /// # Errors
-    /// A running loop, a full mailbox.
+    /// Without `force`, a running loop, a full mailbox.
     pub async fn close(&self, force: bool) -> Result<Cursor> {
-        let closed = self
-            .call(move |on, reply| on.close_loop(force, reply))
-            .await;
+        let close = move |on: &mut EventLoop, reply| on.close_loop(force, reply);
+        let closed = if force {
+            self.insist(close).await
+        } else {
+            self.call(close).await
+        };
         match closed {
             // It was closed before, or by another call at the same time.
             Err(Error::LoopClosed { .. }) => {

@@ -1,5 +1,5 @@
-//! The way into a loop: commands that wait (bounded) for room, and notices whose number
-//! is bounded by the operations that cause them.
+//! The way into a loop: commands that wait (bounded) for room, and what need not wait because
+//! its number is bounded by what causes it: the daemon's own commands, and notices.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,20 +22,22 @@ pub(super) type Command = Box<dyn FnOnce(&mut EventLoop) + Send>;
 pub(super) enum Message {
     /// Holds a permit.
     Command(Command),
+    /// What the daemon has begun and a full mailbox must not undo. Needs no permit: there is one
+    /// for each ticket, as many as the limits on watches allow, and for each call of
+    /// [`Handle::insist`](super::Handle), which waits for its answer.
+    Internal(Command),
     Notice(Key, Notice),
     /// This client process ended.
     ClientEnded(ProcessKey),
-    /// Ends a registration that was begun.
-    Abandon(u64),
 }
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Command(_) => f.write_str("Command"),
+            Self::Internal(_) => f.write_str("Internal"),
             Self::Notice(key, notice) => write!(f, "Notice({key:?}, {notice:?})"),
             Self::ClientEnded(process) => write!(f, "ClientEnded({process:?})"),
-            Self::Abandon(ticket) => write!(f, "Abandon({ticket})"),
         }
     }
 }

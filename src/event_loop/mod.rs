@@ -426,12 +426,11 @@ impl EventLoop {
 
     fn received(&mut self, message: Message) {
         match message {
-            Message::Command(command) => command(self),
+            Message::Command(command) | Message::Internal(command) => command(self),
             Message::Notice(key, notice) if self.is_polled() => self.notice(key, notice),
             // What sources have to tell waits until they are polled again.
             Message::Notice(key, notice) => self.held.push((key, notice)),
             Message::ClientEnded(process) => self.client_ended(process),
-            Message::Abandon(ticket) => self.abandon(ticket),
         }
     }
 

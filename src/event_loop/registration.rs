@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::compare;
+use super::mailbox::{Mailbox, Message};
 use super::{EventLoop, Registration};
 use crate::error::{Error, Result};
 use crate::journal::Reader;
@@ -30,11 +31,47 @@ impl Pending {
     }
 }
 
+/// Room set aside for a watch, and a place in the mailbox for what comes of it: no load of the
+/// loop can refuse what was started under a ticket. Dropped, it gives the room back.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    mailbox: Arc<Mailbox>,
+    number: u64,
+    /// Nothing has come of it yet.
+    open: bool,
+}
+
+impl Ticket {
+    /// Has the loop do this with the room of that number.
+    pub(super) fn complete(self, with: impl FnOnce(&mut EventLoop, u64) + Send + 'static) {
+        let mailbox = Arc::clone(&self.mailbox);
+        let number = self.used();
+        let command = Box::new(move |on: &mut EventLoop| with(on, number));
+        mailbox.push(Message::Internal(command));
+    }
+
+    /// Its number, whose room is the caller's to use or give back from now on.
+    fn used(mut self) -> u64 {
+        self.open = false;
+        self.number
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.open {
+            let number = self.number;
+            let command = Box::new(move |on: &mut EventLoop| on.abandon(number));
+            self.mailbox.push(Message::Internal(command));
+        }
+    }
+}
+
 /// What came of asking for room.
 #[derive(Debug)]
 pub(super) enum Reserved {
-    /// Room is set aside under this number.
-    Ticket(u64),
+    /// Room is set aside.
+    Ticket(Ticket),
     /// A watch of that name and an equal specification exists.
     Exists(Box<Registered>),
     /// Another registration of that name is being decided.
@@ -81,7 +118,11 @@ impl EventLoop {
             waiters: Vec::new(),
         };
         self.pending.insert(ticket, pending);
-        Ok(Reserved::Ticket(ticket))
+        Ok(Reserved::Ticket(Ticket {
+            mailbox: Arc::clone(&self.mailbox),
+            number: ticket,
+            open: true,
+        }))
     }
 
     /// As [`Self::reserve`], and the watch exists at once if it can be built here. What
@@ -93,6 +134,7 @@ impl EventLoop {
     ) -> Result<(Reserved, Option<Build>)> {
         match (self.reserve(&registration)?, build) {
             (Reserved::Ticket(ticket), Some(build)) => {
+                let ticket = ticket.used();
                 let built = build().inspect_err(|_| self.abandon(ticket))?;
                 let registered = self.register(ticket, registration, built)?;
                 Ok((Reserved::Exists(Box::new(registered)), None))

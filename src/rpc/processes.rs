@@ -116,15 +116,22 @@ impl ProcessService for Api {
         let AddWatchResponse { watch, existed, .. } =
             self.once(asker, "Run", request, work).await?;
         let mut watch = watch.ok_or(Error::Internal("a process without its watch"))?;
-        // The answer to a repeat is as old as the first: it may be done by now.
-        if let Ok(now) = on.get(WatchName::Id(watch.watch_id)).await {
-            watch = now;
-        }
+        let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
         let reader = made.lock().take();
         let reader = match reader {
             Some(reader) => reader,
             None => join(&on, &watch, after)?,
         };
+        // Who resumes behind its start, which was not in this call, may be behind its end: that is
+        // asked, as the answer to a repeat is as old as the first.
+        if reader.after() >= added {
+            match on.get(WatchName::Id(watch.watch_id)).await {
+                Ok(now) => watch = now,
+                // It was removed, and nothing is told of it any more.
+                Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let closed = watch.closed_cursor.as_ref().map(|cursor| cursor.seq);
         let header = RunHeader {
             instance: self.identity.instance.clone(),

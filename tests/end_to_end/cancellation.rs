@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::common::{Daemon, Scene, by_name, exec, post, refusal};
 
 /// Polls until it is done, or has been polled so often, and drops it.
-async fn cancelled_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn cancelled_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = polls;
     poll_fn(move |cx| {

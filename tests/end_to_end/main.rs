@@ -17,6 +17,7 @@ mod life;
 mod loops;
 mod polling;
 mod runs;
+mod starts;
 mod streams;
 
 /// The other process of a test; alone, nothing.

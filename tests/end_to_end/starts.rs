@@ -1,0 +1,215 @@
+//! What is started is started once, however many commands wait for the loop.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
+
+use crate::cancellation::cancelled_after;
+use crate::common::{Daemon, Scene, never, reader, refusal, shell, within};
+
+/// A mailbox that is nearly always full: few places, a short wait for one, and calls all the time
+/// that make the loop look at all of its watches.
+const CONFIG: &str = "[limits]\nmailbox = 16\nmailbox_wait = \"20ms\"\n";
+const WATCHES: usize = 5000;
+const CALLERS: usize = 100;
+
+struct Load {
+    over: Arc<AtomicBool>,
+    callers: JoinSet<usize>,
+}
+
+impl Load {
+    async fn start(scene: &Scene) -> Self {
+        for _ in 0..WATCHES / 1000 {
+            let one = AddWatchRequest {
+                spec: Some(WatchSpec {
+                    spec: Some(never()),
+                }),
+                ..AddWatchRequest::default()
+            };
+            let request = BatchAddWatchesRequest {
+                r#loop: Some(scene.target.clone()),
+                requests: vec![one; 1000],
+                ..BatchAddWatchesRequest::default()
+            };
+            scene
+                .daemon
+                .watches()
+                .batch_add_watches(request)
+                .await
+                .unwrap();
+        }
+        let over = Arc::new(AtomicBool::new(false));
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            let mut watches = scene.daemon.watches();
+            let over = Arc::clone(&over);
+            let request = ListWatchesRequest {
+                r#loop: Some(scene.target.clone()),
+                labels: [("no".to_owned(), "such".to_owned())].into(),
+                ..ListWatchesRequest::default()
+            };
+            callers.spawn(async move {
+                let mut refused = 0;
+                while !over.load(Ordering::Relaxed) {
+                    refused += usize::from(watches.list_watches(request.clone()).await.is_err());
+                }
+                refused
+            });
+        }
+        Self { over, callers }
+    }
+
+    /// How many calls were refused.
+    async fn end(self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
+        self.callers.join_all().await.into_iter().sum()
+    }
+}
+
+/// As a client does: again for as long as it is told to try later.
+async fn insist<T, F>(call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let calls = async {
+        loop {
+            match call().await {
+                Ok(answer) => return answer,
+                Err(status) => {
+                    assert_eq!(refusal(&status).reason, "MAILBOX_FULL", "{status:?}");
+                    assert_eq!(status.code(), Code::ResourceExhausted);
+                }
+            }
+        }
+    };
+    within("a call to get through", calls).await
+}
+
+/// A child that says in a file that it was started, before all else.
+fn told_in(file: &Path, name: &str) -> ProcessSpec {
+    shell(&format!("echo {name} >> {}", file.display()))
+}
+
+fn starts(file: &Path) -> BTreeMap<String, usize> {
+    let mut starts = BTreeMap::new();
+    for line in std::fs::read_to_string(file).unwrap().lines() {
+        *starts.entry(line.to_owned()).or_default() += 1;
+    }
+    starts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn runs_and_repeats_under_load_start_each_child_once() {
+    const EACH: usize = 20;
+    let mut scene = Scene::new(Daemon::start(CONFIG).await, "", "").await;
+    let load = Load::start(&scene).await;
+    let file = scene.daemon.dir.path().join("starts");
+    let mut names = Vec::new();
+    let mut calls = JoinSet::new();
+    for n in 0..EACH {
+        // By name: each life joins what another has started.
+        let name = format!("run-{n}");
+        let processes = scene.daemon.processes();
+        let run = RunRequest {
+            r#loop: Some(scene.target.clone()),
+            name: name.clone(),
+            spec: Some(told_in(&file, &name)),
+            ..RunRequest::default()
+        };
+        names.push(name);
+        calls.spawn(async move {
+            for _life in 0..2 {
+                insist(|| {
+                    let (mut processes, run) = (processes.clone(), run.clone());
+                    async move { processes.run(run).await }
+                })
+                .await;
+            }
+        });
+
+        // By request_id, without a name; the first call is cancelled, at another step each time.
+        let name = format!("add-{n}");
+        let mut watches = scene.daemon.watches();
+        let add = AddWatchRequest {
+            request_id: name.clone(),
+            ..scene.request(Spec::Process(told_in(&file, &name)))
+        };
+        names.push(name);
+        calls.spawn(async move {
+            cancelled_after(n % 10, watches.add_watch(add.clone())).await;
+            insist(|| {
+                let (mut watches, add) = (watches.clone(), add.clone());
+                async move { watches.add_watch(add).await }
+            })
+            .await;
+        });
+    }
+    // A slot is used up by the watch that is made, not by a call that was refused.
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    for slot in scene
+        .daemon
+        .handover()
+        .await
+        .give_all(&[theirs.as_fd(); EACH])
+    {
+        let (watches, add) = (scene.daemon.watches(), scene.request(reader(slot)));
+        calls.spawn(async move {
+            insist(|| {
+                let (mut watches, add) = (watches.clone(), add.clone());
+                async move { watches.add_watch(add).await }
+            })
+            .await;
+        });
+    }
+    while let Some(call) = calls.join_next().await {
+        call.unwrap();
+    }
+    assert!(load.end().await > 0, "the mailbox was never full");
+    scene.settle().await;
+    let started = |e: &&Event| matches!(e.kind, Some(Kind::Started(_)));
+    let ids: Vec<u64> = scene
+        .recorder
+        .recording
+        .events()
+        .filter(started)
+        .map(|e| e.watch_id)
+        .collect();
+    assert_eq!(ids.len(), names.len());
+    for id in ids {
+        scene.closed(id).await;
+    }
+    let once: BTreeMap<String, usize> = names.into_iter().map(|name| (name, 1)).collect();
+    assert_eq!(starts(&file), once);
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_switch_under_load_is_told() {
+    let config = format!("{CONFIG}[policy.other]\nextends = \"default\"\n");
+    let mut scene = Scene::new(Daemon::start(&config).await, "", "").await;
+    let load = Load::start(&scene).await;
+    for name in ["other", "default", "other", "default"] {
+        let request = SetEventLoopPolicyRequest {
+            policy_name: Some(name.into()),
+            ..SetEventLoopPolicyRequest::default()
+        };
+        let mut policies = scene.daemon.policies();
+        policies.set_event_loop_policy(request).await.unwrap();
+    }
+    assert!(load.end().await > 0, "the mailbox was never full");
+    scene.settle().await;
+    let told = |e: &&Event| matches!(e.kind, Some(Kind::PolicyChanged(_)));
+    assert_eq!(scene.recorder.recording.events().filter(told).count(), 4);
+    scene.finish().await;
+}
