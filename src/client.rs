@@ -22,6 +22,8 @@ pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 pub const START_COMMAND: &str = "evloopd";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts while the daemon's backlog is full.
+const DIAL_AGAIN: Duration = Duration::from_millis(10);
 
 /// What to try, in order: the socket that was named, else the user's and the system's.
 fn candidates(named: Option<PathBuf>, user: PathBuf, system: PathBuf) -> Vec<Candidate> {
@@ -99,7 +101,7 @@ async fn open(candidate: Candidate) -> io::Result<Channel> {
     let connector = service_fn(move |_: Uri| {
         let Candidate { path, named } = candidate.clone();
         async move {
-            let stream = UnixStream::connect(path).await?;
+            let stream = dial(&path).await?;
             if !named {
                 check_peer(stream.peer_cred()?.uid())?;
             }
@@ -112,6 +114,19 @@ async fn open(candidate: Candidate) -> io::Result<Channel> {
         .connect_with_connector(connector)
         .await
         .map_err(|error| io_cause(&error))
+}
+
+/// Connects, waiting while the daemon's backlog is full: connect(2) of a non-blocking Unix socket
+/// does not wait for that. [`CONNECT_TIMEOUT`] bounds it.
+async fn dial(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(DIAL_AGAIN).await;
+            }
+            dialled => return dialled,
+        }
+    }
 }
 
 fn check_peer(peer: u32) -> io::Result<()> {
@@ -158,6 +173,31 @@ mod tests {
         let both = vec![path("/user"), path("/system")];
         assert_eq!(paths(None, "/user"), (both, vec![false, false]));
         assert_eq!(paths(None, "/system").0, [path("/system")]);
+    }
+
+    #[tokio::test]
+    async fn a_full_backlog_is_waited_for() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("full.sock");
+        let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&listener, 0).unwrap();
+        let mut first = Vec::new();
+        while let Ok(stream) = UnixStream::connect(&path).await {
+            first.push(stream);
+        }
+        let mut waits = std::pin::pin!(dial(&path));
+        assert!(
+            tokio::time::timeout(DIAL_AGAIN * 3, &mut waits)
+                .await
+                .is_err()
+        );
+        for _ in &first {
+            rustix::net::accept(&listener).unwrap();
+        }
+        waits.await.unwrap();
     }
 
     #[tokio::test]
