@@ -199,6 +199,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Serv
             read_size: limits.read_size,
             write_buffer: limits.write_buffer,
             high_water: limits.write_high_water,
+            close_linger: limits.close_linger,
         },
         pipe_grace: config.children.pipe_grace,
         kill_grace: config.children.kill_grace,

@@ -113,7 +113,8 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         bytes(limits.write_high_water),
         4 << 10,
         most,
-    )
+    )?;
+    duration("limits.close_linger", limits.close_linger, HOUR)
 }
 
 fn children(children: &Children) -> Result<(), Finding> {

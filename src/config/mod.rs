@@ -155,6 +155,10 @@ pub struct Limits {
     /// Unsent bytes above which a transport says WritePaused, 4 KiB to `write_buffer`.
     #[serde(with = "units::size")]
     pub write_high_water: usize,
+    /// How long a connection or write pipe that is removed, or whose loop closes, may take to send
+    /// what it holds and to drop what still comes in, at most 1 h.
+    #[serde(with = "units::duration")]
+    pub close_linger: Duration,
 }
 
 impl Default for Limits {
@@ -177,6 +181,7 @@ impl Default for Limits {
             read_size: 256 << 10,
             write_buffer: 1 << 20,
             write_high_water: 64 << 10,
+            close_linger: Duration::from_secs(5),
         }
     }
 }

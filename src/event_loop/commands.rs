@@ -205,7 +205,7 @@ impl EventLoop {
         match abortable.and_then(|can| Ok((can, self.find_open(name)?))) {
             Ok((true, slot)) => {
                 self.records[slot].make_rare().on_closed.push(reply);
-                self.end(slot, CloseReason::Aborted);
+                self.tell(slot, |watch, cx| watch.abort(cx));
             }
             Ok((false, _)) => {
                 let error = Error::wrong_state("only connections and pipes can be aborted");

@@ -99,6 +99,16 @@ impl Grants for Ledger {
             self.release(outbox, need);
         }
     }
+
+    fn grant_source(&mut self) -> bool {
+        let granted = self.sources < self.sources_max;
+        self.sources += usize::from(granted);
+        granted
+    }
+
+    fn give_back_sources(&mut self, count: usize) {
+        self.sources -= count;
+    }
 }
 
 impl Drop for Ledger {

@@ -121,6 +121,18 @@ pub(crate) fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
     check(result.into()).map(drop)
 }
 
+/// Bytes that were sent over a TCP socket and its peer's host has not acknowledged, the end of the
+/// stream counted as one (SIOCOUTQ, tcp(7)).
+///
+/// # Errors
+/// EINVAL for a socket that listens, ENOTTY for what is no socket.
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request, which sockets know as SIOCOUTQ, writes one int, and `bytes` is one.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
+}
+
 /// A timerfd(2) that becomes readable when the realtime clock is set.
 ///
 /// # Errors

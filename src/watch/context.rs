@@ -113,6 +113,7 @@ pub struct Context<'a> {
     /// Where to report what was done elsewhere.
     pub notifier: &'a Arc<dyn Notifier>,
     pub(crate) seat: &'a mut Seat,
+    pub(crate) need: &'a mut Need,
     pub(crate) driver: &'a mut dyn Driver,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) adoptions: &'a mut Vec<Adoption>,
@@ -131,6 +132,10 @@ pub trait Grants: std::fmt::Debug {
     fn grant(&mut self, outbox: &mut Outbox, need: Need, count: u32) -> Result<u32>;
     /// Gives back what `count` of them did not use.
     fn give_back(&mut self, outbox: &mut Outbox, need: Need, count: u32);
+    /// Sets one source more aside for a watch that exists; false if there is none.
+    fn grant_source(&mut self) -> bool;
+    /// Gives back so many sources.
+    fn give_back_sources(&mut self, count: usize);
 }
 
 /// Most have one at a time: the first gets no room for more.
@@ -204,6 +209,20 @@ impl Context<'_> {
     /// See [`Grants::give_back`].
     pub fn give_back(&mut self, need: Need, count: u32) {
         self.ledger.give_back(self.outbox, need, count);
+    }
+
+    /// Sets a source aside beyond those of its [`Need`]; false if the loop has no more.
+    pub fn one_more_source(&mut self) -> bool {
+        let granted = self.ledger.grant_source();
+        self.need.sources += usize::from(granted);
+        granted
+    }
+
+    /// Gives back the sources set aside beyond `most` that it has not attached.
+    pub fn keep_sources(&mut self, most: usize) {
+        let kept = self.seat.sources.len().max(most).min(self.need.sources);
+        self.ledger.give_back_sources(self.need.sources - kept);
+        self.need.sources = kept;
     }
 
     /// Gives a file descriptor into the driver's care. Room was set aside for it; if
@@ -312,6 +331,25 @@ impl Context<'_> {
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.seat.end.is_some()
+    }
+
+    /// Whether its end was asked for from outside, and is not an abort.
+    #[must_use]
+    pub fn ends_in_order(&self) -> bool {
+        let end = self.seat.end.as_ref();
+        end.is_some_and(|end| {
+            use CloseReason::{LoopClosed, ProcessEnded, Removed};
+            matches!(end.reason, Removed | LoopClosed | ProcessEnded)
+        })
+    }
+
+    /// Until when (monotonic nanoseconds) its end may be put off so that what was taken is still
+    /// sent. `None`: it may not, as the end is none in order or nothing is polled.
+    #[must_use]
+    pub fn linger(&self) -> Option<u64> {
+        let until = crate::clock::nanos(self.services.transport.close_linger);
+        let until = self.now.monotonic.saturating_add(until);
+        (self.ends_in_order() && self.polled).then_some(until)
     }
 
     /// Whether its operations were cancelled because it ends.

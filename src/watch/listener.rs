@@ -216,7 +216,7 @@ struct Listener {
 }
 
 /// What an accepted connection takes, its Accepted included.
-pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::need_of(1).and_events(1);
+pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and_events(1);
 
 impl Listener {
     fn accept(&mut self, cx: &mut Context<'_>, index: usize) {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::driver::{Done, Lane};
 use crate::error::{Error, Result};
-use crate::event::Exited;
+use crate::event::{CloseReason, Exited};
 use crate::proto;
 
 pub mod address;
@@ -179,6 +179,12 @@ pub trait Watch: Send + fmt::Debug {
     /// Whether it can be ended by Abort.
     fn can_abort(&self) -> bool {
         false
+    }
+
+    /// Ends at once, also if it was ending in order. Only if it [can](Self::can_abort).
+    fn abort(&mut self, cx: &mut Context<'_>) {
+        cx.close(CloseReason::Aborted);
+        cx.finish();
     }
 
     /// The source whose file descriptor TakeFd may take out.

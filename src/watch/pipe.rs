@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::transport::{Ended, Incoming, Outgoing};
-use super::{Context, Taken, Watch};
+use super::{Alarm, Context, Taken, Teardown, Watch};
 use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
 use crate::error::Result;
 use crate::event::{CloseReason, Eof, Kind, Stream};
@@ -122,6 +122,12 @@ fn takeable(source: Option<SourceId>) -> Result<SourceId> {
     source.ok_or(crate::error::Error::Internal("an open pipe has its source"))
 }
 
+/// It ends by an error, or, if it ends already, without what is not sent.
+fn broken(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) {
+    cx.fail(errno, step);
+    cx.finish();
+}
+
 #[derive(Debug)]
 struct WritePipe {
     claim: Option<Claim>,
@@ -148,16 +154,36 @@ impl Watch for WritePipe {
             (PEER, Done::Ready(ready)) => {
                 // Readable without either: a socket's peer sent something, which is not for us.
                 if ready.error || ready.hangup {
-                    cx.fail(rustix::io::Errno::PIPE, "write");
+                    broken(cx, rustix::io::Errno::PIPE, "write");
                 }
             }
-            (PEER, Done::Failed(errno)) => cx.fail(errno, "watch"),
+            (PEER, Done::Failed(errno)) => broken(cx, errno, "watch"),
             (PEER, _) => {}
             (_, done) => match output.complete(cx, &done) {
-                Err(errno) => cx.fail(errno, "write"),
-                Ok(()) if output.is_finished() => cx.close(CloseReason::Completed),
+                Err(errno) => broken(cx, errno, "write"),
+                Ok(()) if output.is_finished() => {
+                    cx.close(CloseReason::Completed);
+                    cx.finish();
+                }
                 Ok(()) => {}
             },
+        }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) {
+        cx.finish();
+    }
+
+    /// In order: what was taken is sent first, as long as that may take.
+    fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
+        cx.clear_alarm();
+        match (&mut self.output, cx.linger()) {
+            (Some(output), Some(until)) if output.buffered() > 0 => {
+                output.eof = true;
+                cx.set_alarm(Alarm::Monotonic(until));
+                Teardown::Later
+            }
+            _ => Teardown::Now,
         }
     }
 

@@ -29,6 +29,8 @@ pub struct TransportLimits {
     pub write_buffer: usize,
     /// Unsent bytes above which a transport says WritePaused; WriteResumed comes at a quarter.
     pub high_water: usize,
+    /// How long a transport that is closed in order may take to send what it holds.
+    pub close_linger: Duration,
 }
 
 /// What all loops share.
@@ -121,7 +123,8 @@ impl Services {
     /// Closes a file descriptor, off the loop's thread if that can block: a socket
     /// with SO_LINGER set waits for its peer (socket(7)), a terminal for its output.
     pub fn close(&self, fd: OwnedFd) {
-        let lingers = matches!(sockopt::socket_linger(fd.as_fd()), Ok(Some(_)));
+        let linger = sockopt::socket_linger(fd.as_fd());
+        let lingers = matches!(linger, Ok(Some(time)) if !time.is_zero());
         if lingers || rustix::termios::isatty(&fd) {
             self.runtime.spawn_blocking(move || drop(fd));
         }

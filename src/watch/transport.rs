@@ -222,7 +222,7 @@ impl Outgoing {
                         buffered_bytes: self.buffered(),
                     }));
                 }
-                if !cx.is_closing() {
+                if !cx.is_torn_down() {
                     self.send(cx);
                 }
                 Ok(())

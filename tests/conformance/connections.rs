@@ -9,7 +9,7 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
     AbortRequest, CloseReason, ConnectionSpec, Event, PauseReadingRequest, ResumeReadingRequest,
-    Stream, UnixAddress, connection_spec, socket_address, unix_address,
+    StopLoopRequest, Stream, UnixAddress, connection_spec, socket_address, unix_address,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tonic::Code;
@@ -278,6 +278,12 @@ async fn a_lingering_close_does_not_delay_the_loop(scene: &mut Scene) {
     let id = connect(scene, adopted(slot)).await;
     // Now only the daemon's descriptor is left, and to close it would block for an hour.
     drop(theirs);
+    // A stopped loop waits for no peer before it closes.
+    let stop = StopLoopRequest {
+        r#loop: Some(scene.target.clone()),
+        ..StopLoopRequest::default()
+    };
+    scene.daemon.loops().stop_loop(stop).await.unwrap();
     scene.remove(id).await;
     scene.settle().await;
     drop(ours);

@@ -64,6 +64,8 @@ macro_rules! on_each_child_watcher {
     )+};
 }
 
+mod closes;
+mod connecting;
 mod connections;
 mod exec_failures;
 mod fds;

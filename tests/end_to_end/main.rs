@@ -19,6 +19,7 @@ mod polling;
 mod runs;
 mod starts;
 mod streams;
+mod unread;
 
 /// The other process of a test; alone, nothing.
 #[test]

@@ -101,6 +101,11 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "4KiB to 1MiB",
         ),
         (
+            "[limits]\nclose_linger = \"61m\"",
+            "e.toml:3: limits.close_linger: ",
+            "at most 1h",
+        ),
+        (
             "[server]\nmode = 600",
             "e.toml:3: server.mode: ",
             "\"0600\"",

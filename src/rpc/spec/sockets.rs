@@ -52,7 +52,7 @@ impl Checks<'_> {
                 }));
                 return Ok(Plan {
                     kind: WatchKind::Connection,
-                    need: ConnectionOrder::need_of(1),
+                    need: ConnectionOrder::NEED,
                     order,
                     claimed_from: Some(lifetime),
                     spec: Spec::Connection(spec),
@@ -66,7 +66,7 @@ impl Checks<'_> {
         };
         Ok(Plan {
             kind: WatchKind::Connection,
-            need: order.need(),
+            need: ConnectionOrder::NEED,
             order: Order::Now(Box::new(move || Ok(order.build()))),
             claimed_from: None,
             spec: Spec::Connection(spec),
@@ -111,7 +111,7 @@ impl Checks<'_> {
                 let (claimed, _, lifetime) = self.claim(field, slot)?;
                 slot.clear();
                 claimed_from = Some(lifetime);
-                Order::Later(Box::new(move |_| {
+                Order::Now(Box::new(move || {
                     let claim = file::claim(claimed.keep().0, Purpose::Listener);
                     let claim = claim.map_err(|refusal| refused(field, &refusal))?;
                     let order = ListenOrder {

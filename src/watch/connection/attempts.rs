@@ -2,33 +2,50 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
+use super::Ends;
 use crate::clock::nanos;
-use crate::driver::{Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::SystemError;
 use crate::watch::{Alarm, Context, Notice};
 
-/// Most addresses of a name that are tried.
-pub(super) const ADDRESSES_MAX: usize = 16;
-/// Attempts under way at once: as many sources are set aside.
-pub(super) const ATTEMPTS_AT_ONCE: usize = 2;
+/// Most addresses of a name that are tried, and so most attempts at once.
+const ADDRESSES_MAX: usize = 16;
 /// RFC 8305's Connection Attempt Delay.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// How soon an address that could not be tried now is tried again: at first, and at most, as the
+/// delay doubles each time.
+const RETRY_MIN: Duration = Duration::from_millis(1);
+const RETRY_MAX: Duration = Duration::from_millis(100);
+/// Attempts take the lanes from here on.
+const FIRST_LANE: u8 = 2;
+
 /// How far connecting is.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    pub(super) waiting: VecDeque<SocketAddrAny>,
-    pub(super) live: Vec<(Lane, SourceId)>,
-    pub(super) local: Option<IpAddr>,
-    pub(super) next_lane: u8,
+    waiting: VecDeque<SocketAddrAny>,
+    /// The oldest first.
+    live: Vec<Attempt>,
+    local: Option<IpAddr>,
+    /// No attempt begins before, monotonic nanoseconds.
+    next: u64,
+    retry: Duration,
     /// When connecting fails as a whole, monotonic nanoseconds.
-    pub(super) deadline: u64,
-    pub(super) resolving: bool,
-    pub(super) error: SystemError,
+    deadline: u64,
+    resolving: bool,
+    error: SystemError,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    lane: Lane,
+    source: SourceId,
+    to: SocketAddrAny,
 }
 
 /// Has a name resolved elsewhere.
@@ -63,50 +80,102 @@ fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 }
 
 impl Attempts {
-    /// Starts the next attempt if it is time for one, and sets the alarm. `delayed`: the
-    /// delay after the attempt before is over.
-    pub(super) fn advance(&mut self, cx: &mut Context<'_>, delayed: bool) {
+    /// Ends at `deadline`, monotonic nanoseconds; `local` is the address to connect from.
+    pub(super) fn new(deadline: u64, local: Option<IpAddr>) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            live: Vec::new(),
+            local,
+            next: 0,
+            retry: RETRY_MIN,
+            deadline,
+            resolving: false,
+            error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
+        }
+    }
+
+    /// One more address to try, after the others.
+    pub(super) fn add(&mut self, address: impl Into<SocketAddrAny>) {
+        self.waiting.push_back(address.into());
+    }
+
+    /// Tries the addresses of a name, once they are [known](Self::resolved).
+    pub(super) fn resolve(&mut self, cx: &Context<'_>, host: String, port: u16) {
+        self.resolving = true;
+        self.error.step = "resolve";
+        resolve(cx, host, port);
+    }
+
+    pub(super) fn resolved(
+        &mut self,
+        cx: &mut Context<'_>,
+        found: Result<Vec<SocketAddr>, SystemError>,
+    ) {
+        self.resolving = false;
+        self.error.step = "connect";
+        match found {
+            Ok(addresses) => self.waiting.extend(addresses.into_iter().map(Into::into)),
+            Err(error) => self.error = error,
+        }
+        self.advance(cx);
+    }
+
+    /// Begins the attempts that are due, and sets the alarm.
+    pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
         if cx.is_closing() {
             return;
         }
-        if cx.now.monotonic >= self.deadline {
-            cx.fail_with(SystemError::new(
-                Errno::TIMEDOUT,
-                self.error.step,
-                "connect_timeout",
-            ));
+        let now = cx.now.monotonic;
+        if now >= self.deadline {
+            let (step, detail) = (self.error.step, "connect_timeout");
+            cx.fail_with(SystemError::new(Errno::TIMEDOUT, step, detail));
             return;
         }
-        let due = self.live.is_empty() || delayed;
-        while due && self.live.len() < ATTEMPTS_AT_ONCE {
-            let Some(address) = self.waiting.pop_front() else {
-                break;
-            };
-            match self.socket(cx, &address) {
-                Ok(source) => {
-                    let lane = Lane(self.next_lane);
-                    self.next_lane += 1;
-                    self.live.push((lane, source));
-                    cx.start(lane, source, Op::Connect(Box::new(address)));
-                    break;
-                }
-                Err(error) => self.error = error,
-            }
+        while now >= self.next
+            && let Some(to) = self.waiting.pop_front()
+        {
+            self.begin(cx, to);
         }
         if self.live.is_empty() && self.waiting.is_empty() && !self.resolving {
             cx.fail_with(self.error.clone());
             return;
         }
-        let next = cx.now.monotonic.saturating_add(nanos(ATTEMPT_DELAY));
         let alarm = if self.waiting.is_empty() {
             self.deadline
         } else {
-            next.min(self.deadline)
+            self.next.min(self.deadline)
         };
         cx.set_alarm(Alarm::Monotonic(alarm));
     }
 
-    fn socket(&self, cx: &mut Context<'_>, to: &SocketAddrAny) -> Result<SourceId, SystemError> {
+    fn begin(&mut self, cx: &mut Context<'_>, to: SocketAddrAny) {
+        self.next = cx.now.monotonic.saturating_add(nanos(ATTEMPT_DELAY));
+        if !self.live.is_empty() && !cx.one_more_source() {
+            // It gives way to this one, which begins when it has ended.
+            cx.cancel(self.live[0].lane);
+            self.waiting.push_front(to);
+            return;
+        }
+        let lane = (FIRST_LANE..=u8::MAX)
+            .map(Lane)
+            .find(|lane| !cx.is_live(*lane));
+        let source = self.socket(&to).map(|fd| cx.attach(fd, Nonblocking::Own));
+        match (source, lane) {
+            (Ok(Some(source)), Some(lane)) => {
+                cx.start(lane, source, Op::Connect(Box::new(to.clone())));
+                self.live.push(Attempt { lane, source, to });
+            }
+            // The watch closes.
+            (Ok(_), _) => {}
+            (Err(error), _) => {
+                self.error = error;
+                self.next = cx.now.monotonic;
+                cx.keep_sources(1);
+            }
+        }
+    }
+
+    fn socket(&self, to: &SocketAddrAny) -> Result<OwnedFd, SystemError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let failed = |errno, step| SystemError::new(errno, step, "");
         let family = to.address_family();
@@ -119,13 +188,65 @@ impl Attempts {
         if let Some(local) = self.local {
             rustix::net::bind(&fd, &SocketAddr::new(local, 0)).map_err(|e| failed(e, "bind"))?;
         }
-        cx.attach(fd, Nonblocking::Own)
-            .ok_or_else(|| failed(Errno::NOSPC, "watch"))
+        Ok(fd)
     }
+
+    /// Takes what came of an attempt. Once one is connected: its source, and the attempts that
+    /// it beat, which were told to end.
+    pub(super) fn complete(
+        &mut self,
+        cx: &mut Context<'_>,
+        lane: Lane,
+        done: &Done,
+    ) -> Option<(SourceId, Ends)> {
+        let at = self.live.iter().position(|live| live.lane == lane)?;
+        let Attempt { source, to, .. } = self.live.remove(at);
+        let failed = match *done {
+            Done::Connected if cx.is_closing() => None,
+            // Nobody listens there: the kernel has chosen that very port to connect from.
+            Done::Connected if cx.fd(source).is_some_and(is_itself) => Some(Errno::CONNREFUSED),
+            Done::Connected => {
+                let losers = std::mem::take(&mut self.live).into_iter();
+                let losers: Ends = losers.map(|live| (live.lane, live.source)).collect();
+                for (lane, _) in &losers {
+                    cx.cancel(*lane);
+                }
+                return Some((source, losers));
+            }
+            Done::Failed(errno) => Some(errno),
+            _ => None,
+        };
+        self.next = cx.now.monotonic;
+        match failed {
+            // The backlog of a Unix socket is full: its connect(2) does not wait, we do.
+            Some(Errno::AGAIN) => {
+                self.waiting.push_front(to);
+                self.next = self.next.saturating_add(nanos(self.retry));
+                self.retry = RETRY_MAX.min(self.retry * 2);
+            }
+            Some(errno) => self.error = SystemError::new(errno, "connect", ""),
+            None => {}
+        }
+        cx.release(source);
+        cx.keep_sources(1);
+        self.advance(cx);
+        None
+    }
+}
+
+/// Whether a socket is connected to itself (TCP's simultaneous open, RFC 9293, section 3.5).
+fn is_itself(socket: BorrowedFd<'_>) -> bool {
+    let local = rustix::net::getsockname(socket).ok();
+    let peer = rustix::net::getpeername(socket).ok().flatten();
+    let internet = |name| SocketAddr::try_from(name).ok();
+    let local = local.and_then(internet);
+    local.is_some() && local == peer.and_then(internet)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -135,5 +256,21 @@ mod tests {
         let mixed = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "[::3]:1"];
         let expected: Vec<_> = mixed.iter().map(parse).collect();
         assert_eq!(alternate(found.iter().map(parse)), expected);
+    }
+
+    #[test]
+    fn a_connection_to_its_own_port_is_known() {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        rustix::net::bind(&socket, &any).unwrap();
+        let own = rustix::net::getsockname(&socket).unwrap();
+        rustix::net::connect(&socket, &own).unwrap();
+        assert!(is_itself(socket.as_fd()));
+
+        let listener = std::net::TcpListener::bind(any).unwrap();
+        let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!is_itself(other.as_fd()));
+        let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!is_itself(unix.as_fd()));
     }
 }

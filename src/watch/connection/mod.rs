@@ -2,33 +2,34 @@
 //!
 //! A connection by name is resolved on the blocking pool, then its addresses are tried
 //! as in RFC 8305 (Happy Eyeballs): families alternate, and the next address gets its
-//! chance when one fails or 250 ms after the one before.
+//! chance when one fails or 250 ms after the one before, however many are pending.
+//!
+//! An end from outside is an orderly close: what was taken is sent, then the end, and the
+//! connection [lingers](linger) so that nothing of it is lost. Only an abort resets.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::io::Errno;
 use rustix::net::Shutdown;
 
-use self::attempts::{ATTEMPTS_AT_ONCE, Attempts, resolve};
+use self::attempts::Attempts;
+use self::linger::Linger;
 use super::address::{self, UnixName};
 use super::transport::{Ended, Incoming, Outgoing};
 use super::{Context, Need, Notice, Taken, Teardown, Watch};
 use crate::clock::nanos;
 use crate::driver::{Claim, Done, Lane, Nonblocking, SourceId};
-use crate::error::{Error, Result, SystemError};
+use crate::error::{Error, Result};
 use crate::event::{CloseReason, Connected, Eof, Kind, Stream};
 use crate::proto;
 
 mod attempts;
+mod linger;
 
 const IN: Lane = Lane(0);
 const OUT: Lane = Lane(1);
-/// Attempts to connect take the lanes from here on.
-const ATTEMPT: u8 = 2;
 
 /// How a connection behaves once it is there.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,21 +70,8 @@ pub struct ConnectionOrder {
 }
 
 impl ConnectionOrder {
-    /// What the watch takes.
-    #[must_use]
-    pub const fn need(&self) -> Need {
-        Self::need_of(match self.target {
-            Target::Tcp { .. } => ATTEMPTS_AT_ONCE,
-            Target::Unix(_) | Target::Adopted(_) => 1,
-        })
-    }
-
-    /// What a connection with so many sources takes: it also tells that it is connected, and
-    /// of the end of file.
-    #[must_use]
-    pub const fn need_of(sources: usize) -> Need {
-        Need::sources(sources).and_events(2)
-    }
+    /// What the watch takes: it also tells that it is connected, and of the end of file.
+    pub const NEED: Need = Need::sources(1).and_events(2);
 
     /// The watch.
     #[must_use]
@@ -115,7 +103,12 @@ struct Streams {
     output: Outgoing,
     /// shutdown(2) of the outgoing direction was called.
     shut: bool,
+    /// It closes in order.
+    linger: Option<Linger>,
 }
+
+/// Operations that were told to end, and on what.
+type Ends = Vec<(Lane, SourceId)>;
 
 #[derive(Debug)]
 struct Connection {
@@ -127,7 +120,7 @@ struct Connection {
     /// Not to be read for want of room.
     held: bool,
     /// Attempts that another one beat.
-    losers: Vec<(Lane, SourceId)>,
+    losers: Ends,
 }
 
 impl Connection {
@@ -144,36 +137,26 @@ impl Connection {
     }
 
     fn connect(&mut self, cx: &mut Context<'_>, target: Target, timeout: Duration) {
-        let mut attempts = Attempts {
-            waiting: VecDeque::new(),
-            live: Vec::new(),
-            local: None,
-            next_lane: ATTEMPT,
-            deadline: cx.now.monotonic.saturating_add(nanos(timeout)),
-            resolving: false,
-            error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
-        };
+        let deadline = cx.now.monotonic.saturating_add(nanos(timeout));
+        let mut attempts = Attempts::new(deadline, None);
         match target {
             Target::Adopted(claim) => {
                 self.opened(cx, claim.fd, claim.mode);
                 return;
             }
             Target::Unix(name) => match name.kernel() {
-                Ok(kernel) => attempts.waiting.push_back(kernel.into()),
+                Ok(kernel) => attempts.add(kernel),
                 Err(errno) => cx.fail(errno, "connect"),
             },
             Target::Tcp { host, port, local } => {
-                attempts.local = local;
-                if let Ok(ip) = host.parse::<IpAddr>() {
-                    attempts.waiting.push_back(SocketAddr::new(ip, port).into());
-                } else {
-                    attempts.resolving = true;
-                    attempts.error.step = "resolve";
-                    resolve(cx, host, port);
+                attempts = Attempts::new(deadline, local);
+                match host.parse::<IpAddr>() {
+                    Ok(ip) => attempts.add(SocketAddr::new(ip, port)),
+                    Err(_) => attempts.resolve(cx, host, port),
                 }
             }
         }
-        attempts.advance(cx, false);
+        attempts.advance(cx);
         self.phase = Phase::Connecting(attempts);
     }
 
@@ -200,6 +183,7 @@ impl Connection {
             input,
             output: Outgoing::new(OUT, source),
             shut: false,
+            linger: None,
         });
     }
 
@@ -208,6 +192,10 @@ impl Connection {
         let Phase::Open(streams) = &mut self.phase else {
             return;
         };
+        if cx.is_closing() && streams.linger.is_none() {
+            // Aborted, broken, or taken: the socket is left as it is.
+            return;
+        }
         if streams.input.ended && !self.options.keep_half_open {
             streams.output.eof = true;
         }
@@ -221,9 +209,41 @@ impl Connection {
                 let _ = rustix::net::shutdown(fd, Shutdown::Write);
             }
         }
-        if streams.input.ended {
-            cx.close(CloseReason::Completed);
+        match &streams.linger {
+            None if streams.input.ended => cx.close(CloseReason::Completed),
+            Some(linger) if linger.peer_ended => cx.finish(),
+            _ => {}
         }
+    }
+
+    fn received(&mut self, cx: &mut Context<'_>, done: Done) {
+        let Phase::Open(streams) = &mut self.phase else {
+            return;
+        };
+        let source = streams.input.source;
+        match (done, &mut streams.linger) {
+            (Done::Ready(found), Some(linger)) => linger.ready(cx, source, found),
+            (done, linger) => match streams.input.complete(cx, done) {
+                Some(Ended::Eof) => {
+                    let offset = streams.input.offset;
+                    cx.emit(Kind::Eof(Eof { offset }));
+                    if let Some(linger) = linger {
+                        linger.peer_ended = true;
+                    }
+                }
+                Some(Ended::Failed(errno)) => {
+                    cx.fail(errno, "read");
+                    cx.finish();
+                }
+                Some(Ended::Cancelled) => {
+                    if let Some(linger) = linger {
+                        linger.listen(cx, source);
+                    }
+                }
+                None => return,
+            },
+        }
+        self.settle(cx);
     }
 }
 
@@ -239,40 +259,16 @@ impl Watch for Connection {
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
         match &mut self.phase {
             Phase::Connecting(attempts) => {
-                let Some(at) = attempts.live.iter().position(|(l, _)| *l == lane) else {
-                    return;
-                };
-                let (_, source) = attempts.live.swap_remove(at);
-                match done {
-                    Done::Connected if !cx.is_closing() => {
-                        self.losers = std::mem::take(&mut attempts.live);
-                        for (loser, _) in &self.losers {
-                            cx.cancel(*loser);
-                        }
-                        self.open(cx, source);
-                    }
-                    Done::Failed(errno) => {
-                        attempts.error = SystemError::new(errno, "connect", "");
-                        cx.release(source);
-                        attempts.advance(cx, true);
-                    }
-                    _ => cx.release(source),
+                if let Some((source, losers)) = attempts.complete(cx, lane, &done) {
+                    self.losers = losers;
+                    self.open(cx, source);
                 }
             }
-            Phase::Open(streams) if lane == IN => {
-                match streams.input.complete(cx, done) {
-                    Some(Ended::Eof) => {
-                        let offset = streams.input.offset;
-                        cx.emit(Kind::Eof(Eof { offset }));
-                    }
-                    Some(Ended::Failed(errno)) => cx.fail(errno, "read"),
-                    Some(Ended::Cancelled) | None => return,
-                }
-                self.settle(cx);
-            }
+            Phase::Open(_) if lane == IN => self.received(cx, done),
             Phase::Open(streams) if lane == OUT => {
                 if let Err(errno) = streams.output.complete(cx, &done) {
                     cx.fail(errno, "write");
+                    cx.finish();
                 }
                 self.settle(cx);
             }
@@ -280,44 +276,65 @@ impl Watch for Connection {
             _ => {
                 if let Some(at) = self.losers.iter().position(|(l, _)| *l == lane) {
                     cx.release(self.losers.swap_remove(at).1);
+                    cx.keep_sources(1);
                 }
             }
         }
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        if let Phase::Connecting(attempts) = &mut self.phase {
-            attempts.advance(cx, true);
+        match &mut self.phase {
+            Phase::Connecting(attempts) => attempts.advance(cx),
+            Phase::Open(streams) => {
+                let sent = streams.output.is_finished();
+                if let Some(linger) = &mut streams.linger
+                    && linger.is_over(cx, streams.input.source, sent)
+                {
+                    cx.finish();
+                }
+            }
+            _ => {}
         }
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
-        let (Phase::Connecting(attempts), Notice::Resolved(found)) = (&mut self.phase, notice)
-        else {
-            return;
-        };
-        attempts.resolving = false;
-        attempts.error.step = "connect";
-        match found {
-            Ok(addresses) => attempts
-                .waiting
-                .extend(addresses.into_iter().map(Into::into)),
-            Err(error) => attempts.error = error,
+        if let (Phase::Connecting(attempts), Notice::Resolved(found)) = (&mut self.phase, notice) {
+            attempts.resolved(cx, found);
         }
-        attempts.advance(cx, false);
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
         cx.clear_alarm();
-        Teardown::Now
+        let (Phase::Open(streams), Some(deadline)) = (&mut self.phase, cx.linger()) else {
+            return Teardown::Now;
+        };
+        let source = streams.input.source;
+        streams.output.eof = true;
+        if streams.output.is_finished() && linger::is_idle(cx, source) {
+            return Teardown::Now;
+        }
+        let mut linger = Linger::until(deadline, streams.input.ended);
+        if !streams.input.ended && !streams.input.end(cx) {
+            streams.input.ended = true;
+            linger.listen(cx, source);
+        }
+        if linger.is_over(cx, source, false) {
+            return Teardown::Now;
+        }
+        streams.linger = Some(linger);
+        self.settle(cx);
+        Teardown::Later
     }
 
-    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+    fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.connected = false;
-        match &self.phase {
-            Phase::Open(streams) => streams.output.buffered(),
-            _ => 0,
+        let Phase::Open(streams) = &self.phase else {
+            return 0;
+        };
+        if cx.ends_in_order() {
+            linger::drop_unread(cx, streams.input.source);
         }
+        streams.output.buffered()
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
@@ -339,6 +356,8 @@ impl Watch for Connection {
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         match &mut self.phase {
+            // What comes in is dropped, which takes no room.
+            Phase::Open(streams) if streams.linger.is_some() => false,
             Phase::Open(streams) => streams.input.hold(cx, hold),
             _ => false,
         }
@@ -354,6 +373,17 @@ impl Watch for Connection {
 
     fn can_abort(&self) -> bool {
         true
+    }
+
+    fn abort(&mut self, cx: &mut Context<'_>) {
+        if let Phase::Open(streams) = &self.phase
+            && let Some(fd) = cx.fd(streams.input.source)
+        {
+            // Closed with no time to linger, it is reset (socket(7), SO_LINGER). Only TCP can be.
+            let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+        }
+        cx.close(CloseReason::Aborted);
+        cx.finish();
     }
 
     fn status(&self) -> Option<proto::watch::Status> {
