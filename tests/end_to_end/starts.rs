@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
+use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -25,7 +26,8 @@ const CALLERS: usize = 100;
 
 struct Load {
     over: Arc<AtomicBool>,
-    callers: JoinSet<usize>,
+    refused: Arc<AtomicUsize>,
+    callers: JoinSet<()>,
 }
 
 impl Load {
@@ -50,30 +52,46 @@ impl Load {
                 .unwrap();
         }
         let over = Arc::new(AtomicBool::new(false));
+        let refused = Arc::new(AtomicUsize::new(0));
         let mut callers = JoinSet::new();
         for _ in 0..CALLERS {
             let mut watches = scene.daemon.watches();
-            let over = Arc::clone(&over);
+            let (over, refused) = (Arc::clone(&over), Arc::clone(&refused));
             let request = ListWatchesRequest {
                 r#loop: Some(scene.target.clone()),
                 labels: [("no".to_owned(), "such".to_owned())].into(),
                 ..ListWatchesRequest::default()
             };
             callers.spawn(async move {
-                let mut refused = 0;
                 while !over.load(Ordering::Relaxed) {
-                    refused += usize::from(watches.list_watches(request.clone()).await.is_err());
+                    match watches.list_watches(request.clone()).await {
+                        Ok(_) => {}
+                        Err(status) if refusal(&status).reason == "MAILBOX_FULL" => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // The daemon ends.
+                        Err(_) => break,
+                    }
                 }
-                refused
             });
         }
-        Self { over, callers }
+        let load = Self {
+            over,
+            refused,
+            callers,
+        };
+        within("the mailbox to be full", async {
+            while load.refused.load(Ordering::Relaxed) < CALLERS {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        load
     }
 
-    /// How many calls were refused.
-    async fn end(self) -> usize {
+    async fn end(self) {
         self.over.store(true, Ordering::Relaxed);
-        self.callers.join_all().await.into_iter().sum()
+        self.callers.join_all().await;
     }
 }
 
@@ -175,7 +193,7 @@ async fn runs_and_repeats_under_load_start_each_child_once() {
     while let Some(call) = calls.join_next().await {
         call.unwrap();
     }
-    assert!(load.end().await > 0, "the mailbox was never full");
+    load.end().await;
     scene.settle().await;
     let started = |e: &&Event| matches!(e.kind, Some(Kind::Started(_)));
     let ids: Vec<u64> = scene
@@ -207,9 +225,19 @@ async fn a_switch_under_load_is_told() {
         let mut policies = scene.daemon.policies();
         policies.set_event_loop_policy(request).await.unwrap();
     }
-    assert!(load.end().await > 0, "the mailbox was never full");
+    load.end().await;
     scene.settle().await;
     let told = |e: &&Event| matches!(e.kind, Some(Kind::PolicyChanged(_)));
     assert_eq!(scene.recorder.recording.events().filter(told).count(), 4);
     scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_loop_under_load_closes_with_the_daemon() {
+    let mut scene = Scene::new(Daemon::start(CONFIG).await, "", "").await;
+    let load = Load::start(&scene).await;
+    scene.daemon.signal(Signal::SIGTERM);
+    assert_eq!(scene.daemon.ended().await, Some(0));
+    load.end().await;
+    assert!(!scene.daemon.log().contains("did not close"));
 }
