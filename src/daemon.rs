@@ -13,7 +13,8 @@ use nix::libc;
 use rustix::net::{SocketAddrUnix, SocketType};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -28,7 +29,7 @@ use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
-use crate::watch::{Attributes, Count, Services, TransportLimits};
+use crate::watch::{Attributes, Count, Services, Starters, TransportLimits};
 
 /// How long connections without a stream may take to close at the end.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
@@ -68,8 +69,8 @@ pub fn run(config: Config) -> Result<()> {
     let runtime = builder
         .enable_all()
         .thread_name("rpc")
-        // A thread has the slack of the one that made it, and a loop's is short: children are
-        // started on these, and inherit it (prctl(2), PR_SET_TIMERSLACK).
+        // A thread has the slack of the one that made it, and a loop's is short
+        // (prctl(2), PR_SET_TIMERSLACK).
         .on_thread_start(move || {
             let _ = rustix::thread::set_current_timer_slack(slack);
         })
@@ -190,10 +191,12 @@ fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
-fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Services {
+fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Result<Services> {
     let limits = &config.limits;
-    Services {
-        runtime: tokio::runtime::Handle::current(),
+    let runtime = Handle::current();
+    Ok(Services {
+        starters: Starters::start(config.children.spawn_threads, &runtime)?,
+        runtime,
         signals,
         transport: TransportLimits {
             read_size: limits.read_size,
@@ -210,8 +213,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Serv
         },
         children: Count::new("limits.children", limits.children),
         watches: Count::new("limits.watches", limits.watches),
-        preparing: Semaphore::new(config.children.spawn_threads),
-    }
+    })
 }
 
 fn identity(sockets: &Sockets) -> Result<Identity> {
@@ -233,7 +235,7 @@ async fn serve(config: Config, allowed: &[i32], file_limit: Limit) -> Result<()>
     let hub = SignalHub::start(allowed)?;
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let services = Arc::new(services(&config, hub, file_limit));
+    let services = Arc::new(services(&config, hub, file_limit)?);
     let registry = Registry::new(Arc::clone(&config), services, memory)?;
     registry.start_configured()?;
     let slots = Slots::new(config.limits.slots, SLOT_TTL);

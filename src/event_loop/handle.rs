@@ -295,19 +295,16 @@ impl Handle {
         ticket: Ticket,
     ) -> Result<Added> {
         let services = Arc::clone(&self.services);
-        let permit = self.services.preparing.acquire().await;
         let (reply, answer) = Reply::new();
-        let job = self.services.runtime.spawn_blocking(move || {
+        let job = move || {
             let watch = prepare(&services)?;
             ticket.complete(move |on, number| {
                 let registered = on.register(number, registration, watch);
                 on.reply(reply, registered);
             });
             Ok(())
-        });
-        let gone = |_| Error::Internal("the preparation was lost");
-        job.await.unwrap_or_else(|lost| Err(gone(lost)))?;
-        drop(permit);
+        };
+        self.services.starters.run(job).await??;
         self.hear(answer).await.map(Into::into)
     }
 

@@ -31,6 +31,7 @@ mod pipe;
 mod process;
 mod services;
 mod signal;
+mod starters;
 mod timer;
 mod transport;
 
@@ -43,6 +44,7 @@ pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{AtEnd, Attributes, ProcessOrder, Program, SignalTarget, Stdio};
 pub use services::{Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
+pub use starters::Starters;
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 
 /// What a watch takes of its loop's limits, set aside before it exists.
@@ -203,7 +205,7 @@ fn lacks(what: &str) -> Error {
 /// Makes a watch on its loop's thread, once room for it is set aside; must not block.
 pub type Build = Box<dyn FnOnce() -> Result<Box<dyn Watch>> + Send>;
 
-/// Makes a watch on the blocking pool, once room for it is set aside.
+/// Makes a watch on one of the [`Starters`], once room for it is set aside.
 pub type Prepare = Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>;
 
 /// A watch that is not on a loop yet.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use super::{Attributes, Notice};
+use super::{Attributes, Notice, Starters};
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
@@ -54,8 +54,8 @@ pub struct Services {
     pub children: Arc<Count>,
     /// Watches of all loops, and how many there may be.
     pub watches: Arc<Count>,
-    /// Registrations whose blocking part runs at once.
-    pub preparing: tokio::sync::Semaphore,
+    /// Where the blocking part of registrations runs.
+    pub starters: Starters,
 }
 
 /// A count with a bound.
