@@ -29,7 +29,9 @@ use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
-use crate::watch::{Attributes, Count, Services, Starters, TransportLimits};
+use crate::watch::{
+    Attributes, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits, reap_strangers,
+};
 
 /// How long connections without a stream may take to close at the end.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
@@ -76,7 +78,14 @@ pub fn run(config: Config) -> Result<()> {
         })
         .build()
         .map_err(|error| SystemError::from_io(&error, "runtime", ""))?;
-    let result = runtime.block_on(serve(config, &allowed, file_limit));
+    let result = runtime.block_on(async {
+        let hub = SignalHub::start(&allowed)?;
+        tokio::select! {
+            ended = serve(config, Arc::clone(&hub), file_limit) => ended,
+            // Here, as it has to be on the main thread.
+            never = reap_strangers(&hub) => match never {},
+        }
+    });
     runtime.shutdown_timeout(LAST_WAIT);
     result
 }
@@ -192,10 +201,17 @@ fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
 }
 
 fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Result<Services> {
-    let limits = &config.limits;
+    let (limits, children) = (&config.limits, &config.children);
     let runtime = Handle::current();
+    let drain = DrainLimits {
+        pipes: children.drained_pipes,
+        bytes: children.drain_bytes,
+        time: children.drain_time,
+    };
     Ok(Services {
-        starters: Starters::start(config.children.spawn_threads, &runtime)?,
+        reaper: Reaper::new(runtime.clone(), limits.children),
+        drain: Drain::new(runtime.clone(), drain),
+        starters: Starters::start(children.spawn_threads, &runtime)?,
         runtime,
         signals,
         transport: TransportLimits {
@@ -204,9 +220,9 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
             high_water: limits.write_high_water,
             close_linger: limits.close_linger,
         },
-        pipe_grace: config.children.pipe_grace,
-        kill_grace: config.children.kill_grace,
-        configured: Attributes::from(&config.children),
+        pipe_grace: children.pipe_grace,
+        kill_grace: children.kill_grace,
+        configured: Attributes::from(children),
         own: Attributes {
             limits: [(Resource::NOFILE, file_limit)].into(),
             ..Attributes::default()
@@ -229,10 +245,9 @@ fn identity(sockets: &Sockets) -> Result<Identity> {
     })
 }
 
-async fn serve(config: Config, allowed: &[i32], file_limit: Limit) -> Result<()> {
+async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result<()> {
     let config = Arc::new(config);
     let sockets = Sockets::open(&config)?;
-    let hub = SignalHub::start(allowed)?;
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
     let services = Arc::new(services(&config, hub, file_limit)?);

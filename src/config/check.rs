@@ -136,7 +136,14 @@ fn children(children: &Children) -> Result<(), Finding> {
             OOM_SCORE_ADJ.1,
         )?;
     }
-    Ok(())
+    number(
+        "children.drained_pipes",
+        children.drained_pipes,
+        0,
+        1_000_000,
+    )?;
+    size("children.drain_bytes", children.drain_bytes, 0, SIZE_MAX)?;
+    duration("children.drain_time", children.drain_time, YEAR)
 }
 
 fn signals(allow: &[String]) -> Result<(), Finding> {

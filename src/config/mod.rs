@@ -121,7 +121,7 @@ pub struct Limits {
     pub loops: usize,
     /// Watches over all loops, 1 to 10,000,000.
     pub watches: usize,
-    /// Children that run, 1 to 1,000,000.
+    /// Children that run, 1 to 1,000,000; those included that were kept when their watch ended.
     pub children: usize,
     /// Subscribe, Attach and Run streams, 1 to 1,000,000.
     pub streams: usize,
@@ -196,7 +196,7 @@ pub struct Children {
     /// Between SIGTERM and SIGKILL, at most 1 h.
     #[serde(with = "units::duration")]
     pub kill_grace: Duration,
-    /// Threads that start children, 1 to 64.
+    /// Threads that start children, 1 to 64. They last as long as the daemon.
     pub spawn_threads: usize,
     /// Permissions that files of children do not get, at most 0777. None: as whoever asks, or the daemon.
     #[serde(with = "units::optional_mode")]
@@ -207,6 +207,15 @@ pub struct Children {
     pub oom_score_adj: Option<i32>,
     /// Limits of setrlimit(2). What is not there is as whoever asks has it, or the daemon.
     pub limits: BTreeMap<Resource, Limit>,
+    /// Pipes of ended watches that others still hold, at most 1,000,000: what comes over them is
+    /// read and discarded. What is beyond is closed, and its writers get SIGPIPE.
+    pub drained_pipes: usize,
+    /// Bytes discarded of one such pipe before it is closed, at most 1 TiB.
+    #[serde(with = "units::size")]
+    pub drain_bytes: u64,
+    /// How long one such pipe is read before it is closed, at most 365 days.
+    #[serde(with = "units::duration")]
+    pub drain_time: Duration,
 }
 
 impl Default for Children {
@@ -219,6 +228,9 @@ impl Default for Children {
             nice: None,
             oom_score_adj: None,
             limits: BTreeMap::new(),
+            drained_pipes: 4096,
+            drain_bytes: 1 << 30,
+            drain_time: Duration::from_secs(24 * 3600),
         }
     }
 }

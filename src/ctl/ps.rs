@@ -12,7 +12,9 @@ use crate::proto::{ListWatchesRequest, Watch, watch as watch_message};
 pub(super) const EXAMPLES: &str = "Example:
   evloopctl ps
 
-Finished processes are shown until `evloopctl rm NAME`, or until their time is up.";
+Finished processes are shown until `evloopctl rm NAME`, or until their time is up.
+A process is `stopped` after SIGSTOP or SIGTSTP, until SIGCONT. One that is `ended, not told yet`
+is on a stopped loop, which tells how it ended once it runs (`evloopctl loop run`).";
 
 /// Options of `ps`.
 #[derive(Debug, Args)]

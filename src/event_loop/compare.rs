@@ -61,7 +61,8 @@ fn process(a: &ProcessSpec, b: &ProcessSpec) -> Option<&'static str> {
             limits,
             nice,
             oom_score_adj,
-            inherited_attributes
+            inherited_attributes,
+            after_grace
         ]
     )
 }

@@ -427,11 +427,17 @@ impl EventLoop {
     fn received(&mut self, message: Message) {
         match message {
             Message::Command(command) | Message::Internal(command) => command(self),
-            Message::Notice(key, notice) if self.is_polled() => self.notice(key, notice),
+            Message::Notice(key, notice) if self.hears(key) => self.notice(key, notice),
             // What sources have to tell waits until they are polled again.
             Message::Notice(key, notice) => self.held.push((key, notice)),
             Message::ClientEnded(process) => self.client_ended(process),
         }
+    }
+
+    /// Whether a watch is told of what was done elsewhere: also on a stopped loop if it ends.
+    fn hears(&self, key: Key) -> bool {
+        let closing = |slot| self.records[slot].closing;
+        self.is_polled() || self.slot(key).is_some_and(closing)
     }
 
     fn notice(&mut self, key: Key, notice: Notice) {

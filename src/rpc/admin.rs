@@ -52,6 +52,9 @@ impl AdminService for Api {
             open_fds: usage.open_fds,
             max_fds: usage.max_fds,
             rss_bytes: usage.rss_bytes,
+            children_kept: small(services.reaper.kept()),
+            drained_pipes: small(services.drain.pipes()),
+            drained_bytes: services.drain.discarded(),
         }))
     }
 

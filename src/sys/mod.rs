@@ -22,7 +22,7 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     Ok(result)
 }
 
-/// A child that was waited for: how it ended, and what it used.
+/// A child that has ended: how, and what it used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waited {
     /// `CLD_EXITED`, `CLD_KILLED` or `CLD_DUMPED`.
@@ -33,33 +33,70 @@ pub(crate) struct Waited {
     pub(crate) usage: libc::rusage,
 }
 
-/// waitid(2) of the child that a pidfd names; `None` if it has not ended and `block` is false.
+/// How a child is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ChildState {
+    Running,
+    /// By SIGSTOP or another of its kind, until SIGCONT.
+    Stopped,
+    Ended(Waited),
+}
+
+/// waitid(2) that waits for nothing and leaves the child as it is: who asks again is answered
+/// again.
 ///
 /// # Errors
-/// ECHILD if it is no child, or was waited for already.
-pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Result<Option<Waited>, Errno> {
+/// ECHILD if it is no child, or was reaped.
+pub(crate) fn child_state(pidfd: BorrowedFd<'_>) -> Result<ChildState, Errno> {
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    let waited = waitid(libc::P_PIDFD, pidfd.as_raw_fd(), options)?;
+    Ok(match waited {
+        None => ChildState::Running,
+        Some(Waited { code, .. }) if code == libc::CLD_STOPPED => ChildState::Stopped,
+        Some(waited) => ChildState::Ended(waited),
+    })
+}
+
+/// Reaps the child that a pidfd names; false if it has not ended.
+///
+/// # Errors
+/// ECHILD if it is no child, or was reaped.
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let options = libc::WEXITED | libc::WNOHANG;
+    waitid(libc::P_PIDFD, pidfd.as_raw_fd(), options).map(|waited| waited.is_some())
+}
+
+/// Reaps one child of the calling thread alone (`__WNOTHREAD`), whichever has ended; false if
+/// none has. Children that other threads of the process started are not touched.
+///
+/// # Errors
+/// ECHILD if the thread has none.
+pub(crate) fn reap_own() -> Result<bool, Errno> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WNOTHREAD | libc::__WALL;
+    waitid(libc::P_ALL, 0, options).map(|waited| waited.is_some())
+}
+
+/// waitid(2) with WNOHANG among its options; `None`: there is nothing to tell.
+fn waitid(
+    kind: libc::idtype_t,
+    id: libc::c_int,
+    options: libc::c_int,
+) -> Result<Option<Waited>, Errno> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    let options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
-    loop {
-        // SAFETY: both pointers are valid for writes of their types for the whole
-        // call; the system call, unlike glibc's wrapper, takes the rusage.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_waitid,
-                libc::P_PIDFD,
-                pidfd.as_raw_fd(),
-                info.as_mut_ptr(),
-                options,
-                usage.as_mut_ptr(),
-            )
-        };
-        match check(result) {
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-            Ok(_) => break,
-        }
-    }
+    // SAFETY: both pointers are valid for writes of their types for the whole call; the system
+    // call, unlike glibc's wrapper, takes the rusage.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            kind,
+            id,
+            info.as_mut_ptr(),
+            options,
+            usage.as_mut_ptr(),
+        )
+    };
+    check(result)?;
     // SAFETY: all-zero bytes are a valid siginfo_t and a valid rusage, and the kernel
     // wrote over them whole fields only.
     let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };

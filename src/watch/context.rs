@@ -271,10 +271,15 @@ impl Context<'_> {
 
     /// Takes a source without live operations out of the driver and closes it.
     pub fn release(&mut self, source: SourceId) {
-        self.seat.sources.retain(|s| *s != source);
-        if let Some(fd) = self.driver.detach(source) {
+        if let Some(fd) = self.take(source) {
             self.services.close(fd);
         }
+    }
+
+    /// Takes a source without live operations out of the driver, open.
+    pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
+        self.seat.sources.retain(|s| *s != source);
+        self.driver.detach(source)
     }
 
     /// The file descriptor of a source, to ask it things.

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::driver::{Done, Lane};
 use crate::error::{Error, Result};
-use crate::event::{CloseReason, Exited};
+use crate::event::CloseReason;
 use crate::proto;
 
 pub mod address;
@@ -41,7 +41,10 @@ pub use fd::FdOrder;
 pub(crate) use listener::ACCEPTED;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
-pub use process::{AtEnd, Attributes, ProcessOrder, Program, SignalTarget, Stdio};
+pub use process::{
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,
+    Stdio, reap_strangers,
+};
 pub use services::{Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use starters::Starters;
@@ -78,10 +81,12 @@ impl Need {
 pub enum Notice {
     /// A name was resolved.
     Resolved(std::result::Result<Vec<std::net::SocketAddr>, crate::error::SystemError>),
-    /// The child was waited for on a thread of its own.
-    ChildExited(Exited),
+    /// The child has ended, a thread of its own says.
+    ChildEnded,
     /// Some child of the daemon ended (SIGCHLD).
     ChildSignal,
+    /// The child was killed while the loop was stopped, and its end waited for.
+    ChildKilled,
     /// Watched signals came.
     Signals(Arc<signal::Inbox>),
 }

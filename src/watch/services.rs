@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
+use super::process::{Drain, Reaper};
 use super::{Attributes, Notice, Starters};
 use crate::driver::Key;
 use crate::error::{Error, Result};
@@ -54,6 +55,10 @@ pub struct Services {
     pub children: Arc<Count>,
     /// Watches of all loops, and how many there may be.
     pub watches: Arc<Count>,
+    /// Who reaps children that were let go.
+    pub reaper: Reaper,
+    /// Who reads the pipes of watches that have ended.
+    pub drain: Arc<Drain>,
     /// Where the blocking part of registrations runs.
     pub starters: Starters,
 }

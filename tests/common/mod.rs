@@ -16,7 +16,9 @@ use evloopd::proto::policy_service_client::PolicyServiceClient;
 use evloopd::proto::process_service_client::ProcessServiceClient;
 use evloopd::proto::transport_service_client::TransportServiceClient;
 use evloopd::proto::watch_service_client::WatchServiceClient;
-use evloopd::proto::{GetServerInfoRequest, GetServerInfoResponse};
+use evloopd::proto::{
+    GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse,
+};
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -126,6 +128,21 @@ impl Daemon {
     pub(crate) async fn info(&self) -> GetServerInfoResponse {
         let answer = self.admin().get_server_info(GetServerInfoRequest {}).await;
         answer.unwrap().into_inner()
+    }
+
+    pub(crate) async fn status(&self) -> GetStatusResponse {
+        let answer = self.admin().get_status(GetStatusRequest {}).await;
+        answer.unwrap().into_inner()
+    }
+
+    /// Waits until the daemon is as wanted.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&GetStatusResponse) -> bool) {
+        within(what, async {
+            while !wanted(&self.status().await) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     pub(crate) async fn handover(&self) -> Handover {

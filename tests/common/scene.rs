@@ -5,7 +5,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use tonic::Status;
 
-use super::{Daemon, Recorder, by_id, loop_named};
+use super::{Daemon, Recorder, by_id, loop_named, within};
 
 /// One loop of a daemon, everything on it recorded from the start.
 pub(crate) struct Scene {
@@ -98,6 +98,48 @@ impl Scene {
         answer.into_inner().r#loop.expect("the loop").open_watches
     }
 
+    /// How a child is.
+    pub(crate) async fn process(&self, watch_id: u64) -> ProcessStatus {
+        match self.get(watch_id).await.status {
+            Some(watch::Status::Process(status)) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the child is as wanted.
+    pub(crate) async fn process_until(
+        &self,
+        watch_id: u64,
+        what: &str,
+        wanted: impl Fn(&ProcessStatus) -> bool,
+    ) {
+        within(what, async {
+            while !wanted(&self.process(watch_id).await) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// Stops the loop.
+    pub(crate) async fn stop(&self) -> u64 {
+        let request = StopLoopRequest {
+            r#loop: Some(self.target.clone()),
+            ..StopLoopRequest::default()
+        };
+        let answer = self.daemon.loops().stop_loop(request).await.unwrap();
+        answer.into_inner().cursor.expect("its last event").seq
+    }
+
+    /// Lets the loop run.
+    pub(crate) async fn run(&self) {
+        let request = RunLoopRequest {
+            r#loop: Some(self.target.clone()),
+            ..RunLoopRequest::default()
+        };
+        self.daemon.loops().run_loop(request).await.unwrap();
+    }
+
     pub(crate) async fn rearm(&self, item: RearmItem) -> bool {
         let request = RearmRequest {
             r#loop: Some(self.target.clone()),
@@ -163,6 +205,14 @@ impl Scene {
     pub(crate) async fn closed(&mut self, watch_id: u64) -> Closed {
         match self.recorder.first(watch_id, "closed").await.kind {
             Some(event::Kind::Closed(closed)) => closed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for a child's start; its process id.
+    pub(crate) async fn started(&mut self, watch_id: u64) -> i32 {
+        match self.recorder.first(watch_id, "started").await.kind {
+            Some(event::Kind::Started(started)) => started.pid,
             other => panic!("{other:?}"),
         }
     }

@@ -28,7 +28,7 @@ on_each_backend!(
     what_is_no_fifo_is_refused,
 );
 
-fn fifo(scene: &Scene) -> PathBuf {
+pub(crate) fn fifo(scene: &Scene) -> PathBuf {
     let path = scene.daemon.dir.path().join("fifo");
     rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     path

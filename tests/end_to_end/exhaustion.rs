@@ -4,15 +4,20 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use evloopd::proto::batch_add_watches_result::Result as Item;
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::common::{Daemon, Scene, exec, never, reader, refusal, refused, shell, tcp_listener};
+use crate::common::{
+    Daemon, Scene, exec, millis, never, reader, refusal, refused, shell, tcp_listener, within,
+};
 
 fn item(spec: Spec) -> AddWatchRequest {
     AddWatchRequest {
@@ -244,5 +249,101 @@ max_watches = 3
     let full = scene.daemon.events().subscribe(subscribe()).await.map(drop);
     let full = refused(full, Code::ResourceExhausted, "LIMIT");
     assert_eq!(full.word("limit"), "limits.streams");
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn kept_children_take_their_places_and_no_threads() {
+    const KEPT: u32 = 30;
+    let config = format!(
+        "[limits]\nchildren = {KEPT}\n[policy.thread]\nextends = \"default\"\n\
+         child_watcher = \"thread\"\n"
+    );
+    for policy in ["", "thread"] {
+        let mut scene = Scene::new(Daemon::start(&config).await, policy, "").await;
+        let tasks = format!("/proc/{}/task", scene.daemon.pid());
+        let threads = || std::fs::read_dir(&tasks).unwrap().count();
+        let before = threads();
+        let kept = || ProcessSpec {
+            at_end: AtEnd::Keep.into(),
+            ..exec(&["sleep", "3600"])
+        };
+        let mut pids = Vec::new();
+        for _ in 0..KEPT {
+            let id = scene.spawn(kept()).await;
+            pids.push(Pid::from_raw(scene.started(id).await));
+            scene.remove(id).await;
+        }
+        let request = scene.request(Spec::Process(kept()));
+        let full = scene.try_add(request).await;
+        let full = refused(full, Code::ResourceExhausted, "LIMIT");
+        assert_eq!(full.word("limit"), "limits.children");
+        assert_eq!(scene.daemon.status().await.children_kept, KEPT);
+        within("the end of the last thread", async {
+            // A thread of the runtime's pool may have been started meanwhile.
+            while threads() > before + 10 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        for pid in pids {
+            kill(pid, Signal::SIGKILL).expect("it runs on");
+        }
+        let none = |s: &GetStatusResponse| (s.children, s.children_kept) == (0, 0);
+        scene.daemon.until("the end of all", none).await;
+        scene.spawn(exec(&["true"])).await;
+        scene.finish().await;
+    }
+}
+
+/// Writes without end to a pipe that its watch has let go of.
+fn flood() -> ProcessSpec {
+    ProcessSpec {
+        pipe_grace: Some(millis(0)),
+        stderr: Stdio::Null.into(),
+        ..shell("cat /dev/zero & exit 0")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_drained_pipe_is_read_slowly_and_no_further_than_its_bound() {
+    let config = "[children]\ndrain_bytes = \"4MiB\"\n";
+    let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
+    let id = scene.spawn(flood()).await;
+    scene.closed(id).await;
+    let started = std::time::Instant::now();
+    let bytes = |s: &GetStatusResponse| s.drained_bytes >= 4 << 20;
+    scene.daemon.until("all that may be read", bytes).await;
+    // A millisecond for each 64 KiB.
+    assert!(started.elapsed() >= Duration::from_millis((4 << 20) / (64 << 10) - 5));
+    let closed = |s: &GetStatusResponse| s.drained_pipes == 0;
+    scene.daemon.until("the end of its writer", closed).await;
+    assert!(scene.daemon.log().contains("(drain_bytes)"));
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn pipes_beyond_those_that_may_be_drained_are_closed() {
+    let config = "[children]\ndrained_pipes = 1\ndrain_time = \"1h\"\n";
+    let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
+    for _ in 0..3 {
+        let id = scene.spawn(flood()).await;
+        scene.closed(id).await;
+    }
+    assert_eq!(scene.daemon.status().await.drained_pipes, 1);
+    let refusals = scene.daemon.log();
+    assert_eq!(refusals.matches("children.drained_pipes").count(), 2);
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_drained_pipe_is_closed_when_its_time_is_over() {
+    let config = "[children]\ndrain_time = \"10ms\"\n";
+    let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
+    let id = scene.spawn(flood()).await;
+    scene.closed(id).await;
+    let closed = |s: &GetStatusResponse| s.drained_pipes == 0;
+    scene.daemon.until("the end of its writer", closed).await;
+    assert!(scene.daemon.log().contains("(drain_time)"));
     scene.finish().await;
 }

@@ -18,6 +18,7 @@ mod loops;
 mod polling;
 mod runs;
 mod starts;
+mod strangers;
 mod streams;
 mod unread;
 

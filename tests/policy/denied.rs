@@ -1,23 +1,52 @@
-//! A daemon that a seccomp filter really keeps from io_uring, as containers do.
+//! A daemon that a seccomp filter really keeps from io_uring, as containers do, or from what
+//! kernels before 6.9 do not have.
 
 use std::collections::BTreeMap;
 
 use evloopd::proto::*;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use nix::unistd::Pid;
+use rustix::fs::{CWD, FileType, Mode};
+use rustix::io::Errno;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use tonic::Code;
 
-use crate::common::{Daemon, command, directory, refused};
+use crate::common::{Daemon, Scene, command, directory, millis, refused, shell, within};
 
 /// Number of io_uring_setup(2), the same on every architecture.
 const IO_URING_SETUP: i64 = 425;
 
+/// Number of pidfd_send_signal(2), the same on every architecture.
+const PIDFD_SEND_SIGNAL: i64 = 424;
+/// Its flag to signal a group, since Linux 6.9.
+const PIDFD_SIGNAL_PROCESS_GROUP: u64 = 1 << 2;
+
 /// A daemon for which io_uring_setup(2) fails with `EPERM`.
 async fn denied(config: &str) -> Daemon {
-    let eperm = u32::try_from(rustix::io::Errno::PERM.raw_os_error()).unwrap();
+    without((IO_URING_SETUP, Vec::new()), Errno::PERM, config).await
+}
+
+/// A daemon whose kernel cannot signal a group by a pidfd.
+async fn before_6_9() -> Daemon {
+    let flag = SeccompCondition::new(
+        3,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        PIDFD_SIGNAL_PROCESS_GROUP,
+    );
+    let rule = SeccompRule::new(vec![flag.unwrap()]).unwrap();
+    without((PIDFD_SEND_SIGNAL, vec![rule]), Errno::INVAL, "").await
+}
+
+/// A daemon for which that system call fails.
+async fn without(call: (i64, Vec<SeccompRule>), errno: Errno, config: &str) -> Daemon {
+    let errno = u32::try_from(errno.raw_os_error()).unwrap();
     let filter = SeccompFilter::new(
-        BTreeMap::from([(IO_URING_SETUP, Vec::new())]),
+        BTreeMap::from([call]),
         SeccompAction::Allow,
-        SeccompAction::Errno(eperm),
+        SeccompAction::Errno(errno),
         std::env::consts::ARCH.try_into().unwrap(),
     );
     let program = BpfProgram::try_from(filter.unwrap()).unwrap();
@@ -71,4 +100,63 @@ async fn io_uring_that_is_denied_is_unavailable_and_the_cause_is_named() {
     }
     // The other class is not concerned.
     assert_eq!(make(&daemon, "", "").await.unwrap().backend, "epoll");
+}
+
+/// Leads a group with one more in it, which ends by nothing but SIGKILL and holds a FIFO open.
+fn with_a_stubborn_other(fifo: &std::path::Path, exit: &str) -> ProcessSpec {
+    let fifo = fifo.display();
+    let line = format!("(trap '' TERM; echo up; while :; do sleep 1; done) > {fifo} & {exit}");
+    ProcessSpec {
+        pipe_grace: Some(millis(50)),
+        ..shell(&line)
+    }
+}
+
+/// Opens the FIFO and waits until nobody writes to it any longer.
+async fn read_out(fifo: std::path::PathBuf) {
+    let read = tokio::task::spawn_blocking(|| std::fs::read(fifo).unwrap());
+    within("the end of the other", read).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_groups_by_pidfd_the_whole_group_ends_with_its_watch() {
+    // The leader is there until it is ended; it has ended itself, and is known to have.
+    for (exit, lasts) in [("wait", true), ("exit 7", false)] {
+        let mut scene = Scene::new(before_6_9().await, "", "").await;
+        let fifo = scene.daemon.dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let id = scene.spawn(with_a_stubborn_other(&fifo, exit)).await;
+        let pid = Pid::from_raw(scene.started(id).await);
+        let reading = tokio::spawn(read_out(fifo));
+        if !lasts {
+            scene.exited(id).await;
+        }
+        scene.remove(id).await;
+        reading.await.unwrap();
+        assert!(nix::sys::signal::kill(pid, None).is_err(), "it was reaped");
+        scene.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_groups_by_pidfd_a_group_is_signalled_by_its_number_while_that_is_its_own() {
+    let mut scene = Scene::new(before_6_9().await, "", "").await;
+    let spec = ProcessSpec {
+        after_grace: AfterGrace::KeepReading.into(),
+        ..shell("(trap 'echo seen; exit' USR1; echo up; while :; do sleep 0.05; done) & exit 7")
+    };
+    let id = scene.spawn(spec).await;
+    scene.recorder.first(id, "data").await;
+    scene.exited(id).await;
+    // The child has ended, and its number is not another's.
+    let leader = Pid::from_raw(scene.started(id).await);
+    nix::sys::signal::kill(leader, None).expect("it is not reaped yet");
+    scene.send_signal(id, "SIGUSR1", SignalTarget::Group).await;
+    scene.closed(id).await;
+    assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"up\nseen\n");
+    assert!(
+        nix::sys::signal::kill(leader, None).is_err(),
+        "it was reaped"
+    );
+    scene.finish().await;
 }

@@ -56,6 +56,8 @@ fn word_and_style(watch: &Watch) -> (String, Style) {
         let status = process.exited.as_ref().map(|exited| &exited.status);
         return match (status, watch.state()) {
             (None, WatchState::Closed) => ("lost".to_owned(), BAD),
+            (None, _) if process.ended_untold => ("ended, not told yet".to_owned(), NOTICE),
+            (None, _) if process.stopped => ("stopped".to_owned(), NOTICE),
             (None, WatchState::Closing) => ("ending".to_owned(), NOTICE),
             (None, _) => ("running".to_owned(), GOOD),
             (Some(Some(exited::Status::Code(_))), _) => ("exited".to_owned(), PLAIN),
@@ -189,6 +191,8 @@ fn status_json(status: &Status) -> (&'static str, Value) {
                 "stdin_bytes": s.stdin_bytes,
                 "stdout_bytes": s.stdout_bytes,
                 "stderr_bytes": s.stderr_bytes,
+                "stopped": s.stopped,
+                "ended_untold": s.ended_untold,
             });
             (
                 "process",
@@ -296,6 +300,8 @@ fn process(s: &ProcessSpec) -> Value {
     );
     let at_end = word(s.at_end().as_str_name(), "AT_END_");
     let value = with(value, "at_end", Some(at_end.into()));
+    let after_grace = word(s.after_grace().as_str_name(), "AFTER_GRACE_");
+    let value = with(value, "after_grace", Some(after_grace.into()));
     let value = with(
         value,
         "kill_grace",
@@ -381,5 +387,27 @@ mod tests {
         watch.source_pause = Some(pause);
         assert_eq!(state(&watch), ("running, paused".to_owned(), NOTICE));
         assert_eq!(json(&watch)["source_pause"]["reason"], "watch_share");
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_or_has_ended_untold_does_not_show_as_running() {
+        let shown = |stopped, ended_untold| {
+            let mut watch = Watch {
+                status: Some(Status::Process(ProcessStatus {
+                    stopped,
+                    ended_untold,
+                    ..ProcessStatus::default()
+                })),
+                ..Watch::default()
+            };
+            watch.set_state(WatchState::Open);
+            let process = &json(&watch)["process"];
+            assert_eq!(process["stopped"], stopped);
+            assert_eq!(process["ended_untold"], ended_untold);
+            state(&watch).0
+        };
+        assert_eq!(shown(false, false), "running");
+        assert_eq!(shown(true, false), "stopped");
+        assert_eq!(shown(false, true), "ended, not told yet");
     }
 }

@@ -11,7 +11,7 @@ use crate::config::{ChildWatcher, Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MA
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
-use crate::watch::{AtEnd, Attributes, Order, ProcessOrder, Program, Stdio};
+use crate::watch::{AfterGrace, AtEnd, Attributes, Order, ProcessOrder, Program, Stdio};
 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
@@ -55,6 +55,16 @@ impl Checks<'_> {
                     return Err(Error::invalid(
                         "spec.process.at_end",
                         "must be KILL_TREE or KEEP",
+                    ));
+                }
+            },
+            after_grace: match proto::AfterGrace::try_from(process.after_grace) {
+                Ok(proto::AfterGrace::Unspecified | proto::AfterGrace::Drain) => AfterGrace::Drain,
+                Ok(proto::AfterGrace::KeepReading) => AfterGrace::KeepReading,
+                Err(_) => {
+                    return Err(Error::invalid(
+                        "spec.process.after_grace",
+                        "must be DRAIN or KEEP_READING",
                     ));
                 }
             },

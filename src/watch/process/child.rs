@@ -1,38 +1,156 @@
-//! One child: the only place that signals and reaps it.
+//! One child: the only place that signals it, and with [`super::reaper`] the only one that
+//! reaps it. Whoever notices its end has it looked at here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
 use rustix::io::Errno;
 
+use super::reaper::Reaper;
+use crate::error::{Error, Result, SystemError};
 use crate::event::Exited;
 use crate::proto::{ResourceUsage, exited::Status};
-use crate::sys::{self, Waited};
+use crate::sys::{self, ChildState, Waited};
+use crate::watch::services::Permit;
 
-/// Reaps the child if it has ended.
-///
-/// Never waits for any other process: the pidfd names this one.
-pub(super) fn reap(pidfd: BorrowedFd<'_>) -> Option<Exited> {
-    match sys::wait_pidfd(pidfd, false) {
-        Ok(waited) => waited.map(|waited| describe(&waited)),
-        Err(errno) => Some(unknown(errno)),
+/// How a child is, as the kernel says.
+#[derive(Debug)]
+pub(super) enum State {
+    Running,
+    Stopped,
+    Ended(Exited),
+}
+
+/// A child of the daemon, until it is reaped. One that is dropped before is killed with its group
+/// and reaped elsewhere: a failed registration leaves nothing.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: i32,
+    /// Present until it is let go.
+    pidfd: Option<OwnedFd>,
+    /// Its group can be signalled by its number only (before Linux 6.9). The number is its own
+    /// until it is reaped, and may be another's after.
+    by_number: bool,
+    reaped: bool,
+    /// One of `limits.children`, until it is reaped.
+    permit: Option<Permit>,
+    reaper: Reaper,
+}
+
+impl Child {
+    /// Of a child that nobody has waited for, and that leads a process group.
+    pub(super) fn new(pid: i32, pidfd: OwnedFd, permit: Permit, reaper: &Reaper) -> Self {
+        // Signal 0 asks only.
+        let by_number = sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
+        Self {
+            pid,
+            pidfd: Some(pidfd),
+            by_number,
+            reaped: false,
+            permit: Some(permit),
+            reaper: reaper.clone(),
+        }
+    }
+
+    fn pidfd(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.pidfd.as_ref().map(AsFd::as_fd).ok_or(Errno::SRCH)
+    }
+
+    /// A duplicate of its pidfd, which is readable once it has ended.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub(super) fn watchable(&self) -> Result<OwnedFd> {
+        let pidfd = self.pidfd.as_ref();
+        let pidfd = pidfd.ok_or(Error::Internal("the pidfd is there"))?;
+        let dup = pidfd.try_clone();
+        dup.map_err(|e| SystemError::from_io(&e, "pidfd", "").into())
+    }
+
+    /// Asks the kernel. A child that has ended stays as it is: see [`Self::told`].
+    pub(super) fn state(&self) -> State {
+        match self.pidfd().and_then(sys::child_state) {
+            Ok(ChildState::Running) => State::Running,
+            Ok(ChildState::Stopped) => State::Stopped,
+            Ok(ChildState::Ended(waited)) => State::Ended(describe(&waited)),
+            Err(errno) => State::Ended(unknown(errno)),
+        }
+    }
+
+    /// How it ended is told: reaps it, unless its number is still needed to signal its group.
+    pub(super) fn told(&mut self) {
+        if !self.by_number {
+            self.reap();
+        }
+    }
+
+    /// Reaps it, if it has ended.
+    pub(super) fn reap(&mut self) {
+        if !self.reaped && self.pidfd().and_then(sys::reap) != Ok(false) {
+            self.reaped = true;
+            self.permit = None;
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// ESRCH if it was reaped, EPERM.
+    pub(super) fn signal(&self, number: i32) -> Result<(), Errno> {
+        sys::signal_process(self.pidfd()?, number)
+    }
+
+    /// Sends its process group a signal.
+    ///
+    /// # Errors
+    /// ESRCH if all of the group are gone, or it was reaped and only its number would name the
+    /// group; EPERM.
+    pub(super) fn signal_group(&self, number: i32) -> Result<(), Errno> {
+        if !self.by_number {
+            sys::signal_group(self.pidfd()?, number)
+        } else if self.reaped {
+            Err(Errno::SRCH)
+        } else {
+            sys::kill_group(self.pid, number)
+        }
+    }
+
+    /// Asks all of its group to end. SIGTERM waits as long as a process is stopped: SIGCONT
+    /// follows.
+    pub(super) fn ask_to_end(&self) {
+        // ESRCH: all of the group are gone. EPERM: they are another user's by now.
+        let _ = self.signal_group(libc::SIGTERM);
+        let _ = self.signal_group(libc::SIGCONT);
+    }
+
+    /// Ends all of its group at once.
+    pub(super) fn kill(&self) {
+        // As in `ask_to_end`.
+        let _ = self.signal_group(libc::SIGKILL);
+    }
+
+    /// Leaves it to the reaper, without ending it. It counts as a child until it has ended.
+    pub(super) fn let_go(mut self) {
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
+        if !self.reaped
+            && let Some(pidfd) = self.pidfd.take()
+        {
+            self.reaper.take(pidfd, self.permit.take());
+        }
     }
 }
 
-/// Waits until the child has ended, and reaps it.
-pub(super) fn reap_blocking(pidfd: BorrowedFd<'_>) -> Exited {
-    match sys::wait_pidfd(pidfd, true) {
-        Ok(Some(waited)) => describe(&waited),
-        Ok(None) => unknown(Errno::CHILD),
-        Err(errno) => unknown(errno),
-    }
-}
-
-/// A child that nobody watches any longer must not stay a zombie.
-pub(super) fn reap_elsewhere(pidfd: OwnedFd) {
-    let thread = std::thread::Builder::new().name("reaper".to_owned());
-    if let Err(error) = thread.spawn(move || reap_blocking(pidfd.as_fd())) {
-        tracing::warn!(%error, "no thread to reap a child that was let go");
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.reaped && self.pidfd.is_some() {
+            self.kill();
+            // In case it is in another group by now.
+            let _ = self.signal(libc::SIGKILL);
+            self.hand_over();
+        }
     }
 }
 
@@ -72,19 +190,5 @@ fn usage(usage: &libc::rusage) -> ResourceUsage {
         block_outputs: count(usage.ru_oublock),
         voluntary_switches: count(usage.ru_nvcsw),
         involuntary_switches: count(usage.ru_nivcsw),
-    }
-}
-
-/// Signals the group that the child leads. `reaped`: its number may be another's by now.
-pub(super) fn signal_group(
-    pidfd: BorrowedFd<'_>,
-    pid: i32,
-    reaped: bool,
-    signal: i32,
-) -> Result<(), Errno> {
-    match sys::signal_group(pidfd, signal) {
-        Err(Errno::INVAL) if !reaped => sys::kill_group(pid, signal),
-        Err(Errno::INVAL) => Err(Errno::SRCH),
-        result => result,
     }
 }

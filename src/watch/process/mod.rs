@@ -1,7 +1,7 @@
 //! Child processes: started before the watch exists, reaped in one place, done when
 //! the child has ended *and* its streams have.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +10,6 @@ use bytes::Bytes;
 use nix::libc;
 use rustix::io::Errno;
 
-use super::services::Permit;
 use super::transport::{Ended, Incoming, Outgoing};
 use super::{Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
@@ -22,13 +21,19 @@ use crate::signals::Subscription;
 
 mod attributes;
 mod child;
+mod drain;
 mod order;
+mod reaper;
 mod spawn;
 mod watcher;
 
 pub use attributes::Attributes;
-pub use order::{AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
-use watcher::{ChildSignals, Pidfd, Waiter};
+use child::{Child, State};
+pub use drain::{Drain, DrainLimits};
+pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
+use reaper::LOOK_AGAIN;
+pub use reaper::{Reaper, reap_strangers};
+use watcher::{ChildSignals, Waiter};
 
 const EXIT: Lane = Lane(0);
 const STDIN: Lane = Lane(1);
@@ -41,8 +46,9 @@ const KILL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Process {
     pid: i32,
-    pidfd: Pidfd,
-    /// A duplicate for the driver, with the pidfd watcher.
+    /// Present until it is closed.
+    child: Option<Child>,
+    /// A duplicate of its pidfd for the driver, with the pidfd watcher.
     watched_fd: Option<OwnedFd>,
     /// The driver's care of a duplicate, with the pidfd watcher.
     watched: Option<SourceId>,
@@ -53,6 +59,7 @@ struct Process {
     outputs: [Option<Incoming>; 2],
     exited: Option<Exited>,
     at_end: AtEnd,
+    after_grace: AfterGrace,
     watcher: ChildWatcher,
     pipe_grace: Duration,
     kill_grace: Duration,
@@ -61,14 +68,9 @@ struct Process {
     unsent: u64,
     /// Its group was told to end.
     killing: bool,
-    permit: Option<Permit>,
 }
 
 impl Process {
-    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.0.as_ref().map(AsFd::as_fd)
-    }
-
     fn is_done(&self) -> bool {
         self.exited.is_some() && self.outputs.iter().flatten().all(|o| o.ended)
     }
@@ -83,9 +85,8 @@ impl Process {
                 }
             }
             ChildWatcher::Thread => {
-                if let Some(Waiter(sender)) = self.waiter.take() {
-                    // The thread holds the receiver until it has told.
-                    let _ = sender.send((cx.key(), Arc::clone(cx.notifier)));
+                if let Some(waiter) = &self.waiter {
+                    waiter.tell(cx.key(), Arc::clone(cx.notifier));
                 }
             }
             ChildWatcher::Sigchld => {
@@ -98,34 +99,57 @@ impl Process {
                 let subscription = cx.services.signals.subscribe(&[libc::SIGCHLD], sink);
                 self.subscription = Some((subscription, told));
                 // It may have ended before anybody listened.
-                self.reap(cx);
+                self.look(cx);
             }
         }
     }
 
-    fn reap(&mut self, cx: &mut Context<'_>) {
+    /// Looks whether the child has ended. All that notice its end come here.
+    fn look(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none()
-            && let Some(exited) = self.pidfd().and_then(child::reap)
+            && let Some(child) = &self.child
+            && let State::Ended(exited) = child.state()
         {
             self.exited(cx, exited);
+        }
+    }
+
+    /// As [`Self::look`], of a child that is said to have ended: if it cannot be seen yet, because
+    /// a tracer has it first (ptrace(2)), it is looked at again.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        self.look(cx);
+        if self.exited.is_none() && !cx.is_closing() {
+            cx.set_alarm_in(LOOK_AGAIN);
         }
     }
 
     fn exited(&mut self, cx: &mut Context<'_>, exited: Exited) {
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
+        if let Some(child) = &mut self.child {
+            child.told();
+        }
         self.subscription = None;
-        self.permit = None;
+        self.waiter = None;
         if self.stdin.is_some() {
             // Nobody is left to read it, or only strangers are.
             cx.cancel(STDIN);
         }
-        if cx.is_closing() {
+        if cx.is_closing() && !cx.is_polled() {
+            // Nothing more comes of a stopped loop.
+            cx.finish();
+        } else if cx.is_closing() {
             // Its end was asked for: it does not wait for room.
             self.end_outputs(cx, |output| output.held);
         }
         self.settle(cx);
-        if !self.is_done() {
+        self.give_grace(cx);
+    }
+
+    /// Bounds how long others may keep the output of a child that has ended open.
+    fn give_grace(&self, cx: &mut Context<'_>) {
+        let bounded = self.after_grace == AfterGrace::Drain || cx.is_closing();
+        if self.exited.is_some() && !self.is_done() && bounded {
             cx.set_alarm_in(self.pipe_grace);
         }
     }
@@ -152,8 +176,16 @@ impl Process {
             reason: reason.into(),
             error: errno.map(|e| (&SystemError::new(e, "read", "")).into()),
         }));
-        if !cx.is_live(lane) {
-            cx.release(output.source);
+        if cx.is_live(lane) {
+            return;
+        }
+        match reason {
+            StreamEndReason::GraceExpired | StreamEndReason::Released => {
+                if let Some(pipe) = cx.take(output.source) {
+                    cx.services.drain.take(pipe, self.pid, output.stream);
+                }
+            }
+            _ => cx.release(output.source),
         }
     }
 
@@ -192,10 +224,29 @@ impl Process {
         }
     }
 
-    fn kill(&mut self, signal: i32) {
-        if let Some(pidfd) = self.pidfd() {
-            // ESRCH: all of the group are gone.
-            let _ = child::signal_group(pidfd, self.pid, self.exited.is_some(), signal);
+    fn kill(&self) {
+        if let Some(child) = &self.child {
+            child.kill();
+        }
+    }
+
+    /// Its end is asked for while the loop is stopped: nothing of the loop will tell how it ends,
+    /// and no alarm bounds an orderly end.
+    fn close_unpolled(&mut self, cx: &mut Context<'_>) -> Teardown {
+        if self.at_end == AtEnd::KillTree {
+            self.killing = true;
+            self.kill();
+        }
+        let pidfd = self.child.as_ref().map(Child::watchable);
+        match pidfd {
+            Some(Ok(pidfd)) if self.exited.is_none() => {
+                let notifier = Arc::clone(cx.notifier);
+                cx.services.reaper.tell(pidfd, cx.key(), notifier);
+                // In case the loop runs again before.
+                cx.set_alarm_in(KILL_AGAIN);
+                Teardown::Later
+            }
+            _ => Teardown::Now,
         }
     }
 }
@@ -226,13 +277,7 @@ impl Watch for Process {
                 if let Done::Failed(errno) = done {
                     cx.fail(errno, "watch");
                 }
-                self.reap(cx);
-                if self.exited.is_none()
-                    && let Some(source) = self.watched
-                    && matches!(done, Done::Ready(_))
-                {
-                    cx.start(EXIT, source, Op::Ready(Direction::Read));
-                }
+                self.look_again(cx);
             }
             STDIN => {
                 let Some(stdin) = &mut self.stdin else { return };
@@ -253,8 +298,7 @@ impl Watch for Process {
                         self.end_stream_with(cx, lane, StreamEndReason::Error, Some(errno));
                     }
                     Some(Ended::Cancelled) => {
-                        let kept = self.at_end == AtEnd::Keep && self.exited.is_none();
-                        let reason = if kept {
+                        let reason = if cx.is_torn_down() {
                             StreamEndReason::Released
                         } else {
                             StreamEndReason::GraceExpired
@@ -270,9 +314,9 @@ impl Watch for Process {
     fn alarm(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none() {
             // Whatever became of the watcher.
-            self.reap(cx);
-            if self.exited.is_none() {
-                self.kill(libc::SIGKILL);
+            self.look_again(cx);
+            if self.exited.is_none() && cx.is_closing() {
+                self.kill();
                 cx.set_alarm_in(KILL_AGAIN);
             }
             return;
@@ -284,38 +328,46 @@ impl Watch for Process {
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
         match notice {
-            Notice::ChildExited(exited) if self.exited.is_none() => self.exited(cx, exited),
+            Notice::ChildEnded => self.look_again(cx),
             Notice::ChildSignal => {
                 if let Some((_, told)) = &self.subscription {
                     told.store(false, Ordering::Release);
                 }
-                self.reap(cx);
+                self.look(cx);
+            }
+            Notice::ChildKilled => {
+                self.look(cx);
+                if !cx.is_polled() {
+                    cx.finish();
+                }
             }
             _ => {}
         }
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
+        // It may have ended, and the loop not have told it: one that is stopped does not.
+        self.look(cx);
         if self.is_done() || (self.at_end == AtEnd::Keep && self.exited.is_none()) {
             return Teardown::Now;
         }
         if !cx.is_polled() {
-            // Its end cannot be seen while the loop is stopped.
-            self.kill(libc::SIGKILL);
-            return Teardown::Now;
+            return self.close_unpolled(cx);
         }
         // What it has written is still delivered, also if the reading was paused.
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, false);
         }
-        if self.at_end == AtEnd::KillTree {
+        if self.at_end == AtEnd::KillTree
+            && let Some(child) = &self.child
+        {
             self.killing = true;
-            self.kill(libc::SIGTERM);
+            child.ask_to_end();
         }
         if self.exited.is_none() {
             cx.set_alarm_in(self.kill_grace);
         } else {
-            cx.set_alarm_in(self.pipe_grace);
+            self.give_grace(cx);
             self.end_outputs(cx, |output| output.held);
         }
         Teardown::Later
@@ -331,19 +383,13 @@ impl Watch for Process {
         self.close_stdin(cx);
         if self.killing {
             // Who of the group did not end by SIGTERM.
-            self.kill(libc::SIGKILL);
+            self.kill();
         }
-        if self.exited.is_none()
-            && let Some(exited) = self.pidfd().and_then(child::reap)
-        {
-            cx.emit(Kind::Exited(exited.clone()));
-            self.exited = Some(exited);
-        }
-        let pidfd = self.pidfd.0.take();
+        self.look(cx);
         if self.exited.is_none() {
             let why = match self.at_end {
                 AtEnd::Keep => "it was left running",
-                AtEnd::KillTree => "it was killed while its loop was stopped",
+                AtEnd::KillTree => "it was killed, and had not ended when its watch was closed",
             };
             let exited = Exited {
                 status: Some(Status::Unknown(why.to_owned())),
@@ -351,14 +397,12 @@ impl Watch for Process {
             };
             cx.emit(Kind::Exited(exited.clone()));
             self.exited = Some(exited);
-            if let Some(pidfd) = pidfd
-                && self.watcher != ChildWatcher::Thread
-            {
-                child::reap_elsewhere(pidfd);
-            }
         }
-        self.subscription = None;
-        self.permit = None;
+        (self.subscription, self.waiter) = (None, None);
+        if let Some(mut child) = self.child.take() {
+            child.reap();
+            child.let_go();
+        }
         self.unsent
     }
 
@@ -388,8 +432,8 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             held |= output.hold(cx, hold);
         }
-        if !hold && self.exited.is_some() {
-            cx.set_alarm_in(self.pipe_grace);
+        if !hold {
+            self.give_grace(cx);
         }
         held
     }
@@ -398,20 +442,19 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, pause);
         }
-        if !pause && self.exited.is_some() {
-            cx.set_alarm_in(self.pipe_grace);
+        if !pause {
+            self.give_grace(cx);
         }
         Ok(())
     }
 
     fn signal(&mut self, number: i32, target: SignalTarget) -> Result<()> {
         let gone = || Error::wrong_state("the child has ended");
-        let pidfd = self.pidfd().ok_or_else(gone)?;
+        let child = self.child.as_ref().ok_or_else(gone)?;
         let sent = match target {
-            SignalTarget::Process => crate::sys::signal_process(pidfd, number),
-            SignalTarget::Group => {
-                child::signal_group(pidfd, self.pid, self.exited.is_some(), number)
-            }
+            SignalTarget::Process if self.exited.is_some() => Err(Errno::SRCH),
+            SignalTarget::Process => child.signal(number),
+            SignalTarget::Group => child.signal_group(number),
         };
         sent.map_err(|errno| match errno {
             Errno::SRCH => gone(),
@@ -421,19 +464,23 @@ impl Watch for Process {
 
     fn kill_now(&mut self) {
         if self.at_end == AtEnd::KillTree {
-            self.kill(libc::SIGKILL);
+            self.kill();
         }
     }
 
     fn status(&self) -> Option<proto::watch::Status> {
         let [stdout, stderr] = &self.outputs;
         let bytes = |o: &Option<Incoming>| o.as_ref().map_or(0, |o| o.offset);
+        let alive = self.child.as_ref().filter(|_| self.exited.is_none());
+        let state = alive.map_or(State::Running, Child::state);
         Some(proto::watch::Status::Process(proto::ProcessStatus {
             pid: self.pid,
             exited: self.exited.clone(),
             stdin_bytes: self.stdin_bytes,
             stdout_bytes: bytes(stdout),
             stderr_bytes: bytes(stderr),
+            stopped: matches!(state, State::Stopped),
+            ended_untold: matches!(state, State::Ended(_)),
         }))
     }
 }

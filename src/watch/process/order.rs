@@ -3,8 +3,9 @@
 use std::ffi::CString;
 use std::time::Duration;
 
+use super::child::Child;
 use super::spawn::{self, Recipe, Spawned};
-use super::watcher::{Pidfd, Waiter};
+use super::watcher::Waiter;
 use super::{Attributes, Process};
 use crate::config::ChildWatcher;
 use crate::error::Result;
@@ -37,6 +38,16 @@ pub enum AtEnd {
     Keep,
 }
 
+/// What happens to a stream that other processes keep open after the child has ended and
+/// `pipe_grace` has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterGrace {
+    /// It ends; what comes after is read and discarded.
+    Drain,
+    /// It is delivered on, until its end of file.
+    KeepReading,
+}
+
 /// Whom a signal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalTarget {
@@ -67,6 +78,8 @@ pub struct ProcessOrder {
     pub kill_grace: Option<Duration>,
     /// If it still runs at the end.
     pub at_end: AtEnd,
+    /// If others keep its output open.
+    pub after_grace: AfterGrace,
     /// How its end is noticed.
     pub watcher: ChildWatcher,
 }
@@ -100,18 +113,18 @@ impl ProcessOrder {
             attributes: self.attributes.over(&services.configured).over(&inherited),
         };
         let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
-        let pidfd = Pidfd(Some(pidfd));
+        let child = Child::new(pid, pidfd, permit, &services.reaper);
         let watched_fd = match self.watcher {
-            ChildWatcher::Pidfd => Some(pidfd.dup()?),
+            ChildWatcher::Pidfd => Some(child.watchable()?),
             _ => None,
         };
         let waiter = match self.watcher {
-            ChildWatcher::Thread => Some(Waiter::start(pid, &pidfd)?),
+            ChildWatcher::Thread => Some(Waiter::start(&child)?),
             _ => None,
         };
         Ok(Box::new(Process {
             pid,
-            pidfd,
+            child: Some(child),
             watched_fd,
             watched: None,
             waiter,
@@ -121,13 +134,13 @@ impl ProcessOrder {
             outputs: [None, None],
             exited: None,
             at_end: self.at_end,
+            after_grace: self.after_grace,
             watcher: self.watcher,
             pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
             unsent: 0,
             killing: false,
-            permit: Some(permit),
         }))
     }
 }

@@ -5,60 +5,72 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-use nix::libc;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 
-use super::child;
+use super::child::Child;
 use crate::driver::Key;
-use crate::error::{Error, Result, SystemError};
+use crate::error::{Result, SystemError};
 use crate::signals::{Received, SignalSink};
 use crate::watch::{Notice, Notifier};
 
-/// The child's pidfd. A child that was started and never came to be watched
-/// is killed and reaped: a failed registration leaves nothing.
+/// A thread that waits for the end of a child, and ends with it or with this. It takes nothing
+/// from the child: whom it tells looks.
 #[derive(Debug)]
-pub(super) struct Pidfd(pub(super) Option<OwnedFd>);
-
-impl Pidfd {
-    pub(super) fn dup(&self) -> Result<OwnedFd> {
-        let fd = self
-            .0
-            .as_ref()
-            .ok_or(Error::Internal("the pidfd is there"))?;
-        let dup = fd.try_clone();
-        dup.map_err(|e| SystemError::from_io(&e, "pidfd", "").into())
-    }
+pub(super) struct Waiter {
+    whom: mpsc::Sender<(Key, Arc<dyn Notifier>)>,
+    stop: Arc<OwnedFd>,
 }
-
-impl Drop for Pidfd {
-    fn drop(&mut self) {
-        if let Some(pidfd) = self.0.take() {
-            let _ = crate::sys::signal_group(pidfd.as_fd(), libc::SIGKILL);
-            let _ = crate::sys::signal_process(pidfd.as_fd(), libc::SIGKILL);
-            child::reap_elsewhere(pidfd);
-        }
-    }
-}
-
-/// A thread that waits for the child, and then for whom to tell.
-#[derive(Debug)]
-pub(super) struct Waiter(pub(super) mpsc::Sender<(Key, Arc<dyn Notifier>)>);
 
 impl Waiter {
-    pub(super) fn start(pid: i32, pidfd: &Pidfd) -> Result<Self> {
-        let pidfd = pidfd.dup()?;
-        let (sender, receiver) = mpsc::channel::<(Key, Arc<dyn Notifier>)>();
-        let thread = std::thread::Builder::new()
-            .name(format!("wait-{pid}"))
-            .stack_size(64 * 1024);
+    pub(super) fn start(child: &Child) -> Result<Self> {
+        let pidfd = child.watchable()?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|errno| SystemError::new(errno, "eventfd", ""))?;
+        let stop = Arc::new(stop);
+        let stopped = Arc::clone(&stop);
+        let (whom, told) = mpsc::channel::<(Key, Arc<dyn Notifier>)>();
         let run = move || {
-            let exited = child::reap_blocking(pidfd.as_fd());
-            if let Ok((key, notifier)) = receiver.recv() {
-                notifier.notify(key, Notice::ChildExited(exited));
+            if let Ok((key, notifier)) = told.recv()
+                && ended(&pidfd, &stopped)
+            {
+                notifier.notify(key, Notice::ChildEnded);
             }
         };
-        match thread.spawn(run) {
-            Ok(_) => Ok(Self(sender)),
-            Err(error) => Err(SystemError::from_io(&error, "thread", "").into()),
+        std::thread::Builder::new()
+            .name(format!("wait-{}", child.pid))
+            .stack_size(64 * 1024)
+            .spawn(run)
+            .map_err(|error| SystemError::from_io(&error, "thread", ""))?;
+        Ok(Self { whom, stop })
+    }
+
+    /// Whom to tell. To be called once.
+    pub(super) fn tell(&self, key: Key, notifier: Arc<dyn Notifier>) {
+        // It waits for this, and the receiver with it.
+        let _ = self.whom.send((key, notifier));
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // An eventfd takes any number that it has room for, and this is its first.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Waits for the end of the child; false: it is not to be waited for any longer.
+fn ended(pidfd: &OwnedFd, stop: &OwnedFd) -> bool {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            // Whom it tells looks, and looks again if it was told too early.
+            Err(_) => return true,
+            Ok(_) => return fds[1].revents().is_empty(),
         }
     }
 }

@@ -1,0 +1,236 @@
+//! How children end, and what becomes of those that go on, with every child watcher.
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::{
+    AfterGrace, AtEnd, CloseReason, ProcessSpec, RemoveWatchRequest, SignalTarget, Stream,
+    StreamEndReason, WatchState, exited::Status,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Scene, after, by_id, exec, millis, seconds, shell, within};
+use crate::pipes::fifo;
+
+on_each_child_watcher!(
+    a_stopped_child_is_shown_and_ends_in_order,
+    an_exit_on_a_stopped_loop_is_shown_and_known,
+    an_exit_on_a_stopped_loop_is_told_once_it_runs,
+    a_child_killed_on_a_stopped_loop_is_known,
+    a_child_that_was_ending_when_its_loop_was_stopped_is_known,
+    an_alarm_that_meets_the_exit_leaves_it_known,
+    a_writer_outlives_the_grace,
+    a_kept_child_writes_on,
+    a_kept_child_counts_until_it_has_ended,
+    a_stream_can_be_read_past_the_grace,
+    a_stream_that_is_read_past_the_grace_ends_with_its_watch,
+);
+
+/// Says `up`, and exits with 7 by SIGTERM. The wait for the other is over then, unlike a program's.
+const ENDS_WITH_7: &str = "trap 'exit 7' TERM; sleep 3600 & echo up; wait";
+/// A writer that does not end unless it is ended, by SIGPIPE for one.
+const WRITES_ON: &str = "while echo x; do sleep 0.01; done";
+
+/// A child that says `up` first.
+async fn up(scene: &mut Scene, spec: ProcessSpec) -> u64 {
+    let id = scene.spawn(spec).await;
+    scene.recorder.first(id, "data").await;
+    id
+}
+
+/// The number that it said.
+fn number_said(scene: &Scene, id: u64) -> Pid {
+    let said = String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap();
+    let number = said.lines().find_map(|line| line.parse().ok());
+    Pid::from_raw(number.expect("a line that is a number"))
+}
+
+/// Why the child's streams ended.
+fn stream_ends(scene: &Scene, id: u64) -> Vec<StreamEndReason> {
+    let events = scene.recorder.recording.events();
+    let of_it = events.filter(|event| event.watch_id == id);
+    let ends = of_it.filter_map(|event| match &event.kind {
+        Some(Kind::StreamEnd(end)) => Some(end.reason()),
+        _ => None,
+    });
+    ends.collect()
+}
+
+/// Kills a process that goes on writing to a pipe of the daemon; it has to be there.
+async fn end_writer(scene: &Scene, pid: Pid) {
+    let so_far = scene.daemon.status().await.drained_bytes;
+    let more = |bytes| bytes > so_far + 10;
+    let what = "what the writer goes on writing";
+    let reading = scene.daemon.until(what, |s| more(s.drained_bytes));
+    reading.await;
+    kill(pid, Signal::SIGKILL).expect("it lives");
+    let closed = scene
+        .daemon
+        .until("the ends of its pipes", |s| s.drained_pipes == 0);
+    closed.await;
+}
+
+async fn a_stopped_child_is_shown_and_ends_in_order(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        kill_grace: Some(seconds(30)),
+        ..shell(ENDS_WITH_7)
+    };
+    let id = up(scene, spec).await;
+    assert!(!scene.process(id).await.stopped);
+    scene.send_signal(id, "SIGSTOP", SignalTarget::Group).await;
+    scene.process_until(id, "its stop", |s| s.stopped).await;
+    scene.send_signal(id, "SIGCONT", SignalTarget::Group).await;
+    scene
+        .process_until(id, "its going on", |s| !s.stopped)
+        .await;
+    scene.send_signal(id, "SIGSTOP", SignalTarget::Group).await;
+    scene.process_until(id, "its stop", |s| s.stopped).await;
+    scene.remove(id).await;
+    assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
+}
+
+async fn an_exit_on_a_stopped_loop_is_shown_and_known(scene: &mut Scene) {
+    let id = up(scene, shell(ENDS_WITH_7)).await;
+    scene.stop().await;
+    scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
+    let ended = |s: &evloopd::proto::ProcessStatus| s.ended_untold && s.exited.is_none();
+    scene.process_until(id, "its end", ended).await;
+    scene.remove(id).await;
+    assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
+}
+
+async fn an_exit_on_a_stopped_loop_is_told_once_it_runs(scene: &mut Scene) {
+    let id = up(scene, shell(ENDS_WITH_7)).await;
+    let stopped = scene.stop().await;
+    scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
+    scene.process_until(id, "its end", |s| s.ended_untold).await;
+    assert_eq!(scene.settle().await, stopped + 1, "nothing is told");
+    scene.run().await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
+    assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
+    assert!(!scene.process(id).await.ended_untold);
+}
+
+async fn a_child_killed_on_a_stopped_loop_is_known(scene: &mut Scene) {
+    let id = up(scene, shell(ENDS_WITH_7)).await;
+    scene.stop().await;
+    scene.remove(id).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Removed);
+    assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
+    assert_eq!(stream_ends(scene, id), [StreamEndReason::Released; 2]);
+}
+
+async fn a_child_that_was_ending_when_its_loop_was_stopped_is_known(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        kill_grace: Some(seconds(3600)),
+        ..shell("trap '' TERM; echo up; while :; do sleep 3600; done")
+    };
+    let id = up(scene, spec).await;
+    let request = RemoveWatchRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: by_id(id),
+        ..RemoveWatchRequest::default()
+    };
+    let mut watches = scene.daemon.watches();
+    let removal = tokio::spawn(async move { watches.remove_watch(request).await });
+    within("its closing", async {
+        while scene.get(id).await.state() != WatchState::Closing {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    scene.stop().await;
+    removal.await.unwrap().unwrap();
+    assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
+}
+
+async fn an_alarm_that_meets_the_exit_leaves_it_known(scene: &mut Scene) {
+    for _ in 0..20 {
+        let spec = ProcessSpec {
+            kill_grace: Some(millis(0)),
+            ..exec(&["sleep", "3600"])
+        };
+        let id = scene.spawn(spec).await;
+        scene.remove(id).await;
+        let status = scene.exited(id).await.status;
+        assert!(matches!(status, Some(Status::Signal(_))), "{status:?}");
+    }
+}
+
+async fn a_writer_outlives_the_grace(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        pipe_grace: Some(millis(50)),
+        ..shell(&format!("{{ {WRITES_ON}; }} & echo $!"))
+    };
+    let id = scene.spawn(spec).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
+    assert_eq!(stream_ends(scene, id), [StreamEndReason::GraceExpired; 2]);
+    let writer = number_said(scene, id);
+    scene.remove(id).await;
+    end_writer(scene, writer).await;
+}
+
+async fn a_kept_child_writes_on(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        at_end: AtEnd::Keep.into(),
+        ..shell(WRITES_ON)
+    };
+    let id = up(scene, spec).await;
+    let pid = Pid::from_raw(scene.started(id).await);
+    scene.remove(id).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Removed);
+    assert_eq!(stream_ends(scene, id), [StreamEndReason::Released; 2]);
+    end_writer(scene, pid).await;
+}
+
+async fn a_kept_child_counts_until_it_has_ended(scene: &mut Scene) {
+    let spec = ProcessSpec {
+        at_end: AtEnd::Keep.into(),
+        ..exec(&["sleep", "3600"])
+    };
+    let id = scene.spawn(spec).await;
+    let pid = Pid::from_raw(scene.started(id).await);
+    scene.remove(id).await;
+    let status = scene.daemon.status().await;
+    assert_eq!((status.children, status.children_kept), (1, 1));
+    kill(pid, Signal::SIGKILL).expect("it runs on");
+    let reaped = |s: &evloopd::proto::GetStatusResponse| (s.children, s.children_kept) == (0, 0);
+    scene.daemon.until("its being reaped", reaped).await;
+    assert!(kill(pid, None).is_err(), "nothing of it is left");
+}
+
+async fn a_stream_can_be_read_past_the_grace(scene: &mut Scene) {
+    let path = fifo(scene);
+    let line = format!("{{ read x < {}; echo late; }} & exit 0", path.display());
+    let spec = ProcessSpec {
+        pipe_grace: Some(millis(10)),
+        after_grace: AfterGrace::KeepReading.into(),
+        ..shell(&line)
+    };
+    let id = scene.spawn(spec).await;
+    scene.exited(id).await;
+    let past = scene
+        .add(after(std::time::Duration::from_millis(100)))
+        .await;
+    scene.closed(past).await;
+    assert_eq!(scene.get(id).await.state(), WatchState::Open);
+    let write = move || std::fs::write(path, "go on\n");
+    tokio::task::spawn_blocking(write).await.unwrap().unwrap();
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
+    assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"late\n");
+    assert_eq!(stream_ends(scene, id), [StreamEndReason::Eof; 2]);
+}
+
+async fn a_stream_that_is_read_past_the_grace_ends_with_its_watch(scene: &mut Scene) {
+    // In a session of its own, and so not of the child's group.
+    let spec = ProcessSpec {
+        pipe_grace: Some(millis(10)),
+        after_grace: AfterGrace::KeepReading.into(),
+        ..shell("setsid sh -c 'echo $$; exec sleep 300' & exit 0")
+    };
+    let id = up(scene, spec).await;
+    scene.exited(id).await;
+    scene.remove(id).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Removed);
+    assert_eq!(stream_ends(scene, id), [StreamEndReason::GraceExpired; 2]);
+    kill(number_said(scene, id), Signal::SIGKILL).expect("it was left alone");
+}
