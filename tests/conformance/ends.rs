@@ -1,9 +1,11 @@
 //! How children end, and what becomes of those that go on, with every child watcher.
 
+use std::time::Duration;
+
 use evloopd::proto::event::Kind;
 use evloopd::proto::{
-    AfterGrace, AtEnd, CloseReason, ProcessSpec, RemoveWatchRequest, SignalTarget, Stream,
-    StreamEndReason, WatchState, exited::Status,
+    AfterGrace, AtEnd, CloseReason, GetLoopRequest, ProcessSpec, RemoveWatchRequest, SignalTarget,
+    Stream, StreamEndReason, WatchState, exited::Status,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +20,7 @@ on_each_child_watcher!(
     a_child_killed_on_a_stopped_loop_is_known,
     a_child_that_was_ending_when_its_loop_was_stopped_is_known,
     an_alarm_that_meets_the_exit_leaves_it_known,
+    a_child_that_a_tracer_holds_back_is_waited_for_and_known,
     a_writer_outlives_the_grace,
     a_kept_child_writes_on,
     a_kept_child_counts_until_it_has_ended,
@@ -156,6 +159,56 @@ async fn an_alarm_that_meets_the_exit_leaves_it_known(scene: &mut Scene) {
     }
 }
 
+/// Makes the calling thread the tracer of a process, which goes on (`PTRACE_SEIZE`).
+#[allow(unsafe_code)]
+fn trace(pid: Pid) -> std::io::Result<()> {
+    let none = std::ptr::null_mut::<nix::libc::c_void>();
+    // SAFETY: this request takes numbers and reads no memory.
+    match unsafe { nix::libc::ptrace(nix::libc::PTRACE_SEIZE, pid.as_raw(), none, none) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+async fn turns(scene: &Scene) -> u64 {
+    let request = GetLoopRequest {
+        r#loop: Some(scene.target.clone()),
+    };
+    let answer = scene.daemon.loops().get_loop(request).await.unwrap();
+    answer.into_inner().r#loop.expect("the loop").turns
+}
+
+/// Its tracer is told of its end first, and until that has looked, its parent cannot; its pidfd
+/// says that it has ended all the while.
+async fn a_child_that_a_tracer_holds_back_is_waited_for_and_known(scene: &mut Scene) {
+    let id = scene.spawn(exec(&["sleep", "3600"])).await;
+    let pid = Pid::from_raw(scene.started(id).await);
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let (tell, traced) = tokio::sync::oneshot::channel();
+    let tracer = std::thread::spawn(move || {
+        let _ = tell.send(trace(pid));
+        // It ends with its thread.
+        let _ = held.recv();
+    });
+    if let Err(error) = traced.await.unwrap() {
+        eprintln!("SKIPPED: ptrace(2) is not permitted here: {error}");
+        return;
+    }
+    kill(pid, Signal::SIGKILL).unwrap();
+    let before = turns(scene).await;
+    let while_held = scene.add(after(Duration::from_millis(300))).await;
+    scene.closed(while_held).await;
+    assert!(!scene.recorder.kinds(id).contains(&"exited"));
+    let turns = turns(scene).await - before;
+    assert!(
+        turns < 500,
+        "it waits, and does not look all the time: {turns}"
+    );
+    let_go.send(()).unwrap();
+    tracer.join().unwrap();
+    assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
+}
+
 async fn a_writer_outlives_the_grace(scene: &mut Scene) {
     let spec = ProcessSpec {
         pipe_grace: Some(millis(50)),
@@ -208,9 +261,7 @@ async fn a_stream_can_be_read_past_the_grace(scene: &mut Scene) {
     };
     let id = scene.spawn(spec).await;
     scene.exited(id).await;
-    let past = scene
-        .add(after(std::time::Duration::from_millis(100)))
-        .await;
+    let past = scene.add(after(Duration::from_millis(100))).await;
     scene.closed(past).await;
     assert_eq!(scene.get(id).await.state(), WatchState::Open);
     let write = move || std::fs::write(path, "go on\n");
