@@ -30,7 +30,8 @@ use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
 use crate::watch::{
-    Attributes, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits, reap_strangers,
+    Attributes, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
+    reap_strangers,
 };
 
 /// How long connections without a stream may take to close at the end.

@@ -302,7 +302,7 @@ impl Handle {
                 let registered = on.register(number, registration, watch);
                 on.reply(reply, registered);
             });
-            Ok(())
+            Ok::<_, Error>(())
         };
         self.services.starters.run(job).await??;
         self.hear(answer).await.map(Into::into)

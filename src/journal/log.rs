@@ -373,7 +373,10 @@ impl Log {
                 let len = island.bytes.len() as u64;
                 self.island_bytes -= len;
                 if is_fact(island.entry.kind) {
-                    self.facts = self.facts.less(Room { events: 1, bytes: len });
+                    self.facts = self.facts.less(Room {
+                        events: 1,
+                        bytes: len,
+                    });
                 }
                 self.lose(seq, &island.entry, len, labels);
             }
@@ -414,7 +417,11 @@ impl Log {
         now: u64,
         labels: &mut LabelSets,
     ) {
-        let upto = if after >= self.newest() { Some(u64::MAX) } else { upto };
+        let upto = if after >= self.newest() {
+            Some(u64::MAX)
+        } else {
+            upto
+        };
         self.watches.advance(watch, place, after, upto, now);
         self.drop_stale_islands(watch, labels);
     }

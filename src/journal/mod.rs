@@ -33,9 +33,9 @@ mod memory;
 mod outbox;
 mod reader;
 mod shares;
-mod watches;
 #[cfg(test)]
 mod tests;
+mod watches;
 
 use board::Board;
 pub use consumers::ConsumerStatus;

@@ -160,7 +160,10 @@ impl Journal {
         let now = Now::sample().monotonic;
         let place = self.board.take_place(|inner, place| {
             inner.readers += 1;
-            inner.log.watches_mut().attach_first(watch, place, after, now);
+            inner
+                .log
+                .watches_mut()
+                .attach_first(watch, place, after, now);
             place
         });
         Reader {
@@ -258,7 +261,10 @@ impl Log {
     /// The newest event that is lost to a reader of these watches; none if that is not known:
     /// of all watches, or of one that is gone.
     fn lost_through(&self, filter: &Filter) -> Option<u64> {
-        let lost = filter.watches.iter().map(|w| self.watches().lost_through(*w));
+        let lost = filter
+            .watches
+            .iter()
+            .map(|w| self.watches().lost_through(*w));
         lost.max_by_key(|lost| lost.unwrap_or(u64::MAX)).flatten()
     }
 

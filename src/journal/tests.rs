@@ -353,7 +353,8 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
         // A source asks first; what must always fit had its room set aside.
         let wanted = Room::slots(1);
         outbox.refresh();
-        let waits = (pauses && model.floor().is_some()) || model.attached.iter().any(Option::is_some);
+        let waits =
+            (pauses && model.floor().is_some()) || model.attached.iter().any(Option::is_some);
         if waits && !outbox.room().holds(wanted) {
             continue;
         }

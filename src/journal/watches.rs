@@ -171,7 +171,11 @@ impl Watches {
         };
         let newer = record.total - entry.upto;
         if record.is_removed() {
-            if record.awaits(seq) { Fate::Island } else { Fate::Lost }
+            if record.awaits(seq) {
+                Fate::Island
+            } else {
+                Fate::Lost
+            }
         } else if is_fact {
             Fate::Fact
         } else if newer < self.level || record.awaits(seq) {

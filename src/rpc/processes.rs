@@ -93,7 +93,11 @@ impl ProcessService for Api {
         let after = request.after.take();
         let after = after.map(|c| convert::after("after", &c, request.on_gap));
         let after = after.transpose()?;
-        if let Some(Start::After { cursor, skip: false }) = after {
+        if let Some(Start::After {
+            cursor,
+            skip: false,
+        }) = after
+        {
             // Before anything is started: a cursor of another history or from the future starts
             // nothing. One that is too old is of a process that was there before.
             on.journal().check_cursor(cursor)?;

@@ -14,9 +14,9 @@ use nix::libc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, waitid};
 
-use super::{check, wait_pidfd};
+use super::check;
 
 /// All of it is prepared before there is a child.
 #[derive(Debug)]
@@ -98,7 +98,9 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     if let Some(failed) = plan.failed {
         // It has ended, and must not stay a zombie.
-        let _ = wait_pidfd(pidfd.as_fd(), true);
+        let ended = WaitIdOptions::EXITED;
+        let wait = || waitid(WaitId::PidFd(pidfd.as_fd()), ended);
+        while matches!(wait(), Err(Errno::INTR)) {}
         return Err(failed);
     }
     let pid = i32::try_from(pid).map_err(|_| (Step::Fork, Errno::OVERFLOW))?;

@@ -223,7 +223,10 @@ async fn many_stopped_readers_hold_up_nobody_for_long() {
     let stage = Stage::new(("small", "epoll")).await;
     let gate = stage.daemon.dir.path().join("gate");
     mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
-    let gated = format!(": < {}; seq {NUMBERS}; echo done >&2; exit 7", gate.display());
+    let gated = format!(
+        ": < {}; seq {NUMBERS}; echo done >&2; exit 7",
+        gate.display()
+    );
     let neighbour = stage.run_with("neighbour", Some(shell(&gated))).await;
     let mut stopped = Vec::new();
     for n in 0..12 {
