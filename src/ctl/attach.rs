@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::attached::{attached, name_of};
 use super::failure::Outcome;
-use super::parse;
+use super::names::OneWatch;
 use super::session::Session;
-use crate::proto::{OnGap, RunRequest, WatchRef};
+use crate::proto::{OnGap, RunRequest};
 
 pub(super) const EXAMPLES: &str = "Example:
   evloopctl attach build
@@ -17,9 +17,8 @@ the process's, also of one that is finished.";
 /// Options of `attach`.
 #[derive(Debug, Args)]
 pub(super) struct Attach {
-    /// The process, by name or id
-    #[arg(value_parser = parse::watch_ref)]
-    name: WatchRef,
+    #[command(flatten)]
+    name: OneWatch,
     /// Only look: leave its stdin alone
     #[arg(long)]
     no_stdin: bool,
@@ -28,7 +27,7 @@ pub(super) struct Attach {
 pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
     let request = RunRequest {
         r#loop: session.loop_ref.clone(),
-        name: name_of(session, &args.name).await?,
+        name: name_of(session, &args.name.reference()).await?,
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };

@@ -35,12 +35,14 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl consumer show audit")]
     Show {
         /// Its name
+        #[arg(value_parser = parse::name)]
         name: String,
     },
     /// Make a consumer: from here on, what comes after its place is held
     #[command(after_help = "Example:\n  evloopctl consumer create audit --oldest --ttl 7days")]
     Create {
         /// Its name
+        #[arg(value_parser = parse::name)]
         name: String,
         /// Its place: before the oldest event that is held [default: after the newest]
         #[arg(long)]
@@ -59,6 +61,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl consumer delete audit")]
     Delete {
         /// Its name
+        #[arg(value_parser = parse::name)]
         name: String,
     },
 }

@@ -174,8 +174,8 @@ pub(super) fn complain_loudly(message: impl fmt::Display) {
 /// What to do about a refusal, by its reason.
 fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
     let fixed = match reason {
-        "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist",
-        "WATCH_NOT_FOUND" => "`evloopctl watch list` shows those that exist",
+        "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist; an id is written `@7`",
+        "WATCH_NOT_FOUND" => "`evloopctl watch list` shows those that exist; an id is written `@7`",
         "POLICY_NOT_FOUND" => "`evloopctl policy list` shows those that exist",
         "NO_LOOP_IN_CONTEXT" => {
             "set one with `evloopctl loop set NAME`, or name one with --loop NAME"

@@ -41,7 +41,7 @@ pub(super) struct Filter {
     /// Only this kind, or these, separated by commas; may be repeated
     #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     kinds: Vec<String>,
-    /// Only this watch, by name or id (0: the loop itself); may be repeated
+    /// Only this watch: its name, or `@7` for the id 7 (`@0`: the loop itself); may be repeated
     #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref)]
     watches: Vec<WatchRef>,
     /// Only watches with this label; may be repeated
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn an_expression_is_terms_between_spaces_and_commas() {
-        let parsed = expression("kind:exited, watch:7,label:team=c:i=  watch:build").unwrap();
+        let parsed = expression("kind:exited, watch:@7,label:team=c:i=  watch:build").unwrap();
         let expected = [
             Term::Kind(EventKind::Exited.into()),
-            Term::Watch(parse::watch_ref("7").unwrap()),
+            Term::Watch(parse::by_id(7)),
             Term::Label("team".to_owned(), "c:i=".to_owned()),
             Term::Watch(parse::watch_ref("build").unwrap()),
         ];
@@ -167,7 +167,7 @@ mod tests {
             ),
             ("kind:", "policy_changed"),
             ("kind:Exited", "allowed are"),
-            ("watch:", "a name or an id is needed"),
+            ("watch:", "a name, or an id as `@7`, is needed"),
             ("label:x", "`label:x`: KEY=VALUE is expected"),
             ("kind:exited label:=x", "KEY=VALUE"),
         ] {

@@ -3,13 +3,17 @@
 use clap::Args;
 
 use super::failure::Outcome;
+use super::names::Watches;
 use super::parse;
 use super::session::{Session, answer};
-use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
+use crate::proto::{SendSignalRequest, SignalTarget};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
-  evloopctl kill -s HUP --process web";
+  evloopctl kill -s HUP --process web
+  evloopctl kill @7               # by id
+
+The exit code is 0, or 1 if one of them could not be sent the signal.";
 
 /// Options of `kill`.
 #[derive(Debug, Args)]
@@ -20,9 +24,8 @@ pub(super) struct Kill {
     /// To the process alone, not to its group
     #[arg(long)]
     process: bool,
-    /// The processes, by name or id
-    #[arg(required = true, value_parser = parse::watch_ref)]
-    names: Vec<WatchRef>,
+    #[command(flatten)]
+    processes: Watches,
 }
 
 pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
@@ -32,7 +35,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
         SignalTarget::Group
     };
     let mut code = 0;
-    for watch in args.names {
+    for watch in args.processes.references() {
         let what = format!("kill {}", parse::watch_name(&watch));
         let request = SendSignalRequest {
             r#loop: session.loop_ref.clone(),

@@ -6,11 +6,11 @@ use tokio::sync::Notify;
 use super::attached::name_of;
 use super::failure::{GAP_MET, Outcome};
 use super::feed::{Feed, Source};
+use super::names::OneWatch;
 use super::output;
-use super::parse;
 use super::session::Session;
 use super::transcript::{Transcript, Until};
-use crate::proto::{OnGap, RunRequest, WatchRef};
+use crate::proto::{OnGap, RunRequest};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl logs build            # what there is
@@ -25,15 +25,14 @@ pub(super) struct Logs {
     /// Go on until the process is done
     #[arg(short, long)]
     follow: bool,
-    /// The process, by name or id
-    #[arg(value_parser = parse::watch_ref)]
-    name: WatchRef,
+    #[command(flatten)]
+    name: OneWatch,
 }
 
 pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
     let request = RunRequest {
         r#loop: session.loop_ref.clone(),
-        name: name_of(session, &args.name).await?,
+        name: name_of(session, &args.name.reference()).await?,
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };

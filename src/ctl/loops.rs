@@ -29,12 +29,13 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl loop new build --backend poll")]
     New {
         /// Its name [default: made up]
+        #[arg(value_parser = parse::name)]
         name: Option<String>,
         /// The policy to make it by [default: the one in force]
-        #[arg(long)]
+        #[arg(long, value_parser = parse::name)]
         policy: Option<String>,
         /// What it waits with [default: the policy's first that works here]
-        #[arg(long)]
+        #[arg(long, value_parser = parse::name)]
         backend: Option<String>,
         /// If it exists and is the same, be content
         #[arg(long)]
@@ -46,7 +47,7 @@ pub(super) enum Verb {
         after_help = "Example:\n  evloopctl loop show build"
     )]
     Get {
-        /// The loop, by name or id
+        /// The loop: its name, or `@7` for the id 7
         #[arg(value_parser = parse::loop_ref)]
         name: Option<LoopRef>,
     },
@@ -54,6 +55,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl --session ci loop set build")]
     Set {
         /// Its name
+        #[arg(value_parser = parse::name)]
         name: String,
     },
     /// Unset the loop of your context; none is made for it until you set one
@@ -69,23 +71,23 @@ pub(super) enum Verb {
     /// Let a loop run
     #[command(after_help = "Example:\n  evloopctl loop run build")]
     Run {
-        /// The loop, by name or id [default: that of --loop or your context]
+        /// The loop: its name, or `@7` for the id 7 [default: that of --loop or your context]
         #[arg(value_parser = parse::loop_ref)]
         name: Option<LoopRef>,
     },
     /// Stop a loop: nothing is polled until it runs again
     #[command(after_help = "Example:\n  evloopctl loop stop build")]
     Stop {
-        /// The loop, by name or id [default: that of --loop or your context]
-        #[arg(value_parser = parse::loop_ref)]
-        name: Option<LoopRef>,
+        /// The loop: its name, or `@7` for the id 7
+        #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
+        name: LoopRef,
     },
     /// Close a stopped loop and all its watches, for good
     #[command(after_help = "Example:\n  evloopctl loop stop build && evloopctl loop close build")]
     Close {
-        /// The loop, by name or id [default: that of --loop or your context]
-        #[arg(value_parser = parse::loop_ref)]
-        name: Option<LoopRef>,
+        /// The loop: its name, or `@7` for the id 7
+        #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
+        name: LoopRef,
     },
 }
 
@@ -126,7 +128,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         }
         Verb::Stop { name } => {
             let request = StopLoopRequest {
-                r#loop: which(session, name),
+                r#loop: Some(name),
                 ..StopLoopRequest::default()
             };
             let done = answer("loop stop", session.loops().stop_loop(request).await)?;
@@ -134,7 +136,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         }
         Verb::Close { name } => {
             let request = CloseLoopRequest {
-                r#loop: which(session, name),
+                r#loop: Some(name),
                 ..CloseLoopRequest::default()
             };
             let done = answer("loop close", session.loops().close_loop(request).await)?;

@@ -24,6 +24,7 @@ mod json;
 mod kill;
 mod logs;
 mod loops;
+mod names;
 mod output;
 mod parse;
 mod policy;
@@ -41,7 +42,7 @@ mod wait;
 mod watch;
 mod write;
 
-use failure::{Failure, Outcome};
+use failure::{Failure, OWN_FAILURE, Outcome, USAGE};
 use session::{Global, Session};
 
 const EXAMPLES: &str = "Examples:
@@ -141,8 +142,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    let what = first.strip_prefix("error: ").unwrap_or(first);
+    // The first paragraph is what is wrong, in one line or with a list below it.
+    let lines = text.lines().take_while(|line| !line.trim().is_empty());
+    let wrong = lines.filter(|line| !line.trim().starts_with("[possible values: "));
+    let wrong = wrong.map(str::trim).collect::<Vec<_>>().join(" ");
+    let what = wrong.strip_prefix("error: ").unwrap_or(&wrong);
     let allowed = text.lines().map(str::trim);
     let allowed = allowed.filter_map(|line| line.strip_prefix("[possible values: "));
     let allowed = allowed.filter_map(|line| line.strip_suffix(']')).next();
@@ -151,13 +155,13 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         std::io::stderr(),
         "evloopctl: {what}{allowed}; see `evloopctl help`"
     );
-    let verbs = ["run", "attach", "wait", "logs"];
-    let words = std::env::args_os().skip(1);
-    let mut words = words.map(|word| word.to_string_lossy().into_owned());
-    let of_run = words.find(|word| !word.starts_with('-'));
-    ExitCode::from(match of_run {
-        Some(verb) if verbs.contains(&verb.as_str()) => 125,
-        _ => 2,
+    let given = Args::command().ignore_errors(true).try_get_matches();
+    let verb = given
+        .ok()
+        .and_then(|matches| matches.subcommand_name().map(str::to_owned));
+    ExitCode::from(match verb.as_deref() {
+        Some("run" | "attach" | "wait" | "logs") => OWN_FAILURE,
+        _ => USAGE,
     })
 }
 

@@ -7,36 +7,65 @@ use std::time::Duration;
 use crate::config::{Limit, Resource, UMASK_MAX};
 use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
 
-/// `NAME`, or the id: a number alone is taken for it.
+/// The loop called `NAME`, or the one with the id `@ID`.
 pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
-    let by = match text.parse() {
-        Ok(id) => loop_ref::Ref::LoopId(id),
-        Err(_) => loop_ref::Ref::Name(not_empty(text)?),
+    let by = match text.strip_prefix('@') {
+        Some(digits) => loop_ref::Ref::LoopId(id(digits)?),
+        None => loop_ref::Ref::Name(not_empty(text)?),
     };
     Ok(LoopRef { r#ref: Some(by) })
 }
 
-/// `NAME`, or the id: a number alone is taken for it.
+/// The watch called `NAME`, or the one with the id `@ID`. No name begins with `@`.
 pub(super) fn watch_ref(text: &str) -> Result<WatchRef, String> {
-    let by = match text.parse() {
-        Ok(id) => watch_ref::Ref::WatchId(id),
-        Err(_) => watch_ref::Ref::Name(not_empty(text)?),
-    };
-    Ok(WatchRef { r#ref: Some(by) })
+    match text.strip_prefix('@') {
+        Some(digits) => watch_id(digits),
+        None => Ok(WatchRef {
+            r#ref: Some(watch_ref::Ref::Name(not_empty(text)?)),
+        }),
+    }
 }
 
-/// How a person would name it again.
+/// The watch with that id.
+pub(super) fn watch_id(digits: &str) -> Result<WatchRef, String> {
+    Ok(by_id(id(digits)?))
+}
+
+/// The watch with that id.
+pub(super) const fn by_id(id: u64) -> WatchRef {
+    WatchRef {
+        r#ref: Some(watch_ref::Ref::WatchId(id)),
+    }
+}
+
+/// What [`watch_ref`] reads the same watch from.
 pub(super) fn watch_name(watch: &WatchRef) -> String {
     match &watch.r#ref {
-        Some(watch_ref::Ref::WatchId(id)) => id.to_string(),
+        Some(watch_ref::Ref::WatchId(id)) => format!("@{id}"),
         Some(watch_ref::Ref::Name(name)) => name.clone(),
         None => String::new(),
     }
 }
 
+fn id(digits: &str) -> Result<u64, String> {
+    let plain = digits.bytes().all(|c| c.is_ascii_digit());
+    let id = digits.parse().ok().filter(|_| plain);
+    id.ok_or_else(|| {
+        format!("`{digits}` is no id; a number is expected, as `evloopctl ps` shows it")
+    })
+}
+
+/// Any name but none: an empty one is a mistake, such as a variable that is not set.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty; a name is needed".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn not_empty(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("a name or an id is needed".to_owned());
+        return Err("a name, or an id as `@7`, is needed".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -246,16 +275,22 @@ mod tests {
     }
 
     #[test]
-    fn a_number_alone_is_an_id_anything_else_a_name() {
-        assert_eq!(
-            watch_ref("7").unwrap().r#ref,
-            Some(watch_ref::Ref::WatchId(7))
-        );
-        assert_eq!(
-            watch_ref("7x").unwrap().r#ref,
-            Some(watch_ref::Ref::Name("7x".to_owned()))
-        );
-        assert!(watch_ref("").is_err());
+    fn a_number_is_a_name_and_an_id_has_its_sign() {
+        for name in ["7", "7x", "x@7"] {
+            let named = watch_ref(name).unwrap();
+            assert_eq!(named.r#ref, Some(watch_ref::Ref::Name(name.to_owned())));
+            assert_eq!(watch_name(&named), name);
+            let named = loop_ref(name).unwrap().r#ref;
+            assert_eq!(named, Some(loop_ref::Ref::Name(name.to_owned())));
+        }
+        assert_eq!(watch_ref("@7"), Ok(by_id(7)));
+        assert_eq!(watch_id("7"), Ok(by_id(7)));
+        assert_eq!(watch_name(&by_id(7)), "@7");
+        let numbered = loop_ref("@7").unwrap().r#ref;
+        assert_eq!(numbered, Some(loop_ref::Ref::LoopId(7)));
+        for bad in ["", "@", "@x", "@-1", "@+1", "@18446744073709551616"] {
+            assert!(watch_ref(bad).is_err() && loop_ref(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::failure::Outcome;
 use super::json::{with, word};
 use super::output::{self, NAME, Table, cell, plain};
+use super::parse;
 use super::session::{Session, answer};
 use crate::proto::{
     GetEventLoopPolicyRequest, ListEventLoopPoliciesRequest, Policy, PolicyScope,
@@ -27,6 +28,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl policy set windows-selector-compat")]
     Set {
         /// The policy [default: the default]
+        #[arg(value_parser = parse::name)]
         name: Option<String>,
         /// For everybody who has chosen none, not for you
         #[arg(long)]

@@ -25,7 +25,7 @@ evloopctl itself failed. Signals are passed on; a lost terminal leaves the progr
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// Its name; if it exists it is joined, running or finished [default: made up]
-    #[arg(long)]
+    #[arg(long, value_parser = parse::name)]
     name: Option<String>,
     /// Start it and return: prints its name
     #[arg(short, long)]

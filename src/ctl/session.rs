@@ -28,11 +28,11 @@ pub(super) struct Global {
     /// The daemon's socket [default: $EVLOOPD_SOCKET, the user's, the system's]
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// The loop, by name or id [default: the one of your context]
+    /// The loop: its name, or `@7` for the id 7 [default: the one of your context]
     #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
     loop_ref: Option<LoopRef>,
     /// The session whose context counts
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", value_parser = parse::name)]
     session: Option<String>,
     /// One JSON object per line
     #[arg(long, global = true)]

@@ -26,7 +26,7 @@ pub(super) struct Timer {
     #[arg(value_parser = parse::duration)]
     duration: prost_types::Duration,
     /// Its name; if it exists it is joined
-    #[arg(long)]
+    #[arg(long, value_parser = parse::name)]
     name: Option<String>,
 }
 

@@ -5,14 +5,15 @@ use clap::Args;
 use super::failure::{Failure, Outcome};
 use super::feed::{Feed, Item, Source, cut_short};
 use super::json;
+use super::names::OneWatch;
 use super::output;
 use super::parse;
 use super::session::Session;
 use super::transcript::exit_code;
 use super::watch;
 use crate::proto::{
-    EventKind, Exited, Filter, OnGap, SubscribeRequest, Watch, WatchRef, WatchState,
-    subscribe_request, watch as watch_message,
+    EventKind, Exited, Filter, OnGap, SubscribeRequest, Watch, WatchState, subscribe_request,
+    watch as watch_message,
 };
 
 pub(super) const EXAMPLES: &str = "Example:
@@ -23,14 +24,14 @@ The exit code is the process's (128 + N if signal N ended it), 125 if evloopctl 
 /// Options of `wait`.
 #[derive(Debug, Args)]
 pub(super) struct Wait {
-    /// The process, by name or id
-    #[arg(value_parser = parse::watch_ref)]
-    name: WatchRef,
+    #[command(flatten)]
+    name: OneWatch,
 }
 
 pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
-    let name = parse::watch_name(&args.name);
-    let watch = watch::get(session, &args.name).await?;
+    let asked = args.name.reference();
+    let name = parse::watch_name(&asked);
+    let watch = watch::get(session, &asked).await?;
     let exited = match exited(&name, &watch)? {
         Some(exited) => exited,
         None => ended(session, &name, &watch).await?,
@@ -68,8 +69,7 @@ async fn ended(session: &Session, name: &str, watch: &Watch) -> Result<Exited, F
         }),
         ..SubscribeRequest::default()
     };
-    let id = parse::watch_ref(&watch.watch_id.to_string());
-    let id = id.map_err(|error| Failure::new(name, error))?;
+    let id = parse::by_id(watch.watch_id);
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
     loop {
         match feed.next().await? {

@@ -9,9 +9,7 @@ use super::feeder::Feeder;
 use super::parse;
 use super::session::Session;
 use super::watch;
-use crate::proto::{
-    EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subscribe_request, watch_ref,
-};
+use crate::proto::{EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subscribe_request};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write shell 'echo hello'$'\\n'
@@ -22,7 +20,7 @@ It returns when the daemon has taken all of it. One writer at a time: two would 
 /// Options of `write`.
 #[derive(Debug, Args)]
 pub(super) struct Write {
-    /// The watch, by name or id
+    /// The watch: its name, or `@7` for the id 7
     #[arg(value_parser = parse::watch_ref)]
     watch: WatchRef,
     /// What to write [default: stdin]
@@ -48,9 +46,7 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
     let feeder = Feeder {
         session,
         loop_ref: session.loop_ref.clone(),
-        watch: WatchRef {
-            r#ref: Some(watch_ref::Ref::WatchId(id)),
-        },
+        watch: parse::by_id(id),
         resumed: &resumed,
         eof: args.eof,
     };

@@ -144,11 +144,17 @@ pub(super) fn new_watch_name(field: &'static str, name: &str) -> Result<Option<A
     }
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
     let first = name.as_bytes()[0].is_ascii_alphanumeric();
-    if !first || name.len() > TEXT_MAX || !name.bytes().all(rest) {
-        let allowed = "must be [A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}";
+    if !first || name.len() > TEXT_MAX || !name.bytes().all(rest) || names_a_run(name) {
+        let allowed = "must be [A-Za-z0-9][A-Za-z0-9._:/@-]{0,127} and not end in @ and digits";
         return Err(Error::invalid(field, allowed));
     }
     Ok(Some(name.into()))
+}
+
+/// Whether it ends in `@` and digits, as the names of a series' runs do.
+fn names_a_run(name: &str) -> bool {
+    let number = name.rsplit_once('@').map_or("", |(_, number)| number);
+    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
 }
 
 pub(super) fn if_exists(value: i32) -> Result<bool> {

@@ -371,6 +371,7 @@ async fn requests_out_of_range_are_refused(scene: &mut Scene) {
     for (request, field) in [
         (with(|r| r.spec = None), "spec"),
         (with(|r| r.name = "no spaces".into()), "name"),
+        (with(|r| r.name = "build@2".into()), "name"),
         (with(|r| r.name = ".dot-first".into()), "name"),
         (with(|r| r.name = "x".repeat(129)), "name"),
         (

@@ -10,5 +10,6 @@ mod backends;
 mod children;
 mod consumers;
 mod events;
+mod names;
 mod program;
 mod recordings;

@@ -28,7 +28,7 @@ pub(in crate::ctl) enum Lifetime {
 #[derive(Debug, Default, Args)]
 pub(in crate::ctl) struct Registration {
     /// Its name, unique on the loop
-    #[arg(long)]
+    #[arg(long, value_parser = parse::name)]
     name: Option<String>,
     /// Attach a label
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]

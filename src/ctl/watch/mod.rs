@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::failure::{Failure, Outcome};
+use super::names::OneWatch;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
@@ -41,21 +42,21 @@ pub(super) enum Verb {
         open: bool,
     },
     /// All about one watch
-    #[command(after_help = "Example:\n  evloopctl watch get tick --json")]
+    #[command(
+        after_help = "Examples:\n  evloopctl watch get tick --json\n  evloopctl watch get @7"
+    )]
     Get {
-        /// The watch, by name or id
-        #[arg(value_parser = parse::watch_ref)]
-        watch: WatchRef,
+        #[command(flatten)]
+        watch: OneWatch,
     },
     /// End and forget watches
     #[command(after_help = "Example:\n  evloopctl watch rm tick")]
     Rm(super::rm::Rm),
     /// Arm an fd watch again after its `ready`
-    #[command(after_help = "Example:\n  evloopctl watch rearm 7 --seq 1041")]
+    #[command(after_help = "Example:\n  evloopctl watch rearm @7 --seq 1041")]
     Rearm {
-        /// The watch, by name or id
-        #[arg(value_parser = parse::watch_ref)]
-        watch: WatchRef,
+        #[command(flatten)]
+        watch: OneWatch,
         /// The newest `ready` you have seen: a later one stays the last [default: whatever there is]
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         seq: u64,
@@ -89,7 +90,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             Ok(0)
         }
         Verb::Get { watch } => {
-            let found = get(session, &watch).await?;
+            let found = get(session, &watch.reference()).await?;
             output::object(session.json, &show::json(&found))?;
             Ok(0)
         }
@@ -100,7 +101,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             read,
             write,
         } => {
-            let watch_id = get(session, &watch).await?.watch_id;
+            let watch_id = get(session, &watch.reference()).await?.watch_id;
             let item = RearmItem {
                 watch_id,
                 seq,

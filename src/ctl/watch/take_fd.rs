@@ -7,22 +7,21 @@ use std::process::Command;
 use clap::Args;
 
 use super::super::failure::{Failure, Outcome};
-use super::super::parse;
+use super::super::names::OneWatch;
 use super::super::session::{Session, answer};
 use crate::handover::{Client, Slot};
-use crate::proto::{GetServerInfoRequest, TakeFdRequest, WatchRef};
+use crate::proto::{GetServerInfoRequest, TakeFdRequest};
 
 pub(super) const EXAMPLES: &str = "Example:
-  evloopctl watch take-fd 9 -- sh -c 'echo hello >&0'
+  evloopctl watch take-fd @9 -- sh -c 'echo hello >&0'
 
 For accepted connections and fd watches. The watch closes; the program replaces this command.";
 
 /// Options of `watch take-fd`.
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct TakeFd {
-    /// The watch, by name or id
-    #[arg(value_parser = parse::watch_ref)]
-    watch: WatchRef,
+    #[command(flatten)]
+    watch: OneWatch,
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
     argv: Vec<String>,
@@ -41,7 +40,7 @@ pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
         Client::connect(Path::new(&socket)).map_err(|error| Failure::new(&socket, error))?;
     let request = TakeFdRequest {
         r#loop: session.loop_ref.clone(),
-        watch: Some(args.watch),
+        watch: Some(args.watch.reference()),
         ..TakeFdRequest::default()
     };
     let taken = answer("watch take-fd", session.watches().take_fd(request).await)?;

@@ -1,0 +1,43 @@
+//! How watches are named on the command line: a name is a name whatever it looks like, an id is
+//! asked for as one.
+
+use clap::Args;
+
+use super::parse;
+use crate::proto::WatchRef;
+
+/// One watch.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct OneWatch {
+    /// The name, or `@7` for the watch with the id 7
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    watch: Option<WatchRef>,
+    /// The id, instead of a name
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    watch_id: Option<WatchRef>,
+}
+
+impl OneWatch {
+    pub(super) fn reference(self) -> WatchRef {
+        self.watch.or(self.watch_id).unwrap_or_default()
+    }
+}
+
+/// At least one watch.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct Watches {
+    /// The names, or `@7` for the watch with the id 7
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    watches: Vec<WatchRef>,
+    /// An id, instead of a name; may be repeated
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    watch_ids: Vec<WatchRef>,
+}
+
+impl Watches {
+    pub(super) fn references(self) -> impl Iterator<Item = WatchRef> {
+        self.watches.into_iter().chain(self.watch_ids)
+    }
+}
