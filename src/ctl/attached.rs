@@ -1,64 +1,81 @@
 //! In the foreground of a process: its output to us, our input and signals to it.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use clap::ValueEnum;
+use nix::sys::signal::Signal;
 
 use super::failure::{Failure, Outcome, complain};
 use super::feed::{Feed, Header, Item, Source};
 use super::feeder::{Ended, Feeder, in_background, refused};
+use super::leaving::{Left, Process};
+use super::names::OneWatch;
 use super::parse;
-use super::session::{Session, answer};
-use super::transcript::{Transcript, Until};
-use crate::proto::{
-    LoopRef, RunRequest, SendSignalRequest, SignalTarget, WatchRef, loop_ref, watch_ref,
-};
+use super::session::Session;
+use super::signals::{Signals, die_of};
+use super::transcript::{Links, Transcript, Until, exit_code};
+use super::watch;
+use crate::proto::{LoopRef, RunRequest, Watch, exited, loop_ref};
 
-/// How the foreground was left.
-enum Left {
-    /// The process is done.
-    Done,
-    /// We let go of it and it runs on.
-    Detached,
+/// What becomes of a process when nobody takes its output any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnHangup {
+    /// It is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe is.
+    End,
+    /// It goes on, and that is said.
+    Keep,
 }
 
-/// Runs or joins the process that `request` names, to its end; its exit code.
-///
-/// Ctrl-C and other signals go to the process's group. When the terminal is lost,
-/// the process stays.
-pub(super) async fn attached(session: &Session, request: RunRequest, input: bool) -> Outcome {
+/// How to be in the foreground.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Foreground {
+    /// Our stdin goes to it.
+    pub(super) input: bool,
+    pub(super) on_hangup: OnHangup,
+}
+
+/// Runs or joins the process that `request` names, to its end; its exit code. If SIGINT ended it, we end by
+/// SIGINT: a shell's loop goes on after any exit code, 130 included.
+pub(super) async fn attached(session: &Session, request: RunRequest, how: Foreground) -> Outcome {
     let name = request.name.clone();
     // Only who runs it, or somebody at a terminal, means its stdin to end with his own: an
     // attach in a script must not end an interactive child.
     let ends_stdin = request.spec.is_some() || rustix::termios::isatty(std::io::stdin());
     let mut signals = Signals::new().map_err(|error| Failure::new("signals", error))?;
-    let mut feed = Feed::new(session.clone(), Source::Run(request));
+    let mut feed = Feed::new(session.clone(), Source::Run(request)).telling_standstill();
     let header = tokio::select! {
         header = first(&mut feed) => header?,
-        _ = signals.next() => return Err(interrupted(&name)),
+        heard = signals.next() => {
+            complain(interrupted(&name));
+            return Ok(die_of(heard.signal()));
+        }
     };
     let process = Process {
         session,
+        name: &name,
         loop_ref: LoopRef {
             r#ref: Some(loop_ref::Ref::LoopId(header.loop_id)),
         },
-        watch: WatchRef {
-            r#ref: Some(watch_ref::Ref::WatchId(header.watch_id)),
-        },
-        ends_stdin,
+        watch: parse::by_id(header.watch_id),
     };
-    let resumed = Notify::new();
+    let links = Links::default();
     let mut transcript = Transcript::new(session.json);
+    let input = how.input && !in_background();
     let left = tokio::select! {
-        done = transcript.run(&mut feed, Until::Done, &resumed) => done.map(|()| Left::Done),
-        () = process.relay(&mut signals) => Ok(Left::Detached),
-        () = process.feed(input && !in_background(), &resumed) => Ok(Left::Detached),
+        left = pass_output(&mut transcript, &mut feed, &links) => left,
+        left = process.relay(&mut signals, &links) => Ok(Some(left)),
+        () = pass_input(&process, input, ends_stdin, &links) => Ok(Some(Left::HungUp)),
     };
-    match left {
-        Ok(Left::Done) => transcript.exit_code(&name),
-        Ok(Left::Detached) => Ok(128 + Signals::HANGUP),
-        Err(failure) if failure.is_silent() => Err(detached(&name)),
-        Err(failure) => Err(failure),
+    if matches!(left, Ok(None)) && transcript.is_open() {
+        transcript.settle(process.look_up().await.as_ref());
     }
+    transcript.report(&name);
+    if let Some(left) = left? {
+        return Ok(die_of(process.leave(left, how.on_hangup).await));
+    }
+    let exited = transcript.exited(&name)?;
+    if exited.status == Some(exited::Status::Signal(Signal::SIGINT as i32)) {
+        return Ok(die_of(Signal::SIGINT));
+    }
+    exit_code(&name, exited)
 }
 
 async fn first(feed: &mut Feed) -> Result<Header, Failure> {
@@ -74,110 +91,59 @@ fn interrupted(name: &str) -> Failure {
     Failure::new(name, "interrupted before the daemon answered").advice(advice)
 }
 
-fn detached(name: &str) -> Failure {
-    let advice = format!("it runs on: `evloopctl attach {name}`");
-    Failure::new(name, "nobody reads its output any more").advice(advice)
+/// Passes output on to the process's end; why that was left, if it was.
+async fn pass_output(
+    transcript: &mut Transcript,
+    feed: &mut Feed,
+    links: &Links,
+) -> Result<Option<Left>, Failure> {
+    match transcript.run(feed, Until::Done, links).await {
+        Ok(()) => Ok(None),
+        Err(failure) => failure.gone.map(Left::from).map(Some).ok_or(failure),
+    }
 }
 
-struct Process<'a> {
-    session: &'a Session,
-    loop_ref: LoopRef,
-    watch: WatchRef,
-    /// The end of our stdin is the end of its.
-    ends_stdin: bool,
-}
-
-impl Process<'_> {
-    /// Passes signals on; returns when the terminal is lost.
-    async fn relay(&self, signals: &mut Signals) {
-        loop {
-            let signal = signals.next().await;
-            if signal == Signals::HANGUP {
-                return;
+/// Passes stdin on; returns when the terminal is lost.
+async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links: &Links) {
+    if input {
+        let feeder = Feeder {
+            session: process.session,
+            loop_ref: Some(process.loop_ref.clone()),
+            watch: process.watch.clone(),
+            resumed: &links.resumed,
+            eof: ends_stdin,
+        };
+        let ended = match feeder.send(tokio::io::stdin()).await {
+            // What cannot be read has ended for the process, too: it would wait for ever.
+            Ok(Ended::Unreadable(error)) => {
+                complain(Failure::new("stdin", error));
+                if ends_stdin {
+                    feeder.end().await
+                } else {
+                    Ok(())
+                }
             }
-            let request = SendSignalRequest {
-                r#loop: Some(self.loop_ref.clone()),
-                watch: Some(self.watch.clone()),
-                signal: signal.to_string(),
-                target: SignalTarget::Group.into(),
-                ..SendSignalRequest::default()
-            };
-            let result = self.session.processes().send_signal(request).await;
-            match answer("signal", result) {
-                Ok(_) => {}
-                // It ended before the signal came.
-                Err(failure) if failure.reason == "WATCH_CLOSED" => {}
-                Err(failure) if failure.reason == "WRONG_STATE" => {}
-                Err(failure) => complain(failure),
-            }
+            Ok(Ended::TerminalLost) => return,
+            Ok(Ended::Sent) => Ok(()),
+            Err(failure) => Err(failure),
+        };
+        match ended {
+            Err(failure) if !refused(&failure) => complain(failure),
+            Ok(()) | Err(_) => {}
         }
     }
-
-    /// Passes stdin on; returns when the terminal is lost.
-    async fn feed(&self, input: bool, resumed: &Notify) {
-        if input {
-            let feeder = Feeder {
-                session: self.session,
-                loop_ref: Some(self.loop_ref.clone()),
-                watch: self.watch.clone(),
-                resumed,
-                eof: self.ends_stdin,
-            };
-            match feeder.send(tokio::io::stdin()).await {
-                Ok(Ended::TerminalLost) => return,
-                Ok(Ended::Sent) => {}
-                Err(failure) if refused(&failure) => {}
-                Err(failure) => complain(failure),
-            }
-        }
-        std::future::pending::<()>().await;
-    }
+    std::future::pending::<()>().await;
 }
 
-/// The signals that mean the process, not us.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    quit: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    const HANGUP: u8 = 1;
-    const INTERRUPT: u8 = 2;
-    const QUIT: u8 = 3;
-    const TERMINATE: u8 = 15;
-
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            quit: signal(SignalKind::quit())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => Self::INTERRUPT,
-            _ = self.terminate.recv() => Self::TERMINATE,
-            _ = self.quit.recv() => Self::QUIT,
-            _ = self.hangup.recv() => Self::HANGUP,
-        }
-    }
-}
-
-/// The name by which a process is joined. A watch without one can be looked at
-/// with `events` only.
-pub(super) async fn name_of(session: &Session, watch: &WatchRef) -> Result<String, Failure> {
-    if let Some(watch_ref::Ref::Name(name)) = &watch.r#ref {
-        return Ok(name.clone());
-    }
-    let found = super::watch::get(session, watch).await?;
+/// A process to be joined: by its name, since that is how it is. A watch without one can be looked
+/// at with `events` only.
+pub(super) async fn named(session: &Session, asked: OneWatch) -> Result<Watch, Failure> {
+    let asked = asked.reference();
+    let found = watch::get(session, &asked).await?;
     if found.name.is_empty() {
-        let id = parse::watch_name(watch);
+        let id = parse::watch_name(&asked);
         let advice = format!("see its events with `evloopctl events --watch {id}`");
         return Err(Failure::new(format!("watch {id}"), "it has no name").advice(advice));
     }
-    Ok(found.name)
+    Ok(found)
 }

@@ -100,6 +100,7 @@ pub(super) async fn run(session: &Session, args: Events) -> Outcome {
         feed = feed.record(tape);
     }
     let until = if args.follow {
+        feed = feed.telling_standstill();
         Until::Goodbye
     } else {
         Until::CaughtUp

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 
 use anstyle::{AnsiColor, Style};
+use rustix::fs::{FileType, Stat};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -22,6 +24,15 @@ const RED: Style = AnsiColor::Red.on_default();
 /// A verb's result; the number is the exit code.
 pub(super) type Outcome = Result<u8, Failure>;
 
+/// Who took our output is gone for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// The pipe that it went to is closed at the other end.
+    Reader,
+    /// The terminal hung up.
+    Terminal,
+}
+
 /// Why a verb failed.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -34,6 +45,8 @@ pub(super) struct Failure {
     pub(super) field: String,
     /// The connection broke: worth another attempt.
     pub(super) lost: bool,
+    /// It is our output that nobody takes any more.
+    pub(super) gone: Option<Gone>,
     pub(super) code: u8,
 }
 
@@ -46,6 +59,7 @@ impl Failure {
             reason: String::new(),
             field: String::new(),
             lost: false,
+            gone: None,
             code: FAILED,
         }
     }
@@ -87,9 +101,20 @@ impl Failure {
     /// Writing to stdout or stderr failed. A closed pipe is the reader's choice, not a failure.
     pub(super) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self::silent(0);
+            let gone = Some(Gone::Reader);
+            return Self {
+                gone,
+                ..Self::silent(0)
+            };
         }
-        Self::new("stdout", error)
+        // What a write to a terminal that hung up fails with, but also one to a broken disk.
+        let eio = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+        let hung_up = eio && (is_device(io::stdout()) || is_device(io::stderr()));
+        let gone = hung_up.then_some(Gone::Terminal);
+        Self {
+            gone,
+            ..Self::new("stdout", error)
+        }
     }
 
     /// Ends without a word.
@@ -155,6 +180,12 @@ impl From<NoDaemon> for Failure {
         let reason = text.strip_suffix(&format!("; {advice}")).unwrap_or(&text);
         Self::new("connect", reason).advice(advice)
     }
+}
+
+/// A terminal is a character device, and stays one when it hangs up.
+fn is_device(fd: impl AsFd) -> bool {
+    let device = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    rustix::fs::fstat(fd).is_ok_and(device)
 }
 
 /// A warning's or failure's line on stderr.

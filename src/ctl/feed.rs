@@ -1,18 +1,21 @@
 //! A stream of events that comes back after a broken connection, where it was.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tonic::{Status, Streaming};
 
 use super::failure::Failure;
-use super::session::Session;
-use crate::history::file::Writer;
+use super::session::{Session, answer};
+use super::standstill::{self, Standstill};
 use crate::proto::{
-    AckRequest, Batch, Cursor, Goodbye, GoodbyeReason, LoopRef, OnGap, RunRequest, RunResponse,
-    SubscribeRequest, SubscribeResponse, loop_ref, run_response, subscribe_request,
-    subscribe_response,
+    AckRequest, Batch, Cursor, GetServerInfoRequest, Goodbye, GoodbyeReason, LoopRef, OnGap,
+    RunRequest, RunResponse, SubscribeRequest, SubscribeResponse, loop_ref, run_response,
+    subscribe_request, subscribe_response,
 };
+
+mod tape;
+
+pub(super) use tape::Tape;
 
 /// Attempts to get a broken stream back, and the waits between them: about 9 s in all.
 const ATTEMPTS_MAX: u32 = 8;
@@ -74,44 +77,6 @@ pub(super) struct Header {
     pub(super) existed: bool,
     /// Of a subscription: where the first batch begins.
     after: Option<u64>,
-}
-
-/// Where a subscription is recorded, answer by answer.
-#[derive(Debug)]
-pub(super) struct Tape {
-    path: PathBuf,
-    /// A file that exists gives way.
-    replace: bool,
-    /// From the first answer on, so that a refused subscription leaves no file.
-    writer: Option<Writer>,
-}
-
-impl Tape {
-    pub(super) const fn new(path: PathBuf, replace: bool) -> Self {
-        Self {
-            path,
-            replace,
-            writer: None,
-        }
-    }
-
-    fn push(
-        &mut self,
-        request: &SubscribeRequest,
-        response: &SubscribeResponse,
-    ) -> Result<(), Failure> {
-        let writer = match self.writer.take() {
-            Some(writer) => Ok(writer),
-            None => Writer::create(&self.path, self.replace, request),
-        };
-        let pushed = writer.and_then(|mut writer| {
-            writer.push(response)?;
-            self.writer = Some(writer);
-            Ok(())
-        });
-        let what = format!("--record {}", self.path.display());
-        pushed.map_err(|error| Failure::new(what, error))
-    }
 }
 
 /// One thing out of a feed.
@@ -197,6 +162,8 @@ pub(super) struct Feed {
     /// Acknowledged by us, of a consumer.
     acked: Option<u64>,
     tape: Option<Tape>,
+    /// Whoever waits for what comes hears that nothing can.
+    standstill: Option<Standstill>,
     failures: u32,
 }
 
@@ -210,6 +177,7 @@ impl Feed {
             through: None,
             acked: None,
             tape: None,
+            standstill: None,
             failures: 0,
         }
     }
@@ -218,6 +186,17 @@ impl Feed {
     pub(super) fn record(self, tape: Tape) -> Self {
         let tape = Some(tape);
         Self { tape, ..self }
+    }
+
+    /// Says so, at once and whenever it begins, when nothing comes because the loop does not run.
+    pub(super) fn telling_standstill(mut self) -> Self {
+        let heartbeat = prost_types::Duration::try_from(standstill::HEARTBEAT).ok();
+        match &mut self.source {
+            Source::Subscribe(request) => request.heartbeat = heartbeat,
+            Source::Run(request) => request.heartbeat = heartbeat,
+        }
+        self.standstill = Some(Standstill::default());
+        self
     }
 
     /// The next item. Cancelling it loses nothing.
@@ -319,6 +298,7 @@ impl Feed {
     }
 
     fn take(&mut self, item: Item) -> Result<Option<Item>, Failure> {
+        self.look_after(&item);
         match &item {
             Item::Header(new) => match &self.header {
                 None => {
@@ -343,13 +323,33 @@ impl Feed {
         Ok(Some(item))
     }
 
+    /// Looks at the loop at the start, and when nothing came.
+    fn look_after(&mut self, item: &Item) {
+        match (&mut self.standstill, item) {
+            (Some(standstill), Item::Header(header)) => {
+                standstill.begin(self.session.clone(), header.loop_id);
+            }
+            (Some(standstill), Item::Batch(batch)) if batch.events.is_empty() => standstill.look(),
+            _ => {}
+        }
+    }
+
     /// After a broken connection: waits before the next attempt, or gives up.
     async fn back_off(&mut self, status: &Status) -> Result<(), Failure> {
         self.stream = None;
-        let failure = Failure::rpc(self.source.what(), status);
+        let mut failure = Failure::rpc(self.source.what(), status);
         let gone = ["LOOP_NOT_FOUND", "WATCH_NOT_FOUND", "CURSOR_OUT_OF_RANGE"];
-        if self.header.is_some() && gone.contains(&failure.reason.as_str()) {
-            return Err(self.restarted());
+        if gone.contains(&failure.reason.as_str())
+            && let Some(header) = &self.header
+        {
+            let mut admin = self.session.admin();
+            let info = admin.get_server_info(GetServerInfoRequest {}).await;
+            match answer("status", info) {
+                Ok(info) if info.instance == header.instance => return Err(failure),
+                Ok(_) => return Err(self.restarted()),
+                // The connection broke again.
+                Err(broken) => failure = broken,
+            }
         }
         if !failure.lost || self.failures >= ATTEMPTS_MAX {
             return Err(failure);
@@ -360,9 +360,20 @@ impl Feed {
         Ok(())
     }
 
+    /// The daemon that answers now is not the one that began the stream.
     fn restarted(&self) -> Failure {
-        let lost = "the daemon was restarted, and what it ran and recorded ended with it";
-        Failure::new(self.source.what(), lost)
+        let new = "the daemon was restarted, and the new one does not know";
+        match &self.source {
+            Source::Subscribe(_) => Failure::new(
+                "subscribe",
+                format_args!("{new} the events of this loop's history"),
+            ),
+            Source::Run(request) => {
+                let unknown =
+                    format_args!("{new} this process: whether it still runs is not known");
+                Failure::new(&request.name, unknown)
+            }
+        }
     }
 }
 

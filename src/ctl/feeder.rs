@@ -1,5 +1,6 @@
 //! Our input, on its way into a process's stdin or another transport.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -19,17 +20,19 @@ const CHUNK: usize = 64 * 1024;
 const HIGH_WATER: u64 = 64 * 1024;
 /// A `WriteResumed` may have been before our time: look again after this long.
 const RECHECK: Duration = Duration::from_secs(1);
-/// Attempts to write over a broken connection. A repeat is safe: writes carry offsets.
+/// Attempts to write over a broken connection, and the wait between them.
 const ATTEMPTS_MAX: u32 = 8;
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// How the input ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Ended {
     /// All of it was taken, and the end too if that was asked for.
     Sent,
     /// The terminal it came from is gone.
     TerminalLost,
+    /// It could not be read any further; its end was not sent.
+    Unreadable(io::Error),
 }
 
 /// Writes into one watch.
@@ -46,17 +49,19 @@ pub(super) struct Feeder<'a> {
 impl Feeder<'_> {
     /// Sends all of `input`, from where the watch's stream stands now.
     pub(super) async fn send(&self, mut input: impl AsyncRead + Unpin) -> Result<Ended, Failure> {
-        let terminal = isatty(std::io::stdin());
+        let terminal = isatty(io::stdin());
         let mut taken = self.write(Bytes::new(), None).await?.0;
         let mut buffer = BytesMut::with_capacity(CHUNK);
         loop {
             buffer.reserve(CHUNK);
             let read = input.read_buf(&mut buffer).await;
-            if terminal && !matches!(read, Ok(1..)) && hung_up(std::io::stdin()) {
+            if terminal && !matches!(read, Ok(1..)) && hung_up(io::stdin()) {
                 return Ok(Ended::TerminalLost);
             }
-            if read.map_err(|error| Failure::new("stdin", error))? == 0 {
-                break;
+            match read {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return Ok(Ended::Unreadable(error)),
             }
             taken = self.all(taken, buffer.split().freeze()).await?;
         }
@@ -91,39 +96,61 @@ impl Feeder<'_> {
             offset,
             ..WriteRequest::default()
         };
-        let mut attempts = 1;
-        loop {
-            let result = self.session.transports().write(request.clone()).await;
-            match answer("write", result) {
-                Ok(response) => return Ok((response.taken, response.buffered_bytes)),
-                Err(failure) if failure.lost && attempts < ATTEMPTS_MAX => {
-                    attempts += 1;
-                    tokio::time::sleep(RETRY_WAIT).await;
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
+        let response = retried(async || {
+            answer(
+                "write",
+                self.session.transports().write(request.clone()).await,
+            )
+        });
+        let response = response.await?;
+        Ok((response.taken, response.buffered_bytes))
     }
 
     /// Ends the outgoing direction.
-    async fn end(&self) -> Result<(), Failure> {
+    pub(super) async fn end(&self) -> Result<(), Failure> {
         let request = WriteEofRequest {
             r#loop: self.loop_ref.clone(),
             watch: Some(self.watch.clone()),
             ..WriteEofRequest::default()
         };
-        answer("write", self.session.transports().write_eof(request).await).map(drop)
+        let ended = retried(async || {
+            answer(
+                "write",
+                self.session.transports().write_eof(request.clone()).await,
+            )
+        });
+        ended.await.map(drop)
     }
 }
 
-/// The watch ended, or never took any bytes.
+/// Makes a call again over a broken connection. A repeat is safe: writes carry offsets, and there is but one end.
+async fn retried<T>(call: impl AsyncFn() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut attempts = 1;
+    loop {
+        match call().await {
+            Err(failure) if failure.lost && attempts < ATTEMPTS_MAX => {
+                attempts += 1;
+                tokio::time::sleep(RETRY_WAIT).await;
+            }
+            answered => return answered,
+        }
+    }
+}
+
+/// The watch or its loop is gone, has ended, or never took any bytes.
 pub(super) fn refused(failure: &Failure) -> bool {
-    ["WATCH_CLOSED", "WRONG_STATE", "WATCH_NOT_FOUND"].contains(&failure.reason.as_str())
+    let reasons = [
+        "WATCH_CLOSED",
+        "WRONG_STATE",
+        "WATCH_NOT_FOUND",
+        "LOOP_NOT_FOUND",
+    ];
+    reasons.contains(&failure.reason.as_str())
 }
 
 /// In the background of a terminal, reading it would stop us.
 pub(super) fn in_background() -> bool {
-    let group = tcgetpgrp(std::io::stdin());
+    let group = tcgetpgrp(io::stdin());
     group.is_ok_and(|group| group != rustix::process::getpgrp())
 }
 

@@ -76,7 +76,11 @@ pub(super) enum Verb {
         name: Option<LoopRef>,
     },
     /// Stop a loop: nothing is polled until it runs again
-    #[command(after_help = "Example:\n  evloopctl loop stop build")]
+    #[command(
+        after_help = "Examples:\n  evloopctl loop stop build\n  evloopctl loop stop @7          # by id
+
+Children run on; their output and end are told once the loop runs again."
+    )]
     Stop {
         /// The loop: its name, or `@7` for the id 7
         #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]

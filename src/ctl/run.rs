@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::attached::attached;
+use super::attached::{Foreground, OnHangup, attached};
 use super::command::Command;
 use super::failure::{Failure, Outcome, complain};
 use super::output;
@@ -17,9 +17,19 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl run -- make -j8
   evloopctl run --name build -d -- make -j8    # goes on when you log out
   evloopctl run --name build -- make -j8       # the same again joins it
+  while read host; do evloopctl run -n -- ping -c1 $host; done < hosts
 
-Attached, the exit code is the program's (128 + N if signal N ended it), 125 if
-evloopctl itself failed. Signals are passed on; a lost terminal leaves the program running.";
+Attached, the exit code is the program's (128 + N if signal N ended it), also if some of its
+output is gone, which is said on stderr; 125 if evloopctl itself failed. If SIGINT ended the
+program, evloopctl ends by SIGINT too, so that a shell's loop does.
+
+Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does any
+signal while the loop is stopped or the daemon does not answer. When nobody takes the output any
+more, because a pipe was closed or the terminal is gone, a program without --name ends as in a
+pipeline, one with a name runs on.
+
+Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a
+`while read` loop, use -n or </dev/null.";
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -36,6 +46,12 @@ pub(super) struct Run {
     /// Attach a label
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
+    /// Give it /dev/null as stdin, and leave yours alone
+    #[arg(short, long, conflicts_with = "interactive")]
+    no_stdin: bool,
+    /// What becomes of it when nobody takes its output any more [default: end; keep with --name]
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "detach")]
+    on_hangup: Option<OnHangup>,
     #[command(flatten)]
     command: Command,
 }
@@ -48,21 +64,35 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     if args.detach {
         return start(session, args, name).await;
     }
+    let unnamed = match &args.name {
+        Some(_) => OnHangup::Keep,
+        None => OnHangup::End,
+    };
+    let mut how = Foreground {
+        input: !args.no_stdin,
+        on_hangup: args.on_hangup.unwrap_or(unnamed),
+    };
+    let (stdin, other) = if how.input {
+        (Stdio::Pipe, Stdio::Null)
+    } else {
+        (Stdio::Null, Stdio::Pipe)
+    };
     let mut request = RunRequest {
         r#loop: session.loop_ref.clone(),
         name,
-        spec: Some(args.command.spec(Stdio::Pipe)?),
+        spec: Some(args.command.spec(stdin)?),
         labels: args.labels.into_iter().collect(),
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };
-    match attached(session, request.clone(), true).await {
-        // The same command started without stdin is still the same command.
+    match attached(session, request.clone(), how).await {
+        // The same command started with another stdin is still the same command.
         Err(failure) if differs_in_stdin(&failure) => {
             if let Some(spec) = &mut request.spec {
-                spec.set_stdin(Stdio::Null);
+                spec.set_stdin(other);
             }
-            attached(session, request, false).await
+            how.input = false;
+            attached(session, request, how).await
         }
         outcome => outcome,
     }

@@ -1,17 +1,20 @@
 //! What a process wrote, on our own stdout and stderr, byte for byte.
 
+use std::cell::Cell;
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
-use super::failure::{Failure, OWN_FAILURE, complain_loudly};
+use super::failure::{Failure, complain_loudly};
 use super::feed::{Feed, Item, cut_short};
 use super::json;
 use super::output::json_lines;
 use super::render;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Data, Event, Exited, Gap, Stream, exited};
+use crate::proto::watch::Status;
+use crate::proto::{Batch, Data, Event, Exited, Gap, Stream, Watch, WatchState, exited};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +25,34 @@ pub(super) enum Until {
     CaughtUp,
 }
 
+/// The bytes of one stream.
+#[derive(Debug, Default, Clone, Copy)]
+struct Account {
+    /// The offset up to which they were received or are known to be gone.
+    through: u64,
+    gone: u64,
+    /// The stream's last offset is known.
+    ended: bool,
+}
+
+impl Account {
+    /// The stream is known to have had that many bytes by now: those not received are gone.
+    fn reach(&mut self, offset: u64) {
+        self.gone += offset.saturating_sub(self.through);
+        self.through = self.through.max(offset);
+    }
+}
+
 /// Writes a process's streams through and keeps the account of them.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     json: bool,
-    /// Bytes of stdout and of stderr that were seen.
-    seen: [u64; 2],
-    /// Events or bytes are missing.
-    pub(super) incomplete: bool,
+    stdout: Account,
+    stderr: Account,
+    /// Events of the process are missing.
+    gap: bool,
+    /// What they were could not be found out.
+    unsure: bool,
     exited: Option<Exited>,
 }
 
@@ -41,18 +64,18 @@ impl Transcript {
         }
     }
 
-    /// Takes what comes, until there is no more. `resumed` hears of every `WriteResumed`.
+    /// Takes what comes, until there is no more. `links` hears of what others wait for.
     pub(super) async fn run(
         &mut self,
         feed: &mut Feed,
         until: Until,
-        resumed: &Notify,
+        links: &Links,
     ) -> Result<(), Failure> {
         loop {
             match feed.next().await? {
                 Item::Header(_) => {}
                 Item::Batch(batch) => {
-                    self.batch(&batch, resumed).await?;
+                    self.batch(&batch, links).await?;
                     if batch.caught_up && until == Until::CaughtUp {
                         return Ok(());
                     }
@@ -62,7 +85,7 @@ impl Transcript {
         }
     }
 
-    async fn batch(&mut self, batch: &Batch, resumed: &Notify) -> Result<(), Failure> {
+    async fn batch(&mut self, batch: &Batch, links: &Links) -> Result<(), Failure> {
         for gap in &batch.gaps {
             self.gap(gap)?;
         }
@@ -70,67 +93,145 @@ impl Transcript {
             if self.json {
                 json_lines([&json::event(event)])?;
             }
-            self.event(event, resumed).await?;
+            self.event(event, links).await?;
         }
         Ok(())
     }
 
+    /// What was in a gap is told by the offsets behind it.
     fn gap(&mut self, gap: &Gap) -> Result<(), Failure> {
-        self.incomplete = true;
-        complain_gap(gap);
+        self.gap = true;
         if self.json {
-            json_lines([&json::gap(gap)])
-        } else {
-            Ok(())
+            return json_lines([&json::gap(gap)]);
         }
+        Ok(())
     }
 
-    async fn event(&mut self, event: &Event, resumed: &Notify) -> Result<(), Failure> {
+    async fn event(&mut self, event: &Event, links: &Links) -> Result<(), Failure> {
         match &event.kind {
-            Some(Kind::Data(data)) => self.data(data).await?,
+            Some(Kind::Data(data)) => self.data(data, links).await?,
+            Some(Kind::StreamEnd(end)) => {
+                let account = self.account(end.stream());
+                account.reach(end.offset);
+                account.ended = true;
+            }
             Some(Kind::Exited(exited)) => self.exited = Some(exited.clone()),
-            Some(Kind::WriteResumed(_)) => resumed.notify_one(),
+            Some(Kind::WriteResumed(_)) => links.resumed.notify_one(),
             _ => {}
         }
         Ok(())
     }
 
-    async fn data(&mut self, data: &Data) -> Result<(), Failure> {
-        let index = usize::from(data.stream() == Stream::Stderr);
-        let Some(seen) = self.seen.get_mut(index) else {
-            return Ok(());
-        };
-        let fresh = fresh(*seen, data);
-        if data.offset > *seen {
-            self.incomplete = true;
-            let name = ["stdout", "stderr"][index];
-            complain_loudly(format_args!(
-                "{} bytes of {name} are lost",
-                data.offset - *seen
-            ));
+    fn account(&mut self, stream: Stream) -> &mut Account {
+        match stream {
+            Stream::Stderr => &mut self.stderr,
+            Stream::Stdout | Stream::Input | Stream::Unspecified => &mut self.stdout,
         }
-        *seen = (*seen).max(data.offset.saturating_add(length(&data.data)));
+    }
+
+    async fn data(&mut self, data: &Data, links: &Links) -> Result<(), Failure> {
+        let account = self.account(data.stream());
+        let fresh = fresh(account.through, data);
+        account.reach(data.offset);
+        account.through = account.through.saturating_add(length(fresh));
         if self.json {
             return Ok(());
         }
-        let written = match index {
-            0 => write(tokio::io::stdout(), fresh).await,
-            _ => write(tokio::io::stderr(), fresh).await,
+        links.writing.set(Some(Instant::now()));
+        let written = match data.stream() {
+            Stream::Stderr => write(tokio::io::stderr(), fresh).await,
+            _ => write(tokio::io::stdout(), fresh).await,
         };
+        links.writing.set(None);
         written.map_err(|error| Failure::output(&error))
     }
 
-    /// The exit code to return for the process: its own, or 128 + its signal.
-    pub(super) fn exit_code(&self, name: &str) -> Result<u8, Failure> {
-        let code = match &self.exited {
-            Some(exited) => exit_code(name, exited)?,
-            None => return Err(Failure::new(name, "it ended without an exit status")),
+    /// Whether events are missing that may have held the end of a stream or of the process.
+    pub(super) const fn is_open(&self) -> bool {
+        let ended = self.stdout.ended && self.stderr.ended && self.exited.is_some();
+        self.gap && !ended
+    }
+
+    /// Takes into account what the daemon says of the process, at a moment before the end of what
+    /// was received; `None` if it knows no more of it.
+    pub(super) fn settle(&mut self, watch: Option<&Watch>) {
+        let Some(Status::Process(status)) = watch.and_then(|watch| watch.status.as_ref()) else {
+            self.unsure = true;
+            return;
         };
-        Ok(if self.incomplete { OWN_FAILURE } else { code })
+        self.stdout.reach(status.stdout_bytes);
+        self.stderr.reach(status.stderr_bytes);
+        self.exited = self.exited.take().or_else(|| status.exited.clone());
+    }
+
+    /// Says in one sentence what is gone of the output of the process called `name`; whether it is all there.
+    pub(super) fn report(&self, name: &str) -> bool {
+        let bytes = |account: &Account, stream: &str| {
+            let count = grouped(account.gone);
+            let unit = if account.gone == 1 { "byte" } else { "bytes" };
+            (account.gone > 0).then(|| format!("{count} {unit} of {stream}"))
+        };
+        let gone = [bytes(&self.stdout, "stdout"), bytes(&self.stderr, "stderr")];
+        let gone: Vec<_> = gone.into_iter().flatten().collect();
+        if !gone.is_empty() {
+            let gone = gone.join(" and ");
+            complain_loudly(format_args!(
+                "{name}: {gone} are gone: the journal no longer holds them"
+            ));
+        } else if self.unsure {
+            complain_loudly(format_args!(
+                "{name}: events of it are gone, and whether they held output is not known"
+            ));
+        }
+        gone.is_empty() && !self.unsure
+    }
+
+    /// How the process ended.
+    pub(super) fn exited(&self, name: &str) -> Result<&Exited, Failure> {
+        let exited = self.exited.as_ref();
+        exited.ok_or_else(|| Failure::new(name, "its exit status is not known"))
     }
 }
 
-/// The exit code that stands for how a child ended.
+/// What the output side tells those who send input and signals meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    /// Hears of every `WriteResumed`.
+    pub(super) resumed: Notify,
+    /// Since when bytes wait to be taken from us.
+    writing: Cell<Option<Instant>>,
+}
+
+impl Links {
+    /// Waits until nothing waits to be taken from us, or the same bytes have for `bound`;
+    /// whether that is so.
+    pub(super) async fn is_stuck(&self, bound: Duration) -> bool {
+        loop {
+            let Some(since) = self.writing.get() else {
+                return false;
+            };
+            let Some(rest) = bound.checked_sub(since.elapsed()) else {
+                return true;
+            };
+            tokio::time::sleep(rest).await;
+        }
+    }
+}
+
+/// How the process of a watch ended; none if it has not.
+pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failure> {
+    let Some(Status::Process(status)) = &watch.status else {
+        return Err(Failure::new(name, "it is no process"));
+    };
+    match &status.exited {
+        None if watch.state() == WatchState::Closed => {
+            Err(Failure::new(name, "its exit status is not known"))
+        }
+        exited => Ok(exited.clone()),
+    }
+}
+
+/// The exit code that stands for how a child ended: its own, or 128 + its signal.
 pub(super) fn exit_code(name: &str, exited: &Exited) -> Result<u8, Failure> {
     let code = match &exited.status {
         Some(exited::Status::Code(code)) => u8::try_from(*code).ok(),
@@ -151,14 +252,27 @@ pub(super) fn complain_gap(gap: &Gap) {
 }
 
 /// The part of the data that was not seen before.
-fn fresh(seen: u64, data: &Data) -> &[u8] {
-    let known = seen.saturating_sub(data.offset);
+fn fresh(through: u64, data: &Data) -> &[u8] {
+    let known = through.saturating_sub(data.offset);
     let known = usize::try_from(known).unwrap_or(usize::MAX);
     data.data.get(known..).unwrap_or_default()
 }
 
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()> {
@@ -169,6 +283,29 @@ async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::{ProcessStatus, StreamEnd};
+
+    fn data(stream: Stream, offset: u64, text: &'static str) -> Event {
+        let data = Data {
+            offset,
+            data: bytes::Bytes::from_static(text.as_bytes()),
+            stream: stream.into(),
+        };
+        Event {
+            kind: Some(Kind::Data(data)),
+            ..Event::default()
+        }
+    }
+
+    /// What is gone of stdout and of stderr. In JSON, so that a test's own output stays as it is.
+    async fn gone(events: &[Event]) -> (Transcript, [u64; 2]) {
+        let mut transcript = Transcript::new(true);
+        for event in events {
+            transcript.event(event, &Links::default()).await.unwrap();
+        }
+        let gone = [transcript.stdout.gone, transcript.stderr.gone];
+        (transcript, gone)
+    }
 
     #[test]
     fn bytes_seen_before_are_not_written_again() {
@@ -180,6 +317,60 @@ mod tests {
         assert_eq!(fresh(10, &data), b"abcd");
         assert_eq!(fresh(12, &data), b"cd");
         assert_eq!(fresh(99, &data), b"");
+    }
+
+    #[tokio::test]
+    async fn only_a_hole_between_offsets_is_a_loss() {
+        let (out, err) = (Stream::Stdout, Stream::Stderr);
+        let joined = [data(out, 0, "ab"), data(err, 0, "x"), data(out, 2, "c")];
+        assert_eq!(gone(&joined).await.1, [0, 0]);
+        let again = [data(out, 0, "ab"), data(out, 1, "bc"), data(out, 3, "d")];
+        assert_eq!(gone(&again).await.1, [0, 0]);
+        let holes = [data(out, 5, "ab"), data(out, 9, "c"), data(err, 3, "x")];
+        assert_eq!(gone(&holes).await.1, [7, 3]);
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_at_the_end_is_told_by_the_streams_end_or_by_the_daemon() {
+        let end = StreamEnd {
+            stream: Stream::Stderr.into(),
+            offset: 9,
+            ..StreamEnd::default()
+        };
+        let end = Event {
+            kind: Some(Kind::StreamEnd(end)),
+            ..Event::default()
+        };
+        let events = [data(Stream::Stderr, 0, "ab"), end];
+        let (mut transcript, lost) = gone(&events).await;
+        assert_eq!(lost, [0, 7]);
+        transcript.gap = true;
+        assert!(transcript.is_open(), "the end of stdout was in the gap");
+        let status = ProcessStatus {
+            stdout_bytes: 4,
+            stderr_bytes: 9,
+            exited: Some(Exited::default()),
+            ..ProcessStatus::default()
+        };
+        let watch = Watch {
+            status: Some(Status::Process(status)),
+            ..Watch::default()
+        };
+        transcript.settle(Some(&watch));
+        assert_eq!((transcript.stdout.gone, transcript.stderr.gone), (4, 7));
+        assert!(transcript.exited("x").is_ok() && !transcript.report("x"));
+    }
+
+    #[test]
+    fn numbers_are_read_in_groups() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
     }
 
     #[test]

@@ -9,17 +9,18 @@ use super::names::OneWatch;
 use super::output;
 use super::parse;
 use super::session::Session;
-use super::transcript::exit_code;
+use super::transcript::{end_of, exit_code};
 use super::watch;
 use crate::proto::{
-    EventKind, Exited, Filter, OnGap, SubscribeRequest, Watch, WatchState, subscribe_request,
-    watch as watch_message,
+    EventKind, Exited, Filter, LoopRef, OnGap, SubscribeRequest, Watch, subscribe_request,
 };
 
-pub(super) const EXAMPLES: &str = "Example:
+pub(super) const EXAMPLES: &str = "Examples:
   evloopctl wait build; echo \"make said $?\"
+  evloopctl wait @7               # by id
 
-The exit code is the process's (128 + N if signal N ended it), 125 if evloopctl itself failed.";
+The exit code is the process's (128 + N if signal N ended it, SIGINT too), 125 if evloopctl itself
+failed or the exit status is not known.";
 
 /// Options of `wait`.
 #[derive(Debug, Args)]
@@ -32,9 +33,12 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     let asked = args.name.reference();
     let name = parse::watch_name(&asked);
     let watch = watch::get(session, &asked).await?;
-    let exited = match exited(&name, &watch)? {
+    let exited = match end_of(&name, &watch)? {
         Some(exited) => exited,
-        None => ended(session, &name, &watch).await?,
+        None => {
+            let mut feed = end_feed(session, session.loop_ref.clone(), &watch).telling_standstill();
+            ended(&mut feed, session, &name, &watch).await?
+        }
     };
     if session.json {
         output::json_lines([&json::exited(&exited)])?;
@@ -42,24 +46,11 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     exit_code(&name, &exited)
 }
 
-/// How the process ended; none if it has not.
-fn exited(name: &str, watch: &Watch) -> Result<Option<Exited>, Failure> {
-    let Some(watch_message::Status::Process(status)) = &watch.status else {
-        return Err(Failure::new(name, "it is no process"));
-    };
-    match &status.exited {
-        None if watch.state() == WatchState::Closed => {
-            Err(Failure::new(name, "it ended without an exit status"))
-        }
-        exited => Ok(exited.clone()),
-    }
-}
-
-/// Sleeps until the process's end is in the journal, then looks.
-async fn ended(session: &Session, name: &str, watch: &Watch) -> Result<Exited, Failure> {
+/// The end of a process, and nothing else of it.
+pub(super) fn end_feed(session: &Session, of: Option<LoopRef>, watch: &Watch) -> Feed {
     let added = watch.added.clone().unwrap_or_default();
     let request = SubscribeRequest {
-        r#loop: session.loop_ref.clone(),
+        r#loop: of,
         start: Some(subscribe_request::Start::After(added)),
         on_gap: OnGap::Skip.into(),
         filter: Some(Filter {
@@ -69,14 +60,23 @@ async fn ended(session: &Session, name: &str, watch: &Watch) -> Result<Exited, F
         }),
         ..SubscribeRequest::default()
     };
+    Feed::new(session.clone(), Source::Subscribe(request))
+}
+
+/// Sleeps until the process's end is in the journal, then looks.
+async fn ended(
+    feed: &mut Feed,
+    session: &Session,
+    name: &str,
+    watch: &Watch,
+) -> Result<Exited, Failure> {
     let id = parse::by_id(watch.watch_id);
-    let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
     loop {
         match feed.next().await? {
             Item::Header(_) => {}
             Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
             Item::Batch(_) => {
-                if let Some(exited) = exited(name, &watch::get(session, &id).await?)? {
+                if let Some(exited) = end_of(name, &watch::get(session, &id).await?)? {
                     return Ok(exited);
                 }
             }

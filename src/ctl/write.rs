@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 
 use super::failure::{Failure, Outcome};
 use super::feed::{Feed, Item, Source, cut_short};
-use super::feeder::Feeder;
+use super::feeder::{Ended, Feeder};
 use super::parse;
 use super::session::Session;
 use super::watch;
@@ -14,8 +14,10 @@ use crate::proto::{EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subsc
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write shell 'echo hello'$'\\n'
   evloopctl write sink --eof < big.file
+  evloopctl write @7 hello               # by id
 
-It returns when the daemon has taken all of it. One writer at a time: two would mix.";
+It returns when the daemon has taken all of it. One writer at a time: two would mix. The exit
+code is 0, or 1 if not all of it could be read or was taken.";
 
 /// Options of `write`.
 #[derive(Debug, Args)]
@@ -58,7 +60,10 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
         }
     };
     tokio::select! {
-        ended = sent => ended.map(|_| 0),
+        ended = sent => match ended? {
+            Ended::Unreadable(error) => Err(Failure::new("stdin", error)),
+            Ended::Sent | Ended::TerminalLost => Ok(0),
+        },
         failure = listen(&mut feed, &resumed) => Err(failure),
     }
 }

@@ -1,10 +1,13 @@
 //! Runs of `evloopctl`, to their end or line by line, and a way to it that can be cut.
 
 use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +19,9 @@ use crate::common::within;
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
+    /// None if a signal ended it.
     pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -77,6 +82,13 @@ pub(crate) async fn ctl(socket: &Path, args: &[&str]) -> Ended {
     run(command(socket, args)).await
 }
 
+/// Runs it to its end with that stdin.
+pub(crate) async fn fed(socket: &Path, args: &[&str], stdin: impl Into<Stdio>) -> Ended {
+    let mut command = command(socket, args);
+    command.stdin(stdin);
+    run(command).await
+}
+
 /// Runs it to its end, colours wanted wherever the output goes.
 pub(crate) async fn coloured(socket: &Path, args: &[&str]) -> Ended {
     let mut command = command(socket, args);
@@ -89,6 +101,7 @@ async fn run(mut command: Command) -> Ended {
     let output = output.unwrap();
     Ended {
         code: output.status.code(),
+        signal: output.status.signal(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
@@ -110,11 +123,35 @@ impl Following {
 
     /// The next line.
     pub(crate) async fn line(&mut self) -> String {
-        let lines = self.lines.as_mut().expect("read to the end");
-        match within("a line", lines.next_line()).await.unwrap() {
+        match self.line_or_end().await {
             Some(line) => line,
             None => panic!("evloopctl ended: {:?}", self.stderr().await),
         }
+    }
+
+    /// The next line; none if there is no more.
+    pub(crate) async fn line_or_end(&mut self) -> Option<String> {
+        let lines = self.lines.as_mut().expect("read to the end");
+        within("a line", lines.next_line()).await.unwrap()
+    }
+
+    /// The next line of its stderr.
+    pub(crate) async fn complaint(&mut self) -> String {
+        let stderr = self.child.stderr.as_mut().unwrap();
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let byte = within("a line of stderr", stderr.read_u8()).await;
+            line.push(byte.unwrap_or_else(|_| panic!("evloopctl ended after {line:?}")));
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().expect("it runs").try_into().unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
     }
 
     /// The sequence numbers of lines of JSON, up to and including that one.
@@ -156,8 +193,10 @@ impl Following {
         }
         let stderr = self.stderr().await;
         let status = within("the end of evloopctl", self.child.wait()).await;
+        let status = status.unwrap();
         Ended {
-            code: status.unwrap().code(),
+            code: status.code(),
+            signal: status.signal(),
             stdout,
             stderr,
         }

@@ -142,6 +142,6 @@ pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) 
     if let Some(watch) = &added.watch {
         printer.learn(watch_id, &watch.name);
     }
-    let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
+    let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).telling_standstill();
     printer.run(&mut feed, Until::Closed(watch_id)).await
 }

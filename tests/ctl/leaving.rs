@@ -1,0 +1,136 @@
+//! The end of the foreground before the process's: signals, and a reader that is gone.
+
+use nix::sys::signal::Signal;
+
+use crate::common::Daemon;
+use crate::program::{Ended, Following, ctl};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_second_interrupt_leaves_and_the_program_runs_on() {
+    let daemon = Daemon::start("").await;
+    let deaf = "ulimit -c 0; trap 'echo heard' INT QUIT; echo here; while :; do sleep 1; done";
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let name = format!("deaf-to-{signal}");
+        let args = ["run", "--name", &name, "--", "sh", "-c", deaf];
+        let mut client = Following::start(&daemon.socket, &args);
+        assert_eq!(client.line().await, "here");
+        client.signal(signal);
+        // On a busy machine more than a second may pass between two of them.
+        let mut pressed = 1;
+        while client.line_or_end().await.as_deref() == Some("heard") {
+            assert!(pressed < 20, "{signal} does not end it");
+            client.signal(signal);
+            pressed += 1;
+        }
+        let ended = client.ended().await;
+        assert_eq!(ended.signal, Some(signal as i32), "{ended:?}");
+        let told = format!(
+            "{name}: left before its end; unless the signal ends it, it runs on: `evloopctl attach {name}`"
+        );
+        assert!(ended.stderr.contains(&told), "{ended:?}");
+        let shown = ctl(&daemon.socket, &["--json", "watch", "get", &name]).await;
+        assert_eq!(shown.values()[0]["state"], "open");
+        let kill = ["kill", "-s", "KILL", &name];
+        ctl(&daemon.socket, &kill).await.good();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_runs_what_ends_by_an_interrupt_ends_by_it_too() {
+    let daemon = Daemon::start("").await;
+    let end = async |signal: &str| {
+        let line = format!("kill -{signal} $$");
+        ctl(&daemon.socket, &["run", "--", "sh", "-c", &line]).await
+    };
+    let ended = end("INT").await;
+    assert_eq!((ended.code, ended.signal), (None, Some(2)), "{ended:?}");
+    for (signal, code) in [("TERM", 143), ("QUIT", 131), ("HUP", 129), ("KILL", 137)] {
+        assert_eq!(end(signal).await.code, Some(code), "{signal}");
+    }
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        "kill -INT $$",
+    ];
+    ctl(&daemon.socket, &run).await.good();
+    let wait = ctl(&daemon.socket, &["wait", "job"]).await;
+    assert_eq!(wait.code, Some(130), "as the shell's own wait: {wait:?}");
+    let attach = ctl(&daemon.socket, &["attach", "job"]).await;
+    assert_eq!(attach.signal, Some(2), "{attach:?}");
+}
+
+/// Runs that program, which writes lines for ever, and goes away after the first.
+async fn read_one(daemon: &Daemon, options: &[&str], line: &str) -> Ended {
+    let args = [&["run"], options, &["--", "sh", "-c", line]].concat();
+    let mut client = Following::start(&daemon.socket, &args);
+    client.line().await;
+    client.stop_reading();
+    client.ended().await
+}
+
+/// How the newest process stands.
+async fn newest(daemon: &Daemon) -> Option<serde_json::Value> {
+    let listed = ctl(&daemon.socket, &["--json", "ps"]).await;
+    listed.values().pop()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_without_a_name_ends_with_the_pipeline_it_is_in() {
+    let daemon = Daemon::start("").await;
+    let ended = read_one(&daemon, &[], "exec yes").await;
+    assert_eq!(
+        (ended.signal, ended.stderr.as_str()),
+        (Some(13), ""),
+        "{ended:?}"
+    );
+    let process = newest(&daemon).await.unwrap();
+    assert_eq!(process["process"]["exited"]["signal"], 13, "{process}");
+
+    // One that goes on without a reader is ended by the daemon, and forgotten.
+    let deaf = "trap '' PIPE; while :; do echo line; sleep 0.01; done";
+    let ended = read_one(&daemon, &[], deaf).await;
+    assert_eq!(
+        (ended.signal, ended.stderr.as_str()),
+        (Some(13), ""),
+        "{ended:?}"
+    );
+    loop {
+        let listed = ctl(&daemon.socket, &["--json", "ps"]).await.values();
+        if listed.len() == 1 {
+            break;
+        }
+    }
+
+    let ended = read_one(&daemon, &["--on-hangup", "keep"], "exec yes").await;
+    assert_eq!(ended.signal, Some(13), "{ended:?}");
+    assert!(
+        ended.stderr.contains("it runs on: `evloopctl attach sh-"),
+        "{ended:?}"
+    );
+    assert_eq!(newest(&daemon).await.unwrap()["state"], "open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_named_program_runs_on_without_a_reader_unless_it_is_told_to_end() {
+    let daemon = Daemon::start("").await;
+    let ended = read_one(&daemon, &["--name", "kept"], "exec yes").await;
+    assert_eq!(ended.signal, Some(13), "{ended:?}");
+    let told =
+        "evloopctl: kept: nobody takes its output any more; it runs on: `evloopctl attach kept`\n";
+    assert_eq!(ended.stderr, told);
+    assert_eq!(newest(&daemon).await.unwrap()["state"], "open");
+    let options = ["--name", "ended", "--on-hangup", "end"];
+    assert_eq!(
+        read_one(&daemon, &options, "exec yes").await.signal,
+        Some(13)
+    );
+    assert_eq!(
+        ctl(&daemon.socket, &["wait", "ended"]).await.code,
+        Some(141)
+    );
+}

@@ -1,0 +1,126 @@
+//! Clients of a loop that does not run, and of a daemon that does not answer: they say so and can be ended.
+
+use nix::sys::signal::Signal;
+
+use crate::common::{Daemon, within};
+use crate::program::{Ended, Following, ctl};
+
+const STOPPED: &str =
+    "the loop scene is stopped: nothing is delivered until `evloopctl loop run scene`";
+
+async fn scene() -> Daemon {
+    let daemon = Daemon::start("").await;
+    ctl(&daemon.socket, &["loop", "new", "scene"]).await.good();
+    daemon
+}
+
+async fn on(daemon: &Daemon, words: &[&str]) -> Ended {
+    ctl(&daemon.socket, &[&["--loop", "scene"], words].concat()).await
+}
+
+fn follow(daemon: &Daemon, words: &[&str]) -> Following {
+    Following::start(&daemon.socket, &[&["--loop", "scene"], words].concat())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_waits_for_a_stopped_loop_hears_of_it_at_once_and_can_be_ended() {
+    let daemon = scene().await;
+    on(
+        &daemon,
+        &["run", "-d", "--name", "job", "--", "sleep", "1000"],
+    )
+    .await
+    .good();
+    on(&daemon, &["loop", "stop", "scene"]).await.good();
+    let waiting = [
+        &["run", "--name", "job", "--", "sleep", "1000"][..],
+        &["run", "--", "echo", "new"],
+        &["attach", "job"],
+        &["logs", "-f", "job"],
+        &["wait", "job"],
+        &["every", "1h"],
+    ];
+    for words in waiting {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
+            let mut client = follow(&daemon, words);
+            let told = client.complaint().await;
+            assert!(told.contains(STOPPED), "{words:?}: {told}");
+            client.signal(signal);
+            let ended = client.ended().await;
+            assert_eq!(ended.signal, Some(signal as i32), "{words:?}: {ended:?}");
+        }
+    }
+    let last = follow(&daemon, &["attach", "job"]);
+    on(&daemon, &["loop", "run", "scene"]).await.good();
+    let ended = last.ended().await;
+    assert_eq!(ended.code, Some(143), "what was passed on came: {ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_loop_that_is_stopped_later_is_told_of_as_well() {
+    let daemon = scene().await;
+    let line = "echo here; exec sleep 1000";
+    let mut client = follow(&daemon, &["run", "--name", "job", "--", "sh", "-c", line]);
+    assert_eq!(client.line().await, "here");
+    on(&daemon, &["loop", "stop", "scene"]).await.good();
+    let told = client.complaint().await;
+    assert!(told.contains(STOPPED), "{told}");
+    client.signal(Signal::SIGTERM);
+    let ended = client.ended().await;
+    assert_eq!(ended.signal, Some(15), "{ended:?}");
+    assert!(ended.stderr.contains("SIGTERM was passed on"), "{ended:?}");
+    on(&daemon, &["loop", "run", "scene"]).await.good();
+    assert_eq!(on(&daemon, &["wait", "job"]).await.code, Some(143));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_daemon_that_does_not_answer_keeps_nobody() {
+    let daemon = scene().await;
+    let line = "trap '' TERM INT; echo here; while :; do sleep 1; done";
+    let attach = async |words: &[&str]| {
+        let mut client = follow(&daemon, words);
+        assert_eq!(client.line().await, "here");
+        client
+    };
+    let run = ["run", "--name", "job", "--", "sh", "-c", line];
+    let (by_term, by_keys) = (attach(&run).await, attach(&run).await);
+    daemon.signal(Signal::SIGSTOP);
+    by_term.signal(Signal::SIGTERM);
+    // The second press comes while the first is under way.
+    by_keys.signal(Signal::SIGINT);
+    let before_any_answer = follow(&daemon, &run);
+    let pid = before_any_answer.pid();
+    within("its handlers", catches(pid, Signal::SIGTERM)).await;
+    before_any_answer.signal(Signal::SIGTERM);
+    let ended = before_any_answer.ended().await;
+    assert_eq!(ended.signal, Some(15), "{ended:?}");
+    assert!(
+        ended.stderr.contains("before the daemon answered"),
+        "{ended:?}"
+    );
+    let ended = by_term.ended().await;
+    assert_eq!(ended.signal, Some(15), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("was not passed on: daemon: no answer"),
+        "{ended:?}"
+    );
+    by_keys.signal(Signal::SIGINT);
+    assert_eq!(by_keys.ended().await.signal, Some(2));
+    daemon.signal(Signal::SIGCONT);
+    on(&daemon, &["kill", "-s", "KILL", "job"]).await.good();
+}
+
+/// Waits until the process has a handler for the signal (proc_pid_status(5), SigCgt).
+async fn catches(pid: nix::unistd::Pid, signal: Signal) {
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        if caught & (1 << (signal as i32 - 1)) != 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
