@@ -17,6 +17,12 @@ from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import event_pb2
 from evloopd.v1 import event_service_pb2 as events
 from evloopd.v1 import event_service_pb2_grpc as events_grpc
+
+
+from evloopd.v1 import loop_service_pb2 as loops
+from evloopd.v1 import loop_service_pb2_grpc as loops_grpc
+from evloopd.v1 import policy_service_pb2 as policies
+from evloopd.v1 import policy_service_pb2_grpc as policies_grpc
 from evloopd.v1 import process_service_pb2 as processes
 from evloopd.v1 import process_service_pb2_grpc as processes_grpc
 from evloopd.v1 import watch_service_pb2 as watches
@@ -219,3 +225,21 @@ def test_without_the_authority_the_error_is_the_one_the_readme_names(daemon):
             admin_grpc.AdminServiceStub(channel).GetServerInfo(admin.GetServerInfoRequest(), timeout=PATIENCE)
     assert error.value.code() == grpc.StatusCode.INTERNAL
     assert "RST_STREAM with error code 1" in error.value.details()
+
+
+def test_a_deadline_holds_on_a_stopped_loop_and_what_is_answered_at_once_still_is(channel):
+    still = common.LoopRef(name="still")
+    loop_service = loops_grpc.LoopServiceStub(channel)
+    watch_service = watches_grpc.WatchServiceStub(channel)
+    policies_grpc.PolicyServiceStub(channel).NewEventLoop(policies.NewEventLoopRequest(name="still"))
+    loop_service.StopLoop(loops.StopLoopRequest(loop=still), timeout=PATIENCE)
+    spec = watches.ProcessSpec(exec=watches.ExecCommand(argv=["sleep", "1000"]))
+    request = processes.RunRequest(loop=still, name="job", spec=spec)
+    with pytest.raises(grpc.RpcError) as ended:
+        list(processes_grpc.ProcessServiceStub(channel).Run(request, timeout=0.5))
+    assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    job = common.WatchRef(name="job")
+    found = watch_service.GetWatch(watches.GetWatchRequest(loop=still, watch=job), timeout=PATIENCE)
+    assert found.watch.state == watches.WATCH_STATE_OPEN
+    watch_service.RemoveWatch(watches.RemoveWatchRequest(loop=still, watch=job), timeout=PATIENCE)
+    loop_service.CloseLoop(loops.CloseLoopRequest(loop=still), timeout=PATIENCE)
