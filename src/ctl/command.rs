@@ -15,8 +15,8 @@ use super::failure::Failure;
 use super::parse;
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
 use crate::proto::{
-    EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec, ResourceLimit, Stdio,
-    process_spec,
+    AfterGrace, EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec, ResourceLimit,
+    Stdio, process_spec,
 };
 
 /// Characters of a made-up name after the program's.
@@ -49,6 +49,9 @@ pub(super) struct Command {
           value_parser = clap::value_parser!(i32)
               .range(i64::from(OOM_SCORE_ADJ.0)..=i64::from(OOM_SCORE_ADJ.1)))]
     oom_score_adj: Option<i32>,
+    /// Once it has ended, read what others write to its output until they have closed it
+    #[arg(long)]
+    keep_reading: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     argv: Vec<OsString>,
@@ -93,6 +96,11 @@ impl Command {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             inherited_attributes: Some(own_attributes()),
+            after_grace: if self.keep_reading {
+                AfterGrace::KeepReading.into()
+            } else {
+                AfterGrace::Unspecified.into()
+            },
             ..ProcessSpec::default()
         })
     }

@@ -41,7 +41,7 @@ pub(super) async fn run(session: &Session, args: Ps) -> Outcome {
         let (pid, exit) = status(process);
         let (state, style) = show::state(process);
         table.row([
-            cell(&process.name, NAME),
+            cell(&show::reference(process), NAME),
             plain(&process.watch_id),
             cell(&state, style),
             plain(&pid),

@@ -17,8 +17,6 @@ from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import event_pb2
 from evloopd.v1 import event_service_pb2 as events
 from evloopd.v1 import event_service_pb2_grpc as events_grpc
-
-
 from evloopd.v1 import loop_service_pb2 as loops
 from evloopd.v1 import loop_service_pb2_grpc as loops_grpc
 from evloopd.v1 import policy_service_pb2 as policies

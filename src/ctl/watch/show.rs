@@ -32,7 +32,7 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
             .collect();
         table.row([
             plain(&watch.watch_id),
-            cell(&watch.name, NAME),
+            cell(&reference(watch), NAME),
             plain(&watch.watch_kind),
             cell(&state, style),
             plain(&detail(watch)),
@@ -40,6 +40,15 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
         ]);
     }
     table.print()
+}
+
+/// What names it on a command line: its name, or its id.
+pub(in crate::ctl) fn reference(watch: &Watch) -> String {
+    if watch.name.is_empty() {
+        format!("@{}", watch.watch_id)
+    } else {
+        watch.name.clone()
+    }
 }
 
 /// Its state in a word, as fine as its kind allows, and whether its source is not read.

@@ -323,7 +323,8 @@ impl Watch for Process {
         }
         // The child is gone and somebody keeps its output open. What is not read now, by the
         // client's wish or for want of room, may still be from the child.
-        self.end_outputs(cx, |output| !output.paused && !output.held);
+        let closing = cx.is_closing();
+        self.end_outputs(cx, |output| closing || !(output.paused || output.held));
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
@@ -434,6 +435,9 @@ impl Watch for Process {
         }
         if !hold {
             self.give_grace(cx);
+        } else if cx.is_closing() && self.exited.is_some() {
+            // As when it exits while its end is asked for: that does not wait for room.
+            self.end_outputs(cx, |output| output.held);
         }
         held
     }
