@@ -201,6 +201,7 @@ mod tests {
             limits: vec![],
             nice: None,
             oom_score_adj: None,
+            keep_reading: false,
             argv: vec![program.into()],
         }
     }

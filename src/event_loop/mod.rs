@@ -184,20 +184,7 @@ impl EventLoop {
             .map_err(|errno| system(&errno.into(), "eventfd"))?;
         let wake = mailbox.waker.eventfd();
         let driver = driver::open(backend, wake).map_err(|error| system(&error, "backend"))?;
-        let journal_limits = crate::journal::Limits {
-            events: policy.journal_events,
-            bytes: policy.journal_bytes,
-            watch_bytes: policy
-                .journal_watch_bytes
-                .unwrap_or(policy.journal_bytes / 4),
-            watch_keep: policy.journal_watch_keep,
-            attached_bytes: policy.attached_bytes,
-            attached_patience: policy.attached_patience,
-            when_full: policy.when_full,
-            consumers: limits.consumers,
-            consumer_ttl: policy.consumer_ttl,
-        };
-        let journal = Journal::new(journal_limits, &memory)?;
+        let journal = Journal::new(pressure::journal_limits(&policy, limits.consumers), &memory)?;
         let kicked = Arc::downgrade(&mailbox);
         journal.call_on_change(move || {
             if let Some(mailbox) = kicked.upgrade() {

@@ -3,8 +3,9 @@
 
 use super::EventLoop;
 use crate::clock;
+use crate::config::Policy;
 use crate::driver::Budget;
-use crate::journal::{Level, Room, WaitsFor};
+use crate::journal::{Level, Limits, Room, WaitsFor};
 use crate::proto::{PausedSource, SourcePauseReason};
 
 /// What an event takes in the journal beside its text and bytes.
@@ -15,6 +16,22 @@ const LOW: Room = Room {
     events: 2,
     bytes: 8 * 1024,
 };
+
+/// The budget that a policy gives a journal.
+pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
+    let share = policy.journal_watch_bytes;
+    Limits {
+        events: policy.journal_events,
+        bytes: policy.journal_bytes,
+        watch_bytes: share.unwrap_or(policy.journal_bytes / 4),
+        watch_keep: policy.journal_watch_keep,
+        attached_bytes: policy.attached_bytes,
+        attached_patience: policy.attached_patience,
+        when_full: policy.when_full,
+        consumers,
+        consumer_ttl: policy.consumer_ttl,
+    }
+}
 
 impl EventLoop {
     /// What this turn may take: half of the room for what is read, half for what is around it.

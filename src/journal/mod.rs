@@ -35,6 +35,7 @@ mod reader;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod walk;
 mod watches;
 
 use board::Board;
@@ -46,7 +47,8 @@ use labels::LabelSets;
 use log::Log;
 pub use memory::Memory;
 pub use outbox::{About, Level, Outbox, WaitsFor};
-pub use reader::{Filter, Over, Read, Reader, Start};
+pub use reader::{Over, Reader, Start};
+pub use walk::{Filter, Read};
 
 /// Bytes set aside for an event that must always fit: more than any of them takes.
 pub const SLOT_BYTES: u64 = 1024;
