@@ -14,6 +14,7 @@ mod foreground;
 mod leaving;
 mod names;
 mod program;
+mod readers;
 mod recordings;
 mod standstill;
 mod terminal;

@@ -5,6 +5,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import time
 
 import grpc
 import pytest
@@ -162,6 +163,42 @@ def test_a_stream_that_was_broken_off_resumes_after_the_cursor(daemon, tmp_path)
     os.close(both_ends)
     assert output == b"".join(b"%d\n" % n for n in range(1, 10_001))
     assert code == 7
+
+
+def test_a_run_that_is_read_in_bursts_loses_nothing(daemon, channel):
+    size = 100_000_000  # more than a journal holds
+    argv = ["/bin/sh", "-c", f"head -c {size} /dev/zero; exit 7"]
+    spec = watches.ProcessSpec(exec=watches.ExecCommand(argv=argv))
+    stream = processes_grpc.ProcessServiceStub(channel).Run(processes.RunRequest(name="bursts", spec=spec))
+    get = loops.GetLoopRequest(loop=common.LoopRef(loop_id=next(stream).header.loop_id))
+    # Over a connection of its own: the other one takes no more while its stream is not read.
+    own = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+    received, code = 0, None
+
+    def receive(batch):
+        nonlocal received, code
+        assert not batch.gaps
+        for event in batch.events:
+            if event.HasField("data"):
+                assert event.data.offset == received
+                received += len(event.data.data)
+            elif event.HasField("exited"):
+                code = event.exited.code
+
+    with grpc.insecure_channel(f"unix:{daemon.socket}", options=own) as other:
+        watcher = loops_grpc.LoopServiceStub(other)
+        for _ in range(3):
+            paused, deadline = [], time.monotonic() + PATIENCE
+            while not paused:
+                assert time.monotonic() < deadline, "nobody waits for the reader"
+                paused = watcher.GetLoop(get, timeout=PATIENCE).loop.journal.paused_sources
+            assert [source.name for source in paused] == ["bursts"]
+            assert paused[0].pause.reason == common.SOURCE_PAUSE_REASON_READERS
+            for _ in range(20):
+                receive(next(stream).batch)
+    for message in stream:
+        receive(message.batch)
+    assert (received, code) == (size, 7)
 
 
 def test_a_handed_over_socket_is_ready_once_until_it_is_armed_again(channel):
