@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
+use anstream::adapter::strip_str;
+use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use rustix::fs::{FileType, Stat};
 use tonic::{Code, Status};
@@ -190,11 +192,13 @@ fn is_device(fd: impl AsFd) -> bool {
 
 /// A warning's or failure's line on stderr.
 pub(super) fn complain(message: impl fmt::Display) {
-    // With stderr gone too there is nobody left to tell.
-    let _ = io::Write::write_fmt(
-        &mut anstream::stderr(),
-        format_args!("{RED}evloopctl:{RED:#} {message}\n"),
-    );
+    let line = format!("{RED}evloopctl:{RED:#} {message}\n");
+    let line = match AutoStream::choice(&io::stderr()) {
+        ColorChoice::Never => strip_str(&line).to_string(),
+        _ => line,
+    };
+    // In one piece, for others may write there too. With stderr gone there is nobody left to tell.
+    let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
 /// Says something in red, as what is lost deserves.

@@ -17,6 +17,12 @@ const LOW: Room = Room {
     bytes: 8 * 1024,
 };
 
+/// What a turn takes while the journal holds more than its budget.
+const BEHIND: Budget = Budget {
+    completions: 64,
+    bytes: 16 * 1024,
+};
+
 /// The budget that a policy gives a journal.
 pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
     let share = policy.journal_watch_bytes;
@@ -45,6 +51,9 @@ impl EventLoop {
                 completions: most,
                 bytes: 1,
             };
+        }
+        if self.outbox.is_behind() {
+            return BEHIND;
         }
         let room = self.outbox.room();
         let events = room.events.min(room.bytes / 2 / EVENT_OVERHEAD);

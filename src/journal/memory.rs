@@ -19,6 +19,8 @@ pub struct Memory {
     used: AtomicU64,
     /// Bytes that must be held: pinned or set aside.
     committed: AtomicU64,
+    /// Of those, what attached readers have not read.
+    unread: AtomicU64,
     /// Some loop waits for others to let go of memory.
     awaited: AtomicBool,
     journals: Mutex<Vec<Weak<Journal>>>,
@@ -34,6 +36,7 @@ impl Memory {
             limit,
             used: AtomicU64::new(0),
             committed: AtomicU64::new(0),
+            unread: AtomicU64::new(0),
             awaited: AtomicBool::new(false),
             journals: Mutex::default(),
             count: AtomicU64::new(0),
@@ -61,12 +64,27 @@ impl Memory {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// A part of the whole changes from `was` to `is`.
+    /// A part of what is committed changes from `was` to `is`.
     pub(super) fn commit(&self, was: u64, is: u64) {
-        if is >= was {
-            self.committed.fetch_add(is - was, Ordering::Relaxed);
-        } else {
-            self.committed.fetch_sub(was - is, Ordering::Relaxed);
+        change(&self.committed, was, is);
+    }
+
+    /// As [`Memory::commit`], of what attached readers have not read.
+    pub(super) fn hold_unread(&self, was: u64, is: u64) {
+        change(&self.unread, was, is);
+    }
+
+    /// Bytes that could be committed if all attached readers had read everything.
+    pub(super) fn available_without_unread(&self) -> u64 {
+        let committed = self.committed.load(Ordering::Acquire);
+        let unread = self.unread.load(Ordering::Relaxed);
+        self.limit.saturating_sub(committed.saturating_sub(unread))
+    }
+
+    /// All loops look whom they let go of.
+    pub(super) fn call_all(&self) {
+        for journal in self.all() {
+            journal.call();
         }
     }
 
@@ -121,14 +139,20 @@ impl Memory {
     /// Less is committed than before: tells the loops that wait for it. No journal may be locked.
     pub(super) fn released(&self) {
         if self.awaited.swap(false, Ordering::AcqRel) {
-            for journal in self.all() {
-                journal.call();
-            }
+            self.call_all();
         }
     }
 
     fn all(&self) -> Vec<Arc<Journal>> {
         let journals = self.journals.lock();
         journals.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn change(sum: &AtomicU64, was: u64, is: u64) {
+    if is >= was {
+        sum.fetch_add(is - was, Ordering::Relaxed);
+    } else {
+        sum.fetch_sub(was - is, Ordering::Relaxed);
     }
 }

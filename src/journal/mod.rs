@@ -191,7 +191,7 @@ impl Inner {
     fn repin(&mut self) -> bool {
         let floor = self.consumers.floor();
         self.log.set_floor(floor);
-        self.log.settle()
+        self.log.settle(self.closed)
     }
 
     /// Whether the loop waits to hear of room.
@@ -281,7 +281,13 @@ impl Journal {
 
     /// Nothing will be appended any more: readers end when they have read everything.
     pub fn close(&self) {
-        self.wake_all(|inner| inner.closed = true);
+        let released = self.wake_all(|inner| {
+            inner.closed = true;
+            inner.log.settle(true)
+        });
+        if released {
+            self.memory.released();
+        }
     }
 
     /// Changes what every reader has to look at.
@@ -360,10 +366,13 @@ impl Journal {
     #[must_use]
     pub fn consumers(&self, after: &str, max: usize) -> Vec<ConsumerStatus> {
         let now = Now::sample();
-        self.board.with(|inner| {
+        let names: Vec<String> = self.board.with(|inner| {
             let names = inner.consumers.names_after(after).take(max);
-            names.filter_map(|name| inner.consumer(name, now)).collect()
-        })
+            names.map(str::to_owned).collect()
+        });
+        // One at a time: what each has to come is counted under the lock.
+        let status = |name: &String| self.board.with(|inner| inner.consumer(name, now));
+        names.iter().filter_map(status).collect()
     }
 
     /// Records how far a consumer has read, and makes it if there is none; an older

@@ -105,6 +105,12 @@ pub struct Outbox {
     lacking: bool,
     /// The loop does not read some of its sources until there is room.
     starved: bool,
+    /// What it takes to go on reading, as the loop said.
+    low: Room,
+    /// What attached readers have not read, beside what is pinned.
+    unread: Room,
+    /// More has to give way than one commit may take.
+    behind: bool,
     /// The journal does not know yet of what was set aside, or of `starved`.
     unsettled: bool,
     next_expiry: Option<u64>,
@@ -136,6 +142,9 @@ impl Outbox {
             pins: false,
             lacking: false,
             starved: false,
+            low: Room::default(),
+            unread: Room::default(),
+            behind: false,
             unsettled: false,
             next_expiry: None,
             crossed: Vec::new(),
@@ -190,6 +199,7 @@ impl Outbox {
 
     /// How full the journal is. `low` is what it takes to go on reading.
     pub fn level(&mut self, low: Room) -> Level {
+        self.low = low;
         let lacking = std::mem::take(&mut self.lacking);
         let limits = self.limits;
         let memory = self.journal.memory.limit();
@@ -267,10 +277,23 @@ impl Outbox {
         self.reserved
     }
 
-    /// Whether some sources are not read until there is room: whoever makes some, calls.
+    /// Whether some sources are not read until there is room: whoever makes some, calls. Other
+    /// loops look, too, whether it is their readers that leave none.
     pub fn set_starved(&mut self, starved: bool) {
-        self.unsettled |= self.starved != starved;
-        self.starved = starved;
+        if self.starved != starved {
+            self.unsettled = true;
+            self.starved = starved;
+            if starved && self.memory() < self.low.bytes {
+                self.journal.memory.call_all();
+            }
+        }
+    }
+
+    /// The journal holds more than its budget, and lets go of it step by step: the loop comes back
+    /// soon, and reads little meanwhile.
+    #[must_use]
+    pub const fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// The journal knows what was set aside, and who waits.
@@ -297,8 +320,8 @@ impl Outbox {
         self.crossed.drain(..)
     }
 
-    /// When a consumer that nobody holds is to be deleted, or a reader to be let go, monotonic
-    /// nanoseconds: [`Outbox::expire`].
+    /// When a consumer that nobody holds is to be deleted, a reader to be let go, or what is over the
+    /// budget, monotonic nanoseconds: [`Outbox::expire`].
     #[must_use]
     pub const fn next_expiry(&self) -> Option<u64> {
         self.next_expiry
@@ -378,15 +401,24 @@ impl Outbox {
         }
     }
 
-    /// How long a watch waits for attached readers that read nothing, nanoseconds: not for long
-    /// where others would have to wait for them too.
-    fn patience(&self) -> u64 {
-        let patience = if self.starved {
-            self.limits.attached_patience.min(STARVED_PATIENCE)
-        } else {
-            self.limits.attached_patience
+    /// Whether all sources have to wait for attached readers: without them there would be room.
+    fn is_held_up(&self) -> bool {
+        let memory = self.journal.memory.available_without_unread();
+        let without = Room {
+            events: self.room.events + self.unread.events,
+            bytes: (self.room.bytes + self.unread.bytes).min(memory),
         };
-        nanos(patience)
+        self.starved && without.holds(self.low)
+    }
+
+    /// How long a watch waits for attached readers that read nothing, nanoseconds.
+    fn patience(&self) -> u64 {
+        let patience = self.limits.attached_patience;
+        nanos(if self.is_held_up() {
+            patience.min(STARVED_PATIENCE)
+        } else {
+            patience
+        })
     }
 
     /// Deletes the consumers, and lets go of the attached readers, whose time is over.
@@ -399,7 +431,13 @@ impl Outbox {
             let expired = inner.consumers.expire(now);
             inner.repin();
             let watches = inner.log.watches_mut();
-            let let_go = watches.let_go(now.monotonic, self.patience());
+            // As many as it takes: the loop looks again.
+            let enough = if self.is_held_up() {
+                watches.unread().bytes / 2
+            } else {
+                0
+            };
+            let let_go = watches.let_go(now.monotonic, self.patience(), enough);
             (expired, let_go, self.settle(inner))
         });
         if let_go > 0 {
@@ -423,18 +461,22 @@ impl Outbox {
         let log = &mut inner.log;
         log.reserve(self.reserved);
         log.trim(&mut inner.labels);
-        let released = log.settle();
+        let released = log.settle(inner.closed);
         self.pins = log.pins();
+        self.unread = log.unread();
+        self.behind = log.is_behind();
         self.room = log.room().less(Room {
             events: self.entries.len() as u64,
             bytes: self.buf.len() as u64,
         });
         log.shares().take_crossed(&mut self.crossed);
         log.watches_mut().take_crossed(&mut self.crossed);
-        let letting_go = log.watches().waiting_since();
+        let letting_go = log.watches().behind_since();
         let letting_go = letting_go.map(|since| since.saturating_add(self.patience()));
         let expiry = inner.consumers.next_expiry();
-        self.next_expiry = letting_go.into_iter().chain(expiry).min();
+        let at_once = self.behind.then_some(0);
+        let times = letting_go.into_iter().chain(expiry).chain(at_once);
+        self.next_expiry = times.min();
         released
     }
 }

@@ -317,9 +317,10 @@ impl Reader {
         if let Some(watch) = self.attached {
             freed.awaited = inner.is_awaited();
             let now = Now::sample().monotonic;
+            let closed = inner.closed;
             let Inner { log, labels, .. } = inner;
             log.advance(watch, self.place, self.after, upto, now, labels);
-            freed.memory = log.settle();
+            freed.memory = log.settle(closed);
         }
         (read, freed)
     }
@@ -348,9 +349,10 @@ impl Drop for Reader {
             let mut freed = Freed::default();
             if let Some(watch) = attached {
                 freed.awaited = inner.is_awaited();
+                let closed = inner.closed;
                 let Inner { log, labels, .. } = inner;
                 log.detach(watch, self.place, now.monotonic, labels);
-                freed.memory = log.settle();
+                freed.memory = log.settle(closed);
             }
             freed
         });

@@ -31,6 +31,9 @@ pub(super) type Admitted = Result<Arc<Peer>, Error>;
 
 /// How long accepting pauses when the system has no room for another connection.
 const RETRY: Duration = Duration::from_secs(1);
+/// Calls that a client may cancel before they are looked at; with more the connection ends, and all
+/// of its calls with it.
+const CANCELLED_AT_ONCE: usize = 1024;
 /// Bytes of a stream that wait for its client, beyond what is on the wire.
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -129,6 +132,7 @@ impl Connection {
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(None)
                 .max_send_buf_size(SEND_BUFFER)
+                .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
                 .keep_alive_interval(keepalive)
                 .keep_alive_timeout(keepalive)
                 .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service));

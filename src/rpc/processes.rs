@@ -128,11 +128,14 @@ impl ProcessService for Api {
         };
         // Who resumes behind its start, which was not in this call, may be behind its end: that is
         // asked, as the answer to a repeat is as old as the first.
+        let mut gone = false;
         if reader.after() >= added {
             match on.get(WatchName::Id(watch.watch_id)).await {
                 Ok(now) => watch = now,
                 // It was removed, and nothing is told of it any more.
-                Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {}
+                Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {
+                    gone = reader.after() >= on.journal().status().newest;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -148,7 +151,7 @@ impl ProcessService for Api {
         };
         Ok(Response::new(EventStream::new(Parts {
             header,
-            done: closed.is_some_and(|closed| closed <= reader.after()),
+            done: gone || closed.is_some_and(|closed| closed <= reader.after()),
             reader,
             registry: Arc::clone(&self.registry),
             batch_bytes: BATCH_BYTES,

@@ -49,9 +49,14 @@ impl Incoming {
         }
     }
 
+    /// It is to be read: not ended, and neither paused nor held.
+    pub(super) const fn is_read(&self) -> bool {
+        !self.paused && !self.held && !self.ended
+    }
+
     /// Reads, unless it is paused, held, ended or reading already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
-        if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
+        if self.is_read() && !cx.is_live(self.lane) {
             let max = cx.services.transport.read_size;
             cx.start(self.lane, self.source, Op::Recv { max });
         }

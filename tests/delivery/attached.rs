@@ -6,10 +6,12 @@ use std::fs::File;
 use evloopd::proto::event::Kind;
 use evloopd::proto::*;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use tonic::transport::Endpoint;
 
-use crate::common::{Daemon, Recorder, connect_with, loop_named, shell, within};
+use crate::common::{Daemon, Recorder, connect_with, loop_named, millis, shell, within};
 
 /// Journals far smaller than what the processes write.
 const CONFIG: &str = r#"
@@ -274,4 +276,54 @@ async fn a_noisy_neighbour_does_not_erase_a_quiet_process() {
         let rest: Vec<&Event> = events.into_iter().filter(|e| e.seq > cursor).collect();
         assert_eq!(resumed.recording.events().collect::<Vec<_>>(), rest);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flood_from_others_does_not_put_off_the_end_of_the_grace() {
+    for case in EVERY_BACKEND {
+        let stage = Stage::new(case).await;
+        // Its reader is behind again and again, so that the flood is held and let go on.
+        let spec = ProcessSpec {
+            pipe_grace: Some(millis(200)),
+            ..shell("yes & exit 3")
+        };
+        let mut run = stage.run_with("flooded", Some(spec)).await;
+        assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
+        let id = run.run.as_ref().unwrap().watch_id;
+        match run.first(id, "started").await.kind {
+            Some(Kind::Started(started)) => killpg(Pid::from_raw(started.pid), Signal::SIGKILL),
+            other => panic!("{other:?}"),
+        }
+        .unwrap();
+        match run.first(id, "exited").await.kind {
+            Some(Kind::Exited(exited)) => assert_eq!(exited.status, Some(exited::Status::Code(3))),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
+    let stage = Stage::new(("small", "epoll")).await;
+    let gate = stage.daemon.dir.path().join("gate");
+    mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
+    // What is under way of a stream that is not read, then less than what a reader may be behind; all
+    // of them together more than the journal holds.
+    let line = format!(
+        "head -c 100000 /dev/zero; : < {}; head -c 27000 /dev/zero; read end",
+        gate.display()
+    );
+    let mut stopped = Vec::new();
+    for n in 0..25 {
+        let spec = ProcessSpec {
+            stdin: Stdio::Pipe.into(),
+            ..shell(&line)
+        };
+        stopped.push(stage.run_with(&format!("stopped-{n}"), Some(spec)).await);
+    }
+    let open = tokio::task::spawn_blocking(move || File::options().write(true).open(gate));
+    let _open = within("the gate", open).await.unwrap().unwrap();
+    let held_up = |journal: &JournalStatus| journal.readers_let_go > 0;
+    stage.until("readers to be let go", held_up).await;
+    whole(stage.run("neighbour").await).await;
 }

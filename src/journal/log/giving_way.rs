@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use super::{CLOSED, Island, Log};
 use crate::journal::board::Place;
 use crate::journal::labels::LabelSets;
@@ -25,9 +23,22 @@ const fn is_fact(kind: u8) -> bool {
     )
 }
 
+/// Events that one call lets give way, or makes islands.
+const AT_ONCE: usize = 16 * 1024;
+
+impl Island {
+    fn room(&self) -> Room {
+        Room {
+            events: 1,
+            bytes: self.bytes.len() as u64,
+        }
+    }
+}
+
 impl Log {
     /// Trims what is not needed to the budget, less what is set aside.
     pub(in crate::journal) fn trim(&mut self, labels: &mut LabelSets) {
+        self.is_behind = false;
         if self.is_over_budget() {
             self.give_way_while(labels, Self::is_over_budget);
         }
@@ -41,20 +52,29 @@ impl Log {
     }
 
     /// The oldest of the ring gives way, but every watch keeps its newest; where that is not
-    /// enough, islands do, of the watches that have most of them.
+    /// enough, islands do, of the watches that have most of them. So much of it as may be done under
+    /// one lock.
     fn give_way_while(&mut self, labels: &mut LabelSets, is_too_much: impl Fn(&Self) -> bool) {
         self.watches.measure();
-        while is_too_much(self) {
-            if self.may_trim() {
+        for _ in 0..AT_ONCE {
+            let done = if is_too_much(self) && self.may_trim() {
                 self.trim_one(labels);
-            } else if !self.drop_an_island(labels) {
-                break;
+                true
+            } else if is_too_much(self) || self.has_too_many_islands() {
+                self.drop_an_island(labels)
+            } else {
+                false
+            };
+            if !done {
+                return;
             }
         }
-        while self.island_bytes - self.facts.bytes
-            > self.watches.islands_max() + self.watches.unread().bytes
-            && self.drop_an_island(labels)
-        {}
+        self.is_behind = true;
+    }
+
+    fn has_too_many_islands(&self) -> bool {
+        let held = self.facts.bytes + self.pinned_islands.bytes + self.watches.unread().bytes;
+        self.island_bytes > self.watches.islands_max() + held
     }
 
     fn is_over_budget(&self) -> bool {
@@ -84,9 +104,13 @@ impl Log {
                     self.facts.events += 1;
                     self.facts.bytes += len;
                 }
-                let bytes = Bytes::from(bytes);
-                self.islands.insert(seq, Island { bytes, entry });
-                self.watches.islanded(entry.watch, seq, fate);
+                let island = Island {
+                    bytes: bytes.into(),
+                    entry,
+                    is_fact: fate == Fate::Fact,
+                };
+                self.islands.insert(seq, island);
+                self.watches.islanded(entry.watch, seq, len, fate);
             }
         }
         self.entries.pop_front();
@@ -114,16 +138,41 @@ impl Log {
     pub(super) fn drop_islands(&mut self, seqs: Vec<u64>, labels: &mut LabelSets) {
         for seq in seqs {
             if let Some(island) = self.islands.remove(&seq) {
-                let len = island.bytes.len() as u64;
-                self.island_bytes -= len;
-                if is_fact(island.entry.kind) {
-                    self.facts = self.facts.less(Room {
-                        events: 1,
-                        bytes: len,
-                    });
+                let room = island.room();
+                self.island_bytes -= room.bytes;
+                if island.is_fact {
+                    self.facts = self.facts.less(room);
+                } else if seq > self.pinned_after() {
+                    self.pinned_islands = self.pinned_islands.less(room);
                 }
-                self.lose(seq, &island.entry, len, labels);
+                self.lose(seq, &island.entry, room.bytes, labels);
             }
+        }
+    }
+
+    /// What consumers have not acknowledged of the islands changes with the lowest cursor.
+    pub(super) fn repin_islands(&mut self, floor: Option<u64>) {
+        let before = self.pinned_after();
+        let after = match floor {
+            Some(floor) if self.pauses() => floor,
+            _ => u64::MAX,
+        };
+        let (low, high) = (before.min(after), before.max(after));
+        if low == high {
+            return;
+        }
+        let mut moved = Room::default();
+        for (_, island) in self.islands.range(low + 1..=high) {
+            if !island.is_fact {
+                moved.events += 1;
+                moved.bytes += island.bytes.len() as u64;
+            }
+        }
+        if after < before {
+            self.pinned_islands.events += moved.events;
+            self.pinned_islands.bytes += moved.bytes;
+        } else {
+            self.pinned_islands = self.pinned_islands.less(moved);
         }
     }
 
@@ -132,23 +181,28 @@ impl Log {
         let upto = |islands: &BTreeMap<u64, Island>, seq| {
             islands.get(&seq).map_or(0, |island| island.entry.upto)
         };
+        let pinned_after = self.pinned_after();
         while let Some(seq) = self
             .watches
-            .stale_island(watch, |seq| upto(&self.islands, seq))
+            .stale_island(watch, pinned_after, |seq| upto(&self.islands, seq))
         {
-            self.watches.gave_way(watch);
-            self.drop_islands(vec![seq], labels);
+            self.drop_oldest_island(watch, seq, labels);
         }
     }
 
-    /// Drops the oldest island of a watch that has many. False: there is none that may go.
+    /// Drops the oldest island of the watch that has most of them. False: there is none that may go.
     fn drop_an_island(&mut self, labels: &mut LabelSets) -> bool {
-        let Some((watch, seq)) = self.watches.next_to_give_way() else {
+        let Some((watch, seq)) = self.watches.next_to_give_way(self.pinned_after()) else {
             return false;
         };
-        self.watches.gave_way(watch);
-        self.drop_islands(vec![seq], labels);
+        self.drop_oldest_island(watch, seq, labels);
         true
+    }
+
+    fn drop_oldest_island(&mut self, watch: u64, seq: u64, labels: &mut LabelSets) {
+        let bytes = self.islands.get(&seq).map_or(0, |i| i.room().bytes);
+        self.watches.gave_way(watch, bytes);
+        self.drop_islands(vec![seq], labels);
     }
 
     /// The attached reader of a watch has read everything up to `after`, and up to `upto` of the watch.

@@ -24,6 +24,8 @@ const DATA: u8 = 16;
 pub(super) struct Island {
     pub(super) bytes: Bytes,
     pub(super) entry: Entry,
+    /// It stays until its watch is removed.
+    is_fact: bool,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,10 @@ pub(super) struct Log {
     island_bytes: u64,
     /// Of those, what stays until its watch is removed.
     facts: Room,
+    /// Of the others, what a consumer has not acknowledged.
+    pinned_islands: Room,
+    /// More has to give way than one commit may take.
+    is_behind: bool,
     watches: Watches,
     /// Events that are set aside.
     reserved: u64,
@@ -55,8 +61,9 @@ pub(super) struct Log {
     /// What is pinned, by watch. What comes after `counted` is in it.
     shares: Shares,
     counted: u64,
-    /// This journal's part of what is committed.
+    /// This journal's part of what is committed, and what of it attached readers have not read.
     committed: u64,
+    unread: u64,
     trimmed: u64,
     /// Of those, the ones that a consumer had not acknowledged.
     dropped: u64,
@@ -74,12 +81,15 @@ impl Log {
             islands: BTreeMap::new(),
             island_bytes: 0,
             facts: Room::default(),
+            pinned_islands: Room::default(),
+            is_behind: false,
             watches: Watches::new(limits),
             reserved: 0,
             floor: None,
             shares: Shares::new(limits.watch_bytes),
             counted: 0,
             committed: 0,
+            unread: 0,
             trimmed: 0,
             dropped: 0,
         }
@@ -146,9 +156,34 @@ impl Log {
         }
     }
 
-    /// Events, and their bytes, that a consumer has not acknowledged.
+    /// Events, and their bytes, that a consumer has not acknowledged; of islands, facts apart.
     pub(super) fn pinned(&self) -> Room {
-        self.held_after(self.pinned_from() - 1)
+        let ring = self.held_after(self.pinned_from() - 1);
+        Room {
+            events: ring.events + self.pinned_islands.events,
+            bytes: ring.bytes + self.pinned_islands.bytes,
+        }
+    }
+
+    /// What comes after that is held for consumers; the greatest number if nothing is.
+    fn pinned_after(&self) -> u64 {
+        match self.floor {
+            Some(floor) if self.pauses() => floor,
+            _ => u64::MAX,
+        }
+    }
+
+    /// More has to give way than one commit may take: the next one goes on.
+    pub(super) const fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
+    /// What attached readers have not read, beside what is pinned.
+    pub(super) fn unread(&self) -> Room {
+        match self.pinned_after() {
+            u64::MAX => self.watches.unread(),
+            floor => self.watches.unread_up_to(floor),
+        }
     }
 
     /// Events of the ring after `seq`.
@@ -168,7 +203,7 @@ impl Log {
     /// What may be appended beside what is set aside, so that nothing that is pinned, or that an
     /// attached reader waits for, has to give way.
     pub(super) fn room(&self) -> Room {
-        let unread = self.watches.unread();
+        let unread = self.unread();
         let mut held = Room {
             events: self.reserved + self.facts.events + unread.events,
             bytes: self.reserved * SLOT_BYTES + self.facts.bytes + unread.bytes,
@@ -196,6 +231,7 @@ impl Log {
 
     /// The lowest acknowledged cursor is another one: counts again what each watch has.
     pub(super) fn set_floor(&mut self, floor: Option<u64>) {
+        self.repin_islands(floor);
         self.floor = floor;
         let counted = self.pinned_from() - 1;
         if self.pauses() {
@@ -218,14 +254,18 @@ impl Log {
         }
     }
 
-    /// Brings up to date what this journal takes of the memory of all. Says whether it takes less.
-    pub(super) fn settle(&mut self) -> bool {
+    /// Brings up to date what this journal takes of the memory of all; of a journal that is closed
+    /// nobody waits for readers. Says whether it takes less.
+    pub(super) fn settle(&mut self, closed: bool) -> bool {
         let pinned = if self.pauses() {
             self.pinned().bytes
         } else {
             0
         };
-        let committed = pinned + self.watches.unread().bytes + self.reserved * SLOT_BYTES;
+        let unread = if closed { 0 } else { self.unread().bytes };
+        self.memory.hold_unread(self.unread, unread);
+        self.unread = unread;
+        let committed = pinned + unread + self.reserved * SLOT_BYTES;
         let before = std::mem::replace(&mut self.committed, committed);
         self.memory.commit(before, committed);
         committed < before
@@ -322,8 +362,26 @@ impl Log {
 
 #[cfg(test)]
 impl Log {
-    /// What each watch has pinned, counted anew.
-    pub(super) fn check_shares(&self) {
+    /// The accounts of islands, and what each watch has pinned, counted anew.
+    pub(super) fn check_accounts(&self) {
+        let (mut facts, mut pinned, mut all) = (Room::default(), Room::default(), 0);
+        for (seq, island) in &self.islands {
+            let bytes = island.bytes.len() as u64;
+            all += bytes;
+            if island.is_fact {
+                facts = Room {
+                    events: facts.events + 1,
+                    bytes: facts.bytes + bytes,
+                };
+            } else if *seq > self.pinned_after() {
+                pinned = Room {
+                    events: pinned.events + 1,
+                    bytes: pinned.bytes + bytes,
+                };
+            }
+        }
+        assert_eq!((self.facts, self.island_bytes), (facts, all));
+        assert_eq!(self.pinned_islands, pinned);
         let mut shares = Shares::new(self.limits.watch_bytes);
         if self.pauses() && self.floor.is_some() {
             for seq in self.pinned_from()..=self.newest() {
@@ -341,5 +399,6 @@ impl Drop for Log {
     fn drop(&mut self) {
         self.memory.sub(self.bytes());
         self.memory.commit(self.committed, 0);
+        self.memory.hold_unread(self.unread, 0);
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::event::{Added, Exited, Gap, Started, StreamEnd};
 
 const ROOMY: Limits = Limits {
-    events: 10_000,
+    events: 16_384,
     bytes: 1 << 20,
     watch_bytes: 1 << 18,
     watch_keep: 16 << 10,
@@ -213,4 +213,159 @@ fn a_reader_that_reads_nothing_is_let_go_after_a_while() {
     // It reads on, and is told of what it has missed.
     noise(&mut outbox, 1);
     assert_eq!(stuck.read(1 << 20, 1 << 20).gaps.len(), 1);
+}
+
+/// So many watches, each with a reader that stops after so many bytes.
+fn stopped(journal: &Arc<Journal>, outbox: &mut Outbox, watches: u64, bytes: usize) -> Vec<Reader> {
+    let readers = (1..=watches).map(|watch| {
+        let reader = journal.reader_from_birth(watch, outbox.newest());
+        push(outbox, watch, Kind::Added(Added::default()));
+        for _ in 0..bytes / 1000 {
+            push(outbox, watch, data(1000));
+        }
+        outbox.commit();
+        reader
+    });
+    readers.collect()
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
+    let (journal, mut outbox, _) = journal(ROOMY);
+    let low = Room::slots(8);
+    let readers = stopped(&journal, &mut outbox, 146, 7000);
+    assert!((1..=146).all(|watch| outbox.waits_for(watch).is_none()));
+    assert_eq!(outbox.level(low), Level::Full);
+    outbox.set_starved(true);
+    outbox.commit();
+    let at = |outbox: &Outbox| Now {
+        monotonic: outbox
+            .next_expiry()
+            .unwrap()
+            .max(Now::sample().monotonic + SECOND),
+        realtime: 0,
+    };
+    outbox.expire(at(&outbox));
+    let let_go = journal.status().let_go;
+    assert!((1..=80).contains(&let_go), "{let_go}");
+    assert_eq!(outbox.level(low), Level::Ample);
+    outbox.set_starved(false);
+    outbox.commit();
+    drop(readers);
+    assert_eq!(journal.status().unread, Room::default());
+}
+
+#[test]
+fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
+    let (journal, mut outbox, _) = journal(ROOMY);
+    journal.create_consumer("stuck", Start::Now, None).unwrap();
+    let _reader = stopped(&journal, &mut outbox, 1, 5000);
+    fill(&mut outbox);
+    assert_eq!(outbox.level(Room::slots(8)), Level::Full);
+    outbox.set_starved(true);
+    outbox.commit();
+    let now = Now {
+        monotonic: Now::sample().monotonic + 2 * SECOND,
+        realtime: 0,
+    };
+    outbox.expire(now);
+    assert_eq!(journal.status().let_go, 0);
+}
+
+fn fill(outbox: &mut Outbox) {
+    while outbox.room().holds(Room::slots(3)) {
+        push(outbox, 9, data(1000));
+        outbox.commit();
+    }
+}
+
+#[test]
+fn what_a_consumer_begins_with_stays_for_it_though_its_neighbours_are_gone() {
+    let (journal, mut outbox, _) = journal(ROOMY);
+    for watch in 1..=8 {
+        push(&mut outbox, watch, Kind::Added(Added::default()));
+        for _ in 0..12 {
+            push(&mut outbox, watch, data(1000));
+        }
+    }
+    noise(&mut outbox, 9);
+    let cursor = journal.cursor(0);
+    let start = Start::After { cursor, skip: true };
+    journal.create_consumer("late", start, None).unwrap();
+    outbox.refresh();
+    let lost = journal.consumer("late").unwrap().lost_events;
+    fill(&mut outbox);
+    // Its own watches have newer things to keep by now, and the journal is full.
+    for watch in 1..=8 {
+        push(&mut outbox, watch, data(2));
+    }
+    outbox.commit();
+    assert_eq!(journal.consumer("late").unwrap().lost_events, lost);
+    assert_eq!(journal.status().dropped, 0);
+    journal.board.with(|inner| inner.log.check_accounts());
+}
+
+#[test]
+fn quiet_watches_keep_all_they_have_among_noisy_ones_with_large_events() {
+    let (journal, mut outbox, _) = journal(Limits {
+        bytes: 4 << 20,
+        watch_keep: 64 << 10,
+        ..ROOMY
+    });
+    for watch in 1..=25 {
+        push(&mut outbox, watch, data(150));
+    }
+    for _ in 0..12 {
+        for watch in 100..128 {
+            push(&mut outbox, watch, data(60_000));
+            outbox.commit();
+        }
+    }
+    for watch in 1..=25 {
+        assert_eq!(read_all(&journal, &[watch], 0), (vec![watch], Vec::new()));
+    }
+}
+
+#[test]
+fn giving_way_is_done_in_steps() {
+    let (journal, mut outbox, _) = journal(Limits {
+        events: 200_000,
+        bytes: 16 << 20,
+        ..ROOMY
+    });
+    for watch in 1..=100_000 {
+        push(&mut outbox, watch, Kind::Added(Added::default()));
+    }
+    outbox.commit();
+    let mut commits = 0;
+    for _ in 0..16 {
+        push(&mut outbox, 0, posted_bytes(1 << 20));
+        outbox.commit();
+        while outbox.is_behind() {
+            assert_eq!(outbox.next_expiry(), Some(0));
+            outbox.expire(Now::sample());
+            commits += 1;
+        }
+    }
+    assert!(commits >= 5, "{commits}");
+    assert!(journal.status().bytes <= 16 << 20);
+    assert!(journal.status().islands > 90_000);
+}
+
+fn posted_bytes(size: usize) -> Kind {
+    Kind::Posted(Posted {
+        payload: vec![1; size].into(),
+        ..Posted::default()
+    })
+}
+
+#[test]
+fn readers_of_a_journal_that_is_closed_take_no_memory_from_others() {
+    let (journal, mut outbox, memory) = journal(ROOMY);
+    let _readers = stopped(&journal, &mut outbox, 5, 5000);
+    assert!(memory.available(u64::MAX) < 1 << 30);
+    journal.close();
+    assert_eq!(memory.available(u64::MAX), 1 << 30);
 }

@@ -2,12 +2,12 @@
 //! reaps it. Whoever notices its end has it looked at here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::libc;
 use rustix::io::Errno;
 
 use super::reaper::Reaper;
-use crate::error::{Error, Result, SystemError};
 use crate::event::Exited;
 use crate::proto::{ResourceUsage, exited::Status};
 use crate::sys::{self, ChildState, Waited};
@@ -27,7 +27,7 @@ pub(super) enum State {
 pub(super) struct Child {
     pub(super) pid: i32,
     /// Present until it is let go.
-    pidfd: Option<OwnedFd>,
+    pidfd: Option<Arc<OwnedFd>>,
     /// Its group can be signalled by its number only (before Linux 6.9). The number is its own
     /// until it is reaped, and may be another's after.
     by_number: bool,
@@ -44,7 +44,7 @@ impl Child {
         let by_number = sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
         Self {
             pid,
-            pidfd: Some(pidfd),
+            pidfd: Some(Arc::new(pidfd)),
             by_number,
             reaped: false,
             permit: Some(permit),
@@ -53,18 +53,12 @@ impl Child {
     }
 
     fn pidfd(&self) -> Result<BorrowedFd<'_>, Errno> {
-        self.pidfd.as_ref().map(AsFd::as_fd).ok_or(Errno::SRCH)
+        self.pidfd.as_ref().map(|fd| fd.as_fd()).ok_or(Errno::SRCH)
     }
 
-    /// A duplicate of its pidfd, which is readable once it has ended.
-    ///
-    /// # Errors
-    /// No file descriptor is left.
-    pub(super) fn watchable(&self) -> Result<OwnedFd> {
-        let pidfd = self.pidfd.as_ref();
-        let pidfd = pidfd.ok_or(Error::Internal("the pidfd is there"))?;
-        let dup = pidfd.try_clone();
-        dup.map_err(|e| SystemError::from_io(&e, "pidfd", "").into())
+    /// Its pidfd, which is readable once it has ended; none if it was let go.
+    pub(super) fn pidfd_shared(&self) -> Option<Arc<OwnedFd>> {
+        self.pidfd.as_ref().map(Arc::clone)
     }
 
     /// Asks the kernel. A child that has ended stays as it is: see [`Self::told`].

@@ -42,6 +42,8 @@ const STDERR: Lane = Lane(3);
 
 /// Between one SIGKILL and the next, for a child that does not end by it at once.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// After so many it is not waited for any longer: a tracer has it (ptrace(2)), or a device.
+const KILLS_MAX: u32 = 5;
 
 #[derive(Debug)]
 struct Process {
@@ -61,13 +63,18 @@ struct Process {
     at_end: AtEnd,
     after_grace: AfterGrace,
     watcher: ChildWatcher,
+    /// What is left of the time that others may keep the output of a child that has ended open. It
+    /// passes while the output is read, since then (monotonic nanoseconds).
     pipe_grace: Duration,
+    grace_runs: Option<u64>,
     kill_grace: Duration,
     stdin_bytes: u64,
     /// Of stdin, when it was closed.
     unsent: u64,
     /// Its group was told to end.
     killing: bool,
+    /// How often it was killed, and did not end.
+    kills: u32,
 }
 
 impl Process {
@@ -80,8 +87,10 @@ impl Process {
             ChildWatcher::Pidfd => {
                 let fd = self.watched_fd.take();
                 self.watched = fd.and_then(|fd| cx.attach(fd, Nonblocking::ReadinessOnly));
-                if let Some(source) = self.watched {
-                    cx.start(EXIT, source, Op::Ready(Direction::Read));
+                match self.watched {
+                    Some(source) => cx.start(EXIT, source, Op::Ready(Direction::Read)),
+                    // There is no descriptor to wait with.
+                    None => cx.set_alarm_in(LOOK_AGAIN),
                 }
             }
             ChildWatcher::Thread => {
@@ -146,11 +155,24 @@ impl Process {
         self.give_grace(cx);
     }
 
-    /// Bounds how long others may keep the output of a child that has ended open.
-    fn give_grace(&self, cx: &mut Context<'_>) {
+    /// Bounds how long others may keep the output of a child that has ended open. To be called
+    /// whenever it begins to be read, or ceases to: what is not read may still be from the child.
+    fn give_grace(&mut self, cx: &mut Context<'_>) {
         let bounded = self.after_grace == AfterGrace::Drain || cx.is_closing();
-        if self.exited.is_some() && !self.is_done() && bounded {
+        if self.exited.is_none() || self.is_done() || !bounded {
+            return;
+        }
+        let now = cx.now.monotonic;
+        if let Some(since) = self.grace_runs.take() {
+            let passed = Duration::from_nanos(now.saturating_sub(since));
+            self.pipe_grace = self.pipe_grace.saturating_sub(passed);
+        }
+        let mut outputs = self.outputs.iter().flatten();
+        if cx.is_closing() || outputs.any(Incoming::is_read) {
+            self.grace_runs = Some(now);
             cx.set_alarm_in(self.pipe_grace);
+        } else {
+            cx.clear_alarm();
         }
     }
 
@@ -237,9 +259,8 @@ impl Process {
             self.killing = true;
             self.kill();
         }
-        let pidfd = self.child.as_ref().map(Child::watchable);
-        match pidfd {
-            Some(Ok(pidfd)) if self.exited.is_none() => {
+        match self.child.as_ref().and_then(Child::pidfd_shared) {
+            Some(pidfd) if self.exited.is_none() => {
                 let notifier = Arc::clone(cx.notifier);
                 cx.services.reaper.tell(pidfd, cx.key(), notifier);
                 // In case the loop runs again before.
@@ -316,15 +337,19 @@ impl Watch for Process {
             // Whatever became of the watcher.
             self.look_again(cx);
             if self.exited.is_none() && cx.is_closing() {
+                if self.kills == KILLS_MAX {
+                    cx.finish();
+                    return;
+                }
+                self.kills += 1;
                 self.kill();
                 cx.set_alarm_in(KILL_AGAIN);
             }
             return;
         }
-        // The child is gone and somebody keeps its output open. What is not read now, by the
-        // client's wish or for want of room, may still be from the child.
+        // The child is gone and somebody keeps its output open.
         let closing = cx.is_closing();
-        self.end_outputs(cx, |output| closing || !(output.paused || output.held));
+        self.end_outputs(cx, |output| closing || output.is_read());
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
@@ -433,11 +458,11 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             held |= output.hold(cx, hold);
         }
-        if !hold {
-            self.give_grace(cx);
-        } else if cx.is_closing() && self.exited.is_some() {
+        if hold && cx.is_closing() && self.exited.is_some() {
             // As when it exits while its end is asked for: that does not wait for room.
             self.end_outputs(cx, |output| output.held);
+        } else {
+            self.give_grace(cx);
         }
         held
     }
@@ -446,9 +471,7 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, pause);
         }
-        if !pause {
-            self.give_grace(cx);
-        }
+        self.give_grace(cx);
         Ok(())
     }
 

@@ -1,14 +1,18 @@
 //! What a client asks for: a child, and how to watch it.
 
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::DupFlags;
 
 use super::child::Child;
 use super::spawn::{self, Recipe, Spawned};
 use super::watcher::Waiter;
 use super::{Attributes, Process};
 use crate::config::ChildWatcher;
-use crate::error::Result;
+use crate::error::{Result, SystemError};
 use crate::watch::{Need, Services, Watch};
 
 /// What to execute.
@@ -112,16 +116,25 @@ impl ProcessOrder {
             stdio: self.stdio,
             attributes: self.attributes.over(&services.configured).over(&inherited),
         };
+        // All that can be refused comes before the child is started.
+        let (place, waiter) = match self.watcher {
+            ChildWatcher::Pidfd => (Some(place()?), None),
+            ChildWatcher::Thread => (None, Some(Waiter::start()?)),
+            ChildWatcher::Sigchld => (None, None),
+        };
         let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
+        let watched_fd = match place {
+            Some(mut place) => {
+                // It takes the place of a descriptor that is open: none is needed (dup2(2)).
+                let dup = rustix::io::dup3(&pidfd, &mut place, DupFlags::CLOEXEC);
+                dup.map(|()| Some(place)).unwrap_or_default()
+            }
+            None => None,
+        };
         let child = Child::new(pid, pidfd, permit, &services.reaper);
-        let watched_fd = match self.watcher {
-            ChildWatcher::Pidfd => Some(child.watchable()?),
-            _ => None,
-        };
-        let waiter = match self.watcher {
-            ChildWatcher::Thread => Some(Waiter::start(&child)?),
-            _ => None,
-        };
+        if let Some(waiter) = &waiter {
+            waiter.wait_for(&child);
+        }
         Ok(Box::new(Process {
             pid,
             child: Some(child),
@@ -137,10 +150,18 @@ impl ProcessOrder {
             after_grace: self.after_grace,
             watcher: self.watcher,
             pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
+            grace_runs: None,
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
             unsent: 0,
             killing: false,
+            kills: 0,
         }))
     }
+}
+
+/// A descriptor whose number a child's pidfd will have.
+fn place() -> Result<OwnedFd> {
+    let flags = EventfdFlags::CLOEXEC;
+    eventfd(0, flags).map_err(|errno| SystemError::new(errno, "pidfd", "").into())
 }

@@ -56,11 +56,10 @@ impl Reaper {
     }
 
     /// Reaps the child once it has ended.
-    pub(super) fn take(&self, pidfd: OwnedFd, permit: Option<Permit>) {
+    pub(super) fn take(&self, pidfd: Arc<OwnedFd>, permit: Option<Permit>) {
         // Not refused: each has one of as many permits.
         let kept = self.kept.take();
         self.runtime.spawn(async move {
-            let pidfd = Arc::new(pidfd);
             ended(&pidfd).await;
             // A tracer has it first (ptrace(2)), or its end could not be waited for.
             while sys::reap(pidfd.as_fd()) == Ok(false) {
@@ -71,9 +70,8 @@ impl Reaper {
     }
 
     /// Tells the watch once the child has ended, or has not although it was killed.
-    pub(super) fn tell(&self, pidfd: OwnedFd, key: Key, notifier: Arc<dyn Notifier>) {
+    pub(super) fn tell(&self, pidfd: Arc<OwnedFd>, key: Key, notifier: Arc<dyn Notifier>) {
         self.runtime.spawn(async move {
-            let pidfd = Arc::new(pidfd);
             // Either way the watch looks itself.
             let _ = tokio::time::timeout(KILLED_WITHIN, ended(&pidfd)).await;
             notifier.notify(key, Notice::ChildKilled);

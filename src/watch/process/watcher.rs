@@ -18,37 +18,55 @@ use crate::watch::{Notice, Notifier};
 /// from the child: whom it tells looks.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    whom: mpsc::Sender<(Key, Arc<dyn Notifier>)>,
+    told: mpsc::Sender<Told>,
     stop: Arc<OwnedFd>,
 }
 
+/// What its thread has to know, in this order.
+#[derive(Debug)]
+enum Told {
+    Child(Arc<OwnedFd>),
+    Whom(Key, Arc<dyn Notifier>),
+}
+
 impl Waiter {
-    pub(super) fn start(child: &Child) -> Result<Self> {
-        let pidfd = child.watchable()?;
+    /// Starts the thread, before there is a child: nothing can be refused once that runs.
+    ///
+    /// # Errors
+    /// No descriptor or thread is left.
+    pub(super) fn start() -> Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|errno| SystemError::new(errno, "eventfd", ""))?;
         let stop = Arc::new(stop);
         let stopped = Arc::clone(&stop);
-        let (whom, told) = mpsc::channel::<(Key, Arc<dyn Notifier>)>();
+        let (told, hears) = mpsc::channel();
         let run = move || {
-            if let Ok((key, notifier)) = told.recv()
+            if let Ok(Told::Child(pidfd)) = hears.recv()
+                && let Ok(Told::Whom(key, notifier)) = hears.recv()
                 && ended(&pidfd, &stopped)
             {
                 notifier.notify(key, Notice::ChildEnded);
             }
         };
         std::thread::Builder::new()
-            .name(format!("wait-{}", child.pid))
+            .name("wait-child".to_owned())
             .stack_size(64 * 1024)
             .spawn(run)
             .map_err(|error| SystemError::from_io(&error, "thread", ""))?;
-        Ok(Self { whom, stop })
+        Ok(Self { told, stop })
     }
 
-    /// Whom to tell. To be called once.
+    /// For whose end to wait. To be called once.
+    pub(super) fn wait_for(&self, child: &Child) {
+        if let Some(pidfd) = child.pidfd_shared() {
+            // It waits for this, and the receiver with it.
+            let _ = self.told.send(Told::Child(pidfd));
+        }
+    }
+
+    /// Whom to tell. To be called once, after [`Waiter::wait_for`].
     pub(super) fn tell(&self, key: Key, notifier: Arc<dyn Notifier>) {
-        // It waits for this, and the receiver with it.
-        let _ = self.whom.send((key, notifier));
+        let _ = self.told.send(Told::Whom(key, notifier));
     }
 }
 
