@@ -126,7 +126,8 @@ pub enum Error {
     /// What would have to be recorded does not fit.
     #[error(
         "the journal has room for {available} of {needed} {unit}: acknowledge events, delete \
-         consumers that nobody needs, remove watches, or wait for finished_ttl"
+         consumers that nobody needs, let attached readers go on, remove watches, or wait for \
+         finished_ttl"
     )]
     JournalFull {
         /// What is short: `events` or `bytes`.

@@ -31,6 +31,8 @@ pub(super) struct Incoming {
     /// For want of room.
     pub(super) held: bool,
     pub(super) ended: bool,
+    /// Of a child that has ended: all that it wrote lies before this offset.
+    pub(super) own_end: u64,
     /// Ends with the cancellation of its operation.
     ending: bool,
 }
@@ -45,18 +47,14 @@ impl Incoming {
             paused,
             held: false,
             ended: false,
+            own_end: u64::MAX,
             ending: false,
         }
     }
 
-    /// It is to be read: not ended, and neither paused nor held.
-    pub(super) const fn is_read(&self) -> bool {
-        !self.paused && !self.held && !self.ended
-    }
-
     /// Reads, unless it is paused, held, ended or reading already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
-        if self.is_read() && !cx.is_live(self.lane) {
+        if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
             let max = cx.services.transport.read_size;
             cx.start(self.lane, self.source, Op::Recv { max });
         }

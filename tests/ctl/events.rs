@@ -7,6 +7,7 @@ const CONFIG: &str = r#"
 [policy.tiny]
 extends = "default"
 journal_events = 64
+journal_watch_keep = "0B"
 "#;
 
 /// More than the tiny journal holds, all of it seen by the scene's own reader.

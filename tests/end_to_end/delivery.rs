@@ -16,6 +16,7 @@ const CONFIG: &str = r#"
 [policy.tiny]
 extends = "default"
 journal_events = 64
+journal_watch_keep = "0B"
 "#;
 
 async fn tiny() -> Scene {
@@ -90,7 +91,7 @@ async fn terminal_facts_outlive_trimming() {
     let request = from(&scene, "", 0, OnGap::Skip);
     let mut late = Recorder::subscribe(&scene.daemon, request).await.unwrap();
     late.reach(newest).await;
-    // Its start and its ends, but not what it wrote: the budget is of events, and they are few.
+    // Its start and its ends, but not what it wrote.
     let mut kinds = late.kinds(id);
     kinds.sort_unstable();
     let facts = ["closed", "exited", "started", "stream_end", "stream_end"];

@@ -42,6 +42,8 @@ const STDERR: Lane = Lane(3);
 
 /// Between one SIGKILL and the next, for a child that does not end by it at once.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes at most that a driver has taken out of a pipe and not handed over.
+const UNDER_WAY: u64 = 1 << 20;
 /// After so many it is not waited for any longer: a tracer has it (ptrace(2)), or a device.
 const KILLS_MAX: u32 = 5;
 
@@ -63,10 +65,9 @@ struct Process {
     at_end: AtEnd,
     after_grace: AfterGrace,
     watcher: ChildWatcher,
-    /// What is left of the time that others may keep the output of a child that has ended open. It
-    /// passes while the output is read, since then (monotonic nanoseconds).
     pipe_grace: Duration,
-    grace_runs: Option<u64>,
+    /// It runs, or is over.
+    has_grace: bool,
     kill_grace: Duration,
     stdin_bytes: u64,
     /// Of stdin, when it was closed.
@@ -138,6 +139,9 @@ impl Process {
         if let Some(child) = &mut self.child {
             child.told();
         }
+        for output in self.outputs.iter_mut().flatten() {
+            output.own_end = output.offset + unread(cx, output.source) + UNDER_WAY;
+        }
         self.subscription = None;
         self.waiter = None;
         if self.stdin.is_some() {
@@ -155,24 +159,12 @@ impl Process {
         self.give_grace(cx);
     }
 
-    /// Bounds how long others may keep the output of a child that has ended open. To be called
-    /// whenever it begins to be read, or ceases to: what is not read may still be from the child.
+    /// Bounds how long others may keep the output of a child that has ended open.
     fn give_grace(&mut self, cx: &mut Context<'_>) {
         let bounded = self.after_grace == AfterGrace::Drain || cx.is_closing();
-        if self.exited.is_none() || self.is_done() || !bounded {
-            return;
-        }
-        let now = cx.now.monotonic;
-        if let Some(since) = self.grace_runs.take() {
-            let passed = Duration::from_nanos(now.saturating_sub(since));
-            self.pipe_grace = self.pipe_grace.saturating_sub(passed);
-        }
-        let mut outputs = self.outputs.iter().flatten();
-        if cx.is_closing() || outputs.any(Incoming::is_read) {
-            self.grace_runs = Some(now);
+        if self.exited.is_some() && !self.is_done() && bounded && !self.has_grace {
+            self.has_grace = true;
             cx.set_alarm_in(self.pipe_grace);
-        } else {
-            cx.clear_alarm();
         }
     }
 
@@ -272,6 +264,13 @@ impl Process {
     }
 }
 
+/// Bytes that wait in a pipe.
+fn unread(cx: &Context<'_>, source: SourceId) -> u64 {
+    cx.fd(source)
+        .and_then(|fd| rustix::io::ioctl_fionread(fd).ok())
+        .unwrap_or(0)
+}
+
 impl Watch for Process {
     fn start(&mut self, cx: &mut Context<'_>) {
         cx.emit(Kind::Started(Started { pid: self.pid }));
@@ -347,9 +346,20 @@ impl Watch for Process {
             }
             return;
         }
-        // The child is gone and somebody keeps its output open.
+        // The child is gone and somebody keeps its output open. It ends once nothing is unread that
+        // may be from the child.
         let closing = cx.is_closing();
-        self.end_outputs(cx, |output| closing || output.is_read());
+        let sources = self.outputs.each_ref().map(|output| {
+            let source = output.as_ref().map(|output| output.source);
+            source.is_some_and(|source| unread(cx, source) == 0)
+        });
+        self.end_outputs(cx, |output| {
+            let is_empty = sources[usize::from(output.lane == STDERR)];
+            closing || is_empty || output.offset >= output.own_end
+        });
+        if !self.is_done() {
+            cx.set_alarm_in(LOOK_AGAIN);
+        }
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
@@ -461,8 +471,6 @@ impl Watch for Process {
         if hold && cx.is_closing() && self.exited.is_some() {
             // As when it exits while its end is asked for: that does not wait for room.
             self.end_outputs(cx, |output| output.held);
-        } else {
-            self.give_grace(cx);
         }
         held
     }
@@ -471,7 +479,6 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, pause);
         }
-        self.give_grace(cx);
         Ok(())
     }
 

@@ -150,7 +150,7 @@ impl ProcessOrder {
             after_grace: self.after_grace,
             watcher: self.watcher,
             pipe_grace: self.pipe_grace.unwrap_or(services.pipe_grace),
-            grace_runs: None,
+            has_grace: false,
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
             unsent: 0,
