@@ -32,6 +32,7 @@ mod log;
 mod memory;
 mod outbox;
 mod reader;
+mod room;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ use log::Log;
 pub use memory::Memory;
 pub use outbox::{About, Level, Outbox, WaitsFor};
 pub use reader::{Over, Reader, Start};
+pub use room::Room;
 pub use walk::{Filter, Read};
 
 /// Bytes set aside for an event that must always fit: more than any of them takes.
@@ -78,41 +80,6 @@ pub struct Limits {
     pub consumers: usize,
     /// How long a consumer that nobody holds is kept, if it does not say.
     pub consumer_ttl: Duration,
-}
-
-/// So many events, of so many bytes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Room {
-    /// Events.
-    pub events: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-impl Room {
-    /// As much as `slots` events that must fit may take.
-    #[must_use]
-    pub const fn slots(slots: u64) -> Self {
-        Self {
-            events: slots,
-            bytes: slots * SLOT_BYTES,
-        }
-    }
-
-    /// All of `other` fits into it.
-    #[must_use]
-    pub const fn holds(self, other: Self) -> bool {
-        self.events >= other.events && self.bytes >= other.bytes
-    }
-
-    /// What is left of it, at least nothing.
-    #[must_use]
-    pub const fn less(self, other: Self) -> Self {
-        Self {
-            events: self.events.saturating_sub(other.events),
-            bytes: self.bytes.saturating_sub(other.bytes),
-        }
-    }
 }
 
 /// The figures of a journal.

@@ -114,13 +114,16 @@ async fn a_daemon_that_does_not_answer_keeps_nobody() {
 
 /// Waits until the process has a handler for the signal (proc_pid_status(5), SigCgt).
 async fn catches(pid: nix::unistd::Pid, signal: Signal) {
-    loop {
+    let caught = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
-        if caught & (1 << (signal as i32 - 1)) != 0 {
-            return;
+        caught & (1 << (signal as i32 - 1)) != 0
+    };
+    within("a handler of the signal", async {
+        while !caught() {
+            tokio::task::yield_now().await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    })
+    .await;
 }

@@ -135,7 +135,11 @@ impl Log {
         self.watches.lost(entry.watch, seq, len);
     }
 
-    pub(super) fn drop_islands(&mut self, seqs: Vec<u64>, labels: &mut LabelSets) {
+    pub(super) fn drop_islands(
+        &mut self,
+        seqs: impl IntoIterator<Item = u64>,
+        labels: &mut LabelSets,
+    ) {
         for seq in seqs {
             if let Some(island) = self.islands.remove(&seq) {
                 let room = island.room();
@@ -202,7 +206,7 @@ impl Log {
     fn drop_oldest_island(&mut self, watch: u64, seq: u64, labels: &mut LabelSets) {
         let bytes = self.islands.get(&seq).map_or(0, |i| i.room().bytes);
         self.watches.gave_way(watch, bytes);
-        self.drop_islands(vec![seq], labels);
+        self.drop_islands([seq], labels);
     }
 
     /// The attached reader of a watch has read everything up to `after`, and up to `upto` of the watch.

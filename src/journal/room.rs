@@ -1,0 +1,38 @@
+//! How much: of a budget, of what is held, of what is set aside.
+
+use super::SLOT_BYTES;
+
+/// So many events, of so many bytes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Events.
+    pub events: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Room {
+    /// As much as `slots` events that must fit may take.
+    #[must_use]
+    pub const fn slots(slots: u64) -> Self {
+        Self {
+            events: slots,
+            bytes: slots * SLOT_BYTES,
+        }
+    }
+
+    /// All of `other` fits into it.
+    #[must_use]
+    pub const fn holds(self, other: Self) -> bool {
+        self.events >= other.events && self.bytes >= other.bytes
+    }
+
+    /// What is left of it, at least nothing.
+    #[must_use]
+    pub const fn less(self, other: Self) -> Self {
+        Self {
+            events: self.events.saturating_sub(other.events),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! How a child's end is noticed and told, and what becomes of its output then.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use nix::libc;
+use rustix::io::Errno;
+
+use super::child::{Child, State};
+use super::reaper::LOOK_AGAIN;
+use super::watcher::ChildSignals;
+use super::{AfterGrace, AtEnd, EXIT, KILL_AGAIN, Process, STDERR, STDIN, STDOUT};
+use crate::config::ChildWatcher;
+use crate::driver::{Direction, Lane, Nonblocking, Op, SourceId};
+use crate::error::SystemError;
+use crate::event::{CloseReason, Exited, Kind, StreamEnd, StreamEndReason};
+use crate::watch::transport::Incoming;
+use crate::watch::{Context, Teardown};
+
+/// Bytes at most that a driver has taken out of a pipe and not handed over.
+const UNDER_WAY: u64 = 1 << 20;
+
+impl Process {
+    pub(super) fn is_done(&self) -> bool {
+        self.exited.is_some() && self.outputs.iter().flatten().all(|o| o.ended)
+    }
+
+    pub(super) fn watch_exit(&mut self, cx: &mut Context<'_>) {
+        match self.watcher {
+            ChildWatcher::Pidfd => {
+                let fd = self.watched_fd.take();
+                self.watched = fd.and_then(|fd| cx.attach(fd, Nonblocking::ReadinessOnly));
+                match self.watched {
+                    Some(source) => cx.start(EXIT, source, Op::Ready(Direction::Read)),
+                    // There is no descriptor to wait with.
+                    None => cx.set_alarm_in(LOOK_AGAIN),
+                }
+            }
+            ChildWatcher::Thread => {
+                if let Some(waiter) = &self.waiter {
+                    waiter.tell(cx.key(), Arc::clone(cx.notifier));
+                }
+            }
+            ChildWatcher::Sigchld => {
+                let told = Arc::new(AtomicBool::new(false));
+                let sink = Arc::new(ChildSignals {
+                    key: cx.key(),
+                    notifier: Arc::clone(cx.notifier),
+                    told: Arc::clone(&told),
+                });
+                let subscription = cx.services.signals.subscribe(&[libc::SIGCHLD], sink);
+                self.subscription = Some((subscription, told));
+                // It may have ended before anybody listened.
+                self.look(cx);
+            }
+        }
+    }
+
+    /// Looks whether the child has ended. All that notice its end come here.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) {
+        if self.exited.is_none()
+            && let Some(child) = &self.child
+            && let State::Ended(exited) = child.state()
+        {
+            self.exited(cx, exited);
+        }
+    }
+
+    /// As [`Self::look`], of a child that is said to have ended: if it cannot be seen yet, because
+    /// a tracer has it first (ptrace(2)), it is looked at again.
+    pub(super) fn look_again(&mut self, cx: &mut Context<'_>) {
+        self.look(cx);
+        if self.exited.is_none() && !cx.is_closing() {
+            cx.set_alarm_in(LOOK_AGAIN);
+        }
+    }
+
+    pub(super) fn exited(&mut self, cx: &mut Context<'_>, exited: Exited) {
+        cx.emit(Kind::Exited(exited.clone()));
+        self.exited = Some(exited);
+        if let Some(child) = &mut self.child {
+            child.told();
+        }
+        for output in self.outputs.iter_mut().flatten() {
+            output.own_end = output.offset + unread(cx, output.source) + UNDER_WAY;
+        }
+        self.subscription = None;
+        self.waiter = None;
+        if self.stdin.is_some() {
+            // Nobody is left to read it, or only strangers are.
+            cx.cancel(STDIN);
+        }
+        if cx.is_closing() && !cx.is_polled() {
+            // Nothing more comes of a stopped loop.
+            cx.finish();
+        } else if cx.is_closing() {
+            // Its end was asked for: it does not wait for room.
+            self.end_outputs(cx, |output| output.held);
+        }
+        self.settle(cx);
+        self.give_grace(cx);
+    }
+
+    /// Bounds how long others may keep the output of a child that has ended open.
+    pub(super) fn give_grace(&mut self, cx: &mut Context<'_>) {
+        let bounded = self.after_grace == AfterGrace::Drain || cx.is_closing();
+        if self.exited.is_some() && !self.is_done() && bounded && !self.has_grace {
+            self.has_grace = true;
+            cx.set_alarm_in(self.pipe_grace);
+        }
+    }
+
+    pub(super) fn end_stream(&mut self, cx: &mut Context<'_>, lane: Lane, reason: StreamEndReason) {
+        self.end_stream_with(cx, lane, reason, None);
+    }
+
+    pub(super) fn end_stream_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        lane: Lane,
+        reason: StreamEndReason,
+        errno: Option<Errno>,
+    ) {
+        let index = usize::from(lane == STDERR);
+        let Some(output) = &mut self.outputs[index] else {
+            return;
+        };
+        output.ended = true;
+        cx.emit(Kind::StreamEnd(StreamEnd {
+            stream: output.stream.into(),
+            offset: output.offset,
+            reason: reason.into(),
+            error: errno.map(|e| (&SystemError::new(e, "read", "")).into()),
+        }));
+        if cx.is_live(lane) {
+            return;
+        }
+        match reason {
+            StreamEndReason::GraceExpired | StreamEndReason::Released => {
+                if let Some(pipe) = cx.take(output.source) {
+                    cx.services.drain.take(pipe, self.pid, output.stream);
+                }
+            }
+            _ => cx.release(output.source),
+        }
+    }
+
+    /// Ends the streams in question, whoever keeps them open.
+    pub(super) fn end_outputs(&mut self, cx: &mut Context<'_>, which: impl Fn(&Incoming) -> bool) {
+        for lane in [STDOUT, STDERR] {
+            let output = &mut self.outputs[usize::from(lane == STDERR)];
+            let Some(output) = output.as_mut().filter(|o| !o.ended && which(o)) else {
+                continue;
+            };
+            if !output.end(cx) {
+                self.end_stream(cx, lane, StreamEndReason::GraceExpired);
+            }
+        }
+        self.settle(cx);
+    }
+
+    /// Ends the watch once the child and its streams have.
+    pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
+        if self.is_done() {
+            cx.clear_alarm();
+            cx.cancel(STDIN);
+            cx.close(CloseReason::Completed);
+            cx.finish();
+        }
+    }
+
+    pub(super) fn close_stdin(&mut self, cx: &mut Context<'_>) {
+        if let Some(stdin) = &self.stdin
+            && !cx.is_live(STDIN)
+        {
+            self.unsent = stdin.buffered();
+            self.stdin_bytes = stdin.taken;
+            cx.release(stdin.source);
+            self.stdin = None;
+        }
+    }
+
+    pub(super) fn kill(&self) {
+        if let Some(child) = &self.child {
+            child.kill();
+        }
+    }
+
+    /// Its end is asked for while the loop is stopped: nothing of the loop will tell how it ends,
+    /// and no alarm bounds an orderly end.
+    pub(super) fn close_unpolled(&mut self, cx: &mut Context<'_>) -> Teardown {
+        if self.at_end == AtEnd::KillTree {
+            self.killing = true;
+            self.kill();
+        }
+        match self.child.as_ref().and_then(Child::pidfd_shared) {
+            Some(pidfd) if self.exited.is_none() => {
+                let notifier = Arc::clone(cx.notifier);
+                cx.services.reaper.tell(pidfd, cx.key(), notifier);
+                // In case the loop runs again before.
+                cx.set_alarm_in(KILL_AGAIN);
+                Teardown::Later
+            }
+            _ => Teardown::Now,
+        }
+    }
+}
+
+/// Bytes that wait in a pipe.
+pub(super) fn unread(cx: &Context<'_>, source: SourceId) -> u64 {
+    cx.fd(source)
+        .and_then(|fd| rustix::io::ioctl_fionread(fd).ok())
+        .unwrap_or(0)
+}
