@@ -26,16 +26,16 @@ const EVENT_MIN: u64 = 64;
 pub(super) struct Record {
     /// Cost of all of its events so far.
     pub(super) total: u64,
-    /// Cost of those that are held.
-    held: u64,
-    /// The newest of its events that is lost; 0: none is.
-    lost_through: u64,
-    /// What few watches have.
+    /// What few watches have. Of the others all events are held.
     rare: Option<Box<Rare>>,
 }
 
 #[derive(Debug, Default)]
 struct Rare {
+    /// Cost of the events that are held.
+    held: u64,
+    /// The newest of its events that is lost; 0: none is.
+    lost_through: u64,
     /// Its islands that stay until it is removed, and those that may give way, oldest first.
     facts: SmallVec<[u64; 4]>,
     islands: VecDeque<u64>,
@@ -62,7 +62,18 @@ pub(super) enum Fate {
 
 impl Record {
     fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+        let held = self.total;
+        self.rare.get_or_insert_with(|| {
+            Box::new(Rare {
+                held,
+                ..Rare::default()
+            })
+        })
+    }
+
+    /// Cost of the events that are held.
+    fn held(&self) -> u64 {
+        self.rare.as_ref().map_or(self.total, |rare| rare.held)
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -125,13 +136,15 @@ impl Watches {
             self.levels.add(0);
             Record::default()
         });
-        record.total += cost;
-        let total = record.total;
         if !record.is_removed() {
-            self.levels.sub(record.held);
-            self.levels.add(record.held + cost);
+            self.levels.sub(record.held());
+            self.levels.add(record.held() + cost);
         }
-        record.held += cost;
+        record.total += cost;
+        if let Some(rare) = &mut record.rare {
+            rare.held += cost;
+        }
+        let total = record.total;
         if !record.readers().is_empty() {
             self.unread += cost;
             self.weigh(watch, now);
@@ -203,11 +216,12 @@ impl Watches {
             return;
         };
         if !record.is_removed() {
-            self.levels.sub(record.held);
-            self.levels.add(record.held - cost);
+            self.levels.sub(record.held());
+            self.levels.add(record.held() - cost);
         }
-        record.held -= cost;
-        record.lost_through = record.lost_through.max(seq);
+        let rare = record.rare();
+        rare.held -= cost;
+        rare.lost_through = rare.lost_through.max(seq);
     }
 
     /// The oldest island of a watch that may give way, if nobody waits for it: no attached reader,
@@ -255,7 +269,7 @@ impl Watches {
             return Vec::new();
         };
         if !record.is_removed() {
-            self.levels.sub(record.held);
+            self.levels.sub(record.held());
             record.rare().removed = true;
         }
         self.forget(watch)
@@ -283,6 +297,7 @@ impl Watches {
 
     /// The newest event of that watch that is lost, 0 if none is. Unknown of a watch that is gone.
     pub(super) fn lost_through(&self, watch: u64) -> Option<u64> {
-        self.records.get(&watch).map(|record| record.lost_through)
+        let record = self.records.get(&watch)?;
+        Some(record.rare.as_ref().map_or(0, |rare| rare.lost_through))
     }
 }
