@@ -105,8 +105,9 @@ pub struct Outbox {
     lacking: bool,
     /// The loop does not read some of its sources until there is room.
     starved: bool,
-    /// What it takes to go on reading, as the loop said.
+    /// What it takes to go on reading, as the loop said, and to begin again.
     low: Room,
+    ample: Room,
     /// What attached readers have not read, beside what is pinned.
     unread: Room,
     /// More has to give way than one commit may take.
@@ -143,6 +144,7 @@ impl Outbox {
             lacking: false,
             starved: false,
             low: Room::default(),
+            ample: Room::default(),
             unread: Room::default(),
             behind: false,
             unsettled: false,
@@ -213,6 +215,7 @@ impl Outbox {
             events: (limits.events / 8).clamp(low.events, AMPLE.events),
             bytes: (limits.bytes.min(memory) / 8).clamp(low.bytes, AMPLE.bytes),
         };
+        self.ample = ample;
         if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
         } else if lacking || !room.holds(low) {
@@ -408,7 +411,7 @@ impl Outbox {
             events: self.room.events + self.unread.events,
             bytes: (self.room.bytes + self.unread.bytes).min(memory),
         };
-        self.starved && without.holds(self.low)
+        self.starved && !self.room().holds(self.ample) && without.holds(self.low)
     }
 
     /// How long a watch waits for attached readers that read nothing, nanoseconds.

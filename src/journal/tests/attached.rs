@@ -272,6 +272,11 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
     };
     outbox.expire(now);
     assert_eq!(journal.status().let_go, 0);
+    // Nor when that is over, before the loop has looked.
+    journal.delete_consumer("stuck").unwrap();
+    outbox.refresh();
+    outbox.expire(now);
+    assert_eq!(journal.status().let_go, 0);
 }
 
 fn fill(outbox: &mut Outbox) {
