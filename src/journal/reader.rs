@@ -187,13 +187,6 @@ impl Inner {
 }
 
 impl Reader {
-    /// The same position, with another filter.
-    #[must_use]
-    pub fn filtered(mut self, filter: Filter) -> Self {
-        self.filter = filter;
-        self
-    }
-
     /// Attaches it to a watch: what that writes from here on stays until it is read here, and the watch
     /// waits for it (see [`super::Limits::attached_bytes`]). No watch of that number: nothing changes.
     #[must_use]
@@ -242,11 +235,6 @@ impl Reader {
         self.journal
             .board
             .with(|inner| inner.log.held_after(after).bytes)
-    }
-
-    /// Everything up to there counts as read.
-    pub fn skip_to(&mut self, seq: u64) {
-        self.after = self.after.max(seq);
     }
 
     /// Reads what there is, at most about `max_bytes` and `max_events`; one event

@@ -82,16 +82,12 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     let mut pidfd: c_int = -1;
     // A handler of ours that ran in the child would run on our memory.
     let before = set_signal_mask(u64::MAX);
+    let given = (&raw mut plan).cast();
     // SAFETY: the child runs `child` with the plan, on a stack of its own. All of it outlives the
     // call, which returns once the child no longer uses our memory (CLONE_VFORK). It writes to the
     // plan only, and the descriptor table is a copy (no CLONE_FILES). The kernel stores the pidfd.
-    let cloned = check(
-        unsafe {
-            let plan = (&raw mut plan).cast();
-            libc::clone(child, stack.top(), flags, plan, &raw mut pidfd)
-        }
-        .into(),
-    );
+    let cloned = unsafe { libc::clone(child, stack.top(), flags, given, &raw mut pidfd) };
+    let cloned = check(cloned.into());
     set_signal_mask(before);
     let pid = cloned.map_err(|errno| (Step::Fork, errno))?;
     // SAFETY: the kernel has just made it for us (CLONE_PIDFD), close-on-exec.

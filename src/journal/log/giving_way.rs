@@ -157,19 +157,16 @@ impl Log {
     /// What consumers have not acknowledged of the islands changes with the lowest cursor.
     pub(super) fn repin_islands(&mut self, floor: Option<u64>) {
         let before = self.pinned_after();
-        let after = match floor {
-            Some(floor) if self.pauses() => floor,
-            _ => u64::MAX,
-        };
+        let after = self.pinned_after_floor(floor);
         let (low, high) = (before.min(after), before.max(after));
         if low == high {
             return;
         }
         let mut moved = Room::default();
-        for (_, island) in self.islands.range(low + 1..=high) {
+        for island in self.islands.range(low + 1..=high).map(|(_, i)| i) {
             if !island.is_fact {
                 moved.events += 1;
-                moved.bytes += island.bytes.len() as u64;
+                moved.bytes += island.room().bytes;
             }
         }
         if after < before {

@@ -167,10 +167,11 @@ impl Log {
 
     /// What comes after that is held for consumers; the greatest number if nothing is.
     fn pinned_after(&self) -> u64 {
-        match self.floor {
-            Some(floor) if self.pauses() => floor,
-            _ => u64::MAX,
-        }
+        self.pinned_after_floor(self.floor)
+    }
+
+    fn pinned_after_floor(&self, floor: Option<u64>) -> u64 {
+        floor.filter(|_| self.pauses()).unwrap_or(u64::MAX)
     }
 
     /// More has to give way than one commit may take: the next one goes on.
