@@ -7,6 +7,7 @@
 //! | [`proto`] | the messages of the wire contract, generated |
 //! | [`clock`] | both clocks, sampled once a turn |
 //! | [`error`] | the one domain error |
+//! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | TOML to checked types; knows nobody |
 //! | [`event`] | events and cursors: the vocabulary all others speak |
 //! | [`journal`] | the bounded log of a loop's events and its readers |
@@ -38,6 +39,7 @@ pub mod event_loop;
 pub mod handover;
 pub mod history;
 pub mod journal;
+pub mod memory;
 pub mod policy;
 pub mod proto;
 pub mod rpc;

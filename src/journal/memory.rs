@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::Journal;
+use crate::memory::Budget;
 
 /// A reclaim goes on below the limit by this part of it, so that the next is not at once.
 const SLACK: u64 = 64;
@@ -14,7 +15,8 @@ const SLACK: u64 = 64;
 /// never exceeds it; the rest is history, which gives way.
 #[derive(Debug)]
 pub struct Memory {
-    limit: u64,
+    /// Has the limit, and what is held that is not a journal.
+    budget: Arc<Budget>,
     /// Bytes of events that are held.
     used: AtomicU64,
     /// Bytes that must be held: pinned or set aside.
@@ -33,7 +35,7 @@ impl Memory {
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
-            limit,
+            budget: Budget::new(limit),
             used: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             unread: AtomicU64::new(0),
@@ -41,6 +43,12 @@ impl Memory {
             journals: Mutex::default(),
             count: AtomicU64::new(0),
         })
+    }
+
+    /// What else the limit is for.
+    #[must_use]
+    pub const fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// Bytes held now.
@@ -78,7 +86,8 @@ impl Memory {
     pub(super) fn available_without_unread(&self) -> u64 {
         let committed = self.committed.load(Ordering::Acquire);
         let unread = self.unread.load(Ordering::Relaxed);
-        self.limit.saturating_sub(committed.saturating_sub(unread))
+        self.limit()
+            .saturating_sub(committed.saturating_sub(unread))
     }
 
     /// All loops look whom they let go of.
@@ -92,7 +101,7 @@ impl Memory {
     pub(super) fn available(&self, wanted: u64) -> u64 {
         let available = || {
             let committed = self.committed.load(Ordering::Acquire);
-            self.limit.saturating_sub(committed)
+            self.limit().saturating_sub(committed)
         };
         if available() < wanted {
             self.awaited.store(true, Ordering::Release);
@@ -107,7 +116,7 @@ impl Memory {
     }
 
     pub(super) fn is_exceeded(&self) -> bool {
-        self.used() > self.limit
+        self.used() > self.limit()
     }
 
     /// An equal part of `bytes` for each journal.
@@ -115,19 +124,21 @@ impl Memory {
         bytes / self.count.load(Ordering::Relaxed).max(1)
     }
 
-    pub(super) const fn limit(&self) -> u64 {
-        self.limit
+    /// Bytes that journals may hold: what is held for anything else is not theirs.
+    pub(super) fn limit(&self) -> u64 {
+        self.budget.limit().saturating_sub(self.budget.total())
     }
 
     fn share(&self) -> u64 {
-        self.part(self.limit)
+        self.part(self.limit())
     }
 
     /// Trims the history of journals that hold more than an equal share, until all together
     /// are within the limit. No journal may be locked.
     pub(super) fn reclaim(&self) {
         let share = self.share();
-        let target = self.limit - self.limit / SLACK;
+        let limit = self.limit();
+        let target = limit - limit / SLACK;
         for journal in self.all() {
             if self.used() <= target {
                 return;

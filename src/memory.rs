@@ -1,0 +1,128 @@
+//! The one budget of memory that clients can make the daemon hold: what is not a journal takes
+//! its part here, and journals have the rest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// What is not a journal has at most this part of the limit, all uses together.
+const PART: u64 = 2;
+
+/// What memory is held for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Requests: half received, or received and not answered yet.
+    Requests,
+    /// Answers kept for mutations that are repeated.
+    Answers,
+    /// Snapshots that were asked for and not read yet.
+    Snapshots,
+    /// Calls that wait for events: Poll.
+    Polls,
+    /// Commands that wait in loops' mailboxes.
+    Commands,
+}
+
+impl Use {
+    const COUNT: usize = 5;
+}
+
+/// Counts what is held, against one limit.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    held: [AtomicU64; Use::COUNT],
+    total: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes, journals included.
+    #[must_use]
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            held: Default::default(),
+            total: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes that all may hold, journals included.
+    #[must_use]
+    pub const fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes held for one use.
+    #[must_use]
+    pub fn held(&self, by: Use) -> u64 {
+        self.held[by as usize].load(Ordering::Relaxed)
+    }
+
+    /// Bytes held for all uses; what journals hold is not among them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Takes so many bytes, until what is answered is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] where all uses together would hold more than their part.
+    pub fn take(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Taken> {
+        let mut taken = Taken {
+            budget: Arc::clone(self),
+            by,
+            bytes: 0,
+        };
+        taken.grow(bytes)?;
+        Ok(taken)
+    }
+}
+
+/// A part of the [`Budget`], given back when dropped.
+#[derive(Debug)]
+pub struct Taken {
+    budget: Arc<Budget>,
+    by: Use,
+    bytes: u64,
+}
+
+impl Taken {
+    /// Bytes of it.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes so many bytes more.
+    ///
+    /// # Errors
+    /// As [`Budget::take`]; nothing has changed then.
+    pub fn grow(&mut self, bytes: u64) -> Result<()> {
+        let budget = &self.budget;
+        let most = budget.limit / PART;
+        let more = |total: u64| total.checked_add(bytes).filter(|sum| *sum <= most);
+        budget
+            .total
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map_err(|_| Error::limit("limits.memory", budget.limit))?;
+        budget.held[self.by as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Gives so many bytes back; all, if it is not that many.
+    pub fn shrink(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.held[self.by as usize].fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
