@@ -26,12 +26,17 @@ use budgets::{
     a_budget_of_nothing_waits_and_loses_nothing, sends_leave_room_for_receiving,
     sources_take_turns_under_a_budget,
 };
+use half_closed::{
+    a_full_send_to_a_half_closed_peer_waits, a_full_writer_of_a_half_closed_peer_waits,
+    what_is_only_watched_keeps_its_error,
+};
 use random::every_operation_ends_once;
 use rig::{Rig, blocking_pipe, id, words};
 
 mod budgets;
 mod by_completion;
 mod differential;
+mod half_closed;
 mod random;
 mod rig;
 
@@ -73,6 +78,9 @@ macro_rules! conformance {
 conformance! {
     readiness_is_one_shot_and_comes_again_if_asked,
     readiness_tells_a_half_closed_peer,
+    a_full_writer_of_a_half_closed_peer_waits,
+    a_full_send_to_a_half_closed_peer_waits,
+    what_is_only_watched_keeps_its_error,
     hangup_of_what_is_not_live_is_silent,
     data_then_eof,
     a_gone_terminal_is_the_end,

@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use slab::Slab;
 
+use super::aside::Aside;
 use super::operation::{Live, Source, Stage, What};
 use super::ring::{Ring, Token};
 use crate::driver::turn::Turn;
@@ -28,6 +29,10 @@ const BATCH: usize = 16;
 /// deliver 1.3 events per microsecond, 4 to 16 calls 1.8.
 const CALLS_MAX: usize = 8;
 
+/// Most calls of the kernel for one turn that has nothing to tell: the loop looks at its mailbox in
+/// between, whatever sources do.
+const STEPS_MAX: usize = 64;
+
 /// A [`Driver`] by completion.
 pub(super) struct Proactor {
     pub(super) ring: Ring,
@@ -35,6 +40,7 @@ pub(super) struct Proactor {
     /// A poll of the waker is in the kernel.
     pub(super) waker_polled: bool,
     pub(super) woken: bool,
+    pub(super) aside: Aside,
     pub(super) sources: Slab<Source>,
     /// To go to the kernel in the next turn.
     pub(super) queued: Vec<Token>,
@@ -76,6 +82,7 @@ impl Proactor {
             waker,
             waker_polled: false,
             woken: false,
+            aside: Aside::default(),
             sources: Slab::new(),
             queued: Vec::new(),
             files: VecDeque::new(),
@@ -141,6 +148,13 @@ impl Proactor {
         if !self.waker_polled {
             // If the kernel takes no more, it has enough to say.
             self.waker_polled = self.ring.poll(Token::WAKER, self.waker.as_fd()).is_ok();
+        }
+    }
+
+    /// Has the wait end for those that wait aside.
+    fn watch_aside(&mut self) {
+        if let Some(epoll) = self.aside.unpolled() {
+            self.aside.polled = self.ring.poll(Token::ASIDE, epoll.as_fd()).is_ok();
         }
     }
 }
@@ -209,6 +223,10 @@ impl Driver for Proactor {
             match live.stage {
                 Stage::Queued => self.end(token, Done::Cancelled),
                 Stage::Submitted | Stage::Polling => self.cancelled.push(token),
+                Stage::Aside => {
+                    self.leave_aside(token);
+                    self.end(token, Done::Cancelled);
+                }
                 Stage::Found => {}
             }
             self.cancelling += 1;
@@ -260,6 +278,7 @@ impl Driver for Proactor {
             } else {
                 self.ring.withdraw();
             }
+            self.watch_aside();
             let taken = self.submit();
             let can_tell = !self.found.is_empty() && !turn.is_spent();
             let hurry = turn.progress || self.is_behind() || can_tell;
@@ -284,7 +303,7 @@ impl Driver for Proactor {
                 // What was heard was not for the watches: wait on.
                 !woken && (heard > 0 || hurry || next_step)
             };
-            if !more || !taken {
+            if !more || !taken || calls >= STEPS_MAX {
                 return Ok(());
             }
             wait = match deadline {

@@ -1,11 +1,19 @@
 //! From the kernel: what it has said, and what follows from it.
 
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::driver::Proactor;
 use super::operation::{Stage, What};
 use super::ring::{Said, Token};
-use crate::driver::{Done, Op, transfer};
+use crate::driver::{Direction, Done, Op, transfer};
+
+/// A poll that waits for room to write ended, and there is neither room nor an end.
+fn is_for_nothing(token: Token, found: usize) -> bool {
+    let meant = PollFlags::OUT | PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    let found = u16::try_from(found).map_or(PollFlags::all(), PollFlags::from_bits_retain);
+    token.direction() == Direction::Write && !found.intersects(meant)
+}
 
 impl Proactor {
     /// Takes in what the kernel has said; how much that was.
@@ -19,11 +27,15 @@ impl Proactor {
                 (self.waker_polled, self.woken) = (false, true);
                 continue;
             }
+            if said.token == Token::ASIDE {
+                self.look_aside();
+                continue;
+            }
             match self.live(said.token).map(|live| live.stage) {
                 Some(Stage::Polling) => self.polled(said.token, said.result),
                 Some(Stage::Submitted) => self.done(said),
                 // Not of ours.
-                None | Some(Stage::Queued | Stage::Found) => {}
+                None | Some(Stage::Queued | Stage::Aside | Stage::Found) => {}
             }
         }
         let heard = said.len();
@@ -37,7 +49,8 @@ impl Proactor {
             return;
         };
         match result {
-            Ok(_) if matches!(live.op, Op::Recv { .. } | Op::Send(_)) => {
+            Ok(found) if is_for_nothing(token, found) => self.set_aside(token),
+            Ok(_) if live.waits_to_transfer() => {
                 (live.poll_first, live.polled) = (false, true);
                 self.again(token);
             }

@@ -22,6 +22,7 @@ use driver::Proactor;
 use probe::Refused;
 use ring::Ring;
 
+mod aside;
 #[allow(unsafe_code)]
 mod buffers;
 mod driver;

@@ -42,6 +42,8 @@ pub(super) enum Stage {
     Submitted,
     /// In the kernel is a poll for it.
     Polling,
+    /// It waits where the ring's poll cannot.
+    Aside,
     /// The kernel is done; there is something about it in `Proactor::found`.
     Found,
 }
@@ -58,6 +60,11 @@ impl Live {
             begun: false,
             place: 0,
         }
+    }
+
+    /// Once its source is ready, the kernel is to move the bytes.
+    pub(super) const fn waits_to_transfer(&self) -> bool {
+        matches!(self.op, Op::Recv { .. } | Op::Send(_))
     }
 
     pub(super) const fn is_in_kernel(&self) -> bool {

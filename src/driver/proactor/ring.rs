@@ -41,11 +41,21 @@ pub(super) struct Token(u64);
 impl Token {
     /// The loop's waker is readable.
     pub(super) const WAKER: Self = Self(u64::MAX - 1);
+    /// Some source is ready that does not wait in the ring.
+    pub(super) const ASIDE: Self = Self(u64::MAX - 3);
     /// A cancellation itself; of no interest.
     const CANCELLATION: Self = Self(u64::MAX);
 
     pub(super) const fn new(source: usize, direction: Direction) -> Self {
         Self((source as u64) << 1 | matches!(direction, Direction::Write) as u64)
+    }
+
+    pub(super) const fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(super) const fn numbered(number: u64) -> Self {
+        Self(number)
     }
 
     pub(super) fn source(self) -> usize {

@@ -103,6 +103,8 @@ impl Proactor {
         match attempt {
             Ok(done) => self.over(token, done, turn),
             Err(Refused::ForGood(errno)) => self.over(token, Done::Failed(errno), turn),
+            // Ready no more: nothing is taken out of a socket that is only watched.
+            Err(Refused::ForNow) if matches!(live.op, Op::Ready(_)) => self.again(token),
             Err(Refused::ForNow) => match transfer::stuck(fd, token.direction()) {
                 Some(errno) => self.over(token, Done::Failed(errno), turn),
                 None => self.again(token),

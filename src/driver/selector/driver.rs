@@ -245,7 +245,8 @@ impl<P: Poller> Selector<P> {
         let done = match attempt {
             Ok(done) => done,
             Err(Refused::ForGood(errno)) => Done::Failed(errno),
-            Err(Refused::ForNow) if was_fresh => return,
+            // What is only watched is ready no more: nothing is taken out of a client's socket.
+            Err(Refused::ForNow) if was_fresh || matches!(op, Op::Ready(_)) => return,
             Err(Refused::ForNow) => match transfer::stuck(fd, direction) {
                 Some(errno) => Done::Failed(errno),
                 None => return,
