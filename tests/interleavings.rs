@@ -12,7 +12,7 @@ use loom::thread;
 
 /// In place of `src/sync.rs`.
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU8, Ordering, fence};
 
     /// As parking_lot's: locking does not fail.
     #[derive(Debug)]
@@ -29,11 +29,14 @@ mod sync {
     }
 }
 
+#[path = "../src/journal/awaited.rs"]
+mod awaited;
 #[path = "../src/journal/board.rs"]
 mod board;
 #[path = "../src/event_loop/waker.rs"]
 mod waker;
 
+use awaited::Awaited;
 use board::Board;
 use sync::{AtomicU8, Ordering};
 use waker::Waker;
@@ -158,5 +161,51 @@ fn an_acknowledgement_finds_who_waits_for_it() {
         acker.join().unwrap();
         let woken = count.0.load(Ordering::Acquire);
         assert_eq!(woken, u8::from(polled.is_pending()));
+    });
+}
+
+/// What is changed for a loop is seen by the turn that the kick ends the sleep of, or by the next.
+#[test]
+fn no_change_is_swallowed_with_its_kick() {
+    loom::model(|| {
+        let waker = Arc::new(Waker::new().unwrap());
+        let changed = Arc::new(AtomicU8::new(0));
+        let acker = {
+            let (waker, changed) = (Arc::clone(&waker), Arc::clone(&changed));
+            thread::spawn(move || {
+                changed.store(1, Ordering::Release);
+                waker.kick();
+            })
+        };
+        // One turn, as `EventLoop::run` makes it, that the kick may meet anywhere.
+        let slept = waker.sleep();
+        let owed = waker.awake() && slept;
+        let seen = changed.swap(0, Ordering::AcqRel) == 1;
+        acker.join().unwrap();
+        if owed {
+            waker.drain();
+        }
+        let sleeps_on = waker.sleep() && !is_rung(&waker);
+        assert!(seen || !sleeps_on, "it sleeps, and does not know");
+    });
+}
+
+/// Memory that is let go of is seen by the loop that waits for it, or the loop is told.
+#[test]
+fn no_memory_is_let_go_of_unseen() {
+    loom::model(|| {
+        let awaited = Arc::new(Awaited::new());
+        let committed = Arc::new(AtomicU8::new(1));
+        let other = {
+            let (awaited, committed) = (Arc::clone(&awaited), Arc::clone(&committed));
+            thread::spawn(move || {
+                committed.store(0, Ordering::Relaxed);
+                awaited.take()
+            })
+        };
+        awaited.announce();
+        let free = committed.load(Ordering::Relaxed) == 0;
+        let told = other.join().unwrap();
+        assert!(free || told, "it waits for ever");
     });
 }

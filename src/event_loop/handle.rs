@@ -21,6 +21,9 @@ use crate::journal::{Journal, Reader};
 use crate::proto;
 use crate::watch::{Build, Order, Prepare, Services, SignalTarget, Taken};
 
+/// Watches that one turn arms: a longer list takes several.
+const REARM_STEP: usize = 1024;
+
 /// Most paused sources that are shown of a loop.
 const PAUSED_SHOWN: usize = 100;
 
@@ -180,7 +183,7 @@ impl Handle {
     }
 
     /// Has something done on the loop's thread; its reply may come later.
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
     ) -> Result<T> {
@@ -344,7 +347,12 @@ impl Handle {
     /// # Errors
     /// A closed loop, a full mailbox.
     pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<VecDeque<bool>> {
-        self.call_now(move |on| Ok(on.rearm(&items).into())).await
+        let mut armed = VecDeque::with_capacity(items.len());
+        for step in items.chunks(REARM_STEP) {
+            let step = step.to_vec();
+            armed.extend(self.call_now(move |on| Ok(on.rearm(&step))).await?);
+        }
+        Ok(armed)
     }
 
     /// Has bytes sent.

@@ -31,6 +31,7 @@ use crate::watch::{Adoption, Notice, Notifier, Services};
 
 mod commands;
 mod compare;
+mod fence;
 mod handle;
 mod index;
 mod ledger;
@@ -144,6 +145,8 @@ pub(super) struct EventLoop {
     /// It was tried, at least: once is enough to warn.
     clock_followed: bool,
     adoptions: Vec<Adoption>,
+    /// Bounded by the calls that wait.
+    fences: Vec<fence::Fence>,
     /// No source is read, for that reason.
     full: Option<SourcePauseReason>,
     /// A switch of the policy that there was no room to tell.
@@ -246,6 +249,7 @@ impl EventLoop {
             clock_source: None,
             clock_followed: false,
             adoptions: Vec::new(),
+            fences: Vec::new(),
             full: None,
             unsaid_switch: None,
             held: Vec::new(),
@@ -291,15 +295,18 @@ impl EventLoop {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
-            let timeout = if slept && self.mailbox.is_empty() {
+            let timeout = if slept && self.mailbox.is_empty() && self.fences.is_empty() {
                 self.until_next()
             } else {
                 Some(Duration::ZERO)
             };
+            self.begin_look();
             let waited = self.wait(timeout, &mut completions);
+            let found = completions.len();
+            owed += u64::from(self.mailbox.waker.awake() && slept);
+            // After `awake`: a kick that comes before this look is not taken for one after it.
             self.outbox.set_exposed(self.driver.exposed() as u64);
             self.outbox.refresh();
-            owed += u64::from(self.mailbox.waker.awake() && slept);
             if owed > 0 {
                 owed = owed.saturating_sub(self.mailbox.waker.drain());
             }
@@ -330,6 +337,7 @@ impl EventLoop {
             while self.balance() && !self.is_over() {
                 self.commit();
             }
+            self.end_look(found);
         }
     }
 

@@ -1,11 +1,12 @@
 //! What all journals of a daemon hold together.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::Journal;
+use super::awaited::Awaited;
 use crate::memory::Budget;
 
 /// A reclaim goes on below the limit by this part of it, so that the next is not at once.
@@ -24,7 +25,7 @@ pub struct Memory {
     /// Of those, what attached readers have not read.
     unread: AtomicU64,
     /// Some loop waits for others to let go of memory.
-    awaited: AtomicBool,
+    awaited: Awaited,
     journals: Mutex<Vec<Weak<Journal>>>,
     /// How many those are.
     count: AtomicU64,
@@ -39,7 +40,7 @@ impl Memory {
             used: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             unread: AtomicU64::new(0),
-            awaited: AtomicBool::new(false),
+            awaited: Awaited::new(),
             journals: Mutex::default(),
             count: AtomicU64::new(0),
         })
@@ -104,7 +105,7 @@ impl Memory {
             self.limit().saturating_sub(committed)
         };
         if available() < wanted {
-            self.awaited.store(true, Ordering::Release);
+            self.awaited.announce();
         }
         // After the flag: what is let go of from here on is told.
         available()
@@ -149,7 +150,7 @@ impl Memory {
 
     /// Less is committed than before: tells the loops that wait for it. No journal may be locked.
     pub(super) fn released(&self) {
-        if self.awaited.swap(false, Ordering::AcqRel) {
+        if self.awaited.take() {
             self.call_all();
         }
     }

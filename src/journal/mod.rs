@@ -23,6 +23,7 @@ use crate::config::WhenFull;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
+mod awaited;
 mod board;
 mod consumers;
 mod handoff;

@@ -90,6 +90,7 @@ impl EventService for Api {
             _ => return Err(Error::invalid("max_events", "at most 65536").into()),
         };
         check_items("rearm", &request.rearm)?;
+        let fence = request.fence || (timeout.is_zero() && !request.rearm.is_empty());
         if !request.consumer.is_empty() {
             check_loop_name("consumer", &request.consumer)?;
         }
@@ -113,10 +114,12 @@ impl EventService for Api {
         if !request.rearm.is_empty() {
             on.rearm(request.rearm).await?;
         }
+        let looked_at_ns = if fence { on.fence().await? } else { 0 };
         let batch = read_or_wait(reader, timeout, max_events as usize).await?;
         Ok(Response::new(wire::PollResponse {
             more: !batch.caught_up,
             epoch: on.journal().epoch().to_string(),
+            looked_at_ns,
             batch,
         }))
     }
@@ -211,7 +214,8 @@ async fn read_or_wait(mut reader: Reader, timeout: Duration, max_events: usize) 
     let after = reader.after();
     let deadline = tokio::time::Instant::now() + timeout;
     let mut read = reader.read(POLL_BYTES, max_events);
-    while read.events == 0 && read.gaps.is_empty() {
+    // Without a timeout there is nothing to wait for, not even the clock's next tick.
+    while read.events == 0 && read.gaps.is_empty() && !timeout.is_zero() {
         let next = poll_fn(|cx| reader.poll_read(cx, POLL_BYTES, max_events));
         match tokio::time::timeout_at(deadline, next).await {
             Ok(Ok(more)) => read = more,

@@ -14,7 +14,9 @@ use crate::event_loop::{Added, Handle, WatchFilter};
 use crate::proto::*;
 use crate::watch::Order;
 
-/// Most registrations or re-arms of one call.
+/// Most watches that one Rearm or Poll arms.
+const REARM_MAX: usize = 65_536;
+/// Most registrations of one call.
 const BATCH_MAX: usize = 1024;
 
 impl Api {
@@ -275,8 +277,8 @@ impl WatchService for Api {
 }
 
 pub(super) fn check_items(field: &'static str, items: &[RearmItem]) -> Result<()> {
-    if items.len() > BATCH_MAX {
-        return Err(Error::invalid(field, "at most 1024"));
+    if items.len() > REARM_MAX {
+        return Err(Error::invalid(field, "at most 65536"));
     }
     Ok(())
 }

@@ -152,6 +152,8 @@ pub struct PollResponse {
     pub epoch: String,
     /// More is waiting than fitted.
     pub more: bool,
+    /// From before a look at everything that was armed; 0 if there was none.
+    pub looked_at_ns: u64,
 }
 
 impl Message for PollResponse {
@@ -161,13 +163,21 @@ impl Message for PollResponse {
         if self.more {
             prost::encoding::bool::encode(3, &self.more, buf);
         }
+        if self.looked_at_ns != 0 {
+            prost::encoding::fixed64::encode(4, &self.looked_at_ns, buf);
+        }
     }
 
     fn encoded_len(&self) -> usize {
         let more = if self.more { 2 } else { 0 };
+        let looked_at = match self.looked_at_ns {
+            0 => 0,
+            at => prost::encoding::fixed64::encoded_len(4, &at),
+        };
         encoded_batch_len(1, &self.batch)
             + prost::encoding::string::encoded_len(2, &self.epoch)
             + more
+            + looked_at
     }
 
     fn merge_field(
@@ -227,8 +237,10 @@ mod tests {
             batch: read,
             epoch: "e".to_owned(),
             more: true,
+            looked_at_ns: 7,
         };
         let got = proto::PollResponse::decode(sent.encode_to_vec().as_slice()).unwrap();
-        assert_eq!((got.batch, got.more), (Some(batch), true));
+        let got = (got.batch, got.more, got.looked_at_ns);
+        assert_eq!(got, (Some(batch), true, 7));
     }
 }

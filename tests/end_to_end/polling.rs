@@ -148,6 +148,69 @@ async fn polling_is_select_with_rearm() {
     scene.finish().await;
 }
 
+/// "What is ready now", with nothing that would have to be waited for: on every backend, more
+/// watches than a turn takes at once, all or none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_fence_tells_what_is_ready_now() {
+    const WATCHES: usize = 150;
+    for backend in ["epoll", "poll", "select", "io_uring"] {
+        let daemon = Daemon::start("[limits]\nturn_events = 64").await;
+        let mut scene = if backend == "io_uring" {
+            Scene::new(daemon, "proactor", "").await
+        } else {
+            Scene::new(daemon, "", backend).await
+        };
+        let mut ours = Vec::new();
+        let mut ids = Vec::new();
+        for _ in 0..WATCHES {
+            let (our, their) = UnixStream::pair().unwrap();
+            let slot = scene.daemon.handover().await.give(&their);
+            ids.push(scene.add(reader(slot)).await);
+            ours.push(our);
+        }
+        let mut seen = scene.settle().await;
+        let look = |seen, rearm| PollRequest {
+            max_events: 65_536,
+            fence: true,
+            rearm,
+            ..after(&scene, seen)
+        };
+        let answer = poll(&scene, look(seen, Vec::new())).await.unwrap();
+        assert_eq!(answer.batch.unwrap().events.len(), 0, "{backend}");
+        for our in &mut ours {
+            our.write_all(b"never read").unwrap();
+        }
+        let mut before = 0;
+        for round in 0..3 {
+            let item = |id: &u64| RearmItem {
+                watch_id: *id,
+                readable: true,
+                ..RearmItem::default()
+            };
+            let rearm = ids.iter().map(item).collect();
+            let request = PollRequest {
+                // Without a timeout, what is armed is looked at, asked for or not.
+                fence: round == 0,
+                ..look(seen, if round == 0 { Vec::new() } else { rearm })
+            };
+            let answer = poll(&scene, request).await.unwrap();
+            let batch = answer.batch.unwrap();
+            assert_eq!(batch.events.len(), WATCHES, "{backend}, round {round}");
+            assert!(answer.looked_at_ns > before);
+            (seen, before) = (batch.through, answer.looked_at_ns);
+        }
+        // A stopped loop does not look, and answers.
+        scene.stop().await;
+        let answer = poll(&scene, look(seen, Vec::new())).await.unwrap();
+        assert_eq!(answer.batch.unwrap().events.len(), 1, "that it stopped");
+        scene.run().await;
+        for id in ids {
+            scene.remove(id).await;
+        }
+        scene.finish().await;
+    }
+}
+
 async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
     let request = AckRequest {
         r#loop: Some(scene.target.clone()),
