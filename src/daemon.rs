@@ -270,7 +270,11 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
-        repeats: Repeats::new(config.limits.requests, config.limits.request_ttl),
+        repeats: Repeats::new(
+            config.limits.requests,
+            config.limits.request_ttl,
+            Arc::clone(registry.memory().budget()),
+        ),
         identity,
     });
     let (stop, stopped) = watch::channel(false);
@@ -289,6 +293,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         access,
         max_connections: config.server.max_connections,
         keepalive: config.server.keepalive,
+        handshake: config.server.handshake_timeout,
         routes,
     };
     let server = rpc::serve(server, stopped.clone());

@@ -94,6 +94,9 @@ pub struct Server {
     /// pinged as often.
     #[serde(with = "units::duration")]
     pub keepalive: Duration,
+    /// How long a client may take to begin HTTP/2 once it is connected, 1 s to 1 h.
+    #[serde(with = "units::duration")]
+    pub handshake_timeout: Duration,
 }
 
 impl Default for Server {
@@ -106,6 +109,7 @@ impl Default for Server {
             drain_timeout: Duration::from_secs(10),
             max_connections: 1024,
             keepalive: Duration::from_secs(20),
+            handshake_timeout: Duration::from_secs(10),
         }
     }
 }

@@ -35,15 +35,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::epoll;
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown as shut_down};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, timeout};
 
 use crate::access::{Access, BoundSocket, Peer, audit, bind_unix};
 use crate::error::{Error, Result, SystemError};
@@ -60,7 +60,7 @@ pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOTS_DEFAULT, Slot, Slots};
 use protocol::{Datagram, Refusal, Request, control};
 use slots::close_aside;
 
-/// Connections served at a time; more wait in the kernel.
+/// Connections served at a time; for one more, the one ends that has been silent the longest.
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// How long a connection may be silent, or not take its reply.
@@ -101,22 +101,28 @@ pub async fn serve(
 }
 
 async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slots: &Arc<Slots>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Dropped at shutdown, which ends them all.
     let mut connections = JoinSet::new();
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        while connections.try_join_next().is_some() {}
+    let mut places: Vec<Place> = Vec::new();
+    loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let accept = |listener: &Arc<OwnedFd>| Ok(accept_with(listener, flags)?);
         match listener.async_io(Interest::READABLE, accept).await {
             Ok(socket) => {
                 let (access, slots) = (Arc::clone(access), Arc::clone(slots));
-                connections.spawn(async move {
-                    if let Err(error) = converse(socket, &access, &slots).await {
+                while connections.try_join_next().is_some() {}
+                places.retain(|place| !place.task.is_finished());
+                if places.len() >= CONNECTIONS_MAX {
+                    end_most_silent(&mut places);
+                }
+                let heard = Arc::new(Mutex::new(Instant::now()));
+                let hears = Arc::clone(&heard);
+                let task = connections.spawn(async move {
+                    if let Err(error) = converse(socket, &access, &slots, &hears).await {
                         tracing::debug!(%error, "handover connection");
                     }
-                    drop(place);
                 });
+                places.push(Place { task, heard });
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -127,7 +133,30 @@ async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slot
     }
 }
 
-async fn converse(socket: OwnedFd, access: &Access, slots: &Arc<Slots>) -> io::Result<()> {
+/// A connection that is served.
+struct Place {
+    task: AbortHandle,
+    /// When it last asked for something.
+    heard: Arc<Mutex<Instant>>,
+}
+
+/// What it was doing is undone: its descriptors are closed, a slot that it was taking is there again.
+fn end_most_silent(places: &mut Vec<Place>) {
+    let most_silent = places
+        .iter()
+        .enumerate()
+        .min_by_key(|(_, place)| *place.heard.lock());
+    if let Some((at, _)) = most_silent {
+        places.swap_remove(at).task.abort();
+    }
+}
+
+async fn converse(
+    socket: OwnedFd,
+    access: &Access,
+    slots: &Arc<Slots>,
+    heard: &Mutex<Instant>,
+) -> io::Result<()> {
     let peer = match access.admit(&socket) {
         Ok(peer) => peer,
         Err(error) => return turn_away(&socket, &error),
@@ -139,6 +168,7 @@ async fn converse(socket: OwnedFd, access: &Access, slots: &Arc<Slots>) -> io::R
         let Some(datagram) = timeout(IDLE_MAX, received).await?? else {
             return Ok(());
         };
+        *heard.lock() = Instant::now();
         let (bytes, claimed) = match answer(datagram, &peer, slots) {
             Ok(reply) => reply,
             Err(refusal) => (protocol::refused(&refusal), None),

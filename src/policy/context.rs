@@ -37,9 +37,12 @@ pub enum LoopName {
 
 /// Whose loop it is, as a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum ContextKey {
+pub enum ContextKey {
+    /// The principal's own.
     Principal(Principal),
+    /// A session's of the principal.
     Session(Principal, String),
+    /// A client process' of the principal.
     Process(Principal, ProcessKey),
 }
 

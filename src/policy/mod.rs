@@ -25,9 +25,9 @@ mod making;
 mod table;
 
 pub use context::{
-    Caller, LOOP_NAME_MAX, LoopName, SESSION_NAME_MAX, check_loop_name, is_loop_name,
+    Caller, ContextKey, LOOP_NAME_MAX, LoopName, SESSION_NAME_MAX, check_loop_name, is_loop_name,
 };
-use context::{ContextKey, context_key, shown};
+use context::{context_key, shown};
 pub use making::NewLoop;
 use table::{Binding, Inner};
 
@@ -126,6 +126,13 @@ impl Registry {
     /// All configured policies, by name.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.values()
+    }
+
+    /// The context that a caller is in; none where the policy in force does not allow it one.
+    #[must_use]
+    pub fn context_of(&self, caller: &Caller) -> Option<ContextKey> {
+        let (policy, _) = self.policy_of(&caller.principal);
+        context_key(&policy, caller).ok()
     }
 
     /// The policy in force for a caller, and whose choice it is.

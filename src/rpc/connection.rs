@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt;
@@ -31,6 +31,12 @@ pub(super) type Admitted = Result<Arc<Peer>, Error>;
 
 /// How long accepting pauses when the system has no room for another connection.
 const RETRY: Duration = Duration::from_secs(1);
+/// Connections at once of those who are not served, to be told so; what is beyond is closed.
+const TURNED_AWAY_AT_ONCE: usize = 16;
+/// How long one of those may last.
+const TURNED_AWAY_FOR: Duration = Duration::from_secs(2);
+/// Bytes that begin HTTP/2: the preface, and the frame header of SETTINGS (RFC 9113, section 3.4).
+const GREETING: usize = 24 + 9;
 /// Calls that a client may cancel before they are looked at; with more the connection ends, and all
 /// of its calls with it.
 const CANCELLED_AT_ONCE: usize = 1024;
@@ -48,6 +54,8 @@ pub struct Service {
     pub max_connections: usize,
     /// How often clients are pinged, and how long each has for the answer.
     pub keepalive: Duration,
+    /// How long a client may take to begin HTTP/2.
+    pub handshake: Duration,
     /// All calls.
     pub routes: Routes,
 }
@@ -59,27 +67,35 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         access,
         max_connections,
         keepalive,
+        handshake,
         routes,
     } = service;
     let routes = routes.prepare();
     let room = Arc::new(Semaphore::new(max_connections));
+    let elsewhere = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
     let mut stopped = stop.clone();
     loop {
         let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
+            let stream = listener.accept().await?.0;
+            let admitted = access.admit(&stream).map(Arc::new);
+            // Those who are not served take no place of those who are.
+            let permit = match admitted {
+                Ok(_) => Arc::clone(&room).acquire_owned().await.ok(),
+                Err(_) => Arc::clone(&elsewhere).try_acquire_owned().ok(),
+            };
+            Ok(permit.map(|permit| (stream, admitted, permit)))
         };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = accepted => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
-        match (permit, accepted) {
-            (Ok(permit), Ok((stream, _))) => {
-                let admitted = access.admit(&stream).map(Arc::new);
+        match accepted {
+            Ok(Some((stream, admitted, permit))) => {
                 let connection = Connection {
                     stream,
                     admitted,
                     keepalive,
+                    handshake,
                     stop: stop.clone(),
                     permit,
                 };
@@ -87,12 +103,12 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
                     tracing::warn!(%error, "cannot serve a connection");
                 }
             }
-            (_, Err(error)) => {
+            Ok(None) => {}
+            Err(error) => {
+                let error: io::Error = error;
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(RETRY).await;
             }
-            // Nobody closes the semaphore.
-            (Err(_), _) => break,
         }
     }
     drop(listener);
@@ -106,6 +122,7 @@ struct Connection {
     stream: UnixStream,
     admitted: Admitted,
     keepalive: Duration,
+    handshake: Duration,
     stop: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
 }
@@ -118,10 +135,13 @@ impl Connection {
             stream,
             admitted,
             keepalive,
+            handshake,
             mut stop,
             permit,
         } = self;
-        let transport = Transport::new(stream)?;
+        let (greeted, greeting) = oneshot::channel();
+        let transport = Transport::new(stream, greeted)?;
+        let lasts = admitted.is_err().then_some(TURNED_AWAY_FOR);
         let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(admitted.clone());
@@ -139,8 +159,21 @@ impl Connection {
             async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);
+                let overdue = async {
+                    // Its sender goes with the connection alone.
+                    let greeted = tokio::time::timeout(handshake, greeting).await;
+                    match (greeted, lasts) {
+                        (Err(_), _) => {}
+                        (Ok(_), Some(lasts)) => tokio::time::sleep(lasts).await,
+                        (Ok(_), None) => std::future::pending().await,
+                    }
+                };
                 let ended = tokio::select! {
                     ended = &mut connection => ended,
+                    () = overdue => {
+                        tracing::debug!("a connection was silent for too long");
+                        return;
+                    }
                     () = async { drop(stop.wait_for(|stop| *stop).await) } => {
                         connection.as_mut().graceful_shutdown();
                         connection.await
@@ -164,15 +197,29 @@ struct Transport {
     socket: AsyncFd<Arc<OwnedFd>>,
     /// Watches for room, while there is none.
     full: Option<AsyncFd<Arc<OwnedFd>>>,
+    /// Told once HTTP/2 has begun, after so many bytes more.
+    greeting: Option<(oneshot::Sender<()>, usize)>,
 }
 
 impl Transport {
-    fn new(stream: UnixStream) -> io::Result<Self> {
+    fn new(stream: UnixStream, greeted: oneshot::Sender<()>) -> io::Result<Self> {
         let socket = Arc::new(OwnedFd::from(stream.into_std()?));
         Ok(Self {
             socket: async_fd(socket, Interest::READABLE)?,
             full: None,
+            greeting: Some((greeted, GREETING)),
         })
+    }
+
+    fn received(&mut self, len: usize) {
+        if let Some((greeted, left)) = self.greeting.take() {
+            if len >= left {
+                // Where nobody waits for it, the connection is ending.
+                let _ = greeted.send(());
+            } else {
+                self.greeting = Some((greeted, left - len));
+            }
+        }
     }
 
     fn send(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -202,7 +249,7 @@ impl Transport {
 
 impl AsyncRead for Transport {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -222,6 +269,7 @@ impl AsyncRead for Transport {
                         ready.clear_ready();
                     }
                     buf.advance(len);
+                    self.received(len);
                     return Poll::Ready(Ok(()));
                 }
                 Err(Errno::AGAIN) => ready.clear_ready(),

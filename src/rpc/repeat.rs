@@ -1,7 +1,7 @@
 //! Mutations that are safe to repeat: the answer of the first is kept under its `request_id`
 //! and given to every repeat, over whichever connection it comes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use super::convert::TEXT_MAX;
 use super::{Api, Asker, status};
 use crate::access::Principal;
 use crate::error::{Error, Result};
+use crate::memory::{Budget, Taken, Use};
+use crate::policy::ContextKey;
 use crate::proto::*;
 
 /// A request that may carry a `request_id`.
@@ -44,9 +46,16 @@ repeatable! {
     TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 
+/// Answers have at most this part of `limits.memory`.
+const PART: u64 = 8;
+/// Bytes that an answer takes beside its own.
+const ENTRY: u64 = 512;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     principal: Principal,
+    /// Whose loop an absent one means.
+    context: Option<ContextKey>,
     method: &'static str,
     request_id: String,
 }
@@ -61,13 +70,15 @@ struct Entry {
     /// `None` while the first is under way.
     answer: watch::Receiver<Option<Answer>>,
     number: u64,
+    /// What the answer holds, once it is there.
+    taken: Option<Taken>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<Key, Entry>,
-    /// In the order they came, with their numbers: what was forgotten since is still among them.
-    order: VecDeque<(Instant, Key, u64)>,
+    /// Those of `entries` by their numbers: in the order they came.
+    order: BTreeMap<u64, (Instant, Key)>,
     next: u64,
 }
 
@@ -76,6 +87,7 @@ struct Table {
 pub struct Repeats {
     max: usize,
     ttl: Duration,
+    budget: Arc<Budget>,
     table: Mutex<Table>,
 }
 
@@ -93,12 +105,14 @@ enum Turn {
 }
 
 impl Repeats {
-    /// Keeps the answers of at most `max` mutations, each for `ttl`.
+    /// Keeps the answers of at most `max` mutations, each for `ttl`; the oldest give way where
+    /// they are more bytes than their part of the budget.
     #[must_use]
-    pub fn new(max: usize, ttl: Duration) -> Arc<Self> {
+    pub fn new(max: usize, ttl: Duration, budget: Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
             max,
             ttl,
+            budget,
             table: Mutex::default(),
         })
     }
@@ -124,9 +138,10 @@ impl Repeats {
             digest,
             answer: answer.clone(),
             number,
+            taken: None,
         };
         table.entries.insert(key.clone(), entry);
-        table.order.push_back((now, key.clone(), number));
+        table.order.insert(number, (now, key.clone()));
         let first = First {
             repeats: Arc::clone(self),
             key,
@@ -139,34 +154,46 @@ impl Repeats {
 
 impl Table {
     fn expire(&mut self, now: Instant, ttl: Duration) {
-        while let Some((at, ..)) = self.order.front()
+        while let Some((&number, (at, _))) = self.order.first_key_value()
             && now.duration_since(*at) >= ttl
         {
-            if let Some((_, key, number)) = self.order.pop_front() {
-                self.forget(&key, number);
-            }
+            self.forget(number);
         }
     }
 
-    fn forget(&mut self, key: &Key, number: u64) {
-        if self.entries.get(key).is_some_and(|e| e.number == number) {
-            self.entries.remove(key);
+    fn forget(&mut self, number: u64) {
+        if let Some((_, key)) = self.order.remove(&number) {
+            self.entries.remove(&key);
         }
     }
 
     /// Forgets the oldest answer; false if all are still under way.
     fn forget_oldest(&mut self) -> bool {
-        let answered = |(_, key, number): &(Instant, Key, u64)| {
-            let entry = self.entries.get(key).filter(|e| e.number == *number);
+        let answered = |(_, (_, key)): &(&u64, &(Instant, Key))| {
+            let entry = self.entries.get(key);
             entry.is_none_or(|entry| entry.answer.borrow().is_some())
         };
-        let Some(at) = self.order.iter().position(answered) else {
+        let oldest = self.order.iter().find(answered);
+        let Some((&number, _)) = oldest else {
             return false;
         };
-        if let Some((_, key, number)) = self.order.remove(at) {
-            self.forget(&key, number);
+        self.forget(number);
+        true
+    }
+
+    /// Makes room for one more answer of so many bytes; none if there is none even without the
+    /// others.
+    fn make_room(&mut self, budget: &Arc<Budget>, bytes: u64) -> Option<Taken> {
+        let most = budget.limit() / PART;
+        loop {
+            let fits = budget.held(Use::Answers).saturating_add(bytes) <= most;
+            let taken = fits
+                .then(|| budget.take(Use::Answers, bytes).ok())
+                .flatten();
+            if taken.is_some() || bytes > most || !self.forget_oldest() {
+                return taken;
+            }
         }
-        self.entries.len() < self.order.len() + 1
     }
 }
 
@@ -176,9 +203,20 @@ impl First {
             let code = status::describe(error).code;
             matches!(code, Code::ResourceExhausted | Code::Unavailable)
         };
-        if answer.as_ref().is_err_and(passing) {
-            self.repeats.table.lock().forget(&self.key, self.number);
+        let bytes = answer.as_ref().map_or(0, |answer| answer.len() as u64);
+        let mut table = self.repeats.table.lock();
+        let taken = if answer.as_ref().is_err_and(passing) {
+            None
+        } else {
+            table.make_room(&self.repeats.budget, bytes.saturating_add(ENTRY))
+        };
+        match (taken, table.entries.get_mut(&self.key)) {
+            (Some(taken), Some(entry)) if entry.number == self.number => entry.taken = Some(taken),
+            (None, _) => table.forget(self.number),
+            // It is forgotten already.
+            (Some(_), _) => {}
         }
+        drop(table);
         // Nobody may wait for it any more.
         let _ = self.answer.send(Some(answer));
     }
@@ -192,10 +230,9 @@ async fn answered(mut answer: watch::Receiver<Option<Answer>>) -> Answer {
     }
 }
 
-/// Of the content, and of whose loop an absent one means.
-fn digest(asker: &Asker, request: &impl Message) -> u64 {
+/// Of the content.
+fn digest(request: &impl Message) -> u64 {
     let mut hasher = DefaultHasher::new();
-    asker.caller.session.hash(&mut hasher);
     request.encode_to_vec().hash(&mut hasher);
     hasher.finish()
 }
@@ -227,10 +264,11 @@ impl Api {
         }
         let key = Key {
             principal: asker.caller.principal.clone(),
+            context: self.registry.context_of(&asker.caller),
             method,
             request_id: request_id.to_owned(),
         };
-        let answer = match self.repeats.turn(key, digest(&asker, &request))? {
+        let answer = match self.repeats.turn(key, digest(&request))? {
             Turn::Repeat(answer) => answer,
             Turn::First(first, answer) => {
                 let work = work(self.clone(), asker, request);
@@ -253,6 +291,7 @@ mod tests {
     fn key(id: &str) -> Key {
         Key {
             principal: Principal::uid(1),
+            context: None,
             method: "Post",
             request_id: id.to_owned(),
         }
@@ -274,7 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeat_gets_the_first_answer_and_another_content_is_refused() {
-        let repeats = Repeats::new(4, Duration::from_secs(60));
+        let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
         let begun = first(repeats.turn(key("a"), 1).unwrap());
         assert!(repeats.turn(key("a"), 2).is_err());
         let waiting = repeats.turn(key("a"), 1).unwrap();
@@ -286,7 +325,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_kept_unless_it_may_pass() {
-        let repeats = Repeats::new(4, Duration::from_secs(60));
+        let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
         first(repeats.turn(key("a"), 1).unwrap()).done(Err(Error::wrong_state("no")));
         assert!(repeated(repeats.turn(key("a"), 1).unwrap()).await.is_err());
         first(repeats.turn(key("b"), 1).unwrap()).done(Err(Error::Draining));
@@ -295,7 +334,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_window_is_bounded_by_number_and_time() {
-        let repeats = Repeats::new(2, Duration::from_secs(60));
+        let repeats = Repeats::new(2, Duration::from_secs(60), Budget::new(1 << 20));
         let under_way = first(repeats.turn(key("a"), 1).unwrap());
         first(repeats.turn(key("b"), 1).unwrap()).done(Ok(Bytes::new()));
         // The oldest answer gives way, not what is under way.
@@ -311,5 +350,56 @@ mod tests {
         tokio::time::advance(Duration::from_secs(61)).await;
         first(repeats.turn(key("a"), 2).unwrap());
         assert_eq!(repeats.table.lock().order.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_table_never_holds_more_than_it_may() {
+        let repeats = Repeats::new(8, Duration::from_secs(60), Budget::new(1 << 20));
+        for n in 0..100 {
+            let refused = first(repeats.turn(key(&format!("r{n}")), 1).unwrap());
+            refused.done(Err(Error::Draining));
+        }
+        // Those under way fill it; an answer that was forgotten makes no place.
+        let under_way: Vec<_> = (0..8)
+            .map(|n| first(repeats.turn(key(&format!("u{n}")), 1).unwrap()))
+            .collect();
+        let full = repeats.turn(key("more"), 1);
+        assert!(matches!(full, Err(Error::Limit { .. })));
+        let table = repeats.table.lock();
+        assert_eq!((table.entries.len(), table.order.len()), (8, 8));
+        drop(table);
+        drop(under_way);
+    }
+
+    #[tokio::test]
+    async fn answers_are_kept_by_their_bytes() {
+        let budget = Budget::new(8 << 20);
+        let repeats = Repeats::new(1000, Duration::from_secs(60), Arc::clone(&budget));
+        let large = || Ok(Bytes::from(vec![0; 300 << 10]));
+        for n in 0..50 {
+            first(repeats.turn(key(&format!("{n}")), 1).unwrap()).done(large());
+            assert!(budget.total() <= 1 << 20);
+        }
+        assert_eq!(repeats.table.lock().entries.len(), 3);
+        assert_eq!(budget.held(Use::Answers), 3 * ((300 << 10) + ENTRY));
+        // The newest are there, and one that is too large for all is given, and not kept.
+        assert!(repeated(repeats.turn(key("49"), 1).unwrap()).await.is_ok());
+        let huge = first(repeats.turn(key("huge"), 1).unwrap());
+        let waits = repeats.turn(key("huge"), 1).unwrap();
+        huge.done(Ok(Bytes::from(vec![0; 2 << 20])));
+        assert!(repeated(waits).await.is_ok());
+        first(repeats.turn(key("huge"), 1).unwrap());
+    }
+
+    #[tokio::test]
+    async fn each_context_has_its_own_ids() {
+        let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
+        let of = |session: &str| Key {
+            context: Some(ContextKey::Session(Principal::uid(1), session.to_owned())),
+            ..key("a")
+        };
+        first(repeats.turn(of("x"), 1).unwrap()).done(Ok(Bytes::new()));
+        first(repeats.turn(of("y"), 1).unwrap()).done(Ok(Bytes::new()));
+        assert!(matches!(repeats.turn(of("x"), 1), Ok(Turn::Repeat(_))));
     }
 }
