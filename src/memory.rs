@@ -1,8 +1,9 @@
 //! The one budget of memory that clients can make the daemon hold: what is not a journal takes
 //! its part here, and journals have the rest.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::{Error, Result};
 
@@ -28,12 +29,22 @@ impl Use {
     const COUNT: usize = 5;
 }
 
+/// Who has the rest of the limit. It is called with nothing locked.
+pub trait Rest: fmt::Debug + Send + Sync {
+    /// Lets go of what there is no room for any more. False: it has to keep more than is left.
+    fn give_way(&self) -> bool;
+
+    /// There is more room than before.
+    fn released(&self);
+}
+
 /// Counts what is held, against one limit.
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
     held: [AtomicU64; Use::COUNT],
     total: AtomicU64,
+    rest: OnceLock<Weak<dyn Rest>>,
 }
 
 impl Budget {
@@ -44,7 +55,18 @@ impl Budget {
             limit,
             held: Default::default(),
             total: AtomicU64::new(0),
+            rest: OnceLock::new(),
         })
+    }
+
+    /// Says who has the rest: once, before anything is taken.
+    pub(crate) fn set_rest(&self, rest: Weak<dyn Rest>) {
+        // Once: there is one.
+        let _ = self.rest.set(rest);
+    }
+
+    fn rest(&self) -> Option<Arc<dyn Rest>> {
+        self.rest.get().and_then(Weak::upgrade)
     }
 
     /// Bytes that all may hold, journals included.
@@ -68,7 +90,8 @@ impl Budget {
     /// Takes so many bytes, until what is answered is dropped.
     ///
     /// # Errors
-    /// [`Error::Limit`] where all uses together would hold more than their part.
+    /// [`Error::Limit`] where all uses together would hold more than their part, or where
+    /// journals have to keep more than what would be left.
     pub fn take(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Taken> {
         let mut taken = Taken {
             budget: Arc::clone(self),
@@ -107,6 +130,10 @@ impl Taken {
             .total
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .map_err(|_| Error::limit("limits.memory", budget.limit))?;
+        if budget.rest().is_some_and(|rest| !rest.give_way()) {
+            budget.total.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Error::limit("limits.memory", budget.limit));
+        }
         budget.held[self.by as usize].fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
         Ok(())
@@ -115,9 +142,15 @@ impl Taken {
     /// Gives so many bytes back; all, if it is not that many.
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
+        if bytes == 0 {
+            return;
+        }
         self.bytes -= bytes;
         self.budget.held[self.by as usize].fetch_sub(bytes, Ordering::Relaxed);
         self.budget.total.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(rest) = self.budget.rest() {
+            rest.released();
+        }
     }
 }
 

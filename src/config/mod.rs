@@ -118,7 +118,7 @@ impl Default for Server {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of all journals together, 1 MiB to 1 TiB.
+    /// Bytes of all journals together and of what clients have waiting, 1 MiB to 1 TiB.
     #[serde(with = "units::size")]
     pub memory: u64,
     /// Open loops, 1 to 10,000. Each has a thread.

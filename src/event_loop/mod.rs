@@ -304,12 +304,12 @@ impl EventLoop {
             let waited = self.wait(timeout, &mut completions);
             let found = completions.len();
             owed += u64::from(self.mailbox.waker.awake() && slept);
-            // After `awake`: a kick that comes before this look is not taken for one after it.
             self.outbox.set_exposed(self.driver.exposed() as u64);
-            self.outbox.refresh();
             if owed > 0 {
                 owed = owed.saturating_sub(self.mailbox.waker.drain());
             }
+            // After the kicks were taken: one that comes from here on ends the next wait.
+            self.outbox.refresh();
             self.now = Now::sample();
             if let Err(error) = waited {
                 self.broken(&error);

@@ -23,8 +23,8 @@ use crate::config::WhenFull;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
-mod awaited;
 mod board;
+mod committed;
 mod consumers;
 mod handoff;
 mod labels;
@@ -55,6 +55,8 @@ pub use walk::{Filter, Read};
 
 /// Bytes set aside for an event that must always fit: more than any of them takes.
 pub const SLOT_BYTES: u64 = 1024;
+/// Bytes that an event costs beside its encoding: where it is, and room for such entries to grow.
+pub const ENTRY_BYTES: u64 = 64;
 /// Events that one acknowledgement lets go of under one lock.
 const ACK_AT_ONCE: u64 = 16 * 1024;
 
@@ -272,6 +274,11 @@ impl Journal {
         if let Some(call) = self.caller.get() {
             call();
         }
+    }
+
+    /// What it takes of the memory of all.
+    fn size(&self) -> memory::Size {
+        self.board.with(|inner| inner.log.size())
     }
 
     /// Trims history to a share of the memory of all.

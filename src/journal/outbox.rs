@@ -14,6 +14,10 @@ use crate::event::{self, Event, Kind};
 
 /// Encoded events are cut out of allocations of this many bytes.
 const BLOCK: usize = 64 * 1024;
+/// Of smaller ones where there are many journals, down to this.
+const BLOCK_MIN: usize = 4 * 1024;
+/// What is unused of those takes at most this part of the memory, while they are not the smallest.
+const SPARE: u64 = 8;
 
 /// More room than this is ample, whatever the budget.
 const AMPLE: Room = Room {
@@ -180,9 +184,18 @@ impl Outbox {
     /// Bytes that the memory of all journals leaves; all there are while nothing is pinned.
     fn memory(&self) -> u64 {
         if self.pins {
-            self.journal.memory.available(self.room.bytes)
+            let available = self.journal.memory.available(self.room.bytes);
+            available.saturating_sub(self.pending().cost())
         } else {
             u64::MAX
+        }
+    }
+
+    /// What is pushed and not committed.
+    fn pending(&self) -> Room {
+        Room {
+            events: self.entries.len() as u64,
+            bytes: self.buf.len() as u64,
         }
     }
 
@@ -343,7 +356,12 @@ impl Outbox {
             kind: Some(kind),
         };
         if self.buf.capacity() - self.buf.len() < 256 {
-            self.buf.reserve(BLOCK);
+            let part = self
+                .journal
+                .memory
+                .part(self.journal.memory.limit() / SPARE);
+            let block = usize::try_from(part).unwrap_or(BLOCK);
+            self.buf.reserve(block.clamp(BLOCK_MIN, BLOCK));
         }
         let bytes = event::encode(&event, &mut self.buf) as u64;
         self.end += bytes;
@@ -370,10 +388,14 @@ impl Outbox {
         if self.entries.is_empty() && !self.unsettled {
             return;
         }
+        let cost = self.pending().cost();
         let chunk = self.buf.split().freeze();
         let news = chunk.len();
         let journal = Arc::clone(&self.journal);
         let mut woken = std::mem::take(&mut self.woken);
+        if cost > 0 {
+            journal.memory.add(cost);
+        }
         let released = if news == 0 {
             journal.board.with(|inner| self.settle(inner))
         } else {
@@ -388,9 +410,6 @@ impl Outbox {
         };
         handoff::wake(woken.drain(..), news);
         self.woken = woken;
-        if journal.memory.is_exceeded() {
-            journal.memory.reclaim();
-        }
         if released {
             journal.memory.released();
         }
@@ -468,10 +487,7 @@ impl Outbox {
         self.pins = log.pins();
         self.unread = log.unread();
         self.behind = log.is_behind();
-        self.room = log.room().less(Room {
-            events: self.entries.len() as u64,
-            bytes: self.buf.len() as u64,
-        });
+        self.room = log.room().less(self.pending());
         log.shares().take_crossed(&mut self.crossed);
         log.watches_mut().take_crossed(&mut self.crossed);
         let letting_go = log.watches().behind_since();

@@ -1,6 +1,6 @@
 //! How much: of a budget, of what is held, of what is set aside.
 
-use super::SLOT_BYTES;
+use super::{ENTRY_BYTES, SLOT_BYTES};
 
 /// So many events, of so many bytes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,6 +12,12 @@ pub struct Room {
 }
 
 impl Room {
+    /// What so much takes of the memory of all, bytes.
+    #[must_use]
+    pub(super) const fn cost(self) -> u64 {
+        self.bytes + self.events * ENTRY_BYTES
+    }
+
     /// As much as `slots` events that must fit may take.
     #[must_use]
     pub const fn slots(slots: u64) -> Self {

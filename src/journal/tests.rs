@@ -25,6 +25,7 @@ const LIMITS: Limits = Limits {
 };
 
 mod attached;
+mod memory;
 mod single;
 
 fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
@@ -32,6 +33,11 @@ fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
     let journal = Journal::new(limits, &memory).unwrap();
     let outbox = Outbox::new(Arc::clone(&journal));
     (journal, outbox, memory)
+}
+
+/// What the memory of all counts for it.
+fn cost(status: &Status) -> u64 {
+    status.bytes + status.events * ENTRY_BYTES
 }
 
 fn about(watch: u64) -> About {
@@ -376,7 +382,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
     let floor = model.floor().unwrap_or(status.newest);
     let ring = status.newest + 1 - status.oldest.max(floor + 1);
     prop_assert!(status.pinned.events >= ring);
-    prop_assert_eq!(memory.used(), status.bytes);
+    prop_assert_eq!(memory.used(), cost(&status));
     // The accounts are what the entries say.
     journal.board.with(|inner| inner.log.check_accounts());
     drop((readers, outbox, journal));

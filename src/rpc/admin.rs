@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use super::server::admin_service_server::AdminService;
 use super::{Api, asker};
 use crate::event_loop::Handle;
+use crate::memory::Use;
 use crate::proto::*;
 
 #[tonic::async_trait]
@@ -41,13 +42,15 @@ impl AdminService for Api {
         let services = self.registry.services();
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let usage = tokio::task::spawn_blocking(usage).await.unwrap_or_default();
+        let memory = self.registry.memory();
+        let (budget, journal_bytes) = (memory.budget(), memory.used());
         Ok(Response::new(GetStatusResponse {
             draining: self.registry.is_draining(),
             loops: small(loops.len()),
             open_watches: loops.iter().map(Handle::open_watches).sum(),
             children: small(services.children.used()),
             streams: small(self.streams.used()),
-            journal_bytes: self.registry.memory().used(),
+            journal_bytes,
             slots: small(self.slots.len()),
             open_fds: usage.open_fds,
             max_fds: usage.max_fds,
@@ -55,6 +58,13 @@ impl AdminService for Api {
             children_kept: small(services.reaper.kept()),
             drained_pipes: small(services.drain.pipes()),
             drained_bytes: services.drain.discarded(),
+            memory_limit_bytes: budget.limit(),
+            memory_used_bytes: journal_bytes + budget.total(),
+            request_bytes: budget.held(Use::Requests),
+            answer_bytes: budget.held(Use::Answers),
+            snapshot_bytes: budget.held(Use::Snapshots),
+            poll_bytes: budget.held(Use::Polls),
+            command_bytes: budget.held(Use::Commands),
         }))
     }
 

@@ -61,3 +61,60 @@ async fn all_journals_stay_within_the_memory_and_a_loop_that_waits_for_it_goes_o
     drain(&scene, "waits", &mut held, id).await;
     assert_eq!(held.bytes(id, Stream::Stdout), numbers(200_000));
 }
+
+/// What is flooded is small events: what they cost beside their bytes counts as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn many_flooded_loops_hold_no_more_than_the_memory_together() {
+    const LIMIT: u64 = 8 << 20;
+    const LOOPS: usize = 64;
+    let daemon = Daemon::start("[limits]\nmemory = \"8MiB\"\n").await;
+    let scene = Scene::new(daemon, "", "").await;
+    let status = || async {
+        let answer = scene.daemon.admin().get_status(GetStatusRequest {}).await;
+        answer.unwrap().into_inner()
+    };
+    for index in 0..LOOPS {
+        let request = NewEventLoopRequest {
+            name: format!("flooded-{index}"),
+            ..NewEventLoopRequest::default()
+        };
+        let made = scene.daemon.policies().new_event_loop(request).await;
+        made.unwrap();
+    }
+    let flood = |index: usize| {
+        let request = PostRequest {
+            r#loop: Some(crate::common::loop_named(&format!("flooded-{index}"))),
+            posts: vec![post("", &[0; 8]); 100],
+            ..PostRequest::default()
+        };
+        async { scene.daemon.events().post(request).await }
+    };
+    let request = CreateConsumerRequest {
+        r#loop: Some(crate::common::loop_named("flooded-0")),
+        name: "hog".into(),
+        ..CreateConsumerRequest::default()
+    };
+    scene
+        .daemon
+        .events()
+        .create_consumer(request)
+        .await
+        .unwrap();
+    let before = status().await;
+    while status().await.journal_bytes < LIMIT / 4 * 3 {
+        flood(0).await.unwrap();
+    }
+    for index in 1..LOOPS {
+        for _ in 0..15 {
+            flood(index).await.unwrap();
+        }
+        let now = status().await;
+        assert_eq!(now.memory_limit_bytes, LIMIT);
+        assert!(now.memory_used_bytes <= LIMIT, "{now:?}");
+        assert!(now.journal_bytes <= now.memory_used_bytes, "{now:?}");
+    }
+    let after = status().await;
+    let grown = after.rss_bytes.saturating_sub(before.rss_bytes);
+
+    assert!(grown < 4 * LIMIT, "{after:?}");
+}

@@ -47,7 +47,7 @@ impl Log {
     /// Trims history to a share of the memory of all, as long as that is exceeded.
     pub(in crate::journal) fn give_way(&mut self, share: u64, target: u64, labels: &mut LabelSets) {
         self.give_way_while(labels, |log| {
-            log.bytes() > share && log.memory.used() > target
+            log.size().held > share && log.memory.used() > target
         });
     }
 
@@ -80,7 +80,6 @@ impl Log {
     fn is_over_budget(&self) -> bool {
         self.events() + self.reserved > self.limits.events
             || self.bytes() + self.reserved * SLOT_BYTES > self.limits.bytes
-            || self.memory.presses(self.bytes())
     }
 
     fn may_trim(&self) -> bool {
@@ -128,7 +127,13 @@ impl Log {
 
     /// An event is gone.
     fn lose(&mut self, seq: u64, entry: &Entry, len: u64, labels: &mut LabelSets) {
-        self.memory.sub(len);
+        self.memory.sub(
+            Room {
+                events: 1,
+                bytes: len,
+            }
+            .cost(),
+        );
         self.trimmed += 1;
         self.dropped += u64::from(self.floor.is_some_and(|floor| seq > floor));
         labels.release(entry.labels);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::labels::LabelSets;
+use super::memory::Size;
 use super::outbox::Entry;
 use super::shares::Shares;
 use super::watches::Watches;
@@ -258,25 +259,44 @@ impl Log {
     /// Brings up to date what this journal takes of the memory of all; of a journal that is closed
     /// nobody waits for readers. Says whether it takes less.
     pub(super) fn settle(&mut self, closed: bool) -> bool {
-        let pinned = if self.pauses() {
-            self.pinned().bytes
-        } else {
-            0
-        };
-        let unread = if closed { 0 } else { self.unread().bytes };
+        let kept = self.kept().cost();
+        let unread = if closed { 0 } else { self.unread().cost() };
         self.memory.hold_unread(self.unread, unread);
         self.unread = unread;
-        let committed = pinned + unread + self.reserved * SLOT_BYTES;
+        let committed = kept + unread + self.reserved * SLOT_BYTES;
         let before = std::mem::replace(&mut self.committed, committed);
         self.memory.commit(before, committed);
         committed < before
+    }
+
+    /// What cannot give way whatever attached readers do: what is pinned, and facts.
+    fn kept(&self) -> Room {
+        let mut kept = self.facts;
+        if self.pauses() {
+            let pinned = self.pinned();
+            kept.events += pinned.events;
+            kept.bytes += pinned.bytes;
+        }
+        kept
+    }
+
+    /// What it takes of the memory of all.
+    pub(super) fn size(&self) -> Size {
+        let held = Room {
+            events: self.events(),
+            bytes: self.bytes(),
+        };
+        Size {
+            held: held.cost(),
+            kept: self.kept().cost() + self.unread,
+        }
     }
 
     fn ring_bytes(&self) -> u64 {
         self.entries.back().map_or(0, |last| last.end - self.start)
     }
 
-    /// Appends a turn's events; `now` is the turn's, monotonic nanoseconds.
+    /// Appends a turn's events, which the memory of all has counted; `now` is the turn's, monotonic nanoseconds.
     pub(super) fn append(
         &mut self,
         chunk: Bytes,
@@ -284,7 +304,6 @@ impl Log {
         labels: &mut LabelSets,
         now: u64,
     ) {
-        self.memory.add(chunk.len() as u64);
         let start = self.entries.back().map_or(self.start, |last| last.end);
         let before = self.newest();
         let mut begin = start;
@@ -398,7 +417,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.memory.sub(self.bytes());
+        self.memory.sub(self.size().held);
         self.memory.commit(self.committed, 0);
         self.memory.hold_unread(self.unread, 0);
     }
