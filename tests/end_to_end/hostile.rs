@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::common::{Daemon, Handover, Scene, refused};
+use crate::common::{Daemon, Handover, Scene, refused, within};
 
 async fn open_fds(daemon: &Daemon) -> u64 {
     let status = daemon
@@ -146,4 +146,59 @@ async fn nobody_else_may_connect_to_the_sockets() {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{path}");
     }
+}
+
+/// A client that connects and says nothing takes a place for a while, not for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn silence_takes_no_place_for_long() {
+    let config = "[server]\nmax_connections = 4\nhandshake_timeout = \"1s\"";
+    let daemon = Daemon::start(config).await;
+    let before = open_fds(&daemon).await;
+    let silent: Vec<_> = (0..8)
+        .map(|n| {
+            let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+            // Some say a little: what begins HTTP/2 has to be there whole.
+            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+            stream.write_all(&preface[..n * 3]).unwrap();
+            stream
+        })
+        .collect();
+    let channel = within("a place", daemon.another_channel()).await;
+    let mut admin = AdminServiceClient::new(channel);
+    admin
+        .get_server_info(GetServerInfoRequest {})
+        .await
+        .unwrap();
+    // They were hung up on.
+    for mut stream in silent {
+        let read = tokio::task::spawn_blocking(move || stream.read_to_end(&mut Vec::new()));
+        within("the end of a silent connection", read)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    drop(admin);
+    daemon
+        .until("as before", |status| status.open_fds <= before)
+        .await;
+}
+
+/// As many silent connections to the handover socket as there are places keep nobody out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn silence_on_the_handover_socket_keeps_nobody_out() {
+    let daemon = Daemon::start("").await;
+    let path = daemon.info().await.handover_socket;
+    let started = std::time::Instant::now();
+    let silent: Vec<_> = (0..2 * evloopd::handover::CONNECTIONS_MAX)
+        .map(|_| Handover::connect(std::path::Path::new(&path)))
+        .collect();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let giving = tokio::task::spawn_blocking(move || {
+        let slot = Handover::connect(std::path::Path::new(&path)).give(&ours);
+        assert_eq!(slot.len(), 16);
+    });
+    giving.await.unwrap();
+    // Silence is ended after 30 s otherwise.
+    assert!(started.elapsed() < evloopd::handover::IDLE_MAX / 2);
+    drop(silent);
 }

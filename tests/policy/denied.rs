@@ -112,13 +112,22 @@ fn with_a_stubborn_other(fifo: &std::path::Path, exit: &str) -> ProcessSpec {
     }
 }
 
-/// Opens the FIFO and waits until nobody writes to it any longer.
-async fn read_out(fifo: std::path::PathBuf) {
+/// Opens the FIFO, which takes until somebody writes to it. What is answered waits until nobody does
+/// any longer.
+async fn read_out(fifo: std::path::PathBuf) -> impl Future<Output = ()> {
+    let (tell_open, open) = tokio::sync::oneshot::channel();
     let (tell, told) = tokio::sync::oneshot::channel();
     // Not on the runtime's pool: the end of a test that has failed waits for that.
-    std::thread::spawn(move || tell.send(std::fs::read(fifo)));
-    let read = within("the end of the other", told).await;
-    read.expect("the thread tells").unwrap();
+    std::thread::spawn(move || {
+        let file = std::fs::File::open(fifo);
+        let _ = tell_open.send(());
+        tell.send(file.and_then(std::io::read_to_string))
+    });
+    within("the other", open).await.expect("the thread tells");
+    async {
+        let read = within("the end of the other", told).await;
+        read.expect("the thread tells").unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -130,12 +139,12 @@ async fn without_groups_by_pidfd_the_whole_group_ends_with_its_watch() {
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
         let id = scene.spawn(with_a_stubborn_other(&fifo, exit)).await;
         let pid = Pid::from_raw(scene.started(id).await);
-        let reading = tokio::spawn(read_out(fifo));
+        let reading = read_out(fifo).await;
         if !lasts {
             scene.exited(id).await;
         }
         scene.remove(id).await;
-        reading.await.unwrap();
+        reading.await;
         assert!(nix::sys::signal::kill(pid, None).is_err(), "it was reaped");
         scene.finish().await;
     }
