@@ -43,9 +43,11 @@ pub enum Nonblocking {
     Socket,
     /// `RWF_NOWAIT` of preadv2(2) and pwritev2(2).
     Pipe,
-    /// `O_NONBLOCK` is set: by the daemon, where nobody else has the open file
-    /// description; or by who handed over a listening socket.
+    /// `O_NONBLOCK` is set, by the daemon: nobody else has the open file description.
     Own,
+    /// A listening socket of a client's, whose flags are the client's: see `acceptor`. Only
+    /// [`Op::Accept`] is possible.
+    Listener,
     /// They do not: only [`Op::Ready`] is possible.
     ReadinessOnly,
     /// It is a regular file: always ready, whose reads take as long as its storage. Only
@@ -61,13 +63,13 @@ impl Nonblocking {
     /// Whether an operation can be carried out without blocking.
     pub(super) fn allows(self, op: &Op) -> bool {
         match op {
-            Op::Ready(_) => self != Self::File,
+            Op::Ready(_) => !matches!(self, Self::File | Self::Listener),
             Op::Send(_) => self.is_stream(),
             Op::Recv { max } => self.is_stream() && *max > 0,
             Op::ReadAt { offset, max } => {
                 self == Self::File && *max > 0 && i64::try_from(*offset).is_ok()
             }
-            Op::Accept { limit } => self == Self::Own && *limit > 0,
+            Op::Accept { limit } => matches!(self, Self::Own | Self::Listener) && *limit > 0,
             Op::Connect(_) => self == Self::Own,
         }
     }
@@ -159,9 +161,8 @@ pub fn claim(fd: OwnedFd, purpose: Purpose) -> Result<Claim, Refusal> {
             FileKind::Socket {
                 kind: SocketType::STREAM,
                 listening: true,
-            } if flags.contains(OFlags::NONBLOCK) => Nonblocking::Own,
-            // Unlike recv(2), accept(2) takes no flag for it; and the connection that
-            // woke us may be another process's by then.
+            } if flags.contains(OFlags::NONBLOCK) => Nonblocking::Listener,
+            // Unlike recv(2), accept(2) takes no flag for it.
             FileKind::Socket {
                 kind: SocketType::STREAM,
                 listening: true,

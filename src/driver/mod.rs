@@ -48,6 +48,8 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
 
+#[allow(unsafe_code)]
+mod acceptor;
 pub mod backend;
 pub mod capability;
 pub mod file;

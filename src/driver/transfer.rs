@@ -102,7 +102,9 @@ impl Intake {
                 ReadWriteFlags::NOWAIT,
             ),
             Nonblocking::Own => rustix::io::read(fd, buffer),
-            Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
+            Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => {
+                Err(Errno::INVAL)
+            }
         };
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
@@ -123,12 +125,12 @@ pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attem
             rustix::io::pwritev2(fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
         }
         Nonblocking::Own => rustix::io::write(fd, bytes),
-        Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
+        Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
     };
     Ok(sent?)
 }
 
-/// Accepts one connection.
+/// Accepts one connection, of a listener that nobody else has.
 pub(super) fn accept(fd: BorrowedFd<'_>) -> Attempt<(OwnedFd, Option<SocketAddrAny>)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(rustix::net::acceptfrom_with(fd, flags)?)

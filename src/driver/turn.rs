@@ -8,8 +8,9 @@ use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use super::acceptor::Acceptor;
 use super::transfer::{self, Refused};
-use super::{Budget, Completion, Done, OpId};
+use super::{Budget, Completion, Done, Nonblocking, OpId};
 
 /// Longest single wait; a loop that has longer to wait simply waits again. Far below
 /// what any system call counts in 31 bits of milliseconds (24.8 days).
@@ -83,12 +84,19 @@ impl<'a> Turn<'a> {
     /// operation's limit is reached.
     pub(super) fn accept(
         &mut self,
+        acceptor: &mut Acceptor,
         fd: BorrowedFd<'_>,
+        mode: Nonblocking,
         id: OpId,
         limit: &mut u32,
     ) -> Result<bool, Refused> {
         for attempt in 0..ACCEPTS_MAX {
-            match transfer::accept(fd) {
+            let accepted = if mode == Nonblocking::Listener {
+                acceptor.accept(fd)
+            } else {
+                transfer::accept(fd)
+            };
+            match accepted {
                 Ok((connection, peer)) => {
                     self.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
                     *limit -= 1;

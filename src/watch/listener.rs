@@ -59,8 +59,12 @@ impl ListenOrder {
     /// The first address that cannot be resolved or bound; then none is.
     pub fn build(self) -> Result<Box<dyn Watch>> {
         let mut file = None;
+        let mut mode = Nonblocking::Own;
         let sockets = match self.target {
-            ListenTarget::Adopted(claim) => vec![claim.fd],
+            ListenTarget::Adopted(claim) => {
+                mode = claim.mode;
+                vec![claim.fd]
+            }
             ListenTarget::Unix(name) => {
                 let socket = bind_unix(&name, self.backlog)?;
                 if let UnixName::Path(path) = name {
@@ -78,6 +82,7 @@ impl ListenOrder {
         Ok(Box::new(Listener {
             addresses: addresses.collect(),
             sockets,
+            mode,
             sources: Vec::new(),
             options: self.options,
             accepted: 0,
@@ -204,6 +209,7 @@ impl Drop for SocketFile {
 #[derive(Debug)]
 struct Listener {
     sockets: Vec<OwnedFd>,
+    mode: Nonblocking,
     addresses: Vec<proto::SocketAddress>,
     sources: Vec<SourceId>,
     /// For each socket: connections it may still accept, with room set aside.
@@ -265,7 +271,7 @@ fn lane(index: usize) -> Lane {
 impl Watch for Listener {
     fn start(&mut self, cx: &mut Context<'_>) {
         for socket in std::mem::take(&mut self.sockets) {
-            let Some(source) = cx.attach(socket, Nonblocking::Own) else {
+            let Some(source) = cx.attach(socket, self.mode) else {
                 return;
             };
             self.sources.push(source);

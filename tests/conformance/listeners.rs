@@ -19,6 +19,7 @@ on_each_backend!(
     a_burst_of_connections_is_all_accepted,
     a_taken_connection_goes_on_in_the_client,
     an_adopted_listener_accepts,
+    an_adopted_listener_never_waits_in_accept,
     all_addresses_are_bound_or_none,
     a_stale_socket_file_is_replaced_and_a_live_one_is_not,
     removing_a_listener_keeps_its_connections,
@@ -149,6 +150,39 @@ async fn an_adopted_listener_accepts(scene: &mut Scene) {
     let connection = accepted(scene, id, 1).await;
     drop(ours);
     scene.closed(connection).await;
+}
+
+/// Its owner shares the flags, and the queue: the loop goes on whatever the owner does to them.
+async fn an_adopted_listener_never_waits_in_accept(scene: &mut Scene) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let slot = scene.daemon.handover().await.give(&socket);
+    let id = listen(scene, listener(listener_spec::Target::Slot(slot))).await;
+    socket.set_nonblocking(false).unwrap();
+    for round in 1..=3 {
+        let ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let connection = accepted(scene, id, round).await;
+        // Whoever is on the loop is still served.
+        scene.settle().await;
+        drop(ours);
+        scene.closed(connection).await;
+    }
+    // The owner takes some itself.
+    let taken = std::thread::spawn(move || {
+        for _ in 0..50 {
+            let ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.accept();
+            socket.set_nonblocking(false).unwrap();
+            drop(ours);
+        }
+    });
+    while !taken.is_finished() {
+        scene.settle().await;
+    }
+    taken.join().unwrap();
+    scene.settle().await;
 }
 
 async fn all_addresses_are_bound_or_none(scene: &mut Scene) {

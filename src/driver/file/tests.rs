@@ -75,7 +75,7 @@ fn a_listener_has_to_be_non_blocking_already() {
     assert_eq!(refusal(blocking, Purpose::Listener), "a listening socket");
     listener.set_nonblocking(true).unwrap();
     let claim = claim(listener.into(), Purpose::Listener).unwrap();
-    assert_eq!(claim.mode, Nonblocking::Own);
+    assert_eq!(claim.mode, Nonblocking::Listener);
 }
 
 #[test]

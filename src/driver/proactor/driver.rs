@@ -14,6 +14,7 @@ use slab::Slab;
 use super::aside::Aside;
 use super::operation::{Live, Source, Stage, What};
 use super::ring::{Ring, Token};
+use crate::driver::acceptor::Acceptor;
 use crate::driver::turn::Turn;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
@@ -41,6 +42,7 @@ pub(super) struct Proactor {
     pub(super) waker_polled: bool,
     pub(super) woken: bool,
     pub(super) aside: Aside,
+    pub(super) acceptor: Acceptor,
     pub(super) sources: Slab<Source>,
     /// To go to the kernel in the next turn.
     pub(super) queued: Vec<Token>,
@@ -83,6 +85,7 @@ impl Proactor {
             waker_polled: false,
             woken: false,
             aside: Aside::default(),
+            acceptor: Acceptor::default(),
             sources: Slab::new(),
             queued: Vec::new(),
             files: VecDeque::new(),
@@ -163,7 +166,10 @@ impl Driver for Proactor {
     fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError> {
         let socket = match mode {
             Nonblocking::Socket => true,
-            Nonblocking::Pipe | Nonblocking::ReadinessOnly | Nonblocking::File => false,
+            Nonblocking::Pipe
+            | Nonblocking::Listener
+            | Nonblocking::ReadinessOnly
+            | Nonblocking::File => false,
             Nonblocking::Own => {
                 let stat = rustix::fs::fstat(&fd).map_err(AttachError::System)?;
                 FileType::from_raw_mode(stat.st_mode) == FileType::Socket

@@ -87,12 +87,14 @@ impl Proactor {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
         };
+        let mode = source.mode;
         let Some((fd, live)) = source.parts(token.direction()) else {
             return;
         };
         let attempt = match &mut live.op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
-            Op::Accept { limit } => match turn.accept(fd, live.id, limit) {
+            Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, live.id, limit)
+            {
                 Ok(false) => return self.again(token),
                 other => other.map(|_| Done::Cancelled),
             },

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::{Event, Interest, Poller};
+use crate::driver::acceptor::Acceptor;
 use crate::driver::transfer::{self, Intake, Refused};
 use crate::driver::turn::{Turn, wait};
 use crate::driver::{
@@ -85,6 +86,7 @@ pub(super) struct Selector<P> {
     events: Vec<Event>,
     served: usize,
     intake: Intake,
+    acceptor: Acceptor,
 }
 
 impl<P: Poller> fmt::Debug for Selector<P> {
@@ -110,6 +112,7 @@ impl<P: Poller> Selector<P> {
             events: Vec::new(),
             served: 0,
             intake: Intake::new(),
+            acceptor: Acceptor::default(),
         })
     }
 
@@ -232,7 +235,7 @@ impl<P: Poller> Selector<P> {
             },
             // Refused at its start.
             Op::ReadAt { .. } => return,
-            Op::Accept { limit } => match turn.accept(fd, id, limit) {
+            Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, id, limit) {
                 Ok(false) => return,
                 other => other.map(|_| Done::Cancelled),
             },
