@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,9 +13,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
-use crate::error::{Result, SystemError};
 use crate::sys;
 
+/// Between two attempts to watch a process.
+const RETRY: Duration = Duration::from_secs(1);
 /// pidfs, since Linux 6.9: the inode number of a pidfd is the process's and never reused.
 const PID_FS_MAGIC: FsWord = 0x5049_4446;
 
@@ -94,19 +96,23 @@ impl ClientProcess {
         self.key
     }
 
-    /// Returns once the process has ended, at once if it has.
-    ///
-    /// # Errors
-    /// The system's, when it cannot be watched: `epoll_ctl` without memory or watches.
-    pub async fn ended(&self) -> Result<()> {
+    /// Returns once the process has ended, at once if it has. Where the system has no room to watch
+    /// it (`epoll_ctl` without memory or watches), it is tried again and again.
+    pub async fn ended(&self) {
         let watch = || async { sys::async_fd(Arc::clone(&self.pidfd), Interest::READABLE) };
-        let exit = self.exit.get_or_try_init(watch).await;
-        let ended = match exit {
-            Ok(exit) => exit.readable().await.map(drop),
-            Err(error) => Err(error),
-        };
-        let failed = |e| SystemError::from_io(&e, "epoll_ctl", format!("process {}", self.pid));
-        Ok(ended.map_err(failed)?)
+        let mut told = false;
+        loop {
+            let exit = self.exit.get_or_try_init(watch).await;
+            let ended = match exit {
+                Ok(exit) => exit.readable().await.map(drop),
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return };
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(pid = self.pid, %error, "the end of a client process cannot be seen yet");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 }
 
@@ -153,10 +159,9 @@ mod tests {
         assert!(!has_ended(&process.pidfd).unwrap());
         drop(child.stdin.take());
         let (first, second) = tokio::join!(process.ended(), process.ended());
-        first.unwrap();
-        second.unwrap();
+        let ((), ()) = (first, second);
         child.wait().unwrap();
-        process.ended().await.unwrap();
+        process.ended().await;
     }
 
     #[test]

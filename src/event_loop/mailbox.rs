@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::EventLoop;
-use super::waker::Waker;
+use super::waker::{Bell, Waker};
 use crate::access::ProcessKey;
 use crate::driver::Key;
 use crate::error::{Error, Result};
@@ -51,13 +51,15 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn new(capacity: usize, wait: Duration) -> rustix::io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+    pub(super) fn new(capacity: usize, wait: Duration) -> rustix::io::Result<(Arc<Self>, Bell)> {
+        let (waker, bell) = Waker::new()?;
+        let mailbox = Self {
             queue: Mutex::default(),
             room: Semaphore::new(capacity),
             wait,
-            waker: Waker::new()?,
-        }))
+            waker,
+        };
+        Ok((Arc::new(mailbox), bell))
     }
 
     /// Waits for room at most as long as the configuration says.

@@ -119,6 +119,7 @@ pub(super) struct EventLoop {
     services: Arc<Services>,
     notifier: Arc<dyn Notifier>,
     mailbox: Arc<Mailbox>,
+    bell: waker::Bell,
     driver: Box<dyn Driver>,
     outbox: Outbox,
     timers: Timers,
@@ -183,10 +184,10 @@ impl EventLoop {
             memory,
         } = blueprint;
         let system = |error: &io::Error, step| crate::error::SystemError::from_io(error, step, "");
-        let mailbox = Mailbox::new(limits.mailbox, limits.mailbox_wait)
+        let (mailbox, bell) = Mailbox::new(limits.mailbox, limits.mailbox_wait)
             .map_err(|errno| system(&errno.into(), "eventfd"))?;
-        let wake = mailbox.waker.eventfd();
-        let driver = driver::open(backend, wake).map_err(|error| system(&error, "backend"))?;
+        let driver =
+            driver::open(backend, bell.eventfd()).map_err(|error| system(&error, "backend"))?;
         let journal = Journal::new(pressure::journal_limits(&policy, limits.consumers), &memory)?;
         let kicked = Arc::downgrade(&mailbox);
         journal.call_on_change(move || {
@@ -228,6 +229,7 @@ impl EventLoop {
             services: Arc::clone(&services),
             notifier: Arc::new(LoopNotifier(Arc::clone(&mailbox))),
             mailbox: Arc::clone(&mailbox),
+            bell,
             driver,
             outbox: Outbox::new(journal),
             timers: Timers::default(),
@@ -306,7 +308,7 @@ impl EventLoop {
             owed += u64::from(self.mailbox.waker.awake() && slept);
             self.outbox.set_exposed(self.driver.exposed() as u64);
             if owed > 0 {
-                owed = owed.saturating_sub(self.mailbox.waker.drain());
+                owed = owed.saturating_sub(self.bell.drain());
             }
             // After the kicks were taken: one that comes from here on ends the next wait.
             self.outbox.refresh();
@@ -379,7 +381,7 @@ impl EventLoop {
             return self.driver.turn(Some(Duration::ZERO), nothing, completions);
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-        let mut fds = [PollFd::new(&self.mailbox.waker, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),

@@ -385,10 +385,8 @@ impl EventLoop {
             let mailbox = Arc::downgrade(&self.mailbox);
             let process = Arc::clone(process);
             self.services.runtime.spawn(async move {
-                let ended = process.ended().await;
-                if let Err(error) = &ended {
-                    tracing::warn!(%error, "the end of a client process cannot be seen");
-                } else if let Some(mailbox) = mailbox.upgrade() {
+                process.ended().await;
+                if let Some(mailbox) = mailbox.upgrade() {
                     mailbox.push(super::Message::ClientEnded(id));
                 }
             });

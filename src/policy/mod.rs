@@ -3,7 +3,7 @@
 //! One short lock guards the maps from names and contexts to loops. It is never held
 //! while a loop is asked for something.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +79,7 @@ impl Registry {
                 chosen: HashMap::new(),
                 common,
                 last_id: 0,
+                closed: HashSet::new(),
             }),
         }))
     }
@@ -264,7 +265,7 @@ impl Registry {
         let handle = self.start(inner, &caller.principal, name, policy, backend, true)?;
         self.bind(inner, key, Binding::Loop(handle.id()), caller);
         if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
-            self.close_with(handle.clone(), Arc::clone(process));
+            self.close_with(&handle, Arc::clone(process));
         }
         Ok(handle)
     }
@@ -314,9 +315,8 @@ impl Registry {
             let (registry, process) = (Arc::downgrade(self), Arc::clone(process));
             let key = key.clone();
             self.services.runtime.spawn(async move {
-                if process.ended().await.is_ok()
-                    && let Some(registry) = registry.upgrade()
-                {
+                process.ended().await;
+                if let Some(registry) = registry.upgrade() {
                     registry.inner.lock().contexts.remove(&key);
                 }
             });
@@ -324,11 +324,16 @@ impl Registry {
     }
 
     /// A loop that was made for a process ends with it.
-    fn close_with(self: &Arc<Self>, handle: Handle, process: Arc<ClientProcess>) {
-        let registry = Arc::downgrade(self);
+    fn close_with(self: &Arc<Self>, handle: &Handle, process: Arc<ClientProcess>) {
+        // Not the loop itself: it may be closed, and forgotten, long before.
+        let (registry, id) = (Arc::downgrade(self), handle.id());
         self.services.runtime.spawn(async move {
-            if process.ended().await.is_ok()
-                && let Some(registry) = registry.upgrade()
+            process.ended().await;
+            let Some(registry) = registry.upgrade() else {
+                return;
+            };
+            let found = registry.inner.lock().loops.get(&id).cloned();
+            if let Some(handle) = found
                 && let Err(error) = registry.close(&handle, true).await
             {
                 tracing::warn!(on = handle.full_name(), %error, "cannot close a process's loop");
@@ -416,13 +421,16 @@ impl Registry {
     ) -> Result<crate::event::Cursor> {
         let cursor = handle.close(force).await?;
         let id = handle.id();
-        self.inner.lock().let_go(id);
+        if !self.inner.lock().let_go(id) {
+            // It was closed before.
+            return Ok(cursor);
+        }
         let ttl = handle.policy().closed_ttl;
         let registry = Arc::downgrade(self);
         self.services.runtime.spawn(async move {
             tokio::time::sleep(ttl).await;
             if let Some(registry) = registry.upgrade() {
-                registry.inner.lock().loops.remove(&id);
+                registry.inner.lock().forget(id);
             }
         });
         Ok(cursor)

@@ -1,6 +1,6 @@
 //! Which loops there are, and what is set for whom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::context::ContextKey;
@@ -28,6 +28,8 @@ pub(super) struct Inner {
     /// The policy of everybody else.
     pub(super) common: Arc<Policy>,
     pub(super) last_id: u64,
+    /// Closed loops that are forgotten after their time.
+    pub(super) closed: HashSet<u64>,
 }
 
 impl Inner {
@@ -79,10 +81,20 @@ impl Inner {
         found
     }
 
-    /// The loop is closed: its name and its contexts are free.
-    pub(super) fn let_go(&mut self, id: u64) {
+    /// The loop is closed: its name and its contexts are free. False: they were already, or it is
+    /// forgotten.
+    pub(super) fn let_go(&mut self, id: u64) -> bool {
+        if !self.loops.contains_key(&id) || !self.closed.insert(id) {
+            return false;
+        }
         self.names.retain(|_, named| *named != id);
         self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
+        true
+    }
+
+    pub(super) fn forget(&mut self, id: u64) {
+        self.closed.remove(&id);
+        self.loops.remove(&id);
     }
 
     /// Closed loops stay readable, but no more of them than open ones may exist.
@@ -90,7 +102,7 @@ impl Inner {
         let closed = |l: &&Handle| l.state() == LoopState::Closed;
         let ids: Vec<u64> = self.loops.values().filter(closed).map(Handle::id).collect();
         for id in &ids[..ids.len().saturating_sub(most)] {
-            self.loops.remove(id);
+            self.forget(*id);
         }
     }
 }

@@ -215,3 +215,59 @@ async fn a_loop_that_is_not_there_is_told() {
     }
     scene.finish().await;
 }
+
+/// A closed loop can be read for a while; all it holds for that is memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn closed_loops_hold_no_descriptors_and_no_threads() {
+    const LOOPS: usize = 300;
+    let daemon = Daemon::start("").await;
+    let threads = || {
+        let tasks = format!("/proc/{}/task", daemon.pid());
+        std::fs::read_dir(tasks).unwrap().count()
+    };
+    for backend in ["epoll", "io_uring"] {
+        let (fds_before, threads_before) = (daemon.status().await.open_fds, threads());
+        for number in 0..LOOPS {
+            let name = format!("{}-{number}", backend.replace('_', "-"));
+            let policy = if backend == "epoll" { "" } else { "proactor" };
+            let request = NewEventLoopRequest {
+                name: name.clone(),
+                policy: policy.into(),
+                ..NewEventLoopRequest::default()
+            };
+            daemon.policies().new_event_loop(request).await.unwrap();
+            let target = Some(loop_named(&name));
+            let request = StopLoopRequest {
+                r#loop: target.clone(),
+                ..StopLoopRequest::default()
+            };
+            daemon.loops().stop_loop(request).await.unwrap();
+            for _ in 0..2 {
+                let request = CloseLoopRequest {
+                    r#loop: target.clone(),
+                    ..CloseLoopRequest::default()
+                };
+                daemon.loops().close_loop(request).await.unwrap();
+            }
+            // It can still be read.
+            let request = PollRequest {
+                r#loop: target,
+                after: Some(Cursor::default()),
+                ..PollRequest::default()
+            };
+            let batch = daemon
+                .events()
+                .poll(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .batch;
+            assert!(!batch.unwrap().events.is_empty());
+        }
+        daemon
+            .until("as before", |status| {
+                status.open_fds <= fds_before && threads() <= threads_before
+            })
+            .await;
+    }
+}
