@@ -51,6 +51,7 @@ use rustix::net::SocketAddrAny;
 #[allow(unsafe_code)]
 mod acceptor;
 pub mod backend;
+mod broken;
 pub mod capability;
 pub mod file;
 mod proactor;
@@ -269,6 +270,13 @@ pub trait Driver: Send + fmt::Debug {
         budget: Budget,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()>;
+}
+
+/// In place of a backend whose [`Driver::turn`] failed: it ends with it, its sources are closed, and
+/// whatever is started fails.
+#[must_use]
+pub fn broken(waker: Arc<OwnedFd>) -> Box<dyn Driver> {
+    Box::new(broken::Broken::new(waker))
 }
 
 /// Opens a backend. The loop's `waker`, an eventfd, ends its waits for as long as it is

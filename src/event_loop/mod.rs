@@ -29,6 +29,7 @@ use crate::journal::{About, Journal, Outbox};
 use crate::proto::{PausedSource, SourcePauseReason};
 use crate::watch::{Adoption, Notice, Notifier, Services};
 
+mod broken;
 mod commands;
 mod compare;
 mod fence;
@@ -440,15 +441,6 @@ impl EventLoop {
     fn notice(&mut self, key: Key, notice: Notice) {
         if let Some(slot) = self.slot(key) {
             self.tell(slot, |watch, cx| watch.notice(cx, notice));
-        }
-    }
-
-    /// Waiting itself failed: no watch can go on.
-    fn broken(&mut self, error: &io::Error) {
-        tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
-        self.begin_close(crate::event::CloseReason::Error);
-        for slot in self.slots() {
-            self.tell(slot, |_, cx| cx.finish());
         }
     }
 

@@ -1,0 +1,69 @@
+//! In place of a backend that failed: nothing can be watched any more, and the loop that closes
+//! still has its turns.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::turn::wait;
+use super::{AttachError, Budget, Completion, Done, Driver, Nonblocking, Op, OpId, SourceId};
+
+/// Refuses everything with `EIO`.
+#[derive(Debug)]
+pub(super) struct Broken {
+    waker: Arc<OwnedFd>,
+    refused: Vec<Completion>,
+}
+
+impl Broken {
+    pub(super) const fn new(waker: Arc<OwnedFd>) -> Self {
+        Self {
+            waker,
+            refused: Vec::new(),
+        }
+    }
+}
+
+impl Driver for Broken {
+    fn attach(&mut self, _: OwnedFd, _: Nonblocking) -> Result<SourceId, AttachError> {
+        Err(AttachError::System(Errno::IO))
+    }
+
+    fn room(&self) -> usize {
+        0
+    }
+
+    fn start(&mut self, id: OpId, _: SourceId, _: Op) {
+        self.refused.push(Completion {
+            id,
+            done: Done::Failed(Errno::IO),
+            last: true,
+        });
+    }
+
+    fn cancel(&mut self, _: OpId, _: SourceId) {}
+
+    fn detach(&mut self, _: SourceId) -> Option<OwnedFd> {
+        None
+    }
+
+    fn fd(&self, _: SourceId) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn turn(
+        &mut self,
+        timeout: Option<Duration>,
+        _: Budget,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        if self.refused.is_empty() {
+            return Ok(wait(&self.waker, timeout)?);
+        }
+        completions.append(&mut self.refused);
+        Ok(())
+    }
+}
