@@ -370,6 +370,9 @@ async fn drain(registry: &Arc<Registry>) {
         });
     }
     closing.join_all().await;
+    for handle in registry.list(&everybody(), 0, true) {
+        handle.journal().rouse();
+    }
 }
 
 /// All streams have said goodbye, and connections without one had their time to close.

@@ -260,6 +260,11 @@ impl Journal {
         }
     }
 
+    /// Has all readers look again: something else that they wait for has changed.
+    pub fn rouse(&self) {
+        self.wake_all(|_| ());
+    }
+
     /// Changes what every reader has to look at.
     fn wake_all<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
         let mut woken = Vec::new();

@@ -291,6 +291,14 @@ impl Reader {
         })
     }
 
+    /// Waits until the journal is closed and `given_up` as well, which is looked at when the journal
+    /// closes and after [`Journal::rouse`].
+    pub fn poll_given_up(&mut self, cx: &Context<'_>, given_up: impl Fn() -> bool) -> Poll<()> {
+        self.journal.board.poll(cx, self.place, |inner| {
+            (inner.closed && given_up()).then_some(())
+        })
+    }
+
     fn read_locked(
         &mut self,
         inner: &mut Inner,

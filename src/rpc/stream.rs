@@ -310,6 +310,13 @@ impl<H> EventStream<H> {
 
     /// Something may be waiting that may not be sent yet: only the heartbeat goes on.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
+        let is_full = matches!(&self.acks, Acks::Window(window) if window.left() == 0);
+        let registry = Arc::clone(&self.registry);
+        let ending = || registry.is_draining();
+        if is_full && self.reader.poll_given_up(cx, ending).is_ready() {
+            // Acknowledgements may never come: whoever goes on later begins behind what was sent.
+            return Poll::Ready(Some(self.goodbye(GoodbyeReason::Shutdown)));
+        }
         ready!(self.timer.as_mut().poll(cx));
         let read = Read {
             through: self.reader.after(),

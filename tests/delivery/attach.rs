@@ -192,3 +192,35 @@ async fn the_first_message_is_the_start_and_there_is_no_second() {
     }
     scene.finish().await;
 }
+
+/// Who acknowledges nothing any more is told that the daemon ends, and does not hold that up: on a loop
+/// that the end closes, and on one that was closed before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_end_does_not_wait_for_acknowledgements() {
+    for (consumer, closed_before) in [("", false), ("c", false), ("", true), ("c", true)] {
+        let config = "[server]\ndrain_timeout = \"30s\"";
+        let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
+        let mut request = start(&scene);
+        request.consumer = consumer.into();
+        request.max_in_flight_bytes = 4096;
+        let (mut attached, _requests) = attached(request, &scene).await;
+        scene.post(vec![post("", &[0; 2000]); 10]).await;
+        while attached.recording.through() < 4 {
+            assert!(attached.step().await);
+        }
+        if closed_before {
+            scene.stop().await;
+            let request = CloseLoopRequest {
+                r#loop: Some(scene.target.clone()),
+                ..CloseLoopRequest::default()
+            };
+            scene.daemon.loops().close_loop(request).await.unwrap();
+        }
+        scene.daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        let goodbye = attached.end().await;
+        assert_eq!(goodbye.reason(), GoodbyeReason::Shutdown);
+        assert_eq!(goodbye.cursor.unwrap().seq, attached.recording.through());
+        assert_eq!(scene.daemon.ended().await, Some(0));
+        assert!(scene.daemon.log().contains("ended in order"));
+    }
+}
