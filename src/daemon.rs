@@ -294,6 +294,9 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         max_connections: config.server.max_connections,
         keepalive: config.server.keepalive,
         handshake: config.server.handshake_timeout,
+        receive: config.server.receive_timeout,
+        calls: config.limits.connection_calls,
+        treasury: rpc::Treasury::new(registry.memory().budget(), config.server.max_connections),
         routes,
     };
     let server = rpc::serve(server, stopped.clone());

@@ -13,7 +13,7 @@ const PART: u64 = 2;
 /// What memory is held for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Requests: half received, or received and not answered yet.
+    /// Calls: requests half received, or not answered yet, and answers that are not taken yet.
     Requests,
     /// Answers kept for mutations that are repeated.
     Answers,
@@ -43,7 +43,12 @@ pub trait Rest: fmt::Debug + Send + Sync {
 pub struct Budget {
     limit: u64,
     held: [AtomicU64; Use::COUNT],
+    /// Bytes taken.
     total: AtomicU64,
+    /// Bytes for what is small, used or not.
+    aside: AtomicU64,
+    /// Of those, bytes in use.
+    lent: AtomicU64,
     rest: OnceLock<Weak<dyn Rest>>,
 }
 
@@ -55,6 +60,8 @@ impl Budget {
             limit,
             held: Default::default(),
             total: AtomicU64::new(0),
+            aside: AtomicU64::new(0),
+            lent: AtomicU64::new(0),
             rest: OnceLock::new(),
         })
     }
@@ -63,6 +70,39 @@ impl Budget {
     pub(crate) fn set_rest(&self, rest: Weak<dyn Rest>) {
         // Once: there is one.
         let _ = self.rest.set(rest);
+    }
+
+    /// Sets so many bytes aside for what is small: it is counted, and never refused for want of
+    /// memory. Once, before anything is taken; whoever lends them bounds them.
+    pub fn set_aside(&self, bytes: u64) {
+        self.aside.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Uses bytes of what was set aside, until they are given back.
+    pub(crate) fn lend(&self, by: Use, bytes: u64) {
+        self.held[by as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.lent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn give_back(&self, by: Use, bytes: u64) {
+        self.held[by as usize].fetch_sub(bytes, Ordering::Relaxed);
+        self.lent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that the rest may hold.
+    #[must_use]
+    pub fn for_rest(&self) -> u64 {
+        let gone = self.taken() + self.aside.load(Ordering::Relaxed);
+        self.limit.saturating_sub(gone)
+    }
+
+    fn taken(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that can be taken in all.
+    fn most(&self) -> u64 {
+        (self.limit / PART).saturating_sub(self.aside.load(Ordering::Relaxed))
     }
 
     fn rest(&self) -> Option<Arc<dyn Rest>> {
@@ -84,7 +124,13 @@ impl Budget {
     /// Bytes held for all uses; what journals hold is not among them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
+        self.taken() + self.lent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that can still be taken, as far as the uses go.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.most().saturating_sub(self.taken())
     }
 
     /// Takes so many bytes, until what is answered is dropped.
@@ -124,7 +170,7 @@ impl Taken {
     /// As [`Budget::take`]; nothing has changed then.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
         let budget = &self.budget;
-        let most = budget.limit / PART;
+        let most = budget.most();
         let more = |total: u64| total.checked_add(bytes).filter(|sum| *sum <= most);
         budget
             .total

@@ -60,7 +60,9 @@ fn server(server: &Server) -> Result<(), Finding> {
     number("server.max_connections", server.max_connections, 1, 65_536)?;
     between("server.keepalive", server.keepalive, SECOND, HOUR)?;
     let handshake = server.handshake_timeout;
-    between("server.handshake_timeout", handshake, SECOND, HOUR)
+    between("server.handshake_timeout", handshake, SECOND, HOUR)?;
+    let receive = server.receive_timeout;
+    between("server.receive_timeout", receive, SECOND, HOUR)
 }
 
 fn socket(key: &str, path: Option<&Path>) -> Result<(), Finding> {
@@ -82,6 +84,8 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
     number("limits.watches", limits.watches, 1, 10_000_000)?;
     number("limits.children", limits.children, 1, 1_000_000)?;
     number("limits.streams", limits.streams, 1, 1_000_000)?;
+    let calls = limits.connection_calls;
+    number("limits.connection_calls", calls, 1, 65_536)?;
     number("limits.consumers", limits.consumers, 1, 65_536)?;
     number("limits.requests", limits.requests, 1, 1_000_000)?;
     let day = 24 * HOUR;

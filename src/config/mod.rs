@@ -97,6 +97,9 @@ pub struct Server {
     /// How long a client may take to begin HTTP/2 once it is connected, 1 s to 1 h.
     #[serde(with = "units::duration")]
     pub handshake_timeout: Duration,
+    /// How long a request, or one message of a stream, may take to arrive, 1 s to 1 h.
+    #[serde(with = "units::duration")]
+    pub receive_timeout: Duration,
 }
 
 impl Default for Server {
@@ -110,6 +113,7 @@ impl Default for Server {
             max_connections: 1024,
             keepalive: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),
+            receive_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -129,6 +133,8 @@ pub struct Limits {
     pub children: usize,
     /// Subscribe, Attach and Run streams, 1 to 1,000,000.
     pub streams: usize,
+    /// Calls of one connection at once, streams included, 1 to 65,536; more wait at the client.
+    pub connection_calls: usize,
     /// Consumers of one loop, 1 to 65,536.
     pub consumers: usize,
     /// Answers kept for mutations that are repeated with their `request_id`, 1 to 1,000,000.
@@ -173,6 +179,7 @@ impl Default for Limits {
             watches: 100_000,
             children: 10_000,
             streams: 4096,
+            connection_calls: 4096,
             consumers: 1024,
             requests: 16_384,
             request_ttl: Duration::from_secs(600),

@@ -311,25 +311,30 @@ impl Handle {
         self.hear(answer).await.map(Into::into)
     }
 
-    /// One watch.
+    /// One watch, or what `admit` makes of it before it leaves the loop.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub async fn get(&self, name: WatchName) -> Result<proto::Watch> {
-        self.call_now(move |on| on.get(&name)).await
+    /// There is none of that name; it is not admitted.
+    pub async fn get<T: Send + 'static>(
+        &self,
+        name: WatchName,
+        admit: impl FnOnce(proto::Watch) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.call_now(move |on| on.get(&name).and_then(admit)).await
     }
 
-    /// Watches with an id above `after`.
+    /// Watches with an id above `after`, or what `admit` makes of them before they leave the loop.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
-    pub async fn list(
+    /// A closed loop, a full mailbox; they are not admitted.
+    pub async fn list<T: Send + 'static>(
         &self,
         after: u64,
         max: usize,
         filter: WatchFilter,
-    ) -> Result<Page<proto::Watch>> {
-        self.call_now(move |on| Ok(on.list(after, max, &filter)))
+        admit: impl FnOnce(Page<proto::Watch>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.call_now(move |on| admit(on.list(after, max, &filter)))
             .await
     }
 

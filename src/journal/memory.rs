@@ -131,7 +131,7 @@ impl Memory {
 
     /// Bytes that journals may hold: what is held for anything else is not theirs.
     pub(super) fn limit(&self) -> u64 {
-        self.budget.limit().saturating_sub(self.budget.total())
+        self.budget.for_rest()
     }
 
     /// Trims the history of the journals that hold most, so that there is room for `bytes` more.

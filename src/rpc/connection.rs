@@ -1,6 +1,7 @@
 //! The service's connections: accepted on the Unix socket, each with who is at its other
 //! end, each served by a [`Strand`].
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
@@ -8,19 +9,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tonic::body::Body;
 use tonic::service::Routes;
-use tower::ServiceExt;
 
+use super::calls::carry_out;
+use super::purse::{Purse, Treasury};
 use super::strand::{Strand, is_delivering, leave_input};
 use crate::access::{Access, Peer};
 use crate::error::Error;
@@ -56,6 +58,12 @@ pub struct Service {
     pub keepalive: Duration,
     /// How long a client may take to begin HTTP/2.
     pub handshake: Duration,
+    /// How long a request may take to arrive.
+    pub receive: Duration,
+    /// Calls of one connection at once.
+    pub calls: usize,
+    /// What calls hold is a part of it.
+    pub treasury: Treasury,
     /// All calls.
     pub routes: Routes,
 }
@@ -68,6 +76,9 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         max_connections,
         keepalive,
         handshake,
+        receive,
+        calls,
+        treasury,
         routes,
     } = service;
     let routes = routes.prepare();
@@ -96,6 +107,9 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
                     admitted,
                     keepalive,
                     handshake,
+                    receive,
+                    calls,
+                    purse: treasury.purse(),
                     stop: stop.clone(),
                     permit,
                 };
@@ -123,6 +137,9 @@ struct Connection {
     admitted: Admitted,
     keepalive: Duration,
     handshake: Duration,
+    receive: Duration,
+    calls: usize,
+    purse: Arc<Purse>,
     stop: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
 }
@@ -136,26 +153,31 @@ impl Connection {
             admitted,
             keepalive,
             handshake,
+            receive,
+            calls,
+            purse,
             mut stop,
             permit,
         } = self;
         let (greeted, greeting) = oneshot::channel();
         let transport = Transport::new(stream, greeted)?;
         let lasts = admitted.is_err().then_some(TURNED_AWAY_FOR);
-        let service = routes.map_request(move |request: http::Request<hyper::body::Incoming>| {
-            let mut request = request.map(Body::new);
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(admitted.clone());
-            request
+            let call = carry_out(routes.clone(), request, Arc::clone(&purse), receive);
+            async { Ok::<_, Infallible>(call.await) }
         });
+        // Bounded by the configuration.
+        let calls = u32::try_from(calls).unwrap_or(u32::MAX);
         Strand::start(|spawner| {
             let connection = http2::Builder::new(spawner)
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(None)
+                .max_concurrent_streams(calls)
                 .max_send_buf_size(SEND_BUFFER)
                 .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
                 .keep_alive_interval(keepalive)
                 .keep_alive_timeout(keepalive)
-                .serve_connection(TokioIo::new(transport), TowerToHyperService::new(service));
+                .serve_connection(TokioIo::new(transport), service);
             async move {
                 let _permit = permit;
                 let mut connection = pin!(connection);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::attach::AttachStream;
+use super::purse::Purse;
 use super::server::event_service_server::EventService;
 use super::stream::EventStream;
 use super::watches::check_items;
@@ -15,11 +16,14 @@ use crate::error::{Error, Result};
 use crate::event::{PAYLOAD_MAX, Posted};
 use crate::event_loop::Posting;
 use crate::journal::{Over, Read, Reader, Start};
+use crate::memory::Use;
 use crate::policy::check_loop_name;
 use crate::proto::*;
 
 /// Bytes of events in one answer of Poll: with the rest below gRPC's 4 MiB.
 const POLL_BYTES: usize = 3 << 20;
+/// Bytes that a call takes while it waits.
+const WAITING: u64 = 4096;
 const POLL_EVENTS: u32 = 1024;
 const POLL_EVENTS_MAX: u32 = 65_536;
 const POSTS_MAX: usize = 1024;
@@ -76,6 +80,7 @@ impl EventService for Api {
         request: Request<PollRequest>,
     ) -> Result<Response<wire::PollResponse>, Status> {
         let asker = asker(&request)?;
+        let waits = asker.purse.hold(Use::Polls, WAITING)?;
         let request = request.into_inner();
         let on = self.on(&asker, request.r#loop, true)?;
         let timeout = convert::duration(
@@ -115,7 +120,8 @@ impl EventService for Api {
             on.rearm(request.rearm).await?;
         }
         let looked_at_ns = if fence { on.fence().await? } else { 0 };
-        let batch = read_or_wait(reader, timeout, max_events as usize).await?;
+        let batch = read_or_wait(reader, timeout, max_events as usize, &asker.purse).await?;
+        drop(waits);
         Ok(Response::new(wire::PollResponse {
             more: !batch.caught_up,
             epoch: on.journal().epoch().to_string(),
@@ -210,13 +216,18 @@ impl EventService for Api {
 
 /// Reads at once if a matching event or a gap is there, else when one comes; what
 /// was passed until then is part of the answer.
-async fn read_or_wait(mut reader: Reader, timeout: Duration, max_events: usize) -> Result<Read> {
+async fn read_or_wait(
+    mut reader: Reader,
+    timeout: Duration,
+    max_events: usize,
+    purse: &Purse,
+) -> Result<Read> {
     let after = reader.after();
     let deadline = tokio::time::Instant::now() + timeout;
-    let mut read = reader.read(POLL_BYTES, max_events);
+    let mut read = reader.read(purse.readable(POLL_BYTES), max_events);
     // Without a timeout there is nothing to wait for, not even the clock's next tick.
     while read.events == 0 && read.gaps.is_empty() && !timeout.is_zero() {
-        let next = poll_fn(|cx| reader.poll_read(cx, POLL_BYTES, max_events));
+        let next = poll_fn(|cx| reader.poll_read(cx, purse.readable(POLL_BYTES), max_events));
         match tokio::time::timeout_at(deadline, next).await {
             Ok(Ok(more)) => read = more,
             // Read to its end, or nothing came in time.

@@ -22,6 +22,7 @@ use crate::watch::Count;
 
 mod admin;
 mod attach;
+mod calls;
 mod connection;
 mod consumers;
 mod convert;
@@ -29,6 +30,7 @@ mod events;
 mod loops;
 mod policies;
 mod processes;
+mod purse;
 mod repeat;
 mod spec;
 pub mod status;
@@ -40,6 +42,7 @@ mod watches;
 pub mod wire;
 
 pub use connection::{Service, serve};
+pub use purse::Treasury;
 pub use repeat::Repeats;
 
 /// The server side of the services, generated.
@@ -176,6 +179,8 @@ impl Api {
 struct Asker {
     peer: Arc<Peer>,
     caller: Caller,
+    /// What the connection's calls hold.
+    purse: Arc<purse::Purse>,
 }
 
 /// Who calls, if they are served at all.
@@ -202,7 +207,14 @@ fn asker<T>(request: &Request<T>) -> Result<Asker> {
         session,
         process: peer.process.clone(),
     };
-    Ok(Asker { peer, caller })
+    let purse = request.extensions().get::<Arc<purse::Purse>>();
+    let purse = purse.map(Arc::clone);
+    let purse = purse.ok_or(Error::Internal("a call without a connection"))?;
+    Ok(Asker {
+        peer,
+        caller,
+        purse,
+    })
 }
 
 /// Does a mutation to its end, whatever becomes of the call, and writes it to the audit log.

@@ -10,12 +10,14 @@ use tonic::{Request, Response, Status};
 use super::server::process_service_server::ProcessService;
 use super::stream::{Acks, EventStream, Parts};
 use super::watches::added;
+use super::watches::look;
 use super::{Api, Asker, asker, convert, mutate, object, spec, subscribe};
 use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
 use crate::journal::{Filter, Reader, Start};
+use crate::memory::Use;
 use crate::proto::*;
 use crate::watch::SignalTarget;
 
@@ -32,7 +34,8 @@ impl Api {
                     "must be set, or name: what to run or join",
                 ));
             }
-            let watch = on.get(WatchName::Name(request.name)).await?;
+            let name = WatchName::Name(request.name);
+            let (watch, _held) = look(on, &asker.purse, name).await?;
             if watch.watch_kind != WatchKind::Process.name() {
                 return Err(Error::wrong_state(
                     "the watch of that name is not a process",
@@ -85,6 +88,7 @@ impl ProcessService for Api {
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let asker = asker(&request)?;
+        let purse = Arc::clone(&asker.purse);
         let mut request = request.into_inner();
         let permit = self.streams.take()?;
         let on = self.on(&asker, request.r#loop.take(), request.spec.is_some())?;
@@ -130,8 +134,8 @@ impl ProcessService for Api {
         // asked, as the answer to a repeat is as old as the first.
         let mut gone = false;
         if reader.after() >= added {
-            match on.get(WatchName::Id(watch.watch_id)).await {
-                Ok(now) => watch = now,
+            match look(&on, &purse, WatchName::Id(watch.watch_id)).await {
+                Ok((now, _held)) => watch = now,
                 // It was removed, and nothing is told of it any more.
                 Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {
                     gone = reader.after() >= on.journal().status().newest;
@@ -158,6 +162,8 @@ impl ProcessService for Api {
             heartbeat,
             linger: Duration::ZERO,
             snapshot: VecDeque::new(),
+            held: purse.open(Use::Snapshots),
+            purse,
             acks: Acks::None,
             until_closed: true,
             permit,

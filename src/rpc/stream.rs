@@ -12,8 +12,10 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::Status;
 
+use super::purse::{Held, LEAST, Purse};
 use super::wire::Streamed;
 use crate::journal::{Over, Read, Reader};
+use crate::memory::Use;
 use crate::policy::Registry;
 use crate::proto::{Goodbye, GoodbyeReason, Snapshot};
 use crate::watch::Permit;
@@ -84,6 +86,12 @@ pub(super) enum Acks {
 pub struct EventStream<H> {
     header: Option<H>,
     snapshot: VecDeque<Snapshot>,
+    /// Of the memory, for the parts of the snapshot that were not sent yet.
+    held: Held,
+    /// Of that, for the part that is being sent.
+    part: u64,
+    /// Of the memory, for the batch that is being sent.
+    sending: Held,
     reader: Reader,
     registry: Arc<Registry>,
     batch_bytes: usize,
@@ -117,6 +125,9 @@ struct Linger {
 pub(super) struct Parts<H> {
     pub(super) header: H,
     pub(super) snapshot: VecDeque<Snapshot>,
+    /// What the snapshot holds of the memory.
+    pub(super) held: Held,
+    pub(super) purse: Arc<Purse>,
     pub(super) reader: Reader,
     pub(super) registry: Arc<Registry>,
     pub(super) batch_bytes: usize,
@@ -140,6 +151,9 @@ impl<H> EventStream<H> {
             sent: parts.reader.after(),
             header: Some(parts.header),
             snapshot: parts.snapshot,
+            held: parts.held,
+            part: 0,
+            sending: parts.purse.open(Use::Requests),
             reader: parts.reader,
             registry: parts.registry,
             batch_bytes: parts.batch_bytes,
@@ -229,6 +243,9 @@ impl<H> EventStream<H> {
     }
 
     pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
+        // Whoever asks for the next message is done with the one before.
+        self.held.shrink(std::mem::take(&mut self.part));
+        self.sending.clear();
         if let Some(header) = self.header.take() {
             return Poll::Ready(Some(Streamed::Header(header)));
         }
@@ -236,6 +253,7 @@ impl<H> EventStream<H> {
             return Poll::Ready(None);
         }
         if let Some(part) = self.snapshot.pop_front() {
+            self.part = part.encoded_len() as u64;
             return Poll::Ready(Some(Streamed::Snapshot(Box::new(part))));
         }
         if let Some(reason) = self.goodbye.take() {
@@ -246,7 +264,7 @@ impl<H> EventStream<H> {
         }
         for _ in 0..READS_AT_ONCE {
             let bytes = match self.poll_room(cx) {
-                Poll::Ready(Ok(bytes)) => bytes,
+                Poll::Ready(Ok(bytes)) => self.sending.readable(bytes),
                 Poll::Ready(Err(over)) => return Poll::Ready(Some(self.ended(over))),
                 Poll::Pending => return self.poll_stalled(cx),
             };
@@ -254,6 +272,10 @@ impl<H> EventStream<H> {
                 Poll::Ready(Ok(read)) => {
                     if self.until_closed && read.ended {
                         self.goodbye = Some(GoodbyeReason::Done);
+                    }
+                    if read.bytes > LEAST {
+                        // Others may have found the same room at the same moment.
+                        let _ = self.sending.grow(read.bytes as u64);
                     }
                     if self.is_news(&read) {
                         return Poll::Ready(Some(self.batch(read)));

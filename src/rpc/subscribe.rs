@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::purse::{Held, Purse};
 use super::stream::{Acks, EventStream, Parts, Window};
 use super::{Api, Asker, convert};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::Handle;
 use crate::journal::{Filter, Reader, Start};
+use crate::memory::Use;
 use crate::policy::check_loop_name;
 use crate::proto::{
     Snapshot, StartAt, SubscribeHeader, SubscribeRequest, Watch, subscribe_request,
@@ -99,7 +101,7 @@ impl Reading<'_> {
     }
 
     /// A reader that begins right after the state that the parts tell.
-    async fn snapshot(&self) -> Result<(Reader, VecDeque<Snapshot>)> {
+    async fn snapshot(&self, purse: &Arc<Purse>) -> Result<(Reader, (VecDeque<Snapshot>, Held))> {
         let (cursor, watches) = self.on.snapshot().await?;
         let start = Start::After { cursor, skip: true };
         let reader = self.reader(Some(start))?;
@@ -131,7 +133,9 @@ impl Reading<'_> {
         }
         part.last = true;
         parts.push_back(part);
-        Ok((reader, parts))
+        let held: usize = parts.iter().map(Message::encoded_len).sum();
+        let held = purse.hold(Use::Snapshots, held as u64)?;
+        Ok((reader, (parts, held)))
     }
 }
 
@@ -178,19 +182,19 @@ impl Api {
             ttl,
             filter,
         };
-        let none = VecDeque::new();
-        let (reader, snapshot) = match begin {
-            Begin::Resume => (reading.reader(None)?, none),
-            Begin::At(start) => (reading.reader(Some(start))?, none),
-            Begin::Snapshot => reading.snapshot().await?,
+        let none = || (VecDeque::new(), asker.purse.open(Use::Snapshots));
+        let (reader, (snapshot, held)) = match begin {
+            Begin::Resume => (reading.reader(None)?, none()),
+            Begin::At(start) => (reading.reader(Some(start))?, none()),
+            Begin::Snapshot => reading.snapshot(&asker.purse).await?,
             Begin::AtOrSnapshot(cursor) => {
                 let start = Start::After {
                     cursor,
                     skip: false,
                 };
                 match reading.reader(Some(start)) {
-                    Err(Error::CursorOutOfRange { .. }) => reading.snapshot().await?,
-                    reader => (reader?, none),
+                    Err(Error::CursorOutOfRange { .. }) => reading.snapshot(&asker.purse).await?,
+                    reader => (reader?, none()),
                 }
             }
         };
@@ -208,6 +212,8 @@ impl Api {
         let stream = EventStream::new(Parts {
             header,
             snapshot,
+            held,
+            purse: Arc::clone(&asker.purse),
             acks: if request.auto_ack {
                 Acks::Auto
             } else if window {

@@ -2,15 +2,19 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 
+use prost::Message as _;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
+use super::purse::{Held, Purse};
 use super::server::watch_service_server::WatchService;
 use super::{Api, Asker, asker, convert, mutate, object, spec, status};
 use crate::config::WatchKind;
 use crate::error::{Error, Result};
-use crate::event_loop::{Added, Handle, WatchFilter};
+use crate::event_loop::{Added, Handle, Page, WatchFilter, WatchName};
+use crate::memory::Use;
 use crate::proto::*;
 use crate::watch::Order;
 
@@ -18,6 +22,20 @@ use crate::watch::Order;
 const REARM_MAX: usize = 65_536;
 /// Most registrations of one call.
 const BATCH_MAX: usize = 1024;
+
+/// One watch, and what it takes of the memory on its way to the client.
+pub(super) async fn look(
+    on: &Handle,
+    purse: &Arc<Purse>,
+    name: WatchName,
+) -> Result<(Watch, Held)> {
+    let mut held = purse.open(Use::Requests);
+    let counted = move |watch: Watch| {
+        held.grow(watch.encoded_len() as u64)?;
+        Ok((watch, held))
+    };
+    on.get(name, counted).await
+}
 
 impl Api {
     /// Adds one watch, to the end.
@@ -175,7 +193,8 @@ impl WatchService for Api {
         let asker = asker(&request)?;
         let request = request.into_inner();
         let on = self.on(&asker, request.r#loop, false)?;
-        let watch = on.get(convert::watch_name(request.watch)?).await?;
+        let watch = convert::watch_name(request.watch)?;
+        let (watch, _held) = look(&on, &asker.purse, watch).await?;
         Ok(Response::new(GetWatchResponse { watch: Some(watch) }))
     }
 
@@ -199,7 +218,13 @@ impl WatchService for Api {
             kinds: request.watch_kinds.into_iter().collect(),
             open_only: request.open_only,
         };
-        let page = on.list(after, size, filter).await?;
+        let mut held = asker.purse.open(Use::Requests);
+        let counted = move |page: Page<Watch>| {
+            let bytes: usize = page.items.iter().map(prost::Message::encoded_len).sum();
+            held.grow(bytes as u64)?;
+            Ok((page, held))
+        };
+        let (page, _held) = on.list(after, size, filter, counted).await?;
         Ok(Response::new(ListWatchesResponse {
             watches: page.items,
             next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),

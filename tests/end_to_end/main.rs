@@ -15,6 +15,7 @@ mod exhaustion;
 mod hostile;
 mod life;
 mod loops;
+mod neighbours;
 mod polling;
 mod runs;
 mod starts;

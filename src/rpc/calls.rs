@@ -1,0 +1,308 @@
+//! The memory and the time that a call may take while it comes in, is done, and goes out.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+use super::purse::{Held, Purse};
+use crate::error::Error;
+use crate::memory::Use;
+
+/// An answer goes to the connection in pieces of so many bytes.
+const PIECE: usize = 16 * 1024;
+/// Of a gRPC message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// Which sides of a method are streams.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    requests: bool,
+    answers: bool,
+}
+
+impl Shape {
+    fn of(path: &str) -> Self {
+        let method = path.rsplit('/').next().unwrap_or_default();
+        let both = matches!(method, "Attach" | "ServerReflectionInfo");
+        Self {
+            requests: both,
+            answers: both || matches!(method, "Subscribe" | "Run" | "Watch"),
+        }
+    }
+}
+
+/// Carries a call out. What it holds is counted from its first byte to its last.
+pub(super) async fn carry_out(
+    routes: Routes,
+    request: http::Request<hyper::body::Incoming>,
+    purse: Arc<Purse>,
+    patience: Duration,
+) -> http::Response<Body> {
+    let shape = Shape::of(request.uri().path());
+    let held = Arc::new(Mutex::new(purse.open(Use::Requests)));
+    let mut request = request.map(|body| {
+        Body::new(Received {
+            body,
+            held: Arc::clone(&held),
+            is_stream: shape.requests,
+            message: Progress::default(),
+            patience,
+            timer: None,
+        })
+    });
+    request.extensions_mut().insert(Arc::clone(&purse));
+    let response = match routes.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let (parts, mut body) = response.into_parts();
+    if shape.answers {
+        let answers = Answer {
+            first: Bytes::new(),
+            rest: body,
+            // A stream counts what it sends, and sends no more than there is room for.
+            held: Arc::new(Mutex::new(purse.open(Use::Requests))),
+        };
+        return http::Response::from_parts(parts, Body::new(answers));
+    }
+    // A message that is whole is there at once.
+    let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+    let first = match first {
+        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                let body = Body::new(Ended(Some(frame)));
+                return http::Response::from_parts(parts, body);
+            }
+        },
+        Poll::Ready(Some(Err(status))) => return status.into_http(),
+        Poll::Ready(None) | Poll::Pending => Bytes::new(),
+    };
+    {
+        let mut held = held.lock();
+        held.clear();
+        if let Err(error) = held.grow(first.len() as u64) {
+            return Status::from(error).into_http();
+        }
+    }
+    let answer = Answer {
+        first,
+        rest: body,
+        held,
+    };
+    http::Response::from_parts(parts, Body::new(answer))
+}
+
+/// How far the messages of a body have come.
+#[derive(Debug, Default)]
+struct Progress {
+    prefix: [u8; PREFIX],
+    known: usize,
+    /// Bytes of the message that are still to come, once its prefix is known.
+    left: usize,
+}
+
+impl Progress {
+    fn advance(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.known < PREFIX {
+                let part = bytes.len().min(PREFIX - self.known);
+                self.prefix[self.known..][..part].copy_from_slice(&bytes[..part]);
+                self.known += part;
+                bytes = &bytes[part..];
+                if self.known < PREFIX {
+                    return;
+                }
+                let [_, a, b, c, d] = self.prefix;
+                self.left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+            }
+            let part = bytes.len().min(self.left);
+            self.left -= part;
+            bytes = &bytes[part..];
+            if self.left == 0 {
+                self.known = 0;
+            }
+        }
+    }
+
+    /// Nothing of a message is there without the rest.
+    const fn is_between(&self) -> bool {
+        self.known == 0
+    }
+}
+
+/// A request's body.
+#[derive(Debug)]
+struct Received {
+    body: hyper::body::Incoming,
+    held: Arc<Mutex<Held>>,
+    is_stream: bool,
+    message: Progress,
+    /// How long one message may take.
+    patience: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let idle = this.is_stream && this.message.is_between();
+        if idle {
+            // Whoever asks for more is done with what was whole.
+            this.held.lock().clear();
+            this.timer = None;
+        }
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.held.lock().grow(data.len() as u64)?;
+                    this.message.advance(data);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                Poll::Ready(Some(Err(Status::from_error(Box::new(error)))))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending if idle => Poll::Pending,
+            Poll::Pending => {
+                let patience = this.patience;
+                let timer = this
+                    .timer
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+                ready!(timer.as_mut().poll(cx));
+                let late = Error::Limit {
+                    limit: "server.receive_timeout",
+                    value: patience.as_secs(),
+                    hint: "a request has to arrive within so many seconds",
+                };
+                Poll::Ready(Some(Err(late.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body. The connection buffers what it is given, and is therefore given pieces: what
+/// its client does not take yet is counted.
+#[derive(Debug)]
+struct Answer {
+    first: Bytes,
+    rest: Body,
+    held: Arc<Mutex<Held>>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        while this.first.is_empty() {
+            let frame = match ready!(Pin::new(&mut this.rest).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            };
+            match frame.into_data() {
+                Ok(data) => this.first = data,
+                Err(frame) => return Poll::Ready(Some(Ok(frame))),
+            }
+        }
+        let piece = this.first.split_to(PIECE.min(this.first.len()));
+        this.held.lock().shrink(piece.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.rest.is_end_stream()
+    }
+}
+
+/// The trailers of an answer without a message.
+#[derive(Debug)]
+struct Ended(Option<Frame<Bytes>>);
+
+impl HttpBody for Ended {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.0.take().map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn streams_are_known_as_such() {
+        let files = crate::proto::FILE_DESCRIPTOR_SET;
+        let files = prost_types::FileDescriptorSet::decode(files).unwrap();
+        let services = files.file.iter().flat_map(|file| &file.service);
+        let methods: Vec<_> = services.flat_map(|service| &service.method).collect();
+        assert!(methods.len() > 30, "{}", methods.len());
+        for method in methods {
+            let shape = Shape::of(&format!("/a.b/{}", method.name()));
+            let streams = (method.client_streaming(), method.server_streaming());
+            assert_eq!(
+                (shape.requests, shape.answers),
+                streams,
+                "{}",
+                method.name()
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_is_whole_however_it_is_cut() {
+        let mut bytes = Vec::new();
+        for len in [0_u32, 1, 300, 7] {
+            bytes.push(0);
+            bytes.extend(len.to_be_bytes());
+            bytes.extend(std::iter::repeat_n(1, len as usize));
+        }
+        for cut in 1..bytes.len() {
+            let mut progress = Progress::default();
+            bytes.chunks(cut).for_each(|part| progress.advance(part));
+            assert!(progress.is_between(), "cut at {cut}");
+            progress.advance(&[0]);
+            assert!(!progress.is_between());
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Hostile clients beside one that is not: its calls stay as they are, and so do the counts.
+
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use evloopd::proto::admin_service_client::AdminServiceClient;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use prost::Message;
+use tokio::net::UnixStream;
+use tonic::Code;
+
+use crate::common::{Daemon, PATIENCE, Scene, lasting, refused, shell, within};
+
+/// Far longer than a call takes beside a hostile client, and far shorter than one can hold it up.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Bytes that the calls of a well-behaved client hold; the one that asks is among them.
+const LITTLE: u64 = 1024;
+
+/// A connection of somebody who speaks HTTP/2 as they like.
+async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
+    let socket = UnixStream::connect(&daemon.socket).await.unwrap();
+    let mut client = h2::client::Builder::new();
+    client.initial_window_size(window);
+    client.initial_connection_window_size(64 << 20);
+    let (send, connection) = client.handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    send.ready().await.unwrap()
+}
+
+/// Begins a call, and no more.
+async fn call(
+    client: &mut SendRequest<Bytes>,
+    method: &str,
+) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+    let request = http::Request::post(format!("http://localhost/evloopd.v1.{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let mut ready = client.clone().ready().await?;
+    ready.send_request(request, false)
+}
+
+fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(message.encoded_len().try_into().unwrap());
+    message.encode(&mut bytes).unwrap();
+    bytes.freeze()
+}
+
+/// The status of a call that was refused before it had an answer.
+async fn status(response: ResponseFuture) -> Option<Code> {
+    let response = within("an answer", response).await.ok()?;
+    let status = response.headers().get("grpc-status")?.to_str().ok()?;
+    Some(Code::from_bytes(status.as_bytes()))
+}
+
+/// Somebody else's calls, over and over, until `stop`: the longest that one took.
+fn neighbour(daemon: &Daemon) -> impl AsyncFnOnce() -> Duration {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let path = daemon.socket.clone();
+    let calls = tokio::spawn(async move {
+        let mut admin = AdminServiceClient::new(crate::common::connect(&path).await);
+        let mut longest = Duration::ZERO;
+        while stopped.try_recv().is_err() {
+            let begun = Instant::now();
+            let request = GetServerInfoRequest {};
+            admin.get_server_info(request).await.unwrap();
+            longest = longest.max(begun.elapsed());
+        }
+        longest
+    });
+    async move || {
+        let _ = stop.send(());
+        calls.await.unwrap()
+    }
+}
+
+/// Requests that never arrive whole are counted, and refused beyond the budget.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_received_requests_stay_within_the_memory() {
+    const MEMORY: u64 = 32 << 20;
+    let daemon = Daemon::start("[limits]\nmemory = \"32MiB\"").await;
+    let before = daemon.status().await;
+    let neighbour = neighbour(&daemon);
+    let mut clients = Vec::new();
+    let mut refusals = 0;
+    for _ in 0..6 {
+        let mut client = connection(&daemon, 65_535).await;
+        let mut calls = Vec::new();
+        for _ in 0..32 {
+            let begun = call(&mut client, "WatchService/BatchAddWatches").await;
+            let (response, mut body) = begun.unwrap();
+            let mut bytes = BytesMut::new();
+            bytes.put_u8(0);
+            bytes.put_u32(15 << 20);
+            bytes.put_bytes(0, 2 << 20);
+            body.send_data(bytes.freeze(), false).unwrap();
+            calls.push((response, body));
+        }
+        clients.push((client, calls));
+    }
+    // All that fits is there, and the rest was told so.
+    for (_, calls) in &mut clients {
+        while let Some((response, body)) = calls.pop() {
+            let told = tokio::time::timeout(Duration::from_millis(100), status(response)).await;
+            match told {
+                Ok(Some(Code::ResourceExhausted)) => refusals += 1,
+                Ok(other) => panic!("{other:?}"),
+                // It waits for the rest.
+                Err(_) => drop(body),
+            }
+        }
+    }
+    assert!(refusals > 100, "{refusals}");
+    let now = daemon.status().await;
+    assert!(now.memory_used_bytes <= MEMORY);
+    assert!(
+        now.rss_bytes < before.rss_bytes + 4 * MEMORY,
+        "{} MiB more",
+        (now.rss_bytes - before.rss_bytes) >> 20
+    );
+    assert!(neighbour().await < SOON);
+    drop(clients);
+    daemon
+        .until("as before", |status| {
+            status.request_bytes < LITTLE && status.open_fds <= before.open_fds
+        })
+        .await;
+}
+
+/// A request that stops half-way is ended, be it the only message or one of a stream's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_stops_half_way_is_ended() {
+    let daemon = Daemon::start("[server]\nreceive_timeout = \"1s\"").await;
+    let mut client = connection(&daemon, 65_535).await;
+    for (method, first) in [
+        ("AdminService/GetStatus", Bytes::new()),
+        (
+            "AdminService/GetStatus",
+            Bytes::from_static(b"\0\0\0\x01\0par"),
+        ),
+        (
+            "EventService/Attach",
+            Bytes::from_static(b"\0\0\0\x01\0par"),
+        ),
+    ] {
+        let (response, mut body) = call(&mut client, method).await.unwrap();
+        body.send_data(first, false).unwrap();
+        assert_eq!(status(response).await, Some(Code::ResourceExhausted));
+    }
+    // One that only has nothing to say goes on.
+    let start = SubscribeRequest::default();
+    let start = AttachRequest {
+        message: Some(attach_request::Message::Start(start)),
+    };
+    let (response, mut body) = call(&mut client, "EventService/Attach").await.unwrap();
+    body.send_data(framed(&start), false).unwrap();
+    let mut answers = within("a header", response).await.unwrap().into_body();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        let quiet = tokio::time::timeout(Duration::from_millis(500), answers.data()).await;
+        assert!(quiet.is_err() || quiet.is_ok_and(|data| data.is_some_and(|data| data.is_ok())));
+    }
+}
+
+/// Answers that nobody takes are counted like requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_takes_stay_within_the_memory() {
+    const MEMORY: u64 = 32 << 20;
+    let mut scene = Scene::new(Daemon::start("[limits]\nmemory = \"32MiB\"").await, "", "").await;
+    let mut spec = shell("sleep 1000");
+    spec.env = [("LARGE".to_owned(), "x".repeat(100_000))].into();
+    for _ in 0..8 {
+        scene.add(Spec::Process(spec.clone())).await;
+    }
+    let before = scene.daemon.status().await;
+    let neighbour = neighbour(&scene.daemon);
+    let list = framed(&ListWatchesRequest {
+        r#loop: Some(scene.target.clone()),
+        ..ListWatchesRequest::default()
+    });
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = connection(&scene.daemon, 0).await;
+        let mut calls = Vec::new();
+        for _ in 0..250 {
+            let begun = call(&mut client, "WatchService/ListWatches").await;
+            let (response, mut body) = begun.unwrap();
+            body.send_data(list.clone(), true).unwrap();
+            calls.push(response);
+        }
+        clients.push((client, calls));
+    }
+    let mut refusals = 0;
+    let mut waiting = Vec::new();
+    for (_, calls) in &mut clients {
+        for response in calls.drain(..) {
+            let response = within("an answer", response).await.unwrap();
+            if response.headers().contains_key("grpc-status") {
+                refusals += 1;
+            } else {
+                waiting.push(response);
+            }
+        }
+    }
+    assert!(refusals > 0 && !waiting.is_empty());
+    let now = scene.daemon.status().await;
+    assert!(now.memory_used_bytes <= MEMORY);
+    assert!(
+        now.rss_bytes < before.rss_bytes + 4 * MEMORY,
+        "{} MiB more",
+        (now.rss_bytes - before.rss_bytes) >> 20
+    );
+    assert!(neighbour().await < SOON);
+    drop((waiting, clients));
+    scene
+        .daemon
+        .until("as before", |status| status.request_bytes < LITTLE)
+        .await;
+}
+
+/// Polls that wait take memory, too; and a client that is gone waits no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_polls_stay_within_the_memory() {
+    let scene = Scene::new(Daemon::start("[limits]\nmemory = \"4MiB\"").await, "", "").await;
+    let before = scene.daemon.status().await;
+    let wait = framed(&PollRequest {
+        r#loop: Some(scene.target.clone()),
+        timeout: Some(lasting(PATIENCE)),
+        filter: Some(Filter {
+            watch_ids: vec![u64::MAX],
+            ..Filter::default()
+        }),
+        ..PollRequest::default()
+    });
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = connection(&scene.daemon, 65_535).await;
+        let mut calls = Vec::new();
+        for _ in 0..1000 {
+            let (response, mut body) = call(&mut client, "EventService/Poll").await.unwrap();
+            body.send_data(wait.clone(), true).unwrap();
+            calls.push(response);
+        }
+        clients.push((client, calls));
+    }
+    let last = clients[1].1.pop().unwrap();
+    assert_eq!(status(last).await, Some(Code::ResourceExhausted));
+    let now = scene.daemon.status().await;
+    assert!(now.poll_bytes > 0 && now.memory_used_bytes <= 4 << 20);
+    // A neighbour's still waits as ever.
+    let request = PollRequest {
+        r#loop: Some(scene.target.clone()),
+        timeout: Some(crate::common::millis(10)),
+        ..PollRequest::default()
+    };
+    scene.daemon.events().poll(request).await.unwrap();
+    drop(clients);
+    scene
+        .daemon
+        .until("as before", |status| {
+            status.poll_bytes == 0 && status.open_fds <= before.open_fds
+        })
+        .await;
+}
+
+/// A connection with many calls at once has its share of the thread that serves them, no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_calls_at_once_hold_nobody_up() {
+    let daemon = Daemon::start("").await;
+    let neighbour = neighbour(&daemon);
+    let mut client = connection(&daemon, 1 << 20).await;
+    let empty = framed(&GetServerInfoRequest {});
+    let mut calls = Vec::new();
+    for _ in 0..20_000 {
+        let begun = call(&mut client, "AdminService/GetServerInfo").await;
+        let (response, mut body) = begun.unwrap();
+        body.send_data(empty.clone(), true).unwrap();
+        calls.push(tokio::spawn(async move {
+            let mut answer = response.await.unwrap().into_body();
+            while answer.data().await.is_some_and(|data| data.is_ok()) {}
+            let trailers = answer.trailers().await.unwrap();
+            trailers.is_some_and(|trailers| trailers["grpc-status"] == "0")
+        }));
+    }
+    for call in calls {
+        assert!(within("an answer", call).await.unwrap());
+    }
+    let longest = neighbour().await;
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
+/// Snapshots that nobody reads are counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_snapshots_stay_within_the_memory() {
+    const MEMORY: u64 = 32 << 20;
+    let mut scene = Scene::new(Daemon::start("[limits]\nmemory = \"32MiB\"").await, "", "").await;
+    let mut spec = shell("sleep 1000");
+    spec.env = [("LARGE".to_owned(), "x".repeat(100_000))].into();
+    for _ in 0..8 {
+        scene.add(Spec::Process(spec.clone())).await;
+    }
+    let subscribe = framed(&SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Snapshot.into())),
+        ..SubscribeRequest::default()
+    });
+    let mut client = connection(&scene.daemon, 0).await;
+    let mut refusals = 0;
+    let mut waiting = Vec::new();
+    for _ in 0..200 {
+        let (response, mut body) = call(&mut client, "EventService/Subscribe").await.unwrap();
+        body.send_data(subscribe.clone(), true).unwrap();
+        let response = within("an answer", response).await.unwrap();
+        if response.headers().contains_key("grpc-status") {
+            refusals += 1;
+        } else {
+            waiting.push(response);
+        }
+    }
+    assert!(refusals > 0 && !waiting.is_empty());
+    let now = scene.daemon.status().await;
+    assert!(now.snapshot_bytes > 0 && now.memory_used_bytes <= MEMORY);
+    // Somebody else's fits.
+    let request = SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Snapshot.into())),
+        ..SubscribeRequest::default()
+    };
+    scene.daemon.events().subscribe(request).await.unwrap();
+    let many = PollRequest {
+        max_events: 65_537,
+        ..PollRequest::default()
+    };
+    let error = scene.daemon.events().poll(many).await;
+    refused(error, Code::InvalidArgument, "INVALID_FIELD");
+    drop((waiting, client));
+    scene
+        .daemon
+        .until("as before", |status| status.snapshot_bytes == 0)
+        .await;
+}
