@@ -14,7 +14,7 @@ struct Args {
     /// The configuration; by default the user's or the system's, if there is one.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The service's Unix socket; else the environment's EVLOOPD_SOCKET, else the configuration's.
+    /// The service's Unix socket; else the configuration's. EVLOOPD_SOCKET is for clients alone.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Checks the configuration and ends.
@@ -35,14 +35,11 @@ enum Show {
 
 fn configure(args: &Args) -> Result<Config, String> {
     let mut config = Config::load(args.config.as_deref()).map_err(|e| e.to_string())?;
-    let asked = args.socket.clone().map(|path| (path, Source::CommandLine));
-    let named = std::env::var_os("EVLOOPD_SOCKET").filter(|path| !path.is_empty());
-    let named = named.map(|path| (PathBuf::from(path), Source::Environment));
-    if let Some((socket, source)) = asked.or(named) {
+    if let Some(socket) = &args.socket {
         let socket = std::path::absolute(socket).map_err(|e| e.to_string())?;
         let socket = socket.to_str().ok_or("the socket's path must be UTF-8")?;
         config
-            .set("server.socket", socket, source)
+            .set("server.socket", socket, Source::CommandLine)
             .map_err(|e| e.to_string())?;
     }
     Ok(config)

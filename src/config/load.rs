@@ -20,8 +20,6 @@ pub enum Source {
     Default,
     /// An argument of `evloopd`.
     CommandLine,
-    /// An environment variable.
-    Environment,
     /// A line of a file.
     File {
         /// Its path.
@@ -36,7 +34,6 @@ impl fmt::Display for Source {
         match self {
             Self::Default => f.write_str("default"),
             Self::CommandLine => f.write_str("command line"),
-            Self::Environment => f.write_str("environment"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
         }
     }

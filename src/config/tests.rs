@@ -257,7 +257,7 @@ fn the_command_line_comes_after_the_files_and_passes_the_same_checks() {
         .set("server.socket", "/s", Source::CommandLine)
         .unwrap();
     config
-        .set("log.filter", "debug", Source::Environment)
+        .set("log.filter", "debug", Source::CommandLine)
         .unwrap();
     config
         .set("default_policy", "mine", Source::CommandLine)
@@ -267,7 +267,7 @@ fn the_command_line_comes_after_the_files_and_passes_the_same_checks() {
     let values = config.effective();
     for (key, value, source) in [
         ("server.socket", "\"/s\"", "command line"),
-        ("log.filter", "\"debug\"", "environment"),
+        ("log.filter", "\"debug\"", "command line"),
         ("policy.mine.journal_events", "99", "e.toml:5"),
     ] {
         let expected = (key.to_owned(), value.to_owned(), source.to_owned());

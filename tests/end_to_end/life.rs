@@ -32,6 +32,27 @@ async fn a_live_socket_is_not_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_socket_that_clients_are_told_of_is_not_the_daemons_own() {
+    let first = Daemon::start("").await;
+    let dir = directory();
+    let file = dir.path().join("evloopd.toml");
+    let own = dir.path().join("evloopd.sock");
+    let config = format!("version = 1\n[server]\nsocket = \"{}\"\n", own.display());
+    std::fs::write(&file, config).unwrap();
+    // As from a shell, or a child of a daemon, where `evloopctl` finds the first one.
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_evloopd"));
+    command
+        .arg("--config")
+        .arg(&file)
+        .env("EVLOOPD_SOCKET", &first.socket)
+        .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+        .kill_on_drop(true);
+    let second = Daemon::start_as(dir, command).await;
+    assert_eq!(second.info().await.socket, own.display().to_string());
+    assert_ne!(first.info().await.instance, second.info().await.instance);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stale_socket_is_replaced() {
     let dir = directory();
     for name in ["evloopd.sock", "evloopd.sock.handover"] {
