@@ -153,7 +153,8 @@ impl Default for Access {
 
 /// Writes a mutation and what came of it to the audit log.
 pub fn audit<T>(peer: &Peer, action: &'static str, object: impl fmt::Display, result: &Result<T>) {
-    let (principal, pid) = (&peer.principal, peer.pid);
+    // 0 is nobody's: it lives in a PID namespace that is not visible here.
+    let (principal, pid) = (&peer.principal, (peer.pid != 0).then_some(peer.pid));
     match result {
         Ok(_) => tracing::info!(target: AUDIT, %principal, pid, action, %object, "done"),
         Err(error @ Error::PermissionDenied { .. }) => {

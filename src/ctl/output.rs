@@ -114,6 +114,7 @@ fn flatten(prefix: &str, value: &Value, pairs: &mut Vec<(String, String)>) {
             }
         }
         Value::String(text) => pairs.push((prefix.to_owned(), text.clone())),
+        Value::Null => pairs.push((prefix.to_owned(), "unknown".to_owned())),
         other => pairs.push((prefix.to_owned(), other.to_string())),
     }
 }

@@ -5,8 +5,6 @@
 //! whoever else holds it: a client whose own reads suddenly fail with `EAGAIN` would be
 //! right to complain. So they are never changed; see [`Nonblocking`].
 
-use std::borrow::Cow;
-use std::fmt;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -18,6 +16,7 @@ use rustix::io::{Errno, FdFlags, ReadWriteFlags};
 use rustix::net::SocketType;
 
 use super::Op;
+use crate::error::SystemError;
 pub use kind::FileKind;
 
 mod kind;
@@ -91,34 +90,30 @@ pub enum Purpose {
 }
 
 /// Why a file descriptor is not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// What it is: `a regular file`.
-    pub what: &'static str,
-    /// What is wrong with that.
-    pub reason: Cow<'static, str>,
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is of a kind, or in a state, that will not do.
+    #[error("{what}: {reason}")]
+    Unfit {
+        /// What it is: `a regular file`.
+        what: &'static str,
+        /// What is wrong with that.
+        reason: &'static str,
+    },
+    /// The system refused, which may say nothing about the descriptor: `EMFILE`.
+    #[error(transparent)]
+    System(#[from] SystemError),
 }
 
 impl Refusal {
-    fn new(what: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            what,
-            reason: reason.into(),
-        }
+    const fn new(what: &'static str, reason: &'static str) -> Self {
+        Self::Unfit { what, reason }
     }
 
-    fn system(what: &'static str, step: &str, errno: Errno) -> Self {
-        Self::new(what, format!("{step}: {errno}"))
+    fn system(what: &'static str, step: &'static str, errno: Errno) -> Self {
+        Self::System(SystemError::new(errno, step, what))
     }
 }
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.reason)
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// A file descriptor fit for [`Driver::attach`](super::Driver::attach).
 #[derive(Debug)]
@@ -131,15 +126,46 @@ pub struct Claim {
     pub mode: Nonblocking,
 }
 
+/// How a file descriptor that [`fit`] has looked at is taken.
+#[derive(Debug)]
+pub struct Fit {
+    kind: FileKind,
+    mode: Nonblocking,
+    /// To be used in its place.
+    anew: Option<OwnedFd>,
+}
+
+impl Fit {
+    /// Takes it. `fd` has to be the one that was looked at.
+    #[must_use]
+    pub fn claim(self, fd: OwnedFd) -> Claim {
+        Claim {
+            fd: self.anew.unwrap_or(fd),
+            kind: self.kind,
+            mode: self.mode,
+        }
+    }
+}
+
 /// Takes a file descriptor that came from a client.
 ///
 /// # Errors
-/// It cannot be watched, or not be used for that purpose without blocking. It is closed.
+/// As [`fit`]; it is closed.
 pub fn claim(fd: OwnedFd, purpose: Purpose) -> Result<Claim, Refusal> {
-    let kind = inspect(fd.as_fd())?;
-    let flags = rustix::fs::fcntl_getfl(&fd)
+    Ok(fit(fd.as_fd(), purpose)?.claim(fd))
+}
+
+/// Looks whether a file descriptor that came from a client can be taken, and makes it
+/// close-on-exec.
+///
+/// # Errors
+/// It cannot be watched, or not be used for that purpose without blocking; or the system has no
+/// room for what that takes.
+pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
+    let kind = inspect(fd)?;
+    let flags = rustix::fs::fcntl_getfl(fd)
         .map_err(|errno| Refusal::system(kind.phrase(), "fcntl", errno))?;
-    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)
+    rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)
         .map_err(|errno| Refusal::system(kind.phrase(), "fcntl", errno))?;
 
     let mode = match purpose {
@@ -180,7 +206,11 @@ pub fn claim(fd: OwnedFd, purpose: Purpose) -> Result<Claim, Refusal> {
             }
         },
     };
-    Ok(Claim { fd, kind, mode })
+    Ok(Fit {
+        kind,
+        mode,
+        anew: None,
+    })
 }
 
 /// What it is, if it can be watched at all.
@@ -211,29 +241,34 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     ) {
         return Err(unwatchable);
     }
-    match probe_epoll(fd) {
+    // These always have one; the others take a descriptor to ask with.
+    if matches!(
+        kind,
+        FileKind::Socket { .. } | FileKind::Pipe | FileKind::Fifo
+    ) {
+        return Ok(kind);
+    }
+    let scratch = match epoll::create(epoll::CreateFlags::CLOEXEC) {
+        Ok(scratch) => scratch,
+        // Where there is no epoll, the kind alone decides.
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(kind),
+        Err(errno) => return Err(Refusal::system(kind.phrase(), "epoll_create", errno)),
+    };
+    let data = epoll::EventData::new_u64(0);
+    match epoll::add(scratch, fd, data, epoll::EventFlags::IN) {
         Ok(()) => Ok(kind),
         Err(Errno::PERM) => Err(unwatchable),
         Err(errno) => Err(Refusal::system(kind.phrase(), "epoll_ctl", errno)),
     }
 }
 
-/// Whether epoll would take it. Where there is no epoll, the kind alone decides.
-fn probe_epoll(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    match epoll::create(epoll::CreateFlags::CLOEXEC) {
-        Ok(scratch) => epoll::add(
-            scratch,
-            fd,
-            epoll::EventData::new_u64(0),
-            epoll::EventFlags::IN,
-        ),
-        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// Takes the end of a stream of bytes.
-fn stream(fd: OwnedFd, kind: FileKind, purpose: Purpose, flags: OFlags) -> Result<Claim, Refusal> {
+fn stream(
+    fd: BorrowedFd<'_>,
+    kind: FileKind,
+    purpose: Purpose,
+    flags: OFlags,
+) -> Result<Fit, Refusal> {
     let (wrong, fault) = match purpose {
         Purpose::Writer => (OFlags::RDONLY, "it is open for reading only"),
         _ => (OFlags::WRONLY, "it is open for writing only"),
@@ -248,7 +283,7 @@ fn stream(fd: OwnedFd, kind: FileKind, purpose: Purpose, flags: OFlags) -> Resul
         } => Nonblocking::Socket,
         FileKind::Pipe if pipes_take_nowait() => Nonblocking::Pipe,
         FileKind::Pipe | FileKind::Fifo | FileKind::Tty | FileKind::CharDevice => {
-            return reopen(fd.as_fd(), kind, flags & OFlags::RWMODE);
+            return reopen(fd, kind, flags & OFlags::RWMODE);
         }
         FileKind::PtyMaster => {
             return Err(Refusal::new(
@@ -263,7 +298,11 @@ fn stream(fd: OwnedFd, kind: FileKind, purpose: Purpose, flags: OFlags) -> Resul
             ));
         }
     };
-    Ok(Claim { fd, kind, mode })
+    Ok(Fit {
+        kind,
+        mode,
+        anew: None,
+    })
 }
 
 /// Opens the FIFO at `path` for [`Purpose::Reader`] or [`Purpose::Writer`].
@@ -289,19 +328,19 @@ pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Errno> {
 }
 
 /// Makes an open file description of our own, where `O_NONBLOCK` bothers nobody else.
-fn reopen(fd: BorrowedFd<'_>, kind: FileKind, access: OFlags) -> Result<Claim, Refusal> {
-    let system = |errno| Refusal::system(kind.phrase(), "opening it anew", errno);
-    let stat = rustix::fs::fstat(fd).map_err(system)?;
+fn reopen(fd: BorrowedFd<'_>, kind: FileKind, access: OFlags) -> Result<Fit, Refusal> {
+    let system = |step| move |errno| Refusal::system(kind.phrase(), step, errno);
+    let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
     if device(&stat) == DEV_TTY {
         return Err(Refusal::new(
             "/dev/tty",
             "it is another terminal for every process; hand over the terminal itself",
         ));
     }
-    Ok(Claim {
-        fd: open_own(fd, access).map_err(system)?,
+    Ok(Fit {
         kind,
         mode: Nonblocking::Own,
+        anew: Some(open_own(fd, access).map_err(system("open"))?),
     })
 }
 

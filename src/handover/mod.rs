@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::epoll;
-use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown as shut_down};
 use tokio::io::Interest;
@@ -227,7 +227,8 @@ fn answer(
 
 fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
     for (fd, number) in fds.iter().zip(1_usize..) {
-        if let Some(kind) = unwatchable(fd.as_fd()) {
+        let unwatchable = unwatchable(fd.as_fd()).map_err(|error| Refusal::from(&error.into()))?;
+        if let Some(kind) = unwatchable {
             let message = format!(
                 "file descriptor {number} of {} is {kind}: sockets, pipes, FIFOs, terminals, \
                  eventfds and the like can be watched",
@@ -240,26 +241,43 @@ fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
 }
 
 /// What a descriptor is, if it cannot be watched.
-fn unwatchable(fd: BorrowedFd<'_>) -> Option<&'static str> {
+fn unwatchable(fd: BorrowedFd<'_>) -> std::result::Result<Option<&'static str>, SystemError> {
+    let failed = |errno, step| SystemError::new(errno, step, "a file descriptor handed over");
     // FUSE lets epoll watch regular files, and answers a syncing stat(2) when it likes.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = statx(fd, "", flags, StatxFlags::TYPE).ok()?;
+    let found = match statx(fd, "", flags, StatxFlags::TYPE) {
+        Ok(found) => found,
+        Err(Errno::NOSYS | Errno::PERM) => return Ok(None),
+        Err(errno) => return Err(failed(errno, "statx")),
+    };
     match FileType::from_raw_mode(found.stx_mode.into()) {
-        FileType::RegularFile => return Some("a regular file"),
-        FileType::Directory => return Some("a directory"),
-        FileType::BlockDevice => return Some("a block device"),
-        FileType::Symlink => return Some("a symbolic link"),
+        FileType::RegularFile => return Ok(Some("a regular file")),
+        FileType::Directory => return Ok(Some("a directory")),
+        FileType::BlockDevice => return Ok(Some("a block device")),
+        FileType::Symlink => return Ok(Some("a symbolic link")),
+        // These take no descriptor to ask with.
+        FileType::Socket | FileType::Fifo => {
+            let flags = fcntl_getfl(fd).map_err(|errno| failed(errno, "fcntl"))?;
+            return Ok(flags.contains(OFlags::PATH).then_some(ONLY_A_PATH));
+        }
         _ => {}
     }
-    let scratch = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+    let scratch = match epoll::create(epoll::CreateFlags::CLOEXEC) {
+        Ok(scratch) => scratch,
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(None),
+        Err(errno) => return Err(failed(errno, "epoll_create")),
+    };
     let data = epoll::EventData::new_u64(0);
     match epoll::add(&scratch, fd, data, epoll::EventFlags::empty()) {
-        Err(Errno::PERM) => Some("a device that is always ready, such as /dev/null"),
-        Err(Errno::BADF) => Some("only a path (O_PATH)"),
+        Err(Errno::PERM) => Ok(Some("a device that is always ready, such as /dev/null")),
+        Err(Errno::BADF) => Ok(Some(ONLY_A_PATH)),
+        Err(errno @ (Errno::NOMEM | Errno::NOSPC)) => Err(failed(errno, "epoll_ctl")),
         // What else may fail says nothing about its kind.
-        _ => None,
+        _ => Ok(None),
     }
 }
+
+const ONLY_A_PATH: &str = "only a path (O_PATH)";
 
 #[cfg(test)]
 mod tests;

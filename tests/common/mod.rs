@@ -135,6 +135,14 @@ impl Daemon {
         answer.unwrap().into_inner()
     }
 
+    /// Its open descriptors.
+    pub(crate) async fn open_fds(&self) -> u64 {
+        let status = self.status().await;
+        status
+            .open_fds
+            .expect("where /proc can be read it is known")
+    }
+
     /// Waits until the daemon is as wanted.
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&GetStatusResponse) -> bool) {
         within(what, async {

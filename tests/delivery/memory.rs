@@ -114,7 +114,7 @@ async fn many_flooded_loops_hold_no_more_than_the_memory_together() {
         assert!(now.journal_bytes <= now.memory_used_bytes, "{now:?}");
     }
     let after = status().await;
-    let grown = after.rss_bytes.saturating_sub(before.rss_bytes);
+    let grown = after.rss_bytes().saturating_sub(before.rss_bytes());
 
     assert!(grown < 4 * LIMIT, "{after:?}");
 }

@@ -13,15 +13,6 @@ use tonic::transport::Endpoint;
 
 use crate::common::{Daemon, Handover, Scene, refused, within};
 
-async fn open_fds(daemon: &Daemon) -> u64 {
-    let status = daemon
-        .admin()
-        .get_status(GetStatusRequest {})
-        .await
-        .unwrap();
-    status.into_inner().open_fds
-}
-
 /// Sends bytes to the service socket and reads until the daemon hangs up, or says it has heard enough.
 fn shout(daemon: &Daemon, bytes: &[u8]) {
     let mut stream = UnixStream::connect(&daemon.socket).unwrap();
@@ -34,7 +25,7 @@ fn shout(daemon: &Daemon, bytes: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn garbage_on_the_service_socket_is_shrugged_off() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
-    let before = open_fds(&scene.daemon).await;
+    let before = scene.daemon.open_fds().await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let hash = |n: u32| n.wrapping_mul(2_654_435_761).to_le_bytes()[2];
     let noise: Vec<u8> = (0..65_536).map(hash).collect();
@@ -51,7 +42,7 @@ async fn garbage_on_the_service_socket_is_shrugged_off() {
         );
     }
     scene.settle().await;
-    assert!(open_fds(&scene.daemon).await <= before + 2, "it leaks");
+    assert!(scene.daemon.open_fds().await <= before + 2, "it leaks");
     scene.finish().await;
 }
 
@@ -59,7 +50,7 @@ async fn garbage_on_the_service_socket_is_shrugged_off() {
 async fn garbage_on_the_handover_socket_is_refused() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let path = scene.daemon.info().await.handover_socket;
-    let before = open_fds(&scene.daemon).await;
+    let before = scene.daemon.open_fds().await;
     let (fd, _other) = UnixStream::pair().unwrap();
     let connect = || Handover::connect(std::path::Path::new(&path));
     for request in [
@@ -88,7 +79,7 @@ async fn garbage_on_the_handover_socket_is_refused() {
     assert_ne!(reply[0], 0, "TAKE brings no descriptors");
     let many = connect().give_all(&[fd.as_fd(); 253]);
     assert_eq!(many.len(), 253);
-    let held = open_fds(&scene.daemon).await;
+    let held = scene.daemon.open_fds().await;
     assert!(
         (before + 253..before + 260).contains(&held),
         "{before} before, {held} now"

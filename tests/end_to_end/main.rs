@@ -11,6 +11,7 @@ mod cancellation;
 #[allow(unsafe_code)]
 mod children;
 mod delivery;
+mod descriptors;
 mod exhaustion;
 mod hostile;
 mod life;

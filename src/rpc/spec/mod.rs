@@ -10,7 +10,7 @@ use super::Api;
 use super::convert;
 use crate::access::Peer;
 use crate::config::WatchKind;
-use crate::driver::file::{self, FileKind, Purpose, Refusal};
+use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::{Handle, Lifetime, Registration};
 use crate::handover::Claimed;
@@ -108,9 +108,17 @@ const fn kind_of(spec: &Spec) -> WatchKind {
     }
 }
 
-fn refused(field: &'static str, refusal: &Refusal) -> Error {
-    let Refusal { what, reason } = refusal;
-    Error::invalid(field, format!("{what}: {reason}"))
+fn refused(field: &'static str, refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Unfit { .. } => Error::invalid(field, refusal.to_string()),
+        Refusal::System(error) => error.into(),
+    }
+}
+
+/// Uses a slot up, if its descriptor is fit for the purpose.
+fn fitted(claimed: Claimed, field: &'static str, purpose: Purpose) -> Result<Claim> {
+    let fit = file::fit(claimed.as_fd(), purpose).map_err(|refusal| refused(field, refusal))?;
+    Ok(fit.claim(claimed.keep().0))
 }
 
 struct Checks<'a> {
@@ -152,7 +160,7 @@ impl Checks<'_> {
     /// Takes a slot on approval: it is used up when the watch is made.
     fn claim(&self, field: &'static str, slot: &[u8]) -> Result<(Claimed, FileKind, Lifetime)> {
         let claimed = self.api.slots.claim(field, &self.peer.principal, slot)?;
-        let kind = file::inspect(claimed.as_fd()).map_err(|refusal| refused(field, &refusal))?;
+        let kind = file::inspect(claimed.as_fd()).map_err(|refusal| refused(field, refusal))?;
         if self.on.policy().sockets_only && !matches!(kind, FileKind::Socket { .. }) {
             return Err(self.lacks(kind.name(), "only sockets are supported"));
         }
@@ -238,8 +246,7 @@ impl Checks<'_> {
         let (claimed, _, lifetime) = self.claim(field, slot)?;
         slot.clear();
         let order = Order::Now(Box::new(move || {
-            let claim = file::claim(claimed.keep().0, purpose(end));
-            let claim = claim.map_err(|refusal| refused(field, &refusal))?;
+            let claim = fitted(claimed, field, purpose(end))?;
             Ok(PipeOrder { claim, end }.build())
         }));
         Ok((order, Some(lifetime)))

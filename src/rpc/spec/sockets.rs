@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Checks, HOUR, Plan, refused};
+use super::{Checks, HOUR, Plan, fitted};
 use crate::config::WatchKind;
-use crate::driver::file::{self, Purpose};
+use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::proto::{self, watch_spec::Spec};
 use crate::rpc::convert;
@@ -40,8 +40,7 @@ impl Checks<'_> {
                 let (claimed, _, lifetime) = self.claim(field, slot)?;
                 slot.clear();
                 let order = Order::Now(Box::new(move || {
-                    let claim = file::claim(claimed.keep().0, Purpose::Connection);
-                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
+                    let claim = fitted(claimed, field, Purpose::Connection)?;
                     let target = Target::Adopted(claim);
                     let order = ConnectionOrder {
                         target,
@@ -112,8 +111,7 @@ impl Checks<'_> {
                 slot.clear();
                 claimed_from = Some(lifetime);
                 Order::Now(Box::new(move || {
-                    let claim = file::claim(claimed.keep().0, Purpose::Listener);
-                    let claim = claim.map_err(|refusal| refused(field, &refusal))?;
+                    let claim = fitted(claimed, field, Purpose::Listener)?;
                     let order = ListenOrder {
                         target: ListenTarget::Adopted(claim),
                         backlog,
