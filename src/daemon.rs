@@ -1,7 +1,9 @@
 //! The daemon: assembles all, starts, drains, tells systemd.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::future::Future;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -29,6 +31,7 @@ use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
+use crate::text;
 use crate::watch::{
     Attributes, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
     reap_strangers,
@@ -99,18 +102,47 @@ pub fn init_log(config: &Config) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // Whoever read the log may be gone, a terminal for one: no reason to fail.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .log_internal_errors(false);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
+    let plain = || Lines(|line| text::log_line(line, false));
     match config.log.format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Journald => builder.without_time().with_ansi(false).init(),
-        LogFormat::Auto if journald => builder.without_time().with_ansi(false).init(),
-        LogFormat::Auto | LogFormat::Text => {
-            let colours = rustix::termios::isatty(std::io::stderr())
-                && std::env::var_os("NO_COLOR").is_none();
-            builder.with_ansi(colours).init();
+        LogFormat::Json => builder.json().with_writer(|| Lines(text::json)).init(),
+        LogFormat::Journald => builder
+            .without_time()
+            .with_ansi(false)
+            .with_writer(plain)
+            .init(),
+        LogFormat::Auto if journald => builder
+            .without_time()
+            .with_ansi(false)
+            .with_writer(plain)
+            .init(),
+        LogFormat::Auto | LogFormat::Text
+            if rustix::termios::isatty(io::stderr()) && std::env::var_os("NO_COLOR").is_none() =>
+        {
+            let coloured = || Lines(|line| text::log_line(line, true));
+            builder.with_ansi(true).with_writer(coloured).init();
         }
+        LogFormat::Auto | LogFormat::Text => builder.with_ansi(false).with_writer(plain).init(),
+    }
+}
+
+/// Standard error, for one record a write: whatever it says, it is one line, and nothing in it is
+/// hidden.
+struct Lines(fn(&str) -> Cow<'_, str>);
+
+impl io::Write for Lines {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(record);
+        let line = self.0(text.trim_end_matches('\n'));
+        let mut line = line.into_owned();
+        line.push('\n');
+        io::stderr().write_all(line.as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -177,7 +209,7 @@ impl Sockets {
         };
         let service = or_bind(service, &service_path, SocketType::STREAM)?;
         let handover = or_bind(handover, &handover_path, SocketType::SEQPACKET)?;
-        let system = |error: &std::io::Error| SystemError::from_io(error, "listen", "");
+        let system = |error: &io::Error| SystemError::from_io(error, "listen", "");
         for fd in [&service, &handover] {
             rustix::io::ioctl_fionbio(fd.as_fd(), true)
                 .map_err(|errno| SystemError::new(errno, "listen", ""))?;

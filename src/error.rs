@@ -6,6 +6,11 @@ use std::fmt;
 use rustix::io::Errno;
 
 use crate::event::Cursor;
+use crate::text;
+
+/// Longest text in which an error is told, bytes: it travels as metadata, which clients bound
+/// (8 KiB in grpcio).
+pub const TEXT_MAX: usize = 1024;
 
 /// A result with the domain error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -305,7 +310,7 @@ impl From<&SystemError> for crate::proto::SystemError {
             errno: error.errno,
             name: error.name(),
             step: error.step.to_owned(),
-            message: error.to_string(),
+            message: text::escaped(error, TEXT_MAX).to_string(),
         }
     }
 }

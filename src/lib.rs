@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`proto`] | the messages of the wire contract, generated |
 //! | [`clock`] | both clocks, sampled once a turn |
+//! | [`text`] | text from outside, made fit to be shown; knows nobody |
 //! | [`error`] | the one domain error |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | TOML to checked types; knows nobody |
@@ -47,4 +48,5 @@ pub mod signals;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
+pub mod text;
 pub mod watch;

@@ -12,6 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, SystemError};
+use crate::text;
 
 mod process;
 mod socket;
@@ -21,6 +22,9 @@ pub use socket::{BoundSocket, SocketFile, bind_unix};
 
 /// The `tracing` target of the audit log.
 pub const AUDIT: &str = "evloopd::audit";
+
+/// Longest object and error of an audit line, bytes.
+const TOLD_MAX: usize = 1024;
 
 const ROOT: u32 = 0;
 
@@ -155,13 +159,18 @@ impl Default for Access {
 pub fn audit<T>(peer: &Peer, action: &'static str, object: impl fmt::Display, result: &Result<T>) {
     // 0 is nobody's: it lives in a PID namespace that is not visible here.
     let (principal, pid) = (&peer.principal, (peer.pid != 0).then_some(peer.pid));
+    // Given as strings, which the log quotes: their text cannot pass for another field.
+    let object = text::cut(object, TOLD_MAX).to_string();
+    let told = |error: &Error| text::cut(error, TOLD_MAX).to_string();
     match result {
-        Ok(_) => tracing::info!(target: AUDIT, %principal, pid, action, %object, "done"),
+        Ok(_) => tracing::info!(target: AUDIT, %principal, pid, action, object, "done"),
         Err(error @ Error::PermissionDenied { .. }) => {
-            tracing::warn!(target: AUDIT, %principal, pid, action, %object, %error, "denied");
+            let error = told(error);
+            tracing::warn!(target: AUDIT, %principal, pid, action, object, error, "denied");
         }
         Err(error) => {
-            tracing::info!(target: AUDIT, %principal, pid, action, %object, %error, "failed");
+            let error = told(error);
+            tracing::info!(target: AUDIT, %principal, pid, action, object, error, "failed");
         }
     }
 }

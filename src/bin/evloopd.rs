@@ -45,6 +45,12 @@ fn configure(args: &Args) -> Result<Config, String> {
     Ok(config)
 }
 
+/// One line on standard error.
+fn complain(error: &dyn std::fmt::Display) {
+    let error = evloopd::text::escaped(error, evloopd::error::TEXT_MAX);
+    let _ = writeln!(std::io::stderr(), "evloopd: {error}");
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     match &args.show {
@@ -55,7 +61,7 @@ fn main() -> ExitCode {
     let config = match configure(&args) {
         Ok(config) => config,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "evloopd: {error}");
+            complain(&error);
             return ExitCode::from(2);
         }
     };
@@ -67,7 +73,7 @@ fn main() -> ExitCode {
     match evloopd::daemon::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "evloopd: {error}");
+            complain(&error);
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{NoDaemon, START_COMMAND};
+use crate::text;
 
 /// Exit code of failures of evloopctl itself where a child's own code is returned otherwise.
 pub(super) const OWN_FAILURE: u8 = 125;
@@ -166,8 +167,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message = self.message.replace('\n', " ");
-        write!(f, "{message}")?;
+        write!(f, "{}", text::escaped(&self.message, MESSAGE_MAX))?;
         if self.advice.is_empty() {
             return Ok(());
         }
@@ -190,20 +190,30 @@ fn is_device(fd: impl AsFd) -> bool {
     rustix::fs::fstat(fd).is_ok_and(device)
 }
 
+/// Longest line on stderr, bytes.
+const LINE_MAX: usize = 4096;
+/// Longest of a failure's messages, bytes, so that there is room for the advice.
+const MESSAGE_MAX: usize = LINE_MAX - 512;
+
 /// A warning's or failure's line on stderr.
 pub(super) fn complain(message: impl fmt::Display) {
-    let line = format!("{RED}evloopctl:{RED:#} {message}\n");
+    say(message, Style::new());
+}
+
+/// Says something in red, as what is lost deserves.
+pub(super) fn complain_loudly(message: impl fmt::Display) {
+    say(message, RED);
+}
+
+fn say(message: impl fmt::Display, style: Style) {
+    let message = text::escaped(message, LINE_MAX);
+    let line = format!("{RED}evloopctl:{RED:#} {style}{message}{style:#}\n");
     let line = match AutoStream::choice(&io::stderr()) {
         ColorChoice::Never => strip_str(&line).to_string(),
         _ => line,
     };
     // In one piece, for others may write there too. With stderr gone there is nobody left to tell.
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
-}
-
-/// Says something in red, as what is lost deserves.
-pub(super) fn complain_loudly(message: impl fmt::Display) {
-    complain(format_args!("{RED}{message}{RED:#}"));
 }
 
 /// What to do about a refusal, by its reason.

@@ -1,6 +1,5 @@
 //! `evloopctl`: the daemon's client for people and scripts. A file for each verb.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -154,10 +153,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     let allowed = allowed.filter_map(|line| line.strip_prefix("[possible values: "));
     let allowed = allowed.filter_map(|line| line.strip_suffix(']')).next();
     let allowed = allowed.map_or_else(String::new, |values| format!("; allowed are {values}"));
-    let _ = writeln!(
-        std::io::stderr(),
-        "evloopctl: {what}{allowed}; see `evloopctl help`"
-    );
+    failure::complain(format_args!("{what}{allowed}; see `evloopctl help`"));
     let given = Args::command().ignore_errors(true).try_get_matches();
     let verb = given
         .ok()

@@ -13,6 +13,7 @@ use tokio::io::Interest;
 
 use super::failure::Failure;
 use crate::sys::async_fd;
+use crate::text;
 
 pub(super) const PLAIN: Style = Style::new();
 pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
@@ -37,9 +38,14 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
 pub(super) fn json_lines<'a>(values: impl IntoIterator<Item = &'a Value>) -> Result<(), Failure> {
     let text: String = values
         .into_iter()
-        .map(|value| format!("{value}\n"))
+        .map(|value| json_line(value) + "\n")
         .collect();
     raw(&text)
+}
+
+/// A value as JSON on one line, without the newline; what is hidden in it is escaped.
+pub(super) fn json_line(value: &Value) -> String {
+    text::json(&value.to_string()).into_owned()
 }
 
 /// Writes text as it is, whatever it looks like.
@@ -181,17 +187,12 @@ impl Table {
     }
 }
 
-/// Control characters escaped, so that nothing from elsewhere moves the cursor.
+/// Longest text of one cell, bytes; JSON has all of it.
+const CELL_MAX: usize = 4096;
+
+/// Escaped and bounded, so that nothing from elsewhere moves the cursor or hides.
 pub(super) fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
+    text::escaped(text, CELL_MAX).to_string()
 }
 
 #[cfg(test)]

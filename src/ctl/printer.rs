@@ -111,7 +111,7 @@ impl Printer {
                 self.gap(gap)?;
             }
             if self.json {
-                text.push_str(&json::event(event).to_string());
+                text.push_str(&output::json_line(&json::event(event)));
             } else {
                 text.push_str(&self.renderer.line(event));
             }

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::error::TEXT_MAX;
 use crate::history::{Summary, Violation};
 use crate::proto::admin_service_client::AdminServiceClient;
 use crate::proto::loop_service_client::LoopServiceClient;
@@ -30,6 +31,8 @@ use crate::proto::policy_service_client::PolicyServiceClient;
 use crate::proto::{
     Backend, GetLoopRequest, GetServerInfoRequest, ListBackendsRequest, LoopRef, loop_ref,
 };
+
+use crate::text;
 
 mod clients;
 mod crash;
@@ -59,7 +62,7 @@ pub fn run() -> ExitCode {
     match block_on(present()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            anstream::eprintln!("demo: {failure}");
+            anstream::eprintln!("demo: {}", text::escaped(&failure, TEXT_MAX));
             match failure {
                 Failure::Interrupted => ExitCode::from(INTERRUPTED),
                 _ => ExitCode::FAILURE,
@@ -73,6 +76,7 @@ pub fn run() -> ExitCode {
 #[must_use]
 pub fn client(args: &[String]) -> ExitCode {
     block_on(clients::play(args)).unwrap_or_else(|failure| {
+        let failure = text::escaped(&failure, TEXT_MAX);
         anstream::eprintln!("demo-client {}: {failure}", args.join(" "));
         ExitCode::FAILURE
     })

@@ -12,6 +12,7 @@ use crate::proto::{
     CloseReason, Closed, Event, GetServerInfoResponse, LoopState, Ready, SocketAddress,
     socket_address,
 };
+use crate::text;
 
 pub(super) const PLAIN: Style = Style::new();
 pub(super) const BOLD: Style = Style::new().effects(Effects::BOLD);
@@ -22,6 +23,8 @@ const NAME: Style = AnsiColor::Cyan.on_default();
 
 /// Where a row of several facts is broken.
 const COLUMNS: usize = 100;
+/// Longest text from elsewhere, bytes.
+const SHOWN_MAX: usize = 512;
 /// Of the columns before the facts.
 const MARGIN: usize = 30;
 
@@ -58,6 +61,7 @@ impl Screen {
     /// Something that happens now.
     pub(super) fn row(&self, who: &str, style: Style, what: &str) -> Result<(), Failure> {
         let time = self.time(monotonic_ns());
+        let what = text::escaped(what, SHOWN_MAX);
         line(&format!(
             "{time}  {NAME}{who:8}{NAME:#} {style}{what}{style:#}"
         ))
@@ -99,9 +103,11 @@ impl<'a> Rows<'a> {
                 "" => "accepted",
                 name => name,
             };
-            self.names.insert(id, name.to_owned());
+            let name = text::escaped(name, SHOWN_MAX).to_string();
+            self.names.insert(id, name);
         }
         let (what, style) = describe(event);
+        let what = text::escaped(what, SHOWN_MAX).to_string();
         let fits = self.column + what.chars().count() < COLUMNS;
         if self.watch == Some(id) && fits {
             print(&format!("{DIM}, {DIM:#}{style}{what}{style:#}"))?;

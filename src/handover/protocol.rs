@@ -11,7 +11,8 @@ use rustix::net::{
 };
 
 use super::slots::{SLOT_BYTES, Slot};
-use crate::error::Error;
+use crate::error::{Error, TEXT_MAX};
+use crate::text;
 
 /// What every request begins with.
 pub const MAGIC: [u8; 8] = *b"evloopd1";
@@ -66,7 +67,7 @@ impl From<&Error> for Refusal {
             Error::InvalidField { .. } => Status::BadDatagram,
             _ => Status::System,
         };
-        Self::new(status, error.to_string())
+        Self::new(status, text::escaped(error, TEXT_MAX).to_string())
     }
 }
 

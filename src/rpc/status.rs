@@ -1,13 +1,15 @@
 //! The one table from the domain error to gRPC: code, reason, metadata.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 
 use nix::libc;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::error::Error;
+use crate::error::{Error, TEXT_MAX};
 use crate::proto::{BatchError, Reason};
+use crate::text;
 
 /// `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "evloopd";
@@ -17,6 +19,8 @@ pub const DOMAIN: &str = "evloopd";
 pub struct Described {
     /// Status code.
     pub code: Code,
+    /// What is the matter, on one line.
+    pub message: String,
     /// Reason, without its prefix.
     pub reason: &'static str,
     /// What a program may want to know.
@@ -55,6 +59,7 @@ pub fn describe(error: &Error) -> Described {
     let reason = reason.as_str_name();
     Described {
         code,
+        message: text::escaped(error, TEXT_MAX).to_string(),
         reason: reason.strip_prefix("REASON_").unwrap_or(reason),
         metadata: metadata(error),
     }
@@ -66,7 +71,7 @@ pub fn batch_error(error: &Error) -> BatchError {
     let described = describe(error);
     BatchError {
         code: described.code.into(),
-        message: error.to_string(),
+        message: described.message,
         reason: described.reason.to_owned(),
         metadata: described.metadata.into_iter().collect(),
     }
@@ -141,36 +146,77 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         ],
         _ => Vec::new(),
     };
-    let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), v));
+    let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), value(v)));
     owned.collect()
 }
 
-/// Longest message of a status: it travels as metadata, which clients bound (8 KiB in grpcio).
-const TEXT_MAX: usize = 1024;
-/// Longest value of ErrorInfo's metadata.
-const VALUE_MAX: usize = 256;
-
-/// What was given to us may be of any length; what we say of it is not.
-fn short(text: &str, max: usize) -> String {
-    match text.char_indices().nth(max) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+/// What was given to us may be anything, of any length; what we say of it is not.
+fn value(text: impl Display) -> String {
+    text::escaped(text, VALUE_MAX).to_string()
 }
+
+/// Longest value of ErrorInfo's metadata, and path of a field, bytes.
+const VALUE_MAX: usize = 256;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let Described {
             code,
+            message,
             reason,
             metadata,
         } = describe(&error);
-        let metadata = metadata.into_iter().map(|(k, v)| (k, short(&v, VALUE_MAX)));
-        let mut details =
-            ErrorDetails::with_error_info(reason, DOMAIN, metadata.collect::<HashMap<_, _>>());
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
         if let Error::InvalidField { field, allowed } = &error {
-            details.add_bad_request_violation(field.clone(), short(allowed, TEXT_MAX));
+            let allowed = text::escaped(allowed, TEXT_MAX).to_string();
+            details.add_bad_request_violation(value(field), allowed);
         }
-        Self::with_error_details(code, short(&error.to_string(), TEXT_MAX), details)
+        Self::with_error_details(code, message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter::repeat_n;
+
+    use super::*;
+    use crate::error::SystemError;
+
+    /// As HTTP/2 counts it (RFC 9113, section 6.5.2).
+    fn header_bytes(status: Status) -> usize {
+        let headers = status.into_http::<()>().into_parts().0.headers;
+        let sizes = headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 32);
+        sizes.sum()
+    }
+
+    #[test]
+    fn a_status_fits_where_clients_bound_it_whatever_was_given() {
+        for c in ['x', 'é', '\n', '\u{202e}', '\u{1f600}'] {
+            let text: String = repeat_n(c, 3 << 20).collect();
+            let errors = [
+                Error::invalid(text.clone(), text.clone()),
+                Error::LoopNotFound { name: text.clone() },
+                Error::BackendUnavailable {
+                    backend: text.clone(),
+                    reason: text.clone(),
+                },
+                Error::NameTaken {
+                    what: "watch",
+                    name: text.clone(),
+                    differs: Some(text.clone()),
+                },
+                SystemError::new(rustix::io::Errno::MFILE, "open", text).into(),
+            ];
+            for error in errors {
+                let batch = batch_error(&error);
+                let short =
+                    |text: &String| text.len() <= TEXT_MAX && !text.contains(text::is_hidden);
+                assert!(short(&batch.message) && batch.metadata.values().all(short));
+                let status = Status::from(error);
+                assert_eq!(status.message(), batch.message);
+                let bytes = header_bytes(status);
+                assert!(bytes < 8 << 10, "{c:?}: {bytes}");
+            }
+        }
     }
 }

@@ -18,3 +18,4 @@ mod readers;
 mod recordings;
 mod standstill;
 mod terminal;
+mod texts;

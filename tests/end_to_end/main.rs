@@ -22,6 +22,7 @@ mod runs;
 mod starts;
 mod strangers;
 mod streams;
+mod texts;
 mod unread;
 
 /// The other process of a test; alone, nothing.

@@ -83,7 +83,7 @@ pub(super) async fn run(
         output::json_lines([&show::json(&watch)])?;
     } else {
         let name = output::printable(&watch.name);
-        let detail = show::detail(&watch);
+        let detail = output::printable(&show::detail(&watch));
         let words = [&watch.watch_id.to_string(), &name, &detail];
         let words: Vec<_> = words
             .into_iter()
