@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use nix::libc;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -158,6 +159,30 @@ fn value(text: impl Display) -> String {
 /// Longest value of ErrorInfo's metadata, and path of a field, bytes.
 const VALUE_MAX: usize = 256;
 
+/// What of ErrorInfo's metadata goes in trailers too.
+const TRAILERS: [(&str, &str); 4] = [
+    ("errno_name", "evloopd-errno"),
+    ("step", "evloopd-step"),
+    ("field", "evloopd-field"),
+    ("limit", "evloopd-limit"),
+];
+
+/// For clients without google.rpc: plain ASCII beside the rich status.
+fn trailers(reason: &str, metadata: &HashMap<String, String>) -> MetadataMap {
+    let mut trailers = MetadataMap::new();
+    let mut put = |key: &'static str, text: &str| {
+        let text = text::ascii(text, VALUE_MAX).to_string();
+        if let (false, Ok(value)) = (text.is_empty(), text.parse()) {
+            trailers.insert(key, value);
+        }
+    };
+    put("evloopd-reason", reason);
+    for (key, trailer) in TRAILERS {
+        put(trailer, metadata.get(key).map_or("", String::as_str));
+    }
+    trailers
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let Described {
@@ -166,12 +191,13 @@ impl From<Error> for Status {
             reason,
             metadata,
         } = describe(&error);
+        let trailers = trailers(reason, &metadata);
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
         if let Error::InvalidField { field, allowed } = &error {
             let allowed = text::escaped(allowed, TEXT_MAX).to_string();
             details.add_bad_request_violation(value(field), allowed);
         }
-        Self::with_error_details(code, message, details)
+        Self::with_error_details_and_metadata(code, message, details, trailers)
     }
 }
 
@@ -217,6 +243,33 @@ mod tests {
                 let bytes = header_bytes(status);
                 assert!(bytes < 8 << 10, "{c:?}: {bytes}");
             }
+        }
+    }
+
+    #[test]
+    fn trailers_say_in_ascii_what_the_rich_status_says() {
+        let trailer = |error: Error, key: &str| {
+            let status = Status::from(error);
+            let value = status.metadata().get(key);
+            value.map(|value| value.to_str().unwrap().to_owned())
+        };
+        let refused = || SystemError::new(rustix::io::Errno::MFILE, "open", "/é").into();
+        let wrong = || Error::invalid("spec.é", "not so");
+        for (error, key, value) in [
+            (refused(), "evloopd-reason", Some("SYSTEM")),
+            (refused(), "evloopd-errno", Some("EMFILE")),
+            (refused(), "evloopd-step", Some("open")),
+            (refused(), "evloopd-field", None),
+            (wrong(), "evloopd-reason", Some("INVALID_FIELD")),
+            (wrong(), "evloopd-field", Some("spec.\\u{e9}")),
+            (
+                Error::limit("limits.loops", 3),
+                "evloopd-limit",
+                Some("limits.loops"),
+            ),
+            (Error::Draining, "evloopd-errno", None),
+        ] {
+            assert_eq!(trailer(error, key).as_deref(), value, "{key}");
         }
     }
 }

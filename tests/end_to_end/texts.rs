@@ -7,11 +7,11 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use evloopd::text::is_hidden;
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::common::{
-    Daemon, Scene, by_name, connection, exec, loop_named, never, post, shell, within,
+    Daemon, Scene, by_name, connection, exec, loop_named, never, post, refusal, shell, within,
 };
 
 /// Passes for another record, for other fields of its own, and for something else on a terminal.
@@ -217,4 +217,17 @@ impl Scene {
         }
         within("the end", self.finish()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_refused_is_told_in_plain_trailers_too() {
+    let scene = Scene::new(Daemon::start("").await, "", "").await;
+    let asked = GetLoopRequest {
+        r#loop: Some(loop_named("nowhere")),
+    };
+    let status = scene.daemon.loops().get_loop(asked).await.unwrap_err();
+    assert_eq!(refusal(&status).code, Code::NotFound);
+    let reason = status.metadata().get("evloopd-reason").expect("a trailer");
+    assert_eq!(reason, "LOOP_NOT_FOUND");
+    scene.finish().await;
 }

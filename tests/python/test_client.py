@@ -278,3 +278,24 @@ def test_a_deadline_holds_on_a_stopped_loop_and_what_is_answered_at_once_still_i
     assert found.watch.state == watches.WATCH_STATE_OPEN
     watch_service.RemoveWatch(watches.RemoveWatchRequest(loop=still, watch=job), timeout=PATIENCE)
     loop_service.CloseLoop(loops.CloseLoopRequest(loop=still), timeout=PATIENCE)
+
+
+def test_plain_trailers_say_why(channel):
+    def refusal(call):
+        with pytest.raises(grpc.RpcError) as refused:
+            call()
+        trailers = dict(refused.value.trailing_metadata())
+        return {key.removeprefix("evloopd-"): value for key, value in trailers.items() if key.startswith("evloopd-")}
+
+    watch = watches_grpc.WatchServiceStub(channel)
+    loop = loops_grpc.LoopServiceStub(channel)
+
+    def add(spec):
+        return lambda: watch.AddWatch(watches.AddWatchRequest(spec=spec), timeout=PATIENCE)
+
+    nowhere = common.LoopRef(name="nowhere\n\x1b[2J\u202e")
+    assert refusal(lambda: loop.GetLoop(loops.GetLoopRequest(loop=nowhere))) == {"reason": "LOOP_NOT_FOUND"}
+    missing = watches.WatchSpec(read_pipe=watches.ReadPipeSpec(fifo_path="/no/such"))
+    assert refusal(add(missing)) == {"reason": "SYSTEM", "errno": "ENOENT", "step": "open"}
+    wrong = watches.WatchSpec(timer=watches.TimerSpec())
+    assert refusal(add(wrong)) == {"reason": "INVALID_FIELD", "field": "spec.timer"}
