@@ -12,6 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, SystemError};
+use crate::sparing::Sparing;
 use crate::text;
 
 mod process;
@@ -25,6 +26,9 @@ pub const AUDIT: &str = "evloopd::audit";
 
 /// Longest object and error of an audit line, bytes.
 const TOLD_MAX: usize = 1024;
+
+/// Strangers may connect as often as they like, where the socket's mode lets them.
+static DENIED: Sparing = Sparing::new();
 
 const ROOT: u32 = 0;
 
@@ -121,7 +125,10 @@ impl Access {
         let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid());
         let principal = Principal::uid(uid);
         if !self.served.contains(&uid) {
-            tracing::warn!(target: AUDIT, %principal, gid, pid, action = "connect", "denied");
+            if let Some(left_out) = DENIED.one_more() {
+                let action = "connect";
+                tracing::warn!(target: AUDIT, %principal, gid, pid, action, left_out, "denied");
+            }
             return Err(Error::PermissionDenied {
                 message: format!("{principal} is not served here: only {} may", self.names()),
             });

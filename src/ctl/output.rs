@@ -211,9 +211,15 @@ mod tests {
     #[test]
     fn an_object_is_flattened_for_people() {
         let mut pairs = Vec::new();
-        let value = serde_json::json!({"a": {"b": 1, "c": ["x", "y"]}, "d": [{"e": true}]});
+        let value =
+            serde_json::json!({"a": {"b": 1, "c": ["x", "y"]}, "d": [{"e": true}], "f": null});
         flatten("", &value, &mut pairs);
-        let expected = [("a.b", "1"), ("a.c", "x y"), ("d.0.e", "true")];
+        let expected = [
+            ("a.b", "1"),
+            ("a.c", "x y"),
+            ("d.0.e", "true"),
+            ("f", "unknown"),
+        ];
         assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
     }
 }

@@ -26,10 +26,14 @@ use super::purse::{Purse, Treasury};
 use super::strand::{Strand, is_delivering, leave_input};
 use crate::access::{Access, Peer};
 use crate::error::Error;
+use crate::sparing::Sparing;
 use crate::sys::async_fd;
 
 /// Who connected; those not served get the error as the answer to every call.
 pub(super) type Admitted = Result<Arc<Peer>, Error>;
+
+/// Told sparingly: whoever connects can cause it.
+static NOT_SERVED: Sparing = Sparing::new();
 
 /// How long accepting pauses when the system has no room for another connection.
 const RETRY: Duration = Duration::from_secs(1);
@@ -113,8 +117,10 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
                     stop: stop.clone(),
                     permit,
                 };
-                if let Err(error) = connection.start(routes.clone()) {
-                    tracing::warn!(%error, "cannot serve a connection");
+                if let Err(error) = connection.start(routes.clone())
+                    && let Some(left_out) = NOT_SERVED.one_more()
+                {
+                    tracing::warn!(%error, left_out, "cannot serve a connection");
                 }
             }
             Ok(None) => {}

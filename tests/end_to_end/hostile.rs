@@ -4,9 +4,13 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use evloopd::proto::admin_service_client::AdminServiceClient;
 use evloopd::proto::*;
+use evloopd::sparing::LINES_PER_SECOND;
 use hyper_util::rt::TokioIo;
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -127,6 +131,64 @@ async fn a_stranger_is_not_served() {
         .await;
     refused(run.map(drop), Code::PermissionDenied, "PERMISSION_DENIED");
     assert_eq!(daemon.info().await.principal, "uid:0");
+}
+
+/// A flood of strangers takes a few lines a second of the log, which say how many there were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn strangers_cannot_flood_the_log() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("NOT TESTED: to call as another user needs root");
+        return;
+    }
+    let daemon = Daemon::start("[server]\nmode = \"0666\"\n").await;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(daemon.dir.path(), open).unwrap();
+    let handover = daemon.info().await.handover_socket;
+    let before = daemon.open_fds().await;
+    let started = Instant::now();
+    let over = Arc::new(AtomicBool::new(false));
+    let flood = {
+        let (socket, over) = (daemon.socket.clone(), Arc::clone(&over));
+        move || {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let mut count = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                drop(UnixStream::connect(&socket).unwrap());
+                drop(Handover::connect(std::path::Path::new(&handover)));
+                count += 2;
+            }
+            count
+        }
+    };
+    let flood = std::thread::spawn(flood);
+    let left_out = |log: &str| {
+        let numbers = log.lines().filter_map(|line| line.split_once("left_out="));
+        let numbers = numbers.map(|(_, rest)| rest.trim().parse::<u64>().unwrap());
+        numbers.sum::<u64>()
+    };
+    within("a line that tells how many are left out", async {
+        while left_out(&daemon.log()) == 0 {
+            // Who is served is, meanwhile.
+            let asked = Instant::now();
+            daemon.info().await;
+            assert!(asked.elapsed() < Duration::from_secs(5));
+        }
+    })
+    .await;
+    over.store(true, Ordering::Relaxed);
+    let count = flood.join().unwrap();
+    let same = |s: &GetStatusResponse| s.open_fds.is_some_and(|now| now <= before);
+    daemon.until("all of them to be gone", same).await;
+    let log = daemon.log();
+    let seconds = started.elapsed().as_secs() + 1;
+    let lines = log.matches("denied").count();
+    let most = usize::try_from((seconds + 1) * u64::from(LINES_PER_SECOND)).unwrap();
+    assert!(
+        lines <= most,
+        "{lines} lines in {seconds} s for {count} strangers"
+    );
+    assert!(left_out(&log) + u64::try_from(lines).unwrap() <= count);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
