@@ -102,10 +102,17 @@ async fn no_descriptor_left_is_told_as_such_and_uses_no_slot_up() {
     let id = scene.add(Spec::Connection(tcp("127.0.0.1", 9))).await;
     let closed = scene.closed(id).await;
     assert_eq!(closed.error.expect("why").name, "EMFILE");
-    let request = NewEventLoopRequest::default();
-    let made = scene.daemon.policies().new_event_loop(request).await;
-    let why = refused(made, Code::ResourceExhausted, "SYSTEM");
-    assert_eq!(why.word("errno_name"), "EMFILE", "a loop");
+    let backends = ["epoll", "poll", "select"].map(|backend| ("default", backend));
+    for (policy, backend) in backends.into_iter().chain([("proactor", "io_uring")]) {
+        let request = NewEventLoopRequest {
+            policy: policy.into(),
+            backend: backend.into(),
+            ..NewEventLoopRequest::default()
+        };
+        let made = scene.daemon.policies().new_event_loop(request).await;
+        let why = refused(made, Code::ResourceExhausted, "SYSTEM");
+        assert_eq!(why.word("errno_name"), "EMFILE", "{backend}");
+    }
     // What is there already, and what needs none, goes on.
     let mut ids = vec![scene.add(never()).await];
     ids.push(scene.add(reader(plain)).await);
