@@ -324,6 +324,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         listener: service,
         access,
         max_connections: config.server.max_connections,
+        max_connections_per_principal: config.server.max_connections_per_principal,
         keepalive: config.server.keepalive,
         handshake: config.server.handshake_timeout,
         receive: config.server.receive_timeout,

@@ -58,6 +58,9 @@ fn server(server: &Server) -> Result<(), Finding> {
     number("server.worker_threads", server.worker_threads, 1, 64)?;
     duration("server.drain_timeout", server.drain_timeout, HOUR)?;
     number("server.max_connections", server.max_connections, 1, 65_536)?;
+    let of_principal = server.max_connections_per_principal;
+    let key = "server.max_connections_per_principal";
+    number(key, of_principal, 1, 65_536)?;
     between("server.keepalive", server.keepalive, SECOND, HOUR)?;
     let handshake = server.handshake_timeout;
     between("server.handshake_timeout", handshake, SECOND, HOUR)?;

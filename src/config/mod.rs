@@ -90,6 +90,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// Connections at once, 1 to 65,536.
     pub max_connections: usize,
+    /// Of those, connections of one principal, 1 to 65,536; the rest is for others.
+    pub max_connections_per_principal: usize,
     /// A connection whose client has not answered a ping for this long is ended, 1 s to 1 h; it is
     /// pinged as often.
     #[serde(with = "units::duration")]
@@ -111,6 +113,7 @@ impl Default for Server {
             worker_threads: 1,
             drain_timeout: Duration::from_secs(10),
             max_connections: 1024,
+            max_connections_per_principal: 768,
             keepalive: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),
             receive_timeout: Duration::from_secs(30),

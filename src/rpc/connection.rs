@@ -18,10 +18,12 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Sleep, sleep};
 use tonic::service::Routes;
 
 use super::calls::carry_out;
+use super::places::{Place, Places};
 use super::purse::{Purse, Treasury};
 use super::strand::{Strand, is_delivering, leave_input};
 use crate::access::{Access, Peer};
@@ -37,10 +39,13 @@ static NOT_SERVED: Sparing = Sparing::new();
 
 /// How long accepting pauses when the system has no room for another connection.
 const RETRY: Duration = Duration::from_secs(1);
-/// Connections at once of those who are not served, to be told so; what is beyond is closed.
-const TURNED_AWAY_AT_ONCE: usize = 16;
-/// How long one of those may last.
+/// How long a connection of those who are not served may last.
 const TURNED_AWAY_FOR: Duration = Duration::from_secs(2);
+/// Bytes that a connection reads in one go, before others have theirs: a few hundred calls.
+const READ_AT_ONCE: usize = 64 * 1024;
+/// So many times `server.keepalive` a socket may take nothing of what is written to it: as long as
+/// it takes to find that a ping is not answered.
+const UNTAKEN: u32 = 2;
 /// Bytes that begin HTTP/2: the preface, and the frame header of SETTINGS (RFC 9113, section 3.4).
 const GREETING: usize = 24 + 9;
 /// Calls that a client may cancel before they are looked at; with more the connection ends, and all
@@ -58,6 +63,8 @@ pub struct Service {
     pub access: Arc<Access>,
     /// Connections at once; more wait in the kernel.
     pub max_connections: usize,
+    /// Of those, one principal's.
+    pub max_connections_per_principal: usize,
     /// How often clients are pinged, and how long each has for the answer.
     pub keepalive: Duration,
     /// How long a client may take to begin HTTP/2.
@@ -78,6 +85,7 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         listener,
         access,
         max_connections,
+        max_connections_per_principal,
         keepalive,
         handshake,
         receive,
@@ -86,26 +94,21 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         routes,
     } = service;
     let routes = routes.prepare();
-    let room = Arc::new(Semaphore::new(max_connections));
-    let elsewhere = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
+    let places = Places::new(max_connections, max_connections_per_principal);
     let mut stopped = stop.clone();
     loop {
         let accepted = async {
             let stream = listener.accept().await?.0;
             let admitted = access.admit(&stream).map(Arc::new);
-            // Those who are not served take no place of those who are.
-            let permit = match admitted {
-                Ok(_) => Arc::clone(&room).acquire_owned().await.ok(),
-                Err(_) => Arc::clone(&elsewhere).try_acquire_owned().ok(),
-            };
-            Ok(permit.map(|permit| (stream, admitted, permit)))
+            let (admitted, place) = places.take(admitted).await;
+            Ok(place.map(|place| (stream, admitted, place)))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok(Some((stream, admitted, permit))) => {
+            Ok(Some((stream, admitted, place))) => {
                 let connection = Connection {
                     stream,
                     admitted,
@@ -113,9 +116,9 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
                     handshake,
                     receive,
                     calls,
-                    purse: treasury.purse(),
+                    purse: treasury.purse(place.party()),
                     stop: stop.clone(),
-                    permit,
+                    place,
                 };
                 if let Err(error) = connection.start(routes.clone())
                     && let Some(left_out) = NOT_SERVED.one_more()
@@ -127,14 +130,12 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
             Err(error) => {
                 let error: io::Error = error;
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
         }
     }
     drop(listener);
-    // Bounded by the configuration.
-    let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
-    let _ = room.acquire_many(all).await;
+    places.all_free(max_connections).await;
 }
 
 /// A connection that was accepted.
@@ -147,7 +148,7 @@ struct Connection {
     calls: usize,
     purse: Arc<Purse>,
     stop: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Connection {
@@ -163,10 +164,10 @@ impl Connection {
             calls,
             purse,
             mut stop,
-            permit,
+            place,
         } = self;
         let (greeted, greeting) = oneshot::channel();
-        let transport = Transport::new(stream, greeted)?;
+        let transport = Transport::new(stream, greeted, keepalive * UNTAKEN)?;
         let lasts = admitted.is_err().then_some(TURNED_AWAY_FOR);
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(admitted.clone());
@@ -185,14 +186,14 @@ impl Connection {
                 .keep_alive_timeout(keepalive)
                 .serve_connection(TokioIo::new(transport), service);
             async move {
-                let _permit = permit;
+                let _place = place;
                 let mut connection = pin!(connection);
                 let overdue = async {
                     // Its sender goes with the connection alone.
                     let greeted = tokio::time::timeout(handshake, greeting).await;
                     match (greeted, lasts) {
                         (Err(_), _) => {}
-                        (Ok(_), Some(lasts)) => tokio::time::sleep(lasts).await,
+                        (Ok(_), Some(lasts)) => sleep(lasts).await,
                         (Ok(_), None) => std::future::pending().await,
                     }
                 };
@@ -223,18 +224,35 @@ impl Connection {
 #[derive(Debug)]
 struct Transport {
     socket: AsyncFd<Arc<OwnedFd>>,
+    /// Bytes that were read in this go.
+    read: usize,
     /// Watches for room, while there is none.
-    full: Option<AsyncFd<Arc<OwnedFd>>>,
+    full: Option<Full>,
+    /// How long there may be none.
+    patience: Duration,
     /// Told once HTTP/2 has begun, after so many bytes more.
     greeting: Option<(oneshot::Sender<()>, usize)>,
 }
 
+/// A socket that takes nothing: its client does not read, and may never read again.
+#[derive(Debug)]
+struct Full {
+    room: AsyncFd<Arc<OwnedFd>>,
+    patience: Pin<Box<Sleep>>,
+}
+
 impl Transport {
-    fn new(stream: UnixStream, greeted: oneshot::Sender<()>) -> io::Result<Self> {
+    fn new(
+        stream: UnixStream,
+        greeted: oneshot::Sender<()>,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let socket = Arc::new(OwnedFd::from(stream.into_std()?));
         Ok(Self {
             socket: async_fd(socket, Interest::READABLE)?,
+            read: 0,
             full: None,
+            patience,
             greeting: Some((greeted, GREETING)),
         })
     }
@@ -266,11 +284,17 @@ impl Transport {
                 Some(full) => full,
                 None => {
                     let socket = Arc::new(self.socket.get_ref().try_clone()?);
-                    async_fd(socket, Interest::WRITABLE)?
+                    Full {
+                        room: async_fd(socket, Interest::WRITABLE)?,
+                        patience: Box::pin(sleep(self.patience)),
+                    }
                 }
             };
-            let ready = self.full.insert(full).poll_write_ready(cx);
-            ready!(ready)?.clear_ready();
+            let full = self.full.insert(full);
+            if full.patience.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            ready!(full.room.poll_write_ready(cx))?.clear_ready();
         }
     }
 }
@@ -287,8 +311,17 @@ impl AsyncRead for Transport {
             }
             return Poll::Pending;
         }
+        if self.read >= READ_AT_ONCE {
+            self.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            let Poll::Ready(ready) = self.socket.poll_read_ready(cx) else {
+                self.read = 0;
+                return Poll::Pending;
+            };
+            let mut ready = ready?;
             let room = buf.initialize_unfilled();
             match rustix::net::recv(ready.get_inner(), &mut *room, RecvFlags::DONTWAIT) {
                 Ok((len, _)) => {
@@ -297,6 +330,7 @@ impl AsyncRead for Transport {
                         ready.clear_ready();
                     }
                     buf.advance(len);
+                    self.read += len;
                     self.received(len);
                     return Poll::Ready(Ok(()));
                 }

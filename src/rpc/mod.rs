@@ -28,6 +28,7 @@ mod consumers;
 mod convert;
 mod events;
 mod loops;
+mod places;
 mod policies;
 mod processes;
 mod purse;

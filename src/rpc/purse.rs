@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::places::Party;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
 
@@ -11,7 +12,8 @@ use crate::memory::{Budget, Taken, Use};
 const FREE_MAX: u64 = 64 * 1024;
 /// What all connections hold without asking is at most this part of the limit.
 const ASIDE: u64 = 8;
-/// A connection has at most this part of what others left of the budget.
+/// A principal has at most this part of what others left of the budget, and a connection of what
+/// the others of its principal left of that.
 const SHARE: u64 = 2;
 /// A stream goes on with so many bytes at a time, or with one event, whatever others hold.
 pub(super) const LEAST: usize = 1024;
@@ -37,10 +39,11 @@ impl Treasury {
         }
     }
 
-    /// What one connection's calls hold: nothing yet.
-    pub(super) fn purse(&self) -> Arc<Purse> {
+    /// What the calls of one of the principal's connections hold: nothing yet.
+    pub(super) fn purse(&self, party: &Arc<Party>) -> Arc<Purse> {
         Arc::new(Purse {
             treasury: self.clone(),
+            party: Arc::clone(party),
             free: AtomicU64::new(0),
             taken: AtomicU64::new(0),
         })
@@ -51,6 +54,7 @@ impl Treasury {
 #[derive(Debug)]
 pub(super) struct Purse {
     treasury: Treasury,
+    party: Arc<Party>,
     /// Bytes that are held without asking.
     free: AtomicU64,
     /// Bytes of the budget that are held.
@@ -78,9 +82,12 @@ impl Purse {
 
     /// Bytes of the budget that can still be taken.
     fn left(&self) -> u64 {
-        let taken = self.taken.load(Ordering::Relaxed);
-        let share = (self.treasury.budget.left() + taken) / SHARE;
-        share.saturating_sub(taken)
+        let share = |left: u64, taken: &AtomicU64| {
+            let taken = taken.load(Ordering::Relaxed);
+            ((left + taken) / SHARE).saturating_sub(taken)
+        };
+        let left = share(self.treasury.budget.left(), &self.party.taken);
+        share(left, &self.taken)
     }
 
     /// How many of `bytes` may be read at once to be sent.
@@ -123,6 +130,7 @@ impl Held {
             None => self.taken = Some(budget.take(self.by, bytes)?),
         }
         purse.taken.fetch_add(bytes, order);
+        purse.party.taken.fetch_add(bytes, order);
         Ok(())
     }
 
@@ -132,6 +140,7 @@ impl Held {
             let part = bytes.min(taken.bytes());
             taken.shrink(part);
             self.purse.taken.fetch_sub(part, Ordering::Relaxed);
+            self.purse.party.taken.fetch_sub(part, Ordering::Relaxed);
             bytes -= part;
         }
         let part = bytes.min(self.free);
@@ -168,7 +177,8 @@ mod tests {
         const LIMIT: u64 = 64 << 20;
         let budget = Budget::new(LIMIT);
         let treasury = Treasury::new(&budget, 128);
-        let greedy: Vec<_> = (0..8).map(|_| treasury.purse()).collect();
+        let (ours, theirs) = (Arc::default(), Arc::default());
+        let greedy: Vec<_> = (0..8).map(|_| treasury.purse(&ours)).collect();
         let mut held = Vec::new();
         for purse in &greedy {
             while let Ok(part) = purse.hold(Use::Requests, 1 << 20) {
@@ -177,18 +187,22 @@ mod tests {
         }
         assert!(budget.total() + budget.for_rest() <= LIMIT);
         assert!(budget.for_rest() >= LIMIT / 2);
-        // Eight have had half of what the others left. A newcomer has what is small, and as much.
-        let newcomer = treasury.purse();
+        // A newcomer has what is small, and half of what is left.
+        let newcomer = treasury.purse(&ours);
         held.push(newcomer.hold(Use::Requests, FREE_MAX).unwrap());
         held.push(newcomer.hold(Use::Polls, 64 << 10).unwrap());
         assert!(newcomer.hold(Use::Requests, 1 << 20).is_err());
         assert_eq!(budget.held(Use::Polls), 64 << 10);
-        // The greediest has more than its share now, and a newcomer more than nothing.
-        held[0].shrink(1 << 19);
-        assert!(held[0].grow(1 << 19).is_err());
-        newcomer.hold(Use::Requests, 1 << 19).unwrap();
+        // The greediest has its share.
+        held[0].shrink(1 << 10);
+        assert!(held[0].grow(1 << 20).is_err());
+        // Another principal has as much as if nobody of the first had more than one connection.
+        let other = treasury.purse(&theirs);
+        held.push(other.hold(Use::Requests, 3 << 20).unwrap());
         drop(held);
         assert_eq!(budget.total(), 0);
         assert_eq!(newcomer.free.load(Ordering::Relaxed), 0);
+        let taken = [&ours, &theirs].map(|party| party.taken.load(Ordering::Relaxed));
+        assert_eq!(taken, [0, 0]);
     }
 }

@@ -1,5 +1,6 @@
 //! Hostile clients beside one that is not: its calls stay as they are, and so do the counts.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -270,27 +271,64 @@ async fn waiting_polls_stay_within_the_memory() {
         .await;
 }
 
+/// Calls as bytes, to be written at once: HTTP/2 (RFC 9113) with headers by HPACK's static table
+/// and literals (RFC 7541).
+fn pipelined(calls: u32) -> Vec<u8> {
+    fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        bytes.extend(&len[1..]);
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+    }
+    fn text(block: &mut Vec<u8>, text: &str) {
+        block.push(text.len().try_into().unwrap());
+        block.extend(text.as_bytes());
+    }
+    // POST, http, and then by name: path, authority, content type, te.
+    let mut block = vec![0x83, 0x86, 0x04];
+    text(&mut block, "/evloopd.v1.AdminService/GetStatus");
+    block.push(0x01);
+    text(&mut block, "localhost");
+    block.extend([0x0f, 0x10]);
+    text(&mut block, "application/grpc");
+    block.push(0x00);
+    text(&mut block, "te");
+    text(&mut block, "trailers");
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    frame(&mut bytes, 4, 0, 0, &[]);
+    for call in 0..calls {
+        frame(&mut bytes, 1, 4, call * 2 + 1, &block);
+        frame(&mut bytes, 0, 1, call * 2 + 1, &[0; 5]);
+    }
+    bytes
+}
+
 /// A connection with many calls at once has its share of the thread that serves them, no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_calls_at_once_hold_nobody_up() {
-    let daemon = Daemon::start("").await;
+    let daemon = Daemon::start("[server]\nworker_threads = 1").await;
+    let bytes = pipelined(60_000);
     let neighbour = neighbour(&daemon);
-    let mut client = connection(&daemon, 1 << 20).await;
-    let empty = framed(&GetServerInfoRequest {});
-    let mut calls = Vec::new();
-    for _ in 0..20_000 {
-        let begun = call(&mut client, "AdminService/GetServerInfo").await;
-        let (response, mut body) = begun.unwrap();
-        body.send_data(empty.clone(), true).unwrap();
-        calls.push(tokio::spawn(async move {
-            let mut answer = response.await.unwrap().into_body();
-            while answer.data().await.is_some_and(|data| data.is_ok()) {}
-            let trailers = answer.trailers().await.unwrap();
-            trailers.is_some_and(|trailers| trailers["grpc-status"] == "0")
-        }));
-    }
-    for call in calls {
-        assert!(within("an answer", call).await.unwrap());
+    for _ in 0..3 {
+        let mut socket = std::os::unix::net::UnixStream::connect(&daemon.socket).unwrap();
+        let mut answers = socket.try_clone().unwrap();
+        let reading = std::thread::spawn(move || {
+            // Until it is hung up on: it did not ask how many calls it may have at once.
+            let _ = std::io::copy(&mut answers, &mut std::io::sink());
+        });
+        let bytes = bytes.clone();
+        let writing = std::thread::spawn(move || {
+            let _ = socket.write_all(&bytes);
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        });
+        within("the calls to be over", async {
+            while !reading.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        writing.join().unwrap();
     }
     let longest = neighbour().await;
     assert!(longest < Duration::from_secs(1), "{longest:?}");
@@ -345,4 +383,76 @@ async fn unread_snapshots_stay_within_the_memory() {
         .daemon
         .until("as before", |status| status.snapshot_bytes == 0)
         .await;
+}
+
+/// A client that was stopped, as by SIGSTOP, with a stream whose output it does not take: its
+/// connection ends, with all that it held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_are_stopped_are_let_go_of() {
+    let daemon = Daemon::start("[server]\nkeepalive = \"1s\"").await;
+    let mut scene = Scene::new(daemon, "", "").await;
+    let id = scene.spawn(shell("yes | head -c 4000000")).await;
+    scene.closed(id).await;
+    let before = scene.daemon.status().await;
+    let oldest = framed(&SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
+        ..SubscribeRequest::default()
+    });
+    let mut stopped = Vec::new();
+    for _ in 0..10 {
+        let socket = std::os::unix::net::UnixStream::connect(&scene.daemon.socket).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // It stays open, and nobody reads from it any more.
+        stopped.push(socket.try_clone().unwrap());
+        let socket = UnixStream::from_std(socket).unwrap();
+        let mut client = h2::client::Builder::new();
+        client.initial_window_size(1 << 30);
+        client.initial_connection_window_size(1 << 30);
+        let (send, connection) = client.handshake(socket).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut client = send.ready().await.unwrap();
+        let (response, mut body) = call(&mut client, "EventService/Subscribe").await.unwrap();
+        body.send_data(oldest.clone(), true).unwrap();
+        within("a header", response).await.unwrap();
+        connection.abort();
+        let _ = connection.await;
+    }
+    let neighbour = neighbour(&scene.daemon);
+    scene
+        .daemon
+        .until("the streams to end", |status| {
+            status.streams <= before.streams
+        })
+        .await;
+    assert!(neighbour().await < SOON);
+    scene
+        .daemon
+        .until("as before", |status| status.open_fds <= before.open_fds)
+        .await;
+    drop(stopped);
+}
+
+/// Connections of one principal beyond its places are told so; others have the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_principal_has_not_all_places() {
+    let config = "[server]\nmax_connections = 4\nmax_connections_per_principal = 3";
+    let daemon = Daemon::start(config).await;
+    let served = daemon.another_channel().await;
+    let ask = async |channel| {
+        let request = GetServerInfoRequest {};
+        AdminServiceClient::new(channel)
+            .get_server_info(request)
+            .await
+    };
+    ask(served.clone()).await.unwrap();
+    let third = daemon.another_channel().await;
+    ask(third).await.unwrap();
+    let fourth = daemon.another_channel().await;
+    refused(ask(fourth).await, Code::ResourceExhausted, "LIMIT");
+    drop(served);
+    within("a place", async {
+        while ask(daemon.another_channel().await).await.is_err() {}
+    })
+    .await;
 }
