@@ -33,7 +33,7 @@ use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
 use crate::text;
 use crate::watch::{
-    Attributes, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
+    Attributes, Closer, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
     reap_strangers,
 };
 
@@ -245,6 +245,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         reaper: Reaper::new(runtime.clone(), limits.children),
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
+        closer: Closer::default(),
         runtime,
         signals,
         transport: TransportLimits {

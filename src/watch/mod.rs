@@ -45,7 +45,7 @@ pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,
     Stdio, reap_strangers,
 };
-pub use services::{Count, Notifier, Permit, Services, TransportLimits};
+pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use starters::Starters;
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};

@@ -1,12 +1,13 @@
 //! What all loops of a daemon share, for their watches.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
 use super::{Attributes, Notice, Starters};
@@ -61,6 +62,8 @@ pub struct Services {
     pub drain: Arc<Drain>,
     /// Where the blocking part of registrations runs.
     pub starters: Starters,
+    /// Who closes what may block.
+    pub closer: Closer,
 }
 
 /// A count with a bound.
@@ -125,13 +128,44 @@ impl Drop for Permit {
 }
 
 impl Services {
-    /// Closes a file descriptor, off the loop's thread if that can block: a socket
-    /// with SO_LINGER set waits for its peer (socket(7)), a terminal for its output.
+    /// Closes a file descriptor, off the loop's thread if that can block: a socket with SO_LINGER
+    /// set waits for its peer (socket(7)), which whoever shares it may set at any moment; a
+    /// terminal waits for its output.
     pub fn close(&self, fd: OwnedFd) {
-        let linger = sockopt::socket_linger(fd.as_fd());
-        let lingers = matches!(linger, Ok(Some(time)) if !time.is_zero());
-        if lingers || rustix::termios::isatty(&fd) {
-            self.runtime.spawn_blocking(move || drop(fd));
+        match sockopt::socket_domain(&fd) {
+            Ok(AddressFamily::UNIX) => drop(fd),
+            Ok(_) => {
+                let linger = sockopt::socket_linger(&fd);
+                if matches!(linger, Ok(Some(time)) if !time.is_zero()) {
+                    self.runtime.spawn_blocking(move || drop(fd));
+                } else {
+                    self.closer.close(&self.runtime, fd);
+                }
+            }
+            Err(_) if rustix::termios::isatty(&fd) => {
+                self.runtime.spawn_blocking(move || drop(fd));
+            }
+            Err(_) => drop(fd),
+        }
+    }
+}
+
+/// Closes sockets, many at once, on a thread where it may block.
+#[derive(Debug, Clone, Default)]
+pub struct Closer(Arc<Mutex<Vec<OwnedFd>>>);
+
+impl Closer {
+    fn close(&self, runtime: &tokio::runtime::Handle, fd: OwnedFd) {
+        let mut waiting = self.0.lock();
+        waiting.push(fd);
+        if waiting.len() == 1 {
+            // It takes those that come until it begins. Where one blocks after all, only those
+            // that it took wait with it.
+            let waiting = Arc::clone(&self.0);
+            runtime.spawn_blocking(move || {
+                let taken = std::mem::take(&mut *waiting.lock());
+                drop(taken);
+            });
         }
     }
 }

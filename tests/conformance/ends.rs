@@ -28,8 +28,9 @@ on_each_child_watcher!(
     a_stream_that_is_read_past_the_grace_ends_with_its_watch,
 );
 
-/// Says `up`, and exits with 7 by SIGTERM. The wait for the other is over then, unlike a program's.
-const ENDS_WITH_7: &str = "trap 'exit 7' TERM; sleep 3600 & echo up; wait";
+/// Says `up`, and exits with 7 by SIGTERM. What it waits for ends soon even where the signal comes
+/// between fork(2) and exec(2), and is lost.
+const ENDS_WITH_7: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
 /// A writer that does not end unless it is ended, by SIGPIPE for one.
 const WRITES_ON: &str = "while echo x; do sleep 0.01; done";
 

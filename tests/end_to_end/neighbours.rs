@@ -447,10 +447,10 @@ async fn a_principal_has_not_all_places() {
     };
     ask(served.clone()).await.unwrap();
     let third = daemon.another_channel().await;
-    ask(third).await.unwrap();
+    ask(third.clone()).await.unwrap();
     let fourth = daemon.another_channel().await;
     refused(ask(fourth).await, Code::ResourceExhausted, "LIMIT");
-    drop(served);
+    drop((served, third));
     within("a place", async {
         while ask(daemon.another_channel().await).await.is_err() {}
     })

@@ -2,11 +2,11 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, StatxFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
-use super::{device, link};
+use super::link;
 
 /// What a file descriptor refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,15 +112,22 @@ impl FileKind {
         if let Some(kind) = Self::of_anonymous(fd) {
             return Ok(kind);
         }
-        let stat = rustix::fs::fstat(fd)?;
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
+        // What is known of the file: its file system, which may be a client's, is not asked.
+        let stat = rustix::fs::statx(
+            fd,
+            c"",
+            AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
+            StatxFlags::TYPE,
+        )?;
+        Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Socket => Self::Socket {
                 kind: sockopt::socket_type(fd)?,
                 listening: sockopt::socket_acceptconn(fd)?,
             },
-            FileType::Fifo if rustix::fs::fstatfs(fd)?.f_type == PIPEFS_MAGIC => Self::Pipe,
             FileType::Fifo => Self::Fifo,
-            FileType::CharacterDevice if device(&stat) == PTMX => Self::PtyMaster,
+            FileType::CharacterDevice if (stat.stx_rdev_major, stat.stx_rdev_minor) == PTMX => {
+                Self::PtyMaster
+            }
             FileType::CharacterDevice if rustix::termios::isatty(fd) => Self::Tty,
             FileType::CharacterDevice => Self::CharDevice,
             FileType::RegularFile => Self::Regular,
@@ -138,6 +145,9 @@ impl FileKind {
         if link.starts_with("pidfd:") {
             return Some(Self::PidFd);
         }
+        if link.starts_with("pipe:") {
+            return Some(Self::Pipe);
+        }
         Some(match link.strip_prefix("anon_inode:")? {
             "[eventfd]" => Self::EventFd,
             "[timerfd]" => Self::TimerFd,
@@ -150,7 +160,5 @@ impl FileKind {
     }
 }
 
-/// `f_type` of the file system that anonymous pipes live in; `PIPEFS_MAGIC` of linux/magic.h.
-const PIPEFS_MAGIC: rustix::fs::FsWord = 0x5049_5045;
 /// Device number of /dev/ptmx: whoever opens it gets a new pseudoterminal.
 const PTMX: (u32, u32) = (5, 2);
