@@ -275,7 +275,7 @@ impl EventLoop {
         }
     }
 
-    fn newest(&self) -> Cursor {
+    pub(super) fn newest(&self) -> Cursor {
         self.shared.journal.cursor(self.outbox.newest())
     }
 

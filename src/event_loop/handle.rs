@@ -1,6 +1,5 @@
 //! A loop from outside its thread.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -347,17 +346,20 @@ impl Handle {
             .await
     }
 
-    /// Arms fired directions again; says for each whether something was armed.
+    /// Arms or disarms directions, in order; says for each whether anything changed.
     ///
     /// # Errors
     /// A closed loop, a full mailbox.
-    pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<VecDeque<bool>> {
-        let mut armed = VecDeque::with_capacity(items.len());
+    pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<proto::RearmResponse> {
+        let mut done = proto::RearmResponse::default();
         for step in items.chunks(REARM_STEP) {
             let step = step.to_vec();
-            armed.extend(self.call_now(move |on| Ok(on.rearm(&step))).await?);
+            let rearm = move |on: &mut EventLoop| Ok((on.rearm(&step), on.newest()));
+            let (armed, newest) = self.call_now(rearm).await?;
+            done.armed.extend(armed);
+            done.cursor = Some(newest.into());
         }
-        Ok(armed)
+        Ok(done)
     }
 
     /// Has bytes sent.

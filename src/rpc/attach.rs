@@ -18,8 +18,7 @@ use crate::event_loop::Handle;
 use crate::proto::attach_request::Message;
 use crate::proto::attach_result::Result as Outcome;
 use crate::proto::{
-    AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, RearmResponse, SubscribeHeader,
-    WriteResponse,
+    AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, SubscribeHeader, WriteResponse,
 };
 
 /// What came of one message; `None` if nobody wants to know.
@@ -148,8 +147,7 @@ fn result(number: u64, outcome: Result<Outcome>) -> Option<AttachResult> {
 async fn rearmed(on: Handle, rearm: AttachRearm) -> Option<AttachResult> {
     let outcome = async {
         check_items("rearm.items", &rearm.items)?;
-        let armed = on.rearm(rearm.items).await?.into();
-        Ok(Outcome::Rearmed(RearmResponse { armed }))
+        on.rearm(rearm.items).await.map(Outcome::Rearmed)
     };
     result(rearm.number, outcome.await)
 }

@@ -263,10 +263,7 @@ impl WatchService for Api {
         let work = |api: Self, asker: Asker, request: RearmRequest| async move {
             let on = api.on(&asker, request.r#loop, false)?;
             check_items("items", &request.items)?;
-            let armed = on.rearm(request.items).await?;
-            Ok(RearmResponse {
-                armed: armed.into(),
-            })
+            on.rearm(request.items).await
         };
         let answer = self.once(asker, "Rearm", request.into_inner(), work).await;
         Ok(Response::new(answer?))
@@ -304,6 +301,11 @@ impl WatchService for Api {
 pub(super) fn check_items(field: &'static str, items: &[RearmItem]) -> Result<()> {
     if items.len() > REARM_MAX {
         return Err(Error::invalid(field, "at most 65536"));
+    }
+    let seen = |item: &RearmItem| item.disarm && item.seq != 0;
+    if let Some(index) = items.iter().position(seen) {
+        let field = format!("{field}[{index}].seq");
+        return Err(Error::invalid(field, "must be 0 with disarm"));
     }
     Ok(())
 }

@@ -48,6 +48,8 @@ struct Side {
     wanted: bool,
     /// There was no room for its Ready.
     waits: bool,
+    /// It was disarmed and its operation has not ended yet: what that finds is not told.
+    ending: bool,
     /// Sequence number of its last Ready; 0 if there was none.
     fired: u64,
 }
@@ -72,10 +74,13 @@ impl FdWatch {
 
     fn arm(&mut self, cx: &mut Context<'_>, lane: Lane) {
         let Some(source) = self.source else { return };
+        self.side(lane).wanted = true;
+        if self.side(lane).ending {
+            // It looks anew, once that has ended: it may have found what is gone by now.
+            return;
+        }
         let waits = cx.reserve().is_err();
-        let side = self.side(lane);
-        side.wanted = true;
-        side.waits = waits;
+        self.side(lane).waits = waits;
         if waits {
             return;
         }
@@ -85,6 +90,16 @@ impl FdWatch {
             Direction::Read
         };
         cx.start(lane, source, Op::Ready(direction));
+    }
+
+    /// Says whether it was armed.
+    fn disarm(&mut self, cx: &mut Context<'_>, lane: Lane) -> bool {
+        let live = cx.is_live(lane);
+        let side = self.side(lane);
+        side.ending = live;
+        side.waits = false;
+        cx.cancel(lane);
+        std::mem::take(&mut self.side(lane).wanted)
     }
 }
 
@@ -100,6 +115,13 @@ impl Watch for FdWatch {
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        if std::mem::take(&mut self.side(lane).ending) {
+            cx.unreserve();
+            if self.side(lane).wanted && !cx.is_closing() {
+                self.arm(cx, lane);
+            }
+            return;
+        }
         self.side(lane).wanted = false;
         match done {
             Done::Ready(ready) => {
@@ -131,6 +153,10 @@ impl Watch for FdWatch {
         let both = !item.readable && !item.writable;
         let mut armed = false;
         for (lane, named) in [(READ, item.readable), (WRITE, item.writable)] {
+            if item.disarm {
+                armed |= (named || both) && self.disarm(cx, lane);
+                continue;
+            }
             let side = self.side(lane);
             let seen = item.seq == 0 || side.fired <= item.seq;
             let meant = named || (both && side.fired > 0);

@@ -143,7 +143,7 @@ pub trait Watch: Send + fmt::Debug {
     /// How it is.
     fn status(&self) -> Option<proto::watch::Status>;
 
-    /// Arms fired directions again, unless a later Ready exists.
+    /// Arms fired directions again, unless a later Ready exists, or disarms them. Says whether it did.
     fn rearm(&mut self, _cx: &mut Context<'_>, _item: &proto::RearmItem) -> bool {
         false
     }

@@ -23,7 +23,7 @@ on_each_backend!(
     a_slot_is_claimed_once,
 );
 
-async fn pair(scene: &Scene) -> (UnixStream, UnixStream, bytes::Bytes) {
+pub(crate) async fn pair(scene: &Scene) -> (UnixStream, UnixStream, bytes::Bytes) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&theirs);
     (ours, theirs, slot)
@@ -36,12 +36,12 @@ fn ready(event: evloopd::proto::Event) -> (u64, Ready) {
     }
 }
 
-fn reading(watch_id: u64, seq: u64) -> RearmItem {
+pub(crate) fn reading(watch_id: u64, seq: u64) -> RearmItem {
     RearmItem {
         watch_id,
         seq,
         readable: true,
-        writable: false,
+        ..RearmItem::default()
     }
 }
 

@@ -67,6 +67,7 @@ macro_rules! on_each_child_watcher {
 mod closes;
 mod connecting;
 mod connections;
+mod disarming;
 mod ends;
 mod exec_failures;
 mod fds;

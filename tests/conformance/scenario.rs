@@ -83,7 +83,7 @@ async fn descriptors(scene: &mut Scene) {
         watch_id: id,
         seq: ready.seq,
         readable: true,
-        writable: false,
+        ..RearmItem::default()
     };
     assert!(scene.rearm(item).await);
     scene.recorder.nth(id, "ready", 2).await;

@@ -52,18 +52,28 @@ pub(super) enum Verb {
     /// End and forget watches
     #[command(after_help = "Example:\n  evloopctl watch rm tick")]
     Rm(super::rm::Rm),
-    /// Arm an fd watch again after its `ready`
-    #[command(after_help = "Example:\n  evloopctl watch rearm @7 --seq 1041")]
+    /// Arm an fd watch again after its `ready`, or disarm it
+    #[command(
+        after_help = "Examples:\n  evloopctl watch rearm @7 --seq 1041\n  evloopctl watch rearm @7 --disarm --write"
+    )]
     Rearm {
         #[command(flatten)]
         watch: OneWatch,
         /// The newest `ready` you have seen: a later one stays the last [default: whatever there is]
-        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        #[arg(
+            long,
+            default_value_t = 0,
+            hide_default_value = true,
+            conflicts_with = "disarm"
+        )]
         seq: u64,
+        /// No `ready` from here on, until it is armed again; the watch stays
+        #[arg(long)]
+        disarm: bool,
         /// For reading
         #[arg(long)]
         read: bool,
-        /// For writing; with neither, what has fired
+        /// For writing; with neither, what has fired, or with --disarm both
         #[arg(long)]
         write: bool,
     },
@@ -98,6 +108,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         Verb::Rearm {
             watch,
             seq,
+            disarm,
             read,
             write,
         } => {
@@ -107,6 +118,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 seq,
                 readable: read,
                 writable: write,
+                disarm,
             };
             let request = RearmRequest {
                 r#loop: session.loop_ref.clone(),
@@ -115,7 +127,8 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             };
             let done = answer("watch rearm", session.watches().rearm(request).await)?;
             let armed = done.armed.first().is_some_and(|armed| *armed);
-            output::object(session.json, &serde_json::json!({"armed": armed}))?;
+            let done = if disarm { "disarmed" } else { "armed" };
+            output::object(session.json, &serde_json::json!({done: armed}))?;
             Ok(0)
         }
         Verb::TakeFd(args) => take_fd::run(session, args).await,
