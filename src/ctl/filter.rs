@@ -38,7 +38,7 @@ pub(super) struct Filter {
     /// be repeated. Any of the kinds, any of the watches, all of the labels
     #[arg(long = "filter", value_name = "EXPR", value_parser = expression)]
     expressions: Vec<Terms>,
-    /// Only this kind, or these, separated by commas; may be repeated
+    /// Only this kind, or these, separated by commas; may be repeated. `closed` comes with `ready`
     #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     kinds: Vec<String>,
     /// Only this watch: its name, or `@7` for the id 7 (`@0`: the loop itself); may be repeated

@@ -173,19 +173,23 @@ pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
             "at most 1024 watches and 1024 kinds",
         ));
     }
+    // They are small: they are field numbers.
+    let number = |kind| u8::try_from(i32::from(kind)).unwrap_or(0);
     let kind = |kind: &i32| match proto::EventKind::try_from(*kind) {
         Ok(proto::EventKind::Unspecified) | Err(_) => {
             Err(Error::invalid("filter.kinds", "must be kinds of EventKind"))
         }
-        Ok(kind) => Ok(u8::try_from(i32::from(kind)).unwrap_or(0)),
+        Ok(kind) => Ok(number(kind)),
     };
+    let kinds = filter.kinds.iter().map(kind);
+    let mut kinds = kinds.collect::<Result<BTreeSet<u8>>>()?;
+    if kinds.contains(&number(proto::EventKind::Ready)) {
+        // Whoever waits for a watch to be ready has to learn that it will not be any more.
+        kinds.insert(number(proto::EventKind::Closed));
+    }
     Ok(Filter {
         watches: filter.watch_ids.into_iter().collect(),
-        kinds: filter
-            .kinds
-            .iter()
-            .map(kind)
-            .collect::<Result<BTreeSet<u8>>>()?,
+        kinds,
         labels: (*labels("filter.labels", filter.labels)?).clone(),
         until_closed: false,
     })

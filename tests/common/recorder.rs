@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 
-use evloopd::history::{Checker, Recording, View, kind_name};
+use evloopd::history::{Checker, Recording, View, kind_name, view_of};
 use evloopd::proto::event::Kind;
 use evloopd::proto::process_service_client::ProcessServiceClient;
 use evloopd::proto::{
@@ -57,13 +57,7 @@ impl Recorder {
         request: SubscribeRequest,
     ) -> Result<Self, Status> {
         use subscribe_response::Message::{Batch, Goodbye, Header, Snapshot};
-        let view = request.filter.as_ref().map_or(View::All, |filter| {
-            if filter.kinds.is_empty() {
-                View::Watches
-            } else {
-                View::Kinds
-            }
-        });
+        let view = view_of(request.filter.as_ref());
         let mut stream = daemon.events().subscribe(request).await?.into_inner();
         let first = within("a header", stream.message()).await?;
         let Some(Header(header)) = first.and_then(|first| first.message) else {
@@ -88,6 +82,7 @@ impl Recorder {
         start: SubscribeRequest,
     ) -> Result<(Self, mpsc::Sender<attach_request::Message>), Status> {
         use attach_response::Message::{Batch, Goodbye, Header, Result, Snapshot};
+        let view = view_of(start.filter.as_ref());
         let (sender, requests) = mpsc::channel(64);
         sender
             .send(attach_request::Message::Start(start))
@@ -110,7 +105,8 @@ impl Recorder {
                 Header(_) => panic!("a header comes once"),
             })
         });
-        let recording = Recording::new(header.epoch, header.after);
+        let mut recording = Recording::new(header.epoch, header.after);
+        recording.view = view;
         Ok((Self::new(Box::pin(messages), recording, None), sender))
     }
 

@@ -211,6 +211,68 @@ async fn a_fence_tells_what_is_ready_now() {
     }
 }
 
+/// Whoever filters for Ready learns that a watch of theirs is gone, and of no other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_filter_for_readiness_lets_the_end_of_a_watch_through() {
+    let mut scene = scene().await;
+    let mut ends = Vec::new();
+    let mut ids = Vec::new();
+    for name in ["ours", "ours", "theirs"] {
+        let (here, there) = UnixStream::pair().unwrap();
+        let slot = scene.daemon.handover().await.give(&there);
+        let request = AddWatchRequest {
+            labels: [("of".into(), name.into())].into(),
+            ..scene.request(reader(slot))
+        };
+        let added = scene.try_add(request).await.unwrap();
+        ids.push(added.watch.unwrap().watch_id);
+        ends.push(here);
+    }
+    let seen = scene.settle().await;
+    let kinds = vec![EventKind::Ready.into()];
+    let by_id = Filter {
+        kinds: kinds.clone(),
+        watch_ids: ids[..2].to_vec(),
+        ..Filter::default()
+    };
+    let by_label = Filter {
+        kinds,
+        labels: [("of".into(), "ours".into())].into(),
+        ..Filter::default()
+    };
+    let start = |filter: &Filter| SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        filter: Some(filter.clone()),
+        heartbeat: Some(millis(100)),
+        ..SubscribeRequest::default()
+    };
+    let subscribed = Recorder::subscribe(&scene.daemon, start(&by_label)).await;
+    let attached = Recorder::attach(&scene.daemon, start(&by_id)).await;
+    ends[0].write_all(b"x").unwrap();
+    scene.recorder.first(ids[0], "ready").await;
+    for id in &ids {
+        scene.remove(*id).await;
+    }
+    let last = scene.settle().await;
+    let (attached, _requests) = attached.unwrap();
+    for mut reader in [subscribed.unwrap(), attached] {
+        reader.reach(last).await;
+        assert_eq!(reader.kinds(ids[0]), ["ready", "closed"]);
+        assert_eq!(reader.kinds(ids[1]), ["closed"]);
+        assert_eq!(reader.recording.events().count(), 3);
+    }
+    for filter in [by_id, by_label] {
+        let request = PollRequest {
+            filter: Some(filter),
+            ..after(&scene, seen)
+        };
+        let batch = poll(&scene, request).await.unwrap().batch.unwrap();
+        let polled: Vec<_> = batch.events.iter().map(|event| event.watch_id).collect();
+        assert_eq!(polled, [ids[0], ids[0], ids[1]]);
+    }
+    scene.finish().await;
+}
+
 async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
     let request = AckRequest {
         r#loop: Some(scene.target.clone()),

@@ -83,7 +83,7 @@ class RemoteSelector:
         response = self.events.Poll(request, timeout=2 * PATIENCE)
         assert response.batch.after == self.cursor.seq
         self.cursor = common.Cursor(epoch=response.epoch, seq=response.batch.through)
-        return list(response.batch.events)
+        return [event for event in response.batch.events if event.HasField("ready")]
 
     def rearm(self, watch, seq):
         """Whether the watch was armed again after the Ready of that number."""

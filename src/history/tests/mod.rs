@@ -268,6 +268,33 @@ fn a_recording_may_begin_anywhere() {
     }
 }
 
+/// As the daemon delivers to whoever filters for Ready.
+#[test]
+fn readiness_comes_with_the_ends_of_watches() {
+    let ready = Kind::Ready(Ready {
+        readable: true,
+        ..Ready::default()
+    });
+    let closed = Kind::Closed(Closed {
+        reason: CloseReason::Removed.into(),
+        ..Closed::default()
+    });
+    let told = [
+        fact(1, ready.clone()),
+        fact(2, closed.clone()),
+        fact(1, closed),
+        fact(1, ready),
+    ];
+    let view = |facts| Recording {
+        view: View::Kinds,
+        ..record(facts, 1)
+    };
+    let summary = check(&view(&told[..3])).unwrap();
+    assert_eq!((summary.watches, summary.open_watches), (2, 0));
+    let violation = check(&view(&told)).unwrap_err();
+    assert_eq!(violation.rule, Rule::AfterClosed);
+}
+
 #[test]
 fn a_filter_may_leave_out_watches_or_kinds() {
     for view in [View::Watches, View::Kinds] {
