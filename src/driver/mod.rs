@@ -255,6 +255,11 @@ pub trait Driver: Send + fmt::Debug {
         0
     }
 
+    /// Whether the last turn got to everything: nothing that was started is ready and still to be told.
+    fn has_looked(&self) -> bool {
+        true
+    }
+
     /// Carries operations out and appends what came of them, in the order the
     /// system gave them.
     ///

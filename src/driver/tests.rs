@@ -23,8 +23,8 @@ use super::{
 };
 
 use budgets::{
-    a_budget_of_nothing_waits_and_loses_nothing, sends_leave_room_for_receiving,
-    sources_take_turns_under_a_budget,
+    a_budget_of_nothing_waits_and_loses_nothing, a_turn_says_whether_it_got_to_everything,
+    sends_leave_room_for_receiving, sources_take_turns_under_a_budget,
 };
 use half_closed::{
     a_full_send_to_a_half_closed_peer_waits, a_full_writer_of_a_half_closed_peer_waits,
@@ -98,6 +98,7 @@ conformance! {
     sources_take_turns_under_a_budget,
     sends_leave_room_for_receiving,
     a_budget_of_nothing_waits_and_loses_nothing,
+    a_turn_says_whether_it_got_to_everything,
     detached_is_given_back_and_silent,
     descriptor_numbers_are_no_limit,
     every_operation_ends_once,

@@ -1,20 +1,21 @@
 //! "What is ready now": an answer once everything that is armed has been looked at.
 
+use super::pressure::BEHIND;
 use super::{EventLoop, Handle, Reply};
 use crate::clock::Now;
 use crate::error::Result;
 
-/// Most turns that one answer waits for: where other watches always have something to tell, what
-/// was armed before has been looked at by then, too.
-const TURNS_MAX: u32 = 64;
+/// Most turns that one answer waits for, beside those it takes to get to every watch twice: where
+/// others always have something to tell, what was armed before has been looked at by then, too.
+const TURNS_MAX: usize = 64;
 
 /// Somebody waits for a look at everything.
 #[derive(Debug)]
 pub(super) struct Fence {
     reply: Reply<u64>,
-    /// Monotonic nanoseconds, from right before the first look.
-    since: Option<u64>,
-    turns: u32,
+    /// Right before the first look.
+    since: Option<Now>,
+    turns: usize,
 }
 
 impl Handle {
@@ -42,26 +43,33 @@ impl EventLoop {
         if self.fences.is_empty() {
             return;
         }
-        let now = Now::sample().monotonic;
+        let now = Now::sample();
         for fence in &mut self.fences {
             fence.since.get_or_insert(now);
         }
     }
 
     /// The turn has looked, and what it `found` can be read. A look that finds nothing has seen
-    /// everything: what is ready stays so until it is told.
+    /// everything, if it got to everything: what is ready stays so until it is told. So do timers.
     pub(super) fn end_look(&mut self, found: usize) {
-        let looks = self.is_polled();
+        if self.fences.is_empty() {
+            return;
+        }
+        let seen = found == 0 && self.driver.has_looked();
+        // A turn gets to at least so many, each when it is its turn.
+        let least = self.limits.turn_events.min(BEHIND.completions);
+        let most = TURNS_MAX + 2 * self.records.len() / least;
         for mut fence in std::mem::take(&mut self.fences) {
             let Some(since) = fence.since else {
                 self.fences.push(fence);
                 continue;
             };
             fence.turns += 1;
-            if looks && found > 0 && fence.turns < TURNS_MAX {
+            let due = self.timers.next_in(since) == Some(0);
+            if self.is_polled() && (due || !seen) && fence.turns < most {
                 self.fences.push(fence);
             } else {
-                fence.reply.send(Ok(since));
+                fence.reply.send(Ok(since.monotonic));
             }
         }
     }

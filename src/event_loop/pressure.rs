@@ -18,7 +18,7 @@ const LOW: Room = Room {
 };
 
 /// What a turn takes while the journal holds more than its budget.
-const BEHIND: Budget = Budget {
+pub(super) const BEHIND: Budget = Budget {
     completions: 64,
     bytes: 16 * 1024,
 };

@@ -13,6 +13,7 @@ mod children;
 mod delivery;
 mod descriptors;
 mod exhaustion;
+mod fences;
 mod hostile;
 mod life;
 mod loops;

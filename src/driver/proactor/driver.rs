@@ -64,6 +64,8 @@ pub(super) struct Proactor {
     pub(super) held: usize,
     /// Refused operations, told at the next turn.
     refused: Vec<Completion>,
+    /// See [`Driver::has_looked`].
+    looked: bool,
 }
 
 impl fmt::Debug for Proactor {
@@ -97,6 +99,7 @@ impl Proactor {
             found: VecDeque::new(),
             held: 0,
             refused: Vec::new(),
+            looked: false,
         }
     }
 
@@ -258,6 +261,10 @@ impl Driver for Proactor {
         self.ring.exposed() + self.ring.lent() + self.held
     }
 
+    fn has_looked(&self) -> bool {
+        self.looked
+    }
+
     fn turn(
         &mut self,
         timeout: Option<Duration>,
@@ -265,6 +272,7 @@ impl Driver for Proactor {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ring.enable()?;
+        self.looked = false;
         let mut wait = timeout;
         let deadline = timeout
             .filter(|timeout| !timeout.is_zero())
@@ -302,14 +310,16 @@ impl Driver for Proactor {
             // It takes the kernel two steps to do some things. That there is a next one is
             // only a hint: it may be said of work that is done.
             let next_step = quiet < 2 && self.ring.has_more();
+            // What was heard was not for the watches, or may be followed by what is.
+            let unsettled = heard > 0 || hurry || next_step;
             let more = if turn.progress {
                 let held_back = heard >= BATCH && calls < CALLS_MAX;
                 next_step && (held_back || self.cancelling > 0) && !turn.is_spent()
             } else {
-                // What was heard was not for the watches: wait on.
-                !woken && (heard > 0 || hurry || next_step)
+                !woken && unsettled
             };
             if !more || !taken || calls >= STEPS_MAX {
+                self.looked = taken && !unsettled && self.found.is_empty();
                 return Ok(());
             }
             wait = match deadline {

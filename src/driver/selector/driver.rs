@@ -85,6 +85,8 @@ pub(super) struct Selector<P> {
     /// What the last wait found, and how much of it has been served.
     events: Vec<Event>,
     served: usize,
+    /// See [`Driver::has_looked`].
+    looked: bool,
     intake: Intake,
     acceptor: Acceptor,
 }
@@ -111,6 +113,7 @@ impl<P: Poller> Selector<P> {
             endings: Vec::new(),
             events: Vec::new(),
             served: 0,
+            looked: false,
             intake: Intake::new(),
             acceptor: Acceptor::default(),
         })
@@ -330,12 +333,17 @@ impl<P: Poller> Driver for Selector<P> {
         self.sources.get(index).map(|source| source.fd.as_fd())
     }
 
+    fn has_looked(&self) -> bool {
+        self.looked
+    }
+
     fn turn(
         &mut self,
         timeout: Option<Duration>,
         budget: Budget,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
+        self.looked = false;
         let mut turn = Turn::new(budget, completions);
         for Completion { id, done, last } in self.endings.drain(..) {
             turn.push(id, done, last);
@@ -358,11 +366,14 @@ impl<P: Poller> Driver for Selector<P> {
             timeout
         };
         match self.poller.wait(timeout, &mut self.events) {
+            Ok(()) => {
+                self.serve(&mut turn);
+                self.looked = self.served == self.events.len() && self.dirty.is_empty();
+                Ok(())
+            }
             // The loop has its own way to learn of signals.
-            Ok(()) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
-        self.serve(&mut turn);
-        Ok(())
     }
 }

@@ -114,3 +114,31 @@ pub(super) fn a_budget_of_nothing_waits_and_loses_nothing(rig: &mut Rig) {
     let said: Vec<_> = rig.turn(PATIENCE, nothing).iter().map(words).collect();
     assert_eq!(said, ["1 cancelled."]);
 }
+
+pub(super) fn a_turn_says_whether_it_got_to_everything(rig: &mut Rig) {
+    let nothing = Budget {
+        completions: 0,
+        bytes: 0,
+    };
+    let few = Budget {
+        completions: 2,
+        ..AMPLE
+    };
+    let mut peers = Vec::new();
+    for number in 0..5 {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let source = rig.attach(ours, Nonblocking::ReadinessOnly);
+        rig.driver.start(id(number), source, WRITE);
+        peers.push(peer);
+    }
+    assert!(rig.turn(Duration::ZERO, nothing).is_empty());
+    assert!(!rig.driver.has_looked(), "it could not tell");
+    let mut told = 0;
+    while told < 5 {
+        let said = rig.turn(Duration::ZERO, few).len();
+        assert!(said > 0 || !rig.driver.has_looked(), "{told} of 5");
+        told += said;
+    }
+    assert!(rig.turn(Duration::ZERO, few).is_empty());
+    assert!(rig.driver.has_looked());
+}
