@@ -57,6 +57,8 @@ pub struct Policy {
     /// Bytes one journal holds, 64 KiB to 1 TiB; all journals together stay within `limits.memory`.
     #[serde(with = "units::size")]
     pub journal_bytes: u64,
+    /// Whether events stay once everybody who reads has them.
+    pub history: History,
     /// What a journal does that is full of what consumers have not acknowledged.
     pub when_full: WhenFull,
     /// Bytes of one watch that may be unacknowledged before it pauses alone, up to
@@ -107,6 +109,7 @@ impl Default for Policy {
             max_watches: 100_000,
             journal_events: 1_000_000,
             journal_bytes: 64 << 20,
+            history: History::Kept,
             when_full: WhenFull::Pause,
             journal_watch_bytes: None,
             journal_watch_keep: 64 << 10,
@@ -251,6 +254,16 @@ words! {
         Pause = "pause",
         /// The oldest events give way; who has not read them gets a gap.
         DropOldest = "drop_oldest",
+    }
+}
+
+words! {
+    /// Whether events stay once everybody who reads has them.
+    History {
+        /// Until there is no room for them any more.
+        Kept = "kept",
+        /// They go.
+        None = "none",
     }
 }
 

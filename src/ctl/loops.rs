@@ -1,6 +1,7 @@
 //! `loop`: the life of loops.
 
 use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome};
@@ -9,8 +10,8 @@ use super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, Table, cell, plain};
 use super::parse;
 use super::session::{Session, answer};
 use crate::proto::{
-    CloseLoopRequest, Cursor, GetEventLoopRequest, GetLoopRequest, IfExists, ListLoopsRequest,
-    Loop, LoopRef, LoopState, NewEventLoopRequest, PausedSource, RunLoopRequest,
+    CloseLoopRequest, Cursor, GetEventLoopRequest, GetLoopRequest, History, IfExists,
+    ListLoopsRequest, Loop, LoopRef, LoopState, NewEventLoopRequest, PausedSource, RunLoopRequest,
     SetEventLoopRequest, SourcePause, StopLoopRequest, Survives,
 };
 
@@ -37,6 +38,9 @@ pub(super) enum Verb {
         /// What it waits with [default: the policy's first that works here]
         #[arg(long, value_parser = parse::name)]
         backend: Option<String>,
+        /// Whether events stay once everybody who reads has them [default: as the policy says]
+        #[arg(long, value_parser = PossibleValuesParser::new(["kept", "none"]))]
+        history: Option<String>,
         /// If it exists and is the same, be content
         #[arg(long)]
         if_missing: bool,
@@ -101,6 +105,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             name,
             policy,
             backend,
+            history,
             if_missing,
         } => {
             let if_exists = if if_missing {
@@ -108,11 +113,17 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             } else {
                 IfExists::Fail
             };
+            let history = match history.as_deref() {
+                Some("kept") => History::Kept,
+                Some(_) => History::None,
+                None => History::Unspecified,
+            };
             let request = NewEventLoopRequest {
                 name: name.unwrap_or_default(),
                 policy: policy.unwrap_or_default(),
                 backend: backend.unwrap_or_default(),
                 if_exists: if_exists.into(),
+                history: history.into(),
                 ..NewEventLoopRequest::default()
             };
             let made = answer("loop new", session.policies().new_event_loop(request).await)?;
@@ -277,6 +288,7 @@ fn json(l: &Loop) -> Value {
         "open_watches": l.open_watches,
         "survives": survives(l.survives()),
         "turns": l.turns,
+        "history": word(l.history().as_str_name(), "HISTORY_"),
     });
     let value = with(
         value,

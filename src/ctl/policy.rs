@@ -131,6 +131,7 @@ fn json(p: &Policy) -> Value {
         "max_watches": p.max_watches,
         "journal_events": p.journal_events,
         "journal_bytes": p.journal_bytes,
+        "history": p.history,
         "when_full": p.when_full,
         "journal_watch_bytes": p.journal_watch_bytes,
         "journal_watch_keep": p.journal_watch_keep,

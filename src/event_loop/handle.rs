@@ -178,6 +178,7 @@ impl Handle {
             open_watches: self.open_watches(),
             survives: proto::Survives::Nothing.into(),
             turns: shared.turns.load(Ordering::Relaxed),
+            history: super::pressure::told(shared.policy.history).into(),
         }
     }
 

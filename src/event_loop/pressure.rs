@@ -3,10 +3,10 @@
 
 use super::EventLoop;
 use crate::clock;
-use crate::config::Policy;
+use crate::config::{History, Policy};
 use crate::driver::Budget;
 use crate::journal::{Level, Limits, Room, WaitsFor};
-use crate::proto::{PausedSource, SourcePauseReason};
+use crate::proto::{self, PausedSource, SourcePauseReason};
 
 /// What an event takes in the journal beside its text and bytes.
 pub(super) const EVENT_OVERHEAD: u64 = 128;
@@ -30,12 +30,24 @@ pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
         events: policy.journal_events,
         bytes: policy.journal_bytes,
         watch_bytes: share.unwrap_or(policy.journal_bytes / 4),
-        watch_keep: policy.journal_watch_keep,
+        history: policy.history,
+        watch_keep: match policy.history {
+            History::Kept => policy.journal_watch_keep,
+            History::None => 0,
+        },
         attached_bytes: policy.attached_bytes,
         attached_patience: policy.attached_patience,
         when_full: policy.when_full,
         consumers,
         consumer_ttl: policy.consumer_ttl,
+    }
+}
+
+/// As shown to clients.
+pub(super) const fn told(history: History) -> proto::History {
+    match history {
+        History::Kept => proto::History::Kept,
+        History::None => proto::History::None,
     }
 }
 

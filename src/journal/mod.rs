@@ -11,6 +11,8 @@
 //! oldest gives way all the same. What happens once to a watch (its start, its ends) stays until the
 //! watch is removed. What stays although its neighbours are gone is an *island*.
 //!
+//! Without *history* an event goes once everybody who reads has it, its facts apart.
+//!
 //! A reader may be *attached* to a watch: what the watch writes from then on stays until the reader has
 //! read it, and the watch waits for it alone ([`Outbox::waits_for`]).
 
@@ -19,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Now;
-use crate::config::WhenFull;
+use crate::config::{History, WhenFull};
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
@@ -32,6 +34,7 @@ mod levels;
 mod log;
 mod memory;
 mod outbox;
+mod progress;
 mod reader;
 mod room;
 mod shares;
@@ -49,6 +52,7 @@ use labels::LabelSets;
 use log::Log;
 pub use memory::Memory;
 pub use outbox::{About, Level, Outbox, WaitsFor};
+use progress::Progress;
 pub use reader::{Over, Reader, Start};
 pub use room::Room;
 pub use walk::{Filter, Read};
@@ -69,6 +73,8 @@ pub struct Limits {
     pub bytes: u64,
     /// Most bytes of one watch that are pinned before it is to pause alone.
     pub watch_bytes: u64,
+    /// What becomes of events that everybody who reads has.
+    pub history: History,
     /// Newest bytes of every watch that is not removed that give way last, as far as half of the
     /// budget goes. An event counts as at least `bytes / events`.
     pub watch_keep: u64,
@@ -149,6 +155,7 @@ struct Inner {
     log: Log,
     labels: LabelSets,
     readers: usize,
+    progress: Progress,
     consumers: Consumers,
     /// The loop does not read some of its sources until there is room.
     starved: bool,
@@ -184,6 +191,7 @@ impl Journal {
                 log: Log::new(limits, Arc::clone(memory)),
                 labels: LabelSets::default(),
                 readers: 0,
+                progress: Progress::new(limits.history),
                 consumers: Consumers::new(limits.consumers, limits.consumer_ttl),
                 starved: false,
                 closed: false,

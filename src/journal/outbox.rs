@@ -480,9 +480,8 @@ impl Outbox {
     fn settle(&mut self, inner: &mut Inner) -> bool {
         self.unsettled = false;
         inner.starved = self.starved;
+        inner.trim(self.reserved);
         let log = &mut inner.log;
-        log.reserve(self.reserved);
-        log.trim(&mut inner.labels);
         let released = log.settle(inner.closed);
         self.pins = log.pins();
         self.unread = log.unread();

@@ -72,7 +72,7 @@ impl Journal {
     pub fn reader(self: &Arc<Self>, start: Start, filter: Filter) -> Result<Reader> {
         self.board.join(|inner, place| {
             let after = self.position(inner, start, &filter)?;
-            inner.readers += 1;
+            inner.join(place, after);
             Ok(Reader {
                 journal: Arc::clone(self),
                 place,
@@ -88,7 +88,7 @@ impl Journal {
     pub fn reader_from_birth(self: &Arc<Self>, watch: u64, after: u64) -> Reader {
         let now = Now::sample().monotonic;
         let place = self.board.take_place(|inner, place| {
-            inner.readers += 1;
+            inner.join(place, after);
             inner
                 .log
                 .watches_mut()
@@ -130,7 +130,7 @@ impl Journal {
                 inner.repin();
             }
             let (holder, before) = inner.consumers.hold(name, place, ttl)?;
-            inner.readers += 1;
+            inner.join(place, after);
             let reader = Reader {
                 journal: Arc::clone(self),
                 place,
@@ -169,6 +169,11 @@ impl Journal {
 }
 
 impl Inner {
+    fn join(&mut self, place: Place, after: u64) {
+        self.readers += 1;
+        self.progress.join(place, after);
+    }
+
     /// Right before the oldest event held: an island, or the ring's first.
     fn oldest_position(&self) -> u64 {
         let island = self.log.islands_from(0).next().map(|(seq, _)| seq);
@@ -306,6 +311,7 @@ impl Reader {
         max_events: usize,
     ) -> (Read, Freed) {
         let (read, upto) = Walk::new(inner, &self.filter, self.after, max_bytes, max_events).take();
+        inner.progress.advance(self.place, self.after, read.through);
         self.after = read.through;
         let gaps = &self.journal.gaps;
         gaps.fetch_add(read.gaps.len() as u64, Ordering::Relaxed);
@@ -338,6 +344,7 @@ impl Drop for Reader {
         let was_held = held.is_some();
         let freed = self.journal.board.leave(self.place, |inner| {
             inner.readers -= 1;
+            inner.progress.leave(self.place, self.after);
             let now = Now::sample();
             if let Some((name, holder)) = held {
                 inner.consumers.let_go(&name, holder, now);

@@ -16,6 +16,7 @@ const LIMITS: Limits = Limits {
     events: 12,
     bytes: 1500,
     watch_bytes: 400,
+    history: History::Kept,
     watch_keep: 0,
     attached_bytes: 200,
     attached_patience: Duration::from_secs(60),
@@ -27,6 +28,7 @@ const LIMITS: Limits = Limits {
 mod attached;
 mod memory;
 mod single;
+mod unkept;
 
 fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
     let memory = Memory::new(1 << 30);

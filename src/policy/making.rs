@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Binding, Caller, ContextKey, Inner, Registry, backends, check_loop_name, unknown};
 use crate::access::Principal;
-use crate::config::Policy;
+use crate::config::{History, Policy};
 use crate::driver::Backend;
 use crate::error::{Error, Result};
 use crate::event::LoopState;
@@ -19,7 +19,9 @@ pub struct NewLoop {
     pub policy: String,
     /// Empty: the policy's choice.
     pub backend: String,
-    /// An existing loop of that name, policy and backend is good enough.
+    /// None: the policy's.
+    pub history: Option<History>,
+    /// An existing loop of that name, policy, backend and history is good enough.
     pub or_existing: bool,
 }
 
@@ -38,13 +40,16 @@ impl Registry {
         if !new.name.is_empty() {
             check_loop_name("name", &new.name)?;
         }
-        let policy = match new.policy.as_str() {
+        let mut policy = match new.policy.as_str() {
             "" => self.policy_of(&caller.principal).0,
             name => {
                 let policy = self.policies.get(name).cloned();
                 policy.ok_or_else(|| unknown(&self.policies, name))?
             }
         };
+        if let Some(history) = new.history.filter(|history| *history != policy.history) {
+            Arc::make_mut(&mut policy).history = history;
+        }
         let mut inner = self.inner.lock();
         if let Some(existing) = inner.by_name(&caller.principal, &new.name) {
             let differs = if !new.or_existing {
@@ -53,6 +58,8 @@ impl Registry {
                 Some(Some("policy".to_owned()))
             } else if !new.backend.is_empty() && existing.backend().name() != new.backend {
                 Some(Some("backend".to_owned()))
+            } else if new.history.is_some() && existing.policy().history != policy.history {
+                Some(Some("history".to_owned()))
             } else {
                 None
             };

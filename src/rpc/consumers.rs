@@ -61,6 +61,7 @@ impl Api {
         let (start, ttl) = (start(&request)?, ttl("ttl", request.ttl)?);
         let or_existing = convert::if_exists(request.if_exists)?;
         let on = self.on(&asker, request.r#loop, true)?;
+        convert::can_consume("loop", &on)?;
         let object = object(&on, &request.name);
         mutate(&asker, "CreateConsumer", object, async move {
             let created = on.journal().create_consumer(&request.name, start, ttl)?;

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::History;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Labels};
-use crate::event_loop::WatchName;
+use crate::event_loop::{Handle, WatchName};
 use crate::journal::{Filter, Start};
 use crate::policy::LoopName;
 use crate::proto;
@@ -163,6 +164,25 @@ pub(super) fn if_exists(value: i32) -> Result<bool> {
         Ok(proto::IfExists::Return) => Ok(true),
         Err(_) => Err(Error::invalid("if_exists", "must be FAIL or RETURN")),
     }
+}
+
+/// Whether a new loop keeps its events; `None`: as its policy says.
+pub(super) fn history(value: i32) -> Result<Option<History>> {
+    match proto::History::try_from(value) {
+        Ok(proto::History::Unspecified) => Ok(None),
+        Ok(proto::History::Kept) => Ok(Some(History::Kept)),
+        Ok(proto::History::None) => Ok(Some(History::None)),
+        Err(_) => Err(Error::invalid("history", "must be KEPT or NONE")),
+    }
+}
+
+/// A consumer needs a loop that keeps what it has not acknowledged.
+pub(super) fn can_consume(field: &'static str, on: &Handle) -> Result<()> {
+    if on.journal().keeps_history() {
+        return Ok(());
+    }
+    let allowed = "there is none on a loop without history: read as an observer";
+    Err(Error::invalid(field, allowed))
 }
 
 pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {

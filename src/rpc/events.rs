@@ -64,6 +64,7 @@ impl EventService for Api {
         let work = |api: Self, asker: Asker, request: AckRequest| async move {
             let on = api.on(&asker, request.r#loop, false)?;
             check_loop_name("consumer", &request.consumer)?;
+            convert::can_consume("consumer", &on)?;
             let cursor = request.cursor.unwrap_or_default();
             let cursor = convert::cursor("cursor", &cursor)?;
             let acked = on.journal().ack(&request.consumer, cursor)?;
@@ -96,8 +97,9 @@ impl EventService for Api {
         };
         check_items("rearm", &request.rearm)?;
         let fence = request.fence || (timeout.is_zero() && !request.rearm.is_empty());
-        if !request.consumer.is_empty() {
+        if !request.consumer.is_empty() || request.ack.is_some() {
             check_loop_name("consumer", &request.consumer)?;
+            convert::can_consume("consumer", &on)?;
         }
         let filter = convert::filter(request.filter)?;
         convert::skips_gap(request.on_gap)?;
@@ -105,7 +107,6 @@ impl EventService for Api {
         let start = after.map(|cursor| convert::after("after", cursor, request.on_gap));
         let start = start.transpose()?;
         if let Some(ack) = &request.ack {
-            check_loop_name("consumer", &request.consumer)?;
             let cursor = convert::cursor("ack", ack)?;
             on.journal().ack(&request.consumer, cursor)?;
         }
@@ -116,6 +117,9 @@ impl EventService for Api {
         } else {
             on.journal().hold(&request.consumer, start, None, filter)?
         };
+        if start.is_some() {
+            on.journal().returns_after(reader.after());
+        }
         if !request.rearm.is_empty() {
             on.rearm(request.rearm).await?;
         }

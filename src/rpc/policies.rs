@@ -57,6 +57,7 @@ impl PolicyService for Api {
                 name: request.name,
                 policy: request.policy,
                 backend: request.backend,
+                history: convert::history(request.history)?,
             };
             let (api, caller) = (api.clone(), asker.caller.clone());
             let object = new.name.clone();
@@ -196,6 +197,7 @@ fn describe(policy: &Policy) -> proto::Policy {
         max_watches: policy.max_watches,
         journal_events: policy.journal_events,
         journal_bytes: policy.journal_bytes,
+        history: policy.history.name().to_owned(),
         when_full: policy.when_full.name().to_owned(),
         journal_watch_bytes: policy.journal_watch_bytes.unwrap_or(0),
         journal_watch_keep: policy.journal_watch_keep,

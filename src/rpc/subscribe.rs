@@ -102,6 +102,8 @@ impl Reading<'_> {
 
     /// A reader that begins right after the state that the parts tell.
     async fn snapshot(&self, purse: &Arc<Purse>) -> Result<(Reader, (VecDeque<Snapshot>, Held))> {
+        // Without history, what comes after the snapshot stays for whoever reads already.
+        let _here = self.on.journal().reader(Start::Now, Filter::default())?;
         let (cursor, watches) = self.on.snapshot().await?;
         let start = Start::After { cursor, skip: true };
         let reader = self.reader(Some(start))?;
@@ -176,6 +178,9 @@ impl Api {
         let ttl = ttl("consumer_ttl", request.consumer_ttl)?;
         let filter = convert::filter(request.filter)?;
         let on = self.on(asker, request.r#loop, true)?;
+        if !consumer.is_empty() {
+            convert::can_consume("consumer", &on)?;
+        }
         let reading = Reading {
             on: &on,
             consumer,

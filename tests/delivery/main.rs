@@ -16,6 +16,7 @@ mod pressure;
 mod programs;
 mod repeats;
 mod snapshots;
+mod unkept;
 
 /// For the tests that need a client process of its own: see [`clients`].
 #[test]

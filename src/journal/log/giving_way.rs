@@ -36,11 +36,15 @@ impl Island {
 }
 
 impl Log {
-    /// Trims what is not needed to the budget, less what is set aside.
-    pub(in crate::journal) fn trim(&mut self, labels: &mut LabelSets) {
+    /// Trims what is not needed to the budget, less what is set aside, and what comes up to `unkept`.
+    pub(in crate::journal) fn trim(&mut self, unkept: u64, labels: &mut LabelSets) {
+        let is_too_much = |log: &Self| {
+            let goes = log.first <= unkept && !log.entries.is_empty();
+            goes || log.is_over_budget()
+        };
         self.is_behind = false;
-        if self.is_over_budget() {
-            self.give_way_while(labels, Self::is_over_budget);
+        if is_too_much(self) {
+            self.give_way_while(labels, is_too_much);
         }
     }
 

@@ -7,6 +7,7 @@ const ROOMY: Limits = Limits {
     events: 16_384,
     bytes: 1 << 20,
     watch_bytes: 1 << 18,
+    history: History::Kept,
     watch_keep: 16 << 10,
     attached_bytes: 8 << 10,
     ..LIMITS
@@ -316,6 +317,7 @@ fn what_a_consumer_begins_with_stays_for_it_though_its_neighbours_are_gone() {
 fn quiet_watches_keep_all_they_have_among_noisy_ones_with_large_events() {
     let (journal, mut outbox, _) = journal(Limits {
         bytes: 4 << 20,
+        history: History::Kept,
         watch_keep: 64 << 10,
         ..ROOMY
     });

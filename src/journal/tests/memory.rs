@@ -9,6 +9,7 @@ fn journals(memory: &Arc<Memory>, count: usize) -> Vec<(Outbox, Arc<Journal>)> {
     let limits = Limits {
         events: 1_000_000,
         bytes: LIMIT,
+        history: History::Kept,
         watch_keep: 64 << 10,
         ..LIMITS
     };
