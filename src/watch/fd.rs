@@ -50,6 +50,8 @@ struct Side {
     waits: bool,
     /// It was disarmed and its operation has not ended yet: what that finds is not told.
     ending: bool,
+    /// Only its name arms it again.
+    disarmed: bool,
     /// Sequence number of its last Ready; 0 if there was none.
     fired: u64,
 }
@@ -75,6 +77,7 @@ impl FdWatch {
     fn arm(&mut self, cx: &mut Context<'_>, lane: Lane) {
         let Some(source) = self.source else { return };
         self.side(lane).wanted = true;
+        self.side(lane).disarmed = false;
         if self.side(lane).ending {
             // It looks anew, once that has ended: it may have found what is gone by now.
             return;
@@ -98,6 +101,7 @@ impl FdWatch {
         let side = self.side(lane);
         side.ending = live;
         side.waits = false;
+        side.disarmed = true;
         cx.cancel(lane);
         std::mem::take(&mut self.side(lane).wanted)
     }
@@ -159,7 +163,7 @@ impl Watch for FdWatch {
             }
             let side = self.side(lane);
             let seen = item.seq == 0 || side.fired <= item.seq;
-            let meant = named || (both && side.fired > 0);
+            let meant = named || (both && side.fired > 0 && !side.disarmed);
             if meant && seen && !side.wanted {
                 self.arm(cx, lane);
                 armed = true;

@@ -15,6 +15,7 @@ use crate::fds::{pair, reading};
 on_each_backend!(
     a_disarmed_direction_is_silent_until_it_is_armed_again,
     one_direction_is_disarmed_and_the_other_still_fires,
+    what_is_disarmed_is_armed_again_by_its_name_alone,
     what_was_found_before_disarming_is_not_told_after_it,
     no_ready_comes_after_the_cursor_of_the_answer,
     poll_and_attach_disarm_too,
@@ -124,6 +125,44 @@ async fn one_direction_is_disarmed_and_the_other_still_fires(scene: &mut Scene) 
     scene.recorder.nth(id, "ready", 2).await;
     look(scene).await;
     assert_eq!(scene.recorder.kinds(id), ["added", "ready", "ready"]);
+}
+
+/// Whoever re-arms what has fired does not arm what they have disarmed since.
+async fn what_is_disarmed_is_armed_again_by_its_name_alone(scene: &mut Scene) {
+    let (mut ours, _theirs, slot) = pair(scene).await;
+    let both = Spec::Fd(FdSpec {
+        slot,
+        readable: true,
+        writable: true,
+    });
+    let id = scene.add(both).await;
+    scene.recorder.first(id, "ready").await;
+    let no_writing = RearmItem {
+        writable: true,
+        ..disarming(id)
+    };
+    assert!(!scene.rearm(no_writing).await, "it has fired");
+    ours.write_all(b"x").unwrap();
+    let fired = scene.recorder.nth(id, "ready", 2).await.seq;
+    let what_has_fired = RearmItem {
+        readable: false,
+        ..reading(id, fired)
+    };
+    assert!(scene.rearm(what_has_fired).await);
+    scene.recorder.nth(id, "ready", 3).await;
+    look(scene).await;
+    assert_eq!(
+        scene.recorder.kinds(id).len(),
+        4,
+        "it was writable all the time"
+    );
+    let writing = RearmItem {
+        readable: false,
+        writable: true,
+        ..reading(id, 0)
+    };
+    assert!(scene.rearm(writing).await);
+    scene.recorder.nth(id, "ready", 4).await;
 }
 
 /// Takes what there is.
