@@ -1,9 +1,13 @@
-//! "What is ready now": an answer once everything that is armed has been looked at.
+//! Arming, and "what is ready now": an answer once everything that is armed has been looked at.
 
 use super::pressure::BEHIND;
 use super::{EventLoop, Handle, Reply};
 use crate::clock::Now;
 use crate::error::Result;
+use crate::proto;
+
+/// Watches that one turn arms: a longer list takes several.
+const REARM_STEP: usize = 1024;
 
 /// Most turns that one answer waits for, beside those it takes to get to every watch twice: where
 /// others always have something to tell, what was armed before has been looked at by then, too.
@@ -18,7 +22,37 @@ pub(super) struct Fence {
     turns: usize,
 }
 
+/// What came of arming and disarming.
+#[derive(Debug, Default)]
+pub struct Rearmed {
+    /// As told to clients.
+    pub answer: proto::RearmResponse,
+    /// Monotonic nanoseconds, from before all of it; none if there was nothing to do. What was found
+    /// before has an earlier time.
+    pub since: Option<u64>,
+}
+
 impl Handle {
+    /// Arms or disarms directions, in order; says for each whether anything changed.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox.
+    pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<Rearmed> {
+        let mut done = Rearmed::default();
+        for step in items.chunks(REARM_STEP) {
+            let step = step.to_vec();
+            let rearm = move |on: &mut EventLoop| {
+                let now = Now::sample().monotonic;
+                Ok((now, on.rearm(&step), on.newest()))
+            };
+            let (now, armed, newest) = self.call_now(rearm).await?;
+            done.since.get_or_insert(now);
+            done.answer.armed.extend(armed);
+            done.answer.cursor = Some(newest.into());
+        }
+        Ok(done)
+    }
+
     /// Waits until the backend has looked at everything that is armed, without waiting for any of
     /// it, and until what it found can be read. Answers the monotonic clock, nanoseconds, from
     /// before the look: what was ready then is told. A loop that is not running does not look.

@@ -20,9 +20,6 @@ use crate::journal::{Journal, Reader};
 use crate::proto;
 use crate::watch::{Build, Order, Prepare, Services, SignalTarget, Taken};
 
-/// Watches that one turn arms: a longer list takes several.
-const REARM_STEP: usize = 1024;
-
 /// Most paused sources that are shown of a loop.
 const PAUSED_SHOWN: usize = 100;
 
@@ -208,7 +205,7 @@ impl Handle {
     }
 
     /// Has something done that has its result at once; the reply leaves with the turn.
-    async fn call_now<T: Send + 'static>(
+    pub(super) async fn call_now<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&mut EventLoop) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -345,22 +342,6 @@ impl Handle {
     pub async fn remove(&self, name: WatchName, request_id: String) -> Result<Cursor> {
         self.call(move |on, reply| on.remove_watch(&name, request_id, reply))
             .await
-    }
-
-    /// Arms or disarms directions, in order; says for each whether anything changed.
-    ///
-    /// # Errors
-    /// A closed loop, a full mailbox.
-    pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<proto::RearmResponse> {
-        let mut done = proto::RearmResponse::default();
-        for step in items.chunks(REARM_STEP) {
-            let step = step.to_vec();
-            let rearm = move |on: &mut EventLoop| Ok((on.rearm(&step), on.newest()));
-            let (armed, newest) = self.call_now(rearm).await?;
-            done.armed.extend(armed);
-            done.cursor = Some(newest.into());
-        }
-        Ok(done)
     }
 
     /// Has bytes sent.

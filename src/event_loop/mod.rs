@@ -46,6 +46,7 @@ mod waker;
 mod watches;
 
 pub use commands::{Page, Posting, WatchFilter, WatchName};
+pub use fence::Rearmed;
 pub use handle::{Added, Handle};
 use index::Index;
 use ledger::Ledger;

@@ -147,7 +147,8 @@ fn result(number: u64, outcome: Result<Outcome>) -> Option<AttachResult> {
 async fn rearmed(on: Handle, rearm: AttachRearm) -> Option<AttachResult> {
     let outcome = async {
         check_items("rearm.items", &rearm.items)?;
-        on.rearm(rearm.items).await.map(Outcome::Rearmed)
+        let rearmed = on.rearm(rearm.items).await?;
+        Ok(Outcome::Rearmed(rearmed.answer))
     };
     result(rearm.number, outcome.await)
 }

@@ -120,10 +120,13 @@ impl EventService for Api {
         if start.is_some() {
             on.journal().returns_after(reader.after());
         }
-        if !request.rearm.is_empty() {
-            on.rearm(request.rearm).await?;
-        }
-        let looked_at_ns = if fence { on.fence().await? } else { 0 };
+        let since = on.rearm(request.rearm).await?.since;
+        let looked_at_ns = if fence {
+            let looked = on.fence().await?;
+            since.unwrap_or(looked)
+        } else {
+            0
+        };
         let batch = read_or_wait(reader, timeout, max_events as usize, &asker.purse).await?;
         drop(waits);
         Ok(Response::new(wire::PollResponse {

@@ -263,7 +263,7 @@ impl WatchService for Api {
         let work = |api: Self, asker: Asker, request: RearmRequest| async move {
             let on = api.on(&asker, request.r#loop, false)?;
             check_items("items", &request.items)?;
-            on.rearm(request.items).await
+            Ok(on.rearm(request.items).await?.answer)
         };
         let answer = self.once(asker, "Rearm", request.into_inner(), work).await;
         Ok(Response::new(answer?))

@@ -197,6 +197,13 @@ async fn a_fence_tells_what_is_ready_now() {
             let batch = answer.batch.unwrap();
             assert_eq!(batch.events.len(), WATCHES, "{backend}, round {round}");
             assert!(answer.looked_at_ns > before);
+            // What is found by this look is told apart from what was found before it.
+            let found = batch.events.iter().map(|event| event.monotonic_ns);
+            let now = found.filter(|at| *at >= answer.looked_at_ns).count();
+            assert!(
+                round == 0 || now == WATCHES,
+                "{backend}, round {round}: {now}"
+            );
             (seen, before) = (batch.through, answer.looked_at_ns);
         }
         // A stopped loop does not look, and answers.
