@@ -1,0 +1,129 @@
+"""A selector over evloopd finds what `selectors.DefaultSelector` finds, on the same descriptors."""
+import random
+import selectors
+import socket
+import threading
+import time
+
+import grpc
+import pytest
+
+from evloopd.v1 import admin_service_pb2 as admin
+from evloopd.v1 import admin_service_pb2_grpc as admin_grpc
+from evloopd.v1 import common_pb2 as common
+from evloopd.v1 import watch_service_pb2 as watches
+from selector import Selector
+from test_client import hand_over
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+PATIENCE = 30
+
+
+@pytest.fixture
+def channel(daemon):
+    options = [("grpc.default_authority", "localhost")]
+    with grpc.insecure_channel(f"unix:{daemon.socket}", options=options) as channel:
+        yield channel
+
+
+@pytest.fixture
+def ours(channel):
+    info = admin_grpc.AdminServiceStub(channel).GetServerInfo(admin.GetServerInfoRequest())
+    with Selector(channel, lambda fileobj: hand_over(info.handover_socket, fileobj)) as selector:
+        yield selector
+
+
+def found(selector, timeout=0):
+    return {(key.data, mask) for key, mask in selector.select(timeout)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_agrees_with_the_default_selector_whatever_is_done(ours, seed):
+    chance = random.Random(seed)
+    pairs = [socket.socketpair() for _ in range(5)]
+    for here, there in pairs:
+        here.setblocking(False)
+        there.setblocking(False)
+    with selectors.DefaultSelector() as theirs:
+
+        def both(what, *arguments):
+            for selector in (ours, theirs):
+                getattr(selector, what)(*arguments)
+
+        registered = set()
+        for step in range(60):
+            number = chance.randrange(len(pairs))
+            here, there = pairs[number]
+            match chance.choice(["register", "modify", "unregister", "send", "drain", "fill", "empty"]):
+                case "register" if number not in registered:
+                    both("register", here, chance.choice([READ, WRITE, READ | WRITE]), number)
+                    registered.add(number)
+                case "modify" if number in registered:
+                    both("modify", here, chance.choice([READ, WRITE, READ | WRITE]), number)
+                case "unregister" if number in registered and chance.random() < 0.3:
+                    both("unregister", here)
+                    registered.remove(number)
+                case "send":
+                    pour(there, 1)
+                case "drain":
+                    drink(here)
+                case "fill":
+                    pour(here, 1 << 24)
+                case "empty":
+                    drink(there)
+            assert found(ours) == found(theirs), f"step {step}"
+            assert {key.data for key in ours.get_map().values()} == registered
+        for number, (here, there) in enumerate(pairs):
+            there.close()
+            assert found(ours) == found(theirs), f"the peer of {number} is gone"
+    for here, _ in pairs:
+        here.close()
+
+
+def pour(stream, size):
+    try:
+        while size > 0:
+            size -= stream.send(bytes(min(size, 65_536)))
+    except BlockingIOError:
+        pass
+
+
+def drink(stream):
+    try:
+        while stream.recv(65_536):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def test_it_waits_as_long_as_it_is_told_and_no_longer_than_needed(ours):
+    here, there = socket.socketpair()
+    with here, there:
+        ours.register(here, READ, "here")
+        began = time.monotonic()
+        assert found(ours, 0.2) == set()
+        assert time.monotonic() - began >= 0.2
+        later = threading.Timer(0.2, there.send, [b"x"])
+        later.start()
+        assert found(ours, PATIENCE) == {("here", READ)}
+        assert time.monotonic() - began < PATIENCE
+        later.join()
+        # What was found and is dealt with is not found again.
+        there.send(b"y")
+        assert here.recv(16) == b"xy"
+        assert found(ours) == set()
+        with pytest.raises(KeyError):
+            ours.register(here, READ)
+        with pytest.raises(KeyError):
+            ours.modify(there, READ)
+
+
+def test_it_learns_that_a_watch_of_its_own_is_gone(ours):
+    here, there = socket.socketpair()
+    with here, there:
+        ours.register(here, READ)
+        _, watch = ours.keys[here.fileno()]
+        ref = common.WatchRef(watch_id=watch)
+        ours.watches.RemoveWatch(watches.RemoveWatchRequest(loop=ours.loop, watch=ref))
+        with pytest.raises(OSError, match="is gone"):
+            ours.select(PATIENCE)
