@@ -235,6 +235,9 @@ impl Error {
     }
 }
 
+/// Most bytes of a [`SystemError`] in words, in events.
+pub const MESSAGE_MAX: usize = 512;
+
 /// What the system refused, and at which step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemError {
@@ -310,7 +313,7 @@ impl From<&SystemError> for crate::proto::SystemError {
             errno: error.errno,
             name: error.name(),
             step: error.step.to_owned(),
-            message: text::escaped(error, TEXT_MAX).to_string(),
+            message: text::escaped(error, MESSAGE_MAX).to_string(),
         }
     }
 }

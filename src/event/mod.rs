@@ -13,6 +13,8 @@ use bytes::{BufMut, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+pub mod largest;
+
 pub use crate::proto::event::Kind;
 pub use crate::proto::{
     AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Eof, Event, Exited, Gap,

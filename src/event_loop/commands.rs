@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::mailbox::Reply;
 use super::record::TakenFd;
-use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState};
+use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState, STATE_CHANGE};
 use crate::error::{Error, Result};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Room};
@@ -283,13 +283,13 @@ impl EventLoop {
         self.check_open()?;
         if self.state != LoopState::Running {
             // For itself, and for the next stop, if that has used what was set aside for it.
-            let slots = if self.state == LoopState::Stopped {
+            let changes = if self.state == LoopState::Stopped {
                 2
             } else {
                 1
             };
-            self.outbox.reserve(slots)?;
-            self.outbox.unreserve(1);
+            self.outbox.reserve(STATE_CHANGE.times(changes))?;
+            self.outbox.unreserve(STATE_CHANGE);
             self.enter(LoopState::Running);
         }
         Ok(self.newest())
@@ -298,7 +298,7 @@ impl EventLoop {
     pub(super) fn stop_loop(&mut self) -> Result<Cursor> {
         self.check_open()?;
         if self.state == LoopState::Running {
-            self.outbox.unreserve(1);
+            self.outbox.unreserve(STATE_CHANGE);
             self.enter(LoopState::Stopped);
             self.end_unpolled();
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::journal::{Outbox, SLOT_BYTES};
+use crate::journal::{Outbox, Room, full};
 use crate::watch::{Count, Grants, Need};
 
 /// The share of a journal that may be set aside, so that some is left for what happens: 3 of 4.
@@ -15,8 +15,8 @@ const SET_ASIDE_OF_4: u64 = 3;
 pub(super) struct Ledger {
     pub(super) sources_max: usize,
     pub(super) watches_max: usize,
-    /// Most events that may be set aside.
-    pub(super) events_max: u64,
+    /// Most that may be set aside.
+    pub(super) set_aside_max: Room,
     pub(super) sources: usize,
     pub(super) watches: usize,
     /// Watches of all loops.
@@ -24,9 +24,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// How many events may be set aside in a journal of that size.
-    pub(super) fn events_max(events: u64, bytes: u64) -> u64 {
-        events.min(bytes / SLOT_BYTES) / 4 * SET_ASIDE_OF_4
+    /// How much may be set aside in a journal of that size.
+    pub(super) const fn set_aside_max(events: u64, bytes: u64) -> Room {
+        Room {
+            events: events / 4 * SET_ASIDE_OF_4,
+            bytes: bytes / 4 * SET_ASIDE_OF_4,
+        }
     }
 
     /// Sets room aside for one watch.
@@ -48,17 +51,13 @@ impl Ledger {
                 hint: "the backend or policy watches no more at once; epoll does",
             });
         }
-        let available = self.events_max.saturating_sub(outbox.reserved());
-        if need.events > available {
-            return Err(Error::JournalFull {
-                unit: "events",
-                needed: need.events,
-                available,
-            });
+        let available = self.set_aside_max.less(outbox.reserved());
+        if !available.holds(need.room()) {
+            return Err(full(available, need.room()));
         }
-        outbox.reserve(need.events)?;
+        outbox.reserve(need.room())?;
         if let Err(full) = self.everywhere.acquire() {
-            outbox.unreserve(need.events);
+            outbox.unreserve(need.room());
             return Err(full);
         }
         self.watches += 1;
@@ -69,16 +68,16 @@ impl Ledger {
     /// Gives back all that one watch still has.
     pub(super) fn release(&mut self, outbox: &mut Outbox, need: Need) {
         self.everywhere.release();
-        outbox.unreserve(need.events);
+        outbox.unreserve(need.room());
         self.watches -= 1;
         self.sources -= need.sources;
     }
 
     /// A watch has closed: only its removal is left to tell.
     pub(super) fn release_closed(&mut self, outbox: &mut Outbox, need: &mut Need) {
-        self.sources -= std::mem::take(&mut need.sources);
-        outbox.unreserve(need.events - 1);
-        need.events = 1;
+        self.sources -= need.sources;
+        outbox.unreserve(need.room() - Need::REMOVAL.room());
+        *need = Need::REMOVAL;
     }
 }
 

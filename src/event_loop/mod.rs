@@ -24,8 +24,8 @@ use crate::config::{Limits, Policy, Start};
 use crate::driver::SourceId;
 use crate::driver::{self, Backend, Budget, Completion, Driver, Key};
 use crate::error::Result;
-use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged};
-use crate::journal::{About, Journal, Outbox};
+use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
+use crate::journal::{About, Journal, Outbox, Room};
 use crate::proto::{PausedSource, SourcePauseReason};
 use crate::watch::{Adoption, Notice, Notifier, Services};
 
@@ -73,6 +73,9 @@ const fn ahead(wait: u64) -> u64 {
         wait
     }
 }
+
+/// What an event of the loop's own state takes.
+const STATE_CHANGE: Room = Room::event(largest::LOOP_STATE);
 
 /// Everything that a loop is made from.
 #[derive(Debug)]
@@ -204,7 +207,7 @@ impl EventLoop {
                 .unwrap_or(usize::MAX)
                 .min(driver.room()),
             watches_max: most(Some(policy.max_watches)).unwrap_or(usize::MAX),
-            events_max: Ledger::events_max(policy.journal_events, policy.journal_bytes),
+            set_aside_max: Ledger::set_aside_max(policy.journal_events, policy.journal_bytes),
             sources: 0,
             watches: 0,
             everywhere: Arc::clone(&services.watches),
@@ -260,7 +263,7 @@ impl EventLoop {
             replies: Vec::new(),
         };
         // For its stop and its close.
-        event_loop.outbox.reserve(2)?;
+        event_loop.outbox.reserve(STATE_CHANGE.times(2))?;
         // Before anybody can hold its handle: what `New` answers is what was made.
         event_loop.enter(LoopState::Created);
         if start == Start::Running {

@@ -7,9 +7,9 @@ use super::record::{Encoded, Over, Record, Removal, TakenFd};
 use super::{EventLoop, Lifetime, Registration};
 use crate::config::WatchKind;
 use crate::driver::{Key, OpId};
-use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed};
-use crate::journal::About;
-use crate::watch::{ACCEPTED, Adoption, Context, End, Seat, Teardown, Watch};
+use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
+use crate::journal::{About, Room};
+use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
 
 impl EventLoop {
     /// Lets a watch do something, then does what follows from it.
@@ -137,8 +137,8 @@ impl EventLoop {
             }
         }
         let record = &mut self.records[slot];
-        self.outbox
-            .unreserve(std::mem::take(&mut record.seat.reserved));
+        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.seat.reserved));
+        self.outbox.unreserve(one_by_one);
         self.ledger
             .release_closed(&mut self.outbox, &mut record.need);
         if record.unpause() {
@@ -278,8 +278,8 @@ impl EventLoop {
             };
             self.outbox.push(self.now, about, Kind::Accepted(accepted));
             // One of those of the connection.
-            self.outbox.unreserve(1);
-            registration.need.events -= 1;
+            self.outbox.unreserve(Room::event(largest::ACCEPTED));
+            registration.need = ACCEPTED.without(largest::ACCEPTED);
             let slot = self.insert(registration, watch, parent);
             if self.closing.is_some() {
                 self.end(slot, CloseReason::LoopClosed);
@@ -321,8 +321,8 @@ impl EventLoop {
             parent_watch_id: parent,
         };
         let added = self.outbox.push(self.now, about, Kind::Added(added));
-        self.outbox.unreserve(1);
-        need.events -= 1;
+        self.outbox.unreserve(Room::event(largest::ADDED));
+        need = need.without(largest::ADDED);
         let entry = self.records.vacant_entry();
         let slot = entry.key();
         let key = Key {

@@ -51,13 +51,14 @@ pub use labels::LabelSet;
 use labels::LabelSets;
 use log::Log;
 pub use memory::Memory;
-pub use outbox::{About, Level, Outbox, WaitsFor};
+pub use outbox::{About, Level, Outbox, WaitsFor, full};
 use progress::Progress;
 pub use reader::{Over, Reader, Start};
 pub use room::Room;
 pub use walk::{Filter, Read};
 
-/// Bytes set aside for an event that must always fit: more than any of them takes.
+/// Bytes that must be free before a source tells something for which nothing was set aside: more
+/// than any such event takes, what it carries apart.
 pub const SLOT_BYTES: u64 = 1024;
 /// Bytes that an event costs beside its encoding: where it is, and room for such entries to grow.
 pub const ENTRY_BYTES: u64 = 64;
@@ -237,7 +238,7 @@ impl Journal {
                 events: log.events(),
                 bytes: log.bytes(),
                 pinned: log.pinned(),
-                reserved: Room::slots(log.reserved()),
+                reserved: log.reserved(),
                 limits: log.limits(),
                 islands: log.islands(),
                 trimmed: log.trimmed(),

@@ -42,7 +42,9 @@ pub enum Level {
     OutOfMemory,
 }
 
-fn full(room: Room, wanted: Room) -> Error {
+/// There is less room than that.
+#[must_use]
+pub fn full(room: Room, wanted: Room) -> Error {
     let (unit, needed, available) = if room.events < wanted.events {
         ("events", wanted.events, room.events)
     } else {
@@ -97,8 +99,8 @@ pub struct Outbox {
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
     limits: Limits,
-    /// Events that are set aside.
-    reserved: u64,
+    /// What is set aside.
+    reserved: Room,
     /// What is left beside them, and beside what is pinned.
     room: Room,
     /// Bytes that sources may hand over whatever happens.
@@ -141,7 +143,7 @@ impl Outbox {
             entries: Vec::new(),
             released: Vec::new(),
             limits,
-            reserved: 0,
+            reserved: Room::default(),
             room,
             exposed: 0,
             pins: false,
@@ -199,7 +201,7 @@ impl Outbox {
         }
     }
 
-    /// Whether there is room for this many events, none larger than one that must fit. If not,
+    /// Whether there is room for this many events of at most [`SLOT_BYTES`](super::SLOT_BYTES). If not,
     /// [`Outbox::level`] says so.
     pub fn has_room(&mut self, events: u64) -> bool {
         let room = self.room().holds(Room::slots(events));
@@ -250,21 +252,20 @@ impl Outbox {
             .min(self.journal.memory.part(memory).max(PART_MIN))
     }
 
-    /// Sets so many events aside: they will fit, whatever comes before them.
+    /// Sets so much aside: it will fit, whatever comes before it.
     ///
     /// # Errors
-    /// There is no room for them. Nothing is set aside then.
-    pub fn reserve(&mut self, events: u64) -> Result<()> {
-        let wanted = Room::slots(events);
+    /// There is no room for it. Nothing is set aside then.
+    pub fn reserve(&mut self, wanted: Room) -> Result<()> {
         let mut room = self.room;
         // What is set aside must be there, also while nothing is pinned.
-        let memory = self.journal.memory.available(wanted.bytes);
+        let memory = self.journal.memory.available(wanted.cost());
         room.bytes = room.bytes.min(memory).saturating_sub(self.exposed);
         if !room.holds(wanted) {
             return Err(full(room, wanted));
         }
         self.room = self.room.less(wanted);
-        self.reserved += events;
+        self.reserved = self.reserved + wanted;
         self.unsettled = true;
         Ok(())
     }
@@ -281,15 +282,15 @@ impl Outbox {
         Err(full(room, wanted))
     }
 
-    /// So many events that were set aside have been, or will not be, pushed.
-    pub fn unreserve(&mut self, events: u64) {
-        self.reserved -= events;
+    /// So much of what was set aside has been, or will not be, pushed.
+    pub fn unreserve(&mut self, room: Room) {
+        self.reserved = self.reserved - room;
         self.unsettled = true;
     }
 
-    /// Of what is set aside, this many events.
+    /// What is set aside.
     #[must_use]
-    pub const fn reserved(&self) -> u64 {
+    pub const fn reserved(&self) -> Room {
         self.reserved
     }
 

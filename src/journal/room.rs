@@ -1,5 +1,7 @@
 //! How much: of a budget, of what is held, of what is set aside.
 
+use std::ops::{Add, Sub};
+
 use super::{ENTRY_BYTES, SLOT_BYTES};
 
 /// So many events, of so many bytes together.
@@ -18,7 +20,16 @@ impl Room {
         self.bytes + self.events * ENTRY_BYTES
     }
 
-    /// As much as `slots` events that must fit may take.
+    /// One event of at most so many bytes.
+    #[must_use]
+    pub const fn event(bytes: u32) -> Self {
+        Self {
+            events: 1,
+            bytes: bytes as u64,
+        }
+    }
+
+    /// As much as `slots` events may take that are told of when there is room.
     #[must_use]
     pub const fn slots(slots: u64) -> Self {
         Self {
@@ -33,12 +44,43 @@ impl Room {
         self.events >= other.events && self.bytes >= other.bytes
     }
 
+    /// So many times as much.
+    #[must_use]
+    pub const fn times(self, count: u64) -> Self {
+        Self {
+            events: self.events * count,
+            bytes: self.bytes * count,
+        }
+    }
+
     /// What is left of it, at least nothing.
     #[must_use]
     pub const fn less(self, other: Self) -> Self {
         Self {
             events: self.events.saturating_sub(other.events),
             bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+impl Add for Room {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            events: self.events + other.events,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+impl Sub for Room {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            events: self.events - other.events,
+            bytes: self.bytes - other.bytes,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::proto;
 /// Most labels of a watch.
 const LABELS_MAX: usize = 16;
 /// Longest key or value of a label, request id and topic, bytes.
-pub(super) const TEXT_MAX: usize = 128;
+pub(super) const TEXT_MAX: usize = crate::event::largest::TEXT_MAX as usize;
 /// Most watches or kinds that a filter names.
 const FILTER_MAX: usize = 1024;
 

@@ -10,8 +10,11 @@ use super::{Need, Notifier, Services, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
-use crate::event::{CloseReason, Kind};
-use crate::journal::{About, Outbox};
+use crate::event::{CloseReason, Kind, largest};
+use crate::journal::{About, Outbox, Room};
+
+/// What [`Context::reserve`] sets aside.
+pub(crate) const ONE_BY_ONE: Room = Room::event(largest::ONE_BY_ONE);
 
 /// When a watch wants to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,12 +173,12 @@ impl Context<'_> {
         self.outbox.has_room(1)
     }
 
-    /// Sets aside room for an event to come.
+    /// Sets aside room for an event to come: `Ready`, `WritePaused` or `WriteResumed`.
     ///
     /// # Errors
     /// There is none; as with [`Context::has_room`].
     pub fn reserve(&mut self) -> Result<()> {
-        let reserved = self.outbox.reserve(1);
+        let reserved = self.outbox.reserve(ONE_BY_ONE);
         if reserved.is_ok() {
             self.seat.reserved += 1;
         } else {
@@ -194,7 +197,7 @@ impl Context<'_> {
     pub fn unreserve(&mut self) {
         if self.seat.reserved > 0 {
             self.seat.reserved -= 1;
-            self.outbox.unreserve(1);
+            self.outbox.unreserve(ONE_BY_ONE);
         }
     }
 

@@ -13,7 +13,7 @@ use super::connection::{self, StreamOptions};
 use super::{Adoption, Context, Need, Watch};
 use crate::driver::{Claim, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{AcceptPaused, Kind};
+use crate::event::{AcceptPaused, Kind, largest};
 use crate::proto;
 
 /// Connections accepted from one socket before others get their turn.
@@ -222,7 +222,7 @@ struct Listener {
 }
 
 /// What an accepted connection takes, its Accepted included.
-pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and_events(1);
+pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and(largest::ACCEPTED);
 
 impl Listener {
     fn accept(&mut self, cx: &mut Context<'_>, index: usize) {

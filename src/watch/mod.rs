@@ -19,7 +19,8 @@ use bytes::Bytes;
 
 use crate::driver::{Done, Lane};
 use crate::error::{Error, Result};
-use crate::event::CloseReason;
+use crate::event::{CloseReason, largest};
+use crate::journal::Room;
 use crate::proto;
 
 pub mod address;
@@ -36,6 +37,7 @@ mod timer;
 mod transport;
 
 pub use connection::{ConnectionOrder, StreamOptions, Target};
+pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, End, Grants, Seat};
 pub use fd::FdOrder;
 pub(crate) use listener::ACCEPTED;
@@ -56,22 +58,64 @@ pub struct Need {
     /// Sources of the backend.
     pub sources: usize,
     /// Journal events that must always fit: Added, all that happen at most once, Removed.
-    pub events: u64,
+    pub events: u32,
+    /// Bytes that they take at most: see [`largest`].
+    pub bytes: u32,
 }
 
 impl Need {
     /// Added, Closed and Removed, and so many sources.
     #[must_use]
     pub const fn sources(sources: usize) -> Self {
-        Self { sources, events: 3 }
+        Self {
+            sources,
+            events: 3,
+            bytes: largest::ADDED + largest::CLOSED + largest::REMOVED,
+        }
     }
 
-    /// And this many events more.
+    /// Of a watch that is closed.
+    pub const REMOVAL: Self = Self {
+        sources: 0,
+        events: 1,
+        bytes: largest::REMOVED,
+    };
+
+    /// And one event more, of at most so many bytes.
     #[must_use]
-    pub const fn and_events(self, events: u64) -> Self {
+    pub const fn and(self, bytes: u32) -> Self {
         Self {
-            events: self.events + events,
+            events: self.events + 1,
+            bytes: self.bytes + bytes,
             ..self
+        }
+    }
+
+    /// The error that it closes with may have a detail.
+    #[must_use]
+    pub const fn and_detail(self) -> Self {
+        Self {
+            bytes: self.bytes + largest::DETAIL,
+            ..self
+        }
+    }
+
+    /// One event, of at most so many bytes, has happened.
+    #[must_use]
+    pub const fn without(self, bytes: u32) -> Self {
+        Self {
+            events: self.events - 1,
+            bytes: self.bytes - bytes,
+            ..self
+        }
+    }
+
+    /// What it takes of the journal.
+    #[must_use]
+    pub const fn room(self) -> Room {
+        Room {
+            events: self.events as u64,
+            bytes: self.bytes as u64,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Alarm, Context, Need, Watch};
 use crate::clock::{Now, nanos};
 use crate::driver::{Done, Lane};
-use crate::event::{CloseReason, Kind, TimerFired};
+use crate::event::{CloseReason, Kind, TimerFired, largest};
 use crate::proto;
 
 /// Shortest interval of a repeating timer.
@@ -32,8 +32,10 @@ impl TimerOrder {
     /// What the watch takes. The ticks of a repeating timer come when there is room for them.
     #[must_use]
     pub const fn need(self) -> Need {
-        let once = !matches!(self.0, Schedule::Every(_));
-        Need::sources(0).and_events(once as u64)
+        match self.0 {
+            Schedule::Every(_) => Need::sources(0),
+            _ => Need::sources(0).and(largest::TIMER_FIRED),
+        }
     }
 
     /// The watch.

@@ -10,6 +10,7 @@ mod attach;
 mod attached;
 mod clients;
 mod consumers;
+mod crowds;
 mod faults;
 mod memory;
 mod pressure;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{CLOSED, Island, Log};
+use crate::journal::Room;
 use crate::journal::board::Place;
 use crate::journal::labels::LabelSets;
 use crate::journal::outbox::Entry;
 use crate::journal::watches::Fate;
-use crate::journal::{Room, SLOT_BYTES};
 
 const STARTED: u8 = 15;
 const STREAM_END: u8 = 17;
@@ -82,8 +82,8 @@ impl Log {
     }
 
     fn is_over_budget(&self) -> bool {
-        self.events() + self.reserved > self.limits.events
-            || self.bytes() + self.reserved * SLOT_BYTES > self.limits.bytes
+        self.events() + self.reserved.events > self.limits.events
+            || self.bytes() + self.reserved.bytes > self.limits.bytes
     }
 
     fn may_trim(&self) -> bool {

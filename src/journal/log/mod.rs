@@ -11,7 +11,7 @@ use super::memory::Size;
 use super::outbox::Entry;
 use super::shares::Shares;
 use super::watches::Watches;
-use super::{Limits, Memory, Room, SLOT_BYTES};
+use super::{Limits, Memory, Room};
 use crate::config::WhenFull;
 
 mod giving_way;
@@ -55,8 +55,8 @@ pub(super) struct Log {
     /// More has to give way than one commit may take.
     is_behind: bool,
     watches: Watches,
-    /// Events that are set aside.
-    reserved: u64,
+    /// What is set aside.
+    reserved: Room,
     /// The lowest cursor that a consumer has acknowledged; none without consumers.
     floor: Option<u64>,
     /// What is pinned, by watch. What comes after `counted` is in it.
@@ -85,7 +85,7 @@ impl Log {
             pinned_islands: Room::default(),
             is_behind: false,
             watches: Watches::new(limits),
-            reserved: 0,
+            reserved: Room::default(),
             floor: None,
             shares: Shares::new(limits.watch_bytes),
             counted: 0,
@@ -129,7 +129,7 @@ impl Log {
         self.dropped
     }
 
-    pub(super) const fn reserved(&self) -> u64 {
+    pub(super) const fn reserved(&self) -> Room {
         self.reserved
     }
 
@@ -207,8 +207,8 @@ impl Log {
     pub(super) fn room(&self) -> Room {
         let unread = self.unread();
         let mut held = Room {
-            events: self.reserved + self.facts.events + unread.events,
-            bytes: self.reserved * SLOT_BYTES + self.facts.bytes + unread.bytes,
+            events: self.reserved.events + self.facts.events + unread.events,
+            bytes: self.reserved.bytes + self.facts.bytes + unread.bytes,
         };
         if self.pauses() {
             let pinned = self.pinned();
@@ -227,8 +227,8 @@ impl Log {
         (self.pauses() && self.floor.is_some()) || self.watches.unread().bytes > 0
     }
 
-    pub(super) fn reserve(&mut self, events: u64) {
-        self.reserved = events;
+    pub(super) fn reserve(&mut self, room: Room) {
+        self.reserved = room;
     }
 
     /// The lowest acknowledged cursor is another one: counts again what each watch has.
@@ -263,7 +263,7 @@ impl Log {
         let unread = if closed { 0 } else { self.unread().cost() };
         self.memory.hold_unread(self.unread, unread);
         self.unread = unread;
-        let committed = kept + unread + self.reserved * SLOT_BYTES;
+        let committed = kept + unread + self.reserved.cost();
         let before = std::mem::replace(&mut self.committed, committed);
         self.memory.commit(before, committed);
         committed < before

@@ -12,6 +12,7 @@ use crate::access::Peer;
 use crate::config::WatchKind;
 use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result, SystemError};
+use crate::event::largest;
 use crate::event_loop::{Handle, Lifetime, Registration};
 use crate::handover::Claimed;
 use crate::proto::{self, watch_spec::Spec};
@@ -212,7 +213,7 @@ impl Checks<'_> {
         Ok(Plan {
             kind: WatchKind::ReadPipe,
             // And its end of file.
-            need: Need::sources(1).and_events(1),
+            need: Need::sources(1).and(largest::EOF),
             order,
             claimed_from,
             spec: Spec::ReadPipe(spec),

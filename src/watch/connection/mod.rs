@@ -22,7 +22,7 @@ use super::{Context, Need, Notice, Taken, Teardown, Watch};
 use crate::clock::nanos;
 use crate::driver::{Claim, Done, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result};
-use crate::event::{CloseReason, Connected, Eof, Kind, Stream};
+use crate::event::{CloseReason, Connected, Eof, Kind, Stream, largest};
 use crate::proto;
 
 mod attempts;
@@ -71,7 +71,10 @@ pub struct ConnectionOrder {
 
 impl ConnectionOrder {
     /// What the watch takes: it also tells that it is connected, and of the end of file.
-    pub const NEED: Need = Need::sources(1).and_events(2);
+    pub const NEED: Need = Need::sources(1)
+        .and(largest::CONNECTED)
+        .and(largest::EOF)
+        .and_detail();
 
     /// The watch.
     #[must_use]

@@ -13,6 +13,7 @@ use super::watcher::Waiter;
 use super::{Attributes, Process};
 use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
+use crate::event::largest;
 use crate::watch::{Need, Services, Watch};
 
 /// What to execute.
@@ -95,11 +96,10 @@ impl ProcessOrder {
         let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
         let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
         let pidfd = usize::from(self.watcher == ChildWatcher::Pidfd);
-        Need {
-            sources: pipes + pidfd,
-            // Added, Started, a StreamEnd each, Exited, Closed, Removed.
-            events: 5 + streams.count() as u64,
-        }
+        let need = Need::sources(pipes + pidfd)
+            .and(largest::STARTED)
+            .and(largest::EXITED);
+        streams.fold(need, |need, _| need.and(largest::STREAM_END))
     }
 
     /// The watch, with the child started. May block.

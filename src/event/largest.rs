@@ -1,0 +1,224 @@
+//! How many bytes an event of a kind takes at most in a journal: what is set aside for one that
+//! must always fit. Each number is the sum of what the fields of its message can encode to; a test
+//! encodes the largest message of every kind and compares.
+
+use crate::error::MESSAGE_MAX;
+
+/// A field's key and a number of any size: field numbers are below 16 where this is used.
+const NUMBER: u32 = 1 + 10;
+const FIXED: u32 = 1 + 8;
+const FLAG: u32 = 1 + 1;
+/// An enum's value.
+const CHOICE: u32 = 1 + 1;
+/// A process id, an errno, a port: at most five bytes.
+const SMALL: u32 = 1 + 5;
+
+/// A field of so many bytes: below 16 KiB its length takes two.
+const fn bytes(len: u32) -> u32 {
+    1 + 2 + len
+}
+
+/// Texts that clients choose: names, request ids.
+pub const TEXT_MAX: u32 = 128;
+/// Name of a kind of watch.
+const KIND: u32 = bytes(16);
+/// A symbolic errno; what the daemon was doing.
+const WORD: u32 = bytes(16);
+/// The step, what the system says of an errno, its name.
+const PLAIN_MAX: u32 = 80;
+/// A path of sockaddr_un, the longest address there is.
+const ADDRESS: u32 = bytes(bytes(bytes(110)));
+/// Seconds and nanoseconds.
+const DURATION: u32 = bytes(NUMBER + SMALL);
+
+/// What all kinds have: the key and length of the event and of its kind (whose number takes two
+/// bytes), `seq`, two times, `watch_id`, `user_data`.
+const ENVELOPE: u32 = bytes(0) + NUMBER + 2 * FIXED + 2 * NUMBER + 1 + bytes(0);
+
+/// An error whose message has no detail.
+const ERROR: u32 = bytes(SMALL + 2 * WORD + bytes(PLAIN_MAX));
+
+/// What an error's message with a detail takes more.
+pub const DETAIL: u32 = MESSAGE_MAX as u32 - PLAIN_MAX;
+
+/// `Added`.
+pub const ADDED: u32 = ENVELOPE + 2 * bytes(TEXT_MAX) + KIND + NUMBER;
+/// `Closed`, with an error that has no detail; else [`DETAIL`] more.
+pub const CLOSED: u32 = ENVELOPE + CHOICE + ERROR + NUMBER;
+/// `Removed`.
+pub const REMOVED: u32 = ENVELOPE + bytes(TEXT_MAX);
+/// What a watch sets room aside for one by one: `Ready`, `WritePaused`, `WriteResumed`.
+pub const ONE_BY_ONE: u32 = ENVELOPE + 8 * FLAG;
+/// `TimerFired`.
+pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER;
+/// `Started`.
+pub const STARTED: u32 = ENVELOPE + SMALL;
+/// `StreamEnd`.
+pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
+/// `Exited`.
+pub const EXITED: u32 = ENVELOPE + bytes(TEXT_MAX) + FLAG + bytes(2 * DURATION + 7 * NUMBER);
+/// `Connected`.
+pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
+/// `Accepted`.
+pub const ACCEPTED: u32 = ENVELOPE + NUMBER + ADDRESS;
+/// `Eof`.
+pub const EOF: u32 = ENVELOPE + NUMBER;
+/// `LoopStateChanged`.
+pub const LOOP_STATE: u32 = ENVELOPE + CHOICE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SystemError;
+    use crate::event::*;
+    use crate::proto::{self, SocketAddress, UnixAddress, exited, socket_address, unix_address};
+
+    fn size(kind: Kind) -> u32 {
+        let event = Event {
+            seq: u64::MAX,
+            monotonic_ns: u64::MAX,
+            realtime_ns: u64::MAX,
+            watch_id: u64::MAX,
+            user_data: u64::MAX,
+            kind: Some(kind),
+        };
+        encode(&event, &mut BytesMut::new()).try_into().unwrap()
+    }
+
+    fn text() -> String {
+        "x".repeat(TEXT_MAX as usize)
+    }
+
+    fn address() -> Option<SocketAddress> {
+        let name = unix_address::Name::Path("p".repeat(108));
+        let unix = UnixAddress { name: Some(name) };
+        Some(SocketAddress {
+            address: Some(socket_address::Address::Unix(unix)),
+        })
+    }
+
+    fn closed(error: &SystemError) -> Kind {
+        Kind::Closed(Closed {
+            reason: i32::from(u8::MAX >> 1),
+            error: Some(error.into()),
+            unsent_bytes: u64::MAX,
+        })
+    }
+
+    /// The errors of all numbers that there are, at the longest step that has no detail.
+    fn errors() -> impl Iterator<Item = SystemError> {
+        (1..=133).map(|errno| {
+            let errno = rustix::io::Errno::from_raw_os_error(errno);
+            SystemError::new(errno, "getsockopt", "")
+        })
+    }
+
+    #[test]
+    fn the_largest_event_of_every_kind_fits_into_what_is_set_aside_for_it() {
+        let plain = errors().map(|error| size(closed(&error))).max().unwrap();
+        assert!(plain <= CLOSED, "{plain}");
+        let detailed = SystemError::new(
+            rustix::io::Errno::NOTRECOVERABLE,
+            "resolve",
+            text().repeat(99),
+        );
+        assert!(size(closed(&detailed)) <= CLOSED + DETAIL);
+        let error = errors()
+            .max_by_key(|error| error.to_string().len())
+            .unwrap();
+        let time = Some(prost_types::Duration {
+            seconds: i64::MAX,
+            nanos: 999_999_999,
+        });
+        let usage = proto::ResourceUsage {
+            user_time: time,
+            system_time: time,
+            max_rss_kib: u64::MAX,
+            minor_faults: u64::MAX,
+            major_faults: u64::MAX,
+            block_inputs: u64::MAX,
+            block_outputs: u64::MAX,
+            voluntary_switches: u64::MAX,
+            involuntary_switches: u64::MAX,
+        };
+        let sizes = [
+            (
+                ADDED,
+                Kind::Added(Added {
+                    request_id: text(),
+                    name: text(),
+                    watch_kind: "connection".to_owned(),
+                    parent_watch_id: u64::MAX,
+                }),
+            ),
+            (REMOVED, Kind::Removed(Removed { request_id: text() })),
+            (
+                ONE_BY_ONE,
+                Kind::Ready(Ready {
+                    readable: true,
+                    writable: true,
+                    hangup: true,
+                    error: true,
+                }),
+            ),
+            (
+                ONE_BY_ONE,
+                Kind::WritePaused(WritePaused {
+                    buffered_bytes: u64::MAX,
+                }),
+            ),
+            (
+                TIMER_FIRED,
+                Kind::TimerFired(TimerFired {
+                    scheduled_ns: u64::MAX,
+                    late_ns: u64::MAX,
+                    missed: u64::MAX,
+                    tick: u64::MAX,
+                }),
+            ),
+            (STARTED, Kind::Started(Started { pid: i32::MAX })),
+            (
+                STREAM_END,
+                Kind::StreamEnd(StreamEnd {
+                    stream: 3,
+                    offset: u64::MAX,
+                    reason: 4,
+                    error: Some((&error).into()),
+                }),
+            ),
+            (
+                EXITED,
+                Kind::Exited(Exited {
+                    status: Some(exited::Status::Unknown(text())),
+                    core_dumped: true,
+                    usage: Some(usage),
+                }),
+            ),
+            (
+                CONNECTED,
+                Kind::Connected(Connected {
+                    local: address(),
+                    peer: address(),
+                }),
+            ),
+            (
+                ACCEPTED,
+                Kind::Accepted(Accepted {
+                    watch_id: u64::MAX,
+                    peer: address(),
+                }),
+            ),
+            (EOF, Kind::Eof(Eof { offset: u64::MAX })),
+            (
+                LOOP_STATE,
+                Kind::LoopStateChanged(LoopStateChanged { state: 4 }),
+            ),
+        ];
+        for (set_aside, kind) in sizes {
+            let name = format!("{kind:?}");
+            let size = size(kind);
+            assert!(size <= set_aside, "{size} of {set_aside}: {name}");
+            assert!(set_aside < size + 64, "{size} of {set_aside}: {name}");
+        }
+    }
+}
