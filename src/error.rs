@@ -236,7 +236,7 @@ impl Error {
 }
 
 /// Most bytes of a [`SystemError`] in words, in events.
-pub const MESSAGE_MAX: usize = 512;
+const MESSAGE_MAX: usize = crate::event::largest::MESSAGE_MAX as usize;
 
 /// What the system refused, and at which step.
 #[derive(Debug, Clone, PartialEq, Eq)]

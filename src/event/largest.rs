@@ -2,8 +2,6 @@
 //! must always fit. Each number is the sum of what the fields of its message can encode to; a test
 //! encodes the largest message of every kind and compares.
 
-use crate::error::MESSAGE_MAX;
-
 /// A field's key and a number of any size: field numbers are below 16 where this is used.
 const NUMBER: u32 = 1 + 10;
 const FIXED: u32 = 1 + 8;
@@ -38,8 +36,10 @@ const ENVELOPE: u32 = bytes(0) + NUMBER + 2 * FIXED + 2 * NUMBER + 1 + bytes(0);
 /// An error whose message has no detail.
 const ERROR: u32 = bytes(SMALL + 2 * WORD + bytes(PLAIN_MAX));
 
+/// An error in words, where it has a detail; what is longer is cut.
+pub const MESSAGE_MAX: u32 = 512;
 /// What an error's message with a detail takes more.
-pub const DETAIL: u32 = MESSAGE_MAX as u32 - PLAIN_MAX;
+pub const DETAIL: u32 = MESSAGE_MAX - PLAIN_MAX;
 
 /// `Added`.
 pub const ADDED: u32 = ENVELOPE + 2 * bytes(TEXT_MAX) + KIND + NUMBER;

@@ -5,7 +5,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::EventLoop;
-use crate::driver::{self, Completion, Done, OpId};
+use crate::driver;
 use crate::event::CloseReason;
 
 impl EventLoop {
@@ -16,20 +16,6 @@ impl EventLoop {
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
         self.driver = driver::broken(self.bell.eventfd());
         self.clock_source = None;
-        for slot in self.slots() {
-            self.tell(slot, |_, cx| cx.fail(errno, "wait"));
-        }
-        self.begin_close(CloseReason::Error);
-        for slot in self.slots() {
-            let seat = &self.records[slot].seat;
-            let (watch, live) = (seat.key, seat.ops.clone());
-            for (lane, _) in live {
-                self.completed(Completion {
-                    id: OpId { watch, lane },
-                    done: Done::Failed(errno),
-                    last: true,
-                });
-            }
-        }
+        self.begin_close(CloseReason::Error, Some(errno));
     }
 }

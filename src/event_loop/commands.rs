@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::mailbox::Reply;
 use super::record::TakenFd;
+use super::sweeps::{STEP, Sweep};
 use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState, STATE_CHANGE};
 use crate::error::{Error, Result};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
@@ -15,7 +17,9 @@ use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
 /// A page ends once it holds this many bytes: one more specification still fits a message.
-const PAGE_BYTES: usize = 3 << 20;
+pub(super) const PAGE_BYTES: usize = 3 << 20;
+/// Watches that one step of a page looks at, most of which its filter may leave out.
+const LIST_LOOKS: usize = 4096;
 
 /// How a client names a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,18 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// The id to go on after, if there is more.
     pub next: Option<u64>,
+}
+
+/// What one step has of a page.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    pub(super) items: Vec<proto::Watch>,
+    /// Of those, encoded.
+    pub(super) bytes: usize,
+    /// The id to go on after, if there is more.
+    pub(super) next: Option<u64>,
+    /// No more fits the page.
+    pub(super) full: bool,
 }
 
 /// Something a client posts.
@@ -118,19 +134,22 @@ impl EventLoop {
         (self.newest(), watches)
     }
 
-    pub(super) fn list(&self, after: u64, max: usize, filter: &WatchFilter) -> Page<proto::Watch> {
-        let ids = self
-            .records
-            .iter()
-            .map(|(slot, record)| (record.id(), slot));
-        let mut ids: Vec<(u64, usize)> = ids.filter(|(id, _)| *id > after).collect();
-        ids.sort_unstable();
-        let mut page = Page {
-            items: Vec::new(),
-            next: None,
-        };
-        let mut bytes = 0;
-        for (_, slot) in ids {
+    /// One step of a page: at most `max` watches, and no more once they have so many bytes.
+    pub(super) fn list(&self, after: u64, max: usize, bytes: usize, filter: &WatchFilter) -> Part {
+        let mut page = Part::default();
+        let mut last = after;
+        for looked_at in 0.. {
+            let Some(id) = self.by_id.next_after(last) else {
+                break;
+            };
+            if looked_at == LIST_LOOKS || page.items.len() == STEP {
+                page.next = Some(last);
+                break;
+            }
+            let before = std::mem::replace(&mut last, id);
+            let Some(slot) = self.by_id.get(&self.records, id) else {
+                continue;
+            };
             let record = &self.records[slot];
             let labelled = |(k, v): (&String, &String)| {
                 let labels = record.labels();
@@ -143,12 +162,13 @@ impl EventLoop {
             {
                 continue;
             }
-            bytes += page.items.last().map_or(0, prost::Message::encoded_len);
-            if page.items.len() == max || bytes > PAGE_BYTES {
-                page.next = page.items.last().map(|w: &proto::Watch| w.watch_id);
+            if page.items.len() == max || page.bytes > bytes {
+                (page.next, page.full) = (Some(before), true);
                 break;
             }
-            page.items.push(record.view(&self.shared.journal));
+            let view = record.view(&self.shared.journal);
+            page.bytes += prost::Message::encoded_len(&view);
+            page.items.push(view);
         }
         page
     }
@@ -269,12 +289,6 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn kill_children(&mut self) {
-        for slot in self.slots() {
-            self.tell(slot, |watch, _| watch.kill_now());
-        }
-    }
-
     pub(super) fn newest(&self) -> Cursor {
         self.shared.journal.cursor(self.outbox.newest())
     }
@@ -300,7 +314,7 @@ impl EventLoop {
         if self.state == LoopState::Running {
             self.outbox.unreserve(STATE_CHANGE);
             self.enter(LoopState::Stopped);
-            self.end_unpolled();
+            self.sweep(Sweep::EndUnpolled);
         }
         Ok(self.newest())
     }
@@ -315,19 +329,18 @@ impl EventLoop {
         let first = self.closing.is_none();
         self.closing.get_or_insert_default().push(reply);
         if first {
-            self.begin_close(CloseReason::LoopClosed);
+            self.begin_close(CloseReason::LoopClosed, None);
         }
     }
 
     /// Ends all watches and refuses new ones; the loop is closed once they are gone.
-    pub(super) fn begin_close(&mut self, reason: CloseReason) {
+    pub(super) fn begin_close(&mut self, reason: CloseReason, failed: Option<Errno>) {
         self.closing.get_or_insert_default();
         for (_, pending) in std::mem::take(&mut self.pending) {
             self.ledger.release(&mut self.outbox, pending.need());
         }
         self.pending_names.clear();
-        for slot in self.slots() {
-            self.end(slot, reason);
-        }
+        self.drop_sweeps(|sweep| matches!(sweep, Sweep::End(..)));
+        self.sweep(Sweep::End(reason, failed));
     }
 }

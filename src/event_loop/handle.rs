@@ -6,45 +6,29 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::commands::{Page, Posting, WatchFilter, WatchName};
+use super::commands::{PAGE_BYTES, Page, Posting, WatchFilter, WatchName};
 use super::mailbox::{Mailbox, Message, Reply, closed};
-use super::record::{Registration, TakenFd};
-use super::registration::{Registered, Reserved, Ticket};
+use super::record::TakenFd;
+use super::sweeps::Sweep;
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::Principal;
 use crate::clock;
 use crate::config::{Policy, WatchKind};
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
-use crate::journal::{Journal, Reader};
+use crate::journal::Journal;
 use crate::proto;
-use crate::watch::{Build, Order, Prepare, Services, SignalTarget, Taken};
+use crate::watch::{Services, SignalTarget, Taken};
 
 /// Most paused sources that are shown of a loop.
 const PAUSED_SHOWN: usize = 100;
-
-fn since(pause: Option<&proto::SourcePause>) -> (i64, i32) {
-    let since = pause.and_then(|pause| pause.since);
-    since.map_or((0, 0), |since| (since.seconds, since.nanos))
-}
 
 /// A loop, for everybody who is not its thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
-    services: Arc<Services>,
-}
-
-/// A watch that was asked for and is there.
-#[derive(Debug)]
-pub struct Added {
-    /// How it is.
-    pub watch: proto::Watch,
-    /// It was there before.
-    pub existed: bool,
-    /// Of a new watch, if one was asked for: attached from its first event on.
-    pub reader: Option<Reader>,
+    pub(super) services: Arc<Services>,
 }
 
 impl Handle {
@@ -128,8 +112,10 @@ impl Handle {
     pub fn view(&self) -> proto::Loop {
         let shared = &self.shared;
         let journal = shared.journal.status();
-        let mut paused: Vec<proto::PausedSource> = shared.paused.lock().values().cloned().collect();
-        paused.sort_by_key(|paused| since(paused.pause.as_ref()));
+        let paused = shared.paused.lock();
+        let paused_count = paused.len() as u64;
+        let paused_sources = paused.values().take(PAUSED_SHOWN).cloned().collect();
+        drop(paused);
         let watcher = if shared.policy.watch_kinds.contains(&WatchKind::Process) {
             shared.policy.child_watcher.name()
         } else {
@@ -168,8 +154,8 @@ impl Handle {
                 consumers: u32::try_from(journal.consumers).unwrap_or(u32::MAX),
                 unread_bytes: journal.unread.bytes,
                 readers_let_go: journal.let_go,
-                paused_source_count: paused.len() as u64,
-                paused_sources: paused.into_iter().take(PAUSED_SHOWN).collect(),
+                paused_source_count: paused_count,
+                paused_sources,
             }),
             watches: shared.watches.load(Ordering::Relaxed),
             open_watches: self.open_watches(),
@@ -189,7 +175,7 @@ impl Handle {
     }
 
     /// As [`Self::call`], up to where it has its place in the order of what is done.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
@@ -199,7 +185,7 @@ impl Handle {
         Ok(answer)
     }
 
-    async fn hear<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+    pub(super) async fn hear<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
         let gone = |_| Err(closed(self.full_name()));
         answer.await.unwrap_or_else(gone)
     }
@@ -227,87 +213,6 @@ impl Handle {
         self.hear(answer).await
     }
 
-    /// Adds a watch. What can fail before it exists fails here and leaves nothing.
-    ///
-    /// # Errors
-    /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
-    pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
-        self.begin_add(registration, order).await?.await
-    }
-
-    /// As [`Self::add`], up to where it has its place in the order of what is done. What it
-    /// gives back waits for the rest.
-    ///
-    /// # Errors
-    /// A closed loop, a full mailbox. The others come later.
-    pub async fn begin_add(
-        &self,
-        registration: Registration,
-        order: Order,
-    ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
-        let (build, mut later) = match order {
-            Order::Now(build) => (Some(build), None),
-            Order::Later(prepare) => (None, Some(prepare)),
-        };
-        let mut answer = self.ask_room(&registration, build).await?;
-        let on = self.clone();
-        Ok(async move {
-            loop {
-                let (reserved, unused) = on.hear(answer).await?;
-                match (reserved, later.take()) {
-                    (Reserved::Exists(registered), _) => return Ok((*registered).into()),
-                    (Reserved::Ticket(ticket), Some(prepare)) => {
-                        return on.prepare(registration, prepare, ticket).await;
-                    }
-                    (Reserved::Ticket(_), None) => {
-                        return Err(Error::Internal("a reservation was left"));
-                    }
-                    (Reserved::Undecided(decided), prepare) => {
-                        later = prepare;
-                        // An error means decided as well: the other registration is gone.
-                        let _ = decided.await;
-                        answer = on.ask_room(&registration, unused).await?;
-                    }
-                }
-            }
-        })
-    }
-
-    async fn ask_room(
-        &self,
-        registration: &Registration,
-        build: Option<Build>,
-    ) -> Result<oneshot::Receiver<Result<(Reserved, Option<Build>)>>> {
-        let registration = registration.clone();
-        self.ask(move |on: &mut EventLoop, reply| {
-            let result = on.reserve_and_build(registration, build);
-            on.reply(reply, result);
-        })
-        .await
-    }
-
-    /// Prepares the watch off the loop's thread and makes it exist, both in one job: nothing
-    /// can come between them.
-    async fn prepare(
-        &self,
-        registration: Registration,
-        prepare: Prepare,
-        ticket: Ticket,
-    ) -> Result<Added> {
-        let services = Arc::clone(&self.services);
-        let (reply, answer) = Reply::new();
-        let job = move || {
-            let watch = prepare(&services)?;
-            ticket.complete(move |on, number| {
-                let registered = on.register(number, registration, watch);
-                on.reply(reply, registered);
-            });
-            Ok::<_, Error>(())
-        };
-        self.services.starters.run(job).await??;
-        self.hear(answer).await.map(Into::into)
-    }
-
     /// One watch, or what `admit` makes of it before it leaves the loop.
     ///
     /// # Errors
@@ -320,19 +225,44 @@ impl Handle {
         self.call_now(move |on| on.get(&name).and_then(admit)).await
     }
 
-    /// Watches with an id above `after`, or what `admit` makes of them before they leave the loop.
+    /// Watches with an id above `after`. `admit` is asked before any of them leave the loop, which
+    /// tells a page in steps, and is given back.
     ///
     /// # Errors
     /// A closed loop, a full mailbox; they are not admitted.
-    pub async fn list<T: Send + 'static>(
+    pub async fn list<A>(
         &self,
         after: u64,
         max: usize,
         filter: WatchFilter,
-        admit: impl FnOnce(Page<proto::Watch>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.call_now(move |on| admit(on.list(after, max, &filter)))
-            .await
+        mut admit: A,
+    ) -> Result<(Page<proto::Watch>, A)>
+    where
+        A: FnMut(&[proto::Watch]) -> Result<()> + Send + 'static,
+    {
+        let filter = Arc::new(filter);
+        let mut page = Page {
+            items: Vec::new(),
+            next: Some(after),
+        };
+        let mut bytes = PAGE_BYTES;
+        while let Some(after) = page.next {
+            let (filter, max) = (Arc::clone(&filter), max - page.items.len());
+            let step = move |on: &mut EventLoop| {
+                let part = on.list(after, max, bytes, &filter);
+                admit(&part.items)?;
+                Ok((part, admit))
+            };
+            let part;
+            (part, admit) = self.call_now(step).await?;
+            bytes = bytes.saturating_sub(part.bytes);
+            page.items.extend(part.items);
+            page.next = part.next;
+            if part.full {
+                break;
+            }
+        }
+        Ok((page, admit))
     }
 
     /// Closes and forgets a watch; answers the cursor of its `Removed`.
@@ -426,11 +356,7 @@ impl Handle {
     /// # Errors
     /// A closed loop.
     pub async fn kill_children(&self) -> Result<()> {
-        self.insist(|on, reply| {
-            on.kill_children();
-            on.reply(reply, Ok(()));
-        })
-        .await
+        self.insist(|on, reply| on.sweep(Sweep::Kill(reply))).await
     }
 
     /// Lets it run.
@@ -468,16 +394,6 @@ impl Handle {
                 Ok(journal.cursor(journal.status().newest))
             }
             closed => closed,
-        }
-    }
-}
-
-impl From<Registered> for Added {
-    fn from(registered: Registered) -> Self {
-        Self {
-            watch: registered.watch,
-            existed: registered.existed,
-            reader: registered.reader,
         }
     }
 }

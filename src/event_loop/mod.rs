@@ -5,7 +5,7 @@
 //! starts is seen by a later one. Events and the replies to commands leave together
 //! at its end: a reply is sent after its effect is readable.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
@@ -14,21 +14,20 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
 use slab::Slab;
 
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
 use crate::config::{Limits, Policy, Start};
 use crate::driver::SourceId;
-use crate::driver::{self, Backend, Budget, Completion, Driver, Key};
+use crate::driver::{self, Backend, Completion, Driver, Key};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
 use crate::proto::{PausedSource, SourcePauseReason};
 use crate::watch::{Adoption, Notice, Notifier, Services};
 
+mod adding;
 mod broken;
 mod commands;
 mod compare;
@@ -41,39 +40,29 @@ mod pressure;
 mod realtime;
 mod record;
 mod registration;
+mod sweeps;
 mod timers;
+mod waiting;
 mod waker;
 mod watches;
 
+pub use adding::Added;
 pub use commands::{Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
-pub use handle::{Added, Handle};
+pub use handle::Handle;
 use index::Index;
 use ledger::Ledger;
 use mailbox::{LoopNotifier, Mailbox, Message, Reply};
-use pressure::EVENT_OVERHEAD;
+use pressure::{EVENT_OVERHEAD, PausedKey};
 use realtime::CLOCK;
 use record::Record;
 pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
+use sweeps::{STEP, Sweep, Walk};
 use timers::Timers;
 
 /// How much later than asked for the kernel may end a short wait of a loop, nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
-/// Waits longer than this end early, nanoseconds; see [`ahead`].
-const LONG_WAIT_NS: u64 = 10_000_000;
-
-/// How long to wait now of so many nanoseconds. The kernel may end a wait by poll, select or
-/// epoll late by a thousandth of it, by five if the process is nice: of a long one the rest is
-/// waited for by itself.
-const fn ahead(wait: u64) -> u64 {
-    if wait > LONG_WAIT_NS {
-        wait - wait / 128
-    } else {
-        wait
-    }
-}
-
 /// What an event of the loop's own state takes.
 const STATE_CHANGE: Room = Room::event(largest::LOOP_STATE);
 
@@ -113,8 +102,8 @@ pub struct Shared {
     pub(super) watches: AtomicU64,
     pub(super) open_watches: AtomicU64,
     pub(super) turns: AtomicU64,
-    /// Watches whose source is not read for want of room.
-    pub(super) paused: Mutex<BTreeMap<u64, PausedSource>>,
+    /// Watches whose source is not read for want of room, those paused longest first.
+    pub(super) paused: Mutex<BTreeMap<PausedKey, PausedSource>>,
 }
 
 /// The thread's side.
@@ -155,6 +144,12 @@ pub(super) struct EventLoop {
     fences: Vec<fence::Fence>,
     /// No source is read, for that reason.
     full: Option<SourcePauseReason>,
+    /// Watches whose own pause has to be looked at.
+    crossed: VecDeque<u64>,
+    /// What is being done with many watches; few.
+    sweeps: VecDeque<Walk>,
+    /// Watches that this turn may still deal with on account of those.
+    step_left: usize,
     /// A switch of the policy that there was no room to tell.
     unsaid_switch: Option<PolicyChanged>,
     /// Notices that came while the loop was stopped; bounded as notices are.
@@ -258,6 +253,9 @@ impl EventLoop {
             adoptions: Vec::new(),
             fences: Vec::new(),
             full: None,
+            crossed: VecDeque::new(),
+            sweeps: VecDeque::new(),
+            step_left: STEP,
             unsaid_switch: None,
             held: Vec::new(),
             replies: Vec::new(),
@@ -302,7 +300,8 @@ impl EventLoop {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
-            let timeout = if slept && self.mailbox.is_empty() && self.fences.is_empty() {
+            let idle = self.fences.is_empty() && !self.has_more_to_do();
+            let timeout = if slept && idle && self.mailbox.is_empty() {
                 self.until_next()
             } else {
                 Some(Duration::ZERO)
@@ -318,16 +317,17 @@ impl EventLoop {
             // After the kicks were taken: one that comes from here on ends the next wait.
             self.outbox.refresh();
             self.now = Now::sample();
+            self.step_left = STEP;
             if let Err(error) = waited {
                 self.broken(&error);
             }
             for completion in completions.drain(..) {
                 self.completed(completion);
             }
-            if self.is_polled() {
+            if self.takes_in() {
                 self.fire_timers();
             }
-            if self.is_polled() {
+            if self.takes_in() {
                 for (key, notice) in std::mem::take(&mut self.held) {
                     self.notice(key, notice);
                 }
@@ -336,6 +336,7 @@ impl EventLoop {
             for message in messages.drain(..) {
                 self.received(message);
             }
+            self.go_on();
             self.expire();
             self.outbox.expire(self.now);
             self.close_if_done();
@@ -357,40 +358,10 @@ impl EventLoop {
         self.state == LoopState::Running || self.closing.is_some()
     }
 
-    fn until_next(&self) -> Option<Duration> {
-        let now = Now::sample();
-        let timer = self.timers.next_in(now).filter(|_| self.is_polled());
-        let expiry = self.expiries.first().map(|(at, _)| *at);
-        let expiries = expiry.into_iter().chain(self.outbox.next_expiry());
-        timer
-            .into_iter()
-            .chain(expiries.map(|at| at.saturating_sub(now.monotonic)))
-            .min()
-            .map(|wait| Duration::from_nanos(ahead(wait)))
-    }
-
-    fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        completions: &mut Vec<Completion>,
-    ) -> io::Result<()> {
-        if self.is_polled() {
-            let budget = self.budget();
-            return self.driver.turn(timeout, budget, completions);
-        }
-        if self.torn_down > 0 {
-            let nothing = Budget {
-                completions: 0,
-                bytes: 0,
-            };
-            return self.driver.turn(Some(Duration::ZERO), nothing, completions);
-        }
-        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-        let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+    /// Whether what sources and timers have to tell is taken: a loop that closes while it is stopped
+    /// first ends all of its watches.
+    fn takes_in(&self) -> bool {
+        self.is_polled() && (self.state == LoopState::Running || !self.is_ending())
     }
 
     fn completed(&mut self, completion: Completion) {
@@ -432,14 +403,14 @@ impl EventLoop {
             Message::Notice(key, notice) if self.hears(key) => self.notice(key, notice),
             // What sources have to tell waits until they are polled again.
             Message::Notice(key, notice) => self.held.push((key, notice)),
-            Message::ClientEnded(process) => self.client_ended(process),
+            Message::ClientEnded(process) => self.sweep(Sweep::ClientEnded(process)),
         }
     }
 
     /// Whether a watch is told of what was done elsewhere: also on a stopped loop if it ends.
     fn hears(&self, key: Key) -> bool {
         let closing = |slot| self.records[slot].closing;
-        self.is_polled() || self.slot(key).is_some_and(closing)
+        self.takes_in() || self.slot(key).is_some_and(closing)
     }
 
     fn notice(&mut self, key: Key, notice: Notice) {
@@ -486,9 +457,5 @@ impl EventLoop {
         let slot = key.slot as usize;
         let record = self.records.get(slot)?;
         (record.seat.key == key).then_some(slot)
-    }
-
-    fn slots(&self) -> Vec<usize> {
-        self.records.iter().map(|(slot, _)| slot).collect()
     }
 }

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::config::{History, Policy};
 use crate::driver::Budget;
 use crate::journal::{Level, Limits, Room, WaitsFor};
-use crate::proto::{self, PausedSource, SourcePauseReason};
+use crate::proto::{self, PausedSource, SourcePause, SourcePauseReason};
 
 /// What an event takes in the journal beside its text and bytes.
 pub(super) const EVENT_OVERHEAD: u64 = 128;
@@ -22,6 +22,20 @@ pub(super) const BEHIND: Budget = Budget {
     completions: 64,
     bytes: 16 * 1024,
 };
+
+/// What a turn takes that only ends what was cancelled.
+pub(super) const NOTHING: Budget = Budget {
+    completions: 0,
+    bytes: 0,
+};
+
+/// Since when a source is paused, seconds and nanoseconds, and whose it is.
+pub(super) type PausedKey = (i64, i32, u64);
+
+pub(super) fn paused_key(watch: u64, pause: &SourcePause) -> PausedKey {
+    let since = pause.since.unwrap_or_default();
+    (since.seconds, since.nanos, watch)
+}
 
 /// The budget that a policy gives a journal.
 pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
@@ -57,6 +71,9 @@ impl EventLoop {
         // A turn's bounds are of the configuration: they fit.
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let most = self.limits.turn_events;
+        if self.full.is_some() && self.is_holding() {
+            return NOTHING;
+        }
         if self.full.is_some() {
             // Nothing reads; what else completes has room set aside.
             return Budget {
@@ -80,7 +97,7 @@ impl EventLoop {
     /// the journal has to hear of it.
     pub(super) fn balance(&mut self) -> bool {
         let before = (self.outbox.newest(), self.outbox.is_settled());
-        let crossed: Vec<u64> = self.outbox.crossed().collect();
+        self.crossed.extend(self.outbox.crossed());
         let reason = match self.outbox.level(LOW) {
             Level::Ample => None,
             Level::Enough => self.full,
@@ -90,19 +107,17 @@ impl EventLoop {
         if self.full != reason {
             self.full = reason;
             self.outbox.set_starved(reason.is_some());
-            for slot in self.slots() {
-                match reason {
-                    Some(reason) => self.pause_source(slot, reason),
-                    None => self.pause_alone(slot),
-                }
-            }
+            self.sweep_sources();
             if reason.is_none()
                 && let Some(unsaid) = self.unsaid_switch.take()
             {
                 self.policy_changed(unsaid);
             }
         }
-        for watch in crossed {
+        while self.step_left > 0
+            && let Some(watch) = self.crossed.pop_front()
+        {
+            self.step_left -= 1;
             if self.full.is_none()
                 && let Some(slot) = self.by_id.get(&self.records, watch)
             {
@@ -113,7 +128,7 @@ impl EventLoop {
     }
 
     /// Pauses the source of a watch that waits for somebody alone; others' go on.
-    fn pause_alone(&mut self, slot: usize) {
+    pub(super) fn pause_alone(&mut self, slot: usize) {
         let Some(record) = self.records.get(slot) else {
             return;
         };
@@ -136,20 +151,23 @@ impl EventLoop {
         let pause = record.make_rare().paused.get_or_insert_default();
         pause.reason = reason.into();
         pause.since = pause.since.or(since);
-        let pause = Some(*pause);
+        let pause = *pause;
+        let key = paused_key(record.id(), &pause);
+        let pause = Some(pause);
         let paused = PausedSource {
             watch_id: record.id(),
             name: record.name_text(),
             pause,
         };
-        self.shared.paused.lock().insert(record.id(), paused);
+        self.shared.paused.lock().insert(key, paused);
     }
 
     fn resume_source(&mut self, slot: usize) {
         if let Some(record) = self.records.get_mut(slot)
-            && record.unpause()
+            && let Some(pause) = record.unpause()
         {
-            self.shared.paused.lock().remove(&record.id());
+            let key = paused_key(record.id(), &pause);
+            self.shared.paused.lock().remove(&key);
         }
         self.tell(slot, |watch, cx| watch.hold(cx, false));
     }

@@ -177,10 +177,9 @@ impl Record {
         self.rare()?.finished_ttl
     }
 
-    /// It is read again; whether it was paused.
-    pub(super) fn unpause(&mut self) -> bool {
-        self.rare_mut()
-            .is_some_and(|rare| rare.paused.take().is_some())
+    /// It is read again; how it was paused.
+    pub(super) fn unpause(&mut self) -> Option<proto::SourcePause> {
+        self.rare_mut()?.paused.take()
     }
 
     /// Bytes that came in over it, if it is a transport.

@@ -141,8 +141,9 @@ impl EventLoop {
         self.outbox.unreserve(one_by_one);
         self.ledger
             .release_closed(&mut self.outbox, &mut record.need);
-        if record.unpause() {
-            self.shared.paused.lock().remove(&record.id());
+        if let Some(pause) = record.unpause() {
+            let key = super::pressure::paused_key(record.id(), &pause);
+            self.shared.paused.lock().remove(&key);
         }
         let cursor = self.shared.journal.cursor(seq);
         if let Some((_, reply)) = take {
@@ -199,7 +200,7 @@ impl EventLoop {
     }
 
     /// Forgets a closed watch.
-    fn remove(&mut self, slot: usize) {
+    pub(super) fn remove(&mut self, slot: usize) {
         self.by_id.remove(&self.records, self.records[slot].id());
         let mut record = self.records.remove(slot);
         let removal = record.rare_mut().and_then(|rare| rare.removal.take());
@@ -243,15 +244,6 @@ impl EventLoop {
     /// Asks for the end of a watch.
     pub(super) fn end(&mut self, slot: usize, reason: CloseReason) {
         self.tell(slot, |_, cx| cx.close(reason));
-    }
-
-    /// The client process ended, and with it what was bound to it.
-    pub(super) fn client_ended(&mut self, process: crate::access::ProcessKey) {
-        for key in self.clients.remove(&process).unwrap_or_default() {
-            if let Some(slot) = self.slot(key) {
-                self.end(slot, CloseReason::ProcessEnded);
-            }
-        }
     }
 
     /// Makes watches of the connections that a listener has just accepted.
@@ -393,20 +385,6 @@ impl EventLoop {
         }
     }
 
-    /// Watches that were ending by themselves cannot any more, now that nothing is polled.
-    pub(super) fn end_unpolled(&mut self) {
-        for slot in self.slots() {
-            let record = &self.records[slot];
-            if record.closing && !record.is_closed() && !record.seat.finished {
-                self.tell(slot, |watch, cx| {
-                    if watch.closing(cx) == Teardown::Now {
-                        cx.finish();
-                    }
-                });
-            }
-        }
-    }
-
     /// Asks for a watch to be forgotten, open or closed.
     pub(super) fn remove_later(
         &mut self,
@@ -424,22 +402,6 @@ impl EventLoop {
             self.remove(slot);
         } else {
             self.end(slot, CloseReason::Removed);
-        }
-    }
-
-    /// Once a closing loop has no open watch: removes the rest, and it is closed.
-    pub(super) fn close_if_done(&mut self) {
-        if self.closing.is_none() || self.records.len() > self.expiries.len() {
-            return;
-        }
-        for slot in self.slots() {
-            self.remove(slot);
-        }
-        let replies = self.closing.take().unwrap_or_default();
-        let seq = self.enter(crate::event::LoopState::Closed);
-        for reply in replies {
-            let cursor = self.shared.journal.cursor(seq);
-            self.reply(reply, Ok(cursor));
         }
     }
 }

@@ -494,8 +494,7 @@ impl Outbox {
         let letting_go = letting_go.map(|since| since.saturating_add(self.patience()));
         let expiry = inner.consumers.next_expiry();
         let at_once = self.behind.then_some(0);
-        let times = letting_go.into_iter().chain(expiry).chain(at_once);
-        self.next_expiry = times.min();
+        self.next_expiry = letting_go.into_iter().chain(expiry).chain(at_once).min();
         released
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::board::Place;
-use super::{Inner, Journal};
+use super::{Inner, Journal, Room};
 use crate::config::History;
 
 /// Of a journal that keeps history nothing is noted.
@@ -53,7 +53,7 @@ impl Progress {
 
 impl Inner {
     /// Lets go of what need not be kept, beside what is set aside.
-    pub(super) fn trim(&mut self, reserved: u64) {
+    pub(super) fn trim(&mut self, reserved: Room) {
         self.log.reserve(reserved);
         self.log.trim(self.progress.read_by_all(), &mut self.labels);
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use super::{Binding, Caller, ContextKey, Inner, Registry, backends, check_loop_name, unknown};
 use crate::access::Principal;
 use crate::config::{History, Policy};
@@ -51,6 +53,10 @@ impl Registry {
             Arc::make_mut(&mut policy).history = history;
         }
         let mut inner = self.inner.lock();
+        let wanted = (caller.principal.clone(), new.name.clone());
+        while inner.making.contains(&wanted) {
+            self.made.wait(&mut inner);
+        }
         if let Some(existing) = inner.by_name(&caller.principal, &new.name) {
             let differs = if !new.or_existing {
                 Some(None)
@@ -74,53 +80,43 @@ impl Registry {
         }
         let backend = backends::choose(&policy, &new.backend)?;
         let name = new.name.clone();
-        let handle = self.start(&mut inner, &caller.principal, name, &policy, backend, false)?;
+        let place = self.reserve(&mut inner, &caller.principal, name)?;
+        drop(inner);
+        let (handle, _) = place.fill(&policy, backend, false)?;
         Ok((handle, true))
     }
 
-    /// `run`: whatever the policy's start state says.
-    pub(super) fn start(
+    /// Takes a place for a loop that will be made; without a name, under a new one.
+    pub(super) fn reserve(
         &self,
         inner: &mut Inner,
         principal: &Principal,
         mut name: String,
-        policy: &Arc<Policy>,
-        backend: Backend,
-        run: bool,
-    ) -> Result<Handle> {
+    ) -> Result<Place<'_>> {
         self.check_draining()?;
         let open = inner
             .loops
             .values()
             .filter(|l| l.state() != LoopState::Closed);
-        if open.count() >= self.limits.loops {
+        if open.count() + inner.making.len() >= self.limits.loops {
             return Err(Error::limit("limits.loops", self.limits.loops as u64));
         }
         inner.last_id += 1;
         let id = inner.last_id;
         if name.is_empty() {
             let mut numbers = (id..).map(|n| format!("loop-{n}"));
-            let free = numbers.find(|name| inner.by_name(principal, name).is_none());
+            let free = numbers.find(|name| inner.is_free(principal, name));
             name = free.unwrap_or_default();
         }
-        let mut rules = Arc::clone(policy);
-        if run && rules.start != crate::config::Start::Running {
-            Arc::make_mut(&mut rules).start = crate::config::Start::Running;
-        }
-        let handle = Handle::start(Blueprint {
+        let key = (principal.clone(), name);
+        inner.making.insert(key.clone());
+        Ok(Place {
+            registry: self,
             id,
-            name: name.clone(),
-            principal: principal.clone(),
-            policy: rules,
-            backend,
-            limits: Arc::clone(&self.limits),
-            services: Arc::clone(&self.services),
-            memory: Arc::clone(&self.memory),
-        })?;
-        inner.loops.insert(id, handle.clone());
-        inner.names.insert((principal.clone(), name), id);
-        inner.forget_old(self.limits.loops);
-        Ok(handle)
+            key,
+            context: None,
+            open: true,
+        })
     }
 
     /// Makes the loops that exist from start.
@@ -153,5 +149,73 @@ impl Registry {
             }
         }
         Ok(())
+    }
+}
+
+/// The place of a loop that is being made. Dropped, its name and context are free again.
+pub(super) struct Place<'a> {
+    registry: &'a Registry,
+    id: u64,
+    key: (Principal, String),
+    context: Option<ContextKey>,
+    /// Taken still.
+    open: bool,
+}
+
+impl<'a> Place<'a> {
+    /// Whoever asks for the loop of that context waits for this one.
+    pub(super) fn make_for(&mut self, inner: &mut Inner, context: &ContextKey) {
+        inner.making_for.insert(context.clone());
+        self.context = Some(context.clone());
+    }
+
+    /// Makes the loop, without the lock: that takes a thread and descriptors. `run`: whatever the
+    /// policy's start state says.
+    pub(super) fn fill(
+        mut self,
+        policy: &Arc<Policy>,
+        backend: Backend,
+        run: bool,
+    ) -> Result<(Handle, MutexGuard<'a, Inner>)> {
+        let registry = self.registry;
+        let (principal, name) = &self.key;
+        let mut rules = Arc::clone(policy);
+        if run && rules.start != crate::config::Start::Running {
+            Arc::make_mut(&mut rules).start = crate::config::Start::Running;
+        }
+        let handle = Handle::start(Blueprint {
+            id: self.id,
+            name: name.clone(),
+            principal: principal.clone(),
+            policy: rules,
+            backend,
+            limits: Arc::clone(&registry.limits),
+            services: Arc::clone(&registry.services),
+            memory: Arc::clone(&registry.memory),
+        })?;
+        let mut inner = registry.inner.lock();
+        inner.loops.insert(self.id, handle.clone());
+        inner.names.insert(self.key.clone(), self.id);
+        inner.forget_old(registry.limits.loops);
+        self.free(&mut inner);
+        Ok((handle, inner))
+    }
+
+    fn free(&mut self, inner: &mut Inner) {
+        self.open = false;
+        inner.making.remove(&self.key);
+        if let Some(context) = &self.context {
+            inner.making_for.remove(context);
+        }
+        self.registry.made.notify_all();
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let registry = self.registry;
+            self.free(&mut registry.inner.lock());
+        }
     }
 }

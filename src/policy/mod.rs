@@ -1,14 +1,14 @@
 //! asyncio's policy model for a host: which loop belongs to whom, and how loops are made.
 //!
 //! One short lock guards the maps from names and contexts to loops. It is never held
-//! while a loop is asked for something.
+//! while a loop is made or asked for something.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::task::JoinSet;
 
 use crate::access::{ClientProcess, Principal};
@@ -44,6 +44,8 @@ pub struct Registry {
     memory: Arc<Memory>,
     draining: AtomicBool,
     inner: Mutex<Inner>,
+    /// A loop was made, or could not be: who waits for its name looks again.
+    made: Condvar,
 }
 
 impl Registry {
@@ -72,6 +74,7 @@ impl Registry {
             services,
             memory,
             draining: AtomicBool::new(false),
+            made: Condvar::new(),
             inner: Mutex::new(Inner {
                 loops: BTreeMap::new(),
                 names: HashMap::new(),
@@ -79,6 +82,8 @@ impl Registry {
                 chosen: HashMap::new(),
                 common,
                 last_id: 0,
+                making: HashSet::new(),
+                making_for: HashSet::new(),
                 closed: HashSet::new(),
             }),
         }))
@@ -102,9 +107,13 @@ impl Registry {
         &self.memory
     }
 
-    /// No new loops and watches from here on.
+    /// No new loops and watches from here on. Those being made are there when this returns.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        let mut inner = self.inner.lock();
+        while !inner.making.is_empty() {
+            self.made.wait(&mut inner);
+        }
     }
 
     /// Whether the daemon is ending.
@@ -219,12 +228,15 @@ impl Registry {
         let (policy, _) = self.policy_of(&caller.principal);
         let key = context_key(&policy, caller)?;
         let mut inner = self.inner.lock();
+        while inner.making_for.contains(&key) {
+            self.made.wait(&mut inner);
+        }
         let why = match inner.bound(&key) {
             Some(Ok(handle)) => return Ok((handle, false)),
             Some(Err(())) => "it was unset: set it again",
             None if policy.on_missing == OnMissing::Error => "the policy makes none",
             None => {
-                let handle = self.make_for_context(&mut inner, &key, &policy, caller)?;
+                let handle = self.make_for_context(inner, &key, &policy, caller)?;
                 return Ok((handle, true));
             }
         };
@@ -236,12 +248,12 @@ impl Registry {
 
     fn make_for_context(
         self: &Arc<Self>,
-        inner: &mut Inner,
+        mut inner: MutexGuard<'_, Inner>,
         key: &ContextKey,
         policy: &Arc<Policy>,
         caller: &Caller,
     ) -> Result<Handle> {
-        self.check_context_room(inner, key)?;
+        self.check_context_room(&inner, key)?;
         let base = match (key, &caller.process) {
             (ContextKey::Session(_, session), _) => format!("{}-{session}", policy.loop_name),
             (ContextKey::Process(..), Some(process)) => {
@@ -250,20 +262,24 @@ impl Registry {
             _ => policy.loop_name.clone(),
         };
         let free = |inner: &mut Inner, name: &String| {
-            inner.by_name(&caller.principal, name).is_none() && is_loop_name(name)
+            inner.is_free(&caller.principal, name) && is_loop_name(name)
         };
         let mut names = (2..=NAMES_TRIED).map(|n| format!("{base}-{n}"));
         let name = std::iter::once(base.clone())
             .chain(&mut names)
-            .find(|name| free(inner, name))
+            .find(|name| free(&mut inner, name))
             .ok_or(Error::NameTaken {
                 what: "loop",
                 name: base.clone(),
                 differs: None,
             })?;
         let backend = backends::choose(policy, "")?;
-        let handle = self.start(inner, &caller.principal, name, policy, backend, true)?;
-        self.bind(inner, key, Binding::Loop(handle.id()), caller);
+        let mut place = self.reserve(&mut inner, &caller.principal, name)?;
+        place.make_for(&mut inner, key);
+        drop(inner);
+        let (handle, mut inner) = place.fill(policy, backend, true)?;
+        self.bind(&mut inner, key, Binding::Loop(handle.id()), caller);
+        drop(inner);
         if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
             self.close_with(&handle, Arc::clone(process));
         }

@@ -28,6 +28,10 @@ pub(super) struct Inner {
     /// The policy of everybody else.
     pub(super) common: Arc<Policy>,
     pub(super) last_id: u64,
+    /// Loops that are being made, by owner and name: their places are taken.
+    pub(super) making: HashSet<(Principal, String)>,
+    /// Contexts whose loop is being made.
+    pub(super) making_for: HashSet<ContextKey>,
     /// Closed loops that are forgotten after their time.
     pub(super) closed: HashSet<u64>,
 }
@@ -90,6 +94,12 @@ impl Inner {
         self.names.retain(|_, named| *named != id);
         self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
         true
+    }
+
+    /// Nobody has that name, and nobody is being made under it.
+    pub(super) fn is_free(&mut self, principal: &Principal, name: &str) -> bool {
+        let key = (principal.clone(), name.to_owned());
+        !self.making.contains(&key) && self.by_name(principal, name).is_none()
     }
 
     pub(super) fn forget(&mut self, id: u64) {

@@ -13,7 +13,7 @@ use super::server::watch_service_server::WatchService;
 use super::{Api, Asker, asker, convert, mutate, object, spec, status};
 use crate::config::WatchKind;
 use crate::error::{Error, Result};
-use crate::event_loop::{Added, Handle, Page, WatchFilter, WatchName};
+use crate::event_loop::{Added, Handle, WatchFilter, WatchName};
 use crate::memory::Use;
 use crate::proto::*;
 use crate::watch::Order;
@@ -219,12 +219,11 @@ impl WatchService for Api {
             open_only: request.open_only,
         };
         let mut held = asker.purse.open(Use::Requests);
-        let counted = move |page: Page<Watch>| {
-            let bytes: usize = page.items.iter().map(prost::Message::encoded_len).sum();
-            held.grow(bytes as u64)?;
-            Ok((page, held))
+        let counted = move |step: &[Watch]| {
+            let bytes: usize = step.iter().map(prost::Message::encoded_len).sum();
+            held.grow(bytes as u64)
         };
-        let (page, _held) = on.list(after, size, filter, counted).await?;
+        let (page, _counted) = on.list(after, size, filter, counted).await?;
         Ok(Response::new(ListWatchesResponse {
             watches: page.items,
             next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),

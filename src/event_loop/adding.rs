@@ -1,0 +1,118 @@
+//! Adding watches, from outside the loop's thread.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::mailbox::Reply;
+use super::record::Registration;
+use super::registration::{Registered, Reserved, Ticket};
+use super::{EventLoop, Handle};
+use crate::error::{Error, Result};
+use crate::journal::Reader;
+use crate::proto;
+use crate::watch::{Build, Order, Prepare};
+
+/// A watch that was asked for and is there.
+#[derive(Debug)]
+pub struct Added {
+    /// How it is.
+    pub watch: proto::Watch,
+    /// It was there before.
+    pub existed: bool,
+    /// Of a new watch, if one was asked for: attached from its first event on.
+    pub reader: Option<Reader>,
+}
+
+impl Handle {
+    /// Adds a watch. What can fail before it exists fails here and leaves nothing.
+    ///
+    /// # Errors
+    /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
+    pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
+        self.begin_add(registration, order).await?.await
+    }
+
+    /// As [`Self::add`], up to where it has its place in the order of what is done. What it
+    /// gives back waits for the rest.
+    ///
+    /// # Errors
+    /// A closed loop, a full mailbox. The others come later.
+    pub async fn begin_add(
+        &self,
+        registration: Registration,
+        order: Order,
+    ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
+        let (build, mut later) = match order {
+            Order::Now(build) => (Some(build), None),
+            Order::Later(prepare) => (None, Some(prepare)),
+        };
+        let mut answer = self.ask_room(&registration, build).await?;
+        let on = self.clone();
+        Ok(async move {
+            loop {
+                let (reserved, unused) = on.hear(answer).await?;
+                match (reserved, later.take()) {
+                    (Reserved::Exists(registered), _) => return Ok((*registered).into()),
+                    (Reserved::Ticket(ticket), Some(prepare)) => {
+                        return on.prepare(registration, prepare, ticket).await;
+                    }
+                    (Reserved::Ticket(_), None) => {
+                        return Err(Error::Internal("a reservation was left"));
+                    }
+                    (Reserved::Undecided(decided), prepare) => {
+                        later = prepare;
+                        // An error means decided as well: the other registration is gone.
+                        let _ = decided.await;
+                        answer = on.ask_room(&registration, unused).await?;
+                    }
+                }
+            }
+        })
+    }
+
+    async fn ask_room(
+        &self,
+        registration: &Registration,
+        build: Option<Build>,
+    ) -> Result<oneshot::Receiver<Result<(Reserved, Option<Build>)>>> {
+        let registration = registration.clone();
+        self.ask(move |on: &mut EventLoop, reply| {
+            let result = on.reserve_and_build(registration, build);
+            on.reply(reply, result);
+        })
+        .await
+    }
+
+    /// Prepares the watch off the loop's thread and makes it exist, both in one job: nothing
+    /// can come between them.
+    async fn prepare(
+        &self,
+        registration: Registration,
+        prepare: Prepare,
+        ticket: Ticket,
+    ) -> Result<Added> {
+        let services = Arc::clone(&self.services);
+        let (reply, answer) = Reply::new();
+        let job = move || {
+            let watch = prepare(&services)?;
+            ticket.complete(move |on, number| {
+                let registered = on.register(number, registration, watch);
+                on.reply(reply, registered);
+            });
+            Ok::<_, Error>(())
+        };
+        self.services.starters.run(job).await??;
+        self.hear(answer).await.map(Into::into)
+    }
+}
+
+impl From<Registered> for Added {
+    fn from(registered: Registered) -> Self {
+        Self {
+            watch: registered.watch,
+            existed: registered.existed,
+            reader: registered.reader,
+        }
+    }
+}
