@@ -41,8 +41,9 @@ static NOT_SERVED: Sparing = Sparing::new();
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a connection of those who are not served may last.
 const TURNED_AWAY_FOR: Duration = Duration::from_secs(2);
-/// Bytes that a connection reads in one go, before others have theirs: a few hundred calls.
-const READ_AT_ONCE: usize = 64 * 1024;
+/// Bytes that a connection reads in one go, before others have theirs: a thousand of the smallest
+/// frames.
+const READ_AT_ONCE: usize = 16 * 1024;
 /// So many times `server.keepalive` a socket may take nothing of what is written to it: as long as
 /// it takes to find that a ping is not answered.
 const UNTAKEN: u32 = 2;
