@@ -300,7 +300,9 @@ impl EventLoop {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
-            let idle = self.fences.is_empty() && !self.has_more_to_do();
+            // What came while the loop was stopped is told as it runs again.
+            let told = self.held.is_empty() || !self.is_polled();
+            let idle = told && self.fences.is_empty() && !self.has_more_to_do();
             let timeout = if slept && idle && self.mailbox.is_empty() {
                 self.until_next()
             } else {

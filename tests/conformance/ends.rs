@@ -5,7 +5,7 @@ use std::time::Duration;
 use evloopd::proto::event::Kind;
 use evloopd::proto::{
     AfterGrace, AtEnd, CloseReason, GetLoopRequest, ProcessSpec, RemoveWatchRequest, SignalTarget,
-    Stream, StreamEndReason, WatchState, exited::Status,
+    Stdio, Stream, StreamEndReason, WatchState, exited::Status,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +17,7 @@ on_each_child_watcher!(
     a_stopped_child_is_shown_and_ends_in_order,
     an_exit_on_a_stopped_loop_is_shown_and_known,
     an_exit_on_a_stopped_loop_is_told_once_it_runs,
+    an_exit_on_a_stopped_loop_is_told_although_nothing_else_happens,
     a_child_killed_on_a_stopped_loop_is_known,
     a_child_that_was_ending_when_its_loop_was_stopped_is_known,
     an_alarm_that_meets_the_exit_leaves_it_known,
@@ -112,6 +113,24 @@ async fn an_exit_on_a_stopped_loop_is_told_once_it_runs(scene: &mut Scene) {
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
     assert!(!scene.process(id).await.ended_untold);
+}
+
+async fn an_exit_on_a_stopped_loop_is_told_although_nothing_else_happens(scene: &mut Scene) {
+    // No stream that could end.
+    let spec = ProcessSpec {
+        stdout: Stdio::Null.into(),
+        stderr: Stdio::Null.into(),
+        ..shell("exec sleep 3600")
+    };
+    let id = scene.spawn(spec).await;
+    scene.stop().await;
+    scene
+        .send_signal(id, "SIGKILL", SignalTarget::Process)
+        .await;
+    scene.process_until(id, "its end", |s| s.ended_untold).await;
+    scene.run().await;
+    assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
 }
 
 async fn a_child_killed_on_a_stopped_loop_is_known(scene: &mut Scene) {
