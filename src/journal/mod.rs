@@ -60,8 +60,9 @@ pub use walk::{Filter, Read};
 /// Bytes that must be free before a source tells something for which nothing was set aside: more
 /// than any such event takes, what it carries apart.
 pub const SLOT_BYTES: u64 = 1024;
-/// Bytes that an event costs beside its encoding: where it is, and room for such entries to grow.
-pub const ENTRY_BYTES: u64 = 64;
+/// Bytes that an event costs beside its encoding, at most: what an island takes. In the ring it is
+/// about half of that.
+pub const ENTRY_BYTES: u64 = 112;
 /// Events that one acknowledgement lets go of under one lock.
 const ACK_AT_ONCE: u64 = 16 * 1024;
 

@@ -203,7 +203,8 @@ impl<'a> Walk<'a> {
             if wanted {
                 self.read.events += 1;
                 self.read.bytes += island.bytes.len();
-                self.read.slices.push(island.bytes.clone());
+                let bytes = Bytes::copy_from_slice(&island.bytes);
+                self.read.slices.push(bytes);
                 self.upto = Some(island.entry.upto);
                 if self.ends(&island.entry) {
                     return ControlFlow::Break(());

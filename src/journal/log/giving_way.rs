@@ -100,18 +100,18 @@ impl Log {
         match self.watches.fate(seq, &entry, is_fact(entry.kind)) {
             Fate::Lost => self.lose(seq, &entry, len, labels),
             fate => {
-                let mut bytes = Vec::new();
+                let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
                 self.slices(seq..seq + 1, &mut |slice| bytes.extend_from_slice(&slice));
                 self.island_bytes += len;
                 if fate == Fate::Fact {
                     self.facts.events += 1;
                     self.facts.bytes += len;
                 }
-                let island = Island {
+                let island = Box::new(Island {
                     bytes: bytes.into(),
                     entry,
                     is_fact: fate == Fate::Fact,
-                };
+                });
                 self.islands.insert(seq, island);
                 self.watches.islanded(entry.watch, seq, len, fate);
             }
@@ -188,7 +188,7 @@ impl Log {
 
     /// The watch has newer events by now than some of its islands: those it does not keep any longer.
     fn drop_stale_islands(&mut self, watch: u64, labels: &mut LabelSets) {
-        let upto = |islands: &BTreeMap<u64, Island>, seq| {
+        let upto = |islands: &BTreeMap<u64, Box<Island>>, seq| {
             islands.get(&seq).map_or(0, |island| island.entry.upto)
         };
         let pinned_after = self.pinned_after();

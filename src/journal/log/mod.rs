@@ -23,7 +23,7 @@ const DATA: u8 = 16;
 /// An event whose neighbours are gone.
 #[derive(Debug)]
 pub(super) struct Island {
-    pub(super) bytes: Bytes,
+    pub(super) bytes: Box<[u8]>,
     pub(super) entry: Entry,
     /// It stays until its watch is removed.
     is_fact: bool,
@@ -46,7 +46,8 @@ pub(super) struct Log {
     start: u64,
     entries: VecDeque<Entry>,
     chunks: VecDeque<Chunk>,
-    islands: BTreeMap<u64, Island>,
+    /// Boxed: the map's nodes are half empty as a rule.
+    islands: BTreeMap<u64, Box<Island>>,
     island_bytes: u64,
     /// Of those, what stays until its watch is removed.
     facts: Room,
@@ -376,7 +377,7 @@ impl Log {
     pub(super) fn islands_from(&self, from: u64) -> impl Iterator<Item = (u64, &Island)> {
         self.islands
             .range(from..)
-            .map(|(seq, island)| (*seq, island))
+            .map(|(seq, island)| (*seq, &**island))
     }
 }
 
