@@ -124,16 +124,6 @@ impl EventLoop {
         Ok(self.records[slot].view(&self.shared.journal))
     }
 
-    pub(super) fn snapshot(&self) -> (Cursor, Vec<proto::Watch>) {
-        let mut watches: Vec<proto::Watch> = self
-            .records
-            .iter()
-            .map(|(_, record)| record.view(&self.shared.journal))
-            .collect();
-        watches.sort_unstable_by_key(|watch| watch.watch_id);
-        (self.newest(), watches)
-    }
-
     /// One step of a page: at most `max` watches, and no more once they have so many bytes.
     pub(super) fn list(&self, after: u64, max: usize, bytes: usize, filter: &WatchFilter) -> Part {
         let mut page = Part::default();

@@ -52,6 +52,15 @@ impl Handle {
         }
     }
 
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Of what need not wait for room.
+    pub(super) fn push(&self, message: Message) {
+        self.mailbox.push(message);
+    }
+
     /// Never reused.
     #[must_use]
     pub fn id(&self) -> u64 {
@@ -341,14 +350,6 @@ impl Handle {
             on.reply(reply, Ok(()));
         })
         .await
-    }
-
-    /// The state of all its watches, by id, and the position it is the state at.
-    ///
-    /// # Errors
-    /// A closed loop, a full mailbox.
-    pub async fn snapshot(&self) -> Result<(Cursor, Vec<proto::Watch>)> {
-        self.call_now(|on| Ok(on.snapshot())).await
     }
 
     /// Kills the children that end with the daemon.

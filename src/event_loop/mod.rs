@@ -40,6 +40,7 @@ mod pressure;
 mod realtime;
 mod record;
 mod registration;
+mod snapshot;
 mod sweeps;
 mod timers;
 mod waiting;
@@ -58,6 +59,8 @@ use realtime::CLOCK;
 use record::Record;
 pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
+use snapshot::Snapshots;
+pub use snapshot::{Part, Snapshot, Wanted};
 use sweeps::{STEP, Sweep, Walk};
 use timers::Timers;
 
@@ -104,6 +107,8 @@ pub struct Shared {
     pub(super) turns: AtomicU64,
     /// Watches whose source is not read for want of room, those paused longest first.
     pub(super) paused: Mutex<BTreeMap<PausedKey, PausedSource>>,
+    /// Once it is closed: snapshots that are not read to their ends.
+    left: Mutex<Snapshots>,
 }
 
 /// The thread's side.
@@ -146,6 +151,7 @@ pub(super) struct EventLoop {
     full: Option<SourcePauseReason>,
     /// Watches whose own pause has to be looked at.
     crossed: VecDeque<u64>,
+    snapshots: Snapshots,
     /// What is being done with many watches; few.
     sweeps: VecDeque<Walk>,
     /// Watches that this turn may still deal with on account of those.
@@ -222,6 +228,7 @@ impl EventLoop {
             open_watches: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             paused: Mutex::default(),
+            left: Mutex::default(),
         });
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
@@ -254,6 +261,7 @@ impl EventLoop {
             fences: Vec::new(),
             full: None,
             crossed: VecDeque::new(),
+            snapshots: Snapshots::new(memory.budget()),
             sweeps: VecDeque::new(),
             step_left: STEP,
             unsaid_switch: None,
@@ -339,6 +347,7 @@ impl EventLoop {
                 self.received(message);
             }
             self.go_on();
+            self.tidy_snapshots();
             self.expire();
             self.outbox.expire(self.now);
             self.close_if_done();
@@ -349,6 +358,7 @@ impl EventLoop {
             }
             self.end_look(found);
         }
+        self.leave_snapshots();
     }
 
     fn is_over(&self) -> bool {

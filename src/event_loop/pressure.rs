@@ -163,6 +163,7 @@ impl EventLoop {
     }
 
     fn resume_source(&mut self, slot: usize) {
+        self.keep(slot);
         if let Some(record) = self.records.get_mut(slot)
             && let Some(pause) = record.unpause()
         {

@@ -99,7 +99,10 @@ impl EventLoop {
 
     /// Something is left to do that waits for nothing but the next turn.
     pub(super) fn has_more_to_do(&self) -> bool {
-        !self.sweeps.is_empty() || !self.crossed.is_empty() || self.is_emptying()
+        !self.sweeps.is_empty()
+            || !self.crossed.is_empty()
+            || self.is_emptying()
+            || self.snapshots.has_more_to_do()
     }
 
     /// Not all watches of the closing loop have been told yet.

@@ -18,6 +18,7 @@ impl EventLoop {
         slot: usize,
         say: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
     ) -> Option<R> {
+        self.keep(slot);
         let polled = self.is_polled();
         let record = self.records.get_mut(slot)?;
         if record.is_closed() {
@@ -201,6 +202,7 @@ impl EventLoop {
 
     /// Forgets a closed watch.
     pub(super) fn remove(&mut self, slot: usize) {
+        self.keep(slot);
         self.by_id.remove(&self.records, self.records[slot].id());
         let mut record = self.records.remove(slot);
         let removal = record.rare_mut().and_then(|rare| rare.removal.take());

@@ -176,6 +176,6 @@ impl Stream for AttachStream {
         if let Poll::Ready(result) = this.poll_requests(cx) {
             return Poll::Ready(Some(Ok(AttachResponse::Result(result))));
         }
-        this.events.poll_message(cx).map(|m| m.map(Ok))
+        this.events.poll_item(cx)
     }
 }

@@ -33,6 +33,7 @@ mod policies;
 mod processes;
 mod purse;
 mod repeat;
+mod snapshot;
 mod spec;
 pub mod status;
 mod strand;

@@ -1,6 +1,5 @@
 //! ProcessService.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
 use crate::journal::{Filter, Reader, Start};
-use crate::memory::Use;
 use crate::proto::*;
 use crate::watch::SignalTarget;
 
@@ -161,8 +159,7 @@ impl ProcessService for Api {
             batch_bytes: BATCH_BYTES,
             heartbeat,
             linger: Duration::ZERO,
-            snapshot: VecDeque::new(),
-            held: purse.open(Use::Snapshots),
+            snapshot: None,
             purse,
             acks: Acks::None,
             until_closed: true,

@@ -13,11 +13,13 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use super::purse::{Held, LEAST, Purse};
+use super::snapshot::{PART_BYTES, Unread};
 use super::wire::Streamed;
+use crate::error::Error;
 use crate::journal::{Over, Read, Reader};
 use crate::memory::Use;
 use crate::policy::Registry;
-use crate::proto::{Goodbye, GoodbyeReason, Snapshot};
+use crate::proto::{Goodbye, GoodbyeReason};
 use crate::watch::Permit;
 
 /// Most events of one batch.
@@ -85,11 +87,11 @@ pub(super) enum Acks {
 #[derive(Debug)]
 pub struct EventStream<H> {
     header: Option<H>,
-    snapshot: VecDeque<Snapshot>,
-    /// Of the memory, for the parts of the snapshot that were not sent yet.
+    snapshot: Option<Unread>,
+    /// It could not be read.
+    failed: Option<Error>,
+    /// Of the memory, for the part of the snapshot that is being sent.
     held: Held,
-    /// Of that, for the part that is being sent.
-    part: u64,
     /// Of the memory, for the batch that is being sent.
     sending: Held,
     reader: Reader,
@@ -124,9 +126,7 @@ struct Linger {
 #[derive(Debug)]
 pub(super) struct Parts<H> {
     pub(super) header: H,
-    pub(super) snapshot: VecDeque<Snapshot>,
-    /// What the snapshot holds of the memory.
-    pub(super) held: Held,
+    pub(super) snapshot: Option<Unread>,
     pub(super) purse: Arc<Purse>,
     pub(super) reader: Reader,
     pub(super) registry: Arc<Registry>,
@@ -151,8 +151,8 @@ impl<H> EventStream<H> {
             sent: parts.reader.after(),
             header: Some(parts.header),
             snapshot: parts.snapshot,
-            held: parts.held,
-            part: 0,
+            failed: None,
+            held: parts.purse.open(Use::Snapshots),
             sending: parts.purse.open(Use::Requests),
             reader: parts.reader,
             registry: parts.registry,
@@ -242,9 +242,9 @@ impl<H> EventStream<H> {
         read.events > 0 || !read.gaps.is_empty() || (read.caught_up && !self.caught_up)
     }
 
-    pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
         // Whoever asks for the next message is done with the one before.
-        self.held.shrink(std::mem::take(&mut self.part));
+        self.held.clear();
         self.sending.clear();
         if let Some(header) = self.header.take() {
             return Poll::Ready(Some(Streamed::Header(header)));
@@ -252,9 +252,21 @@ impl<H> EventStream<H> {
         if self.over {
             return Poll::Ready(None);
         }
-        if let Some(part) = self.snapshot.pop_front() {
-            self.part = part.encoded_len() as u64;
-            return Poll::Ready(Some(Streamed::Snapshot(Box::new(part))));
+        if let Some(unread) = &mut self.snapshot {
+            return match ready!(unread.poll_part(cx, self.held.readable(PART_BYTES))) {
+                Ok(part) => {
+                    // Others may have found the same room at the same moment.
+                    let _ = self.held.grow(part.encoded_len() as u64);
+                    if part.last {
+                        self.snapshot = None;
+                    }
+                    Poll::Ready(Some(Streamed::Snapshot(Box::new(part))))
+                }
+                Err(error) => {
+                    (self.failed, self.over) = (Some(error), true);
+                    Poll::Ready(None)
+                }
+            };
         }
         if let Some(reason) = self.goodbye.take() {
             return Poll::Ready(Some(self.goodbye(reason)));
@@ -287,6 +299,16 @@ impl<H> EventStream<H> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// As [`Self::poll_message`], or why there is none.
+    pub(super) fn poll_item(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Streamed<H>, Status>>> {
+        let message = ready!(self.poll_message(cx));
+        let failed = self.failed.take().map(|error| Err(error.into()));
+        Poll::Ready(message.map(Ok).or(failed))
     }
 
     /// What was read and not told yet, then the end that was asked for.
@@ -365,6 +387,6 @@ impl<H: Message + Default + Unpin> Stream for EventStream<H> {
     type Item = Result<Streamed<H>, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().poll_message(cx).map(|m| m.map(Ok))
+        self.get_mut().poll_item(cx)
     }
 }

@@ -1,23 +1,17 @@
 //! What Subscribe and Attach begin with: a checked request becomes a stream.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message;
-
-use super::purse::{Held, Purse};
+use super::snapshot::Unread;
 use super::stream::{Acks, EventStream, Parts, Window};
 use super::{Api, Asker, convert};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::Handle;
 use crate::journal::{Filter, Reader, Start};
-use crate::memory::Use;
 use crate::policy::check_loop_name;
-use crate::proto::{
-    Snapshot, StartAt, SubscribeHeader, SubscribeRequest, Watch, subscribe_request,
-};
+use crate::proto::{StartAt, SubscribeHeader, SubscribeRequest, Watch, subscribe_request};
 
 /// Bytes of events in a batch, if the subscriber does not say.
 const BATCH_BYTES: u32 = 64 * 1024;
@@ -25,8 +19,6 @@ const BATCH_BYTES: u32 = 64 * 1024;
 const IN_FLIGHT: u32 = 256 * 1024;
 const IN_FLIGHT_MIN: u32 = 4 * 1024;
 const IN_FLIGHT_MAX: u32 = 64 << 20;
-/// A part of a snapshot ends once it holds this many bytes: one more watch still fits a message.
-const PART_BYTES: usize = 3 << 20;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const HOUR: Duration = Duration::from_secs(3600);
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -100,44 +92,24 @@ impl Reading<'_> {
         journal.hold(self.consumer, start, self.ttl, filter)
     }
 
-    /// A reader that begins right after the state that the parts tell.
-    async fn snapshot(&self, purse: &Arc<Purse>) -> Result<(Reader, (VecDeque<Snapshot>, Held))> {
+    /// A reader that begins right after the state that the snapshot tells.
+    async fn snapshot(&self) -> Result<(Reader, Option<Unread>)> {
         // Without history, what comes after the snapshot stays for whoever reads already.
         let _here = self.on.journal().reader(Start::Now, Filter::default())?;
-        let (cursor, watches) = self.on.snapshot().await?;
-        let start = Start::After { cursor, skip: true };
-        let reader = self.reader(Some(start))?;
-        let wanted = |watch: &Watch| {
-            let Filter {
-                watches, labels, ..
-            } = &self.filter;
+        let Filter {
+            watches, labels, ..
+        } = self.filter.clone();
+        let wanted = move |watch: &Watch| {
             let has = |(k, v): (&String, &String)| watch.labels.get(k) == Some(v);
             (watches.is_empty() || watches.contains(&watch.watch_id)) && labels.iter().all(has)
         };
-        let mut parts = VecDeque::new();
-        let mut part = Snapshot {
-            cursor: Some(cursor.into()),
-            r#loop: Some(self.on.view()),
-            ..Snapshot::default()
+        let snapshot = self.on.snapshot(Arc::new(wanted)).await?;
+        let start = Start::After {
+            cursor: snapshot.cursor(),
+            skip: true,
         };
-        let mut bytes = 0;
-        for watch in watches.into_iter().filter(wanted) {
-            bytes += watch.encoded_len();
-            part.watches.push(watch);
-            if bytes > PART_BYTES {
-                bytes = 0;
-                let next = Snapshot {
-                    cursor: Some(cursor.into()),
-                    ..Snapshot::default()
-                };
-                parts.push_back(std::mem::replace(&mut part, next));
-            }
-        }
-        part.last = true;
-        parts.push_back(part);
-        let held: usize = parts.iter().map(Message::encoded_len).sum();
-        let held = purse.hold(Use::Snapshots, held as u64)?;
-        Ok((reader, (parts, held)))
+        let reader = self.reader(Some(start))?;
+        Ok((reader, Some(Unread::new(snapshot, self.on.view()))))
     }
 }
 
@@ -187,19 +159,18 @@ impl Api {
             ttl,
             filter,
         };
-        let none = || (VecDeque::new(), asker.purse.open(Use::Snapshots));
-        let (reader, (snapshot, held)) = match begin {
-            Begin::Resume => (reading.reader(None)?, none()),
-            Begin::At(start) => (reading.reader(Some(start))?, none()),
-            Begin::Snapshot => reading.snapshot(&asker.purse).await?,
+        let (reader, snapshot) = match begin {
+            Begin::Resume => (reading.reader(None)?, None),
+            Begin::At(start) => (reading.reader(Some(start))?, None),
+            Begin::Snapshot => reading.snapshot().await?,
             Begin::AtOrSnapshot(cursor) => {
                 let start = Start::After {
                     cursor,
                     skip: false,
                 };
                 match reading.reader(Some(start)) {
-                    Err(Error::CursorOutOfRange { .. }) => reading.snapshot(&asker.purse).await?,
-                    reader => (reader?, none()),
+                    Err(Error::CursorOutOfRange { .. }) => reading.snapshot().await?,
+                    reader => (reader?, None),
                 }
             }
         };
@@ -212,12 +183,11 @@ impl Api {
             epoch: on.journal().epoch().to_string(),
             after: reader.after(),
             max_in_flight_bytes: if window { in_flight } else { 0 },
-            snapshot: !snapshot.is_empty(),
+            snapshot: snapshot.is_some(),
         };
         let stream = EventStream::new(Parts {
             header,
             snapshot,
-            held,
             purse: Arc::clone(&asker.purse),
             acks: if request.auto_ack {
                 Acks::Auto

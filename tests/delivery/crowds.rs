@@ -4,11 +4,14 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use evloopd::history::check;
+use evloopd::proto::event_service_client::EventServiceClient;
 use evloopd::proto::loop_service_client::LoopServiceClient;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
+use tonic::transport::Endpoint;
 
-use crate::common::{Daemon, Scene, by_id, millis, never, timer};
+use crate::common::recorder::is;
+use crate::common::{Daemon, Recorder, Scene, by_id, connect_with, millis, never, timer, within};
 
 /// Room for what tens of thousands of watches set aside.
 const ROOMY: &str = "[policy.roomy]\nextends = \"default\"\njournal_bytes = \"512MiB\"\n";
@@ -161,4 +164,105 @@ async fn pages_of_fifty_thousand_watches_hold_nobody_up() {
         }
     }
     assert_eq!(ids, (1..=50_000).collect::<Vec<u64>>());
+}
+
+fn snapshot_of(scene: &Scene) -> SubscribeRequest {
+    SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Snapshot.into())),
+        ..SubscribeRequest::default()
+    }
+}
+
+/// Bytes that the daemon has in memory.
+fn resident(scene: &Scene) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.daemon.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_snapshot_that_is_read_late_tells_what_there_was_then_each_event_once() {
+    const WATCHES: u32 = 10_000;
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    add_many(&scene, &never(), WATCHES.try_into().unwrap()).await;
+    scene.remove(7).await;
+    scene.stop().await;
+    let mut late = Recorder::subscribe(&scene.daemon, snapshot_of(&scene))
+        .await
+        .unwrap();
+    let at = late.recording.start;
+    // All of them go, and the loop with them, before the rest of it is read.
+    let request = CloseLoopRequest {
+        r#loop: Some(scene.target.clone()),
+        ..CloseLoopRequest::default()
+    };
+    scene.daemon.loops().close_loop(request).await.unwrap();
+    late.end().await;
+    let parts = &late.snapshot;
+    assert!(parts.len() > 4 && parts.last().unwrap().last);
+    let watches: Vec<&Watch> = parts.iter().flat_map(|part| &part.watches).collect();
+    let ids: Vec<u64> = watches.iter().map(|watch| watch.watch_id).collect();
+    let there: Vec<u64> = (1..=u64::from(WATCHES)).filter(|id| *id != 7).collect();
+    assert_eq!(ids, there);
+    for watch in watches {
+        assert_eq!(watch.state(), WatchState::Open, "{watch:?}");
+        assert!(watch.closed.is_none(), "{watch:?}");
+    }
+    let after = |kind: &str| {
+        let events = late.recording.events().filter(|e| is(e, kind));
+        let mut ids: Vec<u64> = events.map(|e| e.watch_id).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(after("closed"), there);
+    assert_eq!(after("removed"), there);
+    assert!(late.recording.events().all(|event| event.seq > at));
+    scene
+        .daemon
+        .until("nothing kept", |s| s.snapshot_bytes == 0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn snapshots_that_nobody_reads_take_little_and_nothing_once_they_end() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    add_many(&scene, &never(), 10_000).await;
+    let before = resident(&scene);
+    let mut unread = Vec::new();
+    for _ in 0..100 {
+        // What is not read of one holds up the others of its connection.
+        let little = Endpoint::from_static("http://localhost").initial_stream_window_size(65_535);
+        let channel = connect_with(&scene.daemon.socket, little).await;
+        let mut client = EventServiceClient::new(channel);
+        let mut stream = client
+            .subscribe(snapshot_of(&scene))
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(
+            within("a header", stream.message())
+                .await
+                .unwrap()
+                .is_some()
+        );
+        unread.push((client, stream));
+    }
+    let grown = resident(&scene).saturating_sub(before);
+    let held = scene.daemon.status().await.snapshot_bytes;
+    eprintln!("100 unread snapshots of 10,000 watches: {grown} bytes, of those {held} counted");
+    assert!(grown < 64 << 20, "{grown}");
+    assert!(held < 16 << 20, "{held}");
+    // What changes is kept once for all of them.
+    for id in 1..=100 {
+        scene.remove(10_001 - id).await;
+    }
+    let kept = scene.daemon.status().await.snapshot_bytes;
+    assert!(kept > held && kept < held + (1 << 20), "{kept}");
+    drop(unread);
+    scene
+        .daemon
+        .until("nothing kept", |s| s.snapshot_bytes == 0)
+        .await;
 }
