@@ -102,6 +102,7 @@ impl EventLoop {
         !self.sweeps.is_empty()
             || !self.crossed.is_empty()
             || self.is_emptying()
+            || (self.takes_in() && !self.held.is_empty())
             || self.snapshots.has_more_to_do()
     }
 
