@@ -207,6 +207,11 @@ impl Snapshots {
 
     /// How many snapshots want the watch kept as it is now; none if nobody reads them.
     fn wanted_by(&self, id: u64) -> Option<u32> {
+        // The newest has the most watches.
+        let (_, newest) = self.open.last_key_value()?;
+        if id > newest.last_id {
+            return None;
+        }
         let until = self.kept_until(id);
         let (mut all, mut read) = (0, false);
         for (_, reading) in self.open.range(until + 1..) {

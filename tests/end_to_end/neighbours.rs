@@ -334,15 +334,17 @@ async fn many_calls_at_once_hold_nobody_up() {
     assert!(longest < Duration::from_secs(1), "{longest:?}");
 }
 
-/// Snapshots that nobody reads are counted.
+/// Snapshots that nobody reads hold what has changed since, once for all of them, and it is counted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_snapshots_stay_within_the_memory() {
     const MEMORY: u64 = 32 << 20;
+    const LARGE: u64 = 100_000;
     let mut scene = Scene::new(Daemon::start("[limits]\nmemory = \"32MiB\"").await, "", "").await;
     let mut spec = shell("sleep 1000");
     spec.env = [("LARGE".to_owned(), "x".repeat(100_000))].into();
+    let mut children = Vec::new();
     for _ in 0..8 {
-        scene.add(Spec::Process(spec.clone())).await;
+        children.push(scene.add(Spec::Process(spec.clone())).await);
     }
     let subscribe = framed(&SubscribeRequest {
         r#loop: Some(scene.target.clone()),
@@ -350,21 +352,23 @@ async fn unread_snapshots_stay_within_the_memory() {
         ..SubscribeRequest::default()
     });
     let mut client = connection(&scene.daemon, 0).await;
-    let mut refusals = 0;
     let mut waiting = Vec::new();
     for _ in 0..200 {
         let (response, mut body) = call(&mut client, "EventService/Subscribe").await.unwrap();
         body.send_data(subscribe.clone(), true).unwrap();
         let response = within("an answer", response).await.unwrap();
-        if response.headers().contains_key("grpc-status") {
-            refusals += 1;
-        } else {
-            waiting.push(response);
-        }
+        assert!(!response.headers().contains_key("grpc-status"));
+        waiting.push(response);
     }
-    assert!(refusals > 0 && !waiting.is_empty());
+    for child in children {
+        scene.remove(child).await;
+    }
     let now = scene.daemon.status().await;
-    assert!(now.snapshot_bytes > 0 && now.memory_used_bytes <= MEMORY);
+    assert!(now.memory_used_bytes <= MEMORY);
+    assert!(
+        (8 * LARGE..MEMORY / 2).contains(&now.snapshot_bytes),
+        "{now:?}"
+    );
     // Somebody else's fits.
     let request = SubscribeRequest {
         r#loop: Some(scene.target.clone()),
