@@ -47,9 +47,13 @@ impl Handle {
             Order::Now(build) => (Some(build), None),
             Order::Later(prepare) => (None, Some(prepare)),
         };
+        let spec = registration.spec.as_deref();
+        let bytes = spec.map_or(0, prost::Message::encoded_len);
+        let held = self.mailbox.hold(bytes)?;
         let mut answer = self.ask_room(&registration, build).await?;
         let on = self.clone();
         Ok(async move {
+            let _held = held;
             loop {
                 let (reserved, unused) = on.hear(answer).await?;
                 match (reserved, later.take()) {

@@ -71,6 +71,14 @@ pub struct Posting {
     pub user_data: u64,
 }
 
+impl Posting {
+    /// What it carries.
+    pub(super) fn bytes(&self) -> usize {
+        let posted = &self.posted;
+        posted.payload.len() + posted.topic.len() + posted.request_id.len()
+    }
+}
+
 impl EventLoop {
     fn find(&self, name: &WatchName) -> Result<usize> {
         let slot = match name {
@@ -242,11 +250,7 @@ impl EventLoop {
 
     pub(super) fn post(&mut self, postings: Vec<Posting>) -> Result<Cursor> {
         self.check_open()?;
-        let bytes = postings.iter().map(|posting| {
-            let posted = &posting.posted;
-            let text = posted.payload.len() + posted.topic.len() + posted.request_id.len();
-            text as u64 + EVENT_OVERHEAD
-        });
+        let bytes = postings.iter().map(|p| p.bytes() as u64 + EVENT_OVERHEAD);
         self.outbox.check_room(Room {
             events: postings.len() as u64,
             bytes: bytes.sum(),

@@ -41,7 +41,9 @@ impl Handle {
         let mut done = Rearmed::default();
         for step in items.chunks(REARM_STEP) {
             let step = step.to_vec();
+            let held = self.mailbox.hold(size_of_val(step.as_slice()))?;
             let rearm = move |on: &mut EventLoop| {
+                let _held = held;
                 let now = Now::sample().monotonic;
                 Ok((now, on.rearm(&step), on.newest()))
             };

@@ -27,7 +27,7 @@ const PAUSED_SHOWN: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
-    mailbox: Arc<Mailbox>,
+    pub(super) mailbox: Arc<Mailbox>,
     pub(super) services: Arc<Services>,
 }
 
@@ -288,7 +288,12 @@ impl Handle {
     /// # Errors
     /// No such watch, a watch without an outgoing stream, a hole.
     pub async fn write(&self, name: WatchName, data: Bytes, at: Option<u64>) -> Result<Taken> {
-        self.call_now(move |on| on.write(&name, data, at)).await
+        let held = self.mailbox.hold(data.len())?;
+        let write = move |on: &mut EventLoop| {
+            let _held = held;
+            on.write(&name, data, at)
+        };
+        self.call_now(write).await
     }
 
     /// Ends an outgoing stream behind what was taken.
@@ -335,9 +340,15 @@ impl Handle {
     /// Appends what a client posts; answers the cursor of the last.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// A closed loop, a full mailbox, no memory for it to wait in.
     pub async fn post(&self, postings: Vec<Posting>) -> Result<Cursor> {
-        self.call_now(move |on| on.post(postings)).await
+        let bytes = postings.iter().map(Posting::bytes).sum();
+        let held = self.mailbox.hold(bytes)?;
+        let post = move |on: &mut EventLoop| {
+            let _held = held;
+            on.post(postings)
+        };
+        self.call_now(post).await
     }
 
     /// Tells that the policy in force for the loop's owner was switched.

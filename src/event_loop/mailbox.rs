@@ -14,7 +14,11 @@ use super::waker::{Bell, Waker};
 use crate::access::ProcessKey;
 use crate::driver::Key;
 use crate::error::{Error, Result};
+use crate::memory::{Budget, Taken, Use};
 use crate::watch::{Notice, Notifier};
+
+/// Commands of no more bytes than this are counted by their number alone.
+const SMALL: usize = 1024;
 
 /// Something to be done on the loop's thread.
 pub(super) type Command = Box<dyn FnOnce(&mut EventLoop) + Send>;
@@ -47,19 +51,37 @@ pub(super) struct Mailbox {
     queue: Mutex<VecDeque<Message>>,
     room: Semaphore,
     wait: Duration,
+    budget: Arc<Budget>,
     pub(super) waker: Waker,
 }
 
 impl Mailbox {
-    pub(super) fn new(capacity: usize, wait: Duration) -> rustix::io::Result<(Arc<Self>, Bell)> {
+    pub(super) fn new(
+        capacity: usize,
+        wait: Duration,
+        budget: &Arc<Budget>,
+    ) -> rustix::io::Result<(Arc<Self>, Bell)> {
         let (waker, bell) = Waker::new()?;
         let mailbox = Self {
             queue: Mutex::default(),
             room: Semaphore::new(capacity),
             wait,
+            budget: Arc::clone(budget),
             waker,
         };
         Ok((Arc::new(mailbox), bell))
+    }
+
+    /// Memory for a command with so many bytes, which holds it until it is carried out: also while it
+    /// waits for room here, and when whoever sent it has gone. Small ones are bounded by their number.
+    ///
+    /// # Errors
+    /// [`Error::Limit`]: there is none.
+    pub(super) fn hold(&self, bytes: usize) -> Result<Option<Taken>> {
+        if bytes <= SMALL {
+            return Ok(None);
+        }
+        self.budget.take(Use::Commands, bytes as u64).map(Some)
     }
 
     /// Waits for room at most as long as the configuration says.
@@ -144,5 +166,37 @@ pub(super) struct LoopNotifier(pub(super) Arc<Mailbox>);
 impl Notifier for LoopNotifier {
     fn notify(&self, to: Key, notice: Notice) {
         self.0.push(Message::Notice(to, notice));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn commands_to_a_loop_that_does_not_come_to_them_stay_within_the_memory() {
+        const LIMIT: u64 = 64 << 20;
+        const POST: usize = 3 << 20;
+        let budget = Budget::new(LIMIT);
+        let wait = Duration::from_secs(60);
+        let (mailbox, _bell) = Mailbox::new(1000, wait, &budget).unwrap();
+        let mut waiting = 0;
+        let refused = loop {
+            let held = match mailbox.hold(POST) {
+                Ok(held) => held,
+                Err(refused) => break refused,
+            };
+            let command: Command = Box::new(move |_| drop(held));
+            mailbox.command("busy", command).await.unwrap();
+            waiting += 1;
+        };
+        let limit = "limits.memory";
+        assert!(matches!(refused, Error::Limit { limit: name, .. } if name == limit));
+        assert_eq!(budget.held(Use::Commands), waiting * POST as u64);
+        assert!(waiting > 0 && budget.total() <= LIMIT);
+        // Small ones go on.
+        assert!(mailbox.hold(SMALL).unwrap().is_none());
+        mailbox.close();
+        assert_eq!(budget.total(), 0);
     }
 }

@@ -190,7 +190,7 @@ impl EventLoop {
             memory,
         } = blueprint;
         let system = |error: &io::Error, step| crate::error::SystemError::from_io(error, step, "");
-        let (mailbox, bell) = Mailbox::new(limits.mailbox, limits.mailbox_wait)
+        let (mailbox, bell) = Mailbox::new(limits.mailbox, limits.mailbox_wait, memory.budget())
             .map_err(|errno| system(&errno.into(), "eventfd"))?;
         let driver =
             driver::open(backend, bell.eventfd()).map_err(|error| system(&error, "backend"))?;
