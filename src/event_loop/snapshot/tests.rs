@@ -125,7 +125,7 @@ fn without_memory_for_what_is_kept_the_snapshot_fails() {
     let budget = Budget::new(1 << 20);
     let mut snapshots = Snapshots::new(&budget);
     let _others = budget.take(Use::Answers, 1 << 19).unwrap();
-    let (number, unhurt) = (snapshots.open(2), snapshots.open(1));
+    let (unhurt, number) = (snapshots.open(1), snapshots.open(2));
     keep(&mut snapshots, 2, 7);
     let all: Wanted = Arc::new(|_| true);
     let failed = snapshots.part(number, 100, &all, |_| None, |_| None);
