@@ -115,6 +115,9 @@ fn ready(e: &proto::Ready) -> Value {
         "writable": e.writable,
         "hangup": e.hangup,
         "error": e.error,
+        "half_closed": e.half_closed,
+        "read_fired": e.read_fired,
+        "write_fired": e.write_fired,
     })
 }
 

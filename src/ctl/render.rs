@@ -164,8 +164,12 @@ fn ready(e: &proto::Ready) -> String {
     let all = [
         (e.readable, "readable"),
         (e.writable, "writable"),
+        (e.half_closed, "half-closed"),
         (e.hangup, "hangup"),
         (e.error, "error"),
+        // What else is told does not say it.
+        (e.read_fired && !e.readable, "(to read)"),
+        (e.write_fired && !e.writable, "(to write)"),
     ];
     let set: Vec<_> = all
         .into_iter()

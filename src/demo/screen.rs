@@ -219,6 +219,7 @@ fn directions(ready: Ready) -> String {
     let words = [
         (ready.readable, "readable"),
         (ready.writable, "writable"),
+        (ready.half_closed && !ready.hangup, "half-closed"),
         (ready.hangup, "hung up"),
         (ready.error, "failed"),
     ];

@@ -165,12 +165,14 @@ impl Op {
 /// What [`Op::Ready`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
-    /// Reading will not block.
+    /// Reading will not block; of [`Direction::Read`].
     pub readable: bool,
-    /// Writing will not block.
+    /// Writing will not block; of [`Direction::Write`].
     pub writable: bool,
-    /// The peer closed its end.
+    /// Both directions have ended, or the other end is gone: `POLLHUP`.
     pub hangup: bool,
+    /// The peer sends nothing any more: `POLLRDHUP`; of [`Direction::Read`].
+    pub half_closed: bool,
     /// An error is pending.
     pub error: bool,
 }

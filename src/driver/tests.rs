@@ -31,6 +31,7 @@ use half_closed::{
     what_is_only_watched_keeps_its_error,
 };
 use random::every_operation_ends_once;
+use readiness::readiness_is_what_poll_says;
 use rig::{Rig, blocking_pipe, id, words};
 
 mod budgets;
@@ -38,6 +39,7 @@ mod by_completion;
 mod differential;
 mod half_closed;
 mod random;
+mod readiness;
 mod rig;
 
 /// Longer than any test waits for what does happen.
@@ -81,6 +83,7 @@ conformance! {
     a_full_writer_of_a_half_closed_peer_waits,
     a_full_send_to_a_half_closed_peer_waits,
     what_is_only_watched_keeps_its_error,
+    readiness_is_what_poll_says,
     hangup_of_what_is_not_live_is_silent,
     data_then_eof,
     a_gone_terminal_is_the_end,
@@ -133,7 +136,7 @@ fn readiness_tells_a_half_closed_peer(rig: &mut Rig) {
     let source = rig.attach(ours, Nonblocking::ReadinessOnly);
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     rig.driver.start(id(1), source, READ);
-    assert_eq!(rig.next(), ["1 readable+hangup."]);
+    assert_eq!(rig.next(), ["1 readable+half-closed."]);
     rig.driver.start(id(2), source, WRITE);
     assert_eq!(rig.next(), ["2 writable."]);
 }
@@ -144,7 +147,7 @@ fn hangup_of_what_is_not_live_is_silent(rig: &mut Rig) {
     rig.driver.start(id(1), source, READ);
     rig.assert_silent();
     drop(peer);
-    assert_eq!(rig.next(), ["1 readable+hangup."]);
+    assert_eq!(rig.next(), ["1 readable+hangup+half-closed."]);
     rig.assert_silent();
     rig.driver.start(id(2), source, READ);
     rig.driver.cancel(id(2), source);

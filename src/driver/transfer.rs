@@ -171,9 +171,8 @@ pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
     sockopt::socket_error(fd)?.map_err(Refused::ForGood)
 }
 
-/// Asks for the readiness of one descriptor, in the words of poll(2): the same answer
-/// on every backend, and one that is not older than this call.
-pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Readiness> {
+/// What poll(2) says of one descriptor now.
+fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
     let wanted = match direction {
         Direction::Read => PollFlags::IN | PollFlags::RDHUP,
         Direction::Write => PollFlags::OUT,
@@ -182,11 +181,26 @@ pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Rea
     if rustix::event::poll(&mut fds, Some(&timespec(Duration::ZERO)))? == 0 {
         return Err(Refused::ForNow);
     }
-    let found = fds[0].revents();
+    Ok(fds[0].revents())
+}
+
+/// Asks for the readiness of one descriptor, in the words of poll(2): the same answer
+/// on every backend, and one that is not older than this call.
+pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Readiness> {
+    let found = poll(fd, direction)?;
+    // As select(2) has it: what has ended or failed does not block either.
+    let (reads, writes) = match direction {
+        Direction::Read => (
+            PollFlags::IN | PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR,
+            PollFlags::empty(),
+        ),
+        Direction::Write => (PollFlags::empty(), PollFlags::OUT | PollFlags::ERR),
+    };
     Ok(Readiness {
-        readable: found.contains(PollFlags::IN),
-        writable: found.contains(PollFlags::OUT),
-        hangup: found.intersects(PollFlags::HUP | PollFlags::RDHUP),
+        readable: found.intersects(reads),
+        writable: found.intersects(writes),
+        hangup: found.contains(PollFlags::HUP),
+        half_closed: found.contains(PollFlags::RDHUP),
         error: found.intersects(PollFlags::ERR | PollFlags::NVAL),
     })
 }
@@ -195,8 +209,8 @@ pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Rea
 /// hang-up stays but no operation takes it (a queue of error messages, see `MSG_ERRQUEUE`
 /// of recv(2)): to wait on would be to spin.
 pub(super) fn stuck(fd: BorrowedFd<'_>, direction: Direction) -> Option<Errno> {
-    let found = readiness(fd, direction).ok()?;
-    if found.readable || found.writable {
+    let found = poll(fd, direction).ok()?;
+    if found.intersects(PollFlags::IN | PollFlags::OUT) {
         return None;
     }
     match sockopt::socket_error(fd) {

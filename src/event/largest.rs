@@ -159,6 +159,9 @@ mod tests {
                     writable: true,
                     hangup: true,
                     error: true,
+                    half_closed: true,
+                    read_fired: true,
+                    write_fired: true,
                 }),
             ),
             (

@@ -101,7 +101,7 @@ rules! {
     TimerRate = "timer-rate",
     /// A timer is completed by firing once.
     TimerCompleted = "timer-completed",
-    /// `Ready` says what is ready.
+    /// `Ready` says what is ready, of the direction that fired.
     ReadyEmpty = "ready-empty",
     /// A `Signal` stands for at least one.
     SignalCount = "signal-count",

@@ -134,9 +134,15 @@ impl WatchHistory {
             Kind::WriteResumed(_) => self.write_flow(seq, 0, sight)?,
             Kind::TimerFired(fired) => self.fired(event, fired, sight)?,
             Kind::Ready(r) => {
-                let some = r.readable || r.writable || r.hangup || r.error;
+                let some = r.readable || r.writable || r.hangup || r.error || r.half_closed;
                 require(some, Rule::ReadyEmpty, || {
                     format!("{seq} is ready for nothing")
+                })?;
+                let read = r.readable || r.half_closed || r.read_fired;
+                let write = r.writable || r.write_fired;
+                let one = !(r.read_fired || r.write_fired) || !(read && write);
+                require(one, Rule::ReadyEmpty, || {
+                    format!("{seq} tells of another direction than the one that fired")
                 })?;
             }
             Kind::Signal(signal) => {

@@ -134,6 +134,9 @@ impl Watch for FdWatch {
                     writable: ready.writable,
                     hangup: ready.hangup,
                     error: ready.error,
+                    half_closed: ready.half_closed,
+                    read_fired: lane == READ,
+                    write_fired: lane == WRITE,
                 }));
             }
             Done::Failed(errno) => {

@@ -153,7 +153,7 @@ impl Watch for WritePipe {
         match (lane, done) {
             (PEER, Done::Ready(ready)) => {
                 // Readable without either: a socket's peer sent something, which is not for us.
-                if ready.error || ready.hangup {
+                if ready.error || ready.hangup || ready.half_closed {
                     broken(cx, rustix::io::Errno::PIPE, "write");
                 }
             }

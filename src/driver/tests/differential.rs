@@ -69,8 +69,6 @@ impl World {
     /// Does one step and lets everything that follows from it happen.
     fn apply(&mut self, number: u32, step: &Step) {
         match *step {
-            // That nobody writes any more is nothing that select(2) says of writing.
-            Step::Ready(1, false) => {}
             Step::Ready(peer, read) => self.start(number, peer, if read { READ } else { WRITE }),
             Step::Recv(peer, max) => self.start(number, peer, Op::Recv { max }),
             Step::Send(peer, len) => {

@@ -35,7 +35,7 @@ pub(super) fn a_full_writer_of_a_half_closed_peer_waits(rig: &mut Rig) {
     rig.assert_silent();
     // The other direction has something to say, this one has not.
     rig.driver.start(id(2), source, READ);
-    assert_eq!(rig.next(), ["2 readable+hangup."]);
+    assert_eq!(rig.next(), ["2 readable+half-closed."]);
     rig.assert_silent();
     // The loop's own wake-up is heard.
     rustix::io::write(&rig.waker, &1_u64.to_ne_bytes()).unwrap();

@@ -92,6 +92,7 @@ pub(super) fn words(completion: &Completion) -> String {
             (ready.readable, "readable"),
             (ready.writable, "writable"),
             (ready.hangup, "hangup"),
+            (ready.half_closed, "half-closed"),
             (ready.error, "error"),
         ]
         .into_iter()

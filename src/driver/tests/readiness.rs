@@ -1,0 +1,305 @@
+//! Readiness of whatever a client may hand over, against poll(2) on the same descriptor.
+
+use proptest::test_runner::{Config, TestRunner};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{Shutdown, sockopt};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+use super::*;
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Unix,
+    Tcp,
+    PipeReader,
+    PipeWriter,
+    PtyMaster,
+    PtySlave,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// We write until there is no room.
+    Fill,
+    /// We read until there is nothing.
+    Drain,
+    WeShutDown(bool),
+    PeerWrites(usize),
+    PeerDrains,
+    PeerShutsDown(bool),
+    PeerCloses,
+    /// As a process does that is killed with a connection it has unread bytes in.
+    PeerResets,
+    /// Only one direction is armed from here on, or both are.
+    Arm(bool, bool),
+}
+
+fn programs() -> impl Strategy<Value = (Kind, Vec<Step>)> {
+    let kind = prop_oneof![
+        Just(Kind::Unix),
+        Just(Kind::Tcp),
+        Just(Kind::PipeReader),
+        Just(Kind::PipeWriter),
+        Just(Kind::PtyMaster),
+        Just(Kind::PtySlave),
+    ];
+    let step = prop_oneof![
+        2 => Just(Step::Fill),
+        2 => Just(Step::Drain),
+        1 => any::<bool>().prop_map(Step::WeShutDown),
+        3 => (1..3000_usize).prop_map(Step::PeerWrites),
+        2 => Just(Step::PeerDrains),
+        2 => any::<bool>().prop_map(Step::PeerShutsDown),
+        1 => Just(Step::PeerCloses),
+        1 => Just(Step::PeerResets),
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(read, write)| Step::Arm(read, write)),
+    ];
+    (kind, prop::collection::vec(step, 1..12))
+}
+
+fn nonblocking(fd: impl Into<OwnedFd>) -> OwnedFd {
+    let fd = fd.into();
+    let flags = fcntl_getfl(&fd).unwrap();
+    fcntl_setfl(&fd, flags | OFlags::NONBLOCK).unwrap();
+    fd
+}
+
+/// A terminal that passes bytes on as they are.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    rustix::pty::grantpt(&master).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let slave = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    let mut raw = tcgetattr(&slave).unwrap();
+    raw.make_raw();
+    tcsetattr(&slave, OptionalActions::Now, &raw).unwrap();
+    (master, slave)
+}
+
+fn ends(kind: Kind) -> (OwnedFd, OwnedFd) {
+    match kind {
+        Kind::Unix => {
+            let (ours, peer) = UnixStream::pair().unwrap();
+            (ours.into(), peer.into())
+        }
+        Kind::Tcp => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (ours.into(), listener.accept().unwrap().0.into())
+        }
+        Kind::PipeReader => blocking_pipe(),
+        Kind::PipeWriter => {
+            let (reader, writer) = blocking_pipe();
+            (writer, reader)
+        }
+        Kind::PtyMaster => terminal(),
+        Kind::PtySlave => {
+            let (master, slave) = terminal();
+            (slave, master)
+        }
+    }
+}
+
+fn fill(fd: &OwnedFd, mut left: usize) {
+    while left > 0
+        && let Ok(len) = rustix::io::write(fd, &[7; 4096][..left.min(4096)])
+    {
+        left -= len;
+    }
+}
+
+fn drain(fd: &OwnedFd) {
+    while rustix::io::read(fd, &mut [0; 4096]).is_ok_and(|len| len > 0) {}
+}
+
+fn shut_down(fd: &OwnedFd, writing: bool) {
+    let how = if writing {
+        Shutdown::Write
+    } else {
+        Shutdown::Read
+    };
+    // Only sockets can be.
+    let _ = rustix::net::shutdown(fd, how);
+}
+
+/// What poll(2) says, in the rig's words; none if it says nothing.
+fn expected(fd: &OwnedFd, read: bool) -> Option<String> {
+    let wanted = if read {
+        PollFlags::IN | PollFlags::RDHUP
+    } else {
+        PollFlags::OUT
+    };
+    let mut fds = [PollFd::new(fd, wanted)];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut fds, Some(&now)).unwrap();
+    let found = fds[0].revents();
+    let ended = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    let words = [
+        (read && found.intersects(PollFlags::IN | ended), "readable"),
+        (
+            !read && found.intersects(PollFlags::OUT | PollFlags::ERR),
+            "writable",
+        ),
+        (found.contains(PollFlags::HUP), "hangup"),
+        (found.contains(PollFlags::RDHUP), "half-closed"),
+        (found.contains(PollFlags::ERR), "error"),
+    ];
+    let words: Vec<_> = words
+        .iter()
+        .filter_map(|(is, w)| is.then_some(*w))
+        .collect();
+    (!found.is_empty()).then(|| words.join("+"))
+}
+
+struct Watched<'a> {
+    rig: &'a mut Rig,
+    ours: OwnedFd,
+    source: SourceId,
+    armed: [bool; 2],
+    /// Reading, writing.
+    live: [Option<u32>; 2],
+    last: u32,
+}
+
+impl Watched<'_> {
+    fn expected(&self) -> [Option<String>; 2] {
+        [expected(&self.ours, true), expected(&self.ours, false)]
+    }
+
+    /// TCP and terminals pass on what was done in their own time: until nothing changes.
+    fn settle(&self) {
+        let mut same = 0;
+        let mut before = self.expected();
+        while same < 3 {
+            std::thread::sleep(Duration::from_millis(1));
+            let now = self.expected();
+            same = if now == before { same + 1 } else { 0 };
+            before = now;
+        }
+    }
+
+    /// Arms, and sees that exactly what poll(2) finds is told.
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        for (lane, op) in [(0, READ), (1, WRITE)] {
+            match self.live[lane] {
+                None if self.armed[lane] => {
+                    self.last += 1;
+                    self.live[lane] = Some(self.last);
+                    self.rig.driver.start(id(self.last), self.source, op);
+                }
+                Some(number) if !self.armed[lane] => {
+                    self.rig.driver.cancel(id(number), self.source);
+                }
+                _ => {}
+            }
+        }
+        let before = self.expected();
+        let began = Instant::now();
+        let waits = |lane: usize, watched: &Self| {
+            let told = watched.armed[lane] && before[lane].is_none();
+            watched.live[lane].is_some() && !told
+        };
+        while waits(0, self) || waits(1, self) {
+            prop_assert!(began.elapsed() < PATIENCE, "nothing of {before:?}");
+            self.turn(&before, Duration::from_millis(100))?;
+        }
+        self.turn(&before, Duration::ZERO)
+    }
+
+    fn end(mut self) {
+        for number in self.live.into_iter().flatten() {
+            self.rig.driver.cancel(id(number), self.source);
+        }
+        while self.live != [None, None] {
+            for completion in self.rig.turn(PATIENCE, AMPLE) {
+                let number = Some(completion.id.watch.slot);
+                self.live = self.live.map(|live| live.filter(|_| live != number));
+            }
+        }
+        self.rig.driver.detach(self.source);
+    }
+
+    fn turn(&mut self, before: &[Option<String>; 2], wait: Duration) -> Result<(), TestCaseError> {
+        for completion in self.rig.turn(wait, AMPLE) {
+            let number = completion.id.watch.slot;
+            let lane = usize::from(self.live[1] == Some(number));
+            prop_assert_eq!(self.live[lane].take(), Some(number));
+            if !self.armed[lane] {
+                continue;
+            }
+            let said = words(&completion);
+            // What goes on by itself may have gone on meanwhile.
+            let now = self.expected();
+            let matches = [&before[lane], &now[lane]].into_iter().flatten();
+            let mut matches = matches.map(|what| format!("{number} {what}."));
+            prop_assert!(
+                matches.any(|what| what == said),
+                "{said}: {before:?}, {now:?}"
+            );
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
+    let mut last = 0;
+    let config = Config {
+        cases: 100,
+        failure_persistence: None,
+        // One that shows silence takes as long as patience does.
+        max_shrink_iters: 4,
+        ..Config::default()
+    };
+    let rig = std::cell::RefCell::new(rig);
+    let last = std::cell::RefCell::new(&mut last);
+    let run = |(kind, steps): (Kind, Vec<Step>)| {
+        let (mut rig, mut last) = (rig.borrow_mut(), last.borrow_mut());
+        let (ours, peer) = ends(kind);
+        let (ours, mut peer) = (nonblocking(ours), Some(nonblocking(peer)));
+        let source = rig.attach(ours.try_clone().unwrap(), Nonblocking::ReadinessOnly);
+        let mut watched = Watched {
+            rig: &mut rig,
+            ours,
+            source,
+            armed: [true, true],
+            live: [None, None],
+            last: **last,
+        };
+        let result = (|| {
+            watched.check()?;
+            for step in steps {
+                match (step, &peer) {
+                    (Step::Fill, _) => fill(&watched.ours, usize::MAX),
+                    (Step::Drain, _) => drain(&watched.ours),
+                    (Step::WeShutDown(writing), _) => shut_down(&watched.ours, writing),
+                    (Step::PeerWrites(len), Some(peer)) => fill(peer, len),
+                    (Step::PeerDrains, Some(peer)) => drain(peer),
+                    (Step::PeerShutsDown(writing), Some(peer)) => shut_down(peer, writing),
+                    (Step::PeerResets, Some(socket)) => {
+                        // Only sockets can.
+                        let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+                        peer = None;
+                    }
+                    (Step::PeerCloses, _) => peer = None,
+                    (Step::Arm(read, write), _) => watched.armed = [read, write],
+                    (_, None) => {}
+                }
+                if !matches!(kind, Kind::Unix | Kind::PipeReader | Kind::PipeWriter) {
+                    watched.settle();
+                }
+                watched.check()?;
+            }
+            Ok(())
+        })();
+        **last = watched.last;
+        watched.end();
+        result
+    };
+    TestRunner::new(config).run(&programs(), run).unwrap();
+}
