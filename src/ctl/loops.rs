@@ -90,12 +90,15 @@ Children run on; their output and end are told once the loop runs again."
         #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
         name: LoopRef,
     },
-    /// Close a stopped loop and all its watches, for good
-    #[command(after_help = "Example:\n  evloopctl loop stop build && evloopctl loop close build")]
+    /// Close a loop and all its watches, for good
+    #[command(after_help = "Example:\n  evloopctl loop close build --stop")]
     Close {
         /// The loop: its name, or `@7` for the id 7
         #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
         name: LoopRef,
+        /// Also if it runs [default: only a loop that does not]
+        #[arg(long)]
+        stop: bool,
     },
 }
 
@@ -149,9 +152,10 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             let done = answer("loop stop", session.loops().stop_loop(request).await)?;
             position(session, done.cursor)?;
         }
-        Verb::Close { name } => {
+        Verb::Close { name, stop } => {
             let request = CloseLoopRequest {
                 r#loop: Some(name),
+                stop,
                 ..CloseLoopRequest::default()
             };
             let done = answer("loop close", session.loops().close_loop(request).await)?;

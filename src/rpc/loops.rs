@@ -95,8 +95,9 @@ impl LoopService for Api {
             let handle = api.on(&asker, request.r#loop, false)?;
             let readable_for = crate::clock::duration(handle.policy().closed_ttl);
             let (api, object) = (api.clone(), handle.full_name().to_owned());
+            let stop = request.stop;
             let cursor = mutate(&asker, "CloseLoop", object, async move {
-                api.registry.close(&handle, false).await
+                api.registry.close(&handle, stop).await
             })
             .await?;
             Ok(CloseLoopResponse {

@@ -223,6 +223,7 @@ async fn every_mutation_can_be_repeated() {
     twice!(loops.close_loop(CloseLoopRequest {
         r#loop: target(),
         request_id: id("20"),
+        stop: false,
     }));
     let end = scene.recorder.end().await;
     assert_eq!(end.reason(), GoodbyeReason::LoopClosed);

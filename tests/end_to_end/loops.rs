@@ -6,7 +6,9 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::*;
 use tonic::{Code, Status};
 
-use crate::common::{Daemon, Recorder, Scene, after, loop_named, millis, never, refused, timer};
+use crate::common::{
+    Daemon, Recorder, Scene, after, exec, loop_named, millis, never, refused, timer,
+};
 
 const CONFIG: &str = "[policy.later]\nextends = \"default\"\nstart = \"created\"\n";
 
@@ -131,6 +133,36 @@ async fn a_closed_loop_can_be_read_and_nothing_else() {
         Code::FailedPrecondition,
         "LOOP_CLOSED",
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_running_loop_goes_in_one_call() {
+    let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    scene
+        .add(timer(timer_spec::Schedule::Every(millis(1))))
+        .await;
+    let child = scene.spawn(exec(&["sleep", "3600"])).await;
+    let request = CloseLoopRequest {
+        r#loop: Some(scene.target.clone()),
+        stop: true,
+        ..CloseLoopRequest::default()
+    };
+    let close = |request| async { scene.daemon.loops().close_loop(request).await };
+    // Whatever others ask for at the same time, nothing lets it run on.
+    let (one, ran, other) =
+        tokio::join!(close(request.clone()), run(&scene), close(request.clone()));
+    let last = one.unwrap().into_inner().cursor.unwrap();
+    assert_eq!(other.unwrap().into_inner().cursor.unwrap(), last);
+    if let Err(status) = ran {
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    }
+    assert_eq!(
+        scene.recorder.end().await.reason(),
+        GoodbyeReason::LoopClosed
+    );
+    assert_eq!(state_at(&scene, last.seq), Some(LoopState::Closed));
+    assert_eq!(scene.closed(child).await.reason(), CloseReason::LoopClosed);
+    assert_eq!(scene.daemon.status().await.loops, 0);
 }
 
 /// The closed loop of a scene, by its id.
