@@ -293,6 +293,7 @@ fn json(l: &Loop) -> Value {
         "survives": survives(l.survives()),
         "turns": l.turns,
         "history": word(l.history().as_str_name(), "HISTORY_"),
+        "lifetime": word(l.lifetime().as_str_name(), "LIFETIME_"),
     });
     let value = with(
         value,

@@ -11,7 +11,7 @@ use super::mailbox::{Mailbox, Message, Reply, closed};
 use super::record::TakenFd;
 use super::sweeps::Sweep;
 use super::{Blueprint, EventLoop, Shared};
-use crate::access::Principal;
+use crate::access::{Principal, ProcessKey};
 use crate::clock;
 use crate::config::{Policy, WatchKind};
 use crate::error::{Error, Result};
@@ -97,6 +97,12 @@ impl Handle {
         self.shared.backend
     }
 
+    /// The client process it is bound to.
+    #[must_use]
+    pub fn process(&self) -> Option<ProcessKey> {
+        self.shared.process
+    }
+
     /// Its events.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
@@ -171,6 +177,7 @@ impl Handle {
             survives: proto::Survives::Nothing.into(),
             turns: shared.turns.load(Ordering::Relaxed),
             history: super::pressure::told(shared.policy.history).into(),
+            lifetime: super::record::lifetime(shared.process).into(),
         }
     }
 

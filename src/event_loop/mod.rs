@@ -82,6 +82,8 @@ pub struct Blueprint {
     pub policy: Arc<Policy>,
     /// What it waits with.
     pub backend: Backend,
+    /// The client process it is bound to; whoever makes it closes it when that ends.
+    pub process: Option<ProcessKey>,
     /// The daemon's limits.
     pub limits: Arc<Limits>,
     /// What all loops share.
@@ -99,6 +101,7 @@ pub struct Shared {
     pub(super) principal: Principal,
     pub(super) policy: Arc<Policy>,
     pub(super) backend: Backend,
+    pub(super) process: Option<ProcessKey>,
     pub(super) created: u64,
     pub(super) journal: Arc<Journal>,
     pub(super) state: AtomicU8,
@@ -185,6 +188,7 @@ impl EventLoop {
             principal,
             policy,
             backend,
+            process,
             limits,
             services,
             memory,
@@ -221,6 +225,7 @@ impl EventLoop {
             principal,
             policy,
             backend,
+            process,
             created: now.realtime,
             journal: Arc::clone(&journal),
             state: AtomicU8::new(LoopState::Created as u8),

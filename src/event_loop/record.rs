@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::mailbox::Reply;
 use super::timers::AlarmId;
-use crate::access::ClientProcess;
+use crate::access::{ClientProcess, ProcessKey};
 use crate::clock::{self, Now};
 use crate::config::WatchKind;
 use crate::driver::SourceId;
@@ -43,13 +43,33 @@ pub struct Registration {
     pub attached: bool,
 }
 
-/// What bounds a watch's life from outside.
-#[derive(Debug, Clone)]
+/// What bounds a loop's or a watch's life from outside.
+#[derive(Debug, Clone, Default)]
 pub enum Lifetime {
     /// The daemon's.
+    #[default]
     Daemon,
     /// A client process's.
     Process(Arc<ClientProcess>),
+}
+
+impl Lifetime {
+    /// The process it is bound to.
+    #[must_use]
+    pub fn process(&self) -> Option<ProcessKey> {
+        match self {
+            Self::Daemon => None,
+            Self::Process(process) => Some(process.key()),
+        }
+    }
+}
+
+/// As shown to clients: what is bound to that.
+pub(super) const fn lifetime(process: Option<ProcessKey>) -> proto::Lifetime {
+    match process {
+        None => proto::Lifetime::Daemon,
+        Some(_) => proto::Lifetime::Process,
+    }
 }
 
 /// A file descriptor on its way out of the daemon.
@@ -197,10 +217,6 @@ impl Record {
             None => (proto::WatchState::Open, None),
             over => (proto::WatchState::Closed, over),
         };
-        let lifetime = match self.lifetime {
-            Lifetime::Daemon => proto::Lifetime::Daemon,
-            Lifetime::Process(_) => proto::Lifetime::Process,
-        };
         proto::Watch {
             watch_id: self.id(),
             name: self.name_text(),
@@ -215,7 +231,7 @@ impl Record {
             closed_at: over.map(|over| clock::timestamp(over.at.realtime)),
             closed_cursor: over.map(|over| journal.cursor(over.seq).into()),
             survives: proto::Survives::Nothing.into(),
-            lifetime: lifetime.into(),
+            lifetime: lifetime(self.lifetime.process()).into(),
             parent_watch_id: self.rare().map_or(0, |rare| rare.parent),
             source_pause: self.rare().and_then(|rare| rare.paused),
             status: self.watch.as_ref().and_then(|watch| watch.status()),

@@ -46,6 +46,16 @@ pub enum ContextKey {
     Process(Principal, ProcessKey),
 }
 
+impl ContextKey {
+    /// The process whose context it is.
+    pub(super) const fn process(&self) -> Option<ProcessKey> {
+        match self {
+            Self::Process(_, process) => Some(*process),
+            _ => None,
+        }
+    }
+}
+
 /// Whether this is a loop's name.
 #[must_use]
 pub fn is_loop_name(name: &str) -> bool {

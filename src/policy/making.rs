@@ -10,7 +10,7 @@ use crate::config::{History, Policy};
 use crate::driver::Backend;
 use crate::error::{Error, Result};
 use crate::event::LoopState;
-use crate::event_loop::{Blueprint, Handle};
+use crate::event_loop::{Blueprint, Handle, Lifetime};
 
 /// What a new loop is asked to be.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +23,9 @@ pub struct NewLoop {
     pub backend: String,
     /// None: the policy's.
     pub history: Option<History>,
-    /// An existing loop of that name, policy, backend and history is good enough.
+    /// What it is bound to.
+    pub lifetime: Lifetime,
+    /// An existing loop of that name, policy, backend, history and lifetime is good enough.
     pub or_existing: bool,
 }
 
@@ -66,6 +68,8 @@ impl Registry {
                 Some(Some("backend".to_owned()))
             } else if new.history.is_some() && existing.policy().history != policy.history {
                 Some(Some("history".to_owned()))
+            } else if new.lifetime.process() != existing.process() {
+                Some(Some("lifetime".to_owned()))
             } else {
                 None
             };
@@ -82,13 +86,13 @@ impl Registry {
         let name = new.name.clone();
         let place = self.reserve(&mut inner, &caller.principal, name)?;
         drop(inner);
-        let (handle, _) = place.fill(&policy, backend, false)?;
+        let (handle, _) = place.fill(&policy, backend, false, &new.lifetime)?;
         Ok((handle, true))
     }
 
     /// Takes a place for a loop that will be made; without a name, under a new one.
     pub(super) fn reserve(
-        &self,
+        self: &Arc<Self>,
         inner: &mut Inner,
         principal: &Principal,
         mut name: String,
@@ -154,7 +158,7 @@ impl Registry {
 
 /// The place of a loop that is being made. Dropped, its name and context are free again.
 pub(super) struct Place<'a> {
-    registry: &'a Registry,
+    registry: &'a Arc<Registry>,
     id: u64,
     key: (Principal, String),
     context: Option<ContextKey>,
@@ -170,12 +174,13 @@ impl<'a> Place<'a> {
     }
 
     /// Makes the loop, without the lock: that takes a thread and descriptors. `run`: whatever the
-    /// policy's start state says.
+    /// policy's start state says. It closes when the process that it is bound to ends.
     pub(super) fn fill(
         mut self,
         policy: &Arc<Policy>,
         backend: Backend,
         run: bool,
+        lifetime: &Lifetime,
     ) -> Result<(Handle, MutexGuard<'a, Inner>)> {
         let registry = self.registry;
         let (principal, name) = &self.key;
@@ -189,6 +194,7 @@ impl<'a> Place<'a> {
             principal: principal.clone(),
             policy: rules,
             backend,
+            process: lifetime.process(),
             limits: Arc::clone(&registry.limits),
             services: Arc::clone(&registry.services),
             memory: Arc::clone(&registry.memory),
@@ -197,6 +203,9 @@ impl<'a> Place<'a> {
         inner.loops.insert(self.id, handle.clone());
         inner.names.insert(self.key.clone(), self.id);
         inner.forget_old(registry.limits.loops);
+        if let Lifetime::Process(process) = lifetime {
+            registry.end_with(&mut inner, process, Some(self.id));
+        }
         self.free(&mut inner);
         Ok((handle, inner))
     }

@@ -11,16 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::task::JoinSet;
 
-use crate::access::{ClientProcess, Principal};
+use crate::access::Principal;
 use crate::config::{Config, OnMissing, Policy};
 use crate::error::{Error, Result};
 use crate::event::{LoopState, PolicyChanged, PolicyScope};
-use crate::event_loop::Handle;
+use crate::event_loop::{Handle, Lifetime};
 use crate::journal::Memory;
 use crate::watch::Services;
 
 mod backends;
 mod context;
+mod departures;
 mod making;
 mod table;
 
@@ -85,6 +86,7 @@ impl Registry {
                 making: HashSet::new(),
                 making_for: HashSet::new(),
                 closed: HashSet::new(),
+                processes: HashMap::new(),
             }),
         }))
     }
@@ -277,12 +279,12 @@ impl Registry {
         let mut place = self.reserve(&mut inner, &caller.principal, name)?;
         place.make_for(&mut inner, key);
         drop(inner);
-        let (handle, mut inner) = place.fill(policy, backend, true)?;
+        let lifetime = match (key, &caller.process) {
+            (ContextKey::Process(..), Some(process)) => Lifetime::Process(Arc::clone(process)),
+            _ => Lifetime::Daemon,
+        };
+        let (handle, mut inner) = place.fill(policy, backend, true, &lifetime)?;
         self.bind(&mut inner, key, Binding::Loop(handle.id()), caller);
-        drop(inner);
-        if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
-            self.close_with(&handle, Arc::clone(process));
-        }
         Ok(handle)
     }
 
@@ -316,45 +318,6 @@ impl Registry {
             return Err(Error::limit("limits.contexts", most as u64));
         }
         Ok(())
-    }
-
-    fn bind(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        key: &ContextKey,
-        binding: Binding,
-        caller: &Caller,
-    ) {
-        let first = inner.contexts.insert(key.clone(), binding).is_none();
-        if let (true, ContextKey::Process(..), Some(process)) = (first, key, &caller.process) {
-            // Its context ends with the process.
-            let (registry, process) = (Arc::downgrade(self), Arc::clone(process));
-            let key = key.clone();
-            self.services.runtime.spawn(async move {
-                process.ended().await;
-                if let Some(registry) = registry.upgrade() {
-                    registry.inner.lock().contexts.remove(&key);
-                }
-            });
-        }
-    }
-
-    /// A loop that was made for a process ends with it.
-    fn close_with(self: &Arc<Self>, handle: &Handle, process: Arc<ClientProcess>) {
-        // Not the loop itself: it may be closed, and forgotten, long before.
-        let (registry, id) = (Arc::downgrade(self), handle.id());
-        self.services.runtime.spawn(async move {
-            process.ended().await;
-            let Some(registry) = registry.upgrade() else {
-                return;
-            };
-            let found = registry.inner.lock().loops.get(&id).cloned();
-            if let Some(handle) = found
-                && let Err(error) = registry.close(&handle, true).await
-            {
-                tracing::warn!(on = handle.full_name(), %error, "cannot close a process's loop");
-            }
-        });
     }
 
     /// The loop a request names. Only [`LoopName::Context`] with `create` may make one.

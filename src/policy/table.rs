@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::context::ContextKey;
-use crate::access::Principal;
+use super::departures::Awaited;
+use crate::access::{Principal, ProcessKey};
 use crate::config::Policy;
 use crate::event::LoopState;
 use crate::event_loop::Handle;
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) making_for: HashSet<ContextKey>,
     /// Closed loops that are forgotten after their time.
     pub(super) closed: HashSet<u64>,
+    /// Client processes that loops or contexts go with.
+    pub(super) processes: HashMap<ProcessKey, Awaited>,
 }
 
 impl Inner {
@@ -93,6 +96,7 @@ impl Inner {
         }
         self.names.retain(|_, named| *named != id);
         self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
+        self.unbind(id);
         true
     }
 
@@ -103,7 +107,10 @@ impl Inner {
     }
 
     pub(super) fn forget(&mut self, id: u64) {
-        self.closed.remove(&id);
+        if !self.closed.remove(&id) {
+            // It closed by itself.
+            self.unbind(id);
+        }
         self.loops.remove(&id);
     }
 

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::Peer;
 use crate::config::History;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Labels};
-use crate::event_loop::{Handle, WatchName};
+use crate::event_loop::{Handle, Lifetime, WatchName};
 use crate::journal::{Filter, Start};
 use crate::policy::LoopName;
 use crate::proto;
@@ -173,6 +174,20 @@ pub(super) fn history(value: i32) -> Result<Option<History>> {
         Ok(proto::History::Kept) => Ok(Some(History::Kept)),
         Ok(proto::History::None) => Ok(Some(History::None)),
         Err(_) => Err(Error::invalid("history", "must be KEPT or NONE")),
+    }
+}
+
+/// What a loop or a watch is bound to; `None`: not said.
+pub(super) fn lifetime(value: i32, peer: &Peer) -> Result<Option<Lifetime>> {
+    match proto::Lifetime::try_from(value) {
+        Ok(proto::Lifetime::Unspecified) => Ok(None),
+        Ok(proto::Lifetime::Daemon) => Ok(Some(Lifetime::Daemon)),
+        Ok(proto::Lifetime::Process) => {
+            let unseen = || Error::invalid("lifetime", "your process cannot be seen from here");
+            let process = peer.process.clone().ok_or_else(unseen)?;
+            Ok(Some(Lifetime::Process(process)))
+        }
+        Err(_) => Err(Error::invalid("lifetime", "must be DAEMON or PROCESS")),
     }
 }
 

@@ -58,6 +58,7 @@ impl PolicyService for Api {
                 policy: request.policy,
                 backend: request.backend,
                 history: convert::history(request.history)?,
+                lifetime: convert::lifetime(request.lifetime, &asker.peer)?.unwrap_or_default(),
             };
             let (api, caller) = (api.clone(), asker.caller.clone());
             let object = new.name.clone();

@@ -23,6 +23,9 @@ const MARK: &str = "told: ";
 pub(crate) enum Act {
     /// Tells the full name of the loop of its context.
     GetEventLoop,
+    /// Makes loops of those names that go with it; the first has a child. Tells that it asks, then the
+    /// child's process id.
+    NewLoops([&'static str; 2]),
     /// Adds a reader to the loop `scene` with the default lifetime, and tells its id.
     AddReader,
     /// Subscribes to the loop `scene` after a cursor, and tells every batch.
@@ -39,6 +42,7 @@ impl Another {
     pub(crate) fn start(daemon: &Daemon, act: Act) -> Self {
         let act = match act {
             Act::GetEventLoop => "get".to_owned(),
+            Act::NewLoops(names) => format!("new {}", names.join(" ")),
             Act::AddReader => "add".to_owned(),
             Act::Subscribe { after } => after.to_string(),
         };
@@ -101,6 +105,7 @@ pub(crate) fn act() {
     let _kept = runtime.block_on(async {
         match act.as_str() {
             "get" => get_event_loop(Path::new(&socket)).await,
+            new if new.starts_with("new ") => new_loops(Path::new(&socket), &new[4..]).await,
             "add" => return Some(add_reader(Path::new(&socket)).await),
             after => subscribe(Path::new(&socket), after.parse().unwrap()).await,
         }
@@ -122,6 +127,36 @@ async fn get_event_loop(socket: &Path) {
         .await
         .unwrap();
     tell(&answer.into_inner().r#loop.unwrap().full_name);
+}
+
+async fn new_loops(socket: &Path, names: &str) {
+    let channel = connect(socket).await;
+    tell("asking");
+    for name in names.split(' ') {
+        let request = NewEventLoopRequest {
+            name: name.into(),
+            lifetime: Lifetime::Process.into(),
+            ..NewEventLoopRequest::default()
+        };
+        let made = PolicyServiceClient::new(channel.clone())
+            .new_event_loop(request)
+            .await;
+        let made = made.unwrap().into_inner().r#loop.unwrap();
+        assert_eq!(made.lifetime(), Lifetime::Process);
+    }
+    let request = AddWatchRequest {
+        r#loop: names.split(' ').next().map(super::loop_named),
+        spec: Some(WatchSpec {
+            spec: Some(watch_spec::Spec::Process(super::exec(&["sleep", "3600"]))),
+        }),
+        ..AddWatchRequest::default()
+    };
+    let mut watches = WatchServiceClient::new(channel);
+    let child = watches.add_watch(request).await.unwrap().into_inner();
+    match child.watch.unwrap().status {
+        Some(watch::Status::Process(process)) => tell(&process.pid.to_string()),
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn add_reader(socket: &Path) -> std::os::unix::net::UnixStream {

@@ -10,6 +10,7 @@ mod contexts;
 #[allow(unsafe_code)]
 mod denied;
 mod documented;
+mod lifetimes;
 mod rules;
 
 use evloopd::proto::*;

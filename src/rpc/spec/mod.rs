@@ -56,17 +56,8 @@ pub(super) fn registration(
     let context = Checks { api, peer, on };
     context.allow(kind)?;
     let plan = context.plan(spec)?;
-    let lifetime = match proto::Lifetime::try_from(request.lifetime) {
-        Ok(proto::Lifetime::Unspecified) => plan.claimed_from.unwrap_or(Lifetime::Daemon),
-        Ok(proto::Lifetime::Daemon) => Lifetime::Daemon,
-        Ok(proto::Lifetime::Process) => {
-            let process = peer.process.clone().map(Lifetime::Process);
-            process.ok_or_else(|| {
-                Error::invalid("lifetime", "your process cannot be seen from here")
-            })?
-        }
-        Err(_) => return Err(Error::invalid("lifetime", "must be DAEMON or PROCESS")),
-    };
+    let lifetime = convert::lifetime(request.lifetime, peer)?;
+    let lifetime = lifetime.or(plan.claimed_from).unwrap_or_default();
     let shown = proto::WatchSpec {
         spec: Some(plan.spec),
     };

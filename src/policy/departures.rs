@@ -1,0 +1,101 @@
+//! What goes when a client process ends: its context, and the loops that are bound to it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::{Binding, Caller, ContextKey, Inner, Registry};
+use crate::access::{ClientProcess, ProcessKey};
+use crate::event_loop::Handle;
+
+/// A process whose end is waited for: one task, whatever is bound to it.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    waiter: AbortHandle,
+    loops: HashSet<u64>,
+}
+
+impl Registry {
+    /// Sets what a context is bound to. A process's context ends with the process.
+    pub(super) fn bind(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        key: &ContextKey,
+        binding: Binding,
+        caller: &Caller,
+    ) {
+        inner.contexts.insert(key.clone(), binding);
+        if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
+            self.end_with(inner, process, None);
+        }
+    }
+
+    /// The process's context, and that loop if there is one, go when the process ends: at once if it
+    /// has ended.
+    pub(super) fn end_with(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        process: &Arc<ClientProcess>,
+        on: Option<u64>,
+    ) {
+        let key = process.key();
+        let awaited = inner.processes.entry(key).or_insert_with(|| {
+            let (registry, process) = (Arc::downgrade(self), Arc::clone(process));
+            let waiter = self.services.runtime.spawn(async move {
+                process.ended().await;
+                if let Some(registry) = registry.upgrade() {
+                    registry.process_ended(key).await;
+                }
+            });
+            Awaited {
+                waiter: waiter.abort_handle(),
+                loops: HashSet::new(),
+            }
+        });
+        awaited.loops.extend(on);
+    }
+
+    async fn process_ended(self: &Arc<Self>, process: ProcessKey) {
+        let mut closing = JoinSet::new();
+        for handle in self.inner.lock().process_ended(process) {
+            let registry = Arc::clone(self);
+            closing.spawn(async move {
+                if let Err(error) = registry.close(&handle, true).await {
+                    tracing::warn!(on = handle.full_name(), %error, "cannot close a process's loop");
+                }
+            });
+        }
+        closing.join_all().await;
+    }
+}
+
+impl Inner {
+    /// Its context is gone; the loops to close.
+    fn process_ended(&mut self, process: ProcessKey) -> Vec<Handle> {
+        self.contexts
+            .retain(|key, _| key.process() != Some(process));
+        let awaited = self.processes.remove(&process);
+        let loops = awaited.into_iter().flat_map(|awaited| awaited.loops);
+        loops
+            .filter_map(|id| self.loops.get(&id).cloned())
+            .collect()
+    }
+
+    /// That loop goes with nobody any more; a process that nothing goes with is not waited for.
+    pub(super) fn unbind(&mut self, id: u64) {
+        let contexts: HashSet<ProcessKey> = self
+            .contexts
+            .keys()
+            .filter_map(ContextKey::process)
+            .collect();
+        self.processes.retain(|process, awaited| {
+            awaited.loops.remove(&id);
+            let needed = !awaited.loops.is_empty() || contexts.contains(process);
+            if !needed {
+                awaited.waiter.abort();
+            }
+            needed
+        });
+    }
+}
