@@ -9,6 +9,7 @@
 //! | request | datagram | file descriptors (`SCM_RIGHTS`) |
 //! |---|---|---|
 //! | GIVE | `evloopd1` | 1 to 253 |
+//! | GIVE | `evloopd1`, 16 bytes of slot for each descriptor | 1 to 253 |
 //! | TAKE | `evloopd1`, 16 bytes of slot | none |
 //!
 //! | status | reply | then |
@@ -21,6 +22,7 @@
 //! | 5 | no room for all descriptors (`limits.slots`) | text |
 //! | 6 | the caller is not served; the connection is closed | text |
 //! | 7 | the system refused | text |
+//! | 8 | a slot of the client's own is in use, or named twice | text |
 //!
 //! The status is one byte, the text UTF-8: what is the matter and what is allowed. One
 //! descriptor refused refuses all of its datagram, and all are closed. An empty datagram
@@ -28,6 +30,13 @@
 //!
 //! A slot is claimed once, by the principal that gave it, with a request that names it (as
 //! `FdSpec.slot`) or with TAKE, within 30 s; then its descriptor is closed.
+//!
+//! With slots of its own, which the reply repeats, a client need not wait for the reply: a request
+//! that names a slot which is not there waits for it, up to 1 s. They belong to the client's process
+//! (to its principal, where the process cannot be seen): both connections must be made by it, and
+//! other processes may use the same numbers. Replies must still be read: a connection that takes none
+//! for 30 s is closed. A number is free again once it is claimed or expired.
+//! A principal has at most three quarters of `limits.slots`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,10 +61,11 @@ use crate::sys;
 mod client;
 mod protocol;
 mod slots;
+mod table;
 
 pub use client::Client;
 pub use protocol::{FDS_MAX, MAGIC, Status};
-pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOTS_DEFAULT, Slot, Slots};
+pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOT_WAIT, SLOTS_DEFAULT, Slot, Slots};
 
 use protocol::{Datagram, Refusal, Request, control};
 use slots::close_aside;
@@ -198,11 +208,11 @@ fn answer(
     slots: &Arc<Slots>,
 ) -> std::result::Result<Reply, Refusal> {
     let result = datagram.request().and_then(|request| match request {
-        Request::Give => {
+        Request::Give(own) => {
             check_kinds(&datagram.fds)?;
             let fds = datagram.take_fds();
             let count = fds.len();
-            let given = slots.give(&peer.principal, peer.process.clone(), fds);
+            let given = slots.give(peer, own.as_deref(), fds);
             audit(
                 peer,
                 "give",
@@ -215,7 +225,7 @@ fn answer(
             ))
         }
         Request::Take(slot) => {
-            let claimed = slots.claim("slot", &peer.principal, &slot);
+            let claimed = slots.claim("slot", peer, &slot);
             audit(peer, "take", "a file descriptor", &claimed);
             let claimed = claimed.map_err(|e| Refusal::from(&e))?;
             Ok((protocol::taken(), Some(claimed)))

@@ -40,6 +40,8 @@ pub enum Status {
     NotServed = 6,
     /// The system refused.
     System = 7,
+    /// A slot of the client's own is in use, or named twice.
+    SlotTaken = 8,
 }
 
 /// A request refused, in the words its reply carries.
@@ -63,6 +65,7 @@ impl From<&Error> for Refusal {
         let status = match error {
             Error::SlotNotFound { .. } => Status::NoSuchSlot,
             Error::Limit { .. } => Status::LimitReached,
+            Error::NameTaken { .. } => Status::SlotTaken,
             Error::PermissionDenied { .. } => Status::NotServed,
             Error::InvalidField { .. } => Status::BadDatagram,
             _ => Status::System,
@@ -74,14 +77,14 @@ impl From<&Error> for Refusal {
 /// What a datagram asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// Keep the descriptors of the datagram.
-    Give,
+    /// Keep the descriptors of the datagram, in slots of the client's own if it names them.
+    Give(Option<Vec<Slot>>),
     /// Send what is in the slot.
     Take(Slot),
 }
 
 /// One byte more than the longest request, to tell what is too long.
-const BYTES_MAX: usize = MAGIC.len() + SLOT_BYTES + 1;
+const BYTES_MAX: usize = MAGIC.len() + FDS_MAX * SLOT_BYTES + 1;
 
 /// Room for the control data of the largest datagram.
 pub(super) const fn control() -> [MaybeUninit<u8>; CONTROL_BYTES] {
@@ -140,7 +143,10 @@ impl Datagram {
             return Err(Refusal::new(Status::Truncated, message));
         }
         match self.bytes.strip_prefix(&MAGIC) {
-            Some([]) if !self.fds.is_empty() => Ok(Request::Give),
+            Some([]) if !self.fds.is_empty() => Ok(Request::Give(None)),
+            Some(own) if !self.fds.is_empty() && own.len() == self.fds.len() * SLOT_BYTES => {
+                Ok(Request::Give(Some(own.as_chunks().0.to_vec())))
+            }
             Some(slot) if self.fds.is_empty() => {
                 let slot = Slot::try_from(slot).map_err(|_| self.malformed())?;
                 Ok(Request::Take(slot))
@@ -157,7 +163,8 @@ impl Datagram {
         };
         let message = format!(
             "{} bytes{more} with {} file descriptors: allowed are the 8 bytes `evloopd1` with \
-             1 to {FDS_MAX} file descriptors, or followed by {SLOT_BYTES} bytes of slot without any",
+             1 to {FDS_MAX} file descriptors, followed by nothing or by {SLOT_BYTES} bytes of slot \
+             for each; or followed by {SLOT_BYTES} bytes of slot without any",
             self.bytes.len(),
             self.fds.len()
         );
@@ -225,14 +232,19 @@ mod tests {
         let request = |bytes: &[u8], fds| sent(bytes, fds, &mut control()).request();
         let with = |bytes: &[u8]| [MAGIC.as_slice(), bytes].concat();
         let slot: Slot = std::array::from_fn(|at| u8::try_from(at).unwrap());
-        assert_eq!(request(&MAGIC, 1), Ok(Request::Give));
-        assert_eq!(request(&MAGIC, FDS_MAX), Ok(Request::Give));
+        assert_eq!(request(&MAGIC, 1), Ok(Request::Give(None)));
+        assert_eq!(request(&MAGIC, FDS_MAX), Ok(Request::Give(None)));
+        let own = vec![slot; FDS_MAX];
+        let named = request(&with(own.as_flattened()), FDS_MAX);
+        assert_eq!(named, Ok(Request::Give(Some(own))));
         assert_eq!(request(&with(&slot), 0), Ok(Request::Take(slot)));
         for (bytes, fds) in [
             (MAGIC.to_vec(), 0),
             (b"evloopd2".to_vec(), 1),
             (MAGIC[..7].to_vec(), 1),
-            (with(&slot), 1),
+            (with(&slot), 2),
+            (with(&[0; 2 * SLOT_BYTES]), 1),
+            (with(&slot[1..]), 1),
             (with(&slot[1..]), 0),
             (with(&[0; 17]), 0),
             (with(&[0; 5000]), 0),

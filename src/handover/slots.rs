@@ -1,8 +1,7 @@
 //! File descriptors between two hands: each in a slot, for a while.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
-use std::iter::repeat_n;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,36 +9,33 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use scopeguard::ScopeGuard;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::access::{ClientProcess, Principal};
+use super::table::{Held, Name, Table};
+use crate::access::{ClientProcess, Peer, Principal};
 use crate::error::{Error, Result, SystemError};
 
 /// Bytes of a slot.
 pub const SLOT_BYTES: usize = 16;
 
-/// Names a file descriptor that was handed over. Nobody can guess it.
+/// Names a file descriptor that was handed over. Nobody can guess one of the daemon's choice, nor use
+/// one of another process's.
 pub type Slot = [u8; SLOT_BYTES];
 
 /// Default of `limits.slots`.
 pub const SLOTS_DEFAULT: usize = 4096;
 
+/// How long a request that names a slot waits for it, if it is none of those there.
+pub const SLOT_WAIT: Duration = Duration::from_secs(1);
+
 /// How long a slot lives.
 pub const SLOT_TTL: Duration = Duration::from_secs(30);
-
-struct Held {
-    owner: Principal,
-    giver: Option<Arc<ClientProcess>>,
-    deadline: Instant,
-    /// `None` while a claim is undecided, which keeps the place.
-    fd: Option<OwnedFd>,
-}
 
 /// The table of slots; [`serve`](super::serve) closes what expires.
 pub struct Slots {
     capacity: usize,
     ttl: Duration,
-    held: Mutex<HashMap<Slot, Held>>,
+    table: Mutex<Table>,
     /// The earliest deadline may be another.
     rescheduled: Notify,
 }
@@ -51,7 +47,7 @@ impl Slots {
         Arc::new(Self {
             capacity,
             ttl,
-            held: Mutex::default(),
+            table: Mutex::default(),
             rescheduled: Notify::new(),
         })
     }
@@ -59,7 +55,7 @@ impl Slots {
     /// How many slots are taken.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.held.lock().len()
+        self.table.lock().len()
     }
 
     /// No slot is taken.
@@ -68,52 +64,108 @@ impl Slots {
         self.len() == 0
     }
 
-    /// Puts each descriptor into a slot that only `owner` can claim; in order. `giver` is
-    /// the process it came from, if that is a client's.
+    /// Puts each descriptor into a slot that only the giver's principal can claim, and where the
+    /// giver chose them itself (`own`, as many as descriptors) only the giver's process; in order.
     ///
     /// # Errors
-    /// [`Error::Limit`] if there is no room for all of them, or the system's; then all
-    /// are closed.
+    /// [`Error::Limit`] if there is no room for all of them, [`Error::NameTaken`] for a number of the
+    /// giver's own that is in use, or the system's; then all are closed.
     pub fn give(
         &self,
-        owner: &Principal,
-        giver: Option<Arc<ClientProcess>>,
-        fds: Vec<OwnedFd>,
+        giver: &Peer,
+        own: Option<&[Slot]>,
+        mut fds: Vec<OwnedFd>,
     ) -> Result<Vec<Slot>> {
-        let slots = match random_slots(fds.len()) {
-            Ok(slots) => slots,
-            Err(error) => {
-                close_aside(fds);
-                return Err(error);
-            }
+        let given = self.try_give(giver, own, &mut fds);
+        close_aside(fds);
+        given
+    }
+
+    /// Takes them all, or none.
+    fn try_give(
+        &self,
+        giver: &Peer,
+        own: Option<&[Slot]>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Vec<Slot>> {
+        let named = |slot: &Slot| match own {
+            Some(_) => Name::own(giver, *slot),
+            None => Name::Issued(*slot),
         };
-        let mut held = self.held.lock();
-        if fds.len() > self.capacity.saturating_sub(held.len()) {
-            drop(held);
-            close_aside(fds);
-            return Err(Error::Limit {
-                limit: "limits.slots",
-                value: u64::try_from(self.capacity).unwrap_or(u64::MAX),
-                hint: "claim what was handed over, or let it expire",
+        let slots = match own {
+            Some(own) => own.to_vec(),
+            None => random_slots(fds.len())?,
+        };
+        let mut table = self.table.lock();
+        self.check_room(&table, &giver.principal, fds.len())?;
+        let mut seen = HashSet::new();
+        let again = slots
+            .iter()
+            .find(|slot| !seen.insert(**slot) || table.contains(&named(slot)));
+        if let Some(slot) = again {
+            return Err(Error::NameTaken {
+                what: "slot",
+                name: format!("{:032x}", u128::from_be_bytes(*slot)),
+                differs: None,
             });
         }
-        let first = held.is_empty();
+        let first = table.len() == 0;
         let deadline = Instant::now() + self.ttl;
-        let givers = repeat_n(giver, slots.len());
-        for ((slot, fd), giver) in slots.iter().zip(fds).zip(givers) {
-            let place = Held {
-                owner: owner.clone(),
-                giver,
+        for (slot, fd) in slots.iter().zip(fds.drain(..)) {
+            let held = Held {
+                owner: giver.principal.clone(),
+                giver: giver.process.clone(),
                 deadline,
                 fd: Some(fd),
             };
-            held.insert(*slot, place);
+            table.insert(named(slot), held);
         }
-        drop(held);
+        drop(table);
         if first {
             self.rescheduled.notify_one();
         }
         Ok(slots)
+    }
+
+    fn check_room(&self, table: &Table, owner: &Principal, more: usize) -> Result<()> {
+        let Some(most) = table.exceeded(owner, more, self.capacity) else {
+            return Ok(());
+        };
+        let limit = if most < self.capacity {
+            "limits.slots, three quarters of it for one principal,"
+        } else {
+            "limits.slots"
+        };
+        Err(Error::Limit {
+            limit,
+            value: u64::try_from(most).unwrap_or(u64::MAX),
+            hint: "claim what was handed over, or let it expire",
+        })
+    }
+
+    /// Waits until these slots, where they are the peer's own, are there: some may be on their way.
+    /// After [`SLOT_WAIT`] in all it waits no longer. What is no slot is not waited for.
+    pub async fn arrived(&self, peer: &Peer, slots: impl Iterator<Item = &[u8]>) {
+        let wait = async {
+            for slot in slots.filter_map(|slot| Slot::try_from(slot).ok()) {
+                self.arrives(peer, slot).await;
+            }
+        };
+        // Who claims one that did not come is told so.
+        let _ = timeout(SLOT_WAIT, wait).await;
+    }
+
+    async fn arrives(&self, peer: &Peer, slot: Slot) {
+        let name = Name::own(peer, slot);
+        let comes = {
+            let mut table = self.table.lock();
+            if table.contains(&Name::Issued(slot)) || table.contains(&name) {
+                return;
+            }
+            table.wait_for(&name)
+        };
+        scopeguard::defer!(self.table.lock().wait_no_more(&name));
+        comes.await;
     }
 
     /// Sets a slot aside for a descriptor of `owner`'s that is still to come.
@@ -122,38 +174,32 @@ impl Slots {
     /// [`Error::Limit`] if there is no room, or the system's.
     pub fn reserve(self: &Arc<Self>, owner: &Principal) -> Result<Reserved> {
         let slot = random_slots(1)?.pop().unwrap_or_default();
-        let mut held = self.held.lock();
-        if held.len() >= self.capacity {
-            return Err(Error::Limit {
-                limit: "limits.slots",
-                value: u64::try_from(self.capacity).unwrap_or(u64::MAX),
-                hint: "claim what was handed over, or let it expire",
-            });
-        }
+        let mut table = self.table.lock();
+        self.check_room(&table, owner, 1)?;
         let place = Held {
             owner: owner.clone(),
             giver: None,
             deadline: Instant::now(),
             fd: None,
         };
-        held.insert(slot, place);
-        drop(held);
+        table.insert(Name::Issued(slot), place);
+        drop(table);
         Ok(Reserved {
             slots: Arc::clone(self),
             slot,
         })
     }
 
-    /// Takes the descriptor out of a slot; once [kept](Claimed::keep), the slot is used up.
+    /// Takes the descriptor out of a slot, the daemon's choice or the peer's own; once [kept](Claimed::keep), the slot is used up.
     /// `field` is the request's name for the slot.
     ///
     /// # Errors
     /// [`Error::InvalidField`] if it is not 16 bytes; [`Error::SlotNotFound`] if it was never
-    /// given, is claimed, expired, or another principal's.
+    /// given, is claimed, expired, or another's.
     pub fn claim(
         self: &Arc<Self>,
         field: &'static str,
-        owner: &Principal,
+        peer: &Peer,
         slot: &[u8],
     ) -> Result<Claimed> {
         let slot = Slot::try_from(slot).map_err(|_| {
@@ -163,29 +209,34 @@ impl Slots {
                 format!("{given} bytes: a slot has {SLOT_BYTES} bytes"),
             )
         })?;
-        let mut table = self.held.lock();
+        let mut table = self.table.lock();
+        let names = [Name::Issued(slot), Name::own(peer, slot)];
+        let name = names.into_iter().find(|name| table.contains(name));
+        let not_found = || Error::SlotNotFound {
+            field: field.into(),
+        };
+        let name = name.ok_or_else(not_found)?;
         let held = table
-            .get_mut(&slot)
-            .filter(|held| held.owner == *owner && Instant::now() < held.deadline);
+            .get_mut(&name)
+            .filter(|held| held.owner == peer.principal && Instant::now() < held.deadline);
         let (fd, giver) = held
             .and_then(|held| Some((held.fd.take()?, held.giver.clone())))
-            .ok_or(Error::SlotNotFound {
-                field: field.into(),
-            })?;
+            .ok_or_else(not_found)?;
         drop(table);
         let slots = Arc::clone(self);
-        let put_back: PutBack = Box::new(move |fd| slots.put_back(&slot, fd));
+        let back = name.clone();
+        let put_back: PutBack = Box::new(move |fd| slots.put_back(&back, fd));
         Ok(Claimed {
             slots: Arc::clone(self),
-            slot,
+            name,
             fd: scopeguard::guard(fd, put_back),
             giver,
         })
     }
 
-    fn put_back(&self, slot: &Slot, fd: OwnedFd) {
-        let mut table = self.held.lock();
-        if let Some(held) = table.get_mut(slot) {
+    fn put_back(&self, name: &Name, fd: OwnedFd) {
+        let mut table = self.table.lock();
+        if let Some(held) = table.get_mut(name) {
             held.fd = Some(fd);
         }
         drop(table);
@@ -200,7 +251,7 @@ impl Slots {
                 () = self.rescheduled.notified() => {}
                 () = sleep_until(next) => {}
             }
-            let expired = self.take_expired(Instant::now());
+            let expired = self.table.lock().take_expired(Instant::now());
             if !expired.is_empty() {
                 tracing::debug!(count = expired.len(), "slots expired");
                 close_aside(expired);
@@ -209,15 +260,9 @@ impl Slots {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let table = self.held.lock();
-        let waiting = table.values().filter(|held| held.fd.is_some());
+        let table = self.table.lock();
+        let waiting = table.held().filter(|held| held.fd.is_some());
         waiting.map(|held| held.deadline).min()
-    }
-
-    fn take_expired(&self, now: Instant) -> Vec<OwnedFd> {
-        let mut table = self.held.lock();
-        let expired = table.extract_if(|_, held| held.fd.is_some() && held.deadline <= now);
-        expired.filter_map(|(_, held)| held.fd).collect()
     }
 }
 
@@ -244,12 +289,12 @@ impl Reserved {
     /// Puts the descriptor in, from now on for the slots' usual time.
     #[must_use]
     pub fn fill(self, fd: OwnedFd) -> Slot {
-        let mut held = self.slots.held.lock();
-        if let Some(place) = held.get_mut(&self.slot) {
+        let mut table = self.slots.table.lock();
+        if let Some(place) = table.get_mut(&Name::Issued(self.slot)) {
             place.deadline = Instant::now() + self.slots.ttl;
             place.fd = Some(fd);
         }
-        drop(held);
+        drop(table);
         self.slots.rescheduled.notify_one();
         self.slot
     }
@@ -257,9 +302,10 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let mut held = self.slots.held.lock();
-        if held.get(&self.slot).is_some_and(|place| place.fd.is_none()) {
-            held.remove(&self.slot);
+        let mut table = self.slots.table.lock();
+        let name = Name::Issued(self.slot);
+        if table.get_mut(&name).is_some_and(|place| place.fd.is_none()) {
+            table.remove(&name);
         }
     }
 }
@@ -269,7 +315,7 @@ impl Drop for Reserved {
 #[derive(Debug)]
 pub struct Claimed {
     slots: Arc<Slots>,
-    slot: Slot,
+    name: Name,
     fd: ScopeGuard<OwnedFd, PutBack>,
     /// The client process it came from, if any.
     pub giver: Option<Arc<ClientProcess>>,
@@ -279,7 +325,7 @@ impl Claimed {
     /// Takes it for good, with the client process it came from.
     #[must_use]
     pub fn keep(self) -> (OwnedFd, Option<Arc<ClientProcess>>) {
-        self.slots.held.lock().remove(&self.slot);
+        self.slots.table.lock().remove(&self.name);
         (ScopeGuard::into_inner(self.fd), self.giver)
     }
 }
@@ -318,107 +364,4 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt;
-    use tokio::net::unix::pipe;
-
-    use super::*;
-
-    fn pipe() -> (OwnedFd, pipe::Receiver) {
-        let (sender, receiver) = pipe::pipe().unwrap();
-        (sender.into_blocking_fd().unwrap(), receiver)
-    }
-
-    async fn assert_closed(mut receiver: pipe::Receiver) {
-        assert_eq!(receiver.read(&mut [0]).await.unwrap(), 0);
-    }
-
-    fn not_found(result: Result<Claimed>) -> bool {
-        matches!(result, Err(Error::SlotNotFound { field }) if field == "spec.fd.slot")
-    }
-
-    #[tokio::test]
-    async fn a_slot_is_claimed_once_and_by_its_owner() {
-        let slots = Slots::new(4, SLOT_TTL);
-        let (owner, other) = (Principal::uid(1), Principal::uid(2));
-        let (fd, receiver) = pipe();
-        let slot = slots.give(&owner, None, vec![fd]).unwrap()[0];
-        let claim = |principal, slot: &[u8]| slots.claim("spec.fd.slot", principal, slot);
-
-        assert!(not_found(claim(&other, &slot)));
-        assert!(not_found(claim(&owner, &[0; SLOT_BYTES])));
-        let short = claim(&owner, &slot[1..]).unwrap_err();
-        assert_eq!(
-            short.to_string(),
-            "spec.fd.slot: 15 bytes: a slot has 16 bytes"
-        );
-
-        let claimed = claim(&owner, &slot).unwrap();
-        assert!(not_found(claim(&owner, &slot)));
-        let (fd, _) = claimed.keep();
-        assert!(slots.is_empty());
-        assert!(not_found(claim(&owner, &slot)));
-        drop(fd);
-        assert_closed(receiver).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn expired_slots_are_closed_in_time() {
-        let slots = Slots::new(4, SLOT_TTL);
-        let owner = Principal::uid(1);
-        let start = Instant::now();
-        let expiry = Arc::clone(&slots);
-        let expiry = tokio::spawn(async move { expiry.expire().await });
-        let (fd, receiver) = pipe();
-        let slot = slots.give(&owner, None, vec![fd]).unwrap()[0];
-        assert_closed(receiver).await;
-        assert_eq!(start.elapsed().as_secs(), SLOT_TTL.as_secs());
-        assert!(slots.is_empty());
-        assert!(not_found(slots.claim("spec.fd.slot", &owner, &slot)));
-        expiry.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_claim_that_is_not_kept_goes_back_with_its_deadline() {
-        let slots = Slots::new(1, SLOT_TTL);
-        let owner = Principal::uid(1);
-        let expiry = Arc::clone(&slots);
-        let expiry = tokio::spawn(async move { expiry.expire().await });
-        let start = Instant::now();
-        let (fd, receiver) = pipe();
-        let slot = slots.give(&owner, None, vec![fd]).unwrap()[0];
-        let claim = || slots.claim("spec.fd.slot", &owner, &slot);
-        drop(claim().unwrap());
-        let claimed = claim().unwrap();
-
-        // Undecided, it keeps its place and does not expire.
-        tokio::time::sleep(SLOT_TTL * 2).await;
-        assert_eq!(slots.len(), 1);
-        drop(claimed);
-        assert!(not_found(claim()));
-        assert_closed(receiver).await;
-        assert_eq!(start.elapsed().as_secs(), 2 * SLOT_TTL.as_secs());
-        expiry.abort();
-    }
-
-    #[tokio::test]
-    async fn beyond_the_limit_all_are_closed() {
-        let slots = Slots::new(2, SLOT_TTL);
-        let owner = Principal::uid(1);
-        let (first, _first) = pipe();
-        slots.give(&owner, None, vec![first]).unwrap();
-        let ((a, a_end), (b, b_end)) = (pipe(), pipe());
-        let error = slots.give(&owner, None, vec![a, b]).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::Limit {
-                limit: "limits.slots",
-                value: 2,
-                ..
-            }
-        ));
-        assert_closed(a_end).await;
-        assert_closed(b_end).await;
-        assert_eq!(slots.len(), 1);
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use crate::access::Principal;
 struct Served {
     client: Client,
     slots: Arc<Slots>,
-    owner: Principal,
+    owner: Peer,
     _directory: tempfile::TempDir,
     path: std::path::PathBuf,
     stop: Option<oneshot::Sender<()>>,
@@ -45,7 +45,14 @@ impl Served {
         Self {
             client: Client::connect(&path).unwrap(),
             slots,
-            owner: Principal::uid(rustix::process::geteuid().as_raw()),
+            owner: Peer {
+                principal: Principal::uid(rustix::process::geteuid().as_raw()),
+                uid: 0,
+                gid: 0,
+                pid: 0,
+                process: None,
+                administrator: false,
+            },
             _directory: directory,
             path,
             stop: Some(stop),

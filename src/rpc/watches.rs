@@ -50,6 +50,14 @@ impl Api {
         on.add(registration, order).await.map(added)
     }
 
+    /// Waits for the slots that requests name, which may be on their way: up to
+    /// [`SLOT_WAIT`](crate::handover::SLOT_WAIT) for all of them together, and no longer than the call.
+    async fn await_slots(&self, asker: &Asker, requests: &[AddWatchRequest]) {
+        let specs = requests.iter().filter_map(|request| request.spec.as_ref());
+        let slots = specs.filter_map(spec::slot);
+        self.slots.arrived(&asker.peer, slots).await;
+    }
+
     /// What can be added at once is, in order; preparations go on beside each other.
     async fn begin_add(&self, asker: &Asker, on: &Handle, request: AddWatchRequest) -> Begun {
         let checked = self
@@ -123,6 +131,8 @@ impl WatchService for Api {
         let asker = asker(&request)?;
         let work = |api: Self, asker: Asker, mut request: AddWatchRequest| async move {
             let on = api.on(&asker, request.r#loop.take(), true)?;
+            api.await_slots(&asker, std::slice::from_ref(&request))
+                .await;
             let (api, who, object) = (api.clone(), asker.clone(), object(&on, &request.name));
             let added = mutate(&asker, "AddWatch", object, async move {
                 api.add(&who, &on, request).await
@@ -150,6 +160,7 @@ impl WatchService for Api {
                 return Err(Error::invalid(format!("requests[{index}].loop"), allowed));
             }
             let on = api.on(&asker, request.r#loop, true)?;
+            api.await_slots(&asker, &request.requests).await;
             let (api, who) = (api.clone(), asker.clone());
             let object = object(&on, format!("{} watches", request.requests.len()));
             let results = mutate(&asker, "BatchAddWatches", object, async move {

@@ -3,6 +3,7 @@
 //! A test file that uses it has a test `another_process` that calls [`act`].
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -28,6 +29,9 @@ pub(crate) enum Act {
     NewLoops([&'static str; 2]),
     /// Adds a reader to the loop `scene` with the default lifetime, and tells its id.
     AddReader,
+    /// Hands over in slots 7 and 8 of its own, adds a reader of 7 to the loop `scene`, and tells its id.
+    /// Then asks for 9, which never comes.
+    OwnSlots,
     /// Subscribes to the loop `scene` after a cursor, and tells every batch.
     Subscribe { after: u64 },
 }
@@ -44,6 +48,7 @@ impl Another {
             Act::GetEventLoop => "get".to_owned(),
             Act::NewLoops(names) => format!("new {}", names.join(" ")),
             Act::AddReader => "add".to_owned(),
+            Act::OwnSlots => "own".to_owned(),
             Act::Subscribe { after } => after.to_string(),
         };
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -106,6 +111,7 @@ pub(crate) fn act() {
         match act.as_str() {
             "get" => get_event_loop(Path::new(&socket)).await,
             new if new.starts_with("new ") => new_loops(Path::new(&socket), &new[4..]).await,
+            "own" => return Some(own_slots(Path::new(&socket)).await),
             "add" => return Some(add_reader(Path::new(&socket)).await),
             after => subscribe(Path::new(&socket), after.parse().unwrap()).await,
         }
@@ -173,6 +179,30 @@ async fn add_reader(socket: &Path) -> std::os::unix::net::UnixStream {
     };
     let answer = watches.add_watch(request).await.unwrap().into_inner();
     tell(&answer.watch.unwrap().watch_id.to_string());
+    ours
+}
+
+async fn own_slots(socket: &Path) -> std::os::unix::net::UnixStream {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let handover = Handover::connect(Path::new(&format!("{}.handover", socket.display())));
+    let slot = |number| bytes::Bytes::from(vec![number; 16]);
+    handover.give_as(&[slot(7), slot(8)], &[theirs.as_fd(), theirs.as_fd()]);
+    let channel = connect(socket).await;
+    let add = |number| {
+        let request = AddWatchRequest {
+            r#loop: Some(super::loop_named("scene")),
+            spec: Some(WatchSpec {
+                spec: Some(reader(slot(number))),
+            }),
+            ..AddWatchRequest::default()
+        };
+        let mut watches = WatchServiceClient::new(channel.clone());
+        async move { watches.add_watch(request).await }
+    };
+    let added = add(7).await.unwrap().into_inner();
+    let never = tokio::spawn(add(9));
+    tell(&added.watch.unwrap().watch_id.to_string());
+    never.await.unwrap().unwrap_err();
     ours
 }
 

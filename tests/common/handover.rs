@@ -52,6 +52,16 @@ impl Handover {
         slots
     }
 
+    /// Hands them over in slots of our own, and does not wait for the reply.
+    pub(crate) fn give_as(&self, own: &[Bytes], fds: &[BorrowedFd<'_>]) {
+        self.send(&[MAGIC, &own.concat()].concat(), fds);
+    }
+
+    /// The status of the next reply.
+    pub(crate) fn status(&self) -> u8 {
+        self.receive().0[0]
+    }
+
     /// The status of a GIVE that is refused.
     pub(crate) fn refused(&self, fd: impl AsFd) -> u8 {
         self.ask(MAGIC, &[fd.as_fd()]).0[0]
@@ -71,6 +81,11 @@ impl Handover {
 
     /// Sends a datagram and waits for the reply; an empty one means the end.
     pub(crate) fn ask(&self, request: &[u8], fds: &[BorrowedFd<'_>]) -> (Vec<u8>, Option<OwnedFd>) {
+        self.send(request, fds);
+        self.receive()
+    }
+
+    fn send(&self, request: &[u8], fds: &[BorrowedFd<'_>]) {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
@@ -82,7 +97,9 @@ impl Handover {
             Ok(_) | Err(Errno::PIPE) => {}
             Err(errno) => panic!("{errno}"),
         }
+    }
 
+    fn receive(&self) -> (Vec<u8>, Option<OwnedFd>) {
         let mut reply = vec![0; 1 + SLOT * FDS_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -79,8 +79,11 @@ async fn garbage_on_the_handover_socket_is_refused() {
     let guessed = [&b"evloopd1"[..], &[0; 16]].concat();
     let (reply, _) = connect().ask(&guessed, &[]);
     assert_eq!(reply[0], 4, "no such slot");
-    let (reply, _) = connect().ask(&guessed, &[fd.as_fd()]);
-    assert_ne!(reply[0], 0, "TAKE brings no descriptors");
+    let (reply, _) = connect().ask(&guessed, &[fd.as_fd(); 2]);
+    assert_ne!(
+        reply[0], 0,
+        "TAKE brings no descriptors, GIVE one for each slot"
+    );
     let many = connect().give_all(&[fd.as_fd(); 253]);
     assert_eq!(many.len(), 253);
     let held = scene.daemon.open_fds().await;

@@ -18,6 +18,7 @@ mod hostile;
 mod life;
 mod loops;
 mod neighbours;
+mod own_slots;
 mod polling;
 mod runs;
 mod starts;

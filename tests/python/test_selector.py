@@ -1,4 +1,7 @@
 """A selector over evloopd finds what `selectors.DefaultSelector` finds, on the same descriptors."""
+import array
+import contextlib
+import os
 import random
 import selectors
 import socket
@@ -13,7 +16,6 @@ from evloopd.v1 import admin_service_pb2_grpc as admin_grpc
 from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import watch_service_pb2 as watches
 from selector import Selector
-from test_client import hand_over
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 PATIENCE = 30
@@ -29,8 +31,22 @@ def channel(daemon):
 @pytest.fixture
 def ours(channel):
     info = admin_grpc.AdminServiceStub(channel).GetServerInfo(admin.GetServerInfoRequest())
-    with Selector(channel, lambda fileobj: hand_over(info.handover_socket, fileobj)) as selector:
-        yield selector
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as side:
+        side.connect(info.handover_socket)
+        side.setblocking(False)
+        with Selector(channel, lambda fileobj: hand_over_as(side, fileobj)) as selector:
+            yield selector
+
+
+def hand_over_as(side, fileobj):
+    """Give a duplicate in a slot of our own, and do not wait for the reply; returns the slot."""
+    with contextlib.suppress(BlockingIOError):
+        while reply := side.recv(4096):
+            assert reply[0] == 0, reply
+    slot = os.urandom(16)
+    rights = array.array("i", [fileobj.fileno()])
+    side.sendmsg([b"evloopd1", slot], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    return slot
 
 
 def found(selector, timeout=0):

@@ -87,6 +87,33 @@ pub(super) fn registration(
     Ok((registration, plan.order))
 }
 
+/// The slot that it names.
+pub(super) fn slot(spec: &proto::WatchSpec) -> Option<&[u8]> {
+    use proto::{connection_spec, listener_spec, read_pipe_spec, write_pipe_spec};
+
+    let slot = match spec.spec.as_ref()? {
+        Spec::Fd(fd) => &fd.slot,
+        Spec::Connection(connection) => match connection.target.as_ref()? {
+            connection_spec::Target::Slot(slot) => slot,
+            _ => return None,
+        },
+        Spec::Listener(listener) => match listener.target.as_ref()? {
+            listener_spec::Target::Slot(slot) => slot,
+            _ => return None,
+        },
+        Spec::ReadPipe(pipe) => match pipe.source.as_ref()? {
+            read_pipe_spec::Source::Slot(slot) => slot,
+            read_pipe_spec::Source::FifoPath(_) => return None,
+        },
+        Spec::WritePipe(pipe) => match pipe.target.as_ref()? {
+            write_pipe_spec::Target::Slot(slot) => slot,
+            write_pipe_spec::Target::FifoPath(_) => return None,
+        },
+        Spec::Timer(_) | Spec::Process(_) | Spec::Signal(_) => return None,
+    };
+    Some(slot)
+}
+
 const fn kind_of(spec: &Spec) -> WatchKind {
     match spec {
         Spec::Fd(_) => WatchKind::Fd,
@@ -151,7 +178,7 @@ impl Checks<'_> {
 
     /// Takes a slot on approval: it is used up when the watch is made.
     fn claim(&self, field: &'static str, slot: &[u8]) -> Result<(Claimed, FileKind, Lifetime)> {
-        let claimed = self.api.slots.claim(field, &self.peer.principal, slot)?;
+        let claimed = self.api.slots.claim(field, self.peer, slot)?;
         let kind = file::inspect(claimed.as_fd()).map_err(|refusal| refused(field, refusal))?;
         if self.on.policy().sockets_only && !matches!(kind, FileKind::Socket { .. }) {
             return Err(self.lacks(kind.name(), "only sockets are supported"));

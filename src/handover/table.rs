@@ -1,0 +1,152 @@
+//! Which slots there are, whose they are, and who waits for one.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::Instant;
+
+use super::slots::Slot;
+use crate::access::{ClientProcess, Peer, Principal, ProcessKey};
+
+/// Of the slots, the part that one principal leaves to others: a quarter.
+const LEFT_TO_OTHERS: usize = 4;
+
+/// Whose own numbers they are: nobody else can take, or use up, one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Giver {
+    /// One client process's.
+    Process(Principal, ProcessKey),
+    /// Where it is not known: the principal's.
+    Principal(Principal),
+}
+
+/// What a slot is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Name {
+    /// The daemon chose it.
+    Issued(Slot),
+    /// The client chose it.
+    Own(Giver, Slot),
+}
+
+impl Name {
+    /// That number of the peer's own.
+    pub(super) fn own(peer: &Peer, slot: Slot) -> Self {
+        let principal = peer.principal.clone();
+        let giver = match &peer.process {
+            Some(process) => Giver::Process(principal, process.key()),
+            None => Giver::Principal(principal),
+        };
+        Self::Own(giver, slot)
+    }
+}
+
+pub(super) struct Held {
+    pub(super) owner: Principal,
+    pub(super) giver: Option<Arc<ClientProcess>>,
+    pub(super) deadline: Instant,
+    /// `None` while a claim is undecided, which keeps the place.
+    pub(super) fd: Option<OwnedFd>,
+}
+
+/// Those who wait for one slot.
+#[derive(Debug, Default)]
+struct Awaited {
+    waiters: usize,
+    came: Arc<Notify>,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    held: HashMap<Name, Held>,
+    /// How many a principal has.
+    shares: HashMap<Principal, usize>,
+    awaited: HashMap<Name, Awaited>,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// The most that is allowed if so many more of that principal's do not fit, of so many in all.
+    pub(super) fn exceeded(&self, owner: &Principal, more: usize, all: usize) -> Option<usize> {
+        let share = all - all / LEFT_TO_OTHERS;
+        let theirs = self.shares.get(owner).copied().unwrap_or(0);
+        if more > share.saturating_sub(theirs) {
+            return Some(share);
+        }
+        (more > all.saturating_sub(self.len())).then_some(all)
+    }
+
+    pub(super) fn contains(&self, name: &Name) -> bool {
+        self.held.contains_key(name)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &Name) -> Option<&mut Held> {
+        self.held.get_mut(name)
+    }
+
+    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
+        self.held.values()
+    }
+
+    pub(super) fn insert(&mut self, name: Name, held: Held) {
+        *self.shares.entry(held.owner.clone()).or_default() += 1;
+        if let Some(awaited) = self.awaited.get(&name) {
+            awaited.came.notify_waiters();
+        }
+        self.held.insert(name, held);
+    }
+
+    pub(super) fn remove(&mut self, name: &Name) -> Option<Held> {
+        let held = self.held.remove(name)?;
+        self.release(&held.owner);
+        Some(held)
+    }
+
+    /// Removes what was to be claimed by then.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<OwnedFd> {
+        let due = |_: &Name, held: &mut Held| held.fd.is_some() && held.deadline <= now;
+        let expired: Vec<Held> = self.held.extract_if(due).map(|(_, held)| held).collect();
+        for held in &expired {
+            self.release(&held.owner);
+        }
+        expired.into_iter().filter_map(|held| held.fd).collect()
+    }
+
+    fn release(&mut self, owner: &Principal) {
+        if let Entry::Occupied(mut share) = self.shares.entry(owner.clone()) {
+            *share.get_mut() -= 1;
+            if *share.get() == 0 {
+                share.remove();
+            }
+        }
+    }
+
+    /// One more waits for that slot; it is told of what comes from now on.
+    pub(super) fn wait_for(&mut self, name: &Name) -> OwnedNotified {
+        let awaited = self.awaited.entry(name.clone()).or_default();
+        awaited.waiters += 1;
+        Arc::clone(&awaited.came).notified_owned()
+    }
+
+    /// One of them does not any more.
+    pub(super) fn wait_no_more(&mut self, name: &Name) {
+        if let Some(awaited) = self.awaited.get_mut(name) {
+            awaited.waiters -= 1;
+            if awaited.waiters == 0 {
+                self.awaited.remove(name);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn awaited(&self) -> usize {
+        self.awaited.len()
+    }
+}
