@@ -79,11 +79,16 @@ class RemoteSelector:
         """The Ready events after those polled before."""
         only_ready = events.Filter(kinds=[event_pb2.EVENT_KIND_READY])
         wait = Duration(seconds=timeout)
-        request = events.PollRequest(after=self.cursor, filter=only_ready, timeout=wait, rearm=rearm)
-        response = self.events.Poll(request, timeout=2 * PATIENCE)
-        assert response.batch.after == self.cursor.seq
-        self.cursor = common.Cursor(epoch=response.epoch, seq=response.batch.through)
-        return [event for event in response.batch.events if event.HasField("ready")]
+        while True:
+            request = events.PollRequest(after=self.cursor, filter=only_ready, timeout=wait, rearm=rearm)
+            response = self.events.Poll(request, timeout=2 * PATIENCE)
+            assert response.batch.after == self.cursor.seq
+            self.cursor = common.Cursor(epoch=response.epoch, seq=response.batch.through)
+            ready = [event for event in response.batch.events if event.HasField("ready")]
+            # A Closed passes every filter, and ends the wait as well.
+            if ready or not response.batch.events:
+                return ready
+            rearm = ()
 
     def rearm(self, watch, seq):
         """Whether the watch was armed again after the Ready of that number."""
