@@ -109,7 +109,8 @@ impl Slots {
                 differs: None,
             });
         }
-        let first = table.len() == 0;
+        // Those whose claims are undecided wake nobody.
+        let first = !table.held().any(|held| held.fd.is_some());
         let deadline = Instant::now() + self.ttl;
         for (slot, fd) in slots.iter().zip(fds.drain(..)) {
             let held = Held {

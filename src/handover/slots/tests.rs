@@ -71,6 +71,25 @@ async fn expired_slots_are_closed_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slot_beside_undecided_claims_expires_too() {
+    let slots = Slots::new(4, SLOT_TTL);
+    let owner = peer(1);
+    let (fd, _receiver) = pipe();
+    let slot = slots.give(&owner, None, vec![fd]).unwrap()[0];
+    let undecided = slots.claim("spec.fd.slot", &owner, &slot).unwrap();
+    let expiry = Arc::clone(&slots);
+    let expiry = tokio::spawn(async move { expiry.expire().await });
+    // It finds nothing that expires.
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    let (fd, receiver) = pipe();
+    slots.give(&owner, None, vec![fd]).unwrap();
+    assert_closed(receiver).await;
+    drop(undecided);
+    expiry.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_claim_that_is_not_kept_goes_back_with_its_deadline() {
     let slots = Slots::new(1, SLOT_TTL);
     let owner = peer(1);
