@@ -302,7 +302,7 @@ impl Driver for Proactor {
                 self.watch_waker();
             }
             self.ring.enter(wait)?;
-            let heard = self.listen();
+            let heard = self.listen()?;
             self.tell(&mut turn);
             let woken = std::mem::take(&mut self.woken);
             calls += 1;

@@ -1,5 +1,7 @@
 //! From the kernel: what it has said, and what follows from it.
 
+use std::io;
+
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -17,7 +19,10 @@ fn is_for_nothing(token: Token, found: usize) -> bool {
 
 impl Proactor {
     /// Takes in what the kernel has said; how much that was.
-    pub(super) fn listen(&mut self) -> usize {
+    ///
+    /// # Errors
+    /// It says what cannot be.
+    pub(super) fn listen(&mut self) -> io::Result<usize> {
         let said = self.ring.said();
         for entry in &said {
             let Some(said) = self.ring.read(entry) else {
@@ -34,13 +39,15 @@ impl Proactor {
             match self.live(said.token).map(|live| live.stage) {
                 Some(Stage::Polling) => self.polled(said.token, said.result),
                 Some(Stage::Submitted) => self.done(said),
-                // Not of ours.
-                None | Some(Stage::Queued | Stage::Aside | Stage::Found) => {}
+                // Nothing of that is in the kernel: what else it says cannot be relied on.
+                None | Some(Stage::Queued | Stage::Aside | Stage::Found) => {
+                    return Err(io::Error::other("io_uring ended what was not asked of it"));
+                }
             }
         }
         let heard = said.len();
         self.ring.recycle(said);
-        heard
+        Ok(heard)
     }
 
     /// A poll has ended.
@@ -123,5 +130,34 @@ impl Proactor {
             }
             Err(errno) => self.end(token, Done::Failed(errno)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::driver::proactor::ring::Ring;
+    use crate::driver::{Budget, Driver};
+
+    #[test]
+    fn a_completion_of_nothing_fails_the_backend() {
+        let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let mut driver = Proactor::new(Ring::new(true).unwrap(), waker);
+        driver.ring.enable().unwrap();
+        let token = Token::new(7, Direction::Read);
+        driver.ring.poll(token, ready.as_fd()).unwrap();
+        let budget = Budget {
+            completions: 10,
+            bytes: 10,
+        };
+        let turn = driver.turn(Some(Duration::from_secs(20)), budget, &mut Vec::new());
+        turn.unwrap_err();
     }
 }
