@@ -23,6 +23,8 @@ const fn is_fact(kind: u8) -> bool {
     )
 }
 
+/// The ring is made smaller where it has room for so many times what is in it.
+const SPARE: usize = 4;
 /// Events that one call lets give way, or makes islands.
 const AT_ONCE: usize = 16 * 1024;
 
@@ -60,6 +62,10 @@ impl Log {
     /// one lock.
     fn give_way_while(&mut self, labels: &mut LabelSets, is_too_much: impl Fn(&Self) -> bool) {
         self.watches.measure();
+        // What became islands needs its place in the ring no more.
+        if self.entries.len() < self.entries.capacity() / SPARE {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
         for _ in 0..AT_ONCE {
             let done = if is_too_much(self) && self.may_trim() {
                 self.trim_one(labels);
