@@ -118,3 +118,50 @@ async fn many_flooded_loops_hold_no_more_than_the_memory_together() {
 
     assert!(grown < 4 * LIMIT, "{after:?}");
 }
+
+/// What stays of each of many watches is held apart from its neighbours, and counted as such.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_many_watches_keep_is_counted_at_what_it_takes() {
+    const LIMIT: u64 = 32 << 20;
+    const TIMERS: u64 = 10_000;
+    let daemon = Daemon::start("[limits]\nmemory = \"32MiB\"\n").await;
+    let request = NewEventLoopRequest {
+        name: "busy".into(),
+        ..NewEventLoopRequest::default()
+    };
+    daemon.policies().new_event_loop(request).await.unwrap();
+    let busy = Some(crate::common::loop_named("busy"));
+    let before = daemon.status().await;
+    let every = timer_spec::Schedule::Every(crate::common::millis(1));
+    let spec = watch_spec::Spec::Timer(TimerSpec {
+        schedule: Some(every),
+    });
+    let one = AddWatchRequest {
+        spec: Some(WatchSpec { spec: Some(spec) }),
+        ..AddWatchRequest::default()
+    };
+    for _ in 0..TIMERS / 1000 {
+        let request = BatchAddWatchesRequest {
+            r#loop: busy.clone(),
+            requests: vec![one.clone(); 1000],
+            ..BatchAddWatchesRequest::default()
+        };
+        daemon.watches().batch_add_watches(request).await.unwrap();
+    }
+    let newest = async || {
+        let request = GetLoopRequest {
+            r#loop: busy.clone(),
+        };
+        let answer = daemon.loops().get_loop(request).await.unwrap().into_inner();
+        answer.r#loop.unwrap().journal.unwrap().newest_seq
+    };
+    crate::common::within("the journal to be full of what stays", async {
+        while newest().await < 400_000 {}
+    })
+    .await;
+    let after = daemon.status().await;
+    let grown = after.rss_bytes().saturating_sub(before.rss_bytes());
+    // A watch itself is not the journal's.
+    let watches = TIMERS * 1024;
+    assert!(grown < LIMIT * 3 / 2 + watches, "{} MiB", grown >> 20);
+}
