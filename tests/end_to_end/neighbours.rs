@@ -313,7 +313,7 @@ async fn many_calls_at_once_hold_nobody_up() {
     for _ in 0..3 {
         let mut socket = std::os::unix::net::UnixStream::connect(&daemon.socket).unwrap();
         let mut answers = socket.try_clone().unwrap();
-        let reading = std::thread::spawn(move || {
+        let reading = tokio::task::spawn_blocking(move || {
             // Until it is hung up on: it did not ask how many calls it may have at once.
             let _ = std::io::copy(&mut answers, &mut std::io::sink());
         });
@@ -322,12 +322,7 @@ async fn many_calls_at_once_hold_nobody_up() {
             let _ = socket.write_all(&bytes);
             let _ = socket.shutdown(std::net::Shutdown::Write);
         });
-        within("the calls to be over", async {
-            while !reading.is_finished() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        within("the calls to be over", reading).await.unwrap();
         writing.join().unwrap();
     }
     let longest = neighbour().await;
