@@ -54,6 +54,10 @@ impl Driver for Broken {
         None
     }
 
+    fn is_shared(&self, _: SourceId) -> bool {
+        false
+    }
+
     fn turn(
         &mut self,
         timeout: Option<Duration>,

@@ -251,6 +251,9 @@ pub trait Driver: Send + fmt::Debug {
     /// The file descriptor, to ask it things (`getsockname`) or to shut it down.
     fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>>;
 
+    /// Whether somebody else may have the open file description.
+    fn is_shared(&self, source: SourceId) -> bool;
+
     /// Bytes that may still be handed over whatever the next budget says: room in buffers
     /// that the kernel may fill, and what was taken but not told yet.
     fn exposed(&self) -> usize {

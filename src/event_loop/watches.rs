@@ -129,12 +129,13 @@ impl EventLoop {
         record.seat.wake(None);
         let mut taken = None;
         for source in std::mem::take(&mut record.seat.sources) {
+            let shared = self.driver.is_shared(source);
             let Some(fd) = self.driver.detach(source) else {
                 continue;
             };
             match &take {
                 Some((wanted, ..)) if *wanted == source => taken = Some(fd),
-                _ => self.services.close(fd),
+                _ => self.services.close(fd, shared),
             }
         }
         let record = &mut self.records[slot];

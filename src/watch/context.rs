@@ -274,8 +274,9 @@ impl Context<'_> {
 
     /// Takes a source without live operations out of the driver and closes it.
     pub fn release(&mut self, source: SourceId) {
+        let shared = self.driver.is_shared(source);
         if let Some(fd) = self.take(source) {
-            self.services.close(fd);
+            self.services.close(fd, shared);
         }
     }
 

@@ -129,16 +129,16 @@ impl Drop for Permit {
 
 impl Services {
     /// Closes a file descriptor, off the loop's thread if that can block: a socket with SO_LINGER
-    /// set waits for its peer (socket(7)), which whoever shares it may set at any moment; a
-    /// terminal waits for its output.
-    pub fn close(&self, fd: OwnedFd) {
+    /// set waits for its peer (socket(7)), which whoever `shared` says has it too may set at any
+    /// moment; a terminal waits for its output.
+    pub fn close(&self, fd: OwnedFd, shared: bool) {
         match sockopt::socket_domain(&fd) {
             Ok(AddressFamily::UNIX) => drop(fd),
             Ok(_) => {
                 let linger = sockopt::socket_linger(&fd);
                 if matches!(linger, Ok(Some(time)) if !time.is_zero()) {
                     self.runtime.spawn_blocking(move || drop(fd));
-                } else {
+                } else if shared {
                     self.closer.close(&self.runtime, fd);
                 }
             }

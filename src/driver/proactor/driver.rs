@@ -257,6 +257,11 @@ impl Driver for Proactor {
         self.sources.get(index).map(|source| source.fd.as_fd())
     }
 
+    fn is_shared(&self, source: SourceId) -> bool {
+        let source = self.sources.get(source.index());
+        source.is_some_and(|source| source.mode != Nonblocking::Own)
+    }
+
     fn exposed(&self) -> usize {
         self.ring.exposed() + self.ring.lent() + self.held
     }

@@ -333,6 +333,11 @@ impl<P: Poller> Driver for Selector<P> {
         self.sources.get(index).map(|source| source.fd.as_fd())
     }
 
+    fn is_shared(&self, source: SourceId) -> bool {
+        let source = self.sources.get(source.index());
+        source.is_some_and(|source| source.mode != Nonblocking::Own)
+    }
+
     fn has_looked(&self) -> bool {
         self.looked
     }
