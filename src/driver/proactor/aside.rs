@@ -12,8 +12,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
 use super::driver::Proactor;
+use super::entry::Token;
 use super::operation::{Stage, What};
-use super::ring::Token;
 use crate::driver::Done;
 use crate::driver::turn::timespec;
 

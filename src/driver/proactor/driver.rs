@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::aside::Aside;
+use super::entry::Token;
 use super::operation::{Live, Source, Stage, What};
-use super::ring::{Ring, Token};
+use super::ring::Ring;
 use crate::driver::acceptor::Acceptor;
 use crate::driver::turn::Turn;
 use crate::driver::{

@@ -6,9 +6,35 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::driver::Proactor;
+use super::entry::{Entry, Said, Token};
 use super::operation::{Stage, What};
-use super::ring::{Said, Token};
 use crate::driver::{Direction, Done, Op, transfer};
+
+/// The kernel said what cannot be: nothing that it says can be relied on.
+fn impossible(what: &str) -> io::Error {
+    io::Error::other(format!("io_uring told of {what}"))
+}
+
+/// What cannot be in what was said of an operation that the kernel carries out.
+fn refutation(op: &Op, said: &Said) -> Option<&'static str> {
+    let receives = matches!(op, Op::Recv { .. } | Op::ReadAt { .. });
+    match (op, said.result) {
+        (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => Some("more sent than there is"),
+        (_, Ok(len)) if receives && len != said.data.len() => {
+            Some("bytes that are in no memory of ours")
+        }
+        (Op::Recv { .. }, Ok(1..)) => None,
+        _ => (!said.last).then_some("an end that is none"),
+    }
+}
+
+/// A cancellation failed: what it was for ends by itself, or had ended.
+fn cancellation_failed(result: Result<usize, Errno>) -> Result<(), Errno> {
+    match result {
+        Ok(_) | Err(Errno::NOENT | Errno::ALREADY) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
 
 /// A poll that waits for room to write ended, and there is neither room nor an end.
 fn is_for_nothing(token: Token, found: usize) -> bool {
@@ -24,30 +50,52 @@ impl Proactor {
     /// It says what cannot be.
     pub(super) fn listen(&mut self) -> io::Result<usize> {
         let said = self.ring.said();
-        for entry in &said {
-            let Some(said) = self.ring.read(entry) else {
-                continue;
-            };
-            if said.token == Token::WAKER {
-                (self.waker_polled, self.woken) = (false, true);
-                continue;
-            }
-            if said.token == Token::ASIDE {
-                self.look_aside();
-                continue;
-            }
-            match self.live(said.token).map(|live| live.stage) {
-                Some(Stage::Polling) => self.polled(said.token, said.result),
-                Some(Stage::Submitted) => self.done(said),
-                // Nothing of that is in the kernel: what else it says cannot be relied on.
-                None | Some(Stage::Queued | Stage::Aside | Stage::Found) => {
-                    return Err(io::Error::other("io_uring ended what was not asked of it"));
-                }
-            }
-        }
         let heard = said.len();
+        let result = said.iter().try_for_each(|entry| self.hear(entry));
         self.ring.recycle(said);
-        Ok(heard)
+        if result.is_err() {
+            self.ring.distrust();
+        }
+        result.map(|()| heard)
+    }
+
+    fn hear(&mut self, entry: &Entry) -> io::Result<()> {
+        let token = entry.token;
+        let stage = self.live(token).map(|live| live.stage);
+        let asked = match token {
+            Token::CANCELLATION => return Ok(cancellation_failed(entry.result)?),
+            Token::WAKER => self.waker_polled,
+            Token::ASIDE => self.aside.polled,
+            _ => matches!(stage, Some(Stage::Polling | Stage::Submitted)),
+        };
+        if !asked {
+            return Err(impossible("the end of what was not asked of it"));
+        }
+        let said = self.ring.read(entry);
+        let said = said.ok_or_else(|| impossible("a buffer that it does not have"))?;
+        let op = self.live(token).map(|live| &live.op);
+        let refuted = match (stage, op) {
+            (Some(Stage::Submitted), Some(op)) => refutation(op, &said),
+            // A poll is for once.
+            _ => (!said.last).then_some("a poll that goes on"),
+        };
+        if let Some(what) = refuted {
+            return Err(impossible(what));
+        }
+        match (token, stage) {
+            (_, Some(Stage::Submitted)) => self.done(said),
+            (Token::WAKER, _) => {
+                // Without it the loop would hear of nothing, or never wait.
+                said.result?;
+                (self.waker_polled, self.woken) = (false, true);
+            }
+            (Token::ASIDE, _) => {
+                said.result?;
+                self.look_aside();
+            }
+            _ => self.polled(token, said.result),
+        }
+        Ok(())
     }
 
     /// A poll has ended.
@@ -100,7 +148,6 @@ impl Proactor {
                 }
             }
             Ok(_) => self.end(token, Done::Eof),
-            Err(_) if !last => {}
             Err(Errno::NOBUFS) if receives => {
                 self.ring.starved();
                 if live.cancelling {
@@ -135,29 +182,142 @@ impl Proactor {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::fd::OwnedFd;
     use std::sync::Arc;
     use std::time::Duration;
 
+    use bytes::Bytes;
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
     use crate::driver::proactor::ring::Ring;
-    use crate::driver::{Budget, Driver};
+    use crate::driver::{Budget, Completion, Driver, Key, Lane, Nonblocking, OpId, SourceId};
+
+    const AMPLE: Budget = Budget {
+        completions: 10,
+        bytes: 1 << 20,
+    };
+    /// Flags of a completion: `IORING_CQE_F_BUFFER` with the number of a buffer, `IORING_CQE_F_MORE`.
+    const NO_SUCH_BUFFER: u32 = 1 | 9999 << 16;
+    const MORE: u32 = 2;
+    const READ: Op = Op::Ready(Direction::Read);
+    const RECV: Op = Op::Recv { max: 100 };
+
+    struct Shared(Arc<[u8; 10]>);
+
+    impl AsRef<[u8]> for Shared {
+        fn as_ref(&self) -> &[u8] {
+            &*self.0
+        }
+    }
+
+    struct Rig {
+        driver: Proactor,
+        source: SourceId,
+        _peer: OwnedFd,
+    }
+
+    impl Rig {
+        /// The reading end of an empty pipe, or the writing end of a full one: what is started waits.
+        fn new(op: Op) -> Self {
+            let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+            let mut driver = Proactor::new(Ring::new(true).unwrap(), waker);
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let (ours, peer) = if op.direction() == Direction::Read {
+                (reader, writer)
+            } else {
+                rustix::io::write(&writer, &[0; 1 << 16]).unwrap();
+                (writer, reader)
+            };
+            let source = driver.attach(ours, Nonblocking::Pipe).unwrap();
+            let watch = Key {
+                slot: 0,
+                generation: 0,
+            };
+            let lane = Lane(0);
+            driver.start(OpId { watch, lane }, source, op);
+            let mut rig = Self {
+                driver,
+                source,
+                _peer: peer,
+            };
+            rig.turn().unwrap();
+            rig
+        }
+
+        fn turn(&mut self) -> io::Result<Vec<Completion>> {
+            let mut completions = Vec::new();
+            let turn = (self.driver).turn(Some(Duration::ZERO), AMPLE, &mut completions);
+            turn.map(|()| completions)
+        }
+    }
 
     #[test]
-    fn a_completion_of_nothing_fails_the_backend() {
-        let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
-        let mut driver = Proactor::new(Ring::new(true).unwrap(), waker);
-        driver.ring.enable().unwrap();
-        let token = Token::new(7, Direction::Read);
-        driver.ring.poll(token, ready.as_fd()).unwrap();
-        let budget = Budget {
-            completions: 10,
-            bytes: 10,
-        };
-        let turn = driver.turn(Some(Duration::from_secs(20)), budget, &mut Vec::new());
-        turn.unwrap_err();
+    fn what_cannot_be_fails_the_backend_with_its_reason() {
+        let read = Token::new(0, Direction::Read);
+        let write = Token::new(0, Direction::Write);
+        let send = || Op::Send(Box::new(vec![0; 10].into()));
+        type Case = (Op, Token, Result<usize, Errno>, u32, &'static str);
+        let cases: [Case; 11] = [
+            (READ, Token::new(7, Direction::Read), Ok(1), 0, "not asked"),
+            (READ, write, Ok(4), 0, "not asked"),
+            (READ, Token::WAKER, Ok(1), 0, "not asked"),
+            (READ, Token::ASIDE, Ok(1), 0, "not asked"),
+            (READ, read, Ok(1), MORE, "a poll that goes on"),
+            (
+                READ,
+                Token::CANCELLATION,
+                Err(Errno::INVAL),
+                0,
+                "Invalid argument",
+            ),
+            (RECV, read, Ok(10), 0, "in no memory of ours"),
+            (RECV, read, Ok(10), NO_SUCH_BUFFER, "a buffer"),
+            (RECV, read, Err(Errno::IO), MORE, "an end that is none"),
+            (send(), write, Ok(11), 0, "more sent than there is"),
+            (send(), write, Ok(10), MORE, "an end that is none"),
+        ];
+        for (op, token, result, flags, reason) in cases {
+            let case = format!("{op:?} {token:?} {result:?} {flags}");
+            // What was only polled for so far is the kernel's to do from here.
+            let submitted = !matches!(op, Op::Ready(_));
+            let mut rig = Rig::new(op);
+            if submitted && let Some(live) = rig.driver.live(token) {
+                live.stage = Stage::Submitted;
+            }
+            rig.driver.ring.pretend(token, result, flags);
+            let error = rig.turn().expect_err(&case).to_string();
+            assert!(error.contains(reason), "{case}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_flight_keeps_its_memory_when_nothing_can_be_relied_on() {
+        let memory = Arc::new([0; 10]);
+        let bytes = Bytes::from_owner(Shared(memory.clone()));
+        let mut rig = Rig::new(Op::Send(Box::new(bytes)));
+        rig.driver.ring.pretend(Token::WAKER, Ok(1), 0);
+        rig.turn().unwrap_err();
+        drop(rig);
+        assert_eq!(Arc::strong_count(&memory), 2, "freed in flight");
+    }
+
+    #[test]
+    fn a_cancellation_that_comes_too_late_is_harmless() {
+        let mut rig = Rig::new(READ);
+        for errno in [Errno::NOENT, Errno::ALREADY] {
+            rig.driver.ring.pretend(Token::CANCELLATION, Err(errno), 0);
+            assert!(rig.turn().unwrap().is_empty());
+        }
+        assert!(rig.driver.fd(rig.source).is_some());
+    }
+
+    #[test]
+    fn a_wait_that_cannot_be_ended_fails_the_backend() {
+        let mut rig = Rig::new(READ);
+        rig.driver.waker_polled = true;
+        rig.driver.ring.pretend(Token::WAKER, Err(Errno::INVAL), 0);
+        rig.turn().unwrap_err();
     }
 }

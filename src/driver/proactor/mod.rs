@@ -26,6 +26,7 @@ mod aside;
 #[allow(unsafe_code)]
 mod buffers;
 mod driver;
+mod entry;
 mod listen;
 mod operation;
 mod probe;

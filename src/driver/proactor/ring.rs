@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::buffers::{Buffers, GROUP};
+use super::entry::{Entry, Said, Token};
 use super::probe::{self, Refused};
 use crate::driver::turn::timespec;
 use crate::driver::{Direction, transfer::Chunk};
@@ -34,43 +35,6 @@ const HERE: u64 = u64::MAX;
 /// How long a ring that is dropped waits for what is in flight.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Names what is in flight: one operation of a source in one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token(u64);
-
-impl Token {
-    /// The loop's waker is readable.
-    pub(super) const WAKER: Self = Self(u64::MAX - 1);
-    /// Some source is ready that does not wait in the ring.
-    pub(super) const ASIDE: Self = Self(u64::MAX - 3);
-    /// A cancellation itself; of no interest.
-    const CANCELLATION: Self = Self(u64::MAX);
-
-    pub(super) const fn new(source: usize, direction: Direction) -> Self {
-        Self((source as u64) << 1 | matches!(direction, Direction::Write) as u64)
-    }
-
-    pub(super) const fn number(self) -> u64 {
-        self.0
-    }
-
-    pub(super) const fn numbered(number: u64) -> Self {
-        Self(number)
-    }
-
-    pub(super) fn source(self) -> usize {
-        usize::try_from(self.0 >> 1).unwrap_or(usize::MAX)
-    }
-
-    pub(super) const fn direction(self) -> Direction {
-        if self.0 & 1 == 0 {
-            Direction::Read
-        } else {
-            Direction::Write
-        }
-    }
-}
-
 /// How bytes get from a source to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -80,18 +44,6 @@ pub(super) enum Way {
     ReadMany,
     /// Once.
     Read,
-}
-
-/// What the kernel said of something in flight.
-#[derive(Debug)]
-pub(super) struct Said {
-    pub(super) token: Token,
-    /// What the system call would have returned.
-    pub(super) result: Result<usize, Errno>,
-    /// What was received.
-    pub(super) data: Bytes,
-    /// It is not in flight any more.
-    pub(super) last: bool,
 }
 
 /// See the module.
@@ -106,9 +58,11 @@ pub(super) struct Ring {
     lent: usize,
     in_flight: usize,
     enabled: bool,
+    /// The kernel said what cannot be: what it is done with is not known.
+    distrusted: bool,
     chunk: Chunk,
     /// What the kernel has left for us and was not looked at yet.
-    said: Vec<cqueue::Entry>,
+    said: Vec<Entry>,
 }
 
 impl fmt::Debug for Ring {
@@ -152,6 +106,7 @@ impl Ring {
             lent: 0,
             in_flight: 0,
             enabled: false,
+            distrusted: false,
             chunk: Chunk::default(),
             said: Vec::new(),
         })
@@ -297,15 +252,15 @@ impl Ring {
 
     /// Asks for the end of what is in flight under that name.
     pub(super) fn cancel(&mut self, token: Token) -> Result<(), Errno> {
-        let entry = opcode::AsyncCancel::new(token.0)
+        let entry = opcode::AsyncCancel::new(token.number())
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::CANCELLATION.0);
+            .user_data(Token::CANCELLATION.number());
         self.queue(&entry)
     }
 
     fn push(&mut self, entry: squeue::Entry, token: Token) -> Result<(), Errno> {
-        self.queue(&entry.user_data(token.0))?;
+        self.queue(&entry.user_data(token.number()))?;
         self.in_flight += 1;
         Ok(())
     }
@@ -363,41 +318,44 @@ impl Ring {
     }
 
     fn collect(&mut self) {
-        self.said.extend(self.uring.completion());
+        let said = self.uring.completion();
+        self.said.extend(said.map(|entry| Entry::new(&entry)));
     }
 
     /// Takes what the kernel has said since the last time, to be read by [`Ring::read`].
-    pub(super) fn said(&mut self) -> Vec<cqueue::Entry> {
+    pub(super) fn said(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.said)
     }
 
     /// Gives the memory back.
-    pub(super) fn recycle(&mut self, mut said: Vec<cqueue::Entry>) {
+    pub(super) fn recycle(&mut self, mut said: Vec<Entry>) {
         said.clear();
         if self.said.is_empty() {
             self.said = said;
         }
     }
 
-    /// Reads what the kernel has said. In order: each once, all of them.
-    pub(super) fn read(&mut self, entry: &cqueue::Entry) -> Option<Said> {
-        let token = Token(entry.user_data());
-        if token == Token::CANCELLATION {
-            return None;
-        }
-        let flags = entry.flags();
+    /// The kernel said what cannot be. What is in flight keeps its memory for good.
+    pub(super) const fn distrust(&mut self) {
+        self.distrusted = true;
+    }
+
+    /// Reads what the kernel has said of something in flight. In order: each once, all of them.
+    ///
+    /// None: that cannot be.
+    pub(super) fn read(&mut self, entry: &Entry) -> Option<Said> {
+        let Entry {
+            token,
+            result,
+            flags,
+        } = *entry;
         let last = !cqueue::more(flags);
-        let mut result = match usize::try_from(entry.result()) {
-            Ok(len) => Ok(len),
-            Err(_) => Err(Errno::from_raw_os_error(entry.result().saturating_neg())),
-        };
         let mut data = Bytes::new();
         if let Some(number) = cqueue::buffer_select(flags) {
             let len = result.unwrap_or(0);
-            match self.buffers.take(number, len, cqueue::buffer_more(flags)) {
-                Some(bytes) => data = self.chunk.copy(bytes),
-                None => result = Err(Errno::IO),
-            }
+            let more = cqueue::buffer_more(flags);
+            let bytes = self.buffers.take(number, len, more)?;
+            data = self.chunk.copy(bytes);
         }
         if last {
             self.in_flight = self.in_flight.saturating_sub(1);
@@ -424,19 +382,32 @@ impl Ring {
         })
     }
 
+    /// As if the kernel had said so.
+    #[cfg(test)]
+    pub(super) fn pretend(&mut self, token: Token, result: Result<usize, Errno>, flags: u32) {
+        self.said.push(Entry {
+            token,
+            result,
+            flags,
+        });
+    }
+
     /// Ends what is in flight. False: it does not end.
     fn settle(&mut self) -> bool {
         let begun = Instant::now();
         let all = opcode::AsyncCancel2::new(CancelBuilder::any().all())
             .build()
-            .user_data(Token::CANCELLATION.0);
+            .user_data(Token::CANCELLATION.number());
         while self.in_flight > 0 {
             let left = FAREWELL.saturating_sub(begun.elapsed());
             if left.is_zero() || self.queue(&all).is_err() || self.enter(Some(left)).is_err() {
                 return false;
             }
             for entry in self.said() {
-                self.read(&entry);
+                let cancellation = entry.token == Token::CANCELLATION;
+                if !cancellation && self.read(&entry).is_none() {
+                    return false;
+                }
             }
         }
         true
@@ -445,9 +416,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.in_flight > 0 && !self.settle() {
-            // Closing the ring ends it some time later.
-            tracing::error!(ring = ?self, "operations do not end: their memory is lost");
+        if self.distrusted || (self.in_flight > 0 && !self.settle()) {
+            // Closing the ring ends them some time later.
+            tracing::error!(ring = ?self, "operations may not have ended: their memory is lost");
             return;
         }
         // SAFETY: nothing is in flight, so the kernel uses none of it; and none of it is used
@@ -472,7 +443,7 @@ mod tests {
             .unwrap();
         ring.enter(Some(Duration::from_secs(20))).unwrap();
         let said = ring.said();
-        assert_eq!(said[0].result(), -Errno::ACCESS.raw_os_error());
+        assert_eq!(said[0].result, Err(Errno::ACCESS));
         assert!(ring.uring.submitter().register_eventfd(0).is_err());
     }
 }

@@ -3,8 +3,9 @@
 use rustix::io::Errno;
 
 use super::driver::Proactor;
+use super::entry::Token;
 use super::operation::{Live, Stage};
-use super::ring::{Token, Way};
+use super::ring::Way;
 use crate::driver::transfer::{self, Refused};
 use crate::driver::{Done, Op};
 

@@ -1,8 +1,8 @@
 //! Towards the watches: what was found, as far as a turn's budget goes.
 
 use super::driver::Proactor;
+use super::entry::Token;
 use super::operation::{Live, What};
-use super::ring::Token;
 use crate::driver::transfer::{self, Refused};
 use crate::driver::turn::Turn;
 use crate::driver::{Done, Op};
