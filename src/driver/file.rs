@@ -241,6 +241,12 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     ) {
         return Err(unwatchable);
     }
+    if kind == FileKind::SignalFd {
+        return Err(Refusal::new(
+            kind.phrase(),
+            "whoever polls it is told of signals to itself, here to the daemon; watch the signal",
+        ));
+    }
     // These always have one; the others take a descriptor to ask with.
     if matches!(
         kind,

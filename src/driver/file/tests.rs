@@ -7,6 +7,16 @@ use rustix::pipe::pipe;
 
 use super::*;
 
+/// The signals of whoever polls it would be the daemon's.
+#[test]
+fn a_signalfd_is_refused() {
+    let mut signals = nix::sys::signal::SigSet::empty();
+    signals.add(nix::sys::signal::Signal::SIGWINCH);
+    let fd = nix::sys::signalfd::SignalFd::new(&signals).unwrap();
+    let fd = fd.as_fd().try_clone_to_owned().unwrap();
+    assert_eq!(refusal(fd, Purpose::Readiness), "a signalfd");
+}
+
 fn path(path: &str, flags: OFlags) -> OwnedFd {
     open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
