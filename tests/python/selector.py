@@ -146,4 +146,4 @@ def directions(mask):
 
 
 def mask(ready):
-    return ready.readable * selectors.EVENT_READ | ready.writable * selectors.EVENT_WRITE
+    return ready.read_fired * selectors.EVENT_READ | ready.write_fired * selectors.EVENT_WRITE

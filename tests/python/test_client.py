@@ -103,7 +103,7 @@ class RemoteSelector:
 
 
 def mask(ready):
-    return ready.readable * selectors.EVENT_READ | ready.writable * selectors.EVENT_WRITE
+    return ready.read_fired * selectors.EVENT_READ | ready.write_fired * selectors.EVENT_WRITE
 
 
 def hand_over(path, fileobj):

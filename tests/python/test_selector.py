@@ -96,6 +96,19 @@ def test_it_agrees_with_the_default_selector_whatever_is_done(ours, seed):
         here.close()
 
 
+@pytest.mark.parametrize("events", [READ, WRITE, READ | WRITE])
+@pytest.mark.parametrize("stays", ["the reader", "the writer"])
+def test_it_agrees_about_a_pipe_whose_other_end_is_gone(ours, stays, events):
+    ends = [open(fd, mode, buffering=0) for fd, mode in zip(os.pipe(), ["rb", "wb"])]
+    here, there = ends if stays == "the reader" else reversed(ends)
+    with here, there, selectors.DefaultSelector() as theirs:
+        for selector in (ours, theirs):
+            selector.register(here, events, stays)
+        assert found(ours) == found(theirs)
+        there.close()
+        assert found(ours) == found(theirs) != set()
+
+
 def pour(stream, size):
     try:
         while size > 0:
