@@ -16,6 +16,7 @@ on_each_backend!(
     a_stale_rearm_does_nothing,
     directions_arm_and_fire_apart,
     a_hangup_is_silent_while_disarmed,
+    the_other_end_is_told_as_it_ended_in_the_direction_that_fired,
     a_reader_survives_the_clients_own_close,
     a_closed_fd_number_that_is_reused_is_another_watch,
     what_cannot_be_watched_is_refused_by_kind,
@@ -140,6 +141,65 @@ async fn a_hangup_is_silent_while_disarmed(scene: &mut Scene) {
     let (_, what) = ready(scene.recorder.first(id, "ready").await);
     assert!(what.readable && what.hangup, "{what:?}");
     drop(theirs);
+}
+
+async fn the_other_end_is_told_as_it_ended_in_the_direction_that_fired(scene: &mut Scene) {
+    let handover = scene.daemon.handover().await;
+    let read = Ready {
+        readable: true,
+        read_fired: true,
+        ..Ready::default()
+    };
+    let write = Ready {
+        write_fired: true,
+        ..Ready::default()
+    };
+    let hung_up = |ready| Ready {
+        hangup: true,
+        ..ready
+    };
+
+    let (reader_end, writer_end) = std::io::pipe().unwrap();
+    let (slot, other) = (handover.give(&reader_end), handover.give(&reader_end));
+    let to_read = scene.add(reader(slot)).await;
+    // Nobody ever writes there: only its hang-up can be told.
+    let to_write = scene.add(writer(other)).await;
+    scene.settle().await;
+    assert_eq!(scene.recorder.kinds(to_read), ["added"]);
+    assert_eq!(scene.recorder.kinds(to_write), ["added"]);
+    drop(writer_end);
+    let (_, what) = ready(scene.recorder.first(to_read, "ready").await);
+    assert_eq!(what, hung_up(read), "a pipe at its end");
+    let (_, what) = ready(scene.recorder.first(to_write, "ready").await);
+    assert_eq!(what, hung_up(write), "a pipe's reading end");
+
+    let (reader_end, mut writer_end) = std::io::pipe().unwrap();
+    writer_end.write_all(&[0; 65_536]).unwrap();
+    let id = scene.add(writer(handover.give(&writer_end))).await;
+    scene.settle().await;
+    assert_eq!(scene.recorder.kinds(id), ["added"], "it is full");
+    drop(reader_end);
+    let (_, what) = ready(scene.recorder.first(id, "ready").await);
+    let failed = Ready {
+        writable: true,
+        error: true,
+        ..write
+    };
+    assert_eq!(what, failed, "a pipe that nobody reads");
+
+    let (ours, _theirs, slot) = pair(scene).await;
+    let id = scene.add(reader(slot)).await;
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    let (seq, what) = ready(scene.recorder.first(id, "ready").await);
+    let half_closed = Ready {
+        half_closed: true,
+        ..read
+    };
+    assert_eq!(what, half_closed, "a peer that sends no more");
+    drop(ours);
+    assert!(scene.rearm(reading(id, seq)).await);
+    let (_, what) = ready(scene.recorder.nth(id, "ready", 2).await);
+    assert_eq!(what, hung_up(half_closed), "a peer that is gone");
 }
 
 async fn turns(scene: &Scene) -> u64 {

@@ -1,21 +1,54 @@
 //! Readiness of whatever a client may hand over, against poll(2) on the same descriptor.
 
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
 use proptest::test_runner::{Config, TestRunner};
-use rustix::event::{PollFd, PollFlags};
-use rustix::net::{Shutdown, sockopt};
+use rustix::event::{PollFd, PollFlags, epoll};
+use rustix::net::{SendFlags, Shutdown, sockopt};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::*;
 
+/// More than any end takes before it is full; a datagram socket of the internet never is.
+const FILL_MAX: usize = 16 << 20;
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Unix,
+    UnixDatagrams,
+    UnixPackets,
     Tcp,
+    TcpUnconnected,
+    TcpRefused,
+    TcpListener,
+    Udp,
     PipeReader,
     PipeWriter,
     PtyMaster,
     PtySlave,
+    /// A pipe opened for both, as FIFOs can be.
+    PipeBoth,
+    EventFd,
+    /// An instance that waits for an eventfd.
+    Epoll,
+}
+
+impl Kind {
+    /// What is done on one end is seen on the other at once.
+    const fn is_prompt(self) -> bool {
+        !matches!(
+            self,
+            Self::Tcp
+                | Self::TcpUnconnected
+                | Self::TcpRefused
+                | Self::TcpListener
+                | Self::Udp
+                | Self::PtyMaster
+                | Self::PtySlave
+        )
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +59,8 @@ enum Step {
     Drain,
     WeShutDown(bool),
     PeerWrites(usize),
+    /// A byte out of band, which poll(2) has for POLLPRI alone.
+    PeerUrges,
     PeerDrains,
     PeerShutsDown(bool),
     PeerCloses,
@@ -37,18 +72,28 @@ enum Step {
 
 fn programs() -> impl Strategy<Value = (Kind, Vec<Step>)> {
     let kind = prop_oneof![
-        Just(Kind::Unix),
-        Just(Kind::Tcp),
-        Just(Kind::PipeReader),
-        Just(Kind::PipeWriter),
-        Just(Kind::PtyMaster),
-        Just(Kind::PtySlave),
+        2 => Just(Kind::Unix),
+        1 => Just(Kind::UnixDatagrams),
+        1 => Just(Kind::UnixPackets),
+        2 => Just(Kind::Tcp),
+        1 => Just(Kind::TcpUnconnected),
+        1 => Just(Kind::TcpRefused),
+        1 => Just(Kind::TcpListener),
+        1 => Just(Kind::Udp),
+        2 => Just(Kind::PipeReader),
+        2 => Just(Kind::PipeWriter),
+        2 => Just(Kind::PtyMaster),
+        2 => Just(Kind::PtySlave),
+        1 => Just(Kind::PipeBoth),
+        1 => Just(Kind::EventFd),
+        1 => Just(Kind::Epoll),
     ];
     let step = prop_oneof![
         2 => Just(Step::Fill),
         2 => Just(Step::Drain),
         1 => any::<bool>().prop_map(Step::WeShutDown),
         3 => (1..3000_usize).prop_map(Step::PeerWrites),
+        1 => Just(Step::PeerUrges),
         2 => Just(Step::PeerDrains),
         2 => any::<bool>().prop_map(Step::PeerShutsDown),
         1 => Just(Step::PeerCloses),
@@ -79,10 +124,42 @@ fn terminal() -> (OwnedFd, OwnedFd) {
     (master, slave)
 }
 
+fn unix_pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
+    rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn tcp() -> OwnedFd {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap()
+}
+
 fn ends(kind: Kind) -> (OwnedFd, OwnedFd) {
     match kind {
         Kind::Unix => {
             let (ours, peer) = UnixStream::pair().unwrap();
+            (ours.into(), peer.into())
+        }
+        Kind::UnixDatagrams => unix_pair(SocketType::DGRAM),
+        Kind::UnixPackets => unix_pair(SocketType::SEQPACKET),
+        Kind::TcpUnconnected => (tcp(), tcp()),
+        Kind::TcpRefused => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let nobody = listener.local_addr().unwrap();
+            drop(listener);
+            let ours = tcp();
+            let _ = rustix::net::connect(&ours, &nobody);
+            (ours, tcp())
+        }
+        Kind::TcpListener => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (listener.into(), peer.into())
+        }
+        Kind::Udp => {
+            let [ours, peer] =
+                [(), ()].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+            ours.connect(peer.local_addr().unwrap()).unwrap();
+            peer.connect(ours.local_addr().unwrap()).unwrap();
             (ours.into(), peer.into())
         }
         Kind::Tcp => {
@@ -94,6 +171,23 @@ fn ends(kind: Kind) -> (OwnedFd, OwnedFd) {
         Kind::PipeWriter => {
             let (reader, writer) = blocking_pipe();
             (writer, reader)
+        }
+        Kind::PipeBoth => {
+            let (reader, writer) = blocking_pipe();
+            let link = format!("/proc/self/fd/{}", reader.as_raw_fd());
+            let both = rustix::fs::open(link, OFlags::RDWR, rustix::fs::Mode::empty()).unwrap();
+            (both, writer)
+        }
+        Kind::EventFd => {
+            let counter = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            (counter.try_clone().unwrap(), counter)
+        }
+        Kind::Epoll => {
+            let counter = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            let data = epoll::EventData::new_u64(0);
+            epoll::add(&epoll, &counter, data, epoll::EventFlags::IN).unwrap();
+            (epoll, counter)
         }
         Kind::PtyMaster => terminal(),
         Kind::PtySlave => {
@@ -250,7 +344,7 @@ impl Watched<'_> {
 pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
     let mut last = 0;
     let config = Config {
-        cases: 100,
+        cases: 200,
         failure_persistence: None,
         // One that shows silence takes as long as patience does.
         max_shrink_iters: 4,
@@ -275,10 +369,14 @@ pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
             watched.check()?;
             for step in steps {
                 match (step, &peer) {
-                    (Step::Fill, _) => fill(&watched.ours, usize::MAX),
+                    (Step::Fill, _) => fill(&watched.ours, FILL_MAX),
                     (Step::Drain, _) => drain(&watched.ours),
                     (Step::WeShutDown(writing), _) => shut_down(&watched.ours, writing),
                     (Step::PeerWrites(len), Some(peer)) => fill(peer, len),
+                    (Step::PeerUrges, Some(peer)) => {
+                        // Only stream sockets can.
+                        let _ = rustix::net::send(peer, b"!", SendFlags::OOB);
+                    }
                     (Step::PeerDrains, Some(peer)) => drain(peer),
                     (Step::PeerShutsDown(writing), Some(peer)) => shut_down(peer, writing),
                     (Step::PeerResets, Some(socket)) => {
@@ -290,7 +388,7 @@ pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
                     (Step::Arm(read, write), _) => watched.armed = [read, write],
                     (_, None) => {}
                 }
-                if !matches!(kind, Kind::Unix | Kind::PipeReader | Kind::PipeWriter) {
+                if !kind.is_prompt() {
                     watched.settle();
                 }
                 watched.check()?;

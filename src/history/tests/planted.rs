@@ -97,6 +97,14 @@ const FACTS: &[(Rule, PlantFact)] = &[
     (Rule::TimerCompleted, |f| drop_fact(f, 1, "timer_fired")),
     (Rule::TimerCompleted, |f| replace(f, 2, "closed", 0, closed(CloseReason::Completed))),
     (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready::default()))),
+    (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready {
+        read_fired: true, ..Ready::default() }))),
+    (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready {
+        hangup: true, read_fired: true, write_fired: true, ..Ready::default() }))),
+    (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready {
+        writable: true, read_fired: true, ..Ready::default() }))),
+    (Rule::ReadyEmpty, |f| replace(f, 7, "ready", 0, Kind::Ready(Ready {
+        half_closed: true, write_fired: true, ..Ready::default() }))),
     (Rule::SignalCount, |f| replace(f, 8, "signal", 0, signal(0))),
     (Rule::LoopState, |f| replace(f, 0, "loop_state_changed", 1, state(LoopState::Created))),
     (Rule::LoopState, |f| repeat(f, 0, "loop_state_changed")),
