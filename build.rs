@@ -29,11 +29,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, [root])?;
     std::fs::write(out.join("evloopd.bin"), descriptors.encode_to_vec())?;
 
+    // A message's name leads to its descriptor, and that to its JSON.
+    let mut names = tonic_prost_build::Config::new();
+    names.enable_type_names();
     tonic_prost_build::configure()
         .build_server(false)
         .bytes(".evloopd.v1")
         .btree_map(".evloopd.v1")
-        .compile_fds(descriptors.clone())?;
+        .compile_fds_with_config(descriptors.clone(), names)?;
 
     let server = out.join("server");
     std::fs::create_dir_all(&server)?;

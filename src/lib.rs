@@ -7,6 +7,7 @@
 //! | [`proto`] | the messages of the wire contract, generated |
 //! | [`clock`] | both clocks, sampled once a turn |
 //! | [`text`] | text from outside, made fit to be shown; knows nobody |
+//! | `similar` | what an unknown word may have meant; knows nobody |
 //! | [`sparing`] | log lines that anybody can cause, bounded by rate; knows nobody |
 //! | [`error`] | the one domain error |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
@@ -46,6 +47,7 @@ pub mod policy;
 pub mod proto;
 pub mod rpc;
 pub mod signals;
+mod similar;
 pub mod sparing;
 mod sync;
 #[allow(unsafe_code)]

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use evloopd::ctl;
 
 fn main() -> ExitCode {
-    let args = match ctl::Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => return ctl::usage(&error),
+    let invocation = match ctl::parse() {
+        Ok(invocation) => invocation,
+        Err(code) => return code,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -20,7 +19,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(ctl::main(args));
+    let code = runtime.block_on(ctl::main(invocation));
     // A read of stdin cannot be cancelled, and is not waited for.
     runtime.shutdown_background();
     code

@@ -39,6 +39,7 @@ pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
     let how = Foreground {
         input: !args.no_stdin,
         on_hangup: OnHangup::Keep,
+        forget_success: false,
     };
     attached(session, request, how).await
 }

@@ -30,6 +30,8 @@ pub(super) struct Foreground {
     /// Our stdin goes to it.
     pub(super) input: bool,
     pub(super) on_hangup: OnHangup,
+    /// Once it has exited with 0 nobody comes back for it: it is removed.
+    pub(super) forget_success: bool,
 }
 
 /// Runs or joins the process that `request` names, to its end; its exit code. If SIGINT ended it, we end by
@@ -75,7 +77,12 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
     if exited.status == Some(exited::Status::Signal(Signal::SIGINT as i32)) {
         return Ok(die_of(Signal::SIGINT));
     }
-    exit_code(&name, exited)
+    let code = exit_code(&name, exited)?;
+    if how.forget_success && code == 0 {
+        // It goes by itself when its time is up.
+        let _ = process.remove().await;
+    }
+    Ok(code)
 }
 
 async fn first(feed: &mut Feed) -> Result<Header, Failure> {
@@ -143,7 +150,7 @@ pub(super) async fn named(session: &Session, asked: OneWatch) -> Result<Watch, F
     if found.name.is_empty() {
         let id = parse::watch_name(&asked);
         let advice = format!("see its events with `evloopctl events --watch {id}`");
-        return Err(Failure::new(format!("watch {id}"), "it has no name").advice(advice));
+        return Err(Failure::new(id, "it has no name").advice(advice));
     }
     Ok(found)
 }

@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{Value, json};
-
-use super::failure::Outcome;
-use super::output::{self, BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
+use super::failure::{Failure, Outcome};
+use super::output;
 use super::session::{Session, answer};
+use super::table::{BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
 use crate::proto::{Backend, Capability, DocumentedLoop, ListBackendsRequest};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -22,12 +21,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(session: &Session, args: &Args) -> Outcome {
     let request = ListBackendsRequest {};
-    let list = answer("backends", session.policies().list_backends(request).await)?;
+    let list = answer(session.policies().list_backends(request).await)?;
     let (backends, documented) = (list.backends, list.documented_loops);
     if session.json {
-        let ours = backends.iter().map(backend_json);
-        let values: Vec<_> = ours.chain(documented.iter().map(documented_json)).collect();
-        output::json_lines(&values)?;
+        output::messages(&backends)?;
+        output::messages(&documented)?;
         return Ok(0);
     }
     let matrix = Matrix::new(&backends, &documented);
@@ -103,7 +101,7 @@ impl<'a> Matrix<'a> {
         reasons
     }
 
-    fn print(&self) -> Result<(), super::failure::Failure> {
+    fn print(&self) -> Result<(), Failure> {
         let heads = self.columns.iter().map(|(head, _)| head.to_uppercase());
         let heads: Vec<_> = ["CAN".to_owned()].into_iter().chain(heads).collect();
         let mut table = Table::new(&heads.iter().map(String::as_str).collect::<Vec<_>>());
@@ -162,35 +160,4 @@ fn word(capability: Option<&Capability>) -> String {
         Some(c) if c.supported && c.limit > 0 => c.limit.to_string(),
         Some(c) => yes_or_no(c.supported).0.to_owned(),
     }
-}
-
-fn capabilities_json(capabilities: &[Capability]) -> Value {
-    let capability = |c: &Capability| {
-        json!({
-            "name": c.name,
-            "supported": c.supported,
-            "limit": c.limit,
-            "reason": c.reason,
-        })
-    };
-    capabilities.iter().map(capability).collect()
-}
-
-fn backend_json(backend: &Backend) -> Value {
-    json!({
-        "name": backend.name,
-        "loop_class": backend.loop_class,
-        "available": backend.available,
-        "unavailable_reason": backend.unavailable_reason,
-        "capabilities": capabilities_json(&backend.capabilities),
-    })
-}
-
-fn documented_json(documented: &DocumentedLoop) -> Value {
-    json!({
-        "name": documented.name,
-        "platform": documented.platform,
-        "source": documented.source,
-        "capabilities": capabilities_json(&documented.capabilities),
-    })
 }

@@ -6,7 +6,6 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome, USAGE, complain};
-use super::json::with;
 use super::output;
 use crate::history::file::Tape;
 use crate::history::{Recording, Summary, Violation, check_resumed, check_same};
@@ -194,9 +193,9 @@ fn show(as_json: bool, history: &History, summary: &Summary) -> Result<(), Failu
         "gaps": summary.gaps,
         "lost": summary.lost,
         "cut_off_bytes": history.cut_off,
+        "kinds": summary.kinds,
     });
-    let kinds = json!(summary.kinds);
-    output::object(as_json, &with(value, "kinds", Some(kinds)))
+    output::object(as_json, &value)
 }
 
 fn violated(name: &str, violation: &Violation) -> Value {

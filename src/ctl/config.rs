@@ -1,10 +1,9 @@
 //! `config`: the daemon's configuration, and where each value came from.
 
-use serde_json::json;
-
 use super::failure::Outcome;
-use super::output::{self, DIM, NAME, Table, cell, plain};
+use super::output;
 use super::session::{Session, answer};
+use super::table::{DIM, NAME, Table, cell, plain};
 use crate::proto::GetConfigRequest;
 
 pub(super) const EXAMPLES: &str = "Example:
@@ -12,13 +11,9 @@ pub(super) const EXAMPLES: &str = "Example:
 
 pub(super) async fn run(session: &Session) -> Outcome {
     let request = GetConfigRequest {};
-    let values = answer("config", session.admin().get_config(request).await)?.values;
+    let values = answer(session.admin().get_config(request).await)?.values;
     if session.json {
-        let lines: Vec<_> = values
-            .iter()
-            .map(|v| json!({"key": v.key, "value": v.value, "source": v.source}))
-            .collect();
-        output::json_lines(&lines)?;
+        output::messages(&values)?;
         return Ok(0);
     }
     let mut table = Table::new(&["KEY", "VALUE", "FROM"]);

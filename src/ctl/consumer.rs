@@ -1,14 +1,13 @@
 //! `consumer`: named readers, whose place the daemon keeps and holds events for.
 
 use clap::Subcommand;
-use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome};
-use super::json::with;
-use super::output::{self, BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
+use super::output;
 use super::parse::{self, cursor_text};
-use super::render::local_time;
 use super::session::{Session, answer};
+use super::table::{BAD, DIM, GOOD, NAME, PLAIN, Sheet, Table, cell, plain, printable};
+use super::units::{counted, date_and_age, grouped, size, span};
 use crate::proto::{
     Consumer, CreateConsumerRequest, Cursor, DeleteConsumerRequest, GetConsumerRequest, IfExists,
     ListConsumersRequest, StartAt, create_consumer_request::Start,
@@ -70,13 +69,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
         Verb::List => list(session).await?,
         Verb::Show { name } => {
-            let request = GetConsumerRequest {
-                r#loop: session.loop_ref.clone(),
-                name,
-            };
-            let got = session.events().get_consumer(request).await;
-            let consumer = answer("consumer show", got)?.consumer;
-            output::object(session.json, &json(&consumer.unwrap_or_default()))?;
+            show(session, &get(session, name).await?)?;
         }
         Verb::Create {
             name,
@@ -104,8 +97,8 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ..CreateConsumerRequest::default()
             };
             let made = session.events().create_consumer(request).await;
-            let consumer = answer("consumer create", made)?.consumer;
-            output::object(session.json, &json(&consumer.unwrap_or_default()))?;
+            let consumer = answer(made)?.consumer;
+            show(session, &consumer.unwrap_or_default())?;
         }
         Verb::Delete { name } => {
             let request = DeleteConsumerRequest {
@@ -114,15 +107,38 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ..DeleteConsumerRequest::default()
             };
             let deleted = session.events().delete_consumer(request).await;
-            let acked = answer("consumer delete", deleted)?.acked;
-            let acked = cursor_text(&acked.unwrap_or_default());
-            output::object(session.json, &json!({"acked": acked}))?;
+            let deleted = answer(deleted)?;
+            if session.json {
+                output::messages([&deleted])?;
+            } else {
+                let acked = cursor_text(&deleted.acked.unwrap_or_default());
+                output::line(&format!("it had acknowledged {acked}"))?;
+            }
         }
     }
     Ok(0)
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
+/// One consumer.
+pub(super) async fn get(session: &Session, name: String) -> Result<Consumer, Failure> {
+    let request = GetConsumerRequest {
+        r#loop: session.loop_ref.clone(),
+        name,
+    };
+    let got = session.events().get_consumer(request).await;
+    Ok(answer(got)?.consumer.unwrap_or_default())
+}
+
+/// One consumer: as JSON, or all about it.
+pub(super) fn show(session: &Session, consumer: &Consumer) -> Result<(), Failure> {
+    if session.json {
+        return output::messages([consumer]);
+    }
+    sheet(consumer).print()
+}
+
+/// All consumers of the loop, page after page.
+pub(super) async fn list_all(session: &Session) -> Result<Vec<Consumer>, Failure> {
     let mut request = ListConsumersRequest {
         r#loop: session.loop_ref.clone(),
         page_size: PAGE_SIZE,
@@ -131,33 +147,30 @@ async fn list(session: &Session) -> Result<(), Failure> {
     let mut found = Vec::new();
     loop {
         let page = session.events().list_consumers(request.clone()).await;
-        let page = match answer("consumer list", page) {
+        let page = match answer(page) {
             // The context has no loop yet, and so no consumers: nothing to complain of.
-            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => break,
+            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(found),
             page => page?,
         };
         found.extend(page.consumers);
         if page.next_page_token.is_empty() {
-            break;
+            return Ok(found);
         }
         request.page_token = page.next_page_token;
     }
+}
+
+async fn list(session: &Session) -> Result<(), Failure> {
+    let found = list_all(session).await?;
     if session.json {
-        let values: Vec<_> = found.iter().map(json).collect();
-        return output::json_lines(&values);
+        return output::messages(&found);
     }
     table(&found).print()
 }
 
 fn table(consumers: &[Consumer]) -> Table {
     let heads = [
-        "NAME",
-        "ACKED",
-        "LAG EVENTS",
-        "LAG BYTES",
-        "LOST",
-        "HELD",
-        "EXPIRES",
+        "NAME", "ACKED", "BEHIND", "HOLDS", "LOST", "HELD", "EXPIRES",
     ];
     let mut table = Table::new(&heads);
     for consumer in consumers {
@@ -170,30 +183,40 @@ fn table(consumers: &[Consumer]) -> Table {
         table.row([
             cell(&consumer.name, NAME),
             plain(&consumer.acked.clone().unwrap_or_default().seq),
-            plain(&consumer.lag_events),
-            plain(&consumer.lag_bytes),
+            plain(&grouped(consumer.lag_events)),
+            plain(&size(consumer.lag_bytes)),
             cell(&consumer.lost_events, lost_style),
             cell(&held, held_style),
-            plain(&local_time(consumer.expires)),
+            plain(&date_and_age(consumer.expires)),
         ]);
     }
     table
 }
 
-fn json(c: &Consumer) -> Value {
-    let value = json!({
-        "name": c.name,
-        "acked": cursor_text(&c.acked.clone().unwrap_or_default()),
-        "lag_events": c.lag_events,
-        "lag_bytes": c.lag_bytes,
-        "lost_events": c.lost_events,
-        "held": c.held,
-        "ttl": c.ttl.unwrap_or_default().to_string(),
-        "takeovers": c.takeovers,
-    });
-    let time = |t: Option<prost_types::Timestamp>| t.map(|t| t.to_string().into());
-    let value = with(value, "created", time(c.created));
-    with(value, "expires", time(c.expires))
+/// All about it.
+fn sheet(c: &Consumer) -> Sheet {
+    let name = printable(&c.name);
+    let (state, style) = if c.held {
+        ("somebody reads as it", GOOD)
+    } else {
+        ("nobody reads as it", DIM)
+    };
+    let mut sheet = Sheet::new(format!(
+        "{NAME}{name}{NAME:#}  consumer, {style}{state}{style:#}"
+    ));
+    let events = counted(c.lag_events, "event", "events");
+    sheet.line("behind by", format!("{events}, {}", size(c.lag_bytes)));
+    if c.lost_events > 0 {
+        sheet.styled("lost", counted(c.lost_events, "event", "events"), BAD);
+    }
+    sheet.line("since", date_and_age(c.created));
+    let ttl = std::time::Duration::try_from(c.ttl.unwrap_or_default());
+    sheet.line("is kept", ttl.map_or_else(|_| String::new(), span));
+    sheet.line("expires", date_and_age(c.expires));
+    sheet.line("taken over", counted(c.takeovers, "time", "times"));
+    let acked = c.acked.as_ref().map_or_else(String::new, cursor_text);
+    sheet.styled("acked", acked, DIM);
+    sheet
 }
 
 #[cfg(test)]
@@ -212,12 +235,18 @@ mod tests {
             held: true,
             ..Consumer::default()
         };
-        let text = anstream::adapter::strip_str(&table(std::slice::from_ref(&consumer)).text())
-            .to_string();
+        let text = table(std::slice::from_ref(&consumer)).text(None);
+        let text = anstream::adapter::strip_str(&text).to_string();
         let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(words, ["audit", "40", "12", "900", "2", "yes"]);
-        let value = json(&consumer);
-        assert_eq!(value["acked"], "0123456789abcdef0123456789abcdef:40");
-        assert_eq!(value.get("expires"), None);
+        assert_eq!(words, ["audit", "40", "12", "900", "B", "2", "yes"]);
+        let text = sheet(&consumer).text(None);
+        assert!(
+            text.contains("0123456789abcdef0123456789abcdef:40"),
+            "{text}"
+        );
+        assert!(
+            text.contains("2 events") && !text.contains("expires"),
+            "{text}"
+        );
     }
 }

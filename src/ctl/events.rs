@@ -7,10 +7,11 @@ use clap::Args;
 use super::failure::{Failure, Outcome, USAGE};
 use super::feed::{Feed, Source, Tape};
 use super::filter::Filter;
-use super::output::{self, DIM};
+use super::output;
 use super::parse;
 use super::printer::{Printer, Until};
 use super::session::Session;
+use super::table::DIM;
 use crate::proto::{Cursor, OnGap, StartAt, SubscribeRequest, subscribe_request::Start};
 
 pub(super) const EXAMPLES: &str = "Examples:

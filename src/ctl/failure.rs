@@ -14,8 +14,29 @@ use tonic_types::StatusExt as _;
 use crate::client::{NoDaemon, START_COMMAND};
 use crate::text;
 
+/// What every verb exits with, for `--help`, the man pages and the README.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes of run, attach, wait and logs:
+  0-255  the program's own; of logs 0
+  124    its time was over: --timeout of run or wait
+  125    evloopctl failed, or the exit code is not known; of logs: not all of the output is held
+  126    the program was found and cannot be executed
+  127    the program was not found
+  128+N  signal N ended it (run and attach end by SIGINT themselves if SIGINT ended it)
+of all others:
+  0      it is done
+  1      it could not be done, or not for all that were named
+  2      the command line, or a file on it, is wrong
+  3      events were missing (events, and watches with --follow)";
+
+/// Exit code where a process ran out of its time, as of timeout(1).
+pub(super) const TIMED_OUT: u8 = 124;
 /// Exit code of failures of evloopctl itself where a child's own code is returned otherwise.
 pub(super) const OWN_FAILURE: u8 = 125;
+/// Exit code if the program was found and cannot be executed, as of env(1).
+const NOT_EXECUTABLE: u8 = 126;
+/// Exit code if the program was not found, as of env(1).
+const NOT_FOUND: u8 = 127;
 /// Exit code when events were missed.
 pub(super) const GAP_MET: u8 = 3;
 /// Exit code of a wrong command line, wrong files on it included.
@@ -39,13 +60,15 @@ pub(super) enum Gone {
 /// Why a verb failed.
 #[derive(Debug)]
 pub(super) struct Failure {
+    /// The verb as it was typed; empty if that does not matter.
+    verb: String,
     /// Empty: nothing is printed.
     message: String,
     advice: String,
     /// The `reason` of google.rpc.ErrorInfo; empty if the daemon did not say.
     pub(super) reason: String,
-    /// The field named in the error's metadata, for a spec that differs.
-    pub(super) field: String,
+    /// What else it said, by key.
+    metadata: Box<[(String, String)]>,
     /// The connection broke: worth another attempt.
     pub(super) lost: bool,
     /// It is our output that nobody takes any more.
@@ -56,11 +79,17 @@ pub(super) struct Failure {
 impl Failure {
     /// A failure at `what`, in words.
     pub(super) fn new(what: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self::plain(format!("{what}: {reason}"))
+    }
+
+    /// A failure in words.
+    pub(super) fn plain(message: impl Into<String>) -> Self {
         Self {
-            message: format!("{what}: {reason}"),
+            verb: String::new(),
+            message: message.into(),
             advice: String::new(),
             reason: String::new(),
-            field: String::new(),
+            metadata: Box::default(),
             lost: false,
             gone: None,
             code: FAILED,
@@ -68,7 +97,7 @@ impl Failure {
     }
 
     /// What the daemon, or the connection to it, answered.
-    pub(super) fn rpc(what: impl fmt::Display, status: &Status) -> Self {
+    pub(super) fn rpc(status: &Status) -> Self {
         let details = status.get_error_details();
         let Some(info) = details.error_info() else {
             let lost = matches!(
@@ -80,10 +109,9 @@ impl Failure {
             } else {
                 ""
             };
-            let failure = Self::new(what, status.message()).advice(advice);
+            let failure = Self::plain(status.message()).advice(advice);
             return Self { lost, ..failure };
         };
-        let metadata = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
         let violation = details
             .bad_request()
             .and_then(|b| b.field_violations.first());
@@ -93,12 +121,51 @@ impl Failure {
             }
             _ => status.message().to_owned(),
         };
-        let failure = Self::new(what, message).advice(advice(&info.reason, &metadata));
-        Self {
+        let failure = Self {
             reason: info.reason.clone(),
-            field: metadata("field"),
-            ..failure
+            metadata: info.metadata.clone().into_iter().collect(),
+            ..Self::plain(message)
+        };
+        let advice = advice(&failure);
+        failure.executing().advice(advice)
+    }
+
+    /// One of a program that could not be executed has the code that env(1) has for it.
+    fn executing(self) -> Self {
+        let code = match (self.told("step"), self.told("errno_name")) {
+            ("lookup" | "exec", "ENOENT") => NOT_FOUND,
+            ("lookup" | "exec", _) => NOT_EXECUTABLE,
+            _ => return self,
+        };
+        self.code(code)
+    }
+
+    /// What the daemon's error says under this key; empty if it does not.
+    pub(super) fn told(&self, key: &str) -> &str {
+        let mut pairs = self.metadata.iter();
+        let found = pairs.find(|(known, _)| known == key);
+        found.map_or("", |(_, value)| value)
+    }
+
+    /// In other words, all else as it is.
+    pub(super) fn saying(self, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { message, ..self }
+    }
+
+    /// With what it is about before it.
+    pub(super) fn about(self, what: impl fmt::Display) -> Self {
+        if self.is_silent() {
+            return self;
         }
+        let message = format!("{what}: {}", self.message);
+        self.saying(message)
+    }
+
+    /// With the verb that it ended.
+    pub(super) fn of_verb(self, verb: &str) -> Self {
+        let verb = verb.to_owned();
+        Self { verb, ..self }
     }
 
     /// Writing to stdout or stderr failed. A closed pipe is the reader's choice, not a failure.
@@ -122,13 +189,7 @@ impl Failure {
 
     /// Ends without a word.
     pub(super) fn silent(code: u8) -> Self {
-        let message = String::new();
-        let failure = Self::new("", "");
-        Self {
-            message,
-            code,
-            ..failure
-        }
+        Self::plain("").code(code)
     }
 
     pub(super) fn is_silent(&self) -> bool {
@@ -148,10 +209,10 @@ impl Failure {
 
     /// For verbs whose exit code is a child's: one that no child's code is taken for.
     pub(super) fn of_run(self) -> Self {
-        let code = if self.is_silent() {
-            self.code
-        } else {
-            OWN_FAILURE
+        let code = match self.code {
+            code @ (TIMED_OUT | NOT_EXECUTABLE | NOT_FOUND) => code,
+            code if self.is_silent() => code,
+            _ => OWN_FAILURE,
         };
         Self { code, ..self }
     }
@@ -167,6 +228,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.verb.is_empty() {
+            write!(f, "{}: ", self.verb)?;
+        }
         write!(f, "{}", text::escaped(&self.message, MESSAGE_MAX))?;
         if self.advice.is_empty() {
             return Ok(());
@@ -217,35 +281,30 @@ fn say(message: impl fmt::Display, style: Style) {
 }
 
 /// What to do about a refusal, by its reason.
-fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
-    let fixed = match reason {
+fn advice(failure: &Failure) -> String {
+    let fixed = match failure.reason.as_str() {
         "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist; an id is written `@7`",
-        "WATCH_NOT_FOUND" => "`evloopctl watch list` shows those that exist; an id is written `@7`",
+        "WATCH_NOT_FOUND" => "`evloopctl ps` and `evloopctl watch list` show what is there",
         "POLICY_NOT_FOUND" => "`evloopctl policy list` shows those that exist",
         "NO_LOOP_IN_CONTEXT" => {
             "set one with `evloopctl loop set NAME`, or name one with --loop NAME"
         }
         "CONSUMER_NOT_FOUND" => "`evloopctl consumer list` shows those that exist",
         "SLOT_NOT_FOUND" => "hand the descriptor over again",
-        "NAME_TAKEN" if metadata("field").is_empty() => "choose another name",
-        "NAME_TAKEN" => "join it with `evloopctl attach NAME`, or choose another name",
+        "NAME_TAKEN" => "choose another name",
         "LOOP_CLOSED" => "make another with `evloopctl loop new NAME`",
-        "LOOP_RUNNING" => "stop it with `evloopctl loop stop NAME`",
-        "WATCH_CLOSED" | "WRONG_STATE" => "`evloopctl watch get NAME` shows its state",
-        "LIMIT" => "remove what is finished with `evloopctl rm NAME`, or raise the limit",
+        "LOOP_RUNNING" => "stop it with `evloopctl loop stop NAME`, or close it with --stop",
+        "LIMIT" => "remove what is finished with `evloopctl rm --all`, or raise the limit",
         "JOURNAL_FULL" => {
-            "`evloopctl consumer list` shows who holds it; remove what is finished with `evloopctl rm NAME`"
+            "`evloopctl consumer list` shows who holds it; remove what is finished with `evloopctl rm --all`"
         }
         "MAILBOX_FULL" => "the loop is busy: try again",
-        "CURSOR_OUT_OF_RANGE" => return range(metadata),
+        "CURSOR_OUT_OF_RANGE" => return range(failure),
         "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => "`evloopctl backends` shows what works here",
         "PERMISSION_DENIED" => {
             "a daemon serves its own user and root; `evloopctl status` shows whose it is"
         }
-        "SYSTEM" if matches!(metadata("step").as_str(), "exec" | "lookup") => {
-            "check the program's name, its mode and PATH"
-        }
-        "SYSTEM" if metadata("step") == "chdir" => {
+        "SYSTEM" if failure.told("step") == "chdir" => {
             "check that the directory exists and may be entered"
         }
         "DRAINING" => "try again when it is back",
@@ -255,8 +314,8 @@ fn advice(reason: &str, metadata: &dyn Fn(&str) -> String) -> String {
     fixed.to_owned()
 }
 
-fn range(metadata: &dyn Fn(&str) -> String) -> String {
-    let (epoch, oldest, newest) = (metadata("epoch"), metadata("oldest"), metadata("newest"));
+fn range(failure: &Failure) -> String {
+    let [epoch, oldest, newest] = ["epoch", "oldest", "newest"].map(|key| failure.told(key));
     let first = oldest.parse::<u64>().unwrap_or(1).saturating_sub(1);
     format!(
         "readable is --after {epoch}:{first} up to {epoch}:{newest}, or all of it with --oldest"
@@ -277,7 +336,7 @@ mod tests {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
         let details = ErrorDetails::with_error_info(reason, "evloopd", metadata);
-        Failure::rpc("run", &Status::with_error_details(code, "refused", details))
+        Failure::rpc(&Status::with_error_details(code, "refused", details))
     }
 
     #[test]
@@ -287,9 +346,12 @@ mod tests {
             "NAME_TAKEN",
             &[("field", "spec.process.exec")],
         );
-        let text = "run: refused; join it with `evloopctl attach NAME`, or choose another name";
-        assert_eq!(taken.to_string(), text);
-        assert_eq!(taken.field, "spec.process.exec");
+        let taken = taken.about("build").of_verb("run");
+        assert_eq!(
+            taken.to_string(),
+            "run: build: refused; choose another name"
+        );
+        assert_eq!(taken.told("field"), "spec.process.exec");
         assert_eq!((taken.lost, taken.code), (false, 1));
         assert_eq!(taken.of_run().code, OWN_FAILURE);
         let range = [("epoch", "ab"), ("oldest", "7"), ("newest", "9")];
@@ -298,9 +360,27 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_cannot_be_executed_has_the_codes_of_env() {
+        for (step, errno, code) in [
+            ("lookup", "ENOENT", 127),
+            ("exec", "ENOENT", 127),
+            ("lookup", "EACCES", 126),
+            ("exec", "ENOEXEC", 126),
+            ("chdir", "ENOENT", OWN_FAILURE),
+            ("fork", "EAGAIN", OWN_FAILURE),
+        ] {
+            let told = [("step", step), ("errno_name", errno)];
+            let failure = refused(Code::NotFound, "SYSTEM", &told);
+            assert_eq!(failure.of_run().code, code, "{step} {errno}");
+        }
+        let timed_out = Failure::plain("x").code(TIMED_OUT);
+        assert_eq!(timed_out.of_run().code, TIMED_OUT);
+    }
+
+    #[test]
     fn only_what_the_daemon_did_not_say_itself_is_a_lost_connection() {
-        assert!(Failure::rpc("x", &Status::unavailable("broken pipe")).lost);
-        assert!(!Failure::rpc("x", &Status::unimplemented("what")).lost);
+        assert!(Failure::rpc(&Status::unavailable("broken pipe")).lost);
+        assert!(!Failure::rpc(&Status::unimplemented("what")).lost);
         assert!(!refused(Code::Unavailable, "DRAINING", &[]).lost);
     }
 

@@ -55,13 +55,6 @@ impl Source {
             }
         }
     }
-
-    const fn what(&self) -> &'static str {
-        match self {
-            Self::Subscribe(_) => "subscribe",
-            Self::Run(_) => "run",
-        }
-    }
 }
 
 /// What a stream begins with.
@@ -313,7 +306,7 @@ impl Feed {
             Item::Batch(batch) => {
                 if self.through.is_some_and(|through| through != batch.after) {
                     let broken = "the daemon's batches do not join";
-                    return Err(Failure::new(self.source.what(), broken));
+                    return Err(Failure::plain(broken));
                 }
                 self.through = Some(batch.through);
                 self.failures = 0;
@@ -337,14 +330,14 @@ impl Feed {
     /// After a broken connection: waits before the next attempt, or gives up.
     async fn back_off(&mut self, status: &Status) -> Result<(), Failure> {
         self.stream = None;
-        let mut failure = Failure::rpc(self.source.what(), status);
+        let mut failure = Failure::rpc(status);
         let gone = ["LOOP_NOT_FOUND", "WATCH_NOT_FOUND", "CURSOR_OUT_OF_RANGE"];
         if gone.contains(&failure.reason.as_str())
             && let Some(header) = &self.header
         {
             let mut admin = self.session.admin();
             let info = admin.get_server_info(GetServerInfoRequest {}).await;
-            match answer("status", info) {
+            match answer(info) {
                 Ok(info) if info.instance == header.instance => return Err(failure),
                 Ok(_) => return Err(self.restarted()),
                 // The connection broke again.
@@ -364,10 +357,9 @@ impl Feed {
     fn restarted(&self) -> Failure {
         let new = "the daemon was restarted, and the new one does not know";
         match &self.source {
-            Source::Subscribe(_) => Failure::new(
-                "subscribe",
-                format_args!("{new} the events of this loop's history"),
-            ),
+            Source::Subscribe(_) => {
+                Failure::plain(format!("{new} the events of this loop's history"))
+            }
             Source::Run(request) => {
                 let unknown =
                     format_args!("{new} this process: whether it still runs is not known");

@@ -96,12 +96,8 @@ impl Feeder<'_> {
             offset,
             ..WriteRequest::default()
         };
-        let response = retried(async || {
-            answer(
-                "write",
-                self.session.transports().write(request.clone()).await,
-            )
-        });
+        let response =
+            retried(async || answer(self.session.transports().write(request.clone()).await));
         let response = response.await?;
         Ok((response.taken, response.buffered_bytes))
     }
@@ -113,12 +109,8 @@ impl Feeder<'_> {
             watch: Some(self.watch.clone()),
             ..WriteEofRequest::default()
         };
-        let ended = retried(async || {
-            answer(
-                "write",
-                self.session.transports().write_eof(request.clone()).await,
-            )
-        });
+        let ended =
+            retried(async || answer(self.session.transports().write_eof(request.clone()).await));
         ended.await.map(drop)
     }
 }

@@ -1,12 +1,59 @@
-//! Messages as JSON: names as in the proto files, enums as short lower-case words,
-//! bytes as `text` where they are UTF-8 and else as `base64`.
+//! Messages as JSON, in one shape that follows from the proto files, field by field:
+//!
+//! - A field has the name that it has there. Fields without a value of their own (messages, `optional`,
+//!   members of a oneof) are there if they are set, all others always.
+//! - A oneof has its own name too, with the name of the member that is set.
+//! - Enums are words: `CLOSE_REASON_REMOVED` is `"removed"`.
+//! - Bytes are an object: `{"text": …}` where they are UTF-8, else `{"base64": …}`.
+//! - Timestamps are RFC 3339, durations seconds with their unit (`"1.5s"`), cursors `"EPOCH:SEQ"`.
+//! - Numbers are numbers, also those of 64 bits.
+
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use prost::{Message, Name};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey,
+    ReflectMessage as _, Value as Field,
+};
 use serde_json::{Map, Value, json};
 
-use crate::proto::event::Kind;
-use crate::proto::{self, Event, Gap, exited, socket_address, unix_address};
+use super::parse::cursor_text;
+use crate::proto::{self, Event, Gap};
+
+static POOL: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).unwrap_or_default());
+
+/// A message of the proto files.
+pub(super) fn of<M: Message + Name>(message: &M) -> Value {
+    // Both cannot fail: it is a message of ours, and its bytes come from it.
+    let dynamic = POOL
+        .get_message_by_name(&M::full_name())
+        .map(|descriptor| DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()));
+    match dynamic {
+        Some(Ok(dynamic)) => object(&dynamic),
+        Some(Err(_)) | None => Value::Null,
+    }
+}
+
+/// An event: [`of`] it, its `kind` before all that it says.
+pub(super) fn event(event: &Event) -> Value {
+    of(event)
+}
+
+/// A gap, told apart from events by its `kind`.
+pub(super) fn gap(gap: &Gap) -> Value {
+    json!({"kind": "gap", "gap": of(gap)})
+}
+
+/// The fields of `more` after those of `value`, both of them objects.
+pub(super) fn joined(mut value: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut value, more) {
+        object.extend(more);
+    }
+    value
+}
 
 /// An enum's value as a short word: `CLOSE_REASON_REMOVED` is `removed`.
 pub(super) fn word(name: &str, prefix: &str) -> String {
@@ -14,273 +61,242 @@ pub(super) fn word(name: &str, prefix: &str) -> String {
     short.to_ascii_lowercase()
 }
 
-/// Puts bytes into an object, under the key that says how to read them.
-pub(super) fn put_bytes(object: &mut Map<String, Value>, bytes: &[u8]) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => object.insert("text".to_owned(), text.into()),
-        Err(_) => object.insert("base64".to_owned(), STANDARD.encode(bytes).into()),
+fn object(message: &DynamicMessage) -> Value {
+    let descriptor = message.descriptor();
+    let text = match descriptor.full_name() {
+        "google.protobuf.Timestamp" => text::<prost_types::Timestamp>(message, ToString::to_string),
+        "google.protobuf.Duration" => text::<prost_types::Duration>(message, ToString::to_string),
+        "evloopd.v1.Cursor" => text::<proto::Cursor>(message, cursor_text),
+        _ => None,
     };
-}
-
-/// `value` with bytes in it.
-fn with_bytes(mut value: Value, bytes: &[u8]) -> Value {
-    if let Value::Object(object) = &mut value {
-        put_bytes(object, bytes);
+    if let Some(text) = text {
+        return text.into();
     }
-    value
-}
-
-/// `value` with one more key, if there is something to put there.
-pub(super) fn with(mut value: Value, key: &str, more: Option<Value>) -> Value {
-    if let (Value::Object(object), Some(more)) = (&mut value, more) {
-        object.insert(key.to_owned(), more);
+    let mut object = Map::new();
+    for field in descriptor.fields() {
+        if field.supports_presence() && !message.has_field(&field) {
+            continue;
+        }
+        let oneof = field.containing_oneof();
+        if let Some(oneof) = oneof.filter(|oneof| !oneof.is_synthetic()) {
+            object.insert(oneof.name().to_owned(), field.name().into());
+        }
+        let value = of_field(&field, &message.get_field(&field));
+        object.insert(field.name().to_owned(), value);
     }
-    value
+    object.into()
 }
 
-/// An event: its position, times and watch, its `kind`, and under that name what it says.
-pub(super) fn event(event: &Event) -> Value {
-    let (kind, body) = event.kind.as_ref().map_or(("unknown", json!({})), kind);
-    let head = json!({
-        "seq": event.seq,
-        "monotonic_ns": event.monotonic_ns,
-        "realtime_ns": event.realtime_ns,
-        "watch_id": event.watch_id,
-        "user_data": event.user_data,
-        "kind": kind,
-    });
-    with(head, kind, Some(body))
+fn text<M: Message + Default>(
+    message: &DynamicMessage,
+    text: impl Fn(&M) -> String,
+) -> Option<String> {
+    let message: M = message.transcode_to().ok()?;
+    Some(text(&message))
 }
 
-/// A gap, told apart from events by its `kind`.
-pub(super) fn gap(gap: &Gap) -> Value {
-    json!({
-        "kind": "gap",
-        "gap": {
-            "from_seq": gap.from_seq,
-            "through_seq": gap.through_seq,
-            "reason": word(gap.reason().as_str_name(), "GAP_REASON_"),
+fn of_field(field: &FieldDescriptor, value: &Field) -> Value {
+    let kind = field.kind();
+    match (value, &kind) {
+        (Field::List(items), _) => items.iter().map(|item| single(&kind, item)).collect(),
+        (Field::Map(entries), Kind::Message(entry)) => {
+            let kind = entry.map_entry_value_field().kind();
+            let mut entries: Vec<_> = entries
+                .iter()
+                .map(|(key, value)| (key_text(key), single(&kind, value)))
+                .collect();
+            entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+            Value::Object(entries.into_iter().collect())
+        }
+        (value, _) => single(&kind, value),
+    }
+}
+
+fn single(kind: &Kind, value: &Field) -> Value {
+    match value {
+        Field::Bool(value) => (*value).into(),
+        Field::I32(value) => (*value).into(),
+        Field::I64(value) => (*value).into(),
+        Field::U32(value) => (*value).into(),
+        Field::U64(value) => (*value).into(),
+        Field::F32(value) => (*value).into(),
+        Field::F64(value) => (*value).into(),
+        Field::String(text) => text.as_str().into(),
+        Field::Bytes(bytes) => of_bytes(bytes),
+        Field::EnumNumber(number) => match kind {
+            Kind::Enum(descriptor) => of_enum(descriptor, *number),
+            _ => (*number).into(),
         },
-    })
-}
-
-fn kind(kind: &Kind) -> (&'static str, Value) {
-    match kind {
-        Kind::Added(e) => ("added", added(e)),
-        Kind::Closed(e) => ("closed", closed(e)),
-        Kind::Removed(e) => ("removed", json!({"request_id": e.request_id})),
-        Kind::Ready(e) => ("ready", ready(e)),
-        Kind::TimerFired(e) => ("timer_fired", timer_fired(e)),
-        Kind::Started(e) => ("started", json!({"pid": e.pid})),
-        Kind::Data(e) => ("data", data(e)),
-        Kind::StreamEnd(e) => ("stream_end", stream_end(e)),
-        Kind::Exited(e) => ("exited", exited(e)),
-        Kind::Connected(e) => ("connected", connected(e)),
-        Kind::Accepted(e) => ("accepted", accepted(e)),
-        Kind::AcceptPaused(e) => ("accept_paused", accept_paused(e)),
-        Kind::Eof(e) => ("eof", json!({"offset": e.offset})),
-        Kind::WritePaused(e) => ("write_paused", json!({"buffered_bytes": e.buffered_bytes})),
-        Kind::WriteResumed(e) => ("write_resumed", json!({"buffered_bytes": e.buffered_bytes})),
-        Kind::Signal(e) => ("signal", signal(e)),
-        Kind::Posted(e) => ("posted", posted(e)),
-        Kind::LoopStateChanged(e) => {
-            let state = word(e.state().as_str_name(), "LOOP_STATE_");
-            ("loop_state_changed", json!({"state": state}))
-        }
-        Kind::PolicyChanged(e) => ("policy_changed", policy_changed(e)),
+        Field::Message(message) => object(message),
+        Field::List(_) | Field::Map(_) => Value::Null,
     }
 }
 
-fn added(e: &proto::Added) -> Value {
-    json!({
-        "request_id": e.request_id,
-        "name": e.name,
-        "watch_kind": e.watch_kind,
-        "parent_watch_id": e.parent_watch_id,
-    })
+fn of_bytes(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!({"text": text}),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+    }
 }
 
-/// Why and how a watch closed.
-pub(super) fn closed(e: &proto::Closed) -> Value {
-    let body = json!({
-        "reason": word(e.reason().as_str_name(), "CLOSE_REASON_"),
-        "unsent_bytes": e.unsent_bytes,
-    });
-    with(body, "error", e.error.as_ref().map(system_error))
-}
-
-fn ready(e: &proto::Ready) -> Value {
-    json!({
-        "readable": e.readable,
-        "writable": e.writable,
-        "hangup": e.hangup,
-        "error": e.error,
-        "half_closed": e.half_closed,
-        "read_fired": e.read_fired,
-        "write_fired": e.write_fired,
-    })
-}
-
-fn timer_fired(e: &proto::TimerFired) -> Value {
-    json!({
-        "scheduled_ns": e.scheduled_ns,
-        "late_ns": e.late_ns,
-        "missed": e.missed,
-        "tick": e.tick,
-    })
-}
-
-fn data(e: &proto::Data) -> Value {
-    let stream = word(e.stream().as_str_name(), "STREAM_");
-    with_bytes(json!({"stream": stream, "offset": e.offset}), &e.data)
-}
-
-fn stream_end(e: &proto::StreamEnd) -> Value {
-    let body = json!({
-        "stream": word(e.stream().as_str_name(), "STREAM_"),
-        "offset": e.offset,
-        "reason": word(e.reason().as_str_name(), "STREAM_END_REASON_"),
-    });
-    with(body, "error", e.error.as_ref().map(system_error))
-}
-
-/// How a child ended.
-pub(super) fn exited(e: &proto::Exited) -> Value {
-    let status = match &e.status {
-        Some(exited::Status::Code(code)) => json!({"code": code}),
-        Some(exited::Status::Signal(signal)) => json!({"signal": signal}),
-        Some(exited::Status::Unknown(why)) => json!({"unknown": why}),
-        None => json!({"unknown": ""}),
+/// A value that this program does not know stays a number.
+fn of_enum(descriptor: &EnumDescriptor, number: i32) -> Value {
+    let Some(value) = descriptor.get_value(number) else {
+        return number.into();
     };
-    let status = with(status, "core_dumped", Some(e.core_dumped.into()));
-    with(status, "usage", e.usage.as_ref().map(usage))
-}
-
-fn usage(u: &proto::ResourceUsage) -> Value {
-    let time = |t: &Option<prost_types::Duration>| t.unwrap_or_default().to_string();
-    json!({
-        "user_time": time(&u.user_time),
-        "system_time": time(&u.system_time),
-        "max_rss_kib": u.max_rss_kib,
-        "minor_faults": u.minor_faults,
-        "major_faults": u.major_faults,
-        "block_inputs": u.block_inputs,
-        "block_outputs": u.block_outputs,
-        "voluntary_switches": u.voluntary_switches,
-        "involuntary_switches": u.involuntary_switches,
-    })
-}
-
-fn connected(e: &proto::Connected) -> Value {
-    let body = with(json!({}), "local", e.local.as_ref().map(address));
-    with(body, "peer", e.peer.as_ref().map(address))
-}
-
-fn accepted(e: &proto::Accepted) -> Value {
-    with(
-        json!({"watch_id": e.watch_id}),
-        "peer",
-        e.peer.as_ref().map(address),
-    )
-}
-
-fn accept_paused(e: &proto::AcceptPaused) -> Value {
-    let body = with(json!({}), "error", e.error.as_ref().map(system_error));
-    with(
-        body,
-        "retry_after",
-        e.retry_after.map(|d| d.to_string().into()),
-    )
-}
-
-fn signal(e: &proto::Signal) -> Value {
-    json!({
-        "number": e.number,
-        "sender_pid": e.sender_pid,
-        "sender_uid": e.sender_uid,
-        "value": e.value,
-        "count": e.count,
-    })
-}
-
-fn posted(e: &proto::Posted) -> Value {
-    let body = json!({"request_id": e.request_id, "topic": e.topic});
-    with_bytes(body, &e.payload)
-}
-
-fn policy_changed(e: &proto::PolicyChanged) -> Value {
-    json!({
-        "scope": word(e.scope().as_str_name(), "POLICY_SCOPE_"),
-        "old_policy": e.old_policy,
-        "new_policy": e.new_policy,
-    })
-}
-
-/// A system error.
-pub(super) fn system_error(e: &proto::SystemError) -> Value {
-    json!({"errno": e.errno, "name": e.name, "step": e.step, "message": e.message})
-}
-
-/// A socket's address.
-pub(super) fn address(a: &proto::SocketAddress) -> Value {
-    match &a.address {
-        Some(socket_address::Address::Inet(a)) => json!({"inet": {"ip": a.ip, "port": a.port}}),
-        Some(socket_address::Address::Unix(a)) => json!({"unix": unix_address(a)}),
-        None => Value::Null,
-    }
-}
-
-/// A Unix socket's address.
-pub(super) fn unix_address(a: &proto::UnixAddress) -> Value {
-    match &a.name {
-        Some(unix_address::Name::Path(path)) => json!({"path": path}),
-        Some(unix_address::Name::AbstractName(name)) => {
-            json!({"abstract_name": with_bytes(json!({}), name)})
+    let mut prefix = String::new();
+    for letter in descriptor.name().chars() {
+        if letter.is_ascii_uppercase() && !prefix.is_empty() {
+            prefix.push('_');
         }
-        None => json!({}),
+        prefix.push(letter.to_ascii_uppercase());
+    }
+    prefix.push('_');
+    word(value.name(), &prefix).into()
+}
+
+fn key_text(key: &MapKey) -> String {
+    match key {
+        MapKey::Bool(key) => key.to_string(),
+        MapKey::I32(key) => key.to_string(),
+        MapKey::I64(key) => key.to_string(),
+        MapKey::U32(key) => key.to_string(),
+        MapKey::U64(key) => key.to_string(),
+        MapKey::String(key) => key.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use prost_reflect::MessageDescriptor;
 
-    fn data(bytes: &'static [u8]) -> Event {
-        let stream = proto::Stream::Stdout.into();
+    use super::*;
+    use crate::proto::event::Kind;
+
+    #[test]
+    fn a_message_has_the_names_of_the_proto_files() {
         let data = proto::Data {
-            stream,
+            stream: proto::Stream::Stdout.into(),
             offset: 5,
-            data: bytes.into(),
+            data: "é\n".into(),
         };
-        let kind = Some(Kind::Data(data));
-        Event {
+        let event = Event {
             seq: 9,
             realtime_ns: u64::MAX,
             watch_id: 2,
-            kind,
+            kind: Some(Kind::Data(data)),
             ..Event::default()
-        }
-    }
-
-    #[test]
-    fn bytes_are_text_where_they_are_utf8_and_else_base64() {
-        let line = event(&data("é\n".as_bytes())).to_string();
+        };
+        let line = of(&event).to_string();
         let head = r#"{"seq":9,"monotonic_ns":0,"realtime_ns":18446744073709551615,"watch_id":2,"#;
-        let tail =
-            r#""user_data":0,"kind":"data","data":{"stream":"stdout","offset":5,"text":"é\n"}}"#;
+        let tail = r#""user_data":0,"kind":"data","data":{"stream":"stdout","offset":5,"data":{"text":"é\n"}}}"#;
         assert_eq!(line, format!("{head}{tail}"));
-        let binary = event(&data(b"\xff\0"));
-        assert_eq!(binary["data"]["base64"], "/wA=");
-        assert!(binary["data"].get("text").is_none());
     }
 
     #[test]
-    fn enums_are_words_and_what_is_absent_is_not_there() {
-        let reason = proto::CloseReason::FdTaken.into();
-        let without = closed(&proto::Closed {
-            reason,
-            ..proto::Closed::default()
-        });
-        assert_eq!(without, json!({"reason": "fd_taken", "unsent_bytes": 0}));
+    fn what_is_absent_is_not_there_and_what_has_no_presence_always_is() {
+        let exited = proto::Exited {
+            status: Some(proto::exited::Status::Code(0)),
+            ..proto::Exited::default()
+        };
+        assert_eq!(
+            of(&exited),
+            json!({"status": "code", "code": 0, "core_dumped": false})
+        );
+        let watch = proto::Watch {
+            added: Some(proto::Cursor {
+                epoch: "ab".to_owned(),
+                seq: 7,
+            }),
+            created: Some(prost_types::Timestamp::default()),
+            ..proto::Watch::default()
+        };
+        let value = of(&watch);
+        assert_eq!(
+            (&value["added"], &value["created"], &value["labels"]),
+            (&"ab:7".into(), &"1970-01-01T00:00:00Z".into(), &json!({}))
+        );
+        assert!(value.get("closed").is_none() && value.get("status").is_none());
+        let variable = proto::EnvVar {
+            name: "A".into(),
+            value: b"\xff\0"[..].into(),
+        };
+        assert_eq!(of(&variable)["value"], json!({"base64": "/wA="}));
+    }
+
+    /// Every field set, of messages too as deep as that many.
+    fn full(descriptor: &MessageDescriptor, member: usize, depth: usize) -> DynamicMessage {
+        let mut message = DynamicMessage::new(descriptor.clone());
+        let single = |kind: &prost_reflect::Kind| match kind {
+            prost_reflect::Kind::Message(of) if depth > 0 => {
+                Field::Message(full(of, member, depth - 1))
+            }
+            kind => Field::default_value(kind),
+        };
+        for field in descriptor.fields() {
+            let oneof = field.containing_oneof().filter(|o| !o.is_synthetic());
+            if oneof.is_some_and(|o| {
+                let members: Vec<_> = o.fields().collect();
+                members[member % members.len()] != field
+            }) {
+                continue;
+            }
+            let value = match field.kind() {
+                prost_reflect::Kind::Message(entry) if field.is_map() => {
+                    let value = single(&entry.map_entry_value_field().kind());
+                    Field::Map([(MapKey::String("key".to_owned()), value)].into())
+                }
+                kind if field.is_list() => Field::List(vec![single(&kind)]),
+                kind => single(&kind),
+            };
+            message.set_field(&field, value);
+        }
+        message
+    }
+
+    fn names(value: &Value) -> Vec<&str> {
+        let object = value.as_object().unwrap();
+        object.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn every_field_of_every_message_is_there_by_its_name() {
+        let ours = POOL
+            .all_messages()
+            .filter(|message| message.package_name() == "evloopd.v1" && !message.is_map_entry());
+        let mut count = 0;
+        for descriptor in ours.filter(|message| message.name() != "Cursor") {
+            let mut seen = std::collections::BTreeSet::new();
+            // More than any oneof has members.
+            for member in 0..32 {
+                let value = object(&full(&descriptor, member, 2));
+                seen.extend(names(&value).into_iter().map(str::to_owned));
+            }
+            let fields = descriptor.fields().map(|f| f.name().to_owned());
+            let oneofs = descriptor.oneofs().filter(|o| !o.is_synthetic());
+            let expected = fields.chain(oneofs.map(|o| o.name().to_owned())).collect();
+            assert_eq!(seen, expected, "{}", descriptor.full_name());
+            count += 1;
+        }
+        assert!(count > 100, "{count}");
+    }
+
+    #[test]
+    fn every_enum_is_a_word_without_its_prefix() {
+        for descriptor in POOL
+            .all_enums()
+            .filter(|e| e.package_name() == "evloopd.v1")
+        {
+            for value in descriptor.values() {
+                let word = of_enum(&descriptor, value.number());
+                let word = word.as_str().unwrap();
+                let whole = value.name().to_ascii_lowercase();
+                assert!(
+                    whole.len() > word.len() && whole.ends_with(&format!("_{word}")),
+                    "{whole}"
+                );
+            }
+            assert_eq!(of_enum(&descriptor, 9999), json!(9999));
+        }
     }
 }

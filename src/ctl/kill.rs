@@ -1,31 +1,60 @@
-//! `kill`: sends a signal to a process.
+//! `kill`: sends a signal to processes.
 
 use clap::Args;
 
-use super::failure::Outcome;
-use super::names::Watches;
+use super::failure::{Failure, Outcome, USAGE};
 use super::parse;
 use super::session::{Session, answer};
-use crate::proto::{SendSignalRequest, SignalTarget};
+use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
-  evloopctl kill -s HUP --process web
+  evloopctl kill -9 build
+  evloopctl kill -HUP --process web
   evloopctl kill @7               # by id
 
-The exit code is 0, or 1 if one of them could not be sent the signal.";
+It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one of
+them could not be sent the signal.";
 
 /// Options of `kill`.
 #[derive(Debug, Args)]
+#[group(id = "targets", required = true, multiple = true, args = ["words", "watch_ids"])]
 pub(super) struct Kill {
-    /// The signal, by name or number
-    #[arg(short, long, default_value = "SIGTERM", value_parser = parse::signal)]
-    signal: String,
+    /// The signal, by name or number; `-9` and `-TERM` say it too [default: SIGTERM]
+    #[arg(short, long, value_parser = parse::signal)]
+    signal: Option<String>,
     /// To the process alone, not to its group
     #[arg(long)]
     process: bool,
-    #[command(flatten)]
-    processes: Watches,
+    /// The names, or `@7` for the watch with the id 7
+    #[arg(value_name = "NAME", allow_hyphen_values = true, value_parser = word)]
+    words: Vec<Word>,
+    /// An id, instead of a name; may be repeated
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    watch_ids: Vec<WatchRef>,
+}
+
+/// A word that is no option of ours.
+#[derive(Debug, Clone, PartialEq)]
+enum Word {
+    Signal(String),
+    Watch(WatchRef),
+}
+
+fn word(text: &str) -> Result<Word, String> {
+    match text.strip_prefix('-') {
+        Some(option) if option.starts_with('-') => Err("there is no such option".to_owned()),
+        // Names and numbers of signals, as kill(1) takes them.
+        Some(signal)
+            if signal.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_uppercase()) =>
+        {
+            parse::signal(signal).map(Word::Signal)
+        }
+        Some(_) => {
+            Err("there is no such option; a signal is written -9, -TERM or -s TERM".to_owned())
+        }
+        None => parse::watch_ref(text).map(Word::Watch),
+    }
 }
 
 pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
@@ -34,19 +63,74 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     } else {
         SignalTarget::Group
     };
+    let (mut signals, mut watches): (Vec<_>, Vec<_>) =
+        (args.signal.into_iter().collect(), Vec::new());
+    for word in args.words {
+        match word {
+            Word::Signal(signal) => signals.push(signal),
+            Word::Watch(watch) => watches.push(watch),
+        }
+    }
+    watches.extend(args.watch_ids);
+    if signals.len() > 1 {
+        let both = signals.join(" and ");
+        return Err(Failure::plain(format!("one signal at a time, not {both}")).code(USAGE));
+    }
+    if watches.is_empty() {
+        return Err(Failure::plain("missing: <NAME>").code(USAGE));
+    }
+    let signal = signals.pop().unwrap_or_else(|| "SIGTERM".to_owned());
     let mut code = 0;
-    for watch in args.processes.references() {
-        let what = format!("kill {}", parse::watch_name(&watch));
-        let request = SendSignalRequest {
-            r#loop: session.loop_ref.clone(),
-            watch: Some(watch),
-            signal: args.signal.clone(),
-            target: target.into(),
-            ..SendSignalRequest::default()
-        };
-        if let Err(failure) = answer(&what, session.processes().send_signal(request).await) {
-            code = failure.report();
+    for watch in watches {
+        let sent = send(session, watch, &signal, target).await;
+        if let Err(failure) = sent {
+            code = session.report(failure).await;
         }
     }
     Ok(code)
+}
+
+/// Sends it.
+pub(super) async fn send(
+    session: &Session,
+    watch: WatchRef,
+    signal: &str,
+    target: SignalTarget,
+) -> Result<(), Failure> {
+    let name = parse::watch_name(&watch);
+    let request = SendSignalRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(watch),
+        signal: signal.to_owned(),
+        target: target.into(),
+        ..SendSignalRequest::default()
+    };
+    let sent = answer(session.processes().send_signal(request).await);
+    sent.map(drop)
+        .map_err(|failure| match failure.reason.as_str() {
+            // These say the name themselves.
+            "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
+            _ => failure.about(name),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_told_from_a_name_by_its_hyphen() {
+        for (text, signal) in [
+            ("-9", "9"),
+            ("-TERM", "SIGTERM"),
+            ("-SIGHUP", "SIGHUP"),
+            ("-RTMIN+1", "SIGRTMIN+1"),
+        ] {
+            assert_eq!(word(text), Ok(Word::Signal(signal.to_owned())));
+        }
+        assert!(matches!(word("TERM"), Ok(Word::Watch(_))));
+        for wrong in ["--sginal", "-x", "-", "--"] {
+            assert!(word(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -135,17 +135,17 @@ impl Process<'_> {
             ..SendSignalRequest::default()
         };
         let sent = self.session.processes().send_signal(request).await;
-        answer("signal", sent).map(drop)
+        answer(sent).map(drop)
     }
 
-    async fn remove(&self) -> Result<(), Failure> {
+    pub(super) async fn remove(&self) -> Result<(), Failure> {
         let request = RemoveWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
             watch: Some(self.watch.clone()),
             ..RemoveWatchRequest::default()
         };
         let removed = self.session.watches().remove_watch(request).await;
-        answer("rm", removed).map(drop)
+        answer(removed).map(drop)
     }
 
     /// Leaves it, says what becomes of it, and gives the signal to end by.
@@ -182,7 +182,8 @@ impl Process<'_> {
         let Some(watch) = self.look_up().await else {
             return;
         };
-        let mut feed = end_feed(self.session, Some(self.loop_ref.clone()), &watch);
+        let ids = vec![watch.watch_id];
+        let mut feed = end_feed(self.session, Some(self.loop_ref.clone()), &watch, ids);
         while let Ok(Item::Header(_) | Item::Batch(_)) = feed.next().await {
             match self.look_up().await.map(|watch| end_of(self.name, &watch)) {
                 Some(Ok(None)) => {}
@@ -198,7 +199,7 @@ impl Process<'_> {
             watch: Some(self.watch.clone()),
         };
         let found = self.session.watches().get_watch(request).await;
-        answer("get", found).ok()?.watch
+        answer(found).ok()?.watch
     }
 
     /// Ends it by a signal; what does not end of that is removed, and so ended by the daemon.

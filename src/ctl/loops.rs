@@ -2,17 +2,18 @@
 
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
-use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome};
-use super::json::{with, word};
-use super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, Table, cell, plain};
+use super::json::word;
+use super::output;
 use super::parse;
 use super::session::{Session, answer};
+use super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
+use super::units::{age, counted, date_and_age, grouped, size};
 use crate::proto::{
-    CloseLoopRequest, Cursor, GetEventLoopRequest, GetLoopRequest, History, IfExists,
-    ListLoopsRequest, Loop, LoopRef, LoopState, NewEventLoopRequest, PausedSource, RunLoopRequest,
-    SetEventLoopRequest, SourcePause, StopLoopRequest, Survives,
+    CloseLoopRequest, GetEventLoopRequest, GetLoopRequest, History, IfExists, JournalStatus,
+    ListLoopsRequest, Loop, LoopRef, LoopState, NewEventLoopRequest, RunLoopRequest,
+    SetEventLoopRequest, StopLoopRequest, Survives,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -66,11 +67,17 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl loop unset")]
     Unset,
     /// Your loops
-    #[command(after_help = "Example:\n  evloopctl loop list --all")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  evloopctl loop list --all"
+    )]
     List {
         /// Also closed ones that can still be read
-        #[arg(long)]
+        #[arg(short, long)]
         all: bool,
+        /// Only their names
+        #[arg(short, long)]
+        quiet: bool,
     },
     /// Let a loop run
     #[command(after_help = "Example:\n  evloopctl loop run build")]
@@ -129,28 +136,28 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 history: history.into(),
                 ..NewEventLoopRequest::default()
             };
-            let made = answer("loop new", session.policies().new_event_loop(request).await)?;
-            show(session, made.r#loop)?;
+            let made = answer(session.policies().new_event_loop(request).await)?;
+            show(session, &made.r#loop.unwrap_or_default())?;
         }
         Verb::Get { name } => get(session, name).await?,
-        Verb::Set { name } => bind(session, "loop set", Some(name)).await?,
-        Verb::Unset => bind(session, "loop unset", None).await?,
-        Verb::List { all } => list(session, all).await?,
+        Verb::Set { name } => bind(session, Some(name)).await?,
+        Verb::Unset => bind(session, None).await?,
+        Verb::List { all, quiet } => list(session, all, quiet).await?,
         Verb::Run { name } => {
             let request = RunLoopRequest {
                 r#loop: which(session, name),
                 ..RunLoopRequest::default()
             };
-            let done = answer("loop run", session.loops().run_loop(request).await)?;
-            position(session, done.cursor)?;
+            let done = answer(session.loops().run_loop(request).await)?;
+            done_at(session, &done)?;
         }
         Verb::Stop { name } => {
             let request = StopLoopRequest {
                 r#loop: Some(name),
                 ..StopLoopRequest::default()
             };
-            let done = answer("loop stop", session.loops().stop_loop(request).await)?;
-            position(session, done.cursor)?;
+            let done = answer(session.loops().stop_loop(request).await)?;
+            done_at(session, &done)?;
         }
         Verb::Close { name, stop } => {
             let request = CloseLoopRequest {
@@ -158,8 +165,8 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 stop,
                 ..CloseLoopRequest::default()
             };
-            let done = answer("loop close", session.loops().close_loop(request).await)?;
-            position(session, done.cursor)?;
+            let done = answer(session.loops().close_loop(request).await)?;
+            done_at(session, &done)?;
         }
     }
     Ok(0)
@@ -175,48 +182,56 @@ async fn get(session: &Session, name: Option<LoopRef>) -> Result<(), Failure> {
             let request = GetLoopRequest {
                 r#loop: Some(named),
             };
-            answer("loop get", session.loops().get_loop(request).await)?.r#loop
+            answer(session.loops().get_loop(request).await)?.r#loop
         }
         None => {
             let request = GetEventLoopRequest {};
-            answer("loop get", session.policies().get_event_loop(request).await)?.r#loop
+            answer(session.policies().get_event_loop(request).await)?.r#loop
         }
     };
-    show(session, found)
+    show(session, &found.unwrap_or_default())
 }
 
-async fn bind(session: &Session, what: &str, loop_name: Option<String>) -> Result<(), Failure> {
+async fn bind(session: &Session, loop_name: Option<String>) -> Result<(), Failure> {
     let request = SetEventLoopRequest {
         loop_name,
         ..SetEventLoopRequest::default()
     };
-    answer(what, session.policies().set_event_loop(request).await).map(drop)
+    answer(session.policies().set_event_loop(request).await).map(drop)
 }
 
-async fn list(session: &Session, include_closed: bool) -> Result<(), Failure> {
+/// All loops of the caller, page after page.
+pub(super) async fn list_all(
+    session: &Session,
+    include_closed: bool,
+) -> Result<Vec<Loop>, Failure> {
     let mut request = ListLoopsRequest {
         page_size: PAGE_SIZE,
         include_closed,
-        ..Default::default()
+        ..ListLoopsRequest::default()
     };
     let mut found = Vec::new();
     loop {
-        let page = answer(
-            "loop list",
-            session.loops().list_loops(request.clone()).await,
-        )?;
+        let page = answer(session.loops().list_loops(request.clone()).await)?;
         found.extend(page.loops);
         if page.next_page_token.is_empty() {
-            break;
+            return Ok(found);
         }
         request.page_token = page.next_page_token;
     }
+}
+
+async fn list(session: &Session, include_closed: bool, quiet: bool) -> Result<(), Failure> {
+    let found = list_all(session, include_closed).await?;
+    if quiet {
+        let names = found.iter().map(|found| printable(&found.name) + "\n");
+        return output::print(&names.collect::<String>());
+    }
     if session.json {
-        let values: Vec<_> = found.iter().map(json).collect();
-        return output::json_lines(&values);
+        return output::messages(&found);
     }
     let heads = [
-        "NAME", "ID", "STATE", "BACKEND", "POLICY", "WATCHES", "EVENTS", "JOURNAL",
+        "NAME", "ID", "STATE", "BACKEND", "POLICY", "WATCHES", "EVENTS", "HELD", "MADE",
     ];
     let mut table = Table::new(&heads);
     for found in &found {
@@ -224,25 +239,34 @@ async fn list(session: &Session, include_closed: bool) -> Result<(), Failure> {
         let (state, style) = state(found);
         table.row([
             cell(&found.full_name, NAME),
-            plain(&found.loop_id),
+            plain(&format!("@{}", found.loop_id)),
             cell(&state, style),
             plain(&found.backend),
             plain(&found.policy),
             plain(&format!("{} open of {}", found.open_watches, found.watches)),
-            plain(&journal.newest_seq),
-            plain(&format!("{} KiB", journal.bytes / 1024)),
+            plain(&grouped(journal.newest_seq)),
+            plain(&size(journal.bytes)),
+            plain(&age(found.created)),
         ]);
     }
     table.print()
 }
 
-fn show(session: &Session, found: Option<Loop>) -> Result<(), Failure> {
-    output::object(session.json, &json(&found.unwrap_or_default()))
+/// One loop: as JSON, or all about it.
+pub(super) fn show(session: &Session, found: &Loop) -> Result<(), Failure> {
+    if session.json {
+        return output::messages([found]);
+    }
+    sheet(found).print()
 }
 
-fn position(session: &Session, cursor: Option<Cursor>) -> Result<(), Failure> {
-    let text = parse::cursor_text(&cursor.unwrap_or_default());
-    output::object(session.json, &json!({"cursor": text}))
+/// What a change of a loop's state is answered with.
+fn done_at<M: prost::Message + prost::Name>(session: &Session, done: &M) -> Result<(), Failure> {
+    if session.json {
+        output::messages([done])
+    } else {
+        Ok(())
+    }
 }
 
 fn state(found: &Loop) -> (String, anstyle::Style) {
@@ -260,80 +284,102 @@ pub(super) fn survives(survives: Survives) -> String {
     word(survives.as_str_name(), "SURVIVES_")
 }
 
-fn paused_source(source: &PausedSource) -> Value {
-    let value = json!({"watch_id": source.watch_id, "name": source.name});
-    let pause = source.pause.as_ref();
-    let Some(Value::Object(pause)) = pause.map(source_pause) else {
-        return value;
-    };
-    let told = pause.into_iter();
-    told.fold(value, |value, (key, told)| with(value, &key, Some(told)))
-}
-
-/// Why a source is not read, and since when.
-pub(super) fn source_pause(pause: &SourcePause) -> Value {
-    let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
-    let since = pause.since.map(|since| since.to_string().into());
-    with(json!({"reason": reason}), "since", since)
-}
-
-fn json(l: &Loop) -> Value {
-    let value = json!({
-        "loop_id": l.loop_id,
-        "name": l.name,
-        "principal": l.principal,
-        "full_name": l.full_name,
-        "state": state(l).0,
-        "policy": l.policy,
-        "loop_class": l.loop_class,
-        "backend": l.backend,
-        "child_watcher": l.child_watcher,
-        "watches": l.watches,
-        "open_watches": l.open_watches,
-        "survives": survives(l.survives()),
-        "turns": l.turns,
-        "history": word(l.history().as_str_name(), "HISTORY_"),
-        "lifetime": word(l.lifetime().as_str_name(), "LIFETIME_"),
-    });
-    let value = with(
-        value,
-        "created",
-        l.created.map(|time| time.to_string().into()),
+/// All about a loop.
+pub(super) fn sheet(found: &Loop) -> Sheet {
+    let (state, style) = state(found);
+    let name = printable(&found.full_name);
+    let mut sheet = Sheet::new(format!(
+        "{NAME}{name}{NAME:#}  loop, {style}{state}{style:#}"
+    ));
+    let (class, backend) = (&found.loop_class, &found.backend);
+    sheet.line("waits with", format!("{backend} ({class})"));
+    sheet.line("policy", &found.policy);
+    sheet.line("child watcher", &found.child_watcher);
+    sheet.line("since", date_and_age(found.created));
+    let watches = counted(found.open_watches, "open watch", "open watches");
+    sheet.line(
+        "watches",
+        format!("{watches} of {}", grouped(found.watches)),
     );
-    let journal = l.journal.as_ref().map(|j| {
-        json!({
-            "epoch": j.epoch,
-            "oldest_seq": j.oldest_seq,
-            "newest_seq": j.newest_seq,
-            "events": j.events,
-            "bytes": j.bytes,
-            "max_events": j.max_events,
-            "max_bytes": j.max_bytes,
-            "islands": j.islands,
-            "trimmed": j.trimmed,
-            "dropped": j.dropped,
-            "gaps": j.gaps,
-            "pinned_events": j.pinned_events,
-            "pinned_bytes": j.pinned_bytes,
-            "reserved_events": j.reserved_events,
-            "reserved_bytes": j.reserved_bytes,
-            "when_full": j.when_full,
-            "max_watch_bytes": j.max_watch_bytes,
-            "readers": j.readers,
-            "unread_bytes": j.unread_bytes,
-            "readers_let_go": j.readers_let_go,
-            "consumers": j.consumers,
-            "paused_source_count": j.paused_source_count,
-            "paused_sources": j.paused_sources.iter().map(paused_source).collect::<Vec<_>>(),
-        })
-    });
-    with(value, "journal", journal)
+    sheet.line("turns", grouped(found.turns));
+    if let Some(journal) = &found.journal {
+        of_journal(&mut sheet, journal);
+    }
+    let history = word(found.history().as_str_name(), "HISTORY_");
+    sheet.line("history", history);
+    let lifetime = word(found.lifetime().as_str_name(), "LIFETIME_");
+    let survives = survives(found.survives());
+    sheet.line("lifetime", format!("{lifetime}, survives {survives}"));
+    sheet.line("id", format!("@{}", found.loop_id));
+    sheet.styled(
+        "epoch",
+        found.journal.as_ref().map_or("", |j| &j.epoch),
+        DIM,
+    );
+    sheet
+}
+
+fn of_journal(sheet: &mut Sheet, journal: &JournalStatus) {
+    let (oldest, newest) = (grouped(journal.oldest_seq), grouped(journal.newest_seq));
+    sheet.line("events", format!("{oldest} to {newest} are held"));
+    let held = format!(
+        "{} of {}, {} of {}",
+        counted(journal.events, "event", "events"),
+        grouped(journal.max_events),
+        size(journal.bytes),
+        size(journal.max_bytes)
+    );
+    sheet.line("journal", held);
+    if journal.pinned_events > 0 || journal.consumers > 0 {
+        let pinned = counted(journal.pinned_events, "event", "events");
+        let consumers = counted(u64::from(journal.consumers), "consumer", "consumers");
+        let bytes = size(journal.pinned_bytes);
+        sheet.line("pinned", format!("{pinned}, {bytes}, by {consumers}"));
+    }
+    let room = counted(journal.reserved_events, "event", "events");
+    sheet.line(
+        "set aside",
+        format!("{room}, {}", size(journal.reserved_bytes)),
+    );
+    sheet.line("readers", journal.readers);
+    if journal.unread_bytes > 0 {
+        let unread = size(journal.unread_bytes);
+        sheet.line("unread", format!("{unread} by attached readers"));
+    }
+    if journal.readers_let_go > 0 {
+        sheet.styled(
+            "let go",
+            counted(journal.readers_let_go, "reader", "readers"),
+            NOTICE,
+        );
+    }
+    let gone = counted(journal.trimmed, "event", "events");
+    sheet.line("gave way", gone);
+    if journal.dropped > 0 {
+        let dropped = counted(journal.dropped, "event", "events");
+        sheet.styled("dropped", format!("{dropped} that were pinned"), BAD);
+    }
+    sheet.line("when full", &journal.when_full);
+    for source in &journal.paused_sources {
+        let pause = source.pause.unwrap_or_default();
+        let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
+        let since = date_and_age(pause.since);
+        let name = match source.name.as_str() {
+            "" => format!("@{}", source.watch_id),
+            name => name.to_owned(),
+        };
+        sheet.styled(
+            "not read",
+            format!("{name}: {reason}, since {since}"),
+            NOTICE,
+        );
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{JournalStatus, SourcePauseReason};
+    use crate::proto::{PausedSource, SourcePause, SourcePauseReason};
 
     #[test]
     fn a_loop_tells_which_sources_wait_for_room_and_why() {
@@ -354,21 +400,16 @@ mod tests {
             paused_source_count: 1,
             ..JournalStatus::default()
         };
-        let value = json(&Loop {
+        let text = sheet(&Loop {
             journal: Some(journal),
             ..Loop::default()
-        });
-        let journal = &value["journal"];
-        assert_eq!(
-            (&journal["pinned_events"], &journal["when_full"]),
-            (&5.into(), &"pause".into())
+        })
+        .text(None);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            text.contains("build: journal_full, since 1970-01-01"),
+            "{text}"
         );
-        let expected = json!({
-            "watch_id": 7,
-            "name": "build",
-            "reason": "journal_full",
-            "since": "1970-01-01T00:00:00Z",
-        });
-        assert_eq!(journal["paused_sources"][0], expected);
+        assert!(text.contains("5 events, 0 B, by 0 consumers"), "{text}");
     }
 }

@@ -13,10 +13,12 @@ mod command;
 mod config;
 mod consumer;
 mod events;
+mod explain;
 mod failure;
 mod feed;
 mod feeder;
 mod filter;
+mod habits;
 #[allow(unsafe_code)]
 mod inherited;
 mod json;
@@ -35,33 +37,45 @@ mod render;
 mod rm;
 mod run;
 mod session;
+mod show;
 mod signals;
 mod standstill;
 mod status;
+mod stop;
+mod table;
 mod timer;
 mod transcript;
+mod units;
+mod usage;
+mod version;
 mod wait;
 mod watch;
 mod write;
 
-use failure::{Failure, OWN_FAILURE, Outcome, USAGE};
+use explain::explained;
+use failure::{EXIT_CODES, Failure, Outcome};
 use session::{Global, Session};
 
 const EXAMPLES: &str = "Examples:
   evloopctl run --name build -d -- make -j8    # start it, go away
   evloopctl attach build                       # come back to it
+  evloopctl ps                                 # what runs, what ended and how
   evloopctl events -f                          # what happens
 
 A daemon is started with `evloopd`.";
 
 /// Run, watch and follow things in evloopd.
 #[derive(Debug, Parser)]
-#[command(name = "evloopctl", version, after_help = EXAMPLES)]
-pub struct Args {
+#[command(name = "evloopctl", version, after_help = help())]
+struct Args {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     verb: Verb,
+}
+
+fn help() -> String {
+    format!("{EXAMPLES}\n\n{EXIT_CODES}")
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,7 +84,7 @@ enum Verb {
     #[command(after_help = run::EXAMPLES)]
     Run(run::Run),
     /// List processes
-    #[command(after_help = ps::EXAMPLES)]
+    #[command(visible_aliases = ["ls", "list"], after_help = ps::EXAMPLES)]
     Ps(ps::Ps),
     /// Print what a process wrote
     #[command(after_help = logs::EXAMPLES)]
@@ -78,15 +92,21 @@ enum Verb {
     /// Join a process: its output, your input
     #[command(after_help = attach::EXAMPLES)]
     Attach(attach::Attach),
-    /// Wait for a process; its exit code
+    /// Wait for processes; their exit code
     #[command(after_help = wait::EXAMPLES)]
     Wait(wait::Wait),
+    /// End processes: a signal, and SIGKILL after a while
+    #[command(after_help = stop::EXAMPLES)]
+    Stop(stop::Stop),
     /// Send a signal to processes
     #[command(after_help = kill::EXAMPLES)]
     Kill(kill::Kill),
     /// End and forget watches
-    #[command(after_help = rm::EXAMPLES)]
+    #[command(visible_alias = "remove", after_help = rm::EXAMPLES)]
     Rm(rm::Rm),
+    /// All about one process, watch, loop or consumer
+    #[command(visible_alias = "inspect", after_help = show::EXAMPLES)]
+    Show(show::Show),
     /// Print a line at an interval
     #[command(after_help = timer::EVERY_EXAMPLES)]
     Every(timer::Timer),
@@ -102,9 +122,9 @@ enum Verb {
     /// Consumers: readers that a loop holds events for
     #[command(subcommand, after_help = consumer::EXAMPLES)]
     Consumer(consumer::Verb),
-    /// Who answers, and how it is
-    #[command(after_help = status::EXAMPLES)]
-    Status,
+    /// How the daemon is, and who it is
+    #[command(visible_alias = "info", after_help = status::EXAMPLES)]
+    Status(status::Status),
     /// Policies: how loops are made
     #[command(subcommand, after_help = policy::EXAMPLES)]
     Policy(policy::Verb),
@@ -115,7 +135,7 @@ enum Verb {
     #[command(subcommand, after_help = watch::EXAMPLES)]
     Watch(watch::Verb),
     /// Write to a process, a connection or a pipe
-    #[command(after_help = write::EXAMPLES)]
+    #[command(visible_alias = "send", after_help = write::EXAMPLES)]
     Write(write::Write),
     /// Post an event of your own
     #[command(after_help = post::EXAMPLES)]
@@ -126,6 +146,9 @@ enum Verb {
     /// The daemon's configuration, and where it came from
     #[command(after_help = config::EXAMPLES)]
     Config,
+    /// Of this program, and of the daemon that answers
+    #[command(after_help = version::EXAMPLES)]
+    Version,
     /// Completions for your shell
     #[command(after_help = "Example:\n  source <(evloopctl completions bash)")]
     Completions {
@@ -134,73 +157,80 @@ enum Verb {
     },
 }
 
-/// What the command line's parser has to say: help as it is, a mistake in one line. The exit code is
-/// 0, or 2; where the code is a process's own, 125.
-#[must_use]
-pub fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        // Nobody reads it: nothing to do about it.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+/// What the command line says is to be done.
+#[derive(Debug)]
+pub struct Invocation {
+    args: Args,
+    /// The verb as it was typed, such as `loop close`.
+    verb: String,
+}
+
+/// Reads the command line. What is wrong with it is said in one line; help, if it is asked for, is printed.
+///
+/// # Errors
+/// The exit code: 0 after help, else 2, or 125 where the code is otherwise a process's own.
+pub fn parse() -> Result<Invocation, ExitCode> {
+    let command = Args::command();
+    let words = std::env::args_os().skip(1);
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let verb = usage::verb_of(&command, &words);
+    match Args::try_parse() {
+        Ok(args) => Ok(Invocation { args, verb }),
+        Err(error) => Err(usage::explain(&error, &command, &verb)),
     }
-    let text = error.to_string();
-    // The first paragraph is what is wrong, in one line or with a list below it.
-    let lines = text.lines().take_while(|line| !line.trim().is_empty());
-    let wrong = lines.filter(|line| !line.trim().starts_with("[possible values: "));
-    let wrong = wrong.map(str::trim).collect::<Vec<_>>().join(" ");
-    let what = wrong.strip_prefix("error: ").unwrap_or(&wrong);
-    let allowed = text.lines().map(str::trim);
-    let allowed = allowed.filter_map(|line| line.strip_prefix("[possible values: "));
-    let allowed = allowed.filter_map(|line| line.strip_suffix(']')).next();
-    let allowed = allowed.map_or_else(String::new, |values| format!("; allowed are {values}"));
-    failure::complain(format_args!("{what}{allowed}; see `evloopctl help`"));
-    let given = Args::command().ignore_errors(true).try_get_matches();
-    let verb = given
-        .ok()
-        .and_then(|matches| matches.subcommand_name().map(str::to_owned));
-    ExitCode::from(match verb.as_deref() {
-        Some("run" | "attach" | "wait" | "logs") => OWN_FAILURE,
-        _ => USAGE,
-    })
 }
 
 /// Carries out what the command line says. Results go to stdout; a failure is one line
-/// on stderr and an exit code: 2 for a wrong command line, 3 if events were missed, 125
-/// where the code is otherwise a child's, else 1.
-pub async fn main(args: Args) -> ExitCode {
+/// on stderr and an exit code, see [`EXIT_CODES`].
+pub async fn main(invocation: Invocation) -> ExitCode {
+    let Invocation { args, verb } = invocation;
     let of_run = matches!(
         args.verb,
         Verb::Run(_) | Verb::Attach(_) | Verb::Wait(_) | Verb::Logs(_)
     );
-    let code = match dispatch(args).await {
+    let code = match dispatch(args, verb.clone()).await {
         Ok(code) => code,
-        Err(failure) if of_run => failure.of_run().report(),
-        Err(failure) => failure.report(),
+        Err(failure) => {
+            let failure = failure.of_verb(&verb);
+            let failure = if of_run { failure.of_run() } else { failure };
+            failure.report()
+        }
     };
     ExitCode::from(code)
 }
 
-async fn dispatch(args: Args) -> Outcome {
+async fn dispatch(args: Args, verb: String) -> Outcome {
     // These need no daemon.
     match args.verb {
         Verb::Completions { shell } => return completions(shell),
         Verb::Check(check) => return check::run(&check, args.global.json),
+        Verb::Version => return version::run(args.global, verb).await,
         _ => {}
     }
-    let session = Session::open(args.global).await?;
-    let session = &session;
-    match args.verb {
+    let session = Session::open(args.global, verb).await?;
+    match carry_out(&session, args.verb).await {
+        Err(failure) => Err(explained(&session, failure).await),
+        outcome => outcome,
+    }
+}
+
+async fn carry_out(session: &Session, verb: Verb) -> Outcome {
+    match verb {
         Verb::Run(args) => run::run(session, args).await,
         Verb::Ps(args) => ps::run(session, args).await,
         Verb::Logs(args) => logs::run(session, args).await,
         Verb::Attach(args) => attach::run(session, args).await,
         Verb::Wait(args) => wait::run(session, args).await,
+        Verb::Stop(args) => stop::run(session, args).await,
         Verb::Kill(args) => kill::run(session, args).await,
         Verb::Rm(args) => rm::run(session, args).await,
+        Verb::Show(args) => show::run(session, args).await,
         Verb::Every(args) => timer::every(session, args).await,
         Verb::After(args) => timer::after(session, args).await,
         Verb::Events(args) => events::run(session, args).await,
-        Verb::Status => status::run(session).await,
+        Verb::Status(args) => status::run(session, args).await,
         Verb::Policy(verb) => policy::run(session, verb).await,
         Verb::Loop(verb) => loops::run(session, verb).await,
         Verb::Watch(verb) => watch::run(session, verb).await,
@@ -209,8 +239,8 @@ async fn dispatch(args: Args) -> Outcome {
         Verb::Backends(args) => backends::run(session, &args).await,
         Verb::Config => config::run(session).await,
         Verb::Consumer(verb) => consumer::run(session, verb).await,
-        Verb::Check(check) => check::run(&check, session.json),
-        Verb::Completions { shell } => completions(shell),
+        // Carried out before there was a session.
+        Verb::Check(_) | Verb::Version | Verb::Completions { .. } => Ok(0),
     }
 }
 

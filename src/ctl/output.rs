@@ -1,4 +1,4 @@
-//! What goes to stdout: tables for people, one JSON object per line for scripts.
+//! What goes to stdout: text for people, one JSON object per line for scripts.
 
 use std::fmt::Write as _;
 use std::future::pending;
@@ -6,21 +6,16 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use anstyle::{AnsiColor, Effects, Style};
+use prost::{Message, Name};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use tokio::io::Interest;
 
 use super::failure::Failure;
+use super::json;
+use super::table::{DIM, printable};
 use crate::sys::async_fd;
 use crate::text;
-
-pub(super) const PLAIN: Style = Style::new();
-pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
-pub(super) const GOOD: Style = AnsiColor::Green.on_default();
-pub(super) const BAD: Style = AnsiColor::Red.on_default();
-pub(super) const NOTICE: Style = AnsiColor::Yellow.on_default();
-pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
 
 /// Writes text, colours included where stdout takes them.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -41,6 +36,14 @@ pub(super) fn json_lines<'a>(values: impl IntoIterator<Item = &'a Value>) -> Res
         .map(|value| json_line(value) + "\n")
         .collect();
     raw(&text)
+}
+
+/// Writes each message as a line of JSON.
+pub(super) fn messages<'a, M: Message + Name + 'a>(
+    messages: impl IntoIterator<Item = &'a M>,
+) -> Result<(), Failure> {
+    let values: Vec<_> = messages.into_iter().map(json::of).collect();
+    json_lines(&values)
 }
 
 /// A value as JSON on one line, without the newline; what is hidden in it is escaped.
@@ -125,88 +128,9 @@ fn flatten(prefix: &str, value: &Value, pairs: &mut Vec<(String, String)>) {
     }
 }
 
-/// A cell of a table.
-#[derive(Debug)]
-pub(super) struct Cell {
-    text: String,
-    style: Style,
-}
-
-/// A cell with a style.
-pub(super) fn cell(text: &impl ToString, style: Style) -> Cell {
-    let text = printable(&text.to_string());
-    Cell { text, style }
-}
-
-/// A cell without one.
-pub(super) fn plain(text: &impl ToString) -> Cell {
-    cell(text, PLAIN)
-}
-
-/// Rows under a head line, in columns as wide as their widest cell.
-#[derive(Debug)]
-pub(super) struct Table {
-    rows: Vec<Vec<Cell>>,
-}
-
-impl Table {
-    pub(super) fn new(heads: &[&str]) -> Self {
-        let rows = vec![heads.iter().map(|head| cell(&head, DIM)).collect()];
-        Self { rows }
-    }
-
-    pub(super) fn row(&mut self, cells: impl Into<Vec<Cell>>) {
-        self.rows.push(cells.into());
-    }
-
-    pub(super) fn print(&self) -> Result<(), Failure> {
-        print(&self.text())
-    }
-
-    pub(super) fn text(&self) -> String {
-        let mut widths: Vec<usize> = Vec::new();
-        for row in &self.rows {
-            widths.resize(widths.len().max(row.len()), 0);
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.text.chars().count());
-            }
-        }
-        let mut text = String::new();
-        for row in &self.rows {
-            for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let width = if i + 1 == row.len() { 0 } else { *width };
-                let gap = if i == 0 { "" } else { "  " };
-                let Cell { text: word, style } = cell;
-                let _ = write!(text, "{gap}{style}{word}{style:#}");
-                let padding = width.saturating_sub(word.chars().count());
-                let _ = write!(text, "{:padding$}", "");
-            }
-            text.push('\n');
-        }
-        text
-    }
-}
-
-/// Longest text of one cell, bytes; JSON has all of it.
-const CELL_MAX: usize = 4096;
-
-/// Escaped and bounded, so that nothing from elsewhere moves the cursor or hides.
-pub(super) fn printable(text: &str) -> String {
-    text::escaped(text, CELL_MAX).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_align_and_control_characters_are_shown() {
-        let mut table = Table::new(&["NAME", "ID"]);
-        table.row([plain(&"längste"), plain(&1)]);
-        table.row([plain(&"a\x1b[2J"), plain(&22)]);
-        let text = anstream::adapter::strip_str(&table.text()).to_string();
-        assert_eq!(text, "NAME        ID\nlängste     1\na\\u{1b}[2J  22\n");
-    }
 
     #[test]
     fn an_object_is_flattened_for_people() {

@@ -122,10 +122,14 @@ pub(super) fn cursor_text(cursor: &Cursor) -> String {
     format!("{}:{}", cursor.epoch, cursor.seq)
 }
 
-/// `5s`, `1h 30m`, `100ms`.
+/// `5s`, `1h 30m`, `100ms`; a number alone is seconds, as sleep(1) and timeout(1) take it.
 pub(super) fn duration(text: &str) -> Result<prost_types::Duration, String> {
-    let duration: Duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; `5s`, `100ms` or `1h 30m` is expected"))?;
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    let duration: Duration = match seconds {
+        Some(seconds) => seconds,
+        None => humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; `5s`, `100ms` or `1h 30m` is expected"))?,
+    };
     duration.try_into().map_err(|_| "too long".to_owned())
 }
 
@@ -267,11 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn durations_carry_units() {
+    fn durations_carry_units_or_are_seconds() {
         let parsed = duration("1m 500ms").unwrap();
         assert_eq!((parsed.seconds, parsed.nanos), (60, 500_000_000));
-        assert!(duration("5").is_err());
-        assert!(duration("-5s").is_err());
+        assert_eq!(duration("5").unwrap().seconds, 5);
+        for bad in ["", "-5", "-5s", "5 parsecs"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `policy`: how loops are made.
 
 use clap::Subcommand;
-use serde_json::{Value, json};
 
-use super::failure::Outcome;
-use super::json::{with, word};
-use super::output::{self, NAME, Table, cell, plain};
+use super::failure::{Failure, Outcome};
+use super::json::word;
+use super::output;
 use super::parse;
 use super::session::{Session, answer};
+use super::table::{NAME, Sheet, Table, cell, plain, printable};
+use super::units::{grouped, size, span};
 use crate::proto::{
     GetEventLoopPolicyRequest, ListEventLoopPoliciesRequest, Policy, PolicyScope,
     SetEventLoopPolicyRequest,
@@ -44,10 +45,15 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
         Verb::Get => {
             let request = GetEventLoopPolicyRequest {};
-            let got = answer("policy get", policies.get_event_loop_policy(request).await)?;
-            let scope = word(got.scope().as_str_name(), "POLICY_SCOPE_");
-            let value = json(&got.policy.unwrap_or_default());
-            output::object(session.json, &with(value, "scope", Some(scope.into())))?;
+            let got = answer(policies.get_event_loop_policy(request).await)?;
+            if session.json {
+                output::messages([&got])?;
+            } else {
+                let scope = word(got.scope().as_str_name(), "POLICY_SCOPE_");
+                let mut sheet = sheet(&got.policy.unwrap_or_default());
+                sheet.line("chosen for", scope);
+                sheet.print()?;
+            }
         }
         Verb::Set { name, daemon } => {
             let scope = if daemon {
@@ -60,11 +66,11 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 scope: scope.into(),
                 ..SetEventLoopPolicyRequest::default()
             };
-            let set = answer("policy set", policies.set_event_loop_policy(request).await)?;
-            let policy = set.policy.unwrap_or_default();
+            let set = answer(policies.set_event_loop_policy(request).await)?;
             if session.json {
-                output::json_lines([&json(&policy)])?;
+                output::messages([&set])?;
             } else {
+                let policy = set.policy.unwrap_or_default();
                 output::line(&format!(
                     "the policy in force is {NAME}{}{NAME:#}",
                     policy.name
@@ -73,20 +79,16 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         }
         Verb::List => {
             let request = ListEventLoopPoliciesRequest {};
-            let list = answer(
-                "policy list",
-                policies.list_event_loop_policies(request).await,
-            )?;
+            let list = answer(policies.list_event_loop_policies(request).await)?;
             print(session.json, &list.policies)?;
         }
     }
     Ok(0)
 }
 
-fn print(as_json: bool, policies: &[Policy]) -> Result<(), super::failure::Failure> {
+fn print(as_json: bool, policies: &[Policy]) -> Result<(), Failure> {
     if as_json {
-        let values: Vec<_> = policies.iter().map(json).collect();
-        return output::json_lines(&values);
+        return output::messages(policies);
     }
     let heads = [
         "NAME",
@@ -114,31 +116,45 @@ fn print(as_json: bool, policies: &[Policy]) -> Result<(), super::failure::Failu
     table.print()
 }
 
-fn json(p: &Policy) -> Value {
-    json!({
-        "name": p.name,
-        "description": p.description,
-        "extends": p.extends,
-        "loop_class": p.loop_class,
-        "backends": p.backends,
-        "context": p.context,
-        "on_missing": p.on_missing,
-        "start": p.start,
-        "child_watcher": p.child_watcher,
-        "watch_kinds": p.watch_kinds,
-        "sockets_only": p.sockets_only,
-        "max_sources": p.max_sources,
-        "max_watches": p.max_watches,
-        "journal_events": p.journal_events,
-        "journal_bytes": p.journal_bytes,
-        "history": p.history,
-        "when_full": p.when_full,
-        "journal_watch_bytes": p.journal_watch_bytes,
-        "journal_watch_keep": p.journal_watch_keep,
-        "attached_bytes": p.attached_bytes,
-        "attached_patience": p.attached_patience.unwrap_or_default().to_string(),
-        "consumer_ttl": p.consumer_ttl.unwrap_or_default().to_string(),
-        "finished_ttl": p.finished_ttl.unwrap_or_default().to_string(),
-        "closed_ttl": p.closed_ttl.unwrap_or_default().to_string(),
-    })
+/// All about it.
+fn sheet(p: &Policy) -> Sheet {
+    let name = printable(&p.name);
+    let mut sheet = Sheet::new(format!("{NAME}{name}{NAME:#}  policy"));
+    sheet.line("is for", &p.description);
+    sheet.line("extends", &p.extends);
+    sheet.line("class", &p.loop_class);
+    sheet.line("backends", p.backends.join(", "));
+    sheet.line("context", &p.context);
+    sheet.line("on missing", &p.on_missing);
+    sheet.line("start", &p.start);
+    sheet.line("child watcher", &p.child_watcher);
+    sheet.line("watches", p.watch_kinds.join(", "));
+    sheet.line("sockets only", if p.sockets_only { "yes" } else { "" });
+    let most = |number: u64| {
+        if number > 0 {
+            grouped(number)
+        } else {
+            String::new()
+        }
+    };
+    sheet.line("most sources", most(p.max_sources));
+    sheet.line("most watches", most(p.max_watches));
+    let events = grouped(p.journal_events);
+    sheet.line(
+        "journal",
+        format!("{events} events, {}", size(p.journal_bytes)),
+    );
+    sheet.line("of one watch", size(p.journal_watch_bytes));
+    sheet.line("history", &p.history);
+    sheet.line("when full", &p.when_full);
+    let time = |d: &Option<prost_types::Duration>| {
+        let time = std::time::Duration::try_from(d.unwrap_or_default());
+        time.map_or_else(|_| String::new(), span)
+    };
+    let (bytes, patience) = (size(p.attached_bytes), time(&p.attached_patience));
+    sheet.line("attached", format!("{bytes}, patience {patience}"));
+    sheet.line("finished are kept", time(&p.finished_ttl));
+    sheet.line("closed are kept", time(&p.closed_ttl));
+    sheet.line("consumers are kept", time(&p.consumer_ttl));
+    sheet
 }

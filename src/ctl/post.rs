@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use clap::Args;
-use serde_json::json;
 
 use super::failure::Outcome;
 use super::output;
@@ -40,8 +39,11 @@ pub(super) async fn run(session: &Session, args: Post) -> Outcome {
         posts: vec![post],
         ..PostRequest::default()
     };
-    let posted = answer("post", session.events().post(request).await)?;
-    let cursor = parse::cursor_text(&posted.cursor.unwrap_or_default());
-    output::object(session.json, &json!({"cursor": cursor}))?;
+    let posted = answer(session.events().post(request).await)?;
+    if session.json {
+        output::messages([&posted])?;
+    } else {
+        output::line(&parse::cursor_text(&posted.cursor.unwrap_or_default()))?;
+    }
     Ok(0)
 }

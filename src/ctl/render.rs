@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::json::word;
-use super::output::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
+use super::table::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
 use crate::config;
 use crate::proto::event::Kind;
 use crate::proto::{
@@ -72,16 +72,6 @@ fn time_of_day(realtime_ns: u64, zone: &TimeZone) -> String {
             .to_string(),
         Err(_) => realtime_ns.to_string(),
     }
-}
-
-/// A date and time in the local zone; empty for none.
-pub(super) fn local_time(time: Option<prost_types::Timestamp>) -> String {
-    let time = time.and_then(|t| Timestamp::new(t.seconds, t.nanos).ok());
-    time.map_or_else(String::new, |t| {
-        t.to_zoned_datetime(TimeZone::system())
-            .strftime("%Y-%m-%d %H:%M:%S")
-            .to_string()
-    })
 }
 
 fn what(kind: &Kind) -> (String, Style) {
@@ -219,7 +209,7 @@ pub(super) fn exited(e: &proto::Exited) -> String {
     let core = if e.core_dumped { ", core dumped" } else { "" };
     match &e.status {
         Some(exited::Status::Code(code)) => format!("exited with {code}"),
-        Some(exited::Status::Signal(number)) => format!("ended by {}{core}", signal_name(*number)),
+        Some(exited::Status::Signal(number)) => format!("killed by {}{core}", signal_name(*number)),
         Some(exited::Status::Unknown(why)) => format!("exit status unknown: {}", printable(why)),
         None => "exit status unknown".to_owned(),
     }
@@ -356,8 +346,11 @@ mod tests {
             })
         };
         assert_eq!(exit(Some(exited::Status::Code(3))), "exited with 3");
-        assert_eq!(exit(Some(exited::Status::Signal(15))), "ended by SIGTERM");
-        assert_eq!(exit(Some(exited::Status::Signal(99))), "ended by signal 99");
+        assert_eq!(exit(Some(exited::Status::Signal(15))), "killed by SIGTERM");
+        assert_eq!(
+            exit(Some(exited::Status::Signal(99))),
+            "killed by signal 99"
+        );
         assert_eq!(exit(None), "exit status unknown");
     }
 

@@ -1,39 +1,87 @@
 //! `rm`: ends and forgets watches.
 
 use clap::Args;
+use futures_util::{StreamExt as _, stream};
 
-use super::failure::Outcome;
-use super::names::Watches;
+use super::failure::{Failure, Outcome};
+use super::output;
 use super::parse;
+use super::ps::reference;
 use super::session::{Session, answer};
-use crate::proto::RemoveWatchRequest;
+use super::table::printable;
+use super::watch::list_all;
+use crate::proto::{ListWatchesRequest, RemoveWatchRequest, WatchRef, WatchState};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl rm build test
   evloopctl rm @7                 # by id
+  evloopctl rm --all              # all that has ended
+  evloopctl rm --all --force      # everything on the loop
 
 What still runs is ended first: a process gets SIGTERM and, after a while, SIGKILL. The
 exit code is 0, or 1 if one of them could not be removed.";
 
+/// Most removals at a time: each may wait for a process to end.
+const AT_ONCE: usize = 32;
+
 /// Options of `rm`.
 #[derive(Debug, Args)]
+#[group(id = "removed", required = true, multiple = true, args = ["watches", "watch_ids", "all"])]
 pub(super) struct Rm {
-    #[command(flatten)]
-    watches: Watches,
+    /// The names, or `@7` for the watch with the id 7
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    watches: Vec<WatchRef>,
+    /// An id, instead of a name; may be repeated
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    watch_ids: Vec<WatchRef>,
+    /// All on the loop that has ended, of whatever kind; prints what that was
+    #[arg(short, long, conflicts_with_all = ["watches", "watch_ids"])]
+    all: bool,
+    /// With --all, also what has not ended; be content if there is none of a name
+    #[arg(short, long)]
+    force: bool,
 }
 
 pub(super) async fn run(session: &Session, args: Rm) -> Outcome {
+    let force = args.force;
+    let mut asked: Vec<_> = args.watches.into_iter().chain(args.watch_ids).collect();
+    if args.all {
+        let found = list_all(session, ListWatchesRequest::default()).await?;
+        let found = found
+            .iter()
+            .filter(|watch| force || watch.state() == WatchState::Closed);
+        asked = found.map(reference).collect();
+    }
+    let mut removals = stream::iter(asked)
+        .map(|watch| async {
+            let name = parse::watch_name(&watch);
+            (name, remove(session, watch).await)
+        })
+        .buffered(AT_ONCE);
     let mut code = 0;
-    for watch in args.watches.references() {
-        let what = format!("rm {}", parse::watch_name(&watch));
-        let request = RemoveWatchRequest {
-            r#loop: session.loop_ref.clone(),
-            watch: Some(watch),
-            ..RemoveWatchRequest::default()
-        };
-        if let Err(failure) = answer(&what, session.watches().remove_watch(request).await) {
-            code = failure.report();
+    while let Some((name, removed)) = removals.next().await {
+        match removed {
+            Ok(()) if args.all => output::line(&printable(&name))?,
+            Ok(()) => {}
+            Err(failure) if failure.reason == "WATCH_NOT_FOUND" && (force || args.all) => {}
+            Err(failure) => code = session.report(failure).await,
         }
     }
     Ok(code)
+}
+
+async fn remove(session: &Session, watch: WatchRef) -> Result<(), Failure> {
+    let name = parse::watch_name(&watch);
+    let request = RemoveWatchRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(watch),
+        ..RemoveWatchRequest::default()
+    };
+    let removed = answer(session.watches().remove_watch(request).await);
+    removed
+        .map(drop)
+        .map_err(|failure| match failure.reason.as_str() {
+            "WATCH_NOT_FOUND" => failure,
+            _ => failure.about(name),
+        })
 }

@@ -4,13 +4,17 @@ use clap::Args;
 
 use super::attached::{Foreground, OnHangup, attached};
 use super::command::Command;
+use super::explain::differing;
 use super::failure::{Failure, Outcome, complain};
+use super::json;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
+use super::table::printable;
 use super::watch;
 use crate::proto::{
-    AddWatchRequest, AddWatchResponse, IfExists, OnGap, RunRequest, Stdio, WatchSpec, watch_spec,
+    AddWatchRequest, AddWatchResponse, IfExists, OnGap, ProcessSpec, RunRequest, Stdio, WatchRef,
+    WatchSpec, watch_ref, watch_spec,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -20,8 +24,10 @@ pub(super) const EXAMPLES: &str = "Examples:
   while read host; do evloopctl run -n -- ping -c1 $host; done < hosts
 
 Attached, the exit code is the program's (128 + N if signal N ended it), also if some of its
-output is gone, which is said on stderr; 125 if evloopctl itself failed. If SIGINT ended the
-program, evloopctl ends by SIGINT too, so that a shell's loop does.
+output is gone, which is said on stderr; 124 if its --timeout was over; 125 if evloopctl itself
+failed, 126 if the program cannot be executed, 127 if it was not found. If SIGINT ended the
+program, evloopctl ends by SIGINT too, so that a shell's loop does. A program without --name that
+exits with 0 is forgotten at once.
 
 Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does any
 signal while the loop is stopped or the daemon does not answer. When nobody takes the output any
@@ -37,12 +43,15 @@ pub(super) struct Run {
     /// Its name; if it exists it is joined, running or finished [default: made up]
     #[arg(long, value_parser = parse::name)]
     name: Option<String>,
-    /// Start it and return: prints its name
+    /// Start it and return; prints its name
     #[arg(short, long)]
     detach: bool,
-    /// With --detach, leave its stdin open for a later `attach`
-    #[arg(short, long, requires = "detach")]
+    /// With --detach, leave its stdin open for a later `attach`; otherwise it is
+    #[arg(short, long)]
     interactive: bool,
+    /// Forget it as soon as it has ended, however that was
+    #[arg(long)]
+    rm: bool,
     /// Attach a label
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
@@ -71,6 +80,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     let mut how = Foreground {
         input: !args.no_stdin,
         on_hangup: args.on_hangup.unwrap_or(unnamed),
+        forget_success: args.name.is_none(),
     };
     let (stdin, other) = if how.input {
         (Stdio::Pipe, Stdio::Null)
@@ -85,17 +95,71 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };
-    match attached(session, request.clone(), how).await {
+    let outcome = match attached(session, request.clone(), how).await {
         // The same command started with another stdin is still the same command.
         Err(failure) if differs_in_stdin(&failure) => {
             if let Some(spec) = &mut request.spec {
                 spec.set_stdin(other);
             }
             how.input = false;
-            attached(session, request, how).await
+            attached(session, request.clone(), how).await
+        }
+        outcome => outcome,
+    };
+    match outcome {
+        Err(failure) => {
+            let spec = request.spec.unwrap_or_default();
+            Err(not_started(session, failure, &request.name, spec).await)
         }
         outcome => outcome,
     }
+}
+
+/// Why it could not be started, in the words of who typed the command.
+async fn not_started(
+    session: &Session,
+    failure: Failure,
+    name: &str,
+    spec: ProcessSpec,
+) -> Failure {
+    let program = watch::show::command(&spec);
+    let program = shlex::split(&program).and_then(|words| words.into_iter().next());
+    let program = program.unwrap_or_default();
+    match (failure.told("step"), failure.told("errno_name")) {
+        ("lookup", "ENOENT") => failure.saying(format!("{program}: not found in PATH")),
+        ("lookup", "EACCES") => failure.saying(format!(
+            "{program}: found in PATH, but it is not executable"
+        )),
+        ("exec", "ENOENT") if std::path::Path::new(&program).exists() => failure.saying(format!(
+            "{program}: the interpreter that it names was not found"
+        )),
+        ("exec", "ENOENT") => failure.saying(format!("{program}: no such file")),
+        ("exec", "EACCES") => failure.saying(format!("{program}: it is not executable")),
+        ("exec", "ENOEXEC") => {
+            let advice = "a script begins with a line such as `#!/bin/sh`";
+            let what = format!("{program}: it is no program");
+            failure.saying(what).advice(advice)
+        }
+        _ if failure.reason == "NAME_TAKEN" => taken(session, failure, name, spec).await,
+        _ => failure,
+    }
+}
+
+async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpec) -> Failure {
+    let there = WatchRef {
+        r#ref: Some(watch_ref::Ref::Name(name.to_owned())),
+    };
+    let Ok(there) = watch::get(session, &there).await else {
+        return failure;
+    };
+    let asked = WatchSpec {
+        spec: Some(watch_spec::Spec::Process(spec)),
+    };
+    let asked = serde_json::json!({"spec": json::of(&asked)});
+    let advice = format!(
+        "`evloopctl attach {name}` joins it, `evloopctl rm {name}` ends and forgets it; or choose another name"
+    );
+    differing(failure, name, &json::of(&there), &asked).advice(advice)
 }
 
 /// Starts it, if it is not there, and leaves it.
@@ -114,6 +178,7 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
         name,
         labels: args.labels.into_iter().collect(),
         if_exists: IfExists::Return.into(),
+        finished_ttl: args.rm.then(prost_types::Duration::default),
         ..AddWatchRequest::default()
     };
     let added = match add(session, &request).await {
@@ -122,20 +187,26 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
             if let Some(watch_spec::Spec::Process(process)) = spec {
                 process.set_stdin(Stdio::Pipe);
             }
-            add(session, &request).await?
+            add(session, &request).await
         }
-        added => added?,
+        added => added,
+    };
+    let added = match added {
+        Ok(added) => added,
+        Err(failure) => {
+            let spec = request.spec.and_then(|spec| spec.spec);
+            let Some(watch_spec::Spec::Process(spec)) = spec else {
+                return Err(failure);
+            };
+            return Err(not_started(session, failure, &request.name, spec).await);
+        }
     };
     let watch = added.watch.unwrap_or_default();
     if session.json {
-        output::json_lines([&watch::show::json(&watch)])?;
-        return Ok(0);
+        output::messages([&watch])?;
+    } else {
+        output::line(&printable(&watch.name))?;
     }
-    output::line(&format!(
-        "{}  watch {}",
-        output::printable(&watch.name),
-        watch.watch_id
-    ))?;
     if added.existed {
         let state = watch::show::state(&watch).0;
         complain(format_args!("`{}` was there already: {state}", watch.name));
@@ -144,9 +215,9 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
 }
 
 async fn add(session: &Session, request: &AddWatchRequest) -> Result<AddWatchResponse, Failure> {
-    answer("run", session.watches().add_watch(request.clone()).await)
+    answer(session.watches().add_watch(request.clone()).await)
 }
 
 fn differs_in_stdin(failure: &Failure) -> bool {
-    failure.reason == "NAME_TAKEN" && failure.field.ends_with("stdin")
+    failure.reason == "NAME_TAKEN" && failure.told("field").ends_with("stdin")
 }

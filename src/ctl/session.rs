@@ -9,6 +9,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use super::explain::explained;
 use super::failure::Failure;
 use super::parse;
 use crate::client;
@@ -64,10 +65,12 @@ pub(super) struct Session {
     pub(super) loop_ref: Option<LoopRef>,
     pub(super) json: bool,
     pub(super) socket: PathBuf,
+    /// As it was typed, such as `loop close`.
+    pub(super) verb: String,
 }
 
 impl Session {
-    pub(super) async fn open(global: Global) -> Result<Self, Failure> {
+    pub(super) async fn open(global: Global, verb: String) -> Result<Self, Failure> {
         let name = global.session.map(MetadataValue::try_from).transpose();
         let name = name.map_err(|_| Failure::new("--session", "not a name").code(2))?;
         let connection = client::connect(global.socket.as_deref()).await?;
@@ -76,7 +79,13 @@ impl Session {
             loop_ref: global.loop_ref,
             json: global.json,
             socket: connection.socket,
+            verb,
         })
+    }
+
+    /// Says what failed of what a verb does for several; the exit code.
+    pub(super) async fn report(&self, failure: Failure) -> u8 {
+        explained(self, failure).await.of_verb(&self.verb).report()
     }
 
     pub(super) fn admin(&self) -> AdminServiceClient<Transport> {
@@ -108,10 +117,10 @@ impl Session {
     }
 }
 
-/// The answer of a call, or the failure at `what`.
-pub(super) fn answer<T>(what: &str, result: Result<Response<T>, Status>) -> Result<T, Failure> {
+/// The answer of a call.
+pub(super) fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, Failure> {
     match result {
         Ok(response) => Ok(response.into_inner()),
-        Err(status) => Err(Failure::rpc(what, &status)),
+        Err(status) => Err(Failure::rpc(&status)),
     }
 }

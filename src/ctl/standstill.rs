@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::failure::{Failure, complain};
-use super::output::printable;
 use super::session::{Session, answer};
+use super::table::printable;
 use crate::proto::{GetLoopRequest, Loop, LoopRef, LoopState, loop_ref};
 
 /// The heartbeat of streams that are looked after: how soon it is told that their loop was stopped.
@@ -71,7 +71,7 @@ pub(super) async fn look_up(session: &Session, of: &LoopRef) -> Result<Loop, Fai
     let request = GetLoopRequest {
         r#loop: Some(of.clone()),
     };
-    let found = answer("loop", session.loops().get_loop(request).await)?;
+    let found = answer(session.loops().get_loop(request).await)?;
     Ok(found.r#loop.unwrap_or_default())
 }
 

@@ -1,66 +1,211 @@
-//! `status`: who answers, and how it is.
+//! `status`: how the daemon is, and who it is.
 
+use clap::Args;
 use serde_json::json;
 
 use super::failure::Outcome;
-use super::json::with;
+use super::json::{self, joined};
+use super::loops;
 use super::output;
+use super::parse;
 use super::session::{Session, answer};
-use crate::proto::{GetServerInfoRequest, GetStatusRequest};
+use super::show;
+use super::table::{BAD, DIM, GOOD, NOTICE, Sheet};
+use super::units::{counted, date_and_age, grouped, size};
+use super::watch;
+use crate::proto::{
+    GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Loop,
+    LoopState, WatchRef,
+};
 
-pub(super) const EXAMPLES: &str = "Example:
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl status
+  evloopctl status build          # of one process: as `evloopctl show build`
   evloopctl status --json | jq .open_watches";
 
-pub(super) async fn run(session: &Session) -> Outcome {
-    let mut admin = session.admin();
-    let info = answer(
-        "status",
-        admin.get_server_info(GetServerInfoRequest {}).await,
-    )?;
-    let status = answer("status", admin.get_status(GetStatusRequest {}).await)?;
-    let value = json!({
-        "version": info.version,
-        "pid": info.pid,
-        "uid": info.uid,
-        "instance": info.instance,
-        "boot_id": info.boot_id,
-    });
-    let value = with(
-        value,
-        "started",
-        info.started.map(|time| time.to_string().into()),
-    );
-    let more = json!({
-        "socket": info.socket,
-        "handover_socket": info.handover_socket,
-        "connected_to": session.socket.to_string_lossy(),
-        "principal": info.principal,
-        "administrator": info.administrator,
-        "draining": status.draining,
-        "loops": status.loops,
-        "open_watches": status.open_watches,
-        "children": status.children,
-        "children_kept": status.children_kept,
-        "drained_pipes": status.drained_pipes,
-        "drained_bytes": status.drained_bytes,
-        "streams": status.streams,
-        "journal_bytes": status.journal_bytes,
-        "memory_limit_bytes": status.memory_limit_bytes,
-        "memory_used_bytes": status.memory_used_bytes,
-        "request_bytes": status.request_bytes,
-        "answer_bytes": status.answer_bytes,
-        "snapshot_bytes": status.snapshot_bytes,
-        "poll_bytes": status.poll_bytes,
-        "command_bytes": status.command_bytes,
-        "slots": status.slots,
-        "open_fds": status.open_fds,
-        "max_fds": status.max_fds,
-        "rss_bytes": status.rss_bytes,
-    });
-    let mut value = value;
-    if let (Some(object), serde_json::Value::Object(more)) = (value.as_object_mut(), more) {
-        object.extend(more);
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Of this process or watch, in place of the daemon
+    #[arg(value_parser = parse::watch_ref)]
+    name: Option<WatchRef>,
+}
+
+pub(super) async fn run(session: &Session, args: Status) -> Outcome {
+    if let Some(name) = args.name {
+        let found = watch::get(session, &name).await?;
+        show::watch(session, &found).await?;
+        return Ok(0);
     }
-    output::object(session.json, &value)?;
+    let mut admin = session.admin();
+    let info = answer(admin.get_server_info(GetServerInfoRequest {}).await)?;
+    let status = answer(admin.get_status(GetStatusRequest {}).await)?;
+    if session.json {
+        let more = json!({"connected_to": session.socket.to_string_lossy()});
+        let value = joined(joined(json::of(&info), json::of(&status)), more);
+        output::json_lines([&value])?;
+        return Ok(0);
+    }
+    let loops = loops::list_all(session, false).await?;
+    sheet(&info, &status, &loops).print()?;
     Ok(0)
+}
+
+/// How much of something is used before it is worth a word: nine tenths.
+const fn nearly(used: u64, of: u64) -> bool {
+    used >= of - of / 10
+}
+
+/// What is the matter, if anything is.
+fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
+    let mut troubles = Vec::new();
+    if status.draining {
+        troubles.push("it is ending".to_owned());
+    }
+    if nearly(status.memory_used_bytes, status.memory_limit_bytes) {
+        troubles.push("its memory is nearly used up".to_owned());
+    }
+    if let (Some(open), Some(most)) = (status.open_fds, status.max_fds)
+        && nearly(open, most)
+    {
+        troubles.push("its file descriptors are nearly used up".to_owned());
+    }
+    let stopped = loops
+        .iter()
+        .filter(|l| l.state() == LoopState::Stopped)
+        .count();
+    if stopped > 0 {
+        let stopped = u64::try_from(stopped).unwrap_or(u64::MAX);
+        troubles.push(format!(
+            "{} stopped",
+            counted(stopped, "loop is", "loops are")
+        ));
+    }
+    let paused = loops.iter().filter_map(|l| l.journal.as_ref());
+    let paused: u64 = paused.map(|journal| journal.paused_source_count).sum();
+    if paused > 0 {
+        let sources = counted(paused, "source waits", "sources wait");
+        troubles.push(format!(
+            "{sources} for room in a journal (`evloopctl loop show`)"
+        ));
+    }
+    troubles
+}
+
+fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop]) -> Sheet {
+    let troubles = troubles(status, loops);
+    let title = match troubles.is_empty() {
+        true => format!("{GOOD}evloopd is well{GOOD:#}"),
+        false => {
+            let style = if status.draining { BAD } else { NOTICE };
+            format!("{style}evloopd: {}{style:#}", troubles.join("; "))
+        }
+    };
+    let mut sheet = Sheet::new(title);
+    let running = counted(status.children.into(), "process", "processes");
+    let watches = counted(status.open_watches, "watch", "watches");
+    let loops = counted(status.loops.into(), "loop", "loops");
+    sheet.line("runs", format!("{running}; {watches} on {loops}"));
+    sheet.line("since", date_and_age(info.started));
+    let (used, limit) = (
+        size(status.memory_used_bytes),
+        size(status.memory_limit_bytes),
+    );
+    let journals = size(status.journal_bytes);
+    sheet.line(
+        "memory",
+        format!("{used} of {limit} is used, {journals} of it by journals"),
+    );
+    let resident = status.rss_bytes.map(size).unwrap_or_default();
+    sheet.line("resident", resident);
+    if let Some(open) = status.open_fds {
+        let of = status.max_fds.map(|most| format!(" of {}", grouped(most)));
+        let of = of.unwrap_or_default();
+        sheet.line("descriptors", format!("{}{of} are open", grouped(open)));
+    }
+    sheet.line("streams", status.streams);
+    for (label, bytes) in [
+        ("requests", status.request_bytes),
+        ("kept answers", status.answer_bytes),
+        ("snapshots", status.snapshot_bytes),
+        ("polls", status.poll_bytes),
+        ("commands", status.command_bytes),
+    ] {
+        sheet.line(
+            label,
+            if bytes > 0 {
+                size(bytes)
+            } else {
+                String::new()
+            },
+        );
+    }
+    if status.slots > 0 {
+        let slots = counted(status.slots.into(), "descriptor", "descriptors");
+        sheet.line("handed over", format!("{slots}, not claimed yet"));
+    }
+    if status.children_kept > 0 {
+        let kept = counted(status.children_kept.into(), "process", "processes");
+        sheet.line("outlived", format!("{kept} whose watch has ended"));
+    }
+    if status.drained_pipes > 0 || status.drained_bytes > 0 {
+        let pipes = counted(status.drained_pipes.into(), "pipe", "pipes");
+        let bytes = size(status.drained_bytes);
+        sheet.line("discarded", format!("{bytes}, by {pipes} now"));
+    }
+    let role = if info.administrator {
+        ", an administrator"
+    } else {
+        ""
+    };
+    sheet.line("you are", format!("{}{role}", info.principal));
+    sheet.line("socket", &info.socket);
+    sheet.line("handover", &info.handover_socket);
+    let (version, pid, uid) = (&info.version, info.pid, info.uid);
+    sheet.line("version", format!("{version}, pid {pid} of uid {uid}"));
+    sheet.styled("instance", &info.instance, DIM);
+    sheet.styled("boot", &info.boot_id, DIM);
+    sheet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_line(status: &GetStatusResponse, loops: &[Loop]) -> String {
+        let text = sheet(&GetServerInfoResponse::default(), status, loops).text(None);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        text.lines().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn it_begins_with_whether_all_is_well() {
+        let well = GetStatusResponse {
+            memory_limit_bytes: 1000,
+            memory_used_bytes: 100,
+            open_fds: Some(30),
+            max_fds: Some(1000),
+            ..GetStatusResponse::default()
+        };
+        assert_eq!(first_line(&well, &[]), "evloopd is well");
+        let short = GetStatusResponse {
+            memory_used_bytes: 900,
+            open_fds: Some(950),
+            ..well
+        };
+        let line = first_line(&short, &[]);
+        assert!(
+            line.contains("memory") && line.contains("descriptors"),
+            "{line}"
+        );
+        let mut stopped = Loop::default();
+        stopped.set_state(LoopState::Stopped);
+        let line = first_line(&well, &[stopped]);
+        assert_eq!(line, "evloopd: 1 loop is stopped");
+        let ending = GetStatusResponse {
+            draining: true,
+            ..well
+        };
+        assert_eq!(first_line(&ending, &[]), "evloopd: it is ending");
+    }
 }

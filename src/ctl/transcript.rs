@@ -12,6 +12,7 @@ use super::feed::{Feed, Item, cut_short};
 use super::json;
 use super::output::json_lines;
 use super::render;
+use super::units::grouped;
 use crate::proto::event::Kind;
 use crate::proto::watch::Status;
 use crate::proto::{Batch, Data, Event, Exited, Gap, Stream, Watch, WatchState, exited};
@@ -262,19 +263,6 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-/// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes).await?;
     out.flush().await
@@ -359,18 +347,6 @@ mod tests {
         transcript.settle(Some(&watch));
         assert_eq!((transcript.stdout.gone, transcript.stderr.gone), (4, 7));
         assert!(transcript.exited("x").is_ok() && !transcript.report("x"));
-    }
-
-    #[test]
-    fn numbers_are_read_in_groups() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
-            assert_eq!(grouped(number), text);
-        }
     }
 
     #[test]

@@ -1,89 +1,192 @@
-//! `wait`: for the end of a process.
+//! `wait`: for the end of processes.
+
+use std::collections::BTreeMap;
 
 use clap::Args;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, OWN_FAILURE, Outcome, TIMED_OUT};
 use super::feed::{Feed, Item, Source, cut_short};
-use super::json;
-use super::names::OneWatch;
+use super::names::Watches;
 use super::output;
 use super::parse;
+use super::render;
 use super::session::Session;
+use super::table::{NAME, printable};
 use super::transcript::{end_of, exit_code};
-use super::watch;
+use super::watch::{self, show};
 use crate::proto::{
-    EventKind, Exited, Filter, LoopRef, OnGap, SubscribeRequest, Watch, subscribe_request,
+    Batch, EventKind, Exited, Filter, LoopRef, OnGap, SubscribeRequest, Watch, subscribe_request,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl wait build; echo \"make said $?\"
+  evloopctl wait build test && evloopctl run -- ./deploy
+  evloopctl wait --timeout 5min build
   evloopctl wait @7               # by id
 
-The exit code is the process's (128 + N if signal N ended it, SIGINT too), 125 if evloopctl itself
-failed or the exit status is not known.";
+The exit code is the process's (128 + N if signal N ended it, SIGINT too); of several that of the
+first, as they were named, that is not 0. 124 if their time is over (of this wait, or of one that was
+run with --timeout), 125 if evloopctl itself failed or an exit status is not known.";
 
 /// Options of `wait`.
 #[derive(Debug, Args)]
 pub(super) struct Wait {
     #[command(flatten)]
-    name: OneWatch,
+    names: Watches,
+    /// Wait no longer than that; a number alone is seconds
+    #[arg(short, long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<prost_types::Duration>,
 }
 
 pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
-    let asked = args.name.reference();
-    let name = parse::watch_name(&asked);
-    let watch = watch::get(session, &asked).await?;
-    let exited = match end_of(&name, &watch)? {
-        Some(exited) => exited,
-        None => {
-            let mut feed = end_feed(session, session.loop_ref.clone(), &watch).telling_standstill();
-            ended(&mut feed, session, &name, &watch).await?
+    let bound = args.timeout.map(std::time::Duration::try_from);
+    let mut watches = Vec::new();
+    let mut missing = false;
+    for asked in args.names.references() {
+        match watch::get(session, &asked).await {
+            Ok(watch) => watches.push(watch),
+            Err(failure) => {
+                session.report(failure).await;
+                missing = true;
+            }
         }
-    };
-    if session.json {
-        output::json_lines([&json::exited(&exited)])?;
     }
-    exit_code(&name, &exited)
+    if missing {
+        return Err(Failure::silent(OWN_FAILURE));
+    }
+    let mut waiting = Waiting::new(&watches)?;
+    match bound {
+        Some(Ok(bound)) => {
+            if tokio::time::timeout(bound, waiting.all(session))
+                .await
+                .is_err()
+            {
+                return Err(waiting.timed_out(bound));
+            }
+        }
+        Some(Err(_)) | None => waiting.all(session).await?,
+    }
+    let mut codes = Vec::new();
+    for watch in &watches {
+        if let Some(exited) = waiting.ended.get(&watch.watch_id) {
+            codes.push(exit_code(&show::reference(watch), exited)?);
+        }
+    }
+    Ok(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-/// The end of a process, and nothing else of it.
-pub(super) fn end_feed(session: &Session, of: Option<LoopRef>, watch: &Watch) -> Feed {
-    let added = watch.added.clone().unwrap_or_default();
+/// Processes whose ends are waited for.
+#[derive(Debug)]
+struct Waiting<'a> {
+    /// Those that are not known to have ended, by their ids.
+    open: BTreeMap<u64, &'a Watch>,
+    ended: BTreeMap<u64, Exited>,
+    /// Of several, each end is printed.
+    several: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(watches: &'a [Watch]) -> Result<Self, Failure> {
+        // What is no process has no end to wait for.
+        for watch in watches {
+            end_of(&show::reference(watch), watch)?;
+        }
+        Ok(Self {
+            open: watches
+                .iter()
+                .map(|watch| (watch.watch_id, watch))
+                .collect(),
+            ended: BTreeMap::new(),
+            several: watches.len() > 1,
+        })
+    }
+
+    /// Returns when all have ended.
+    async fn all(&mut self, session: &Session) -> Result<(), Failure> {
+        for watch in self.open.values().copied().collect::<Vec<_>>() {
+            self.look(session, watch)?;
+        }
+        let Some(first) = self.open.values().next() else {
+            return Ok(());
+        };
+        let ids = self.open.keys().copied().collect();
+        let feed = end_feed(session, session.loop_ref.clone(), first, ids);
+        let mut feed = feed.telling_standstill();
+        while !self.open.is_empty() {
+            match feed.next().await? {
+                Item::Header(_) => {}
+                Item::Batch(batch) => self.batch(session, &batch).await?,
+                Item::Goodbye(goodbye) => {
+                    let short = cut_short(&goodbye);
+                    return Err(short.unwrap_or_else(|| Failure::plain("the stream ended")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn batch(&mut self, session: &Session, batch: &Batch) -> Result<(), Failure> {
+        let told = |id: &u64| batch.events.iter().any(|event| event.watch_id == *id);
+        let ids = self.open.keys().copied();
+        let ids: Vec<_> = ids
+            .filter(|id| !batch.gaps.is_empty() || told(id))
+            .collect();
+        for id in ids {
+            let watch = watch::get(session, &parse::by_id(id)).await?;
+            self.look(session, &watch)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, session: &Session, watch: &Watch) -> Result<(), Failure> {
+        let name = show::reference(watch);
+        let Some(exited) = end_of(&name, watch)? else {
+            return Ok(());
+        };
+        self.open.remove(&watch.watch_id);
+        if session.json {
+            output::messages([watch])?;
+        } else if self.several {
+            let (name, end) = (printable(&name), render::exited(&exited));
+            output::line(&format!("{NAME}{name}{NAME:#}  {end}"))?;
+        }
+        self.ended.insert(watch.watch_id, exited);
+        Ok(())
+    }
+
+    fn timed_out(&self, bound: std::time::Duration) -> Failure {
+        let names: Vec<_> = self
+            .open
+            .values()
+            .map(|watch| show::reference(watch))
+            .collect();
+        let names = names.join(", ");
+        let what = format!(
+            "{names}: not ended within {}",
+            humantime::format_duration(bound)
+        );
+        Failure::plain(what).code(TIMED_OUT)
+    }
+}
+
+/// The ends of processes, and nothing else of them; `first` is the one that was added first.
+pub(super) fn end_feed(
+    session: &Session,
+    of: Option<LoopRef>,
+    first: &Watch,
+    watch_ids: Vec<u64>,
+) -> Feed {
+    let added = first.added.clone().unwrap_or_default();
     let request = SubscribeRequest {
         r#loop: of,
         start: Some(subscribe_request::Start::After(added)),
         on_gap: OnGap::Skip.into(),
         filter: Some(Filter {
-            watch_ids: vec![watch.watch_id],
+            watch_ids,
             kinds: vec![EventKind::Exited.into(), EventKind::Closed.into()],
             ..Filter::default()
         }),
         ..SubscribeRequest::default()
     };
     Feed::new(session.clone(), Source::Subscribe(request))
-}
-
-/// Sleeps until the process's end is in the journal, then looks.
-async fn ended(
-    feed: &mut Feed,
-    session: &Session,
-    name: &str,
-    watch: &Watch,
-) -> Result<Exited, Failure> {
-    let id = parse::by_id(watch.watch_id);
-    loop {
-        match feed.next().await? {
-            Item::Header(_) => {}
-            Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
-            Item::Batch(_) => {
-                if let Some(exited) = end_of(name, &watch::get(session, &id).await?)? {
-                    return Ok(exited);
-                }
-            }
-            Item::Goodbye(goodbye) => {
-                let short = cut_short(&goodbye);
-                return Err(short.unwrap_or_else(|| Failure::new(name, "the stream ended")));
-            }
-        }
-    }
 }

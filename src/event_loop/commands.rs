@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::fmt;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -28,6 +29,15 @@ pub enum WatchName {
     Id(u64),
     /// By its name.
     Name(String),
+}
+
+impl fmt::Display for WatchName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "@{id}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Which watches to list.
@@ -87,10 +97,7 @@ impl EventLoop {
         };
         slot.ok_or_else(|| Error::WatchNotFound {
             on: self.shared.full_name.clone(),
-            watch: match name {
-                WatchName::Id(id) => id.to_string(),
-                WatchName::Name(name) => name.clone(),
-            },
+            watch: name.to_string(),
         })
     }
 

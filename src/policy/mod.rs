@@ -347,7 +347,7 @@ impl Registry {
             LoopName::Id(id) => {
                 let found = self.inner.lock().loops.get(id).cloned();
                 let handle = found.ok_or_else(|| Error::LoopNotFound {
-                    name: id.to_string(),
+                    name: format!("@{id}"),
                 })?;
                 allow(caller, handle.principal())?;
                 Ok(handle)

@@ -183,7 +183,7 @@ impl ProcessService for Api {
                 Ok(crate::proto::SignalTarget::Group) => SignalTarget::Group,
                 Err(_) => return Err(Error::invalid("target", "must be PROCESS or GROUP")),
             };
-            let object = object(&on, format!("{name:?} {}", request.signal));
+            let object = object(&on, format!("{name} {}", request.signal));
             mutate(&asker, "SendSignal", object, async move {
                 on.signal(name, number, target).await
             })

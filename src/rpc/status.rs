@@ -98,6 +98,11 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::InvalidField { field, .. } | Error::SlotNotFound { field } => {
             vec![("field", field.to_string())]
         }
+        Error::LoopNotFound { name }
+        | Error::ConsumerNotFound { name }
+        | Error::PolicyNotFound { name, .. } => vec![("name", name.clone())],
+        Error::WatchNotFound { on, watch } => vec![("name", watch.clone()), ("loop", on.clone())],
+        Error::WatchClosed { watch } => vec![("watch", watch.to_string())],
         Error::NameTaken { name, differs, .. } => {
             let mut pairs = vec![("name", name.clone())];
             pairs.extend(differs.iter().map(|field| ("field", field.clone())));

@@ -92,7 +92,7 @@ impl TransportService for Api {
         let work = |api: Self, asker: Asker, request: AbortRequest| async move {
             let on = api.on(&asker, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
-            let object = object(&on, format!("{name:?}"));
+            let object = object(&on, name.to_string());
             let closed =
                 mutate(&asker, "Abort", object, async move { on.abort(name).await }).await?;
             Ok(AbortResponse {

@@ -250,7 +250,7 @@ impl WatchService for Api {
             let on = api.on(&asker, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let request_id = convert::short_text("request_id", request.request_id)?;
-            let object = object(&on, format!("{name:?}"));
+            let object = object(&on, name.to_string());
             let removed = mutate(&asker, "RemoveWatch", object, async move {
                 on.remove(name, request_id).await
             })
@@ -288,7 +288,7 @@ impl WatchService for Api {
             let on = api.on(&asker, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let (api, principal) = (api.clone(), asker.peer.principal.clone());
-            let object = object(&on, format!("{name:?}"));
+            let object = object(&on, name.to_string());
             let response = mutate(&asker, "TakeFd", object, async move {
                 // First a place for it: without one the watch stays as it is.
                 let place = api.slots.reserve(&principal)?;

@@ -80,12 +80,12 @@ async fn words_variables_and_directories_need_not_be_utf_8() {
     std::fs::create_dir(&dir).unwrap();
     let told = "{ printf %s \"$1$OWN$SET\"; basename \"$(pwd)\"; } | od -An -tx1";
     let mut line = [
-        "run", "--env", "", "--cwd", "", "--", "sh", "-c", told, "sh", "",
+        "run", "--env", "", "--cwd", "", "--name=x", "--", "sh", "-c", told, "sh", "",
     ]
     .map(OsStr::new);
     line[2] = OsStr::from_bytes(b"SET=\xfd");
     line[4] = dir.as_os_str();
-    line[10] = OsStr::from_bytes(b"\xff");
+    line[11] = OsStr::from_bytes(b"\xff");
     let own = [OsStr::new("env"), OsStr::from_bytes(b"OWN=\xfe")];
     let ended = ctl_from(&daemon.socket, &own, &line).await;
     assert_eq!(ended.good().trim(), "ff fe fd 64 ff 0a");

@@ -43,7 +43,7 @@ async fn consumers_are_made_shown_read_as_and_deleted() {
         .good();
     let head = table.lines().next().unwrap();
     assert!(
-        head.starts_with("NAME") && head.contains("LAG EVENTS"),
+        head.starts_with("NAME") && head.contains("BEHIND"),
         "{table}"
     );
     assert_eq!(table.lines().count(), 4, "{table}");

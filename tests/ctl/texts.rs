@@ -47,7 +47,7 @@ async fn nothing_from_outside_hides_in_what_people_see() {
         (&["loop", "get", EVIL], 1),
         (&["wait", EVIL], 125),
         (&["check", EVIL], 2),
-        (&["run", "--", EVIL], 125),
+        (&["run", "--", EVIL], 127),
         (&["no-such-verb", EVIL], 2),
         (&[EVIL], 2),
     ] {

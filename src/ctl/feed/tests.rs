@@ -89,7 +89,10 @@ where
     tokio::spawn(server.serve_with_incoming(incoming));
     let line = ["evloopctl", "--socket", path.to_str().unwrap(), "status"];
     let args = crate::ctl::Args::try_parse_from(line).unwrap();
-    (Session::open(args.global).await.unwrap(), fake)
+    (
+        Session::open(args.global, String::new()).await.unwrap(),
+        fake,
+    )
 }
 
 /// A feed of the process `x` from a daemon that gives `answers`.

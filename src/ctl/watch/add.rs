@@ -8,6 +8,7 @@ use super::super::output;
 use super::super::parse;
 use super::super::printer::{Printer, Until};
 use super::super::session::{Session, answer};
+use super::super::table::printable;
 use super::show;
 use crate::proto::{
     self, AddWatchRequest, AddWatchResponse, Filter, IfExists, OnGap, SubscribeRequest, WatchSpec,
@@ -80,16 +81,12 @@ pub(super) async fn run(
     }
     let watch = added.watch.unwrap_or_default();
     if session.json {
-        output::json_lines([&show::json(&watch)])?;
+        output::messages([&watch])?;
     } else {
-        let name = output::printable(&watch.name);
-        let detail = output::printable(&show::detail(&watch));
-        let words = [&watch.watch_id.to_string(), &name, &detail];
-        let words: Vec<_> = words
-            .into_iter()
-            .filter(|w| !w.is_empty())
-            .map(String::as_str)
-            .collect();
+        let (name, detail) = (show::reference(&watch), show::detail(&watch));
+        let words = [printable(&name), printable(&detail)];
+        let words = words.iter().filter(|word| !word.is_empty());
+        let words: Vec<_> = words.map(String::as_str).collect();
         output::line(&words.join("  "))?;
     }
     Ok(0)
@@ -121,7 +118,7 @@ pub(in crate::ctl) async fn request(
         lifetime: lifetime.into(),
         finished_ttl: registration.finished_ttl,
     };
-    answer("watch", session.watches().add_watch(request).await)
+    answer(session.watches().add_watch(request).await)
 }
 
 /// Prints a watch's events from its first until it closes.

@@ -294,7 +294,7 @@ async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
         .admin()
         .get_server_info(GetServerInfoRequest {})
         .await;
-    let socket = answer("status", info)?.handover_socket;
+    let socket = answer(info)?.handover_socket;
     let slots = Client::connect(Path::new(&socket))
         .and_then(|handover| handover.give(&[std::os::fd::AsFd::as_fd(&fd)]))
         .map_err(failed)?;

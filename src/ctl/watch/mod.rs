@@ -29,7 +29,10 @@ pub(super) enum Verb {
     #[command(flatten)]
     Add(kinds::Kind),
     /// The watches of the loop
-    #[command(after_help = "Example:\n  evloopctl watch list --kind timer --open")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  evloopctl watch list --kind timer --open"
+    )]
     List {
         /// Only this kind; may be repeated
         #[arg(long = "kind")]
@@ -43,6 +46,7 @@ pub(super) enum Verb {
     },
     /// All about one watch
     #[command(
+        visible_alias = "show",
         after_help = "Examples:\n  evloopctl watch get tick --json\n  evloopctl watch get @7"
     )]
     Get {
@@ -101,7 +105,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         }
         Verb::Get { watch } => {
             let found = get(session, &watch.reference()).await?;
-            output::object(session.json, &show::json(&found))?;
+            super::show::watch(session, &found).await?;
             Ok(0)
         }
         Verb::Rm(args) => super::rm::run(session, args).await,
@@ -125,10 +129,18 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 items: vec![item],
                 ..RearmRequest::default()
             };
-            let done = answer("watch rearm", session.watches().rearm(request).await)?;
-            let armed = done.armed.first().is_some_and(|armed| *armed);
-            let done = if disarm { "disarmed" } else { "armed" };
-            output::object(session.json, &serde_json::json!({done: armed}))?;
+            let done = answer(session.watches().rearm(request).await)?;
+            if session.json {
+                output::messages([&done])?;
+                return Ok(0);
+            }
+            let changed = done.armed.first().is_some_and(|armed| *armed);
+            output::line(match (changed, disarm) {
+                (true, false) => "armed",
+                (true, true) => "disarmed",
+                (false, false) => "not armed: a later ready exists, or it was armed",
+                (false, true) => "not disarmed: it was not armed",
+            })?;
             Ok(0)
         }
         Verb::TakeFd(args) => take_fd::run(session, args).await,
@@ -141,8 +153,7 @@ pub(super) async fn get(session: &Session, watch: &WatchRef) -> Result<Watch, Fa
         r#loop: session.loop_ref.clone(),
         watch: Some(watch.clone()),
     };
-    let name = parse::watch_name(watch);
-    let got = answer(&name, session.watches().get_watch(request).await)?;
+    let got = answer(session.watches().get_watch(request).await)?;
     Ok(got.watch.unwrap_or_default())
 }
 
@@ -159,7 +170,7 @@ pub(super) async fn list_all(
     let mut watches = Vec::new();
     loop {
         let page = session.watches().list_watches(request.clone()).await;
-        let page = match answer("list", page) {
+        let page = match answer(page) {
             // The context has no loop yet, and so no watches: nothing to complain of.
             Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(watches),
             page => page?,

@@ -1,42 +1,37 @@
-//! A watch, for people and for programs.
+//! A watch, for people.
 
 use anstyle::Style;
-use serde_json::{Map, Value, json};
 
 use super::super::failure::Failure;
-use super::super::json::{self as event_json, put_bytes, with, word};
-use super::super::loops::{source_pause, survives};
-use super::super::output::{self, BAD, DIM, GOOD, NAME, NOTICE, PLAIN, Table, cell, plain};
+use super::super::json::word;
+use super::super::loops::survives;
+use super::super::output;
 use super::super::parse::cursor_text;
-use super::super::render::{address_or_unnamed, unix_address};
+use super::super::render::{self, address_or_unnamed, system_error, unix_address};
+use super::super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
+use super::super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
 use crate::config::Limit;
 use crate::proto::{
-    CloseReason, ConnectionSpec, EnvVar, ListenerSpec, ProcessSpec, ResourceLimit, Stdio,
-    TimerSpec, Watch, WatchSpec, WatchState, connection_spec, exited, listener_spec, process_spec,
-    read_pipe_spec, timer_spec, watch::Status, watch_spec::Spec, write_pipe_spec,
+    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, connection_spec,
+    exited, listener_spec, process_spec, read_pipe_spec, timer_spec, watch::Status,
+    watch_spec::Spec, write_pipe_spec,
 };
 
 /// Watches as a table, or a line of JSON each.
 pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
     if as_json {
-        let values: Vec<_> = watches.iter().map(json).collect();
-        return output::json_lines(&values);
+        return output::messages(watches);
     }
     let mut table = Table::new(&["ID", "NAME", "KIND", "STATE", "WHAT", "LABELS"]);
     for watch in watches {
         let (state, style) = state(watch);
-        let labels: Vec<_> = watch
-            .labels
-            .iter()
-            .map(|(k, v)| format!("{k}={v}"))
-            .collect();
         table.row([
-            plain(&watch.watch_id),
-            cell(&reference(watch), NAME),
+            plain(&format!("@{}", watch.watch_id)),
+            cell(&watch.name, NAME),
             plain(&watch.watch_kind),
             cell(&state, style),
             plain(&detail(watch)),
-            cell(&labels.join(" "), DIM),
+            cell(&labels(watch), DIM),
         ]);
     }
     table.print()
@@ -51,40 +46,54 @@ pub(in crate::ctl) fn reference(watch: &Watch) -> String {
     }
 }
 
-/// Its state in a word, as fine as its kind allows, and whether its source is not read.
+/// How the process ended, if it is one and that is known.
+pub(in crate::ctl) fn exited(watch: &Watch) -> Option<&Exited> {
+    match &watch.status {
+        Some(Status::Process(process)) => process.exited.as_ref(),
+        _ => None,
+    }
+}
+
+/// Its state in words, as fine as its kind allows, and whether its source is not read.
 pub(in crate::ctl) fn state(watch: &Watch) -> (String, Style) {
-    let (state, style) = word_and_style(watch);
+    let (state, style) = words_and_style(watch);
     match &watch.source_pause {
         Some(_) => (format!("{state}, paused"), NOTICE),
         None => (state, style),
     }
 }
 
-fn word_and_style(watch: &Watch) -> (String, Style) {
-    if let Some(Status::Process(process)) = &watch.status {
-        let status = process.exited.as_ref().map(|exited| &exited.status);
-        return match (status, watch.state()) {
-            (None, WatchState::Closed) => ("lost".to_owned(), BAD),
-            (None, _) if process.ended_untold => ("ended, not told yet".to_owned(), NOTICE),
-            (None, _) if process.stopped => ("stopped".to_owned(), NOTICE),
-            (None, WatchState::Closing) => ("ending".to_owned(), NOTICE),
-            (None, _) => ("running".to_owned(), GOOD),
-            (Some(Some(exited::Status::Code(_))), _) => ("exited".to_owned(), PLAIN),
-            (Some(Some(exited::Status::Signal(_))), _) => ("killed".to_owned(), BAD),
-            (Some(_), _) => ("unknown".to_owned(), BAD),
+fn words_and_style(watch: &Watch) -> (String, Style) {
+    if let Some(exited) = exited(watch) {
+        let style = match exited.status {
+            Some(exited::Status::Code(0)) => DIM,
+            _ => BAD,
         };
+        return (since(render::exited(exited), watch), style);
     }
     let closed = watch
         .closed
         .as_ref()
         .filter(|_| watch.state() == WatchState::Closed);
     if let Some(closed) = closed {
-        let style = if closed.reason() == CloseReason::Error {
-            BAD
-        } else {
-            DIM
+        let (what, style) = match closed.reason() {
+            _ if watch.watch_kind == "process" => ("lost".to_owned(), BAD),
+            CloseReason::Error => {
+                let error = closed.error.as_ref().map(system_error);
+                (error.unwrap_or_else(|| "failed".to_owned()), BAD)
+            }
+            reason => (word(reason.as_str_name(), "CLOSE_REASON_"), DIM),
         };
-        return (word(closed.reason().as_str_name(), "CLOSE_REASON_"), style);
+        return (since(what, watch), style);
+    }
+    if let Some(Status::Process(process)) = &watch.status {
+        let (state, style) = match watch.state() {
+            _ if process.ended_untold => ("ended, not told yet", NOTICE),
+            _ if process.stopped => ("stopped", NOTICE),
+            WatchState::Closing => ("ending", NOTICE),
+            _ => ("running", GOOD),
+        };
+        return (state.to_owned(), style);
     }
     let style = if watch.state() == WatchState::Open {
         GOOD
@@ -92,6 +101,18 @@ fn word_and_style(watch: &Watch) -> (String, Style) {
         NOTICE
     };
     (word(watch.state().as_str_name(), "WATCH_STATE_"), style)
+}
+
+fn since(what: String, watch: &Watch) -> String {
+    match age(watch.closed_at) {
+        age if age.is_empty() => what,
+        age => format!("{what}, {age}"),
+    }
+}
+
+fn labels(watch: &Watch) -> String {
+    let labels = watch.labels.iter().map(|(k, v)| format!("{k}={v}"));
+    labels.collect::<Vec<_>>().join(" ")
 }
 
 /// What it watches, in a few words.
@@ -112,6 +133,20 @@ pub(in crate::ctl) fn detail(watch: &Watch) -> String {
     }
 }
 
+/// A command as a shell would take it.
+pub(in crate::ctl) fn command(spec: &ProcessSpec) -> String {
+    match &spec.command {
+        Some(process_spec::Command::Exec(exec)) => {
+            let words = exec.argv_bytes.iter().map(|w| String::from_utf8_lossy(w));
+            let words: Vec<_> = exec.argv.iter().map(Into::into).chain(words).collect();
+            let words = words.iter().map(AsRef::as_ref);
+            shlex::try_join(words.clone()).unwrap_or_else(|_| words.collect::<Vec<_>>().join(" "))
+        }
+        Some(process_spec::Command::Shell(line)) => line.clone(),
+        None => String::new(),
+    }
+}
+
 fn of_spec(spec: &Spec) -> String {
     match spec {
         Spec::Fd(_) => "descriptor".to_owned(),
@@ -122,15 +157,7 @@ fn of_spec(spec: &Spec) -> String {
             Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
             None => String::new(),
         },
-        Spec::Process(process) => match &process.command {
-            Some(process_spec::Command::Exec(exec)) => {
-                let words = exec.argv_bytes.iter().map(|w| String::from_utf8_lossy(w));
-                let words: Vec<_> = exec.argv.iter().map(Into::into).chain(words).collect();
-                words.join(" ")
-            }
-            Some(process_spec::Command::Shell(line)) => line.clone(),
-            None => String::new(),
-        },
+        Spec::Process(process) => command(process),
         Spec::Connection(connection) => match &connection.target {
             Some(connection_spec::Target::Tcp(tcp)) => format!("{}:{}", tcp.host, tcp.port),
             Some(connection_spec::Target::Unix(address)) => unix_address(address),
@@ -155,232 +182,186 @@ fn of_spec(spec: &Spec) -> String {
     }
 }
 
-/// All about it.
-pub(in crate::ctl) fn json(w: &Watch) -> Value {
-    let time = |t: Option<prost_types::Timestamp>| t.map(|t| t.to_string().into());
-    let value = json!({
-        "watch_id": w.watch_id,
-        "name": w.name,
-        "labels": w.labels,
-        "user_data": w.user_data,
-        "watch_kind": w.watch_kind,
-        "state": word(w.state().as_str_name(), "WATCH_STATE_"),
-        "survives": survives(w.survives()),
-        "lifetime": word(w.lifetime().as_str_name(), "LIFETIME_"),
-        "parent_watch_id": w.parent_watch_id,
-    });
-    let value = with(value, "created", time(w.created));
-    let value = with(
-        value,
-        "added",
-        w.added.as_ref().map(|c| cursor_text(c).into()),
-    );
-    let value = with(value, "closed", w.closed.as_ref().map(event_json::closed));
-    let value = with(value, "closed_at", time(w.closed_at));
-    let value = with(
-        value,
-        "source_pause",
-        w.source_pause.as_ref().map(source_pause),
-    );
-    let value = with(value, "spec", w.spec.as_ref().map(spec));
-    match &w.status {
-        Some(status) => {
-            let (key, status) = status_json(status);
-            with(value, key, Some(status))
+/// All about it; `on` is its loop, as far as that is known.
+pub(in crate::ctl) fn sheet(watch: &Watch, on: &str) -> Sheet {
+    let (state, style) = state(watch);
+    let (name, kind) = (printable(&reference(watch)), &watch.watch_kind);
+    let title = format!("{NAME}{name}{NAME:#}  {kind}, {style}{state}{style:#}");
+    let mut sheet = Sheet::new(title);
+    let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
+    let spec = match spec {
+        Some(Spec::Process(spec)) => Some(spec),
+        _ => {
+            sheet.line("what", detail(watch));
+            None
         }
-        None => value,
-    }
-}
-
-fn status_json(status: &Status) -> (&'static str, Value) {
-    match status {
-        Status::Process(s) => {
-            let value = json!({
-                "pid": s.pid,
-                "stdin_bytes": s.stdin_bytes,
-                "stdout_bytes": s.stdout_bytes,
-                "stderr_bytes": s.stderr_bytes,
-                "stopped": s.stopped,
-                "ended_untold": s.ended_untold,
-            });
-            (
-                "process",
-                with(value, "exited", s.exited.as_ref().map(event_json::exited)),
-            )
-        }
-        Status::Transport(s) => {
-            let value = json!({
-                "connected": s.connected,
-                "reading_paused": s.reading_paused,
-                "received_bytes": s.received_bytes,
-                "taken_bytes": s.taken_bytes,
-                "buffered_bytes": s.buffered_bytes,
-            });
-            let value = with(value, "local", s.local.as_ref().map(event_json::address));
-            (
-                "transport",
-                with(value, "peer", s.peer.as_ref().map(event_json::address)),
-            )
-        }
-        Status::Listener(s) => {
-            let addresses: Vec<_> = s.addresses.iter().map(event_json::address).collect();
-            (
-                "listener",
-                json!({"addresses": addresses, "accepted": s.accepted}),
-            )
-        }
-        Status::Timer(s) => ("timer", json!({"next_ns": s.next_ns, "fired": s.fired})),
-        Status::Fd(s) => {
-            let value = json!({
-                "readable_armed": s.readable_armed,
-                "writable_armed": s.writable_armed,
-                "fd_type": s.fd_type,
-            });
-            ("fd", value)
-        }
-    }
-}
-
-fn spec(spec: &WatchSpec) -> Value {
-    match &spec.spec {
-        Some(Spec::Fd(s)) => json!({"fd": {"readable": s.readable, "writable": s.writable}}),
-        Some(Spec::Timer(s)) => json!({"timer": timer(s)}),
-        Some(Spec::Process(s)) => json!({"process": process(s)}),
-        Some(Spec::Connection(s)) => json!({"connection": connection(s)}),
-        Some(Spec::Listener(s)) => json!({"listener": listener(s)}),
-        Some(Spec::ReadPipe(s)) => {
-            let path = match &s.source {
-                Some(read_pipe_spec::Source::FifoPath(path)) => Some(path.as_str().into()),
-                _ => None,
-            };
-            let value = json!({"start_paused": s.start_paused});
-            json!({"read_pipe": with(value, "fifo_path", path)})
-        }
-        Some(Spec::WritePipe(s)) => {
-            let path = match &s.target {
-                Some(write_pipe_spec::Target::FifoPath(path)) => Some(path.as_str().into()),
-                _ => None,
-            };
-            json!({"write_pipe": with(json!({}), "fifo_path", path)})
-        }
-        Some(Spec::Signal(s)) => json!({"signal": {"signals": s.signals}}),
-        None => json!({}),
-    }
-}
-
-fn timer(s: &TimerSpec) -> Value {
-    match &s.schedule {
-        Some(timer_spec::Schedule::After(d)) => json!({"after": d.to_string()}),
-        Some(timer_spec::Schedule::AtMonotonicNs(ns)) => json!({"at_monotonic_ns": ns}),
-        Some(timer_spec::Schedule::AtRealtime(t)) => json!({"at_realtime": t.to_string()}),
-        Some(timer_spec::Schedule::Every(d)) => json!({"every": d.to_string()}),
-        None => json!({}),
-    }
-}
-
-fn process(s: &ProcessSpec) -> Value {
-    let command = match &s.command {
-        Some(process_spec::Command::Exec(exec)) if exec.argv_bytes.is_empty() => {
-            json!({"exec": {"argv": exec.argv}})
-        }
-        Some(process_spec::Command::Exec(exec)) => {
-            let words: Vec<_> = exec.argv_bytes.iter().map(|word| bytes(word)).collect();
-            json!({"exec": {"argv_bytes": words}})
-        }
-        Some(process_spec::Command::Shell(line)) => json!({"shell": line}),
-        None => json!({}),
     };
-    let stdio = |stdio: Stdio| Some(word(stdio.as_str_name(), "STDIO_").into());
-    let variable = |v: &EnvVar| json!({"name": bytes(&v.name), "value": bytes(&v.value)});
-    let env_bytes: Vec<_> = s.env_bytes.iter().map(variable).collect();
-    let env_bytes = Some(env_bytes).filter(|variables| !variables.is_empty());
-    let cwd_bytes = Some(&s.cwd_bytes).filter(|path| !path.is_empty());
-    let value = with(command, "env", Some(json!(s.env)));
-    let value = with(value, "env_bytes", env_bytes.map(Value::from));
-    let value = with(value, "cwd", Some(s.cwd.as_str().into()));
-    let value = with(value, "cwd_bytes", cwd_bytes.map(|path| bytes(path)));
-    let value = with(value, "stdin", stdio(s.stdin()));
-    let value = with(value, "stdout", stdio(s.stdout()));
-    let value = with(value, "stderr", stdio(s.stderr()));
-    let value = with(
-        value,
-        "pipe_grace",
-        s.pipe_grace.map(|d| d.to_string().into()),
+    if let Some(spec) = spec {
+        sheet.line("command", command(spec));
+        let cwd = String::from_utf8_lossy(&spec.cwd_bytes);
+        sheet.line(
+            "directory",
+            if spec.cwd.is_empty() {
+                &cwd
+            } else {
+                spec.cwd.as_str()
+            },
+        );
+    }
+    sheet.line("since", date_and_age(watch.created));
+    if let Some(at) = watch.closed_at {
+        let took = lasted(watch.created, Some(at)).map_or_else(String::new, span);
+        sheet.line("ended", format!("{}, after {took}", date_and_age(Some(at))));
+    }
+    status(&mut sheet, watch);
+    if let Some(spec) = spec {
+        of_process(&mut sheet, spec);
+    }
+    if let Some(pause) = &watch.source_pause {
+        let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
+        let text = format!("not read since {}: {reason}", date_and_age(pause.since));
+        sheet.styled("paused", text, NOTICE);
+    }
+    sheet.line("labels", labels(watch));
+    if watch.user_data > 0 {
+        sheet.line("user data", watch.user_data);
+    }
+    let lifetime = word(watch.lifetime().as_str_name(), "LIFETIME_");
+    sheet.line(
+        "lifetime",
+        format!("{lifetime}, survives {}", survives(watch.survives())),
     );
-    let at_end = word(s.at_end().as_str_name(), "AT_END_");
-    let value = with(value, "at_end", Some(at_end.into()));
-    let after_grace = word(s.after_grace().as_str_name(), "AFTER_GRACE_");
-    let value = with(value, "after_grace", Some(after_grace.into()));
-    let value = with(
-        value,
-        "kill_grace",
-        s.kill_grace.map(|d| d.to_string().into()),
+    if watch.parent_watch_id > 0 {
+        sheet.line("parent", format!("@{}", watch.parent_watch_id));
+    }
+    let id = format!("@{}", watch.watch_id);
+    let on = if on.is_empty() {
+        String::new()
+    } else {
+        format!(" on loop {on}")
+    };
+    sheet.line("id", format!("{id}{on}"));
+    sheet.styled(
+        "added",
+        watch.added.as_ref().map_or_else(String::new, cursor_text),
+        DIM,
     );
-    let value = with(
-        value,
-        "umask",
-        s.umask.map(|bits| format!("{bits:04o}").into()),
-    );
-    let limits = s
-        .limits
+    sheet
+}
+
+fn status(sheet: &mut Sheet, watch: &Watch) {
+    match &watch.status {
+        Some(Status::Process(s)) => {
+            sheet.line("pid", s.pid);
+            let (out, err) = (size(s.stdout_bytes), size(s.stderr_bytes));
+            let text = format!(
+                "{out} to stdout, {err} to stderr: `evloopctl logs {}`",
+                reference(watch)
+            );
+            sheet.line("wrote", text);
+            if s.stdin_bytes > 0 {
+                sheet.line("was given", format!("{} on stdin", size(s.stdin_bytes)));
+            }
+            if let Some(usage) = s.exited.as_ref().and_then(|exited| exited.usage.as_ref()) {
+                let time = |d: Option<prost_types::Duration>| {
+                    std::time::Duration::try_from(d.unwrap_or_default())
+                        .map_or_else(|_| String::new(), span)
+                };
+                let (user, system) = (time(usage.user_time), time(usage.system_time));
+                let memory = size(usage.max_rss_kib.saturating_mul(1024));
+                sheet.line(
+                    "used",
+                    format!("{user} user, {system} system, {memory} at most"),
+                );
+            }
+        }
+        Some(Status::Transport(s)) => {
+            let way = |a: &Option<_>| {
+                a.as_ref()
+                    .map_or_else(String::new, |a| address_or_unnamed(Some(a)))
+            };
+            sheet.line("local", way(&s.local));
+            sheet.line("peer", way(&s.peer));
+            sheet.line("received", size(s.received_bytes));
+            let unsent = size(s.buffered_bytes);
+            sheet.line(
+                "sent",
+                format!("{} taken, {unsent} of them unsent", size(s.taken_bytes)),
+            );
+            sheet.line("reading", if s.reading_paused { "paused" } else { "" });
+        }
+        Some(Status::Listener(s)) => {
+            sheet.line("accepted", counted(s.accepted, "connection", "connections"));
+        }
+        Some(Status::Timer(s)) => {
+            sheet.line("fired", counted(s.fired, "time", "times"));
+        }
+        Some(Status::Fd(s)) => {
+            let armed = [(s.readable_armed, "reading"), (s.writable_armed, "writing")];
+            let armed = armed.iter().filter_map(|(set, what)| set.then_some(*what));
+            let armed: Vec<_> = armed.collect();
+            let text = if armed.is_empty() {
+                "nothing".to_owned()
+            } else {
+                armed.join(" and ")
+            };
+            sheet.line("armed for", text);
+        }
+        None => {}
+    }
+}
+
+/// What was asked for beside the command, where it is not as usual.
+fn of_process(sheet: &mut Sheet, spec: &ProcessSpec) {
+    let env = spec
+        .env
         .iter()
-        .map(|l| (l.resource.clone(), limit(l).into()));
-    let limits: Map<_, _> = limits.collect();
-    let value = with(
-        value,
-        "limits",
-        Some(limits).filter(|l| !l.is_empty()).map(Value::from),
-    );
-    let value = with(value, "nice", s.nice.map(Value::from));
-    with(value, "oom_score_adj", s.oom_score_adj.map(Value::from))
+        .map(|(name, value)| format!("{name}={value}"));
+    sheet.line("env", env.collect::<Vec<_>>().join(" "));
+    let env_bytes = u64::try_from(spec.env_bytes.len()).unwrap_or(u64::MAX);
+    if env_bytes > 0 {
+        sheet.line(
+            "env",
+            format!("{} that are not all text", grouped(env_bytes)),
+        );
+    }
+    if spec.stdin() == Stdio::Pipe {
+        sheet.line("stdin", "open: `evloopctl write`, `evloopctl attach`");
+    }
+    let limits = spec.limits.iter().map(limit).collect::<Vec<_>>();
+    sheet.line("limits", limits.join(" "));
+    if let Some(bits) = spec.umask {
+        sheet.line("umask", format!("{bits:04o}"));
+    }
+    if let Some(nice) = spec.nice {
+        sheet.line("nice", nice);
+    }
+    if let Some(adj) = spec.oom_score_adj {
+        sheet.line("oom score", adj);
+    }
+    let at_end = word(spec.at_end().as_str_name(), "AT_END_");
+    if at_end == "keep" {
+        sheet.line("at end", "keep: it outlives its watch and the daemon");
+    }
 }
 
 /// As the command line takes it.
 fn limit(limit: &ResourceLimit) -> String {
     let [soft, hard] = [limit.soft, limit.hard].map(|value| value.unwrap_or(u64::MAX));
-    Limit { soft, hard }.to_string()
+    format!("{}={}", limit.resource, Limit { soft, hard })
 }
 
-fn bytes(bytes: &[u8]) -> Value {
-    let mut object = Map::new();
-    put_bytes(&mut object, bytes);
-    object.into()
-}
-
-fn connection(s: &ConnectionSpec) -> Value {
-    let target = match &s.target {
-        Some(connection_spec::Target::Tcp(t)) => {
-            json!({"tcp": {"host": t.host, "port": t.port, "local_ip": t.local_ip}})
-        }
-        Some(connection_spec::Target::Unix(a)) => json!({"unix": event_json::unix_address(a)}),
-        Some(connection_spec::Target::Slot(_)) | None => json!({}),
-    };
-    let value = with(target, "keep_half_open", Some(s.keep_half_open.into()));
-    let value = with(value, "start_paused", Some(s.start_paused.into()));
-    with(
-        value,
-        "connect_timeout",
-        s.connect_timeout.map(|d| d.to_string().into()),
-    )
-}
-
-fn listener(s: &ListenerSpec) -> Value {
-    let target = match &s.target {
-        Some(listener_spec::Target::Tcp(t)) => {
-            json!({"tcp": {"hosts": t.hosts, "port": t.port, "reuse_port": t.reuse_port}})
-        }
-        Some(listener_spec::Target::Unix(a)) => json!({"unix": event_json::unix_address(a)}),
-        Some(listener_spec::Target::Slot(_)) | None => json!({}),
-    };
-    let value = with(target, "backlog", Some(s.backlog.into()));
-    let value = with(value, "keep_half_open", Some(s.keep_half_open.into()));
-    with(value, "start_paused", Some(s.start_paused.into()))
+/// How it ended, of a watch that has: `exited with 3, 10 min ago`.
+pub(in crate::ctl) fn end(watch: &Watch) -> Option<String> {
+    let ended = exited(watch).is_some() || watch.state() == WatchState::Closed;
+    // Without the time there is nothing more exact than that it has.
+    (ended || moment(watch.closed_at).is_some()).then(|| state(watch).0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ProcessStatus, SourcePause, SourcePauseReason};
+    use crate::proto::{ExecCommand, ProcessStatus, SourcePause, SourcePauseReason};
 
     #[test]
     fn a_source_that_is_not_read_shows_beside_the_state() {
@@ -390,33 +371,71 @@ mod tests {
         };
         watch.set_state(WatchState::Open);
         assert_eq!(state(&watch), ("running".to_owned(), GOOD));
-        assert_eq!(json(&watch).get("source_pause"), None);
         let mut pause = SourcePause::default();
         pause.set_reason(SourcePauseReason::WatchShare);
         watch.source_pause = Some(pause);
         assert_eq!(state(&watch), ("running, paused".to_owned(), NOTICE));
-        assert_eq!(json(&watch)["source_pause"]["reason"], "watch_share");
+        assert!(sheet(&watch, "").text(None).contains("watch_share"));
+    }
+
+    fn process(status: ProcessStatus) -> Watch {
+        let mut watch = Watch {
+            status: Some(Status::Process(status)),
+            ..Watch::default()
+        };
+        watch.set_state(WatchState::Open);
+        watch
     }
 
     #[test]
     fn a_process_that_is_stopped_or_has_ended_untold_does_not_show_as_running() {
         let shown = |stopped, ended_untold| {
-            let mut watch = Watch {
-                status: Some(Status::Process(ProcessStatus {
-                    stopped,
-                    ended_untold,
-                    ..ProcessStatus::default()
-                })),
-                ..Watch::default()
-            };
-            watch.set_state(WatchState::Open);
-            let process = &json(&watch)["process"];
-            assert_eq!(process["stopped"], stopped);
-            assert_eq!(process["ended_untold"], ended_untold);
-            state(&watch).0
+            state(&process(ProcessStatus {
+                stopped,
+                ended_untold,
+                ..ProcessStatus::default()
+            }))
+            .0
         };
         assert_eq!(shown(false, false), "running");
         assert_eq!(shown(true, false), "stopped");
         assert_eq!(shown(false, true), "ended, not told yet");
+    }
+
+    #[test]
+    fn how_a_process_ended_is_told_in_words_and_when() {
+        let ended = |status| {
+            let mut watch = process(ProcessStatus {
+                exited: Some(Exited {
+                    status: Some(status),
+                    ..Exited::default()
+                }),
+                ..ProcessStatus::default()
+            });
+            assert!(end(&process(ProcessStatus::default())).is_none());
+            let three_minutes = std::time::Duration::from_secs(180);
+            watch.closed_at = Some((std::time::SystemTime::now() - three_minutes).into());
+            end(&watch).unwrap()
+        };
+        assert_eq!(ended(exited::Status::Code(3)), "exited with 3, 3 min ago");
+        assert_eq!(
+            ended(exited::Status::Signal(9)),
+            "killed by SIGKILL, 3 min ago"
+        );
+    }
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_takes_it() {
+        let argv = ["sh", "-c", "echo 'a'; exit 3", "x=y"];
+        let exec = ExecCommand {
+            argv: argv.map(str::to_owned).into(),
+            ..ExecCommand::default()
+        };
+        let spec = ProcessSpec {
+            command: Some(process_spec::Command::Exec(exec)),
+            ..ProcessSpec::default()
+        };
+        let shown = command(&spec);
+        assert_eq!(shlex::split(&shown).unwrap(), argv);
     }
 }

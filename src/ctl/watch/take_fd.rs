@@ -35,7 +35,7 @@ pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
         .admin()
         .get_server_info(GetServerInfoRequest {})
         .await;
-    let socket = answer("status", info)?.handover_socket;
+    let socket = answer(info)?.handover_socket;
     let handover =
         Client::connect(Path::new(&socket)).map_err(|error| Failure::new(&socket, error))?;
     let request = TakeFdRequest {
@@ -43,7 +43,7 @@ pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
         watch: Some(args.watch.reference()),
         ..TakeFdRequest::default()
     };
-    let taken = answer("watch take-fd", session.watches().take_fd(request).await)?;
+    let taken = answer(session.watches().take_fd(request).await)?;
     let slot = Slot::try_from(&*taken.slot)
         .map_err(|_| Failure::new("watch take-fd", "the daemon answered no slot"))?;
     let fd = handover

@@ -156,10 +156,6 @@ fn lookup(name: &CStr, env: &[CString], cwd: &CStr) -> Result<CString> {
             Err(_) => errno = Errno::ACCESS,
         }
     }
-    let detail = format!(
-        "`{}` in PATH={}",
-        name.display(),
-        OsStr::from_bytes(path).display()
-    );
+    let detail = format!("`{}` in PATH", name.display());
     Err(SystemError::new(errno, "lookup", detail).into())
 }

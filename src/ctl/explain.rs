@@ -1,0 +1,211 @@
+//! Failures in the words of who typed the command: what a name may have meant, how a process ended that no
+//! longer takes anything, in which two values a command differs from one that is there.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::consumer;
+use super::failure::Failure;
+use super::loops;
+use super::parse;
+use super::session::{Session, answer};
+use super::watch::{self, show};
+use crate::proto::{GetWatchRequest, ListWatchesRequest, LoopRef, WatchRef, loop_ref, watch_ref};
+use crate::similar::did_you_mean;
+
+/// How long the daemon may take to tell more: the failure itself is known.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Most loops in which a name is looked for that is not on the one that was meant.
+const LOOPS_MAX: usize = 32;
+
+/// The failure with what can be found out about it.
+pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
+    let told = |key: &str| failure.told(key).to_owned();
+    let better = async {
+        match failure.reason.as_str() {
+            "WATCH_NOT_FOUND" => no_watch(session, &told("name"), &told("loop")).await,
+            "LOOP_NOT_FOUND" => no_loop(session, &told("name")).await,
+            "CONSUMER_NOT_FOUND" => no_consumer(session, &told("name")).await,
+            "WATCH_CLOSED" => watch_closed(session, &told("watch")).await,
+            _ => None,
+        }
+    };
+    let better = timeout(PATIENCE, better).await;
+    match better.ok().flatten() {
+        Some(Better { message, advice }) => {
+            let failure = match message {
+                Some(message) => failure.saying(message),
+                None => failure,
+            };
+            match advice {
+                Some(advice) => failure.advice(advice),
+                None => failure,
+            }
+        }
+        None => failure,
+    }
+}
+
+/// What to say in place of what the daemon said.
+#[derive(Debug, Default)]
+struct Better {
+    message: Option<String>,
+    advice: Option<String>,
+}
+
+fn meant(close: Option<&str>) -> Option<String> {
+    close.map(|name| format!("did you mean `{name}`?"))
+}
+
+async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
+    if name.is_empty() {
+        return None;
+    }
+    let message = Some(format!("there is no `{name}` on loop `{on}`"));
+    let all = watch::list_all(session, ListWatchesRequest::default()).await;
+    let all = all.unwrap_or_default();
+    let names = all.iter().map(|watch| watch.name.as_str());
+    let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
+    let mut advice = None;
+    if !name.starts_with('@') {
+        advice = elsewhere(session, name).await;
+        advice = advice.or_else(|| meant(did_you_mean(name, names.iter().copied())));
+    }
+    if all.is_empty() {
+        advice = advice.or_else(|| {
+            Some("nothing is there; `evloopctl loop list` shows your loops".to_owned())
+        });
+    }
+    Some(Better { message, advice })
+}
+
+/// The name on another loop of the caller's.
+async fn elsewhere(session: &Session, name: &str) -> Option<String> {
+    let loops = loops::list_all(session, false).await.ok()?;
+    for other in loops.iter().take(LOOPS_MAX) {
+        let request = GetWatchRequest {
+            r#loop: Some(LoopRef {
+                r#ref: Some(loop_ref::Ref::LoopId(other.loop_id)),
+            }),
+            watch: Some(WatchRef {
+                r#ref: Some(watch_ref::Ref::Name(name.to_owned())),
+            }),
+        };
+        if session.watches().get_watch(request).await.is_ok() {
+            let other = &other.name;
+            return Some(format!("loop `{other}` has one: add `--loop {other}`"));
+        }
+    }
+    None
+}
+
+async fn no_loop(session: &Session, name: &str) -> Option<Better> {
+    let loops = loops::list_all(session, true).await.ok()?;
+    let close = did_you_mean(name, loops.iter().map(|found| found.name.as_str()));
+    let advice = meant(close);
+    Some(Better {
+        advice,
+        ..Better::default()
+    })
+}
+
+async fn no_consumer(session: &Session, name: &str) -> Option<Better> {
+    let consumers = consumer::list_all(session).await.ok()?;
+    let close = did_you_mean(name, consumers.iter().map(|found| found.name.as_str()));
+    let advice = meant(close);
+    Some(Better {
+        advice,
+        ..Better::default()
+    })
+}
+
+async fn watch_closed(session: &Session, id: &str) -> Option<Better> {
+    let request = GetWatchRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(parse::watch_id(id).ok()?),
+    };
+    let found = answer(session.watches().get_watch(request).await).ok()?;
+    let found = found.watch?;
+    let message = show::end(&found).map(|end| format!("{} {end}", show::reference(&found)));
+    Some(Better {
+        message,
+        ..Better::default()
+    })
+}
+
+/// A name that is taken by something else: both values of the field in which they differ. `there` and `asked` are the
+/// JSON of the two, in which the daemon's path of the field leads to them.
+pub(super) fn differing(failure: Failure, name: &str, there: &Value, asked: &Value) -> Failure {
+    let field = failure.told("field").to_owned();
+    if failure.reason != "NAME_TAKEN" || field.is_empty() {
+        return failure;
+    }
+    let [there, asked] = [there, asked].map(|value| value_at(value, &field));
+    let last = field.rsplit('.').next().unwrap_or_default();
+    let message = match last {
+        "exec" | "shell" | "command" | "argv" | "argv_bytes" => {
+            format!("`{name}` already ran as `{there}`, you asked for `{asked}`")
+        }
+        _ => format!("`{name}` is there with {last} `{there}`, you asked for `{asked}`"),
+    };
+    failure.saying(message)
+}
+
+/// As a person would write it.
+fn value_at(mut value: &Value, path: &str) -> String {
+    for key in path.split('.') {
+        value = value.get(key).unwrap_or(&Value::Null);
+    }
+    worded(value)
+}
+
+fn worded(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(words) => {
+            let words: Vec<_> = words.iter().map(worded).collect();
+            shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+        }
+        Value::Object(object) => {
+            let argv = object.get("argv").filter(|argv| argv.get(0).is_some());
+            let argv = argv.or_else(|| object.get("argv_bytes"));
+            match argv.or_else(|| object.get("text")) {
+                Some(value) => worded(value),
+                None => value.to_string(),
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_are_found_by_the_path_of_the_field_and_told_as_they_are_typed() {
+        let value = json!({"spec": {"process": {
+            "exec": {"argv": ["sh", "-c", "exit 3"], "argv_bytes": []},
+            "cwd": "/tmp",
+            "nice": 5,
+            "limits": [],
+        }}});
+        for (path, told) in [
+            ("spec.process.exec", "sh -c 'exit 3'"),
+            ("spec.process.exec.argv", "sh -c 'exit 3'"),
+            ("spec.process.cwd", "/tmp"),
+            ("spec.process.nice", "5"),
+            ("spec.process.umask", "none"),
+            ("spec.timer", "none"),
+        ] {
+            assert_eq!(value_at(&value, path), told, "{path}");
+        }
+        let bytes = json!({"argv": [], "argv_bytes": [{"text": "ls"}, {"base64": "/w=="}]});
+        assert_eq!(worded(&bytes), r#"ls '{"base64":"/w=="}'"#);
+    }
+}

@@ -1,0 +1,217 @@
+//! What users of other tools type, and what it is here.
+
+/// Words that are no command of ours: the verb before it, the word, and what to type instead.
+const COMMANDS: [(&str, &str, &str); 37] = [
+    (
+        "",
+        "add",
+        "`evloopctl run -d -- CMD` starts something and returns",
+    ),
+    ("", "clean", "`evloopctl rm --all` forgets what has ended"),
+    (
+        "",
+        "container",
+        "leave it out: `evloopctl ps`, `evloopctl rm NAME`",
+    ),
+    ("", "cp", "a process has its files where the host has them"),
+    (
+        "",
+        "create",
+        "`evloopctl run -d --name NAME -- CMD` makes and starts it",
+    ),
+    (
+        "",
+        "daemon",
+        "`evloopd` is the daemon; `evloopctl status` tells how it is",
+    ),
+    (
+        "",
+        "daemon-reload",
+        "the daemon reads its configuration when it starts",
+    ),
+    (
+        "",
+        "delete",
+        "`evloopctl rm NAME` forgets it, and ends it before that if it runs",
+    ),
+    (
+        "",
+        "detach",
+        "Ctrl-C twice within a second leaves a process that you are attached to",
+    ),
+    (
+        "",
+        "down",
+        "`evloopctl stop NAME` ends a process, `evloopctl rm --all --force` everything",
+    ),
+    (
+        "",
+        "enable",
+        "what starts with the host is up to the service manager: see deploy/README.md",
+    ),
+    (
+        "",
+        "exec",
+        "a process is no container: run a second one beside it with `evloopctl run -- CMD`",
+    ),
+    ("", "follow", "`evloopctl logs -f NAME`"),
+    (
+        "",
+        "images",
+        "there are no images: `evloopctl run -- CMD` runs a program of this host",
+    ),
+    (
+        "",
+        "is-active",
+        "`evloopctl ps -q --filter name=NAME --running` prints it if it runs",
+    ),
+    (
+        "",
+        "journal",
+        "`evloopctl events`, or `evloopctl logs NAME` for one process's output",
+    ),
+    ("", "kill-session", "`evloopctl stop NAME` ends it"),
+    (
+        "",
+        "list-units",
+        "`evloopctl ps` lists processes, `evloopctl watch list` everything",
+    ),
+    ("", "list-timers", "`evloopctl watch list --kind timer`"),
+    (
+        "",
+        "new",
+        "`evloopctl run --name NAME -- CMD`, or `evloopctl loop new NAME`",
+    ),
+    ("", "new-session", "`evloopctl run -d --name NAME -- CMD`"),
+    (
+        "",
+        "pause",
+        "`evloopctl kill -STOP NAME`, and `evloopctl kill -CONT NAME` to go on",
+    ),
+    (
+        "",
+        "port",
+        "a process listens where it wants to; nothing is mapped",
+    ),
+    (
+        "",
+        "process",
+        "leave it out: `evloopctl ps`, `evloopctl logs NAME`, `evloopctl stop NAME`",
+    ),
+    ("", "prune", "`evloopctl rm --all` forgets what has ended"),
+    (
+        "",
+        "pull",
+        "there are no images: `evloopctl run -- CMD` runs a program of this host",
+    ),
+    (
+        "",
+        "reload",
+        "`evloopctl kill -HUP NAME` tells a process to read its configuration again",
+    ),
+    (
+        "",
+        "rename",
+        "a name is for good: `evloopctl rm NAME`, and run it under another",
+    ),
+    (
+        "",
+        "reset",
+        "`evloopctl rm --all --force` ends and forgets everything on the loop",
+    ),
+    (
+        "",
+        "restart",
+        "`evloopctl rm NAME`, then `evloopctl run -d --name NAME -- CMD` again",
+    ),
+    (
+        "",
+        "start",
+        "`evloopctl run -d --name NAME -- CMD` starts it; what has ended is run again after `evloopctl rm NAME`",
+    ),
+    (
+        "",
+        "system",
+        "`evloopctl status`, or `evloopctl rm --all` for what `system prune` does",
+    ),
+    (
+        "",
+        "stats",
+        "`evloopctl show NAME` tells what it used; `ps -p PID` on the host what it uses",
+    ),
+    (
+        "",
+        "top",
+        "`evloopctl ps --watch` shows processes as they come and go",
+    ),
+    ("", "unpause", "`evloopctl kill -CONT NAME`"),
+    (
+        "",
+        "up",
+        "`evloopctl run -d --name NAME -- CMD` for each; `evloopd` starts the daemon",
+    ),
+    (
+        "watch",
+        "add",
+        "the kind comes first, as in `evloopctl watch timer --every 10s --name tick`",
+    ),
+];
+
+/// Options that are none of ours: the verb, the option, and what to do instead.
+const OPTIONS: [(&str, &str, &str); 10] = [
+    (
+        "run",
+        "-t",
+        "a program gets pipes, no terminal: leave it out",
+    ),
+    (
+        "run",
+        "--tty",
+        "a program gets pipes, no terminal: leave it out",
+    ),
+    (
+        "run",
+        "-v",
+        "a process sees the host's own files: leave it out",
+    ),
+    (
+        "run",
+        "-p",
+        "a process listens where it wants to: leave it out",
+    ),
+    ("run", "-u", "a process runs as the daemon's user"),
+    ("run", "-w", "the working directory is `--cwd DIR`"),
+    ("run", "--workdir", "the working directory is `--cwd DIR`"),
+    (
+        "run",
+        "--restart",
+        "restart it yourself, for instance in a loop around `evloopctl run`",
+    ),
+    (
+        "attach",
+        "-t",
+        "the name alone is enough: `evloopctl attach NAME`",
+    ),
+    (
+        "kill",
+        "-t",
+        "the name alone is enough: `evloopctl kill NAME`",
+    ),
+];
+
+/// What to type in place of a command that there is not.
+pub(super) fn instead(verb: &str, word: &str) -> Option<&'static str> {
+    find(&COMMANDS, verb, word)
+}
+
+/// What to do in place of an option that there is not.
+pub(super) fn option(verb: &str, word: &str) -> Option<&'static str> {
+    find(&OPTIONS, verb, word)
+}
+
+fn find(habits: &'static [(&str, &str, &str)], verb: &str, word: &str) -> Option<&'static str> {
+    let found = habits
+        .iter()
+        .find(|(of, typed, _)| (*of, *typed) == (verb, word));
+    found.map(|(_, _, instead)| *instead)
+}

@@ -1,0 +1,148 @@
+//! `show`: all about one process, watch, loop or consumer.
+
+use clap::{Args, ValueEnum};
+
+use super::consumer;
+use super::failure::{Failure, Outcome};
+use super::loops;
+use super::output;
+use super::parse;
+use super::session::{Session, answer};
+use super::standstill;
+use super::table::{DIM, printable};
+use super::watch;
+use crate::proto::{GetLoopRequest, Loop, LoopRef, Watch, WatchRef, loop_ref};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl show build
+  evloopctl show @7                       # the watch with the id 7
+  evloopctl show --kind loop default
+  evloopctl show build --json | jq .process.exited
+
+A name is looked for among the watches of the loop (processes are watches), then among your loops,
+then among the loop's consumers.";
+
+/// What a name is the name of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Kind {
+    /// A process or any other watch of the loop.
+    #[value(alias = "process")]
+    Watch,
+    Loop,
+    /// A consumer of the loop.
+    Consumer,
+}
+
+/// Options of `show`.
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The name, or `@7` for the watch with the id 7
+    #[arg(value_parser = parse::watch_ref)]
+    name: WatchRef,
+    /// Only among these
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
+}
+
+pub(super) async fn run(session: &Session, args: Show) -> Outcome {
+    let name = parse::watch_name(&args.name);
+    let sought = |kind| args.kind.is_none_or(|only| only == kind);
+    let mut nothing = None;
+    let mut found = Vec::new();
+    if sought(Kind::Watch) {
+        match watch::get(session, &args.name).await {
+            Ok(watch) => found.push(Found::Watch(Box::new(watch))),
+            Err(failure) => nothing = Some(missing(failure)?),
+        }
+    }
+    if sought(Kind::Loop) {
+        match find_loop(session, &name).await {
+            Ok(of) => found.push(Found::Loop(Box::new(of))),
+            Err(failure) => nothing = nothing.or(Some(missing(failure)?)),
+        }
+    }
+    if sought(Kind::Consumer) && !name.starts_with('@') {
+        match consumer::get(session, name.clone()).await {
+            Ok(consumer) => found.push(Found::Consumer(consumer)),
+            Err(failure) => nothing = nothing.or(Some(missing(failure)?)),
+        }
+    }
+    let mut found = found.into_iter();
+    match (found.next(), nothing) {
+        (Some(first), _) => first.show(session).await?,
+        (None, Some(nothing)) => return Err(nothing),
+        (None, None) => return Err(Failure::plain(format!("a consumer has no id: `{name}`"))),
+    }
+    if !session.json {
+        for other in found {
+            let (what, name) = (other.kind(), printable(&name));
+            output::line(&format!(
+                "{DIM}a {what} is called so too: `evloopctl show --kind {what} {name}`{DIM:#}"
+            ))?;
+        }
+    }
+    Ok(0)
+}
+
+/// Not there, or nothing could be there; other failures end the verb.
+fn missing(failure: Failure) -> Result<Failure, Failure> {
+    let reasons = [
+        "WATCH_NOT_FOUND",
+        "LOOP_NOT_FOUND",
+        "CONSUMER_NOT_FOUND",
+        "NO_LOOP_IN_CONTEXT",
+        "INVALID_FIELD",
+    ];
+    if reasons.contains(&failure.reason.as_str()) {
+        Ok(failure)
+    } else {
+        Err(failure)
+    }
+}
+
+async fn find_loop(session: &Session, name: &str) -> Result<Loop, Failure> {
+    let request = GetLoopRequest {
+        r#loop: Some(parse::loop_ref(name).map_err(Failure::plain)?),
+    };
+    let found = answer(session.loops().get_loop(request).await)?;
+    Ok(found.r#loop.unwrap_or_default())
+}
+
+/// What has that name.
+enum Found {
+    Watch(Box<Watch>),
+    Loop(Box<Loop>),
+    Consumer(crate::proto::Consumer),
+}
+
+impl Found {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Watch(_) => "watch",
+            Self::Loop(_) => "loop",
+            Self::Consumer(_) => "consumer",
+        }
+    }
+
+    async fn show(&self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Self::Watch(found) => watch(session, found).await,
+            Self::Loop(found) => loops::show(session, found),
+            Self::Consumer(found) => consumer::show(session, found),
+        }
+    }
+}
+
+/// One watch: as JSON, or all about it.
+pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failure> {
+    if session.json {
+        return output::messages([found]);
+    }
+    let none = LoopRef {
+        r#ref: None::<loop_ref::Ref>,
+    };
+    let of = session.loop_ref.as_ref().unwrap_or(&none);
+    // It is only more to tell.
+    let on = standstill::look_up(session, of).await.unwrap_or_default();
+    watch::show::sheet(found, &on.full_name).print()
+}

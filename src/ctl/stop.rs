@@ -1,0 +1,93 @@
+//! `stop`: ends processes, and waits until they have.
+
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::failure::{Failure, Outcome};
+use super::feed::Item;
+use super::kill::send;
+use super::names::Watches;
+use super::parse;
+use super::session::Session;
+use super::transcript::end_of;
+use super::wait::end_feed;
+use super::watch;
+use crate::proto::{SignalTarget, WatchRef};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl stop build
+  evloopctl stop --time 30s web worker
+  evloopctl stop -s INT @7
+
+Each process group gets the signal and, if the process has not ended in time, SIGKILL. What has
+ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all have
+ended, those included that had before.";
+
+/// After SIGKILL a process is gone, unless a tracer or a device has it.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// Options of `stop`.
+#[derive(Debug, Args)]
+pub(super) struct Stop {
+    /// How long each may take before it gets SIGKILL; a number alone is seconds
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    time: prost_types::Duration,
+    /// The signal to begin with, by name or number
+    #[arg(short, long, default_value = "SIGTERM", value_parser = parse::signal)]
+    signal: String,
+    #[command(flatten)]
+    processes: Watches,
+}
+
+pub(super) async fn run(session: &Session, args: Stop) -> Outcome {
+    let time = Duration::try_from(args.time).unwrap_or_default();
+    let processes = args.processes.references();
+    let stops = processes.map(|process| stop(session, process, &args.signal, time));
+    let mut code = 0;
+    for stopped in join_all(stops).await {
+        if let Err(failure) = stopped {
+            code = session.report(failure).await;
+        }
+    }
+    Ok(code)
+}
+
+async fn stop(
+    session: &Session,
+    asked: WatchRef,
+    signal: &str,
+    time: Duration,
+) -> Result<(), Failure> {
+    let found = watch::get(session, &asked).await?;
+    let name = parse::watch_name(&asked);
+    if end_of(&name, &found).is_ok_and(|end| end.is_some()) {
+        return Ok(());
+    }
+    let id = parse::by_id(found.watch_id);
+    let ids = vec![found.watch_id];
+    let mut feed = end_feed(session, session.loop_ref.clone(), &found, ids);
+    let mut feed_ended = async || loop {
+        match feed.next().await? {
+            Item::Header(_) => {}
+            Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
+            Item::Batch(_) | Item::Goodbye(_) => return Ok(()),
+        }
+    };
+    // SIGCONT: what is stopped acts on no other signal.
+    for (signal, time) in [(signal, time), ("SIGKILL", KILLED)] {
+        for signal in [signal, "SIGCONT"] {
+            match send(session, id.clone(), signal, SignalTarget::Group).await {
+                Err(failure) if failure.reason == "WATCH_CLOSED" => return Ok(()),
+                sent => sent?,
+            }
+        }
+        if let Ok(ended) = timeout(time, feed_ended()).await {
+            return ended;
+        }
+    }
+    Err(Failure::new(name, "it does not end, not by SIGKILL either")
+        .advice("a device or a debugger may have it; `evloopctl show` tells its pid"))
+}

@@ -1,0 +1,261 @@
+//! Tables and sheets for people: rows under heads, and labelled lines. For a terminal they are cut to its
+//! width, for anything else they are whole.
+
+use std::fmt::Write as _;
+use std::io;
+
+use anstyle::{AnsiColor, Effects, Style};
+use rustix::termios::{isatty, tcgetwinsize};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+use super::failure::Failure;
+use super::output::print;
+use crate::text;
+
+pub(super) const PLAIN: Style = Style::new();
+pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+pub(super) const BAD: Style = AnsiColor::Red.on_default();
+pub(super) const NOTICE: Style = AnsiColor::Yellow.on_default();
+pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
+
+/// Longest text of one cell, bytes; JSON has all of it.
+const CELL_MAX: usize = 4096;
+/// No column is made narrower, however narrow the terminal is.
+const COLUMN_MIN: usize = 6;
+/// Between two columns.
+const GAP: usize = 2;
+
+/// Escaped and bounded, so that nothing from elsewhere moves the cursor or hides.
+pub(super) fn printable(text: &str) -> String {
+    text::escaped(text, CELL_MAX).to_string()
+}
+
+/// Columns and rows of the terminal that stdout is; none if it is no terminal, or does not say.
+pub(super) fn terminal_size() -> Option<(usize, usize)> {
+    let stdout = io::stdout();
+    if !isatty(&stdout) {
+        return None;
+    }
+    let size = tcgetwinsize(&stdout).ok()?;
+    let size = (usize::from(size.ws_col), usize::from(size.ws_row));
+    Some(size).filter(|(columns, rows)| *columns > 0 && *rows > 0)
+}
+
+fn terminal_width() -> Option<usize> {
+    terminal_size().map(|(columns, _)| columns)
+}
+
+/// A cell of a table.
+#[derive(Debug)]
+pub(super) struct Cell {
+    text: String,
+    style: Style,
+}
+
+/// A cell with a style.
+pub(super) fn cell(text: &impl ToString, style: Style) -> Cell {
+    let text = printable(&text.to_string());
+    Cell { text, style }
+}
+
+/// A cell without one.
+pub(super) fn plain(text: &impl ToString) -> Cell {
+    cell(text, PLAIN)
+}
+
+/// Rows under a head line, in columns as wide as their widest cell.
+#[derive(Debug)]
+pub(super) struct Table {
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    pub(super) fn new(heads: &[&str]) -> Self {
+        let rows = vec![heads.iter().map(|head| cell(&head, DIM)).collect()];
+        Self { rows }
+    }
+
+    pub(super) fn row(&mut self, cells: impl Into<Vec<Cell>>) {
+        self.rows.push(cells.into());
+    }
+
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        print(&self.text(terminal_width()))
+    }
+
+    /// Its lines, none wider than `width` as far as [`COLUMN_MIN`] allows: the widest columns are cut.
+    pub(super) fn text(&self, width: Option<usize>) -> String {
+        let mut widths: Vec<usize> = Vec::new();
+        for row in &self.rows {
+            widths.resize(widths.len().max(row.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.text.width());
+            }
+        }
+        if let Some(width) = width {
+            fit(&mut widths, width);
+        }
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut pending = 0;
+            for (Cell { text: word, style }, width) in row.iter().zip(&widths) {
+                let word = cut(word, *width);
+                let _ = write!(text, "{:pending$}{style}{word}{style:#}", "");
+                pending = width.saturating_sub(word.width()) + GAP;
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Makes the widest columns narrower, all to one width, until the line fits.
+fn fit(widths: &mut [usize], line: usize) {
+    let room = line.saturating_sub(GAP * widths.len().saturating_sub(1));
+    let mut most = widths.iter().copied().max().unwrap_or(0);
+    while most > COLUMN_MIN && widths.iter().map(|w| (*w).min(most)).sum::<usize>() > room {
+        most -= 1;
+    }
+    let mut spare = room.saturating_sub(widths.iter().map(|w| (*w).min(most)).sum());
+    for width in widths {
+        if *width > most {
+            // What is left over by dividing evenly.
+            let more = (*width - most).min(usize::from(spare > 0));
+            spare -= more;
+            *width = most + more;
+        }
+    }
+}
+
+/// At most that many columns of it, with an ellipsis where something is left out.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    let mut used = 1;
+    for letter in text.chars() {
+        used += letter.width().unwrap_or(0);
+        if used > width {
+            break;
+        }
+        short.push(letter);
+    }
+    short.push('…');
+    short
+}
+
+/// One thing, told in labelled lines under its title.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    title: String,
+    lines: Vec<(String, Cell)>,
+}
+
+impl Sheet {
+    /// The title comes with its styles, and printable.
+    pub(super) const fn new(title: String) -> Self {
+        let lines = Vec::new();
+        Self { title, lines }
+    }
+
+    /// One more line; without a value there is none.
+    pub(super) fn line(&mut self, label: &str, value: impl ToString) {
+        self.styled(label, value, PLAIN);
+    }
+
+    /// As [`Self::line`], with a style.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "numbers are given as they are"
+    )]
+    pub(super) fn styled(&mut self, label: &str, value: impl ToString, style: Style) {
+        let value = value.to_string();
+        if !value.is_empty() {
+            self.lines.push((printable(label), cell(&value, style)));
+        }
+    }
+
+    pub(super) fn print(&self) -> Result<(), Failure> {
+        print(&self.text(terminal_width()))
+    }
+
+    /// Its lines, the values cut so that they are no wider than `width`.
+    pub(super) fn text(&self, width: Option<usize>) -> String {
+        let labels = self.lines.iter().map(|(label, _)| label.width());
+        let labels = labels.max().unwrap_or(0);
+        let room = width.map(|width| width.saturating_sub(labels + 2 * GAP).max(COLUMN_MIN));
+        let mut text = format!("{}\n", self.title);
+        for (label, Cell { text: value, style }) in &self.lines {
+            let value = room.map_or_else(|| value.clone(), |room| cut(value, room));
+            let padding = labels - label.width() + GAP;
+            let _ = writeln!(
+                text,
+                "{:GAP$}{DIM}{label}{DIM:#}{:padding$}{style}{value}{style:#}",
+                "", ""
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bare(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn columns_align_and_control_characters_are_shown() {
+        let mut table = Table::new(&["NAME", "ID"]);
+        table.row([plain(&"längste"), plain(&1)]);
+        table.row([plain(&"a\x1b[2J"), plain(&22)]);
+        table.row([plain(&"日本"), plain(&3)]);
+        let expected = "NAME        ID\nlängste     1\na\\u{1b}[2J  22\n日本        3\n";
+        assert_eq!(bare(&table.text(None)), expected);
+    }
+
+    #[test]
+    fn a_table_is_cut_to_the_terminal_where_it_is_widest() {
+        let mut table = Table::new(&["ID", "COMMAND", "WHERE"]);
+        table.row([plain(&1), plain(&"x".repeat(90)), plain(&"y".repeat(40))]);
+        table.row([plain(&2), plain(&"日".repeat(40)), plain(&"")]);
+        for width in [30, 41, 80] {
+            let text = bare(&table.text(Some(width)));
+            let widths: Vec<_> = text
+                .lines()
+                .map(unicode_width::UnicodeWidthStr::width)
+                .collect();
+            assert_eq!(widths[1], width, "{text}");
+            assert!(widths.iter().all(|w| *w <= width), "{text}");
+            assert!(
+                text.contains("x…") && text.contains("y…") && text.contains("日…"),
+                "{text}"
+            );
+        }
+        let whole = bare(&table.text(Some(140)));
+        assert_eq!(whole, bare(&table.text(None)));
+        assert!(!whole.contains('…'));
+        // It does not get narrower than can be read.
+        assert!(
+            bare(&table.text(Some(3)))
+                .lines()
+                .all(|line| line.width() <= 18)
+        );
+    }
+
+    #[test]
+    fn a_sheet_has_labels_in_one_column_and_leaves_out_what_is_not_there() {
+        let mut sheet = Sheet::new("build".to_owned());
+        sheet.line("pid", 7);
+        sheet.line("labels", "");
+        sheet.line("command", "a\tb".repeat(3));
+        let whole = "build\n  pid      7\n  command  a\\tba\\tba\\tb\n";
+        assert_eq!(bare(&sheet.text(None)), whole);
+        let cut = "build\n  pid      7\n  command  a\\tba\\…\n";
+        assert_eq!(bare(&sheet.text(Some(18))), cut);
+    }
+}

@@ -1,0 +1,157 @@
+//! What the command line's parser has to say: help as it is, a mistake in one line that names the way out.
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error};
+
+use super::failure::{self, OWN_FAILURE, USAGE};
+use super::habits;
+
+/// Verbs whose exit code is a process's, where a mistake of ours has one of its own.
+pub(super) const OF_PROCESSES: [&str; 4] = ["run", "attach", "wait", "logs"];
+
+/// Prints it; the exit code is 0 for help, else 2, or 125 where the code is a process's own.
+pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it: nothing to do about it.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let wrong = wrong(error, command, verb);
+    let path = if verb.is_empty() {
+        String::new()
+    } else {
+        format!("{verb}: ")
+    };
+    let help = if verb.is_empty() {
+        "evloopctl help".to_owned()
+    } else {
+        format!("evloopctl {verb} --help")
+    };
+    failure::complain(format_args!("{path}{wrong}; see `{help}`"));
+    let first = verb.split(' ').next().unwrap_or_default();
+    ExitCode::from(if OF_PROCESSES.contains(&first) {
+        OWN_FAILURE
+    } else {
+        USAGE
+    })
+}
+
+fn wrong(error: &Error, command: &Command, verb: &str) -> String {
+    let said = |kind| told(error, kind);
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let word = said(ContextKind::InvalidSubcommand);
+            let instead = habits::instead(verb, &word).map(str::to_owned);
+            let close = said(ContextKind::SuggestedSubcommand);
+            let instead = instead.or_else(|| {
+                (!close.is_empty()).then(|| format!("did you mean {}?", ticked(&close)))
+            });
+            let instead = instead.unwrap_or_else(|| one_of(command, verb));
+            format!("there is no `{word}`; {instead}")
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            format!("a command is missing; {}", one_of(command, verb))
+        }
+        ErrorKind::UnknownArgument => {
+            let word = said(ContextKind::InvalidArg);
+            let instead = habits::option(verb, &word).map(str::to_owned);
+            let close = said(ContextKind::SuggestedArg);
+            let instead = instead.or_else(|| {
+                (!close.is_empty()).then(|| format!("did you mean {}?", ticked(&close)))
+            });
+            let instead = instead.map_or_else(String::new, |instead| format!("; {instead}"));
+            let what = if word.starts_with('-') {
+                "option"
+            } else {
+                "argument"
+            };
+            format!("there is no {what} `{word}` here{instead}")
+        }
+        ErrorKind::MissingRequiredArgument => {
+            format!("missing: {}", said(ContextKind::InvalidArg))
+        }
+        _ => first_paragraph(error),
+    }
+}
+
+/// The first paragraph of clap's own text is what is wrong, in one line or with a list below it; after it what
+/// is allowed.
+fn first_paragraph(error: &Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().take_while(|line| !line.trim().is_empty());
+    let wrong = lines.filter(|line| !line.trim().starts_with("[possible values: "));
+    let wrong = wrong.map(str::trim).collect::<Vec<_>>().join(" ");
+    let what = wrong.strip_prefix("error: ").unwrap_or(&wrong);
+    let allowed = told(error, ContextKind::ValidValue);
+    let allowed = match allowed.as_str() {
+        "" => String::new(),
+        values => format!("; allowed are {values}"),
+    };
+    let close = told(error, ContextKind::SuggestedValue);
+    let close = match close.as_str() {
+        "" => String::new(),
+        value => format!("; did you mean {}?", ticked(value)),
+    };
+    format!("{what}{close}{allowed}")
+}
+
+fn told(error: &Error, kind: ContextKind) -> String {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(words)) => {
+            let words = words.iter().filter(|word| !word.is_empty());
+            words.cloned().collect::<Vec<_>>().join(", ")
+        }
+        _ => String::new(),
+    }
+}
+
+/// `a, b` as "`a` or `b`".
+fn ticked(words: &str) -> String {
+    let words: Vec<_> = words.split(", ").map(|word| format!("`{word}`")).collect();
+    words.join(" or ")
+}
+
+/// The subcommands of the verb that was reached.
+fn one_of(command: &Command, verb: &str) -> String {
+    let mut reached = command;
+    for word in verb.split(' ').filter(|word| !word.is_empty()) {
+        match reached.find_subcommand(word) {
+            Some(found) => reached = found,
+            None => break,
+        }
+    }
+    let names = reached.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names: Vec<_> = names.map(Command::get_name).collect();
+    format!("one of {}", names.join(", "))
+}
+
+/// The verbs among the words of a command line, as far as they are any: `loop close`.
+pub(super) fn verb_of(command: &Command, words: &[String]) -> String {
+    let mut reached = command;
+    let mut verbs = Vec::new();
+    let mut value_follows = false;
+    for word in words {
+        if value_follows {
+            value_follows = false;
+        } else if word == "--" {
+            break;
+        } else if let Some(option) = word.strip_prefix("--") {
+            let takes = |arg: &&clap::Arg| arg.get_long() == Some(option);
+            let mut arguments = command.get_arguments().chain(reached.get_arguments());
+            let found = arguments.find(takes);
+            value_follows = found.is_some_and(|arg| arg.get_action().takes_values());
+        } else if !word.starts_with('-') {
+            match reached.find_subcommand(word) {
+                Some(found) => {
+                    verbs.push(found.get_name().to_owned());
+                    reached = found;
+                }
+                None => break,
+            }
+        }
+    }
+    verbs.join(" ")
+}
