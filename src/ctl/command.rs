@@ -32,7 +32,7 @@ pub(super) struct Command {
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<(OsString, OsString)>,
     /// Working directory [default: yours]
-    #[arg(long, value_name = "DIR")]
+    #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR")]
     cwd: Option<PathBuf>,
     /// Permissions that its files do not get, octal [default: the configuration's, else yours]
     #[arg(long, value_name = "MODE", value_parser = parse::umask)]

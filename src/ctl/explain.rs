@@ -70,6 +70,14 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
     let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
     let mut advice = None;
     if !name.starts_with('@') {
+        // Its id was meant, as other tools print nothing else.
+        let numbered = name
+            .parse()
+            .ok()
+            .and_then(|id: u64| all.iter().find(|w| w.watch_id == id));
+        advice = numbered.map(|_| format!("an id is written `@{name}`"));
+    }
+    if advice.is_none() && !name.starts_with('@') {
         advice = elsewhere(session, name).await;
         advice = advice.or_else(|| meant(did_you_mean(name, names.iter().copied())));
     }
@@ -156,9 +164,18 @@ pub(super) fn differing(failure: Failure, name: &str, there: &Value, asked: &Val
 /// As a person would write it.
 fn value_at(mut value: &Value, path: &str) -> String {
     for key in path.split('.') {
-        value = value.get(key).unwrap_or(&Value::Null);
+        let of = value;
+        value = of.get(key).unwrap_or(&Value::Null);
+        // A oneof's name leads to the name of its member.
+        if let Some(member) = value.as_str().and_then(|member| of.get(member)) {
+            value = member;
+        }
     }
-    worded(value)
+    match worded(value) {
+        // Left out, it is the root.
+        text if text.is_empty() && path.ends_with("cwd") => "/".to_owned(),
+        text => text,
+    }
 }
 
 fn worded(value: &Value) -> String {
@@ -189,13 +206,15 @@ mod tests {
 
     #[test]
     fn values_are_found_by_the_path_of_the_field_and_told_as_they_are_typed() {
-        let value = json!({"spec": {"process": {
+        let value = json!({"spec": {"spec": "process", "process": {
+            "command": "exec",
             "exec": {"argv": ["sh", "-c", "exit 3"], "argv_bytes": []},
             "cwd": "/tmp",
             "nice": 5,
             "limits": [],
         }}});
         for (path, told) in [
+            ("spec.process.command", "sh -c 'exit 3'"),
             ("spec.process.exec", "sh -c 'exit 3'"),
             ("spec.process.exec.argv", "sh -c 'exit 3'"),
             ("spec.process.cwd", "/tmp"),

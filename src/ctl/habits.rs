@@ -1,11 +1,17 @@
 //! What users of other tools type, and what it is here.
 
-/// Words that are no command of ours: the verb before it, the word, and what to type instead.
-const COMMANDS: [(&str, &str, &str); 37] = [
+/// Words that are no command of ours, with the verb before them, and what to type instead.
+const COMMANDS: [Habit; 44] = [
     (
         "",
         "add",
         "`evloopctl run -d -- CMD` starts something and returns",
+    ),
+    ("", "at", "`evloopctl after 90s && CMD` waits first"),
+    (
+        "",
+        "cat",
+        "`evloopctl show NAME` tells how it was started, `evloopctl logs NAME` what it wrote",
     ),
     ("", "clean", "`evloopctl rm --all` forgets what has ended"),
     (
@@ -18,6 +24,11 @@ const COMMANDS: [(&str, &str, &str); 37] = [
         "",
         "create",
         "`evloopctl run -d --name NAME -- CMD` makes and starts it",
+    ),
+    (
+        "",
+        "cron",
+        "`evloopctl every 1h --name NAME` prints a line each time",
     ),
     (
         "",
@@ -57,13 +68,18 @@ const COMMANDS: [(&str, &str, &str); 37] = [
     ("", "follow", "`evloopctl logs -f NAME`"),
     (
         "",
+        "has-session",
+        "`evloopctl show NAME` fails if there is none",
+    ),
+    (
+        "",
         "images",
         "there are no images: `evloopctl run -- CMD` runs a program of this host",
     ),
     (
         "",
         "is-active",
-        "`evloopctl ps -q --filter name=NAME --running` prints it if it runs",
+        "`evloopctl ps -q --running --filter name=NAME` prints it if it runs",
     ),
     (
         "",
@@ -71,12 +87,13 @@ const COMMANDS: [(&str, &str, &str); 37] = [
         "`evloopctl events`, or `evloopctl logs NAME` for one process's output",
     ),
     ("", "kill-session", "`evloopctl stop NAME` ends it"),
+    ("", "list-sessions", "`evloopctl ps` lists processes"),
+    ("", "list-timers", "`evloopctl watch list --kind timer`"),
     (
         "",
         "list-units",
         "`evloopctl ps` lists processes, `evloopctl watch list` everything",
     ),
-    ("", "list-timers", "`evloopctl watch list --kind timer`"),
     (
         "",
         "new",
@@ -126,19 +143,21 @@ const COMMANDS: [(&str, &str, &str); 37] = [
     ),
     (
         "",
-        "start",
-        "`evloopctl run -d --name NAME -- CMD` starts it; what has ended is run again after `evloopctl rm NAME`",
+        "send-keys",
+        "`evloopctl write NAME TEXT`, for a process that was started with -i",
     ),
+    (
+        "",
+        "start",
+        "`evloopctl run -d --name NAME -- CMD`; what has ended runs again after `evloopctl rm NAME`",
+    ),
+    ("", "stats", "`evloopctl show NAME` tells what it used"),
     (
         "",
         "system",
         "`evloopctl status`, or `evloopctl rm --all` for what `system prune` does",
     ),
-    (
-        "",
-        "stats",
-        "`evloopctl show NAME` tells what it used; `ps -p PID` on the host what it uses",
-    ),
+    ("", "tail", "`evloopctl logs -f NAME`"),
     (
         "",
         "top",
@@ -157,35 +176,13 @@ const COMMANDS: [(&str, &str, &str); 37] = [
     ),
 ];
 
-/// Options that are none of ours: the verb, the option, and what to do instead.
-const OPTIONS: [(&str, &str, &str); 10] = [
+/// Options that are none of ours, with their verb, and what to do instead.
+const OPTIONS: [Habit; 17] = [
+    ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
-        "run",
-        "-t",
-        "a program gets pipes, no terminal: leave it out",
-    ),
-    (
-        "run",
-        "--tty",
-        "a program gets pipes, no terminal: leave it out",
-    ),
-    (
-        "run",
+        "",
         "-v",
-        "a process sees the host's own files: leave it out",
-    ),
-    (
-        "run",
-        "-p",
-        "a process listens where it wants to: leave it out",
-    ),
-    ("run", "-u", "a process runs as the daemon's user"),
-    ("run", "-w", "the working directory is `--cwd DIR`"),
-    ("run", "--workdir", "the working directory is `--cwd DIR`"),
-    (
-        "run",
-        "--restart",
-        "restart it yourself, for instance in a loop around `evloopctl run`",
+        "`evloopctl version`, or -V for this program's alone",
     ),
     (
         "attach",
@@ -193,11 +190,55 @@ const OPTIONS: [(&str, &str, &str); 10] = [
         "the name alone is enough: `evloopctl attach NAME`",
     ),
     (
+        "events",
+        "--format",
+        "`--json` prints an object a line, for jq(1)",
+    ),
+    (
+        "events",
+        "--since",
+        "`--after EPOCH:SEQ` goes on from a position; `evloopctl logs --since` is by time",
+    ),
+    (
         "kill",
         "-t",
         "the name alone is enough: `evloopctl kill NAME`",
     ),
+    (
+        "ps",
+        "--format",
+        "`--json` prints an object a line, for jq(1)",
+    ),
+    ("ps", "-s", "`evloopctl show NAME` tells what it used"),
+    ("run", "--env-file", "give each variable with -e KEY=VALUE"),
+    ("run", "--restart", "nothing is started again by itself"),
+    (
+        "run",
+        "--tty",
+        "a program gets pipes, no terminal: leave it out",
+    ),
+    (
+        "run",
+        "-p",
+        "a process listens where it wants to: leave it out",
+    ),
+    (
+        "run",
+        "-t",
+        "a program gets pipes, no terminal: leave it out",
+    ),
+    ("run", "-u", "a process runs as the daemon's user"),
+    (
+        "run",
+        "-v",
+        "a process sees the host's own files: leave it out",
+    ),
+    ("show", "--format", "`--json` prints an object, for jq(1)"),
+    ("show", "-f", "`--json` prints an object, for jq(1)"),
 ];
+
+/// The verb before it, what was typed, what to type or do instead.
+type Habit = (&'static str, &'static str, &'static str);
 
 /// What to type in place of a command that there is not.
 pub(super) fn instead(verb: &str, word: &str) -> Option<&'static str> {

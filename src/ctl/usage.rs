@@ -18,6 +18,11 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
+    if verb.is_empty() && error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Who types nothing but the program's name wants to know what there is.
+        let _ = error.print();
+        return ExitCode::from(USAGE);
+    }
     let wrong = wrong(error, command, verb);
     let path = if verb.is_empty() {
         String::new()
@@ -29,7 +34,11 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
     } else {
         format!("evloopctl {verb} --help")
     };
-    failure::complain(format_args!("{path}{wrong}; see `{help}`"));
+    if wrong.leads_on {
+        failure::complain(format_args!("{path}{}", wrong.what));
+    } else {
+        failure::complain(format_args!("{path}{}; see `{help}`", wrong.what));
+    }
     let first = verb.split(' ').next().unwrap_or_default();
     ExitCode::from(if OF_PROCESSES.contains(&first) {
         OWN_FAILURE
@@ -38,42 +47,61 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
     })
 }
 
-fn wrong(error: &Error, command: &Command, verb: &str) -> String {
+/// What is wrong with the command line.
+struct Wrong {
+    what: String,
+    /// It says what to type instead.
+    leads_on: bool,
+}
+
+fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
     let said = |kind| told(error, kind);
+    let plain = |what| Wrong {
+        what,
+        leads_on: false,
+    };
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
             let word = said(ContextKind::InvalidSubcommand);
             let instead = habits::instead(verb, &word).map(str::to_owned);
-            let close = said(ContextKind::SuggestedSubcommand);
-            let instead = instead.or_else(|| {
-                (!close.is_empty()).then(|| format!("did you mean {}?", ticked(&close)))
-            });
-            let instead = instead.unwrap_or_else(|| one_of(command, verb));
-            format!("there is no `{word}`; {instead}")
+            match instead.or_else(|| close(error, ContextKind::SuggestedSubcommand)) {
+                Some(instead) => Wrong {
+                    what: format!("there is no `{word}`; {instead}"),
+                    leads_on: true,
+                },
+                None => plain(format!("there is no `{word}`; {}", one_of(command, verb))),
+            }
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            format!("a command is missing; {}", one_of(command, verb))
+            plain(format!("a command is missing; {}", one_of(command, verb)))
         }
         ErrorKind::UnknownArgument => {
             let word = said(ContextKind::InvalidArg);
-            let instead = habits::option(verb, &word).map(str::to_owned);
-            let close = said(ContextKind::SuggestedArg);
-            let instead = instead.or_else(|| {
-                (!close.is_empty()).then(|| format!("did you mean {}?", ticked(&close)))
-            });
-            let instead = instead.map_or_else(String::new, |instead| format!("; {instead}"));
             let what = if word.starts_with('-') {
                 "option"
             } else {
                 "argument"
             };
-            format!("there is no {what} `{word}` here{instead}")
+            let instead = habits::option(verb, &word).map(str::to_owned);
+            match instead.or_else(|| close(error, ContextKind::SuggestedArg)) {
+                Some(instead) => Wrong {
+                    what: format!("there is no {what} `{word}` here; {instead}"),
+                    leads_on: true,
+                },
+                None => plain(format!("there is no {what} `{word}` here")),
+            }
         }
         ErrorKind::MissingRequiredArgument => {
-            format!("missing: {}", said(ContextKind::InvalidArg))
+            plain(format!("missing: {}", said(ContextKind::InvalidArg)))
         }
-        _ => first_paragraph(error),
+        _ => plain(first_paragraph(error)),
     }
+}
+
+/// What clap thinks was meant.
+fn close(error: &Error, kind: ContextKind) -> Option<String> {
+    let words = told(error, kind);
+    (!words.is_empty()).then(|| format!("did you mean {}?", ticked(&words)))
 }
 
 /// The first paragraph of clap's own text is what is wrong, in one line or with a list below it; after it what
@@ -89,12 +117,13 @@ fn first_paragraph(error: &Error) -> String {
         "" => String::new(),
         values => format!("; allowed are {values}"),
     };
-    let close = told(error, ContextKind::SuggestedValue);
-    let close = match close.as_str() {
-        "" => String::new(),
-        value => format!("; did you mean {}?", ticked(value)),
-    };
-    format!("{what}{close}{allowed}")
+    match close(error, ContextKind::SuggestedValue) {
+        Some(close) => format!(
+            "{what}; {close} Allowed are {}",
+            told(error, ContextKind::ValidValue)
+        ),
+        None => format!("{what}{allowed}"),
+    }
 }
 
 fn told(error: &Error, kind: ContextKind) -> String {

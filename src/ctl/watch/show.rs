@@ -208,7 +208,8 @@ pub(in crate::ctl) fn sheet(watch: &Watch, on: &str) -> Sheet {
             },
         );
     }
-    sheet.line("since", date_and_age(watch.created));
+    let began = if spec.is_some() { "started" } else { "since" };
+    sheet.line(began, date_and_age(watch.created));
     if let Some(at) = watch.closed_at {
         let took = lasted(watch.created, Some(at)).map_or_else(String::new, span);
         sheet.line("ended", format!("{}, after {took}", date_and_age(Some(at))));
