@@ -8,21 +8,31 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
 use super::parse;
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
 use crate::proto::{
-    AfterGrace, EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec, ResourceLimit,
-    Stdio, process_spec,
+    self, AfterGrace, EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec,
+    ResourceLimit, Stdio, process_spec,
 };
 
 /// Characters of a made-up name after the program's.
 const SUFFIX_LEN: usize = 4;
 /// Characters of the program's name in a made-up one.
 const STEM_MAX: usize = 40;
+
+/// What becomes of a process whose watch ends.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum AtEnd {
+    /// It is ended with its group: SIGTERM and, after a while, SIGKILL.
+    #[default]
+    Kill,
+    /// It runs on, and nobody will know how it ends.
+    Keep,
+}
 
 /// What to run and where.
 #[derive(Debug, Args)]
@@ -49,6 +59,12 @@ pub(super) struct Command {
           value_parser = clap::value_parser!(i32)
               .range(i64::from(OOM_SCORE_ADJ.0)..=i64::from(OOM_SCORE_ADJ.1)))]
     oom_score_adj: Option<i32>,
+    /// End it after that long, by SIGTERM and then SIGKILL; a number alone is seconds
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<prost_types::Duration>,
+    /// What becomes of it if it still runs when its watch is removed or the daemon ends
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    at_end: AtEnd,
     /// Once it has ended, read what others write to its output until they have closed it
     #[arg(long)]
     keep_reading: bool,
@@ -96,6 +112,11 @@ impl Command {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             inherited_attributes: Some(own_attributes()),
+            timeout: self.timeout,
+            at_end: match self.at_end {
+                AtEnd::Kill => proto::AtEnd::Unspecified.into(),
+                AtEnd::Keep => proto::AtEnd::Keep.into(),
+            },
             after_grace: if self.keep_reading {
                 AfterGrace::KeepReading.into()
             } else {
@@ -201,6 +222,8 @@ mod tests {
             limits: vec![],
             nice: None,
             oom_score_adj: None,
+            timeout: None,
+            at_end: AtEnd::Kill,
             keep_reading: false,
             argv: vec![program.into()],
         }

@@ -206,6 +206,13 @@ fn stream_end(e: &proto::StreamEnd) -> (String, Style) {
 
 /// How a child ended, in words.
 pub(super) fn exited(e: &proto::Exited) -> String {
+    if e.timed_out {
+        let after = proto::Exited {
+            timed_out: false,
+            ..e.clone()
+        };
+        return format!("timed out, {}", exited(&after));
+    }
     let core = if e.core_dumped { ", core dumped" } else { "" };
     match &e.status {
         Some(exited::Status::Code(code)) => format!("exited with {code}"),

@@ -93,6 +93,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         spec: Some(args.command.spec(stdin)?),
         labels: args.labels.into_iter().collect(),
         on_gap: OnGap::Skip.into(),
+        finished_ttl: args.rm.then(prost_types::Duration::default),
         ..RunRequest::default()
     };
     let outcome = match attached(session, request.clone(), how).await {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
-use super::failure::{Failure, complain_loudly};
+use super::failure::{Failure, TIMED_OUT, complain_loudly};
 use super::feed::{Feed, Item, cut_short};
 use super::json;
 use super::output::json_lines;
@@ -232,8 +232,11 @@ pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failur
     }
 }
 
-/// The exit code that stands for how a child ended: its own, or 128 + its signal.
+/// The exit code that stands for how a child ended: its own, or 128 + its signal, or that of timeout(1).
 pub(super) fn exit_code(name: &str, exited: &Exited) -> Result<u8, Failure> {
+    if exited.timed_out {
+        return Ok(TIMED_OUT);
+    }
     let code = match &exited.status {
         Some(exited::Status::Code(code)) => u8::try_from(*code).ok(),
         Some(exited::Status::Signal(signal)) => u8::try_from(signal.saturating_add(128)).ok(),

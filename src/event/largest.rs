@@ -56,7 +56,7 @@ pub const STARTED: u32 = ENVELOPE + SMALL;
 /// `StreamEnd`.
 pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
 /// `Exited`.
-pub const EXITED: u32 = ENVELOPE + bytes(TEXT_MAX) + FLAG + bytes(2 * DURATION + 7 * NUMBER);
+pub const EXITED: u32 = ENVELOPE + bytes(TEXT_MAX) + 2 * FLAG + bytes(2 * DURATION + 7 * NUMBER);
 /// `Connected`.
 pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
 /// `Accepted`.
@@ -195,6 +195,7 @@ mod tests {
                     status: Some(exited::Status::Unknown(text())),
                     core_dumped: true,
                     usage: Some(usage),
+                    timed_out: true,
                 }),
             ),
             (

@@ -62,7 +62,8 @@ fn process(a: &ProcessSpec, b: &ProcessSpec) -> Option<&'static str> {
             nice,
             oom_score_adj,
             inherited_attributes,
-            after_grace
+            after_grace,
+            timeout
         ]
     )
 }

@@ -55,6 +55,7 @@ impl Api {
             user_data: request.user_data,
             if_exists: IfExists::Return.into(),
             request_id: request.request_id,
+            finished_ttl: request.finished_ttl,
             ..AddWatchRequest::default()
         };
         let (mut registration, order) = spec::registration(self, &asker.peer, on, add)?;

@@ -77,6 +77,7 @@ mod posts_and_signals;
 mod processes;
 mod registrations;
 mod scenario;
+mod timeouts;
 mod timers;
 mod writing;
 

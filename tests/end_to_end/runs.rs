@@ -234,3 +234,61 @@ async fn five_hundred_children_at_once_by_sigchld() {
 async fn five_hundred_children_at_once_by_threads() {
     five_hundred("thread").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_process_that_is_removed_as_it_closes_is_still_told_to_its_end() {
+    const BYTES: usize = 2 << 20;
+    let mut scene = scene().await;
+    let spec = shell(&format!("head -c {BYTES} /dev/zero; exit 3"));
+    let request = RunRequest {
+        finished_ttl: Some(seconds(0)),
+        ..run(&scene, "once", Some(spec))
+    };
+    let mut run = Recorder::run(&scene.daemon, request.clone()).await.unwrap();
+    let id = run.run.as_ref().unwrap().watch_id;
+    // It has written and ended before any of it is read here, as far as it can.
+    scene.settle().await;
+    assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
+    assert_eq!(run.bytes(id, Stream::Stdout).len(), BYTES);
+    match run.first(id, "exited").await.kind {
+        Some(Kind::Exited(exited)) => assert_eq!(exited.status, Some(exited::Status::Code(3))),
+        other => panic!("{other:?}"),
+    }
+    let gone = GetWatchRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: crate::common::by_id(id),
+    };
+    let gone = scene.daemon.watches().get_watch(gone).await;
+    let gone = refused(gone, Code::NotFound, "WATCH_NOT_FOUND");
+    assert_eq!(gone.word("name"), format!("@{id}"));
+    // The name is free again.
+    let again = Recorder::run(&scene.daemon, request).await.unwrap();
+    assert!(again.run.as_ref().unwrap().watch_id > id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn another_timeout_is_another_process() {
+    let mut scene = scene().await;
+    let with = |timeout: Option<prost_types::Duration>| ProcessSpec {
+        timeout,
+        ..exec(&["true"])
+    };
+    let mut first = Recorder::run(
+        &scene.daemon,
+        run(&scene, "x", Some(with(Some(seconds(60))))),
+    )
+    .await
+    .unwrap();
+    first.end().await;
+    for other in [None, Some(seconds(61))] {
+        let other = Recorder::run(&scene.daemon, run(&scene, "x", Some(with(other)))).await;
+        let other = refused(other.map(drop), Code::AlreadyExists, "NAME_TAKEN");
+        assert_eq!(other.word("field"), "spec.process.timeout");
+    }
+    for bad in [seconds(0), seconds(400_000_000)] {
+        let bad = Recorder::run(&scene.daemon, run(&scene, "y", Some(with(Some(bad))))).await;
+        let bad = refused(bad.map(drop), Code::InvalidArgument, "INVALID_FIELD");
+        assert_eq!(bad.fields, ["spec.process.timeout"]);
+    }
+    scene.settle().await;
+}

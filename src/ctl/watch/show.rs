@@ -69,7 +69,12 @@ fn words_and_style(watch: &Watch) -> (String, Style) {
             Some(exited::Status::Code(0)) => DIM,
             _ => BAD,
         };
-        return (since(render::exited(exited), watch), style);
+        let how = if exited.timed_out {
+            "timed out".to_owned()
+        } else {
+            render::exited(exited)
+        };
+        return (since(how, watch), style);
     }
     let closed = watch
         .closed
@@ -340,6 +345,8 @@ fn of_process(sheet: &mut Sheet, spec: &ProcessSpec) {
     if let Some(adj) = spec.oom_score_adj {
         sheet.line("oom score", adj);
     }
+    let timeout = spec.timeout.and_then(|time| time.try_into().ok());
+    sheet.line("may run", timeout.map_or_else(String::new, span));
     let at_end = word(spec.at_end().as_str_name(), "AT_END_");
     if at_end == "keep" {
         sheet.line("at end", "keep: it outlives its watch and the daemon");

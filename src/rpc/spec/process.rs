@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -48,6 +49,7 @@ impl Checks<'_> {
                 process.kill_grace,
                 HOUR,
             )?,
+            timeout: timeout(process.timeout)?,
             at_end: match proto::AtEnd::try_from(process.at_end) {
                 Ok(proto::AtEnd::Unspecified | proto::AtEnd::KillTree) => AtEnd::KillTree,
                 Ok(proto::AtEnd::Keep) => AtEnd::Keep,
@@ -82,6 +84,18 @@ impl Checks<'_> {
     fn child_watcher(&self) -> ChildWatcher {
         self.on.policy().child_watcher
     }
+}
+
+/// Longest time that a child may be given.
+const TIMEOUT_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
+    let field = "spec.process.timeout";
+    let timeout = convert::optional_duration(field, given, TIMEOUT_MAX)?;
+    if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
+        return Err(Error::invalid(field, "must be at least 1 ms"));
+    }
+    Ok(timeout)
 }
 
 /// The whole of it, `NAME=value`.

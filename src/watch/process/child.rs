@@ -165,6 +165,7 @@ fn describe(waited: &Waited) -> Exited {
         status: Some(status),
         core_dumped: waited.code == libc::CLD_DUMPED,
         usage: Some(usage(&waited.usage)),
+        timed_out: false,
     }
 }
 

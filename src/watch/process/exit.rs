@@ -7,7 +7,6 @@ use nix::libc;
 use rustix::io::Errno;
 
 use super::child::{Child, State};
-use super::reaper::LOOK_AGAIN;
 use super::watcher::ChildSignals;
 use super::{AfterGrace, AtEnd, EXIT, KILL_AGAIN, Process, STDERR, STDIN, STDOUT};
 use crate::config::ChildWatcher;
@@ -33,7 +32,7 @@ impl Process {
                 match self.watched {
                     Some(source) => cx.start(EXIT, source, Op::Ready(Direction::Read)),
                     // There is no descriptor to wait with.
-                    None => cx.set_alarm_in(LOOK_AGAIN),
+                    None => self.look_later(cx),
                 }
             }
             ChildWatcher::Thread => {
@@ -71,11 +70,13 @@ impl Process {
     pub(super) fn look_again(&mut self, cx: &mut Context<'_>) {
         self.look(cx);
         if self.exited.is_none() && !cx.is_closing() {
-            cx.set_alarm_in(LOOK_AGAIN);
+            self.look_later(cx);
         }
     }
 
-    pub(super) fn exited(&mut self, cx: &mut Context<'_>, exited: Exited) {
+    pub(super) fn exited(&mut self, cx: &mut Context<'_>, mut exited: Exited) {
+        exited.timed_out = self.timeout.is_over();
+        cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
         if let Some(child) = &mut self.child {

@@ -25,6 +25,7 @@ mod exit;
 mod order;
 mod reaper;
 mod spawn;
+mod timeout;
 mod watcher;
 
 pub use attributes::Attributes;
@@ -34,6 +35,7 @@ use exit::unread;
 pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 use reaper::LOOK_AGAIN;
 pub use reaper::{Reaper, reap_strangers};
+use timeout::Timeout;
 use watcher::Waiter;
 
 const EXIT: Lane = Lane(0);
@@ -68,6 +70,9 @@ struct Process {
     /// It runs, or is over.
     has_grace: bool,
     kill_grace: Duration,
+    timeout: Timeout,
+    /// When to look whether it has ended although nobody said so, ns of the monotonic clock.
+    look_at: Option<u64>,
     stdin_bytes: u64,
     /// Of stdin, when it was closed.
     unsent: u64,
@@ -95,6 +100,7 @@ impl Watch for Process {
             output.start(cx);
         }
         self.watch_exit(cx);
+        self.begin_timeout(cx);
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
@@ -140,7 +146,7 @@ impl Watch for Process {
     fn alarm(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none() {
             // Whatever became of the watcher.
-            self.look_again(cx);
+            self.look(cx);
             if self.exited.is_none() && cx.is_closing() {
                 if self.kills == KILLS_MAX {
                     cx.finish();
@@ -149,6 +155,8 @@ impl Watch for Process {
                 self.kills += 1;
                 self.kill();
                 cx.set_alarm_in(KILL_AGAIN);
+            } else if self.exited.is_none() {
+                self.end_late(cx);
             }
             return;
         }
@@ -235,6 +243,7 @@ impl Watch for Process {
             };
             let exited = Exited {
                 status: Some(Status::Unknown(why.to_owned())),
+                timed_out: self.timeout.is_over(),
                 ..Exited::default()
             };
             cx.emit(Kind::Exited(exited.clone()));

@@ -9,6 +9,7 @@ use rustix::io::DupFlags;
 
 use super::child::Child;
 use super::spawn::{self, Recipe, Spawned};
+use super::timeout::Timeout;
 use super::watcher::Waiter;
 use super::{Attributes, Process};
 use crate::config::ChildWatcher;
@@ -81,6 +82,8 @@ pub struct ProcessOrder {
     pub pipe_grace: Option<Duration>,
     /// Between SIGTERM and SIGKILL; `None`: the configuration's.
     pub kill_grace: Option<Duration>,
+    /// How long it may run; `None`: as long as it likes.
+    pub timeout: Option<Duration>,
     /// If it still runs at the end.
     pub at_end: AtEnd,
     /// If others keep its output open.
@@ -154,6 +157,8 @@ impl ProcessOrder {
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
             unsent: 0,
+            timeout: self.timeout.map_or(Timeout::None, Timeout::In),
+            look_at: None,
             killing: false,
             kills: 0,
         }))
