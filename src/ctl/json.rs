@@ -201,7 +201,7 @@ mod tests {
         };
         assert_eq!(
             of(&exited),
-            json!({"status": "code", "code": 0, "core_dumped": false})
+            json!({"status": "code", "code": 0, "core_dumped": false, "timed_out": false})
         );
         let watch = proto::Watch {
             added: Some(proto::Cursor {

@@ -258,6 +258,8 @@ async fn refresh(session: &Session, args: &Ps) -> Outcome {
         ..SubscribeRequest::default()
     };
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).telling_standstill();
+    // What happens after the first look is heard of.
+    while !matches!(feed.next().await?, Item::Header(_)) {}
     let mut shown = Shown::default();
     let ticks = !session.json && !args.quiet && std::io::stdout().is_terminal();
     loop {

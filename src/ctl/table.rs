@@ -22,7 +22,7 @@ pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
 /// Longest text of one cell, bytes; JSON has all of it.
 const CELL_MAX: usize = 4096;
 /// No column is made narrower, however narrow the terminal is.
-const COLUMN_MIN: usize = 6;
+const COLUMN_MIN: usize = 4;
 /// Between two columns.
 const GAP: usize = 2;
 

@@ -10,6 +10,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 #[path = "../common/mod.rs"]
+#[allow(unused_imports)]
 mod common;
 
 use common::{Daemon, within};

@@ -1,7 +1,7 @@
 //! What all end-to-end tests share: the real daemon on a private socket, recorders that
 //! judge what they receive, and file descriptors handed over.
 
-#![allow(dead_code, unused_imports)] // each test program uses its part
+#![allow(dead_code)] // each test program uses its part
 
 use std::future::Future;
 use std::os::fd::AsFd;

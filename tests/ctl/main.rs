@@ -16,6 +16,8 @@ mod names;
 mod program;
 mod readers;
 mod recordings;
+mod shapes;
 mod standstill;
 mod terminal;
 mod texts;
+mod verbs;

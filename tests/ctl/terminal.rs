@@ -172,3 +172,65 @@ async fn an_interrupt_ends_the_loop_of_a_shell() {
     assert!(!seen.contains("round-2"), "{seen}");
     within("the shell's end", shell.wait()).await.unwrap();
 }
+
+/// What a command shows at a terminal with that many columns.
+async fn shown_at(columns: u16, daemon: &Daemon, words: &[&str]) -> String {
+    let (ours, theirs) = terminal();
+    let size = rustix::termios::Winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&theirs, size).unwrap();
+    let line = "\"$@\"; echo -n END";
+    let words = [
+        &["sh", "-c", line, "sh", env!("CARGO_BIN_EXE_evloopctl")],
+        words,
+    ]
+    .concat();
+    let _child = at(&theirs, daemon, &words);
+    let shown = shows(&ours, "END").await;
+    shown.trim_end_matches("END").replace('\r', "")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tables_are_cut_to_the_terminal_and_coloured_there() {
+    let daemon = Daemon::start("").await;
+    let long = "x".repeat(150);
+    let words = ["run", "--name", "long", "--", "echo", &long];
+    ctl(&daemon.socket, &words).await.good();
+    for words in [
+        &["ps"][..],
+        &["show", "long"],
+        &["config"],
+        &["loop", "list"],
+        &["backends"],
+    ] {
+        let shown = shown_at(60, &daemon, words).await;
+        assert!(shown.contains("\x1b["), "{words:?} is coloured: {shown:?}");
+        let bare = anstream::adapter::strip_str(&shown).to_string();
+        let widest = bare.lines().map(|line| line.chars().count()).max().unwrap();
+        if words == ["backends"] {
+            // More columns than can be read at that width.
+            assert!(widest < 200, "{bare}");
+        } else {
+            assert!(widest <= 60 && bare.contains('…'), "{words:?}: {bare}");
+        }
+        let piped = ctl(&daemon.socket, words).await.good();
+        assert!(!piped.contains('…') && !piped.contains('\x1b'), "{piped}");
+    }
+    let shown = shown_at(60, &daemon, &["ps", "--no-trunc"]).await;
+    assert!(shown.contains(&long), "{shown}");
+    let (ours, theirs) = terminal();
+    let line = format!(
+        "NO_COLOR=1 {} ps; echo -n END",
+        env!("CARGO_BIN_EXE_evloopctl")
+    );
+    let _child = at(&theirs, &daemon, &["sh", "-c", &line]);
+    let shown = shows(&ours, "END").await;
+    assert!(
+        shown.contains("long") && !shown.contains('\x1b'),
+        "{shown:?}"
+    );
+}
