@@ -32,7 +32,7 @@ pub(super) struct Attach {
 pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
     let request = RunRequest {
         r#loop: session.loop_ref.clone(),
-        name: named(session, args.name).await?.name,
+        name: named(session, args.name.reference()).await?.name,
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };

@@ -7,13 +7,12 @@ use super::failure::{Failure, Outcome, complain};
 use super::feed::{Feed, Header, Item, Source};
 use super::feeder::{Ended, Feeder, in_background, refused};
 use super::leaving::{Left, Process};
-use super::names::OneWatch;
 use super::parse;
 use super::session::Session;
 use super::signals::{Signals, die_of};
 use super::transcript::{Links, Transcript, Until, exit_code};
 use super::watch;
-use crate::proto::{LoopRef, RunRequest, Watch, exited, loop_ref};
+use crate::proto::{LoopRef, RunRequest, Watch, WatchRef, exited, loop_ref};
 
 /// What becomes of a process when nobody takes its output any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,14 +65,14 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
         left = process.relay(&mut signals, &links) => Ok(Some(left)),
         () = pass_input(&process, input, ends_stdin, &links) => Ok(Some(Left::HungUp)),
     };
-    if matches!(left, Ok(None)) && transcript.is_open() {
-        transcript.settle(process.look_up().await.as_ref());
+    if matches!(left, Ok(None)) && transcript.ledger.is_open() {
+        transcript.ledger.settle(process.look_up().await.as_ref());
     }
-    transcript.report(&name);
+    transcript.ledger.report(&name);
     if let Some(left) = left? {
         return Ok(die_of(process.leave(left, how.on_hangup).await));
     }
-    let exited = transcript.exited(&name)?;
+    let exited = transcript.ledger.exited(&name)?;
     if exited.status == Some(exited::Status::Signal(Signal::SIGINT as i32)) {
         return Ok(die_of(Signal::SIGINT));
     }
@@ -144,9 +143,16 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
 
 /// A process to be joined: by its name, since that is how it is. A watch without one can be looked
 /// at with `events` only.
-pub(super) async fn named(session: &Session, asked: OneWatch) -> Result<Watch, Failure> {
-    let asked = asked.reference();
+pub(super) async fn named(session: &Session, asked: WatchRef) -> Result<Watch, Failure> {
     let found = watch::get(session, &asked).await?;
+    if found.watch_kind != "process" {
+        let (what, kind) = (
+            parse::watch_name(&asked),
+            found.watch_kind.replace('_', " "),
+        );
+        let advice = format!("see its events with `evloopctl events --watch {what}`");
+        return Err(Failure::new(&what, format!("it is a {kind}, no process")).advice(advice));
+    }
     if found.name.is_empty() {
         let id = parse::watch_name(&asked);
         let advice = format!("see its events with `evloopctl events --watch {id}`");

@@ -1,72 +1,341 @@
-//! `logs`: what a process wrote.
+//! `logs`: what processes wrote.
 
+use std::fmt::Write as _;
+use std::io::Write;
+
+use anstream::adapter::strip_str;
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
 use clap::Args;
+use futures_util::future::select_all;
+use jiff::Timestamp;
 
 use super::attached::named;
-use super::failure::{Gone, OWN_FAILURE, Outcome};
-use super::feed::{Feed, Source};
-use super::names::OneWatch;
+use super::failure::{Failure, Gone, OWN_FAILURE, Outcome, USAGE};
+use super::feed::{Feed, Source as From};
+use super::names::Watches;
 use super::output;
 use super::parse;
 use super::session::Session;
 use super::transcript::{Links, Transcript, Until};
 use super::watch;
-use crate::proto::{OnGap, RunRequest};
+use crate::proto::{OnGap, RunRequest, Stream, Watch, WatchRef};
+
+mod lines;
+mod source;
+
+use lines::Line;
+use source::{Range, Source};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl logs build            # what there is
   evloopctl logs -f build         # until it is done
+  evloopctl logs -n 20 -f build   # the last 20 lines, and what comes
+  evloopctl logs --since 10m -t build
+  evloopctl logs web worker       # of both, in the order in which it was written
   evloopctl logs @7               # by id
 
-Its stdout goes to stdout and its stderr to stderr, byte for byte. The exit code is never the
-process's: 0 if this is all of its output, 125 if the journal no longer holds all of it (stderr
-says how much is gone of which stream) or evloopctl failed.";
+Its stdout goes to stdout and its stderr to stderr, byte for byte. Of several processes, and where only
+a part is asked for, whole lines are shown, in pieces if longer than 64 KiB: one without its end is
+shown at the end. With --until, -f ends with what is written after that time. The exit code is never the process's: 0 if this is all of what was asked for,
+125 if the journal no longer holds all of it (stderr says how much is gone of which stream) or
+evloopctl failed.";
+
+/// Most processes at a time: each takes a stream.
+const NAMES_MAX: usize = 64;
 
 /// Options of `logs`.
 #[derive(Debug, Args)]
 pub(super) struct Logs {
-    /// Go on until the process is done
+    /// Go on until the processes are done
     #[arg(short, long)]
     follow: bool,
+    /// Only the last N lines of what is there, of each; `all` is the default
+    #[arg(short = 'n', long, value_name = "N", value_parser = tail, conflicts_with = "json")]
+    tail: Option<Tail>,
+    /// Only what was written at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "json")]
+    since: Option<Timestamp>,
+    /// Only what was written at or before it
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "json")]
+    until: Option<Timestamp>,
+    /// Begin each line with its time, in UTC
+    #[arg(short, long, conflicts_with = "json")]
+    timestamps: bool,
+    /// Of several, do not begin each line with the name
+    #[arg(long, visible_alias = "no-log-prefix")]
+    no_prefix: bool,
     #[command(flatten)]
-    name: OneWatch,
+    names: Watches,
+}
+
+/// What `--tail` says.
+#[derive(Debug, Clone, Copy)]
+enum Tail {
+    All,
+    Last(usize),
+}
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text {
+        "all" => Ok(Tail::All),
+        number => {
+            let number = number
+                .parse()
+                .map_err(|_| "a number of lines, or `all`, is expected");
+            Ok(Tail::Last(number?))
+        }
+    }
 }
 
 pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
-    let watch = named(session, args.name).await?;
-    let name = watch.name.clone();
+    let range = Range {
+        tail: match args.tail {
+            Some(Tail::Last(lines)) => Some(lines),
+            Some(Tail::All) | None => None,
+        },
+        since_ns: args.since.map(nanoseconds),
+        until_ns: args.until.map(nanoseconds),
+    };
+    let (follow, timestamps, no_prefix) = (args.follow, args.timestamps, args.no_prefix);
+    let asked: Vec<_> = args.names.references().collect();
+    if asked.len() > NAMES_MAX {
+        let what = format!("{} names; at most {NAMES_MAX} at a time", asked.len());
+        return Err(Failure::plain(what).code(USAGE));
+    }
+    let processes = found(session, asked).await?;
+    let everything = range.tail.is_none() && range.since_ns.is_none() && range.until_ns.is_none();
+    match <[Watch; 1]>::try_from(processes) {
+        Ok([process]) if everything && !timestamps => through(session, follow, process).await,
+        Ok([process]) => {
+            let shown = Shown::new(&[&process], timestamps, true);
+            by_line(session, vec![process], follow, range, shown).await
+        }
+        Err(_) if session.json => {
+            Err(Failure::plain("--json is for one process at a time").code(USAGE))
+        }
+        Err(processes) => {
+            let shown = Shown::new(&processes.iter().collect::<Vec<_>>(), timestamps, no_prefix);
+            by_line(session, processes, follow, range, shown).await
+        }
+    }
+}
+
+fn nanoseconds(time: Timestamp) -> u64 {
+    u64::try_from(time.as_nanosecond()).unwrap_or(0)
+}
+
+/// The processes, each once; what is wrong with a name is said before anything is shown.
+async fn found(session: &Session, asked: Vec<WatchRef>) -> Result<Vec<Watch>, Failure> {
+    let mut processes: Vec<Watch> = Vec::new();
+    let mut missing = false;
+    for name in asked {
+        match named(session, name).await {
+            Ok(process) if processes.iter().any(|p| p.watch_id == process.watch_id) => {}
+            Ok(process) => processes.push(process),
+            Err(failure) => {
+                session.report(failure).await;
+                missing = true;
+            }
+        }
+    }
+    if missing {
+        return Err(Failure::silent(OWN_FAILURE));
+    }
+    Ok(processes)
+}
+
+fn feed(session: &Session, process: &Watch, follow: bool) -> Feed {
     let request = RunRequest {
         r#loop: session.loop_ref.clone(),
-        name: name.clone(),
+        name: process.name.clone(),
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };
-    let mut feed = Feed::new(session.clone(), Source::Run(request));
-    let until = if args.follow {
-        feed = feed.telling_standstill();
-        Until::Done
+    let feed = Feed::new(session.clone(), From::Run(request));
+    if follow {
+        feed.telling_standstill()
     } else {
-        Until::CaughtUp
-    };
+        feed
+    }
+}
+
+/// All of one process, byte for byte.
+async fn through(session: &Session, follow: bool, process: Watch) -> Outcome {
+    let mut feed = feed(session, &process, follow);
+    let until = if follow { Until::Done } else { Until::CaughtUp };
     let (mut transcript, links) = (Transcript::new(session.json), Links::default());
     let read = tokio::select! {
         read = transcript.run(&mut feed, until, &links) => read.map(|()| true),
         () = output::reader_gone() => Ok(false),
     };
-    if matches!(read, Ok(true)) && transcript.is_open() {
-        // Without --follow it may write on: what counts is what it had written when we began.
-        let known = match until {
-            Until::Done => watch::get(session, &parse::by_id(watch.watch_id))
-                .await
-                .ok(),
-            Until::CaughtUp => Some(watch),
-        };
-        transcript.settle(known.as_ref());
+    if matches!(read, Ok(true)) && transcript.ledger.is_open() {
+        let known = known(session, &process, follow).await;
+        transcript.ledger.settle(known.as_ref());
     }
-    let whole = transcript.report(&name);
+    let whole = transcript.ledger.report(&process.name);
+    ended(read.map(drop), whole)
+}
+
+/// What the daemon says of the process. Without --follow it may write on: what counts is what it had written when
+/// we began.
+async fn known(session: &Session, process: &Watch, follow: bool) -> Option<Watch> {
+    if !follow {
+        return Some(process.clone());
+    }
+    let id = parse::by_id(process.watch_id);
+    watch::get(session, &id).await.ok()
+}
+
+fn ended(read: Result<(), Failure>, whole: bool) -> Outcome {
     match read {
         Err(failure) if failure.gone != Some(Gone::Reader) => Err(failure),
-        Ok(_) | Err(_) if whole => Ok(0),
-        Ok(_) | Err(_) => Ok(OWN_FAILURE),
+        Ok(()) | Err(_) if whole => Ok(0),
+        Ok(()) | Err(_) => Ok(OWN_FAILURE),
     }
+}
+
+/// What is asked for of one process or several, line by line.
+async fn by_line(
+    session: &Session,
+    processes: Vec<Watch>,
+    follow: bool,
+    range: Range,
+    shown: Shown,
+) -> Outcome {
+    let mut sources: Vec<_> = processes
+        .into_iter()
+        .map(|process| {
+            let feed = feed(session, &process, follow);
+            Source::new(process, feed, range, follow)
+        })
+        .collect();
+    let read = tokio::select! {
+        read = read(&mut sources, follow, &shown) => read.map(|()| true),
+        () = output::reader_gone() => Ok(false),
+    };
+    let mut whole = true;
+    for source in &mut sources {
+        if matches!(read, Ok(true)) && source.is_open() {
+            let known = known(session, &source.watch, follow).await;
+            source.settle(known.as_ref());
+        }
+        whole &= source.report();
+    }
+    ended(read.map(drop), whole)
+}
+
+/// What is there in the order of the loop's sequence numbers, then what comes as it comes.
+async fn read(sources: &mut [Source], follow: bool, shown: &Shown) -> Result<(), Failure> {
+    loop {
+        let mut first: Option<(u64, usize)> = None;
+        for (index, source) in sources.iter_mut().enumerate() {
+            let seq = source.peek().await?.map(|line| line.seq);
+            let earlier = seq.map(|seq| (seq, index));
+            first = [first, earlier].into_iter().flatten().min();
+        }
+        let Some((_, index)) = first else { break };
+        let source = &mut sources[index];
+        if let Some(line) = source.next() {
+            shown.line(index, &line)?;
+        }
+    }
+    for source in &mut *sources {
+        source.settle_tail();
+    }
+    if !follow {
+        return Ok(());
+    }
+    loop {
+        let open = sources.iter_mut().enumerate();
+        let open = open.filter(|(_, source)| !source.done);
+        let fills: Vec<_> = open
+            .map(|(index, source)| Box::pin(async move { (index, source.fill().await) }))
+            .collect();
+        if fills.is_empty() {
+            return Ok(());
+        }
+        let ((index, filled), _, _) = select_all(fills).await;
+        let source = &mut sources[index];
+        while let Some(line) = source.next() {
+            shown.line(index, &line)?;
+        }
+        filled?;
+    }
+}
+
+/// How lines are shown.
+#[derive(Debug)]
+struct Shown {
+    /// Before each line of a process, colours included; empty if nothing is.
+    prefixes: Vec<String>,
+    timestamps: bool,
+}
+
+impl Shown {
+    fn new(processes: &[&Watch], timestamps: bool, no_prefix: bool) -> Self {
+        const COLOURS: [AnsiColor; 5] = [
+            AnsiColor::Cyan,
+            AnsiColor::Yellow,
+            AnsiColor::Green,
+            AnsiColor::Magenta,
+            AnsiColor::Blue,
+        ];
+        let width = processes.iter().map(|p| p.name.len()).max().unwrap_or(0);
+        let prefix = |(process, colour): (&&Watch, &AnsiColor)| {
+            let style: Style = colour.on_default();
+            // Names are ASCII.
+            format!("{style}{:width$} |{style:#} ", process.name)
+        };
+        let prefixes = if no_prefix {
+            vec![String::new(); processes.len()]
+        } else {
+            processes
+                .iter()
+                .zip(COLOURS.iter().cycle())
+                .map(prefix)
+                .collect()
+        };
+        Self {
+            prefixes,
+            timestamps,
+        }
+    }
+
+    fn line(&self, index: usize, line: &Line) -> Result<(), Failure> {
+        let mut head = self.prefixes.get(index).cloned().unwrap_or_default();
+        if self.timestamps {
+            let time = Timestamp::from_nanosecond(i128::from(line.realtime_ns));
+            let time = time.map_or_else(|_| line.realtime_ns.to_string(), |t| format!("{t:.3}"));
+            let _ = write!(head, "{time} ");
+        }
+        // One that others may follow begins on a line of its own.
+        let end: &[u8] = if line.whole || !head.is_empty() {
+            b"\n"
+        } else {
+            b""
+        };
+        let written = match line.stream {
+            Stream::Stderr => put(std::io::stderr(), &head, &line.bytes, end),
+            _ => put(std::io::stdout(), &head, &line.bytes, end),
+        };
+        written.map_err(|error| Failure::output(&error))
+    }
+}
+
+/// What is ours goes with colours where those are wanted; what the process wrote goes as it is.
+fn put<S: RawStream + Write>(
+    mut out: S,
+    head: &str,
+    bytes: &[u8],
+    end: &[u8],
+) -> std::io::Result<()> {
+    let head = match AutoStream::choice(&out) {
+        ColorChoice::Never => strip_str(head).to_string(),
+        _ => head.to_owned(),
+    };
+    // In one piece, for others may write there too.
+    out.write_all(&[head.as_bytes(), bytes, end].concat())?;
+    out.flush()
 }

@@ -24,6 +24,7 @@ mod inherited;
 mod json;
 mod kill;
 mod leaving;
+mod ledger;
 mod logs;
 mod loops;
 mod names;
@@ -87,7 +88,7 @@ enum Verb {
     #[command(visible_aliases = ["ls", "list"], after_help = ps::EXAMPLES)]
     Ps(ps::Ps),
     /// Print what a process wrote
-    #[command(after_help = logs::EXAMPLES)]
+    #[command(visible_alias = "log", after_help = logs::EXAMPLES)]
     Logs(logs::Logs),
     /// Join a process: its output, your input
     #[command(after_help = attach::EXAMPLES)]

@@ -4,6 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use jiff::civil::{DateTime, Time};
+use jiff::{Timestamp, ZonedDateTime};
+
 use crate::config::{Limit, Resource, UMASK_MAX};
 use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
 
@@ -138,6 +141,31 @@ pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
     let time = humantime::parse_rfc3339_weak(text)
         .map_err(|error| format!("{error}; `2030-01-31T12:00:00Z` is expected"))?;
     Ok(time.into())
+}
+
+/// A time in the past, or another: so long ago (`10m`), a time of today (`12:00`, `12:00:00`), a date and time in the local
+/// zone, or RFC 3339.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    moment_at(text, &ZonedDateTime::now())
+}
+
+fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    if let Ok(ago) = humantime::parse_duration(text) {
+        let time = now.timestamp().checked_sub(ago);
+        return time.map_err(|_| "that is too long ago".to_owned());
+    }
+    let local = text.parse::<DateTime>().ok().or_else(|| {
+        let time: Time = text.parse().ok()?;
+        Some(now.date().to_datetime(time))
+    });
+    let zoned = local.and_then(|local| local.to_zoned_datetime(now.time_zone().clone()).ok());
+    zoned.map(|zoned| zoned.timestamp()).ok_or_else(|| {
+        "`10m` (that long ago), `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected"
+            .to_owned()
+    })
 }
 
 /// A signal as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
@@ -277,6 +305,28 @@ mod tests {
         assert_eq!(duration("5").unwrap().seconds, 5);
         for bad in ["", "-5", "-5s", "5 parsecs"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_so_long_ago_or_a_time_here_or_anywhere() {
+        let now: ZonedDateTime = "2030-01-31T12:00:00+01:00[Europe/Berlin]".parse().unwrap();
+        for (text, time) in [
+            ("10m", "2030-01-31T10:50:00Z"),
+            ("1h 30m", "2030-01-31T09:30:00Z"),
+            ("11:59", "2030-01-31T10:59:00Z"),
+            ("00:00:01", "2030-01-30T23:00:01Z"),
+            ("2029-07-01 12:00:00", "2029-07-01T10:00:00Z"),
+            ("2029-07-01", "2029-06-30T22:00:00Z"),
+            ("2030-01-31T12:00:00Z", "2030-01-31T12:00:00Z"),
+            ("2030-01-31T12:00:00+05:00", "2030-01-31T07:00:00Z"),
+        ] {
+            let moment = moment_at(text, &now).unwrap();
+            assert_eq!(moment.to_string(), time, "{text}");
+        }
+        for bad in ["", "soon", "25:00", "2030-13-01", "5", "-5m"] {
+            let error = moment_at(bad, &now).unwrap_err();
+            assert!(error.contains("12:00:00"), "{bad}: {error}");
         }
     }
 

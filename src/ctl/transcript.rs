@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 use super::failure::{Failure, TIMED_OUT, complain_loudly};
 use super::feed::{Feed, Item, cut_short};
 use super::json;
+use super::ledger::Ledger;
 use super::output::json_lines;
 use super::render;
-use super::units::grouped;
 use crate::proto::event::Kind;
 use crate::proto::watch::Status;
-use crate::proto::{Batch, Data, Event, Exited, Gap, Stream, Watch, WatchState, exited};
+use crate::proto::{Batch, Event, Exited, Gap, Stream, Watch, WatchState, exited};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,43 +26,17 @@ pub(super) enum Until {
     CaughtUp,
 }
 
-/// The bytes of one stream.
-#[derive(Debug, Default, Clone, Copy)]
-struct Account {
-    /// The offset up to which they were received or are known to be gone.
-    through: u64,
-    gone: u64,
-    /// The stream's last offset is known.
-    ended: bool,
-}
-
-impl Account {
-    /// The stream is known to have had that many bytes by now: those not received are gone.
-    fn reach(&mut self, offset: u64) {
-        self.gone += offset.saturating_sub(self.through);
-        self.through = self.through.max(offset);
-    }
-}
-
 /// Writes a process's streams through and keeps the account of them.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     json: bool,
-    stdout: Account,
-    stderr: Account,
-    /// Events of the process are missing.
-    gap: bool,
-    /// What they were could not be found out.
-    unsure: bool,
-    exited: Option<Exited>,
+    pub(super) ledger: Ledger,
 }
 
 impl Transcript {
     pub(super) fn new(json: bool) -> Self {
-        Self {
-            json,
-            ..Self::default()
-        }
+        let ledger = Ledger::default();
+        Self { json, ledger }
     }
 
     /// Takes what comes, until there is no more. `links` hears of what others wait for.
@@ -88,109 +62,36 @@ impl Transcript {
 
     async fn batch(&mut self, batch: &Batch, links: &Links) -> Result<(), Failure> {
         for gap in &batch.gaps {
-            self.gap(gap)?;
+            self.ledger.gap();
+            if self.json {
+                json_lines([&json::gap(gap)])?;
+            }
         }
         for event in &batch.events {
             if self.json {
-                json_lines([&json::event(event)])?;
+                json_lines([&json::of(event)])?;
             }
             self.event(event, links).await?;
         }
         Ok(())
     }
 
-    /// What was in a gap is told by the offsets behind it.
-    fn gap(&mut self, gap: &Gap) -> Result<(), Failure> {
-        self.gap = true;
-        if self.json {
-            return json_lines([&json::gap(gap)]);
-        }
-        Ok(())
-    }
-
     async fn event(&mut self, event: &Event, links: &Links) -> Result<(), Failure> {
-        match &event.kind {
-            Some(Kind::Data(data)) => self.data(data, links).await?,
-            Some(Kind::StreamEnd(end)) => {
-                let account = self.account(end.stream());
-                account.reach(end.offset);
-                account.ended = true;
+        let fresh = self.ledger.event(event);
+        match (&event.kind, fresh) {
+            (Some(Kind::Data(data)), Some(fresh)) if !self.json => {
+                links.writing.set(Some(Instant::now()));
+                let written = match data.stream() {
+                    Stream::Stderr => write(tokio::io::stderr(), fresh).await,
+                    _ => write(tokio::io::stdout(), fresh).await,
+                };
+                links.writing.set(None);
+                return written.map_err(|error| Failure::output(&error));
             }
-            Some(Kind::Exited(exited)) => self.exited = Some(exited.clone()),
-            Some(Kind::WriteResumed(_)) => links.resumed.notify_one(),
+            (Some(Kind::WriteResumed(_)), _) => links.resumed.notify_one(),
             _ => {}
         }
         Ok(())
-    }
-
-    fn account(&mut self, stream: Stream) -> &mut Account {
-        match stream {
-            Stream::Stderr => &mut self.stderr,
-            Stream::Stdout | Stream::Input | Stream::Unspecified => &mut self.stdout,
-        }
-    }
-
-    async fn data(&mut self, data: &Data, links: &Links) -> Result<(), Failure> {
-        let account = self.account(data.stream());
-        let fresh = fresh(account.through, data);
-        account.reach(data.offset);
-        account.through = account.through.saturating_add(length(fresh));
-        if self.json {
-            return Ok(());
-        }
-        links.writing.set(Some(Instant::now()));
-        let written = match data.stream() {
-            Stream::Stderr => write(tokio::io::stderr(), fresh).await,
-            _ => write(tokio::io::stdout(), fresh).await,
-        };
-        links.writing.set(None);
-        written.map_err(|error| Failure::output(&error))
-    }
-
-    /// Whether events are missing that may have held the end of a stream or of the process.
-    pub(super) const fn is_open(&self) -> bool {
-        let ended = self.stdout.ended && self.stderr.ended && self.exited.is_some();
-        self.gap && !ended
-    }
-
-    /// Takes into account what the daemon says of the process, at a moment before the end of what
-    /// was received; `None` if it knows no more of it.
-    pub(super) fn settle(&mut self, watch: Option<&Watch>) {
-        let Some(Status::Process(status)) = watch.and_then(|watch| watch.status.as_ref()) else {
-            self.unsure = true;
-            return;
-        };
-        self.stdout.reach(status.stdout_bytes);
-        self.stderr.reach(status.stderr_bytes);
-        self.exited = self.exited.take().or_else(|| status.exited.clone());
-    }
-
-    /// Says in one sentence what is gone of the output of the process called `name`; whether it is all there.
-    pub(super) fn report(&self, name: &str) -> bool {
-        let bytes = |account: &Account, stream: &str| {
-            let count = grouped(account.gone);
-            let unit = if account.gone == 1 { "byte" } else { "bytes" };
-            (account.gone > 0).then(|| format!("{count} {unit} of {stream}"))
-        };
-        let gone = [bytes(&self.stdout, "stdout"), bytes(&self.stderr, "stderr")];
-        let gone: Vec<_> = gone.into_iter().flatten().collect();
-        if !gone.is_empty() {
-            let gone = gone.join(" and ");
-            complain_loudly(format_args!(
-                "{name}: {gone} are gone: the journal no longer holds them"
-            ));
-        } else if self.unsure {
-            complain_loudly(format_args!(
-                "{name}: events of it are gone, and whether they held output is not known"
-            ));
-        }
-        gone.is_empty() && !self.unsure
-    }
-
-    /// How the process ended.
-    pub(super) fn exited(&self, name: &str) -> Result<&Exited, Failure> {
-        let exited = self.exited.as_ref();
-        exited.ok_or_else(|| Failure::new(name, "its exit status is not known"))
     }
 }
 
@@ -255,17 +156,6 @@ pub(super) fn complain_gap(gap: &Gap) {
     ));
 }
 
-/// The part of the data that was not seen before.
-fn fresh(through: u64, data: &Data) -> &[u8] {
-    let known = through.saturating_sub(data.offset);
-    let known = usize::try_from(known).unwrap_or(usize::MAX);
-    data.data.get(known..).unwrap_or_default()
-}
-
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
-}
-
 async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes).await?;
     out.flush().await
@@ -274,83 +164,6 @@ async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ProcessStatus, StreamEnd};
-
-    fn data(stream: Stream, offset: u64, text: &'static str) -> Event {
-        let data = Data {
-            offset,
-            data: bytes::Bytes::from_static(text.as_bytes()),
-            stream: stream.into(),
-        };
-        Event {
-            kind: Some(Kind::Data(data)),
-            ..Event::default()
-        }
-    }
-
-    /// What is gone of stdout and of stderr. In JSON, so that a test's own output stays as it is.
-    async fn gone(events: &[Event]) -> (Transcript, [u64; 2]) {
-        let mut transcript = Transcript::new(true);
-        for event in events {
-            transcript.event(event, &Links::default()).await.unwrap();
-        }
-        let gone = [transcript.stdout.gone, transcript.stderr.gone];
-        (transcript, gone)
-    }
-
-    #[test]
-    fn bytes_seen_before_are_not_written_again() {
-        let data = Data {
-            offset: 10,
-            data: bytes::Bytes::from_static(b"abcd"),
-            stream: 2,
-        };
-        assert_eq!(fresh(10, &data), b"abcd");
-        assert_eq!(fresh(12, &data), b"cd");
-        assert_eq!(fresh(99, &data), b"");
-    }
-
-    #[tokio::test]
-    async fn only_a_hole_between_offsets_is_a_loss() {
-        let (out, err) = (Stream::Stdout, Stream::Stderr);
-        let joined = [data(out, 0, "ab"), data(err, 0, "x"), data(out, 2, "c")];
-        assert_eq!(gone(&joined).await.1, [0, 0]);
-        let again = [data(out, 0, "ab"), data(out, 1, "bc"), data(out, 3, "d")];
-        assert_eq!(gone(&again).await.1, [0, 0]);
-        let holes = [data(out, 5, "ab"), data(out, 9, "c"), data(err, 3, "x")];
-        assert_eq!(gone(&holes).await.1, [7, 3]);
-    }
-
-    #[tokio::test]
-    async fn what_is_gone_at_the_end_is_told_by_the_streams_end_or_by_the_daemon() {
-        let end = StreamEnd {
-            stream: Stream::Stderr.into(),
-            offset: 9,
-            ..StreamEnd::default()
-        };
-        let end = Event {
-            kind: Some(Kind::StreamEnd(end)),
-            ..Event::default()
-        };
-        let events = [data(Stream::Stderr, 0, "ab"), end];
-        let (mut transcript, lost) = gone(&events).await;
-        assert_eq!(lost, [0, 7]);
-        transcript.gap = true;
-        assert!(transcript.is_open(), "the end of stdout was in the gap");
-        let status = ProcessStatus {
-            stdout_bytes: 4,
-            stderr_bytes: 9,
-            exited: Some(Exited::default()),
-            ..ProcessStatus::default()
-        };
-        let watch = Watch {
-            status: Some(Status::Process(status)),
-            ..Watch::default()
-        };
-        transcript.settle(Some(&watch));
-        assert_eq!((transcript.stdout.gone, transcript.stderr.gone), (4, 7));
-        assert!(transcript.exited("x").is_ok() && !transcript.report("x"));
-    }
 
     #[test]
     fn exit_codes_are_the_childs_or_128_and_the_signal_and_never_made_up() {

@@ -12,6 +12,7 @@ mod consumers;
 mod events;
 mod foreground;
 mod leaving;
+mod logs;
 mod names;
 mod program;
 mod readers;

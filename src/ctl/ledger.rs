@@ -1,0 +1,224 @@
+//! The account of what a process wrote: what was received, what is gone, how it ended.
+
+use super::failure::{Failure, complain_loudly};
+use super::units::grouped;
+use crate::proto::event::Kind;
+use crate::proto::watch::Status;
+use crate::proto::{Data, Event, Exited, Stream, Watch};
+
+/// The bytes of one stream.
+#[derive(Debug, Default, Clone, Copy)]
+struct Account {
+    /// The offset up to which they were received or are known to be gone.
+    through: u64,
+    gone: u64,
+    /// The stream's last offset is known.
+    ended: bool,
+}
+
+impl Account {
+    /// The stream is known to have had that many bytes by now: those not received are gone.
+    fn reach(&mut self, offset: u64) {
+        self.gone += offset.saturating_sub(self.through);
+        self.through = self.through.max(offset);
+    }
+}
+
+/// Takes note of each event of a process.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    stdout: Account,
+    stderr: Account,
+    /// Events of the process are missing.
+    gap: bool,
+    /// What they were could not be found out.
+    unsure: bool,
+    exited: Option<Exited>,
+}
+
+impl Ledger {
+    /// Takes note of an event. If it brings bytes, those of them that were not seen before.
+    pub(super) fn event<'a>(&mut self, event: &'a Event) -> Option<&'a [u8]> {
+        match &event.kind {
+            Some(Kind::Data(data)) => return Some(self.data(data)),
+            Some(Kind::StreamEnd(end)) => {
+                let account = self.account(end.stream());
+                account.reach(end.offset);
+                account.ended = true;
+            }
+            Some(Kind::Exited(exited)) => self.exited = Some(exited.clone()),
+            _ => {}
+        }
+        None
+    }
+
+    fn data<'a>(&mut self, data: &'a Data) -> &'a [u8] {
+        let account = self.account(data.stream());
+        let fresh = fresh(account.through, data);
+        account.reach(data.offset);
+        account.through = account.through.saturating_add(length(fresh));
+        fresh
+    }
+
+    fn account(&mut self, stream: Stream) -> &mut Account {
+        match stream {
+            Stream::Stderr => &mut self.stderr,
+            Stream::Stdout | Stream::Input | Stream::Unspecified => &mut self.stdout,
+        }
+    }
+
+    /// Events are missing. What was in them is told by the offsets behind them.
+    pub(super) const fn gap(&mut self) {
+        self.gap = true;
+    }
+
+    /// Bytes that are gone.
+    pub(super) const fn gone(&self) -> u64 {
+        self.stdout.gone + self.stderr.gone
+    }
+
+    /// What is gone so far does not matter.
+    pub(super) const fn forgive(&mut self) {
+        (self.stdout.gone, self.stderr.gone) = (0, 0);
+        (self.gap, self.unsure) = (false, false);
+    }
+
+    /// Whether events are missing that may have held the end of a stream or of the process.
+    pub(super) const fn is_open(&self) -> bool {
+        let ended = self.stdout.ended && self.stderr.ended && self.exited.is_some();
+        self.gap && !ended
+    }
+
+    /// Takes into account what the daemon says of the process, at a moment before the end of what
+    /// was received; `None` if it knows no more of it.
+    pub(super) fn settle(&mut self, watch: Option<&Watch>) {
+        let Some(Status::Process(status)) = watch.and_then(|watch| watch.status.as_ref()) else {
+            self.unsure = true;
+            return;
+        };
+        self.stdout.reach(status.stdout_bytes);
+        self.stderr.reach(status.stderr_bytes);
+        self.exited = self.exited.take().or_else(|| status.exited.clone());
+    }
+
+    /// Says in one sentence what is gone of the output of the process called `name`; whether it is all there.
+    pub(super) fn report(&self, name: &str) -> bool {
+        let bytes = |account: &Account, stream: &str| {
+            let count = grouped(account.gone);
+            let unit = if account.gone == 1 { "byte" } else { "bytes" };
+            (account.gone > 0).then(|| format!("{count} {unit} of {stream}"))
+        };
+        let gone = [bytes(&self.stdout, "stdout"), bytes(&self.stderr, "stderr")];
+        let gone: Vec<_> = gone.into_iter().flatten().collect();
+        if !gone.is_empty() {
+            let gone = gone.join(" and ");
+            complain_loudly(format_args!(
+                "{name}: {gone} are gone: the journal no longer holds them"
+            ));
+        } else if self.unsure {
+            complain_loudly(format_args!(
+                "{name}: events of it are gone, and whether they held output is not known"
+            ));
+        }
+        gone.is_empty() && !self.unsure
+    }
+
+    /// How the process ended.
+    pub(super) fn exited(&self, name: &str) -> Result<&Exited, Failure> {
+        let exited = self.exited.as_ref();
+        exited.ok_or_else(|| Failure::new(name, "its exit status is not known"))
+    }
+}
+
+/// The part of the data that was not seen before.
+fn fresh(through: u64, data: &Data) -> &[u8] {
+    let known = through.saturating_sub(data.offset);
+    let known = usize::try_from(known).unwrap_or(usize::MAX);
+    data.data.get(known..).unwrap_or_default()
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{ProcessStatus, StreamEnd};
+
+    fn data(stream: Stream, offset: u64, text: &'static str) -> Event {
+        let data = Data {
+            offset,
+            data: bytes::Bytes::from_static(text.as_bytes()),
+            stream: stream.into(),
+        };
+        Event {
+            kind: Some(Kind::Data(data)),
+            ..Event::default()
+        }
+    }
+
+    /// What is gone of stdout and of stderr.
+    fn gone(events: &[Event]) -> (Ledger, [u64; 2]) {
+        let mut ledger = Ledger::default();
+        for event in events {
+            ledger.event(event);
+        }
+        let gone = [ledger.stdout.gone, ledger.stderr.gone];
+        (ledger, gone)
+    }
+
+    #[test]
+    fn bytes_seen_before_are_not_written_again() {
+        let data = Data {
+            offset: 10,
+            data: bytes::Bytes::from_static(b"abcd"),
+            stream: 2,
+        };
+        assert_eq!(fresh(10, &data), b"abcd");
+        assert_eq!(fresh(12, &data), b"cd");
+        assert_eq!(fresh(99, &data), b"");
+    }
+
+    #[test]
+    fn only_a_hole_between_offsets_is_a_loss() {
+        let (out, err) = (Stream::Stdout, Stream::Stderr);
+        let joined = [data(out, 0, "ab"), data(err, 0, "x"), data(out, 2, "c")];
+        assert_eq!(gone(&joined).1, [0, 0]);
+        let again = [data(out, 0, "ab"), data(out, 1, "bc"), data(out, 3, "d")];
+        assert_eq!(gone(&again).1, [0, 0]);
+        let holes = [data(out, 5, "ab"), data(out, 9, "c"), data(err, 3, "x")];
+        assert_eq!(gone(&holes).1, [7, 3]);
+    }
+
+    #[test]
+    fn what_is_gone_at_the_end_is_told_by_the_streams_end_or_by_the_daemon() {
+        let end = StreamEnd {
+            stream: Stream::Stderr.into(),
+            offset: 9,
+            ..StreamEnd::default()
+        };
+        let end = Event {
+            kind: Some(Kind::StreamEnd(end)),
+            ..Event::default()
+        };
+        let events = [data(Stream::Stderr, 0, "ab"), end];
+        let (mut ledger, lost) = gone(&events);
+        assert_eq!(lost, [0, 7]);
+        ledger.gap = true;
+        assert!(ledger.is_open(), "the end of stdout was in the gap");
+        let status = ProcessStatus {
+            stdout_bytes: 4,
+            stderr_bytes: 9,
+            exited: Some(Exited::default()),
+            ..ProcessStatus::default()
+        };
+        let watch = Watch {
+            status: Some(Status::Process(status)),
+            ..Watch::default()
+        };
+        ledger.settle(Some(&watch));
+        assert_eq!((ledger.stdout.gone, ledger.stderr.gone), (4, 7));
+        assert!(ledger.exited("x").is_ok() && !ledger.report("x"));
+    }
+}
