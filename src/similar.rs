@@ -1,30 +1,42 @@
-//! What a word that is not known may have meant.
+//! The word that was probably meant; knows nobody.
 
-/// How alike two words have to be, 0 to 1, for one to be offered in place of the other: about one letter in three
-/// may differ.
-const ALIKE: f64 = 0.6;
+/// Least likeness, 0 to 1, of a word that is offered: a letter left out, added, changed or swapped
+/// in a word of three.
+const LEAST: f64 = 0.6;
+/// Longest word that is looked at, bytes: the comparison takes time by the product of both lengths.
+const WORD_MAX: usize = 256;
 
-/// The candidate most like `word`, if one is alike enough.
+/// Letters from which on the beginning of a word is as good as a misspelling of it, and how good that is.
+const BEGINNING: usize = 3;
+const ALIKE: f64 = 0.61;
+
+/// The nearest of the candidates, if one is near enough to be a misspelling of it, or begins with it; upper and lower
+/// case are alike. Of equally near ones the first. None for a word over 256 bytes.
+#[must_use]
 pub(crate) fn did_you_mean<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    let likeness = |candidate: &'a str| {
-        let likeness = strsim::normalized_damerau_levenshtein(word, candidate);
-        // Much longer than what was typed, but it begins with that.
-        let begins = word.len() > 2 && candidate.starts_with(word);
-        (
-            if begins {
-                likeness.max(ALIKE)
-            } else {
-                likeness
-            },
-            candidate,
-        )
-    };
-    let alike = candidates.into_iter().map(likeness);
-    let best = alike.max_by(|(one, _), (other, _)| one.total_cmp(other));
-    best.and_then(|(likeness, candidate)| (likeness >= ALIKE).then_some(candidate))
+    if word.len() > WORD_MAX {
+        return None;
+    }
+    let word = word.to_lowercase();
+    let mut best = None;
+    let mut most = LEAST;
+    for candidate in candidates {
+        if candidate.len() > WORD_MAX {
+            continue;
+        }
+        let candidate_lower = candidate.to_lowercase();
+        let mut likeness = strsim::normalized_damerau_levenshtein(&word, &candidate_lower);
+        if word.len() >= BEGINNING && candidate_lower.starts_with(&word) {
+            likeness = likeness.max(ALIKE);
+        }
+        if likeness > most {
+            (best, most) = (Some(candidate), likeness);
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -32,20 +44,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_finds_the_word_and_another_word_finds_nothing() {
-        let names = ["build", "test", "web-frontend", "memory"];
-        for (typed, meant) in [
-            ("biuld", Some("build")),
-            ("buid", Some("build")),
-            ("builds", Some("build")),
-            ("web", Some("web-frontend")),
-            ("memroy", Some("memory")),
-            ("deploy", None),
-            ("x", None),
-            ("", None),
+    fn a_misspelling_leads_to_the_nearest_word() {
+        let words = ["memory", "loops", "watches", "slots", "log", "ps"];
+        let meant = |word| did_you_mean(word, words);
+        for (word, expected) in [
+            ("memroy", "memory"),
+            ("Memory", "memory"),
+            ("memmory", "memory"),
+            ("lops", "loops"),
+            ("loop", "loops"),
+            ("lgo", "log"),
+            ("wathces", "watches"),
+            ("mem", "memory"),
         ] {
-            assert_eq!(did_you_mean(typed, names), meant, "{typed}");
+            assert_eq!(meant(word), Some(expected), "{word}");
         }
-        assert_eq!(did_you_mean("a", []), None);
+    }
+
+    #[test]
+    fn a_word_that_is_like_none_leads_to_none() {
+        for word in ["", "x", "me", "colour", "pxyz", &"memory".repeat(100)] {
+            assert_eq!(did_you_mean(word, ["memory", "ps"]), None, "{word}");
+        }
+        assert_eq!(did_you_mean("memory", []), None);
+    }
+
+    #[test]
+    fn of_equally_near_words_the_first_is_offered() {
+        assert_eq!(did_you_mean("bat", ["cat", "hat"]), Some("cat"));
     }
 }
