@@ -125,7 +125,7 @@ impl Api {
         Self(Arc::new(shared))
     }
 
-    /// All of evloopd's services, with standard health and reflection; and who tells the health.
+    /// All of evloopd's services, with standard health and reflection (v1 and v1alpha); and who tells the health.
     ///
     /// # Errors
     /// A descriptor set that reflection cannot read.
@@ -135,16 +135,19 @@ impl Api {
         (tonic::service::Routes, HealthReporter),
         tonic_reflection::server::Error,
     > {
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
         let (reporter, health) = tonic_health::server::health_reporter();
         let api = || self.clone();
         let mut routes = tonic::service::RoutesBuilder::default();
         routes
             .add_service(health)
-            .add_service(reflection)
+            .add_service(reflection().build_v1()?)
+            // Older tools know this one alone.
+            .add_service(reflection().build_v1alpha()?)
             .add_service(server::policy_service_server::PolicyServiceServer::new(
                 api(),
             ))

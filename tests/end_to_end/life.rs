@@ -12,7 +12,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServiceResponse};
 
-use crate::common::{Daemon, command, directory, hang_up, log, within};
+use crate::common::{Daemon, command, directory, hang_up, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_live_socket_is_not_taken_over() {
@@ -74,72 +74,52 @@ async fn a_file_that_is_no_socket_is_left_alone() {
     assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
 }
 
-async fn check_config(config: &str) -> (Option<i32>, String) {
-    let dir = directory();
-    let mut check = command(dir.path(), config, &[]);
-    let status = within("the check", check.arg("--check-config").status())
-        .await
-        .unwrap();
-    assert!(!dir.path().join("evloopd.sock").exists(), "it only checks");
-    (status.code(), log(dir.path()))
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn check_config_names_file_line_and_key() {
-    assert_eq!(check_config("version = 1\n").await.0, Some(0));
-    for (config, words) in [
-        ("version = 2\n", vec!["evloopd.toml", "version"]),
-        ("", vec!["evloopd.toml", "version"]),
-        (
-            "version = 1\n[server]\nmodus = \"0600\"\n",
-            vec!["evloopd.toml:3", "modus", "mode"],
-        ),
-        (
-            "version = 1\n[limits]\nmailbox = 1\n",
-            vec!["evloopd.toml:3", "mailbox", "16"],
-        ),
-        (
-            "version = 1\n[limits]\nmemory = \"lots\"\n",
-            vec!["evloopd.toml:3", "memory"],
-        ),
-        (
-            "version = 1\n[policy.a]\nextends = \"b\"\n",
-            vec!["policy.a", "b"],
-        ),
-        (
-            "version = 1\ndefault_policy = \"x\"\n",
-            vec!["default_policy", "x"],
-        ),
-        (
-            "version = 1\n[signals]\nallow = [\"SIGTERM\"]\n",
-            vec!["allow", "SIGTERM"],
-        ),
-        ("version = = 1\n", vec!["evloopd.toml:1"]),
-    ] {
-        let (code, said) = check_config(config).await;
-        assert_eq!(code, Some(2), "{config:?}: {said}");
-        for word in words {
-            assert!(
-                said.contains(word),
-                "`{word}` is not in {said:?} for {config:?}"
-            );
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn policies_that_extend_each_other_are_refused() {
-    let circle = "version = 1\n[policy.a]\nextends = \"b\"\n[policy.b]\nextends = \"a\"\n";
-    let (code, said) = check_config(circle).await;
-    assert_eq!(code, Some(2), "{said}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn health_is_served() {
     let daemon = Daemon::start("").await;
     let mut health = HealthClient::new(daemon.channel());
     let answer = health.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn reflection_is_served_to_older_tools_too() {
+    use tonic_reflection::pb::v1alpha::ServerReflectionRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
+
+    let daemon = Daemon::start("").await;
+    let ask = |message| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(message),
+    };
+    let symbol = "evloopd.v1.ProcessService";
+    let asked = [
+        ask(MessageRequest::ListServices(String::new())),
+        ask(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+    ];
+    let answers = ServerReflectionClient::new(daemon.channel())
+        .server_reflection_info(tokio_stream::iter(asked))
+        .await
+        .unwrap();
+    let mut answers = answers.into_inner();
+    let mut next = async || {
+        let answer = within("an answer", answers.next()).await.unwrap();
+        answer.unwrap().message_response.unwrap()
+    };
+    let MessageResponse::ListServicesResponse(list) = next().await else {
+        panic!("no list");
+    };
+    let names: Vec<String> = list.service.into_iter().map(|s| s.name).collect();
+    assert!(names.iter().any(|name| name == symbol), "{names:?}");
+    let MessageResponse::FileDescriptorResponse(file) = next().await else {
+        panic!("no file");
+    };
+    let bytes = file.file_descriptor_proto.first().unwrap().as_slice();
+    let file: prost_types::FileDescriptorProto = prost::Message::decode(bytes).unwrap();
+    assert_eq!(file.package(), "evloopd.v1");
+    assert!(file.service.iter().any(|s| s.name() == "ProcessService"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
