@@ -1,5 +1,7 @@
 //! The daemon: assembles all, starts, drains, tells systemd.
 
+mod host;
+
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::future::Future;
@@ -36,6 +38,8 @@ use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
     reap_strangers,
 };
+
+pub use host::refusals;
 
 /// How long connections without a stream may take to close at the end.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::{Handover, connect, loop_named, reader, shell, within};
-use evloopd::config::{Config, Source};
+use evloopd::config::Config;
 use evloopd::proto::admin_service_client::AdminServiceClient;
 use evloopd::proto::event::Kind;
 use evloopd::proto::event_service_client::EventServiceClient;
@@ -142,13 +142,7 @@ fn a_loop_whose_backend_fails_closes_with_its_reason() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     let mut config = Config::default();
-    config
-        .set(
-            "server.socket",
-            socket.to_str().unwrap(),
-            Source::CommandLine,
-        )
-        .unwrap();
+    config.server.socket = Some(socket.clone());
     let daemon = std::thread::spawn(move || evloopd::daemon::run(config));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

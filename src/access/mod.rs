@@ -19,7 +19,7 @@ mod process;
 mod socket;
 
 pub use process::{ClientProcess, ProcessKey};
-pub use socket::{BoundSocket, SocketFile, bind_unix};
+pub use socket::{BoundSocket, SocketFile, bind_unix, can_bind};
 
 /// The `tracing` target of the audit log.
 pub const AUDIT: &str = "evloopd::audit";

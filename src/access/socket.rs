@@ -95,6 +95,54 @@ fn make_parent(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(parent)
         .map_err(failed)?;
+    check_parent(parent)
+}
+
+/// Whether [`bind_unix`] can bind there, as far as that depends on what exists: nothing is made, and
+/// a daemon that listens there is no hindrance.
+///
+/// # Errors
+/// As [`bind_unix`]: `ENOTDIR` for a parent that is not a directory, `EPERM`, `EEXIST`.
+pub fn can_bind(path: &Path) -> Result<()> {
+    let parents = path
+        .ancestors()
+        .skip(1)
+        .filter(|p| !p.as_os_str().is_empty());
+    for parent in parents {
+        let failed = |errno| SystemError::new(errno, "mkdir", parent.display().to_string());
+        match parent.metadata() {
+            Ok(found) if found.is_dir() => {
+                // One that does not exist will be ours.
+                if Some(parent) == path.parent() {
+                    check_parent(parent)?;
+                }
+                break;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !parent.is_symlink() => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                return Err(failed(errno).into());
+            }
+            Ok(_) | Err(_) => return Err(failed(Errno::NOTDIR).into()),
+        }
+    }
+    match path.symlink_metadata() {
+        Ok(found) => check_socket(path, &found),
+        Err(_) => Ok(()),
+    }
+}
+
+fn check_socket(path: &Path, found: &Metadata) -> Result<()> {
+    if found.file_type().is_socket() {
+        return Ok(());
+    }
+    let detail = format!("{}, which is not a socket", path.display());
+    Err(SystemError::new(Errno::EXIST, "bind", detail).into())
+}
+
+fn check_parent(parent: &Path) -> Result<()> {
+    let failed =
+        |error: io::Error| SystemError::from_io(&error, "stat", parent.display().to_string());
     let open_to_all = |directory: &Path| {
         let metadata = directory.metadata();
         metadata.is_ok_and(|m| m.mode() & 0o002 != 0)
@@ -137,11 +185,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Resu
         Err(error) => {
             return Err(SystemError::from_io(&error, "stat", path.display().to_string()).into());
         }
-        Ok(found) if !found.file_type().is_socket() => {
-            let detail = format!("{}, which is not a socket", path.display());
-            return Err(SystemError::new(Errno::EXIST, "bind", detail).into());
-        }
-        Ok(_) => {}
+        Ok(found) => check_socket(path, &found)?,
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = net::socket_with(AddressFamily::UNIX, kind, flags, None)

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use evloopd::config::{Config, Source};
+use evloopd::config::Config;
+use evloopd::daemon;
 
 /// Event loops as a service of the host.
 #[derive(Debug, Parser)]
@@ -17,7 +18,7 @@ struct Args {
     /// The service's Unix socket; else the configuration's. EVLOOPD_SOCKET is for clients alone.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Checks the configuration and ends.
+    /// Checks the configuration and ends: 0 without errors, 2 with; a line FILE:LINE: KEY: ... for each.
     #[arg(long)]
     check_config: bool,
     #[command(subcommand)]
@@ -33,22 +34,24 @@ enum Show {
     DemoClient { args: Vec<String> },
 }
 
-fn configure(args: &Args) -> Result<Config, String> {
-    let mut config = Config::load(args.config.as_deref()).map_err(|e| e.to_string())?;
+/// The configuration with what the command line says, or what is wrong, in lines.
+fn configure(args: &Args) -> Result<Config, Vec<String>> {
+    let mut arguments = Vec::new();
     if let Some(socket) = &args.socket {
-        let socket = std::path::absolute(socket).map_err(|e| e.to_string())?;
-        let socket = socket.to_str().ok_or("the socket's path must be UTF-8")?;
-        config
-            .set("server.socket", socket, Source::CommandLine)
-            .map_err(|e| e.to_string())?;
+        let socket = std::path::absolute(socket).map_err(|e| vec![format!("--socket: {e}")])?;
+        let Some(socket) = socket.to_str() else {
+            return Err(vec!["--socket: must be UTF-8".to_owned()]);
+        };
+        arguments.push(("server.socket", socket.into()));
     }
-    Ok(config)
+    let config = Config::load(args.config.as_deref(), &arguments, daemon::refusals);
+    config.map_err(|error| error.lines().to_vec())
 }
 
 /// One line on standard error.
 fn complain(error: &dyn std::fmt::Display) {
     let error = evloopd::text::escaped(error, evloopd::error::TEXT_MAX);
-    let _ = writeln!(std::io::stderr(), "evloopd: {error}");
+    let _ = writeln!(std::io::stderr(), "{error}");
 }
 
 fn main() -> ExitCode {
@@ -60,8 +63,9 @@ fn main() -> ExitCode {
     }
     let config = match configure(&args) {
         Ok(config) => config,
-        Err(error) => {
-            complain(&error);
+        Err(errors) => {
+            // As compilers write them, for editors.
+            errors.iter().for_each(|error| complain(error));
             return ExitCode::from(2);
         }
     };
@@ -69,11 +73,11 @@ fn main() -> ExitCode {
         println!("the configuration is good");
         return ExitCode::SUCCESS;
     }
-    evloopd::daemon::init_log(&config);
-    match evloopd::daemon::run(config) {
+    daemon::init_log(&config);
+    match daemon::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            complain(&format_args!("evloopd: {error}"));
             ExitCode::FAILURE
         }
     }

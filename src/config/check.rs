@@ -2,17 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::libc;
+use rustix::net::SocketAddrUnix;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
+use super::findings::Findings;
 use super::rlimit::{NICE, OOM_SCORE_ADJ, UMASK_MAX};
+use super::shape::{meant, unknown};
 use super::units::show_size;
-use super::{Children, Config, Limits, Policy, Server, signal_number, unwatchable};
-
-/// A key, and what is wrong with it and allowed.
-type Finding = (String, String);
+use super::{Children, Config, Limits, Policy, Server, signal_name, signal_number, unwatchable};
 
 const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The classes, and the backends that a policy of each may name.
@@ -20,6 +23,12 @@ const CLASSES: [(&str, &[&str]); 2] = [
     ("selector", &["auto", "epoll", "poll", "select"]),
     ("proactor", &["auto", "io_uring"]),
 ];
+/// What names of policies and loops are.
+const NAME: &str = "allowed is [a-z0-9][a-z0-9._-]{0,62}";
+/// Levels of the log.
+const LEVELS: &str = "off, error, warn, info, debug, trace";
+const SERVICE: &str = "server.socket";
+const HANDOVER: &str = "server.handover_socket";
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -28,270 +37,350 @@ const SIZE_MAX: u64 = 1 << 40;
 /// `sun_path` without its final NUL, unix(7).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Finds the first value that is not allowed.
-pub(super) fn check(config: &Config) -> Result<(), Finding> {
-    server(&config.server)?;
-    limits(&config.limits)?;
-    children(&config.children)?;
-    signals(&config.signals.allow)?;
-    if let Err(error) = EnvFilter::builder().parse(&config.log.filter) {
-        let allowed = "a level (error, warn, info, debug, trace) or directives `target=level`";
-        return wrong("log.filter", format!("{error}, allowed is {allowed}"));
+/// Finds all values that are not allowed, and those that contradict each other.
+pub(super) fn check(config: &Config, found: &mut Findings) {
+    server(&config.server, found);
+    sockets(&config.server, found);
+    limits(&config.limits, found);
+    children(&config.children, found);
+    signals(&config.signals.allow, found);
+    if let Err(why) = filter(&config.log.filter) {
+        let allowed = format!("{LEVELS} or directives `target=level`, separated by commas");
+        found.wrong("log.filter", format!("{why}; allowed is {allowed}"));
     }
     for policy in config.policies.values() {
-        self::policy(policy)?;
+        self::policy(policy, found);
     }
-    known_policy(config, "default_policy", &config.default_policy)?;
-    loops(config)
+    known_policy(config, "default_policy", &config.default_policy, found);
+    loops(config, found);
 }
 
-fn server(server: &Server) -> Result<(), Finding> {
-    socket("server.socket", server.socket.as_deref())?;
-    socket("server.handover_socket", server.handover_socket.as_deref())?;
+/// Whether the log can be filtered so. To the library a word that is no level is a target: what it
+/// means then, nothing but that target, is seldom what was meant.
+fn filter(filter: &str) -> Result<(), String> {
+    // Those with a span the library reads alone.
+    for directive in filter
+        .split(',')
+        .filter(|directive| !directive.contains('['))
+    {
+        let level = directive
+            .rsplit_once('=')
+            .map_or(directive, |(_, level)| level);
+        if level.parse::<LevelFilter>().is_err() {
+            let near = meant(level, LEVELS.split(", "));
+            return Err(format!("`{level}` is no level{near}"));
+        }
+    }
+    let parsed = EnvFilter::builder().parse(filter);
+    parsed.map(drop).map_err(|error| error.to_string())
+}
+
+fn server(server: &Server, found: &mut Findings) {
     if server.mode > 0o777 || server.mode & 0o600 != 0o600 {
         let mode = format!("{:04o}", server.mode);
-        return wrong(
-            "server.mode",
-            format!("is {mode}, allowed is 0600 to 0777, owner reads and writes"),
-        );
+        let what = format!("is {mode}, allowed is 0600 to 0777, owner reads and writes");
+        found.wrong("server.mode", what);
     }
-    number("server.worker_threads", server.worker_threads, 1, 64)?;
-    duration("server.drain_timeout", server.drain_timeout, HOUR)?;
-    number("server.max_connections", server.max_connections, 1, 65_536)?;
+    number(found, "server.worker_threads", server.worker_threads, 1, 64);
+    duration(found, "server.drain_timeout", server.drain_timeout, HOUR);
+    number(
+        found,
+        "server.max_connections",
+        server.max_connections,
+        1,
+        65_536,
+    );
     let of_principal = server.max_connections_per_principal;
     let key = "server.max_connections_per_principal";
-    number(key, of_principal, 1, 65_536)?;
-    between("server.keepalive", server.keepalive, SECOND, HOUR)?;
+    number(found, key, of_principal, 1, 65_536);
+    if found.is_set(key) && of_principal > server.max_connections {
+        let most = server.max_connections;
+        let what = format!("is {of_principal}, allowed is at most server.max_connections, {most}");
+        found.wrong_beside("server.max_connections", key, what);
+    }
+    between(found, "server.keepalive", server.keepalive, SECOND, HOUR);
     let handshake = server.handshake_timeout;
-    between("server.handshake_timeout", handshake, SECOND, HOUR)?;
+    between(found, "server.handshake_timeout", handshake, SECOND, HOUR);
     let receive = server.receive_timeout;
-    between("server.receive_timeout", receive, SECOND, HOUR)
+    between(found, "server.receive_timeout", receive, SECOND, HOUR);
 }
 
-fn socket(key: &str, path: Option<&Path>) -> Result<(), Finding> {
-    match path {
-        Some(path) if !path.is_absolute() || path.as_os_str().len() > SOCKET_PATH_MAX => wrong(
-            key,
-            format!(
-                "is `{}`, allowed is an absolute path of at most {SOCKET_PATH_MAX} bytes",
-                path.display()
-            ),
-        ),
-        _ => Ok(()),
+/// Both sockets' paths, those that are derived too.
+fn sockets(server: &Server, found: &mut Findings) {
+    let service = server.socket_path();
+    let given = server.socket.is_some();
+    if let Err(why) = socket(&service) {
+        let path = service.display();
+        let origin = if given { "" } else { "left out, it " };
+        found.wrong(SERVICE, format!("{origin}is `{path}`, {why}"));
+        return;
+    }
+    let handover = server.handover_path();
+    let path = handover.display();
+    match (socket(&handover), &server.handover_socket) {
+        (Ok(()), _) => {}
+        (Err(why), Some(_)) => found.wrong(HANDOVER, format!("is `{path}`, {why}")),
+        (Err(why), None) => {
+            let what = format!("{HANDOVER} is derived from it, `{path}`, {why}; or set that");
+            found.wrong_beside(HANDOVER, SERVICE, what);
+        }
+    }
+    let locked = |path: &Path| {
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        PathBuf::from(lock)
+    };
+    let clash = if service == handover {
+        Some("the same path as")
+    } else if locked(&service) == handover || service == locked(&handover) {
+        Some("the path of the lock beside")
+    } else {
+        None
+    };
+    if let Some(clash) = clash {
+        let what = format!("`{path}` is {clash} {SERVICE}, allowed is another");
+        found.wrong_beside(SERVICE, HANDOVER, what);
     }
 }
 
-fn limits(limits: &Limits) -> Result<(), Finding> {
-    size("limits.memory", limits.memory, 1 << 20, SIZE_MAX)?;
-    number("limits.loops", limits.loops, 1, 10_000)?;
-    number("limits.watches", limits.watches, 1, 10_000_000)?;
-    number("limits.children", limits.children, 1, 1_000_000)?;
-    number("limits.streams", limits.streams, 1, 1_000_000)?;
+/// Whether a Unix socket can be at that path, unix(7).
+fn socket(path: &Path) -> Result<(), String> {
+    let allowed = format!("allowed is an absolute path of at most {SOCKET_PATH_MAX} bytes");
+    let len = path.as_os_str().len();
+    let bytes = path.as_os_str().as_bytes();
+    if len > SOCKET_PATH_MAX {
+        return Err(format!("{len} bytes, {allowed}"));
+    }
+    let a_file = path.file_name().is_some() && !bytes.ends_with(b"/");
+    if path.is_absolute() && a_file && SocketAddrUnix::new(path).is_ok() {
+        return Ok(());
+    }
+    Err(allowed)
+}
+
+fn limits(limits: &Limits, found: &mut Findings) {
+    size(found, "limits.memory", limits.memory, 1 << 20, SIZE_MAX);
+    number(found, "limits.loops", limits.loops, 1, 10_000);
+    number(found, "limits.watches", limits.watches, 1, 10_000_000);
+    number(found, "limits.children", limits.children, 1, 1_000_000);
+    number(found, "limits.streams", limits.streams, 1, 1_000_000);
     let calls = limits.connection_calls;
-    number("limits.connection_calls", calls, 1, 65_536)?;
-    number("limits.consumers", limits.consumers, 1, 65_536)?;
-    number("limits.requests", limits.requests, 1, 1_000_000)?;
+    number(found, "limits.connection_calls", calls, 1, 65_536);
+    number(found, "limits.consumers", limits.consumers, 1, 65_536);
+    number(found, "limits.requests", limits.requests, 1, 1_000_000);
     let day = 24 * HOUR;
-    between("limits.request_ttl", limits.request_ttl, SECOND, day)?;
-    number("limits.slots", limits.slots, 1, 65_536)?;
-    number("limits.contexts", limits.contexts, 1, 1_000_000)?;
-    number("limits.mailbox", limits.mailbox, 16, 65_536)?;
+    between(found, "limits.request_ttl", limits.request_ttl, SECOND, day);
+    number(found, "limits.slots", limits.slots, 1, 65_536);
+    number(found, "limits.contexts", limits.contexts, 1, 1_000_000);
+    number(found, "limits.mailbox", limits.mailbox, 16, 65_536);
     duration(
+        found,
         "limits.mailbox_wait",
         limits.mailbox_wait,
         Duration::from_secs(60),
-    )?;
-    number("limits.turn_events", limits.turn_events, 1, 65_536)?;
-    size("limits.turn_bytes", limits.turn_bytes, 64 << 10, 1 << 30)?;
+    );
+    number(found, "limits.turn_events", limits.turn_events, 1, 65_536);
+    size(
+        found,
+        "limits.turn_bytes",
+        limits.turn_bytes,
+        64 << 10,
+        1 << 30,
+    );
     let bytes = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
     size(
+        found,
         "limits.read_size",
         bytes(limits.read_size),
         4 << 10,
         256 << 10,
-    )?;
+    );
     size(
+        found,
         "limits.write_buffer",
         bytes(limits.write_buffer),
         64 << 10,
         64 << 20,
-    )?;
-    let most = bytes(limits.write_buffer);
-    size(
-        "limits.write_high_water",
-        bytes(limits.write_high_water),
-        4 << 10,
-        most,
-    )?;
-    duration("limits.close_linger", limits.close_linger, HOUR)
+    );
+    if !found.is_wrong("limits.write_buffer") {
+        let (high, most) = (bytes(limits.write_high_water), bytes(limits.write_buffer));
+        size(found, "limits.write_high_water", high, 4 << 10, most);
+    }
+    duration(found, "limits.close_linger", limits.close_linger, HOUR);
 }
 
-fn children(children: &Children) -> Result<(), Finding> {
-    duration("children.pipe_grace", children.pipe_grace, HOUR)?;
-    duration("children.kill_grace", children.kill_grace, HOUR)?;
-    number("children.spawn_threads", children.spawn_threads, 1, 64)?;
+fn children(children: &Children, found: &mut Findings) {
+    duration(found, "children.pipe_grace", children.pipe_grace, HOUR);
+    duration(found, "children.kill_grace", children.kill_grace, HOUR);
+    number(
+        found,
+        "children.spawn_threads",
+        children.spawn_threads,
+        1,
+        64,
+    );
     if let Some(umask) = children.umask.filter(|umask| *umask > UMASK_MAX) {
         let what = format!("is {umask:04o}, allowed is 0000 to {UMASK_MAX:04o}");
-        return wrong("children.umask", what);
+        found.wrong("children.umask", what);
     }
     if let Some(nice) = children.nice {
-        number("children.nice", nice, NICE.0, NICE.1)?;
+        number(found, "children.nice", nice, NICE.0, NICE.1);
     }
     if let Some(adj) = children.oom_score_adj {
-        number(
-            "children.oom_score_adj",
-            adj,
-            OOM_SCORE_ADJ.0,
-            OOM_SCORE_ADJ.1,
-        )?;
+        let (least, most) = OOM_SCORE_ADJ;
+        number(found, "children.oom_score_adj", adj, least, most);
     }
-    number(
-        "children.drained_pipes",
-        children.drained_pipes,
+    let pipes = children.drained_pipes;
+    number(found, "children.drained_pipes", pipes, 0, 1_000_000);
+    size(
+        found,
+        "children.drain_bytes",
+        children.drain_bytes,
         0,
-        1_000_000,
-    )?;
-    size("children.drain_bytes", children.drain_bytes, 0, SIZE_MAX)?;
-    duration("children.drain_time", children.drain_time, YEAR)
+        SIZE_MAX,
+    );
+    duration(found, "children.drain_time", children.drain_time, YEAR);
 }
 
-fn signals(allow: &[String]) -> Result<(), Finding> {
-    for name in allow {
-        let why = match signal_number(name).map(unwatchable) {
-            Some(None) => continue,
-            Some(Some(why)) => format!("{name} cannot be watched: {why}"),
-            None => format!("`{name}` is no signal"),
-        };
+fn signals(allow: &[String], found: &mut Findings) {
+    let wrong = allow.iter().filter_map(|name| match signal_number(name) {
+        Some(number) => {
+            let why = unwatchable(number)?;
+            Some(format!("{name} cannot be watched: {why}"))
+        }
+        None => {
+            let named: Vec<String> = (1..=libc::SIGRTMAX()).filter_map(signal_name).collect();
+            let near = meant(name, named.iter().map(String::as_str));
+            Some(format!("`{name}` is no signal{near}"))
+        }
+    });
+    let wrong: Vec<String> = wrong.collect();
+    if !wrong.is_empty() {
         let allowed =
             "SIGUSR1, SIGUSR2, SIGWINCH, SIGRTMIN+n and others that do not steer the daemon";
-        return wrong("signals.allow", format!("{why}; allowed are {allowed}"));
+        let what = format!("{}; allowed are {allowed}", wrong.join("; "));
+        found.wrong("signals.allow", what);
     }
-    Ok(())
 }
 
-fn policy(policy: &Policy) -> Result<(), Finding> {
+fn policy(policy: &Policy, found: &mut Findings) {
     let key = |name: &str| format!("policy.{}.{name}", policy.name);
-    name(&format!("policy.{}", policy.name), &policy.name)?;
+    name(&format!("policy.{}", policy.name), &policy.name, found);
+    class_and_backends(policy, &key, found);
+    number(
+        found,
+        &key("max_watches"),
+        policy.max_watches,
+        1,
+        10_000_000,
+    );
+    let events = policy.journal_events;
+    number(found, &key("journal_events"), events, 16, 100_000_000);
+    let bytes = policy.journal_bytes;
+    size(found, &key("journal_bytes"), bytes, 64 << 10, SIZE_MAX);
+    if !found.is_wrong(&key("journal_bytes")) {
+        if let Some(share) = policy.journal_watch_bytes {
+            size(found, &key("journal_watch_bytes"), share, 4 << 10, bytes);
+        }
+        let keep = policy.journal_watch_keep;
+        size(found, &key("journal_watch_keep"), keep, 0, bytes);
+    }
+    let attached = policy.attached_bytes;
+    size(found, &key("attached_bytes"), attached, 4 << 10, 1 << 30);
+    let patience = policy.attached_patience;
+    between(found, &key("attached_patience"), patience, SECOND, DAYS_30);
+    between(
+        found,
+        &key("consumer_ttl"),
+        policy.consumer_ttl,
+        SECOND,
+        YEAR,
+    );
+    duration(found, &key("finished_ttl"), policy.finished_ttl, DAYS_30);
+    duration(found, &key("closed_ttl"), policy.closed_ttl, DAYS_30);
+    name(&key("loop_name"), &policy.loop_name, found);
+}
+
+fn class_and_backends(policy: &Policy, key: &dyn Fn(&str) -> String, found: &mut Findings) {
     let known = CLASSES.iter().find(|(class, _)| *class == policy.class);
     let Some((class, allowed)) = known else {
-        let what = format!(
-            "`{}` is unknown, allowed are selector, proactor",
-            policy.class
-        );
-        return wrong(key("class"), what);
+        let known = CLASSES.iter().map(|(class, _)| *class);
+        found.wrong(&key("class"), unknown("class", &policy.class, known));
+        return;
     };
     let foreign = policy
         .backends
         .iter()
         .find(|b| !allowed.contains(&b.as_str()));
-    let backends = match foreign.map(String::as_str) {
-        None if policy.backends.is_empty() => Some("is empty".to_owned()),
-        None => None,
-        Some(b) => Some(
-            match CLASSES.iter().find(|(_, backends)| backends.contains(&b)) {
-                Some((other, _)) => format!("`{b}` is of class {other}, the policy of {class}"),
-                None => format!("`{b}` is no backend on Linux"),
-            },
-        ),
+    let why = match foreign.map(String::as_str) {
+        None if policy.backends.is_empty() => "is empty".to_owned(),
+        None => return,
+        Some(b) => match CLASSES.iter().find(|(_, backends)| backends.contains(&b)) {
+            Some((other, _)) => format!("`{b}` is of class {other}, the policy of {class}"),
+            None => {
+                let near = meant(
+                    b,
+                    CLASSES.iter().flat_map(|(_, backends)| *backends).copied(),
+                );
+                format!("`{b}` is no backend on Linux{near}")
+            }
+        },
     };
-    if let Some(why) = backends {
-        let allowed = allowed.join(", ");
-        return wrong(key("backends"), format!("{why}, allowed are {allowed}"));
-    }
-    number(&key("max_watches"), policy.max_watches, 1, 10_000_000)?;
-    number(
-        &key("journal_events"),
-        policy.journal_events,
-        16,
-        100_000_000,
-    )?;
-    size(
-        &key("journal_bytes"),
-        policy.journal_bytes,
-        64 << 10,
-        SIZE_MAX,
-    )?;
-    if let Some(share) = policy.journal_watch_bytes {
-        let most = policy.journal_bytes;
-        size(&key("journal_watch_bytes"), share, 4 << 10, most)?;
-    }
-    size(
-        &key("journal_watch_keep"),
-        policy.journal_watch_keep,
-        0,
-        policy.journal_bytes,
-    )?;
-    size(
-        &key("attached_bytes"),
-        policy.attached_bytes,
-        4 << 10,
-        1 << 30,
-    )?;
-    between(
-        &key("attached_patience"),
-        policy.attached_patience,
-        SECOND,
-        DAYS_30,
-    )?;
-    between(&key("consumer_ttl"), policy.consumer_ttl, SECOND, YEAR)?;
-    duration(&key("finished_ttl"), policy.finished_ttl, DAYS_30)?;
-    duration(&key("closed_ttl"), policy.closed_ttl, DAYS_30)?;
-    name(&key("loop_name"), &policy.loop_name)
+    let allowed = allowed.join(", ");
+    let what = format!("{why}, allowed are {allowed}");
+    found.wrong_beside(&key("class"), &key("backends"), what);
 }
 
-fn loops(config: &Config) -> Result<(), Finding> {
-    let most = config.limits.loops;
-    if config.loops.len() > most {
-        return wrong(
-            "loop",
-            format!("{} of them, limits.loops allows {most}", config.loops.len()),
-        );
+fn loops(config: &Config, found: &mut Findings) {
+    let (count, most) = (config.loops.len(), config.limits.loops);
+    if count > most {
+        let what = format!("{count} of them, limits.loops allows {most}");
+        found.wrong_beside("limits.loops", "loop", what);
     }
     let mut names = BTreeSet::new();
     let mut bound = BTreeSet::new();
     for (index, entry) in config.loops.iter().enumerate() {
         let key = |name: &str| format!("loop[{index}].{name}");
-        name(&key("name"), &entry.name)?;
+        if entry.name.is_empty() && !found.is_set(&key("name")) {
+            found.wrong(&key("name"), format!("is missing, {NAME}"));
+        }
+        name(&key("name"), &entry.name, found);
         if let Some(policy) = &entry.policy {
-            known_policy(config, &key("policy"), policy)?;
+            known_policy(config, &key("policy"), policy, found);
         }
-        let principal = entry.principal.as_deref();
-        let uid = |principal: &str| principal.strip_prefix("uid:")?.parse::<u32>().ok();
-        if principal.is_some_and(|principal| uid(principal).is_none()) {
-            return wrong(key("principal"), "is no principal, allowed is uid:N");
+        let own = rustix::process::geteuid().as_raw();
+        let principal = match &entry.principal {
+            None => format!("uid:{own}"),
+            Some(principal) => principal.clone(),
+        };
+        // One principal has one name: `uid:+1` and `uid:01` are none.
+        let uid = principal.strip_prefix("uid:").map(str::parse::<u32>);
+        if !matches!(uid, Some(Ok(uid)) if format!("uid:{uid}") == principal) {
+            let what =
+                format!("`{principal}` is no principal, allowed is uid:N, such as uid:{own}");
+            found.wrong(&key("principal"), what);
         }
-        if !names.insert((principal, &entry.name)) {
-            return wrong(
-                key("name"),
-                format!(
-                    "`{}` is there already, allowed is one of a name",
-                    entry.name
-                ),
-            );
+        if !names.insert((principal.clone(), &entry.name)) {
+            let name = &entry.name;
+            let what =
+                format!("`{name}` of {principal} is there already, allowed is one of a name");
+            found.wrong(&key("name"), what);
         }
         if entry.bind && !bound.insert(principal) {
-            return wrong(
-                key("bind"),
-                "another loop is bound already, allowed is one of a principal",
-            );
+            let what = "another loop is bound already, allowed is one of a principal";
+            found.wrong(&key("bind"), what);
         }
     }
-    Ok(())
 }
 
-fn known_policy(config: &Config, key: &str, name: &str) -> Result<(), Finding> {
-    if config.policies.contains_key(name) {
-        return Ok(());
+fn known_policy(config: &Config, key: &str, name: &str, found: &mut Findings) {
+    if !config.policies.contains_key(name) {
+        let known = config.policies.keys().map(String::as_str);
+        found.wrong(key, unknown("policy", name, known));
     }
-    let known: Vec<&str> = config.policies.keys().map(String::as_str).collect();
-    wrong(
-        key,
-        format!("`{name}` is no policy, there are {}", known.join(", ")),
-    )
 }
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`
-fn name(key: &str, name: &str) -> Result<(), Finding> {
+fn name(key: &str, name: &str, found: &mut Findings) {
     let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let fine = match name.as_bytes() {
         [first, rest @ ..] => {
@@ -299,51 +388,40 @@ fn name(key: &str, name: &str) -> Result<(), Finding> {
         }
         [] => false,
     };
-    if fine {
-        return Ok(());
+    if !fine {
+        found.wrong(key, format!("`{name}` is no name, {NAME}"));
     }
-    wrong(
-        key,
-        format!("`{name}` is no name, allowed is [a-z0-9][a-z0-9._-]{{0,62}}"),
-    )
 }
 
 fn number<T: Copy + PartialOrd + Display>(
+    found: &mut Findings,
     key: &str,
     value: T,
     least: T,
     most: T,
-) -> Result<(), Finding> {
-    if least <= value && value <= most {
-        return Ok(());
+) {
+    if !(least <= value && value <= most) {
+        found.wrong(key, format!("is {value}, allowed is {least} to {most}"));
     }
-    wrong(key, format!("is {value}, allowed is {least} to {most}"))
 }
 
-fn size(key: &str, value: u64, least: u64, most: u64) -> Result<(), Finding> {
-    if (least..=most).contains(&value) {
-        return Ok(());
+fn size(found: &mut Findings, key: &str, value: u64, least: u64, most: u64) {
+    if !(least..=most).contains(&value) {
+        let [value, least, most] = [value, least, most].map(show_size);
+        found.wrong(key, format!("is {value}, allowed is {least} to {most}"));
     }
-    let [value, least, most] = [value, least, most].map(show_size);
-    wrong(key, format!("is {value}, allowed is {least} to {most}"))
 }
 
-fn duration(key: &str, value: Duration, most: Duration) -> Result<(), Finding> {
-    if value <= most {
-        return Ok(());
+fn duration(found: &mut Findings, key: &str, value: Duration, most: Duration) {
+    if value > most {
+        let [value, most] = [value, most].map(humantime::format_duration);
+        found.wrong(key, format!("is {value}, allowed is at most {most}"));
     }
-    let [value, most] = [value, most].map(humantime::format_duration);
-    wrong(key, format!("is {value}, allowed is at most {most}"))
 }
 
-fn between(key: &str, value: Duration, least: Duration, most: Duration) -> Result<(), Finding> {
-    if (least..=most).contains(&value) {
-        return Ok(());
+fn between(found: &mut Findings, key: &str, value: Duration, least: Duration, most: Duration) {
+    if !(least..=most).contains(&value) {
+        let [value, least, most] = [value, least, most].map(humantime::format_duration);
+        found.wrong(key, format!("is {value}, allowed is {least} to {most}"));
     }
-    let [value, least, most] = [value, least, most].map(humantime::format_duration);
-    wrong(key, format!("is {value}, allowed is {least} to {most}"))
-}
-
-fn wrong(key: impl Into<String>, what: impl Into<String>) -> Result<(), Finding> {
-    Err((key.into(), what.into()))
 }

@@ -1,13 +1,14 @@
 //! Policies extend one another: fills in what each leaves to those it extends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use toml::{Table, Value};
 
 use super::file::join;
-use super::load::{ConfigError, Source};
+use super::findings::Findings;
 use super::policy::{Policy, shipped};
+use super::shape::unknown;
 
 /// Keys that belong to one policy alone.
 const OWN: [&str; 2] = ["description", "extends"];
@@ -15,14 +16,11 @@ const OWN: [&str; 2] = ["description", "extends"];
 const CLASS: [&str; 2] = ["class", "backends"];
 
 /// Fills in the policies of the files and the shipped ones; the sources follow.
-pub(super) fn resolve(
-    files: Table,
-    sources: &mut BTreeMap<String, Source>,
-) -> Result<Table, ConfigError> {
-    let defaults = table(&Policy::default())?;
+pub(super) fn resolve(files: Table, findings: &mut Findings) -> Table {
+    let defaults = table(&Policy::default());
     let mut policies: BTreeMap<String, Table> = BTreeMap::new();
     for policy in shipped() {
-        let mut own = table(&policy)?;
+        let mut own = table(&policy);
         // The class of a shipped policy is what it is for, whatever that of `default` is.
         let kept = |key: &str| policy.extends.is_some() && CLASS.contains(&key);
         own.retain(|key, value| kept(key) || defaults.get(key) != Some(value));
@@ -37,7 +35,7 @@ pub(super) fn resolve(
     let mut inherited = BTreeMap::new();
     for name in policies.keys() {
         let mut whole = defaults.clone();
-        for ancestor in lineage(name, &policies, sources)?.into_iter().rev() {
+        for ancestor in lineage(name, &policies, findings).into_iter().rev() {
             let heirloom = |key: &str| ancestor == name || !OWN.contains(&key);
             for (key, value) in policies.get(ancestor).into_iter().flatten() {
                 if !heirloom(key) {
@@ -45,7 +43,13 @@ pub(super) fn resolve(
                 }
                 whole.insert(key.clone(), value.clone());
                 let here = join(&join("policy", name), key);
-                match sources.get(&join(&join("policy", ancestor), key)) {
+                let there = join(&join("policy", ancestor), key);
+                if ancestor != name {
+                    findings.heirlooms.insert(here.clone(), there.clone());
+                } else {
+                    findings.heirlooms.remove(&here);
+                }
+                match findings.sources.get(&there) {
                     Some(source) => inherited.insert(here, source.clone()),
                     None => inherited.remove(&here),
                 };
@@ -53,40 +57,40 @@ pub(super) fn resolve(
         }
         resolved.insert(name.clone(), Value::Table(whole));
     }
-    sources.extend(inherited);
-    Ok(resolved)
+    findings.sources.extend(inherited);
+    resolved
 }
 
 /// A policy and those it extends, itself first.
 fn lineage<'a>(
     name: &'a str,
     policies: &'a BTreeMap<String, Table>,
-    sources: &BTreeMap<String, Source>,
-) -> Result<Vec<&'a str>, ConfigError> {
+    findings: &mut Findings,
+) -> Vec<&'a str> {
     let mut line = vec![name];
-    let mut seen = BTreeSet::from([name]);
     let mut last = name;
     let base = |name| policies.get(name)?.get("extends")?.as_str();
     while let Some(next) = base(last) {
-        let wrong = if !policies.contains_key(next) {
-            let known: Vec<&str> = policies.keys().map(String::as_str).collect();
-            format!("`{next}` is no policy, there are {}", known.join(", "))
-        } else if !seen.insert(next) {
-            format!("a circle: {} -> {next}", line.join(" -> "))
-        } else {
-            line.push(next);
-            last = next;
-            continue;
-        };
         let key = format!("policy.{last}.extends");
-        let source = sources.get(&key).unwrap_or(&Source::Default);
-        return Err(ConfigError::new(source, &key, wrong));
+        if !policies.contains_key(next) {
+            let known = policies.keys().map(String::as_str);
+            findings.wrong(&key, unknown("policy", next, known));
+            break;
+        }
+        if line.contains(&next) {
+            // Of a circle's policies the first tells.
+            if next == name && line.iter().all(|other| name <= *other) {
+                findings.wrong(&key, format!("a circle: {} -> {next}", line.join(" -> ")));
+            }
+            break;
+        }
+        line.push(next);
+        last = next;
     }
-    Ok(line)
+    line
 }
 
-/// A value as TOML.
-pub(super) fn table(value: &impl Serialize) -> Result<Table, ConfigError> {
-    Table::try_from(value)
-        .map_err(|error| ConfigError::new(&Source::Default, "", error.to_string()))
+/// A value as TOML; all that are asked for are tables.
+pub(super) fn table(value: &impl Serialize) -> Table {
+    Table::try_from(value).unwrap_or_default()
 }

@@ -1,6 +1,5 @@
 //! From files to one checked [`Config`] that knows where its values came from.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,13 +7,14 @@ use serde::Deserialize as _;
 use toml::{Table, Value};
 
 use super::file::{File, join};
-use super::{Config, check, inherit, paths};
+use super::findings::Findings;
+use super::{Config, check, inherit, paths, shape};
 
 /// Most files that `include` may name.
 const INCLUDES_MAX: usize = 256;
 
 /// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// Built in.
     Default,
@@ -24,9 +24,18 @@ pub enum Source {
     File {
         /// Its path.
         path: PathBuf,
-        /// From 1.
+        /// From 1; 0 for the file as a whole.
         line: usize,
     },
+}
+
+impl Source {
+    pub(super) fn whole(path: &Path) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            line: 0,
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -34,73 +43,57 @@ impl fmt::Display for Source {
         match self {
             Self::Default => f.write_str("default"),
             Self::CommandLine => f.write_str("command line"),
+            Self::File { path, line: 0 } => write!(f, "{}", path.display()),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
         }
     }
 }
 
-/// What is wrong with the configuration, in one line: `FILE:LINE: KEY: what is wrong, what is allowed`.
+/// What is wrong with the configuration: a line `FILE:LINE: KEY: what is wrong, what is allowed` for
+/// each thing, in the order of the files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(String);
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
-    pub(super) fn new(source: &Source, key: &str, what: impl AsRef<str>) -> Self {
-        let what = what.as_ref().lines().collect::<Vec<_>>().join("; ");
-        if key.is_empty() {
-            Self(format!("{source}: {what}"))
-        } else {
-            Self(format!("{source}: {key}: {what}"))
-        }
+    pub(super) const fn new(lines: Vec<String>) -> Self {
+        Self(lines)
     }
 
-    pub(super) fn of_file(path: &Path, what: impl fmt::Display) -> Self {
-        Self(format!("{}: {what}", path.display()))
+    /// Each thing, at most a hundred, and then how many more.
+    #[must_use]
+    pub fn lines(&self) -> &[String] {
+        &self.0
     }
 }
+
+/// A key, and what is wrong with its value and allowed.
+pub type Refusal = (String, String);
 
 impl Config {
     /// Reads the configuration: the given file, else the user's
     /// (`$XDG_CONFIG_HOME/evloopd/evloopd.toml`; for root `/etc/evloopd/evloopd.toml`)
-    /// if there is one, else the defaults.
+    /// if there is one, else the defaults. `arguments` are values of the command line by key, such as
+    /// `server.socket`: they come last. `host` says what cannot be had here of values that are
+    /// allowed.
     ///
     /// # Errors
-    /// One line that says where, which key, what is wrong and what is allowed.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+    /// All that is wrong. A file that is no TOML hides what else is wrong with it.
+    pub fn load(
+        path: Option<&Path>,
+        arguments: &[(&str, Value)],
+        host: impl FnOnce(&Self) -> Vec<Refusal>,
+    ) -> Result<Self, ConfigError> {
         let found = || paths::config_file().filter(|path| path.exists());
-        match path.map(Path::to_owned).or_else(found) {
-            Some(path) => Self::from_files(File::read(&path)?),
-            None => Ok(Self::default()),
-        }
-    }
-
-    /// Changes one value, such as `server.socket`, for the command line or the environment.
-    ///
-    /// # Errors
-    /// As [`Config::load`]. Nothing is changed then. Policies and loops are not within reach.
-    pub fn set(
-        &mut self,
-        key: &str,
-        value: impl Into<Value>,
-        source: Source,
-    ) -> Result<(), ConfigError> {
-        let mut table = inherit::table(self)?;
-        let place = match key.split_once('.') {
-            None => Some((&mut table, key)),
-            Some((section, name)) if section != "policy" => table
-                .get_mut(section)
-                .and_then(Value::as_table_mut)
-                .map(|section| (section, name)),
-            Some(_) => None,
-        };
-        let Some((section, name)) = place else {
-            return Err(ConfigError::new(&source, key, "there is no such key here"));
-        };
-        section.insert(name.to_owned(), value.into());
-        let mut sources = self.sources.clone();
-        sources.insert(key.to_owned(), source);
-        *self = Self::build(table, sources, key)?;
-        Ok(())
+        let mut findings = Findings::default();
+        let main = path.map(Path::to_owned).or_else(found);
+        let main = main.and_then(|path| {
+            findings.read(&path);
+            let file = File::read(&path);
+            file.map_err(|(source, what)| findings.wrong_at(source, "", what))
+                .ok()
+        });
+        Self::build(main, arguments, findings, host)
     }
 
     /// Every value in force: its key, itself as TOML, and where it came from.
@@ -115,7 +108,7 @@ impl Config {
             ..self.clone()
         };
         let mut values = Vec::new();
-        let table = inherit::table(&resolved).unwrap_or_default();
+        let table = inherit::table(&resolved);
         flatten(&Value::Table(table), "", &mut values);
         let with_source = |(key, value): (String, String)| {
             let source = self.sources.get(&key).unwrap_or(&Source::Default);
@@ -125,96 +118,133 @@ impl Config {
         values.into_iter().map(with_source).collect()
     }
 
-    /// Puts a file and those it includes over the defaults.
-    pub(super) fn from_files(main: File) -> Result<Self, ConfigError> {
-        let included = included(&main)?;
+    /// Puts the main file, those it includes and the arguments over the defaults.
+    pub(super) fn build(
+        main: Option<File>,
+        arguments: &[(&str, Value)],
+        mut findings: Findings,
+        host: impl FnOnce(&Self) -> Vec<Refusal>,
+    ) -> Result<Self, ConfigError> {
         let mut table = Table::new();
-        let mut sources = BTreeMap::new();
-        for file in std::iter::once(main).chain(included) {
-            merge(&mut table, file, &mut sources);
+        if let Some(main) = main {
+            let directory = main.path.parent().unwrap_or(Path::new("")).to_owned();
+            let include = add_file(&mut table, main, &mut findings);
+            for file in included(&directory, include.as_deref(), &mut findings) {
+                if add_file(&mut table, file, &mut findings).is_some() {
+                    findings.wrong("include", "an included file includes no others");
+                }
+            }
+        }
+        for (key, value) in arguments {
+            let below =
+                |inner, name: &str| Value::Table([(name.to_owned(), inner)].into_iter().collect());
+            let layer = key.rsplit('.').fold(value.clone(), below);
+            let Value::Table(layer) = layer else { continue };
+            let sources = [((*key).to_owned(), Source::CommandLine)];
+            lay_over(&mut table, layer, sources, &mut findings);
         }
         let policies = match table.remove("policy") {
             Some(Value::Table(policies)) => policies,
             _ => Table::new(),
         };
-        let policies = inherit::resolve(policies, &mut sources)?;
+        let policies = inherit::resolve(policies, &mut findings);
         table.insert("policy".to_owned(), Value::Table(policies));
-        Self::build(table, sources, "")
-    }
-
-    /// The last step of all: types, then ranges. A wrong type is in `last`, the key set last:
-    /// those of files are checked already.
-    fn build(
-        table: Table,
-        sources: BTreeMap<String, Source>,
-        last: &str,
-    ) -> Result<Self, ConfigError> {
-        let mut config = Self::deserialize(table)
-            .map_err(|error| ConfigError::new(source_of(&sources, last), last, error.message()))?;
+        let read = Self::deserialize(table);
+        let mut config = read.unwrap_or_else(|error| {
+            findings.wrong("", error.message());
+            Self::default()
+        });
         for (name, policy) in &mut config.policies {
             policy.name.clone_from(name);
         }
-        check::check(&config)
-            .map_err(|(key, what)| ConfigError::new(source_of(&sources, &key), &key, what))?;
-        config.sources = sources;
+        check::check(&config, &mut findings);
+        for (key, what) in host(&config) {
+            findings.wrong(&key, what);
+        }
+        config.sources = findings.into_sources()?;
         Ok(config)
     }
 }
 
-/// Where a key came from; where the table it is in did, if its value is a default.
-fn source_of<'a>(sources: &'a BTreeMap<String, Source>, key: &str) -> &'a Source {
-    let ancestors = std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0));
-    let mut known = ancestors.filter_map(|key| sources.get(key));
-    known.next().unwrap_or(&Source::Default)
-}
-
 /// The files that a file's `include` names, sorted by name.
-fn included(main: &File) -> Result<Vec<File>, ConfigError> {
-    let Some(pattern) = &main.include else {
-        return Ok(Vec::new());
+fn included(directory: &Path, pattern: Option<&str>, findings: &mut Findings) -> Vec<File> {
+    let Some(pattern) = pattern else {
+        return Vec::new();
     };
-    let wrong = |what: String| ConfigError::new(&main.source("include"), "include", what);
-    let directory = main.path.parent().unwrap_or(Path::new(""));
     let escaped = glob::Pattern::escape(&directory.to_string_lossy());
     let whole = Path::new(&escaped).join(pattern);
-    let paths = glob::glob(&whole.to_string_lossy())
-        .map_err(|error| wrong(format!("`{pattern}` is no pattern: {error}")))?;
+    let paths = match glob::glob(&whole.to_string_lossy()) {
+        Ok(paths) => paths,
+        Err(error) => {
+            findings.wrong("include", format!("`{pattern}` is no pattern: {error}"));
+            return Vec::new();
+        }
+    };
     let mut files = Vec::new();
-    for path in paths {
-        let path = path.map_err(|error| wrong(error.to_string()))?;
-        if files.len() == INCLUDES_MAX {
-            return Err(wrong(format!(
-                "`{pattern}` names too many files, allowed are {INCLUDES_MAX}"
-            )));
+    for (index, path) in paths.enumerate() {
+        if index == INCLUDES_MAX {
+            let what = format!("`{pattern}` names too many files, allowed are {INCLUDES_MAX}");
+            findings.wrong("include", what);
+            break;
         }
-        let file = File::read(&path)?;
-        if file.include.is_some() {
-            let what = "an included file includes no others";
-            return Err(ConfigError::new(&file.source("include"), "include", what));
+        let path = match path {
+            Ok(path) => path,
+            Err(error) => {
+                findings.wrong("include", error.to_string());
+                continue;
+            }
+        };
+        findings.read(&path);
+        match File::read(&path) {
+            Ok(file) => files.push(file),
+            Err((source, what)) => findings.wrong_at(source, "", what),
         }
-        files.push(file);
     }
-    Ok(files)
+    files
 }
 
-/// Puts a file over those before: its keys replace theirs, its loops come after theirs.
-fn merge(onto: &mut Table, file: File, sources: &mut BTreeMap<String, Source>) {
+/// Checks a file for shape and puts it over those before. Its `include` is the answer.
+fn add_file(onto: &mut Table, file: File, findings: &mut Findings) -> Option<String> {
+    if !file.table.contains_key("version") {
+        let source = Source::File {
+            path: file.path.clone(),
+            line: 1,
+        };
+        findings.wrong_at(source, "version", "is missing, write `version = 1`");
+    }
+    lay_over(onto, file.table, file.keys, findings);
+    onto.remove("version");
+    match onto.remove("include") {
+        Some(Value::String(pattern)) => Some(pattern),
+        _ => None,
+    }
+}
+
+/// Puts values over those before: their keys replace theirs, their loops come after theirs. Those
+/// of an unknown key or a wrong type are left out.
+fn lay_over(
+    onto: &mut Table,
+    mut table: Table,
+    sources: impl IntoIterator<Item = (String, Source)>,
+    findings: &mut Findings,
+) {
     let loops = onto
         .get("loop")
         .and_then(Value::as_array)
         .map_or(0, Vec::len);
-    for (key, source) in file.sources() {
+    for (key, source) in sources {
         let loop_at = key
             .strip_prefix("loop[")
             .and_then(|rest| rest.split_once(']'));
         let index = loop_at.and_then(|(index, rest)| Some((index.parse::<usize>().ok()?, rest)));
         let key = match index {
             Some((index, rest)) => format!("loop[{}]{rest}", loops + index),
-            None => key.to_owned(),
+            None => key,
         };
-        sources.insert(key, source);
+        findings.sources.insert(key, source);
     }
-    overlay(onto, file.table);
+    shape::check(&mut table, loops, findings);
+    overlay(onto, table);
 }
 
 fn overlay(onto: &mut Table, table: Table) {

@@ -6,11 +6,13 @@
 
 mod check;
 mod file;
+mod findings;
 mod inherit;
 mod load;
 mod paths;
 mod policy;
 mod rlimit;
+mod shape;
 mod signals;
 mod units;
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, Source};
+pub use load::{ConfigError, Refusal, Source};
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
     ChildWatcher, Context, History, NameError, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT,
@@ -302,8 +304,8 @@ pub enum LogFormat {
 }
 
 /// `[[loop]]`: a loop that exists from start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LoopEntry {
     /// `[a-z0-9][a-z0-9._-]{0,62}`, unique for its principal.
     pub name: String,
@@ -312,7 +314,6 @@ pub struct LoopEntry {
     /// Whose it is: `uid:N`. None: the daemon's own user.
     pub principal: Option<String>,
     /// It is the loop of the principal's context.
-    #[serde(default)]
     pub bind: bool,
 }
 

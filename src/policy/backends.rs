@@ -56,6 +56,14 @@ pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
     Err(last.unwrap_or(Error::Internal("a policy without a backend")))
 }
 
+/// The backend that a policy's loops get here.
+///
+/// # Errors
+/// None of the policy's can be had.
+pub fn backend_of(policy: &Policy) -> Result<Backend> {
+    choose(policy, "")
+}
+
 fn available(backend: Backend) -> Result<Backend> {
     match backend::availability(backend) {
         Ok(()) => Ok(backend),

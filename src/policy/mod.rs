@@ -25,6 +25,7 @@ mod departures;
 mod making;
 mod table;
 
+pub use backends::backend_of;
 pub use context::{
     Caller, ContextKey, LOOP_NAME_MAX, LoopName, SESSION_NAME_MAX, check_loop_name, is_loop_name,
 };

@@ -10,6 +10,7 @@ mod bytes;
 mod cancellation;
 #[allow(unsafe_code)]
 mod children;
+mod config;
 mod delivery;
 mod descriptors;
 mod exhaustion;

@@ -2,6 +2,7 @@
 //! kernels before 6.9 do not have.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use evloopd::proto::*;
 use nix::unistd::Pid;
@@ -11,9 +12,11 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
+use tempfile::TempDir;
+use tokio::process::Command;
 use tonic::Code;
 
-use crate::common::{Daemon, Scene, command, directory, millis, refused, shell, within};
+use crate::common::{Daemon, Scene, command, directory, log, millis, refused, shell, within};
 
 /// Number of io_uring_setup(2), the same on every architecture.
 const IO_URING_SETUP: i64 = 425;
@@ -42,6 +45,15 @@ async fn before_6_9() -> Daemon {
 
 /// A daemon for which that system call fails.
 async fn without(call: (i64, Vec<SeccompRule>), errno: Errno, config: &str) -> Daemon {
+    let (dir, command) = command_without(call, errno, config);
+    Daemon::start_as(dir, command).await
+}
+
+fn command_without(
+    call: (i64, Vec<SeccompRule>),
+    errno: Errno,
+    config: &str,
+) -> (Arc<TempDir>, Command) {
     let errno = u32::try_from(errno.raw_os_error()).unwrap();
     let filter = SeccompFilter::new(
         BTreeMap::from([call]),
@@ -56,7 +68,24 @@ async fn without(call: (i64, Vec<SeccompRule>), errno: Errno, config: &str) -> D
     unsafe {
         command.pre_exec(move || seccompiler::apply_filter(&program).map_err(std::io::Error::other))
     };
-    Daemon::start_as(dir, command).await
+    (dir, command)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_configured_loop_that_no_backend_is_there_for_fails_the_check() {
+    let config = "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"b\"\npolicy = \"proactor\"";
+    for check in [true, false] {
+        let call = (IO_URING_SETUP, Vec::new());
+        let (dir, mut command) = command_without(call, Errno::PERM, config);
+        if check {
+            command.arg("--check-config");
+        }
+        let status = within("its end", command.status()).await.unwrap();
+        let said = log(dir.path());
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(said.contains("evloopd.toml:6: loop[1].policy: "), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }
 
 async fn make(daemon: &Daemon, policy: &str, backend: &str) -> Result<Loop, tonic::Status> {

@@ -6,20 +6,20 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[server]\nsokket = \"/s\"",
             "e.toml:3: server.sokket: ",
-            "`socket`, `handover_socket`, `mode`",
+            "(did you mean `socket`?), there are socket, handover_socket, mode",
         ),
-        (
-            "servre = 1",
-            "e.toml:2: servre: ",
-            "`default_policy`, `server`",
-        ),
-        ("[policy.a]\nb = 1", "e.toml:3: policy.a.b: ", "`extends`"),
+        ("servre = 1", "e.toml:2: servre: ", "did you mean `server`?"),
+        ("[policy.a]\nb = 1", "e.toml:3: policy.a.b: ", "extends"),
         (
             "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"b\"\nx = 1",
             "e.toml:6: loop[1].x: ",
-            "`principal`",
+            "principal",
         ),
-        ("[[loop]]\nbind = true", "e.toml:2: loop[0]: ", "name"),
+        (
+            "[[loop]]\nbind = true",
+            "e.toml:2: loop[0].name: is missing",
+            "[a-z0-9]",
+        ),
         (
             "[limits]\nmemory = 5",
             "e.toml:3: limits.memory: ",
@@ -73,7 +73,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[children]\nlimits = { nofil = \"1\" }",
             "e.toml:3: children.limits",
-            "nofile, nproc",
+            "(did you mean `nofile`?), there are as, core",
         ),
         (
             "[children.limits]\nnofile = \"2:1\"",
@@ -88,7 +88,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[limits]\nloops = -1",
             "e.toml:3: limits.loops: ",
-            "expected usize",
+            "a whole number from 0 on",
         ),
         (
             "[limits]\nloops = 0",
@@ -123,12 +123,22 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[log]\nformat = \"xml\"",
             "e.toml:3: log.format: ",
-            "`journald`",
+            "journald",
         ),
         (
             "[log]\nfilter = \"a=b=c\"",
             "e.toml:3: log.filter: ",
             "error, warn, info",
+        ),
+        (
+            "[log]\nfilter = \"debgu\"",
+            "e.toml:3: log.filter: `debgu` is no level (did you mean `debug`?)",
+            "off, error, warn",
+        ),
+        (
+            "[log]\nfilter = \"info,evloopd=chatty\"",
+            "e.toml:3: log.filter: `chatty` is no level",
+            "target=level",
         ),
         (
             "[signals]\nallow = [\"SIGCHLD\"]",
@@ -173,7 +183,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[policy.a]\nwatch_kinds = [\"path\"]",
             "e.toml:3: policy.a.watch_kinds: ",
-            "`read_pipe`",
+            "read_pipe",
         ),
         (
             "[policy.a]\njournal_events = 15",
@@ -206,6 +216,28 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "e.toml:4: loop[0].principal: ",
             "uid:N",
         ),
+        (
+            "[[loop]]\nname = \"a\"\nprincipal = \"uid:01\"",
+            "e.toml:4: loop[0].principal: ",
+            "uid:N",
+        ),
+        (
+            "[server]\nmax_connections = 5\nmax_connections_per_principal = 6",
+            "e.toml:4: server.max_connections_per_principal: is 6",
+            "at most server.max_connections, 5",
+        ),
+        (
+            "[server]\nsocket = \"/s\"\nhandover_socket = \"//./s\"",
+            "e.toml:4: server.handover_socket: `//./s` is the same path as server.socket",
+            "another",
+        ),
+        (
+            "[server]\nsocket = \"/s\"\nhandover_socket = \"/s.lock\"",
+            "e.toml:4: server.handover_socket: `/s.lock` is the path of the lock",
+            "another",
+        ),
+        ("server = 1", "e.toml:2: server: is no table", "`[server]`"),
+        ("loop = 1", "e.toml:2: loop: is no list", "`[[loop]]`"),
         ("a = ", "e.toml:2: ", "value"),
         (
             "[server]\nmode = \"0600\"\nmode = \"0600\"",
@@ -218,5 +250,106 @@ fn every_error_names_place_key_and_what_is_allowed() {
         assert!(error.starts_with(start), "{text}\ngave {error}");
         assert!(error.contains(allowed), "{text}\ngave {error}");
         assert!(!error.contains('\n'), "{text}\ngave {error}");
+    }
+}
+
+#[test]
+fn all_errors_are_told_at_once_in_the_order_of_the_file() {
+    let said = error(
+        "default_policy = \"defautl\"
+[limits]
+lops = 5
+memory = \"lots\"
+mailbox = 1
+[policy.child]
+extends = \"base\"
+[policy.base]
+journal_events = 1
+[log]
+filter = \"debgu\"
+[[loop]]
+nam = \"a\"
+policy = \"chidl\"",
+    );
+    let starts = [
+        "e.toml:2: default_policy: `defautl` is no policy (did you mean `default`?)",
+        "e.toml:4: limits.lops: `lops` is no key (did you mean `loops`?)",
+        "e.toml:5: limits.memory: invalid value",
+        "e.toml:6: limits.mailbox: is 1, allowed is 16 to 65536",
+        "e.toml:10: policy.base.journal_events: is 1",
+        "e.toml:12: log.filter: ",
+        "e.toml:13: loop[0].name: is missing",
+        "e.toml:14: loop[0].nam: `nam` is no key (did you mean `name`?)",
+        "e.toml:15: loop[0].policy: `chidl` is no policy (did you mean `child`?)",
+    ];
+    assert_eq!(said.lines().count(), starts.len(), "{said}");
+    for (line, start) in said.lines().zip(starts) {
+        assert!(line.starts_with(start), "{line} is not {start}");
+    }
+}
+
+#[test]
+fn what_follows_from_a_value_that_is_wrong_itself_is_not_told() {
+    let said = error("[limits]\nwrite_buffer = \"2MB?\"\nwrite_high_water = \"1500KiB\"");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let said = error("[policy.a]\nclass = \"proactro\"\nbackends = [\"io_uring\"]");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn of_very_many_errors_a_hundred_are_told_and_how_many_more_there_are() {
+    let keys: Vec<String> = (0..5_000).map(|n| format!("key{n} = 1")).collect();
+    let said = error(&keys.join("\n"));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 101);
+    assert!(lines[0].starts_with("e.toml:2: key0: "), "{}", lines[0]);
+    assert!(
+        lines[99].starts_with("e.toml:101: key99: "),
+        "{}",
+        lines[99]
+    );
+    assert_eq!(lines[100], "… and 4900 more");
+}
+
+#[test]
+fn a_derived_path_that_does_not_fit_is_told_where_it_comes_from() {
+    let fits = |len: usize| {
+        let path = format!("/{}", "s".repeat(len - 1));
+        super::read(&format!("version = 1\n[server]\nsocket = \"{path}\""))
+    };
+    // `.handover` is 9 bytes.
+    fits(98).unwrap();
+    let said = fits(99).unwrap_err();
+    let start = "e.toml:3: server.socket: server.handover_socket is derived from it, ";
+    assert!(said.starts_with(start), "{said}");
+    assert!(said.contains("108 bytes"), "{said}");
+    assert!(said.contains("at most 107 bytes"), "{said}");
+}
+
+#[test]
+fn the_errors_of_included_files_come_with_those_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = dir.path().join("main.toml");
+    let put = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let first = put(
+        "main.toml",
+        "version = 1\ninclude = \"*.conf\"\n[limits]\nlops = 1",
+    );
+    let broken = put("a.conf", "version = 1\nx = = 1");
+    let second = put("b.conf", "[limits]\nloops = 0");
+    let said = super::load(&main).unwrap_err();
+    let starts = [
+        format!("{first}:4: limits.lops: "),
+        format!("{broken}:2: "),
+        format!("{second}:1: version: is missing"),
+        format!("{second}:2: limits.loops: is 0"),
+    ];
+    assert_eq!(said.lines().count(), starts.len(), "{said}");
+    for (line, start) in said.lines().zip(&starts) {
+        assert!(line.starts_with(start), "{line} is not {start}");
     }
 }

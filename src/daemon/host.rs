@@ -1,0 +1,110 @@
+//! What this host, or this user on it, refuses of a configuration whose values are allowed: asked
+//! before anything starts, of the code that is used then.
+
+use std::io;
+use std::path::Path;
+
+use crate::access::can_bind;
+use crate::config::{Children, Config, Limit, Refusal, Resource};
+use crate::policy::backend_of;
+
+const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
+
+/// What would keep a daemon from starting, or from starting children, by key.
+///
+/// To be called before the process has other threads: what takes a privilege is tried on the process
+/// itself, and undone.
+#[must_use]
+pub fn refusals(config: &Config) -> Vec<Refusal> {
+    let mut refused = Vec::new();
+    // Sockets that systemd passes are bound already.
+    if std::env::var_os("LISTEN_FDS").is_none() {
+        sockets(config, &mut refused);
+    }
+    children(&config.children, &mut refused);
+    for (index, entry) in config.loops.iter().enumerate() {
+        let name = entry.policy.as_ref().unwrap_or(&config.default_policy);
+        let backend = config.policies.get(name).map(backend_of);
+        if let Some(Err(error)) = backend {
+            let what = format!("no backend of policy `{name}` can be had here: {error}");
+            refused.push((format!("loop[{index}].policy"), what));
+        }
+    }
+    refused
+}
+
+fn sockets(config: &Config, refused: &mut Vec<Refusal>) {
+    let server = &config.server;
+    let mut look = |key: &str, path: &Path| {
+        if let Err(error) = can_bind(path) {
+            let what = format!("no socket can be made: {error}; choose another path");
+            refused.push((key.to_owned(), what));
+        }
+    };
+    look("server.socket", &server.socket_path());
+    let own = server.handover_socket.is_some();
+    let key = if own {
+        "server.handover_socket"
+    } else {
+        "server.socket"
+    };
+    look(key, &server.handover_path());
+}
+
+fn children(children: &Children, refused: &mut Vec<Refusal>) {
+    let mut tried = |key: String, value: String, result: io::Result<()>| {
+        if let Err(error) = result {
+            let uid = rustix::process::geteuid().as_raw();
+            let what = format!("{value} is beyond what uid {uid} may set here: {error}");
+            refused.push((key, what));
+        }
+    };
+    for (resource, limit) in &children.limits {
+        let key = format!("children.limits.{}", resource.name());
+        tried(key, limit.to_string(), try_limit(*resource, *limit));
+    }
+    // A limit on the nice value that children get as well decides then, and not ours.
+    let own_limit = children.limits.keys().all(|r| r.name() != "nice");
+    if let Some(nice) = children.nice.filter(|_| own_limit) {
+        tried("children.nice".to_owned(), nice.to_string(), try_nice(nice));
+    }
+    if let Some(adj) = children.oom_score_adj {
+        let key = "children.oom_score_adj".to_owned();
+        tried(key, adj.to_string(), try_oom_score_adj(adj));
+    }
+}
+
+/// Only a higher hard limit can be refused.
+fn try_limit(resource: Resource, limit: Limit) -> io::Result<()> {
+    let own = resource.own();
+    if limit.hard <= own.hard {
+        return Ok(());
+    }
+    let raised = Limit {
+        hard: limit.hard,
+        ..own
+    };
+    rustix::process::setrlimit(resource.kernel(), raised.into())?;
+    Ok(rustix::process::setrlimit(resource.kernel(), own.into())?)
+}
+
+/// Only a lower value can be refused.
+fn try_nice(nice: i32) -> io::Result<()> {
+    let own = rustix::process::getpriority_process(None)?;
+    if nice >= own {
+        return Ok(());
+    }
+    rustix::process::setpriority_process(None, nice)?;
+    Ok(rustix::process::setpriority_process(None, own)?)
+}
+
+/// Only a lower value can be refused.
+fn try_oom_score_adj(adj: i32) -> io::Result<()> {
+    let own = std::fs::read_to_string(OOM_SCORE_ADJ_FILE)?;
+    let own = own.trim();
+    if own.parse().is_ok_and(|own: i32| adj >= own) {
+        return Ok(());
+    }
+    std::fs::write(OOM_SCORE_ADJ_FILE, adj.to_string())?;
+    std::fs::write(OOM_SCORE_ADJ_FILE, own)
+}
