@@ -1,8 +1,10 @@
 //! Finds the daemon and connects to it.
 
+mod absent;
+mod units;
+
 use std::env;
 use std::error::Error as _;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,14 +15,14 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+pub use absent::{Cause, NoDaemon};
+
 use crate::config::{system_socket, user_socket};
 
 /// The variable that names the daemon's socket.
 pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 
-/// The command that starts a daemon, for error texts.
-pub const START_COMMAND: &str = "evloopd";
-
+/// How long a daemon may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts while the daemon's backlog is full.
 const DIAL_AGAIN: Duration = Duration::from_millis(10);
@@ -53,26 +55,6 @@ pub struct Connection {
     pub socket: PathBuf,
 }
 
-/// No daemon answered.
-#[derive(Debug)]
-pub struct NoDaemon {
-    /// Each path that was tried, and why it failed.
-    pub tried: Vec<(PathBuf, io::Error)>,
-}
-
-impl fmt::Display for NoDaemon {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no daemon answers at ")?;
-        for (i, (path, error)) in self.tried.iter().enumerate() {
-            let separator = if i == 0 { "" } else { ", nor at " };
-            write!(f, "{separator}{} ({error})", path.display())?;
-        }
-        write!(f, "; start one with `{START_COMMAND}`")
-    }
-}
-
-impl std::error::Error for NoDaemon {}
-
 /// Connects to the daemon: at `explicit` if given, else at `EVLOOPD_SOCKET` if set, else at
 /// the user's socket ([`user_socket`]) or the system's ([`system_socket`]), whichever answers
 /// first.
@@ -87,21 +69,25 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Connection, NoDaemon> {
     let named = explicit
         .map(Path::to_owned)
         .or_else(|| from_env().map(PathBuf::from));
+    let is_named = named.is_some();
     for candidate in candidates(named, user_socket(), system_socket()) {
         let socket = candidate.path.clone();
         match open(candidate).await {
             Ok(channel) => return Ok(Connection { channel, socket }),
-            Err(error) => tried.push((socket, error)),
+            Err(error) => {
+                let cause = Cause::of(&socket, error);
+                tried.push((socket, cause));
+            }
         }
     }
-    Err(NoDaemon { tried })
+    Err(NoDaemon::new(tried, is_named))
 }
 
 async fn open(candidate: Candidate) -> io::Result<Channel> {
     let connector = service_fn(move |_: Uri| {
         let Candidate { path, named } = candidate.clone();
         async move {
-            let stream = dial(&path).await?;
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial(&path)).await??;
             if !named {
                 check_peer(stream.peer_cred()?.uid())?;
             }
@@ -110,21 +96,24 @@ async fn open(candidate: Candidate) -> io::Result<Channel> {
     });
     // The authority every HTTP/2 implementation accepts; a socket's path is none.
     Endpoint::from_static("http://localhost")
-        .connect_timeout(CONNECT_TIMEOUT)
         .connect_with_connector(connector)
         .await
         .map_err(|error| io_cause(&error))
 }
 
-/// Connects, waiting while the daemon's backlog is full: connect(2) of a non-blocking Unix socket
-/// does not wait for that. [`CONNECT_TIMEOUT`] bounds it.
+/// Connects, waiting while the daemon's backlog is full, as connect(2) of a non-blocking Unix socket
+/// does not, and until the daemon says something: an HTTP/2 server does so first. The caller bounds it.
 async fn dial(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 tokio::time::sleep(DIAL_AGAIN).await;
             }
-            dialled => return dialled,
+            dialled => {
+                let stream = dialled?;
+                stream.readable().await?;
+                return Ok(stream);
+            }
         }
     }
 }
@@ -134,7 +123,7 @@ fn check_peer(peer: u32) -> io::Result<()> {
     if peer == own || peer == 0 {
         return Ok(());
     }
-    let refused = format!("it belongs to uid {peer}; name it with --socket to trust it");
+    let refused = format!("it belongs to uid {peer}, neither you nor root: to trust it, name it");
     Err(io::Error::new(io::ErrorKind::PermissionDenied, refused))
 }
 
@@ -194,19 +183,31 @@ mod tests {
                 .await
                 .is_err()
         );
-        for _ in &first {
-            rustix::net::accept(&listener).unwrap();
+        let mut accepted = Vec::new();
+        for _ in 0..=first.len() {
+            accepted.push(rustix::net::accept(&listener).unwrap());
+            assert!(
+                tokio::time::timeout(DIAL_AGAIN * 3, &mut waits)
+                    .await
+                    .is_err()
+            );
+        }
+        for stream in &accepted {
+            rustix::io::write(stream, b"settings").unwrap();
         }
         waits.await.unwrap();
     }
 
-    #[tokio::test]
-    async fn the_error_names_what_was_tried_why_it_failed_and_what_to_start() {
+    #[tokio::test(start_paused = true)]
+    async fn who_listens_and_says_nothing_is_told_from_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = dir.path().join("none.sock");
-        let error = connect(Some(&missing)).await.unwrap_err().to_string();
-        assert!(error.contains(missing.to_str().unwrap()), "{error}");
-        assert!(error.contains("No such file"), "{error}");
-        assert!(error.ends_with("start one with `evloopd`"), "{error}");
+        let path = dir.path().join("silent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = connect(Some(&path)).await.unwrap_err();
+        assert!(matches!(error.tried[..], [(_, Cause::Silent)]), "{error:?}");
+        let text = error.to_string();
+        let shown = path.display();
+        let said = format!("{shown} is open, but nobody answers there within 5 s; ");
+        assert!(text.starts_with(&said), "{text}");
     }
 }

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Stat};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::client::{NoDaemon, START_COMMAND};
+use crate::client::NoDaemon;
 use crate::text;
 
 /// What every verb exits with, for `--help`, the man pages and the README.
@@ -241,10 +241,7 @@ impl fmt::Display for Failure {
 
 impl From<NoDaemon> for Failure {
     fn from(error: NoDaemon) -> Self {
-        let advice = format!("start one with `{START_COMMAND}`");
-        let text = error.to_string();
-        let reason = text.strip_suffix(&format!("; {advice}")).unwrap_or(&text);
-        Self::new("connect", reason).advice(advice)
+        Self::new("connect", error.reason()).advice(error.advice())
     }
 }
 

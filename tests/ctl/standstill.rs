@@ -1,8 +1,14 @@
 //! Clients of a loop that does not run, and of a daemon that does not answer: they say so and can be ended.
 
-use nix::sys::signal::Signal;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::common::{Daemon, within};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+
+use crate::common::{Daemon, directory, within};
 use crate::program::{Ended, Following, ctl};
 
 const STOPPED: &str =
@@ -88,7 +94,8 @@ async fn a_daemon_that_does_not_answer_keeps_nobody() {
     by_term.signal(Signal::SIGTERM);
     // The second press comes while the first is under way.
     by_keys.signal(Signal::SIGINT);
-    let before_any_answer = follow(&daemon, &run);
+    let (_dir, silent) = silent();
+    let before_any_answer = Following::start(&silent, &run);
     let pid = before_any_answer.pid();
     within("its handlers", catches(pid, Signal::SIGTERM)).await;
     before_any_answer.signal(Signal::SIGTERM);
@@ -110,6 +117,23 @@ async fn a_daemon_that_does_not_answer_keeps_nobody() {
     assert_eq!(by_keys.ended().await.signal, Some(2));
     daemon.signal(Signal::SIGCONT);
     on(&daemon, &["kill", "-s", "KILL", "job"]).await.good();
+}
+
+/// The socket of a daemon that stopped just after it took a connection.
+fn silent() -> (Arc<TempDir>, PathBuf) {
+    let dir = directory();
+    let path = dir.path().join("silent.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // An empty SETTINGS frame: who begins HTTP/2 is there.
+        stream
+            .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+            .await
+            .unwrap();
+        std::future::pending::<()>().await;
+    });
+    (dir, path)
 }
 
 /// Waits until the process has a handler for the signal (proc_pid_status(5), SigCgt).
