@@ -1,5 +1,6 @@
 //! The daemon: assembles all, starts, drains, tells systemd.
 
+mod arguments;
 mod host;
 
 use std::borrow::Cow;
@@ -39,6 +40,7 @@ use crate::watch::{
     reap_strangers,
 };
 
+pub use arguments::{Arguments, Show};
 pub use host::refusals;
 
 /// How long connections without a stream may take to close at the end.

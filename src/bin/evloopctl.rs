@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use evloopd::ctl;
 
 fn main() -> ExitCode {
+    ctl::complete();
     let invocation = match ctl::parse() {
         Ok(invocation) => invocation,
         Err(code) => return code,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use super::failure::Failure;
 use super::parse;
@@ -42,7 +42,7 @@ pub(super) struct Command {
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<(OsString, OsString)>,
     /// Working directory [default: yours]
-    #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR")]
+    #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR", value_hint = ValueHint::DirPath)]
     cwd: Option<PathBuf>,
     /// Permissions that its files do not get, octal [default: the configuration's, else yours]
     #[arg(long, value_name = "MODE", value_parser = parse::umask)]
@@ -69,7 +69,7 @@ pub(super) struct Command {
     #[arg(long)]
     keep_reading: bool,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     argv: Vec<OsString>,
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::parse::{self, cursor_text};
@@ -34,7 +35,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl consumer show audit")]
     Show {
         /// Its name
-        #[arg(value_parser = parse::name)]
+        #[arg(value_parser = parse::name, add = complete::consumers())]
         name: String,
     },
     /// Make a consumer: from here on, what comes after its place is held
@@ -60,7 +61,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl consumer delete audit")]
     Delete {
         /// Its name
-        #[arg(value_parser = parse::name)]
+        #[arg(value_parser = parse::name, add = complete::consumers())]
         name: String,
     },
 }

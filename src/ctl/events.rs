@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::complete;
 use super::failure::{Failure, Outcome, USAGE};
 use super::feed::{Feed, Source, Tape};
 use super::filter::Filter;
@@ -44,7 +45,7 @@ pub(super) struct Events {
     filter: Filter,
     /// Read as this consumer, made if there is none: begin after what it has acknowledged, a new
     /// one with what is to come. Who reads as it already is ended
-    #[arg(long, value_name = "NAME", value_parser = parse::name)]
+    #[arg(long, value_name = "NAME", value_parser = parse::name, add = complete::consumers())]
     consumer: Option<String>,
     /// How long the consumer is kept while nobody reads as it [default: as it was; the policy's]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, requires = "consumer")]

@@ -3,6 +3,7 @@
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
+use super::complete;
 use super::failure::Failure;
 use super::parse;
 use super::session::Session;
@@ -42,7 +43,7 @@ pub(super) struct Filter {
     #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
     kinds: Vec<String>,
     /// Only this watch: its name, or `@7` for the id 7 (`@0`: the loop itself); may be repeated
-    #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref)]
+    #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
     /// Only watches with this label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::complete;
 use super::failure::{Failure, Outcome, USAGE};
 use super::parse;
 use super::session::{Session, answer};
@@ -21,13 +22,13 @@ them could not be sent the signal.";
 #[group(id = "targets", required = true, multiple = true, args = ["words", "watch_ids"])]
 pub(super) struct Kill {
     /// The signal, by name or number; `-9` and `-TERM` say it too [default: SIGTERM]
-    #[arg(short, long, value_parser = parse::signal)]
+    #[arg(short, long, value_parser = parse::signal, add = complete::signals())]
     signal: Option<String>,
     /// To the process alone, not to its group
     #[arg(long)]
     process: bool,
     /// The names, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", allow_hyphen_values = true, value_parser = word)]
+    #[arg(value_name = "NAME", allow_hyphen_values = true, value_parser = word, add = complete::watches())]
     words: Vec<Word>,
     /// An id, instead of a name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]

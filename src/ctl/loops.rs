@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::json::word;
 use super::output;
@@ -34,10 +35,10 @@ pub(super) enum Verb {
         #[arg(value_parser = parse::name)]
         name: Option<String>,
         /// The policy to make it by [default: the one in force]
-        #[arg(long, value_parser = parse::name)]
+        #[arg(long, value_parser = parse::name, add = complete::policies())]
         policy: Option<String>,
         /// What it waits with [default: the policy's first that works here]
-        #[arg(long, value_parser = parse::name)]
+        #[arg(long, value_parser = parse::name, add = complete::backends())]
         backend: Option<String>,
         /// Whether events stay once everybody who reads has them [default: as the policy says]
         #[arg(long, value_parser = PossibleValuesParser::new(["kept", "none"]))]
@@ -53,14 +54,14 @@ pub(super) enum Verb {
     )]
     Get {
         /// The loop: its name, or `@7` for the id 7
-        #[arg(value_parser = parse::loop_ref)]
+        #[arg(value_parser = parse::loop_ref, add = complete::loops())]
         name: Option<LoopRef>,
     },
     /// Set the loop of your context
     #[command(after_help = "Example:\n  evloopctl --session ci loop set build")]
     Set {
         /// Its name
-        #[arg(value_parser = parse::name)]
+        #[arg(value_parser = parse::name, add = complete::loops())]
         name: String,
     },
     /// Unset the loop of your context; none is made for it until you set one
@@ -83,7 +84,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl loop run build")]
     Run {
         /// The loop: its name, or `@7` for the id 7 [default: that of --loop or your context]
-        #[arg(value_parser = parse::loop_ref)]
+        #[arg(value_parser = parse::loop_ref, add = complete::loops())]
         name: Option<LoopRef>,
     },
     /// Stop a loop: nothing is polled until it runs again
@@ -94,14 +95,14 @@ Children run on; their output and end are told once the loop runs again."
     )]
     Stop {
         /// The loop: its name, or `@7` for the id 7
-        #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
+        #[arg(value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
         name: LoopRef,
     },
     /// Close a loop and all its watches, for good
     #[command(after_help = "Example:\n  evloopctl loop close build --stop")]
     Close {
         /// The loop: its name, or `@7` for the id 7
-        #[arg(value_name = "LOOP", value_parser = parse::loop_ref)]
+        #[arg(value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
         name: LoopRef,
         /// Also if it runs [default: only a loop that does not]
         #[arg(long)]

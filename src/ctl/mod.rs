@@ -10,6 +10,7 @@ mod attached;
 mod backends;
 mod check;
 mod command;
+mod complete;
 mod config;
 mod consumer;
 mod events;
@@ -27,6 +28,7 @@ mod leaving;
 mod ledger;
 mod logs;
 mod loops;
+mod man;
 mod names;
 mod output;
 mod parse;
@@ -53,8 +55,9 @@ mod wait;
 mod watch;
 mod write;
 
+pub use complete::complete;
 use explain::explained;
-use failure::{EXIT_CODES, Failure, Outcome};
+use failure::{EXIT_CODES, Outcome};
 use session::{Global, Session};
 
 const EXAMPLES: &str = "Examples:
@@ -150,13 +153,20 @@ enum Verb {
     /// Of this program, and of the daemon that answers
     #[command(after_help = version::EXAMPLES)]
     Version,
-    /// Completions for your shell
-    #[command(after_help = "Example:\n  source <(evloopctl completions bash)")]
+    /// Completions for your shell, of names too
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// Your shell
         shell: Shell,
     },
+    /// Manual pages
+    #[command(after_help = man::EXAMPLES)]
+    Man(man::ManPages),
 }
+
+const COMPLETIONS_EXAMPLES: &str = "Examples:
+  source <(evloopctl completions bash)         # or zsh; in ~/.bashrc, ~/.zshrc
+  evloopctl completions fish | source          # in ~/.config/fish/config.fish";
 
 /// What the command line says is to be done.
 #[derive(Debug)]
@@ -205,7 +215,11 @@ pub async fn main(invocation: Invocation) -> ExitCode {
 async fn dispatch(args: Args, verb: String) -> Outcome {
     // These need no daemon.
     match args.verb {
-        Verb::Completions { shell } => return completions(shell),
+        Verb::Completions { shell } => {
+            output::raw(&complete::registration(shell)?)?;
+            return Ok(0);
+        }
+        Verb::Man(args) => return man::run(&args),
         Verb::Check(check) => return check::run(&check, args.global.json),
         Verb::Version => return version::run(args.global, verb).await,
         _ => {}
@@ -241,16 +255,8 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Config => config::run(session).await,
         Verb::Consumer(verb) => consumer::run(session, verb).await,
         // Carried out before there was a session.
-        Verb::Check(_) | Verb::Version | Verb::Completions { .. } => Ok(0),
+        Verb::Check(_) | Verb::Version | Verb::Completions { .. } | Verb::Man(_) => Ok(0),
     }
-}
-
-fn completions(shell: Shell) -> Outcome {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "evloopctl", &mut script);
-    let script = String::from_utf8(script).map_err(|error| Failure::new("completions", error))?;
-    output::raw(&script)?;
-    Ok(0)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use clap::Args;
 
+use super::complete;
 use super::parse;
 use crate::proto::WatchRef;
 
@@ -11,7 +12,7 @@ use crate::proto::WatchRef;
 #[group(required = true, multiple = false)]
 pub(super) struct OneWatch {
     /// The name, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watch: Option<WatchRef>,
     /// The id, instead of a name
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
@@ -29,7 +30,7 @@ impl OneWatch {
 #[group(required = true, multiple = true)]
 pub(super) struct Watches {
     /// The names, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
     /// An id, instead of a name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]

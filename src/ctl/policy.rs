@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::json::word;
 use super::output;
@@ -29,7 +30,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  evloopctl policy set windows-selector-compat")]
     Set {
         /// The policy [default: the default]
-        #[arg(value_parser = parse::name)]
+        #[arg(value_parser = parse::name, add = complete::policies())]
         name: Option<String>,
         /// For everybody who has chosen none, not for you
         #[arg(long)]

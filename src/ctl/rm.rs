@@ -3,6 +3,7 @@
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::parse;
@@ -29,7 +30,7 @@ const AT_ONCE: usize = 32;
 #[group(id = "removed", required = true, multiple = true, args = ["watches", "watch_ids", "all"])]
 pub(super) struct Rm {
     /// The names, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", value_parser = parse::watch_ref)]
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
     /// An id, instead of a name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::attached::{Foreground, OnHangup, attached};
 use super::command::Command;
+use super::complete;
 use super::explain::differing;
 use super::failure::{Failure, Outcome, complain};
 use super::json;
@@ -41,7 +42,7 @@ Your stdin is read ahead and passed on, whether the program reads it or not, as 
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// Its name; if it exists it is joined, running or finished [default: made up]
-    #[arg(long, value_parser = parse::name)]
+    #[arg(long, value_parser = parse::name, add = complete::processes())]
     name: Option<String>,
     /// Start it and return; prints its name
     #[arg(short, long)]

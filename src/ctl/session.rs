@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use super::complete;
 use super::explain::explained;
 use super::failure::Failure;
 use super::parse;
@@ -27,10 +28,10 @@ use crate::proto::watch_service_client::WatchServiceClient;
 #[command(next_help_heading = "Options of every verb")]
 pub(super) struct Global {
     /// The daemon's socket [default: $EVLOOPD_SOCKET, the user's, the system's]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     socket: Option<PathBuf>,
     /// The loop: its name, or `@7` for the id 7 [default: the one of your context]
-    #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
+    #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
     loop_ref: Option<LoopRef>,
     /// The session whose context counts
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::name)]

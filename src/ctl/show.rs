@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::complete;
 use super::consumer;
 use super::failure::{Failure, Outcome};
 use super::loops;
@@ -37,7 +38,7 @@ pub(super) enum Kind {
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The name, or `@7` for the watch with the id 7
-    #[arg(value_parser = parse::watch_ref)]
+    #[arg(value_parser = parse::watch_ref, add = complete::watches())]
     name: WatchRef,
     /// Only among these
     #[arg(long, value_enum)]

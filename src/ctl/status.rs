@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
+use super::complete;
 use super::failure::Outcome;
 use super::json::{self, joined};
 use super::loops;
@@ -27,7 +28,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 #[derive(Debug, Args)]
 pub(super) struct Status {
     /// Of this process or watch, in place of the daemon
-    #[arg(value_parser = parse::watch_ref)]
+    #[arg(value_parser = parse::watch_ref, add = complete::watches())]
     name: Option<WatchRef>,
 }
 

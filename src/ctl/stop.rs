@@ -6,6 +6,7 @@ use clap::Args;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::feed::Item;
 use super::kill::send;
@@ -36,7 +37,7 @@ pub(super) struct Stop {
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     time: prost_types::Duration,
     /// The signal to begin with, by name or number
-    #[arg(short, long, default_value = "SIGTERM", value_parser = parse::signal)]
+    #[arg(short, long, default_value = "SIGTERM", value_parser = parse::signal, add = complete::signals())]
     signal: String,
     #[command(flatten)]
     processes: Watches,

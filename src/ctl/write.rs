@@ -3,6 +3,7 @@
 use clap::Args;
 use tokio::sync::Notify;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::feed::{Feed, Item, Source, cut_short};
 use super::feeder::{Ended, Feeder};
@@ -23,7 +24,7 @@ code is 0, or 1 if not all of it could be read or was taken.";
 #[derive(Debug, Args)]
 pub(super) struct Write {
     /// The watch: its name, or `@7` for the id 7
-    #[arg(value_parser = parse::watch_ref)]
+    #[arg(value_parser = parse::watch_ref, add = complete::watches())]
     watch: WatchRef,
     /// What to write [default: stdin]
     text: Option<String>,

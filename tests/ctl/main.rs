@@ -9,6 +9,7 @@ mod common;
 mod absent;
 mod backends;
 mod children;
+mod completions;
 mod consumers;
 mod events;
 mod foreground;

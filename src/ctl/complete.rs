@@ -1,0 +1,288 @@
+//! Completions: names of processes, watches, loops, consumers and policies, as the daemon knows them.
+//!
+//! The shell calls evloopctl for candidates with the words that are typed so far. Without a daemon, or with one that
+//! does not answer at once, there are none, and nothing is said.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::{CommandFactory as _, Parser as _};
+use clap_complete::Shell;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::{CompleteEnv, Shells};
+
+use super::failure::Failure;
+use super::session::{Session, answer};
+use super::usage::verb_of;
+use super::watch::{list_all, show};
+use super::{Args, consumer, loops};
+use crate::config;
+use crate::proto::{
+    ListBackendsRequest, ListEventLoopPoliciesRequest, ListWatchesRequest, LoopState, Watch,
+    WatchState,
+};
+
+/// The variable by which a shell asks for candidates.
+const VARIABLE: &str = "COMPLETE";
+/// How long the daemon may take, all in all: somebody waits at the key.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Most candidates that are offered.
+const OFFERED_MAX: usize = 1000;
+
+/// Answers a shell that asks for candidates, and ends the program then. Else it does nothing.
+pub fn complete() {
+    CompleteEnv::with_factory(Args::command)
+        .var(VARIABLE)
+        .complete();
+}
+
+/// What a shell is to source.
+pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
+    let failed = |error| Failure::new("completions", error);
+    let name = shell.to_string();
+    let mut script = Vec::new();
+    match Shells::builtins().completer(&name) {
+        _ if shell == Shell::Bash => script.write_all(BASH.as_bytes()).map_err(failed)?,
+        Some(completer) => completer
+            .write_registration(VARIABLE, "evloopctl", "evloopctl", "evloopctl", &mut script)
+            .map_err(failed)?,
+        None => return Err(Failure::new(name, "there are no completions for it")),
+    }
+    String::from_utf8(script).map_err(|error| Failure::new("completions", error))
+}
+
+/// As clap's own, but that words which bash has split at colons are put together again: names may have colons in them.
+const BASH: &str = r#"_evloopctl() {
+    local IFS=$'\013' i current words=() index=0
+    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+        if ((i > 0)) && [[ ${COMP_WORDS[i]} == :* || ${COMP_WORDS[i-1]} == *: ]]; then
+            words[${#words[@]}-1]+=${COMP_WORDS[i]}
+        else
+            words+=("${COMP_WORDS[i]}")
+        fi
+        ((i == COMP_CWORD)) && index=$((${#words[@]} - 1))
+    done
+    current=${words[index]}
+    COMPREPLY=($(_CLAP_IFS="$IFS" _CLAP_COMPLETE_INDEX="$index" \
+        _CLAP_COMPLETE_COMP_TYPE="$COMP_TYPE" _CLAP_COMPLETE_SPACE=true \
+        COMPLETE=bash evloopctl -- "${words[@]}")) || unset COMPREPLY
+    # Bash puts a reply in place of what comes after the last colon.
+    [[ $current == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=/:] ]] && compopt -o nospace 2> /dev/null
+}
+complete -o bashdefault -o nosort -F _evloopctl evloopctl 2> /dev/null ||
+    complete -o bashdefault -F _evloopctl evloopctl
+"#;
+
+/// The last signal with a name of its own.
+const MAX_NAMED_SIGNAL: i32 = 31;
+
+/// What the daemon is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// What the verb takes: running processes first for one that ends them, and so on.
+    Watches,
+    Processes,
+    Loops,
+    Consumers,
+    Policies,
+    Backends,
+}
+
+/// Watches, as they suit the verb.
+pub(super) fn watches() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Watches))
+}
+
+/// Processes, to join one of them.
+pub(super) fn processes() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Processes))
+}
+
+/// The caller's loops.
+pub(super) fn loops() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Loops))
+}
+
+/// The loop's consumers.
+pub(super) fn consumers() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Consumers))
+}
+
+/// All policies.
+pub(super) fn policies() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Policies))
+}
+
+/// Backends of this host.
+pub(super) fn backends() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Backends))
+}
+
+/// Signals that a process can be sent.
+pub(super) fn signals() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let names = (1..=MAX_NAMED_SIGNAL).filter_map(config::signal_name);
+        names.map(CompletionCandidate::new).collect()
+    })
+}
+
+/// A name, and a word about what has it.
+struct Found {
+    name: String,
+    help: String,
+    /// Offered before those with a higher one.
+    order: usize,
+}
+
+fn candidates(wanted: Wanted) -> Vec<CompletionCandidate> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else {
+        return Vec::new();
+    };
+    let found = async { tokio::time::timeout(PATIENCE, ask(wanted)).await };
+    let found = match runtime.block_on(found) {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
+    let offered = found.into_iter().take(OFFERED_MAX).map(|found| {
+        CompletionCandidate::new(found.name)
+            .help(Some(found.help.into()))
+            .display_order(Some(found.order))
+    });
+    offered.collect()
+}
+
+async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
+    // Ours, then `--`, then the line: its program and its words.
+    let line = std::env::args_os().skip_while(|word| word != "--").skip(2);
+    let line = line.map(|word| word.to_string_lossy().into_owned());
+    let line: Vec<_> = line.collect();
+    let session = session(&line).await?;
+    match wanted {
+        Wanted::Watches => of_verb(&session, &verb_of(&Args::command(), &line)).await,
+        Wanted::Processes => of_verb(&session, "").await,
+        Wanted::Loops => of_loops(&session, &verb_of(&Args::command(), &line)).await,
+        Wanted::Consumers => {
+            let found = consumer::list_all(&session).await?;
+            let found = found.into_iter().map(|consumer| Found {
+                help: format!("{} events behind", consumer.lag_events),
+                name: consumer.name,
+                order: 0,
+            });
+            Ok(found.collect())
+        }
+        Wanted::Policies => {
+            let request = ListEventLoopPoliciesRequest {};
+            let found = session.policies().list_event_loop_policies(request).await;
+            let found = answer(found)?.policies.into_iter().map(|policy| Found {
+                name: policy.name,
+                help: policy.description,
+                order: 0,
+            });
+            Ok(found.collect())
+        }
+        Wanted::Backends => {
+            let found = session
+                .policies()
+                .list_backends(ListBackendsRequest {})
+                .await;
+            let found = answer(found)?.backends.into_iter().map(|backend| Found {
+                help: format!(
+                    "{}{}",
+                    backend.loop_class,
+                    if backend.available { "" } else { ", not here" }
+                ),
+                order: usize::from(!backend.available),
+                name: backend.name,
+            });
+            Ok(found.collect())
+        }
+    }
+}
+
+/// The daemon and the loop that the line names so far.
+async fn session(line: &[String]) -> Result<Session, Failure> {
+    let mut words = vec!["evloopctl".to_owned()];
+    // The last word is the one that is being typed.
+    let mut rest = line.iter().take(line.len().saturating_sub(1));
+    while let Some(word) = rest.next() {
+        for option in ["--socket", "--loop", "--session"] {
+            if word == option {
+                words.extend(rest.next().map(|value| format!("{option}={value}")));
+                break;
+            } else if word.starts_with(&format!("{option}=")) {
+                words.push(word.clone());
+            }
+        }
+        if word == "--" {
+            break;
+        }
+    }
+    words.push("status".to_owned());
+    let args = Args::try_parse_from(words).map_err(|_| Failure::silent(1))?;
+    Session::open(args.global, String::new()).await
+}
+
+/// Watches that the verb is for, those that it is more likely meant for first.
+async fn of_verb(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
+    let processes = !matches!(
+        verb,
+        "rm" | "show"
+            | "status"
+            | "write"
+            | "events"
+            | "watch get"
+            | "watch rm"
+            | "watch rearm"
+            | "watch take-fd"
+    );
+    let request = ListWatchesRequest {
+        watch_kinds: if processes {
+            vec!["process".to_owned()]
+        } else {
+            Vec::new()
+        },
+        open_only: matches!(verb, "kill" | "stop" | "write"),
+        ..ListWatchesRequest::default()
+    };
+    let later = |watch: &Watch| {
+        let ended = watch.state() == WatchState::Closed;
+        match verb {
+            "rm" | "logs" => !ended,
+            _ => ended,
+        }
+    };
+    let found = list_all(session, request).await?;
+    let found = found
+        .iter()
+        .filter(|watch| !watch.name.is_empty() || !processes);
+    let found = found.map(|watch| Found {
+        name: show::reference(watch),
+        help: match processes {
+            true => show::state(watch).0,
+            false => format!("{}, {}", watch.watch_kind, show::state(watch).0),
+        },
+        order: usize::from(later(watch)),
+    });
+    Ok(found.collect())
+}
+
+async fn of_loops(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
+    let found = loops::list_all(session, false).await?;
+    let found = found.iter().map(|found| {
+        let runs = found.state() == LoopState::Running;
+        Found {
+            name: found.name.clone(),
+            help: format!(
+                "{}, {}",
+                found.backend,
+                if runs { "running" } else { "stopped" }
+            ),
+            order: usize::from(runs == (verb == "loop run")),
+        }
+    });
+    Ok(found.collect())
+}

@@ -1,0 +1,224 @@
+//! `man`: manual pages, from what `--help` says.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use super::failure::{EXIT_CODES, Failure, Outcome};
+use super::output;
+use crate::daemon::Arguments;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  evloopctl man | man -l -
+  evloopctl man --dir ~/.local/share/man
+
+With --dir, all pages: those of evloopctl and of each of its verbs to man1/ below it, evloopd.8 to
+man8/.";
+
+const FILES: &str = ".SH FILES
+.TP
+$XDG_RUNTIME_DIR/evloopd/evloopd.sock
+The user's daemon.
+.TP
+/run/evloopd/evloopd.sock
+The system's.
+.TP
+~/.config/evloopd/evloopd.toml, /etc/evloopd/evloopd.toml
+Configurations of either.
+";
+
+const ENVIRONMENT: &str = ".SH ENVIRONMENT
+.TP
+EVLOOPD_SOCKET
+The daemon's socket, for clients.
+.TP
+XDG_RUNTIME_DIR
+Where the user's socket is.
+.TP
+NO_COLOR
+If it is set, and not empty, nothing is coloured.
+";
+
+/// Options of `man`.
+#[derive(Debug, Args)]
+pub(super) struct ManPages {
+    /// Write all pages below this directory [default: print evloopctl(1)]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &ManPages) -> Outcome {
+    let Some(dir) = &args.dir else {
+        output::raw(&page(&named(super::Args::command(), "evloopctl"), "1")?)?;
+        return Ok(0);
+    };
+    let mut pages = Vec::new();
+    of_all(&named(super::Args::command(), "evloopctl"), &mut pages);
+    for command in &pages {
+        write(dir, command, "1")?;
+    }
+    write(dir, &named(Arguments::command(), "evloopd"), "8")?;
+    Ok(0)
+}
+
+/// The command with all that clap adds to it, and its whole name.
+fn named(mut command: Command, name: &str) -> Command {
+    command = command.disable_help_subcommand(true);
+    command.build();
+    command.display_name(name.to_owned())
+}
+
+/// It and all below it.
+fn of_all(command: &Command, pages: &mut Vec<Command>) {
+    pages.push(command.clone());
+    let name = command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name());
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let whole = format!("{name}-{}", verb.get_name());
+        of_all(&verb.clone().display_name(whole), pages);
+    }
+}
+
+fn write(dir: &Path, command: &Command, section: &str) -> Result<(), Failure> {
+    let dir = dir.join(format!("man{section}"));
+    let failed = |error: io::Error| Failure::new(dir.display(), error);
+    fs::create_dir_all(&dir).map_err(failed)?;
+    let name = command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name());
+    let file = dir.join(format!("{name}.{section}"));
+    let text = page(command, section)?;
+    fs::write(&file, text).map_err(|error| Failure::new(file.display(), error))
+}
+
+fn page(command: &Command, section: &str) -> Result<String, Failure> {
+    let name = command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name());
+    let man = Man::new(command.clone())
+        .title(name.to_uppercase())
+        .section(section)
+        .source(concat!("evloopd ", env!("CARGO_PKG_VERSION")))
+        .manual("evloopd");
+    let mut page = Vec::new();
+    rendered(&man, command, &mut page).map_err(|error| Failure::new("man", error))?;
+    let mut page = String::from_utf8(page).map_err(|error| Failure::new("man", error))?;
+    let help = command
+        .get_after_help()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let (examples, notes) = parts(&help);
+    if !notes.is_empty() {
+        let _ = writeln!(page, ".SH NOTES\n{}", paragraphs(notes));
+    }
+    if section == "1" {
+        let _ = writeln!(page, ".SH \"EXIT STATUS\"\n{}", preformatted(EXIT_CODES));
+    }
+    page.push_str(FILES);
+    page.push_str(ENVIRONMENT);
+    let _ = writeln!(page, ".SH EXAMPLES\n{}", preformatted(examples));
+    let others = match name {
+        "evloopd" => ".BR evloopctl (1)",
+        "evloopctl" => ".BR evloopd (8)",
+        _ => ".BR evloopctl (1),\n.BR evloopd (8)",
+    };
+    let _ = writeln!(page, ".SH \"SEE ALSO\"\n{others}");
+    Ok(page)
+}
+
+fn rendered(man: &Man, command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    if command.get_arguments().next().is_some() {
+        man.render_options_section(page)?;
+    }
+    if command.get_subcommands().next().is_some() {
+        man.render_subcommands_section(page)?;
+    }
+    Ok(())
+}
+
+/// The examples of a verb's help, and what it says beside them.
+fn parts(help: &str) -> (&str, &str) {
+    let (examples, notes) = help.split_once("\n\n").unwrap_or((help, ""));
+    let examples = examples.split_once('\n').map_or("", |(_, lines)| lines);
+    let notes = match notes.split_once(EXIT_CODES) {
+        Some((before, _)) => before,
+        None => notes,
+    };
+    (examples, notes.trim())
+}
+
+/// As it stands.
+fn preformatted(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(escaped).collect();
+    format!(".nf\n{}\n.fi", lines.join("\n"))
+}
+
+fn paragraphs(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(escaped).collect();
+    lines.join("\n").replace("\n\n", "\n.PP\n")
+}
+
+/// A line of text for roff: nothing in it is a request or an escape.
+fn escaped(line: &str) -> String {
+    let line = line
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
+    if line.starts_with('.') {
+        format!("\\&{line}")
+    } else {
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_has_a_page_with_examples() {
+        let mut pages = Vec::new();
+        of_all(
+            &named(super::super::Args::command(), "evloopctl"),
+            &mut pages,
+        );
+        assert!(pages.len() > 40, "{}", pages.len());
+        for command in &pages {
+            let text = page(command, "1").unwrap();
+            let (_, examples) = text.split_once(".SH EXAMPLES\n.nf\n").unwrap();
+            assert!(
+                examples.starts_with("  ") && examples.contains("evloopctl"),
+                "{text}"
+            );
+            assert!(
+                text.contains(".SH \"EXIT STATUS\"\n.nf\nExit codes of run"),
+                "{text}"
+            );
+        }
+        let names: Vec<_> = pages.iter().filter_map(Command::get_display_name).collect();
+        assert!(names.contains(&"evloopctl-run") && names.contains(&"evloopctl-loop-new"));
+        let daemon = page(&named(Arguments::command(), "evloopd"), "8").unwrap();
+        assert!(
+            daemon.contains("\\-\\-check\\-config") && daemon.contains("EVLOOPD 8"),
+            "{daemon}"
+        );
+    }
+
+    #[test]
+    fn text_is_no_request() {
+        assert_eq!(escaped(".x 'a\\n' -b"), "\\&.x \\(aqa\\en\\(aq \\-b");
+        assert_eq!(
+            parts("Examples:\n  a\n  b\n\nMore.\n\nEnd."),
+            ("  a\n  b", "More.\n\nEnd.")
+        );
+    }
+}
