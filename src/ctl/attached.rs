@@ -10,7 +10,7 @@ use super::leaving::{Left, Process};
 use super::parse;
 use super::session::Session;
 use super::signals::{Signals, die_of};
-use super::transcript::{Links, Transcript, Until, exit_code};
+use super::transcript::{Links, Transcript, Until, exit_code, no_process};
 use super::watch;
 use crate::proto::{LoopRef, RunRequest, Watch, WatchRef, exited, loop_ref};
 
@@ -146,12 +146,7 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
 pub(super) async fn named(session: &Session, asked: WatchRef) -> Result<Watch, Failure> {
     let found = watch::get(session, &asked).await?;
     if found.watch_kind != "process" {
-        let (what, kind) = (
-            parse::watch_name(&asked),
-            found.watch_kind.replace('_', " "),
-        );
-        let advice = format!("see its events with `evloopctl events --watch {what}`");
-        return Err(Failure::new(&what, format!("it is a {kind}, no process")).advice(advice));
+        return Err(no_process(&parse::watch_name(&asked), &found));
     }
     if found.name.is_empty() {
         let id = parse::watch_name(&asked);

@@ -145,7 +145,14 @@ async fn watch_closed(session: &Session, id: &str) -> Option<Better> {
 
 /// A name that is taken by something else: both values of the field in which they differ. `there` and `asked` are the
 /// JSON of the two, in which the daemon's path of the field leads to them.
-pub(super) fn differing(failure: Failure, name: &str, there: &Value, asked: &Value) -> Failure {
+/// `advice` says what to do about that.
+pub(super) fn differing(
+    failure: Failure,
+    name: &str,
+    there: &Value,
+    asked: &Value,
+    advice: &str,
+) -> Failure {
     let field = failure.told("field").to_owned();
     if failure.reason != "NAME_TAKEN" || field.is_empty() {
         return failure;
@@ -158,7 +165,7 @@ pub(super) fn differing(failure: Failure, name: &str, there: &Value, asked: &Val
         }
         _ => format!("`{name}` is there with {last} `{there}`, you asked for `{asked}`"),
     };
-    failure.saying(message)
+    failure.saying(message).advice(advice)
 }
 
 /// As a person would write it.

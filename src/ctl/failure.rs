@@ -121,6 +121,7 @@ impl Failure {
             }
             _ => status.message().to_owned(),
         };
+        let message = in_the_words_of_the_line(message);
         let failure = Self {
             reason: info.reason.clone(),
             metadata: info.metadata.clone().into_iter().collect(),
@@ -277,20 +278,38 @@ fn say(message: impl fmt::Display, style: Style) {
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
+/// A field is told by its own name, without its place in the request, and what can be read once.
+fn in_the_words_of_the_line(message: String) -> String {
+    let message = match message.split_once("; readable is ") {
+        Some((why, _)) => why.to_owned(),
+        None => message,
+    };
+    let Some((path, rest)) = message.split_once(": ") else {
+        return message;
+    };
+    match path
+        .strip_prefix("spec.")
+        .and_then(|path| path.rsplit('.').next())
+    {
+        Some(field) if !path.contains(' ') => format!("{}: {rest}", field.replace('_', "-")),
+        _ => message,
+    }
+}
+
 /// What to do about a refusal, by its reason.
 fn advice(failure: &Failure) -> String {
+    let on = failure.told("loop").rsplit('/').next().unwrap_or_default();
     let fixed = match failure.reason.as_str() {
         "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist; an id is written `@7`",
         "WATCH_NOT_FOUND" => "`evloopctl ps` and `evloopctl watch list` show what is there",
-        "POLICY_NOT_FOUND" => "`evloopctl policy list` shows those that exist",
         "NO_LOOP_IN_CONTEXT" => {
             "set one with `evloopctl loop set NAME`, or name one with --loop NAME"
         }
         "CONSUMER_NOT_FOUND" => "`evloopctl consumer list` shows those that exist",
         "SLOT_NOT_FOUND" => "hand the descriptor over again",
-        "NAME_TAKEN" => "choose another name",
-        "LOOP_CLOSED" => "make another with `evloopctl loop new NAME`",
-        "LOOP_RUNNING" => "stop it with `evloopctl loop stop NAME`, or close it with --stop",
+        "NAME_TAKEN" => "choose another name, or be content with it by --if-missing",
+        "LOOP_CLOSED" => return format!("make another with `evloopctl loop new {on}`"),
+        "LOOP_RUNNING" => return format!("close it with `evloopctl loop close {on} --stop`"),
         "LIMIT" => "remove what is finished with `evloopctl rm --all`, or raise the limit",
         "JOURNAL_FULL" => {
             "`evloopctl consumer list` shows who holds it; remove what is finished with `evloopctl rm --all`"
@@ -298,11 +317,20 @@ fn advice(failure: &Failure) -> String {
         "MAILBOX_FULL" => "the loop is busy: try again",
         "CURSOR_OUT_OF_RANGE" => return range(failure),
         "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => "`evloopctl backends` shows what works here",
-        "PERMISSION_DENIED" => {
-            "a daemon serves its own user and root; `evloopctl status` shows whose it is"
+        "PERMISSION_DENIED" if failure.message.contains("not served") => {
+            "`evloopd &` starts a daemon of your own"
         }
         "SYSTEM" if failure.told("step") == "chdir" => {
             "check that the directory exists and may be entered"
+        }
+        "SYSTEM" if failure.told("errno_name") == "EADDRINUSE" => {
+            "something else listens there: `ss -lntp` shows what"
+        }
+        "SYSTEM"
+            if matches!(failure.told("step"), "setrlimit" | "nice" | "oom_score_adj")
+                && matches!(failure.told("errno_name"), "EPERM" | "EACCES") =>
+        {
+            "beyond what the daemon itself has it takes a privilege"
         }
         "DRAINING" => "try again when it is back",
         "INTERNAL" => "please report it, with the daemon's log",
@@ -346,7 +374,7 @@ mod tests {
         let taken = taken.about("build").of_verb("run");
         assert_eq!(
             taken.to_string(),
-            "run: build: refused; choose another name"
+            "run: build: refused; choose another name, or be content with it by --if-missing"
         );
         assert_eq!(taken.told("field"), "spec.process.exec");
         assert_eq!((taken.lost, taken.code), (false, 1));

@@ -6,6 +6,8 @@ use super::complete;
 use super::failure::{Failure, Outcome, USAGE};
 use super::parse;
 use super::session::{Session, answer};
+use super::transcript::no_process;
+use super::watch;
 use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -101,18 +103,23 @@ pub(super) async fn send(
     let name = parse::watch_name(&watch);
     let request = SendSignalRequest {
         r#loop: session.loop_ref.clone(),
-        watch: Some(watch),
+        watch: Some(watch.clone()),
         signal: signal.to_owned(),
         target: target.into(),
         ..SendSignalRequest::default()
     };
-    let sent = answer(session.processes().send_signal(request).await);
-    sent.map(drop)
-        .map_err(|failure| match failure.reason.as_str() {
-            // These say the name themselves.
-            "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
-            _ => failure.about(name),
-        })
+    let Err(failure) = answer(session.processes().send_signal(request).await) else {
+        return Ok(());
+    };
+    Err(match failure.reason.as_str() {
+        // These say the name themselves.
+        "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
+        "WRONG_STATE" => match watch::get(session, &watch).await {
+            Ok(found) if found.watch_kind != "process" => no_process(&name, &found),
+            Ok(_) | Err(_) => failure.about(name),
+        },
+        _ => failure.about(name),
+    })
 }
 
 #[cfg(test)]

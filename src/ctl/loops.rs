@@ -4,8 +4,9 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 
 use super::complete;
+use super::explain;
 use super::failure::{Failure, Outcome};
-use super::json::word;
+use super::json::{self, word};
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
@@ -137,10 +138,14 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 history: history.into(),
                 ..NewEventLoopRequest::default()
             };
-            let made = answer(session.policies().new_event_loop(request).await)?;
+            let made = session.policies().new_event_loop(request.clone()).await;
+            let made = match answer(made) {
+                Err(failure) => return Err(taken(session, failure, &request).await),
+                made => made?,
+            };
             show(session, &made.r#loop.unwrap_or_default())?;
         }
-        Verb::Get { name } => get(session, name).await?,
+        Verb::Get { name } => show(session, &find(session, name).await?)?,
         Verb::Set { name } => bind(session, Some(name)).await?,
         Verb::Unset => bind(session, None).await?,
         Verb::List { all, quiet } => list(session, all, quiet).await?,
@@ -173,11 +178,28 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     Ok(0)
 }
 
+/// Why a loop of that name is not the one that was asked for.
+async fn taken(session: &Session, failure: Failure, asked: &NewEventLoopRequest) -> Failure {
+    let there = parse::loop_ref(&asked.name).map_err(Failure::plain);
+    let found = async { find(session, Some(there?)).await }.await;
+    match found {
+        Ok(there) => {
+            let advice = format!(
+                "`evloopctl loop close {} --stop` ends it; or choose another name",
+                asked.name
+            );
+            let (there, name) = (json::of(&there), &asked.name);
+            explain::differing(failure, name, &there, &json::of(asked), &advice)
+        }
+        Err(_) => failure,
+    }
+}
+
 fn which(session: &Session, name: Option<LoopRef>) -> Option<LoopRef> {
     name.or_else(|| session.loop_ref.clone())
 }
 
-async fn get(session: &Session, name: Option<LoopRef>) -> Result<(), Failure> {
+async fn find(session: &Session, name: Option<LoopRef>) -> Result<Loop, Failure> {
     let found = match which(session, name) {
         Some(named) => {
             let request = GetLoopRequest {
@@ -190,7 +212,7 @@ async fn get(session: &Session, name: Option<LoopRef>) -> Result<(), Failure> {
             answer(session.policies().get_event_loop(request).await)?.r#loop
         }
     };
-    show(session, &found.unwrap_or_default())
+    Ok(found.unwrap_or_default())
 }
 
 async fn bind(session: &Session, loop_name: Option<String>) -> Result<(), Failure> {

@@ -141,13 +141,11 @@ fn closed(e: &proto::Closed) -> (String, Style) {
 
 /// A system error in one phrase.
 pub(super) fn system_error(e: &proto::SystemError) -> String {
-    let words = [&e.step, &e.name, &e.message];
-    let words: Vec<_> = words
-        .into_iter()
-        .filter(|w| !w.is_empty())
-        .map(|w| printable(w))
-        .collect();
-    words.join(": ")
+    // The message says the other two itself.
+    if !e.message.is_empty() {
+        return printable(&e.message);
+    }
+    format!("{}: {}", printable(&e.step), printable(&e.name))
 }
 
 fn ready(e: &proto::Ready) -> String {

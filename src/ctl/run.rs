@@ -161,7 +161,7 @@ async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpe
     let advice = format!(
         "`evloopctl attach {name}` joins it, `evloopctl rm {name}` ends and forgets it; or choose another name"
     );
-    differing(failure, name, &json::of(&there), &asked).advice(advice)
+    differing(failure, name, &json::of(&there), &asked, &advice)
 }
 
 /// Starts it, if it is not there, and leaves it.

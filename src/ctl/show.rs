@@ -47,7 +47,9 @@ pub(super) struct Show {
 
 pub(super) async fn run(session: &Session, args: Show) -> Outcome {
     let name = parse::watch_name(&args.name);
-    let sought = |kind| args.kind.is_none_or(|only| only == kind);
+    // An id alone is a watch's.
+    let kind = args.kind.or(name.starts_with('@').then_some(Kind::Watch));
+    let sought = |sought| kind.is_none_or(|only| only == sought);
     let mut nothing = None;
     let mut found = Vec::new();
     if sought(Kind::Watch) {

@@ -13,9 +13,9 @@ use super::kill::send;
 use super::names::Watches;
 use super::parse;
 use super::session::Session;
-use super::transcript::end_of;
+use super::transcript::no_process;
 use super::wait::end_feed;
-use super::watch;
+use super::watch::{self, show};
 use crate::proto::{SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -64,7 +64,10 @@ async fn stop(
 ) -> Result<(), Failure> {
     let found = watch::get(session, &asked).await?;
     let name = parse::watch_name(&asked);
-    if end_of(&name, &found).is_ok_and(|end| end.is_some()) {
+    if found.watch_kind != "process" {
+        return Err(no_process(&name, &found));
+    }
+    if show::end(&found).is_some() {
         return Ok(());
     }
     let id = parse::by_id(found.watch_id);

@@ -101,8 +101,11 @@ impl Table {
             let mut pending = 0;
             for (Cell { text: word, style }, width) in row.iter().zip(&widths) {
                 let word = cut(word, *width);
-                let _ = write!(text, "{:pending$}{style}{word}{style:#}", "");
-                pending = width.saturating_sub(word.width()) + GAP;
+                if !word.is_empty() {
+                    let _ = write!(text, "{:pending$}{style}{word}{style:#}", "");
+                    pending = 0;
+                }
+                pending += width.saturating_sub(word.width()) + GAP;
             }
             text.push('\n');
         }

@@ -123,7 +123,7 @@ impl Links {
 /// How the process of a watch ended; none if it has not.
 pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failure> {
     let Some(Status::Process(status)) = &watch.status else {
-        return Err(Failure::new(name, "it is no process"));
+        return Err(no_process(name, watch));
     };
     match &status.exited {
         None if watch.state() == WatchState::Closed => {
@@ -131,6 +131,15 @@ pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failur
         }
         exited => Ok(exited.clone()),
     }
+}
+
+/// The watch is one of another kind.
+pub(super) fn no_process(name: &str, watch: &Watch) -> Failure {
+    let kind = watch.watch_kind.replace('_', " ");
+    let failure = Failure::new(name, format!("it is a {kind}, no process"));
+    failure.advice(format!(
+        "see its events with `evloopctl events --watch {name}`"
+    ))
 }
 
 /// The exit code that stands for how a child ended: its own, or 128 + its signal, or that of timeout(1).

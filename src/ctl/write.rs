@@ -61,11 +61,23 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
         }
     };
     tokio::select! {
-        ended = sent => match ended? {
+        ended = sent => match ended.map_err(|failure| closed_stdin(failure, &args.watch))? {
             Ended::Unreadable(error) => Err(Failure::new("stdin", error)),
             Ended::Sent | Ended::TerminalLost => Ok(0),
         },
         failure = listen(&mut feed, &resumed) => Err(failure),
+    }
+}
+
+/// Why a process takes nothing, and how it would.
+fn closed_stdin(failure: Failure, watch: &WatchRef) -> Failure {
+    let name = parse::watch_name(watch);
+    match failure.reason.as_str() {
+        "WRONG_STATE" => {
+            let advice = "a process takes input if it was run with -i, until its stdin is ended";
+            failure.about(name).advice(advice)
+        }
+        _ => failure,
     }
 }
 

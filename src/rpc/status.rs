@@ -102,6 +102,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::ConsumerNotFound { name }
         | Error::PolicyNotFound { name, .. } => vec![("name", name.clone())],
         Error::WatchNotFound { on, watch } => vec![("name", watch.clone()), ("loop", on.clone())],
+        Error::LoopClosed { name } | Error::LoopRunning { name } => vec![("loop", name.clone())],
         Error::WatchClosed { watch } => vec![("watch", watch.to_string())],
         Error::NameTaken { name, differs, .. } => {
             let mut pairs = vec![("name", name.clone())];

@@ -98,7 +98,7 @@ async fn several_are_waited_for_at_once_and_the_first_failure_counts() {
     .good();
     ctl(&daemon.socket, &["wait", "tick"])
         .await
-        .failed(125, &["tick: it is no process"]);
+        .failed(125, &["tick: it is a timer, no process"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -2,14 +2,16 @@
 
 use clap::{Args, ValueEnum};
 
+use super::super::explain::differing;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Source};
+use super::super::json;
 use super::super::output;
 use super::super::parse;
 use super::super::printer::{Printer, Until};
 use super::super::session::{Session, answer};
 use super::super::table::printable;
-use super::show;
+use super::{get, show};
 use crate::proto::{
     self, AddWatchRequest, AddWatchResponse, Filter, IfExists, OnGap, SubscribeRequest, WatchSpec,
     subscribe_request, watch_spec,
@@ -118,7 +120,20 @@ pub(in crate::ctl) async fn request(
         lifetime: lifetime.into(),
         finished_ttl: registration.finished_ttl,
     };
-    answer(session.watches().add_watch(request).await)
+    match answer(session.watches().add_watch(request.clone()).await) {
+        Err(failure) if failure.reason == "NAME_TAKEN" => {
+            let name = &request.name;
+            let there = parse::watch_ref(name).map_err(Failure::plain)?;
+            let Ok(there) = get(session, &there).await else {
+                return Err(failure);
+            };
+            let advice =
+                format!("`evloopctl rm {name}` ends and forgets it; or choose another name");
+            let (there, asked) = (json::of(&there), json::of(&request));
+            Err(differing(failure, name, &there, &asked, &advice))
+        }
+        added => added,
+    }
 }
 
 /// Prints a watch's events from its first until it closes.

@@ -116,7 +116,17 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             read,
             write,
         } => {
-            let watch_id = get(session, &watch.reference()).await?.watch_id;
+            let asked = watch.reference();
+            let found = get(session, &asked).await?;
+            if found.watch_kind != "fd" {
+                let (name, kind) = (
+                    parse::watch_name(&asked),
+                    found.watch_kind.replace('_', " "),
+                );
+                let what = format!("it is a {kind}, no descriptor: there is nothing to arm");
+                return Err(Failure::new(name, what));
+            }
+            let watch_id = found.watch_id;
             let item = RearmItem {
                 watch_id,
                 seq,

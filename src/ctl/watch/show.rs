@@ -156,8 +156,8 @@ fn of_spec(spec: &Spec) -> String {
     match spec {
         Spec::Fd(_) => "descriptor".to_owned(),
         Spec::Timer(timer) => match &timer.schedule {
-            Some(timer_spec::Schedule::After(d)) => format!("after {d}"),
-            Some(timer_spec::Schedule::Every(d)) => format!("every {d}"),
+            Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(*time)),
+            Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(*time)),
             Some(timer_spec::Schedule::AtRealtime(t)) => format!("at {t}"),
             Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
             None => String::new(),
@@ -185,6 +185,10 @@ fn of_spec(spec: &Spec) -> String {
         },
         Spec::Signal(signal) => signal.signals.join(" "),
     }
+}
+
+fn of_time(time: prost_types::Duration) -> String {
+    time.try_into().map_or_else(|_| time.to_string(), span)
 }
 
 /// All about it; `on` is its loop, as far as that is known.
