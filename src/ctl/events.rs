@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use jiff::Timestamp;
 
 use super::complete;
 use super::failure::{Failure, Outcome, USAGE};
@@ -18,6 +19,7 @@ use crate::proto::{Cursor, OnGap, StartAt, SubscribeRequest, subscribe_request::
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events                               # all that is held
   evloopctl events -f --filter 'kind:exited label:team=ci'
+  evloopctl events --since 10m --until 5m
   evloopctl events -f --json --after 1041        # go on where you were
   evloopctl events -f --consumer audit --oldest  # the loop holds what audit has not printed
   evloopctl events -f --record build.rec         # and later: evloopctl check build.rec
@@ -41,6 +43,12 @@ pub(super) struct Events {
     /// Begin with the oldest event that is held; without --follow and --consumer this is the default
     #[arg(long)]
     oldest: bool,
+    /// Only what happened at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with_all = ["after", "consumer"])]
+    since: Option<Timestamp>,
+    /// Only what happened at or before it; with --follow, end with the first event after it
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "consumer")]
+    until: Option<Timestamp>,
     #[command(flatten)]
     filter: Filter,
     /// Read as this consumer, made if there is none: begin after what it has acknowledged, a new
@@ -63,7 +71,7 @@ impl Events {
         let at = |at: StartAt| Some(Start::StartAt(at.into()));
         match &self.after {
             Some(cursor) => Some(Start::After(cursor.clone())),
-            None if self.oldest => at(StartAt::Oldest),
+            None if self.oldest || self.since.is_some() => at(StartAt::Oldest),
             // Where the consumer is.
             None if self.consumer.is_some() => None,
             None if self.follow => at(StartAt::Now),
@@ -96,7 +104,7 @@ pub(super) async fn run(session: &Session, args: Events) -> Outcome {
         consumer_ttl: args.ttl,
         ..SubscribeRequest::default()
     };
-    let mut printer = Printer::new(session).await?;
+    let mut printer = Printer::new(session).await?.between(args.since, args.until);
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request));
     if let Some(tape) = tape {
         feed = feed.record(tape);

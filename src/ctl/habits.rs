@@ -177,7 +177,7 @@ const COMMANDS: [Habit; 44] = [
 ];
 
 /// Options that are none of ours, with their verb, and what to do instead.
-const OPTIONS: [Habit; 17] = [
+const OPTIONS: [Habit; 16] = [
     ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
         "",
@@ -193,11 +193,6 @@ const OPTIONS: [Habit; 17] = [
         "events",
         "--format",
         "`--json` prints an object a line, for jq(1)",
-    ),
-    (
-        "events",
-        "--since",
-        "`--after EPOCH:SEQ` goes on from a position; `evloopctl logs --since` is by time",
     ),
     (
         "kill",

@@ -20,7 +20,7 @@ use prost_reflect::{
 use serde_json::{Map, Value, json};
 
 use super::parse::cursor_text;
-use crate::proto::{self, Event, Gap};
+use crate::proto::{self, Gap};
 
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).unwrap_or_default());
@@ -35,11 +35,6 @@ pub(super) fn of<M: Message + Name>(message: &M) -> Value {
         Some(Ok(dynamic)) => object(&dynamic),
         Some(Err(_)) | None => Value::Null,
     }
-}
-
-/// An event: [`of`] it, its `kind` before all that it says.
-pub(super) fn event(event: &Event) -> Value {
-    of(event)
 }
 
 /// A gap, told apart from events by its `kind`.
@@ -171,6 +166,7 @@ mod tests {
     use prost_reflect::MessageDescriptor;
 
     use super::*;
+    use crate::proto::Event;
     use crate::proto::event::Kind;
 
     #[test]

@@ -95,8 +95,8 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
             Some(Tail::Last(lines)) => Some(lines),
             Some(Tail::All) | None => None,
         },
-        since_ns: args.since.map(nanoseconds),
-        until_ns: args.until.map(nanoseconds),
+        since_ns: args.since.map(parse::nanoseconds),
+        until_ns: args.until.map(parse::nanoseconds),
     };
     let (follow, timestamps, no_prefix) = (args.follow, args.timestamps, args.no_prefix);
     let asked: Vec<_> = args.names.references().collect();
@@ -120,10 +120,6 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
             by_line(session, processes, follow, range, shown).await
         }
     }
-}
-
-fn nanoseconds(time: Timestamp) -> u64 {
-    u64::try_from(time.as_nanosecond()).unwrap_or(0)
 }
 
 /// The processes, each once; what is wrong with a name is said before anything is shown.

@@ -149,6 +149,11 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     moment_at(text, &ZonedDateTime::now())
 }
 
+/// A time as events have it, ns since 1970; 0 for one before that.
+pub(super) fn nanoseconds(time: Timestamp) -> u64 {
+    u64::try_from(time.as_nanosecond()).unwrap_or(0)
+}
+
 fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);

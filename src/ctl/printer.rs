@@ -1,17 +1,19 @@
 //! Events on stdout, a line each.
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::failure::{Failure, GAP_MET, Outcome, complain_loudly};
 use super::feed::{Feed, Item, cut_short, ousted};
 use super::json;
 use super::output;
+use super::parse::nanoseconds;
 use super::render::Renderer;
 use super::session::Session;
 use super::transcript::complain_gap;
 use super::watch;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, ListWatchesRequest};
+use crate::proto::{Batch, Event, ListWatchesRequest};
 
 /// When to stop printing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub(super) enum Until {
 pub(super) struct Printer {
     json: bool,
     renderer: Renderer,
+    /// Only what happened between these two, ns since 1970.
+    since_ns: u64,
+    until_ns: u64,
     gaps: u64,
     /// Events in gaps.
     lost: u64,
@@ -46,9 +51,20 @@ impl Printer {
         Ok(Self {
             json: session.json,
             renderer,
+            since_ns: 0,
+            until_ns: u64::MAX,
             gaps: 0,
             lost: 0,
         })
+    }
+
+    /// Only what happened in that time.
+    pub(super) fn between(self, since: Option<Timestamp>, until: Option<Timestamp>) -> Self {
+        Self {
+            since_ns: since.map_or(0, nanoseconds),
+            until_ns: until.map_or(u64::MAX, nanoseconds),
+            ..self
+        }
     }
 
     /// Remembers a watch's name.
@@ -80,7 +96,9 @@ impl Printer {
                 Item::Batch(batch) => {
                     self.batch(&batch)?;
                     feed.acknowledge().await?;
+                    let passed = |event: &Event| event.realtime_ns > self.until_ns;
                     let enough = match until {
+                        _ if batch.events.iter().any(passed) => true,
                         Until::Goodbye => false,
                         Until::CaughtUp => batch.caught_up,
                         Until::Closed(id) => closes(&batch, id),
@@ -110,12 +128,15 @@ impl Printer {
                 self.print(&mut text)?;
                 self.gap(gap)?;
             }
-            if self.json {
-                text.push_str(&output::json_line(&json::event(event)));
+            let line = if self.json {
+                output::json_line(&json::of(event))
             } else {
-                text.push_str(&self.renderer.line(event));
+                self.renderer.line(event)
+            };
+            if (self.since_ns..=self.until_ns).contains(&event.realtime_ns) {
+                text.push_str(&line);
+                text.push('\n');
             }
-            text.push('\n');
         }
         self.print(&mut text)?;
         gaps.try_for_each(|gap| self.gap(gap))

@@ -49,7 +49,7 @@ impl Renderer {
         let watch = match (event.watch_id, self.names.get(&event.watch_id)) {
             (0, _) => "loop".to_owned(),
             (_, Some(name)) => printable(name),
-            (id, None) => id.to_string(),
+            (id, None) => format!("@{id}"),
         };
         if matches!(event.kind, Some(Kind::Removed(_))) {
             self.names.remove(&event.watch_id);
@@ -331,7 +331,7 @@ mod tests {
         let text = line(&mut renderer, 3, Kind::Ready(ready));
         assert_eq!(
             text,
-            "00:00:01.500      7  3               ready: readable hangup"
+            "00:00:01.500      7  @3              ready: readable hangup"
         );
         let state = proto::LoopState::Stopped.into();
         let text = line(

@@ -134,3 +134,36 @@ async fn a_filter_is_terms_and_a_wrong_one_says_what_is_allowed() {
     ended.failed(1, &["nobody"]);
     scene.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn events_of_a_time_are_asked_for_by_time() {
+    let daemon = Daemon::start("").await;
+    for topic in ["one", "two", "three", "four"] {
+        ctl(&daemon.socket, &["post", topic]).await.good();
+    }
+    let events = async |words: &[&str]| {
+        let line = [&["events", "--json", "--kind", "posted"], words].concat();
+        ctl(&daemon.socket, &line).await.values()
+    };
+    let all = events(&[]).await;
+    let at = |which: usize| {
+        let ns = all[which]["realtime_ns"].as_u64().unwrap();
+        jiff::Timestamp::from_nanosecond(ns.into())
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(events(&["--since", &at(2)]).await, all[2..]);
+    assert_eq!(events(&["--until", &at(1)]).await, all[..2]);
+    assert_eq!(
+        events(&["--since", &at(1), "--until", &at(2)]).await,
+        all[1..3]
+    );
+    assert_eq!(events(&["--since", "1h"]).await, all);
+    // It ends by itself, although it follows.
+    assert_eq!(
+        events(&["-f", "--since", "1h", "--until", &at(2)]).await,
+        all[..3]
+    );
+    let wrong = ctl(&daemon.socket, &["events", "--since", "1h", "--after", "1"]).await;
+    wrong.failed(2, &["--since"]);
+}
