@@ -33,6 +33,20 @@ pub fn is_hidden(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}') // tags, more variation selectors
 }
 
+/// A number as people write it: `1234567` as `1,234,567`.
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Escapes what [`is_hidden`], as `\n` or `\u{202e}`. Beyond `max` bytes it is cut, and says how
 /// much is left out; `max` is at least 64.
 pub const fn escaped<T: Display>(text: T, max: usize) -> Shown<T> {

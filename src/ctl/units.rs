@@ -7,18 +7,7 @@ use bytesize::ByteSize;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+pub(super) use crate::text::grouped;
 
 /// `1 watch`, `2 watches`: what is counted, in the singular and with its plural's ending.
 pub(super) fn counted(number: u64, one: &str, many: &str) -> String {

@@ -7,7 +7,7 @@ use tokio::io::AsyncBufReadExt as _;
 use super::clients::{CHILD_NAME, LOST};
 use super::numbers::{EXIT_CODE, FATAL_LINE, LINES, Numbers};
 use super::process::Client;
-use super::screen::{BAD, DIM, GOOD, PLAIN, thousands};
+use super::screen::{BAD, DIM, GOOD, PLAIN};
 use super::{Answer as _, During as _, Failure, Stage, Total, require};
 use crate::history::{Recording, View, check_resumed};
 use crate::proto::event::Kind;
@@ -17,6 +17,7 @@ use crate::proto::{
     Batch, Data, Event, GetWatchRequest, GoodbyeReason, LoopRef, RunHeader, RunResponse, Stream,
     WatchRef, loop_ref, run_response, watch, watch_ref,
 };
+use crate::text::grouped;
 
 /// How long both children are without a client: for the audience, nothing depends on it.
 const ABSENCE: Duration = Duration::from_millis(300);
@@ -87,7 +88,7 @@ async fn plain_afterlife(stage: &Stage<'_>, child: String) -> Result<(), Failure
         .during("read from a client")?;
     let finding = format!("client {}: {}", client.pid(), finding.trim_end());
     stage.screen.row(PLAIN_SIDE, BAD, &finding)?;
-    let missing = thousands(LINES - FATAL_LINE);
+    let missing = grouped(LINES - FATAL_LINE);
     stage
         .screen
         .row(PLAIN_SIDE, BAD, &format!("{missing} lines missing"))?;
@@ -199,7 +200,7 @@ async fn second_life(stage: &Stage<'_>, first: &Life) -> Result<Life, Failure> {
     let joined = format!(
         "client {pid} joined child {} and goes on after event {seq}, byte {}",
         first.pid,
-        thousands(bytes)
+        grouped(bytes)
     );
     stage.screen.row(OUR_SIDE, PLAIN, &joined)?;
 
@@ -244,7 +245,7 @@ async fn nobody_there(stage: &Stage<'_>, first: &Life) -> Result<(), Failure> {
     let text = format!(
         "child {} {state}; {} bytes wait",
         process.pid,
-        thousands(written)
+        grouped(written)
     );
     stage.screen.row(OUR_SIDE, DIM, &text)
 }
@@ -256,7 +257,7 @@ fn complete(stage: &Stage<'_>, life: &Life) -> Result<(), Failure> {
     require(code, || {
         format!("exit code {EXIT_CODE} is missing, it is {:?}", life.exited)
     })?;
-    let lines = thousands(lines);
+    let lines = grouped(lines);
     let text = format!("all {lines} lines, none twice; exit code {EXIT_CODE}");
     stage.screen.row(OUR_SIDE, GOOD, &text)
 }
@@ -286,7 +287,7 @@ fn milestones(stage: &Stage<'_>, side: &str, lines: std::ops::Range<u64>) -> Res
         if line.is_multiple_of(1000) || line == FATAL_LINE + 1 {
             stage
                 .screen
-                .row(side, PLAIN, &format!("line {:>6}", thousands(line)))?;
+                .row(side, PLAIN, &format!("line {:>6}", grouped(line)))?;
         }
     }
     Ok(())
