@@ -1,12 +1,5 @@
 //! `logs`: what processes wrote.
 
-use std::fmt::Write as _;
-use std::io::Write;
-
-use anstream::adapter::strip_str;
-use anstream::stream::RawStream;
-use anstream::{AutoStream, ColorChoice};
-use anstyle::{AnsiColor, Style};
 use clap::Args;
 use futures_util::future::select_all;
 use jiff::Timestamp;
@@ -20,12 +13,13 @@ use super::parse;
 use super::session::Session;
 use super::transcript::{Links, Transcript, Until};
 use super::watch;
-use crate::proto::{OnGap, RunRequest, Stream, Watch, WatchRef};
+use crate::proto::{OnGap, RunRequest, Watch, WatchRef};
 
 mod lines;
+mod shown;
 mod source;
 
-use lines::Line;
+use shown::Shown;
 use source::{Range, Source};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -198,7 +192,7 @@ async fn by_line(
     processes: Vec<Watch>,
     follow: bool,
     range: Range,
-    shown: Shown,
+    mut shown: Shown,
 ) -> Outcome {
     let mut sources: Vec<_> = processes
         .into_iter()
@@ -207,8 +201,12 @@ async fn by_line(
             Source::new(process, feed, range, follow)
         })
         .collect();
+    let reading = async {
+        let read = read(&mut sources, follow, &mut shown).await;
+        shown.flush().and(read)
+    };
     let read = tokio::select! {
-        read = read(&mut sources, follow, &shown) => read.map(|()| true),
+        read = reading => read.map(|()| true),
         () = output::reader_gone() => Ok(false),
     };
     let mut whole = true;
@@ -223,7 +221,15 @@ async fn by_line(
 }
 
 /// What is there in the order of the loop's sequence numbers, then what comes as it comes.
-async fn read(sources: &mut [Source], follow: bool, shown: &Shown) -> Result<(), Failure> {
+async fn read(sources: &mut [Source], follow: bool, shown: &mut Shown) -> Result<(), Failure> {
+    held(sources, shown).await?;
+    if follow {
+        coming(sources, shown).await?;
+    }
+    Ok(())
+}
+
+async fn held(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
     loop {
         let mut first: Option<(u64, usize)> = None;
         for (index, source) in sources.iter_mut().enumerate() {
@@ -237,101 +243,33 @@ async fn read(sources: &mut [Source], follow: bool, shown: &Shown) -> Result<(),
             shown.line(index, &line)?;
         }
     }
-    for source in &mut *sources {
+    for source in sources {
         source.settle_tail();
     }
-    if !follow {
-        return Ok(());
-    }
+    shown.flush()
+}
+
+async fn coming(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
+    let mut last = 0;
     loop {
         let open = sources.iter_mut().enumerate();
-        let open = open.filter(|(_, source)| !source.done);
+        let mut open: Vec<_> = open.filter(|(_, source)| !source.done).collect();
+        // Each in its turn: one that always has something does not keep the others waiting.
+        open.sort_by_key(|(index, _)| (*index <= last, *index));
         let fills: Vec<_> = open
+            .into_iter()
             .map(|(index, source)| Box::pin(async move { (index, source.fill().await) }))
             .collect();
         if fills.is_empty() {
             return Ok(());
         }
         let ((index, filled), _, _) = select_all(fills).await;
+        last = index;
         let source = &mut sources[index];
         while let Some(line) = source.next() {
             shown.line(index, &line)?;
         }
+        shown.flush()?;
         filled?;
     }
-}
-
-/// How lines are shown.
-#[derive(Debug)]
-struct Shown {
-    /// Before each line of a process, colours included; empty if nothing is.
-    prefixes: Vec<String>,
-    timestamps: bool,
-}
-
-impl Shown {
-    fn new(processes: &[&Watch], timestamps: bool, no_prefix: bool) -> Self {
-        const COLOURS: [AnsiColor; 5] = [
-            AnsiColor::Cyan,
-            AnsiColor::Yellow,
-            AnsiColor::Green,
-            AnsiColor::Magenta,
-            AnsiColor::Blue,
-        ];
-        let width = processes.iter().map(|p| p.name.len()).max().unwrap_or(0);
-        let prefix = |(process, colour): (&&Watch, &AnsiColor)| {
-            let style: Style = colour.on_default();
-            // Names are ASCII.
-            format!("{style}{:width$} |{style:#} ", process.name)
-        };
-        let prefixes = if no_prefix {
-            vec![String::new(); processes.len()]
-        } else {
-            processes
-                .iter()
-                .zip(COLOURS.iter().cycle())
-                .map(prefix)
-                .collect()
-        };
-        Self {
-            prefixes,
-            timestamps,
-        }
-    }
-
-    fn line(&self, index: usize, line: &Line) -> Result<(), Failure> {
-        let mut head = self.prefixes.get(index).cloned().unwrap_or_default();
-        if self.timestamps {
-            let time = Timestamp::from_nanosecond(i128::from(line.realtime_ns));
-            let time = time.map_or_else(|_| line.realtime_ns.to_string(), |t| format!("{t:.3}"));
-            let _ = write!(head, "{time} ");
-        }
-        // One that others may follow begins on a line of its own.
-        let end: &[u8] = if line.whole || !head.is_empty() {
-            b"\n"
-        } else {
-            b""
-        };
-        let written = match line.stream {
-            Stream::Stderr => put(std::io::stderr(), &head, &line.bytes, end),
-            _ => put(std::io::stdout(), &head, &line.bytes, end),
-        };
-        written.map_err(|error| Failure::output(&error))
-    }
-}
-
-/// What is ours goes with colours where those are wanted; what the process wrote goes as it is.
-fn put<S: RawStream + Write>(
-    mut out: S,
-    head: &str,
-    bytes: &[u8],
-    end: &[u8],
-) -> std::io::Result<()> {
-    let head = match AutoStream::choice(&out) {
-        ColorChoice::Never => strip_str(head).to_string(),
-        _ => head.to_owned(),
-    };
-    // In one piece, for others may write there too.
-    out.write_all(&[head.as_bytes(), bytes, end].concat())?;
-    out.flush()
 }
