@@ -13,11 +13,11 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl attach -n build            # only look
   evloopctl attach @7                  # by id
 
-All of its output, from the start; your input and signals go to it. Ctrl-C twice within a second
-leaves, and so does a closed pipe or a lost terminal: the process runs on. The exit code is the
-process's (128 + N if signal N ended it; by SIGINT evloopctl ends by SIGINT itself), also of one
-that is finished, and also if some of its output is gone, which is said on stderr; 125 if
-evloopctl failed.";
+All of its output, from the start; your input and signals go to it. Ctrl-C twice within a \
+second leaves, and so does a closed pipe or a lost terminal: the process runs on. The exit code \
+is the process's (128 + N if signal N ended it; by SIGINT evloopctl ends by SIGINT itself), \
+also of one that is finished, and also if some of its output is gone, which is said on stderr; \
+125 if evloopctl failed.";
 
 /// Options of `attach`.
 #[derive(Debug, Args)]

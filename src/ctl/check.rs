@@ -14,10 +14,10 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events -f --record a.rec    # ... and stop it some time
   evloopctl check a.rec
   evloopctl check a.rec b.rec           # what both have must be the same
-  evloopctl check --resumed a.rec b.rec # one reader's, one after the other: none is missing
+  evloopctl check --resumed a.rec b.rec # one reader's lives: none is missing
 
-The exit code is 0 if every promise of order and delivery is kept; 1 if not, with the first
-that is broken on stderr; 2 if a file cannot be read. A message that is cut off at the end of a
+The exit code is 0 if every promise of order and delivery is kept; 1 if not, with the first \
+that is broken on stderr; 2 if a file cannot be read. A message that is cut off at the end of a \
 file is reported and is no violation. Files are read into memory as a whole.";
 
 /// Options of `check`.

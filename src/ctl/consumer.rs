@@ -19,7 +19,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events -f --consumer audit
   evloopctl consumer list
 
-What a consumer has not acknowledged stays in the journal; when that is full, sources are not
+What a consumer has not acknowledged stays in the journal; when that is full, sources are not \
 read until it is. One that nobody reads as is deleted after its time.";
 
 /// Most consumers in one page of a list.

@@ -21,14 +21,14 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events -f --filter 'kind:exited label:team=ci'
   evloopctl events --since 10m --until 5m
   evloopctl events -f --json --after 1041        # go on where you were
-  evloopctl events -f --consumer audit --oldest  # the loop holds what audit has not printed
-  evloopctl events -f --record build.rec         # and later: evloopctl check build.rec
+  evloopctl events -f --consumer audit           # held until it has printed it
+  evloopctl events -f --record build.rec         # for evloopctl check
 
-A broken connection is made again, and the events go on where they were. The exit code is 3
-if events were missing; each gap is reported on stderr.
+A broken connection is made again, and the events go on where they were. The exit code is 3 if \
+events were missing; each gap is reported on stderr.
 
-As a consumer, what is printed is acknowledged, batch by batch, after it was written: whoever
-crashes and begins again with the same --consumer misses nothing, and sees at most the last
+As a consumer, what is printed is acknowledged, batch by batch, after it was written: whoever \
+crashes and begins again with the same --consumer misses nothing, and sees at most the last \
 batch again.";
 
 /// Options of `events`.

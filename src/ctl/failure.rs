@@ -14,15 +14,15 @@ use tonic_types::StatusExt as _;
 use crate::client::NoDaemon;
 use crate::text;
 
-/// What every verb exits with, for `--help`, the man pages and the README.
+/// What every verb exits with, for `--help`, the manual pages and the README.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes of run, attach, wait and logs:
   0-255  the program's own; of logs 0
-  124    its time was over: --timeout of run or wait
-  125    evloopctl failed, or the exit code is not known; of logs: not all of the output is held
+  124    its time was over: --timeout of run or of wait
+  125    evloopctl failed, or the code is not known; of logs: part of it is gone
   126    the program was found and cannot be executed
   127    the program was not found
-  128+N  signal N ended it (run and attach end by SIGINT themselves if SIGINT ended it)
+  128+N  signal N ended it; of run and attach, SIGINT ends evloopctl too
 of all others:
   0      it is done
   1      it could not be done, or not for all that were named

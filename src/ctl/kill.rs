@@ -16,8 +16,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill -HUP --process web
   evloopctl kill @7               # by id
 
-It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one of
-them could not be sent the signal.";
+It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one \
+of them could not be sent the signal.";
 
 /// Options of `kill`.
 #[derive(Debug, Args)]

@@ -27,14 +27,15 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl logs -f build         # until it is done
   evloopctl logs -n 20 -f build   # the last 20 lines, and what comes
   evloopctl logs --since 10m -t build
-  evloopctl logs web worker       # of both, in the order in which it was written
+  evloopctl logs web worker       # of both, in the order they wrote
   evloopctl logs @7               # by id
 
-Its stdout goes to stdout and its stderr to stderr, byte for byte. Of several processes, and where only
-a part is asked for, whole lines are shown, in pieces if longer than 64 KiB: one without its end is
-shown at the end. With --until, -f ends with what is written after that time. The exit code is never the process's: 0 if this is all of what was asked for,
-125 if the journal no longer holds all of it (stderr says how much is gone of which stream) or
-evloopctl failed.";
+Its stdout goes to stdout and its stderr to stderr, byte for byte. Of several processes, and \
+where only a part is asked for, whole lines are shown, in pieces if longer than 64 KiB: one \
+without its end is shown at the end. With --until, -f ends with what is written after that \
+time. The exit code is never the process's: 0 if this is all of what was asked for, 125 if the \
+journal no longer holds all of it (stderr says how much is gone of which stream) or evloopctl \
+failed.";
 
 /// Most processes at a time: each takes a stream.
 const NAMES_MAX: usize = 64;

@@ -16,8 +16,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl man | man -l -
   evloopctl man --dir ~/.local/share/man
 
-With --dir, all pages: those of evloopctl and of each of its verbs to man1/ below it, evloopd.8 to
-man8/.";
+With --dir, all pages: those of evloopctl and of each of its verbs to man1/ below it, evloopd.8 \
+to man8/.";
 
 const FILES: &str = ".SH FILES
 .TP

@@ -90,7 +90,7 @@ enum Verb {
     /// List processes
     #[command(visible_aliases = ["ls", "list"], after_help = ps::EXAMPLES)]
     Ps(ps::Ps),
-    /// Print what a process wrote
+    /// Print what processes wrote
     #[command(visible_alias = "log", after_help = logs::EXAMPLES)]
     Logs(logs::Logs),
     /// Join a process: its output, your input
@@ -129,13 +129,13 @@ enum Verb {
     /// How the daemon is, and who it is
     #[command(visible_alias = "info", after_help = status::EXAMPLES)]
     Status(status::Status),
-    /// Policies: how loops are made
+    /// Policies, by which loops are made: list, get, set
     #[command(subcommand, after_help = policy::EXAMPLES)]
     Policy(policy::Verb),
-    /// Loops: make, set, stop, close
+    /// Loops: new, list, get, set, run, stop, close
     #[command(subcommand, after_help = loops::EXAMPLES)]
     Loop(loops::Verb),
-    /// Watches: add, list, remove
+    /// Watches: fd, timer, listen, connect and others; list, get, remove
     #[command(subcommand, after_help = watch::EXAMPLES)]
     Watch(watch::Verb),
     /// Write to a process, a connection or a pipe
@@ -150,7 +150,7 @@ enum Verb {
     /// The daemon's configuration, and where it came from
     #[command(after_help = config::EXAMPLES)]
     Config,
-    /// Of this program, and of the daemon that answers
+    /// The version of this program, and of the daemon that answers
     #[command(after_help = version::EXAMPLES)]
     Version,
     /// Completions for your shell, of names too
@@ -270,7 +270,14 @@ mod tests {
                 .get_subcommands()
                 .filter(|verb| verb.get_name() != "help")
             {
-                assert!(verb.get_after_help().is_some(), "{}", verb.get_name());
+                let help = verb
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(help.starts_with("Example"), "{}", verb.get_name());
+                // Examples are not broken on a terminal of the usual width.
+                let examples = help.lines().filter(|line| line.starts_with("  "));
+                examples.for_each(|line| assert!(line.len() <= 80, "{line}"));
                 check(verb);
             }
         }

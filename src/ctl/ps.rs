@@ -24,14 +24,14 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill $(evloopctl ps -q --running)
   evloopctl ps --watch
 
-Finished processes are shown until `evloopctl rm NAME`, or until their time is up.
-A process is `stopped` after SIGSTOP or SIGTSTP, until SIGCONT. One that is `ended, not told yet`
-is on a stopped loop, which tells how it ended once it runs (`evloopctl loop run`).";
+Finished processes are shown until `evloopctl rm NAME`, or until their time is up. A process is \
+`stopped` after SIGSTOP or SIGTSTP, until SIGCONT. One that is `ended, not told yet` is on a \
+stopped loop, which tells how it ended once it runs (`evloopctl loop run`).";
 
 /// Options of `ps`.
 #[derive(Debug, Args)]
 pub(super) struct Ps {
-    /// Those that have ended too; that is so anyway, without --running
+    /// Those that have ended too; this is the default, and --running is not
     #[arg(short, long, conflicts_with = "running")]
     all: bool,
     /// Only those that run

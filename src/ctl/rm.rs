@@ -19,8 +19,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl rm --all              # all that has ended
   evloopctl rm --all --force      # everything on the loop
 
-What still runs is ended first: a process gets SIGTERM and, after a while, SIGKILL. The
-exit code is 0, or 1 if one of them could not be removed.";
+What still runs is ended first: a process gets SIGTERM and, after a while, SIGKILL. The exit \
+code is 0, or 1 if one of them could not be removed.";
 
 /// Most removals at a time: each may wait for a process to end.
 const AT_ONCE: usize = 32;

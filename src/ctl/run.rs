@@ -24,18 +24,18 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl run --name build -- make -j8       # the same again joins it
   while read host; do evloopctl run -n -- ping -c1 $host; done < hosts
 
-Attached, the exit code is the program's (128 + N if signal N ended it), also if some of its
-output is gone, which is said on stderr; 124 if its --timeout was over; 125 if evloopctl itself
-failed, 126 if the program cannot be executed, 127 if it was not found. If SIGINT ended the
-program, evloopctl ends by SIGINT too, so that a shell's loop does. A program without --name that
-exits with 0 is forgotten at once.
+Attached, the exit code is the program's (128 + N if signal N ended it), also if some of its \
+output is gone, which is said on stderr; 124 if its --timeout was over; 125 if evloopctl itself \
+failed, 126 if the program cannot be executed, 127 if it was not found. If SIGINT ended the \
+program, evloopctl ends by SIGINT too, so that a shell's loop does. A program without --name \
+that exits with 0 is forgotten at once.
 
-Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does any
-signal while the loop is stopped or the daemon does not answer. When nobody takes the output any
-more, because a pipe was closed or the terminal is gone, a program without --name ends as in a
-pipeline, one with a name runs on.
+Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does \
+any signal while the loop is stopped or the daemon does not answer. When nobody takes the \
+output any more, because a pipe was closed or the terminal is gone, a program without --name \
+ends as in a pipeline, one with a name runs on.
 
-Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a
+Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a \
 `while read` loop, use -n or </dev/null.";
 
 /// Options of `run`.
@@ -47,7 +47,7 @@ pub(super) struct Run {
     /// Start it and return; prints its name
     #[arg(short, long)]
     detach: bool,
-    /// With --detach, leave its stdin open for a later `attach`; otherwise it is
+    /// With --detach, leave its stdin open for a later `attach` or `write`
     #[arg(short, long)]
     interactive: bool,
     /// Forget it as soon as it has ended, however that was

@@ -20,8 +20,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl show --kind loop default
   evloopctl show build --json | jq .process.exited
 
-A name is looked for among the watches of the loop (processes are watches), then among your loops,
-then among the loop's consumers.";
+A name is looked for among the watches of the loop (processes are watches), then among your \
+loops, then among the loop's consumers.";
 
 /// What a name is the name of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,6 +29,7 @@ pub(super) enum Kind {
     /// A process or any other watch of the loop.
     #[value(alias = "process")]
     Watch,
+    /// A loop of yours.
     Loop,
     /// A consumer of the loop.
     Consumer,

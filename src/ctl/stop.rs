@@ -23,8 +23,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl stop --time 30s web worker
   evloopctl stop -s INT @7
 
-Each process group gets the signal and, if the process has not ended in time, SIGKILL. What has
-ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all have
+Each process group gets the signal and, if the process has not ended in time, SIGKILL. What has \
+ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all have \
 ended, those included that had before.";
 
 /// After SIGKILL a process is gone, unless a tracer or a device has it.

@@ -24,9 +24,10 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl wait --timeout 5min build
   evloopctl wait @7               # by id
 
-The exit code is the process's (128 + N if signal N ended it, SIGINT too); of several that of the
-first, as they were named, that is not 0. 124 if their time is over (of this wait, or of one that was
-run with --timeout), 125 if evloopctl itself failed or an exit status is not known.";
+The exit code is the process's (128 + N if signal N ended it, SIGINT too); of several that of \
+the first, as they were named, that is not 0. 124 if their time is over (of this wait, or of \
+one that was run with --timeout), 125 if evloopctl itself failed or an exit status is not \
+known.";
 
 /// Options of `wait`.
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write sink --eof < big.file
   evloopctl write @7 hello               # by id
 
-It returns when the daemon has taken all of it. One writer at a time: two would mix. The exit
+It returns when the daemon has taken all of it. One writer at a time: two would mix. The exit \
 code is 0, or 1 if not all of it could be read or was taken.";
 
 /// Options of `write`.
