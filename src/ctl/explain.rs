@@ -28,6 +28,10 @@ pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
             "WATCH_NOT_FOUND" => no_watch(session, &told("name"), &told("loop")).await,
             "LOOP_NOT_FOUND" => no_loop(session, &told("name")).await,
             "CONSUMER_NOT_FOUND" => no_consumer(session, &told("name")).await,
+            // Another call makes one, unless the policy makes none.
+            "NO_LOOP_IN_CONTEXT" if failure.to_string().contains("this call makes none") => {
+                no_loop_yet(session).await
+            }
             "WATCH_CLOSED" => watch_closed(session, &told("watch")).await,
             _ => None,
         }
@@ -107,6 +111,15 @@ async fn elsewhere(session: &Session, name: &str) -> Option<String> {
         }
     }
     None
+}
+
+/// Who has not run anything knows of no loops either.
+async fn no_loop_yet(session: &Session) -> Option<Better> {
+    let loops = loops::list_all(session, false).await.ok()?;
+    loops.is_empty().then(|| Better {
+        message: Some("nothing is there yet: you have no loop".to_owned()),
+        advice: Some("`evloopctl run` makes one, for what it runs".to_owned()),
+    })
 }
 
 async fn no_loop(session: &Session, name: &str) -> Option<Better> {

@@ -104,12 +104,14 @@ impl Failure {
                 status.code(),
                 Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
             );
-            let advice = if lost {
-                "is the daemon running? `evloopctl status` tells"
-            } else {
-                ""
-            };
-            let failure = Self::plain(status.message()).advice(advice);
+            if !lost {
+                return Self::plain(status.message());
+            }
+            let what = format!(
+                "the connection to the daemon is lost ({})",
+                status.message()
+            );
+            let failure = Self::plain(what).advice("`evloopctl status` tells whether it runs");
             return Self { lost, ..failure };
         };
         let violation = details
