@@ -11,7 +11,7 @@
 //! | [`sparing`] | log lines that anybody can cause, bounded by rate; knows nobody |
 //! | [`error`] | the one domain error |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
-//! | [`config`] | TOML to checked types; knows [`similar`] alone |
+//! | [`config`] | TOML to checked types; knows `similar` alone |
 //! | [`event`] | events and cursors: the vocabulary all others speak |
 //! | [`journal`] | the bounded log of a loop's events and its readers |
 //! | [`driver`] | the contract between watches and backends, and the backends |

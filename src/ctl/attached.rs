@@ -78,8 +78,7 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
     }
     let code = exit_code(&name, exited)?;
     if how.forget_success && code == 0 {
-        // It goes by itself when its time is up.
-        let _ = process.remove().await;
+        process.forget().await;
     }
     Ok(code)
 }

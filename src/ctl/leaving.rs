@@ -138,7 +138,7 @@ impl Process<'_> {
         answer(sent).map(drop)
     }
 
-    pub(super) async fn remove(&self) -> Result<(), Failure> {
+    async fn remove(&self) -> Result<(), Failure> {
         let request = RemoveWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
             watch: Some(self.watch.clone()),
@@ -146,6 +146,11 @@ impl Process<'_> {
         };
         let removed = self.session.watches().remove_watch(request).await;
         answer(removed).map(drop)
+    }
+
+    /// It has ended well, and nobody comes back for it. It goes by itself when its time is up, too.
+    pub(super) async fn forget(&self) {
+        let _ = bounded(self.remove()).await;
     }
 
     /// Leaves it, says what becomes of it, and gives the signal to end by.

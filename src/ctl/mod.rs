@@ -194,7 +194,7 @@ pub fn parse() -> Result<Invocation, ExitCode> {
 }
 
 /// Carries out what the command line says. Results go to stdout; a failure is one line
-/// on stderr and an exit code, see [`EXIT_CODES`].
+/// on stderr and an exit code: `evloopctl --help` lists them.
 pub async fn main(invocation: Invocation) -> ExitCode {
     let Invocation { args, verb } = invocation;
     let of_run = matches!(

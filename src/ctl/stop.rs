@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::complete;
 use super::failure::{Failure, Outcome};
-use super::feed::Item;
+use super::feed::{Feed, Item, cut_short};
 use super::kill::send;
 use super::names::Watches;
 use super::parse;
@@ -73,25 +73,40 @@ async fn stop(
     let id = parse::by_id(found.watch_id);
     let ids = vec![found.watch_id];
     let mut feed = end_feed(session, session.loop_ref.clone(), &found, ids);
-    let mut feed_ended = async || loop {
-        match feed.next().await? {
-            Item::Header(_) => {}
-            Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
-            Item::Batch(_) | Item::Goodbye(_) => return Ok(()),
-        }
-    };
     // SIGCONT: what is stopped acts on no other signal.
     for (signal, time) in [(signal, time), ("SIGKILL", KILLED)] {
         for signal in [signal, "SIGCONT"] {
             match send(session, id.clone(), signal, SignalTarget::Group).await {
-                Err(failure) if failure.reason == "WATCH_CLOSED" => return Ok(()),
+                Err(failure) if has_gone(&failure) => return Ok(()),
+                // It has ended, and that is still to be told.
+                Err(failure) if failure.reason == "WRONG_STATE" => {}
                 sent => sent?,
             }
         }
-        if let Ok(ended) = timeout(time, feed_ended()).await {
+        if let Ok(ended) = timeout(time, ended(session, &mut feed, &id)).await {
             return ended;
         }
     }
     Err(Failure::new(name, "it does not end, not by SIGKILL either")
         .advice("a device or a debugger may have it; `evloopctl show` tells its pid"))
+}
+
+fn has_gone(failure: &Failure) -> bool {
+    matches!(failure.reason.as_str(), "WATCH_CLOSED" | "WATCH_NOT_FOUND")
+}
+
+/// Waits for the end of the process. Cancelling it loses nothing.
+async fn ended(session: &Session, feed: &mut Feed, id: &WatchRef) -> Result<(), Failure> {
+    loop {
+        match feed.next().await? {
+            Item::Header(_) => {}
+            Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
+            Item::Batch(_) => match watch::get(session, id).await {
+                Ok(found) if show::end(&found).is_none() => {}
+                Err(failure) if !has_gone(&failure) => return Err(failure),
+                Ok(_) | Err(_) => return Ok(()),
+            },
+            Item::Goodbye(goodbye) => return cut_short(&goodbye).map_or(Ok(()), Err),
+        }
+    }
 }
