@@ -19,7 +19,7 @@ pub(super) struct Findings {
     /// Where the values came from that are not defaults, by key.
     pub(super) sources: BTreeMap<String, Source>,
     /// Keys whose value is another policy's, and that policy's key.
-    pub(super) heirlooms: BTreeMap<String, String>,
+    pub(super) inherited_from: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -84,9 +84,9 @@ impl Findings {
         }
         // What a policy has from another is told once, of the other.
         self.found.retain(|finding| {
-            let heirloom = self.heirlooms.get(&finding.key);
+            let from = self.inherited_from.get(&finding.key);
             let told = |of: &String| self.wrong.contains(&(of.clone(), finding.source.clone()));
-            !heirloom.is_some_and(told)
+            !from.is_some_and(told)
         });
         let files = self.files;
         let place = |source: &Source| match source {

@@ -36,18 +36,18 @@ pub(super) fn resolve(files: Table, findings: &mut Findings) -> Table {
     for name in policies.keys() {
         let mut whole = defaults.clone();
         for ancestor in lineage(name, &policies, findings).into_iter().rev() {
-            let heirloom = |key: &str| ancestor == name || !OWN.contains(&key);
+            let is_inherited = |key: &str| ancestor == name || !OWN.contains(&key);
             for (key, value) in policies.get(ancestor).into_iter().flatten() {
-                if !heirloom(key) {
+                if !is_inherited(key) {
                     continue;
                 }
                 whole.insert(key.clone(), value.clone());
                 let here = join(&join("policy", name), key);
                 let there = join(&join("policy", ancestor), key);
                 if ancestor != name {
-                    findings.heirlooms.insert(here.clone(), there.clone());
+                    findings.inherited_from.insert(here.clone(), there.clone());
                 } else {
-                    findings.heirlooms.remove(&here);
+                    findings.inherited_from.remove(&here);
                 }
                 match findings.sources.get(&there) {
                     Some(source) => inherited.insert(here, source.clone()),
