@@ -93,7 +93,9 @@ pub fn log_line(line: &str, coloured: bool) -> Cow<'_, str> {
 /// Serialised JSON on one line, with `\u` escapes for what [`is_hidden`]: it means the same.
 #[must_use]
 pub fn json(line: &str) -> Cow<'_, str> {
-    if !line.contains(is_hidden) {
+    // Most lines are printable ASCII, which is looked at fast.
+    let plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if plain || !line.contains(is_hidden) {
         return line.into();
     }
     let mut out = String::with_capacity(line.len() + 16);

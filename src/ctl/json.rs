@@ -8,33 +8,49 @@
 //! - Timestamps are RFC 3339, durations seconds with their unit (`"1.5s"`), cursors `"EPOCH:SEQ"`.
 //! - Numbers are numbers, also those of 64 bits.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::{Message, Name};
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey,
-    ReflectMessage as _, Value as Field,
+    DescriptorPool, DynamicMessage, EnumDescriptor, Kind, MapKey, ReflectMessage as _,
+    Value as Field,
 };
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde_json::{Value, json};
 
 use super::parse::cursor_text;
 use crate::proto::{self, Gap};
+use crate::text;
 
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).unwrap_or_default());
 
 /// A message of the proto files.
 pub(super) fn of<M: Message + Name>(message: &M) -> Value {
-    // Both cannot fail: it is a message of ours, and its bytes come from it.
-    let dynamic = POOL
-        .get_message_by_name(&M::full_name())
-        .map(|descriptor| DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()));
-    match dynamic {
-        Some(Ok(dynamic)) => object(&dynamic),
-        Some(Err(_)) | None => Value::Null,
+    let dynamic = dynamic(message);
+    let value = dynamic.map(|dynamic| serde_json::to_value(Shape(&dynamic)));
+    value.and_then(Result::ok).unwrap_or_default()
+}
+
+/// The same as text, on one line without the newline; what is hidden in it is escaped.
+pub(super) fn line<M: Message + Name>(message: &M) -> String {
+    let dynamic = dynamic(message);
+    let line = dynamic.map(|dynamic| serde_json::to_string(&Shape(&dynamic)));
+    let line = line.and_then(Result::ok).unwrap_or_default();
+    match text::json(&line) {
+        Cow::Borrowed(_) => line,
+        Cow::Owned(escaped) => escaped,
     }
+}
+
+/// With its descriptor. It cannot fail: the message is one of ours, and its bytes come from it.
+fn dynamic<M: Message + Name>(message: &M) -> Option<DynamicMessage> {
+    let descriptor = POOL.get_message_by_name(&M::full_name())?;
+    DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok()
 }
 
 /// A gap, told apart from events by its `kind`.
@@ -56,82 +72,90 @@ pub(super) fn word(name: &str, prefix: &str) -> String {
     short.to_ascii_lowercase()
 }
 
-fn object(message: &DynamicMessage) -> Value {
-    let descriptor = message.descriptor();
-    let text = match descriptor.full_name() {
-        "google.protobuf.Timestamp" => text::<prost_types::Timestamp>(message, ToString::to_string),
-        "google.protobuf.Duration" => text::<prost_types::Duration>(message, ToString::to_string),
-        "evloopd.v1.Cursor" => text::<proto::Cursor>(message, cursor_text),
+/// A message, serialised in its shape.
+struct Shape<'a>(&'a DynamicMessage);
+
+impl Serialize for Shape<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let message = self.0;
+        let descriptor = message.descriptor();
+        if let Some(text) = in_words(message, descriptor.full_name()) {
+            return serializer.serialize_str(&text);
+        }
+        let mut object = serializer.serialize_map(None)?;
+        for field in descriptor.fields() {
+            if field.supports_presence() && !message.has_field(&field) {
+                continue;
+            }
+            let oneof = field.containing_oneof();
+            if let Some(oneof) = oneof.filter(|oneof| !oneof.is_synthetic()) {
+                object.serialize_entry(oneof.name(), field.name())?;
+            }
+            let (kind, value) = (field.kind(), message.get_field(&field));
+            object.serialize_entry(field.name(), &Of(&kind, &value))?;
+        }
+        object.end()
+    }
+}
+
+/// Messages that are told in a word.
+fn in_words(message: &DynamicMessage, name: &str) -> Option<String> {
+    match name {
+        "google.protobuf.Timestamp" => {
+            let time: prost_types::Timestamp = message.transcode_to().ok()?;
+            Some(time.to_string())
+        }
+        "google.protobuf.Duration" => {
+            let time: prost_types::Duration = message.transcode_to().ok()?;
+            Some(time.to_string())
+        }
+        "evloopd.v1.Cursor" => Some(cursor_text(&message.transcode_to().ok()?)),
         _ => None,
-    };
-    if let Some(text) = text {
-        return text.into();
     }
-    let mut object = Map::new();
-    for field in descriptor.fields() {
-        if field.supports_presence() && !message.has_field(&field) {
-            continue;
+}
+
+/// A field's value, with what its descriptor says of it.
+struct Of<'a>(&'a Kind, &'a Field);
+
+impl Serialize for Of<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(kind, value) = *self;
+        match value {
+            Field::Bool(value) => serializer.serialize_bool(*value),
+            Field::I32(value) => serializer.serialize_i32(*value),
+            Field::I64(value) => serializer.serialize_i64(*value),
+            Field::U32(value) => serializer.serialize_u32(*value),
+            Field::U64(value) => serializer.serialize_u64(*value),
+            Field::F32(value) => serializer.serialize_f32(*value),
+            Field::F64(value) => serializer.serialize_f64(*value),
+            Field::String(text) => serializer.serialize_str(text),
+            Field::Bytes(bytes) => of_bytes(bytes, serializer),
+            Field::EnumNumber(number) => match kind {
+                Kind::Enum(descriptor) => of_enum(descriptor, *number).serialize(serializer),
+                _ => serializer.serialize_i32(*number),
+            },
+            Field::Message(message) => Shape(message).serialize(serializer),
+            Field::List(items) => serializer.collect_seq(items.iter().map(|item| Of(kind, item))),
+            Field::Map(entries) => {
+                let kind = match kind {
+                    Kind::Message(entry) => entry.map_entry_value_field().kind(),
+                    kind => kind.clone(),
+                };
+                let entries = entries.iter().map(|(key, value)| (key_text(key), value));
+                let entries: BTreeMap<_, _> = entries.collect();
+                serializer.collect_map(entries.iter().map(|(key, value)| (key, Of(&kind, value))))
+            }
         }
-        let oneof = field.containing_oneof();
-        if let Some(oneof) = oneof.filter(|oneof| !oneof.is_synthetic()) {
-            object.insert(oneof.name().to_owned(), field.name().into());
-        }
-        let value = of_field(&field, &message.get_field(&field));
-        object.insert(field.name().to_owned(), value);
-    }
-    object.into()
-}
-
-fn text<M: Message + Default>(
-    message: &DynamicMessage,
-    text: impl Fn(&M) -> String,
-) -> Option<String> {
-    let message: M = message.transcode_to().ok()?;
-    Some(text(&message))
-}
-
-fn of_field(field: &FieldDescriptor, value: &Field) -> Value {
-    let kind = field.kind();
-    match (value, &kind) {
-        (Field::List(items), _) => items.iter().map(|item| single(&kind, item)).collect(),
-        (Field::Map(entries), Kind::Message(entry)) => {
-            let kind = entry.map_entry_value_field().kind();
-            let mut entries: Vec<_> = entries
-                .iter()
-                .map(|(key, value)| (key_text(key), single(&kind, value)))
-                .collect();
-            entries.sort_by(|(one, _), (other, _)| one.cmp(other));
-            Value::Object(entries.into_iter().collect())
-        }
-        (value, _) => single(&kind, value),
     }
 }
 
-fn single(kind: &Kind, value: &Field) -> Value {
-    match value {
-        Field::Bool(value) => (*value).into(),
-        Field::I32(value) => (*value).into(),
-        Field::I64(value) => (*value).into(),
-        Field::U32(value) => (*value).into(),
-        Field::U64(value) => (*value).into(),
-        Field::F32(value) => (*value).into(),
-        Field::F64(value) => (*value).into(),
-        Field::String(text) => text.as_str().into(),
-        Field::Bytes(bytes) => of_bytes(bytes),
-        Field::EnumNumber(number) => match kind {
-            Kind::Enum(descriptor) => of_enum(descriptor, *number),
-            _ => (*number).into(),
-        },
-        Field::Message(message) => object(message),
-        Field::List(_) | Field::Map(_) => Value::Null,
-    }
-}
-
-fn of_bytes(bytes: &[u8]) -> Value {
+fn of_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut object = serializer.serialize_map(Some(1))?;
     match std::str::from_utf8(bytes) {
-        Ok(text) => json!({"text": text}),
-        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+        Ok(text) => object.serialize_entry("text", text)?,
+        Err(_) => object.serialize_entry("base64", &STANDARD.encode(bytes))?,
     }
+    object.end()
 }
 
 /// A value that this program does not know stays a number.
@@ -183,10 +207,16 @@ mod tests {
             kind: Some(Kind::Data(data)),
             ..Event::default()
         };
-        let line = of(&event).to_string();
+        let value = of(&event).to_string();
         let head = r#"{"seq":9,"monotonic_ns":0,"realtime_ns":18446744073709551615,"watch_id":2,"#;
         let tail = r#""user_data":0,"kind":"data","data":{"stream":"stdout","offset":5,"data":{"text":"é\n"}}}"#;
-        assert_eq!(line, format!("{head}{tail}"));
+        assert_eq!(value, format!("{head}{tail}"));
+        assert_eq!(line(&event), value);
+        let hidden = proto::Added {
+            name: "\u{202e}".to_owned(),
+            ..proto::Added::default()
+        };
+        assert!(line(&hidden).contains(r"\u202e"));
     }
 
     #[test]
@@ -265,7 +295,7 @@ mod tests {
             let mut seen = std::collections::BTreeSet::new();
             // More than any oneof has members.
             for member in 0..32 {
-                let value = object(&full(&descriptor, member, 2));
+                let value = serde_json::to_value(Shape(&full(&descriptor, member, 2))).unwrap();
                 seen.extend(names(&value).into_iter().map(str::to_owned));
             }
             let fields = descriptor.fields().map(|f| f.name().to_owned());

@@ -42,8 +42,10 @@ pub(super) fn json_lines<'a>(values: impl IntoIterator<Item = &'a Value>) -> Res
 pub(super) fn messages<'a, M: Message + Name + 'a>(
     messages: impl IntoIterator<Item = &'a M>,
 ) -> Result<(), Failure> {
-    let values: Vec<_> = messages.into_iter().map(json::of).collect();
-    json_lines(&values)
+    let lines = messages
+        .into_iter()
+        .map(|message| json::line(message) + "\n");
+    raw(&lines.collect::<String>())
 }
 
 /// A value as JSON on one line, without the newline; what is hidden in it is escaped.

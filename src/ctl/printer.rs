@@ -129,7 +129,7 @@ impl Printer {
                 self.gap(gap)?;
             }
             let line = if self.json {
-                output::json_line(&json::of(event))
+                json::line(event)
             } else {
                 self.renderer.line(event)
             };

@@ -11,7 +11,7 @@ use super::failure::{Failure, TIMED_OUT, complain_loudly};
 use super::feed::{Feed, Item, cut_short};
 use super::json;
 use super::ledger::Ledger;
-use super::output::json_lines;
+use super::output::{json_lines, messages};
 use super::render;
 use crate::proto::event::Kind;
 use crate::proto::watch::Status;
@@ -69,7 +69,7 @@ impl Transcript {
         }
         for event in &batch.events {
             if self.json {
-                json_lines([&json::of(event)])?;
+                messages([event])?;
             }
             self.event(event, links).await?;
         }

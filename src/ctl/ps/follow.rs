@@ -127,7 +127,7 @@ impl Shown {
         let mut lines = BTreeMap::new();
         for process in processes {
             let line = if as_json {
-                output::json_line(&json::of(process))
+                json::line(process)
             } else {
                 printable(&show::reference(process))
             };
