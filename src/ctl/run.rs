@@ -28,7 +28,7 @@ Attached, the exit code is the program's (128 + N if signal N ended it), also if
 output is gone, which is said on stderr; 124 if its --timeout was over; 125 if evloopctl itself \
 failed, 126 if the program cannot be executed, 127 if it was not found. If SIGINT ended the \
 program, evloopctl ends by SIGINT too, so that a shell's loop does. A program without --name \
-that exits with 0 is forgotten at once.
+that exits with 0 is forgotten at once, any other 10 minutes after its end.
 
 Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does \
 any signal while the loop is stopped or the daemon does not answer. When nobody takes the \
@@ -37,6 +37,12 @@ ends as in a pipeline, one with a name runs on.
 
 Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a \
 `while read` loop, use -n or </dev/null.";
+
+/// How long a program without a name can be looked up after its end, if it failed, or if nobody was there then.
+const UNNAMED_IS_KEPT: prost_types::Duration = prost_types::Duration {
+    seconds: 600,
+    nanos: 0,
+};
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -94,7 +100,11 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         spec: Some(args.command.spec(stdin)?),
         labels: args.labels.into_iter().collect(),
         on_gap: OnGap::Skip.into(),
-        finished_ttl: args.rm.then(prost_types::Duration::default),
+        finished_ttl: match (&args.name, args.rm) {
+            (_, true) => Some(prost_types::Duration::default()),
+            (None, false) => Some(UNNAMED_IS_KEPT),
+            (Some(_), false) => None,
+        },
         ..RunRequest::default()
     };
     let outcome = match attached(session, request.clone(), how).await {

@@ -14,6 +14,8 @@ use super::session::Session;
 use super::table::{NAME, printable};
 use super::transcript::{end_of, exit_code};
 use super::watch::{self, show};
+use crate::proto::event::Kind;
+use crate::proto::watch::Status;
 use crate::proto::{
     Batch, EventKind, Exited, Filter, LoopRef, OnGap, SubscribeRequest, Watch, subscribe_request,
 };
@@ -127,6 +129,15 @@ impl<'a> Waiting<'a> {
     }
 
     async fn batch(&mut self, session: &Session, batch: &Batch) -> Result<(), Failure> {
+        for event in &batch.events {
+            // The event itself: the watch may be removed by now.
+            if let (Some(Kind::Exited(exited)), Some(watch)) =
+                (&event.kind, self.open.get(&event.watch_id))
+            {
+                let ended = ended(watch, exited.clone());
+                self.end(session, &ended, exited.clone())?;
+            }
+        }
         let told = |id: &u64| batch.events.iter().any(|event| event.watch_id == *id);
         let ids = self.open.keys().copied();
         let ids: Vec<_> = ids
@@ -140,15 +151,18 @@ impl<'a> Waiting<'a> {
     }
 
     fn look(&mut self, session: &Session, watch: &Watch) -> Result<(), Failure> {
-        let name = show::reference(watch);
-        let Some(exited) = end_of(&name, watch)? else {
-            return Ok(());
-        };
+        match end_of(&show::reference(watch), watch)? {
+            Some(exited) => self.end(session, watch, exited),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self, session: &Session, watch: &Watch, exited: Exited) -> Result<(), Failure> {
         self.open.remove(&watch.watch_id);
         if session.json {
             output::messages([watch])?;
         } else if self.several {
-            let (name, end) = (printable(&name), render::exited(&exited));
+            let (name, end) = (printable(&show::reference(watch)), render::exited(&exited));
             output::line(&format!("{NAME}{name}{NAME:#}  {end}"))?;
         }
         self.ended.insert(watch.watch_id, exited);
@@ -168,6 +182,15 @@ impl<'a> Waiting<'a> {
         );
         Failure::plain(what).code(TIMED_OUT)
     }
+}
+
+/// The watch, as it is once its process has ended.
+fn ended(watch: &Watch, exited: Exited) -> Watch {
+    let mut watch = watch.clone();
+    if let Some(Status::Process(process)) = &mut watch.status {
+        process.exited = Some(exited);
+    }
+    watch
 }
 
 /// The ends of processes, and nothing else of them; `first` is the one that was added first.

@@ -251,3 +251,39 @@ async fn ps_watch_shows_what_comes_and_goes() {
     tables.stop_reading();
     assert_eq!(tables.ended().await.code, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_removed_while_it_is_waited_for_has_an_exit_code() {
+    let daemon = Daemon::start("").await;
+    for name in ["one", "two"] {
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--",
+            "sh",
+            "-c",
+            "echo up; exec sleep 1000",
+        ];
+        ctl(&daemon.socket, &words).await.good();
+    }
+    let mut waits = Vec::new();
+    for words in [&["wait", "one"][..], &["wait", "two", "one", "--json"]] {
+        waits.push(Following::start(&daemon.socket, words));
+    }
+    // They wait: the loop has a reader for each.
+    let readers = async || {
+        let shown = ctl(&daemon.socket, &["loop", "get", "--json"]).await;
+        shown.values()[0]["journal"]["readers"].as_u64()
+    };
+    while readers().await < Some(2) {}
+    ctl(&daemon.socket, &["rm", "one", "two"]).await.good();
+    for wait in waits {
+        let ended = wait.ended().await;
+        assert_eq!(ended.code, Some(128 + Signal::SIGTERM as i32), "{ended:?}");
+        for value in ended.values() {
+            assert_eq!(value["process"]["exited"]["signal"], Signal::SIGTERM as i32);
+        }
+    }
+}
