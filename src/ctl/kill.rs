@@ -7,13 +7,14 @@ use super::failure::{Failure, Outcome, USAGE};
 use super::parse;
 use super::session::{Session, answer};
 use super::transcript::no_process;
-use super::watch;
+use super::watch::{self, show};
 use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
   evloopctl kill -9 build
   evloopctl kill -HUP --process web
+  evloopctl kill -0 build         # only asks whether it runs
   evloopctl kill @7               # by id
 
 It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one \
@@ -101,6 +102,9 @@ pub(super) async fn send(
     target: SignalTarget,
 ) -> Result<(), Failure> {
     let name = parse::watch_name(&watch);
+    if signal == "0" {
+        return runs(session, &watch).await;
+    }
     let request = SendSignalRequest {
         r#loop: session.loop_ref.clone(),
         watch: Some(watch.clone()),
@@ -120,6 +124,19 @@ pub(super) async fn send(
         },
         _ => failure.about(name),
     })
+}
+
+/// What signal 0 asks, kill(2): whether there is somebody to signal.
+async fn runs(session: &Session, asked: &WatchRef) -> Result<(), Failure> {
+    let name = parse::watch_name(asked);
+    let found = watch::get(session, asked).await?;
+    if found.watch_kind != "process" {
+        return Err(no_process(&name, &found));
+    }
+    match show::end(&found) {
+        Some(end) => Err(Failure::plain(format!("{name} {end}"))),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

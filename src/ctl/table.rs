@@ -23,6 +23,8 @@ pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
 const CELL_MAX: usize = 4096;
 /// No column is made narrower, however narrow the terminal is.
 const COLUMN_MIN: usize = 4;
+/// Of a terminal that does not say how many it has.
+const ROWS: usize = 24;
 /// Between two columns.
 const GAP: usize = 2;
 
@@ -38,8 +40,10 @@ pub(super) fn terminal_size() -> Option<(usize, usize)> {
         return None;
     }
     let size = tcgetwinsize(&stdout).ok()?;
-    let size = (usize::from(size.ws_col), usize::from(size.ws_row));
-    Some(size).filter(|(columns, rows)| *columns > 0 && *rows > 0)
+    let [columns, rows] = [size.ws_col, size.ws_row].map(usize::from);
+    // A terminal need not know its height to have a width.
+    let rows = if rows > 0 { rows } else { ROWS };
+    (columns > 0).then_some((columns, rows))
 }
 
 fn terminal_width() -> Option<usize> {
