@@ -244,7 +244,7 @@ impl fmt::Display for Failure {
 
 impl From<NoDaemon> for Failure {
     fn from(error: NoDaemon) -> Self {
-        Self::new("connect", error.reason()).advice(error.advice())
+        Self::plain(error.reason()).advice(error.advice())
     }
 }
 

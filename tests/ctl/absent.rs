@@ -26,15 +26,12 @@ async fn a_named_socket_without_a_daemon_says_how_to_start_one_there() {
     let quoted = path.display().to_string().replace('\'', "'\\''");
     let start = format!("; start one with `evloopd --socket '{quoted}'`\n");
     let missing = ctl(&path, &["ps"]).await;
-    missing.failed(
-        1,
-        &["connect: no daemon runs: there is no socket at /", &start],
-    );
+    missing.failed(1, &["ps: no daemon runs: there is no socket at /", &start]);
 
     let listener = UnixListener::bind(&path).unwrap();
     hang_up(&listener);
     let left = ctl(&path, &["ps"]).await;
-    left.failed(1, &["connect: no daemon runs: nobody listens at /", &start]);
+    left.failed(1, &["ps: no daemon runs: nobody listens at /", &start]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -44,7 +41,7 @@ async fn what_is_no_socket_of_a_daemon_is_said_to_be_none() {
     let file = dir.join("evloopd.toml");
     let advice = "; name the daemon's socket with --socket PATH\n";
     let said = ctl(&file, &["ps"]).await;
-    said.failed(1, &["connect: /", "evloopd.toml is not a socket", advice]);
+    said.failed(1, &["ps: /", "evloopd.toml is not a socket", advice]);
     let handover = dir.join("evloopd.sock.handover");
     let said = ctl(&handover, &["ps"]).await;
     said.failed(1, &["handover is a socket of another kind", advice]);
