@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::attached::{Foreground, OnHangup, attached, named};
+use super::attached::{Foreground, Forget, OnHangup, attached, named};
 use super::failure::Outcome;
 use super::names::OneWatch;
 use super::session::Session;
@@ -39,7 +39,7 @@ pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
     let how = Foreground {
         input: !args.no_stdin,
         on_hangup: OnHangup::Keep,
-        forget_success: false,
+        forget: Forget::Never,
     };
     attached(session, request, how).await
 }

@@ -10,7 +10,7 @@ use super::leaving::{Left, Process};
 use super::parse;
 use super::session::Session;
 use super::signals::{Signals, die_of};
-use super::transcript::{Links, Transcript, Until, exit_code, no_process};
+use super::transcript::{Links, Transcript, Until, exit_code, is_success, no_process};
 use super::watch;
 use crate::proto::{LoopRef, RunRequest, Watch, WatchRef, exited, loop_ref};
 
@@ -29,8 +29,16 @@ pub(super) struct Foreground {
     /// Our stdin goes to it.
     pub(super) input: bool,
     pub(super) on_hangup: OnHangup,
-    /// Once it has exited with 0 nobody comes back for it: it is removed.
-    pub(super) forget_success: bool,
+    pub(super) forget: Forget,
+}
+
+/// Whether the process is removed once it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forget {
+    Never,
+    /// If it exited with 0: nobody comes back for it.
+    Success,
+    Always,
 }
 
 /// Runs or joins the process that `request` names, to its end; its exit code. If SIGINT ended it, we end by
@@ -73,14 +81,13 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
         return Ok(die_of(process.leave(left, how.on_hangup).await));
     }
     let exited = transcript.ledger.exited(&name)?;
+    if how.forget == Forget::Always || how.forget == Forget::Success && is_success(exited) {
+        process.forget().await;
+    }
     if exited.status == Some(exited::Status::Signal(Signal::SIGINT as i32)) {
         return Ok(die_of(Signal::SIGINT));
     }
-    let code = exit_code(&name, exited)?;
-    if how.forget_success && code == 0 {
-        process.forget().await;
-    }
-    Ok(code)
+    exit_code(&name, exited)
 }
 
 async fn first(feed: &mut Feed) -> Result<Header, Failure> {

@@ -148,7 +148,7 @@ impl Process<'_> {
         answer(removed).map(drop)
     }
 
-    /// It has ended well, and nobody comes back for it. It goes by itself when its time is up, too.
+    /// It has ended, and nobody comes back for it. It goes by itself when its time is up, too.
     pub(super) async fn forget(&self) {
         let _ = bounded(self.remove()).await;
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::attached::{Foreground, OnHangup, attached};
+use super::attached::{Foreground, Forget, OnHangup, attached};
 use super::command::Command;
 use super::complete;
 use super::explain::differing;
@@ -87,7 +87,11 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     let mut how = Foreground {
         input: !args.no_stdin,
         on_hangup: args.on_hangup.unwrap_or(unnamed),
-        forget_success: args.name.is_none(),
+        forget: match &args.name {
+            _ if args.rm => Forget::Always,
+            None => Forget::Success,
+            Some(_) => Forget::Never,
+        },
     };
     let (stdin, other) = if how.input {
         (Stdio::Pipe, Stdio::Null)

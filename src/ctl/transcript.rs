@@ -142,6 +142,11 @@ pub(super) fn no_process(name: &str, watch: &Watch) -> Failure {
     ))
 }
 
+/// It exited with 0, and in its time.
+pub(super) fn is_success(exited: &Exited) -> bool {
+    exited.status == Some(exited::Status::Code(0)) && !exited.timed_out
+}
+
 /// The exit code that stands for how a child ended: its own, or 128 + its signal, or that of timeout(1).
 pub(super) fn exit_code(name: &str, exited: &Exited) -> Result<u8, Failure> {
     if exited.timed_out {

@@ -38,12 +38,18 @@ async fn a_run_without_a_name_that_ends_well_leaves_nothing_and_rm_leaves_nothin
     ])
     .await;
     assert_eq!((once.code, once.stdout.as_str()), (Some(3), "out\n"));
+    // One that was there is joined, and forgotten all the same.
+    run(&["--name", "joined", "--", "true"]).await.good();
+    run(&["--rm", "--name", "joined", "--", "true"])
+        .await
+        .good();
+    assert_eq!(names(&daemon).await, ["kept"]);
     let started = run(&["--rm", "-d", "--name", "away", "--", "true"]).await;
     assert_eq!(started.good(), "away\n");
     let mut feed = Following::start(&daemon.socket, &["events", "-f", "--oldest", "--json"]);
     loop {
         let event: Value = serde_json::from_str(&feed.line().await).unwrap();
-        if event["kind"] == "removed" && event["watch_id"] == 5 {
+        if event["kind"] == "removed" && event["watch_id"] == 6 {
             break;
         }
     }

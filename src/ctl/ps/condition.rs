@@ -3,6 +3,7 @@
 use glob::Pattern;
 
 use super::super::parse;
+use super::super::transcript::is_success;
 use super::super::watch::show;
 use crate::proto::{Watch, WatchState, exited, watch::Status, watch_ref};
 
@@ -95,10 +96,7 @@ impl Stage {
             Self::Running => !ended && !stopped,
             Self::Stopped => !ended && stopped,
             Self::Ended => ended,
-            Self::Failed => {
-                let status = exited.and_then(|exited| exited.status.as_ref());
-                ended && status != Some(&exited::Status::Code(0))
-            }
+            Self::Failed => ended && !exited.is_some_and(is_success),
         }
     }
 }

@@ -9,12 +9,13 @@ use super::super::output;
 use super::super::parse::cursor_text;
 use super::super::render::{self, address_or_unnamed, system_error, unix_address};
 use super::super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
+use super::super::transcript::is_success;
 use super::super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
 use crate::config::Limit;
 use crate::proto::{
     CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, connection_spec,
-    exited, listener_spec, process_spec, read_pipe_spec, timer_spec, watch::Status,
-    watch_spec::Spec, write_pipe_spec,
+    listener_spec, process_spec, read_pipe_spec, timer_spec, watch::Status, watch_spec::Spec,
+    write_pipe_spec,
 };
 
 /// Watches as a table, or a line of JSON each.
@@ -65,10 +66,7 @@ pub(in crate::ctl) fn state(watch: &Watch) -> (String, Style) {
 
 fn words_and_style(watch: &Watch) -> (String, Style) {
     if let Some(exited) = exited(watch) {
-        let style = match exited.status {
-            Some(exited::Status::Code(0)) => DIM,
-            _ => BAD,
-        };
+        let style = if is_success(exited) { DIM } else { BAD };
         let how = if exited.timed_out {
             "timed out".to_owned()
         } else {
@@ -373,7 +371,7 @@ pub(in crate::ctl) fn end(watch: &Watch) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ExecCommand, ProcessStatus, SourcePause, SourcePauseReason};
+    use crate::proto::{ExecCommand, ProcessStatus, SourcePause, SourcePauseReason, exited};
 
     #[test]
     fn a_source_that_is_not_read_shows_beside_the_state() {
