@@ -124,22 +124,22 @@ async fn no_loop_yet(session: &Session) -> Option<Better> {
 
 async fn no_loop(session: &Session, name: &str) -> Option<Better> {
     let loops = loops::list_all(session, true).await.ok()?;
-    let close = did_you_mean(name, loops.iter().map(|found| found.name.as_str()));
-    let advice = meant(close);
-    Some(Better {
-        advice,
-        ..Better::default()
-    })
+    Some(nearest(name, loops.iter().map(|found| found.name.as_str())))
 }
 
 async fn no_consumer(session: &Session, name: &str) -> Option<Better> {
     let consumers = consumer::list_all(session).await.ok()?;
-    let close = did_you_mean(name, consumers.iter().map(|found| found.name.as_str()));
-    let advice = meant(close);
-    Some(Better {
-        advice,
+    Some(nearest(
+        name,
+        consumers.iter().map(|found| found.name.as_str()),
+    ))
+}
+
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Better {
+    Better {
+        advice: meant(did_you_mean(name, names)),
         ..Better::default()
-    })
+    }
 }
 
 async fn watch_closed(session: &Session, id: &str) -> Option<Better> {

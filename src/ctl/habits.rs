@@ -177,7 +177,7 @@ const COMMANDS: [Habit; 44] = [
 ];
 
 /// Options that are none of ours, with their verb, and what to do instead.
-const OPTIONS: [Habit; 16] = [
+const OPTIONS: [Habit; 18] = [
     ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
         "",
@@ -230,6 +230,16 @@ const OPTIONS: [Habit; 16] = [
     ),
     ("show", "--format", "`--json` prints an object, for jq(1)"),
     ("show", "-f", "`--json` prints an object, for jq(1)"),
+    (
+        "stop",
+        "--all",
+        "`evloopctl stop $(evloopctl ps -q --running)` ends all that run",
+    ),
+    (
+        "wait",
+        "--all",
+        "`evloopctl wait $(evloopctl ps -q --running)` waits for all that run",
+    ),
 ];
 
 /// The verb before it, what was typed, what to type or do instead.

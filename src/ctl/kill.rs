@@ -47,6 +47,7 @@ enum Word {
 
 fn word(text: &str) -> Result<Word, String> {
     match text.strip_prefix('-') {
+        Some("-all") => Err("there is no such option; `evloopctl kill $(evloopctl ps -q --running)` is for all that run".to_owned()),
         Some(option) if option.starts_with('-') => Err("there is no such option".to_owned()),
         // Names and numbers of signals, as kill(1) takes them.
         Some(signal)

@@ -142,6 +142,13 @@ async fn not_started(
     let program = shlex::split(&program).and_then(|words| words.into_iter().next());
     let program = program.unwrap_or_default();
     match (failure.told("step"), failure.told("errno_name")) {
+        ("lookup", "ENOENT") if program.contains(' ') => {
+            let advice =
+                format!("a command line is for a shell: `evloopctl run sh -c '{program}'`");
+            failure
+                .saying(format!("{program}: not found in PATH"))
+                .advice(advice)
+        }
         ("lookup", "ENOENT") => failure.saying(format!("{program}: not found in PATH")),
         ("lookup", "EACCES") => failure.saying(format!(
             "{program}: found in PATH, but it is not executable"
@@ -150,7 +157,12 @@ async fn not_started(
             "{program}: the interpreter that it names was not found"
         )),
         ("exec", "ENOENT") => failure.saying(format!("{program}: no such file")),
-        ("exec", "EACCES") => failure.saying(format!("{program}: it is not executable")),
+        ("exec", "EACCES") => {
+            let advice = format!("`chmod +x {program}` makes it so, if it is a program");
+            failure
+                .saying(format!("{program}: it is not executable"))
+                .advice(advice)
+        }
         ("exec", "ENOEXEC") => {
             let advice = "a script begins with a line such as `#!/bin/sh`";
             let what = format!("{program}: it is no program");
