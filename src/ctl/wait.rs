@@ -81,10 +81,10 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
 /// Processes whose ends are waited for.
 #[derive(Debug)]
 struct Waiting<'a> {
-    /// Those that are not known to have ended, by their ids.
+    /// Those that have not ended as far as is known, by their ids.
     open: BTreeMap<u64, &'a Watch>,
     ended: BTreeMap<u64, Exited>,
-    /// Of several, each end is printed.
+    /// There are several: the end of each is printed.
     several: bool,
 }
 

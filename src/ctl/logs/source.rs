@@ -28,17 +28,19 @@ pub(super) struct Source {
     ledger: Ledger,
     begun: Lines,
     ready: VecDeque<Line>,
-    /// Lines so far; how many of them were before the last bytes that are gone, and how many are not among the last.
+    /// Lines received so far.
     count: usize,
+    /// What `count` was when bytes were last found to be gone.
     gone_before: usize,
+    /// Lines left out, because only the last ones are asked for.
     passed: usize,
-    /// All that was there when we began has come.
+    /// Everything that was there at the beginning has been received.
     pub(super) caught_up: bool,
-    /// No more comes, or nothing that is asked for.
+    /// It gives no more lines.
     pub(super) done: bool,
-    /// What came after the time that was asked for is not known.
+    /// Reading ended at an event after `until_ns`: what the process wrote later was not read.
     cut: bool,
-    /// More is waited for.
+    /// It goes on with what comes after that.
     follow: bool,
 }
 
@@ -61,7 +63,8 @@ impl Source {
         }
     }
 
-    /// Makes the next line ready if there is one; none if all that is there has come. Cancelling it loses nothing.
+    /// The next line of what was there at the beginning, read if it has to be; none after the last. Cancelling it
+    /// loses nothing.
     pub(super) async fn peek(&mut self) -> Result<Option<&Line>, Failure> {
         let enough = |source: &Self| match source.range.tail {
             // Which the last ones are is known once all have come.
@@ -74,12 +77,12 @@ impl Source {
         Ok(self.ready.front())
     }
 
-    /// The line that is ready.
+    /// Takes the next line that has been read.
     pub(super) fn next(&mut self) -> Option<Line> {
         self.ready.pop_front()
     }
 
-    /// Waits for more. Cancelling it loses nothing.
+    /// Reads once more, waiting for that. Cancelling it loses nothing.
     pub(super) async fn fill(&mut self) -> Result<(), Failure> {
         match self.feed.next().await? {
             Item::Header(_) => {}
@@ -139,7 +142,7 @@ impl Source {
         self.take(ended);
     }
 
-    /// Makes lines ready. Of those that were there when we began the last ones are kept, if only they are asked for.
+    /// Adds lines to those that were read. Of what was there at the beginning only the last `tail` are kept.
     fn take(&mut self, lines: Vec<Line>) {
         let tail = self.range.tail.filter(|_| !self.caught_up);
         for line in lines {
@@ -152,7 +155,7 @@ impl Source {
         }
     }
 
-    /// What has begun has no end so far, and is not waited for.
+    /// Lines that have begun and not ended are taken as they are: their end is not waited for.
     fn finish_lines(&mut self) {
         let rest = self.begun.rest().collect();
         self.take(rest);
@@ -164,7 +167,7 @@ impl Source {
         self.caught_up = true;
     }
 
-    /// All that was there has come: what is gone before the last lines was not asked for.
+    /// With `tail`, what is gone before the lines that were kept was not asked for.
     pub(super) fn settle_tail(&mut self) {
         if self.passed > self.gone_before {
             self.ledger.forgive();
@@ -180,7 +183,7 @@ impl Source {
         self.ledger.settle(watch);
     }
 
-    /// Says what is gone of what was asked for; whether all of it came.
+    /// Says how much of what was asked for is gone; true if nothing is.
     pub(super) fn report(&self) -> bool {
         self.ledger.report(&self.watch.name)
     }
