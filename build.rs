@@ -3,12 +3,17 @@
 //! Twice, on purpose: once all messages and clients (`crate::proto`), and once the
 //! server stubs, whose streaming answers are types that write journal bytes as they
 //! are (`crate::rpc::wire`) and encode to the same messages.
+//!
+//! And writes `kinds.rs`: the kinds of watch and of event (`crate::kinds`), which are the
+//! fields of `WatchSpec.spec` and `Event.kind`.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
-use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto};
+use protox::prost_reflect::DescriptorPool;
+use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 
 const STREAMED: [(&str, &str); 4] = [
     ("SubscribeResponse", "crate::rpc::wire::SubscribeResponse"),
@@ -28,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = protox::compile(&files, [root])?;
     std::fs::write(out.join("evloopd.bin"), descriptors.encode_to_vec())?;
+    std::fs::write(out.join("kinds.rs"), kinds(&descriptors)?)?;
 
     // A message's name leads to its descriptor, and that to its JSON.
     let mut names = tonic_prost_build::Config::new();
@@ -62,4 +68,116 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     config.compile_fds(descriptors)?;
     Ok(())
+}
+
+/// A field of a oneof.
+struct Field {
+    /// As in the `.proto` file: `read_pipe`.
+    name: String,
+    /// As prost names the variant: `ReadPipe`.
+    variant: String,
+    /// Its message: `ReadPipeSpec`.
+    message: String,
+}
+
+fn fields(pool: &DescriptorPool, message: &str, oneof: &str) -> Result<Vec<Field>, Box<dyn Error>> {
+    let message = pool
+        .get_message_by_name(&format!("evloopd.v1.{message}"))
+        .ok_or_else(|| format!("proto/ has no message {message}"))?;
+    let oneof = message
+        .oneofs()
+        .find(|found| found.name() == oneof)
+        .ok_or_else(|| format!("{} has no oneof {oneof}", message.name()))?;
+    let fields = oneof.fields().map(|field| {
+        let words = field.name().split('_');
+        Field {
+            name: field.name().to_owned(),
+            variant: words
+                .map(|word| word[..1].to_ascii_uppercase() + &word[1..])
+                .collect(),
+            message: field
+                .kind()
+                .as_message()
+                .map(|of| of.name().to_owned())
+                .unwrap_or_default(),
+        }
+    });
+    Ok(fields.collect())
+}
+
+/// One arm of a match, or one line of a list, for each field.
+fn each(fields: &[Field], line: impl Fn(&Field) -> String) -> String {
+    fields.iter().map(line).collect()
+}
+
+/// The source of `src/kinds.rs`'s items that follow from the fields of the two oneofs.
+fn kinds(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
+    let mut pool = DescriptorPool::new();
+    pool.add_file_descriptor_set(descriptors.clone())?;
+    let watches = fields(&pool, "WatchSpec", "spec")?;
+    let events = fields(&pool, "Event", "kind")?;
+    let mut source = String::new();
+    write!(
+        source,
+        "words! {{
+            /// A kind of watch: a field of `WatchSpec.spec`.
+            WatchKind {{ {} }}
+        }}
+        impl WatchKind {{
+            /// The kind of a specification.
+            #[must_use]
+            pub const fn of(spec: &Spec) -> Self {{ match spec {{ {} }} }}
+        }}
+        /// Evaluates `$body` with `$message` bound to the message of a `watch_spec::Spec`, whichever
+        /// it is.
+        macro_rules! with_spec {{
+            ($spec:expr, $message:ident => $body:expr) => {{ match $spec {{ {} }} }};
+        }}
+        pub(crate) use with_spec;
+        ",
+        each(&watches, |f| format!(
+            "/// `{}`: see [`{m}`](crate::proto::{m}).\n{} = {:?},\n",
+            f.name,
+            f.variant,
+            f.name,
+            m = f.message
+        )),
+        each(&watches, |f| format!("Spec::{v}(_) => Self::{v},", v = f.variant)),
+        each(&watches, |f| format!(
+            "$crate::proto::watch_spec::Spec::{}($message) => $body,",
+            f.variant
+        )),
+    )?;
+    write!(
+        source,
+        "/// The names of all kinds of event, in the order of their numbers.
+        pub const EVENT_KINDS: [&str; {}] = [{}];
+        /// The kind of an event, as filters number it.
+        #[must_use]
+        pub const fn event_kind(kind: &Kind) -> EventKind {{ match kind {{ {} }} }}
+        /// The name of an event's kind: that of its field in `Event.kind`.
+        #[must_use]
+        pub const fn event_kind_name(kind: &Kind) -> &'static str {{ match kind {{ {} }} }}
+        /// Evaluates `$body` with `$message` bound to the message of an `event::Kind`, whichever it is.
+        macro_rules! with_event {{
+            ($kind:expr, $message:ident => $body:expr) => {{ match $kind {{ {} }} }};
+        }}
+        pub(crate) use with_event;
+        ",
+        events.len(),
+        each(&events, |f| format!("{:?},", f.name)),
+        each(&events, |f| format!(
+            "Kind::{v}(_) => EventKind::{v},",
+            v = f.variant
+        )),
+        each(&events, |f| format!(
+            "Kind::{}(_) => {:?},",
+            f.variant, f.name
+        )),
+        each(&events, |f| format!(
+            "$crate::proto::event::Kind::{}($message) => $body,",
+            f.variant
+        )),
+    )?;
+    Ok(source)
 }

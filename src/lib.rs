@@ -5,13 +5,15 @@
 //! | room | what it is |
 //! |---|---|
 //! | [`proto`] | the messages of the wire contract, generated |
+//! | [`words`] | enums whose variants are words; knows nobody |
+//! | [`kinds`] | the kinds of watch and of event, read off [`proto`] |
 //! | [`clock`] | both clocks, sampled once a turn |
 //! | [`text`] | text from outside, made fit to be shown; knows nobody |
 //! | `similar` | what an unknown word may have meant; knows nobody |
 //! | [`sparing`] | log lines that anybody can cause, bounded by rate; knows nobody |
 //! | [`error`] | the one domain error |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
-//! | [`config`] | TOML to checked types; knows `similar` alone |
+//! | [`config`] | TOML to checked types; knows `similar`, [`words`] and [`kinds`] alone |
 //! | [`event`] | events and cursors: the vocabulary all others speak |
 //! | [`journal`] | the bounded log of a loop's events and its readers |
 //! | [`driver`] | the contract between watches and backends, and the backends |
@@ -42,6 +44,7 @@ pub mod event_loop;
 pub mod handover;
 pub mod history;
 pub mod journal;
+pub mod kinds;
 pub mod memory;
 pub mod policy;
 pub mod proto;
@@ -54,3 +57,4 @@ mod sync;
 mod sys;
 pub mod text;
 pub mod watch;
+pub mod words;

@@ -25,8 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use load::{ConfigError, Refusal, Source};
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
-    ChildWatcher, Context, History, NameError, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT,
-    WatchKind, WhenFull,
+    ChildWatcher, Context, History, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WhenFull,
 };
 pub use rlimit::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 pub use signals::{signal_name, signal_number, unwatchable};

@@ -1,13 +1,13 @@
 //! `[policy.NAME]`: how loops are made, and which loop belongs to which context.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::units;
+use crate::kinds::WatchKind;
+use crate::words::words;
 
 /// Name of the policy in force where nothing else is said.
 pub(super) const DEFAULT: &str = "default";
@@ -41,7 +41,8 @@ pub struct Policy {
     pub start: Start,
     /// How the end of a child is noticed.
     pub child_watcher: ChildWatcher,
-    /// What its loops watch.
+    /// What its loops watch. In TOML, `all` stands for every kind.
+    #[serde(with = "kinds")]
     pub watch_kinds: BTreeSet<WatchKind>,
     /// Unix sockets may be connected to and listened on.
     pub unix_sockets: bool,
@@ -174,55 +175,45 @@ pub(super) fn shipped() -> [Policy; 4] {
     [default, proactor, windows_proactor, windows_selector]
 }
 
-/// A word that is none of those known.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{word}` is unknown; known are {known}")]
-pub struct NameError {
-    /// As given.
-    pub word: String,
-    /// Those known, separated by commas.
-    pub known: String,
-}
+/// `#[serde(with)]` for sets of kinds of watch.
+mod kinds {
+    use serde::de::IntoDeserializer as _;
+    use serde::{Deserializer, Serializer};
 
-/// An enum whose variants are words, in TOML as on the wire.
-macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$doc])* #[serde(rename = $word)] $variant,)+
+    use super::*;
+
+    /// The word for every kind that this version has.
+    const ALL: &str = "all";
+
+    pub(super) fn serialize<S: Serializer>(
+        kinds: &BTreeSet<WatchKind>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if kinds.len() == WatchKind::ALL.len() {
+            return serializer.collect_seq([ALL]);
         }
+        serializer.collect_seq(kinds)
+    }
 
-        impl $name {
-            /// All of them.
-            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeSet<WatchKind>, D::Error> {
+        let words = Vec::<Word>::deserialize(deserializer)?;
+        Ok(words.into_iter().flat_map(|Word(kinds)| kinds).collect())
+    }
 
-            /// The word for it.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)+
-                }
+    /// The kinds that one word stands for.
+    struct Word(Vec<WatchKind>);
+
+    impl<'de> Deserialize<'de> for Word {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let word = String::deserialize(deserializer)?;
+            if word == ALL {
+                return Ok(Self(WatchKind::ALL.into()));
             }
+            WatchKind::deserialize(word.into_deserializer()).map(|kind| Self(vec![kind]))
         }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = NameError;
-
-            fn from_str(word: &str) -> Result<Self, NameError> {
-                Self::ALL.into_iter().find(|known| known.name() == word).ok_or_else(|| NameError {
-                    word: word.to_owned(),
-                    known: Self::ALL.map(Self::name).join(", "),
-                })
-            }
-        }
-    };
+    }
 }
 
 words! {
@@ -286,27 +277,5 @@ words! {
         Sigchld = "sigchld",
         /// By a thread a child that waits for it.
         Thread = "thread",
-    }
-}
-
-words! {
-    /// What can be watched.
-    WatchKind {
-        /// Readiness of a client's own file descriptor.
-        Fd = "fd",
-        /// A timer.
-        Timer = "timer",
-        /// A child process.
-        Process = "process",
-        /// A stream connection.
-        Connection = "connection",
-        /// A listening socket.
-        Listener = "listener",
-        /// The reading end of a pipe.
-        ReadPipe = "read_pipe",
-        /// The writing end of a pipe.
-        WritePipe = "write_pipe",
-        /// Signals of the daemon's process.
-        Signal = "signal",
     }
 }

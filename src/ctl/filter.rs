@@ -8,29 +8,8 @@ use super::failure::Failure;
 use super::parse;
 use super::session::Session;
 use super::watch;
+use crate::kinds::EVENT_KINDS;
 use crate::proto::{self, EventKind, WatchRef, watch_ref};
-
-const KINDS: [&str; 19] = [
-    "added",
-    "closed",
-    "removed",
-    "ready",
-    "timer_fired",
-    "started",
-    "data",
-    "stream_end",
-    "exited",
-    "connected",
-    "accepted",
-    "accept_paused",
-    "eof",
-    "write_paused",
-    "write_resumed",
-    "signal",
-    "posted",
-    "loop_state_changed",
-    "policy_changed",
-];
 
 /// Options that choose events.
 #[derive(Debug, Args)]
@@ -40,7 +19,7 @@ pub(super) struct Filter {
     #[arg(long = "filter", value_name = "EXPR", value_parser = expression)]
     expressions: Vec<Terms>,
     /// Only this kind, or these, separated by commas; may be repeated. `closed` comes with `ready`
-    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(KINDS))]
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(EVENT_KINDS))]
     kinds: Vec<String>,
     /// Only this watch: its name, or `@7` for the id 7 (`@0`: the loop itself); may be repeated
     #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref, add = complete::watches())]
@@ -104,7 +83,7 @@ fn expression(text: &str) -> Result<Terms, String> {
 fn term(word: &str) -> Result<Term, String> {
     match word.split_once(':') {
         Some(("kind", kind)) => event_kind(kind).map(Term::Kind).ok_or_else(|| {
-            let kinds = KINDS.join(", ");
+            let kinds = EVENT_KINDS.join(", ");
             format!("`{kind}` is no kind of event; allowed are {kinds}")
         }),
         Some(("watch", watch)) => {
@@ -123,7 +102,7 @@ fn term(word: &str) -> Result<Term, String> {
 }
 
 fn event_kind(word: &str) -> Option<i32> {
-    KINDS.iter().find(|kind| **kind == word)?;
+    EVENT_KINDS.iter().find(|kind| **kind == word)?;
     let name = format!("EVENT_KIND_{}", word.to_ascii_uppercase());
     EventKind::from_str_name(&name).map(i32::from)
 }
@@ -134,7 +113,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_event_can_be_asked_for() {
-        let kinds: Vec<_> = KINDS.iter().map(|kind| event_kind(kind).unwrap()).collect();
+        let kinds: Vec<_> = EVENT_KINDS
+            .iter()
+            .map(|kind| event_kind(kind).unwrap())
+            .collect();
         let all: Vec<_> = (10..=28).collect();
         assert_eq!(kinds, all);
         assert!(EventKind::try_from(29).is_err(), "a kind without a word");

@@ -10,14 +10,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::{Message, Name};
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, EnumDescriptor, Kind, MapKey, ReflectMessage as _,
-    Value as Field,
+    DynamicMessage, EnumDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field,
 };
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Value, json};
@@ -25,9 +23,6 @@ use serde_json::{Value, json};
 use super::parse::cursor_text;
 use crate::proto::{self, Gap};
 use crate::text;
-
-static POOL: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).unwrap_or_default());
 
 /// A message of the proto files.
 pub(super) fn of<M: Message + Name>(message: &M) -> Value {
@@ -49,7 +44,7 @@ pub(super) fn line<M: Message + Name>(message: &M) -> String {
 
 /// With its descriptor. It cannot fail: the message is one of ours, and its bytes come from it.
 fn dynamic<M: Message + Name>(message: &M) -> Option<DynamicMessage> {
-    let descriptor = POOL.get_message_by_name(&M::full_name())?;
+    let descriptor = proto::descriptors().get_message_by_name(&M::full_name())?;
     DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok()
 }
 
@@ -287,7 +282,7 @@ mod tests {
 
     #[test]
     fn every_field_of_every_message_is_there_by_its_name() {
-        let ours = POOL
+        let ours = proto::descriptors()
             .all_messages()
             .filter(|message| message.package_name() == "evloopd.v1" && !message.is_map_entry());
         let mut count = 0;
@@ -309,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_enum_is_a_word_without_its_prefix() {
-        for descriptor in POOL
+        for descriptor in proto::descriptors()
             .all_enums()
             .filter(|e| e.package_name() == "evloopd.v1")
         {

@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use super::json::word;
 use super::table::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
 use crate::config;
+use crate::kinds::with_event;
 use crate::proto::event::Kind;
 use crate::proto::{
     self, CloseReason, Event, StreamEndReason, exited, socket_address, unix_address,
@@ -55,10 +56,10 @@ impl Renderer {
             self.names.remove(&event.watch_id);
         }
         let time = time_of_day(event.realtime_ns, &self.zone);
-        let (what, style) = event
-            .kind
-            .as_ref()
-            .map_or(("unknown".to_owned(), PLAIN), what);
+        let (what, style) = event.kind.as_ref().map_or(
+            ("unknown".to_owned(), PLAIN),
+            |kind| with_event!(kind, event => event.words()),
+        );
         let seq = event.seq;
         format!("{DIM}{time} {seq:>6}{DIM:#}  {NAME}{watch:<14}{NAME:#}  {style}{what}{style:#}")
     }
@@ -74,69 +75,206 @@ fn time_of_day(realtime_ns: u64, zone: &TimeZone) -> String {
     }
 }
 
-fn what(kind: &Kind) -> (String, Style) {
-    match kind {
-        Kind::Added(e) => (added(e), GOOD),
-        Kind::Closed(e) => closed(e),
-        Kind::Removed(_) => ("removed".to_owned(), DIM),
-        Kind::Ready(e) => (ready(e), PLAIN),
-        Kind::TimerFired(e) => (timer_fired(e), PLAIN),
-        Kind::Started(e) => (format!("started, pid {}", e.pid), GOOD),
-        Kind::Data(e) => (data(e), PLAIN),
-        Kind::StreamEnd(e) => stream_end(e),
-        Kind::Exited(e) => (exited(e), exit_style(e)),
-        Kind::Connected(e) => (connected(e), GOOD),
-        Kind::Accepted(e) => {
-            let from = address_or_unnamed(e.peer.as_ref());
-            (format!("accepted watch {} from {from}", e.watch_id), GOOD)
-        }
-        Kind::AcceptPaused(e) => (accept_paused(e), NOTICE),
-        Kind::Eof(e) => (format!("end of file after {} bytes", e.offset), PLAIN),
-        Kind::WritePaused(e) => (
-            format!("write paused, {} bytes unsent", e.buffered_bytes),
-            NOTICE,
-        ),
-        Kind::WriteResumed(e) => (
-            format!("write resumed, {} bytes unsent", e.buffered_bytes),
-            PLAIN,
-        ),
-        Kind::Signal(e) => (signal(e), PLAIN),
-        Kind::Posted(e) => (posted(e), PLAIN),
-        Kind::LoopStateChanged(e) => (
-            format!("loop {}", word(e.state().as_str_name(), "LOOP_STATE_")),
-            NOTICE,
-        ),
-        Kind::PolicyChanged(e) => {
-            let (old, new) = (printable(&e.old_policy), printable(&e.new_policy));
-            (format!("policy {old} → {new}"), NOTICE)
-        }
+/// An event in a few words, and how they are coloured; one implementation for each message of
+/// `Event.kind`.
+pub(super) trait Words {
+    fn words(&self) -> (String, Style);
+}
+
+impl Words for proto::Added {
+    fn words(&self) -> (String, Style) {
+        let kind = &self.watch_kind;
+        let text = match self.parent_watch_id {
+            0 => format!("added {kind}"),
+            parent => format!("added {kind} of listener {parent}"),
+        };
+        (text, GOOD)
     }
 }
 
-fn added(e: &proto::Added) -> String {
-    match e.parent_watch_id {
-        0 => format!("added {}", e.watch_kind),
-        parent => format!("added {} of listener {parent}", e.watch_kind),
+impl Words for proto::Closed {
+    fn words(&self) -> (String, Style) {
+        let mut text = format!(
+            "closed: {}",
+            word(self.reason().as_str_name(), "CLOSE_REASON_")
+        );
+        if let Some(error) = &self.error {
+            let _ = write!(text, ", {}", system_error(error));
+        }
+        if self.unsent_bytes > 0 {
+            let _ = write!(text, ", {} bytes unsent", self.unsent_bytes);
+        }
+        let style = if self.reason() == CloseReason::Error {
+            BAD
+        } else {
+            DIM
+        };
+        (text, style)
     }
 }
 
-fn closed(e: &proto::Closed) -> (String, Style) {
-    let mut text = format!(
-        "closed: {}",
-        word(e.reason().as_str_name(), "CLOSE_REASON_")
-    );
-    if let Some(error) = &e.error {
-        let _ = write!(text, ", {}", system_error(error));
+impl Words for proto::Removed {
+    fn words(&self) -> (String, Style) {
+        ("removed".to_owned(), DIM)
     }
-    if e.unsent_bytes > 0 {
-        let _ = write!(text, ", {} bytes unsent", e.unsent_bytes);
+}
+
+impl Words for proto::Ready {
+    fn words(&self) -> (String, Style) {
+        let all = [
+            (self.readable, "readable"),
+            (self.writable, "writable"),
+            (self.half_closed, "half-closed"),
+            (self.hangup, "hangup"),
+            (self.error, "error"),
+            // What else is told does not say it.
+            (self.read_fired && !self.readable, "(to read)"),
+            (self.write_fired && !self.writable, "(to write)"),
+        ];
+        let set: Vec<_> = all
+            .into_iter()
+            .filter_map(|(set, name)| set.then_some(name))
+            .collect();
+        (format!("ready: {}", set.join(" ")), PLAIN)
     }
-    let style = if e.reason() == CloseReason::Error {
-        BAD
-    } else {
-        DIM
-    };
-    (text, style)
+}
+
+impl Words for proto::TimerFired {
+    fn words(&self) -> (String, Style) {
+        let late = Duration::from_nanos(self.late_ns).as_secs_f64() * 1e3;
+        let mut text = format!("fired, tick {}, {late:.2} ms late", self.tick);
+        if self.missed > 0 {
+            let _ = write!(text, ", {} missed", self.missed);
+        }
+        (text, PLAIN)
+    }
+}
+
+impl Words for proto::Started {
+    fn words(&self) -> (String, Style) {
+        (format!("started, pid {}", self.pid), GOOD)
+    }
+}
+
+impl Words for proto::Data {
+    fn words(&self) -> (String, Style) {
+        let stream = word(self.stream().as_str_name(), "STREAM_");
+        let text = format!(
+            "{stream} {} bytes: {}",
+            self.data.len(),
+            preview(&self.data)
+        );
+        (text, PLAIN)
+    }
+}
+
+impl Words for proto::StreamEnd {
+    fn words(&self) -> (String, Style) {
+        let stream = word(self.stream().as_str_name(), "STREAM_");
+        let reason = word(self.reason().as_str_name(), "STREAM_END_REASON_");
+        let mut text = format!("{stream} ended after {} bytes: {reason}", self.offset);
+        if let Some(error) = &self.error {
+            let _ = write!(text, ", {}", system_error(error));
+        }
+        let style = if self.reason() == StreamEndReason::Eof {
+            DIM
+        } else {
+            NOTICE
+        };
+        (text, style)
+    }
+}
+
+impl Words for proto::Exited {
+    fn words(&self) -> (String, Style) {
+        (exited(self), exit_style(self))
+    }
+}
+
+impl Words for proto::Connected {
+    fn words(&self) -> (String, Style) {
+        let local = address_or_unnamed(self.local.as_ref());
+        let peer = address_or_unnamed(self.peer.as_ref());
+        (format!("connected {local} → {peer}"), GOOD)
+    }
+}
+
+impl Words for proto::Accepted {
+    fn words(&self) -> (String, Style) {
+        let from = address_or_unnamed(self.peer.as_ref());
+        (
+            format!("accepted watch {} from {from}", self.watch_id),
+            GOOD,
+        )
+    }
+}
+
+impl Words for proto::AcceptPaused {
+    fn words(&self) -> (String, Style) {
+        let why = self.error.as_ref().map_or_else(String::new, system_error);
+        let again = self.retry_after.unwrap_or_default();
+        (format!("accepting paused for {again}: {why}"), NOTICE)
+    }
+}
+
+impl Words for proto::Eof {
+    fn words(&self) -> (String, Style) {
+        (format!("end of file after {} bytes", self.offset), PLAIN)
+    }
+}
+
+impl Words for proto::WritePaused {
+    fn words(&self) -> (String, Style) {
+        let text = format!("write paused, {} bytes unsent", self.buffered_bytes);
+        (text, NOTICE)
+    }
+}
+
+impl Words for proto::WriteResumed {
+    fn words(&self) -> (String, Style) {
+        let text = format!("write resumed, {} bytes unsent", self.buffered_bytes);
+        (text, PLAIN)
+    }
+}
+
+impl Words for proto::Signal {
+    fn words(&self) -> (String, Style) {
+        let mut text = signal_name(self.number);
+        match self.sender_pid {
+            0 => text.push_str(" from the kernel"),
+            pid => {
+                let _ = write!(text, " from pid {pid} of uid {}", self.sender_uid);
+            }
+        }
+        if self.count > 1 {
+            let _ = write!(text, ", {} times", self.count);
+        }
+        if self.value != 0 {
+            let _ = write!(text, ", value {}", self.value);
+        }
+        (text, PLAIN)
+    }
+}
+
+impl Words for proto::Posted {
+    fn words(&self) -> (String, Style) {
+        let (topic, payload) = (printable(&self.topic), preview(&self.payload));
+        (format!("posted {topic} {payload}"), PLAIN)
+    }
+}
+
+impl Words for proto::LoopStateChanged {
+    fn words(&self) -> (String, Style) {
+        let state = word(self.state().as_str_name(), "LOOP_STATE_");
+        (format!("loop {state}"), NOTICE)
+    }
+}
+
+impl Words for proto::PolicyChanged {
+    fn words(&self) -> (String, Style) {
+        let (old, new) = (printable(&self.old_policy), printable(&self.new_policy));
+        (format!("policy {old} → {new}"), NOTICE)
+    }
 }
 
 /// A system error in one phrase.
@@ -148,58 +286,11 @@ pub(super) fn system_error(e: &proto::SystemError) -> String {
     format!("{}: {}", printable(&e.step), printable(&e.name))
 }
 
-fn ready(e: &proto::Ready) -> String {
-    let all = [
-        (e.readable, "readable"),
-        (e.writable, "writable"),
-        (e.half_closed, "half-closed"),
-        (e.hangup, "hangup"),
-        (e.error, "error"),
-        // What else is told does not say it.
-        (e.read_fired && !e.readable, "(to read)"),
-        (e.write_fired && !e.writable, "(to write)"),
-    ];
-    let set: Vec<_> = all
-        .into_iter()
-        .filter_map(|(set, name)| set.then_some(name))
-        .collect();
-    format!("ready: {}", set.join(" "))
-}
-
-fn timer_fired(e: &proto::TimerFired) -> String {
-    let late = Duration::from_nanos(e.late_ns).as_secs_f64() * 1e3;
-    let mut text = format!("fired, tick {}, {late:.2} ms late", e.tick);
-    if e.missed > 0 {
-        let _ = write!(text, ", {} missed", e.missed);
-    }
-    text
-}
-
-fn data(e: &proto::Data) -> String {
-    let stream = word(e.stream().as_str_name(), "STREAM_");
-    format!("{stream} {} bytes: {}", e.data.len(), preview(&e.data))
-}
-
 /// The beginning of some bytes, quoted.
 fn preview(bytes: &[u8]) -> String {
     let head = bytes.get(..PREVIEW_BYTES).unwrap_or(bytes);
     let dots = if head.len() < bytes.len() { "…" } else { "" };
     format!("\"{}\"{dots}", head.escape_ascii())
-}
-
-fn stream_end(e: &proto::StreamEnd) -> (String, Style) {
-    let stream = word(e.stream().as_str_name(), "STREAM_");
-    let reason = word(e.reason().as_str_name(), "STREAM_END_REASON_");
-    let mut text = format!("{stream} ended after {} bytes: {reason}", e.offset);
-    if let Some(error) = &e.error {
-        let _ = write!(text, ", {}", system_error(error));
-    }
-    let style = if e.reason() == StreamEndReason::Eof {
-        DIM
-    } else {
-        NOTICE
-    };
-    (text, style)
 }
 
 /// How a child ended, in words.
@@ -233,14 +324,6 @@ fn signal_name(number: i32) -> String {
     config::signal_name(number).unwrap_or_else(|| format!("signal {number}"))
 }
 
-fn connected(e: &proto::Connected) -> String {
-    let local = address_or_unnamed(e.local.as_ref());
-    format!(
-        "connected {local} → {}",
-        address_or_unnamed(e.peer.as_ref())
-    )
-}
-
 /// An address in one word.
 pub(super) fn address_or_unnamed(a: Option<&proto::SocketAddress>) -> String {
     match a.and_then(|a| a.address.as_ref()) {
@@ -260,33 +343,6 @@ pub(super) fn unix_address(a: &proto::UnixAddress) -> String {
         Some(unix_address::Name::AbstractName(name)) => format!("unix:@{}", name.escape_ascii()),
         None => "unnamed".to_owned(),
     }
-}
-
-fn accept_paused(e: &proto::AcceptPaused) -> String {
-    let why = e.error.as_ref().map_or_else(String::new, system_error);
-    let again = e.retry_after.unwrap_or_default();
-    format!("accepting paused for {again}: {why}")
-}
-
-fn signal(e: &proto::Signal) -> String {
-    let mut text = signal_name(e.number);
-    match e.sender_pid {
-        0 => text.push_str(" from the kernel"),
-        pid => {
-            let _ = write!(text, " from pid {pid} of uid {}", e.sender_uid);
-        }
-    }
-    if e.count > 1 {
-        let _ = write!(text, ", {} times", e.count);
-    }
-    if e.value != 0 {
-        let _ = write!(text, ", value {}", e.value);
-    }
-    text
-}
-
-fn posted(e: &proto::Posted) -> String {
-    format!("posted {} {}", printable(&e.topic), preview(&e.payload))
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ async fn not_started(
     name: &str,
     spec: ProcessSpec,
 ) -> Failure {
-    let program = watch::show::command(&spec);
+    let program = watch::kinds::command(&spec);
     let program = shlex::split(&program).and_then(|words| words.into_iter().next());
     let program = program.unwrap_or_default();
     match (failure.told("step"), failure.told("errno_name")) {

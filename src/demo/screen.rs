@@ -191,7 +191,7 @@ fn describe(event: &Event) -> (String, Style) {
             let payload = String::from_utf8_lossy(&posted.payload);
             fact(format!("posted {}: {payload:?}", posted.topic))
         }
-        other => fact(crate::history::kind_name(other).to_owned()),
+        other => fact(crate::kinds::event_kind_name(other).to_owned()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::Backend;
 use crate::clock;
+use crate::kinds::WatchKind;
 
 /// Most file descriptors `select` watches at once: `FD_SETSIZE` of select(2).
 pub const SELECT_LIMIT: usize = 1024;
@@ -44,8 +45,8 @@ impl Capability {
     }
 }
 
-/// What a loop can watch, whichever its backend; and asyncio's on Unix.
-const WATCHES: [&str; 9] = [
+/// What asyncio's documentation says of its loops on Unix.
+const DOCUMENTED_ON_UNIX: [&str; 9] = [
     "fd",
     "timer",
     "process",
@@ -57,7 +58,10 @@ const WATCHES: [&str; 9] = [
     "post",
 ];
 
-/// What the backend can do, in the order of the names in the proto. Empty for one that
+/// What asyncio has and no kind of watch covers.
+const MISSING: [(&str, &str); 1] = [("datagram", "no kind of watch for it in this version")];
+
+/// What the backend can do, kinds of watch first. Empty for one that
 /// this version does not have.
 #[must_use]
 pub fn capabilities(backend: Backend) -> Vec<Capability> {
@@ -79,7 +83,6 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         Capability::up_to("watched_fds", watched_fds.0, watched_fds.1),
         Capability::yes("unix_socket"),
         Capability::yes("character_device"),
-        Capability::no("datagram", "no kind of watch for it in this version"),
         Capability::up_to("child_watcher", 0, "pidfd, sigchld or thread, by policy"),
         read_at,
         Capability::up_to(
@@ -88,8 +91,19 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
             "clock_getres(2) of CLOCK_MONOTONIC",
         ),
     ];
-    let watches = WATCHES.into_iter().map(Capability::yes);
-    watches.chain(others).collect()
+    let watches = WatchKind::ALL
+        .map(WatchKind::name)
+        .into_iter()
+        .chain(["post"]);
+    let missing = MISSING
+        .into_iter()
+        .filter(|(name, _)| name.parse::<WatchKind>().is_err());
+    let missing = missing.map(|(name, reason)| Capability::no(name, reason));
+    watches
+        .map(Capability::yes)
+        .chain(missing)
+        .chain(others)
+        .collect()
 }
 
 /// A loop of asyncio, as its documentation describes it. None of them was run.
@@ -108,7 +122,10 @@ pub struct DocumentedLoop {
 /// asyncio's loops on the platforms that the documentation of its 3.5.3 tells apart.
 #[must_use]
 pub fn documented() -> Vec<DocumentedLoop> {
-    let mut unix: Vec<_> = WATCHES.into_iter().map(Capability::yes).collect();
+    let mut unix: Vec<_> = DOCUMENTED_ON_UNIX
+        .into_iter()
+        .map(Capability::yes)
+        .collect();
     unix.extend([
         Capability::up_to("watched_fds", 0, "the most efficient selector's"),
         Capability::yes("unix_socket"),

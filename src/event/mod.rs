@@ -116,32 +116,6 @@ impl From<Cursor> for crate::proto::Cursor {
     }
 }
 
-/// The number of an event's kind: its field number in `Event`, as in `EventKind`.
-#[must_use]
-pub const fn kind_number(kind: &Kind) -> u8 {
-    match kind {
-        Kind::Added(_) => 10,
-        Kind::Closed(_) => 11,
-        Kind::Removed(_) => 12,
-        Kind::Ready(_) => 13,
-        Kind::TimerFired(_) => 14,
-        Kind::Started(_) => 15,
-        Kind::Data(_) => 16,
-        Kind::StreamEnd(_) => 17,
-        Kind::Exited(_) => 18,
-        Kind::Connected(_) => 19,
-        Kind::Accepted(_) => 20,
-        Kind::AcceptPaused(_) => 21,
-        Kind::Eof(_) => 22,
-        Kind::WritePaused(_) => 23,
-        Kind::WriteResumed(_) => 24,
-        Kind::Signal(_) => 25,
-        Kind::Posted(_) => 26,
-        Kind::LoopStateChanged(_) => 27,
-        Kind::PolicyChanged(_) => 28,
-    }
-}
-
 /// Appends an event, encoded as an element of `Batch.events`; returns its size.
 pub fn encode(event: &Event, buf: &mut BytesMut) -> usize {
     let before = buf.len();
@@ -210,29 +184,6 @@ mod tests {
         assert_eq!(batch.events, [event(4), event(5)]);
         assert_eq!(batch.gaps, gaps);
         assert_eq!((batch.after, batch.through, batch.caught_up), (0, 5, true));
-    }
-
-    #[test]
-    fn every_kind_has_the_number_of_its_field() {
-        // The number is the tag that the encoding really uses.
-        let kinds = [
-            Kind::Added(Added::default()),
-            Kind::Posted(Posted::default()),
-            Kind::Exited(Exited::default()),
-            Kind::PolicyChanged(PolicyChanged::default()),
-        ];
-        for kind in kinds {
-            let number = kind_number(&kind);
-            let event = Event {
-                kind: Some(kind),
-                ..Event::default()
-            };
-            let bytes = event.encode_to_vec();
-            // Two fixed64 of zero are not encoded: the first key is the kind's.
-            let mut slice = bytes.as_slice();
-            let (tag, _) = prost::encoding::decode_key(&mut slice).unwrap();
-            assert_eq!(tag, u32::from(number));
-        }
     }
 
     #[test]

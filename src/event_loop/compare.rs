@@ -1,95 +1,117 @@
 //! Whether two specifications ask for the same, and if not, which field says so.
 
-use crate::proto::{
-    ConnectionSpec, FdSpec, ListenerSpec, ProcessSpec, ReadPipeSpec, WatchSpec, WritePipeSpec,
-    watch_spec::Spec,
-};
+use prost_reflect::{DynamicMessage, MessageDescriptor, ReflectMessage as _, Value};
 
-/// Fails over to the name of the first field in which `$a` and `$b` differ.
-macro_rules! first_difference {
-    ($kind:literal, $a:expr, $b:expr, [$($field:ident),+ $(,)?]) => {{
-        // Naming every field here and nowhere else: a new one must be listed.
-        $(if $a.$field != $b.$field {
-            return Some(concat!("spec.", $kind, ".", stringify!($field)));
-        })+
-        None
-    }};
+use crate::kinds::WatchKind;
+use crate::proto::{self, WatchSpec};
+
+/// The path of the first field in which two specifications differ; `None` if they are equal.
+///
+/// Both are as [`Registration::spec`](super::Registration::spec) has them: slots and what a
+/// process inherits are left out there, and so are not compared. All other fields are, as the
+/// `.proto` file lists them. A oneof counts as one field, by its own name.
+pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<String> {
+    if a == b {
+        return None;
+    }
+    let (Some(first), Some(second)) = (&a.spec, &b.spec) else {
+        return Some("spec".to_owned());
+    };
+    let kind = WatchKind::of(first);
+    if kind != WatchKind::of(second) {
+        return Some("spec".to_owned());
+    }
+    let field = different_field(kind, a, b);
+    Some(match field {
+        Some(field) => format!("spec.{kind}.{field}"),
+        // Fields of a later version of the protocol, which this one does not know.
+        None => format!("spec.{kind}"),
+    })
 }
 
-/// The first field in which they differ. Slots and what is inherited are in neither.
-pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<&'static str> {
-    match (&a.spec, &b.spec) {
-        (Some(Spec::Fd(a)), Some(Spec::Fd(b))) => fd(a, b),
-        (Some(Spec::Timer(a)), Some(Spec::Timer(b))) => {
-            first_difference!("timer", a, b, [schedule])
-        }
-        (Some(Spec::Process(a)), Some(Spec::Process(b))) => process(a, b),
-        (Some(Spec::Connection(a)), Some(Spec::Connection(b))) => connection(a, b),
-        (Some(Spec::Listener(a)), Some(Spec::Listener(b))) => listener(a, b),
-        (Some(Spec::ReadPipe(a)), Some(Spec::ReadPipe(b))) => read_pipe(a, b),
-        (Some(Spec::WritePipe(a)), Some(Spec::WritePipe(b))) => write_pipe(a, b),
-        (Some(Spec::Signal(a)), Some(Spec::Signal(b))) => {
-            first_difference!("signal", a, b, [signals])
-        }
-        _ => Some("spec"),
+fn different_field(kind: WatchKind, a: &WatchSpec, b: &WatchSpec) -> Option<String> {
+    let whole = proto::descriptors().get_message_by_name("evloopd.v1.WatchSpec")?;
+    let (a, b) = (message(&whole, kind, a)?, message(&whole, kind, b)?);
+    let descriptor = a.descriptor();
+    let field = descriptor.fields().find(|field| {
+        a.has_field(field) != b.has_field(field) || a.get_field(field) != b.get_field(field)
+    })?;
+    // An `optional` field is a oneof as well, of which it is the only member.
+    let oneof = field
+        .containing_oneof()
+        .filter(|oneof| !oneof.is_synthetic());
+    Some(oneof.map_or_else(|| field.name().to_owned(), |oneof| oneof.name().to_owned()))
+}
+
+/// The message of the kind, of a specification of that kind.
+fn message(whole: &MessageDescriptor, kind: WatchKind, spec: &WatchSpec) -> Option<DynamicMessage> {
+    let mut dynamic = DynamicMessage::new(whole.clone());
+    dynamic.transcode_from(spec).ok()?;
+    match dynamic.get_field_by_name(kind.name())?.as_ref() {
+        Value::Message(message) => Some(message.clone()),
+        _ => None,
     }
 }
 
-fn fd(a: &FdSpec, b: &FdSpec) -> Option<&'static str> {
-    first_difference!("fd", a, b, [slot, readable, writable])
-}
+#[cfg(test)]
+mod tests {
+    use prost_reflect::{Cardinality, FieldDescriptor, Kind, MapKey};
 
-fn process(a: &ProcessSpec, b: &ProcessSpec) -> Option<&'static str> {
-    first_difference!(
-        "process",
-        a,
-        b,
-        [
-            command,
-            env,
-            inherited_env,
-            cwd,
-            stdin,
-            stdout,
-            stderr,
-            pipe_grace,
-            at_end,
-            kill_grace,
-            cwd_bytes,
-            env_bytes,
-            umask,
-            limits,
-            nice,
-            oom_score_adj,
-            inherited_attributes,
-            after_grace,
-            timeout
-        ]
-    )
-}
+    use super::*;
 
-fn connection(a: &ConnectionSpec, b: &ConnectionSpec) -> Option<&'static str> {
-    first_difference!(
-        "connection",
-        a,
-        b,
-        [target, keep_half_open, start_paused, connect_timeout]
-    )
-}
+    /// A value of the field that differs from its absence.
+    fn some_value(field: &FieldDescriptor) -> Value {
+        let value = match field.kind() {
+            Kind::Bool => Value::Bool(true),
+            Kind::String => Value::String("x".to_owned()),
+            Kind::Bytes => Value::Bytes("x".into()),
+            Kind::Enum(_) => Value::EnumNumber(1),
+            Kind::Int32 | Kind::Sint32 => Value::I32(1),
+            Kind::Int64 => Value::I64(1),
+            Kind::Uint32 => Value::U32(1),
+            Kind::Uint64 | Kind::Fixed64 => Value::U64(1),
+            Kind::Message(message) => Value::Message(DynamicMessage::new(message)),
+            other => panic!("no value for a field of {other:?}"),
+        };
+        if field.is_map() {
+            return Value::Map(
+                [(
+                    MapKey::String("k".to_owned()),
+                    Value::String("x".to_owned()),
+                )]
+                .into(),
+            );
+        }
+        match field.cardinality() {
+            Cardinality::Repeated => Value::List(vec![value]),
+            _ => value,
+        }
+    }
 
-fn listener(a: &ListenerSpec, b: &ListenerSpec) -> Option<&'static str> {
-    first_difference!(
-        "listener",
-        a,
-        b,
-        [target, backlog, keep_half_open, start_paused]
-    )
-}
-
-fn read_pipe(a: &ReadPipeSpec, b: &ReadPipeSpec) -> Option<&'static str> {
-    first_difference!("read_pipe", a, b, [source, start_paused])
-}
-
-fn write_pipe(a: &WritePipeSpec, b: &WritePipeSpec) -> Option<&'static str> {
-    first_difference!("write_pipe", a, b, [target])
+    #[test]
+    fn every_field_of_every_kind_is_compared_and_named() {
+        let whole = proto::descriptors()
+            .get_message_by_name("evloopd.v1.WatchSpec")
+            .unwrap();
+        for spec in whole.fields() {
+            let kind = spec.kind().as_message().unwrap().clone();
+            let of = |message: DynamicMessage| {
+                let mut dynamic = DynamicMessage::new(whole.clone());
+                dynamic.set_field(&spec, Value::Message(message));
+                dynamic.transcode_to::<WatchSpec>().unwrap()
+            };
+            let empty = of(DynamicMessage::new(kind.clone()));
+            assert_eq!(difference(&empty, &empty), None);
+            for field in kind.fields() {
+                let mut message = DynamicMessage::new(kind.clone());
+                message.set_field(&field, some_value(&field));
+                let oneof = field
+                    .containing_oneof()
+                    .filter(|oneof| !oneof.is_synthetic());
+                let name = oneof.map_or_else(|| field.name().to_owned(), |o| o.name().to_owned());
+                let path = format!("spec.{}.{name}", spec.name());
+                assert_eq!(difference(&empty, &of(message)), Some(path));
+            }
+        }
+    }
 }

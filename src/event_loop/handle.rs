@@ -13,10 +13,11 @@ use super::sweeps::Sweep;
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::{Principal, ProcessKey};
 use crate::clock;
-use crate::config::{Policy, WatchKind};
+use crate::config::Policy;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
+use crate::kinds::WatchKind;
 use crate::proto;
 use crate::watch::{Services, SignalTarget, Taken};
 

@@ -9,10 +9,10 @@ use super::mailbox::Reply;
 use super::timers::AlarmId;
 use crate::access::{ClientProcess, ProcessKey};
 use crate::clock::{self, Now};
-use crate::config::WatchKind;
 use crate::driver::SourceId;
 use crate::event::{Closed, Cursor, Labels};
 use crate::journal::Journal;
+use crate::kinds::WatchKind;
 use crate::proto;
 use crate::watch::{Need, Seat, Watch};
 

@@ -156,10 +156,10 @@ impl EventLoop {
         let differs = match (&record.spec, &registration.spec) {
             (Some(theirs), Some(ours)) => compare::difference(&theirs.decode(), ours),
             (None, None) => None,
-            _ => Some("spec"),
+            _ => Some("spec".to_owned()),
         };
         if let Some(field) = differs {
-            return Err(taken(Some(field.to_owned())));
+            return Err(taken(Some(field)));
         }
         Ok(Reserved::Exists(Box::new(Registered {
             watch: record.view(&self.shared.journal),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::record::{Encoded, Over, Record, Removal, TakenFd};
 use super::{EventLoop, Lifetime, Registration};
-use crate::config::WatchKind;
 use crate::driver::{Key, OpId};
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
+use crate::kinds::WatchKind;
 use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
 
 impl EventLoop {

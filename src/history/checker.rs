@@ -2,32 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::kinds::event_kind_name;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, Gap, GapReason, LoopState};
 
+use super::grammar::{self, Origin};
+use super::sight::Sight;
 use super::violation::require;
 use super::watch::WatchHistory;
-use super::{Rule, Summary, View, Violation, kind_name};
-
-/// Knows what a reader cannot have seen.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sight {
-    view: View,
-    from_birth: bool,
-    last_lost: u64,
-}
-
-impl Sight {
-    /// Something after the event `seq` may be there without having been delivered.
-    pub(super) fn lossy_since(self, seq: u64) -> bool {
-        self.view == View::Kinds || self.last_lost > seq
-    }
-
-    /// A watch may have had events before the first one that was delivered.
-    pub(super) fn lossy_from_start(self) -> bool {
-        !self.from_birth || self.lossy_since(0)
-    }
-}
+use super::{Rule, Summary, View, Violation};
 
 /// Verifies one subscription while it comes in.
 ///
@@ -186,13 +169,15 @@ impl Checker {
         let Some(kind) = &event.kind else {
             return Ok(()); // a kind newer than this checker
         };
-        *self.summary.kinds.entry(kind_name(kind)).or_default() += 1;
+        *self.summary.kinds.entry(event_kind_name(kind)).or_default() += 1;
         self.loop_rules(event, kind)?;
         self.follow_accepted(event, kind)?;
         if event.watch_id == 0 {
-            return require(of_the_loop(kind), Rule::ForeignKind, || {
-                format!("{seq} is {} of the loop itself", kind_name(kind))
-            });
+            return require(
+                grammar::of_event(kind) == Origin::Loop,
+                Rule::ForeignKind,
+                || format!("{seq} is {} of the loop itself", event_kind_name(kind)),
+            );
         }
         self.watch_rules(event, kind)
     }
@@ -237,17 +222,12 @@ impl Checker {
         let idle = self.state.is_some_and(|(since, state)| {
             state != LoopState::Running && !self.sight.lossy_since(since)
         });
-        // Removing a watch of a stopped loop may still flush data that was taken before.
-        let polled = matches!(
-            kind,
-            Kind::Ready(_)
-                | Kind::TimerFired(_)
-                | Kind::Accepted(_)
-                | Kind::Connected(_)
-                | Kind::Signal(_)
-        );
+        let polled = grammar::of_event(kind) == Origin::Polling;
         require(!(idle && polled), Rule::LoopIdle, || {
-            format!("{seq} is {} of a loop that does not run", kind_name(kind))
+            format!(
+                "{seq} is {} of a loop that does not run",
+                event_kind_name(kind)
+            )
         })
     }
 
@@ -296,13 +276,6 @@ impl Checker {
 }
 
 /// Kinds that are about the loop and no watch.
-const fn of_the_loop(kind: &Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_)
-    )
-}
-
 const fn may_become(old: LoopState, new: LoopState) -> bool {
     use LoopState::{Closed, Created, Running, Stopped};
     matches!(

@@ -13,7 +13,9 @@ use crate::proto::{Batch, Event, Gap};
 
 mod checker;
 pub mod file;
+mod grammar;
 mod life;
+mod sight;
 mod violation;
 mod watch;
 
@@ -290,30 +292,4 @@ fn present_at(seq: u64, watch_id: u64, recording: &Recording, rule: Rule) -> Res
     require(excused || recording.events().any(here), rule, || {
         format!("watch {watch_id} has no event at {seq}, the cursor of the reply")
     })
-}
-
-/// The name of an event's kind as in the `.proto` file.
-#[must_use]
-pub const fn kind_name(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Added(_) => "added",
-        Kind::Closed(_) => "closed",
-        Kind::Removed(_) => "removed",
-        Kind::Ready(_) => "ready",
-        Kind::TimerFired(_) => "timer_fired",
-        Kind::Started(_) => "started",
-        Kind::Data(_) => "data",
-        Kind::StreamEnd(_) => "stream_end",
-        Kind::Exited(_) => "exited",
-        Kind::Connected(_) => "connected",
-        Kind::Accepted(_) => "accepted",
-        Kind::AcceptPaused(_) => "accept_paused",
-        Kind::Eof(_) => "eof",
-        Kind::WritePaused(_) => "write_paused",
-        Kind::WriteResumed(_) => "write_resumed",
-        Kind::Signal(_) => "signal",
-        Kind::Posted(_) => "posted",
-        Kind::LoopStateChanged(_) => "loop_state_changed",
-        Kind::PolicyChanged(_) => "policy_changed",
-    }
 }

@@ -1,13 +1,15 @@
 //! The grammar of a watch's events.
 
+use crate::kinds::{WatchKind, event_kind, event_kind_name};
 use crate::proto::event::Kind;
 use crate::proto::{
-    CloseReason, Closed, Data, Event, Stream, StreamEnd, StreamEndReason, TimerFired,
+    CloseReason, Closed, Data, Event, EventKind, Stream, StreamEnd, StreamEndReason, TimerFired,
 };
 
-use super::checker::Sight;
+use super::grammar::{self, Completion, Grammar, Origin};
+use super::sight::Sight;
 use super::violation::require;
-use super::{Rule, Violation, kind_name};
+use super::{Rule, Violation};
 
 /// Most bytes of one `Data`.
 const MAX_DATA: usize = 256 * 1024;
@@ -34,8 +36,8 @@ pub(super) struct WatchHistory {
     user_data: u64,
     /// Of `Added`; `None` if the recording begins later.
     added: Option<u64>,
-    /// As in `Added`; empty if that was not seen.
-    kind: String,
+    /// As in `Added`; `None` if that was not seen, or is of a kind newer than this checker.
+    kind: Option<WatchKind>,
     /// Of the event seen last.
     last: u64,
     started: bool,
@@ -59,7 +61,7 @@ impl WatchHistory {
             id,
             user_data: event.user_data,
             added: None,
-            kind: String::new(),
+            kind: None,
             last: seq,
             started: false,
             exited: false,
@@ -74,7 +76,7 @@ impl WatchHistory {
         if let Kind::Added(added) = kind {
             let zero = Some(Told { seq, value: 0 });
             watch.added = Some(seq);
-            watch.kind.clone_from(&added.watch_kind);
+            watch.kind = added.watch_kind.parse().ok();
             watch.paused = zero;
             watch.tick = zero;
             for stream in &mut watch.streams {
@@ -85,7 +87,7 @@ impl WatchHistory {
         require(sight.lossy_from_start(), Rule::AddedFirst, || {
             format!(
                 "{seq}, the first event of watch {id}, is {}",
-                kind_name(kind)
+                event_kind_name(kind)
             )
         })?;
         watch.next(event, kind, sight)?;
@@ -112,12 +114,9 @@ impl WatchHistory {
             )
         })?;
         self.order(seq, kind, sight)?;
-        require(belongs(kind, &self.kind), Rule::ForeignKind, || {
-            format!(
-                "{seq} is {} of watch {id}, a {}",
-                kind_name(kind),
-                self.kind
-            )
+        require(belongs(kind, self.kind), Rule::ForeignKind, || {
+            let of = self.kind.map_or("watch", WatchKind::name);
+            format!("{seq} is {} of watch {id}, a {of}", event_kind_name(kind))
         })?;
         self.first_things_first(seq, kind, sight)?;
         match kind {
@@ -151,7 +150,15 @@ impl WatchHistory {
                 })?;
             }
             Kind::Closed(closed) => self.close(seq, closed, sight)?,
-            _ => {}
+            Kind::Added(_)
+            | Kind::Removed(_)
+            | Kind::Started(_)
+            | Kind::Connected(_)
+            | Kind::Accepted(_)
+            | Kind::AcceptPaused(_)
+            | Kind::Posted(_)
+            | Kind::LoopStateChanged(_)
+            | Kind::PolicyChanged(_) => {}
         }
         self.last = seq;
         Ok(())
@@ -177,7 +184,7 @@ impl WatchHistory {
             _ => require(!self.closed, Rule::AfterClosed, || {
                 format!(
                     "{seq} is {} of watch {id}, which is closed",
-                    kind_name(kind)
+                    event_kind_name(kind)
                 )
             }),
         }
@@ -196,16 +203,27 @@ impl WatchHistory {
             Kind::Connected(_) => require(!self.active, Rule::ConnectedFirst, || {
                 format!("at {seq} watch {id} connects late, or again")
             })?,
-            _ if self.kind == "process" => {
+            _ if self.begins_with() == Some(EventKind::Started) => {
                 let unseen = self.added.is_none_or(|added| sight.lossy_since(added));
                 require(self.started || unseen, Rule::StartedFirst, || {
-                    format!("{seq} is {} of watch {id} before Started", kind_name(kind))
+                    format!(
+                        "{seq} is {} of watch {id} before Started",
+                        event_kind_name(kind)
+                    )
                 })?;
             }
             _ => {}
         }
         self.active = true;
         Ok(())
+    }
+
+    fn grammar(&self) -> Option<Grammar> {
+        self.kind.map(grammar::of_watch)
+    }
+
+    fn begins_with(&self) -> Option<EventKind> {
+        self.grammar()?.begins_with
     }
 
     fn stream(&mut self, stream: Stream) -> &mut StreamHistory {
@@ -217,10 +235,11 @@ impl WatchHistory {
     }
 
     fn data(&mut self, seq: u64, data: &Data, sight: Sight) -> Result<(), Violation> {
-        let (id, process) = (self.id, self.kind == "process");
+        let id = self.id;
         let (stream, len) = (data.stream(), data.data.len());
-        let expected = stream != Stream::Unspecified && process == (stream != Stream::Input);
-        require(expected || self.kind.is_empty(), Rule::ForeignKind, || {
+        let grammar = self.grammar();
+        let expected = grammar.is_none_or(|of| of.streams.contains(&stream));
+        require(expected, Rule::ForeignKind, || {
             format!("{seq} is of {stream:?}, which watch {id} does not have")
         })?;
         require((1..=MAX_DATA).contains(&len), Rule::DataSize, || {
@@ -354,8 +373,8 @@ impl WatchHistory {
         if !whole || closed.reason() != CloseReason::Completed {
             return Ok(());
         }
-        match self.kind.as_str() {
-            "process" => {
+        match self.grammar().map_or(Completion::Any, |of| of.completes) {
+            Completion::ExitAndStreamEnds => {
                 let unended = |stream: &StreamHistory| stream.had_data && !stream.ended;
                 let done = self.exited && !self.streams.iter().any(unended);
                 require(done, Rule::CompletedEarly, || {
@@ -365,7 +384,7 @@ impl WatchHistory {
                     )
                 })
             }
-            "timer" => {
+            Completion::OneTick => {
                 let once = self.tick.is_some_and(|tick| tick.value == 1);
                 require(once, Rule::TimerCompleted, || {
                     format!(
@@ -374,7 +393,7 @@ impl WatchHistory {
                     )
                 })
             }
-            _ => Ok(()),
+            Completion::Any => Ok(()),
         }
     }
 }
@@ -386,23 +405,11 @@ fn agrees(told: Option<Told>, value: u64, sight: Sight) -> bool {
     })
 }
 
-/// A watch of this kind, if it is known, has such events.
-fn belongs(kind: &Kind, watch_kind: &str) -> bool {
-    match kind {
-        Kind::Added(_) | Kind::Closed(_) | Kind::Removed(_) => true,
-        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => false,
-        Kind::Ready(_) => ["fd", ""].contains(&watch_kind),
-        Kind::TimerFired(_) => ["timer", ""].contains(&watch_kind),
-        Kind::Started(_) | Kind::StreamEnd(_) | Kind::Exited(_) => {
-            ["process", ""].contains(&watch_kind)
-        }
-        Kind::Data(_) => ["process", "connection", "read_pipe", ""].contains(&watch_kind),
-        Kind::Connected(_) => ["connection", ""].contains(&watch_kind),
-        Kind::Accepted(_) | Kind::AcceptPaused(_) => ["listener", ""].contains(&watch_kind),
-        Kind::Eof(_) => ["connection", "read_pipe", ""].contains(&watch_kind),
-        Kind::WritePaused(_) | Kind::WriteResumed(_) => {
-            ["process", "connection", "write_pipe", ""].contains(&watch_kind)
-        }
-        Kind::Signal(_) => ["signal", ""].contains(&watch_kind),
+/// Whether a watch of this kind, if that is known, has such events.
+fn belongs(event: &Kind, watch: Option<WatchKind>) -> bool {
+    match (event, watch) {
+        (Kind::Added(_) | Kind::Closed(_) | Kind::Removed(_), _) => true,
+        (_, Some(kind)) => grammar::of_watch(kind).events.contains(&event_kind(event)),
+        (_, None) => grammar::of_event(event) != Origin::Loop,
     }
 }

@@ -11,6 +11,7 @@ use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Kind};
+use crate::kinds::event_kind;
 
 /// Encoded events are cut out of allocations of this many bytes.
 const BLOCK: usize = 64 * 1024;
@@ -347,7 +348,7 @@ impl Outbox {
     /// Numbers and encodes an event. Nobody sees it before [`Outbox::commit`].
     pub fn push(&mut self, now: Now, about: About, kind: Kind) -> u64 {
         self.newest += 1;
-        let number = event::kind_number(&kind);
+        let number = event_kind(&kind) as u8;
         let event = Event {
             seq: self.newest,
             monotonic_ns: now.monotonic,

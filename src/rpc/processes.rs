@@ -11,11 +11,11 @@ use super::stream::{Acks, EventStream, Parts};
 use super::watches::added;
 use super::watches::look;
 use super::{Api, Asker, asker, convert, mutate, object, spec, subscribe};
-use crate::config::WatchKind;
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
 use crate::journal::{Filter, Reader, Start};
+use crate::kinds::WatchKind;
 use crate::proto::*;
 use crate::watch::SignalTarget;
 

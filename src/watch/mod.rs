@@ -2,9 +2,17 @@
 //! contract, and told of completions, alarms and notices on its loop's thread.
 //!
 //! # To add a kind
-//! 1. One file here: a checked order (what a client asked for), its preparation (what may
-//!    block or fail before the watch exists), and a type that implements [`Watch`].
-//! 2. Its specification in `proto/`, and the conversion in `rpc::spec`.
+//! 1. `proto/`: its specification is a field of `WatchSpec.spec`; an event that no other kind has is
+//!    a field of `Event.kind` and a value of `EventKind`. [`crate::kinds`] has its name and number
+//!    from there, and with them the policies, the capabilities, the filters and the comparison of
+//!    specifications. Until the next four know it, nothing compiles.
+//! 2. Here, one file: a checked order (what a client asked for), its preparation (what may block or
+//!    fail before the watch exists), and a type that implements [`Watch`].
+//! 3. `rpc/spec`: `Specification` of its message turns a request into that order.
+//! 4. `ctl/watch/kinds.rs`: its verb, `Target` of its message, and `Words` of each new event.
+//! 5. `history/grammar.rs`: which events it has, in which order.
+//! 6. `tests/conformance`: what it promises, on every backend. An event for which room is set aside
+//!    has its largest size in [`crate::event::largest`].
 //!
 //! # The life of a watch
 //! [`Watch::start`] comes right after its `Added`. It ends itself with

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 
-use evloopd::history::{Checker, Recording, View, kind_name, view_of};
+use evloopd::history::{Checker, Recording, View, view_of};
+use evloopd::kinds::event_kind_name;
 use evloopd::proto::event::Kind;
 use evloopd::proto::process_service_client::ProcessServiceClient;
 use evloopd::proto::{
@@ -256,7 +257,7 @@ impl Recorder {
     pub(crate) fn kinds(&self, watch_id: u64) -> Vec<&'static str> {
         let of_it = self.recording.events().filter(|e| e.watch_id == watch_id);
         of_it
-            .filter_map(|e| e.kind.as_ref().map(kind_name))
+            .filter_map(|e| e.kind.as_ref().map(event_kind_name))
             .collect()
     }
 
@@ -268,5 +269,8 @@ impl Recorder {
 
 /// The event is of that kind.
 pub(crate) fn is(event: &Event, kind: &str) -> bool {
-    event.kind.as_ref().is_some_and(|k| kind_name(k) == kind)
+    event
+        .kind
+        .as_ref()
+        .is_some_and(|k| event_kind_name(k) == kind)
 }

@@ -189,6 +189,6 @@ fn line(event: &Event) -> String {
         Kind::Eof(eof) => format!("eof {}", eof.offset),
         Kind::TimerFired(fired) => format!("tick {} missed {}", fired.tick, fired.missed),
         Kind::LoopStateChanged(change) => format!("{:?}", change.state()),
-        other => evloopd::history::kind_name(other).to_owned(),
+        other => evloopd::kinds::event_kind_name(other).to_owned(),
     }
 }

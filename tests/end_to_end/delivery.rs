@@ -199,7 +199,7 @@ async fn filters_hide_by_watch_kind_and_label() {
         let mut filtered = Recorder::subscribe(&scene.daemon, request).await.unwrap();
         filtered.reach(last).await;
         let got = filtered.recording.events().filter_map(|e| e.kind.as_ref());
-        let got: Vec<_> = got.map(evloopd::history::kind_name).collect();
+        let got: Vec<_> = got.map(evloopd::kinds::event_kind_name).collect();
         let states = |kind: &&str| *kind != "loop_state_changed";
         assert_eq!(got.into_iter().filter(states).collect::<Vec<_>>(), expected);
         evloopd::history::check_same(&filtered.recording, &scene.recorder.recording).unwrap();

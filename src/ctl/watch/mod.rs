@@ -10,7 +10,7 @@ use super::session::{Session, answer};
 use crate::proto::{GetWatchRequest, ListWatchesRequest, RearmItem, RearmRequest, Watch, WatchRef};
 
 pub(super) mod add;
-mod kinds;
+pub(super) mod kinds;
 pub(super) mod show;
 mod take_fd;
 

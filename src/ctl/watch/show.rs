@@ -7,15 +7,16 @@ use super::super::json::word;
 use super::super::loops::survives;
 use super::super::output;
 use super::super::parse::cursor_text;
-use super::super::render::{self, address_or_unnamed, system_error, unix_address};
+use super::super::render::{self, address_or_unnamed, system_error};
 use super::super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
 use super::super::transcript::is_success;
 use super::super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
+use super::kinds::{Target as _, command};
 use crate::config::Limit;
+use crate::kinds::with_spec;
 use crate::proto::{
-    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, connection_spec,
-    listener_spec, process_spec, read_pipe_spec, timer_spec, watch::Status, watch_spec::Spec,
-    write_pipe_spec,
+    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, watch::Status,
+    watch_spec::Spec,
 };
 
 /// Watches as a table, or a line of JSON each.
@@ -128,65 +129,12 @@ pub(in crate::ctl) fn detail(watch: &Watch) -> String {
         }
         (Some(Status::Fd(status)), _) => status.fd_type.clone(),
         (Some(Status::Transport(status)), spec) if status.connected => match (&status.peer, spec) {
-            (None, Some(spec)) => of_spec(spec),
+            (None, Some(spec)) => with_spec!(spec, message => message.target()),
             (peer, _) => address_or_unnamed(peer.as_ref()),
         },
-        (_, Some(spec)) => of_spec(spec),
+        (_, Some(spec)) => with_spec!(spec, message => message.target()),
         (_, None) => String::new(),
     }
-}
-
-/// A command as a shell would take it.
-pub(in crate::ctl) fn command(spec: &ProcessSpec) -> String {
-    match &spec.command {
-        Some(process_spec::Command::Exec(exec)) => {
-            let words = exec.argv_bytes.iter().map(|w| String::from_utf8_lossy(w));
-            let words: Vec<_> = exec.argv.iter().map(Into::into).chain(words).collect();
-            let words = words.iter().map(AsRef::as_ref);
-            shlex::try_join(words.clone()).unwrap_or_else(|_| words.collect::<Vec<_>>().join(" "))
-        }
-        Some(process_spec::Command::Shell(line)) => line.clone(),
-        None => String::new(),
-    }
-}
-
-fn of_spec(spec: &Spec) -> String {
-    match spec {
-        Spec::Fd(_) => "descriptor".to_owned(),
-        Spec::Timer(timer) => match &timer.schedule {
-            Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(*time)),
-            Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(*time)),
-            Some(timer_spec::Schedule::AtRealtime(t)) => format!("at {t}"),
-            Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
-            None => String::new(),
-        },
-        Spec::Process(process) => command(process),
-        Spec::Connection(connection) => match &connection.target {
-            Some(connection_spec::Target::Tcp(tcp)) => format!("{}:{}", tcp.host, tcp.port),
-            Some(connection_spec::Target::Unix(address)) => unix_address(address),
-            Some(connection_spec::Target::Slot(_)) | None => "handed over".to_owned(),
-        },
-        Spec::Listener(listener) => match &listener.target {
-            Some(listener_spec::Target::Tcp(tcp)) => {
-                format!("{}:{}", tcp.hosts.join(","), tcp.port)
-            }
-            Some(listener_spec::Target::Unix(address)) => unix_address(address),
-            Some(listener_spec::Target::Slot(_)) | None => "handed over".to_owned(),
-        },
-        Spec::ReadPipe(pipe) => match &pipe.source {
-            Some(read_pipe_spec::Source::FifoPath(path)) => path.clone(),
-            Some(read_pipe_spec::Source::Slot(_)) | None => "handed over".to_owned(),
-        },
-        Spec::WritePipe(pipe) => match &pipe.target {
-            Some(write_pipe_spec::Target::FifoPath(path)) => path.clone(),
-            Some(write_pipe_spec::Target::Slot(_)) | None => "handed over".to_owned(),
-        },
-        Spec::Signal(signal) => signal.signals.join(" "),
-    }
-}
-
-fn of_time(time: prost_types::Duration) -> String {
-    time.try_into().map_or_else(|_| time.to_string(), span)
 }
 
 /// All about it; `on` is its loop, as far as that is known.
@@ -442,7 +390,7 @@ mod tests {
             ..ExecCommand::default()
         };
         let spec = ProcessSpec {
-            command: Some(process_spec::Command::Exec(exec)),
+            command: Some(crate::proto::process_spec::Command::Exec(exec)),
             ..ProcessSpec::default()
         };
         let shown = command(&spec);

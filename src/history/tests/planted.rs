@@ -1,12 +1,13 @@
 //! Every rule refuses a history that breaks it, and nothing else.
 
+use crate::kinds::event_kind_name;
 use std::collections::BTreeSet;
 
 use super::*;
 
 /// Where the `nth` (from 0) event of that kind of the watch is.
 fn find(facts: &[Fact], watch_id: u64, kind: &str, nth: usize) -> usize {
-    let here = |(_, f): &(usize, &Fact)| f.watch_id == watch_id && kind_name(&f.kind) == kind;
+    let here = |(_, f): &(usize, &Fact)| f.watch_id == watch_id && event_kind_name(&f.kind) == kind;
     let found = facts.iter().enumerate().filter(here).nth(nth);
     found.expect("the good history has it").0
 }

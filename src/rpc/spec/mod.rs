@@ -4,18 +4,19 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
 
 use super::Api;
 use super::convert;
 use crate::access::Peer;
-use crate::config::WatchKind;
 use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result, SystemError};
 use crate::event::largest;
 use crate::event_loop::{Handle, Lifetime, Registration};
 use crate::handover::Claimed;
-use crate::proto::{self, watch_spec::Spec};
+use crate::kinds::{WatchKind, with_spec};
+use crate::proto::{self, read_pipe_spec, watch_spec::Spec, write_pipe_spec};
 use crate::watch::address::UnixName;
 use crate::watch::{
     FdOrder, INTERVAL_MIN, Need, Order, PipeEnd, PipeOrder, Schedule, SignalOrder, TimerOrder,
@@ -34,13 +35,23 @@ const FINISHED_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What the kind-specific part of a request comes to.
 struct Plan {
-    kind: WatchKind,
     need: Need,
     order: Order,
     /// A descriptor was handed over for it.
     claimed_from: Option<Lifetime>,
     /// As shown and compared.
     spec: Spec,
+}
+
+/// A kind's specification on the wire: one implementation for each message of `WatchSpec.spec`.
+trait Specification {
+    /// The slot that it names, for a kind that takes a descriptor handed over.
+    fn slot(&self) -> Option<&Bytes> {
+        None
+    }
+
+    /// Checks it. An error names the field and what is allowed.
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan>;
 }
 
 /// Checks a request.
@@ -52,10 +63,10 @@ pub(super) fn registration(
 ) -> Result<(Registration, Order)> {
     let spec = request.spec.and_then(|spec| spec.spec);
     let spec = spec.ok_or_else(|| Error::invalid("spec", "must be set: what to watch"))?;
-    let kind = kind_of(&spec);
-    let context = Checks { api, peer, on };
-    context.allow(kind)?;
-    let plan = context.plan(spec)?;
+    let kind = WatchKind::of(&spec);
+    let checks = Checks { api, peer, on };
+    checks.allow(kind)?;
+    let plan = with_spec!(spec, message => message.plan(&checks))?;
     let lifetime = convert::lifetime(request.lifetime, peer)?;
     let lifetime = lifetime.or(plan.claimed_from).unwrap_or_default();
     let shown = proto::WatchSpec {
@@ -71,7 +82,7 @@ pub(super) fn registration(
         name: convert::new_watch_name("name", &request.name)?,
         labels: convert::labels("labels", request.labels)?,
         user_data: request.user_data,
-        kind: plan.kind,
+        kind,
         spec: Some(Box::new(shown)),
         or_existing: convert::if_exists(request.if_exists)?,
         request_id: convert::short_text("request_id", request.request_id)?,
@@ -89,42 +100,8 @@ pub(super) fn registration(
 
 /// The slot that it names.
 pub(super) fn slot(spec: &proto::WatchSpec) -> Option<&[u8]> {
-    use proto::{connection_spec, listener_spec, read_pipe_spec, write_pipe_spec};
-
-    let slot = match spec.spec.as_ref()? {
-        Spec::Fd(fd) => &fd.slot,
-        Spec::Connection(connection) => match connection.target.as_ref()? {
-            connection_spec::Target::Slot(slot) => slot,
-            _ => return None,
-        },
-        Spec::Listener(listener) => match listener.target.as_ref()? {
-            listener_spec::Target::Slot(slot) => slot,
-            _ => return None,
-        },
-        Spec::ReadPipe(pipe) => match pipe.source.as_ref()? {
-            read_pipe_spec::Source::Slot(slot) => slot,
-            read_pipe_spec::Source::FifoPath(_) => return None,
-        },
-        Spec::WritePipe(pipe) => match pipe.target.as_ref()? {
-            write_pipe_spec::Target::Slot(slot) => slot,
-            write_pipe_spec::Target::FifoPath(_) => return None,
-        },
-        Spec::Timer(_) | Spec::Process(_) | Spec::Signal(_) => return None,
-    };
+    let slot = with_spec!(spec.spec.as_ref()?, message => message.slot())?;
     Some(slot)
-}
-
-const fn kind_of(spec: &Spec) -> WatchKind {
-    match spec {
-        Spec::Fd(_) => WatchKind::Fd,
-        Spec::Timer(_) => WatchKind::Timer,
-        Spec::Process(_) => WatchKind::Process,
-        Spec::Connection(_) => WatchKind::Connection,
-        Spec::Listener(_) => WatchKind::Listener,
-        Spec::ReadPipe(_) => WatchKind::ReadPipe,
-        Spec::WritePipe(_) => WatchKind::WritePipe,
-        Spec::Signal(_) => WatchKind::Signal,
-    }
 }
 
 fn refused(field: &'static str, refusal: Refusal) -> Error {
@@ -163,19 +140,6 @@ impl Checks<'_> {
         Err(self.lacks(kind.name(), "not supported"))
     }
 
-    fn plan(&self, spec: Spec) -> Result<Plan> {
-        match spec {
-            Spec::Fd(fd) => self.fd(fd),
-            Spec::Timer(timer) => timer_plan(timer),
-            Spec::Process(process) => self.process(process),
-            Spec::Connection(connection) => self.connection(connection),
-            Spec::Listener(listener) => self.listener(listener),
-            Spec::ReadPipe(pipe) => self.read_pipe(pipe),
-            Spec::WritePipe(pipe) => self.write_pipe(pipe),
-            Spec::Signal(signal) => self.signal(signal),
-        }
-    }
-
     /// Takes a slot on approval: it is used up when the watch is made.
     fn claim(&self, field: &'static str, slot: &[u8]) -> Result<(Claimed, FileKind, Lifetime)> {
         let claimed = self.api.slots.claim(field, self.peer, slot)?;
@@ -195,71 +159,10 @@ impl Checks<'_> {
         UnixName::check(field, address)
     }
 
-    fn fd(&self, mut fd: proto::FdSpec) -> Result<Plan> {
-        let (claimed, kind, lifetime) = self.claim("spec.fd.slot", &fd.slot)?;
-        fd.slot.clear();
-        let (readable, writable) = (fd.readable, fd.writable);
-        let order = Order::Now(Box::new(move || {
-            let order = FdOrder {
-                fd: claimed.keep().0,
-                kind,
-                readable,
-                writable,
-            };
-            Ok(order.build())
-        }));
-        Ok(Plan {
-            kind: WatchKind::Fd,
-            need: Need::sources(1),
-            order,
-            claimed_from: Some(lifetime),
-            spec: Spec::Fd(fd),
-        })
-    }
-
-    fn read_pipe(&self, mut spec: proto::ReadPipeSpec) -> Result<Plan> {
-        use proto::read_pipe_spec::Source;
-
-        let end = PipeEnd::Read {
-            paused: spec.start_paused,
-        };
-        let (order, claimed_from) = match &mut spec.source {
-            None => return Err(Error::invalid("spec.read_pipe", "needs slot or fifo_path")),
-            Some(Source::Slot(slot)) => self.handed_pipe("spec.read_pipe.slot", slot, end)?,
-            Some(Source::FifoPath(path)) => (fifo("spec.read_pipe.fifo_path", path, end)?, None),
-        };
-        Ok(Plan {
-            kind: WatchKind::ReadPipe,
-            // And its end of file.
-            need: Need::sources(1).and(largest::EOF),
-            order,
-            claimed_from,
-            spec: Spec::ReadPipe(spec),
-        })
-    }
-
-    fn write_pipe(&self, mut spec: proto::WritePipeSpec) -> Result<Plan> {
-        use proto::write_pipe_spec::Target;
-
-        let end = PipeEnd::Write;
-        let (order, claimed_from) = match &mut spec.target {
-            None => return Err(Error::invalid("spec.write_pipe", "needs slot or fifo_path")),
-            Some(Target::Slot(slot)) => self.handed_pipe("spec.write_pipe.slot", slot, end)?,
-            Some(Target::FifoPath(path)) => (fifo("spec.write_pipe.fifo_path", path, end)?, None),
-        };
-        Ok(Plan {
-            kind: WatchKind::WritePipe,
-            need: Need::sources(1),
-            order,
-            claimed_from,
-            spec: Spec::WritePipe(spec),
-        })
-    }
-
     fn handed_pipe(
         &self,
         field: &'static str,
-        slot: &mut bytes::Bytes,
+        slot: &mut Bytes,
         end: PipeEnd,
     ) -> Result<(Order, Option<Lifetime>)> {
         let (claimed, _, lifetime) = self.claim(field, slot)?;
@@ -269,34 +172,6 @@ impl Checks<'_> {
             Ok(PipeOrder { claim, end }.build())
         }));
         Ok((order, Some(lifetime)))
-    }
-
-    fn signal(&self, spec: proto::SignalSpec) -> Result<Plan> {
-        let field = "spec.signal.signals";
-        if spec.signals.is_empty() || spec.signals.len() > SIGNALS_MAX {
-            return Err(Error::invalid(field, "must be 1 to 64"));
-        }
-        let mut numbers = Vec::new();
-        for name in &spec.signals {
-            let number = convert::signal(field, name)?;
-            if !self.api.registry.services().signals.allowed(number) {
-                let why = crate::config::unwatchable(number)
-                    .unwrap_or("it is not in the configuration's [signals] allow");
-                return Err(Error::PermissionDenied {
-                    message: format!("{field}: {name} cannot be watched: {why}"),
-                });
-            }
-            numbers.push(number);
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        Ok(Plan {
-            kind: WatchKind::Signal,
-            need: Need::sources(0),
-            order: Order::Now(Box::new(move || Ok(SignalOrder(numbers).build()))),
-            claimed_from: None,
-            spec: Spec::Signal(spec),
-        })
     }
 }
 
@@ -321,43 +196,158 @@ fn fifo(field: &'static str, path: &str, end: PipeEnd) -> Result<Order> {
     })))
 }
 
-fn timer_plan(timer: proto::TimerSpec) -> Result<Plan> {
-    use proto::timer_spec::Schedule as Given;
+impl Specification for proto::FdSpec {
+    fn slot(&self) -> Option<&Bytes> {
+        Some(&self.slot)
+    }
 
-    let schedule = match timer.schedule {
-        None => {
-            let allowed = "needs after, at_monotonic_ns, at_realtime or every";
-            return Err(Error::invalid("spec.timer", allowed));
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        let mut fd = self;
+        let (claimed, kind, lifetime) = checks.claim("spec.fd.slot", &fd.slot)?;
+        fd.slot.clear();
+        let (readable, writable) = (fd.readable, fd.writable);
+        let order = Order::Now(Box::new(move || {
+            let order = FdOrder {
+                fd: claimed.keep().0,
+                kind,
+                readable,
+                writable,
+            };
+            Ok(order.build())
+        }));
+        Ok(Plan {
+            need: Need::sources(1),
+            order,
+            claimed_from: Some(lifetime),
+            spec: Spec::Fd(fd),
+        })
+    }
+}
+
+impl Specification for proto::ReadPipeSpec {
+    fn slot(&self) -> Option<&Bytes> {
+        match self.source.as_ref()? {
+            read_pipe_spec::Source::Slot(slot) => Some(slot),
+            read_pipe_spec::Source::FifoPath(_) => None,
         }
-        // asyncio's call_later: a negative delay means now.
-        Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
-            Schedule::After(Duration::ZERO)
+    }
+
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        use read_pipe_spec::Source;
+
+        let mut spec = self;
+        let end = PipeEnd::Read {
+            paused: spec.start_paused,
+        };
+        let (order, claimed_from) = match &mut spec.source {
+            None => return Err(Error::invalid("spec.read_pipe", "needs slot or fifo_path")),
+            Some(Source::Slot(slot)) => checks.handed_pipe("spec.read_pipe.slot", slot, end)?,
+            Some(Source::FifoPath(path)) => (fifo("spec.read_pipe.fifo_path", path, end)?, None),
+        };
+        Ok(Plan {
+            // And its end of file.
+            need: Need::sources(1).and(largest::EOF),
+            order,
+            claimed_from,
+            spec: Spec::ReadPipe(spec),
+        })
+    }
+}
+
+impl Specification for proto::WritePipeSpec {
+    fn slot(&self) -> Option<&Bytes> {
+        match self.target.as_ref()? {
+            write_pipe_spec::Target::Slot(slot) => Some(slot),
+            write_pipe_spec::Target::FifoPath(_) => None,
         }
-        Some(Given::After(after)) => {
-            let bounds = Duration::ZERO..=CENTURY;
-            let field = "spec.timer.after";
-            Schedule::After(convert::duration(field, Some(after), CENTURY, bounds)?)
+    }
+
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        use write_pipe_spec::Target;
+
+        let mut spec = self;
+        let end = PipeEnd::Write;
+        let (order, claimed_from) = match &mut spec.target {
+            None => return Err(Error::invalid("spec.write_pipe", "needs slot or fifo_path")),
+            Some(Target::Slot(slot)) => checks.handed_pipe("spec.write_pipe.slot", slot, end)?,
+            Some(Target::FifoPath(path)) => (fifo("spec.write_pipe.fifo_path", path, end)?, None),
+        };
+        Ok(Plan {
+            need: Need::sources(1),
+            order,
+            claimed_from,
+            spec: Spec::WritePipe(spec),
+        })
+    }
+}
+
+impl Specification for proto::SignalSpec {
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        let field = "spec.signal.signals";
+        if self.signals.is_empty() || self.signals.len() > SIGNALS_MAX {
+            return Err(Error::invalid(field, "must be 1 to 64"));
         }
-        Some(Given::AtMonotonicNs(at)) => Schedule::AtMonotonic(at),
-        Some(Given::AtRealtime(at)) => {
-            let field = "spec.timer.at_realtime";
-            let nanos = u64::try_from(at.nanos).ok().filter(|n| *n < 1_000_000_000);
-            let nanos =
-                nanos.ok_or_else(|| Error::invalid(field, "nanos must be 0 to 999999999"))?;
-            let seconds = u64::try_from(at.seconds).unwrap_or(0);
-            Schedule::AtRealtime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+        let mut numbers = Vec::new();
+        for name in &self.signals {
+            let number = convert::signal(field, name)?;
+            if !checks.api.registry.services().signals.allowed(number) {
+                let why = crate::config::unwatchable(number)
+                    .unwrap_or("it is not in the configuration's [signals] allow");
+                return Err(Error::PermissionDenied {
+                    message: format!("{field}: {name} cannot be watched: {why}"),
+                });
+            }
+            numbers.push(number);
         }
-        Some(Given::Every(every)) => {
-            let bounds = INTERVAL_MIN..=CENTURY;
-            let field = "spec.timer.every";
-            Schedule::Every(convert::duration(field, Some(every), CENTURY, bounds)?)
-        }
-    };
-    Ok(Plan {
-        kind: WatchKind::Timer,
-        need: TimerOrder(schedule).need(),
-        order: Order::Now(Box::new(move || Ok(TimerOrder(schedule).build()))),
-        claimed_from: None,
-        spec: Spec::Timer(timer),
-    })
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(Plan {
+            need: Need::sources(0),
+            order: Order::Now(Box::new(move || Ok(SignalOrder(numbers).build()))),
+            claimed_from: None,
+            spec: Spec::Signal(self),
+        })
+    }
+}
+
+impl Specification for proto::TimerSpec {
+    fn plan(self, _: &Checks<'_>) -> Result<Plan> {
+        use proto::timer_spec::Schedule as Given;
+
+        let schedule = match self.schedule {
+            None => {
+                let allowed = "needs after, at_monotonic_ns, at_realtime or every";
+                return Err(Error::invalid("spec.timer", allowed));
+            }
+            // asyncio's call_later: a negative delay means now.
+            Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
+                Schedule::After(Duration::ZERO)
+            }
+            Some(Given::After(after)) => {
+                let bounds = Duration::ZERO..=CENTURY;
+                let field = "spec.timer.after";
+                Schedule::After(convert::duration(field, Some(after), CENTURY, bounds)?)
+            }
+            Some(Given::AtMonotonicNs(at)) => Schedule::AtMonotonic(at),
+            Some(Given::AtRealtime(at)) => {
+                let field = "spec.timer.at_realtime";
+                let nanos = u64::try_from(at.nanos).ok().filter(|n| *n < 1_000_000_000);
+                let nanos =
+                    nanos.ok_or_else(|| Error::invalid(field, "nanos must be 0 to 999999999"))?;
+                let seconds = u64::try_from(at.seconds).unwrap_or(0);
+                Schedule::AtRealtime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+            }
+            Some(Given::Every(every)) => {
+                let bounds = INTERVAL_MIN..=CENTURY;
+                let field = "spec.timer.every";
+                Schedule::Every(convert::duration(field, Some(every), CENTURY, bounds)?)
+            }
+        };
+        Ok(Plan {
+            need: TimerOrder(schedule).need(),
+            order: Order::Now(Box::new(move || Ok(TimerOrder(schedule).build()))),
+            claimed_from: None,
+            spec: Spec::Timer(self),
+        })
+    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Checks, HOUR, Plan};
-use crate::config::{ChildWatcher, Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX, WatchKind};
+use super::{Checks, HOUR, Plan, Specification};
+use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
@@ -20,8 +20,9 @@ const ARGUMENTS_MAX: usize = 2 << 20;
 /// Names and values.
 type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
-impl Checks<'_> {
-    pub(super) fn process(&self, mut process: proto::ProcessSpec) -> Result<Plan> {
+impl Specification for proto::ProcessSpec {
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        let mut process = self;
         let program = match &mut process.command {
             Some(command) => program(command)?,
             None => return Err(Error::invalid("spec.process", "needs exec or shell")),
@@ -70,19 +71,14 @@ impl Checks<'_> {
                     ));
                 }
             },
-            watcher: self.child_watcher(),
+            watcher: checks.on.policy().child_watcher,
         };
         Ok(Plan {
-            kind: WatchKind::Process,
             need: order.need(),
             order: Order::Later(Box::new(move |services| order.build(services))),
             claimed_from: None,
             spec: Spec::Process(process),
         })
-    }
-
-    fn child_watcher(&self) -> ChildWatcher {
-        self.on.policy().child_watcher
     }
 }
 

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Checks, HOUR, Plan, fitted};
-use crate::config::WatchKind;
+use bytes::Bytes;
+
+use super::{Checks, HOUR, Plan, Specification, fitted};
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
-use crate::proto::{self, watch_spec::Spec};
+use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::{
     ConnectionOrder, ListenOrder, ListenTarget, Need, Order, SOCKETS_MAX, StreamOptions, Target,
@@ -17,10 +18,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKLOG: i32 = 128;
 const BACKLOG_MAX: u32 = 4096;
 
-impl Checks<'_> {
-    pub(super) fn connection(&self, mut spec: proto::ConnectionSpec) -> Result<Plan> {
-        use proto::connection_spec::Target as Given;
+impl Specification for proto::ConnectionSpec {
+    fn slot(&self) -> Option<&Bytes> {
+        match self.target.as_ref()? {
+            connection_spec::Target::Slot(slot) => Some(slot),
+            connection_spec::Target::Tcp(_) | connection_spec::Target::Unix(_) => None,
+        }
+    }
 
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        use connection_spec::Target as Given;
+
+        let mut spec = self;
         let options = StreamOptions {
             keep_half_open: spec.keep_half_open,
             paused: spec.start_paused,
@@ -34,10 +43,10 @@ impl Checks<'_> {
         let target = match &mut spec.target {
             None => return Err(Error::invalid("spec.connection", "needs tcp, unix or slot")),
             Some(Given::Tcp(tcp)) => tcp_target(tcp)?,
-            Some(Given::Unix(unix)) => Target::Unix(self.unix("spec.connection.unix", unix)?),
+            Some(Given::Unix(unix)) => Target::Unix(checks.unix("spec.connection.unix", unix)?),
             Some(Given::Slot(slot)) => {
                 let field = "spec.connection.slot";
-                let (claimed, _, lifetime) = self.claim(field, slot)?;
+                let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
                 let order = Order::Now(Box::new(move || {
                     let claim = fitted(claimed, field, Purpose::Connection)?;
@@ -50,7 +59,6 @@ impl Checks<'_> {
                     Ok(order.build())
                 }));
                 return Ok(Plan {
-                    kind: WatchKind::Connection,
                     need: ConnectionOrder::NEED,
                     order,
                     claimed_from: Some(lifetime),
@@ -64,17 +72,26 @@ impl Checks<'_> {
             timeout,
         };
         Ok(Plan {
-            kind: WatchKind::Connection,
             need: ConnectionOrder::NEED,
             order: Order::Now(Box::new(move || Ok(order.build()))),
             claimed_from: None,
             spec: Spec::Connection(spec),
         })
     }
+}
 
-    pub(super) fn listener(&self, mut spec: proto::ListenerSpec) -> Result<Plan> {
-        use proto::listener_spec::Target as Given;
+impl Specification for proto::ListenerSpec {
+    fn slot(&self) -> Option<&Bytes> {
+        match self.target.as_ref()? {
+            listener_spec::Target::Slot(slot) => Some(slot),
+            listener_spec::Target::Tcp(_) | listener_spec::Target::Unix(_) => None,
+        }
+    }
 
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        use listener_spec::Target as Given;
+
+        let mut spec = self;
         let options = StreamOptions {
             keep_half_open: spec.keep_half_open,
             paused: spec.start_paused,
@@ -102,12 +119,12 @@ impl Checks<'_> {
                 listen(target, backlog, options)
             }
             Some(Given::Unix(unix)) => {
-                let name = self.unix("spec.listener.unix", unix)?;
+                let name = checks.unix("spec.listener.unix", unix)?;
                 listen(ListenTarget::Unix(name), backlog, options)
             }
             Some(Given::Slot(slot)) => {
                 let field = "spec.listener.slot";
-                let (claimed, _, lifetime) = self.claim(field, slot)?;
+                let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
                 claimed_from = Some(lifetime);
                 Order::Now(Box::new(move || {
@@ -122,7 +139,6 @@ impl Checks<'_> {
             }
         };
         Ok(Plan {
-            kind: WatchKind::Listener,
             need,
             order,
             claimed_from,

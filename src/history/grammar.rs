@@ -1,0 +1,123 @@
+//! The grammar of each kind of watch: which events it has, and which of them come first and last.
+//!
+//! A new kind of watch or event needs a line in [`of_watch`] or [`of_event`]; without it this
+//! module does not compile.
+
+use crate::kinds::WatchKind;
+use crate::proto::{EventKind, Stream, event::Kind};
+
+/// What the events of one kind of watch must be, beside `Added`, `Closed` and `Removed`.
+#[derive(Debug)]
+pub(super) struct Grammar {
+    /// The kinds of event that such a watch may have.
+    pub(super) events: &'static [EventKind],
+    /// The streams that its `Data` may be of.
+    pub(super) streams: &'static [Stream],
+    /// The event that must precede all others of these.
+    pub(super) begins_with: Option<EventKind>,
+    /// What must precede a `Closed` with the reason COMPLETED.
+    pub(super) completes: Completion,
+}
+
+/// What must have happened before a watch may close as completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completion {
+    /// Nothing in particular.
+    Any,
+    /// Its exit, and the end of each stream that had data.
+    ExitAndStreamEnds,
+    /// Its first and only tick.
+    OneTick,
+}
+
+/// A watch that carries no bytes, and may do anything at any time.
+const PLAIN: Grammar = Grammar {
+    events: &[],
+    streams: &[],
+    begins_with: None,
+    completes: Completion::Any,
+};
+
+/// The grammar of a kind of watch.
+pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
+    use EventKind::{
+        AcceptPaused, Accepted, Connected, Data, Eof, Exited, Ready, Signal, Started, StreamEnd,
+        TimerFired, WritePaused, WriteResumed,
+    };
+    use Stream::{Input, Stderr, Stdout};
+
+    match kind {
+        WatchKind::Fd => Grammar {
+            events: &[Ready],
+            ..PLAIN
+        },
+        WatchKind::Timer => Grammar {
+            events: &[TimerFired],
+            completes: Completion::OneTick,
+            ..PLAIN
+        },
+        WatchKind::Process => Grammar {
+            events: &[Started, Data, StreamEnd, Exited, WritePaused, WriteResumed],
+            streams: &[Stdout, Stderr],
+            begins_with: Some(Started),
+            completes: Completion::ExitAndStreamEnds,
+        },
+        WatchKind::Connection => Grammar {
+            events: &[Connected, Data, Eof, WritePaused, WriteResumed],
+            streams: &[Input],
+            ..PLAIN
+        },
+        WatchKind::Listener => Grammar {
+            events: &[Accepted, AcceptPaused],
+            ..PLAIN
+        },
+        WatchKind::ReadPipe => Grammar {
+            events: &[Data, Eof],
+            streams: &[Input],
+            ..PLAIN
+        },
+        WatchKind::WritePipe => Grammar {
+            events: &[WritePaused, WriteResumed],
+            ..PLAIN
+        },
+        WatchKind::Signal => Grammar {
+            events: &[Signal],
+            ..PLAIN
+        },
+    }
+}
+
+/// Where events of a kind come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The loop itself, or a client that posts: no watch has them.
+    Loop,
+    /// A source or a timer, which only a running loop looks at.
+    Polling,
+    /// Anything else that happens to a watch, also while the loop is stopped: to end a watch may
+    /// push bytes that were read before.
+    Watch,
+}
+
+/// Where an event comes from.
+pub(super) const fn of_event(kind: &Kind) -> Origin {
+    match kind {
+        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => Origin::Loop,
+        Kind::Ready(_)
+        | Kind::TimerFired(_)
+        | Kind::Accepted(_)
+        | Kind::Connected(_)
+        | Kind::Signal(_) => Origin::Polling,
+        Kind::Added(_)
+        | Kind::Closed(_)
+        | Kind::Removed(_)
+        | Kind::Started(_)
+        | Kind::Data(_)
+        | Kind::StreamEnd(_)
+        | Kind::Exited(_)
+        | Kind::AcceptPaused(_)
+        | Kind::Eof(_)
+        | Kind::WritePaused(_)
+        | Kind::WriteResumed(_) => Origin::Watch,
+    }
+}
