@@ -1,10 +1,10 @@
-//! Accepting from a listening socket that a client has, too.
+//! Accepting from a listening socket that a client shares.
 //!
-//! accept4(2) waits for a connection unless `O_NONBLOCK` is set, which whoever shares the open file
-//! description may clear at any moment; and the connection that was there may be another
-//! process's by then. io_uring tries an operation without waiting, whatever the flags say; what
-//! would wait is cancelled, and the answer to that is exact. Where there is no io_uring, a
-//! listener whose flag was cleared is refused.
+//! accept4(2) blocks when no connection is waiting, unless `O_NONBLOCK` is set. The client can
+//! clear that flag at any moment, and another process can take the connection that poll(2)
+//! reported. io_uring first tries an accept without blocking, whatever the flags; if it would
+//! block, it is cancelled, and its result says for certain whether it accepted a connection.
+//! Where there is no io_uring, a listener whose flag was cleared is refused.
 
 use std::fmt;
 use std::io;
@@ -19,13 +19,13 @@ use rustix::net::{SocketAddrAny, SocketFlags};
 
 use super::transfer::{self, Attempt, Refused};
 
-/// Names the accept, and its cancellation.
+/// `user_data` of the accept and of its cancellation.
 const ACCEPT: u64 = 1;
 const CANCEL: u64 = 2;
-/// The one and the other.
+/// Entries of the ring: one accept and its cancellation.
 const ENTRIES: u32 = 2;
 
-/// A ring of its own for one loop, made for the first listener that needs it.
+/// A separate ring for one loop, created for the first listener that needs it.
 #[derive(Default)]
 pub(super) struct Acceptor(Option<IoUring>);
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts one connection, without waiting for it.
+    /// Accepts one connection without blocking.
     pub(super) fn accept(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -48,12 +48,12 @@ impl Acceptor {
                 Err(error) => return without_ring(fd, &error),
             },
         };
-        // Kept only if nothing is left in it; else it is closed, which ends what is.
+        // Kept only if nothing is in flight. On failure the ring is closed, which ends the accept.
         let (ring, result) = accept(ring, fd).map_err(|error| Refused::from(errno(&error)))?;
         self.0 = Some(ring);
         match u32::try_from(result) {
             Ok(_) => {
-                // SAFETY: the kernel has just made this descriptor for the accept that was asked for.
+                // SAFETY: the kernel has just created this descriptor for the accept.
                 let connection = unsafe { OwnedFd::from_raw_fd(result) };
                 let peer = rustix::net::getpeername(&connection).ok().flatten();
                 Ok((connection, peer))
@@ -70,7 +70,8 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-/// There is no ring to be had: for now, or on this host.
+/// Accepts one connection where no ring could be created. Fails with the error if that may pass
+/// (too few descriptors, too little memory), and with `ENOSYS` if accept4(2) could block.
 fn without_ring(
     fd: BorrowedFd<'_>,
     error: &io::Error,
@@ -85,7 +86,7 @@ fn without_ring(
     transfer::accept(fd)
 }
 
-/// The ring, and what the kernel said of one accept.
+/// Submits one accept. Returns the ring and the kernel's result.
 fn accept(mut ring: IoUring, fd: BorrowedFd<'_>) -> io::Result<(IoUring, i32)> {
     let flags = (SocketFlags::NONBLOCK | SocketFlags::CLOEXEC).bits();
     let accept = opcode::Accept::new(Fd(fd.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
@@ -103,7 +104,7 @@ fn accept(mut ring: IoUring, fd: BorrowedFd<'_>) -> io::Result<(IoUring, i32)> {
         .user_data(CANCEL);
     push(&mut ring, &cancel)?;
     loop {
-        // What is cancelled is said at once.
+        // The cancelled accept completes at once.
         enter(&ring, 1)?;
         if let Some(result) = said(&mut ring) {
             return Ok((ring, result));
@@ -126,7 +127,7 @@ fn enter(ring: &IoUring, wanted: usize) -> io::Result<()> {
     }
 }
 
-/// What came of the accept.
+/// Returns the result of the accept, if the kernel has reported it.
 fn said(ring: &mut IoUring) -> Option<i32> {
     let mut entries = ring.completion();
     entries

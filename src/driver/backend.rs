@@ -1,4 +1,4 @@
-//! The backends by name, and which of them can be had on this host.
+//! The backends by name, and which of them are available on this host.
 
 use std::fmt;
 
@@ -6,20 +6,20 @@ use rustix::io::Errno;
 
 use super::{proactor, selector};
 
-/// How a loop learns what happened.
+/// How a loop waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LoopClass {
-    /// By readiness: wait until an operation would not block, then do it.
+    /// By readiness: the loop waits until an operation would not block, then does it.
     Selector,
-    /// By completion: the kernel does the operation and says so.
+    /// By completion: the kernel does the operation and reports the result.
     Proactor,
 }
 
 impl LoopClass {
-    /// Both.
+    /// Both classes.
     pub const ALL: [Self; 2] = [Self::Selector, Self::Proactor];
 
-    /// `selector` or `proactor`.
+    /// Returns `selector` or `proactor`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -28,13 +28,14 @@ impl LoopClass {
         }
     }
 
-    /// The class of that name.
+    /// Returns the class of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.name() == name)
     }
 
-    /// Its backends, most efficient first: the order in which `auto` tries them.
+    /// Returns the backends of this class, most efficient first: the order in which `auto` tries
+    /// them.
     #[must_use]
     pub const fn backends(self) -> &'static [Backend] {
         match self {
@@ -55,7 +56,7 @@ impl fmt::Display for LoopClass {
     }
 }
 
-/// What a loop waits with.
+/// The system interface with which a loop waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// epoll(7)
@@ -73,7 +74,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Every backend evloopd knows, also those it cannot have here.
+    /// Every backend that evloopd knows, including those that are not available on this host.
     pub const ALL: [Self; 6] = [
         Self::Epoll,
         Self::Poll,
@@ -83,7 +84,7 @@ impl Backend {
         Self::Iocp,
     ];
 
-    /// As in the configuration.
+    /// Returns the name that the configuration uses.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -96,13 +97,13 @@ impl Backend {
         }
     }
 
-    /// The backend of that name.
+    /// Returns the backend of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|backend| backend.name() == name)
     }
 
-    /// Whose it is.
+    /// Returns the class that the backend belongs to.
     #[must_use]
     pub const fn class(self) -> LoopClass {
         match self {
@@ -118,13 +119,13 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Whether the backend can be had on this host; asks the kernel.
+/// Asks the kernel whether the backend is available on this host.
 ///
-/// Exhaustion (of file descriptors, of memory) does not make a backend unavailable: it
-/// must not make `auto` choose another.
+/// Exhaustion (of file descriptors, of memory) does not make a backend unavailable: `auto` must
+/// not choose another backend because of it.
 ///
 /// # Errors
-/// Why it cannot be had, in words.
+/// The reason why the backend is not available, as text.
 pub fn availability(backend: Backend) -> Result<(), String> {
     match backend {
         Backend::Epoll | Backend::Poll | Backend::Select => match selector::probe(backend) {
@@ -139,10 +140,10 @@ pub fn availability(backend: Backend) -> Result<(), String> {
     }
 }
 
-/// The most efficient backend of the class that can be had here: what `auto` means.
+/// Returns the most efficient available backend of the class, as `auto` in a policy does.
 ///
 /// # Errors
-/// Why none can be had, backend by backend.
+/// The reasons why none is available, one for each backend.
 pub fn auto(class: LoopClass) -> Result<Backend, String> {
     let mut reasons = Vec::new();
     for &backend in class.backends() {

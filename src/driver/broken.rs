@@ -1,5 +1,5 @@
-//! In place of a backend that failed: nothing can be watched any more, and the loop that closes
-//! still has its turns.
+//! A driver that replaces one whose backend failed: the loop can watch nothing any more, but needs
+//! turns until it is closed.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::turn::wait;
 use super::{AttachError, Budget, Completion, Done, Driver, Nonblocking, Op, OpId, SourceId};
 
-/// Refuses everything with `EIO`.
+/// A driver on which every operation fails with `EIO`.
 #[derive(Debug)]
 pub(super) struct Broken {
     waker: Arc<OwnedFd>,

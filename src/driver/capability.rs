@@ -1,23 +1,22 @@
-//! What each backend can do, as data; and beside it, what asyncio's documentation says of
-//! its own loops.
+//! What each backend can do, as data, and what asyncio's documentation says about its own loops.
 
 use super::Backend;
 use crate::clock;
 use crate::kinds::WatchKind;
 
-/// Most file descriptors `select` watches at once: `FD_SETSIZE` of select(2).
+/// Most file descriptors that `select` watches at once: `FD_SETSIZE` of select(2).
 pub const SELECT_LIMIT: usize = 1024;
 
 /// One thing a backend can do, cannot do, or does up to a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capability {
-    /// As listed at `Capability.name` in `policy_service.proto`.
+    /// One of the names listed at `Capability.name` in `policy_service.proto`.
     pub name: &'static str,
-    /// Whether it can.
+    /// Whether the backend can do it.
     pub supported: bool,
-    /// Largest number, or the resolution in nanoseconds; 0 if the backend itself has no limit.
+    /// The largest number, or the resolution in nanoseconds; 0 if the backend itself has no limit.
     pub limit: u64,
-    /// Why not, or where the limit comes from.
+    /// Why it is not supported, or where the limit comes from.
     pub reason: &'static str,
 }
 
@@ -59,10 +58,10 @@ const DOCUMENTED_ON_UNIX: [&str; 9] = [
 ];
 
 /// What asyncio has and no kind of watch covers.
-const MISSING: [(&str, &str); 1] = [("datagram", "no kind of watch for it in this version")];
+const MISSING: [(&str, &str); 1] = [("datagram", "this version has no kind of watch for it")];
 
-/// What the backend can do, kinds of watch first. Empty for one that
-/// this version does not have.
+/// Returns the backend's capabilities, kinds of watch first. Empty for a backend that this version
+/// does not have.
 #[must_use]
 pub fn capabilities(backend: Backend) -> Vec<Capability> {
     let watched_fds = match backend {
@@ -72,18 +71,18 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         Backend::Kqueue | Backend::Iocp => return Vec::new(),
     };
     let read_at = match backend {
-        Backend::IoUring => Capability::up_to("read_at", 0, "the ring does; no watch asks for it"),
-        _ => Capability::no("read_at", "readiness says nothing of regular files"),
+        Backend::IoUring => Capability::up_to("read_at", 0, "no kind of watch uses it yet"),
+        _ => Capability::no("read_at", "regular files have no readiness"),
     };
     let others = [
         Capability::no(
             "regular_file",
-            "always ready: epoll_ctl(2) refuses with EPERM",
+            "it is always ready; epoll_ctl(2) refuses it with EPERM",
         ),
         Capability::up_to("watched_fds", watched_fds.0, watched_fds.1),
         Capability::yes("unix_socket"),
         Capability::yes("character_device"),
-        Capability::up_to("child_watcher", 0, "pidfd, sigchld or thread, by policy"),
+        Capability::up_to("child_watcher", 0, "pidfd, sigchld or thread: the policy chooses"),
         read_at,
         Capability::up_to(
             "clock_resolution_ns",
@@ -106,20 +105,20 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         .collect()
 }
 
-/// A loop of asyncio, as its documentation describes it. None of them was run.
+/// A loop of asyncio, as its documentation describes it. None of these loops was run.
 #[derive(Debug, Clone)]
 pub struct DocumentedLoop {
     /// `unix`, `windows` or `macos`.
     pub platform: &'static str,
-    /// The class of asyncio.
+    /// The name of its class in asyncio.
     pub name: &'static str,
-    /// Where it is described.
+    /// The version and section of the documentation.
     pub source: &'static str,
-    /// What is said of it there, and nothing else.
+    /// The capabilities that this section mentions; others are absent.
     pub capabilities: Vec<Capability>,
 }
 
-/// asyncio's loops on the platforms that the documentation of its 3.5.3 tells apart.
+/// Returns asyncio's loops on the platforms that the documentation of Python 3.5.3 distinguishes.
 #[must_use]
 pub fn documented() -> Vec<DocumentedLoop> {
     let mut unix: Vec<_> = DOCUMENTED_ON_UNIX
@@ -127,7 +126,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
         .map(Capability::yes)
         .collect();
     unix.extend([
-        Capability::up_to("watched_fds", 0, "the most efficient selector's"),
+        Capability::up_to("watched_fds", 0, "the limit of the most efficient selector"),
         Capability::yes("unix_socket"),
         Capability::yes("datagram"),
         Capability::up_to("child_watcher", 0, "set_child_watcher()"),
@@ -135,7 +134,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
     let windows_clock = Capability::up_to(
         "clock_resolution_ns",
         15_600_000,
-        "usually; 0.5 ms at best, by hardware and configuration",
+        "usually; as low as 0.5 ms, depending on hardware and configuration",
     );
     let not_on_windows = [
         Capability::no("signal", "add_signal_handler() is not supported"),
@@ -170,7 +169,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
     windows_proactor.extend(not_on_windows);
     let macos = Capability::no(
         "character_device",
-        "KqueueSelector before 10.9; select and poll can since 10.6",
+        "KqueueSelector: not before macOS 10.9; select and poll: since 10.6",
     );
     let documented = |platform, name, source, capabilities| DocumentedLoop {
         platform,

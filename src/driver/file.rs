@@ -1,9 +1,10 @@
-//! File descriptors that come from elsewhere: what they are, and how to use them
-//! without blocking. One rule, applied once, whatever the backend.
+//! File descriptors that clients hand over: what they refer to, and how to use them without
+//! blocking. The same rules hold for all backends and are applied once, when a descriptor is
+//! claimed.
 //!
-//! The file status flags of a descriptor, `O_NONBLOCK` among them, are shared with
-//! whoever else holds it: a client whose own reads suddenly fail with `EAGAIN` would be
-//! right to complain. So they are never changed; see [`Nonblocking`].
+//! The file status flags of a descriptor, `O_NONBLOCK` among them, belong to the open file
+//! description, which the client shares: setting `O_NONBLOCK` would make the client's own reads
+//! fail with `EAGAIN`. So the flags are never changed; see [`Nonblocking`].
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,7 +22,7 @@ pub use kind::FileKind;
 
 mod kind;
 
-/// Device number of /dev/tty: whoever opens it gets its own terminal.
+/// Device number of /dev/tty: each process that opens it gets its own controlling terminal.
 const DEV_TTY: (u32, u32) = (5, 0);
 
 fn device(stat: &rustix::fs::Stat) -> (u32, u32) {
@@ -42,15 +43,15 @@ pub enum Nonblocking {
     Socket,
     /// `RWF_NOWAIT` of preadv2(2) and pwritev2(2).
     Pipe,
-    /// `O_NONBLOCK` is set, by the daemon: nobody else has the open file description.
+    /// The daemon set `O_NONBLOCK`: no other process shares the open file description.
     Own,
-    /// A listening socket of a client's, whose flags are the client's: see `acceptor`. Only
+    /// A client's listening socket, whose flags the client can change: see `acceptor`. Only
     /// [`Op::Accept`] is possible.
     Listener,
-    /// They do not: only [`Op::Ready`] is possible.
+    /// Reads and writes could block: only [`Op::Ready`] is possible.
     ReadinessOnly,
-    /// It is a regular file: always ready, whose reads take as long as its storage. Only
-    /// [`Op::ReadAt`] is possible.
+    /// A regular file: it is always ready, but reads wait for its storage. Only [`Op::ReadAt`]
+    /// is possible.
     File,
 }
 
@@ -59,7 +60,7 @@ impl Nonblocking {
         matches!(self, Self::Socket | Self::Pipe | Self::Own)
     }
 
-    /// Whether an operation can be carried out without blocking.
+    /// Returns whether an operation is valid and can be carried out without blocking the loop.
     pub(super) fn allows(self, op: &Op) -> bool {
         match op {
             Op::Ready(_) => !matches!(self, Self::File | Self::Listener),
@@ -74,7 +75,7 @@ impl Nonblocking {
     }
 }
 
-/// What a file descriptor is wanted for.
+/// The purpose for which a file descriptor is claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// To watch its readiness.
@@ -83,24 +84,24 @@ pub enum Purpose {
     Reader,
     /// To write a stream of bytes to it.
     Writer,
-    /// As a connection: bytes both ways.
+    /// To read and write a stream of bytes.
     Connection,
     /// To accept connections.
     Listener,
 }
 
-/// Why a file descriptor is not taken.
+/// Why a file descriptor is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It is of a kind, or in a state, that will not do.
+    /// Its kind or state does not allow the purpose.
     #[error("{what}: {reason}")]
     Unfit {
-        /// What it is: `a regular file`.
+        /// What the descriptor refers to, such as `a regular file`.
         what: &'static str,
-        /// What is wrong with that.
+        /// Why that does not allow the purpose.
         reason: &'static str,
     },
-    /// The system refused, which may say nothing about the descriptor: `EMFILE`.
+    /// A system call failed, not necessarily because of the descriptor (`EMFILE`).
     #[error(transparent)]
     System(#[from] SystemError),
 }
@@ -115,52 +116,52 @@ impl Refusal {
     }
 }
 
-/// A file descriptor fit for [`Driver::attach`](super::Driver::attach).
+/// A file descriptor that can be passed to [`Driver::attach`](super::Driver::attach).
 #[derive(Debug)]
 pub struct Claim {
-    /// The descriptor, close-on-exec; not always the one that came.
+    /// The descriptor, close-on-exec. It may replace the one that the client handed over.
     pub fd: OwnedFd,
-    /// What it is.
+    /// What the descriptor refers to.
     pub kind: FileKind,
-    /// How to use it.
+    /// How reads and writes avoid blocking.
     pub mode: Nonblocking,
 }
 
-/// How a file descriptor that [`fit`] has looked at is taken.
+/// The result of [`fit`]: how to use a file descriptor that can be claimed.
 #[derive(Debug)]
 pub struct Fit {
     kind: FileKind,
     mode: Nonblocking,
-    /// To be used in its place.
-    anew: Option<OwnedFd>,
+    /// A reopened descriptor to use in place of the client's.
+    reopened: Option<OwnedFd>,
 }
 
 impl Fit {
-    /// Takes it. `fd` has to be the one that was looked at.
+    /// Claims the descriptor. `fd` must be the one that was passed to [`fit`].
     #[must_use]
     pub fn claim(self, fd: OwnedFd) -> Claim {
         Claim {
-            fd: self.anew.unwrap_or(fd),
+            fd: self.reopened.unwrap_or(fd),
             kind: self.kind,
             mode: self.mode,
         }
     }
 }
 
-/// Takes a file descriptor that came from a client.
+/// Claims a file descriptor that a client handed over.
 ///
 /// # Errors
-/// As [`fit`]; it is closed.
+/// As [`fit`]; the descriptor is closed.
 pub fn claim(fd: OwnedFd, purpose: Purpose) -> Result<Claim, Refusal> {
     Ok(fit(fd.as_fd(), purpose)?.claim(fd))
 }
 
-/// Looks whether a file descriptor that came from a client can be taken, and makes it
+/// Checks whether a file descriptor that a client handed over can be claimed, and makes it
 /// close-on-exec.
 ///
 /// # Errors
-/// It cannot be watched, or not be used for that purpose without blocking; or the system has no
-/// room for what that takes.
+/// The descriptor cannot be watched, or cannot be used for that purpose without blocking, or a
+/// system call failed (such as for lack of descriptors).
 pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
     let kind = inspect(fd)?;
     let flags = rustix::fs::fcntl_getfl(fd)
@@ -179,7 +180,7 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
             _ => {
                 return Err(Refusal::new(
                     kind.phrase(),
-                    "only stream sockets that are connected",
+                    "a connection must be a connected stream socket",
                 ));
             }
         },
@@ -188,7 +189,7 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
                 kind: SocketType::STREAM,
                 listening: true,
             } if flags.contains(OFlags::NONBLOCK) => Nonblocking::Listener,
-            // Unlike recv(2), accept(2) takes no flag for it.
+            // accept(2), unlike recv(2), has no flag that keeps one call from blocking.
             FileKind::Socket {
                 kind: SocketType::STREAM,
                 listening: true,
@@ -201,7 +202,7 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
             _ => {
                 return Err(Refusal::new(
                     kind.phrase(),
-                    "only stream sockets that listen",
+                    "a listener must be a listening stream socket",
                 ));
             }
         },
@@ -209,25 +210,25 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
     Ok(Fit {
         kind,
         mode,
-        anew: None,
+        reopened: None,
     })
 }
 
-/// What it is, if it can be watched at all.
+/// Returns what the descriptor refers to, if it can be watched.
 ///
 /// # Errors
-/// It cannot: it is always ready, or has no readiness.
+/// It cannot be watched because it is always ready or has no readiness, or a system call failed.
 pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     let system = |step: &'static str| move |errno| Refusal::system("the descriptor", step, errno);
-    // A descriptor with O_PATH needed no permission to open the file; reopening it would
-    // lend the daemon's.
+    // open(2) with O_PATH needs no permission on the file: reopening the descriptor would use the
+    // daemon's permissions for the client.
     if rustix::fs::fcntl_getfl(fd)
         .map_err(system("fcntl"))?
         .contains(OFlags::PATH)
     {
         return Err(Refusal::new(
             "a descriptor opened with O_PATH",
-            "it can be neither watched nor read",
+            "it can be neither watched nor read: open the file without O_PATH",
         ));
     }
     let kind = FileKind::of(fd).map_err(system("fstat"))?;
@@ -244,10 +245,10 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     if kind == FileKind::SignalFd {
         return Err(Refusal::new(
             kind.phrase(),
-            "whoever polls it is told of signals to itself, here to the daemon; watch the signal",
+            "in the daemon it would report the daemon's signals; add a signal watch instead",
         ));
     }
-    // These always have one; the others take a descriptor to ask with.
+    // These kinds always have readiness. The others are tried with epoll, which costs a descriptor.
     if matches!(
         kind,
         FileKind::Socket { .. } | FileKind::Pipe | FileKind::Fifo
@@ -256,7 +257,7 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     }
     let scratch = match epoll::create(epoll::CreateFlags::CLOEXEC) {
         Ok(scratch) => scratch,
-        // Where there is no epoll, the kind alone decides.
+        // Without epoll on this host, the kind decides alone.
         Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(kind),
         Err(errno) => return Err(Refusal::system(kind.phrase(), "epoll_create", errno)),
     };
@@ -268,7 +269,7 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     }
 }
 
-/// Takes the end of a stream of bytes.
+/// Checks a descriptor that is to be read or written as a stream of bytes.
 fn stream(
     fd: BorrowedFd<'_>,
     kind: FileKind,
@@ -294,30 +295,30 @@ fn stream(
         FileKind::PtyMaster => {
             return Err(Refusal::new(
                 kind.phrase(),
-                "it cannot be read without blocking its other holders; hand over the terminal",
+                "reading it could block, and it cannot be reopened; hand over the terminal side",
             ));
         }
         _ => {
             return Err(Refusal::new(
                 kind.phrase(),
-                "only pipes, FIFOs, stream sockets and character devices are streams of bytes",
+                "a stream must be a pipe, a FIFO, a connected stream socket or a character device",
             ));
         }
     };
     Ok(Fit {
         kind,
         mode,
-        anew: None,
+        reopened: None,
     })
 }
 
 /// Opens the FIFO at `path` for [`Purpose::Reader`] or [`Purpose::Writer`].
 ///
 /// # Errors
-/// The system's: for a writer, `ENXIO` where nobody has it open for reading. `EINVAL` for
-/// anything but a FIFO, which is left unopened.
+/// The errors of open(2): for a writer, `ENXIO` if no process has the FIFO open for reading.
+/// `EINVAL` if `path` is not a FIFO; it is not opened then.
 pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Errno> {
-    // Found before opened: opening a device may have effects.
+    // The kind is checked before the file is opened, because opening a device may have effects.
     let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Fifo {
         return Err(Errno::INVAL);
@@ -333,20 +334,21 @@ pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Errno> {
     })
 }
 
-/// Makes an open file description of our own, where `O_NONBLOCK` bothers nobody else.
+/// Reopens the file, so that `O_NONBLOCK` is set on an open file description that only the daemon
+/// has.
 fn reopen(fd: BorrowedFd<'_>, kind: FileKind, access: OFlags) -> Result<Fit, Refusal> {
     let system = |step| move |errno| Refusal::system(kind.phrase(), step, errno);
     let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
     if device(&stat) == DEV_TTY {
         return Err(Refusal::new(
             "/dev/tty",
-            "it is another terminal for every process; hand over the terminal itself",
+            "it names a different terminal in every process; hand over the terminal itself",
         ));
     }
     Ok(Fit {
         kind,
         mode: Nonblocking::Own,
-        anew: Some(open_own(fd, access).map_err(system("open"))?),
+        reopened: Some(open_own(fd, access).map_err(system("open"))?),
     })
 }
 
@@ -355,14 +357,14 @@ fn open_own(fd: BorrowedFd<'_>, access: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(link(fd), flags, Mode::empty())
 }
 
-/// Whether pipes of this kernel take `RWF_NOWAIT` (since Linux 6.4).
+/// Returns whether pipes support `RWF_NOWAIT` (since Linux 6.4).
 fn pipes_take_nowait() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     if let Some(&answer) = ANSWER.get() {
         return answer;
     }
     let Ok((reader, _writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else {
-        // Not an answer to keep; and reopening does as well.
+        // Not cached, because a lack of descriptors may pass. Reopening works meanwhile.
         return false;
     };
     let mut byte = [0];

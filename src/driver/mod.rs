@@ -1,42 +1,43 @@
 //! The contract between watches and backends.
 //!
-//! A watch never polls and never reads: it *starts an operation* on a source and is
-//! told of its completions. A backend carries operations out: by readiness
-//! (`selector`), or by completion (`proactor`). Watches are written once, against this
-//! file; a backend is one more implementation of [`Driver`].
+//! A watch never polls and never reads. It *starts an operation* on a source and later receives
+//! the operation's completions. A backend carries operations out, by readiness (`selector`) or by
+//! completion (`proactor`). Each kind of watch is written once, against this file; each backend
+//! implements [`Driver`].
 //!
 //! # To add a backend
-//! 1. By readiness (kqueue): one file in `selector/` with a `Poller`: to make one, to add,
-//!    modify and remove a descriptor under a token, and to wait, level-triggered. All else is
-//!    there. By completion (iocp): one module with a [`Driver`] that starts what the system
-//!    does by itself, keeps its memory until the system is done with it, and tells results
-//!    in their order within a turn's budget.
-//! 2. Its name, class and availability in [`backend`], what it can do in [`capability`], its
-//!    arm in [`open`], and its name among the configuration's.
-//! 3. Its line in `tests`: the suite is the contract, random programs are compared across all
-//!    backends; and its line in `tests/conformance`.
+//! 1. For a backend by readiness (kqueue), add one file to `selector/` that implements `Poller`:
+//!    it adds, modifies and removes a descriptor under a token, and waits, level-triggered. The
+//!    rest of the selector is shared. For a backend by completion (iocp), add one module that
+//!    implements [`Driver`]: it starts the system's asynchronous operations, keeps their memory
+//!    until the system is done with it, and reports results in order within a turn's budget.
+//! 2. Add its name, class and availability to [`backend`], its capabilities to [`capability`],
+//!    an arm to [`open`], and its name to the configuration.
+//! 3. Add a line to `tests`, which checks the contract and compares random programs across all
+//!    backends, and a line to `tests/conformance`.
 //!
 //! # The rules
 //!
 //! 1. An operation is named by an [`OpId`]: a watch and one of its lanes. A lane has at
 //!    most one live operation, and a source at most one in each [`Direction`].
-//! 2. [`Driver::start`] neither blocks nor completes inline. What it starts is seen in a later
-//!    [`Driver::turn`], a failure included.
+//! 2. [`Driver::start`] neither blocks nor completes inline. The result, a failure included,
+//!    comes from a later [`Driver::turn`].
 //! 3. Every operation ends in exactly one [`Completion`] with `last`. Before that,
 //!    operations that repeat ([`Op::Recv`], [`Op::Accept`]) complete any number of times.
 //! 4. [`Driver::cancel`] is asynchronous. Bytes and connections that were already taken
 //!    arrive before `last`, which may be the operation's own ending if that came first.
-//!    Cancelling what is not live does nothing.
+//!    Cancelling an operation that is not live does nothing.
 //! 5. A source is detached only without live operations. Nothing completes for it after that.
-//! 6. An operation that is not live costs nothing and reports nothing, hang-up
-//!    included: epoll and poll report `HUP` even for an empty interest, so "no
-//!    interest" means "not registered".
+//! 6. A source without a live operation costs nothing and reports nothing, not even a hang-up.
+//!    epoll and poll report `HUP` even for an empty interest, so such a source must not be
+//!    registered with them.
 //! 7. The driver owns all memory in flight.
 //! 8. The driver never changes a file status flag ([`Nonblocking`] says how it avoids blocking).
-//! 9. The bytes that a turn hands over and those that are [exposed](Driver::exposed) after it
-//!    are together at most its `budget.bytes`, or what was exposed before it if that was more:
+//! 9. The bytes that a turn hands over, plus the bytes that are [exposed](Driver::exposed) after
+//!    it, are at most `budget.bytes`, or the bytes exposed before the turn if those were more:
 //!    buffers that the kernel may fill are replenished only from the budget. A turn with a
-//!    budget of nothing hands over what was cancelled, waits as any other, and loses nothing.
+//!    budget of zero reports the ends of cancelled operations (with the bytes they had already
+//!    taken), waits like any other turn, and loses nothing.
 
 use std::fmt;
 use std::io;
@@ -71,7 +72,7 @@ pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
 pub struct Key {
     /// Index into the loop's table.
     pub slot: u32,
-    /// Tells apart the watches that were in the slot one after the other.
+    /// Distinguishes the watches that used the slot one after the other.
     pub generation: u32,
 }
 
@@ -81,25 +82,26 @@ impl fmt::Debug for Key {
     }
 }
 
-/// One of a watch's operations; each kind of watch numbers its own.
+/// The number of one of a watch's operations; each kind of watch numbers its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u8);
 
 /// Names an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpId {
-    /// Whose it is.
+    /// The watch that started it.
     pub watch: Key,
-    /// Which of the watch's.
+    /// Which of the watch's operations it is.
     pub lane: Lane,
 }
 
-/// A file descriptor in a driver's care.
+/// Names a file descriptor that a driver owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SourceId(u32);
 
 impl SourceId {
-    /// By its place in a driver's table. There are fewer descriptors than numbers.
+    /// Returns the source at this index of a driver's table. A process cannot have so many
+    /// descriptors that the index exceeds `u32::MAX`.
     fn at(index: usize) -> Self {
         Self(u32::try_from(index).unwrap_or(u32::MAX))
     }
@@ -109,12 +111,12 @@ impl SourceId {
     }
 }
 
-/// Which way an operation goes.
+/// Whether an operation reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Towards the loop.
+    /// Bytes or connections come to the loop.
     Read,
-    /// Away from it.
+    /// Bytes or connection requests go out from the loop.
     Write,
 }
 
@@ -123,35 +125,35 @@ pub enum Direction {
 pub enum Op {
     /// Reports readiness in one direction, once: [`Done::Ready`].
     Ready(Direction),
-    /// Receives again and again until end of file, failure or cancellation, at most
-    /// `max` bytes a time: [`Done::Data`], then [`Done::Eof`].
+    /// Receives repeatedly until end of file, failure or cancellation, at most `max` bytes at a
+    /// time: any number of [`Done::Data`], then [`Done::Eof`].
     Recv {
         /// Bytes, at least 1.
         max: usize,
     },
-    /// Reads once of a regular file, at most `max` bytes, in memory or not:
-    /// [`Done::Data`], whose last piece is the operation's last, or [`Done::Eof`]. By
-    /// readiness it cannot be done: it fails with `EOPNOTSUPP`.
+    /// Reads a regular file once, at most `max` bytes, from the page cache or from storage:
+    /// one or more [`Done::Data`], the last of which ends the operation, or [`Done::Eof`].
+    /// Selector backends cannot do it: it fails with `EOPNOTSUPP`.
     ReadAt {
         /// From the start of the file, bytes; at most `i64::MAX`.
         offset: u64,
         /// Bytes, at least 1.
         max: usize,
     },
-    /// Takes up to `limit` connections: [`Done::Accepted`].
+    /// Accepts up to `limit` connections: [`Done::Accepted`] for each.
     Accept {
-        /// At least 1.
+        /// Connections, at least 1.
         limit: u32,
     },
     /// Connects a socket: [`Done::Connected`].
     Connect(Box<SocketAddrAny>),
-    /// Sends, once, at least one byte and perhaps not all: [`Done::Sent`]. In a box, as the
-    /// addresses: every source has place for two operations.
+    /// Sends once, at least one byte and perhaps not all: [`Done::Sent`]. Boxed, like the
+    /// address above, to keep `Op` small: every source has space for two operations.
     Send(Box<Bytes>),
 }
 
 impl Op {
-    /// Which way it goes.
+    /// Returns whether the operation reads or writes.
     #[must_use]
     pub const fn direction(&self) -> Direction {
         match self {
@@ -165,37 +167,38 @@ impl Op {
 /// What [`Op::Ready`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
-    /// Reading will not block; of [`Direction::Read`].
+    /// Reading will not block. Set only for [`Direction::Read`].
     pub readable: bool,
-    /// Writing will not block; of [`Direction::Write`].
+    /// Writing will not block. Set only for [`Direction::Write`].
     pub writable: bool,
-    /// Both directions have ended, or the other end is gone: `POLLHUP`.
+    /// Both directions have ended, or the other end is closed: `POLLHUP`.
     pub hangup: bool,
-    /// The peer sends nothing any more: `POLLRDHUP`; of [`Direction::Read`].
+    /// The peer has shut down its sending side: `POLLRDHUP`. Set only for [`Direction::Read`].
     pub half_closed: bool,
     /// An error is pending.
     pub error: bool,
 }
 
-/// What came of an operation.
+/// A result of an operation.
 #[derive(Debug)]
 pub enum Done {
-    /// Ready, in the direction asked for or by hang-up or error.
+    /// The source is ready in the direction asked for, or has hung up or failed.
     Ready(Readiness),
-    /// Bytes, at least one.
+    /// Received bytes, at least one.
     Data(Bytes),
-    /// The end of the bytes.
+    /// The end of the incoming bytes.
     Eof,
-    /// A connection (close-on-exec, non-blocking: nobody else has it), and who it is from.
-    /// The address is large and rare: in a box, it does not make every result large.
+    /// A new connection (close-on-exec and non-blocking, since no other process shares it), and
+    /// the peer's address if known. The address is large and rare; the box keeps `Done` small.
     Accepted(OwnedFd, Option<Box<SocketAddrAny>>),
     /// The connection is established.
     Connected,
-    /// So many bytes were taken by the kernel.
+    /// The number of bytes that the kernel took.
     Sent(usize),
-    /// The system refused.
+    /// The system call failed, or the operation could not be started.
     Failed(Errno),
-    /// Cancelled before anything else ended it, or (Accept) the limit was reached.
+    /// The operation was cancelled before anything else ended it, or (`Accept`) reached its
+    /// limit.
     Cancelled,
 }
 
@@ -204,76 +207,77 @@ pub enum Done {
 pub struct Completion {
     /// The operation.
     pub id: OpId,
-    /// What came of it.
+    /// The result.
     pub done: Done,
-    /// It has ended: nothing more comes of it.
+    /// Whether the operation has ended: no completion follows.
     pub last: bool,
 }
 
-/// How much one turn may do. What does not fit is there for a later one.
+/// How much one turn may report. The rest is kept for a later turn.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Completions; exceeded by those of cancelled and refused operations only.
+    /// Completions. Only those of cancelled and refused operations may exceed it.
     pub completions: usize,
-    /// Bytes received, those that stay exposed included.
+    /// Received bytes, including bytes that stay [exposed](Driver::exposed).
     pub bytes: usize,
 }
 
-/// Why a file descriptor was not taken; the descriptor is closed.
+/// Why a file descriptor could not be attached; the descriptor is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachError {
-    /// The backend watches as many as it can.
+    /// The backend already watches this many sources, its maximum.
     Limit(usize),
-    /// The system refused.
+    /// A system call failed.
     System(Errno),
 }
 
 /// A backend at work for one loop, on that loop's thread.
 pub trait Driver: Send + fmt::Debug {
-    /// Takes a file descriptor into its care.
+    /// Takes ownership of a file descriptor.
     ///
     /// # Errors
-    /// The backend's limit, or the system's. Neither leaves anything behind.
+    /// The backend's limit, or a failed system call. Neither leaves anything behind.
     fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Result<SourceId, AttachError>;
 
-    /// How many more sources it can take.
+    /// Returns how many more sources can be attached.
     fn room(&self) -> usize;
 
     /// Starts an operation.
     fn start(&mut self, id: OpId, source: SourceId, op: Op);
 
-    /// Asks for an operation's end.
+    /// Asks that an operation end.
     fn cancel(&mut self, id: OpId, source: SourceId);
 
-    /// Gives the file descriptor back. It must have no live operation.
+    /// Removes a source and returns its file descriptor. The source must have no live operation.
     fn detach(&mut self, source: SourceId) -> Option<OwnedFd>;
 
-    /// The file descriptor, to ask it things (`getsockname`) or to shut it down.
+    /// Returns the file descriptor, for calls such as `getsockname` and `shutdown`.
     fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>>;
 
-    /// Whether somebody else may have the open file description.
+    /// Returns whether another process may share the open file description.
     fn is_shared(&self, source: SourceId) -> bool;
 
-    /// Bytes that may still be handed over whatever the next budget says: room in buffers
-    /// that the kernel may fill, and what was taken but not told yet.
+    /// Returns the number of bytes that may still be handed over regardless of the next budget:
+    /// space in buffers that the kernel may fill, and bytes that were received but not reported.
     fn exposed(&self) -> usize {
         0
     }
 
-    /// Whether the last turn got to everything: nothing that was started is ready and still to be told.
+    /// Returns whether the last turn examined every source: no live operation is ready and
+    /// unreported.
     fn has_looked(&self) -> bool {
         true
     }
 
-    /// Carries operations out and appends what came of them, in the order the
-    /// system gave them.
+    /// Carries operations out and appends their completions, in the order in which the system
+    /// reported them.
     ///
-    /// Waits for at most `timeout` (`None`: for ever, zero: not at all; rounded up, never
-    /// down, where the system is coarser) until there is a completion or the loop's
-    /// waker is kicked.
+    /// Waits for at most `timeout` until there is a completion or the loop's waker is readable.
+    /// `None` waits without limit, zero not at all; a timeout finer than the system's resolution
+    /// is rounded up.
     ///
     /// # Errors
-    /// Only when waiting itself fails: the loop cannot go on.
+    /// Only if waiting itself fails: the loop cannot go on.
     fn turn(
         &mut self,
         timeout: Option<Duration>,
@@ -282,18 +286,18 @@ pub trait Driver: Send + fmt::Debug {
     ) -> io::Result<()>;
 }
 
-/// In place of a backend whose [`Driver::turn`] failed: it ends with it, its sources are closed, and
-/// whatever is started fails.
+/// Returns a driver to replace one whose [`Driver::turn`] failed. Dropping the failed driver closes
+/// its sources; every operation started on the replacement fails.
 #[must_use]
 pub fn broken(waker: Arc<OwnedFd>) -> Box<dyn Driver> {
     Box::new(broken::Broken::new(waker))
 }
 
-/// Opens a backend. The loop's `waker`, an eventfd, ends its waits for as long as it is
+/// Opens a backend. The loop's `waker`, an eventfd, ends every wait for as long as it is
 /// readable; the driver does not read it.
 ///
 /// # Errors
-/// The backend cannot be had here, or the system's.
+/// The backend is not available on this host, or a system call failed.
 pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     match backend {
         Backend::Epoll | Backend::Poll | Backend::Select => selector::open(backend, waker),

@@ -1,4 +1,4 @@
-//! The system calls that move bytes and connections, none of which blocks.
+//! The system calls that transfer bytes and connections. None of them blocks.
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
@@ -15,34 +15,34 @@ use super::{Direction, Nonblocking, Readiness};
 
 /// Most bytes of one read.
 pub(super) const READ_MAX: usize = 256 * 1024;
-/// Reads up to this size share an allocation with others.
+/// Results of at most this many bytes share an allocation.
 const SMALL_MAX: usize = 16 * 1024;
-/// Size of such an allocation.
+/// Size of a shared allocation.
 const CHUNK: usize = 64 * 1024;
 
-/// Why an attempt came to nothing.
+/// Why a system call did not succeed.
 pub(super) enum Refused {
-    /// It would have blocked.
+    /// It would have blocked, or a signal interrupted it.
     ForNow,
-    /// The system does not do it.
+    /// It failed.
     ForGood(Errno),
 }
 
 impl From<Errno> for Refused {
     fn from(errno: Errno) -> Self {
         match errno {
-            // A signal came first: the source is still ready, and will be reported again.
+            // After EINTR the source is still ready and is reported again.
             Errno::AGAIN | Errno::INTR => Self::ForNow,
             errno => Self::ForGood(errno),
         }
     }
 }
 
-/// What an attempt came to.
+/// The outcome of a system call that must not block.
 pub(super) type Attempt<T> = Result<T, Refused>;
 
-/// Copies what was read out of memory that will be read into again. Small copies share
-/// an allocation.
+/// Copies received bytes out of a buffer that the next read reuses. Small copies share an
+/// allocation.
 #[derive(Default)]
 pub(super) struct Chunk(BytesMut);
 
@@ -59,7 +59,7 @@ impl Chunk {
     }
 }
 
-/// Where reads go: every read into the same memory, of which only what was read is copied.
+/// A read buffer: every read uses the same memory, and only the bytes read are copied out.
 pub(super) struct Intake {
     scratch: Box<[u8]>,
     chunk: Chunk,
@@ -74,13 +74,13 @@ impl fmt::Debug for Intake {
 impl Intake {
     pub(super) fn new() -> Self {
         Self {
-            // A loop may never read anything.
+            // Allocated at the first read: some loops never read.
             scratch: Box::default(),
             chunk: Chunk::default(),
         }
     }
 
-    /// Reads once, at most `max` bytes; no bytes mean the end.
+    /// Reads once, at most `max` bytes. Empty bytes mean end of file.
     pub(super) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -108,14 +108,14 @@ impl Intake {
         };
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
-            // The other side of a pseudoterminal is gone, see ioctl_tty(2).
+            // The other side of a pseudoterminal is closed, see ioctl_tty(2).
             Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Bytes::new()),
             Err(errno) => Err(errno.into()),
         }
     }
 }
 
-/// Sends what the kernel takes now.
+/// Sends as many of the bytes as the kernel takes now.
 pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attempt<usize> {
     let sent = match mode {
         Nonblocking::Socket => {
@@ -130,14 +130,14 @@ pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attem
     Ok(sent?)
 }
 
-/// Accepts one connection, of a listener that nobody else has.
+/// Accepts one connection from a listener whose `O_NONBLOCK` is set.
 pub(super) fn accept(fd: BorrowedFd<'_>) -> Attempt<(OwnedFd, Option<SocketAddrAny>)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(rustix::net::acceptfrom_with(fd, flags)?)
 }
 
-/// Errors of the connection that was to be accepted, not of the listener: accept(2) says
-/// to go on with the next.
+/// Returns whether an error of accept(2) concerns the connection and not the listener. The man
+/// page says to try again after such errors.
 pub(super) const fn concerns_one_connection(errno: Errno) -> bool {
     matches!(
         errno,
@@ -158,20 +158,20 @@ pub(super) const fn concerns_one_connection(errno: Errno) -> bool {
 pub(super) fn connect(fd: BorrowedFd<'_>, address: &SocketAddrAny) -> Attempt<()> {
     match rustix::net::connect(fd, address) {
         Ok(()) => Ok(()),
-        // Interrupted, it goes on by itself like one in progress.
+        // An interrupted connect goes on in the kernel like one in progress.
         Err(Errno::INPROGRESS | Errno::INTR) => Err(Refused::ForNow),
-        // EAGAIN, of a Unix socket whose peer's backlog is full, is not in progress.
+        // EAGAIN means that the backlog of a Unix listener is full: no connect is in progress.
         Err(errno) => Err(Refused::ForGood(errno)),
     }
 }
 
-/// Whether it is connected by now.
+/// Returns `Ok` if the socket is connected, and the error with which connecting failed otherwise.
 pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
     readiness(fd, Direction::Write)?;
     sockopt::socket_error(fd)?.map_err(Refused::ForGood)
 }
 
-/// What poll(2) says of one descriptor now.
+/// Calls poll(2) on one descriptor without waiting.
 fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
     let wanted = match direction {
         Direction::Read => PollFlags::IN | PollFlags::RDHUP,
@@ -184,11 +184,11 @@ fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
     Ok(fds[0].revents())
 }
 
-/// Asks for the readiness of one descriptor, in the words of poll(2): the same answer
-/// on every backend, and one that is not older than this call.
+/// Returns the readiness of one descriptor according to poll(2). So the answer is the same on
+/// every backend, and is not older than this call.
 pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Readiness> {
     let found = poll(fd, direction)?;
-    // As select(2) has it: what has ended or failed does not block either.
+    // As with select(2): a descriptor that has reached its end or failed does not block either.
     let (reads, writes) = match direction {
         Direction::Read => (
             PollFlags::IN | PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR,
@@ -205,9 +205,10 @@ pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Rea
     })
 }
 
-/// Tells a source that was reported for nothing, which happens, from one whose error or
-/// hang-up stays but no operation takes it (a queue of error messages, see `MSG_ERRQUEUE`
-/// of recv(2)): to wait on would be to spin.
+/// Called when a source was reported ready but the operation would block. Returns `None` if that
+/// was a spurious report. Returns an error if the source has an error or hang-up that no operation
+/// clears (such as a queue of error messages, see `MSG_ERRQUEUE` of recv(2)): waiting for it again
+/// would return at once, for ever.
 pub(super) fn stuck(fd: BorrowedFd<'_>, direction: Direction) -> Option<Errno> {
     let found = poll(fd, direction).ok()?;
     if found.intersects(PollFlags::IN | PollFlags::OUT) {

@@ -1,5 +1,5 @@
-//! What the turns of all drivers have in common: a budget that shrinks, and waits that
-//! are neither short nor endless.
+//! Code that the turns of all drivers share: the budget, and timeouts in the form that the
+//! system takes.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::acceptor::Acceptor;
 use super::transfer::{self, Refused};
 use super::{Budget, Completion, Done, Nonblocking, OpId};
 
-/// Longest single wait; a loop that has longer to wait simply waits again. Far below
-/// what any system call counts in 31 bits of milliseconds (24.8 days).
+/// The longest single wait; a loop whose next deadline is later waits again. Far below the
+/// maximum of system calls that count milliseconds in 31 bits (24.8 days).
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Most connections one event is good for, those that failed on the way included.
+/// Most connections accepted for one readiness event, failed attempts included.
 const ACCEPTS_MAX: usize = 64;
 
-/// A wait as the system takes it.
+/// Converts a timeout for the system, at most [`LONGEST_WAIT`].
 pub(super) fn timespec(timeout: Duration) -> Timespec {
     Timespec::try_from(timeout.min(LONGEST_WAIT)).unwrap_or_default()
 }
 
-/// Waits for the waker alone.
+/// Waits for the waker only.
 pub(super) fn wait(waker: &OwnedFd, timeout: Option<Duration>) -> Result<(), Errno> {
     let mut fds = [PollFd::new(waker, PollFlags::IN)];
     match rustix::event::poll(&mut fds, timeout.map(timespec).as_ref()) {
@@ -33,16 +33,16 @@ pub(super) fn wait(waker: &OwnedFd, timeout: Option<Duration>) -> Result<(), Err
     }
 }
 
-/// What is left of a turn's budget, and where its completions go.
+/// The state of one turn: its remaining budget and its completions.
 pub(super) struct Turn<'a> {
-    /// What is left.
+    /// The remaining budget.
     pub(super) budget: Budget,
     out: &'a mut Vec<Completion>,
-    /// Something was told.
+    /// Whether this turn has reported a completion.
     pub(super) progress: bool,
-    /// Bytes it may hand over and leave exposed.
+    /// Bytes that the turn may hand over and leave exposed together.
     bytes: usize,
-    /// Bytes it has handed over.
+    /// Bytes that the turn has handed over.
     handed_over: usize,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Turn<'a> {
         self.push(id, Done::Data(bytes), last);
     }
 
-    /// Bytes that may be exposed beyond those that are.
+    /// Returns how many bytes may be exposed in addition to the `exposed` ones.
     pub(super) const fn room(&self, exposed: usize) -> usize {
         self.bytes
             .saturating_sub(self.handed_over)
@@ -80,7 +80,7 @@ impl<'a> Turn<'a> {
         self.budget.completions == 0 || self.budget.bytes == 0
     }
 
-    /// Takes connections until there are no more, or the budget is spent. True when the
+    /// Accepts connections until none is waiting or the budget is spent. Returns true when the
     /// operation's limit is reached.
     pub(super) fn accept(
         &mut self,

@@ -18,9 +18,9 @@ pub enum FileKind {
         /// It accepts connections.
         listening: bool,
     },
-    /// An anonymous pipe, as of pipe(2).
+    /// An anonymous pipe, see pipe(2).
     Pipe,
-    /// A pipe with a name, as of fifo(7).
+    /// A named pipe, see fifo(7).
     Fifo,
     /// A terminal.
     Tty,
@@ -51,7 +51,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// As in `FdState.fd_type`.
+    /// Returns the name that `FdState.fd_type` has.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -74,7 +74,7 @@ impl FileKind {
         }
     }
 
-    /// In a sentence, with its article.
+    /// Returns the kind with its article, for use in a sentence.
     pub(super) const fn phrase(self) -> &'static str {
         match self {
             Self::Socket {
@@ -108,11 +108,11 @@ impl FileKind {
     }
 
     pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        // Before the type: a pidfd passes for a regular file.
+        // Checked before the file type, because some kernels report a pidfd as a regular file.
         if let Some(kind) = Self::of_anonymous(fd) {
             return Ok(kind);
         }
-        // What is known of the file: its file system, which may be a client's, is not asked.
+        // Cached attributes only: a client may serve the file system (FUSE) and never answer.
         let stat = rustix::fs::statx(
             fd,
             c"",
@@ -137,8 +137,9 @@ impl FileKind {
         })
     }
 
-    /// Goes by the link in /proc, the only place that tells these apart. Names of real
-    /// files begin with a slash there, so that none can pass for one of these.
+    /// Returns the kind of a kernel object without a name in any file system, from its link in
+    /// /proc, which alone distinguishes these kinds. The link of a real file begins with a slash,
+    /// so no file can imitate one.
     fn of_anonymous(fd: BorrowedFd<'_>) -> Option<Self> {
         let link = rustix::fs::readlink(link(fd), Vec::new()).ok()?;
         let link = link.to_str().ok()?;
@@ -160,5 +161,5 @@ impl FileKind {
     }
 }
 
-/// Device number of /dev/ptmx: whoever opens it gets a new pseudoterminal.
+/// Device number of /dev/ptmx: every open(2) creates a new pseudoterminal.
 const PTMX: (u32, u32) = (5, 2);

@@ -7,7 +7,7 @@ use rustix::pipe::pipe;
 
 use super::*;
 
-/// The signals of whoever polls it would be the daemon's.
+/// A signalfd reports the signals of the process that polls it, which would be the daemon.
 #[test]
 fn a_signalfd_is_refused() {
     let mut signals = nix::sys::signal::SigSet::empty();
@@ -112,7 +112,7 @@ fn a_fifo_is_reopened_and_its_flags_stay() {
         assert!(fcntl_getfl(&claim.fd).unwrap().contains(OFlags::NONBLOCK));
         assert!(!fcntl_getfl(&end).unwrap().contains(OFlags::NONBLOCK));
     }
-    // One that names a file without having opened it lends nobody's permission.
+    // An O_PATH descriptor is refused: reopening it would use the daemon's permissions.
     let named = open(&name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     assert_eq!(
         refusal(named, Purpose::Reader),
