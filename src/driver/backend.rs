@@ -130,7 +130,7 @@ pub fn availability(backend: Backend) -> Result<(), String> {
     match backend {
         Backend::Epoll | Backend::Poll | Backend::Select => match selector::probe(backend) {
             Err(errno @ (Errno::NOSYS | Errno::PERM | Errno::ACCESS)) => Err(format!(
-                "the kernel, or a seccomp filter, refuses {backend}: {errno}"
+                "the kernel or a seccomp filter refuses {backend}: {errno}"
             )),
             _ => Ok(()),
         },

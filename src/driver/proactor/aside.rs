@@ -1,9 +1,9 @@
-//! Waiting for room to write where a poll of the ring cannot.
+//! Waiting until a source is writable where a poll of the ring cannot.
 //!
-//! The kernel adds `RDHUP` to whatever a poll of the ring asks for (`IO_POLL_UNMASK`). Where the
-//! peer has shut down its side, one that waits for room to write ends at once, as often as it is
-//! asked for. epoll(7) reports `RDHUP` only to those who ask: such sources wait in an instance of
-//! it, which the ring polls.
+//! The kernel adds `RDHUP` to the events of every poll of the ring (`IO_POLL_UNMASK`). If the peer
+//! has shut down its sending side, a poll for writing therefore ends at once, every time. epoll(7)
+//! reports `RDHUP` only on request, so such sources wait in an epoll instance, which the ring
+//! polls.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -17,17 +17,17 @@ use super::operation::{Stage, What};
 use crate::driver::Done;
 use crate::driver::turn::timespec;
 
-/// Most sources heard of at once; the others are still ready after that.
+/// Most sources taken from epoll at once; the next poll reports the others.
 const EVENTS_MAX: usize = 64;
 
-/// See the module.
+/// The sources that wait in an epoll instance instead of the ring.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
-    /// Made for the first that needs it.
+    /// The epoll instance, created for the first source that needs it.
     epoll: Option<OwnedFd>,
-    /// Sources in it.
+    /// Number of sources in it.
     waiting: usize,
-    /// The ring polls it.
+    /// Whether a poll of it is in the ring.
     pub(super) polled: bool,
 }
 
@@ -51,13 +51,13 @@ impl Aside {
         }
     }
 
-    /// What the ring is to poll, if it does not.
+    /// Returns the epoll instance if the ring should poll it and does not yet.
     pub(super) fn unpolled(&self) -> Option<&OwnedFd> {
         let wanted = self.waiting > 0 && !self.polled;
         self.epoll.as_ref().filter(|_| wanted)
     }
 
-    /// Those that are ready.
+    /// Returns the operations whose sources are ready.
     fn ready(&self) -> Vec<Token> {
         let Some(epoll) = &self.epoll else {
             return Vec::new();
@@ -65,7 +65,7 @@ impl Aside {
         let mut buffer = [const { MaybeUninit::uninit() }; EVENTS_MAX];
         let now = timespec(std::time::Duration::ZERO);
         let found = epoll::wait(epoll, &mut buffer, Some(&now));
-        // What is not told now is told by the next poll.
+        // After a failure the sources are still ready, and the next poll reports them.
         let found = found.map(|(found, _)| found).unwrap_or_default();
         let tokens = found.iter().map(|event| Token::numbered(event.data.u64()));
         tokens.collect()
@@ -73,7 +73,7 @@ impl Aside {
 }
 
 impl Proactor {
-    /// The poll of the ring ended for nothing that it was asked for: waits aside.
+    /// Makes an operation wait in epoll after the ring's poll ended only because of `RDHUP`.
     pub(super) fn set_aside(&mut self, token: Token) {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
@@ -90,7 +90,7 @@ impl Proactor {
         }
     }
 
-    /// It waits no more.
+    /// Removes an operation's source from epoll.
     pub(super) fn leave_aside(&mut self, token: Token) {
         if let Some(source) = self.sources.get_mut(token.source())
             && let Some((fd, _)) = source.parts(token.direction())
@@ -99,7 +99,7 @@ impl Proactor {
         }
     }
 
-    /// The ring's poll of those aside has ended.
+    /// Goes on with the operations that are ready, after the ring's poll of epoll has ended.
     pub(super) fn look_aside(&mut self) {
         self.aside.polled = false;
         for token in self.aside.ready() {

@@ -1,9 +1,10 @@
-//! The memory that received bytes go to: buffers provided to the kernel in a ring of
-//! their own (`IORING_REGISTER_PBUF_RING` of io_uring_register(2)), from which it takes
-//! one when there are bytes. So idle sources have none.
+//! The memory for received bytes: buffers that are provided to the kernel in a separate ring
+//! (`IORING_REGISTER_PBUF_RING` of io_uring_register(2)). The kernel takes a buffer only when
+//! bytes arrive, so idle sources use none.
 //!
-//! Where the kernel can (see [`Buffers::new`]), it fills a buffer bit by bit: a thousand
-//! sources with a byte each share one. Else each receive takes a small buffer of its own.
+//! Where the kernel supports it (see [`Buffers::new`]), it fills a buffer in increments: a
+//! thousand sources with one byte each share a buffer. Elsewhere each receive uses a whole small
+//! buffer.
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
@@ -14,34 +15,34 @@ use io_uring::{IoUring, opcode};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// The one group of buffers.
+/// The only group of buffers.
 pub(super) const GROUP: u16 = 0;
 /// Places in the ring shared with the kernel; a power of 2.
 const PLACES: u16 = 256;
-/// Memory is taken from the system in such pieces; what is not written to takes none.
+/// Memory is mapped in pieces of this many bytes; untouched pages use no memory.
 const PIECE: usize = 64 * 1024;
-/// Size of a buffer that is used as a whole, however little comes.
+/// Size of a buffer that a single receive uses up, however few bytes arrive.
 const WHOLE: usize = 4 * 1024;
-/// Bytes provided at first, and at most; a shortage doubles them. More than this leaves the
-/// processor's cache between two uses: sockets gave 3 GB/s with 1 MiB, 7 with 256 KiB.
+/// Bytes provided at first, and at most; a shortage doubles them. A larger maximum would leave
+/// the processor's cache between two uses: sockets gave 3 GB/s with 1 MiB, 7 with 256 KiB.
 const TARGET_MIN: usize = 64 * 1024;
 const TARGET_MAX: usize = 256 * 1024;
-/// Most buffers filled bit by bit: more than the target needs, as some are nearly full.
+/// Most buffers that are filled in increments: more than the target needs, as some are nearly full.
 const BITWISE_MAX: usize = 16;
 
-/// Memory of our own, in whole pages, all zero at first.
+/// Private memory in whole pages, initially zero.
 struct Pages {
     at: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: it is memory like any other; nothing about it belongs to a thread.
+// SAFETY: the mapping is ordinary memory and is not tied to a thread.
 unsafe impl Send for Pages {}
 
 impl Pages {
     fn new(len: usize) -> Result<Self, Errno> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: no address is asked for, so no memory in use is replaced.
+        // SAFETY: no address is requested, so the mapping replaces no memory in use.
         let at = unsafe { mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE)? };
         let at = NonNull::new(at.cast::<u8>()).ok_or(Errno::NOMEM)?;
         Ok(Self { at, len })
@@ -50,33 +51,33 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped it, and whoever has a pointer into it has been dropped with
-        // it or before.
+        // SAFETY: `new` mapped it, and every `Buffer` that points into it has been dropped before
+        // it or together with it.
         let _ = unsafe { munmap(self.at.as_ptr().cast::<c_void>(), self.len) };
     }
 }
 
-/// A buffer; it is provided if `end` is not 0.
+/// A buffer. The kernel owns its bytes from `start` to `end`; it is provided if `end` is not 0.
 struct Buffer {
     at: NonNull<u8>,
-    /// Bytes before this one were taken out.
+    /// The bytes before this offset were taken out.
     start: usize,
-    /// Bytes from this one on are not the kernel's.
+    /// The bytes from this offset on were not provided to the kernel.
     end: usize,
 }
 
 // SAFETY: as for `Pages`, which it points into.
 unsafe impl Send for Buffer {}
 
-/// All buffers of one ring. They must outlive whatever the kernel may fill them for.
+/// All buffers of one ring. They must outlive every operation for which the kernel may fill them.
 pub(super) struct Buffers {
     places: Pages,
     tail: u16,
-    /// The kernel knows of the places.
+    /// Whether `places` is registered with the kernel.
     registered: bool,
     bitwise: bool,
     buffers: Vec<Buffer>,
-    /// Those not provided, by their numbers.
+    /// Numbers of the buffers that are not provided.
     free: Vec<u16>,
     pieces: Vec<Pages>,
     exposed: usize,
@@ -84,12 +85,13 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// Registers a ring without buffers. `bitwise`: buffers are filled bit by bit, if the
-    /// kernel can.
+    /// Registers a ring without buffers. With `bitwise`, the kernel fills buffers in increments,
+    /// if it can.
     ///
-    /// It can since Linux 6.12, but some that can tell the bits in another order than they
-    /// fill them (until "ensure deferred completions are flushed for multishot"). Those of
-    /// 6.16 and later do not, and they are known by an operation that came with 6.16.
+    /// Linux can since 6.12 (`IOU_PBUF_RING_INC`), but kernels before the commit "ensure deferred
+    /// completions are flushed for multishot" may report increments in another order than they
+    /// were filled. Linux 6.16 and later have that commit, and are recognised by an operation
+    /// that 6.16 added.
     pub(super) fn new(
         ring: &IoUring,
         probe: &io_uring::Probe,
@@ -119,15 +121,15 @@ impl Buffers {
         let flags = u16::try_from(flags).unwrap_or(0);
         let address = self.places.at.as_ptr().expose_provenance() as u64;
         let submitter = ring.submitter();
-        // SAFETY: the places are page-aligned, as many as is said, and stay where they are
-        // for as long as `self`, which outlives the ring's use of them.
+        // SAFETY: `places` is page-aligned, has PLACES entries, and stays at its address for as
+        // long as `self`, which outlives the ring's use of it.
         unsafe { submitter.register_buf_ring_with_flags(address, PLACES, GROUP, flags) }
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
         self.registered = true;
         Ok(())
     }
 
-    /// Takes all buffers back and gives their memory up. Nothing in flight receives.
+    /// Takes all buffers back and frees their memory. No receive may be in flight.
     pub(super) fn withdraw(&mut self, ring: &IoUring) {
         if self.exposed == 0 || ring.submitter().unregister_buf_ring(GROUP).is_err() {
             return;
@@ -140,30 +142,30 @@ impl Buffers {
         self.pieces.clear();
     }
 
-    /// Whether buffers are filled bit by bit.
+    /// Returns whether the kernel fills buffers in increments.
     pub(super) const fn are_bitwise(&self) -> bool {
         self.bitwise
     }
 
-    /// Bytes that the kernel may fill without asking again.
+    /// Returns the number of bytes that the kernel may fill without asking again.
     pub(super) const fn exposed(&self) -> usize {
         self.exposed
     }
 
-    /// There were not enough.
+    /// Doubles the target after a receive has found no buffer.
     pub(super) fn grow(&mut self) {
-        // A shortage of room, not of the target, is no reason.
+        // If the budget and not the target caused the shortage, a larger target would not help.
         if self.exposed * 2 < self.target {
             self.target = (self.target * 2).min(TARGET_MAX);
         }
     }
 
-    /// Provides buffers, for at most `room` bytes more than are exposed already.
+    /// Provides buffers for at most `room` bytes more than are exposed already.
     ///
-    /// Not for a few bytes: what is provided late is provided in one go.
+    /// Does nothing while more than half of that is exposed, so that few calls provide many bytes.
     pub(super) fn replenish(&mut self, ring: &IoUring, room: usize) {
         let most = self.target.min(self.exposed.saturating_add(room));
-        // If it cannot be registered, what receives waits, as if there was no room.
+        // If the ring cannot be registered, receives wait as if there were no room.
         if self.exposed > most / 2 || self.register(ring).is_err() {
             return;
         }
@@ -176,8 +178,8 @@ impl Buffers {
         }
     }
 
-    /// A new buffer, unless there are as many as may be or memory is short: those there
-    /// are come back.
+    /// Creates buffers and returns the number of one. Returns `None` at the maximum or without
+    /// memory; the existing buffers become free again later.
     fn make(&mut self) -> Option<u16> {
         let (size, most) = if self.bitwise {
             (PIECE, BITWISE_MAX)
@@ -191,7 +193,7 @@ impl Buffers {
         for offset in (0..PIECE).step_by(size) {
             let number = u16::try_from(self.buffers.len()).ok()?;
             self.buffers.push(Buffer {
-                // SAFETY: within the piece.
+                // SAFETY: `offset` is within the piece.
                 at: unsafe { piece.at.add(offset) },
                 start: 0,
                 end: 0,
@@ -210,7 +212,7 @@ impl Buffers {
         self.exposed += len;
         let places = self.places.at.cast::<BufRingEntry>();
         // SAFETY: the index is below PLACES, for which there is memory. The kernel reads a
-        // place only between its head and the tail; this one is beyond, because there
+        // place only between its head and the tail; this place is outside, because there
         // are at most as many buffers as places.
         let place = unsafe { places.add(usize::from(self.tail % PLACES)).as_mut() };
         place.set_addr(buffer.at.as_ptr().expose_provenance() as u64);
@@ -222,20 +224,21 @@ impl Buffers {
     fn set_tail(&mut self, tail: u16) {
         self.tail = tail;
         let places = self.places.at.cast::<BufRingEntry>();
-        // SAFETY: it points to the first place, whose memory is initialized. The tail in it is
-        // written by us only, and read by the kernel: atomically by both.
+        // SAFETY: the pointer is to the first place, whose memory is initialized. Only this
+        // function writes the tail in it, and the kernel reads it; both do so atomically.
         unsafe {
             let tail = BufRingEntry::tail(places.as_ptr()).cast::<AtomicU16>();
             (*tail).store(self.tail, Ordering::Release);
         }
     }
 
-    /// The `len` bytes that the kernel put into that buffer. `more`: it will put others
-    /// behind them; else the buffer is ours again. None: the kernel says what cannot be.
+    /// Returns the `len` bytes that the kernel put into that buffer. With `more`, the kernel will
+    /// put further bytes behind them; otherwise the buffer becomes free. Returns `None` if the
+    /// kernel's result is impossible.
     ///
-    /// That holds of what can be polled only. Of anything else the kernel uses a buffer up
-    /// before it reads (`io_should_commit` in its io_uring/kbuf.c), by more than it reads and
-    /// in another order than it tells.
+    /// This accounting is right only for descriptors that can be polled. For others the kernel
+    /// consumes the buffer before it reads (`io_should_commit` in its io_uring/kbuf.c), by more
+    /// bytes than it then reads and in another order than it reports.
     pub(super) fn take(&mut self, number: u16, len: usize, more: bool) -> Option<&[u8]> {
         let buffer = self.buffers.get_mut(usize::from(number))?;
         let start = buffer.start;
@@ -248,9 +251,9 @@ impl Buffers {
             (buffer.start, buffer.end) = (0, 0);
             self.free.push(number);
         }
-        // SAFETY: the bytes are within the buffer, initialized, and the kernel is done with
-        // them: it goes on behind them, or gets the buffer back by `provide`, which needs
-        // `self` too.
+        // SAFETY: the bytes are within the buffer and initialized, and the kernel is done with
+        // them: it continues behind them, or gets the buffer again from `provide`, which cannot
+        // run while this slice borrows `self`.
         Some(unsafe { std::slice::from_raw_parts(buffer.at.add(start).as_ptr(), len) })
     }
 }

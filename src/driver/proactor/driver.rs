@@ -1,4 +1,4 @@
-//! The driver, and its turn.
+//! The io_uring driver and its turn.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,49 +21,50 @@ use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
 
-/// So much is heard of one call only if the kernel held more back: it does at most 20
-/// things a call. To go on for less would be to run after whoever makes events, and
-/// tell them of none meanwhile.
+/// If one io_uring_enter(2) brings this many results, the kernel probably has more: it processes
+/// at most 20 at a time. A turn does not go on for fewer results: it would keep collecting events
+/// as fast as they are produced and deliver none meanwhile.
 const BATCH: usize = 16;
 
-/// Most calls of the kernel for one turn that has something to tell already. Longer
-/// turns keep readers waiting: measured with a thousand pipes and two processors, 50 calls
+/// Most calls of io_uring_enter(2) in one turn that already has something to report. Longer turns
+/// keep readers waiting: measured with a thousand pipes and two processors, 50 calls
 /// deliver 1.3 events per microsecond, 4 to 16 calls 1.8.
 const CALLS_MAX: usize = 8;
 
-/// Most calls of the kernel for one turn that has nothing to tell: the loop looks at its mailbox in
-/// between, whatever sources do.
+/// Most calls of io_uring_enter(2) in one turn that has nothing to report, so that busy sources
+/// cannot keep the loop from its mailbox.
 const STEPS_MAX: usize = 64;
 
-/// A [`Driver`] by completion.
+/// A [`Driver`] of the proactor class.
 pub(super) struct Proactor {
     pub(super) ring: Ring,
     waker: Arc<OwnedFd>,
-    /// A poll of the waker is in the kernel.
+    /// Whether a poll of the waker is in the kernel.
     pub(super) waker_polled: bool,
     pub(super) woken: bool,
     pub(super) aside: Aside,
     pub(super) acceptor: Acceptor,
     pub(super) sources: Slab<Source>,
-    /// To go to the kernel in the next turn.
+    /// Operations to submit in the next turn.
     pub(super) queued: Vec<Token>,
-    /// Reads of files, which wait for room.
+    /// Reads of regular files that wait for room in the budget.
     pub(super) files: VecDeque<Token>,
-    /// Found no buffer; they go on in this order. Who has another place by now has left.
+    /// Receives that found no buffer, each with its place in the queue; they go on in this order.
+    /// An entry is stale if its operation has since ended or been given another place.
     pub(super) starved: VecDeque<(Token, u64)>,
-    /// The last place given.
+    /// The last place given in `starved`.
     pub(super) places: u64,
-    /// In the kernel, to be cancelled.
+    /// Operations in the kernel for which a cancellation is to be submitted.
     pub(super) cancelled: Vec<Token>,
-    /// Operations that receive.
+    /// Number of live operations that receive.
     pub(super) receiving: usize,
-    /// Operations that are cancelled and whose end was not told.
+    /// Number of cancelled operations whose end was not reported yet.
     pub(super) cancelling: usize,
-    /// What the kernel said and no turn had budget for.
+    /// Results of the kernel that no turn has had budget for yet.
     pub(super) found: VecDeque<(Token, What)>,
     /// Bytes in `found`.
     pub(super) held: usize,
-    /// Refused operations, told at the next turn.
+    /// Refused operations, to be reported in the next turn.
     refused: Vec<Completion>,
     /// See [`Driver::has_looked`].
     looked: bool,
@@ -109,7 +110,7 @@ impl Proactor {
         source.lane(token.direction()).as_mut()
     }
 
-    /// To be told when it is its turn.
+    /// Queues a result, to be reported when a turn has budget for it.
     pub(super) fn find(&mut self, token: Token, what: What) {
         if let What::Data(bytes) = &what {
             self.held += bytes.len();
@@ -124,7 +125,7 @@ impl Proactor {
         }
     }
 
-    /// It goes to the kernel again, unless nobody wants it any more.
+    /// Queues an operation to be submitted again, or ends it if it was cancelled.
     pub(super) fn again(&mut self, token: Token) {
         if let Some(live) = self.live(token) {
             if live.cancelling {
@@ -135,7 +136,7 @@ impl Proactor {
         }
     }
 
-    /// To go to the kernel.
+    /// Queues an operation to be submitted to the kernel.
     fn queue(&mut self, token: Token) {
         let file = |live: &mut Live| matches!(live.op, Op::ReadAt { .. });
         if self.live(token).is_some_and(file) {
@@ -145,20 +146,20 @@ impl Proactor {
         }
     }
 
-    /// Something can go to the kernel that could not before.
+    /// Returns whether operations wait that can be submitted now.
     fn is_behind(&self) -> bool {
         !self.queued.is_empty() || (!self.starved.is_empty() && self.ring.exposed() > 0)
     }
 
-    /// Has the loop's waker end the wait.
+    /// Polls the loop's waker, so that it ends the wait.
     fn watch_waker(&mut self) {
         if !self.waker_polled {
-            // If the kernel takes no more, it has enough to say.
+            // If the kernel takes no more entries, other results will end the wait.
             self.waker_polled = self.ring.poll(Token::WAKER, self.waker.as_fd()).is_ok();
         }
     }
 
-    /// Has the wait end for those that wait aside.
+    /// Polls the epoll instance of [`Aside`], so that its sources end the wait.
     fn watch_aside(&mut self) {
         if let Some(epoll) = self.aside.unpolled() {
             self.aside.polled = self.ring.poll(Token::ASIDE, epoll.as_fd()).is_ok();
@@ -201,7 +202,8 @@ impl Driver for Proactor {
             Some(source) if !source.mode.allows(&op) => Errno::INVAL,
             Some(source) => {
                 let receives = matches!(op, Op::Recv { .. });
-                // To read from a FIFO that nobody has opened for writing yet gives its end.
+                // A read from a FIFO that no process has opened for writing yet returns end of
+                // file; a poll waits for the first writer.
                 let poll_first = receives && !source.socket;
                 match source.lane(direction) {
                     Some(_) => Errno::BUSY,
@@ -249,7 +251,8 @@ impl Driver for Proactor {
         let source = self.sources.get(index)?;
         let live = source.read.is_some() || source.write.is_some();
         debug_assert!(!live, "live operations");
-        // Whatever is in the kernel for it would be taken for the next in its place.
+        // A result for an operation still in the kernel would be taken for one of the next source
+        // with the same index.
         (!live).then(|| self.sources.remove(index).fd)
     }
 
@@ -288,7 +291,7 @@ impl Driver for Proactor {
             turn.push(id, done, last);
         }
         self.tell(&mut turn);
-        // Calls of the kernel in a row that brought nothing.
+        // Consecutive calls of io_uring_enter(2) that brought nothing.
         let mut quiet = 0;
         let mut calls = 0;
         loop {
@@ -313,10 +316,10 @@ impl Driver for Proactor {
             let woken = std::mem::take(&mut self.woken);
             calls += 1;
             quiet = if heard > 0 { 0 } else { quiet + 1 };
-            // It takes the kernel two steps to do some things. That there is a next one is
-            // only a hint: it may be said of work that is done.
+            // Some operations take the kernel two calls. `has_more` is only a hint: the kernel
+            // may also set it for work that is done.
             let next_step = quiet < 2 && self.ring.has_more();
-            // What was heard was not for the watches, or may be followed by what is.
+            // Results for the watches may still follow.
             let unsettled = heard > 0 || hurry || next_step;
             let more = if turn.progress {
                 let held_back = heard >= BATCH && calls < CALLS_MAX;

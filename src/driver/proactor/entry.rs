@@ -1,4 +1,4 @@
-//! What is in flight, by name, and what the kernel says of it.
+//! The names of operations in flight, and their results from the kernel.
 
 use bytes::Bytes;
 use io_uring::cqueue;
@@ -6,16 +6,16 @@ use rustix::io::Errno;
 
 use crate::driver::Direction;
 
-/// Names what is in flight: one operation of a source in one direction.
+/// Names an operation in flight by its source and direction; used as `user_data` of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token(u64);
 
 impl Token {
-    /// The loop's waker is readable.
+    /// The poll of the loop's waker.
     pub(super) const WAKER: Self = Self(u64::MAX - 1);
-    /// Some source is ready that does not wait in the ring.
+    /// The poll of the epoll instance of `Aside`.
     pub(super) const ASIDE: Self = Self(u64::MAX - 3);
-    /// A cancellation itself.
+    /// Any cancellation.
     pub(super) const CANCELLATION: Self = Self(u64::MAX);
 
     pub(super) const fn new(source: usize, direction: Direction) -> Self {
@@ -47,7 +47,7 @@ impl Token {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) token: Token,
-    /// What the system call would have returned.
+    /// The result that the system call would have returned.
     pub(super) result: Result<usize, Errno>,
     pub(super) flags: u32,
 }
@@ -63,14 +63,14 @@ impl Entry {
     }
 }
 
-/// What the kernel said of something in flight.
+/// A result of an operation in flight.
 #[derive(Debug)]
 pub(super) struct Said {
     pub(super) token: Token,
-    /// What the system call would have returned.
+    /// The result that the system call would have returned.
     pub(super) result: Result<usize, Errno>,
-    /// What was received.
+    /// The received bytes.
     pub(super) data: Bytes,
-    /// It is not in flight any more.
+    /// Whether the operation is no longer in flight.
     pub(super) last: bool,
 }

@@ -1,4 +1,4 @@
-//! From the kernel: what it has said, and what follows from it.
+//! Results from the kernel, and how they change the state of operations.
 
 use std::io;
 
@@ -10,25 +10,28 @@ use super::entry::{Entry, Said, Token};
 use super::operation::{Stage, What};
 use crate::driver::{Direction, Done, Op, transfer};
 
-/// The kernel said what cannot be: nothing that it says can be relied on.
+/// Returns the error for a result that is impossible. After one, no result can be trusted.
 fn impossible(what: &str) -> io::Error {
-    io::Error::other(format!("io_uring told of {what}"))
+    io::Error::other(format!("io_uring reported {what}"))
 }
 
-/// What cannot be in what was said of an operation that the kernel carries out.
+/// Checks a result of an operation that the kernel carries out. Returns what is impossible in it.
 fn refutation(op: &Op, said: &Said) -> Option<&'static str> {
     let receives = matches!(op, Op::Recv { .. } | Op::ReadAt { .. });
     match (op, said.result) {
-        (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => Some("more sent than there is"),
+        (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => {
+            Some("more bytes sent than were submitted")
+        }
         (_, Ok(len)) if receives && len != said.data.len() => {
-            Some("bytes that are in no memory of ours")
+            Some("bytes that are in no buffer of the daemon")
         }
         (Op::Recv { .. }, Ok(1..)) => None,
-        _ => (!said.last).then_some("an end that is none"),
+        _ => (!said.last).then_some("a final result, marked as not the last"),
     }
 }
 
-/// A cancellation failed: what it was for ends by itself, or had ended.
+/// Checks the result of a cancellation. `ENOENT` and `EALREADY` are harmless: the operation had
+/// ended, or ends by itself.
 fn cancellation_failed(result: Result<usize, Errno>) -> Result<(), Errno> {
     match result {
         Ok(_) | Err(Errno::NOENT | Errno::ALREADY) => Ok(()),
@@ -36,7 +39,8 @@ fn cancellation_failed(result: Result<usize, Errno>) -> Result<(), Errno> {
     }
 }
 
-/// A poll that waits for room to write ended, and there is neither room nor an end.
+/// Returns whether a poll for writing ended although the source is neither writable, hung up nor
+/// failed.
 fn is_for_nothing(token: Token, found: usize) -> bool {
     let meant = PollFlags::OUT | PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
     let found = u16::try_from(found).map_or(PollFlags::all(), PollFlags::from_bits_retain);
@@ -44,10 +48,10 @@ fn is_for_nothing(token: Token, found: usize) -> bool {
 }
 
 impl Proactor {
-    /// Takes in what the kernel has said; how much that was.
+    /// Processes the results that the kernel has left. Returns their number.
     ///
     /// # Errors
-    /// It says what cannot be.
+    /// A result is impossible.
     pub(super) fn listen(&mut self) -> io::Result<usize> {
         let said = self.ring.said();
         let heard = said.len();
@@ -69,15 +73,15 @@ impl Proactor {
             _ => matches!(stage, Some(Stage::Polling | Stage::Submitted)),
         };
         if !asked {
-            return Err(impossible("the end of what was not asked of it"));
+            return Err(impossible("the end of an operation that was not submitted"));
         }
         let said = self.ring.read(entry);
-        let said = said.ok_or_else(|| impossible("a buffer that it does not have"))?;
+        let said = said.ok_or_else(|| impossible("a buffer that was not provided"))?;
         let op = self.live(token).map(|live| &live.op);
         let refuted = match (stage, op) {
             (Some(Stage::Submitted), Some(op)) => refutation(op, &said),
-            // A poll is for once.
-            _ => (!said.last).then_some("a poll that goes on"),
+            // Every poll is submitted as single-shot.
+            _ => (!said.last).then_some("a single-shot poll that goes on"),
         };
         if let Some(what) = refuted {
             return Err(impossible(what));
@@ -85,7 +89,7 @@ impl Proactor {
         match (token, stage) {
             (_, Some(Stage::Submitted)) => self.done(said),
             (Token::WAKER, _) => {
-                // Without it the loop would hear of nothing, or never wait.
+                // Without a poll of the waker, the loop would miss wake-ups.
                 said.result?;
                 (self.waker_polled, self.woken) = (false, true);
             }
@@ -98,7 +102,7 @@ impl Proactor {
         Ok(())
     }
 
-    /// A poll has ended.
+    /// Processes the result of a poll.
     fn polled(&mut self, token: Token, result: Result<usize, Errno>) {
         let Some(live) = self.live(token) else {
             return;
@@ -118,7 +122,7 @@ impl Proactor {
         }
     }
 
-    /// The kernel said something of an operation that it carries out.
+    /// Processes a result of an operation that the kernel carries out.
     fn done(&mut self, said: Said) {
         let Said {
             token,
@@ -156,7 +160,7 @@ impl Proactor {
                 self.starve(token);
             }
             Err(Errno::INTR) => self.again(token),
-            // What the kernel gave up by itself is as good as not ready.
+            // An operation that the kernel gave up by itself is treated as not ready.
             Err(Errno::AGAIN | Errno::CANCELED) => {
                 live.poll_first = true;
                 let stuck = (live.polled && !live.cancelling)
@@ -166,12 +170,12 @@ impl Proactor {
                     None => self.again(token),
                 }
             }
-            // Some devices can be read only one read at a time.
+            // Some devices do not support the multishot read.
             Err(Errno::BADFD | Errno::INVAL | Errno::OPNOTSUPP) if receives && many && !once => {
                 source.reads_many = false;
                 self.again(token);
             }
-            // The other side of a pseudoterminal is gone, see ioctl_tty(2).
+            // The other side of a pseudoterminal is closed, see ioctl_tty(2).
             Err(Errno::IO) if receives && rustix::termios::isatty(fd) => {
                 self.end(token, Done::Eof);
             }
@@ -198,7 +202,7 @@ mod tests {
         completions: 10,
         bytes: 1 << 20,
     };
-    /// Flags of a completion: `IORING_CQE_F_BUFFER` with the number of a buffer, `IORING_CQE_F_MORE`.
+    /// Flags of a completion: `IORING_CQE_F_BUFFER` with a buffer's number, `IORING_CQE_F_MORE`.
     const NO_SUCH_BUFFER: u32 = 1 | 9999 << 16;
     const MORE: u32 = 2;
     const READ: Op = Op::Ready(Direction::Read);
@@ -219,7 +223,8 @@ mod tests {
     }
 
     impl Rig {
-        /// The reading end of an empty pipe, or the writing end of a full one: what is started waits.
+        /// Starts the operation on the reading end of an empty pipe or the writing end of a full
+        /// one, so that it waits.
         fn new(op: Op) -> Self {
             let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
             let mut driver = Proactor::new(Ring::new(true).unwrap(), waker);
@@ -260,11 +265,17 @@ mod tests {
         let send = || Op::Send(Box::new(vec![0; 10].into()));
         type Case = (Op, Token, Result<usize, Errno>, u32, &'static str);
         let cases: [Case; 11] = [
-            (READ, Token::new(7, Direction::Read), Ok(1), 0, "not asked"),
-            (READ, write, Ok(4), 0, "not asked"),
-            (READ, Token::WAKER, Ok(1), 0, "not asked"),
-            (READ, Token::ASIDE, Ok(1), 0, "not asked"),
-            (READ, read, Ok(1), MORE, "a poll that goes on"),
+            (
+                READ,
+                Token::new(7, Direction::Read),
+                Ok(1),
+                0,
+                "not submitted",
+            ),
+            (READ, write, Ok(4), 0, "not submitted"),
+            (READ, Token::WAKER, Ok(1), 0, "not submitted"),
+            (READ, Token::ASIDE, Ok(1), 0, "not submitted"),
+            (READ, read, Ok(1), MORE, "poll that goes on"),
             (
                 READ,
                 Token::CANCELLATION,
@@ -272,15 +283,15 @@ mod tests {
                 0,
                 "Invalid argument",
             ),
-            (RECV, read, Ok(10), 0, "in no memory of ours"),
-            (RECV, read, Ok(10), NO_SUCH_BUFFER, "a buffer"),
-            (RECV, read, Err(Errno::IO), MORE, "an end that is none"),
-            (send(), write, Ok(11), 0, "more sent than there is"),
-            (send(), write, Ok(10), MORE, "an end that is none"),
+            (RECV, read, Ok(10), 0, "in no buffer of the daemon"),
+            (RECV, read, Ok(10), NO_SUCH_BUFFER, "not provided"),
+            (RECV, read, Err(Errno::IO), MORE, "not the last"),
+            (send(), write, Ok(11), 0, "more bytes sent"),
+            (send(), write, Ok(10), MORE, "not the last"),
         ];
         for (op, token, result, flags, reason) in cases {
             let case = format!("{op:?} {token:?} {result:?} {flags}");
-            // What was only polled for so far is the kernel's to do from here.
+            // `start` only polled for the source so far; pretend that the kernel has the operation.
             let submitted = !matches!(op, Op::Ready(_));
             let mut rig = Rig::new(op);
             if submitted && let Some(live) = rig.driver.live(token) {

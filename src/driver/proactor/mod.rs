@@ -1,17 +1,17 @@
-//! The driver of the proactor class: the kernel carries operations out and says what came
-//! of them, by `io_uring`(7).
+//! The driver of the proactor class: the kernel carries operations out and reports their results,
+//! through `io_uring`(7).
 //!
-//! - What was started since the last turn is queued in the turn and goes in with the one
-//!   io_uring_enter(2) that also waits; what it left for us is then told.
-//! - Bytes are received by operations that stay in the kernel, into buffers it takes when
-//!   there are bytes ([`buffers`]). Bytes are sent from where they are ([`ring`]).
-//! - Whatever else is possible only when something is ready (to be reported, accepted,
-//!   connected) is polled for, once, and done by the calls that the selectors make: a poll
-//!   that repeats is silent about what stays ready; an accept in the kernel needs a
-//!   descriptor (`EMFILE`) before there is a connection, and one that repeats stops at no
-//!   limit; and a connect in the kernel waits where connect(2) fails with `EAGAIN`.
-//! - What the kernel said is kept until a turn's budget lets it be told, in its order. It
-//!   is bounded by what was exposed, and by one for each operation.
+//! - Operations started since the last turn are queued in the turn and submitted by the same
+//!   io_uring_enter(2) that also waits; then the results that the kernel has left are reported.
+//! - Bytes are received by operations that stay in the kernel. They take buffers from a shared
+//!   pool only when bytes arrive ([`buffers`]). Bytes are sent without a copy ([`ring`]).
+//! - For readiness, accepting and connecting, the ring only polls, once each, and the same system
+//!   calls as on the selectors do the rest. The ring's own operations do not fit: a multishot poll
+//!   is silent about a source that stays ready; an accept in the kernel needs a descriptor
+//!   (`EMFILE`) before there is a connection, and a multishot accept has no limit; and a connect
+//!   in the kernel waits where connect(2) fails with `EAGAIN`.
+//! - The kernel's results are kept, in order, until a turn's budget allows them to be reported.
+//!   They are bounded by the bytes that were exposed, and by one result for each operation.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,16 +35,16 @@ mod ring;
 mod submit;
 mod tell;
 
-/// Opens a ring. It belongs to the thread of the first turn.
+/// Opens a ring. The thread of the first turn becomes its only user.
 ///
 /// # Errors
-/// It cannot be had here, or the system's.
+/// io_uring is not available on this host, or a system call failed.
 pub(super) fn open(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     Ok(Box::new(Proactor::new(Ring::new(true)?, waker)))
 }
 
-/// As [`open`], as it is where the kernel is older than Linux 6.16: each receive takes a
-/// buffer of its own, and what is no socket is read once at a time.
+/// Opens a ring that behaves as on kernels older than Linux 6.16: each receive uses a separate
+/// buffer, and descriptors other than sockets are read by single reads.
 ///
 /// # Errors
 /// As [`open`].
@@ -53,10 +53,10 @@ pub(super) fn open_plain(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     Ok(Box::new(Proactor::new(Ring::new(false)?, waker)))
 }
 
-/// Whether it can be had here. Exhaustion does not make it unavailable.
+/// Checks whether io_uring is available on this host. Exhaustion does not make it unavailable.
 ///
 /// # Errors
-/// Why not, in words.
+/// The reason why it is not, as text.
 pub(super) fn probe() -> Result<(), String> {
     match Ring::new(true) {
         Err(Refused::Unavailable(reason)) => Err(reason),

@@ -1,4 +1,4 @@
-//! Sources and their operations.
+//! Sources of the proactor, and the state of their operations.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +11,7 @@ pub(super) struct Source {
     pub(super) fd: OwnedFd,
     pub(super) mode: Nonblocking,
     pub(super) socket: bool,
-    /// One read brings bytes again and again.
+    /// Whether multishot receives or reads work on it.
     pub(super) reads_many: bool,
     pub(super) read: Option<Live>,
     pub(super) write: Option<Live>,
@@ -23,28 +23,29 @@ pub(super) struct Live {
     pub(super) op: Op,
     pub(super) stage: Stage,
     pub(super) cancelling: bool,
-    /// Try it only when the source is ready.
+    /// Whether to wait until the source is ready before the operation is submitted.
     pub(super) poll_first: bool,
-    /// The source was said to be ready.
+    /// Whether a poll has reported the source as ready.
     pub(super) polled: bool,
-    /// It was tried, and is under way outside the ring (connect).
+    /// Whether connect(2) was called and goes on outside the ring.
     pub(super) begun: bool,
-    /// Its place in `Proactor::starved`.
+    /// Its latest place in `Proactor::starved`.
     pub(super) place: u64,
 }
 
-/// Where an operation is. In the kernel, it has one entry of the ring in flight.
+/// The stage of an operation. In the stages `Submitted` and `Polling`, it has one entry of the
+/// ring in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// It waits for the next turn, or for a buffer.
     Queued,
-    /// In the kernel.
+    /// The kernel carries the operation out.
     Submitted,
-    /// In the kernel is a poll for it.
+    /// The ring polls its source.
     Polling,
-    /// It waits where the ring's poll cannot.
+    /// Its source waits in the epoll instance of `Aside`.
     Aside,
-    /// The kernel is done; there is something about it in `Proactor::found`.
+    /// The kernel is done with it; `Proactor::found` has a result that was not reported yet.
     Found,
 }
 
@@ -62,7 +63,7 @@ impl Live {
         }
     }
 
-    /// Once its source is ready, the kernel is to move the bytes.
+    /// Returns whether the kernel transfers the bytes once the source is ready.
     pub(super) const fn waits_to_transfer(&self) -> bool {
         matches!(self.op, Op::Recv { .. } | Op::Send(_))
     }
@@ -80,7 +81,7 @@ impl Source {
         }
     }
 
-    /// The descriptor beside the operation.
+    /// Returns the descriptor and the live operation in that direction.
     pub(super) fn parts(&mut self, direction: Direction) -> Option<(BorrowedFd<'_>, &mut Live)> {
         let lane = match direction {
             Direction::Read => &mut self.read,
@@ -90,11 +91,11 @@ impl Source {
     }
 }
 
-/// What is to be told of an operation.
+/// A result of an operation that is to be reported.
 #[derive(Debug)]
 pub(super) enum What {
     Data(Bytes),
     End(Done),
-    /// The source is ready: what comes of it is found out when there is budget to tell.
+    /// The source is ready. The system call is made when there is budget to report its result.
     Ready,
 }

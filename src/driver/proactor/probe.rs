@@ -1,4 +1,4 @@
-//! Whether there is an io_uring here that does what the proactor needs, and if not, why.
+//! Checks whether this host's io_uring has all that the proactor needs, and explains if not.
 
 use std::io;
 
@@ -6,10 +6,10 @@ use io_uring::register::Restriction;
 use io_uring::{Parameters, Probe, opcode, squeue};
 use rustix::io::Errno;
 
-/// Where the system's administrator turns io_uring off.
+/// The sysctl with which the administrator disables io_uring.
 const DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
 
-/// What is asked of the ring, and nothing else is possible.
+/// The operations that the ring is restricted to.
 const OPERATIONS: [(u8, &str); 6] = [
     (opcode::PollAdd::CODE, "POLL_ADD"),
     (opcode::RecvMulti::CODE, "RECV"),
@@ -18,18 +18,18 @@ const OPERATIONS: [(u8, &str); 6] = [
     (opcode::Write::CODE, "WRITE"),
     (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
 ];
-/// `IORING_REGISTER_PBUF_RING` and `IORING_UNREGISTER_PBUF_RING` of io_uring_register(2):
-/// buffers come, and go when nobody receives.
+/// `IORING_REGISTER_PBUF_RING` and `IORING_UNREGISTER_PBUF_RING` of io_uring_register(2): buffers
+/// are registered when the first operation receives, and withdrawn when none does.
 const REGISTRATIONS: [u8; 2] = [22, 23];
-/// As well, if the kernel has it.
+/// An operation that is used only if the kernel has it.
 const READ_MANY: u8 = opcode::ReadMulti::CODE;
 
-/// Why there is no ring.
+/// Why a ring could not be created.
 #[derive(Debug)]
 pub(super) enum Refused {
-    /// It cannot be had here: why, in words.
+    /// io_uring is not available on this host, with the reason as text.
     Unavailable(String),
-    /// It can be had, but not now.
+    /// io_uring is available, but a system call failed (such as for lack of descriptors).
     System(Errno),
 }
 
@@ -42,13 +42,13 @@ impl From<Refused> for io::Error {
     }
 }
 
-/// Why the ring could not be made.
+/// Returns the reason why the ring could not be created.
 pub(super) fn no_ring(error: &io::Error) -> Refused {
     let disabled = std::fs::read_to_string(DISABLED);
     refused("setup", error, disabled.as_deref().unwrap_or("").trim())
 }
 
-/// Why something could not be registered with a ring that was made.
+/// Returns the reason why a registration with an existing ring failed.
 pub(super) fn no_register(error: &io::Error) -> Refused {
     refused("register", error, "")
 }
@@ -57,26 +57,26 @@ fn refused(call: &str, error: &io::Error, disabled: &str) -> Refused {
     let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
     Refused::Unavailable(match (errno, disabled) {
         (Errno::NOSYS, _) => {
-            format!("the kernel has no io_uring_{call}, or a seccomp filter hides it")
+            format!("the kernel has no io_uring_{call}, or a seccomp filter answers ENOSYS for it")
         }
         (Errno::PERM | Errno::ACCESS, "2") => {
-            "kernel.io_uring_disabled is 2: for nobody".to_owned()
+            "the sysctl kernel.io_uring_disabled is 2: no process may use io_uring".to_owned()
         }
-        (Errno::PERM | Errno::ACCESS, "1") => "kernel.io_uring_disabled is 1: for members of \
-            kernel.io_uring_group and CAP_SYS_ADMIN only"
+        (Errno::PERM | Errno::ACCESS, "1") => "the sysctl kernel.io_uring_disabled is 1: only \
+            members of kernel.io_uring_group and processes with CAP_SYS_ADMIN may use io_uring"
             .to_owned(),
         (Errno::PERM | Errno::ACCESS, _) => {
-            format!("a seccomp filter, or another rule, refuses io_uring_{call}: {errno}")
+            format!("a seccomp filter or a security module refuses io_uring_{call}: {errno}")
         }
         (Errno::INVAL, _) => "the kernel is older than Linux 6.1: it lacks \
             IORING_SETUP_DEFER_TASKRUN"
             .to_owned(),
-        // Of descriptors, of memory, of memory that may be locked.
+        // Exhaustion of descriptors, of memory, or of memory that may be locked.
         _ => return Refused::System(errno),
     })
 }
 
-/// Whether the ring itself is as it must be.
+/// Checks that the ring has the features that the proactor needs.
 pub(super) fn check_features(parameters: &Parameters) -> Result<(), Refused> {
     let needed = [
         (parameters.is_feature_nodrop(), "NODROP"),
@@ -92,7 +92,7 @@ pub(super) fn check_features(parameters: &Parameters) -> Result<(), Refused> {
     }
 }
 
-/// Whether the kernel does what is asked of it.
+/// Checks that the kernel has all of [`OPERATIONS`].
 pub(super) fn check_operations(known: &Probe) -> Result<(), Refused> {
     let mut needed = OPERATIONS.into_iter();
     match needed.find(|(code, _)| !known.is_supported(*code)) {
@@ -103,7 +103,7 @@ pub(super) fn check_operations(known: &Probe) -> Result<(), Refused> {
     }
 }
 
-/// What the ring is restricted to, once it is enabled.
+/// Returns the restrictions that hold once the ring is enabled.
 pub(super) fn restrictions() -> Vec<Restriction> {
     let flags = squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS;
     OPERATIONS

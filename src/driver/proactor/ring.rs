@@ -1,9 +1,9 @@
-//! The ring shared with the kernel: what is asked of it goes in, what came of it comes
-//! out. All that an operation's memory needs to be safe is here.
+//! The io_uring: submission and completion of operations, and the memory that they use.
 //!
-//! Memory in flight belongs to the [`Ring`] until the kernel has said that it is done
-//! with it: the buffers it fills, and the bytes it sends. A ring that is dropped cancels
-//! what is in flight and waits for it; what does not end in time is leaked, never freed.
+//! Memory in flight (the buffers that the kernel fills, and the bytes that it sends) belongs to
+//! the [`Ring`] until the kernel has reported that it is done with it. Dropping a ring cancels the
+//! operations in flight and waits for them; if they do not end in time, their memory is leaked,
+//! never freed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,27 +26,28 @@ use super::probe::{self, Refused};
 use crate::driver::turn::timespec;
 use crate::driver::{Direction, transfer::Chunk};
 
-/// Entries that can be queued between two calls of the kernel; more take more calls.
+/// Size of the submission queue. When it is full, the queue is submitted with an extra call.
 const SUBMISSIONS: u32 = 64;
-/// Entries the kernel can leave for us; it keeps what is beyond, and ends what repeats.
+/// Size of the completion queue. The kernel keeps further entries itself, and ends multishot
+/// operations meanwhile.
 const COMPLETIONS: u32 = 512;
-/// "Where the file is": pipes and terminals have no places.
+/// The offset that stands for the current file position: pipes and terminals have no positions.
 const HERE: u64 = u64::MAX;
-/// How long a ring that is dropped waits for what is in flight.
+/// How long dropping a ring waits for operations in flight.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How bytes get from a source to us.
+/// The operation that receives bytes from a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// Again and again, of a socket.
+    /// A multishot receive, for sockets.
     Recv,
-    /// Again and again, of anything else.
+    /// A multishot read, for other descriptors.
     ReadMany,
-    /// Once.
+    /// A single read.
     Read,
 }
 
-/// See the module.
+/// An io_uring and the memory that its operations use.
 pub(super) struct Ring {
     uring: IoUring,
     buffers: ManuallyDrop<Buffers>,
@@ -54,14 +55,14 @@ pub(super) struct Ring {
     sending: ManuallyDrop<Vec<Option<Bytes>>>,
     /// Memory that files are read into, by source.
     reading: ManuallyDrop<HashMap<usize, Vec<u8>>>,
-    /// Bytes of it.
+    /// Size of the memory in `reading`, bytes.
     lent: usize,
     in_flight: usize,
     enabled: bool,
-    /// The kernel said what cannot be: what it is done with is not known.
+    /// The kernel has reported an impossible result, so it is unknown which memory it still uses.
     distrusted: bool,
     chunk: Chunk,
-    /// What the kernel has left for us and was not looked at yet.
+    /// Entries of the completion queue that were not processed yet.
     said: Vec<Entry>,
 }
 
@@ -75,8 +76,8 @@ impl fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Makes a ring that any thread may take over: it is asleep until [`Ring::enable`].
-    /// `bitwise`: see [`Buffers::new`].
+    /// Creates a disabled ring, which belongs to no thread until [`Ring::enable`]. For `bitwise`,
+    /// see [`Buffers::new`].
     pub(super) fn new(bitwise: bool) -> Result<Self, Refused> {
         let uring: IoUring = IoUring::builder()
             .setup_r_disabled()
@@ -112,7 +113,7 @@ impl Ring {
         })
     }
 
-    /// Wakes the ring: from now on it is the calling thread's.
+    /// Enables the ring. From now on only the calling thread can submit to it.
     pub(super) fn enable(&mut self) -> io::Result<()> {
         if !self.enabled {
             self.uring.submitter().register_enable_rings()?;
@@ -121,33 +122,33 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether one read can bring bytes again and again from what is no socket.
+    /// Returns whether multishot reads (for descriptors other than sockets) are available.
     pub(super) fn reads_many(&self) -> bool {
-        // Both are there since Linux 6.16 at the latest.
+        // Every kernel with incremental buffers that are usable (Linux 6.16) has them.
         self.buffers.are_bitwise()
     }
 
-    /// Bytes that the kernel may still receive by itself.
+    /// Returns the number of bytes that the kernel may receive into provided buffers.
     pub(super) fn exposed(&self) -> usize {
         self.buffers.exposed()
     }
 
-    /// Lets it receive at most `room` bytes more.
+    /// Provides buffers for at most `room` bytes more.
     pub(super) fn replenish(&mut self, room: usize) {
         self.buffers.replenish(&self.uring, room);
     }
 
-    /// Lets it receive nothing more by itself. No [`Ring::receive`] is in flight.
+    /// Takes the provided buffers back. No [`Ring::receive`] may be in flight.
     pub(super) fn withdraw(&mut self) {
         self.buffers.withdraw(&self.uring);
     }
 
-    /// It could have received more than it had buffers for.
+    /// Notes that a receive found no buffer.
     pub(super) fn starved(&mut self) {
         self.buffers.grow();
     }
 
-    /// Asks whether the source is ready, once.
+    /// Submits a single-shot poll of the source.
     pub(super) fn poll(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let wanted = match token.direction() {
             Direction::Read => PollFlags::IN | PollFlags::RDHUP,
@@ -157,7 +158,7 @@ impl Ring {
         self.push(entry, token)
     }
 
-    /// Asks for bytes, into the buffers.
+    /// Submits a receive into the provided buffers. `max` limits a single read only.
     pub(super) fn receive(
         &mut self,
         token: Token,
@@ -181,7 +182,7 @@ impl Ring {
         self.push(entry, token)
     }
 
-    /// Reads of a file, once, into memory that stays here until the kernel is done with it.
+    /// Submits one read of a file. Its memory stays in `reading` until the kernel is done with it.
     pub(super) fn read_at(
         &mut self,
         token: Token,
@@ -198,7 +199,7 @@ impl Ring {
         let entry = opcode::Read::new(Fd(fd.as_raw_fd()), memory.as_mut_ptr(), most)
             .offset(offset)
             .build();
-        // Before the kernel can know of it; the move leaves the bytes where they are.
+        // Stored before it is submitted. Moving the vector does not move its bytes.
         self.reading.insert(source, memory);
         let pushed = self.push(entry, token);
         if pushed.is_err() {
@@ -209,12 +210,12 @@ impl Ring {
         pushed
     }
 
-    /// Bytes that files are being read into.
+    /// Returns the size of the memory that files are being read into, bytes.
     pub(super) const fn lent(&self) -> usize {
         self.lent
     }
 
-    /// Sends bytes, which stay here until the kernel is done with them.
+    /// Submits bytes to be sent. They stay in `sending` until the kernel is done with them.
     pub(super) fn send(
         &mut self,
         token: Token,
@@ -232,7 +233,7 @@ impl Ring {
         let fd = Fd(fd.as_raw_fd());
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
         let entry = if socket {
-            // It is the same bit whichever way it is counted.
+            // MSG_NOSIGNAL is the same bit in a signed integer.
             let flags = SendFlags::NOSIGNAL.bits().cast_signed();
             opcode::Send::new(fd, bytes.as_ptr(), len)
                 .flags(flags)
@@ -250,7 +251,7 @@ impl Ring {
         pushed
     }
 
-    /// Asks for the end of what is in flight under that name.
+    /// Submits a cancellation of the operation with that token.
     pub(super) fn cancel(&mut self, token: Token) -> Result<(), Errno> {
         let entry = opcode::AsyncCancel::new(token.number())
             .build()
@@ -265,22 +266,23 @@ impl Ring {
         Ok(())
     }
 
-    /// Queues an entry; a full queue goes to the kernel first.
+    /// Queues an entry. If the queue is full, submits it first.
     fn queue(&mut self, entry: &squeue::Entry) -> Result<(), Errno> {
         for _ in 0..2 {
-            // SAFETY: an entry names no memory, or bytes that `send` or `read_at` keeps until the
-            // kernel is done with them and that do not move with what owns them.
+            // SAFETY: an entry refers to no memory, or to bytes that `send` or `read_at` keeps
+            // until the kernel is done with them and that do not move when their owner moves.
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            // If this fails, the queue is still full.
+            // After a failure the queue is still full, and the next push fails.
             let _ = self.uring.submit();
             self.collect();
         }
         Err(Errno::AGAIN)
     }
 
-    /// Gives the kernel what is queued, and waits until it has said something, or not.
+    /// Submits the queued entries and waits for at most `wait` (`None`: without limit) until there
+    /// is a result.
     pub(super) fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
         let (submitter, queue, _) = self.uring.split();
         let queued = u32::try_from(queue.len()).unwrap_or(u32::MAX);
@@ -290,12 +292,12 @@ impl Ring {
             Some(Duration::ZERO) if !due => return Ok(()),
             Some(Duration::ZERO) => {
                 let flags = EnterFlags::GETEVENTS.bits();
-                // SAFETY: there is no argument.
+                // SAFETY: no argument is passed, so the kernel reads no memory.
                 unsafe { submitter.enter::<()>(queued, 0, flags, None) }
             }
             Some(wait) => {
                 let wait = timespec(wait);
-                // Not negative, and below a day: both fit.
+                // `timespec` is not negative and at most a day, so both conversions are exact.
                 let wait = Timespec::new()
                     .sec(wait.tv_sec.unsigned_abs())
                     .nsec(u32::try_from(wait.tv_nsec).unwrap_or(0));
@@ -305,13 +307,13 @@ impl Ring {
         };
         self.collect();
         match entered.as_ref().map_err(Errno::from_io_error) {
-            // The time is over, a signal came; or it takes no more now, and will.
+            // The wait timed out, a signal came, or the kernel takes no more entries for now.
             Err(Some(Errno::TIME | Errno::INTR | Errno::AGAIN | Errno::BUSY)) => Ok(()),
             _ => entered.map(drop),
         }
     }
 
-    /// Whether the kernel has more to say right now.
+    /// Returns whether another call of io_uring_enter(2) may bring results at once.
     pub(super) fn has_more(&mut self) -> bool {
         let queue = self.uring.submission();
         queue.taskrun() || queue.cq_overflow()
@@ -322,12 +324,12 @@ impl Ring {
         self.said.extend(said.map(|entry| Entry::new(&entry)));
     }
 
-    /// Takes what the kernel has said since the last time, to be read by [`Ring::read`].
+    /// Takes the completion entries since the last call, each to be passed to [`Ring::read`].
     pub(super) fn said(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.said)
     }
 
-    /// Gives the memory back.
+    /// Reuses the vector that [`Ring::said`] returned.
     pub(super) fn recycle(&mut self, mut said: Vec<Entry>) {
         said.clear();
         if self.said.is_empty() {
@@ -335,14 +337,16 @@ impl Ring {
         }
     }
 
-    /// The kernel said what cannot be. What is in flight keeps its memory for good.
+    /// Records that the kernel has reported an impossible result. The memory in flight is never
+    /// freed then.
     pub(super) const fn distrust(&mut self) {
         self.distrusted = true;
     }
 
-    /// Reads what the kernel has said of something in flight. In order: each once, all of them.
+    /// Returns the result of an operation in flight, with its bytes. Must be called once for every
+    /// entry, in order.
     ///
-    /// None: that cannot be.
+    /// Returns `None` if the entry is impossible.
     pub(super) fn read(&mut self, entry: &Entry) -> Option<Said> {
         let Entry {
             token,
@@ -382,7 +386,7 @@ impl Ring {
         })
     }
 
-    /// As if the kernel had said so.
+    /// Adds a result as if the kernel had reported it.
     #[cfg(test)]
     pub(super) fn pretend(&mut self, token: Token, result: Result<usize, Errno>, flags: u32) {
         self.said.push(Entry {
@@ -392,7 +396,7 @@ impl Ring {
         });
     }
 
-    /// Ends what is in flight. False: it does not end.
+    /// Cancels all operations in flight and waits until they have ended. Returns whether they have.
     fn settle(&mut self) -> bool {
         let begun = Instant::now();
         let all = opcode::AsyncCancel2::new(CancelBuilder::any().all())
@@ -417,12 +421,15 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.distrusted || (self.in_flight > 0 && !self.settle()) {
-            // Closing the ring ends them some time later.
-            tracing::error!(ring = ?self, "operations may not have ended: their memory is lost");
+            // Closing the ring ends the operations some time later.
+            tracing::error!(
+                ring = ?self,
+                "io_uring operations may still be in flight: their memory is leaked"
+            );
             return;
         }
-        // SAFETY: nothing is in flight, so the kernel uses none of it; and none of it is used
-        // after this.
+        // SAFETY: nothing is in flight, so the kernel uses none of this memory, and the fields are
+        // not used after this.
         unsafe {
             ManuallyDrop::drop(&mut self.buffers);
             ManuallyDrop::drop(&mut self.sending);

@@ -1,4 +1,5 @@
-//! Towards the kernel: what is new, what there are buffers for again, what is cancelled.
+//! Submission to the kernel: new operations, receives for which there are buffers again, and
+//! cancellations.
 
 use rustix::io::Errno;
 
@@ -9,12 +10,12 @@ use super::ring::Way;
 use crate::driver::transfer::{self, Refused};
 use crate::driver::{Done, Op};
 
-/// Of those who found no buffer, one goes on for every so many bytes of buffers.
+/// One receive that had found no buffer is resubmitted for every this many exposed bytes.
 const SHARE: usize = 4 * 1024;
 
 impl Proactor {
-    /// Gives the kernel what is new, what there are buffers for again, and cancellations.
-    /// False: it takes no more now.
+    /// Submits new operations, receives for which there are buffers again, and cancellations.
+    /// Returns false if the kernel takes no more entries now.
     pub(super) fn submit(&mut self) -> bool {
         let mut queued = std::mem::take(&mut self.queued);
         queued.retain(|&token| {
@@ -27,7 +28,8 @@ impl Proactor {
         queued.append(&mut self.queued);
         self.queued = queued;
 
-        // Each may need all there is; and who needs none will not miss its place.
+        // One receive may use all buffers, so only a few go on at a time. A receive that finds no
+        // bytes waits in the kernel and needs no place in the queue.
         for _ in 0..self.ring.exposed().div_ceil(SHARE) {
             let Some((token, place)) = self.starved.pop_front() else {
                 break;
@@ -41,7 +43,7 @@ impl Proactor {
 
         let mut cancelled = std::mem::take(&mut self.cancelled);
         cancelled.retain(|&token| {
-            // It may have ended meanwhile, and another be there.
+            // The operation may have ended meanwhile, and another may have its token.
             let live = self.live(token);
             live.is_some_and(|live| live.cancelling && live.is_in_kernel())
                 && self.ring.cancel(token).is_err()
@@ -50,7 +52,7 @@ impl Proactor {
         self.queued.is_empty() && self.cancelled.is_empty()
     }
 
-    /// There are no buffers for it now, or others wait for them already.
+    /// Returns whether a receive must wait: there are no buffers, or other receives wait for them.
     fn must_line_up(&mut self, token: Token) -> bool {
         let short = self.ring.exposed() == 0 || !self.starved.is_empty();
         let receives = |live: &mut Live| {
@@ -60,7 +62,7 @@ impl Proactor {
         short && self.live(token).is_some_and(receives)
     }
 
-    /// It goes on when there are buffers.
+    /// Appends a receive to the queue of those that wait for buffers.
     pub(super) fn starve(&mut self, token: Token) {
         self.places += 1;
         let place = self.places;
@@ -78,7 +80,7 @@ impl Proactor {
         }
     }
 
-    /// Has files read as far as there is `room` for their bytes; the others wait.
+    /// Submits reads of files for at most `room` bytes; further reads wait.
     pub(super) fn read_files(&mut self, mut room: usize) {
         while room > 0
             && let Some(token) = self.files.pop_front()
@@ -102,8 +104,10 @@ impl Proactor {
         }
     }
 
+    /// Submits one queued operation, or a poll of its source.
+    ///
     /// # Errors
-    /// The kernel takes no more now.
+    /// The kernel takes no more entries now.
     fn submit_one(&mut self, token: Token) -> Result<(), Errno> {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return Ok(());

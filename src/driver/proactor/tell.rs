@@ -1,4 +1,4 @@
-//! Towards the watches: what was found, as far as a turn's budget goes.
+//! Reporting to the watches: results become completions as far as a turn's budget allows.
 
 use super::driver::Proactor;
 use super::entry::Token;
@@ -8,7 +8,8 @@ use crate::driver::turn::Turn;
 use crate::driver::{Done, Op};
 
 impl Proactor {
-    /// Tells what was found, as far as the budget goes; of cancelled operations all.
+    /// Reports results until the budget is spent. Results of cancelled operations are reported
+    /// regardless of the budget.
     pub(super) fn tell(&mut self, turn: &mut Turn<'_>) {
         while let Some((token, what)) = self.found.pop_front() {
             if turn.is_spent() && !self.is_cancelling(token) {
@@ -35,7 +36,7 @@ impl Proactor {
         self.live(token).is_some_and(|live| live.cancelling)
     }
 
-    /// Tells one thing; what is beyond the budget is given back.
+    /// Reports one result. Returns the part that exceeds the budget.
     fn tell_one(&mut self, token: Token, what: What, turn: &mut Turn<'_>) -> Option<What> {
         let live = self.live(token)?;
         let (id, cancelling) = (live.id, live.cancelling);
@@ -82,7 +83,7 @@ impl Proactor {
         }
     }
 
-    /// Does what a source that is ready was waited for.
+    /// Makes the system call for which a poll waited until the source was ready.
     fn attempt(&mut self, token: Token, turn: &mut Turn<'_>) {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
@@ -99,13 +100,14 @@ impl Proactor {
                 other => other.map(|_| Done::Cancelled),
             },
             Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
-            // They are the kernel's.
+            // The kernel carries these out.
             Op::Recv { .. } | Op::ReadAt { .. } | Op::Send(_) => return,
         };
         match attempt {
             Ok(done) => self.over(token, done, turn),
             Err(Refused::ForGood(errno)) => self.over(token, Done::Failed(errno), turn),
-            // Ready no more: nothing is taken out of a socket that is only watched.
+            // A watched source is no longer ready. `stuck` is not called for it, because that
+            // would take the pending error out of a client's socket.
             Err(Refused::ForNow) if matches!(live.op, Op::Ready(_)) => self.again(token),
             Err(Refused::ForNow) => match transfer::stuck(fd, token.direction()) {
                 Some(errno) => self.over(token, Done::Failed(errno), turn),
@@ -114,14 +116,14 @@ impl Proactor {
         }
     }
 
-    /// Tells the end of an operation.
+    /// Reports the end of an operation.
     fn over(&mut self, token: Token, done: Done, turn: &mut Turn<'_>) {
         if let Some(live) = self.take_out(token) {
             turn.push(live.id, done, true);
         }
     }
 
-    /// An operation has ended.
+    /// Removes an operation that has ended.
     fn take_out(&mut self, token: Token) -> Option<Live> {
         let source = self.sources.get_mut(token.source())?;
         let live = source.lane(token.direction()).take()?;

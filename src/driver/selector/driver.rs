@@ -1,4 +1,4 @@
-//! Sources, their operations, and the turn.
+//! The driver that all selector backends share: its sources, their operations, and the turn.
 
 use std::fmt;
 use std::io;
@@ -30,9 +30,9 @@ struct Source {
     mode: Nonblocking,
     read: Option<Live>,
     write: Option<Live>,
-    /// What the kernel was told.
+    /// The interest registered with the poller.
     registered: Interest,
-    /// It is in `Selector::dirty`.
+    /// Whether the source is in `Selector::dirty`.
     dirty: bool,
 }
 
@@ -40,7 +40,7 @@ struct Source {
 struct Live {
     id: OpId,
     op: Op,
-    /// To be tried without waiting for readiness first.
+    /// Whether to try the operation without waiting for readiness first.
     fresh: bool,
 }
 
@@ -59,7 +59,7 @@ impl Source {
         }
     }
 
-    /// Why an operation cannot be started, if it cannot.
+    /// Returns the error if the operation cannot be started.
     fn refuses(&mut self, op: &Op) -> Option<Errno> {
         if !self.mode.allows(op) {
             Some(Errno::INVAL)
@@ -73,16 +73,16 @@ impl Source {
     }
 }
 
-/// A [`Driver`] by readiness.
+/// A [`Driver`] of the selector class.
 pub(super) struct Selector<P> {
     poller: P,
     waker: Arc<OwnedFd>,
     sources: Slab<Source>,
     /// Indices of sources whose registration may have to change, or that have a fresh operation.
     dirty: Vec<usize>,
-    /// Endings to be told at the next turn: of cancelled and of refused operations.
+    /// Ends of cancelled and refused operations, to be reported in the next turn.
     endings: Vec<Completion>,
-    /// What the last wait found, and how much of it has been served.
+    /// The events of the last wait, of which the first `served` have been served.
     events: Vec<Event>,
     served: usize,
     /// See [`Driver::has_looked`].
@@ -119,7 +119,7 @@ impl<P: Poller> Selector<P> {
         })
     }
 
-    /// To be told at the next turn.
+    /// Queues an operation's end for the next turn.
     fn end(&mut self, id: OpId, done: Done) {
         self.endings.push(Completion {
             id,
@@ -137,9 +137,9 @@ impl<P: Poller> Selector<P> {
         }
     }
 
-    /// Tries what is fresh and tells the kernel of changed interest.
+    /// Tries fresh operations and registers changed interest.
     fn settle(&mut self, turn: &mut Turn<'_>) {
-        // Half of the budget, so that a loop that sends a lot goes on receiving.
+        // Sends get half of the budget, so that a loop that sends a lot also receives.
         let reserve = turn.budget.completions / 2;
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.retain(|&index| {
@@ -163,8 +163,7 @@ impl<P: Poller> Selector<P> {
         self.dirty = dirty;
     }
 
-    /// Brings a source's registration up to its interest. Where the system refuses, its
-    /// operations end.
+    /// Registers a source's current interest. If the system refuses, the source's operations fail.
     fn register(&mut self, index: usize, turn: &mut Turn<'_>) {
         let Some(source) = self.sources.get_mut(index) else {
             return;
@@ -184,7 +183,7 @@ impl<P: Poller> Selector<P> {
         source.registered = now;
         if let Err(errno) = result {
             if was != Interest::NONE {
-                // Already known to be in disorder; there is nobody to tell but its operations.
+                // The registration has failed already, which its operations report below.
                 let _ = self.poller.remove(token, fd);
             }
             source.registered = Interest::NONE;
@@ -195,7 +194,7 @@ impl<P: Poller> Selector<P> {
         }
     }
 
-    /// Serves what the last wait found, as far as the budget goes.
+    /// Serves the events of the last wait until the budget is spent.
     fn serve(&mut self, turn: &mut Turn<'_>) {
         while let Some(&Event { token, read, write }) = self.events.get(self.served) {
             if token != WAKER {
@@ -207,7 +206,7 @@ impl<P: Poller> Selector<P> {
                         return;
                     }
                     self.attempt(token - 1, direction, turn);
-                    // In case the budget ends between the two.
+                    // The budget may be spent before the write direction is served.
                     self.events[self.served].read = false;
                 }
             }
@@ -215,7 +214,7 @@ impl<P: Poller> Selector<P> {
         }
     }
 
-    /// Does what it can of the operation in that direction, if there is one.
+    /// Tries the source's operation in that direction, if it has one.
     fn attempt(&mut self, index: usize, direction: Direction, turn: &mut Turn<'_>) {
         let Some(source) = self.sources.get_mut(index) else {
             return;
@@ -236,7 +235,7 @@ impl<P: Poller> Selector<P> {
                 Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
                 other => other.map(|_| Done::Eof),
             },
-            // Refused at its start.
+            // `Source::refuses` does not let it start.
             Op::ReadAt { .. } => return,
             Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, id, limit) {
                 Ok(false) => return,
@@ -251,7 +250,8 @@ impl<P: Poller> Selector<P> {
         let done = match attempt {
             Ok(done) => done,
             Err(Refused::ForGood(errno)) => Done::Failed(errno),
-            // What is only watched is ready no more: nothing is taken out of a client's socket.
+            // A watched source is no longer ready. `stuck` is not called for it, because that
+            // would take the pending error out of a client's socket.
             Err(Refused::ForNow) if was_fresh || matches!(op, Op::Ready(_)) => return,
             Err(Refused::ForNow) => match transfer::stuck(fd, direction) {
                 Some(errno) => Done::Failed(errno),
@@ -322,7 +322,7 @@ impl<P: Poller> Driver for Selector<P> {
         let source = self.sources.try_remove(index)?;
         debug_assert_eq!(source.interest(), Interest::NONE, "live operations");
         if source.registered != Interest::NONE {
-            // It fails only for what is not registered: nothing is left behind either way.
+            // Fails only for a descriptor that is not registered, so nothing is left behind.
             let _ = self.poller.remove(token(index), source.fd.as_fd());
         }
         Some(source.fd)
@@ -355,7 +355,7 @@ impl<P: Poller> Driver for Selector<P> {
         }
         self.settle(&mut turn);
         if turn.is_spent() && !turn.progress {
-            // Nothing may be told: what is ready stays so, and must not end the wait.
+            // With a budget of zero a ready source cannot be reported, so it must not end the wait.
             return Ok(wait(&self.waker, timeout)?);
         }
         self.serve(&mut turn);
@@ -376,7 +376,7 @@ impl<P: Poller> Driver for Selector<P> {
                 self.looked = self.served == self.events.len() && self.dirty.is_empty();
                 Ok(())
             }
-            // The loop has its own way to learn of signals.
+            // Signals reach the loop through its mailbox and waker.
             Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::{Event, Interest, Poller};
 use crate::driver::turn::timespec;
 
-/// Events taken from the kernel at once. It hands out what is ready in turn, so that a
-/// smaller number only means more calls.
+/// Most events taken from the kernel at once. The kernel reports ready descriptors in rotation, so
+/// a smaller number only means more calls.
 const EVENTS_MAX: usize = 1024;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Epoll {
 }
 
 impl Epoll {
-    /// How many there were.
+    /// Waits once and appends the events. Returns their number.
     fn collect(&self, timeout: Option<Duration>, events: &mut Vec<Event>) -> Result<usize, Errno> {
         let mut buffer = [const { MaybeUninit::uninit() }; EVENTS_MAX];
         let timeout = timeout.map(timespec);
@@ -64,9 +64,9 @@ impl Poller for Epoll {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> Result<(), Errno> {
-        // epoll_wait(2) counts milliseconds and is there always; epoll_pwait2(2) counts
-        // nanoseconds and may be missing or forbidden. So what is beyond whole
-        // milliseconds is waited for by poll(2), on the epoll instance itself.
+        // epoll_wait(2) always exists but counts milliseconds; epoll_pwait2(2) counts nanoseconds
+        // but may be missing or forbidden. So epoll waits for the whole milliseconds, and then
+        // ppoll(2) on the epoll instance waits for the rest.
         let rest = timeout.map_or(Duration::ZERO, |timeout| {
             Duration::from_nanos(u64::from(timeout.subsec_nanos() % 1_000_000))
         });

@@ -1,15 +1,16 @@
 //! The driver of the selector class: waits until an operation would not block, then
 //! does it.
 //!
-//! What differs between epoll, poll and select is a `Poller`: it says who to look at.
-//! All else is the same code, so that the same script gives the same completions on each.
+//! epoll, poll and select differ only in their `Poller`, which reports the sources that may be
+//! ready. They share all other code, so the same script gives the same completions on each.
 //!
-//! - Interest is the union of a source's live operations. It is told to the kernel once a
-//!   turn, for the sources that [`Driver::start`], [`Driver::cancel`] or an ending marked.
-//! - Readiness is level-triggered and a mere hint: every operation can find that there
-//!   was nothing to do, and stays live. So nothing depends on an event being fresh.
-//! - What one wait found is served to its end before the next wait, over as many turns
-//!   as their budgets make of it. So no source is served twice before all are once.
+//! - The interest of a source is the union of its live operations' directions. The kernel is
+//!   told of changes once a turn, for the sources that [`Driver::start`], [`Driver::cancel`] or
+//!   the end of an operation marked.
+//! - Readiness is level-triggered and only a hint: an operation whose system call would block
+//!   stays live. So an event may be out of date when it is served.
+//! - All events of one wait are served before the next wait, over several turns if their
+//!   budgets require it. So every ready source is served once before any is served twice.
 
 use std::fmt;
 use std::io;
@@ -32,7 +33,7 @@ mod select;
 /// Opens a selector backend.
 ///
 /// # Errors
-/// The backend is not of the selector class, or the system's.
+/// The backend is not of the selector class, or a system call failed.
 pub(super) fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
     fn boxed<P: Poller + 'static>(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
         Ok(Box::new(Selector::<P>::new(waker)?))
@@ -47,7 +48,7 @@ pub(super) fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn 
     }
 }
 
-/// Whether the system lets us wait in this way.
+/// Checks that the system allows this way of waiting.
 pub(super) fn probe(backend: Backend) -> Result<(), Errno> {
     match backend {
         Backend::Epoll => epoll::Epoll::new().map(drop),
@@ -57,7 +58,7 @@ pub(super) fn probe(backend: Backend) -> Result<(), Errno> {
     }
 }
 
-/// Directions in which a source is waited for.
+/// The directions in which a source is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Interest {
     read: bool,
@@ -75,7 +76,7 @@ impl Interest {
     };
 }
 
-/// Directions in which something may have happened; hang-up and errors count for both.
+/// The directions in which a source may be ready; hang-up and errors count for both.
 #[derive(Debug, Clone, Copy)]
 struct Event {
     token: usize,
@@ -85,10 +86,10 @@ struct Event {
 
 /// A way to wait for many file descriptors.
 ///
-/// A descriptor stays open from `add` to `remove`; `modify` and `remove` name one that is
-/// added. Interest is never empty.
+/// A descriptor stays open from `add` to `remove`; `modify` and `remove` are called only for a
+/// descriptor that was added. Interest is never empty.
 trait Poller: fmt::Debug + Send + Sized {
-    /// Most sources it takes, the waker not counted.
+    /// Most sources that can be added, the waker not counted.
     const LIMIT: usize = usize::MAX;
 
     fn new() -> Result<Self, Errno>;
@@ -96,7 +97,7 @@ trait Poller: fmt::Debug + Send + Sized {
     fn modify(&mut self, token: usize, fd: BorrowedFd<'_>, interest: Interest)
     -> Result<(), Errno>;
     fn remove(&mut self, token: usize, fd: BorrowedFd<'_>) -> Result<(), Errno>;
-    /// Appends at most one event a token. Never waits less than `timeout` for nothing,
-    /// but for the longest the system waits and signals.
+    /// Waits for at most `timeout` and appends at most one event for each token. Without an event
+    /// it returns early only after a signal or after the longest wait that the system supports.
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> Result<(), Errno>;
 }

@@ -1,4 +1,4 @@
-//! poll(2), over an array that is kept from turn to turn.
+//! poll(2), over an array that is kept between turns.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::driver::turn::timespec;
 #[derive(Debug)]
 pub(super) struct Poll {
     fds: Vec<PollFd<'static>>,
-    /// Whose each of `fds` is.
+    /// The token of each entry of `fds`.
     tokens: Vec<usize>,
-    /// Where in `fds` a token's is, if it is.
+    /// The index in `fds` of each token that was added.
     places: Vec<Option<usize>>,
 }
 
@@ -99,7 +99,7 @@ fn entry(fd: BorrowedFd<'_>, interest: Interest) -> PollFd<'static> {
     let mut flags = PollFlags::empty();
     flags.set(PollFlags::IN, interest.read);
     flags.set(PollFlags::OUT, interest.write);
-    // SAFETY: a `Poller` is told to remove a descriptor before it is closed.
+    // SAFETY: a descriptor is removed from a `Poller` before it is closed.
     let fd = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&fd)) };
     PollFd::from_borrowed_fd(fd, flags)
 }

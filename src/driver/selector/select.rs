@@ -1,12 +1,12 @@
-//! select(2), over sets that are as large as the descriptors' numbers ask for.
+//! select(2), over sets as large as the highest descriptor number requires.
 //!
-//! The C library's `fd_set` ends at number 1023, the system call does not. The limit
-//! that remains is on how many are watched, see [`SELECT_LIMIT`].
+//! The C library's `fd_set` ends at descriptor 1023, but the system call accepts higher numbers.
+//! Only the number of watched descriptors is limited, see [`SELECT_LIMIT`].
 //!
-//! select(2) does not count `POLLHUP` as room to write, so that it says nothing of a reading end
-//! that is watched for it and whose writers are gone, of a full Unix socket that was shut down, or
-//! of a terminal. What may hang up so is also in an instance of epoll(7), for its hang-up alone,
-//! which is in the set of those to read from.
+//! select(2) does not report `POLLHUP` in the write set. It stays silent about a hang-up if the
+//! write direction is armed on a pipe's reading end, on a full Unix socket that was shut down, or
+//! on a terminal. Descriptors that may hang up like this are also added to an epoll(7) instance,
+//! without any interest, so that it reports the hang-up; the instance itself is in the read set.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -26,16 +26,17 @@ use super::{Event, Interest, Poller};
 use crate::driver::capability::SELECT_LIMIT;
 use crate::driver::turn::timespec;
 
-/// Most descriptors heard of from aside at once; the others are still ready after that.
+/// Most hang-ups taken from `Select::aside` at once; the next wait reports the others.
 const ASIDE_MAX: usize = 64;
 
 pub(super) struct Select {
     wanted: Sets,
-    /// Waits for hang-ups of which select(2) says nothing. Made for the first that may.
+    /// An epoll instance for the hang-ups that select(2) does not report. Created for the first
+    /// descriptor that needs it.
     aside: Option<OwnedFd>,
-    /// What the kernel found, written over a copy of `wanted`.
+    /// A copy of `wanted`, which the kernel overwrites with the ready descriptors.
     found: Sets,
-    /// Tokens by descriptor number; only those of numbers in `wanted` mean anything.
+    /// Tokens by descriptor number, valid only for descriptors in `wanted`.
     tokens: Vec<usize>,
 }
 
@@ -96,7 +97,7 @@ impl Poller for Select {
 
     fn remove(&mut self, _token: usize, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         if let Some(aside) = &self.aside {
-            // Most are not there.
+            // Fails for most descriptors, which were never added.
             let _ = epoll::delete(aside, fd);
         }
         let fd = fd.as_raw_fd();
@@ -112,8 +113,8 @@ impl Poller for Select {
         let Sets { read, write } = &mut self.found;
         let bound = fd_set_bound(read).max(fd_set_bound(write));
         let timeout = timeout.map(timespec);
-        // SAFETY: a `Poller` is told to remove a descriptor before it is closed, so all
-        // in the sets are open.
+        // SAFETY: a descriptor is removed from a `Poller` before it is closed, so all in the sets
+        // are open.
         unsafe { select(bound, Some(read), Some(write), None, timeout.as_ref())? };
 
         let mut reads = FdSetIter::new(read).peekable();
@@ -141,7 +142,7 @@ impl Poller for Select {
 }
 
 impl Select {
-    /// Makes room for the descriptor in the sets. Answers its number.
+    /// Enlarges the sets for the descriptor. Returns its number.
     fn place(&mut self, fd: BorrowedFd<'_>) -> Result<usize, Errno> {
         let fd = fd.as_raw_fd();
         let number = usize::try_from(fd).map_err(|_| Errno::BADF)?;
@@ -154,7 +155,8 @@ impl Select {
         Ok(number)
     }
 
-    /// Waits for its hang-up. Where there is no epoll, the reading direction alone tells of that.
+    /// Adds the descriptor to `aside`. Without epoll on this host, only the read direction reports
+    /// its hang-up.
     fn set_aside(&mut self, token: usize, fd: BorrowedFd<'_>) {
         if self.aside.is_none() {
             let Ok(aside) = epoll::create(CreateFlags::CLOEXEC) else {
@@ -167,15 +169,16 @@ impl Select {
             self.aside = Some(aside);
         }
         if let Some(aside) = &self.aside {
-            // POLLHUP and POLLERR are told unasked. What epoll does not take has neither.
+            // epoll reports EPOLLHUP and EPOLLERR even for an empty interest. Descriptors that
+            // epoll refuses have neither.
             let data = EventData::new_u64(token as u64);
             let _ = epoll::add(aside, fd, data, EventFlags::empty());
         }
     }
 }
 
-/// What may hang up without room to write. A writing end fails instead, and an internet socket
-/// that was shut down takes all that is written.
+/// Returns whether the descriptor may hang up without becoming writable. A pipe's writing end
+/// reports an error instead, and an internet socket that was shut down is always writable.
 fn hides_hangup(fd: BorrowedFd<'_>) -> bool {
     match sockopt::socket_domain(fd) {
         Ok(AddressFamily::INET | AddressFamily::INET6) => false,
@@ -188,7 +191,7 @@ fn look_aside(aside: &OwnedFd, events: &mut Vec<Event>) -> Result<(), Errno> {
     let mut buffer = [const { MaybeUninit::uninit() }; ASIDE_MAX];
     let (found, _) = epoll::wait(aside, &mut buffer, Some(&timespec(Duration::ZERO)))?;
     events.extend(found.iter().map(|event| Event {
-        // It was one before it went there.
+        // A token, converted from `usize` in `set_aside`.
         token: usize::try_from(event.data.u64()).unwrap_or(usize::MAX),
         read: false,
         write: true,
