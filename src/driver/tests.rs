@@ -1,4 +1,4 @@
-//! The conformance of a backend to the contract: every case on each of them.
+//! Tests that a backend conforms to the contract; every case runs on every backend.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -42,9 +42,9 @@ mod random;
 mod readiness;
 mod rig;
 
-/// Longer than any test waits for what does happen.
+/// How long a test waits for a completion before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a test waits for what must not happen.
+/// How long a test waits to see that no completion comes.
 const WHILE: Duration = Duration::from_millis(30);
 
 const READ: Op = Op::Ready(Direction::Read);
@@ -218,7 +218,7 @@ fn a_send_on_a_full_pipe_resumes(rig: &mut Rig) {
             .start(id(1), source, Op::Send(Box::new(rest.clone())));
         let completions = rig.turn(Duration::ZERO, AMPLE);
         let completions = if completions.is_empty() {
-            // Full: it waits, and goes on as soon as there is room.
+            // The pipe is full: the send waits, and goes on as soon as there is room.
             rig.assert_silent();
             filled += rustix::io::read(&reader, &mut received[filled..]).unwrap();
             rig.turn(PATIENCE, AMPLE)
@@ -255,7 +255,7 @@ fn an_adopted_blocking_pipe_keeps_its_flags(rig: &mut Rig) {
     assert_eq!(fcntl_getfl(&clients).unwrap(), before);
     assert!(!before.contains(OFlags::NONBLOCK));
 
-    // Reading when there is nothing, as after another reader was quicker, does not block.
+    // A read does not block when no bytes are there (another reader may have taken them).
     let mut intake = transfer::Intake::new();
     assert!(matches!(
         intake.read(rig.driver.fd(source).unwrap(), reader.mode, 1),
@@ -335,7 +335,7 @@ fn cancel_is_told_once_and_last(rig: &mut Rig) {
     assert_eq!(rig.next(), ["1 cancelled."]);
     rig.driver.cancel(id(1), source);
     rig.assert_silent();
-    // What was not taken is there for the next.
+    // Bytes that were not received stay in the socket for the next operation.
     rig.driver.start(id(2), source, RECV);
     assert_eq!(rig.next(), ["2 data y"]);
 }
@@ -370,7 +370,7 @@ fn the_waker_ends_a_wait(rig: &mut Rig) {
     let kick = std::thread::spawn(move || rustix::io::write(&*waker, &1_u64.to_ne_bytes()));
     rig.driver.turn(None, AMPLE, &mut completions).unwrap();
     kick.join().unwrap().unwrap();
-    // Nobody drained it: it still does.
+    // The waker was not read, so it ends the next wait too.
     rig.driver.turn(None, AMPLE, &mut completions).unwrap();
     assert!(completions.is_empty());
     rustix::io::read(&*rig.waker, &mut [0; 8]).unwrap();
@@ -384,7 +384,7 @@ fn waits_are_never_short(rig: &mut Rig) {
         rig.turn(timeout, AMPLE);
         assert!(start.elapsed() >= timeout, "{micros} µs");
     }
-    // Far beyond what the system can count.
+    // Far longer than the system's maximum.
     rustix::io::write(&*rig.waker, &1_u64.to_ne_bytes()).unwrap();
     rig.turn(Duration::MAX, AMPLE);
 }
@@ -401,7 +401,7 @@ fn detached_is_given_back_and_silent(rig: &mut Rig) {
     assert!(rig.driver.fd(source).is_none());
     rustix::io::write(&writer, b"x").unwrap();
     rig.assert_silent();
-    // The place, and the number, are used again.
+    // The source's index and the descriptor's number are reused.
     let source = rig.attach(reader, Nonblocking::Pipe);
     rig.driver.start(id(2), source, RECV);
     assert_eq!(rig.next(), ["2 data x"]);

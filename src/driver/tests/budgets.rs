@@ -1,4 +1,4 @@
-//! What a turn may do, and what waits for a later one.
+//! Tests of a turn's budget: what a turn may report, and what waits for a later turn.
 
 use super::*;
 
@@ -65,7 +65,7 @@ pub(super) fn sends_leave_room_for_receiving(rig: &mut Rig) {
     for number in 0..4 {
         send(rig, number);
     }
-    // As many as are told in a turn go on sending.
+    // In every turn, the sends whose completions are reported can start again.
     let budget = Budget {
         completions: 4,
         bytes: 1,
@@ -105,7 +105,7 @@ pub(super) fn a_budget_of_nothing_waits_and_loses_nothing(rig: &mut Rig) {
     said.sort();
     assert_eq!(said, ["1 data x", "2 writable."]);
 
-    // But whoever cancels need not wait for room.
+    // The end of a cancelled operation needs no budget.
     let nothing = Budget {
         completions: 0,
         bytes: 0,

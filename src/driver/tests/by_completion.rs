@@ -1,5 +1,5 @@
-//! What only a backend by completion can get wrong: what the kernel holds, and what is
-//! taken before it is told.
+//! Tests of problems that only a proactor backend can have: operations in the kernel, and bytes
+//! that are received before they are reported.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -93,7 +93,7 @@ fn a_read_of_a_file_is_told_as_far_as_the_budget_goes(mut rig: Rig) {
         said.extend(told.iter().map(words));
     }
     assert_eq!(said.concat(), "1 data one1 data  tw1 data o.");
-    // Whoever cancels it gets what was read, or nothing, and one end.
+    // A cancelled read still reports the bytes that it has read, and ends once.
     start(&mut rig);
     assert!(rig.turn(WHILE, untold).is_empty());
     rig.driver.cancel(id(1), source);
@@ -101,8 +101,8 @@ fn a_read_of_a_file_is_told_as_far_as_the_budget_goes(mut rig: Rig) {
     rig.assert_silent();
 }
 
-/// Files whose pages must be fetched, files in memory, and sockets, all at once: each gets its
-/// own bytes, whichever is there first.
+/// Reads files whose pages must come from storage, files in the page cache, and sockets at the same
+/// time: each operation gets its own bytes, in whichever order they complete.
 fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
     const SIZE: usize = 40_000;
     let mut expected = std::collections::HashMap::new();
@@ -142,7 +142,7 @@ fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
     assert!(got == expected);
 }
 
-/// Bytes that say when they are freed.
+/// Bytes that record when they are freed.
 struct Watched {
     bytes: Vec<u8>,
     freed: Arc<AtomicBool>,
@@ -169,7 +169,8 @@ fn watched(len: usize) -> (Bytes, Arc<AtomicBool>) {
     (Bytes::from_owner(owner), freed)
 }
 
-/// Starts one of everything that waits; the peers, and whether the bytes to send are freed.
+/// Starts one operation of every kind that waits. Returns the peers, and a flag that is set when the
+/// bytes to send are freed.
 fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     let (bytes, freed) = watched(1 << 20);
     let (ours, peer) = UnixStream::pair().unwrap();
@@ -189,7 +190,7 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     listener.set_nonblocking(true).unwrap();
     let listener = rig.attach(listener, Nonblocking::Own);
     rig.driver.start(id(5), listener, Op::Accept { limit: 1 });
-    // An empty pipe is as a file whose storage takes its time.
+    // An empty pipe stands for a file on slow storage.
     let (file, slow) = blocking_pipe();
     let file = rig.attach(file, Nonblocking::File);
     let op = Op::ReadAt {
@@ -198,7 +199,7 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     };
     rig.driver.start(id(6), file, op);
     assert_eq!(rig.next(), ["3 sent 65536."]);
-    // The pipe is full: this one stays in the kernel.
+    // The pipe is full: this send stays in the kernel.
     rig.driver.start(id(3), full, Op::Send(Box::new(bytes)));
     rig.assert_silent();
     (vec![peer.into(), writer, reader, other, slow], freed)
@@ -209,7 +210,7 @@ fn what_is_in_flight_is_reaped_when_the_driver_is_dropped(mut rig: Rig) {
     assert!(!freed.load(Ordering::SeqCst));
     drop(rig);
     assert!(freed.load(Ordering::SeqCst), "lost");
-    // Nothing keeps the descriptors: the peers see their ends.
+    // No operation keeps the descriptors open: the peers see end of file or EPIPE.
     let mut rest = vec![0; 1 << 20];
     assert_eq!(rustix::io::read(&peers[2], &mut rest).unwrap(), 65536);
     assert_eq!(rustix::io::read(&peers[2], &mut rest).unwrap(), 0);
@@ -221,12 +222,12 @@ fn what_is_in_flight_is_reaped_when_the_driver_is_dropped(mut rig: Rig) {
 
 fn what_cannot_be_reaped_is_leaked(mut rig: Rig) {
     let (_peers, freed) = start_all(&mut rig);
-    // Only the thread of the turns can ask the ring for anything.
+    // Only the thread that ran the turns can submit to the ring, so this drop cannot cancel.
     std::thread::spawn(move || drop(rig)).join().unwrap();
     assert!(!freed.load(Ordering::SeqCst), "freed in flight");
 }
 
-/// A source that receives, and whose ten bytes were taken but not told.
+/// Returns a source with a receive whose ten bytes were received but not reported.
 fn taken(rig: &mut Rig) -> SourceId {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     let source = rig.attach(ours, Nonblocking::Socket);
@@ -246,7 +247,7 @@ fn taken_bytes_come_before_the_end_of_a_cancelled_operation(mut rig: Rig) {
     rig.driver.cancel(id(1), source);
     let said: Vec<_> = rig.turn(PATIENCE, NOTHING).iter().map(words).collect();
     assert_eq!(said[0], "1 data ten bytes!");
-    // The peer is gone, which may be known before the cancellation.
+    // The peer was closed; the kernel may report that before the cancellation.
     assert!(["1 cancelled.", "1 eof."].contains(&said[1].as_str()));
     assert_eq!(said.len(), 2);
     rig.assert_silent();
@@ -282,7 +283,7 @@ fn exposed_bytes_are_within_the_budget(mut rig: Rig) {
         assert!(bytes == 0 || exposed > 0);
         last = exposed;
     }
-    // A smaller budget takes nothing back, and adds nothing.
+    // With a smaller budget, exposed buffers are neither taken back nor added.
     peer.write_all(&[0; 1000]).unwrap();
     let few = Budget {
         completions: 9,
@@ -378,12 +379,12 @@ fn a_turn_that_does_not_wait_misses_nothing(mut rig: Rig) {
     rig.driver.start(id(1), source, Op::Send(Box::new(bytes)));
     assert!(rig.turn(Duration::ZERO, AMPLE).is_empty());
     drop(reader);
-    // What the kernel does about it takes it two steps.
+    // The kernel needs two calls to report this.
     let said: Vec<_> = rig.turn(Duration::ZERO, AMPLE).iter().map(words).collect();
     assert_eq!(said, ["1 failed EPIPE."]);
 }
 
-/// As many open files as there may be; to one test at a time.
+/// Raises the limit on open files to the maximum, for one test at a time.
 fn all_files() -> parking_lot::MutexGuard<'static, ()> {
     static FILES: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
     let guard = FILES.lock();

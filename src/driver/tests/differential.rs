@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What came of each operation: bytes together, since how they are cut is nobody's promise.
+/// The results of each operation. Data is joined, because its division into pieces is not promised.
 type History = BTreeMap<u32, String>;
 
 struct World {
@@ -45,7 +45,7 @@ struct World {
 }
 
 impl World {
-    /// Sockets, pipes read by us, pipes written by us: one of each.
+    /// Attaches one socket, one pipe to read from and one pipe to write to.
     fn new(mut rig: Rig) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
@@ -66,7 +66,7 @@ impl World {
         }
     }
 
-    /// Does one step and lets everything that follows from it happen.
+    /// Does one step and takes turns until all its results are there.
     fn apply(&mut self, number: u32, step: &Step) {
         match *step {
             Step::Ready(peer, read) => self.start(number, peer, if read { READ } else { WRITE }),
@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    /// Until there is nothing more to say.
+    /// Takes turns until no completion comes.
     fn settle(&mut self) {
         loop {
             let completions = self.rig.turn(Duration::ZERO, AMPLE);

@@ -1,4 +1,4 @@
-//! Room to write towards a peer that has shut down its own side.
+//! Tests of writing to a peer that has shut down its sending side.
 
 use std::net::Shutdown;
 
@@ -6,7 +6,7 @@ use rustix::net::sockopt;
 
 use super::*;
 
-/// A socket whose send buffer is full, and its peer, which sends nothing any more.
+/// Returns a socket whose send buffer is full, and its peer, which has shut down its sending side.
 fn full() -> (UnixStream, UnixStream) {
     let (ours, peer) = UnixStream::pair().unwrap();
     fill(&ours);
@@ -33,11 +33,11 @@ pub(super) fn a_full_writer_of_a_half_closed_peer_waits(rig: &mut Rig) {
     let source = rig.attach(ours, Nonblocking::ReadinessOnly);
     rig.driver.start(id(1), source, WRITE);
     rig.assert_silent();
-    // The other direction has something to say, this one has not.
+    // The read direction is ready; the write direction stays silent.
     rig.driver.start(id(2), source, READ);
     assert_eq!(rig.next(), ["2 readable+half-closed."]);
     rig.assert_silent();
-    // The loop's own wake-up is heard.
+    // The waker still ends a wait.
     rustix::io::write(&rig.waker, &1_u64.to_ne_bytes()).unwrap();
     assert!(rig.turn(PATIENCE, AMPLE).is_empty());
     rustix::io::read(&rig.waker, &mut [0; 8]).unwrap();
@@ -80,11 +80,11 @@ pub(super) fn what_is_only_watched_keeps_its_error(rig: &mut Rig) {
         let client = ours.try_clone().unwrap();
         let source = rig.attach(ours, Nonblocking::ReadinessOnly);
         rig.driver.start(id(round), source, WRITE);
-        // It has not read what was sent: the connection is reset.
+        // The peer closes with unread bytes, so the connection is reset.
         let resets = std::thread::spawn(move || drop(peer));
         let said = rig.next();
         resets.join().unwrap();
-        // The kernel tells the error first, and then that both directions are shut.
+        // The kernel sets the error before it shuts both directions down; a poll may run in between.
         let told =
             ["writable+hangup+error", "writable+error"].map(|what| [format!("{round} {what}.")]);
         assert!(told.iter().any(|told| said == *told), "{said:?}");

@@ -1,5 +1,5 @@
-//! Whatever is started, cancelled and done to the peers in whatever order, under
-//! whatever budget: every operation ends once, and bytes arrive whole and in order.
+//! Random programs of starts, cancellations and actions of the peers, under random budgets: every
+//! operation ends once, and bytes arrive complete and in order.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A stream in which every place tells its position.
+/// Returns part of a stream whose bytes show their positions.
 fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len)
         .map(|place| u8::try_from(place % 251).unwrap())
@@ -47,10 +47,11 @@ fn pattern(from: usize, len: usize) -> Vec<u8> {
 
 struct Peer {
     source: SourceId,
-    /// None once closed.
+    /// `None` once it is closed.
     stream: Option<UnixStream>,
     live: [Option<OpId>; 2],
-    /// Bytes: written by the peer, seen by the driver, sent by the driver, seen by the peer.
+    /// Bytes written by the peer, received by the driver, sent by the driver, and received by the
+    /// peer.
     written: usize,
     received: usize,
     sent: usize,
@@ -60,7 +61,7 @@ struct Peer {
 struct Model<'a> {
     rig: &'a mut Rig,
     peers: Vec<Peer>,
-    /// Which peer and direction a live operation belongs to.
+    /// The peer and direction that each live operation belongs to.
     live: HashMap<OpId, (usize, usize)>,
     started: u32,
 }
@@ -110,7 +111,7 @@ impl Model<'_> {
         assert!(handed_over + self.rig.driver.exposed() <= bound);
     }
 
-    /// Bytes from all peers.
+    /// Returns the number of bytes received from all peers.
     fn received(&self) -> usize {
         self.peers.iter().map(|peer| peer.received).sum()
     }

@@ -1,4 +1,5 @@
-//! Readiness of whatever a client may hand over, against poll(2) on the same descriptor.
+//! Compares the readiness of every kind of descriptor that a client may hand over with poll(2) on
+//! the same descriptor.
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -11,7 +12,7 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::*;
 
-/// More than any end takes before it is full; a datagram socket of the internet never is.
+/// More bytes than any descriptor takes before it is full. A UDP socket never is full.
 const FILL_MAX: usize = 16 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -28,15 +29,15 @@ enum Kind {
     PipeWriter,
     PtyMaster,
     PtySlave,
-    /// A pipe opened for both, as FIFOs can be.
+    /// A pipe opened for reading and writing, as is possible with a FIFO.
     PipeBoth,
     EventFd,
-    /// An instance that waits for an eventfd.
+    /// An epoll instance that waits for an eventfd.
     Epoll,
 }
 
 impl Kind {
-    /// What is done on one end is seen on the other at once.
+    /// Returns whether an action on one end shows on the other end at once.
     const fn is_prompt(self) -> bool {
         !matches!(
             self,
@@ -53,20 +54,21 @@ impl Kind {
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// We write until there is no room.
+    /// Writes until there is no room.
     Fill,
-    /// We read until there is nothing.
+    /// Reads until no bytes are left.
     Drain,
     WeShutDown(bool),
     PeerWrites(usize),
-    /// A byte out of band, which poll(2) has for POLLPRI alone.
+    /// The peer sends a byte out of band, which poll(2) reports as POLLPRI only.
     PeerUrges,
     PeerDrains,
     PeerShutsDown(bool),
     PeerCloses,
-    /// As a process does that is killed with a connection it has unread bytes in.
+    /// The peer resets the connection, as the kernel does for a killed process that has not read
+    /// all bytes.
     PeerResets,
-    /// Only one direction is armed from here on, or both are.
+    /// Sets which directions (read, write) are armed from here on.
     Arm(bool, bool),
 }
 
@@ -110,7 +112,7 @@ fn nonblocking(fd: impl Into<OwnedFd>) -> OwnedFd {
     fd
 }
 
-/// A terminal that passes bytes on as they are.
+/// Opens a terminal in raw mode.
 fn terminal() -> (OwnedFd, OwnedFd) {
     let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     rustix::pty::grantpt(&master).unwrap();
@@ -215,11 +217,11 @@ fn shut_down(fd: &OwnedFd, writing: bool) {
     } else {
         Shutdown::Read
     };
-    // Only sockets can be.
+    // Fails for descriptors that are not sockets.
     let _ = rustix::net::shutdown(fd, how);
 }
 
-/// What poll(2) says, in the rig's words; none if it says nothing.
+/// Returns the result of poll(2) in the rig's words; `None` if the descriptor is not ready.
 fn expected(fd: &OwnedFd, read: bool) -> Option<String> {
     let wanted = if read {
         PollFlags::IN | PollFlags::RDHUP
@@ -256,7 +258,7 @@ struct Watched<'a> {
     ours: OwnedFd,
     source: SourceId,
     armed: [bool; 2],
-    /// Reading, writing.
+    /// The number of the live operation in each direction: read, write.
     live: [Option<u32>; 2],
     last: u32,
 }
@@ -266,7 +268,8 @@ impl Watched<'_> {
         [expected(&self.ours, true), expected(&self.ours, false)]
     }
 
-    /// TCP and terminals pass on what was done in their own time: until nothing changes.
+    /// Waits until poll(2) gives the same result repeatedly: TCP and terminals pass actions on with
+    /// a delay.
     fn settle(&self) {
         let mut same = 0;
         let mut before = self.expected();
@@ -278,7 +281,7 @@ impl Watched<'_> {
         }
     }
 
-    /// Arms, and sees that exactly what poll(2) finds is told.
+    /// Arms directions and checks that exactly the readiness that poll(2) finds is reported.
     fn check(&mut self) -> Result<(), TestCaseError> {
         for (lane, op) in [(0, READ), (1, WRITE)] {
             match self.live[lane] {
@@ -328,7 +331,7 @@ impl Watched<'_> {
                 continue;
             }
             let said = words(&completion);
-            // What goes on by itself may have gone on meanwhile.
+            // The readiness may have changed since `before`.
             let now = self.expected();
             let matches = [&before[lane], &now[lane]].into_iter().flatten();
             let mut matches = matches.map(|what| format!("{number} {what}."));
@@ -346,7 +349,7 @@ pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
     let config = Config {
         cases: 200,
         failure_persistence: None,
-        // One that shows silence takes as long as patience does.
+        // A failure by silence takes `PATIENCE` for every shrink step.
         max_shrink_iters: 4,
         ..Config::default()
     };
@@ -374,13 +377,13 @@ pub(super) fn readiness_is_what_poll_says(rig: &mut Rig) {
                     (Step::WeShutDown(writing), _) => shut_down(&watched.ours, writing),
                     (Step::PeerWrites(len), Some(peer)) => fill(peer, len),
                     (Step::PeerUrges, Some(peer)) => {
-                        // Only stream sockets can.
+                        // Fails for descriptors other than stream sockets.
                         let _ = rustix::net::send(peer, b"!", SendFlags::OOB);
                     }
                     (Step::PeerDrains, Some(peer)) => drain(peer),
                     (Step::PeerShutsDown(writing), Some(peer)) => shut_down(peer, writing),
                     (Step::PeerResets, Some(socket)) => {
-                        // Only sockets can.
+                        // Fails for descriptors that are not sockets.
                         let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
                         peer = None;
                     }

@@ -1,11 +1,11 @@
-//! A driver by itself, and its completions in words.
+//! A test rig: a driver without a loop, and its completions as text.
 
 use super::*;
 
 pub(super) struct Rig {
     pub(super) driver: Box<dyn Driver>,
     pub(super) waker: Arc<OwnedFd>,
-    /// What its capabilities say.
+    /// Whether the backend's capabilities include `read_at`.
     pub(super) reads_files: bool,
 }
 
@@ -16,7 +16,7 @@ impl Rig {
         Self::with(reads_files, |waker| open(backend, waker))
     }
 
-    /// As on an older kernel.
+    /// Opens a ring that behaves as on an older kernel.
     pub(super) fn plain_io_uring() -> Self {
         Self::with(true, proactor::open_plain)
     }
@@ -45,7 +45,7 @@ impl Rig {
         completions
     }
 
-    /// Turns until there is something, and says it in words.
+    /// Takes turns until there is a completion. Returns the turn's completions as text.
     pub(super) fn next(&mut self) -> Vec<String> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -57,7 +57,7 @@ impl Rig {
         panic!("nothing happened");
     }
 
-    /// Turns until there are as many words as are expected, however they are spread over turns.
+    /// Takes turns until there are as many completions as expected, and compares them.
     pub(super) fn expect(&mut self, expected: &[&str]) {
         let mut said = Vec::new();
         while said.len() < expected.len() {
@@ -66,7 +66,7 @@ impl Rig {
         assert_eq!(said, expected);
     }
 
-    /// Nothing happens, and it costs nothing.
+    /// Checks that no completion comes and that the turn waits for its whole timeout.
     pub(super) fn assert_silent(&mut self) {
         let start = Instant::now();
         let completions = self.turn(WHILE, AMPLE);
@@ -85,7 +85,7 @@ pub(super) fn id(number: u32) -> OpId {
     }
 }
 
-/// `NUMBER WHAT`, with a full stop if it is the last.
+/// Formats a completion as `NUMBER RESULT`, with a full stop if it is the last.
 pub(super) fn words(completion: &Completion) -> String {
     let what = match &completion.done {
         Done::Ready(ready) => [
