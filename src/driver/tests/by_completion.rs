@@ -169,8 +169,8 @@ fn watched(len: usize) -> (Bytes, Arc<AtomicBool>) {
     (Bytes::from_owner(owner), freed)
 }
 
-/// Starts one operation of every kind that waits. Returns the peers, and a flag that is set when the
-/// bytes to send are freed.
+/// Starts one operation of every kind that waits. Returns the peers, and a flag set once the bytes
+/// to send are freed.
 fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     let (bytes, freed) = watched(1 << 20);
     let (ours, peer) = UnixStream::pair().unwrap();

@@ -84,7 +84,7 @@ pub(super) fn what_is_only_watched_keeps_its_error(rig: &mut Rig) {
         let resets = std::thread::spawn(move || drop(peer));
         let said = rig.next();
         resets.join().unwrap();
-        // The kernel sets the error before it shuts both directions down; a poll may run in between.
+        // The kernel sets the error before it shuts both directions down; poll may see that.
         let told =
             ["writable+hangup+error", "writable+error"].map(|what| [format!("{round} {what}.")]);
         assert!(told.iter().any(|told| said == *told), "{said:?}");
