@@ -1,5 +1,6 @@
-//! A backend that fails: its descriptor is taken from under it, in a daemon that runs in this very
-//! process. No other test is here: whatever it opened would be mistaken for the loop's.
+//! A backend that fails. The daemon runs in this very process, and the test replaces the descriptor
+//! of the backend's kernel object by `/dev/null`. This file has only one test, because the test
+//! takes every epoll or io_uring descriptor that appears meanwhile for that of its loop.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -24,7 +25,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-/// Descriptors that are instances of a backend.
+/// Returns the descriptors of this process that are epoll or io_uring instances.
 fn instances() -> BTreeSet<i32> {
     let fds = std::fs::read_dir("/proc/self/fd").unwrap();
     fds.filter_map(|entry| {
@@ -38,7 +39,7 @@ fn instances() -> BTreeSet<i32> {
     .collect()
 }
 
-/// What was an instance is `/dev/null` from now on.
+/// Makes the descriptor `instance` refer to `/dev/null`.
 fn break_it(instance: i32) {
     let null = openat(
         CWD,
@@ -47,7 +48,8 @@ fn break_it(instance: i32) {
         Mode::empty(),
     )
     .unwrap();
-    // SAFETY: it takes plain numbers; the daemon, whose descriptor it was, is what is tested.
+    // SAFETY: dup2(2) takes plain numbers. The daemon loses its descriptor, which is what is
+    // tested.
     let done = unsafe { nix::libc::dup2(null.as_raw_fd(), instance) };
     assert_eq!(done, instance);
 }
@@ -83,10 +85,10 @@ async fn closes(socket: &Path, policy: &str) {
         watches.add_watch(request).await.unwrap();
     }
     let [instance] = made.as_slice() else {
-        panic!("one instance: {made:?}");
+        panic!("expected one new instance: {made:?}");
     };
     break_it(*instance);
-    // Anything wakes it.
+    // A post wakes the loop, as any other call would.
     let mut events = EventServiceClient::new(channel);
     let request = PostRequest {
         r#loop: target.clone(),
@@ -122,7 +124,7 @@ async fn closes(socket: &Path, policy: &str) {
             _ => None,
         })
         .collect();
-    assert_eq!(closed.len(), 2, "each watch, once");
+    assert_eq!(closed.len(), 2, "each watch closes once");
     for closed in closed {
         assert_eq!(closed.reason(), CloseReason::Error);
         assert_eq!(closed.error.as_ref().unwrap().step, "wait");
@@ -133,7 +135,7 @@ async fn closes(socket: &Path, policy: &str) {
     assert_eq!(
         exits.count(),
         1,
-        "the child was ended, and is known to have"
+        "the killed child has one Exited"
     );
 }
 
@@ -156,6 +158,6 @@ fn a_loop_whose_backend_fails_closes_with_its_reason() {
             closes(&socket, policy).await;
         }
     });
-    // It ends with the process: a SIGTERM would be the harness's.
+    // The daemon ends with this process: a SIGTERM would end the test harness.
     assert!(!daemon.is_finished());
 }

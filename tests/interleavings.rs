@@ -1,5 +1,5 @@
-//! The hand-offs between threads in every interleaving: the very files of the library, compiled
-//! against loom's primitives.
+//! The places where threads hand something to each other, checked in every interleaving. The files
+//! of the library are compiled here against loom's primitives.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, dead_code)]
@@ -10,11 +10,11 @@ use std::task::{Context, Poll, Wake};
 use loom::sync::Arc;
 use loom::thread;
 
-/// In place of `src/sync.rs`.
+/// Replaces `src/sync.rs`.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
-    /// As parking_lot's: locking does not fail.
+    /// Has the interface of parking_lot's mutex: locking cannot fail.
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -41,7 +41,7 @@ use committed::Committed;
 use sync::{AtomicU8, Ordering};
 use waker::{Bell, Waker};
 
-/// Whether the eventfd is readable: whoever waits for it would wake.
+/// Whether the eventfd is readable, so that a thread that waits for it would wake.
 fn is_rung(bell: &Bell) -> bool {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(
         bell.as_fd(),
@@ -50,10 +50,10 @@ fn is_rung(bell: &Bell) -> bool {
     rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default())).unwrap() > 0
 }
 
-/// A loop that goes to sleep after it has looked at its mailbox is woken by whatever is put
-/// there, at whatever moment, by however many.
+/// A loop that looks at its mailbox and then goes to sleep is woken by every command put there, at
+/// any moment and by any number of threads.
 #[test]
-fn no_kick_is_slept_through() {
+fn a_loop_does_not_sleep_while_its_mailbox_has_something() {
     loom::model(|| {
         let (waker, bell) = Waker::new().unwrap();
         let waker = Arc::new(waker);
@@ -67,7 +67,7 @@ fn no_kick_is_slept_through() {
                 })
             })
             .collect();
-        // One turn, as `EventLoop::run` makes it.
+        // One turn, in the order of `EventLoop::run`.
         let slept = waker.sleep();
         let seen = mailbox.load(Ordering::Acquire);
         let waits = slept && seen == 0;
@@ -75,13 +75,13 @@ fn no_kick_is_slept_through() {
             sender.join().unwrap();
         }
         if waits {
-            assert!(is_rung(&bell), "it would sleep, and something is there");
+            assert!(is_rung(&bell), "the loop would sleep although its mailbox has something");
         }
         let owed = u64::from(waker.awake() && slept);
         if owed > 0 {
             assert_eq!(bell.drain(), 1, "one write for all kicks");
         }
-        assert!(!is_rung(&bell), "nothing is left to wake it for nothing");
+        assert!(!is_rung(&bell), "the eventfd stays readable although every kick was drained");
     });
 }
 
@@ -94,9 +94,9 @@ impl Wake for Woken {
     }
 }
 
-/// A reader that found nothing is woken by the append that it did not see.
+/// A reader that found nothing and then waits is woken by an append that it did not see.
 #[test]
-fn no_append_falls_between_a_readers_look_and_its_waker() {
+fn a_reader_misses_no_append_between_its_look_and_its_wait() {
     loom::model(|| {
         let board = Arc::new(Board::new(0u64));
         let place = board.join(|_, place| Ok::<_, ()>(place)).unwrap();
@@ -128,18 +128,18 @@ fn no_append_falls_between_a_readers_look_and_its_waker() {
         if asleep {
             assert!(
                 count.0.load(Ordering::Acquire) > 0,
-                "it sleeps through an append"
+                "the reader sleeps although an append happened"
             );
         }
-        // Woken or not, the next look finds what is there, and one who left is not woken.
+        // Woken or not, the next look finds both appends. A reader that has left is not woken.
         assert_eq!(board.with(|newest| *newest), 2);
         board.leave(place, |_| ());
     });
 }
 
-/// An acknowledgement wakes the one who waits for it, and only while it waits.
+/// An acknowledgement wakes the reader that waits for it, and wakes nobody if none waits.
 #[test]
-fn an_acknowledgement_finds_who_waits_for_it() {
+fn an_acknowledgement_wakes_only_a_reader_that_waits_for_it() {
     loom::model(|| {
         let board = Arc::new(Board::new(0u64));
         let place = board.join(|_, place| Ok::<_, ()>(place)).unwrap();
@@ -165,10 +165,10 @@ fn an_acknowledgement_finds_who_waits_for_it() {
     });
 }
 
-/// A loop that finds too little memory left either sees what another lets go of, or is found
-/// waiting by it.
+/// A loop that finds too little memory left either sees the memory that another loop releases, or
+/// the other loop sees that it waits.
 #[test]
-fn no_memory_is_let_go_of_unseen() {
+fn no_release_of_memory_is_missed() {
     loom::model(|| {
         let committed = Arc::new(Committed::new());
         committed.change(0, 1);
@@ -181,13 +181,13 @@ fn no_memory_is_let_go_of_unseen() {
         };
         let left = committed.look(1, |committed| 1 - committed);
         let told = other.join().unwrap();
-        assert!(left == 1 || told, "it waits, and nobody tells it");
+        assert!(left == 1 || told, "the loop waits for memory, and nobody tells it of the release");
     });
 }
 
-/// A loop that has just woken sees what an acknowledgement changed, or does not sleep next.
+/// A loop that has just woken sees the change made by an acknowledgement, or does not sleep next.
 #[test]
-fn no_change_is_lost_to_a_loop_that_wakes() {
+fn a_loop_that_wakes_misses_no_change() {
     loom::model(|| {
         let (waker, bell) = Waker::new().unwrap();
         let waker = Arc::new(waker);
@@ -199,7 +199,7 @@ fn no_change_is_lost_to_a_loop_that_wakes() {
                 waker.kick();
             })
         };
-        // The end of a wait, and the beginning of the next, as `EventLoop::run` has them.
+        // The end of a wait and the beginning of the next, in the order of `EventLoop::run`.
         let slept = waker.sleep();
         let mut owed = u64::from(waker.awake() && slept);
         owed = owed.saturating_sub(bell.drain());
@@ -208,7 +208,7 @@ fn no_change_is_lost_to_a_loop_that_wakes() {
         acker.join().unwrap();
         assert!(
             seen || !sleeps || owed > 0 || is_rung(&bell),
-            "it sleeps, and something has changed"
+            "the loop sleeps although something has changed"
         );
     });
 }

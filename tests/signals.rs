@@ -1,5 +1,5 @@
-//! Real signals to the own process. Without the test harness: its threads exist before
-//! any test and do not block the signals.
+//! Real signals to this process. The test harness is not used: it starts threads before any test
+//! runs, and those threads do not block the signals.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -13,14 +13,14 @@ use evloopd::error::Error;
 use evloopd::signals::{Received, SignalHub, SignalSink, block_all};
 use nix::libc;
 
-/// Far longer than a signal takes; only a failure waits for it.
+/// A limit far longer than a signal takes; only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn queue(number: i32, value: i32) {
     let value = libc::sigval {
         sival_ptr: std::ptr::without_provenance_mut(usize::try_from(value).unwrap()),
     };
-    // SAFETY: takes plain values; the signals used here are blocked.
+    // SAFETY: sigqueue(3) takes plain values; the signals used here are blocked.
     let result = unsafe { libc::sigqueue(libc::getpid(), number, value) };
     assert_eq!(result, 0);
 }
@@ -41,7 +41,7 @@ fn main() {
 
     only_allowed_signals_are_for_clients(&hub, first);
     every_subscriber_gets_each_queued_signal_in_order(&hub, first, second);
-    what_nobody_watches_is_dropped(&hub, first, second);
+    signals_without_a_subscriber_are_dropped(&hub, first, second);
     children_are_reported(&hub);
     a_number_that_is_no_signal_is_refused();
     the_thread_ends_with_the_hub(hub);
@@ -84,12 +84,12 @@ fn every_subscriber_gets_each_queued_signal_in_order(hub: &SignalHub, first: i32
     assert!(ones.try_recv().is_err());
 }
 
-fn what_nobody_watches_is_dropped(hub: &SignalHub, first: i32, second: i32) {
+fn signals_without_a_subscriber_are_dropped(hub: &SignalHub, first: i32, second: i32) {
     let (gone, gones) = sink();
     drop(hub.subscribe(&[first], gone));
     let (mark, marks) = sink();
     let marked = hub.subscribe(&[second], mark);
-    // The lower number is delivered first: when the mark is here, the other was.
+    // The kernel delivers the lower number first: once `second` is here, `first` was delivered too.
     queue(first, 4);
     queue(second, 5);
     assert_eq!(marks.recv_timeout(PATIENCE).map(|r| r.value), Ok(5));

@@ -1,5 +1,5 @@
-//! What users of other tools type first, and what comes of it: every step of `habits.md`, in its order, against a real
-//! daemon.
+//! The commands that users of other tools type first. Runs every step of `habits.md`, in order,
+//! against a real daemon.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -17,7 +17,7 @@ use common::{Daemon, within};
 
 const HABITS: &str = include_str!("habits.md");
 
-/// A command line, and what is shown for it.
+/// A command line and its expected output.
 #[derive(Debug, Default)]
 struct Step {
     line: usize,
@@ -26,8 +26,8 @@ struct Step {
     code: i32,
 }
 
-/// The steps in the blocks marked `console`: `$ COMMAND`, the lines that it prints to stdout and stderr, and `? CODE` where
-/// that is not 0.
+/// Returns the steps in the blocks marked `console`: `$ COMMAND`, then the lines that it prints to
+/// stdout and stderr, then `? CODE` if its exit code is not 0.
 fn steps(text: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
@@ -52,7 +52,7 @@ fn steps(text: &str) -> Vec<Step> {
     steps
 }
 
-/// `[..]` stands for any text in a line, and a line `...` for any lines.
+/// Compares lines: `[..]` stands for any text within a line, and a line `...` for any lines.
 fn is_as_expected(expected: &[String], lines: &[&str]) -> bool {
     match expected.split_first() {
         None => lines.is_empty(),
@@ -100,7 +100,7 @@ async fn run(daemon: &Daemon, command: &str) -> (String, i32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_users_of_other_tools_type_does_what_they_mean_or_says_what_does() {
+async fn habits_of_other_tools_work_or_name_the_right_command() {
     let daemon = Daemon::start("").await;
     let mut wrong = Vec::new();
     let steps = steps(HABITS);

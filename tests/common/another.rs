@@ -1,4 +1,4 @@
-//! A second client process: this test program once more, at one of the acts below.
+//! A second client process: this test program started again, to do one of the acts below.
 //!
 //! A test file that uses it has a test `another_process` that calls [`act`].
 
@@ -19,24 +19,26 @@ const ACT: &str = "EVLOOPD_TEST_ACT";
 const SOCKET: &str = "EVLOOPD_TEST_SOCKET";
 const MARK: &str = "told: ";
 
-/// What the other process does.
+/// An act of the other process. To tell is to write a line that the test reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
     /// Tells the full name of the loop of its context.
     GetEventLoop,
-    /// Makes loops of those names that go with it; the first has a child. Tells that it asks, then the
-    /// child's process id.
+    /// Tells that it is about to ask, makes loops of these names that live as long as this process,
+    /// starts a child on the first, and tells the child's process id.
     NewLoops([&'static str; 2]),
-    /// Adds a reader to the loop `scene` with the default lifetime, and tells its id.
+    /// Adds a reader of a descriptor to the loop `scene` with the default lifetime, and tells its
+    /// watch id.
     AddReader,
-    /// Hands over in slots 7 and 8 of its own, adds a reader of 7 to the loop `scene`, and tells its id.
-    /// Then asks for 9, which never comes.
+    /// Hands over a descriptor in slots 7 and 8, which it chose itself, adds a reader of slot 7 to
+    /// the loop `scene`, and tells its watch id. Then adds a reader of slot 9, which is never
+    /// filled.
     OwnSlots,
-    /// Subscribes to the loop `scene` after a cursor, and tells every batch.
+    /// Subscribes to the loop `scene` after this sequence number, and tells every batch.
     Subscribe { after: u64 },
 }
 
-/// The other process. It lives until it is killed or dropped.
+/// The other process. It lives until it is killed or this is dropped.
 pub(crate) struct Another {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -63,7 +65,7 @@ impl Another {
         Self { child, output }
     }
 
-    /// The next thing it tells.
+    /// Returns the next thing that the other process tells.
     pub(crate) fn told(&mut self) -> String {
         loop {
             let mut line = String::new();
@@ -75,7 +77,7 @@ impl Another {
         }
     }
 
-    /// Adds the batches that it tells, until `done`, and kills it there and then.
+    /// Records the batches that it tells until `done` holds for one, then kills it at once.
     pub(crate) fn killed_at(mut self, recording: &mut Recording, done: impl Fn(&Batch) -> bool) {
         loop {
             let bytes: Vec<u8> = self
@@ -101,7 +103,7 @@ impl Drop for Another {
     }
 }
 
-/// The other process's side; without one, nothing.
+/// Does the act, in the other process. Returns at once in a process that was given none.
 pub(crate) fn act() {
     let (Ok(act), Ok(socket)) = (std::env::var(ACT), std::env::var(SOCKET)) else {
         return;

@@ -1,4 +1,4 @@
-//! The client's side of the handover socket, from its documented wire format.
+//! A client of the handover socket, written from the documented wire format.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -31,7 +31,7 @@ impl Handover {
         Self(socket)
     }
 
-    /// Hands one over; its slot.
+    /// Hands over one descriptor and returns its slot.
     pub(crate) fn give(&self, fd: impl AsFd) -> Bytes {
         self.give_all(&[fd.as_fd()]).remove(0)
     }
@@ -52,22 +52,22 @@ impl Handover {
         slots
     }
 
-    /// Hands them over in slots of our own, and does not wait for the reply.
+    /// Hands descriptors over in slots that the client chose, and does not wait for the reply.
     pub(crate) fn give_as(&self, own: &[Bytes], fds: &[BorrowedFd<'_>]) {
         self.send(&[MAGIC, &own.concat()].concat(), fds);
     }
 
-    /// The status of the next reply.
+    /// Returns the status of the next reply.
     pub(crate) fn status(&self) -> u8 {
         self.receive().0[0]
     }
 
-    /// The status of a GIVE that is refused.
+    /// Returns the status of the reply to a GIVE that is refused.
     pub(crate) fn refused(&self, fd: impl AsFd) -> u8 {
         self.ask(MAGIC, &[fd.as_fd()]).0[0]
     }
 
-    /// Fetches what the daemon gives back.
+    /// Takes the descriptor that the daemon gives back in that slot.
     pub(crate) fn take(&self, slot: &[u8]) -> OwnedFd {
         let (reply, fd) = self.ask(&[MAGIC, slot].concat(), &[]);
         assert_eq!(
@@ -76,10 +76,11 @@ impl Handover {
             "TAKE: {}",
             String::from_utf8_lossy(&reply[1..])
         );
-        fd.expect("TAKE answers a descriptor")
+        fd.expect("the reply to TAKE has a descriptor")
     }
 
-    /// Sends a datagram and waits for the reply; an empty one means the end.
+    /// Sends a datagram and waits for the reply. An empty reply means that the connection has
+    /// ended.
     pub(crate) fn ask(&self, request: &[u8], fds: &[BorrowedFd<'_>]) -> (Vec<u8>, Option<OwnedFd>) {
         self.send(request, fds);
         self.receive()
@@ -93,7 +94,8 @@ impl Handover {
         }
         let request = [IoSlice::new(request)];
         match rustix::net::sendmsg(&self.0, &request, &mut control, SendFlags::NOSIGNAL) {
-            // Those not served are told so, and hung up on, without being asked.
+            // The daemon sends its refusal unasked to a client that it does not serve, and hangs
+            // up.
             Ok(_) | Err(Errno::PIPE) => {}
             Err(errno) => panic!("{errno}"),
         }

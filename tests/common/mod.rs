@@ -1,7 +1,7 @@
-//! What all end-to-end tests share: the real daemon on a private socket, recorders that
-//! judge what they receive, and file descriptors handed over.
+//! The parts that all end-to-end tests share: the real daemon on a private socket, recorders that
+//! check what they receive, and a client of the handover socket.
 
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code)] // each test program uses only some of this
 
 use std::future::Future;
 use std::os::fd::AsFd;
@@ -40,13 +40,13 @@ pub(crate) use recorder::Recorder;
 pub(crate) use scene::Scene;
 pub(crate) use specs::*;
 
-/// Far longer than anything here takes; only a failure waits for it.
+/// A limit far longer than any wait here takes; only a failing test waits that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a daemon may take to end after SIGTERM before it is killed.
+/// The time that a daemon has to end after SIGTERM before it is killed.
 const ENDING: Duration = Duration::from_secs(20);
 
-/// A daemon of its own, on sockets and a configuration in a directory of its own.
+/// A daemon with its own sockets and configuration, in a directory of its own.
 pub(crate) struct Daemon {
     child: Child,
     channel: Channel,
@@ -55,24 +55,24 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one; `config` comes after `version = 1`.
+    /// Starts a daemon; `config` is appended to `version = 1`.
     pub(crate) async fn start(config: &str) -> Self {
         Self::start_in(directory(), config, &[]).await
     }
 
-    /// Starts one by way of another program, such as `["prlimit", "--nofile=64"]`.
+    /// Starts a daemon through another program, such as `["prlimit", "--nofile=64"]`.
     pub(crate) async fn start_by(launcher: &[&str], config: &str) -> Self {
         Self::start_in(directory(), config, launcher).await
     }
 
-    /// Starts one in a directory that may hold what another one left.
+    /// Starts a daemon in a directory that may contain files of an earlier daemon.
     pub(crate) async fn start_in(dir: Arc<TempDir>, config: &str, launcher: &[&str]) -> Self {
         let config = format!("version = 1\n{config}");
         let command = command(dir.path(), &config, launcher);
         Self::start_as(dir, command).await
     }
 
-    /// Starts one by a command that [`command`] has made for that directory.
+    /// Starts a daemon with a command that [`command`] has made for that directory.
     pub(crate) async fn start_as(dir: Arc<TempDir>, mut command: Command) -> Self {
         let socket = dir.path().join("evloopd.sock");
         let notify = dir.path().join("notify.sock");
@@ -94,12 +94,12 @@ impl Daemon {
         }
     }
 
-    /// The shared connection.
+    /// Returns the connection that all clients of this daemon share.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// A connection of its own.
+    /// Opens another connection.
     pub(crate) async fn another_channel(&self) -> Channel {
         connect(&self.socket).await
     }
@@ -112,7 +112,7 @@ impl Daemon {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Waits for its end; the exit code, if it exited.
+    /// Waits until the daemon ends and returns its exit code; `None` if a signal killed it.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         within("the daemon's end", self.child.wait())
             .await
@@ -120,7 +120,7 @@ impl Daemon {
             .code()
     }
 
-    /// What it has written to standard error.
+    /// Returns what the daemon has written to standard error.
     pub(crate) fn log(&self) -> String {
         log(self.dir.path())
     }
@@ -135,15 +135,15 @@ impl Daemon {
         answer.unwrap().into_inner()
     }
 
-    /// Its open descriptors.
+    /// Returns the number of descriptors that the daemon has open.
     pub(crate) async fn open_fds(&self) -> u64 {
         let status = self.status().await;
         status
             .open_fds
-            .expect("where /proc can be read it is known")
+            .expect("open_fds is set where /proc can be read")
     }
 
-    /// Waits until the daemon is as wanted.
+    /// Waits until `wanted` holds for the daemon's status.
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&GetStatusResponse) -> bool) {
         within(what, async {
             while !wanted(&self.status().await) {
@@ -187,7 +187,7 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// Ends it in order, so that its children end too.
+    /// Sends SIGTERM, so that the daemon ends in order and its children end too.
     fn drop(&mut self) {
         if let Some(id) = self.child.id() {
             let pid = rustix::process::Pid::from_raw(id.try_into().unwrap()).unwrap();
@@ -207,12 +207,13 @@ impl Drop for Daemon {
     }
 }
 
-/// A directory for daemons, removed with the last of them.
+/// Makes a directory for daemons. It is removed with the last reference.
 pub(crate) fn directory() -> Arc<TempDir> {
     Arc::new(TempDir::new().unwrap())
 }
 
-/// The daemon's command line in `dir`, with this configuration, its log going to a file there.
+/// Returns the daemon's command line in `dir` with this configuration. Its log goes to a file
+/// there.
 pub(crate) fn command(dir: &Path, config: &str, launcher: &[&str]) -> Command {
     let file = dir.join("evloopd.toml");
     std::fs::write(&file, config).unwrap();
@@ -234,7 +235,7 @@ pub(crate) fn command(dir: &Path, config: &str, launcher: &[&str]) -> Command {
     command
 }
 
-/// What the daemon of that directory has written to standard error.
+/// Returns what the daemon of that directory has written to standard error.
 pub(crate) fn log(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("log")).unwrap_or_default()
 }
@@ -265,39 +266,39 @@ pub(crate) async fn connect_with(path: &Path, endpoint: Endpoint) -> Channel {
     endpoint.connect_with_connector(connector).await.unwrap()
 }
 
-/// Ends a socket at once. To close it is not enough for that: a program that another test
-/// starts at this moment has a copy until it is executed.
+/// Shuts a socket down at once. Closing it is not enough: a program that another test is just
+/// starting holds a copy of the descriptor until it calls exec.
 pub(crate) fn hang_up(socket: impl AsFd) {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
 }
 
-/// Fails loudly, saying what was waited for, instead of waiting for ever.
+/// Waits for a future, and panics with a description if that takes longer than [`PATIENCE`].
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
-        Err(_) => panic!("waited {PATIENCE:?} in vain for {what}"),
+        Err(_) => panic!("timed out after {PATIENCE:?}, waiting for {what}"),
     }
 }
 
-/// What an error says to programs.
+/// The machine-readable part of an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) code: Code,
-    /// Of google.rpc.ErrorInfo.
+    /// The reason in google.rpc.ErrorInfo.
     pub(crate) reason: String,
     metadata: std::collections::HashMap<String, String>,
-    /// Of google.rpc.BadRequest.
+    /// The fields named in google.rpc.BadRequest.
     pub(crate) fields: Vec<String>,
 }
 
 impl Refusal {
-    /// A word of the metadata; empty if it is not there.
+    /// Returns a value of the metadata; empty if the key is absent.
     pub(crate) fn word(&self, key: &str) -> &str {
         self.metadata.get(key).map_or("", String::as_str)
     }
 }
 
-/// Reads an error's details.
+/// Reads the details of an error.
 pub(crate) fn refusal(status: &Status) -> Refusal {
     let details = status.get_error_details();
     let info = details.error_info();
@@ -318,7 +319,7 @@ pub(crate) fn refusal(status: &Status) -> Refusal {
     }
 }
 
-/// Asserts that a call was refused with this code and reason, and gives the rest.
+/// Asserts that a call was refused with this code and reason, and returns the other details.
 #[track_caller]
 pub(crate) fn refused<T: std::fmt::Debug>(
     result: Result<T, Status>,

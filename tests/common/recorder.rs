@@ -1,4 +1,4 @@
-//! Readers that collect what a stream brings and have every batch judged as it comes.
+//! Readers that record the messages of a stream and check every batch when it arrives.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,21 +29,21 @@ enum Message {
 
 type Messages = Pin<Box<dyn Stream<Item = Result<Message, Status>> + Send>>;
 
-/// One subscription. A violation of order or delivery panics where it is received.
+/// One subscription. A batch that violates order or delivery panics when it is received.
 pub(crate) struct Recorder {
     messages: Messages,
     checker: Option<Checker>,
     pub(crate) recording: Recording,
     pub(crate) goodbye: Option<Goodbye>,
     pub(crate) snapshot: Vec<Snapshot>,
-    /// What came of the requests of an attached stream.
+    /// The results of the requests sent on an attached stream.
     pub(crate) results: VecDeque<AttachResult>,
-    /// Of a Run.
+    /// The header of a Run; `None` for other streams.
     pub(crate) run: Option<RunHeader>,
 }
 
 impl Recorder {
-    /// All of a loop's events, from the oldest on.
+    /// Records all events of a loop, from the oldest on.
     pub(crate) async fn of(daemon: &Daemon, target: &LoopRef) -> Self {
         let request = SubscribeRequest {
             r#loop: Some(target.clone()),
@@ -77,7 +77,7 @@ impl Recorder {
         Ok(Self::new(Box::pin(messages), recording, None))
     }
 
-    /// With the way to send the stream's own requests.
+    /// Attaches; the sender takes the requests for this stream.
     pub(crate) async fn attach(
         daemon: &Daemon,
         start: SubscribeRequest,
@@ -115,7 +115,7 @@ impl Recorder {
         Self::run_over(daemon.channel(), request).await
     }
 
-    /// Over a connection of its own, say: streams of one connection share what that has under way.
+    /// Runs over the given connection. The streams of one connection share its flow-control window.
     pub(crate) async fn run_over(channel: Channel, request: RunRequest) -> Result<Self, Status> {
         use run_response::Message::{Batch, Goodbye, Header};
         let after = request.after.as_ref().map(|cursor| cursor.seq);
@@ -160,13 +160,13 @@ impl Recorder {
             Some(Ok(Message::Goodbye(goodbye))) => self.goodbye = Some(goodbye),
             Some(Ok(Message::Snapshot(snapshot))) => {
                 assert!(self.recording.batches.is_empty(), "a snapshot comes first");
-                assert!(!self.snapshot.last().is_some_and(|s| s.last), "it is whole");
+                assert!(!self.snapshot.last().is_some_and(|s| s.last), "a snapshot part after the last one");
                 self.snapshot.push(*snapshot);
             }
             Some(Ok(Message::Result(result))) => self.results.push_back(result),
             Some(Ok(Message::Batch(batch))) => {
                 assert!(self.goodbye.is_none(), "a batch after Goodbye");
-                let checker = self.checker.as_mut().expect("there until the end");
+                let checker = self.checker.as_mut().expect("there is a checker until the stream ends");
                 if let Err(violation) = checker.push(&batch) {
                     panic!("{violation}\nin {batch:?}\nafter {}", self.text());
                 }
@@ -176,7 +176,7 @@ impl Recorder {
         true
     }
 
-    /// The first event, received or still to come, for which `wanted` holds.
+    /// Returns the first event, received or still to come, for which `wanted` holds.
     pub(crate) async fn find(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
         if let Some(event) = self.recording.events().find(|event| wanted(event)) {
             return event.clone();
@@ -197,7 +197,8 @@ impl Recorder {
         }
     }
 
-    /// The `nth` (from 1) event of that kind, by its name in the `.proto` file, of the watch.
+    /// Returns the `nth` event (from 1) of that watch and kind; the kind is named as in the
+    /// `.proto`.
     pub(crate) async fn nth(&mut self, watch_id: u64, kind: &str, nth: usize) -> Event {
         let mut after = 0;
         for _ in 1..nth {
@@ -206,12 +207,12 @@ impl Recorder {
         self.after(after, watch_id, kind).await
     }
 
-    /// The first event of that kind of the watch.
+    /// Returns the first event of that watch and kind.
     pub(crate) async fn first(&mut self, watch_id: u64, kind: &str) -> Event {
         self.after(0, watch_id, kind).await
     }
 
-    /// The first event after `seq` of that kind of the watch.
+    /// Returns the first event of that watch and kind after `seq`.
     pub(crate) async fn after(&mut self, seq: u64, watch_id: u64, kind: &str) -> Event {
         let what = format!("{kind} of watch {watch_id} after {seq}");
         self.find(&what, |event| {
@@ -231,7 +232,7 @@ impl Recorder {
         .await;
     }
 
-    /// Waits for the daemon to end the stream.
+    /// Waits until the daemon ends the stream.
     pub(crate) async fn end(&mut self) -> Goodbye {
         within("the end of the stream", async {
             while self.step().await {}
@@ -240,7 +241,7 @@ impl Recorder {
         self.goodbye.clone().expect("a stream says why it ends")
     }
 
-    /// The bytes of one of a watch's streams, as received so far.
+    /// Returns the bytes of one of a watch's streams that have been received so far.
     pub(crate) fn bytes(&self, watch_id: u64, stream: evloopd::proto::Stream) -> Vec<u8> {
         let mut all = Vec::new();
         for event in self.recording.events().filter(|e| e.watch_id == watch_id) {
@@ -253,7 +254,7 @@ impl Recorder {
         all
     }
 
-    /// The kinds of a watch's events, as received so far.
+    /// Returns the kinds of a watch's events that have been received so far.
     pub(crate) fn kinds(&self, watch_id: u64) -> Vec<&'static str> {
         let of_it = self.recording.events().filter(|e| e.watch_id == watch_id);
         of_it
@@ -267,7 +268,7 @@ impl Recorder {
     }
 }
 
-/// The event is of that kind.
+/// Whether the event is of that kind, named as in the `.proto` file.
 pub(crate) fn is(event: &Event, kind: &str) -> bool {
     event
         .kind

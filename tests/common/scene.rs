@@ -1,4 +1,4 @@
-//! A loop with its recorder, and the calls on it.
+//! A loop with a recorder of its events, and the calls that tests make on it.
 
 use evloopd::history::{check_fence, check_removal_fence};
 use evloopd::proto::watch_spec::Spec;
@@ -7,9 +7,10 @@ use tonic::Status;
 
 use super::{Daemon, Recorder, by_id, loop_named, within};
 
-/// One loop of a daemon, everything on it recorded from the start.
+/// One loop of a daemon. Everything on it is recorded from the start.
 pub(crate) struct Scene {
-    /// Before the daemon: it goes first, and the daemon need not wait for it.
+    /// Declared before the daemon and so dropped before it: the daemon need not wait for this
+    /// stream.
     pub(crate) recorder: Recorder,
     pub(crate) daemon: Daemon,
     pub(crate) target: LoopRef,
@@ -18,7 +19,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// A new loop `scene` by that policy and backend; empty means the default.
+    /// Makes the loop `scene` with that policy and backend; empty means the default.
     pub(crate) async fn new(daemon: Daemon, policy: &str, backend: &str) -> Self {
         let request = NewEventLoopRequest {
             name: "scene".into(),
@@ -38,7 +39,7 @@ impl Scene {
         }
     }
 
-    /// A request that adds to this loop.
+    /// Returns a request that adds a watch to this loop.
     pub(crate) fn request(&self, spec: Spec) -> AddWatchRequest {
         AddWatchRequest {
             r#loop: Some(self.target.clone()),
@@ -58,7 +59,7 @@ impl Scene {
         Ok(answer)
     }
 
-    /// Adds a watch; its id.
+    /// Adds a watch and returns its id.
     pub(crate) async fn add(&mut self, spec: Spec) -> u64 {
         let request = self.request(spec);
         let answer = self.try_add(request).await.unwrap();
@@ -98,7 +99,7 @@ impl Scene {
         answer.into_inner().r#loop.expect("the loop").open_watches
     }
 
-    /// How a child is.
+    /// Returns the status of a child.
     pub(crate) async fn process(&self, watch_id: u64) -> ProcessStatus {
         match self.get(watch_id).await.status {
             Some(watch::Status::Process(status)) => status,
@@ -106,7 +107,7 @@ impl Scene {
         }
     }
 
-    /// Waits until the child is as wanted.
+    /// Waits until `wanted` holds for the child's status.
     pub(crate) async fn process_until(
         &self,
         watch_id: u64,
@@ -121,7 +122,7 @@ impl Scene {
         .await;
     }
 
-    /// Stops the loop.
+    /// Stops the loop and returns the sequence number of the stop.
     pub(crate) async fn stop(&self) -> u64 {
         let request = StopLoopRequest {
             r#loop: Some(self.target.clone()),
@@ -131,7 +132,7 @@ impl Scene {
         answer.into_inner().cursor.expect("its last event").seq
     }
 
-    /// Lets the loop run.
+    /// Runs the loop again.
     pub(crate) async fn run(&self) {
         let request = RunLoopRequest {
             r#loop: Some(self.target.clone()),
@@ -201,7 +202,7 @@ impl Scene {
         self.daemon.processes().send_signal(request).await.unwrap();
     }
 
-    /// Waits for the watch's end.
+    /// Waits until the watch is closed.
     pub(crate) async fn closed(&mut self, watch_id: u64) -> Closed {
         match self.recorder.first(watch_id, "closed").await.kind {
             Some(event::Kind::Closed(closed)) => closed,
@@ -209,7 +210,7 @@ impl Scene {
         }
     }
 
-    /// Waits for a child's start; its process id.
+    /// Waits until the child has started and returns its process id.
     pub(crate) async fn started(&mut self, watch_id: u64) -> i32 {
         match self.recorder.first(watch_id, "started").await.kind {
             Some(event::Kind::Started(started)) => started.pid,
@@ -224,16 +225,16 @@ impl Scene {
         }
     }
 
-    /// Everything the loop has done up to here is in the recording.
+    /// Waits until the recording has everything that the loop has done so far.
     ///
-    /// A post is appended after all that the loop did in the same and earlier turns.
+    /// A post is appended after all that the loop did in the same turn and in earlier ones.
     pub(crate) async fn settle(&mut self) -> u64 {
         let seq = self.post(vec![super::post("settle", b"")]).await;
         self.recorder.reach(seq).await;
         seq
     }
 
-    /// Verifies what is left: that replies and stream agree about every registration.
+    /// Checks that the replies and the stream agree about every registration.
     pub(crate) async fn finish(mut self) {
         self.settle().await;
         for (seq, id) in &self.added {

@@ -1,4 +1,4 @@
-//! Short ways to write requests.
+//! Short forms of requests and specifications.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 
-/// A protobuf duration.
+/// Converts to a protobuf duration.
 pub(crate) fn lasting(duration: Duration) -> prost_types::Duration {
     duration.try_into().unwrap()
 }
@@ -47,7 +47,7 @@ pub(crate) fn after(delay: Duration) -> Spec {
     timer(timer_spec::Schedule::After(lasting(delay)))
 }
 
-/// A timer that does not fire while a test runs.
+/// A timer that is due long after the test has ended.
 pub(crate) fn never() -> Spec {
     after(Duration::from_secs(86_400))
 }
@@ -68,7 +68,7 @@ pub(crate) fn writer(slot: Bytes) -> Spec {
     })
 }
 
-/// A process by its shell command line.
+/// A process given by a shell command line.
 pub(crate) fn shell(line: &str) -> ProcessSpec {
     ProcessSpec {
         command: Some(process_spec::Command::Shell(line.into())),
@@ -76,7 +76,7 @@ pub(crate) fn shell(line: &str) -> ProcessSpec {
     }
 }
 
-/// A process by program and arguments.
+/// A process given by a program and its arguments.
 pub(crate) fn exec(argv: &[&str]) -> ProcessSpec {
     ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
@@ -102,12 +102,12 @@ pub(crate) fn connection(target: connection_spec::Target) -> ConnectionSpec {
     }
 }
 
-/// A connected socket handed over.
+/// A connection made of a connected socket that was handed over.
 pub(crate) fn adopted(slot: Bytes) -> ConnectionSpec {
     connection(connection_spec::Target::Slot(slot))
 }
 
-/// A listener on a port of 127.0.0.1 that the kernel chooses.
+/// A listener on 127.0.0.1, on a port that the kernel chooses.
 pub(crate) fn tcp_listener() -> ListenerSpec {
     listener(listener_spec::Target::Tcp(TcpListen {
         hosts: vec!["127.0.0.1".into()],
