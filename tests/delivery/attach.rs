@@ -1,4 +1,4 @@
-//! Attach: events out; acknowledgements, re-arming and bytes in, on one stream.
+//! Attach: one stream with events to the client, and acknowledgements, re-arming and bytes from it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -65,7 +65,7 @@ async fn requests_are_done_in_their_order_and_answered_by_number() {
     };
     requests.send(rearm(1)).await.unwrap();
     requests.send(write(2, b"hello", 0)).await.unwrap();
-    // Unanswered as long as it works.
+    // A write with number 0 is answered only if it fails.
     requests.send(write(0, b"lo world", 3)).await.unwrap();
     requests.send(write(3, b"", 11)).await.unwrap();
     requests.send(write(0, b"hole", 99)).await.unwrap();
@@ -104,7 +104,7 @@ async fn requests_are_done_in_their_order_and_answered_by_number() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn half_closing_flushes_says_goodbye_and_ends() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
-    // More than may be in flight: nobody will acknowledge it any more.
+    // More than the limit on bytes in flight, although the client sends no more acknowledgements.
     let last = scene.post(vec![post("", &[0; 10_000]); 100]).await;
     let (mut attached, requests) = attached(start(&scene), &scene).await;
     drop(requests);
@@ -194,8 +194,8 @@ async fn the_first_message_is_the_start_and_there_is_no_second() {
     scene.finish().await;
 }
 
-/// Who acknowledges nothing any more is told that the daemon ends, and does not hold that up: on a loop
-/// that the end closes, and on one that was closed before.
+/// A client that stops acknowledging is told that the daemon ends and does not delay that end, both
+/// on a loop that is closed by the end and on one that was closed before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_end_does_not_wait_for_acknowledgements() {
     for (consumer, closed_before) in [("", false), ("c", false), ("", true), ("c", true)] {

@@ -1,5 +1,5 @@
-//! A process and those who read it attached: it waits for the slowest of them and loses nothing,
-//! and nobody else waits.
+//! A process and its attached readers: the process waits for the slowest of them, the readers lose
+//! nothing, and no other process or reader waits.
 
 use std::fs::File;
 
@@ -13,7 +13,7 @@ use tonic::transport::Endpoint;
 
 use crate::common::{Daemon, Recorder, connect_with, loop_named, millis, shell, within};
 
-/// Journals far smaller than what the processes write.
+/// Journals far smaller than the output of the processes.
 const CONFIG: &str = r#"
 [policy.small]
 extends = "default"
@@ -29,7 +29,7 @@ extends = "small"
 attached_patience = "1s"
 "#;
 
-/// Policy and backend of every case.
+/// The policy and the backend of every case.
 const EVERY_BACKEND: [(&str, &str); 4] = [
     ("small", "epoll"),
     ("small", "poll"),
@@ -37,10 +37,10 @@ const EVERY_BACKEND: [(&str, &str); 4] = [
     ("small-proactor", "io_uring"),
 ];
 
-/// `seq` up to here prints 2.7 MB.
+/// The last number that `seq` prints: 2.7 MB of output.
 const NUMBERS: u32 = 400_000;
 
-/// A loop of a daemon of its own, and no reader that is not asked for.
+/// A loop of a daemon of its own. It has only the readers that a test starts.
 struct Stage {
     daemon: Daemon,
     target: LoopRef,
@@ -60,7 +60,7 @@ impl Stage {
         Self { daemon, target }
     }
 
-    /// Runs or joins a process that writes the numbers and ends with 7.
+    /// Runs or joins a process that writes the numbers and exits with 7.
     async fn run(&self, name: &str) -> Recorder {
         let line = format!("seq {NUMBERS}; echo done >&2; exit 7");
         self.run_with(name, Some(shell(&line))).await
@@ -73,7 +73,7 @@ impl Stage {
             spec,
             ..RunRequest::default()
         };
-        // A reader that stops has little under way.
+        // Small windows, so that little is in flight to a reader that stops.
         let endpoint = Endpoint::from_static("http://localhost")
             .initial_stream_window_size(64 * 1024)
             .initial_connection_window_size(64 * 1024);
@@ -89,7 +89,7 @@ impl Stage {
         answer.into_inner().r#loop.unwrap().journal.unwrap()
     }
 
-    /// Waits until the figures of the journal are as wanted.
+    /// Waits until `wanted` holds for the journal's status.
     async fn until(&self, what: &str, wanted: impl Fn(&JournalStatus) -> bool) -> JournalStatus {
         within(what, async {
             loop {
@@ -102,7 +102,7 @@ impl Stage {
         .await
     }
 
-    /// Waits until so many processes wait for readers that have something to read.
+    /// Waits until so many processes wait for their readers, and those have something to read.
     async fn waiting(&self, processes: usize) {
         let journal = self
             .until("waiting processes", |journal| {
@@ -117,7 +117,7 @@ impl Stage {
     }
 }
 
-/// All that it wrote, to the byte, and how it ended; no gap.
+/// Checks that the run has the whole output, the exit code, and no gap.
 async fn whole(mut run: Recorder) {
     assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
     let id = run.run.as_ref().unwrap().watch_id;
@@ -138,18 +138,19 @@ async fn a_run_loses_nothing_however_fast_the_child_is() {
         let stage = Stage::new(case).await;
         whole(stage.run("fast").await).await;
         let journal = stage.journal().await;
-        assert!(journal.trimmed > 0, "it was more than the journal holds");
+        assert!(journal.trimmed > 0, "the output was larger than the journal");
         assert_eq!((journal.unread_bytes, journal.readers_let_go), (0, 0));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stopped_reader_holds_its_process_and_nobody_else() {
+async fn a_stopped_reader_holds_up_only_its_own_process() {
     for case in EVERY_BACKEND {
         let stage = Stage::new(case).await;
         let stopped = stage.run("stopped").await;
         stage.waiting(1).await;
-        // A neighbour that writes many times what the journal holds is not slowed down by it.
+        // A neighbour that writes many times the size of the journal is not slowed down by the
+        // wait.
         whole(stage.run("neighbour").await).await;
         stage.waiting(1).await;
         whole(stopped).await;
@@ -175,7 +176,7 @@ async fn a_process_waits_for_the_slowest_of_its_readers() {
         let stage = Stage::new(case).await;
         let slow = stage.run("shared").await;
         stage.waiting(1).await;
-        // Joined once the child waits: what is there still is there for it.
+        // A reader that joins once the child waits still finds the whole output.
         let fast = tokio::spawn(whole(stage.run_with("shared", None).await));
         stage.waiting(1).await;
         whole(slow).await;
@@ -184,7 +185,7 @@ async fn a_process_waits_for_the_slowest_of_its_readers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_reader_that_goes_away_holds_nothing() {
+async fn a_reader_that_goes_away_holds_up_nothing() {
     for case in EVERY_BACKEND {
         let stage = Stage::new(case).await;
         let gone = stage.run("left").await;
@@ -195,7 +196,7 @@ async fn a_reader_that_goes_away_holds_nothing() {
                 journal.paused_sources.is_empty() && journal.unread_bytes == 0
             })
             .await;
-        // Its child goes on as a detached one does: the newest stays, and its end.
+        // The child goes on without a reader: the newest output and the exit stay in the journal.
         let mut back = stage.run_with("left", None).await;
         assert_eq!(back.end().await.reason(), GoodbyeReason::Done);
         let id = back.run.as_ref().unwrap().watch_id;
@@ -205,23 +206,23 @@ async fn a_reader_that_goes_away_holds_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_reader_that_reads_nothing_for_long_is_let_go_and_told_what_it_missed() {
+async fn a_reader_that_reads_nothing_for_long_is_let_go_and_gets_a_gap() {
     let stage = Stage::new(("impatient", "epoll")).await;
     let mut stuck = stage.run("stuck").await;
     let done = |journal: &JournalStatus| journal.readers_let_go == 1;
     stage.until("the reader to be let go", done).await;
-    // Another one, who reads, sees the child come to its end meanwhile.
+    // Another reader that keeps reading sees the child run to its end in the meantime.
     let mut other = stage.run_with("stuck", None).await;
     assert_eq!(other.end().await.reason(), GoodbyeReason::Done);
     assert_eq!(stuck.end().await.reason(), GoodbyeReason::Done);
     let gaps = stuck.recording.batches.iter().flat_map(|b| &b.gaps);
-    assert!(gaps.count() > 0, "what is lost is told");
+    assert!(gaps.count() > 0, "the loss is reported as a gap");
     let id = stuck.run.as_ref().unwrap().watch_id;
     assert!(stuck.kinds(id).contains(&"exited"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn many_stopped_readers_hold_up_nobody_for_long() {
+async fn many_stopped_readers_do_not_hold_up_others_for_long() {
     let stage = Stage::new(("small", "epoll")).await;
     let gate = stage.daemon.dir.path().join("gate");
     mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
@@ -235,8 +236,8 @@ async fn many_stopped_readers_hold_up_nobody_for_long() {
         let name = format!("stopped-{n}");
         stopped.push(stage.run_with(&name, Some(shell(&gated))).await);
     }
-    // Together they have more to read than the journal holds: where others would have to wait for
-    // them, those that read nothing are let go.
+    // The unread output of all readers together is larger than the journal. The daemon lets go of
+    // readers that read nothing, so that the other processes do not have to wait for them.
     let _open = File::options().write(true).open(&gate).unwrap();
     whole(neighbour).await;
     assert!(stage.journal().await.readers_let_go > 0);
@@ -254,14 +255,14 @@ async fn a_noisy_neighbour_does_not_erase_a_quiet_process() {
         first.end().await;
         let cursor = first.recording.batches[0].after + 2;
         whole(stage.run("noisy").await).await;
-        // From its first event on, by somebody who joins it now.
+        // A reader that joins now gets everything from the first event on.
         let mut back = stage.run_with("quiet", Some(quiet)).await;
         back.end().await;
         assert!(back.run.as_ref().unwrap().existed);
         let events: Vec<&Event> = first.recording.events().collect();
         assert_eq!(back.recording.events().collect::<Vec<_>>(), events);
         assert!(back.recording.batches.iter().all(|b| b.gaps.is_empty()));
-        // And from a cursor in the middle of it, which is not too old.
+        // So does a reader that resumes at a cursor in the middle: the cursor is not too old.
         let request = RunRequest {
             r#loop: Some(stage.target.clone()),
             name: "quiet".into(),
@@ -279,10 +280,10 @@ async fn a_noisy_neighbour_does_not_erase_a_quiet_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_flood_from_others_does_not_put_off_the_end_of_the_grace() {
+async fn output_of_other_processes_does_not_delay_the_end_of_the_pipe_grace() {
     for case in EVERY_BACKEND {
         let stage = Stage::new(case).await;
-        // Its reader is behind again and again, so that the flood is held and let go on.
+        // The reader falls behind again and again, so that the flood is paused and resumed.
         let spec = ProcessSpec {
             pipe_grace: Some(millis(200)),
             ..shell("yes & exit 3")
@@ -303,12 +304,12 @@ async fn a_flood_from_others_does_not_put_off_the_end_of_the_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
+async fn readers_that_together_hold_up_a_loop_are_let_go_although_none_is_far_behind() {
     let stage = Stage::new(("small", "epoll")).await;
     let gate = stage.daemon.dir.path().join("gate");
     mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
-    // What is under way of a stream that is not read, then less than what a reader may be behind; all
-    // of them together more than the journal holds.
+    // First as many bytes as can be in flight to a reader that does not read, then fewer than a
+    // reader may be behind. The unread bytes of all readers together are larger than the journal.
     let line = format!(
         "head -c 100000 /dev/zero; : < {}; head -c 27000 /dev/zero; read end",
         gate.display()

@@ -1,5 +1,5 @@
-//! Client processes that are killed: this test program once more. What they have got is in
-//! files, as a real client's would be: the bytes, and the cursor that goes with them.
+//! Client processes that are killed: this test program started again. Each keeps what it has
+//! received in files, as a real client would: the bytes and the cursor that belongs to them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,20 +25,20 @@ pub(crate) const PROCESS: &str = "numbers";
 /// How the client reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Way {
-    /// Subscribes as a consumer, which acknowledges.
+    /// Subscribes as a consumer and acknowledges.
     Consumer,
-    /// Runs the process by name, after a cursor.
+    /// Calls Run with the name of the process and a cursor.
     Run,
 }
 
-/// A client that lives until it is killed. It takes a step when it is asked for one, so that
-/// how far it gets in a life is not a matter of who is faster.
+/// A client that lives until it is killed. It takes a step only when asked to, so that its progress
+/// in one life does not depend on timing.
 pub(crate) struct Client {
     child: Child,
     output: BufReader<ChildStdout>,
-    /// One byte lets it go on after a step.
+    /// One byte on its stdin starts the next step.
     go_on: ChildStdin,
-    /// It waits for that byte.
+    /// Whether it waits for that byte.
     waits: bool,
 }
 
@@ -73,7 +73,7 @@ impl Client {
         }
     }
 
-    /// What it has done next; `None` once it has ended.
+    /// Returns the step that it has done next; `None` once it has ended.
     pub(crate) fn did(&mut self) -> Option<String> {
         self.let_go_on();
         loop {
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// Kills it somewhere in its next step.
+    /// Kills it during its next step.
     pub(crate) fn kill(mut self) {
         self.let_go_on();
         self.child.kill().unwrap();
@@ -101,7 +101,7 @@ impl Client {
     }
 }
 
-/// The client's side; without one, nothing.
+/// Acts as the client, in its process. Returns at once in a process that was given no act.
 pub(crate) fn act() {
     let words = [ACT, SOCKET, FILES].map(std::env::var);
     let [Ok(act), Ok(socket), Ok(files)] = words else {
@@ -128,11 +128,11 @@ fn did(what: &str) {
     std::io::stdin().read_exact(&mut [0]).unwrap();
 }
 
-/// What a client keeps over its lives.
+/// The state of a client that survives its lives.
 struct Kept {
     data: File,
     state: File,
-    /// Of the last batch that is kept; `None` before the first.
+    /// The `through` of the last batch that is kept; `None` before the first.
     through: Option<u64>,
     len: u64,
     done: bool,
@@ -150,7 +150,7 @@ impl Kept {
         let known = state.read_exact_at(&mut words, 0).is_ok();
         let word = |at: usize| u64::from_le_bytes(words[at..at + 8].try_into().unwrap());
         let len = if known { word(8) } else { 0 };
-        // Bytes that were written without their cursor come again.
+        // Bytes that were written without their cursor will be received again.
         data.set_len(len).unwrap();
         Self {
             data,

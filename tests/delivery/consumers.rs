@@ -1,4 +1,4 @@
-//! Named readers: cursors that are kept, held, taken over, acknowledged, forgotten.
+//! Consumers: their cursors are kept, held, taken over, acknowledged and deleted.
 
 use evloopd::history::{check, check_resumed, check_same};
 use evloopd::proto::*;
@@ -50,7 +50,7 @@ async fn delete(scene: &Scene, name: &str) -> Result<u64, tonic::Status> {
         ..DeleteConsumerRequest::default()
     };
     let answer = scene.daemon.events().delete_consumer(request).await?;
-    Ok(answer.into_inner().acked.expect("what it acked").seq)
+    Ok(answer.into_inner().acked.expect("the acknowledged cursor").seq)
 }
 
 fn oldest() -> Option<create_consumer_request::Start> {
@@ -60,7 +60,7 @@ fn oldest() -> Option<create_consumer_request::Start> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn two_consumers_at_different_speeds_hold_what_the_slower_needs() {
+async fn two_consumers_pin_what_the_slower_one_needs() {
     let mut scene = scene().await;
     create(&scene, "slow", oldest()).await.unwrap();
     create(&scene, "fast", oldest()).await.unwrap();
@@ -93,7 +93,7 @@ async fn two_consumers_at_different_speeds_hold_what_the_slower_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_filter_does_not_hold_the_floor_back() {
+async fn a_filter_does_not_hold_back_what_is_pinned() {
     let scene = scene().await;
     let mut request = subscribe(&scene, "exits");
     request.auto_ack = true;
@@ -127,11 +127,11 @@ async fn a_newcomer_takes_over_and_the_old_holder_is_told() {
     assert_eq!(
         second.recording.start,
         seq - 4,
-        "after what was acknowledged"
+        "the new holder starts after the acknowledged cursor"
     );
     assert_eq!(get(&scene, "c").await.unwrap().takeovers, 1);
     check_resumed(&[first.recording.clone(), second.recording.clone()]).unwrap();
-    // A Poll takes over as well, and is taken over.
+    // A Poll takes over from the holder too, and can be taken over from.
     let poll = PollRequest {
         r#loop: Some(scene.target.clone()),
         consumer: "c".into(),
@@ -228,9 +228,9 @@ async fn wrong_input_names_the_field() {
     scene.finish().await;
 }
 
-/// Consumers come and go on a loop that is busy and whose journal is small.
+/// Consumers are deleted and made again on a busy loop with a small journal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn consumers_deleted_and_made_again_under_load_lose_nothing_they_held() {
+async fn consumers_deleted_and_made_again_under_load_lose_no_pinned_event() {
     let config = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\n";
     let mut scene = Scene::new(Daemon::start(config).await, "small", "").await;
     let every = timer_spec::Schedule::Every(millis(1));
@@ -265,7 +265,7 @@ async fn consumers_deleted_and_made_again_under_load_lose_nothing_they_held() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_more_is_in_flight_than_was_granted_and_an_acknowledgement_grants_more() {
+async fn unacknowledged_bytes_stay_within_the_limit_and_an_acknowledgement_makes_room() {
     let scene = scene().await;
     let mut request = subscribe(&scene, "c");
     request.max_in_flight_bytes = 4096;
@@ -276,7 +276,7 @@ async fn no_more_is_in_flight_than_was_granted_and_an_acknowledgement_grants_mor
         let events = r.recording.events();
         events.map(prost::Message::encoded_len).sum()
     };
-    // Heartbeats go on; events do not.
+    // Heartbeats still arrive; events do not.
     let mut empty = 0;
     while empty < 3 {
         assert!(reader.step().await);
@@ -298,7 +298,7 @@ async fn no_more_is_in_flight_than_was_granted_and_an_acknowledgement_grants_mor
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_batch_lingers_to_become_full() {
+async fn a_batch_waits_to_become_full() {
     let scene = scene().await;
     let mut request = subscribe(&scene, "");
     request.linger = Some(millis(500));

@@ -1,4 +1,4 @@
-//! Loops with very many watches: all of them fit, and nobody waits for them.
+//! Loops with tens of thousands of watches: all of them fit, and other calls are not delayed.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use tonic::transport::Endpoint;
 use crate::common::recorder::is;
 use crate::common::{Daemon, Recorder, Scene, by_id, connect_with, millis, never, timer, within};
 
-/// Room for what tens of thousands of watches set aside.
+/// A journal with room for the events that tens of thousands of watches reserve.
 const ROOMY: &str = "[policy.roomy]\nextends = \"default\"\njournal_bytes = \"512MiB\"\n";
 
-/// Most registrations of one call.
+/// The most registrations in one call.
 const BATCH: usize = 1024;
 
-/// Adds so many of the same; all have to be accepted.
+/// Adds `count` watches with the same specification. All of them must be accepted.
 async fn add_many(scene: &Scene, spec: &Spec, count: usize) {
     let mut left = count;
     while left > 0 {
@@ -39,7 +39,7 @@ async fn add_many(scene: &Scene, spec: &Spec, count: usize) {
         for result in answer.unwrap().into_inner().results {
             match result.result {
                 Some(batch_add_watches_result::Result::Added(_)) => {}
-                refused => panic!("{left} of {count} are left: {refused:?}"),
+                refused => panic!("{left} of {count} are not added yet: {refused:?}"),
             }
         }
         left -= step;
@@ -50,7 +50,7 @@ async fn add_many(scene: &Scene, spec: &Spec, count: usize) {
 async fn a_default_loop_takes_all_the_timers_it_allows_and_each_fires() {
     const TIMERS: usize = 100_000;
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
-    // None fires before all are there.
+    // The loop is stopped, so that no timer fires before all are added.
     scene.stop().await;
     let due = timer(timer_spec::Schedule::After(millis(0)));
     add_many(&scene, &due, TIMERS).await;
@@ -73,8 +73,8 @@ async fn a_default_loop_takes_all_the_timers_it_allows_and_each_fires() {
     assert_eq!(check(&scene.recorder.recording).unwrap().lost, 0);
 }
 
-/// Calls as a neighbour does until `until` is over; the longest that an answer took, and how long
-/// all of it did.
+/// Repeats a call, as another client would, until `until` is done. Returns the longest time that an
+/// answer took, and the time that everything took.
 async fn neighbour(
     scene: &Scene,
     until: impl Future<Output = ()>,
@@ -92,12 +92,12 @@ async fn neighbour(
     };
     tokio::select! {
         () = until => {}
-        () = calls => unreachable!("it goes on"),
+        () = calls => unreachable!("the calls go on until `until` is done"),
     }
     (longest, begun.elapsed())
 }
 
-/// What a loop has to do with all of its watches, it does in steps: a call on it waits for one.
+/// A loop handles all of its watches in steps, so that a call on the loop waits for one step only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loop_that_closes_fifty_thousand_watches_answers_in_between() {
     let scene = Scene::new(Daemon::start(ROOMY).await, "roomy", "").await;
@@ -116,7 +116,7 @@ async fn a_loop_that_closes_fifty_thousand_watches_answers_in_between() {
             r#loop: Some(scene.target.clone()),
             watch: by_id(50_000),
         };
-        // Once it is removed, or its loop closed, the answer is that.
+        // The answer is an error once the watch is removed or the loop is closed.
         let _ = scene.daemon.watches().get_watch(request).await;
     };
     let (longest, all) = neighbour(&scene, close, get).await;
@@ -124,9 +124,9 @@ async fn a_loop_that_closes_fifty_thousand_watches_answers_in_between() {
     assert!(longest < all / 4, "{longest:?} of {all:?}");
 }
 
-/// A page costs what is on it, however many watches there are.
+/// A page costs as much as the watches on it, however many watches the loop has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_of_fifty_thousand_watches_hold_nobody_up() {
+async fn listing_fifty_thousand_watches_in_pages_does_not_delay_other_calls() {
     let scene = Scene::new(Daemon::start(ROOMY).await, "roomy", "").await;
     add_many(&scene, &never(), 50_000).await;
     let page = |token: String, size| ListWatchesRequest {
@@ -174,7 +174,7 @@ fn snapshot_of(scene: &Scene) -> SubscribeRequest {
     }
 }
 
-/// Bytes that the daemon has in memory.
+/// Returns the bytes of the daemon that are resident in memory.
 fn resident(scene: &Scene) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", scene.daemon.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -183,7 +183,7 @@ fn resident(scene: &Scene) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_snapshot_that_is_read_late_tells_what_there_was_then_each_event_once() {
+async fn a_snapshot_that_is_read_late_has_the_old_state_and_then_each_event_once() {
     const WATCHES: u32 = 10_000;
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     add_many(&scene, &never(), WATCHES.try_into().unwrap()).await;
@@ -193,7 +193,7 @@ async fn a_snapshot_that_is_read_late_tells_what_there_was_then_each_event_once(
         .await
         .unwrap();
     let at = late.recording.start;
-    // All of them go, and the loop with them, before the rest of it is read.
+    // All watches and the loop itself go away before the rest of the snapshot is read.
     let request = CloseLoopRequest {
         r#loop: Some(scene.target.clone()),
         ..CloseLoopRequest::default()
@@ -226,13 +226,14 @@ async fn a_snapshot_that_is_read_late_tells_what_there_was_then_each_event_once(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn snapshots_that_nobody_reads_take_little_and_nothing_once_they_end() {
+async fn unread_snapshots_take_little_memory_and_none_once_they_end() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     add_many(&scene, &never(), 10_000).await;
     let before = resident(&scene);
     let mut unread = Vec::new();
     for _ in 0..100 {
-        // What is not read of one holds up the others of its connection.
+        // One connection each: unread bytes of one stream would hold up the others of its
+        // connection.
         let little = Endpoint::from_static("http://localhost").initial_stream_window_size(65_535);
         let channel = connect_with(&scene.daemon.socket, little).await;
         let mut client = EventServiceClient::new(channel);
@@ -254,7 +255,7 @@ async fn snapshots_that_nobody_reads_take_little_and_nothing_once_they_end() {
     eprintln!("100 unread snapshots of 10,000 watches: {grown} bytes, of those {held} counted");
     assert!(grown < 64 << 20, "{grown}");
     assert!(held < 16 << 20, "{held}");
-    // What changes is kept once for all of them.
+    // A change is kept once for all snapshots.
     for id in 1..=100 {
         scene.remove(10_001 - id).await;
     }

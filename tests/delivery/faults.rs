@@ -1,4 +1,4 @@
-//! Clients that are killed, stalled, half open: nothing is lost, and nobody else notices.
+//! Clients that are killed or stalled: nothing is lost, and other clients are not affected.
 
 use std::io;
 use std::path::Path;
@@ -21,10 +21,10 @@ use crate::pressure::status;
 
 /// How often each client is killed.
 const KILLS: usize = 200;
-/// `seq` up to here prints 100 MB and some.
+/// The last number that `seq` prints: a little more than 100 MB of output.
 const NUMBERS: u32 = 12_700_000;
 
-/// xorshift64*: enough to kill at another place every time.
+/// xorshift64*: random enough to kill the client at another place each time.
 struct Random(u64);
 
 impl Random {
@@ -42,7 +42,7 @@ impl Random {
     }
 }
 
-/// Whether the file is what `seq` printed.
+/// Whether the file has exactly the output of `seq`.
 fn is_numbers(path: &Path) -> bool {
     let text = std::fs::read(path).unwrap();
     let mut lines = text.split(|b| *b == b'\n');
@@ -72,7 +72,7 @@ async fn killed_and_resumed(config: &str, way: Way) {
     request.name = PROCESS.into();
     scene.try_add(request).await.unwrap();
     let mut random = Random::new();
-    // A batch takes a few steps of the client; those of Run are larger.
+    // A batch takes a few steps of the client. The batches of Run are larger.
     let steps = match way {
         Way::Consumer => 20,
         Way::Run => 8,
@@ -82,7 +82,7 @@ async fn killed_and_resumed(config: &str, way: Way) {
         for _ in 0..1 + random.below(steps) {
             let did = client.did();
             let did = did.unwrap_or_else(|| panic!("life {life} ended by itself"));
-            assert_ne!(did, "done", "it was too short for {KILLS} lives");
+            assert_ne!(did, "done", "the output was too short for {KILLS} lives");
         }
         client.kill();
     }
@@ -94,7 +94,7 @@ async fn killed_and_resumed(config: &str, way: Way) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_consumer_killed_200_times_gets_every_byte_of_100_mb_once() {
-    // Far less than the output: the child waits while nobody reads.
+    // Far smaller than the output, so that the child waits while the client does not read.
     let config = "[policy.faults]\nextends = \"default\"\njournal_bytes = \"4MiB\"\n";
     killed_and_resumed(config, Way::Consumer).await;
 }
@@ -106,7 +106,7 @@ async fn a_run_killed_200_times_gets_every_byte_of_100_mb_once() {
     killed_and_resumed(config, Way::Run).await;
 }
 
-/// A socket that its owner stops reading.
+/// A socket whose owner can stop reading it.
 struct Stallable {
     stream: UnixStream,
     stalled: Arc<AtomicBool>,
@@ -168,7 +168,7 @@ async fn consumer(scene: &Scene, name: &str) -> Consumer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_peer_that_stops_reading_its_socket_is_let_go_and_delays_nobody() {
+async fn a_peer_that_stops_reading_its_socket_is_let_go_and_delays_no_other_reader() {
     let config = "[server]\nkeepalive = \"1s\"\n";
     let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
     let (channel, stalled) = stallable(&scene.daemon).await;
@@ -184,7 +184,7 @@ async fn a_peer_that_stops_reading_its_socket_is_let_go_and_delays_nobody() {
     stalled.store(true, Ordering::Relaxed);
     let held = consumer(&scene, "half-open").await;
     assert!(held.held);
-    // Far more than its buffers take: another reader gets all of it.
+    // Far more than the buffers of its connection hold. Another reader gets all of it.
     for _ in 0..40 {
         let seq = scene.post(vec![post("", &[0; 50_000]); 10]).await;
         scene.recorder.reach(seq).await;
@@ -217,7 +217,7 @@ async fn seven_of_eight_readers_do_not_notice_that_one_is_stalled() {
             reader.recording
         }));
     }
-    // On the same connection as the others, and never read.
+    // A stream on the same connection as the others, which is not read.
     let mut stalled = Recorder::of(&scene.daemon, &scene.target).await;
     let id = scene.spawn(shell("exec seq 500000")).await;
     let last = scene.closed(id).await;
@@ -239,7 +239,7 @@ async fn seven_of_eight_readers_do_not_notice_that_one_is_stalled() {
     let lost = check(&stalled.recording).unwrap();
     assert!(
         lost.lost > 0 && lost.through >= last,
-        "it is told what it has lost"
+        "the stalled reader gets a gap for what it has lost"
     );
     scene.finish().await;
 }

@@ -19,13 +19,13 @@ mod repeats;
 mod snapshots;
 mod unkept;
 
-/// For the tests that need a client process of its own: see [`clients`].
+/// The entry of the client process that some tests start: see [`common::another`].
 #[test]
 fn another_process() {
     common::another::act();
 }
 
-/// The other process of the fault runs.
+/// The entry of the client process of the tests in [`faults`].
 #[test]
 fn client_process() {
     clients::act();

@@ -1,4 +1,4 @@
-//! One budget for all journals.
+//! The one memory budget of all journals.
 
 use evloopd::proto::*;
 
@@ -6,7 +6,7 @@ use crate::common::{Daemon, Scene, post, shell};
 use crate::pressure::{consumer, drain, numbers, paused};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn all_journals_stay_within_the_memory_and_a_loop_that_waits_for_it_goes_on() {
+async fn all_journals_stay_within_the_memory_limit_and_a_loop_that_waits_for_memory_goes_on() {
     let config = "[limits]\nmemory = \"1MiB\"\n";
     let daemon = Daemon::start(config).await;
     let mut scene = Scene::new(daemon, "", "").await;
@@ -32,7 +32,7 @@ async fn all_journals_stay_within_the_memory_and_a_loop_that_waits_for_it_goes_o
         .create_consumer(request)
         .await
         .unwrap();
-    // The other loop's consumer holds nearly all there is.
+    // A consumer of the other loop pins nearly all of the memory.
     loop {
         let request = PostRequest {
             r#loop: Some(other.clone()),
@@ -62,9 +62,9 @@ async fn all_journals_stay_within_the_memory_and_a_loop_that_waits_for_it_goes_o
     assert_eq!(held.bytes(id, Stream::Stdout), numbers(200_000));
 }
 
-/// What is flooded is small events: what they cost beside their bytes counts as well.
+/// The loops are flooded with small events: their cost beyond their bytes counts as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn many_flooded_loops_hold_no_more_than_the_memory_together() {
+async fn many_flooded_loops_together_stay_within_the_memory_limit() {
     const LIMIT: u64 = 8 << 20;
     const LOOPS: usize = 64;
     let daemon = Daemon::start("[limits]\nmemory = \"8MiB\"\n").await;
@@ -119,9 +119,9 @@ async fn many_flooded_loops_hold_no_more_than_the_memory_together() {
     assert!(grown < 4 * LIMIT, "{after:?}");
 }
 
-/// What stays of each of many watches is held apart from its neighbours, and counted as such.
+/// The newest events of each watch are kept apart from those of others, and that cost is counted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_many_watches_keep_is_counted_at_what_it_takes() {
+async fn kept_events_of_many_watches_count_with_their_full_cost() {
     const LIMIT: u64 = 32 << 20;
     const TIMERS: u64 = 10_000;
     let daemon = Daemon::start("[limits]\nmemory = \"32MiB\"\n").await;
@@ -155,13 +155,13 @@ async fn what_many_watches_keep_is_counted_at_what_it_takes() {
         let answer = daemon.loops().get_loop(request).await.unwrap().into_inner();
         answer.r#loop.unwrap().journal.unwrap().newest_seq
     };
-    crate::common::within("the journal to be full of what stays", async {
+    crate::common::within("the journal to be full of events that the watches keep", async {
         while newest().await < 400_000 {}
     })
     .await;
     let after = daemon.status().await;
     let grown = after.rss_bytes().saturating_sub(before.rss_bytes());
-    // A watch itself is not the journal's.
+    // The watches themselves are not counted as memory of the journal.
     let watches = TIMERS * 1024;
     assert!(grown < LIMIT * 3 / 2 + watches, "{} MiB", grown >> 20);
 }

@@ -1,4 +1,4 @@
-//! Full journals: sources pause and nothing is lost, or the oldest gives way and is told.
+//! Full journals: sources pause and nothing is lost, or the oldest events are dropped with a gap.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use crate::common::{
     Daemon, Recorder, Scene, by_id, never, post, read_pipe, reader, refused, shell, tcp_listener,
 };
 
-/// What a journal of 256 KiB takes in a few reads.
+/// A journal of 256 KiB is full after a few reads.
 const CONFIG: &str = r#"
 [policy.small]
 extends = "default"
@@ -40,7 +40,7 @@ async fn scene(policy: &str) -> Scene {
     Scene::new(Daemon::start(CONFIG).await, policy, "").await
 }
 
-/// Reads as a consumer, from the oldest event on.
+/// Subscribes as a consumer, from the oldest event on.
 pub(crate) async fn consumer(scene: &Scene, name: &str, in_flight: u32) -> Recorder {
     let request = SubscribeRequest {
         r#loop: Some(scene.target.clone()),
@@ -63,7 +63,7 @@ pub(crate) async fn ack(scene: &Scene, name: &str, seq: u64) -> Result<u64, toni
         ..AckRequest::default()
     };
     let answer = scene.daemon.events().ack(request).await?;
-    Ok(answer.into_inner().acked.expect("what is acked").seq)
+    Ok(answer.into_inner().acked.expect("the acknowledged cursor").seq)
 }
 
 pub(crate) async fn status(scene: &Scene) -> JournalStatus {
@@ -74,7 +74,7 @@ pub(crate) async fn status(scene: &Scene) -> JournalStatus {
     answer.into_inner().r#loop.unwrap().journal.unwrap()
 }
 
-/// Waits until that watch is paused; how.
+/// Waits until that watch is paused and returns how.
 pub(crate) async fn paused(scene: &Scene, watch: u64) -> SourcePause {
     let look = async {
         loop {
@@ -97,14 +97,14 @@ async fn try_post(scene: &Scene, bytes: usize) -> Result<PostResponse, tonic::St
     Ok(answer.into_inner())
 }
 
-/// What the kernel says the process is doing: `S` while it waits for its pipe.
+/// Whether the process is blocked in a write to a pipe, according to /proc.
 fn blocks_in_a_write(pid: i32) -> bool {
     let wchan = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
     let syscall = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     wchan.contains("pipe") || syscall.starts_with("1 ")
 }
 
-/// Acknowledges batch by batch until the process is done.
+/// Acknowledges batch by batch until the process is closed.
 pub(crate) async fn drain(scene: &Scene, name: &str, reader: &mut Recorder, watch: u64) {
     let done = |r: &Recorder| r.kinds(watch).contains(&"closed");
     while !done(reader) {
@@ -136,7 +136,7 @@ async fn blocks_and_goes_on(policy: &str) {
     );
     assert!(full.pinned_bytes > full.max_bytes / 4, "{full:?}");
     assert_eq!(full.paused_sources[0].watch_id, id);
-    // The kernel holds the child back.
+    // The child is blocked by the kernel.
     let pid = match scene.recorder.first(id, "started").await.kind {
         Some(event::Kind::Started(started)) => started.pid,
         other => panic!("{other:?}"),
@@ -147,7 +147,7 @@ async fn blocks_and_goes_on(policy: &str) {
         }
     };
     crate::common::within("the child to block", blocked).await;
-    // What must always fit still does.
+    // Adding and removing a watch still have room.
     let before = status(&scene).await.newest_seq;
     let other = scene.add(never()).await;
     scene.remove(other).await;
@@ -160,7 +160,7 @@ async fn blocks_and_goes_on(policy: &str) {
     assert!(status(&scene).await.paused_sources.is_empty());
 }
 
-/// What `seq` prints up to there.
+/// Returns what `seq` prints up to `last`.
 pub(crate) fn numbers(last: u32) -> Vec<u8> {
     let mut text = Vec::new();
     for n in 1..=last {
@@ -176,7 +176,7 @@ async fn one_noisy_child_pauses_alone() {
     let noisy = scene.spawn(shell("exec seq 200000")).await;
     let pause = paused(&scene, noisy).await;
     assert_eq!(pause.reason(), SourcePauseReason::WatchShare);
-    // Others go on as if nothing was.
+    // Other processes are not affected.
     let quiet = scene.spawn(shell("echo quiet; exit 3")).await;
     scene.closed(quiet).await;
     assert_eq!(scene.recorder.bytes(quiet, Stream::Stdout), b"quiet\n");
@@ -186,7 +186,7 @@ async fn one_noisy_child_pauses_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_full_journal_refuses_what_is_new_and_serves_what_ends() {
+async fn a_full_journal_refuses_watches_and_posts_but_not_removals_and_stops() {
     let mut scene = scene("small").await;
     let _held = consumer(&scene, "stuck", 64 << 20).await;
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
@@ -196,7 +196,7 @@ async fn a_full_journal_refuses_what_is_new_and_serves_what_ends() {
     let listener = scene.add(watch_spec::Spec::Listener(tcp_listener())).await;
     let id = scene.spawn(shell("exec yes")).await;
     paused(&scene, id).await;
-    // To the last slot: then neither watches nor posts are taken on.
+    // Posts fill the journal to its last free event: then watches and posts are refused.
     let full = loop {
         let request = PostRequest {
             r#loop: Some(scene.target.clone()),
@@ -215,11 +215,11 @@ async fn a_full_journal_refuses_what_is_new_and_serves_what_ends() {
         }
     };
     refused::<()>(Err(full), Code::ResourceExhausted, "JOURNAL_FULL");
-    // A pipe that is written to now is not read, and loses nothing by it.
+    // A pipe that is written to now is not read. It keeps the bytes.
     rustix::io::write(&theirs, b"later").unwrap();
     assert!(paused(&scene, listener).await.since.is_some());
     assert!(paused(&scene, pipe).await.since.is_some());
-    // Ends are served.
+    // Removals and stops are served.
     scene.remove(id).await;
     scene.remove(listener).await;
     let stop = StopLoopRequest {
@@ -238,9 +238,10 @@ async fn a_full_journal_refuses_what_is_new_and_serves_what_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn readiness_ticks_and_signals_wait_for_room_and_nothing_of_them_is_lost() {
+async fn readiness_ticks_and_signals_wait_for_room_and_none_is_lost() {
     let config = format!("{CONFIG}[signals]\nallow = [\"SIGUSR1\"]\n");
-    // Little, so that the client's HTTP/2 has few small frames to keep for streams it does not read.
+    // The journal is small, so that the client's HTTP/2 buffers few frames of streams it does not
+    // read.
     let mut scene = Scene::new(Daemon::start(&config).await, "least", "").await;
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&ours);
@@ -254,8 +255,8 @@ async fn readiness_ticks_and_signals_wait_for_room_and_nothing_of_them_is_lost()
     std::io::Write::write_all(&mut &theirs, b"x").unwrap();
     scene.recorder.first(fd, "ready").await;
     let mut held = consumer(&scene, "slow", 64 << 20).await;
-    // What is left of the journal of a consumer that does not acknowledge is filled by ticks, which then
-    // stay away.
+    // The consumer does not acknowledge: ticks fill the rest of the journal, and then none has
+    // room.
     while try_post(&scene, 4096).await.is_ok() {}
     let missing = async {
         let overdue = |timer: &TimerStatus| {
@@ -283,12 +284,12 @@ async fn readiness_ticks_and_signals_wait_for_room_and_nothing_of_them_is_lost()
             ..RearmItem::default()
         })
         .await;
-    assert!(armed, "it is armed as soon as there is room");
+    assert!(armed, "the reader is armed as soon as there is room");
     let count = |held: &Recorder, watch: u64, kind: &str| {
         let kinds = held.kinds(watch);
         kinds.into_iter().filter(|k| *k == kind).count()
     };
-    // Ticks without room are counted by a later one.
+    // A later tick counts the ticks that had no room.
     let missed = |held: &Recorder| {
         held.recording.events().any(
             |event| matches!(&event.kind, Some(event::Kind::TimerFired(fired)) if fired.missed > 0),
@@ -302,10 +303,10 @@ async fn readiness_ticks_and_signals_wait_for_room_and_nothing_of_them_is_lost()
     assert_eq!(check(&held.recording).unwrap().lost, 0);
 }
 
-/// Room that is short for the length of a turn only, because of what the same turn appends,
-/// does not leave anybody waiting.
+/// A watch that finds no room only because of events appended in the same turn does not keep
+/// waiting after that turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_finds_no_room_in_a_turn_is_done_when_the_turn_is_over() {
+async fn readiness_without_room_in_one_turn_is_reported_after_it() {
     let mut scene = scene("least").await;
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&ours);
@@ -317,7 +318,7 @@ async fn what_finds_no_room_in_a_turn_is_done_when_the_turn_is_over() {
         ..PostRequest::default()
     };
     for _ in 0..200 {
-        // It is readable all the time: armed, it fires at once.
+        // The descriptor stays readable: an armed reader fires at once.
         let fired = async {
             loop {
                 match scene.get(fd).await.status {
@@ -343,7 +344,7 @@ async fn what_finds_no_room_in_a_turn_is_done_when_the_turn_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn drop_oldest_tells_to_the_event_what_is_missing() {
+async fn drop_oldest_reports_exactly_the_missing_events() {
     let mut scene = scene("drops").await;
     let late = consumer(&scene, "late", 4096).await;
     let id = scene.spawn(shell("exec seq 200000")).await;
@@ -355,7 +356,7 @@ async fn drop_oldest_tells_to_the_event_what_is_missing() {
     late.reach(last).await;
     let summary = check(&late.recording).unwrap();
     assert!(summary.lost > 0);
-    // The gaps are exactly what did not come.
+    // The gaps are exactly the events that did not arrive.
     let got: std::collections::BTreeSet<u64> = late.recording.events().map(|e| e.seq).collect();
     let mut missing = Vec::new();
     for gap in late.recording.gaps() {
@@ -368,7 +369,7 @@ async fn drop_oldest_tells_to_the_event_what_is_missing() {
     evloopd::history::check_same(&late.recording, &scene.recorder.recording).unwrap();
 }
 
-/// As the consumer, after what it has acknowledged, acknowledging by delivery.
+/// Subscribes as the consumer, after its acknowledged cursor, with `auto_ack`.
 async fn consumer_after(scene: &Scene, name: &str) -> Recorder {
     let request = SubscribeRequest {
         r#loop: Some(scene.target.clone()),
@@ -380,7 +381,7 @@ async fn consumer_after(scene: &Scene, name: &str) -> Recorder {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_forgotten_consumer_is_deleted_after_its_ttl_and_what_it_held_goes_on() {
+async fn a_forgotten_consumer_is_deleted_after_its_ttl_and_its_paused_sources_go_on() {
     let mut scene = scene("small").await;
     let request = CreateConsumerRequest {
         r#loop: Some(scene.target.clone()),
@@ -396,7 +397,7 @@ async fn a_forgotten_consumer_is_deleted_after_its_ttl_and_what_it_held_goes_on(
         .unwrap();
     let id = scene.spawn(shell("exec seq 200000")).await;
     paused(&scene, id).await;
-    // Nothing else happens on the loop: it wakes by itself.
+    // The loop has nothing else to do: it wakes by itself when the consumer expires.
     scene.closed(id).await;
     let request = GetConsumerRequest {
         r#loop: Some(scene.target.clone()),

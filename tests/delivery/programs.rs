@@ -1,5 +1,5 @@
-//! Random programs over a real daemon: watches, posts, readers that stall and come back, consumers
-//! that acknowledge, are taken over and deleted, on journals that are nearly always full.
+//! Random programs against a real daemon: watches, posts, readers that stall and come back,
+//! consumers that acknowledge, are taken over and deleted, on journals that are nearly always full.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ const CASES: u32 = 200;
 const READERS: usize = 3;
 const CONSUMERS: [&str; 2] = ["a", "b"];
 
-/// Every budget at its minimum, and roomier; both rules.
+/// Policies with every budget at its minimum and with larger ones, for both values of `when_full`.
 const CONFIG: &str = r#"
 [policy.least]
 extends = "default"
@@ -56,7 +56,7 @@ enum Step {
     Never,
     Child(u32),
     Remove(usize),
-    /// Reads a few messages, or stalls.
+    /// Reads a few messages; a reader without this step stalls.
     Read {
         who: usize,
         messages: usize,
@@ -103,18 +103,19 @@ fn program() -> impl Strategy<Value = (&'static str, Vec<Step>)> {
     (prop::sample::select(&POLICIES[..]), steps)
 }
 
-/// What is known of what a program did.
+/// The state of a program that runs, and what has been recorded of it.
 struct Run<'a> {
     daemon: &'a Daemon,
     target: LoopRef,
     pauses: bool,
     watches: Vec<u64>,
-    /// What was posted, and at which number.
+    /// The posted payloads, by sequence number.
     posted: BTreeMap<u64, Vec<u8>>,
     readers: Vec<Option<(Recorder, Option<usize>)>>,
-    /// What each consumer got since it was made, life by life.
+    /// The recordings of each consumer since it was made, one for each holder.
     lives: [Vec<Recording>; 2],
-    /// It acknowledged by delivery: what was on its way when a life ended is not in the next.
+    /// Whether a holder of each consumer used `auto_ack`: a batch that was in flight when that
+    /// holder ended is not sent to the next.
     auto: [bool; 2],
     all: Vec<Recording>,
     marks: u8,
@@ -209,7 +210,7 @@ impl Run<'_> {
         self.daemon.events().ack(request).await.unwrap();
     }
 
-    /// Reads what there is without waiting long for what there is not.
+    /// Reads the messages that have arrived, and waits only 2 ms for one that has not.
     async fn read(&mut self, who: usize, messages: usize) {
         let mut ended = false;
         if let Some((recorder, _)) = &mut self.readers[who] {
@@ -245,8 +246,8 @@ impl Run<'_> {
         self.finish_lives(consumer);
     }
 
-    /// The lives of a consumer from its making to its end: together they have everything, and
-    /// on a journal that pauses nothing is lost.
+    /// Checks the recordings of a consumer from its making to its end. Together they have every
+    /// event, unless the journal drops the oldest.
     fn finish_lives(&mut self, consumer: usize) {
         let mut lives = std::mem::take(&mut self.lives[consumer]);
         lives.sort_by_key(|life| life.start);
@@ -254,7 +255,8 @@ impl Run<'_> {
             let summary = check(life).unwrap();
             assert!(!self.pauses || summary.lost == 0, "{life:?}");
         }
-        // Where the oldest gives way, a slower life may have lost what another got.
+        // A journal that drops the oldest may have lost for a slow holder what another one
+        // received.
         if !std::mem::take(&mut self.auto[consumer]) && self.pauses {
             check_resumed(&lives).unwrap();
         }
@@ -316,7 +318,7 @@ impl Run<'_> {
         }
     }
 
-    /// Ends everything and judges what was received.
+    /// Ends everything and checks what was received.
     async fn finish(mut self) {
         for consumer in 0..CONSUMERS.len() {
             self.delete(consumer).await;
@@ -379,7 +381,7 @@ async fn run(daemon: &Daemon, number: u32, policy: &str, steps: Vec<Step>) {
 }
 
 #[test]
-fn no_program_loses_an_event_in_silence() {
+fn no_program_loses_an_event_without_a_gap() {
     let runtime = Runtime::new().unwrap();
     let daemon = runtime.block_on(Daemon::start(CONFIG));
     let mut runner = TestRunner::new(ProptestConfig {

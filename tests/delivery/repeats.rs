@@ -1,11 +1,11 @@
-//! A mutation that is repeated with its request_id has one effect and one answer.
+//! A mutation that is repeated with the same request_id has one effect and one answer.
 
 use evloopd::proto::*;
 use tonic::Code;
 
 use crate::common::{Daemon, Recorder, Scene, by_id, exec, never, post, refused, shell};
 
-/// Another connection to the same daemon: repeats do not depend on one.
+/// Opens another connection to the same daemon: repeats do not depend on the connection.
 async fn again(
     scene: &Scene,
 ) -> event_service_client::EventServiceClient<tonic::transport::Channel> {
@@ -62,7 +62,7 @@ async fn a_hundred_repeats_at_once_add_one_watch_and_start_one_child() {
         ids.insert(call.await.unwrap().watch.unwrap().watch_id);
     }
     assert_eq!(ids.len(), 1);
-    // Also by Run, without a name: a second life joins.
+    // Run too, without a name: a second call joins the same process.
     let run = RunRequest {
         r#loop: Some(scene.target.clone()),
         spec: Some(shell("echo once; exit 6")),
@@ -85,7 +85,7 @@ async fn a_hundred_repeats_at_once_add_one_watch_and_start_one_child() {
     scene.finish().await;
 }
 
-/// Every mutating call, twice: the second answer is the first, and the loop does nothing for it.
+/// Makes every mutating call twice: the second gets the first answer and has no effect on the loop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_mutation_can_be_repeated() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
@@ -243,7 +243,7 @@ async fn a_call_that_is_cancelled_leaves_its_answer_for_the_repeat() {
     for _ in 0..20 {
         let mut watches = scene.daemon.watches();
         let request = request.clone();
-        // Dropped as soon as it is on its way, or a little later.
+        // The call is cancelled when it has just been sent, or a little later.
         let call = watches.add_watch(request);
         let _ = tokio::time::timeout(std::time::Duration::from_micros(300), call).await;
     }

@@ -1,4 +1,4 @@
-//! The state at a position, then what came after it.
+//! Snapshots: the state at a position, then the events after it.
 
 use evloopd::proto::*;
 use tonic::Code;
@@ -15,7 +15,7 @@ fn request(scene: &Scene) -> SubscribeRequest {
     }
 }
 
-/// The watches of a snapshot, which is whole and at one position.
+/// Returns the watches of a snapshot, after a check that it is complete and at one position.
 async fn taken(recorder: &mut Recorder) -> Vec<Watch> {
     while !recorder.snapshot.last().is_some_and(|part| part.last) {
         assert!(recorder.step().await);
@@ -30,7 +30,7 @@ async fn taken(recorder: &mut Recorder) -> Vec<Watch> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_snapshot_and_the_events_after_it_are_the_whole_truth() {
+async fn a_snapshot_and_the_events_after_it_tell_every_change_once() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let timer = scene.add(never()).await;
     let child = scene.spawn(shell("exit 4")).await;
@@ -55,7 +55,7 @@ async fn a_snapshot_and_the_events_after_it_are_the_whole_truth() {
     assert_eq!(
         old.count(),
         0,
-        "what the snapshot tells does not come again"
+        "no event repeats what the snapshot has"
     );
     scene.finish().await;
 }
@@ -102,7 +102,7 @@ async fn a_cursor_that_is_too_old_may_begin_with_a_snapshot() {
         .await
         .unwrap();
     assert_eq!(taken(&mut follower).await[0].watch_id, id);
-    // One that can be read after needs none.
+    // A cursor that is still in the journal needs no snapshot.
     let newest = scene.recorder.recording.through();
     let follower = Recorder::subscribe(&scene.daemon, after(newest, OnGap::Snapshot))
         .await

@@ -1,4 +1,5 @@
-//! Loops without history: they hold what somebody has not read yet, and lose nothing to who reads on.
+//! Loops without history: they hold only events that a reader has not read yet, and a reader that
+//! keeps reading loses nothing.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -20,7 +21,7 @@ async fn make(daemon: &Daemon, request: NewEventLoopRequest) -> Loop {
     made.into_inner().r#loop.unwrap()
 }
 
-/// A client that polls, as `selectors` does.
+/// A client that polls, as Python's `selectors` does.
 struct Poller<'a> {
     daemon: &'a Daemon,
     target: LoopRef,
@@ -54,7 +55,7 @@ impl<'a> Poller<'a> {
         Ok(answer.batch.unwrap())
     }
 
-    /// What came since the last time.
+    /// Returns what has happened since the last poll.
     async fn poll(&mut self, rearm: Vec<RearmItem>) -> Batch {
         let request = PollRequest {
             rearm,
@@ -88,7 +89,7 @@ impl<'a> Poller<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn selects_of_many_ready_descriptors_take_what_one_of_them_found() {
+async fn polls_of_many_ready_descriptors_take_the_memory_of_one_poll() {
     const WATCHES: usize = 1000;
     const ROUNDS: usize = 50;
     let daemon = Daemon::start(CONFIG).await;
@@ -136,7 +137,7 @@ async fn selects_of_many_ready_descriptors_take_what_one_of_them_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nothing_is_lost_to_who_reads_on_and_what_is_gone_is_a_gap() {
+async fn a_reader_that_keeps_reading_loses_nothing_and_a_late_one_gets_a_gap() {
     let daemon = Daemon::start(CONFIG).await;
     let request = NewEventLoopRequest {
         name: "unkept".into(),
@@ -149,14 +150,14 @@ async fn nothing_is_lost_to_who_reads_on_and_what_is_gone_is_a_gap() {
     poller.poll(Vec::new()).await;
     let mut stream = Recorder::of(&daemon, &poller.target).await;
 
-    // The life of a watch, to both.
+    // Both readers see the whole life of a watch.
     let id = poller.add(after(Duration::ZERO)).await;
     stream.first(id, "closed").await;
     let told = poller.poll(Vec::new()).await;
     let kinds = |batch: &Batch| batch.events.iter().filter(|e| e.watch_id == id).count();
     assert_eq!(kinds(&told), 3, "added, fired, closed: {told:?}");
 
-    // An answer that did not come is there again, however far the stream is.
+    // A poll that repeats an old cursor gets the same events, although the stream is further.
     let first = poller.seen;
     let last = poller.post(10).await;
     stream.reach(last).await;
@@ -202,7 +203,7 @@ async fn nothing_is_lost_to_who_reads_on_and_what_is_gone_is_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn such_a_loop_has_no_consumers_and_is_told_apart() {
+async fn a_loop_without_history_has_no_consumers_and_its_policy_shows_that() {
     let daemon = Daemon::start(CONFIG).await;
     let request = NewEventLoopRequest {
         name: "unkept".into(),
@@ -278,7 +279,7 @@ async fn such_a_loop_has_no_consumers_and_is_told_apart() {
     assert_eq!(told, [("default", "kept"), ("unkept", "none")]);
 }
 
-/// A child is waited for as ever, and its output is read once.
+/// The child is waited for as on other loops, and its output is read once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_run_gets_all_of_its_output() {
     let daemon = Daemon::start(CONFIG).await;
