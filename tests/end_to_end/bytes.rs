@@ -1,4 +1,5 @@
-//! Arguments, directories and variables are bytes; what is text is the same however it is given.
+//! Arguments, directories and variables may be any bytes. Those that are UTF-8 are the same whether
+//! they are given as text or as bytes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -41,14 +42,14 @@ async fn output(scene: &mut Scene, spec: ProcessSpec) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_not_utf_8_reaches_the_program_as_it_is() {
+async fn bytes_that_are_not_utf_8_reach_the_program_unchanged() {
     let mut scene = scene().await;
     let odd = exec_bytes(&[b"printf", b"%s", b"\xff\xfea\xc3"]);
     assert_eq!(output(&mut scene, odd).await, b"\xff\xfea\xc3");
     let line = exec_bytes(&[b"/bin/sh", b"-c", b"echo \xff"]);
     assert_eq!(output(&mut scene, line).await, b"\xff\n");
 
-    // A directory, and a program that is looked up in it.
+    // A working directory, and a program that is looked up in it.
     let dir = scene.daemon.dir.path().join(OsStr::from_bytes(b"d\xff"));
     std::fs::create_dir(&dir).unwrap();
     let program = dir.join(OsStr::from_bytes(b"p\xfe"));
@@ -81,7 +82,7 @@ async fn what_is_not_utf_8_reaches_the_program_as_it_is() {
     scene.finish().await;
 }
 
-/// Asks for it under a name, where it may exist already.
+/// Starts the process by name, or joins one that exists already.
 async fn join(scene: &mut Scene, spec: ProcessSpec) -> (bool, ProcessSpec) {
     let request = AddWatchRequest {
         name: "one".into(),
@@ -97,7 +98,7 @@ async fn join(scene: &mut Scene, spec: ProcessSpec) -> (bool, ProcessSpec) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_utf_8_is_shown_and_compared_as_text() {
+async fn bytes_that_are_utf_8_are_shown_and_compared_as_text() {
     let mut scene = scene().await;
     let nofile = |soft, hard| ResourceLimit {
         resource: "nofile".into(),
@@ -165,7 +166,7 @@ async fn what_is_utf_8_is_shown_and_compared_as_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_not_utf_8_is_shown_and_compared_as_bytes() {
+async fn bytes_that_are_not_utf_8_are_shown_and_compared_as_bytes() {
     let mut scene = scene().await;
     let spec = |variables| ProcessSpec {
         env_bytes: variables,
@@ -184,7 +185,7 @@ async fn what_is_not_utf_8_is_shown_and_compared_as_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_makes_no_sense_is_refused_by_field() {
+async fn invalid_bytes_are_refused_by_field() {
     let mut scene = scene().await;
     let with = |change: &dyn Fn(&mut ProcessSpec)| {
         let mut spec = exec(&["true"]);

@@ -1,4 +1,4 @@
-//! A call that is cancelled, at whatever step, leaves no half of its effect.
+//! A call that is cancelled at any step has its whole effect or none.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::common::{Daemon, Scene, by_name, exec, post, refusal};
 
-/// Polls until it is done, or has been polled so often, and drops it.
+/// Polls a future until it is done, or `polls` times and then drops it.
 pub(crate) async fn cancelled_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = polls;
@@ -25,7 +25,7 @@ pub(crate) async fn cancelled_after<T>(polls: usize, future: impl Future<Output 
     .await
 }
 
-/// Cancels at each step until the call is through three times in a row.
+/// Cancels the call after each number of polls, until it has completed three times in a row.
 async fn at_every_step<F, T>(mut call: impl FnMut(usize) -> F)
 where
     F: Future<Output = T>,
@@ -35,7 +35,7 @@ where
         let done = cancelled_after(polls, call(polls)).await.is_some();
         through = if done { through + 1 } else { 0 };
         polls += 1;
-        assert!(polls < 1000, "it is never through");
+        assert!(polls < 1000, "the call never completes");
     }
 }
 
@@ -48,7 +48,7 @@ fn named(scene: &Scene, name: &str) -> AddWatchRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_cancelled_registration_is_whole_or_not_there() {
+async fn a_cancelled_registration_is_complete_or_absent() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let mut names = Vec::new();
     at_every_step(|step| {
@@ -100,7 +100,7 @@ async fn a_cancelled_removal_happens_or_does_not() {
         };
         let mut watches = scene.daemon.watches();
         cancelled_after(step % 20, watches.remove_watch(request.clone())).await;
-        // Whatever came of it, a repeat finds it gone or removes it.
+        // Whether the removal happened or not, a repeat succeeds or finds no watch.
         if let Err(status) = scene.daemon.watches().remove_watch(request).await {
             assert_eq!(refusal(&status).code, Code::NotFound, "{status:?}");
         }
@@ -117,7 +117,7 @@ async fn a_cancelled_removal_happens_or_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn cancelled_posts_come_whole_or_not_at_all() {
+async fn cancelled_posts_are_complete_or_absent() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     at_every_step(|step| {
         let request = PostRequest {

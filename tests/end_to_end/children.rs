@@ -1,4 +1,4 @@
-//! What a child starts with: all of it is settled before its program is executed.
+//! The attributes of a child: all of them are set before its program is executed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,7 +23,7 @@ async fn scene(daemon: Daemon) -> Scene {
     Scene::new(daemon, "", "").await
 }
 
-/// Runs it to its end; what came on stdout.
+/// Runs a process to its end and returns its stdout.
 async fn output(scene: &mut Scene, spec: ProcessSpec) -> String {
     let id = scene.spawn(spec).await;
     scene.closed(id).await;
@@ -45,7 +45,7 @@ fn limit(resource: &str, soft: u64, hard: u64) -> ResourceLimit {
     }
 }
 
-/// A child that tells umask, nice value, and limits by the names of `/proc/self/limits`.
+/// A child that prints its umask, its nice value, and its limits as `/proc/self/limits` names them.
 fn teller() -> ProcessSpec {
     shell("umask; nice; cat /proc/self/oom_score_adj /proc/self/limits")
 }
@@ -71,7 +71,7 @@ impl Told {
         }
     }
 
-    /// `SOFT:HARD`
+    /// Returns a limit as `SOFT:HARD`.
     fn limit(&self, name: &str) -> String {
         let line = self.limits.lines().find_map(|line| line.strip_prefix(name));
         let mut words = line
@@ -132,19 +132,19 @@ async fn a_lock_dies_with_the_daemon(dir: Arc<TempDir>, command: Command) {
     scene.daemon.ended().await;
     let locked = rustix::fs::flock(&lock, exclusive);
     kill(pid, Signal::SIGKILL).expect("the child outlives the daemon");
-    locked.expect("nobody has it any more");
+    locked.expect("the lock is free");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_the_daemon_inherited_reaches_no_child() {
+async fn descriptors_inherited_by_the_daemon_reach_no_child() {
     let dir = directory();
     let command = with_a_lock(&dir);
     a_lock_dies_with_the_daemon(dir, command).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_the_daemon_inherited_reaches_no_child_without_close_range_either() {
-    // As before Linux 5.9. The number is the same on every architecture.
+async fn descriptors_inherited_by_the_daemon_reach_no_child_without_close_range() {
+    // Before Linux 5.9 there is no close_range(2). Its number is the same on every architecture.
     const CLOSE_RANGE: i64 = 436;
     let enosys = u32::try_from(rustix::io::Errno::NOSYS.raw_os_error()).unwrap();
     let filter = SeccompFilter::new(
@@ -156,7 +156,8 @@ async fn what_the_daemon_inherited_reaches_no_child_without_close_range_either()
     let program = BpfProgram::try_from(filter.unwrap()).unwrap();
     let dir = directory();
     let mut command = with_a_lock(&dir);
-    // SAFETY: between fork and exec it only makes system calls, with what is there already.
+    // SAFETY: between fork and exec the closure only makes a system call, on memory prepared
+    // before.
     unsafe {
         command.pre_exec(move || seccompiler::apply_filter(&program).map_err(std::io::Error::other))
     };
@@ -172,11 +173,12 @@ async fn the_daemons_terminal_is_not_its_childrens() {
     let terminal = rustix::pty::ptsname(&master, Vec::new()).unwrap();
     let dir = directory();
     let mut command = command(dir.path(), "version = 1\n", &[]);
-    // SAFETY: between fork and exec it only makes system calls, with what is there already.
+    // SAFETY: between fork and exec the closure only makes system calls, on memory prepared before.
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
-            // A session leader without a controlling terminal gets this one (tty_ioctl(4)).
+            // A session leader without a controlling terminal gets this one when it opens it
+            // (tty_ioctl(4)).
             rustix::fs::open(&terminal, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             Ok(())
         })
@@ -196,7 +198,7 @@ async fn the_daemons_terminal_is_not_its_childrens() {
     let pid = pid_of(&mut scene, id).await;
     assert_eq!(of(stat(&pid.to_string())), [pid.as_raw(), pid.as_raw(), 0]);
 
-    // One that shared it, in the background, would be stopped for ever.
+    // A background child that shared the daemon's terminal would be stopped for ever.
     let id = scene.spawn(exec(&["cat", "/dev/tty"])).await;
     scene.closed(id).await;
     assert_eq!(scene.exited(id).await.status, Some(exited::Status::Code(1)));
@@ -206,7 +208,7 @@ async fn the_daemons_terminal_is_not_its_childrens() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_spec_comes_before_the_configuration_and_that_before_what_is_inherited() {
+async fn the_spec_overrides_the_configuration_which_overrides_inherited_values() {
     let config = "[children]\numask = \"0070\"\nnice = 18\nlimits = { nofile = \"50:60\" }\n";
     let mut scene = scene(Daemon::start(config).await).await;
 
@@ -244,13 +246,13 @@ async fn a_spec_comes_before_the_configuration_and_that_before_what_is_inherited
     assert_eq!(told.limit("Max cpu time"), "1000:unlimited");
     assert_eq!(told.limit("Max core file size"), "0:0");
 
-    // Nothing of it is the daemon's now.
+    // The attributes of one child have not changed those of the daemon.
     assert_eq!(Told::of(&mut scene, teller()).await, configured);
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_inherited_goes_as_far_as_the_daemon_can_pass_it_on() {
+async fn inherited_attributes_are_applied_as_far_as_the_daemon_can() {
     let launcher = ["prlimit", "--nofile=64:128", "nice", "-n", "5"];
     let mut scene = scene(Daemon::start_by(&launcher, "").await).await;
     let own = Told::of(&mut scene, teller()).await;
@@ -270,14 +272,15 @@ async fn what_is_inherited_goes_as_far_as_the_daemon_can_pass_it_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_takes_a_privilege_is_refused_by_step_and_nothing_runs() {
+async fn attributes_without_the_privilege_are_refused_by_step_and_nothing_runs() {
     let dir = directory();
     let mut command = command(dir.path(), "version = 1\n", &[]);
-    // SAFETY: between fork and exec it only makes system calls, with what is there already.
+    // SAFETY: between fork and exec the closure only makes system calls, on memory prepared before.
     unsafe {
         command.pre_exec(|| {
             for capability in [CapabilitySet::SYS_RESOURCE, CapabilitySet::SYS_NICE] {
-                // Who may not do this has no capability to lose.
+                // A process that may not drop it from the bounding set does not have the capability
+                // either.
                 let _ = rustix::thread::remove_capability_from_bounding_set(capability);
             }
             Ok(())
@@ -320,7 +323,7 @@ async fn what_takes_a_privilege_is_refused_by_step_and_nothing_runs() {
         let list = task.unwrap().path().join("children");
         children += &std::fs::read_to_string(list).unwrap_or_default();
     }
-    assert_eq!(children, "", "a child is left, a zombie for one");
+    assert_eq!(children, "", "a child of the daemon is left, perhaps as a zombie");
     assert_eq!(scene.open_watches().await, 0);
     scene.finish().await;
 }

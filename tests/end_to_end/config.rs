@@ -1,15 +1,15 @@
-//! `--check-config`: what a start would refuse, all of it.
+//! `--check-config` reports everything that a start would refuse.
 
 use crate::common::{command, directory, log, within};
 
-/// The exit code and standard error of a check.
+/// Returns the exit code and the standard error of a check.
 async fn check_config(config: &str) -> (Option<i32>, String) {
     let dir = directory();
     let mut check = command(dir.path(), config, &[]);
     let status = within("the check", check.arg("--check-config").status())
         .await
         .unwrap();
-    assert!(!dir.path().join("evloopd.sock").exists(), "it only checks");
+    assert!(!dir.path().join("evloopd.sock").exists(), "a check makes no socket");
     (status.code(), log(dir.path()))
 }
 
@@ -63,8 +63,8 @@ async fn policies_that_extend_each_other_are_refused() {
     assert_eq!(code, Some(2), "{said}");
 }
 
-/// What `evloopd` says of a file that names its sockets itself, in the file's directory: `DIR` in the
-/// configuration stands for that. It says the same on start.
+/// Returns what `evloopd` reports, in a check and on start alike, about a configuration that names
+/// its own sockets. `DIR` in it stands for the directory of the file.
 async fn refused(config: &str, prepare: impl Fn(&std::path::Path)) -> String {
     let mut said = Vec::new();
     for check in [true, false] {
@@ -89,7 +89,7 @@ async fn refused(config: &str, prepare: impl Fn(&std::path::Path)) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn all_that_a_start_would_refuse_is_told_together() {
+async fn everything_that_a_start_would_refuse_is_reported_together() {
     let config = "version = 1
 [server]
 socket = \"DIR/file/evloopd.sock\"

@@ -1,4 +1,4 @@
-//! What is lost is told, what was the end of something is kept, and filters hide without losing.
+//! Lost events are reported as gaps, terminal events are kept, and filters hide without losing.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ fn from(scene: &Scene, epoch: &str, seq: u64, on_gap: OnGap) -> SubscribeRequest
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_cursor_out_of_range_is_refused_with_where_to_go_on() {
+async fn a_cursor_out_of_range_is_refused_with_the_cursors_that_can_be_used() {
     let mut scene = tiny().await;
     let newest = overflow(&mut scene).await;
     let epoch = scene.recorder.recording.epoch.clone();
@@ -91,7 +91,7 @@ async fn terminal_facts_outlive_trimming() {
     let request = from(&scene, "", 0, OnGap::Skip);
     let mut late = Recorder::subscribe(&scene.daemon, request).await.unwrap();
     late.reach(newest).await;
-    // Its start and its ends, but not what it wrote.
+    // The start and the terminal events of the process are kept, but not its output.
     let mut kinds = late.kinds(id);
     kinds.sort_unstable();
     let facts = ["closed", "exited", "started", "stream_end", "stream_end"];
@@ -106,7 +106,7 @@ async fn terminal_facts_outlive_trimming() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_could_not_be_recorded_is_not_taken_on() {
+async fn a_watch_whose_events_have_no_room_is_refused() {
     let mut scene = tiny().await;
     let mut added = 0;
     let full = loop {
@@ -134,7 +134,7 @@ async fn what_could_not_be_recorded_is_not_taken_on() {
                 .watch_id
         }
     };
-    // Ends always fit, and make room.
+    // A removal always fits, and makes room.
     scene.remove(id).await;
     scene.finish().await;
 }
@@ -247,7 +247,7 @@ async fn batches_keep_to_their_size_and_a_large_event_comes_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_finished_watch_is_told_apart_from_one_that_never_was() {
+async fn a_finished_watch_differs_from_one_that_never_existed() {
     let mut scene = tiny().await;
     let request = AddWatchRequest {
         name: "build".into(),

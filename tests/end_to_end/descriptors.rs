@@ -1,4 +1,4 @@
-//! The daemon has no file descriptor left: it says so by the system's own name, and nothing is lost.
+//! A daemon without a free file descriptor: it answers with the errno, and no slot is lost.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use crate::common::{
 const LIMIT: u64 = 64;
 const GIVE: &[u8] = b"evloopd1";
 
-/// Hands over copies of a socket until the daemon can open nothing more; their slots.
+/// Hands over copies of a socket until the daemon can open no more descriptors; returns the slots.
 fn fill(handover: &Handover, socket: &UnixStream) -> Vec<Bytes> {
     let mut slots = Vec::new();
     loop {
@@ -38,7 +38,7 @@ fn read_pipe(source: read_pipe_spec::Source) -> Spec {
     })
 }
 
-/// One of each kind that takes descriptors, beside what it is.
+/// A specification of each kind that needs descriptors, with its name.
 struct Wanted {
     specs: Vec<(&'static str, Spec)>,
     _ours: Vec<OwnedFd>,
@@ -76,7 +76,7 @@ impl Wanted {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_descriptor_left_is_told_as_such_and_uses_no_slot_up() {
+async fn without_a_free_descriptor_calls_fail_with_emfile_and_use_up_no_slot() {
     let limit = format!("--nofile={LIMIT}:{LIMIT}");
     let daemon = Daemon::start_by(&["prlimit", &limit], "").await;
     let mut scene = Scene::new(daemon, "", "").await;
@@ -89,7 +89,7 @@ async fn no_descriptor_left_is_told_as_such_and_uses_no_slot_up() {
     let before = scene.daemon.open_fds().await;
     let filling = fill(&handover, &theirs);
 
-    // It may have inherited some beyond its limit.
+    // More descriptors than the limit may be open, if the daemon has inherited some beyond it.
     let full = scene.daemon.status().await.open_fds.unwrap_or(LIMIT);
     assert!(full >= LIMIT, "{full}");
     for (what, spec) in &wanted.specs {
@@ -113,12 +113,13 @@ async fn no_descriptor_left_is_told_as_such_and_uses_no_slot_up() {
         let why = refused(made, Code::ResourceExhausted, "SYSTEM");
         assert_eq!(why.word("errno_name"), "EMFILE", "{backend}");
     }
-    // What is there already, and what needs none, goes on.
+    // Watches whose descriptors are already in the daemon, or that need none, can be added.
     let mut ids = vec![scene.add(never()).await];
     ids.push(scene.add(reader(plain)).await);
     ids.push(scene.add(Spec::Connection(adopted(connected))).await);
 
-    // One is left: to hand over what it takes another to look at.
+    // One descriptor is free. Handing over takes a second one, which the daemon needs to check the
+    // first.
     let mut filling = filling.into_iter();
     drop(handover.take(&filling.next().unwrap()));
     let one = |s: &GetStatusResponse| s.open_fds == Some(full - 1);
@@ -141,6 +142,6 @@ async fn no_descriptor_left_is_told_as_such_and_uses_no_slot_up() {
         scene.closed(id).await;
     }
     let none = |s: &GetStatusResponse| s.open_fds == Some(empty);
-    scene.daemon.until("the first count", none).await;
+    scene.daemon.until("as few open descriptors as at the start", none).await;
     scene.finish().await;
 }

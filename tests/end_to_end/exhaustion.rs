@@ -1,4 +1,4 @@
-//! Limits: of the system, of the daemon, of a loop.
+//! Limits of the system, of the daemon and of a loop.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -97,7 +97,7 @@ async fn accepting_pauses_when_descriptors_run_out_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_child_that_finds_no_descriptors_is_an_error_that_leaves_nothing() {
+async fn a_child_without_free_descriptors_is_an_error_that_leaves_nothing() {
     let daemon = Daemon::start_by(&["prlimit", "--nofile=64:64"], "").await;
     let mut scene = Scene::new(daemon, "", "").await;
     let mut running = Vec::new();
@@ -130,7 +130,7 @@ async fn batches_keep_their_order_through_a_small_mailbox() {
     let daemon = Daemon::start("[limits]\nmailbox = 16\n").await;
     let scene = Scene::new(daemon, "", "").await;
     let batch = || add_all(&scene, vec![never(); 2000]);
-    // Together they keep it full.
+    // The calls together keep the mailbox full.
     let (a, b, c, d, e, f) = tokio::join!(batch(), batch(), batch(), batch(), batch(), batch());
     for ids in [a, b, c, d, e, f] {
         assert!(ids.is_sorted(), "{ids:?}");
@@ -139,11 +139,12 @@ async fn batches_keep_their_order_through_a_small_mailbox() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_mailbox_that_stays_full_is_told_and_the_loop_goes_on() {
+async fn a_full_mailbox_is_reported_and_the_loop_goes_on() {
     let daemon = Daemon::start("[limits]\nmailbox = 16\nmailbox_wait = \"1ms\"\n").await;
     let mut scene = Scene::new(daemon, "", "").await;
     add_all(&scene, vec![never(); 5000]).await;
-    // Each makes the loop look at all its watches; it takes them faster than it answers them.
+    // Each call makes the loop look at all its watches, so that calls arrive faster than answers
+    // leave.
     let mut calls = JoinSet::new();
     for _ in 0..500 {
         let request = ListWatchesRequest {
@@ -170,7 +171,7 @@ async fn a_mailbox_that_stays_full_is_told_and_the_loop_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn select_watches_what_it_can_and_refuses_the_rest_by_name() {
+async fn select_refuses_descriptors_beyond_its_limit_by_name() {
     let mut scene = Scene::new(Daemon::start("").await, "", "select").await;
     let (_ours, theirs) = UnixStream::pair().unwrap();
     let handover = scene.daemon.handover().await;
@@ -191,13 +192,13 @@ async fn select_watches_what_it_can_and_refuses_the_rest_by_name() {
     assert_eq!(
         scene.open_watches().await,
         added,
-        "nothing of the refused one is left"
+        "only the accepted watches are open"
     );
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn limits_are_refused_by_their_names() {
+async fn refusals_name_the_limit() {
     let config = r#"
 [limits]
 loops = 2
@@ -253,7 +254,7 @@ max_watches = 3
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn kept_children_take_their_places_and_no_threads() {
+async fn kept_children_count_against_the_limit_and_take_no_threads() {
     const KEPT: u32 = 30;
     let config = format!(
         "[limits]\nchildren = {KEPT}\n[policy.thread]\nextends = \"default\"\n\
@@ -280,23 +281,24 @@ async fn kept_children_take_their_places_and_no_threads() {
         assert_eq!(full.word("limit"), "limits.children");
         assert_eq!(scene.daemon.status().await.children_kept, KEPT);
         within("the end of the last thread", async {
-            // A thread of the runtime's pool may have been started meanwhile.
+            // The runtime may have started threads of its pool meanwhile.
             while threads() > before + 10 {
                 tokio::task::yield_now().await;
             }
         })
         .await;
         for pid in pids {
-            kill(pid, Signal::SIGKILL).expect("it runs on");
+            kill(pid, Signal::SIGKILL).expect("the kept child runs on");
         }
         let none = |s: &GetStatusResponse| (s.children, s.children_kept) == (0, 0);
-        scene.daemon.until("the end of all", none).await;
+        scene.daemon.until("the end of all children", none).await;
         scene.spawn(exec(&["true"])).await;
         scene.finish().await;
     }
 }
 
-/// Writes without end to a pipe that its watch has let go of.
+/// A process that exits while a program that it has started writes without end to its stdout, so
+/// that the daemon drains the pipe.
 fn flood() -> ProcessSpec {
     ProcessSpec {
         pipe_grace: Some(millis(0)),
@@ -306,15 +308,15 @@ fn flood() -> ProcessSpec {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_drained_pipe_is_read_slowly_and_no_further_than_its_bound() {
+async fn a_drained_pipe_is_read_slowly_and_up_to_its_limit() {
     let config = "[children]\ndrain_bytes = \"4MiB\"\n";
     let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
     let started = std::time::Instant::now();
     let id = scene.spawn(flood()).await;
     scene.closed(id).await;
     let bytes = |s: &GetStatusResponse| s.drained_bytes >= 4 << 20;
-    scene.daemon.until("all that may be read", bytes).await;
-    // A millisecond between each 64 KiB and the next.
+    scene.daemon.until("the limit of drained bytes", bytes).await;
+    // The daemon waits a millisecond between reads of 64 KiB.
     assert!(started.elapsed() >= Duration::from_millis((4 << 20) / (64 << 10) - 1));
     let closed = |s: &GetStatusResponse| s.drained_pipes == 0;
     scene.daemon.until("the end of its writer", closed).await;
@@ -323,7 +325,7 @@ async fn a_drained_pipe_is_read_slowly_and_no_further_than_its_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn pipes_beyond_those_that_may_be_drained_are_closed() {
+async fn pipes_beyond_the_limit_of_drained_pipes_are_closed() {
     let config = "[children]\ndrained_pipes = 1\ndrain_time = \"1h\"\n";
     let mut scene = Scene::new(Daemon::start(config).await, "", "").await;
     for _ in 0..3 {

@@ -1,4 +1,5 @@
-//! Poll's fence: everything armed up to here has been looked at, also what a turn leaves for the next.
+//! The fence of Poll: its answer comes after everything armed so far has been looked at once, even
+//! if that takes many turns.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use evloopd::proto::*;
 
 use crate::common::{Daemon, PATIENCE, Scene, after, lasting};
 
-/// What is told of these kinds by a Poll with a fence.
+/// Returns the events of that kind which a Poll with a fence answers.
 async fn look(scene: &Scene, seen: u64, kind: EventKind, rearm: Vec<RearmItem>) -> Batch {
     let request = PollRequest {
         r#loop: Some(scene.target.clone()),
@@ -48,11 +49,11 @@ async fn add_all(scene: &Scene, specs: Vec<watch_spec::Spec>) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn timers_that_are_due_and_wait_for_a_turn_are_looked_at() {
+async fn a_fence_looks_at_due_timers_that_wait_for_a_later_turn() {
     const TIMERS: usize = 2000;
     let daemon = Daemon::start("[limits]\nturn_events = 1").await;
     let mut scene = Scene::new(daemon, "", "").await;
-    // One that is always due soon again keeps nobody waiting.
+    // A timer that is due again every millisecond does not delay the answer.
     let every = timer_spec::Schedule::Every(lasting(Duration::from_millis(1)));
     let restless = scene.add(crate::common::timer(every)).await;
     scene.stop().await;
@@ -67,12 +68,12 @@ async fn timers_that_are_due_and_wait_for_a_turn_are_looked_at() {
     scene.finish().await;
 }
 
-/// More than a turn takes many times over, while a stream has always something to tell as well.
+/// More descriptors are ready than many turns take, while a child keeps writing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_ready_beyond_many_turns_is_looked_at() {
+async fn a_fence_looks_at_more_ready_descriptors_than_many_turns_take() {
     const AT_ONCE: usize = 225;
     for backend in ["epoll", "poll", "select", "io_uring"] {
-        // select has place for fewer.
+        // select(2) takes fewer descriptors.
         let watches = if backend == "select" { 900 } else { 2700 };
         let daemon = Daemon::start("[limits]\nturn_events = 16").await;
         let mut scene = if backend == "io_uring" {

@@ -1,4 +1,4 @@
-//! Garbage and strangers.
+//! Malformed input, and clients that are not allowed to use the daemon.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 
 use crate::common::{Daemon, Handover, Scene, refused, within};
 
-/// Sends bytes to the service socket and reads until the daemon hangs up, or says it has heard enough.
+/// Sends bytes to the service socket, and reads until the daemon closes the connection.
 fn shout(daemon: &Daemon, bytes: &[u8]) {
     let mut stream = UnixStream::connect(&daemon.socket).unwrap();
     // The daemon may hang up before it has read everything.
@@ -27,7 +27,7 @@ fn shout(daemon: &Daemon, bytes: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn garbage_on_the_service_socket_is_shrugged_off() {
+async fn garbage_on_the_service_socket_does_no_harm() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let before = scene.daemon.open_fds().await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -82,7 +82,7 @@ async fn garbage_on_the_handover_socket_is_refused() {
     let (reply, _) = connect().ask(&guessed, &[fd.as_fd(); 2]);
     assert_ne!(
         reply[0], 0,
-        "TAKE brings no descriptors, GIVE one for each slot"
+        "TAKE has no descriptors, GIVE has one for each slot"
     );
     let many = connect().give_all(&[fd.as_fd(); 253]);
     assert_eq!(many.len(), 253);
@@ -105,7 +105,7 @@ async fn a_stranger_is_not_served() {
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(daemon.dir.path(), open).unwrap();
     let (socket, handover) = (daemon.socket.clone(), daemon.info().await.handover_socket);
-    // A user id belongs to a thread, and a socket's peer is who connected it.
+    // A user id belongs to a thread, and the peer of a socket is the thread that connected it.
     let connect = move || {
         let nobody = rustix::process::Uid::from_raw(65_534);
         rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
@@ -136,7 +136,7 @@ async fn a_stranger_is_not_served() {
     assert_eq!(daemon.info().await.principal, "uid:0");
 }
 
-/// A flood of strangers takes a few lines a second of the log, which say how many there were.
+/// A flood of refused clients makes a few log lines a second; they say how many were left out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn strangers_cannot_flood_the_log() {
     if !rustix::process::getuid().is_root() {
@@ -170,9 +170,9 @@ async fn strangers_cannot_flood_the_log() {
         let numbers = numbers.map(|(_, rest)| rest.trim().parse::<u64>().unwrap());
         numbers.sum::<u64>()
     };
-    within("a line that tells how many are left out", async {
+    within("a line with the number of lines left out", async {
         while left_out(&daemon.log()) == 0 {
-            // Who is served is, meanwhile.
+            // Other clients are served in the meantime.
             let asked = Instant::now();
             daemon.info().await;
             assert!(asked.elapsed() < Duration::from_secs(5));
@@ -182,7 +182,7 @@ async fn strangers_cannot_flood_the_log() {
     over.store(true, Ordering::Relaxed);
     let count = flood.join().unwrap();
     let same = |s: &GetStatusResponse| s.open_fds.is_some_and(|now| now <= before);
-    daemon.until("all of them to be gone", same).await;
+    daemon.until("all refused connections to be closed", same).await;
     let log = daemon.log();
     let seconds = started.elapsed().as_secs() + 1;
     let lines = log.matches("denied").count();
@@ -195,7 +195,7 @@ async fn strangers_cannot_flood_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nobody_else_may_connect_to_the_sockets() {
+async fn only_the_daemons_user_may_connect_to_the_sockets() {
     let daemon = Daemon::start("").await;
     let info = daemon.info().await;
     for path in [info.socket, info.handover_socket] {
@@ -204,16 +204,16 @@ async fn nobody_else_may_connect_to_the_sockets() {
     }
 }
 
-/// A client that connects and says nothing takes a place for a while, not for ever.
+/// A client that connects and sends nothing takes one of the places only for a limited time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn silence_takes_no_place_for_long() {
+async fn silent_connections_lose_their_places() {
     let config = "[server]\nmax_connections = 4\nhandshake_timeout = \"1s\"";
     let daemon = Daemon::start(config).await;
     let before = daemon.open_fds().await;
     let silent: Vec<_> = (0..8)
         .map(|n| {
             let mut stream = UnixStream::connect(&daemon.socket).unwrap();
-            // Some say a little: what begins HTTP/2 has to be there whole.
+            // Some send a part of the HTTP/2 preface, which counts only when it is complete.
             let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
             stream.write_all(&preface[..n * 3]).unwrap();
             stream
@@ -225,7 +225,7 @@ async fn silence_takes_no_place_for_long() {
         .get_server_info(GetServerInfoRequest {})
         .await
         .unwrap();
-    // They were hung up on.
+    // The daemon has closed the silent connections.
     for mut stream in silent {
         let read = tokio::task::spawn_blocking(move || stream.read_to_end(&mut Vec::new()));
         within("the end of a silent connection", read)
@@ -235,15 +235,15 @@ async fn silence_takes_no_place_for_long() {
     }
     drop(admin);
     daemon
-        .until("as before", |status| {
+        .until("as few open descriptors as before", |status| {
             status.open_fds.is_some_and(|now| now <= before)
         })
         .await;
 }
 
-/// As many silent connections to the handover socket as there are places keep nobody out.
+/// More silent connections to the handover socket than it has places do not keep a client out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn silence_on_the_handover_socket_keeps_nobody_out() {
+async fn silent_connections_to_the_handover_socket_keep_no_client_out() {
     let daemon = Daemon::start("").await;
     let path = daemon.info().await.handover_socket;
     let started = Instant::now();
@@ -256,7 +256,7 @@ async fn silence_on_the_handover_socket_keeps_nobody_out() {
         assert_eq!(slot.len(), 16);
     });
     giving.await.unwrap();
-    // Silence is ended after 30 s otherwise.
+    // A silent connection would otherwise keep its place for 30 s.
     assert!(started.elapsed() < evloopd::handover::IDLE_MAX / 2);
     drop(silent);
 }

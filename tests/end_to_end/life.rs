@@ -1,4 +1,4 @@
-//! A daemon's own life: sockets, configuration, health, what it says of itself.
+//! The daemon as a service: its sockets, configuration, health, and what it reports of itself.
 
 use std::sync::Arc;
 
@@ -32,14 +32,15 @@ async fn a_live_socket_is_not_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_socket_that_clients_are_told_of_is_not_the_daemons_own() {
+async fn a_daemon_ignores_evloopd_socket_in_its_environment() {
     let first = Daemon::start("").await;
     let dir = directory();
     let file = dir.path().join("evloopd.toml");
     let own = dir.path().join("evloopd.sock");
     let config = format!("version = 1\n[server]\nsocket = \"{}\"\n", own.display());
     std::fs::write(&file, config).unwrap();
-    // As from a shell, or a child of a daemon, where `evloopctl` finds the first one.
+    // The environment is that of a child of a daemon: `evloopctl` would find the first daemon
+    // there.
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_evloopd"));
     command
         .arg("--config")
@@ -160,7 +161,7 @@ async fn reflection_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn it_tells_who_it_is() {
+async fn the_daemon_identifies_itself() {
     let daemon = Daemon::start("").await;
     let info = daemon.info().await;
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
@@ -174,7 +175,7 @@ async fn it_tells_who_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_configuration_in_force_says_where_each_value_came_from() {
+async fn the_configuration_in_force_names_the_source_of_each_value() {
     let daemon = Daemon::start("[limits]\nloops = 7\n").await;
     let answer = daemon
         .admin()

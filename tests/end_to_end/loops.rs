@@ -59,7 +59,7 @@ fn state_at(scene: &Scene, seq: u64) -> Option<LoopState> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_created_loop_serves_commands_and_polls_nothing() {
+async fn a_created_loop_serves_commands_and_has_no_source_events() {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, "later", "").await;
     assert_eq!(state(&scene).await, LoopState::Created);
     let id = scene.add(after(Duration::ZERO)).await;
@@ -72,13 +72,13 @@ async fn a_created_loop_serves_commands_and_polls_nothing() {
     assert_eq!(
         run(&scene).await.unwrap(),
         newest,
-        "of a running one, it changes nothing"
+        "RunLoop on a running loop changes nothing"
     );
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nothing_of_a_source_comes_after_the_stop() {
+async fn no_event_of_a_source_comes_after_the_stop() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let id = scene
         .add(timer(timer_spec::Schedule::Every(millis(1))))
@@ -95,7 +95,7 @@ async fn nothing_of_a_source_comes_after_the_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_closed_loop_can_be_read_and_nothing_else() {
+async fn a_closed_loop_can_only_be_read() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let id = scene.add(never()).await;
     let target = scene.target.clone();
@@ -136,7 +136,7 @@ async fn a_closed_loop_can_be_read_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_running_loop_goes_in_one_call() {
+async fn a_running_loop_is_stopped_and_closed_in_one_call() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     scene
         .add(timer(timer_spec::Schedule::Every(millis(1))))
@@ -148,7 +148,7 @@ async fn a_running_loop_goes_in_one_call() {
         ..CloseLoopRequest::default()
     };
     let close = |request| async { scene.daemon.loops().close_loop(request).await };
-    // Whatever others ask for at the same time, nothing lets it run on.
+    // A RunLoop and another CloseLoop at the same time do not keep the loop running.
     let (one, ran, other) =
         tokio::join!(close(request.clone()), run(&scene), close(request.clone()));
     let last = one.unwrap().into_inner().cursor.unwrap();
@@ -165,7 +165,7 @@ async fn a_running_loop_goes_in_one_call() {
     assert_eq!(scene.daemon.status().await.loops, 0);
 }
 
-/// The closed loop of a scene, by its id.
+/// Returns a reference by id to the closed loop of a scene.
 async fn loops_closed(scene: &Scene) -> LoopRef {
     let request = ListLoopsRequest {
         include_closed: true,
@@ -175,7 +175,7 @@ async fn loops_closed(scene: &Scene) -> LoopRef {
     let mut loops = answer.into_inner().loops.into_iter();
     let id = loops
         .find(|l| l.name == "scene")
-        .expect("it is still readable")
+        .expect("the closed loop is still listed")
         .loop_id;
     LoopRef {
         r#ref: Some(loop_ref::Ref::LoopId(id)),
@@ -183,7 +183,7 @@ async fn loops_closed(scene: &Scene) -> LoopRef {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn lists_have_pages_without_the_closed() {
+async fn lists_have_pages_and_omit_closed_loops() {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, "later", "").await;
     for n in 0..5 {
         let request = NewEventLoopRequest {
@@ -231,7 +231,7 @@ async fn lists_have_pages_without_the_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_loop_that_is_not_there_is_told() {
+async fn a_missing_loop_is_reported() {
     let scene = Scene::new(Daemon::start("").await, "", "").await;
     let by_id = LoopRef {
         r#ref: Some(loop_ref::Ref::LoopId(999)),
@@ -248,7 +248,7 @@ async fn a_loop_that_is_not_there_is_told() {
     scene.finish().await;
 }
 
-/// A closed loop can be read for a while; all it holds for that is memory.
+/// A closed loop can be read for a while, and holds nothing but memory for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn closed_loops_hold_no_descriptors_and_no_threads() {
     const LOOPS: usize = 300;
@@ -281,7 +281,7 @@ async fn closed_loops_hold_no_descriptors_and_no_threads() {
                 };
                 daemon.loops().close_loop(request).await.unwrap();
             }
-            // It can still be read.
+            // The closed loop can still be read.
             let request = PollRequest {
                 r#loop: target,
                 after: Some(Cursor::default()),

@@ -1,4 +1,5 @@
-//! The whole daemon from outside: delivery over lives of clients, ends of all sorts, limits, abuse.
+//! The whole daemon from outside: delivery across lives of clients, ends of all sorts, limits,
+//! hostile clients.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -28,7 +29,7 @@ mod streams;
 mod texts;
 mod unread;
 
-/// The other process of a test; alone, nothing.
+/// The entry of the client process that some tests start: see [`common::another`].
 #[test]
 fn another_process() {
     common::another::act();

@@ -1,4 +1,5 @@
-//! Hostile clients beside one that is not: its calls stay as they are, and so do the counts.
+//! A hostile client beside a well-behaved one, whose calls stay fast, while memory and descriptors
+//! stay within their limits.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -15,13 +16,13 @@ use tonic::Code;
 
 use crate::common::{Daemon, PATIENCE, Scene, lasting, refused, shell, within};
 
-/// Far longer than a call takes beside a hostile client, and far shorter than one can hold it up.
+/// Far longer than a call takes beside a hostile client, and far shorter than one that is held up.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Bytes that the calls of a well-behaved client hold; the one that asks is among them.
+/// The most bytes that the calls of a well-behaved client hold, including the call that asks.
 const LITTLE: u64 = 1024;
 
-/// A connection of somebody who speaks HTTP/2 as they like.
+/// A connection that uses HTTP/2 directly, with its own flow-control window.
 async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
     let socket = UnixStream::connect(&daemon.socket).await.unwrap();
     let mut client = h2::client::Builder::new();
@@ -32,7 +33,7 @@ async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
     send.ready().await.unwrap()
 }
 
-/// Begins a call, and no more.
+/// Begins a call without a message.
 async fn call(
     client: &mut SendRequest<Bytes>,
     method: &str,
@@ -54,14 +55,15 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-/// The status of a call that was refused before it had an answer.
+/// Returns the status of a call that was refused before it had an answer.
 async fn status(response: ResponseFuture) -> Option<Code> {
     let response = within("an answer", response).await.ok()?;
     let status = response.headers().get("grpc-status")?.to_str().ok()?;
     Some(Code::from_bytes(status.as_bytes()))
 }
 
-/// Somebody else's calls, over and over, until `stop`: the longest that one took.
+/// Repeats the calls of another client until it is asked for the result: the longest time that one
+/// of them took.
 fn neighbour(daemon: &Daemon) -> impl AsyncFnOnce() -> Duration {
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let path = daemon.socket.clone();
@@ -82,7 +84,7 @@ fn neighbour(daemon: &Daemon) -> impl AsyncFnOnce() -> Duration {
     }
 }
 
-/// Requests that never arrive whole are counted, and refused beyond the budget.
+/// Requests that are received only in part are counted, and refused beyond the memory limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_received_requests_stay_within_the_memory() {
     const MEMORY: u64 = 32 << 20;
@@ -106,14 +108,14 @@ async fn half_received_requests_stay_within_the_memory() {
         }
         clients.push((client, calls));
     }
-    // All that fits is there, and the rest was told so.
+    // As many requests as fit wait for their rest. The others were refused.
     for (_, calls) in &mut clients {
         while let Some((response, body)) = calls.pop() {
             let told = tokio::time::timeout(Duration::from_millis(100), status(response)).await;
             match told {
                 Ok(Some(Code::ResourceExhausted)) => refusals += 1,
                 Ok(other) => panic!("{other:?}"),
-                // It waits for the rest.
+                // The call waits for the rest of its request.
                 Err(_) => drop(body),
             }
         }
@@ -129,13 +131,13 @@ async fn half_received_requests_stay_within_the_memory() {
     assert!(neighbour().await < SOON);
     drop(clients);
     daemon
-        .until("as before", |status| {
+        .until("the bytes and the descriptors to be free", |status| {
             status.request_bytes < LITTLE && status.open_fds <= before.open_fds
         })
         .await;
 }
 
-/// A request that stops half-way is ended, be it the only message or one of a stream's.
+/// A request that stops half-way is ended, whether it is the only message or one of a stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_stops_half_way_is_ended() {
     let daemon = Daemon::start("[server]\nreceive_timeout = \"1s\"").await;
@@ -155,7 +157,7 @@ async fn a_request_that_stops_half_way_is_ended() {
         body.send_data(first, false).unwrap();
         assert_eq!(status(response).await, Some(Code::ResourceExhausted));
     }
-    // One that only has nothing to say goes on.
+    // A stream that has no message to send at the moment goes on.
     let start = SubscribeRequest::default();
     let start = AttachRequest {
         message: Some(attach_request::Message::Start(start)),
@@ -170,9 +172,9 @@ async fn a_request_that_stops_half_way_is_ended() {
     }
 }
 
-/// Answers that nobody takes are counted like requests.
+/// The bytes of answers that the client does not take are counted like requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_nobody_takes_stay_within_the_memory() {
+async fn answers_that_are_not_taken_stay_within_the_memory() {
     const MEMORY: u64 = 32 << 20;
     let mut scene = Scene::new(Daemon::start("[limits]\nmemory = \"32MiB\"").await, "", "").await;
     let mut spec = shell("sleep 1000");
@@ -226,7 +228,7 @@ async fn answers_that_nobody_takes_stay_within_the_memory() {
         .await;
 }
 
-/// Polls that wait take memory, too; and a client that is gone waits no more.
+/// Polls that wait are counted as memory too, and end when their client has gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_polls_stay_within_the_memory() {
     let scene = Scene::new(Daemon::start("[limits]\nmemory = \"4MiB\"").await, "", "").await;
@@ -255,7 +257,7 @@ async fn waiting_polls_stay_within_the_memory() {
     assert_eq!(status(last).await, Some(Code::ResourceExhausted));
     let now = scene.daemon.status().await;
     assert!(now.poll_bytes > 0 && now.memory_used_bytes <= 4 << 20);
-    // A neighbour's still waits as ever.
+    // The poll of another client waits as usual.
     let request = PollRequest {
         r#loop: Some(scene.target.clone()),
         timeout: Some(crate::common::millis(10)),
@@ -271,8 +273,8 @@ async fn waiting_polls_stay_within_the_memory() {
         .await;
 }
 
-/// Calls as bytes, to be written at once: HTTP/2 (RFC 9113) with headers by HPACK's static table
-/// and literals (RFC 7541).
+/// Returns calls as bytes to be written at once: HTTP/2 frames (RFC 9113) with headers from the
+/// static table and literals of HPACK (RFC 7541).
 fn pipelined(calls: u32) -> Vec<u8> {
     fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -285,7 +287,7 @@ fn pipelined(calls: u32) -> Vec<u8> {
         block.push(text.len().try_into().unwrap());
         block.extend(text.as_bytes());
     }
-    // POST, http, and then by name: path, authority, content type, te.
+    // From the static table: POST, http; then by name: path, authority, content type, te.
     let mut block = vec![0x83, 0x86, 0x04];
     text(&mut block, "/evloopd.v1.AdminService/GetStatus");
     block.push(0x01);
@@ -304,9 +306,9 @@ fn pipelined(calls: u32) -> Vec<u8> {
     bytes
 }
 
-/// A connection with many calls at once has its share of the thread that serves them, no more.
+/// A connection with many calls at once takes no more than its share of the thread that serves it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_calls_at_once_hold_nobody_up() {
+async fn many_calls_at_once_do_not_delay_other_clients() {
     let daemon = Daemon::start("[server]\nworker_threads = 1").await;
     let bytes = pipelined(60_000);
     let neighbour = neighbour(&daemon);
@@ -314,7 +316,7 @@ async fn many_calls_at_once_hold_nobody_up() {
         let mut socket = std::os::unix::net::UnixStream::connect(&daemon.socket).unwrap();
         let mut answers = socket.try_clone().unwrap();
         let reading = tokio::task::spawn_blocking(move || {
-            // Until it is hung up on: it did not ask how many calls it may have at once.
+            // Reads until the daemon closes the connection: it has more calls at once than allowed.
             let _ = std::io::copy(&mut answers, &mut std::io::sink());
         });
         let bytes = bytes.clone();
@@ -329,7 +331,7 @@ async fn many_calls_at_once_hold_nobody_up() {
     assert!(longest < Duration::from_secs(1), "{longest:?}");
 }
 
-/// Snapshots that nobody reads hold what has changed since, once for all of them, and it is counted.
+/// Unread snapshots hold the state that has changed since, once for all of them, and it is counted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_snapshots_stay_within_the_memory() {
     const MEMORY: u64 = 32 << 20;
@@ -364,7 +366,7 @@ async fn unread_snapshots_stay_within_the_memory() {
         (8 * LARGE..MEMORY / 2).contains(&now.snapshot_bytes),
         "{now:?}"
     );
-    // Somebody else's fits.
+    // A snapshot for another client fits.
     let request = SubscribeRequest {
         r#loop: Some(scene.target.clone()),
         start: Some(subscribe_request::Start::StartAt(StartAt::Snapshot.into())),
@@ -384,10 +386,10 @@ async fn unread_snapshots_stay_within_the_memory() {
         .await;
 }
 
-/// A client that was stopped, as by SIGSTOP, with a stream whose output it does not take: its
-/// connection ends, with all that it held.
+/// A client that stopped, as by SIGSTOP, with a stream that it does not read: the daemon closes its
+/// connection and frees all that it held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_are_stopped_are_let_go_of() {
+async fn connections_of_stopped_clients_are_closed() {
     let daemon = Daemon::start("[server]\nkeepalive = \"1s\"").await;
     let mut scene = Scene::new(daemon, "", "").await;
     let id = scene.spawn(shell("yes | head -c 4000000")).await;
@@ -402,7 +404,7 @@ async fn clients_that_are_stopped_are_let_go_of() {
     for _ in 0..10 {
         let socket = std::os::unix::net::UnixStream::connect(&scene.daemon.socket).unwrap();
         socket.set_nonblocking(true).unwrap();
-        // It stays open, and nobody reads from it any more.
+        // The socket stays open, and nothing reads from it any more.
         stopped.push(socket.try_clone().unwrap());
         let socket = UnixStream::from_std(socket).unwrap();
         let mut client = h2::client::Builder::new();
@@ -432,9 +434,9 @@ async fn clients_that_are_stopped_are_let_go_of() {
     drop(stopped);
 }
 
-/// Connections of one principal beyond its places are told so; others have the rest.
+/// A principal is refused connections beyond its own limit, and the other places stay free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_principal_has_not_all_places() {
+async fn a_principal_cannot_take_all_places() {
     let config = "[server]\nmax_connections = 4\nmax_connections_per_principal = 3";
     let daemon = Daemon::start(config).await;
     let served = daemon.another_channel().await;

@@ -1,4 +1,4 @@
-//! Slots of the client's own: a descriptor is handed over and registered in one round trip.
+//! Slots that the client chooses: a descriptor is handed over and registered in one round trip.
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -12,9 +12,9 @@ use tonic::Code;
 use crate::common::another::{Act, Another};
 use crate::common::{Daemon, Scene, never, reader, refused};
 
-/// Far longer than a slot is waited for, and far shorter than a hang.
+/// Far longer than the daemon waits for a slot to be filled, and far shorter than a hang.
 const SOON: Duration = Duration::from_secs(10);
-/// Of the handover socket: a slot of the client's own is in use, or named twice.
+/// A status of the handover socket: a slot chosen by the client is in use, or named twice.
 const SLOT_TAKEN: u8 = 8;
 
 fn slot(number: u8) -> Bytes {
@@ -61,7 +61,7 @@ async fn a_watch_may_be_asked_for_before_or_after_its_descriptor_is_sent() {
         ours.write_all(b"x").unwrap();
         scene.recorder.nth(id, "ready", 1).await;
     }
-    // Claimed, they can be used again; and fetched as well.
+    // A slot whose descriptor a watch has taken can be filled again, and its descriptor taken back.
     handover.give_as(&[slot(1)], &[pairs[0].1.as_fd()]);
     assert_eq!(handover.status(), 0);
     handover.take(&slot(1));
@@ -69,7 +69,7 @@ async fn a_watch_may_be_asked_for_before_or_after_its_descriptor_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_slot_given_twice_is_refused_and_keeps_nothing() {
+async fn a_slot_given_twice_is_refused_with_all_of_its_request() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let handover = scene.daemon.handover().await;
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -82,7 +82,7 @@ async fn a_slot_given_twice_is_refused_and_keeps_nothing() {
     }
     scene
         .daemon
-        .until("they are closed", |status| status.open_fds == Some(before))
+        .until("the refused descriptors to be closed", |status| status.open_fds == Some(before))
         .await;
     let id = scene.add(reader(slot(1))).await;
     drop(ours);
@@ -91,7 +91,7 @@ async fn a_slot_given_twice_is_refused_and_keeps_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn slots_that_never_come_are_refused_and_hold_nobody_up() {
+async fn slots_that_are_never_filled_are_refused_and_delay_no_other_call() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let before = scene.daemon.open_fds().await;
     let hostile = scene.daemon.another_channel().await;
@@ -105,7 +105,7 @@ async fn slots_that_never_come_are_refused_and_hold_nobody_up() {
             tokio::spawn(async move { watches.add_watch(request).await })
         })
         .collect();
-    // Who goes away waits no longer, and others do not notice.
+    // A call that is cancelled waits no longer, and other clients are not affected.
     waiting[0].abort();
     for _ in 0..100 {
         scene.add(never()).await;
@@ -127,18 +127,18 @@ async fn slots_that_never_come_are_refused_and_hold_nobody_up() {
     let started = Instant::now();
     let answer = scene.daemon.watches().batch_add_watches(batch).await;
     assert_eq!(answer.unwrap().into_inner().results.len(), 100);
-    assert!(started.elapsed() < SOON, "they are waited for together");
+    assert!(started.elapsed() < SOON, "the slots of a batch are waited for together");
     assert_eq!(scene.daemon.open_fds().await, connected);
     drop(hostile);
     scene
         .daemon
-        .until("it is gone", |status| status.open_fds == Some(before))
+        .until("the descriptors of the hostile client to be closed", |status| status.open_fds == Some(before))
         .await;
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn another_process_has_its_own_numbers() {
+async fn each_process_has_its_own_slot_numbers() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let handover = scene.daemon.handover().await;
     let (ours, theirs) = UnixStream::pair().unwrap();

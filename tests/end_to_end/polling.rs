@@ -1,4 +1,4 @@
-//! Poll and consumers: the unary way to read.
+//! Poll, the unary way to read, also as a consumer.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -61,7 +61,7 @@ async fn polling_on_reads_everything_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn max_events_is_kept_and_more_says_so() {
+async fn max_events_limits_an_answer_and_more_says_so() {
     let mut scene = scene().await;
     let last = scene.post(vec![post("", b""); 10]).await;
     let request = PollRequest {
@@ -89,7 +89,7 @@ async fn max_events_is_kept_and_more_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_events_it_waits_no_longer_than_asked() {
+async fn without_events_a_poll_waits_no_longer_than_asked() {
     let mut scene = scene().await;
     let last = scene.settle().await;
     let answer = poll(&scene, after(&scene, last)).await.unwrap();
@@ -115,7 +115,7 @@ async fn without_events_it_waits_no_longer_than_asked() {
     scene.finish().await;
 }
 
-/// What a user of Python's `selectors` does: register, select, unregister.
+/// The calls of a user of Python's `selectors`: register, select, unregister.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn polling_is_select_with_rearm() {
     let mut scene = scene().await;
@@ -148,10 +148,10 @@ async fn polling_is_select_with_rearm() {
     scene.finish().await;
 }
 
-/// "What is ready now", with nothing that would have to be waited for: on every backend, more
-/// watches than a turn takes at once, all or none of them.
+/// A fence asks for everything that is ready now, without a wait: on every backend, more watches
+/// than a turn takes are all reported, or none of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_fence_tells_what_is_ready_now() {
+async fn a_fence_reports_everything_that_is_ready_now() {
     const WATCHES: usize = 150;
     for backend in ["epoll", "poll", "select", "io_uring"] {
         let daemon = Daemon::start("[limits]\nturn_events = 64").await;
@@ -189,7 +189,7 @@ async fn a_fence_tells_what_is_ready_now() {
             };
             let rearm = ids.iter().map(item).collect();
             let request = PollRequest {
-                // Without a timeout, what is armed is looked at, asked for or not.
+                // Without a timeout, everything armed is looked at, with or without a fence.
                 fence: round == 0,
                 ..look(seen, if round == 0 { Vec::new() } else { rearm })
             };
@@ -197,7 +197,7 @@ async fn a_fence_tells_what_is_ready_now() {
             let batch = answer.batch.unwrap();
             assert_eq!(batch.events.len(), WATCHES, "{backend}, round {round}");
             assert!(answer.looked_at_ns > before);
-            // What is found by this look is told apart from what was found before it.
+            // The timestamps tell events found by this look from those found before it.
             let found = batch.events.iter().map(|event| event.monotonic_ns);
             let now = found.filter(|at| *at >= answer.looked_at_ns).count();
             assert!(
@@ -206,10 +206,10 @@ async fn a_fence_tells_what_is_ready_now() {
             );
             (seen, before) = (batch.through, answer.looked_at_ns);
         }
-        // A stopped loop does not look, and answers.
+        // A stopped loop does not look at its sources, but answers.
         scene.stop().await;
         let answer = poll(&scene, look(seen, Vec::new())).await.unwrap();
-        assert_eq!(answer.batch.unwrap().events.len(), 1, "that it stopped");
+        assert_eq!(answer.batch.unwrap().events.len(), 1, "the event that the loop stopped");
         scene.run().await;
         for id in ids {
             scene.remove(id).await;
@@ -218,7 +218,7 @@ async fn a_fence_tells_what_is_ready_now() {
     }
 }
 
-/// Whoever filters for Ready learns that a watch of theirs is gone, and of no other's.
+/// A filter for Ready also lets the end of the filtered watches through, and of no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_filter_for_readiness_lets_the_end_of_a_watch_through() {
     let mut scene = scene().await;
@@ -295,7 +295,7 @@ async fn ack(scene: &Scene, consumer: &str, seq: u64) -> Result<u64, Status> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_consumer_goes_on_where_it_acknowledged() {
+async fn a_consumer_continues_after_what_it_acknowledged() {
     let scene = scene().await;
     let last = scene.post(vec![post("", b""); 10]).await;
     assert_eq!(ack(&scene, "me", last - 5).await.unwrap(), last - 5);

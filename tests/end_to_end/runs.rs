@@ -40,7 +40,7 @@ async fn two_runs_of_one_name_start_one_child_and_both_get_everything() {
     let existed = runs.each_ref().map(|r| r.run.as_ref().unwrap().existed);
     assert!(
         existed[0] != existed[1],
-        "one made it, the other joined: {existed:?}"
+        "one call made the process, the other joined it: {existed:?}"
     );
     for run in &mut runs {
         assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
@@ -102,7 +102,7 @@ async fn a_second_life_resumes_after_its_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_finished_run_is_joined_and_told_again() {
+async fn a_finished_run_is_joined_and_sent_again() {
     let mut scene = scene().await;
     let request = run(&scene, "build", Some(lines()));
     let mut first = Recorder::run(&scene.daemon, request.clone()).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_finished_run_is_joined_and_told_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_cannot_be_joined_is_refused() {
+async fn processes_that_cannot_be_joined_are_refused() {
     let scene = scene().await;
     let nobody = Recorder::run(&scene.daemon, run(&scene, "nobody", None)).await;
     refused(nobody.map(drop), Code::NotFound, "WATCH_NOT_FOUND");
@@ -160,7 +160,7 @@ async fn a_stream_that_ends_ends_no_child() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_child_killed_from_outside_is_told_as_it_was() {
+async fn the_signal_of_a_child_killed_from_outside_is_reported() {
     let mut scene = scene().await;
     let id = scene.spawn(exec(&["sleep", "3600"])).await;
     let pid = match scene.recorder.first(id, "started").await.kind {
@@ -236,7 +236,7 @@ async fn five_hundred_children_at_once_by_threads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_process_that_is_removed_as_it_closes_is_still_told_to_its_end() {
+async fn a_process_that_is_removed_when_it_closes_is_still_sent_to_its_end() {
     const BYTES: usize = 2 << 20;
     let mut scene = scene().await;
     let spec = shell(&format!("head -c {BYTES} /dev/zero; exit 3"));
@@ -246,7 +246,7 @@ async fn a_process_that_is_removed_as_it_closes_is_still_told_to_its_end() {
     };
     let mut run = Recorder::run(&scene.daemon, request.clone()).await.unwrap();
     let id = run.run.as_ref().unwrap().watch_id;
-    // It has written and ended before any of it is read here, as far as it can.
+    // The child writes as far as it can, and may end, before any of its output is read here.
     scene.settle().await;
     assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
     assert_eq!(run.bytes(id, Stream::Stdout).len(), BYTES);
@@ -261,7 +261,7 @@ async fn a_process_that_is_removed_as_it_closes_is_still_told_to_its_end() {
     let gone = scene.daemon.watches().get_watch(gone).await;
     let gone = refused(gone, Code::NotFound, "WATCH_NOT_FOUND");
     assert_eq!(gone.word("name"), format!("@{id}"));
-    // The name is free again.
+    // The name can be used again.
     let again = Recorder::run(&scene.daemon, request).await.unwrap();
     assert!(again.run.as_ref().unwrap().watch_id > id);
 }

@@ -1,4 +1,4 @@
-//! What is started is started once, however many commands wait for the loop.
+//! A child is started once, however many calls wait for the loop.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,8 +18,8 @@ use tonic::{Code, Status};
 use crate::cancellation::cancelled_after;
 use crate::common::{Daemon, Scene, never, reader, refusal, shell, within};
 
-/// A mailbox that is nearly always full: few places, a short wait for one, and calls all the time
-/// that make the loop look at all of its watches.
+/// A mailbox that is nearly always full: it has few places, calls wait for one only briefly, and
+/// callers keep making the loop look at all of its watches.
 const CONFIG: &str = "[limits]\nmailbox = 16\nmailbox_wait = \"20ms\"\n";
 const WATCHES: usize = 5000;
 const CALLERS: usize = 100;
@@ -69,7 +69,7 @@ impl Load {
                         Err(status) if refusal(&status).reason == "MAILBOX_FULL" => {
                             refused.fetch_add(1, Ordering::Relaxed);
                         }
-                        // The daemon ends.
+                        // The call fails because the daemon ends.
                         Err(_) => break,
                     }
                 }
@@ -95,7 +95,7 @@ impl Load {
     }
 }
 
-/// As a client does: again for as long as it is told to try later.
+/// Repeats a call, as a client does, for as long as the mailbox is full.
 async fn insist<T, F>(call: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, Status>>,
@@ -114,7 +114,7 @@ where
     within("a call to get through", calls).await
 }
 
-/// A child that says in a file that it was started, before all else.
+/// A child that first writes its name to a file, to show that it was started.
 fn told_in(file: &Path, name: &str) -> ProcessSpec {
     shell(&format!("echo {name} >> {}", file.display()))
 }
@@ -136,7 +136,7 @@ async fn runs_and_repeats_under_load_start_each_child_once() {
     let mut names = Vec::new();
     let mut calls = JoinSet::new();
     for n in 0..EACH {
-        // By name: each life joins what another has started.
+        // By name: each call after the first joins the process that another has started.
         let name = format!("run-{n}");
         let processes = scene.daemon.processes();
         let run = RunRequest {
@@ -173,7 +173,7 @@ async fn runs_and_repeats_under_load_start_each_child_once() {
             .await;
         });
     }
-    // A slot is used up by the watch that is made, not by a call that was refused.
+    // A slot is used up only by the watch that is made, not by a call that was refused.
     let (_ours, theirs) = UnixStream::pair().unwrap();
     for slot in scene
         .daemon
@@ -213,7 +213,7 @@ async fn runs_and_repeats_under_load_start_each_child_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_switch_under_load_is_told() {
+async fn a_policy_switch_under_load_is_an_event() {
     let config = format!("{CONFIG}[policy.other]\nextends = \"default\"\n");
     let mut scene = Scene::new(Daemon::start(&config).await, "", "").await;
     let load = Load::start(&scene).await;

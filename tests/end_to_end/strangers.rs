@@ -1,5 +1,6 @@
-//! A daemon that is process 1 of its pid namespace, as in a container, or was executed in a
-//! process with children: strangers are reaped, and children of its own are not taken for some.
+//! A daemon that is process 1 of its pid namespace, as in a container, or that was executed in a
+//! process with children. It reaps strangers (children that it did not start), and never mistakes
+//! its own children for strangers.
 
 use std::process::Command;
 
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::common::{Daemon, Scene, shell, within};
 
-/// Children of a run: more than one thread starts at once, and than one turn takes.
+/// The children of one run: more than one thread starts at once, and more than one turn takes.
 const CHILDREN: i32 = 300;
 
 const CONFIG: &str = r#"
@@ -26,7 +27,8 @@ extends = "default"
 child_watcher = "thread"
 "#;
 
-/// What starts a program as process 1; `None`, said loudly, where that is not permitted.
+/// Returns a command that starts a program as process 1; `None` where that is not permitted, which
+/// is printed.
 fn launcher() -> Option<Vec<&'static str>> {
     let own = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"];
     let mapped = [&own[..], &["--map-root-user"]].concat();
@@ -44,7 +46,7 @@ fn launcher() -> Option<Vec<&'static str>> {
     found
 }
 
-/// The children that one thread of a process has.
+/// Returns the children of one thread of a process.
 fn children(process: Pid, thread: Pid) -> Vec<Pid> {
     let list = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/children"));
     let list = list.unwrap_or_default();
@@ -53,7 +55,7 @@ fn children(process: Pid, thread: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// The threads of a process.
+/// Returns the threads of a process.
 fn threads(process: Pid) -> Vec<Pid> {
     let entries = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -62,7 +64,7 @@ fn threads(process: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// The children of all its threads that have ended and are not reaped.
+/// Counts the children of all threads of a process that have ended and are not reaped.
 fn zombies(process: Pid) -> usize {
     let all = threads(process).into_iter();
     let ended = |pid: &Pid| {
@@ -75,8 +77,8 @@ fn zombies(process: Pid) -> usize {
         .count()
 }
 
-/// A child belongs to a thread that lasts: that of one that ends would become the main thread's,
-/// and be taken for a stranger there.
+/// Checks that a thread which outlives the child has started it. When a thread ends, its children
+/// become the main thread's, where the daemon would take them for strangers.
 async fn a_lasting_thread_starts_children(scene: &mut Scene, evloopd: Pid) {
     let id = scene.spawn(shell("exec sleep 3600")).await;
     let parents = threads(evloopd)
@@ -94,9 +96,9 @@ async fn a_lasting_thread_starts_children(scene: &mut Scene, evloopd: Pid) {
     scene.remove(id).await;
 }
 
-/// Starts many children that each leave an orphan behind; every exit has to be the child's own,
-/// and nobody may stay a zombie.
-async fn each_has_its_own(scene: &mut Scene, evloopd: Pid) {
+/// Starts many children that each leave an orphan behind. Every exit must be that of the child
+/// itself, and no zombie may be left.
+async fn every_exit_is_the_childs_own(scene: &mut Scene, evloopd: Pid) {
     let spec = |n: i32| WatchSpec {
         spec: Some(Spec::Process(shell(&format!(
             "(sh -c 'exit 9' >&- 2>&- &); (exit 8 >&- 2>&- &); exit {}",
@@ -135,23 +137,23 @@ async fn as_process_1(policy: &str) {
     let evloopd = children(daemon.pid(), daemon.pid())[0];
     let mut scene = Scene::new(daemon, policy, "").await;
     a_lasting_thread_starts_children(&mut scene, evloopd).await;
-    each_has_its_own(&mut scene, evloopd).await;
+    every_exit_is_the_childs_own(&mut scene, evloopd).await;
     kill(evloopd, Signal::SIGTERM).unwrap();
     scene.daemon.ended().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_knows_its_own_by_pidfd() {
+async fn process_1_reaps_strangers_and_its_own_children_by_pidfd() {
     as_process_1("pidfd").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_knows_its_own_by_sigchld() {
+async fn process_1_reaps_strangers_and_its_own_children_by_sigchld() {
     as_process_1("sigchld").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_knows_its_own_by_threads() {
+async fn process_1_reaps_strangers_and_its_own_children_by_threads() {
     as_process_1("thread").await;
 }
 
@@ -161,11 +163,11 @@ async fn children_from_before_the_daemon_was_executed_are_reaped() {
     let daemon = Daemon::start_by(&["sh", "-c", before, "sh"], CONFIG).await;
     let evloopd = daemon.pid();
     let inherited = children(evloopd, evloopd);
-    let inherited = *inherited.last().expect("the one that lives");
+    let inherited = *inherited.last().expect("the inherited child that still runs");
     let mut scene = Scene::new(daemon, "", "").await;
-    each_has_its_own(&mut scene, evloopd).await;
+    every_exit_is_the_childs_own(&mut scene, evloopd).await;
     kill(inherited, Signal::SIGKILL).unwrap();
-    within("its being reaped", async {
+    within("the inherited child to be reaped", async {
         while kill(inherited, None).is_ok() {
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! Streams over the lives of clients and the daemon.
+//! Streams of clients and daemons that end and come back.
 
 use evloopd::history::{Recording, check, check_resumed, check_same};
 use evloopd::proto::*;
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::common::another::{Act, Another};
 use crate::common::{Daemon, Recorder, Scene, exec, loop_named, millis, post, shell, timer};
 
-/// Posts `count` events of 100 bytes; the last one's number.
+/// Posts `count` events of 100 bytes and returns the sequence number of the last.
 async fn fill(scene: &Scene, count: usize) -> u64 {
     let mut last = 0;
     for chunk in (0..count).collect::<Vec<_>>().chunks(500) {
@@ -31,7 +31,7 @@ async fn a_client_killed_mid_stream_resumes_and_misses_nothing() {
         let mut life = Recording::new(epoch.clone(), after);
         let client = Another::start(&scene.daemon, Act::Subscribe { after });
         client.killed_at(&mut life, |batch| batch.through >= until);
-        // What a client has kept is older than what was on its way when it died.
+        // The client has stored less than it had received when it died.
         after = life.through() - 10;
         lives.push(life);
     }
@@ -57,7 +57,7 @@ async fn a_client_killed_mid_stream_resumes_and_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_lost() {
+async fn a_reader_that_does_not_read_delays_no_other_and_gets_a_gap() {
     let config = "[policy.tiny]\nextends = \"default\"\njournal_events = 100\n";
     let mut scene = Scene::new(Daemon::start(config).await, "tiny", "").await;
     let mut stuck = Recorder::of(&scene.daemon, &scene.target).await;
@@ -76,8 +76,8 @@ async fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_lost() {
     scene.finish().await;
 }
 
-/// Events leave by the loop's thread, what clients send comes in by another, on the same
-/// connection.
+/// On one connection, the loop's thread sends events while another thread serves the client's
+/// calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn calls_are_served_while_events_leave_on_the_same_connection() {
     const CALLS: usize = 2000;
@@ -112,7 +112,7 @@ async fn calls_are_served_while_events_leave_on_the_same_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_daemon_that_is_stopped_says_goodbye_on_every_stream() {
+async fn a_daemon_that_is_stopped_sends_goodbye_on_every_stream() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let run = RunRequest {
         r#loop: Some(scene.target.clone()),
@@ -131,7 +131,7 @@ async fn a_daemon_that_is_stopped_says_goodbye_on_every_stream() {
         goodbye.cursor.unwrap().seq,
         scene.recorder.recording.through()
     );
-    // The child was ended first, so its run has nothing more to tell.
+    // The child was ended before the streams were, so its run is complete.
     assert_eq!(run.end().await.reason(), GoodbyeReason::Done);
     run.first(id, "exited").await;
     assert_eq!(scene.daemon.ended().await, Some(0));
@@ -180,7 +180,7 @@ async fn a_daemon_that_is_killed_ends_every_stream_and_leaves_a_stale_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_handed_over_fd_is_let_go_when_its_client_dies() {
+async fn a_handed_over_fd_is_closed_when_its_client_dies() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let mut client = Another::start(&scene.daemon, Act::AddReader);
     let id = client.told().parse().unwrap();
@@ -191,7 +191,7 @@ async fn a_handed_over_fd_is_let_go_when_its_client_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_quiet_stream_tells_progress() {
+async fn a_quiet_stream_sends_progress() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let request = SubscribeRequest {
         r#loop: Some(loop_named("scene")),

@@ -1,4 +1,4 @@
-//! Texts that mean to be something else: log lines, commands to a terminal, other words.
+//! Texts from clients that imitate something else: log lines, terminal commands, other words.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::common::{
     Daemon, Scene, by_name, connection, exec, loop_named, never, post, refusal, shell, within,
 };
 
-/// Passes for another record, for other fields of its own, and for something else on a terminal.
+/// A text that imitates another log record, other fields of its own record, and terminal commands.
 const EVIL: &str = "x\" action=\"forged\" \n2026-01-01T00:00:00.000000Z  INFO evloopd::audit: done \
                     principal=uid:0 action=\"forged\"\r\x1b[2J\x1b]0;t\x07\u{9b}31m\u{85}\u{2028}\
                     \u{202e}\u{2066}\u{200b}\u{ad}\u{e0041}\u{feff}";
 
-/// Longest of any line of the log, bytes: an object, an error, and what goes with them.
+/// The longest line of the log in bytes: an object, an error, and the fields around them.
 const LINE_MAX: usize = 2 * 1024 * 2 + 512;
 
-/// Longest message, as clients bound it.
+/// The longest message of an error in bytes, as clients limit it.
 const MESSAGE_MAX: usize = 1024;
 
 #[track_caller]
@@ -36,7 +36,7 @@ fn is_told_well(status: &Status) {
     is_fit(status.message());
     let details = status.get_error_details();
     let info = details.error_info();
-    let info = info.unwrap_or_else(|| panic!("not of the daemon's own: {status:?}"));
+    let info = info.unwrap_or_else(|| panic!("the error has no ErrorInfo: {status:?}"));
     info.metadata.values().for_each(|value| is_fit(value));
     let bad = details.bad_request();
     for violation in bad.map_or(&[][..], |bad| &bad.field_violations) {
@@ -81,7 +81,7 @@ fn specs(evil: &str) -> Vec<Spec> {
     ]
 }
 
-/// Says it wherever there is a place for text.
+/// Sends the text in every field that takes text.
 async fn say(scene: &mut Scene, evil: &str) {
     let mut refused = Vec::new();
     for spec in specs(evil) {
@@ -174,7 +174,7 @@ async fn say(scene: &mut Scene, evil: &str) {
 
 async fn as_session(daemon: &Daemon, name: &[u8]) -> Option<Status> {
     let mut request = Request::new(GetEventLoopRequest::default());
-    // What HTTP/2 lets through: no controls, but bytes that are not ASCII.
+    // HTTP/2 allows no control characters in metadata, but bytes that are not ASCII.
     let name = MetadataValue::try_from(name).unwrap();
     request.metadata_mut().insert("evloopd-session", name);
     daemon.policies().get_event_loop(request).await.err()
@@ -189,16 +189,16 @@ async fn no_text_from_outside_forges_a_log_line_or_floods_an_answer() {
         say(&mut scene, &EVIL.repeat(1000)).await;
         say(&mut scene, &"x".repeat(1 << 20)).await;
         let session = as_session(&scene.daemon, "x\u{202e}\u{9b}\" forged".as_bytes()).await;
-        is_told_well(&session.expect("none is called so"));
+        is_told_well(&session.expect("no session has such a name"));
         scene.finish_log(format).await;
     }
 }
 
 impl Scene {
-    /// Each line of the log is a whole record, and none of them is what it was made out to be.
+    /// Checks that each line of the log is a whole record and none is a forged one.
     async fn finish_log(self, format: &str) {
         let log = self.daemon.log();
-        assert!(log.contains("forged"), "it is audited: {log}");
+        assert!(log.contains("forged"), "the calls are audited: {log}");
         for line in log.lines() {
             assert!(line.len() <= LINE_MAX, "{} bytes", line.len());
             assert!(!line.contains(is_hidden), "{line:?}");
@@ -220,7 +220,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_refused_is_told_in_plain_trailers_too() {
+async fn the_reason_of_a_refusal_is_a_plain_trailer_too() {
     let scene = Scene::new(Daemon::start("").await, "", "").await;
     let asked = GetLoopRequest {
         r#loop: Some(loop_named("nowhere")),

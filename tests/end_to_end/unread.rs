@@ -1,4 +1,4 @@
-//! A peer that never reads holds nobody up for longer than the configuration says.
+//! A peer that never reads delays a close no longer than the configuration allows.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ use crate::common::{Daemon, Scene, adopted, tcp, write_pipe};
 const SIZE: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_peer_that_never_reads_is_let_go_and_what_it_missed_is_counted() {
+async fn closing_a_peer_that_never_reads_counts_its_unsent_bytes() {
     for (policy, backend) in [
         ("", "epoll"),
         ("", "poll"),
@@ -47,7 +47,7 @@ async fn a_peer_that_never_reads_is_let_go_and_what_it_missed_is_counted() {
     }
 }
 
-/// Fills all there is on the way to the peer, and removes the watch.
+/// Fills every buffer on the way to the peer, removes the watch, and checks `unsent_bytes`.
 async fn missed(scene: &mut Scene, id: u64, mut peer: impl Read) {
     let piece = vec![b'x'; SIZE];
     let (mut taken, mut full) = (0, 0);
@@ -63,7 +63,7 @@ async fn missed(scene: &mut Scene, id: u64, mut peer: impl Read) {
     let closed = scene.closed(id).await;
     assert_eq!(closed.reason(), CloseReason::Removed);
     assert!(closed.unsent_bytes > 0);
-    // What the kernel had is there, unless it reset the connection over what it could not send.
+    // The peer can read what the kernel had taken, unless the kernel reset the connection.
     let mut read = Vec::new();
     if peer.read_to_end(&mut read).is_ok() {
         assert_eq!(read.len() as u64 + closed.unsent_bytes, taken);

@@ -1,4 +1,4 @@
-//! Contexts: the principal, a session, a process. Scopes of a switch.
+//! Contexts: the principal, a session, a process; and the scopes of a policy switch.
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::*;
@@ -19,7 +19,7 @@ async fn a_principal_has_one_loop_in_all_its_processes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_process_has_a_loop_of_its_own_that_ends_with_it() {
+async fn a_process_has_its_own_loop_which_ends_with_it() {
     let daemon = start().await;
     set_policy(&daemon, Some("by-process"), Principal)
         .await
@@ -37,7 +37,7 @@ async fn a_process_has_a_loop_of_its_own_that_ends_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_session_is_shared_by_whoever_names_it() {
+async fn a_session_is_shared_by_all_clients_that_name_it() {
     let daemon = start().await;
     set_policy(&daemon, Some("by-session"), Principal)
         .await
@@ -60,7 +60,7 @@ async fn a_session_is_shared_by_whoever_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_session_counts_before_the_policys_context() {
+async fn a_session_takes_precedence_over_the_policys_context() {
     let daemon = start().await;
     set_policy(&daemon, Some("by-process"), Principal)
         .await
@@ -84,7 +84,7 @@ async fn a_session_counts_before_the_policys_context() {
     assert_eq!(
         get(&daemon).await.unwrap().loop_id,
         own.loop_id,
-        "other contexts are as before"
+        "other contexts keep their loops"
     );
 }
 
@@ -110,7 +110,7 @@ async fn only_get_event_loop_and_calls_without_a_loop_may_create() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_switch_is_an_event_and_touches_no_existing_loop() {
+async fn a_policy_switch_is_an_event_and_changes_no_existing_loop() {
     let daemon = start().await;
     let before = new(&daemon, "mine", "").await.unwrap();
     let mut recorder = Recorder::of(&daemon, &loop_named("mine")).await;
@@ -154,7 +154,7 @@ async fn a_switch_is_an_event_and_touches_no_existing_loop() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_callers_own_choice_counts_before_the_daemons() {
+async fn the_callers_own_policy_takes_precedence_over_the_daemons() {
     let daemon = start().await;
     set_policy(&daemon, Some("strict"), DaemonScope)
         .await
@@ -168,7 +168,7 @@ async fn the_callers_own_choice_counts_before_the_daemons() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_loop_that_is_set_stays_set_over_a_switch() {
+async fn a_loop_that_is_set_stays_set_after_a_policy_switch() {
     let daemon = start().await;
     new(&daemon, "mine", "").await.unwrap();
     set(&daemon, Some("mine")).await.unwrap();

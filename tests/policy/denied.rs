@@ -1,5 +1,5 @@
-//! A daemon that a seccomp filter really keeps from io_uring, as containers do, or from what
-//! kernels before 6.9 do not have.
+//! A daemon under a real seccomp filter, which denies io_uring as container runtimes do, or a flag
+//! that kernels before 6.9 do not have.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use tonic::Code;
 
 use crate::common::{Daemon, Scene, command, directory, log, millis, refused, shell, within};
 
-/// Number of io_uring_setup(2), the same on every architecture.
+/// The number of io_uring_setup(2), the same on every architecture.
 const IO_URING_SETUP: i64 = 425;
 
-/// Number of pidfd_send_signal(2), the same on every architecture.
+/// The number of pidfd_send_signal(2), the same on every architecture.
 const PIDFD_SEND_SIGNAL: i64 = 424;
-/// Its flag to signal a group, since Linux 6.9.
+/// The flag of pidfd_send_signal(2) that signals a process group, since Linux 6.9.
 const PIDFD_SIGNAL_PROCESS_GROUP: u64 = 1 << 2;
 
-/// A daemon for which io_uring_setup(2) fails with `EPERM`.
+/// Starts a daemon for which io_uring_setup(2) fails with `EPERM`.
 async fn denied(config: &str) -> Daemon {
     without((IO_URING_SETUP, Vec::new()), Errno::PERM, config).await
 }
 
-/// A daemon whose kernel cannot signal a group by a pidfd.
+/// Starts a daemon that cannot signal a process group through a pidfd.
 async fn before_6_9() -> Daemon {
     let flag = SeccompCondition::new(
         3,
@@ -43,7 +43,7 @@ async fn before_6_9() -> Daemon {
     without((PIDFD_SEND_SIGNAL, vec![rule]), Errno::INVAL, "").await
 }
 
-/// A daemon for which that system call fails.
+/// Starts a daemon for which that system call fails with `errno`.
 async fn without(call: (i64, Vec<SeccompRule>), errno: Errno, config: &str) -> Daemon {
     let (dir, command) = command_without(call, errno, config);
     Daemon::start_as(dir, command).await
@@ -64,7 +64,8 @@ fn command_without(
     let program = BpfProgram::try_from(filter.unwrap()).unwrap();
     let dir = directory();
     let mut command = command(dir.path(), &format!("version = 1\n{config}"), &[]);
-    // SAFETY: between fork and exec it only makes system calls, with what is there already.
+    // SAFETY: between fork and exec the closure only makes a system call, on memory prepared
+    // before.
     unsafe {
         command.pre_exec(move || seccompiler::apply_filter(&program).map_err(std::io::Error::other))
     };
@@ -72,7 +73,7 @@ fn command_without(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_configured_loop_that_no_backend_is_there_for_fails_the_check() {
+async fn a_configured_loop_without_an_available_backend_fails_the_check() {
     let config = "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"b\"\npolicy = \"proactor\"";
     for check in [true, false] {
         let call = (IO_URING_SETUP, Vec::new());
@@ -99,7 +100,7 @@ async fn make(daemon: &Daemon, policy: &str, backend: &str) -> Result<Loop, toni
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn io_uring_that_is_denied_is_unavailable_and_the_cause_is_named() {
+async fn a_denied_io_uring_is_unavailable_and_the_cause_is_named() {
     let daemon =
         denied("[policy.fallback]\nclass = \"proactor\"\nbackends = [\"io_uring\", \"auto\"]")
             .await;
@@ -113,7 +114,7 @@ async fn io_uring_that_is_denied_is_unavailable_and_the_cause_is_named() {
     for word in ["seccomp", "io_uring_setup", "Operation not permitted"] {
         assert!(io_uring.unavailable_reason.contains(word), "{io_uring:?}");
     }
-    // What it could do is known all the same.
+    // The capabilities of the unavailable backend are listed all the same.
     assert!(!io_uring.capabilities.is_empty());
 
     for (policy, backend, named) in [
@@ -127,11 +128,12 @@ async fn io_uring_that_is_denied_is_unavailable_and_the_cause_is_named() {
         assert_eq!(refusal.word("backend"), named);
         assert!(refusal.word("reason").contains("seccomp"), "{refusal:?}");
     }
-    // The other class is not concerned.
+    // Loops of the selector class are not affected.
     assert_eq!(make(&daemon, "", "").await.unwrap().backend, "epoll");
 }
 
-/// Leads a group with one more in it, which ends by nothing but SIGKILL and holds a FIFO open.
+/// A process group of two. The other member ignores SIGTERM, so that only SIGKILL ends it, and
+/// holds the FIFO open for writing.
 fn with_a_stubborn_other(fifo: &std::path::Path, exit: &str) -> ProcessSpec {
     let fifo = fifo.display();
     let line = format!("(trap '' TERM; echo up; while :; do sleep 1; done) > {fifo} & {exit}");
@@ -141,27 +143,27 @@ fn with_a_stubborn_other(fifo: &std::path::Path, exit: &str) -> ProcessSpec {
     }
 }
 
-/// Opens the FIFO, which takes until somebody writes to it. What is answered waits until nobody does
-/// any longer.
+/// Opens the FIFO for reading, which waits for a writer. The future that it returns waits until no
+/// writer has it open any more.
 async fn read_out(fifo: std::path::PathBuf) -> impl Future<Output = ()> {
     let (tell_open, open) = tokio::sync::oneshot::channel();
     let (tell, told) = tokio::sync::oneshot::channel();
-    // Not on the runtime's pool: the end of a test that has failed waits for that.
+    // A thread of its own: the end of a failed test would wait for one of the runtime's pool.
     std::thread::spawn(move || {
         let file = std::fs::File::open(fifo);
         let _ = tell_open.send(());
         tell.send(file.and_then(std::io::read_to_string))
     });
-    within("the other", open).await.expect("the thread tells");
+    within("a writer", open).await.expect("the thread tells");
     async {
-        let read = within("the end of the other", told).await;
+        let read = within("the end of the last writer", told).await;
         read.expect("the thread tells").unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_groups_by_pidfd_the_whole_group_ends_with_its_watch() {
-    // The leader is there until it is ended; it has ended itself, and is known to have.
+async fn without_group_signals_by_pidfd_the_whole_group_ends_with_its_watch() {
+    // In the first case the leader runs until it is killed; in the second it has already exited.
     for (exit, lasts) in [("wait", true), ("exit 7", false)] {
         let mut scene = Scene::new(before_6_9().await, "", "").await;
         let fifo = scene.daemon.dir.path().join("fifo");
@@ -174,13 +176,13 @@ async fn without_groups_by_pidfd_the_whole_group_ends_with_its_watch() {
         }
         scene.remove(id).await;
         reading.await;
-        assert!(nix::sys::signal::kill(pid, None).is_err(), "it was reaped");
+        assert!(nix::sys::signal::kill(pid, None).is_err(), "the leader was reaped");
         scene.finish().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_groups_by_pidfd_a_group_is_signalled_by_its_number_while_that_is_its_own() {
+async fn without_group_signals_by_pidfd_a_group_is_signalled_by_number_until_its_leader_is_reaped() {
     let mut scene = Scene::new(before_6_9().await, "", "").await;
     let spec = ProcessSpec {
         after_grace: AfterGrace::KeepReading.into(),
@@ -189,15 +191,15 @@ async fn without_groups_by_pidfd_a_group_is_signalled_by_its_number_while_that_i
     let id = scene.spawn(spec).await;
     scene.recorder.first(id, "data").await;
     scene.exited(id).await;
-    // The child has ended, and its number is not another's.
+    // The child has exited but is not reaped, so no other process can have its number.
     let leader = Pid::from_raw(scene.started(id).await);
-    nix::sys::signal::kill(leader, None).expect("it is not reaped yet");
+    nix::sys::signal::kill(leader, None).expect("the leader is not reaped yet");
     scene.send_signal(id, "SIGUSR1", SignalTarget::Group).await;
     scene.closed(id).await;
     assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"up\nseen\n");
     assert!(
         nix::sys::signal::kill(leader, None).is_err(),
-        "it was reaped"
+        "the leader was reaped"
     );
     scene.finish().await;
 }

@@ -1,5 +1,5 @@
-//! Each sentence of sections 18.5.2.1 and 18.5.2.4 to 18.5.2.6 of the documentation of
-//! asyncio in Python 3.5.3, as a test named after it. asyncio's thread is evloopd's context.
+//! Sections 18.5.2.1 and 18.5.2.4 to 18.5.2.6 of the documentation of asyncio in Python 3.5.3: each
+//! sentence is a test named after it. Where asyncio says thread, evloopd says context.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{get, get_policy, new, set, set_policy, start};
 
 use PolicyScope::{Daemon as DaemonScope, Principal, Unspecified};
 
-/// Adds a timer to the loop a call means, and gives that loop's epoch.
+/// Adds a timer to the loop that a call resolves to, and returns the epoch of that loop.
 async fn works(daemon: &Daemon, on: Option<LoopRef>) -> String {
     let request = AddWatchRequest {
         r#loop: on,
@@ -33,7 +33,7 @@ fn epoch(of: &Loop) -> &str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_following_functions_are_convenient_shortcuts_to_the_methods_of_the_global_policy() {
     let daemon = start().await;
-    // A call that names no loop means the one that the policy gives.
+    // A call that names no loop uses the loop that the policy returns.
     let meant = works(&daemon, None).await;
     assert_eq!(epoch(&get(&daemon).await.unwrap()), meant);
     let policy = get_policy(&daemon).await.0;
@@ -122,7 +122,7 @@ async fn the_default_policy_manages_an_event_loop_per_context_that_interacts() {
         let answer = daemon.loops().list_loops(ListLoopsRequest::default()).await;
         answer.unwrap().into_inner().loops.len()
     };
-    assert_eq!(list().await, 0, "none before anybody interacts");
+    assert_eq!(list().await, 0, "there is no loop before the first call");
     let first = get(&daemon).await.unwrap();
     assert_eq!(get(&daemon).await.unwrap().loop_id, first.loop_id);
     assert_eq!(list().await, 1);
@@ -223,7 +223,7 @@ async fn it_must_never_return_none() {
     let daemon = start().await;
     get(&daemon).await.unwrap();
     set(&daemon, None).await.unwrap();
-    // Unset on purpose: an error, not nothing, and nothing is made behind the caller's back.
+    // The caller has unset its loop: the answer is an error, and no other loop is made.
     refused(get(&daemon).await, Code::NotFound, "NO_LOOP_IN_CONTEXT");
     let gone = new(&daemon, "gone", "later").await.unwrap();
     set(&daemon, Some("gone")).await.unwrap();

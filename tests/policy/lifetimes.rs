@@ -1,4 +1,4 @@
-//! Loops that end with the client process they were made for.
+//! Loops that end with the client process for which they were made.
 
 use evloopd::proto::*;
 use rustix::io::Errno;
@@ -9,7 +9,7 @@ use crate::common::another::{Act, Another};
 use crate::common::{Daemon, Recorder, loop_named, refused};
 use crate::{new, start};
 
-/// Makes one, or is content with the one there is; whether it made it.
+/// Makes a loop, or accepts an existing one with the same settings. Returns whether it made it.
 async fn bound(daemon: &Daemon, name: &str, lifetime: Lifetime) -> Result<bool, tonic::Status> {
     let request = NewEventLoopRequest {
         name: name.into(),
@@ -35,7 +35,7 @@ async fn loops(daemon: &Daemon) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn loops_of_a_process_go_with_it_and_so_do_their_children() {
+async fn loops_of_a_process_end_with_it_and_so_do_their_children() {
     let daemon = start().await;
     new(&daemon, "stays", "").await.unwrap();
     let fds = daemon.open_fds().await;
@@ -52,14 +52,14 @@ async fn loops_of_a_process_go_with_it_and_so_do_their_children() {
     assert_eq!(loops(&daemon).await, ["stays"]);
     drop((one, two));
     daemon
-        .until("nothing of it is left", |status| {
+        .until("the loops of the process to be gone", |status| {
             status.open_fds == Some(fds)
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_process_that_ends_while_it_asks_leaves_no_loop() {
+async fn a_process_that_ends_during_its_call_leaves_no_loop() {
     let daemon = start().await;
     let fds = daemon.open_fds().await;
     let mut others: Vec<Another> = ["a", "b", "c", "d"]
@@ -69,11 +69,11 @@ async fn a_process_that_ends_while_it_asks_leaves_no_loop() {
         assert_eq!(other.told(), "asking");
     }
     let gone = |status: &GetStatusResponse| status.loops == 0 && status.open_fds == Some(fds);
-    daemon.until("no loop of theirs", gone).await;
+    daemon.until("the loops of the processes to be gone", gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_existing_loop_is_good_enough_if_it_is_bound_to_the_same() {
+async fn an_existing_loop_is_returned_if_it_has_the_same_lifetime() {
     let daemon = start().await;
     let mut other = Another::start(&daemon, Act::NewLoops(["theirs", "too"]));
     assert_eq!(
@@ -110,8 +110,8 @@ async fn loops_that_were_closed_are_not_remembered_for_their_process() {
         };
         daemon.loops().close_loop(request).await.unwrap();
     }
-    // The process is not waited for any more either.
+    // The daemon does not watch the process any more either: its pidfd is closed.
     let gone = |status: &GetStatusResponse| status.loops == 0 && status.open_fds == Some(fds);
-    daemon.until("nothing is left", gone).await;
+    daemon.until("the loops and the pidfd to be gone", gone).await;
     assert!(bound(&daemon, "again", Lifetime::Process).await.unwrap());
 }

@@ -1,4 +1,4 @@
-//! Policies: what asyncio 3.5.3 documents about them, and what a host adds to it.
+//! Policies: what asyncio 3.5.3 documents about them, and what evloopd adds for a whole host.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -38,7 +38,7 @@ finished_ttl = "7s"
 journal_events = 1000
 "#;
 
-/// The other process of a test; alone, nothing.
+/// The entry of the client process that some tests start: see [`common::another`].
 #[test]
 fn another_process() {
     common::another::act();
@@ -56,7 +56,7 @@ async fn get(daemon: &Daemon) -> Result<Loop, Status> {
     Ok(answer.into_inner().r#loop.expect("never nothing"))
 }
 
-/// A request that names a session.
+/// Returns a request made in that session.
 fn in_session<T>(session: &'static str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = tonic::metadata::MetadataValue::from_static(session);
@@ -100,7 +100,7 @@ async fn get_policy(daemon: &Daemon) -> (String, PolicyScope) {
         .await;
     let answer = answer.unwrap().into_inner();
     let scope = answer.scope();
-    (answer.policy.expect("there is always one").name, scope)
+    (answer.policy.expect("there is always a policy").name, scope)
 }
 
 async fn set_policy(
@@ -114,5 +114,5 @@ async fn set_policy(
         ..SetEventLoopPolicyRequest::default()
     };
     let answer = daemon.policies().set_event_loop_policy(request).await?;
-    Ok(answer.into_inner().policy.expect("the one in force").name)
+    Ok(answer.into_inner().policy.expect("the policy in force").name)
 }

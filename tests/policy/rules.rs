@@ -1,4 +1,4 @@
-//! How loops are made: names, inheritance, backends, and the limits of the Windows policies.
+//! The making of loops: names, inheritance of policies, backends, limits of the Windows policies.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use crate::common::{
 use crate::{get, new, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_policy_that_extends_another_takes_what_it_leaves_out() {
+async fn a_policy_that_extends_another_takes_its_missing_values() {
     let daemon = start().await;
     let request = ListEventLoopPoliciesRequest {};
     let list = daemon
@@ -102,7 +102,7 @@ async fn a_name_is_taken_until_its_loop_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_backend_is_one_of_the_policys_or_an_error() {
+async fn a_backend_outside_the_policy_is_an_error() {
     let daemon = start().await;
     let request = |policy: &str, backend: &str| NewEventLoopRequest {
         policy: policy.into(),
@@ -125,7 +125,7 @@ async fn a_backend_is_one_of_the_policys_or_an_error() {
         assert_eq!(
             bad.fields,
             ["backend"],
-            "of another class than the policy's"
+            "the backend's class differs from the policy's"
         );
     }
     for selector in ["epoll", "kqueue"] {
@@ -149,7 +149,7 @@ async fn a_backend_is_one_of_the_policys_or_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_backend_tells_what_it_can_do_and_why_it_cannot_be_had() {
+async fn every_backend_lists_its_capabilities_and_why_it_is_unavailable() {
     let daemon = start().await;
     let answer = daemon
         .policies()
