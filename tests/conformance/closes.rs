@@ -1,4 +1,4 @@
-//! Orderly closes: what Write took arrives whole, and only an abort resets.
+//! Orderly closes: bytes that Write took arrive in full, and only Abort resets a connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,16 +14,16 @@ on_each_backend!(
     a_removed_connection_sends_what_was_taken,
     a_peer_that_writes_all_the_time_gets_everything,
     a_closed_loop_sends_what_was_taken,
-    a_unix_peer_sees_the_end_and_no_error,
-    a_stopped_loop_resets_nobody,
+    a_unix_peer_reads_the_end_of_the_stream_without_error,
+    a_stopped_loop_resets_no_connection,
     a_removed_write_pipe_sends_what_was_taken,
-    an_abort_resets_also_what_closes_already,
-    a_taken_connection_is_left_as_it_is,
+    an_abort_also_resets_a_connection_that_is_closing,
+    a_taken_connection_is_left_unchanged,
 );
 
 const SIZE: usize = 900_000;
 
-/// A connection that does not read, and its peer, which has sent what nobody reads.
+/// Makes a connection that does not read, and a peer that has sent bytes which stay unread.
 async fn unread(scene: &mut Scene) -> (TcpStream, u64) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -31,7 +31,8 @@ async fn unread(scene: &mut Scene) -> (TcpStream, u64) {
         start_paused: true,
         ..tcp("127.0.0.1", port.into())
     };
-    // Not by the scene, which outlives the loop in one of the cases.
+    // Added directly: the scene checks its watches at the end, and in one case this loop is gone
+    // then.
     let request = scene.request(Spec::Connection(spec));
     let added = scene.daemon.watches().add_watch(request).await.unwrap();
     let id = added.into_inner().watch.unwrap().watch_id;
@@ -41,7 +42,7 @@ async fn unread(scene: &mut Scene) -> (TcpStream, u64) {
     (peer, id)
 }
 
-/// Asks for the removal, which may take as long as the peer does.
+/// Removes the watch in a task of its own, because the removal waits for the peer.
 fn remove(scene: &Scene, id: u64) -> JoinHandle<RemoveWatchResponse> {
     let mut watches = scene.daemon.watches();
     let request = RemoveWatchRequest {
@@ -52,7 +53,7 @@ fn remove(scene: &Scene, id: u64) -> JoinHandle<RemoveWatchResponse> {
     tokio::spawn(async move { watches.remove_watch(request).await.unwrap().into_inner() })
 }
 
-/// Waits until it is on its way to its close.
+/// Waits until the watch is closing.
 async fn closing(scene: &Scene, id: u64) {
     within("the watch to be closing", async {
         while scene.get(id).await.state() != WatchState::Closing {}
@@ -60,7 +61,7 @@ async fn closing(scene: &Scene, id: u64) {
     .await;
 }
 
-/// Reads on until the end of the stream.
+/// Reads until the end of the stream, and returns the number of bytes.
 fn read_all(mut peer: impl Read + Send + 'static) -> JoinHandle<std::io::Result<usize>> {
     spawn_blocking(move || {
         let mut all = Vec::new();
@@ -90,7 +91,7 @@ async fn a_peer_that_writes_all_the_time_gets_everything(scene: &mut Scene) {
     let (mut peer, id) = unread(scene).await;
     scene.write(id, &vec![b'o'; SIZE]).await;
     let answer = remove(scene, id);
-    // It reads only while it can write.
+    // The peer reads only while it can write.
     let echo = spawn_blocking(move || {
         let (mut read, mut piece) = (0, [0; 10_000]);
         loop {
@@ -134,7 +135,7 @@ async fn a_closed_loop_sends_what_was_taken(scene: &mut Scene) {
         name: "scene".into(),
         ..NewEventLoopRequest::default()
     };
-    // For the end of the case, which posts.
+    // The end of the case posts to the loop, and so needs one.
     scene
         .daemon
         .policies()
@@ -144,7 +145,7 @@ async fn a_closed_loop_sends_what_was_taken(scene: &mut Scene) {
     scene.recorder = crate::common::Recorder::of(&scene.daemon, &scene.target).await;
 }
 
-async fn a_unix_peer_sees_the_end_and_no_error(scene: &mut Scene) {
+async fn a_unix_peer_reads_the_end_of_the_stream_without_error(scene: &mut Scene) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&theirs);
     drop(theirs);
@@ -161,7 +162,7 @@ async fn a_unix_peer_sees_the_end_and_no_error(scene: &mut Scene) {
     removed(scene, id).await;
 }
 
-async fn a_stopped_loop_resets_nobody(scene: &mut Scene) {
+async fn a_stopped_loop_resets_no_connection(scene: &mut Scene) {
     let (peer, id) = unread(scene).await;
     scene.write(id, b"bye").await;
     scene.settle().await;
@@ -188,7 +189,7 @@ async fn a_removed_write_pipe_sends_what_was_taken(scene: &mut Scene) {
     removed(scene, id).await;
 }
 
-async fn an_abort_resets_also_what_closes_already(scene: &mut Scene) {
+async fn an_abort_also_resets_a_connection_that_is_closing(scene: &mut Scene) {
     for begun in [false, true] {
         let (peer, id) = unread(scene).await;
         scene.write(id, &vec![b'o'; SIZE]).await;
@@ -208,12 +209,12 @@ async fn an_abort_resets_also_what_closes_already(scene: &mut Scene) {
     }
 }
 
-async fn a_taken_connection_is_left_as_it_is(scene: &mut Scene) {
+async fn a_taken_connection_is_left_unchanged(scene: &mut Scene) {
     let (mut peer, theirs) = UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&theirs);
     drop(theirs);
     let id = scene.add(Spec::Connection(adopted(slot))).await;
-    // It is being read.
+    // The connection is being read.
     peer.write_all(b"read").unwrap();
     scene.recorder.first(id, "data").await;
     let request = TakeFdRequest {

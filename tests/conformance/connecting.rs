@@ -1,4 +1,5 @@
-//! Connecting where the first answer is none: full backlogs, black holes, one's own port.
+//! Connecting where the first attempt gets no answer: full backlogs, silent addresses, and a port
+//! that would connect to itself.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -63,8 +64,8 @@ async fn a_full_backlog_is_waited_for(scene: &mut Scene) {
     scene.recorder.first(patient, "connected").await;
 }
 
-/// A daemon in namespaces of its own, made ready by that line of shell; `None`, said loudly, where
-/// they cannot be had.
+/// Starts a daemon in namespaces of its own, prepared by a line of shell. `None` where that is not
+/// permitted, which is printed.
 async fn apart(unshare: &str, ready: &str, config: &str) -> Option<Daemon> {
     let trial = Command::new("unshare")
         .args([unshare, "sh", "-c", ready])
@@ -87,11 +88,11 @@ fn bound(address: SocketAddr) -> OwnedFd {
     socket
 }
 
-/// A name with black holes at all of its addresses but the last: listeners whose backlog is full
-/// answer nothing.
+/// A name whose addresses are all silent but the last: they have listeners with a full backlog.
 struct Holes {
     port: u16,
-    /// Whoever has these open keeps the holes black.
+    /// The listeners and the connections that fill their backlogs. While these are open, the
+    /// addresses are silent.
     sockets: Vec<OwnedFd>,
 }
 
@@ -127,12 +128,12 @@ impl Holes {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn black_holes_do_not_block_an_address_that_answers() {
+async fn silent_addresses_do_not_block_one_that_answers() {
     let dir = directory();
     let hosts = dir.path().join("hosts");
     let holes = Holes::dig(3, &hosts);
     let own_hosts = format!("mount --bind {} /etc/hosts", hosts.display());
-    // Also where the loop has no source for a second attempt: the oldest gives way.
+    // One policy allows only one source: the oldest attempt then gives way to the next.
     let config = "[policy.one]\nextends = \"default\"\nmax_sources = 1\n";
     for (policy, backend) in [
         ("", "epoll"),
@@ -149,7 +150,7 @@ async fn black_holes_do_not_block_an_address_that_answers() {
         scene.recorder.first(id, "connected").await;
         scene.remove(id).await;
 
-        // What was set aside for attempts is free again.
+        // The sources of the failed attempts can be used again.
         let id = connect(&mut scene, tcp("127.0.9.4", holes.port.into())).await;
         scene.recorder.first(id, "connected").await;
         scene.remove(id).await;
@@ -167,7 +168,7 @@ async fn black_holes_do_not_block_an_address_that_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nobody_is_connected_to_itself() {
+async fn a_connection_to_its_own_port_is_refused() {
     let two_ports = "ip link set lo up && \
                      echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range";
     for (policy, backend) in [

@@ -1,4 +1,4 @@
-//! Connections: made over TCP and Unix sockets, and adopted.
+//! Connections over TCP and Unix sockets, made by the daemon or adopted.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -34,7 +34,7 @@ async fn connect(scene: &mut Scene, spec: ConnectionSpec) -> u64 {
     scene.add(Spec::Connection(spec)).await
 }
 
-/// A connection watch on one end of a pair; the other end.
+/// Adopts one end of a socket pair as a connection, and returns the other end.
 async fn adopt(scene: &mut Scene, options: ConnectionSpec) -> (UnixStream, u64) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let slot = scene.daemon.handover().await.give(&theirs);
@@ -116,7 +116,7 @@ async fn unix(scene: &mut Scene, listener: &UnixListener, target: connection_spe
 }
 
 async fn a_refused_connection_closes_with_its_error(scene: &mut Scene) {
-    // Bound, so that nobody else listens there, and not listening.
+    // The socket is bound, so that no other program can listen there, but it does not listen.
     let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
     let bound = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
     rustix::net::bind(&bound, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -276,9 +276,9 @@ async fn a_lingering_close_does_not_delay_the_loop(scene: &mut Scene) {
     theirs.set_nonblocking(false).unwrap();
     let slot = scene.daemon.handover().await.give(&theirs);
     let id = connect(scene, adopted(slot)).await;
-    // Now only the daemon's descriptor is left, and to close it would block for an hour.
+    // Only the daemon's descriptor is left. To close it would block for an hour (SO_LINGER).
     drop(theirs);
-    // A stopped loop waits for no peer before it closes.
+    // A stopped loop does not wait for the peer before it closes.
     let stop = StopLoopRequest {
         r#loop: Some(scene.target.clone()),
         ..StopLoopRequest::default()

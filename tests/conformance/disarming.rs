@@ -1,4 +1,4 @@
-//! Disarming: a direction falls silent, and the watch stays.
+//! Disarming: a direction no longer fires, and the watch stays.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,14 +15,14 @@ use crate::fds::{pair, reading};
 on_each_backend!(
     a_disarmed_direction_is_silent_until_it_is_armed_again,
     one_direction_is_disarmed_and_the_other_still_fires,
-    what_is_disarmed_is_armed_again_by_its_name_alone,
-    what_was_found_before_disarming_is_not_told_after_it,
+    a_disarmed_direction_is_armed_again_only_if_it_is_named,
+    readiness_found_before_disarming_is_not_reported_after_it,
     no_ready_comes_after_the_cursor_of_the_answer,
     poll_and_attach_disarm_too,
     an_item_that_disarms_has_no_seq,
 );
 
-/// So often: what a backend finds at the same moment as it is told to stop comes sometimes.
+/// Repetitions: a backend only sometimes finds readiness at the moment at which it is disarmed.
 const ROUNDS: u64 = 50;
 
 fn disarming(watch_id: u64) -> RearmItem {
@@ -50,7 +50,7 @@ async fn rearm(scene: &Scene, items: Vec<RearmItem>) -> RearmResponse {
     answer.into_inner()
 }
 
-/// Whether it is armed for reading, and for writing.
+/// Returns whether the watch is armed for reading, and for writing.
 async fn armed(scene: &Scene, watch_id: u64) -> (bool, bool) {
     match scene.get(watch_id).await.status {
         Some(Status::Fd(fd)) => (fd.readable_armed, fd.writable_armed),
@@ -58,7 +58,7 @@ async fn armed(scene: &Scene, watch_id: u64) -> (bool, bool) {
     }
 }
 
-/// Everything that is armed has been looked at, and what was found is in the recording.
+/// Waits until everything armed has been looked at, and its events are in the recording.
 async fn look(scene: &mut Scene) {
     let request = PollRequest {
         r#loop: Some(scene.target.clone()),
@@ -73,7 +73,7 @@ async fn a_disarmed_direction_is_silent_until_it_is_armed_again(scene: &mut Scen
     let (mut ours, _theirs, slot) = pair(scene).await;
     let id = scene.add(reader(slot)).await;
     assert!(scene.rearm(disarming(id)).await);
-    assert!(!scene.rearm(disarming(id)).await, "it was so already");
+    assert!(!scene.rearm(disarming(id)).await, "the reader is already disarmed");
     assert_eq!(armed(scene, id).await, (false, false));
     ours.write_all(b"x").unwrap();
     look(scene).await;
@@ -85,12 +85,13 @@ async fn a_disarmed_direction_is_silent_until_it_is_armed_again(scene: &mut Scen
     assert!(!scene.rearm(nothing_fired).await);
     assert!(scene.rearm(reading(id, 0)).await);
     scene.recorder.first(id, "ready").await;
-    assert!(!scene.rearm(disarming(id)).await, "it has fired");
-    // A watch with a live and an ending operation goes as any other.
+    assert!(!scene.rearm(disarming(id)).await, "the reader has fired");
+    // A watch whose direction is armed again while the disarming ends can be removed like any
+    // other.
     assert!(scene.rearm(reading(id, 0)).await);
     scene.rearm(disarming(id)).await;
     scene.remove(id).await;
-    assert!(!scene.rearm(disarming(id)).await, "it is gone");
+    assert!(!scene.rearm(disarming(id)).await, "the watch is removed");
 }
 
 async fn one_direction_is_disarmed_and_the_other_still_fires(scene: &mut Scene) {
@@ -127,8 +128,8 @@ async fn one_direction_is_disarmed_and_the_other_still_fires(scene: &mut Scene) 
     assert_eq!(scene.recorder.kinds(id), ["added", "ready", "ready"]);
 }
 
-/// Whoever re-arms what has fired does not arm what they have disarmed since.
-async fn what_is_disarmed_is_armed_again_by_its_name_alone(scene: &mut Scene) {
+/// To re-arm a direction that has fired does not arm another one that was disarmed since.
+async fn a_disarmed_direction_is_armed_again_only_if_it_is_named(scene: &mut Scene) {
     let (mut ours, _theirs, slot) = pair(scene).await;
     let both = Spec::Fd(FdSpec {
         slot,
@@ -141,7 +142,7 @@ async fn what_is_disarmed_is_armed_again_by_its_name_alone(scene: &mut Scene) {
         writable: true,
         ..disarming(id)
     };
-    assert!(!scene.rearm(no_writing).await, "it has fired");
+    assert!(!scene.rearm(no_writing).await, "the writer has fired");
     ours.write_all(b"x").unwrap();
     let fired = scene.recorder.nth(id, "ready", 2).await.seq;
     let what_has_fired = RearmItem {
@@ -154,7 +155,7 @@ async fn what_is_disarmed_is_armed_again_by_its_name_alone(scene: &mut Scene) {
     assert_eq!(
         scene.recorder.kinds(id).len(),
         4,
-        "it was writable all the time"
+        "the disarmed writer fires although it is writable"
     );
     let writing = RearmItem {
         readable: false,
@@ -165,15 +166,15 @@ async fn what_is_disarmed_is_armed_again_by_its_name_alone(scene: &mut Scene) {
     scene.recorder.nth(id, "ready", 4).await;
 }
 
-/// Takes what there is.
+/// Reads all bytes that are there.
 fn drain(stream: &mut UnixStream) {
     stream.set_nonblocking(true).unwrap();
     while stream.read(&mut [0; 65_536]).is_ok_and(|read| read > 0) {}
     stream.set_nonblocking(false).unwrap();
 }
 
-/// On a stopped loop the backend may know of readiness that it cannot tell yet.
-async fn what_was_found_before_disarming_is_not_told_after_it(scene: &mut Scene) {
+/// On a stopped loop, the backend may have found readiness that it cannot report yet.
+async fn readiness_found_before_disarming_is_not_reported_after_it(scene: &mut Scene) {
     let (mut ours, mut theirs, slot) = pair(scene).await;
     let id = scene.add(reader(slot)).await;
     scene.stop().await;
@@ -183,7 +184,7 @@ async fn what_was_found_before_disarming_is_not_told_after_it(scene: &mut Scene)
     look(scene).await;
     assert_eq!(scene.recorder.kinds(id), ["added"]);
 
-    // Nor is it taken for news by what is armed meanwhile.
+    // A direction that is armed again does not take that old readiness for a new one.
     assert!(scene.rearm(reading(id, 0)).await);
     let fired = scene.recorder.first(id, "ready").await.seq;
     theirs.read_exact(&mut [0]).unwrap();
@@ -223,7 +224,7 @@ async fn no_ready_comes_after_the_cursor_of_the_answer(scene: &mut Scene) {
         theirs.read_exact(&mut [0]).unwrap();
         rearm(scene, vec![reading(id, 0)]).await;
         look(scene).await;
-        assert!(ready(scene) <= silent.seq, "nothing is there to read");
+        assert!(ready(scene) <= silent.seq, "there are no bytes to read");
     }
 }
 
@@ -249,7 +250,7 @@ async fn poll_and_attach_disarm_too(scene: &mut Scene) {
     assert_eq!(
         kinds.len(),
         1 + told,
-        "in Poll's answer, or never: {kinds:?}"
+        "Ready is in Poll's answer or does not come: {kinds:?}"
     );
 
     theirs.read_exact(&mut [0]).unwrap();

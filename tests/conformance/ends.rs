@@ -1,4 +1,4 @@
-//! How children end, and what becomes of those that go on, with every child watcher.
+//! Ends of children, and children that outlive their watch, with every child watcher.
 
 use std::time::Duration;
 
@@ -14,42 +14,42 @@ use crate::common::{Scene, after, by_id, exec, millis, seconds, shell, within};
 use crate::pipes::fifo;
 
 on_each_child_watcher!(
-    a_stopped_child_is_shown_and_ends_in_order,
-    an_exit_on_a_stopped_loop_is_shown_and_known,
-    an_exit_on_a_stopped_loop_is_told_once_it_runs,
-    an_exit_on_a_stopped_loop_is_told_although_nothing_else_happens,
-    a_child_killed_on_a_stopped_loop_is_known,
-    a_child_that_was_ending_when_its_loop_was_stopped_is_known,
-    an_alarm_that_meets_the_exit_leaves_it_known,
-    a_child_that_a_tracer_holds_back_is_waited_for_and_known,
-    a_writer_outlives_the_grace,
+    a_stopped_child_is_shown_as_such_and_ends_in_order,
+    an_exit_on_a_stopped_loop_is_in_the_status_and_has_its_code,
+    an_exit_on_a_stopped_loop_is_an_event_once_it_runs,
+    an_exit_on_a_stopped_loop_is_an_event_although_nothing_else_happens,
+    a_child_killed_on_a_stopped_loop_has_its_exit_status,
+    a_child_that_was_ending_when_its_loop_was_stopped_has_its_exit_status,
+    an_alarm_at_the_moment_of_the_exit_keeps_the_exit_status,
+    a_traced_child_is_waited_for_and_has_its_exit_status,
+    a_writer_outlives_the_pipe_grace,
     a_kept_child_writes_on,
     a_kept_child_counts_until_it_has_ended,
     a_stream_can_be_read_past_the_grace,
     a_stream_that_is_read_past_the_grace_ends_with_its_watch,
 );
 
-/// Says `up`, and exits with 7 by SIGTERM. What it waits for ends soon even where the signal comes
-/// between fork(2) and exec(2), and is lost.
+/// Prints `up`, and exits with 7 on SIGTERM. It sleeps only briefly, because the signal is lost if
+/// it comes between fork(2) and exec(2) of a sleep.
 const ENDS_WITH_7: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
-/// A writer that does not end unless it is ended, by SIGPIPE for one.
+/// A writer that goes on until it is ended, for example by SIGPIPE.
 const WRITES_ON: &str = "while echo x; do sleep 0.01; done";
 
-/// A child that says `up` first.
+/// Starts a child and waits until it has printed something.
 async fn up(scene: &mut Scene, spec: ProcessSpec) -> u64 {
     let id = scene.spawn(spec).await;
     scene.recorder.first(id, "data").await;
     id
 }
 
-/// The number that it said.
+/// Returns the number that it printed.
 fn number_said(scene: &Scene, id: u64) -> Pid {
     let said = String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap();
     let number = said.lines().find_map(|line| line.parse().ok());
     Pid::from_raw(number.expect("a line that is a number"))
 }
 
-/// Why the child's streams ended.
+/// Returns the reasons for which the streams of a child ended.
 fn stream_ends(scene: &Scene, id: u64) -> Vec<StreamEndReason> {
     let events = scene.recorder.recording.events();
     let of_it = events.filter(|event| event.watch_id == id);
@@ -60,21 +60,21 @@ fn stream_ends(scene: &Scene, id: u64) -> Vec<StreamEndReason> {
     ends.collect()
 }
 
-/// Kills a process that goes on writing to a pipe of the daemon; it has to be there.
+/// Checks that a process still writes to a pipe of the daemon, then kills it.
 async fn end_writer(scene: &Scene, pid: Pid) {
     let so_far = scene.daemon.status().await.drained_bytes;
     let more = |bytes| bytes > so_far + 10;
-    let what = "what the writer goes on writing";
+    let what = "more bytes of the writer";
     let reading = scene.daemon.until(what, |s| more(s.drained_bytes));
     reading.await;
     kill(pid, Signal::SIGKILL).expect("it lives");
     let closed = scene
         .daemon
-        .until("the ends of its pipes", |s| s.drained_pipes == 0);
+        .until("the drained pipes to be closed", |s| s.drained_pipes == 0);
     closed.await;
 }
 
-async fn a_stopped_child_is_shown_and_ends_in_order(scene: &mut Scene) {
+async fn a_stopped_child_is_shown_as_such_and_ends_in_order(scene: &mut Scene) {
     let spec = ProcessSpec {
         kill_grace: Some(seconds(30)),
         ..shell(ENDS_WITH_7)
@@ -85,7 +85,7 @@ async fn a_stopped_child_is_shown_and_ends_in_order(scene: &mut Scene) {
     scene.process_until(id, "its stop", |s| s.stopped).await;
     scene.send_signal(id, "SIGCONT", SignalTarget::Group).await;
     scene
-        .process_until(id, "its going on", |s| !s.stopped)
+        .process_until(id, "the child to continue", |s| !s.stopped)
         .await;
     scene.send_signal(id, "SIGSTOP", SignalTarget::Group).await;
     scene.process_until(id, "its stop", |s| s.stopped).await;
@@ -93,7 +93,7 @@ async fn a_stopped_child_is_shown_and_ends_in_order(scene: &mut Scene) {
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
 }
 
-async fn an_exit_on_a_stopped_loop_is_shown_and_known(scene: &mut Scene) {
+async fn an_exit_on_a_stopped_loop_is_in_the_status_and_has_its_code(scene: &mut Scene) {
     let id = up(scene, shell(ENDS_WITH_7)).await;
     scene.stop().await;
     scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
@@ -103,20 +103,20 @@ async fn an_exit_on_a_stopped_loop_is_shown_and_known(scene: &mut Scene) {
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
 }
 
-async fn an_exit_on_a_stopped_loop_is_told_once_it_runs(scene: &mut Scene) {
+async fn an_exit_on_a_stopped_loop_is_an_event_once_it_runs(scene: &mut Scene) {
     let id = up(scene, shell(ENDS_WITH_7)).await;
     let stopped = scene.stop().await;
     scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
     scene.process_until(id, "its end", |s| s.ended_untold).await;
-    assert_eq!(scene.settle().await, stopped + 1, "nothing is told");
+    assert_eq!(scene.settle().await, stopped + 1, "a stopped loop appends no event of the child");
     scene.run().await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
     assert!(!scene.process(id).await.ended_untold);
 }
 
-async fn an_exit_on_a_stopped_loop_is_told_although_nothing_else_happens(scene: &mut Scene) {
-    // No stream that could end.
+async fn an_exit_on_a_stopped_loop_is_an_event_although_nothing_else_happens(scene: &mut Scene) {
+    // The child has no stream whose end would wake the loop.
     let spec = ProcessSpec {
         stdout: Stdio::Null.into(),
         stderr: Stdio::Null.into(),
@@ -133,7 +133,7 @@ async fn an_exit_on_a_stopped_loop_is_told_although_nothing_else_happens(scene: 
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
 }
 
-async fn a_child_killed_on_a_stopped_loop_is_known(scene: &mut Scene) {
+async fn a_child_killed_on_a_stopped_loop_has_its_exit_status(scene: &mut Scene) {
     let id = up(scene, shell(ENDS_WITH_7)).await;
     scene.stop().await;
     scene.remove(id).await;
@@ -142,7 +142,7 @@ async fn a_child_killed_on_a_stopped_loop_is_known(scene: &mut Scene) {
     assert_eq!(stream_ends(scene, id), [StreamEndReason::Released; 2]);
 }
 
-async fn a_child_that_was_ending_when_its_loop_was_stopped_is_known(scene: &mut Scene) {
+async fn a_child_that_was_ending_when_its_loop_was_stopped_has_its_exit_status(scene: &mut Scene) {
     let spec = ProcessSpec {
         kill_grace: Some(seconds(3600)),
         ..shell("trap '' TERM; echo up; while :; do sleep 3600; done")
@@ -166,7 +166,7 @@ async fn a_child_that_was_ending_when_its_loop_was_stopped_is_known(scene: &mut 
     assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
 }
 
-async fn an_alarm_that_meets_the_exit_leaves_it_known(scene: &mut Scene) {
+async fn an_alarm_at_the_moment_of_the_exit_keeps_the_exit_status(scene: &mut Scene) {
     for _ in 0..20 {
         let spec = ProcessSpec {
             kill_grace: Some(millis(0)),
@@ -179,11 +179,11 @@ async fn an_alarm_that_meets_the_exit_leaves_it_known(scene: &mut Scene) {
     }
 }
 
-/// Makes the calling thread the tracer of a process, which goes on (`PTRACE_SEIZE`).
+/// Makes the calling thread the tracer of a process, without stopping it (`PTRACE_SEIZE`).
 #[allow(unsafe_code)]
 fn trace(pid: Pid) -> std::io::Result<()> {
     let none = std::ptr::null_mut::<nix::libc::c_void>();
-    // SAFETY: this request takes numbers and reads no memory.
+    // SAFETY: PTRACE_SEIZE takes numbers and reads no memory.
     match unsafe { nix::libc::ptrace(nix::libc::PTRACE_SEIZE, pid.as_raw(), none, none) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
@@ -198,16 +198,16 @@ async fn turns(scene: &Scene) -> u64 {
     answer.into_inner().r#loop.expect("the loop").turns
 }
 
-/// Its tracer is told of its end first, and until that has looked, its parent cannot; its pidfd
-/// says that it has ended all the while.
-async fn a_child_that_a_tracer_holds_back_is_waited_for_and_known(scene: &mut Scene) {
+/// A tracer is notified of the child's end first, and the parent cannot wait for the child before
+/// the tracer has. The pidfd is readable all the time.
+async fn a_traced_child_is_waited_for_and_has_its_exit_status(scene: &mut Scene) {
     let id = scene.spawn(exec(&["sleep", "3600"])).await;
     let pid = Pid::from_raw(scene.started(id).await);
     let (let_go, held) = std::sync::mpsc::channel::<()>();
     let (tell, traced) = tokio::sync::oneshot::channel();
     let tracer = std::thread::spawn(move || {
         let _ = tell.send(trace(pid));
-        // It ends with its thread.
+        // The tracing ends with this thread.
         let _ = held.recv();
     });
     if let Err(error) = traced.await.unwrap() {
@@ -222,14 +222,14 @@ async fn a_child_that_a_tracer_holds_back_is_waited_for_and_known(scene: &mut Sc
     let turns = turns(scene).await - before;
     assert!(
         turns < 500,
-        "it waits, and does not look all the time: {turns}"
+        "the loop looks again and again instead of waiting: {turns} turns"
     );
     let_go.send(()).unwrap();
     tracer.join().unwrap();
     assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
 }
 
-async fn a_writer_outlives_the_grace(scene: &mut Scene) {
+async fn a_writer_outlives_the_pipe_grace(scene: &mut Scene) {
     let spec = ProcessSpec {
         pipe_grace: Some(millis(50)),
         ..shell(&format!("{{ {WRITES_ON}; }} & echo $!"))
@@ -265,10 +265,10 @@ async fn a_kept_child_counts_until_it_has_ended(scene: &mut Scene) {
     scene.remove(id).await;
     let status = scene.daemon.status().await;
     assert_eq!((status.children, status.children_kept), (1, 1));
-    kill(pid, Signal::SIGKILL).expect("it runs on");
+    kill(pid, Signal::SIGKILL).expect("the kept child runs on");
     let reaped = |s: &evloopd::proto::GetStatusResponse| (s.children, s.children_kept) == (0, 0);
-    scene.daemon.until("its being reaped", reaped).await;
-    assert!(kill(pid, None).is_err(), "nothing of it is left");
+    scene.daemon.until("the child to be reaped", reaped).await;
+    assert!(kill(pid, None).is_err(), "the child was reaped");
 }
 
 async fn a_stream_can_be_read_past_the_grace(scene: &mut Scene) {
@@ -284,7 +284,7 @@ async fn a_stream_can_be_read_past_the_grace(scene: &mut Scene) {
     let past = scene.add(after(Duration::from_millis(100))).await;
     scene.closed(past).await;
     assert_eq!(scene.get(id).await.state(), WatchState::Open);
-    // Not on the runtime's pool: the end of a test that has failed waits for that.
+    // A thread of its own: the end of a failed test would wait for one of the runtime's pool.
     std::thread::spawn(move || std::fs::write(path, "go on\n"));
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"late\n");
@@ -292,7 +292,7 @@ async fn a_stream_can_be_read_past_the_grace(scene: &mut Scene) {
 }
 
 async fn a_stream_that_is_read_past_the_grace_ends_with_its_watch(scene: &mut Scene) {
-    // In a session of its own, and so not of the child's group.
+    // setsid(1) puts it in a session of its own, and so outside of the child's group.
     let spec = ProcessSpec {
         pipe_grace: Some(millis(10)),
         after_grace: AfterGrace::KeepReading.into(),
@@ -303,5 +303,5 @@ async fn a_stream_that_is_read_past_the_grace_ends_with_its_watch(scene: &mut Sc
     scene.remove(id).await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Removed);
     assert_eq!(stream_ends(scene, id), [StreamEndReason::GraceExpired; 2]);
-    kill(number_said(scene, id), Signal::SIGKILL).expect("it was left alone");
+    kill(number_said(scene, id), Signal::SIGKILL).expect("the process outside of the group was not killed");
 }

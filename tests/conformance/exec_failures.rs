@@ -1,4 +1,4 @@
-//! A program that cannot be started is an error with the errno and the step, and leaves nothing.
+//! A program that cannot be started: the error has the errno and the step, and nothing is left.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -16,17 +16,17 @@ on_each_child_watcher!(
     a_file_that_is_no_program,
     a_script_without_its_interpreter,
     arguments_that_are_too_long,
-    a_working_directory_that_is_none,
-    specifications_that_make_no_sense,
+    a_working_directory_that_is_no_directory,
+    invalid_specifications,
 );
 
-/// The refusal; nothing of the attempt is left.
+/// Returns the refusal, after a check that the attempt has left nothing.
 async fn fails(scene: &mut Scene, spec: ProcessSpec) -> Refusal {
     let seq = scene.settle().await;
     let request = scene.request(Spec::Process(spec));
     let error = scene.try_add(request).await.unwrap_err();
     assert_eq!(scene.open_watches().await, 0);
-    assert_eq!(scene.settle().await, seq + 1, "it left an event");
+    assert_eq!(scene.settle().await, seq + 1, "the attempt left an event");
     refusal(&error)
 }
 
@@ -82,14 +82,14 @@ async fn a_script_without_its_interpreter(scene: &mut Scene) {
 }
 
 async fn arguments_that_are_too_long(scene: &mut Scene) {
-    // One argument may have 32 pages (MAX_ARG_STRLEN in execve(2)).
+    // An argument may have 32 pages at most (MAX_ARG_STRLEN in execve(2)).
     let long = "x".repeat(32 * 4096);
     let refusal = fails(scene, exec(&["/bin/true", &long])).await;
     assert_eq!(refusal.word("errno_name"), "E2BIG");
     assert_eq!(refusal.word("step"), "exec");
 }
 
-async fn a_working_directory_that_is_none(scene: &mut Scene) {
+async fn a_working_directory_that_is_no_directory(scene: &mut Scene) {
     let in_dir = |cwd: &str| ProcessSpec {
         cwd: cwd.into(),
         ..exec(&["true"])
@@ -100,7 +100,7 @@ async fn a_working_directory_that_is_none(scene: &mut Scene) {
     is(&refusal, Code::FailedPrecondition, "ENOTDIR", "chdir");
 }
 
-async fn specifications_that_make_no_sense(scene: &mut Scene) {
+async fn invalid_specifications(scene: &mut Scene) {
     let nul = "a\0b";
     let with = |change: fn(&mut ProcessSpec)| {
         let mut spec = shell("true");

@@ -1,4 +1,4 @@
-//! Readers and writers: a client's own file descriptors, one-shot with re-arm.
+//! Readers and writers on descriptors that a client hands over: one-shot, with re-arm.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -14,12 +14,12 @@ use crate::common::{Scene, by_id, reader, refused, writer};
 on_each_backend!(
     a_reader_is_one_shot_and_rearming_a_ready_fd_reports_again,
     a_stale_rearm_does_nothing,
-    directions_arm_and_fire_apart,
+    directions_arm_and_fire_separately,
     a_hangup_is_silent_while_disarmed,
-    the_other_end_is_told_as_it_ended_in_the_direction_that_fired,
+    the_end_of_the_peer_is_reported_in_the_direction_that_fired,
     a_reader_survives_the_clients_own_close,
     a_closed_fd_number_that_is_reused_is_another_watch,
-    what_cannot_be_watched_is_refused_by_kind,
+    files_that_cannot_be_watched_are_refused,
     the_fd_can_be_taken_back,
     a_slot_is_claimed_once,
 );
@@ -91,7 +91,7 @@ async fn a_stale_rearm_does_nothing(scene: &mut Scene) {
     );
 }
 
-async fn directions_arm_and_fire_apart(scene: &mut Scene) {
+async fn directions_arm_and_fire_separately(scene: &mut Scene) {
     let (mut ours, _theirs, slot) = pair(scene).await;
     let id = scene.add(writer(slot)).await;
     let (_, what) = ready(scene.recorder.first(id, "ready").await);
@@ -143,7 +143,7 @@ async fn a_hangup_is_silent_while_disarmed(scene: &mut Scene) {
     drop(theirs);
 }
 
-async fn the_other_end_is_told_as_it_ended_in_the_direction_that_fired(scene: &mut Scene) {
+async fn the_end_of_the_peer_is_reported_in_the_direction_that_fired(scene: &mut Scene) {
     let handover = scene.daemon.handover().await;
     let read = Ready {
         readable: true,
@@ -162,7 +162,7 @@ async fn the_other_end_is_told_as_it_ended_in_the_direction_that_fired(scene: &m
     let (reader_end, writer_end) = std::io::pipe().unwrap();
     let (slot, other) = (handover.give(&reader_end), handover.give(&reader_end));
     let to_read = scene.add(reader(slot)).await;
-    // Nobody ever writes there: only its hang-up can be told.
+    // A reading end is never writable: only a hang-up can fire this watch.
     let to_write = scene.add(writer(other)).await;
     scene.settle().await;
     assert_eq!(scene.recorder.kinds(to_read), ["added"]);
@@ -177,7 +177,7 @@ async fn the_other_end_is_told_as_it_ended_in_the_direction_that_fired(scene: &m
     writer_end.write_all(&[0; 65_536]).unwrap();
     let id = scene.add(writer(handover.give(&writer_end))).await;
     scene.settle().await;
-    assert_eq!(scene.recorder.kinds(id), ["added"], "it is full");
+    assert_eq!(scene.recorder.kinds(id), ["added"], "the pipe is full");
     drop(reader_end);
     let (_, what) = ready(scene.recorder.first(id, "ready").await);
     let failed = Ready {
@@ -234,7 +234,7 @@ async fn a_closed_fd_number_that_is_reused_is_another_watch(scene: &mut Scene) {
     assert_eq!(scene.recorder.kinds(first), ["added", "closed", "removed"]);
 }
 
-async fn what_cannot_be_watched_is_refused_by_kind(scene: &mut Scene) {
+async fn files_that_cannot_be_watched_are_refused(scene: &mut Scene) {
     const CANNOT_BE_WATCHED: u8 = 3;
     let handover = scene.daemon.handover().await;
     for path in ["/etc/hostname", "/", "/dev/null"] {
@@ -244,7 +244,7 @@ async fn what_cannot_be_watched_is_refused_by_kind(scene: &mut Scene) {
     let (a, b) = UnixStream::pair().unwrap();
     let file = std::fs::File::open("/etc/hostname").unwrap();
     let (reply, _) = handover.ask(b"evloopd1", &[a.as_fd(), file.as_fd(), b.as_fd()]);
-    assert_eq!(reply[0], CANNOT_BE_WATCHED, "one refused refuses all");
+    assert_eq!(reply[0], CANNOT_BE_WATCHED, "one refused descriptor refuses all of them");
     assert_eq!(scene.open_watches().await, 0);
     drop((a, file));
     let mut end = [0];

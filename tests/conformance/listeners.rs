@@ -39,7 +39,7 @@ async fn port(scene: &Scene, id: u64) -> u16 {
     }
 }
 
-/// The `nth` connection that the listener accepted.
+/// Returns the `nth` connection that the listener accepted.
 async fn accepted(scene: &mut Scene, id: u64, nth: usize) -> u64 {
     match scene.recorder.nth(id, "accepted", nth).await.kind {
         Some(Kind::Accepted(accepted)) => accepted.watch_id,
@@ -141,7 +141,7 @@ async fn an_adopted_listener_accepts(scene: &mut Scene) {
     assert_eq!(
         blocking.fields,
         ["spec.listener.slot"],
-        "its flags are not changed unasked"
+        "the daemon does not change flags that it shares with the owner"
     );
     socket.set_nonblocking(true).unwrap();
     let id = listen(scene, adopted(handover.give(&socket))).await;
@@ -152,7 +152,8 @@ async fn an_adopted_listener_accepts(scene: &mut Scene) {
     scene.closed(connection).await;
 }
 
-/// Its owner shares the flags, and the queue: the loop goes on whatever the owner does to them.
+/// The owner shares the flags and the queue of an adopted listener. The loop goes on, whatever the
+/// owner does to them.
 async fn an_adopted_listener_never_waits_in_accept(scene: &mut Scene) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -163,12 +164,12 @@ async fn an_adopted_listener_never_waits_in_accept(scene: &mut Scene) {
     for round in 1..=3 {
         let ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let connection = accepted(scene, id, round).await;
-        // Whoever is on the loop is still served.
+        // The loop still serves calls.
         scene.settle().await;
         drop(ours);
         scene.closed(connection).await;
     }
-    // The owner takes some itself.
+    // The owner accepts some connections itself.
     let taken = std::thread::spawn(move || {
         for _ in 0..50 {
             let ours = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -204,7 +205,7 @@ async fn all_addresses_are_bound_or_none(scene: &mut Scene) {
     assert_eq!(scene.open_watches().await, 0);
     assert!(
         TcpStream::connect(("127.0.0.1", port)).is_err(),
-        "nothing is left"
+        "the address that was bound is released"
     );
     hang_up(&taken);
     drop(taken);
@@ -231,7 +232,7 @@ async fn a_stale_socket_file_is_replaced_and_a_live_one_is_not(scene: &mut Scene
     drop(ours);
     scene.closed(connection).await;
     scene.remove(id).await;
-    // Off the loop's thread: to remove a file can block.
+    // The daemon removes the file on another thread, because that can block.
     let gone = async {
         while path.exists() {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! The conformance suite: every case on every backend, over the wire.
+//! The conformance suite: every case on every backend, over gRPC.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -8,7 +8,7 @@ use crate::common::{Daemon, Scene};
 #[path = "../common/mod.rs"]
 mod common;
 
-/// Runs each case as a test of its own on each backend.
+/// Runs each case as a separate test on each backend.
 macro_rules! on_each_backend {
     ($($case:ident),+ $(,)?) => {$(
         mod $case {
@@ -32,7 +32,7 @@ macro_rules! on_each_backend {
     )+};
 }
 
-/// As `on_each_backend`, and with each child watcher.
+/// Runs each case as a separate test on each backend and with each child watcher.
 macro_rules! on_each_child_watcher {
     ($($case:ident),+ $(,)?) => {$(
         mod $case {
@@ -92,7 +92,7 @@ extends = "default"
 child_watcher = "thread"
 "#;
 
-/// One case on a daemon and a loop of its own.
+/// Runs one case on a daemon and a loop of its own.
 async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, policy, backend).await;
     case(&mut scene).await;

@@ -1,4 +1,4 @@
-//! Read and write pipes: FIFOs by path, ends handed over.
+//! Read and write pipes: FIFOs opened by path, and pipe ends that are handed over.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -18,14 +18,14 @@ use crate::common::{Scene, read_pipe, refused, write_pipe};
 
 on_each_backend!(
     a_read_pipe_gives_data_then_eof,
-    a_read_pipe_is_read_on_while_others_write,
+    a_read_pipe_goes_on_while_other_writers_exist,
     a_fifo_is_read_by_path,
     a_write_pipe_takes_bytes_and_ends,
     a_fifo_is_written_by_path,
     a_reader_that_goes_breaks_the_write_pipe,
     a_socket_is_a_pipe_too,
     an_adopted_blocking_pipe_keeps_its_flags,
-    what_is_no_fifo_is_refused,
+    a_path_that_is_no_fifo_is_refused,
 );
 
 pub(crate) fn fifo(scene: &Scene) -> PathBuf {
@@ -55,7 +55,7 @@ async fn a_read_pipe_gives_data_then_eof(scene: &mut Scene) {
     }
 }
 
-async fn a_read_pipe_is_read_on_while_others_write(scene: &mut Scene) {
+async fn a_read_pipe_goes_on_while_other_writers_exist(scene: &mut Scene) {
     const EACH: usize = 100_000;
     let (reading, writing) = std::io::pipe().unwrap();
     let slot = scene.daemon.handover().await.give(&reading);
@@ -183,7 +183,7 @@ async fn an_adopted_blocking_pipe_keeps_its_flags(scene: &mut Scene) {
     assert_eq!(rustix::fs::fcntl_getfl(&reading).unwrap(), before);
 }
 
-async fn what_is_no_fifo_is_refused(scene: &mut Scene) {
+async fn a_path_that_is_no_fifo_is_refused(scene: &mut Scene) {
     let path = |path: &str| {
         Spec::ReadPipe(ReadPipeSpec {
             source: Some(read_pipe_spec::Source::FifoPath(path.into())),

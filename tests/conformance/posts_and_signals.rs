@@ -1,4 +1,4 @@
-//! What clients post, and signals to the daemon.
+//! Posts of clients, and signals to the daemon.
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
@@ -90,13 +90,13 @@ async fn a_signal_comes_with_its_sender(scene: &mut Scene) {
     assert_eq!(signal.sender_uid, rustix::process::getuid().as_raw());
 }
 
-/// As sigqueue(3).
+/// Sends a signal with a value, as sigqueue(3) does.
 #[allow(unsafe_code)]
 fn queue(pid: nix::unistd::Pid, number: i32, value: usize) {
     let value = libc::sigval {
         sival_ptr: std::ptr::without_provenance_mut(value),
     };
-    // SAFETY: takes plain values.
+    // SAFETY: sigqueue(3) takes plain values.
     assert_eq!(unsafe { libc::sigqueue(pid.as_raw(), number, value) }, 0);
 }
 

@@ -13,31 +13,31 @@ use crate::common::{Scene, exec, lasting, millis, shell};
 
 on_each_child_watcher!(
     a_shell_command_gives_output_and_code,
-    a_program_gets_its_arguments_as_they_are,
+    a_program_gets_its_arguments_unchanged,
     the_environment_is_inherited_and_overridden,
-    it_runs_where_it_is_told,
+    a_child_runs_in_the_given_directory,
     stdin_can_be_written_and_ended,
     streams_that_are_null_are_not_reported,
-    a_signal_is_told_from_a_code,
+    an_end_by_a_signal_differs_from_an_exit_code,
     a_signal_reaches_the_group,
     a_child_that_exits_at_once_has_its_whole_history,
     a_grandchild_that_keeps_the_pipe_is_given_grace,
     a_removed_child_is_ended_with_its_group,
     a_child_that_ignores_sigterm_is_killed,
     a_child_may_be_kept,
-    much_output_comes_whole,
+    large_output_is_complete,
     a_finished_child_can_be_read,
     a_child_starts_with_no_signal_blocked_or_ignored,
 );
 
-/// Runs it to its end; what came on stdout.
+/// Runs a process to its end and returns its stdout.
 async fn output(scene: &mut Scene, spec: ProcessSpec) -> String {
     let id = scene.spawn(spec).await;
     scene.closed(id).await;
     String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap()
 }
 
-/// The daemon blocks the signals it takes; a child that inherited that could not be ended.
+/// The daemon blocks the signals that it handles. A child that inherited that could not be ended.
 async fn a_child_starts_with_no_signal_blocked_or_ignored(scene: &mut Scene) {
     let spec = exec(&["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"]);
     for line in output(scene, spec).await.lines() {
@@ -59,7 +59,7 @@ async fn a_shell_command_gives_output_and_code(scene: &mut Scene) {
     assert!(usage.max_rss_kib > 0 && usage.user_time.is_some());
 }
 
-async fn a_program_gets_its_arguments_as_they_are(scene: &mut Scene) {
+async fn a_program_gets_its_arguments_unchanged(scene: &mut Scene) {
     let odd = ["a b", "", "$HOME", "*", "\u{e9}\n"];
     let mut argv = vec!["printf", "[%s]"];
     argv.extend(odd);
@@ -86,7 +86,7 @@ async fn the_environment_is_inherited_and_overridden(scene: &mut Scene) {
     assert_eq!(lines, ["ONE=1", "THREE=3", "TWO=two"]);
 }
 
-async fn it_runs_where_it_is_told(scene: &mut Scene) {
+async fn a_child_runs_in_the_given_directory(scene: &mut Scene) {
     assert_eq!(output(scene, shell("pwd -P")).await, "/\n");
     let spec = ProcessSpec {
         cwd: "/usr".into(),
@@ -127,7 +127,7 @@ async fn streams_that_are_null_are_not_reported(scene: &mut Scene) {
     );
 }
 
-async fn a_signal_is_told_from_a_code(scene: &mut Scene) {
+async fn an_end_by_a_signal_differs_from_an_exit_code(scene: &mut Scene) {
     let id = scene.spawn(exec(&["sleep", "3600"])).await;
     scene
         .send_signal(id, "SIGUSR1", SignalTarget::Process)
@@ -138,7 +138,7 @@ async fn a_signal_is_told_from_a_code(scene: &mut Scene) {
 }
 
 async fn a_signal_reaches_the_group(scene: &mut Scene) {
-    // The shell waits for its child; both hold stdout until they are gone.
+    // The shell waits for its child. Both hold stdout until they end.
     let spec = ProcessSpec {
         pipe_grace: Some(lasting(Duration::from_secs(3600))),
         ..shell("echo up; sleep 3600 & wait")
@@ -193,7 +193,7 @@ async fn a_grandchild_that_keeps_the_pipe_is_given_grace(scene: &mut Scene) {
     }
     let pid = String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap();
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it was left alone");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the grandchild was not killed");
 }
 
 async fn a_removed_child_is_ended_with_its_group(scene: &mut Scene) {
@@ -230,11 +230,11 @@ async fn a_child_may_be_kept(scene: &mut Scene) {
     scene.remove(id).await;
     let status = scene.exited(id).await.status;
     let unknown = matches!(status, Some(Status::Unknown(_)));
-    assert!(unknown, "nothing is made up: {status:?}");
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs on");
+    assert!(unknown, "the exit status of a kept child is unknown: {status:?}");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the kept child runs on");
 }
 
-async fn much_output_comes_whole(scene: &mut Scene) {
+async fn large_output_is_complete(scene: &mut Scene) {
     const BYTES: usize = 3_000_000;
     let spec = shell(&format!("head -c {BYTES} /dev/zero"));
     let id = scene.spawn(spec).await;

@@ -1,4 +1,4 @@
-//! Names, labels, if_exists, the batch form, fences, and finished watches.
+//! Registration: names, labels, if_exists, batches, fences, and finished watches.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use crate::common::{
 };
 
 on_each_backend!(
-    a_watch_is_told_as_it_was_registered,
+    a_watch_has_what_it_was_registered_with,
     a_name_is_unique_until_its_watch_is_removed,
     an_equal_spec_returns_the_watch_running_or_finished,
     a_different_spec_names_the_field,
     a_batch_has_one_result_each,
     a_removal_is_a_fence,
     removed_watches_are_forgotten,
-    a_finished_watch_goes_when_its_time_is_over,
+    a_finished_watch_is_removed_after_its_ttl,
     lists_have_pages_and_filters,
     requests_out_of_range_are_refused,
 );
 
-async fn a_watch_is_told_as_it_was_registered(scene: &mut Scene) {
+async fn a_watch_has_what_it_was_registered_with(scene: &mut Scene) {
     let request = AddWatchRequest {
         name: "A.b:c/d@e-f_1".into(),
         labels: [("k".to_owned(), "v".to_owned())].into(),
@@ -261,7 +261,7 @@ async fn removed_watches_are_forgotten(scene: &mut Scene) {
     }
 }
 
-async fn a_finished_watch_goes_when_its_time_is_over(scene: &mut Scene) {
+async fn a_finished_watch_is_removed_after_its_ttl(scene: &mut Scene) {
     let request = AddWatchRequest {
         finished_ttl: Some(prost_types::Duration::default()),
         ..scene.request(after(Duration::ZERO))
@@ -335,7 +335,7 @@ async fn lists_have_pages_and_filters(scene: &mut Scene) {
     assert!(list(scene, processes).await.is_empty());
 }
 
-/// The user_data of all pages, two watches on each.
+/// Returns the user_data of all pages, with two watches on each page.
 async fn list(scene: &Scene, mut request: ListWatchesRequest) -> Vec<u64> {
     request.r#loop = Some(scene.target.clone());
     request.page_size = 2;

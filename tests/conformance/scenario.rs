@@ -1,4 +1,4 @@
-//! The same script gives the same history on every backend.
+//! One script has the same history on every backend.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -32,7 +32,7 @@ async fn the_same_script_gives_the_same_history_on_every_backend() {
     }
 }
 
-/// What each named watch did, without what differs from run to run.
+/// Returns the events of each named watch, without values that differ between runs.
 async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     let daemon = Daemon::start(CONFIG).await;
     let mut scene = Scene::new(daemon, policy, backend).await;
@@ -169,7 +169,7 @@ fn normalised(scene: &Scene) -> BTreeMap<String, Vec<String>> {
         let name = names[&event.watch_id].clone();
         all.entry(name).or_default().push(line(event));
     }
-    // That the child is gone and that its pipes are becomes known at about the same time.
+    // The daemon learns of the child's end and of the ends of its pipes in any order.
     if let Some(child) = all.get_mut("child") {
         let last = child.len() - 1;
         child[last - 3..last].sort();

@@ -1,4 +1,4 @@
-//! Children that may run only so long, with every child watcher.
+//! Children with a timeout, with every child watcher.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use evloopd::proto::{
 use crate::common::{Scene, exec, millis, seconds, shell};
 
 on_each_child_watcher!(
-    a_child_whose_time_is_over_is_ended_with_its_group_and_says_so,
-    one_that_ignores_sigterm_is_killed_after_its_grace,
-    one_that_is_stopped_ends_too,
-    one_that_chooses_its_code_is_timed_out_all_the_same,
-    one_that_would_be_kept_at_its_end_is_ended_all_the_same,
-    one_that_ends_before_is_not_timed_out,
-    one_that_is_removed_before_is_not_timed_out,
-    a_stopped_loop_ends_it_once_it_runs,
+    a_child_that_times_out_is_ended_with_its_group_and_marked,
+    a_child_that_ignores_sigterm_is_killed_after_its_grace,
+    a_stopped_child_times_out_too,
+    a_child_that_exits_with_a_code_on_sigterm_is_timed_out_too,
+    a_child_to_be_kept_at_the_end_times_out_too,
+    a_child_that_exits_before_its_timeout_is_not_timed_out,
+    a_child_that_is_removed_before_its_timeout_is_not_timed_out,
+    a_timeout_on_a_stopped_loop_takes_effect_once_it_runs,
 );
 
 fn with_timeout(timeout: prost_types::Duration, spec: ProcessSpec) -> ProcessSpec {
@@ -27,10 +27,10 @@ fn with_timeout(timeout: prost_types::Duration, spec: ProcessSpec) -> ProcessSpe
     }
 }
 
-async fn a_child_whose_time_is_over_is_ended_with_its_group_and_says_so(scene: &mut Scene) {
+async fn a_child_that_times_out_is_ended_with_its_group_and_marked(scene: &mut Scene) {
     let spec = shell("sleep 3600 & echo up; wait");
     let id = scene.spawn(with_timeout(millis(200), spec)).await;
-    // Both have ended: the other one holds the pipes, which are at their end.
+    // The whole group has ended: the other process held the pipes, and they are at their end.
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     let exited = scene.exited(id).await;
     assert_eq!(exited.status, Some(Status::Signal(nix::libc::SIGTERM)));
@@ -43,7 +43,7 @@ async fn a_child_whose_time_is_over_is_ended_with_its_group_and_says_so(scene: &
     assert!(exited >= started + 200_000_000, "not early");
 }
 
-async fn one_that_ignores_sigterm_is_killed_after_its_grace(scene: &mut Scene) {
+async fn a_child_that_ignores_sigterm_is_killed_after_its_grace(scene: &mut Scene) {
     let spec = ProcessSpec {
         kill_grace: Some(millis(50)),
         ..shell("trap '' TERM; echo up; while :; do sleep 3600; done")
@@ -55,7 +55,7 @@ async fn one_that_ignores_sigterm_is_killed_after_its_grace(scene: &mut Scene) {
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
 }
 
-async fn one_that_is_stopped_ends_too(scene: &mut Scene) {
+async fn a_stopped_child_times_out_too(scene: &mut Scene) {
     let spec = ProcessSpec {
         kill_grace: Some(seconds(3600)),
         ..exec(&["sleep", "3600"])
@@ -67,7 +67,7 @@ async fn one_that_is_stopped_ends_too(scene: &mut Scene) {
     assert!(exited.timed_out);
 }
 
-async fn one_that_chooses_its_code_is_timed_out_all_the_same(scene: &mut Scene) {
+async fn a_child_that_exits_with_a_code_on_sigterm_is_timed_out_too(scene: &mut Scene) {
     let spec = shell("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done");
     let id = scene.spawn(with_timeout(seconds(1), spec)).await;
     scene.closed(id).await;
@@ -79,7 +79,7 @@ async fn one_that_chooses_its_code_is_timed_out_all_the_same(scene: &mut Scene) 
     assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"up\nbye\n");
 }
 
-async fn one_that_would_be_kept_at_its_end_is_ended_all_the_same(scene: &mut Scene) {
+async fn a_child_to_be_kept_at_the_end_times_out_too(scene: &mut Scene) {
     let spec = ProcessSpec {
         at_end: AtEnd::Keep.into(),
         stdout: Stdio::Null.into(),
@@ -91,8 +91,8 @@ async fn one_that_would_be_kept_at_its_end_is_ended_all_the_same(scene: &mut Sce
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
 }
 
-async fn one_that_ends_before_is_not_timed_out(scene: &mut Scene) {
-    // Another process holds its output beyond its time: the child itself has ended.
+async fn a_child_that_exits_before_its_timeout_is_not_timed_out(scene: &mut Scene) {
+    // Another process holds the child's output beyond the timeout, but the child itself has exited.
     let spec = ProcessSpec {
         pipe_grace: Some(millis(1500)),
         ..shell("sleep 3600 & exit 3")
@@ -108,7 +108,7 @@ async fn one_that_ends_before_is_not_timed_out(scene: &mut Scene) {
     assert_eq!(ends.iter().filter(|kind| **kind == "exited").count(), 1);
 }
 
-async fn one_that_is_removed_before_is_not_timed_out(scene: &mut Scene) {
+async fn a_child_that_is_removed_before_its_timeout_is_not_timed_out(scene: &mut Scene) {
     let spec = with_timeout(seconds(3600), exec(&["sleep", "3600"]));
     let id = scene.spawn(spec).await;
     scene.remove(id).await;
@@ -117,17 +117,17 @@ async fn one_that_is_removed_before_is_not_timed_out(scene: &mut Scene) {
     assert!(!exited.timed_out);
 }
 
-async fn a_stopped_loop_ends_it_once_it_runs(scene: &mut Scene) {
+async fn a_timeout_on_a_stopped_loop_takes_effect_once_it_runs(scene: &mut Scene) {
     let spec = with_timeout(seconds(1), exec(&["sleep", "3600"]));
     let id = scene.spawn(spec).await;
     let Some(Kind::Started(child)) = scene.recorder.first(id, "started").await.kind else {
-        panic!("a child begins with its start")
+        panic!("the first event of a child is Started")
     };
     scene.stop().await;
-    // What is tested is that nothing happens meanwhile.
+    // The test is that nothing happens during this time.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let pid = nix::unistd::Pid::from_raw(child.pid);
-    nix::sys::signal::kill(pid, None).expect("it still runs");
+    nix::sys::signal::kill(pid, None).expect("the child still runs");
     scene.run().await;
     assert!(scene.exited(id).await.timed_out);
 }

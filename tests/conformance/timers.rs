@@ -1,4 +1,4 @@
-//! Timers: never early, at a fixed rate, and honest about what was missed.
+//! Timers: they never fire early, keep a fixed rate, and count the ticks that were missed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,12 +14,12 @@ use crate::common::{Scene, after, lasting, millis, never, refused, timer};
 
 on_each_backend!(
     a_timer_fires_once_and_is_completed,
-    no_delay_fires_at_once,
+    a_delay_of_zero_fires_at_once,
     a_time_of_the_monotonic_clock,
     a_time_of_the_wall_clock,
     ticks_keep_their_rate,
-    ticks_that_pass_unseen_are_counted,
-    due_timers_fire_by_deadline_and_then_by_age,
+    missed_ticks_are_counted,
+    due_timers_fire_by_deadline_and_then_by_creation,
     a_stopped_loop_fires_nothing,
     a_schedule_out_of_range_is_refused,
 );
@@ -50,7 +50,7 @@ async fn a_timer_fires_once_and_is_completed(scene: &mut Scene) {
     }
 }
 
-async fn no_delay_fires_at_once(scene: &mut Scene) {
+async fn a_delay_of_zero_fires_at_once(scene: &mut Scene) {
     let past = prost_types::Duration {
         seconds: -5,
         nanos: 0,
@@ -94,7 +94,7 @@ async fn ticks_keep_their_rate(scene: &mut Scene) {
     scene.remove(id).await;
 }
 
-async fn ticks_that_pass_unseen_are_counted(scene: &mut Scene) {
+async fn missed_ticks_are_counted(scene: &mut Scene) {
     let id = scene.add(timer(Schedule::Every(millis(1)))).await;
     let first = fired(&scene.recorder.first(id, "timer_fired").await);
     stop(scene).await;
@@ -110,7 +110,7 @@ async fn ticks_that_pass_unseen_are_counted(scene: &mut Scene) {
     scene.remove(id).await;
 }
 
-async fn due_timers_fire_by_deadline_and_then_by_age(scene: &mut Scene) {
+async fn due_timers_fire_by_deadline_and_then_by_creation(scene: &mut Scene) {
     stop(scene).await;
     let at = monotonic_ns();
     let late = scene.add(timer(Schedule::AtMonotonicNs(at))).await;

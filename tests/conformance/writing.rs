@@ -1,4 +1,4 @@
-//! Flow control and resumable offsets of outgoing streams.
+//! Outgoing streams: flow control, and writes that resume at an offset.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -12,10 +12,10 @@ use crate::common::{Scene, adopted, after, by_id, refused, write_pipe};
 
 on_each_backend!(
     bytes_already_taken_are_ignored_and_a_hole_is_refused,
-    writing_pauses_above_the_mark_and_resumes_at_a_quarter,
+    writing_pauses_above_the_high_mark_and_resumes_at_a_quarter,
     a_full_buffer_takes_what_fits,
     nothing_is_taken_after_the_end,
-    what_has_no_outgoing_stream_is_refused,
+    writes_without_an_outgoing_stream_are_refused,
 );
 
 const KIB: u64 = 1024;
@@ -60,7 +60,7 @@ async fn bytes_already_taken_are_ignored_and_a_hole_is_refused(scene: &mut Scene
     scene.closed(id).await;
 }
 
-async fn writing_pauses_above_the_mark_and_resumes_at_a_quarter(scene: &mut Scene) {
+async fn writing_pauses_above_the_high_mark_and_resumes_at_a_quarter(scene: &mut Scene) {
     let (mut ours, id) = socket(scene).await;
     let piece = vec![b'x'; 64 * 1024];
     let mut taken = 0;
@@ -94,7 +94,7 @@ async fn a_full_buffer_takes_what_fits(scene: &mut Scene) {
             break (answer.taken, answer.buffered_bytes);
         }
     };
-    assert_eq!(buffered, 1 << 20, "the bound of the buffer");
+    assert_eq!(buffered, 1 << 20, "the limit of the buffer");
     let too_big = vec![b'x'; (1 << 20) + 1];
     let bad = scene.write_at(id, &too_big, None).await;
     let bad = refused(bad, Code::InvalidArgument, "INVALID_FIELD");
@@ -123,7 +123,7 @@ async fn nothing_is_taken_after_the_end(scene: &mut Scene) {
     refused(late, Code::FailedPrecondition, "WATCH_CLOSED");
 }
 
-async fn what_has_no_outgoing_stream_is_refused(scene: &mut Scene) {
+async fn writes_without_an_outgoing_stream_are_refused(scene: &mut Scene) {
     let id = scene.add(after(std::time::Duration::from_secs(3600))).await;
     let to_timer = scene.write_at(id, b"x", None).await;
     refused(to_timer, Code::FailedPrecondition, "WRONG_STATE");
@@ -142,6 +142,6 @@ async fn what_has_no_outgoing_stream_is_refused(scene: &mut Scene) {
     let request = scene.request(write_pipe(slot));
     assert!(
         scene.try_add(request).await.is_err(),
-        "a reading end cannot be written"
+        "a read pipe has no outgoing stream"
     );
 }

@@ -1,4 +1,4 @@
-//! No daemon answers: what evloopctl says is there instead, and what to do about it.
+//! evloopctl without a daemon: what it reports about the socket, and what it advises.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::common::{Daemon, directory, hang_up, within};
 use crate::program::{Ended, ctl, ctl_from};
 
-/// Runs it so that modes of files hold for root too.
+/// Runs evloopctl without the capabilities by which root bypasses the modes of files.
 async fn without_privilege(socket: &Path) -> Ended {
     let root = rustix::process::geteuid().is_root();
     let launcher = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"].map(OsStr::new);
@@ -35,7 +35,7 @@ async fn a_named_socket_without_a_daemon_says_how_to_start_one_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_no_socket_of_a_daemon_is_said_to_be_none() {
+async fn a_path_that_is_no_socket_of_a_daemon_is_reported() {
     let daemon = Daemon::start("").await;
     let dir = daemon.dir.path();
     let file = dir.join("evloopd.toml");
@@ -48,7 +48,7 @@ async fn what_is_no_socket_of_a_daemon_is_said_to_be_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_socket_that_may_not_be_opened_is_not_said_to_be_no_daemon() {
+async fn a_socket_that_may_not_be_opened_is_reported_as_such() {
     let daemon = Daemon::start("").await;
     let dir = daemon.dir.path();
     let close =
@@ -80,7 +80,8 @@ async fn a_socket_that_may_not_be_opened_is_not_said_to_be_no_daemon() {
     );
 }
 
-/// What an ordinary user's evloopctl says whose home is `home`, with an empty runtime directory.
+/// Returns what evloopctl reports to an ordinary user with this home and an empty runtime
+/// directory.
 async fn unnamed(home: &Path) -> String {
     let program = home.join("evloopctl");
     let mut command = Command::new(&program);
@@ -103,10 +104,10 @@ async fn unnamed(home: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn where_a_user_unit_is_installed_that_is_what_starts_the_daemon() {
+async fn the_advice_is_to_start_the_user_unit_where_one_is_installed() {
     let dir = directory();
     let home = dir.path();
-    // Whoever it runs as can reach it.
+    // Any user can reach it.
     fs::set_permissions(home, Permissions::from_mode(0o755)).unwrap();
     fs::copy(env!("CARGO_BIN_EXE_evloopctl"), home.join("evloopctl")).unwrap();
     let said = unnamed(home).await;

@@ -1,10 +1,11 @@
-//! What backends can do: told by the daemon, shown, and printed in the README.
+//! The capabilities of backends, as the daemon answers, evloopctl shows, and the README prints
+//! them.
 
 use crate::common::Daemon;
 use crate::program::ctl;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_readme_has_the_matrix_that_the_daemon_tells() {
+async fn the_readme_has_the_matrix_of_the_daemon() {
     let daemon = Daemon::start("").await;
     let matrix = ctl(&daemon.socket, &["backends", "--markdown"])
         .await
@@ -18,7 +19,7 @@ async fn the_readme_has_the_matrix_that_the_daemon_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn backends_and_documented_loops_are_told_apart() {
+async fn backends_differ_from_loops_that_are_only_documented() {
     let daemon = Daemon::start("").await;
     let told = ctl(&daemon.socket, &["backends", "--json"]).await;
     let values = told.values();
@@ -34,7 +35,7 @@ async fn backends_and_documented_loops_are_told_apart() {
         .filter_map(|v| v["platform"].as_str())
         .collect();
     assert_eq!(platforms, ["unix", "windows", "windows", "macos"]);
-    // What is documented of Windows' loops is what the policies named after them allow.
+    // The policies named after Windows' loops allow what is documented of those.
     let policies = ctl(&daemon.socket, &["policy", "list", "--json"]).await;
     let policies = policies.values();
     let policy = |name: &str| policies.iter().find(|p| p["name"] == name).unwrap();
@@ -59,12 +60,13 @@ async fn backends_and_documented_loops_are_told_apart() {
             let documented = can
                 .iter()
                 .any(|c| c["name"] == kind && c["supported"] == true);
-            // No policy has datagrams yet, whatever is documented.
+            // No policy allows datagrams yet, although they are documented.
             let expected = documented && kind != "datagram";
             assert_eq!(watched.contains(&kind.into()), expected, "{kind} of {name}");
         }
     }
-    // The 512 sockets of the documentation, 18.5.2.3.1, are the compatible policy's too.
+    // The limit of 512 sockets in the documentation (18.5.2.3.1) is that of the compatible policy
+    // too.
     let limit = |value: &serde_json::Value| {
         let can = value["capabilities"].as_array().unwrap();
         let fds = can.iter().find(|c| c["name"] == "watched_fds");

@@ -1,5 +1,5 @@
-//! What `evloopctl run` says of a child beside its program: where it runs, as what, and what it
-//! has of the caller.
+//! The attributes that `evloopctl run` sends with a program: its directory, its environment, and
+//! what the child inherits from the caller.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,21 +7,21 @@ use std::os::unix::ffi::OsStrExt;
 use crate::common::Daemon;
 use crate::program::{Ended, ctl, ctl_from};
 
-/// `evloopctl` from a shell script, as `"$0"`.
+/// Runs a shell script, in which `"$0"` is `evloopctl`.
 async fn script(daemon: &Daemon, script: &str) -> Ended {
     let script = ["sh", "-c", script].map(OsStr::new);
     ctl_from(&daemon.socket, &script, &[]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_child_has_the_umask_and_the_limits_of_who_runs_it() {
+async fn a_child_has_the_umask_and_the_limits_of_the_caller() {
     let daemon = Daemon::start("").await;
     let told = "umask; ulimit -Sn; ulimit -Hn; ulimit -c";
     let line = format!(
         "umask 0027; ulimit -n 80; ulimit -Sn 70; ulimit -c 0; \"$0\" run -- sh -c '{told}'"
     );
     assert_eq!(script(&daemon, &line).await.good(), "0027\n70\n80\n0\n");
-    // Not what is asked for by name: another caller joins.
+    // Inherited attributes are not compared: a caller with another umask joins.
     script(
         &daemon,
         "umask 0027; \"$0\" run -d --name one -- sleep 3600",
@@ -37,7 +37,7 @@ async fn a_child_has_the_umask_and_the_limits_of_who_runs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn options_of_run_come_before_what_the_caller_has() {
+async fn options_of_run_override_the_attributes_of_the_caller() {
     let daemon = Daemon::start("").await;
     let told = "umask; ulimit -Sn; ulimit -Hn; ulimit -c; nice; cat /proc/self/oom_score_adj";
     let mut line = vec![
@@ -98,7 +98,7 @@ async fn words_variables_and_directories_need_not_be_utf_8() {
         .unwrap();
     assert_eq!(last["base64"], "/w==");
     assert_eq!(spec["env_bytes"][0]["name"]["text"], "SET");
-    // A mistake is one line as well.
+    // A mistake is reported in one line as well.
     let wrong = ["--nonsense", ""].map(OsStr::new);
     let wrong = [wrong[0], OsStr::from_bytes(b"\xff")];
     let ended = ctl_from(&daemon.socket, &[], &wrong).await;

@@ -1,4 +1,4 @@
-//! Completions, as a shell asks for them, and manual pages.
+//! Completions as a shell requests them, and manual pages.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,7 +15,8 @@ fn programs() -> PathBuf {
         .to_owned()
 }
 
-/// What bash would offer for a line, of which it gives these words: it splits at colons.
+/// Returns what bash would offer for a line, given in the words into which bash splits it (also at
+/// colons).
 async fn offered(socket: &Path, words: &[&str]) -> Vec<String> {
     let script = "
         source <(evloopctl completions bash) || exit
@@ -58,7 +59,7 @@ async fn scene() -> Daemon {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn names_are_completed_as_the_daemon_knows_them() {
+async fn names_of_the_daemon_are_completed() {
     let daemon = scene().await;
     for (words, expected) in [
         (&["attach", ""][..], &["build", "team:web", "over"][..]),
@@ -81,7 +82,7 @@ async fn names_are_completed_as_the_daemon_knows_them() {
         (&["loop", "new", "--backend", "ep"], &["epoll"]),
         (&["kill", "-s", "SIGHU"], &["SIGHUP"]),
         (&["completions", "fi"], &["fish"]),
-        // Bash puts what is offered in place of what follows the colon.
+        // Bash puts each offer in place of the word after the colon.
         (&["attach", "team", ":"], &["web"]),
         (&["attach", "team", ":", "w"], &["web"]),
         (&["attach", "nothing"], &[]),
@@ -91,7 +92,7 @@ async fn names_are_completed_as_the_daemon_knows_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_a_daemon_nothing_is_offered_or_said() {
+async fn without_a_daemon_nothing_is_offered_or_printed() {
     let began = Instant::now();
     let offered = offered(Path::new("/nonexistent/evloopd.sock"), &["attach", ""]).await;
     assert!(offered.is_empty(), "{offered:?}");

@@ -1,4 +1,4 @@
-//! `consumer`, and `events` as one.
+//! `consumer`, and `events` as a consumer.
 
 use evloopd::proto::GetLoopRequest;
 use serde_json::Value;
@@ -14,7 +14,7 @@ when_full = "drop_oldest"
 "#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn consumers_are_made_shown_read_as_and_deleted() {
+async fn consumers_are_made_shown_used_and_deleted() {
     let scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let run = async |words: &[&str]| {
@@ -74,7 +74,7 @@ async fn consumers_are_made_shown_read_as_and_deleted() {
     assert_eq!(
         again.values().len() as u64,
         newest,
-        "told to begin elsewhere"
+        "--oldest overrides the acknowledged cursor"
     );
 
     run(&["consumer", "delete", "at"]).await.good();
@@ -88,7 +88,7 @@ async fn consumers_are_made_shown_read_as_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_is_no_longer_the_consumer_says_why() {
+async fn a_reader_that_is_no_longer_the_consumer_says_why() {
     let scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let newest = scene.post(vec![post("", b"x"); 3]).await;
@@ -118,7 +118,7 @@ async fn who_is_no_longer_the_consumer_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_a_journal_dropped_is_a_gap_for_its_consumer() {
+async fn events_that_a_journal_dropped_are_a_gap_for_its_consumer() {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, "dropping", "").await;
     let socket = scene.daemon.socket.clone();
     let create = ["--loop", "scene", "consumer", "create", "slow", "--oldest"];

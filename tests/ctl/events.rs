@@ -1,4 +1,4 @@
-//! `events` and `logs`: filters, gaps, readers that go away.
+//! `events` and `logs`: filters, gaps, and readers that go away.
 
 use crate::common::{Daemon, Scene, post, shell};
 use crate::program::{Following, coloured, ctl};
@@ -10,7 +10,7 @@ journal_events = 64
 journal_watch_keep = "0B"
 "#;
 
-/// More than the tiny journal holds, all of it seen by the scene's own reader.
+/// Posts more than the tiny journal holds. The scene's own reader receives all of it.
 async fn overflow(scene: &mut Scene) -> u64 {
     let mut last = 0;
     for _ in 0..10 {
@@ -21,13 +21,13 @@ async fn overflow(scene: &mut Scene) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_gap_is_red_counted_and_the_exit_code() {
+async fn a_gap_is_red_and_counted_and_sets_the_exit_code() {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, "tiny", "").await;
     let socket = scene.daemon.socket.clone();
     let id = scene.spawn(shell("echo out; exit 5")).await;
     scene.closed(id).await;
     overflow(&mut scene).await;
-    // The end of the process outlives what was around it.
+    // The terminal events of the process are kept after the events around them are gone.
     let missed = coloured(&socket, &["--loop", "scene", "events"]).await;
     assert_eq!(missed.code, Some(3), "{missed:?}");
     assert!(missed.stderr.contains("\u{1b}[31mgap: "), "{missed:?}");
@@ -42,7 +42,7 @@ async fn a_gap_is_red_counted_and_the_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_a_process_wrote_and_is_lost_to_the_last_byte_is_told() {
+async fn output_that_is_lost_entirely_is_reported() {
     let mut scene = Scene::new(Daemon::start(CONFIG).await, "tiny", "").await;
     let socket = scene.daemon.socket.clone();
     let name = [
@@ -59,7 +59,7 @@ async fn what_a_process_wrote_and_is_lost_to_the_last_byte_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_reader_that_goes_away_ends_it_in_order_on_a_quiet_loop_too() {
+async fn evloopctl_ends_in_order_when_its_reader_goes_away_also_on_a_quiet_loop() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let args = ["--loop", "scene", "events", "-f", "--oldest"];
@@ -77,7 +77,7 @@ async fn a_reader_that_goes_away_ends_it_in_order_on_a_quiet_loop_too() {
     logs.stop_reading();
     let ended = logs.ended().await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    // It is written to a reader that is gone already.
+    // This one writes to a reader that has already gone.
     let args = ["--loop", "scene", "events"];
     let mut events = Following::start(&socket, &args);
     events.stop_reading();
@@ -88,7 +88,7 @@ async fn a_reader_that_goes_away_ends_it_in_order_on_a_quiet_loop_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_filter_is_terms_and_a_wrong_one_says_what_is_allowed() {
+async fn a_filter_is_made_of_terms_and_a_wrong_one_is_reported_with_those_allowed() {
     let scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     for (name, label) in [("one", "team=a"), ("two", "team=b")] {
@@ -136,7 +136,7 @@ async fn a_filter_is_terms_and_a_wrong_one_says_what_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn events_of_a_time_are_asked_for_by_time() {
+async fn events_are_selected_by_time() {
     let daemon = Daemon::start("").await;
     for topic in ["one", "two", "three", "four"] {
         ctl(&daemon.socket, &["post", topic]).await.good();
@@ -159,7 +159,7 @@ async fn events_of_a_time_are_asked_for_by_time() {
         all[1..3]
     );
     assert_eq!(events(&["--since", "1h"]).await, all);
-    // It ends by itself, although it follows.
+    // It ends by itself at the end of the range, although it follows.
     assert_eq!(
         events(&["-f", "--since", "1h", "--until", &at(2)]).await,
         all[..3]

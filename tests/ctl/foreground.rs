@@ -1,4 +1,4 @@
-//! `run`, `attach` and `logs`: output that is gone, input that cannot be read, a daemon that is another one.
+//! `run`, `attach` and `logs`: lost output, input that cannot be read, and a daemon that was restarted.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -12,7 +12,7 @@ use crate::program::{Following, ctl, fed};
 
 const SMALL: &str = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\n";
 
-/// The number of bytes that the one line on stderr says are gone of stdout.
+/// Returns the number of lost bytes of stdout that the one line on stderr reports.
 fn told_gone(stderr: &str, name: &str) -> usize {
     let told = stderr
         .split_once(&format!("evloopctl: {name}: "))
@@ -26,7 +26,7 @@ fn told_gone(stderr: &str, name: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn output_that_is_gone_is_told_in_one_sentence_and_the_exit_code_stays_the_processs() {
+async fn lost_output_is_reported_in_one_sentence_and_the_exit_code_is_the_processs() {
     let mut scene = Scene::new(Daemon::start(SMALL).await, "small", "").await;
     let socket = scene.daemon.socket.clone();
     let on = async |words: &[&str]| ctl(&socket, &[&["--loop", "scene"], words].concat()).await;
@@ -60,7 +60,7 @@ async fn output_that_is_gone_is_told_in_one_sentence_and_the_exit_code_stays_the
         (Some(3), gone)
     );
 
-    // All of it is there, whatever the process's code is.
+    // Nothing is lost, whatever the exit code of the process is.
     on(&[
         "run",
         "--name",
@@ -82,7 +82,7 @@ async fn output_that_is_gone_is_told_in_one_sentence_and_the_exit_code_stays_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_input_that_cannot_be_read_ends_and_that_is_said() {
+async fn an_input_that_cannot_be_read_ends_and_is_reported() {
     let daemon = Daemon::start("").await;
     let directory = File::open("/").unwrap();
     let ended = fed(&daemon.socket, &["run", "--", "cat"], directory).await;
@@ -95,7 +95,7 @@ async fn an_input_that_cannot_be_read_ends_and_that_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_loop_over_lines_keeps_its_input_if_it_is_told_to() {
+async fn a_shell_loop_over_lines_keeps_its_input_with_n() {
     let daemon = Daemon::start("").await;
     let mut list = tempfile::tempfile().unwrap();
     list.write_all(b"one\ntwo\nthree\n").unwrap();
@@ -124,7 +124,7 @@ async fn a_loop_over_lines_keeps_its_input_if_it_is_told_to() {
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert_eq!(stdout, "one\ntwo\nthree\n", "{line}");
     }
-    // One that was started with a stdin is joined without one, and the other way round.
+    // A process that was started with a stdin can be joined without one, and the other way round.
     for (first, second) in [("-n", None), ("--", Some("-n"))] {
         let name = format!("both{first}");
         let run = ["run", "--name", &name];
@@ -140,7 +140,7 @@ async fn a_loop_over_lines_keeps_its_input_if_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn of_a_daemon_that_was_killed_only_what_is_known_is_said() {
+async fn after_a_killed_daemon_only_known_facts_are_reported() {
     let dir = directory();
     let mut daemon = Daemon::start_in(Arc::clone(&dir), "", &[]).await;
     let args = [
@@ -167,6 +167,6 @@ async fn of_a_daemon_that_was_killed_only_what_is_known_is_said() {
         ],
     );
     assert!(!ended.stderr.contains("ended with it"), "{ended:?}");
-    // It does.
+    // The child does still run.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGKILL).unwrap();
 }

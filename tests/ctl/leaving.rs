@@ -1,4 +1,4 @@
-//! The end of the foreground before the process's: signals, and a reader that is gone.
+//! The end of evloopctl before that of its process: signals, and a reader that has gone.
 
 use nix::sys::signal::Signal;
 
@@ -6,7 +6,7 @@ use crate::common::Daemon;
 use crate::program::{Ended, Following, ctl};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_second_interrupt_leaves_and_the_program_runs_on() {
+async fn a_second_interrupt_ends_evloopctl_and_the_program_runs_on() {
     let daemon = Daemon::start("").await;
     let deaf = "ulimit -c 0; trap 'echo heard' INT QUIT; echo here; while :; do sleep 1; done";
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
@@ -15,7 +15,8 @@ async fn a_second_interrupt_leaves_and_the_program_runs_on() {
         let mut client = Following::start(&daemon.socket, &args);
         assert_eq!(client.line().await, "here");
         client.signal(signal);
-        // On a busy machine more than a second may pass between two of them.
+        // Between two signals more than a second may pass on a busy machine, so that they count as
+        // separate.
         let mut pressed = 1;
         while client.line_or_end().await.as_deref() == Some("heard") {
             assert!(pressed < 20, "{signal} does not end it");
@@ -36,7 +37,7 @@ async fn a_second_interrupt_leaves_and_the_program_runs_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_runs_what_ends_by_an_interrupt_ends_by_it_too() {
+async fn evloopctl_ends_by_the_interrupt_that_ended_its_program() {
     let daemon = Daemon::start("").await;
     let end = async |signal: &str| {
         let line = format!("kill -{signal} $$");
@@ -64,7 +65,7 @@ async fn who_runs_what_ends_by_an_interrupt_ends_by_it_too() {
     assert_eq!(attach.signal, Some(2), "{attach:?}");
 }
 
-/// Runs that program, which writes lines for ever, and goes away after the first.
+/// Runs a program that writes lines for ever, and closes its output after the first line.
 async fn read_one(daemon: &Daemon, options: &[&str], line: &str) -> Ended {
     let args = [&["run"], options, &["--", "sh", "-c", line]].concat();
     let mut client = Following::start(&daemon.socket, &args);
@@ -73,7 +74,7 @@ async fn read_one(daemon: &Daemon, options: &[&str], line: &str) -> Ended {
     client.ended().await
 }
 
-/// How the newest process stands.
+/// Returns the status of the newest process.
 async fn newest(daemon: &Daemon) -> Option<serde_json::Value> {
     let listed = ctl(&daemon.socket, &["--json", "ps"]).await;
     listed.values().pop()
@@ -91,7 +92,7 @@ async fn a_program_without_a_name_ends_with_the_pipeline_it_is_in() {
     let process = newest(&daemon).await.unwrap();
     assert_eq!(process["process"]["exited"]["signal"], 13, "{process}");
 
-    // One that goes on without a reader is ended by the daemon, and forgotten.
+    // A program that ignores SIGPIPE is ended by the daemon and removed.
     let deaf = "trap '' PIPE; while :; do echo line; sleep 0.01; done";
     let ended = read_one(&daemon, &[], deaf).await;
     assert_eq!(
@@ -116,7 +117,7 @@ async fn a_program_without_a_name_ends_with_the_pipeline_it_is_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_named_program_runs_on_without_a_reader_unless_it_is_told_to_end() {
+async fn a_named_program_runs_on_without_a_reader_unless_an_option_ends_it() {
     let daemon = Daemon::start("").await;
     let ended = read_one(&daemon, &["--name", "kept"], "exec yes").await;
     assert_eq!(ended.signal, Some(13), "{ended:?}");

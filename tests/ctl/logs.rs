@@ -1,4 +1,4 @@
-//! `logs` of a part, and of several processes.
+//! `logs`: a part of the output, and the output of several processes.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ async fn cats(daemon: &Daemon, names: &[&str]) -> Vec<Following> {
     readers
 }
 
-/// Makes a process say a line, and waits until that is an event.
+/// Writes a line to a process that echoes it, and waits until that output is an event.
 async fn say(daemon: &Daemon, reader: &mut Following, name: &str, line: &str) {
     ctl(&daemon.socket, &["write", name, &format!("{line}\n")])
         .await
@@ -23,7 +23,7 @@ async fn say(daemon: &Daemon, reader: &mut Following, name: &str, line: &str) {
     assert_eq!(reader.line().await, line);
 }
 
-/// The times of the events that brought output, in ns, with their text.
+/// Returns the times of the data events in ns, with their text.
 async fn data(daemon: &Daemon) -> Vec<(u64, String)> {
     let events = ctl(&daemon.socket, &["events", "--kind", "data", "--json"]).await;
     let one = |event: Value| {
@@ -44,7 +44,7 @@ fn rfc3339(ns: u64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn several_are_shown_in_the_order_in_which_they_wrote() {
+async fn several_processes_are_shown_in_the_order_of_their_output() {
     let daemon = Daemon::start("").await;
     let names = ["web", "worker"];
     let mut readers = cats(&daemon, &names).await;
@@ -66,7 +66,7 @@ async fn several_are_shown_in_the_order_in_which_they_wrote() {
         .await
         .good();
     assert_eq!(last.lines().collect::<Vec<_>>(), expected[8..]);
-    // And what comes, to the end of both.
+    // With -f, new output follows until both have ended.
     let mut both = Following::start(&daemon.socket, &["logs", "-f", "-n1", "web", "worker"]);
     assert_eq!([both.line().await, both.line().await], expected[8..]);
     say(&daemon, &mut readers[1], "worker", "more").await;
@@ -91,7 +91,7 @@ async fn several_are_shown_in_the_order_in_which_they_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_part_is_by_lines_and_by_time() {
+async fn a_part_is_selected_by_lines_and_by_time() {
     let daemon = Daemon::start("").await;
     let mut readers = cats(&daemon, &["x"]).await;
     for line in ["one", "two", "three", "four"] {
@@ -124,7 +124,7 @@ async fn a_part_is_by_lines_and_by_time() {
         let time = u64::try_from(time.as_nanosecond()).unwrap();
         assert_eq!((time, line), (ns - ns % 1_000_000, text.as_str()));
     }
-    // What has begun when it is looked at has no end yet.
+    // A line that has begun is shown once it is complete.
     ctl(&daemon.socket, &["write", "x", "half"]).await.good();
     let mut follow = Following::start(&daemon.socket, &["logs", "-f", "-n", "1", "-t", "x"]);
     assert!(follow.line().await.ends_with(" four"));
@@ -160,7 +160,7 @@ async fn a_part_is_by_lines_and_by_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_gone_counts_only_where_it_was_asked_for() {
+async fn lost_output_is_reported_only_if_it_was_selected() {
     let config = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\njournal_watch_keep = \"4KiB\"\n";
     let daemon = Daemon::start(config).await;
     let on =

@@ -1,4 +1,4 @@
-//! `evloopctl` as a program: the real one against a real daemon.
+//! The real `evloopctl` program against a real daemon.
 
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]

@@ -1,4 +1,4 @@
-//! How watches and loops are named: names win, ids are asked for as ids.
+//! Names and ids of watches and loops: a plain word is a name, and an id is written with `@`.
 
 use serde_json::Value;
 
@@ -8,14 +8,14 @@ use crate::program::{Ended, ctl};
 const SLEEP: [&str; 3] = ["--", "sleep", "1000"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_number_is_a_name_and_an_id_is_asked_for_as_one() {
+async fn a_number_is_a_name_and_an_id_is_written_as_one() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let on = async |words: &[&str]| {
         let args = [&["--loop", "scene", "--json"], words].concat();
         ctl(&socket, &args).await
     };
-    // Watch 1 is not the one that is called so.
+    // Watch 1 is `victim`, and the watch named `1` has another id.
     on(&[&["run", "-d", "--name", "victim"], &SLEEP[..]].concat())
         .await
         .good();
@@ -30,7 +30,7 @@ async fn a_number_is_a_name_and_an_id_is_asked_for_as_one() {
     for asked in [&["watch", "get", "@1"][..], &["watch", "get", "--id", "1"]] {
         assert_eq!(on(asked).await.values()[0]["name"], "victim");
     }
-    // A name that is no id of anything.
+    // A name that is not the id of any watch.
     on(&["run", "--name", "123", "--", "true"]).await.good();
     on(&["wait", "123"]).await.good();
     on(&["logs", "123"]).await.good();
@@ -53,7 +53,7 @@ async fn loops_have_names_and_ids_likewise() {
     let run = async |words: &[&str]| ctl(&daemon.socket, &[&["--json"], words].concat()).await;
     let id = |made: &Ended| made.values()[0]["loop_id"].as_u64().unwrap();
     let first = id(&run(&["loop", "new", "first"]).await);
-    // Called as the first one's id is.
+    // Its name is the id of the first loop.
     let called = first.to_string();
     let second = id(&run(&["loop", "new", &called]).await);
     let found = async |words: &[&str]| run(words).await.values()[0]["loop_id"].clone();
@@ -105,7 +105,7 @@ async fn an_empty_name_and_a_missing_one_are_mistakes_on_the_command_line() {
         "--label",
     )
     .await;
-    // What ends something for everybody is named.
+    // Verbs that end something for all clients need a name.
     refused(2, &["loop", "stop"], "<LOOP>").await;
     refused(2, &["loop", "close"], "<LOOP>").await;
     refused(2, &["--loop", "x", "loop", "stop"], "<LOOP>").await;

@@ -1,4 +1,4 @@
-//! Runs of `evloopctl`, to their end or line by line, and a way to it that can be cut.
+//! Runs of `evloopctl`, to the end or line by line, and a proxy whose connections can be cut.
 
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 
 use crate::common::within;
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// None if a signal ended it.
+    /// The exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
     pub(crate) stdout: String,
@@ -27,20 +27,20 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Its output, of a run that succeeded.
+    /// Returns the stdout of a run that succeeded.
     #[track_caller]
     pub(crate) fn good(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.stdout
     }
 
-    /// Its lines of JSON.
+    /// Returns the lines of its stdout, parsed as JSON.
     pub(crate) fn values(&self) -> Vec<Value> {
         let lines = self.stdout.lines();
         lines.map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
-    /// It failed with this code and said so in one line with all of these words.
+    /// Asserts that it failed with this code and one line on stderr with all of these words.
     #[track_caller]
     pub(crate) fn failed(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -69,7 +69,7 @@ fn surrounded(mut command: Command, socket: &Path) -> Command {
     command
 }
 
-/// Runs it to its end by way of another program, such as `["env", "A=b"]`.
+/// Runs evloopctl to its end, through another program such as `["env", "A=b"]`.
 pub(crate) async fn ctl_from(socket: &Path, launcher: &[&OsStr], args: &[&OsStr]) -> Ended {
     let words = [launcher, &[OsStr::new(PROGRAM)], args].concat();
     let mut command = Command::new(words[0]);
@@ -77,19 +77,19 @@ pub(crate) async fn ctl_from(socket: &Path, launcher: &[&OsStr], args: &[&OsStr]
     run(surrounded(command, socket)).await
 }
 
-/// Runs it to its end.
+/// Runs evloopctl to its end.
 pub(crate) async fn ctl(socket: &Path, args: &[&str]) -> Ended {
     run(command(socket, args)).await
 }
 
-/// Runs it to its end with that stdin.
+/// Runs evloopctl to its end with that stdin.
 pub(crate) async fn fed(socket: &Path, args: &[&str], stdin: impl Into<Stdio>) -> Ended {
     let mut command = command(socket, args);
     command.stdin(stdin);
     run(command).await
 }
 
-/// Runs it to its end, colours wanted wherever the output goes.
+/// Runs evloopctl to its end, with colours although the output is no terminal.
 pub(crate) async fn coloured(socket: &Path, args: &[&str]) -> Ended {
     let mut command = command(socket, args);
     command.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR");
@@ -121,7 +121,7 @@ impl Following {
         Self { child, lines }
     }
 
-    /// The next line.
+    /// Returns the next line.
     pub(crate) async fn line(&mut self) -> String {
         match self.line_or_end().await {
             Some(line) => line,
@@ -129,13 +129,13 @@ impl Following {
         }
     }
 
-    /// The next line; none if there is no more.
+    /// Returns the next line, or `None` at the end.
     pub(crate) async fn line_or_end(&mut self) -> Option<String> {
-        let lines = self.lines.as_mut().expect("read to the end");
+        let lines = self.lines.as_mut().expect("stdout is not closed");
         within("a line", lines.next_line()).await.unwrap()
     }
 
-    /// The next line of its stderr.
+    /// Returns the next line of its stderr.
     pub(crate) async fn complaint(&mut self) -> String {
         let stderr = self.child.stderr.as_mut().unwrap();
         let mut line = Vec::new();
@@ -154,7 +154,7 @@ impl Following {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// The sequence numbers of lines of JSON, up to and including that one.
+    /// Reads lines of JSON up to the sequence number `through`, and returns their sequence numbers.
     pub(crate) async fn seqs(&mut self, through: u64) -> Vec<u64> {
         let mut seqs = Vec::new();
         while seqs.last() < Some(&through) {
@@ -164,12 +164,12 @@ impl Following {
         seqs
     }
 
-    /// Closes our end of its stdout.
+    /// Closes the reading end of its stdout.
     pub(crate) fn stop_reading(&mut self) {
         self.lines = None;
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills it, whatever it is doing.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
@@ -182,7 +182,7 @@ impl Following {
         text
     }
 
-    /// Its end; what it printed that was not read is read now.
+    /// Waits for its end, and returns its code and the output that was not read yet.
     pub(crate) async fn ended(mut self) -> Ended {
         let mut stdout = String::new();
         while let Some(lines) = &mut self.lines
@@ -232,7 +232,7 @@ impl Proxy {
         }
     }
 
-    /// Cuts every connection there is; new ones are taken. How many were cut.
+    /// Cuts all present connections and returns their number. New connections are accepted.
     pub(crate) async fn cut(&self) -> usize {
         let cut = std::mem::take(&mut *self.connections.lock().unwrap());
         let mut count = 0;

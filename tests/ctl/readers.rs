@@ -1,4 +1,4 @@
-//! `run`, `attach` and `logs` whose output is taken slowly, in bursts, or not at all for a while.
+//! `run`, `attach` and `logs` whose output is read slowly, in bursts, or not at all for a while.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::common::{Daemon, loop_named, within};
 use crate::program::{Ended, Following, ctl};
 
-/// Journals far smaller than what the processes write.
+/// Journals far smaller than the output of the processes.
 const CONFIG: &str = r#"
 [policy.small]
 extends = "default"
@@ -22,7 +22,8 @@ backends = ["io_uring"]
 
 const EVERY_BACKEND: [&str; 4] = ["epoll", "poll", "select", "io_uring"];
 
-/// `seq` up to here prints 6.9 MB: more than pipes, connections and journal hold together.
+/// The last number that `seq` prints: 6.9 MB, more than pipes, connections and the journal hold
+/// together.
 const NUMBERS: u32 = 1_000_000;
 
 async fn daemon() -> Daemon {
@@ -50,7 +51,7 @@ fn numbers() -> String {
     format!("seq {NUMBERS}; echo done >&2; exit 7")
 }
 
-/// All of it, and its exit code.
+/// Asserts that a run has the whole output and the exit code.
 #[track_caller]
 fn whole(ended: &Ended) {
     let expected: String = (1..=NUMBERS).map(|n| format!("{n}\n")).collect();
@@ -66,7 +67,7 @@ async fn journal(daemon: &Daemon, on: &str) -> JournalStatus {
     answer.into_inner().r#loop.unwrap().journal.unwrap()
 }
 
-/// Waits until a process waits for its readers, and all that could be under way is.
+/// Waits until a process waits for its readers, and no more events come: every buffer is full.
 async fn waits(daemon: &Daemon, on: &str) {
     within("a process that waits for its reader", async {
         let mut before = u64::MAX;
@@ -90,12 +91,12 @@ fn start(socket: &Path, on: &str, words: &[&str]) -> Following {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_run_whose_output_is_not_taken_for_a_while_is_whole() {
+async fn a_run_whose_output_is_not_read_for_a_while_loses_nothing() {
     let daemon = daemon().await;
     for on in EVERY_BACKEND {
         let run = start(&daemon.socket, on, &["run", "--", "sh", "-c", &numbers()]);
         waits(&daemon, on).await;
-        // Stopped altogether, it holds up nobody else.
+        // While it is stopped by SIGSTOP, another run is not delayed.
         run.signal(Signal::SIGSTOP);
         let other = ["--loop", on, "run", "--", "sh", "-c", &numbers()];
         whole(&ctl(&daemon.socket, &other).await);
@@ -105,7 +106,7 @@ async fn a_run_whose_output_is_not_taken_for_a_while_is_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_attach_and_a_log_that_is_followed_are_whole_too() {
+async fn attach_and_followed_logs_lose_nothing_either() {
     let daemon = daemon().await;
     for on in EVERY_BACKEND {
         let gated = format!("echo ready; read go; {}", numbers());
@@ -117,7 +118,7 @@ async fn an_attach_and_a_log_that_is_followed_are_whole_too() {
             .good();
         let mut attach = start(&daemon.socket, on, &["attach", "--no-stdin", "gated"]);
         let mut logs = start(&daemon.socket, on, &["logs", "-f", "gated"]);
-        // Both are there: each has the first line.
+        // Both read: each has received the first line.
         assert_eq!(attach.line().await, "ready");
         assert_eq!(logs.line().await, "ready");
         let write = ["--loop", on, "write", "gated", "go\n"];

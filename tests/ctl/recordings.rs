@@ -1,4 +1,4 @@
-//! What `events --record` writes is what `check` reads, whatever happened in between.
+//! Recordings that `events --record` writes, across kills and cut connections, are read by `check`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use evloopd::proto::{SubscribeRequest, SubscribeResponse};
 use crate::common::{Daemon, Scene, post, shell};
 use crate::program::{Following, Proxy, ctl};
 
-/// Nobody answers there: `check` must not even try.
+/// Returns the path of a socket that does not exist: `check` must not connect.
 fn nowhere() -> &'static Path {
     Path::new("/nonexistent/evloopd.sock")
 }
@@ -20,7 +20,7 @@ fn file(scene: &Scene, name: &str) -> (PathBuf, String) {
     (path, text)
 }
 
-/// Some output, an exit, and posts; the sequence number of the last event.
+/// Makes some output, an exit and posts; returns the sequence number of the last event.
 async fn work(scene: &mut Scene) -> u64 {
     let line = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; done; echo e >&2; exit 3";
     let id = scene.spawn(shell(line)).await;
@@ -29,7 +29,7 @@ async fn work(scene: &mut Scene) -> u64 {
     scene.post(posts).await
 }
 
-/// Writes a tape's messages to another file.
+/// Writes the messages of a tape to another file.
 fn write(path: &Path, tape: &Tape) {
     let mut writer = Writer::create(path, true, &tape.request).unwrap();
     for life in &tape.lives {
@@ -42,7 +42,7 @@ fn write(path: &Path, tape: &Tape) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_consumer_that_is_killed_and_begins_again_misses_nothing() {
+async fn a_consumer_that_is_killed_and_started_again_misses_nothing() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let ((a, a_text), (b, b_text)) = (file(&scene, "a.rec"), file(&scene, "b.rec"));
@@ -75,7 +75,7 @@ async fn a_consumer_that_is_killed_and_begins_again_misses_nothing() {
     let batches: Vec<_> = a.lives[0].recording().unwrap().batches;
     let settled = batches.iter().rev().nth(1).map_or(0, |batch| batch.through);
     let resumed = b.lives[0].header.after;
-    assert!(resumed >= settled, "{resumed}: at most one batch again");
+    assert!(resumed >= settled, "{resumed}: more than one batch is sent again");
 
     for files in [&[&a_text][..], &[&b_text], &[&a_text, &b_text]] {
         let words: Vec<&str> = files.iter().map(|f| f.as_str()).collect();
@@ -94,7 +94,7 @@ async fn a_consumer_that_is_killed_and_begins_again_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_broken_connection_is_another_life_of_one_recording() {
+async fn a_recording_goes_on_after_a_broken_connection() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let proxy = Proxy::before(&scene.daemon.socket);
     let (path, text) = file(&scene, "cut.rec");
@@ -122,7 +122,7 @@ async fn a_broken_connection_is_another_life_of_one_recording() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_violation_is_named_and_a_file_that_cannot_be_read_is_told_apart() {
+async fn a_violation_is_named_and_differs_from_a_file_that_cannot_be_read() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let newest = work(&mut scene).await;
     let socket = scene.daemon.socket.clone();

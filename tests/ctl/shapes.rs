@@ -1,4 +1,4 @@
-//! `--json`: every verb's lines are messages of the proto files, and nothing of them is left out.
+//! `--json`: each line of every verb is a message of the proto files, with all of its fields.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::common::Daemon;
 use crate::program::ctl;
 
-/// Keys that must be there, and those that may.
+/// Returns the keys that a message must have, and all that it may have.
 fn keys(message: &MessageDescriptor) -> [BTreeSet<String>; 2] {
     let always = message.fields().filter(|field| !field.supports_presence());
     let always = always.map(|field| field.name().to_owned()).collect();
@@ -90,7 +90,7 @@ async fn every_verb_prints_the_message_that_the_readme_names() {
             let Value::Object(object) = &value else {
                 panic!("{words:?}: {value}")
             };
-            // Of this program, not of the daemon.
+            // These two are added by evloopctl itself.
             let own = ["client_version", "connected_to"];
             let found = object.keys().filter(|key| !own.contains(&key.as_str()));
             let found: BTreeSet<String> = found.cloned().collect();

@@ -1,4 +1,5 @@
-//! Clients of a loop that does not run, and of a daemon that does not answer: they say so and can be ended.
+//! Clients of a loop that does not run, and of a daemon that does not answer: they report it and
+//! can be ended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ fn follow(daemon: &Daemon, words: &[&str]) -> Following {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_waits_for_a_stopped_loop_hears_of_it_at_once_and_can_be_ended() {
+async fn clients_of_a_stopped_loop_report_it_at_once_and_can_be_ended() {
     let daemon = scene().await;
     on(
         &daemon,
@@ -59,11 +60,11 @@ async fn who_waits_for_a_stopped_loop_hears_of_it_at_once_and_can_be_ended() {
     let last = follow(&daemon, &["attach", "job"]);
     on(&daemon, &["loop", "run", "scene"]).await.good();
     let ended = last.ended().await;
-    assert_eq!(ended.code, Some(143), "what was passed on came: {ended:?}");
+    assert_eq!(ended.code, Some(143), "the signal was passed on: {ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_loop_that_is_stopped_later_is_told_of_as_well() {
+async fn a_loop_that_is_stopped_later_is_reported_as_well() {
     let daemon = scene().await;
     let line = "echo here; exec sleep 1000";
     let mut client = follow(&daemon, &["run", "--name", "job", "--", "sh", "-c", line]);
@@ -80,7 +81,7 @@ async fn a_loop_that_is_stopped_later_is_told_of_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_daemon_that_does_not_answer_keeps_nobody() {
+async fn clients_of_a_daemon_that_does_not_answer_can_be_ended() {
     let daemon = scene().await;
     let line = "trap '' TERM INT; echo here; while :; do sleep 1; done";
     let attach = async |words: &[&str]| {
@@ -92,7 +93,7 @@ async fn a_daemon_that_does_not_answer_keeps_nobody() {
     let (by_term, by_keys) = (attach(&run).await, attach(&run).await);
     daemon.signal(Signal::SIGSTOP);
     by_term.signal(Signal::SIGTERM);
-    // The second press comes while the first is under way.
+    // The second SIGINT comes while the daemon has not answered the first.
     by_keys.signal(Signal::SIGINT);
     let (_dir, silent) = silent();
     let before_any_answer = Following::start(&silent, &run);
@@ -119,14 +120,14 @@ async fn a_daemon_that_does_not_answer_keeps_nobody() {
     on(&daemon, &["kill", "-s", "KILL", "job"]).await.good();
 }
 
-/// The socket of a daemon that stopped just after it took a connection.
+/// Makes the socket of a daemon that stopped just after it accepted a connection.
 fn silent() -> (Arc<TempDir>, PathBuf) {
     let dir = directory();
     let path = dir.path().join("silent.sock");
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        // An empty SETTINGS frame: who begins HTTP/2 is there.
+        // An empty SETTINGS frame, so that the client takes the peer for an HTTP/2 server.
         stream
             .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
             .await

@@ -1,4 +1,4 @@
-//! `run` at a terminal: one that hangs up, and a shell whose loop is interrupted.
+//! `run` at a terminal: a terminal that hangs up, and a shell loop that is interrupted.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use crate::common::{Daemon, within};
 use crate::program::{Following, ctl};
 
-/// A terminal: our end and the program's.
+/// Opens a terminal and returns the test's end and the program's.
 fn terminal() -> (OwnedFd, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
@@ -24,7 +24,7 @@ fn terminal() -> (OwnedFd, OwnedFd) {
     (ours, theirs)
 }
 
-/// A program with this terminal as its three streams.
+/// Starts a program with this terminal as its three streams.
 fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
     let stream = || Stdio::from(terminal.try_clone().unwrap());
     let mut command = Command::new(words[0]);
@@ -40,7 +40,7 @@ fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
     command.spawn().unwrap()
 }
 
-/// Reads a terminal until all of `wanted` was shown; what was.
+/// Reads a terminal until `wanted` is shown, and returns everything that was shown.
 async fn shows(terminal: &OwnedFd, wanted: &str) -> String {
     let terminal = File::from(terminal.try_clone().unwrap());
     let wanted = wanted.to_owned();
@@ -64,10 +64,10 @@ async fn state(daemon: &Daemon) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_program_without_a_name_ends_with_its_terminal() {
+async fn an_unnamed_program_ends_with_its_terminal() {
     let daemon = Daemon::start("").await;
     let run = [env!("CARGO_BIN_EXE_evloopctl"), "run", "--"];
-    // Noticed at its input, and at its output.
+    // evloopctl notices the hang-up at its input in one case, and at its output in the other.
     for line in [
         "echo here; exec sleep 1000",
         "echo here; exec </dev/null yes",
@@ -84,7 +84,7 @@ async fn a_program_without_a_name_ends_with_its_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_hang_up_ends_what_has_no_name_and_is_to_end() {
+async fn a_hang_up_ends_unnamed_programs_and_those_with_on_hangup_end() {
     let daemon = Daemon::start("").await;
     let line = "echo here; exec sleep 1000";
     for (options, ends) in [
@@ -107,7 +107,7 @@ async fn a_hang_up_ends_what_has_no_name_and_is_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nohup_is_heeded() {
+async fn nohup_is_respected() {
     let daemon = Daemon::start("").await;
     let mut client = Command::new("nohup");
     client
@@ -136,7 +136,7 @@ async fn nohup_is_heeded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_interrupt_ends_the_loop_of_a_shell() {
-    // A shell on a terminal of its own, by setsid(1).
+    // The shell gets a terminal of its own from setsid(1).
     for program in ["bash", "setsid"] {
         if !std::env::split_paths(&std::env::var_os("PATH").unwrap())
             .any(|dir| dir.join(program).exists())
@@ -173,7 +173,7 @@ async fn an_interrupt_ends_the_loop_of_a_shell() {
     within("the shell's end", shell.wait()).await.unwrap();
 }
 
-/// What a command shows at a terminal with that many columns.
+/// Returns what a command shows at a terminal with that many columns.
 async fn shown_at(columns: u16, daemon: &Daemon, words: &[&str]) -> String {
     let (ours, theirs) = terminal();
     let size = rustix::termios::Winsize {
@@ -195,7 +195,7 @@ async fn shown_at(columns: u16, daemon: &Daemon, words: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn tables_are_cut_to_the_terminal_and_coloured_there() {
+async fn tables_at_a_terminal_are_coloured_and_cut_to_its_width() {
     let daemon = Daemon::start("").await;
     let long = "x".repeat(150);
     let words = ["run", "--name", "long", "--", "echo", &long];
@@ -212,7 +212,7 @@ async fn tables_are_cut_to_the_terminal_and_coloured_there() {
         let bare = anstream::adapter::strip_str(&shown).to_string();
         let widest = bare.lines().map(|line| line.chars().count()).max().unwrap();
         if words == ["backends"] {
-            // More columns than can be read at that width.
+            // This table has more columns than can be read at that width.
             assert!(widest < 200, "{bare}");
         } else {
             assert!(widest <= 60 && bare.contains('…'), "{words:?}: {bare}");

@@ -1,4 +1,5 @@
-//! Texts that mean to be something else: what people see of them, and what scripts get.
+//! Texts from clients that imitate something else: what people see of them, and what scripts get.
+/// Another line, a cleared screen, a C1 escape, reversed text, and invisible characters.
 
 use evloopd::text::is_hidden;
 use serde_json::Value;
@@ -18,7 +19,7 @@ fn is_seen(text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nothing_from_outside_hides_in_what_people_see() {
+async fn texts_from_outside_cannot_hide_in_the_output() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
     let socket = scene.daemon.socket.clone();
     let on = async |words: &[&str]| ctl(&socket, &[&["--loop", "scene"], words].concat()).await;
@@ -38,7 +39,7 @@ async fn nothing_from_outside_hides_in_what_people_see() {
         let json = on(&[&["--json"], words].concat()).await;
         is_seen(&json.stdout);
         let values = json.values();
-        // The value is the same, all of it.
+        // The value in JSON is the whole text, unchanged.
         let whole = values.iter().any(|value| holds(value, EVIL));
         assert!(whole, "{words:?}: {values:?}");
     }

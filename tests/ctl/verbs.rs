@@ -1,4 +1,4 @@
-//! Verbs as people type them: several names, flags of other tools, what is left behind.
+//! Verbs as people type them: several names, flags of other tools, and what a run leaves behind.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -12,7 +12,7 @@ async fn names(daemon: &Daemon) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_run_without_a_name_that_ends_well_leaves_nothing_and_rm_leaves_nothing_ever() {
+async fn an_unnamed_run_that_succeeds_is_removed_and_a_run_with_rm_always() {
     let daemon = Daemon::start("").await;
     let run = async |words: &[&str]| ctl(&daemon.socket, &[&["run"], words].concat()).await;
     run(&["--", "true"]).await.good();
@@ -21,12 +21,12 @@ async fn a_run_without_a_name_that_ends_well_leaves_nothing_and_rm_leaves_nothin
     assert_eq!(
         names(&daemon).await.len(),
         1,
-        "why it failed can be looked up"
+        "the failed run is kept, so that its output can be read"
     );
     ctl(&daemon.socket, &["rm", "--all"]).await.good();
     run(&["--name", "kept", "--", "true"]).await.good();
     assert_eq!(names(&daemon).await, ["kept"]);
-    // With its output whole, and the code.
+    // With --rm the output is complete and the exit code is that of the process.
     let once = run(&[
         "--rm",
         "--name",
@@ -38,7 +38,7 @@ async fn a_run_without_a_name_that_ends_well_leaves_nothing_and_rm_leaves_nothin
     ])
     .await;
     assert_eq!((once.code, once.stdout.as_str()), (Some(3), "out\n"));
-    // One that was there is joined, and forgotten all the same.
+    // A process that existed is joined, and then removed all the same.
     run(&["--name", "joined", "--", "true"]).await.good();
     run(&["--rm", "--name", "joined", "--", "true"])
         .await
@@ -57,7 +57,7 @@ async fn a_run_without_a_name_that_ends_well_leaves_nothing_and_rm_leaves_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn several_are_waited_for_at_once_and_the_first_failure_counts() {
+async fn several_processes_are_waited_for_at_once_and_the_first_failure_is_the_exit_code() {
     let daemon = Daemon::start("").await;
     for (name, line) in [
         ("slow", "read line; exit 4"),
@@ -81,7 +81,7 @@ async fn several_are_waited_for_at_once_and_the_first_failure_counts() {
             "slow  exited with 4"
         ]
     );
-    // As they were named, not as they ended.
+    // The first in the order of the names, not of the ends.
     assert_eq!(ended.code, Some(4));
     let again = ctl(&daemon.socket, &["wait", "quick", "good", "--json"]).await;
     assert_eq!(again.code, Some(3));
@@ -108,7 +108,7 @@ async fn several_are_waited_for_at_once_and_the_first_failure_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn stop_ends_what_ignores_the_signal_and_what_is_stopped_and_is_content_with_the_ended() {
+async fn stop_ends_processes_that_ignore_the_signal_or_are_stopped_and_accepts_ended_ones() {
     let daemon = Daemon::start("").await;
     let run = async |name: &str, line: &str| {
         let words = ["run", "-d", "--name", name, "--", "sh", "-c", line];
@@ -140,7 +140,7 @@ async fn stop_ends_what_ignores_the_signal_and_what_is_stopped_and_is_content_wi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn rm_takes_what_has_ended_or_everything() {
+async fn rm_all_removes_ended_processes_or_with_force_everything() {
     let daemon = Daemon::start("").await;
     let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
     on(&["run", "--name", "over", "--", "true"]).await.good();
@@ -162,7 +162,7 @@ async fn rm_takes_what_has_ended_or_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_name_is_shown_whatever_it_is_the_name_of() {
+async fn show_finds_a_name_of_any_kind_of_object() {
     let daemon = Daemon::start("").await;
     let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
     on(&["run", "--name", "x", "--", "true"]).await.good();
@@ -191,7 +191,7 @@ async fn a_name_is_shown_whatever_it_is_the_name_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_name_on_another_loop_and_an_id_without_its_sign_are_found() {
+async fn a_name_on_another_loop_and_an_id_without_its_sign_are_recognised() {
     let daemon = Daemon::start("").await;
     let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
     on(&["loop", "new", "ci"]).await.good();
@@ -214,7 +214,7 @@ async fn a_name_on_another_loop_and_an_id_without_its_sign_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn colours_are_for_terminals_and_who_wants_them() {
+async fn colours_are_for_terminals_and_on_request() {
     let daemon = Daemon::start("").await;
     let words = ["run", "--name", "x", "--", "sh", "-c", "exit 3"];
     assert_eq!(ctl(&daemon.socket, &words).await.code, Some(3));
@@ -253,13 +253,13 @@ async fn ps_watch_shows_what_comes_and_goes() {
         }
     }
     while !tables.line().await.contains("exited with 0") {}
-    // A reader that leaves ends it, on a quiet loop too.
+    // When its reader goes away, it ends, also on a quiet loop.
     tables.stop_reading();
     assert_eq!(tables.ended().await.code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_removed_while_it_is_waited_for_has_an_exit_code() {
+async fn a_process_that_is_removed_during_a_wait_has_an_exit_code() {
     let daemon = Daemon::start("").await;
     for name in ["one", "two"] {
         let words = [
@@ -278,7 +278,7 @@ async fn what_is_removed_while_it_is_waited_for_has_an_exit_code() {
     for words in [&["wait", "one"][..], &["wait", "two", "one", "--json"]] {
         waits.push(Following::start(&daemon.socket, words));
     }
-    // They wait: the loop has a reader for each.
+    // Both are waiting once the loop has a reader for each.
     let readers = async || {
         let shown = ctl(&daemon.socket, &["loop", "get", "--json"]).await;
         shown.values()[0]["journal"]["readers"].as_u64()
