@@ -1,4 +1,4 @@
-//! A daemon of the same build, and what its clients need.
+//! A daemon of the same build, and the calls of its clients.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -23,19 +23,19 @@ use tonic::transport::Channel;
 
 use crate::{Outcome, grpc};
 
-/// What loops can wait with here.
+/// The backends that are measured.
 pub(crate) const BACKENDS: [&str; 4] = ["epoll", "io_uring", "poll", "select"];
 
-/// A start that takes longer has failed.
+/// The time after which a start has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most watches in one request.
+/// The most watches in one request.
 const WATCHES_MAX: usize = 1024;
 
-/// A running daemon; killed when dropped.
+/// A running daemon; it is killed when dropped.
 pub(crate) struct Daemon {
     process: Child,
     directory: TempDir,
-    /// From its exec until it said that it serves.
+    /// The time from its exec until it reported that it serves.
     pub(crate) start: Duration,
 }
 
@@ -44,12 +44,12 @@ impl Daemon {
         Self::start_with("version = 1\n")
     }
 
-    /// Whose loops wait with that backend.
+    /// Starts a daemon whose loops use that backend.
     pub(crate) fn start_on(backend: &str) -> Outcome<Self> {
         Self::start_with(&format!("version = 1\n{}", Self::on(backend)))
     }
 
-    /// The default policy's section up to its backend.
+    /// Returns the section of the default policy that selects that backend. More keys may follow.
     pub(crate) fn on(backend: &str) -> String {
         let class = match backend {
             "io_uring" => "proactor",
@@ -58,7 +58,7 @@ impl Daemon {
         format!("[policy.default]\nclass = \"{class}\"\nbackends = [\"{backend}\"]\n")
     }
 
-    /// With a configuration of its own.
+    /// Starts a daemon with that configuration.
     pub(crate) fn start_with(configuration: &str) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("evloopd.toml");
@@ -102,12 +102,12 @@ impl Daemon {
         self.directory.path().join("socket")
     }
 
-    /// A connection of its own.
+    /// Opens another connection.
     pub(crate) async fn connect(&self) -> Outcome<Channel> {
         grpc::connect(self.socket()).await
     }
 
-    /// Resident memory in bytes: `VmRSS` of proc_pid_status(5).
+    /// Returns the resident memory in bytes: `VmRSS` of proc_pid_status(5).
     pub(crate) fn resident(&self) -> Outcome<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let kib = status
@@ -117,7 +117,7 @@ impl Daemon {
         Ok(kib.trim().parse::<u64>()? * 1024)
     }
 
-    /// A slot for each file descriptor.
+    /// Hands over file descriptors and returns a slot for each.
     fn hand_over(&self, fds: &[impl AsFd]) -> Outcome<Vec<Slot>> {
         let client = Client::connect(&self.directory.path().join("socket.handover"))?;
         let mut slots = Vec::with_capacity(fds.len());
@@ -128,7 +128,7 @@ impl Daemon {
         Ok(slots)
     }
 
-    /// Watches one descriptor so many times.
+    /// Watches one descriptor `count` times.
     pub(crate) async fn watch_readable(
         &self,
         channel: Channel,
@@ -152,7 +152,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Watches the reading ends of pipes; each one's `user_data` is its index.
+    /// Watches the reading ends of pipes. The `user_data` of each watch is its index.
     pub(crate) async fn watch_pipes(&self, channel: Channel, readers: &[OwnedFd]) -> Outcome<()> {
         let slots = self.hand_over(readers)?;
         let specs = slots.into_iter().map(|slot| {
@@ -167,13 +167,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It has ended already if either fails.
+        // If either call fails, the daemon has ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Adds watches to the caller's loop; each one's `user_data` is its index.
+/// Adds watches to the caller's loop. The `user_data` of each watch is its index.
 pub(crate) async fn add_watches(
     channel: Channel,
     specs: impl IntoIterator<Item = watch_spec::Spec>,
@@ -201,7 +201,7 @@ pub(crate) async fn add_watches(
     Ok(())
 }
 
-/// Events of one kind on the caller's loop, from the moment this returns.
+/// A stream of the events of one kind on the caller's loop, from the call of `open` on.
 pub(crate) struct Subscription(Streaming<SubscribeResponse>);
 
 impl Subscription {
@@ -222,7 +222,7 @@ impl Subscription {
         }
     }
 
-    /// The next batch with events.
+    /// Returns the next batch that has events.
     pub(crate) async fn next(&mut self) -> Outcome<Batch> {
         loop {
             match self.0.message().await?.and_then(|m| m.message) {

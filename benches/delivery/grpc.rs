@@ -1,4 +1,4 @@
-//! The bare gRPC yardstick: a tonic server with nothing behind it, in its own process.
+//! The yardstick for gRPC: a tonic server that does nothing else, in a process of its own.
 
 use std::convert::Infallible;
 use std::io::Read;
@@ -29,20 +29,20 @@ use crate::Outcome;
 use crate::raw::Raw;
 use crate::yardstick::Process;
 
-/// First argument of the process that serves it; the second is the socket.
+/// The first argument of the process that serves; the second is the path of the socket.
 pub(crate) const YARDSTICK: &str = "grpc-yardstick";
 
 const SOCKET: &str = "socket";
 const ECHO: &str = "/bench.Yardstick/Echo";
-/// Streams what it was started with.
+/// Streams the messages that the server was started with.
 pub(crate) const REPLAY: &str = "/bench.Yardstick/Replay";
 const MESSAGES: &str = "messages";
-/// Streams what a child writes, as it is read: the request is its command line.
+/// Streams the output of a child while it is read. The request is the child's command line.
 pub(crate) const CHILD: &str = "/bench.Yardstick/Child";
-/// Chunks between the reader of a child's output and the stream.
+/// The number of chunks that fit between the reader of a child's output and the stream.
 const CHUNKS: usize = 16;
 
-/// A connection over a Unix socket, the same to the daemon and to the yardstick.
+/// Connects over a Unix socket, in the same way to the daemon and to the yardstick.
 pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
     let connector = service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -52,7 +52,7 @@ pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
     Ok(endpoint.connect_with_connector(connector).await?)
 }
 
-/// Serves until standard input ends, which it does with the process that started it.
+/// Serves until standard input ends, which happens when the process that started this one ends.
 pub(crate) fn serve(socket: &Path) -> Outcome<()> {
     let yardstick = Yardstick(load(&socket.with_file_name(MESSAGES))?);
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -72,7 +72,7 @@ pub(crate) fn serve(socket: &Path) -> Outcome<()> {
     })
 }
 
-/// The messages that were saved, if any.
+/// Returns the messages that were saved, or none.
 fn load(path: &Path) -> Outcome<Arc<[Bytes]>> {
     let mut saved = match std::fs::read(path) {
         Ok(saved) => Bytes::from(saved),
@@ -122,7 +122,7 @@ impl Service<http::Request<Body>> for Yardstick {
     }
 }
 
-/// Every message comes back.
+/// Sends every message back.
 struct Echo;
 
 impl StreamingService<Bytes> for Echo {
@@ -135,7 +135,7 @@ impl StreamingService<Bytes> for Echo {
     }
 }
 
-/// The messages, one after the other.
+/// Sends the messages one after the other.
 struct Replay(Arc<[Bytes]>);
 
 impl ServerStreamingService<Bytes> for Replay {
@@ -151,7 +151,7 @@ impl ServerStreamingService<Bytes> for Replay {
     }
 }
 
-/// A child's output.
+/// Sends the output of a child.
 struct Child;
 
 impl ServerStreamingService<Bytes> for Child {
@@ -186,7 +186,7 @@ impl ServerStreamingService<Bytes> for Child {
     }
 }
 
-/// The serving process; ends when dropped.
+/// The process that serves; it ends when dropped.
 pub(crate) struct Server {
     _process: Process,
     directory: TempDir,
@@ -197,7 +197,7 @@ impl Server {
         Self::start_with(&[])
     }
 
-    /// With messages to stream.
+    /// Starts a server that streams these messages.
     pub(crate) fn start_with(messages: &[Bytes]) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let mut saved = Vec::new();
@@ -216,13 +216,13 @@ impl Server {
         })
     }
 
-    /// A connection of its own.
+    /// Opens another connection.
     pub(crate) async fn connect(&self) -> Outcome<Channel> {
         connect(self.directory.path().join(SOCKET)).await
     }
 }
 
-/// The client's end of an [`Echo`] stream.
+/// The client's side of an [`Echo`] stream.
 pub(crate) struct EchoStream {
     requests: mpsc::Sender<Bytes>,
     answers: Streaming<Bytes>,

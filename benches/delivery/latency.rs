@@ -1,10 +1,10 @@
-//! From a write to a watched pipe until the client holds the event, against a message's way
-//! to a bare gRPC server and back. One at a time.
+//! The time from a write to a watched pipe until the client has the event, compared with the round
+//! trip of a message to a bare gRPC server. One at a time.
 //!
-//! Taken twice: as it is, and with everything on one CPU. On several, the scheduler wakes each
-//! thread on a CPU that sleeps if there is one, and what that takes is the host's: on
-//! virtual machines often more than all the rest, and not the same from one round to the
-//! next. An event takes one such wake-up more than an echo: the loop's thread.
+//! It is measured twice: on all CPUs, and with everything on one CPU. With several CPUs the
+//! scheduler wakes each thread on a sleeping CPU if there is one. The time of such a wake-up
+//! depends on the host: on virtual machines it is often longer than everything else, and differs
+//! between rounds. An event needs one wake-up more than an echo, that of the loop's thread.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -20,17 +20,17 @@ use crate::grpc::{EchoStream, Server};
 use crate::report::{Report, Target, alternate};
 use crate::throughput::pipes;
 
-/// Of a round, sorted.
+/// The latencies of one round, sorted.
 type Samples = Vec<Duration>;
 
 const SAMPLES: usize = 5000;
-/// About the bytes of a batch with one event.
+/// About the size of a batch with one event.
 const ECHO_BYTES: usize = 64;
 
 pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for backend in BACKENDS {
         let (ours, theirs) = measure(runtime, backend)?;
-        // Of each class, its first.
+        // The first backend of each class has a target.
         let target = |most| matches!(backend, "epoll" | "io_uring").then_some(most);
         let p50 = ("latency_p50_vs_grpc_echo", 50, target(Target::AtMost(1.15)));
         let p99 = ("latency_p99_vs_grpc_echo", 99, target(Target::AtMost(1.4)));
@@ -81,7 +81,7 @@ fn add(
     }
 }
 
-/// Keeps this thread, and the processes it starts, on one CPU until dropped.
+/// Keeps this thread, and the processes that it starts, on one CPU until dropped.
 struct OneCpu(CpuSet);
 
 impl OneCpu {
@@ -96,7 +96,7 @@ impl OneCpu {
 
 impl Drop for OneCpu {
     fn drop(&mut self) {
-        // They were allowed before.
+        // This cannot fail: the same CPUs were allowed before.
         let _ = sched_setaffinity(None, &self.0);
     }
 }
@@ -125,7 +125,7 @@ async fn echoed(echo: &mut EchoStream) -> Outcome<Samples> {
     Ok(samples)
 }
 
-/// In microseconds; the samples are sorted.
+/// Returns a percentile in microseconds. The samples must be sorted.
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let sample = sorted.get(sorted.len() * percent / 100);
     sample.map_or(f64::NAN, |sample| sample.as_secs_f64() * 1e6)

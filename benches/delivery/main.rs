@@ -1,12 +1,12 @@
-//! What delivery costs: the daemon against the least that could do the same work.
+//! The cost of delivery: the daemon compared with the least that could do the same work.
 //!
-//! `cargo bench --bench delivery [-- CASE…]` runs both sides of every case in turns, round
-//! by round, so that whatever else the host does hits both. Prints a table for people, and
-//! for scripts a line `ratio NAME VALUE` or `figure NAME VALUE` for each result. A ratio is
-//! the median of the rounds' ratios.
+//! `cargo bench --bench delivery [-- CASE…]` runs both sides of every case alternately, round by
+//! round, so that other load on the host affects both. It prints a table for people, and for
+//! scripts a line `ratio NAME VALUE` or `figure NAME VALUE` for each result. A ratio is the median
+//! of the ratios of all rounds.
 //!
-//! The daemon and the yardsticks that are not mere system calls are processes of their own;
-//! this one is the client.
+//! The client is this process. The daemon is a process of its own, and so is each yardstick that
+//! consists of more than system calls.
 
 use std::error::Error;
 
@@ -45,7 +45,7 @@ const CASES: [(&str, Case); 11] = [
     ("scale_timers", scale::run_timers),
 ];
 
-/// The most that a case's daemon holds, and some.
+/// A little more than the most descriptors that the daemon of any case has open.
 const OPEN_FILES: u64 = 19_000;
 
 fn main() -> Outcome<()> {
@@ -55,7 +55,8 @@ fn main() -> Outcome<()> {
         [peers::YARDSTICK, which] => return peers::measure(which),
         _ => {}
     }
-    // Cargo says so to benchmarks; tests run them too, in a build that measures nothing.
+    // Cargo passes --bench to benchmarks. `cargo test` runs them too, in a build that is useless
+    // for measurements.
     if !arguments.iter().any(|a| a == "--bench") {
         println!("run it with `cargo bench --bench delivery`");
         return Ok(());
@@ -74,7 +75,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// For this process and, inherited, for the daemon.
+/// Raises the limit for this process, and for the daemon, which inherits it.
 fn raise_open_files() -> Outcome<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

@@ -1,5 +1,5 @@
-//! Who does by itself what the daemon does for its clients: writes to all pipes, waits, reads all
-//! that are ready; one process and one thread each, started for each round.
+//! Programs that do in one process what the daemon does for its clients: write to all pipes, wait,
+//! and read all that are ready. Each has one thread and is started again for every round.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -17,18 +17,18 @@ use crate::Outcome;
 use crate::throughput::{EVENTS, PIPES, pipes, rate};
 use crate::yardstick::Process;
 
-/// First argument of such a process; the second is which.
+/// The first argument of such a process; the second names the peer.
 pub(crate) const YARDSTICK: &str = "throughput-yardstick";
 
-/// The Python to run uvloop in; else `python3`.
+/// The variable that names the Python for uvloop; without it, `python3`.
 const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
 
 /// Another way to wait for many pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// epoll(7) and nothing else.
+    /// Plain epoll(7).
     Epoll,
-    /// A task for each pipe.
+    /// One tokio task for each pipe.
     Tokio,
     /// `add_reader` of Python's asyncio on uvloop.
     Uvloop,
@@ -45,7 +45,7 @@ impl Peer {
         }
     }
 
-    /// Why it cannot be had here, if it cannot.
+    /// Returns why this peer cannot run here; `None` if it can.
     pub(crate) fn missing(self) -> Option<&'static str> {
         static MISSING: OnceLock<bool> = OnceLock::new();
         let imports = || {
@@ -54,10 +54,10 @@ impl Peer {
             !python.status().is_ok_and(|status| status.success())
         };
         (self == Self::Uvloop && *MISSING.get_or_init(imports))
-            .then_some("its Python, EVLOOPD_BENCH_PYTHON or python3, has no uvloop")
+            .then_some("the Python, EVLOOPD_BENCH_PYTHON or python3, has no uvloop")
     }
 
-    /// One round in a process of its own; the rate.
+    /// Runs one round in a process of its own and returns its rate.
     pub(crate) fn round(self) -> Outcome<f64> {
         let mut process = match self {
             Self::Epoll => Process::start(&[YARDSTICK, "epoll"])?,
@@ -76,7 +76,7 @@ fn python() -> String {
     std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned())
 }
 
-/// One round, in a process that does nothing else.
+/// Runs one round in this process, which does nothing else, and prints the rate.
 pub(crate) fn measure(which: &str) -> Outcome<()> {
     let rate = match which {
         "epoll" => Local::new()?.round()?,
@@ -111,7 +111,7 @@ fn measure_tokio() -> Outcome<f64> {
                 }
             });
         }
-        // Every task waits before the clock starts.
+        // All tasks are waiting before the clock starts.
         tokio::task::yield_now().await;
         let begun = Instant::now();
         for _ in 0..EVENTS / PIPES {

@@ -1,4 +1,4 @@
-//! Messages as bytes: what is measured is their way, not their decoding.
+//! Messages as bytes, because delivery is measured and not decoding.
 
 use bytes::{Buf, BufMut, Bytes};
 use evloopd::proto::{SubscribeRequest, SubscribeResponse, subscribe_response::Message};
@@ -12,7 +12,7 @@ use crate::Outcome;
 
 const SUBSCRIBE: &str = "/evloopd.v1.EventService/Subscribe";
 
-/// Bytes in, bytes out.
+/// A codec that passes bytes through.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Raw;
 
@@ -64,7 +64,7 @@ pub(crate) async fn call(
     Ok(answer.await?.into_inner())
 }
 
-/// A subscription whose messages are not decoded.
+/// Subscribes without decoding the messages.
 pub(crate) async fn subscribe(
     channel: Channel,
     request: &SubscribeRequest,
@@ -72,11 +72,12 @@ pub(crate) async fn subscribe(
     call(channel, SUBSCRIBE, request.encode_to_vec().into()).await
 }
 
-/// Up to where a message of a subscription goes; `None` of a header.
+/// Returns the `through` of a message of a subscription; `None` for the header.
 pub(crate) fn through(message: &Bytes) -> Outcome<Option<u64>> {
     let mut bytes = message.clone();
     let mut key = || prost::encoding::decode_varint(&mut bytes).map_err(|error| error.to_string());
-    // Field 2 of the message, its length; fields 1 and 2 of the batch, absent where 0.
+    // Field 2 of the message and its length; then fields 1 and 2 of the batch, which are absent if
+    // 0.
     if key()? != 0x12 {
         return Ok(None);
     }
@@ -92,7 +93,7 @@ pub(crate) fn through(message: &Bytes) -> Outcome<Option<u64>> {
     Ok(Some(through))
 }
 
-/// Every message of a subscription, as it came, until everything up to `last` has.
+/// Returns every message of a subscription as received, until they have accounted for `last`.
 pub(crate) async fn capture(
     channel: Channel,
     request: &SubscribeRequest,

@@ -1,4 +1,4 @@
-"""Writes to all pipes, waits, reads all that are ready: on uvloop's add_reader."""
+"""Writes to all pipes, waits, and reads all that are ready, with add_reader of uvloop."""
 import asyncio
 import os
 import sys

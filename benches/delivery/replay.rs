@@ -1,4 +1,4 @@
-//! A journal that is read from its beginning, and a loop that many read at once, against a bare
+//! A journal that is read from its beginning, and a loop with many readers, compared with a bare
 //! tonic server that streams the same bytes.
 
 use bytes::Bytes;
@@ -15,15 +15,15 @@ use crate::grpc::{REPLAY, Server};
 use crate::report::{Report, Target, alternate};
 use crate::{Outcome, raw};
 
-/// Events that a late subscriber reads.
+/// The number of events that a late subscriber reads.
 const REPLAYED: u64 = 2_000_000;
 const SUBSCRIBERS: usize = 64;
-/// Events that all of them get.
+/// The number of events that all of them receive.
 const FANNED: u64 = 204_800;
-/// Events of one Post.
+/// The number of events in one Post.
 const POSTS: u64 = 1024;
 
-/// Room for all of it.
+/// A journal with room for all events.
 const CONFIG: &str = "version = 1\n[limits]\nmemory = \"4GiB\"\n\
     [policy.default]\njournal_events = 20000000\njournal_bytes = \"2GiB\"\n";
 
@@ -34,7 +34,7 @@ fn from_oldest() -> SubscribeRequest {
     }
 }
 
-/// Posts so many events; the number of the last.
+/// Posts that many events and returns the sequence number of the last.
 async fn post(channel: Channel, events: u64) -> Outcome<u64> {
     let mut client = EventServiceClient::new(channel);
     let posts = vec![
@@ -61,7 +61,7 @@ fn per_ms(events: u64, begun: Instant) -> f64 {
     events / begun.elapsed().as_secs_f64() / 1000.0
 }
 
-/// Reads until everything up to `last` has come.
+/// Reads until the stream has accounted for `last`.
 async fn read(mut stream: tonic::Streaming<Bytes>, last: u64) -> Outcome<()> {
     while let Some(message) = stream.message().await? {
         if raw::through(&message)? >= Some(last) {
@@ -107,7 +107,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// Many subscribers, each on a connection of its own, of a loop that is posted to.
+/// Measures a loop that is posted to, with many subscribers, each on its own connection.
 pub(crate) fn run_fanout(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     let daemon = Daemon::start_with(CONFIG)?;
     let poster = runtime.block_on(daemon.connect())?;
@@ -189,7 +189,7 @@ pub(crate) fn run_fanout(runtime: &Runtime, report: &mut Report) -> Outcome<()> 
     Ok(())
 }
 
-/// As [`read`], where the last number is known only later.
+/// Reads like [`read`], but learns the last sequence number only later.
 async fn read_told(
     mut stream: tonic::Streaming<Bytes>,
     mut told: tokio::sync::watch::Receiver<Option<u64>>,

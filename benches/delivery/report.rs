@@ -1,21 +1,21 @@
-//! Rounds, medians, and how they are shown.
+//! Rounds, medians, and the printed report.
 
 use crate::Outcome;
 
-/// Rounds of each case; odd, so that a median is a measurement.
+/// The number of rounds of each case. It is odd, so that the median is a measured value.
 const ROUNDS: usize = 15;
 
-/// Which way a result is good.
+/// The values of a result that are good.
 #[derive(Clone, Copy)]
 pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
 
-/// Measurements of the two sides: `[round]`.
+/// The measurements of both sides, by round.
 struct Ratio {
     name: &'static str,
-    /// The daemon's; empty where it does not matter.
+    /// The backend of the daemon; empty if the result does not depend on it.
     backend: &'static str,
     unit: &'static str,
     ours: Vec<f64>,
@@ -23,7 +23,7 @@ struct Ratio {
     target: Option<Target>,
 }
 
-/// Measurements that stand for themselves.
+/// Measurements without a comparison.
 struct Figure {
     name: &'static str,
     backend: &'static str,
@@ -38,10 +38,10 @@ pub(crate) struct Report {
     figures: Vec<Figure>,
 }
 
-/// One side of a comparison: a round of it.
+/// One side of a comparison: each call runs one round.
 pub(crate) type Side<'a, T> = Box<dyn FnMut() -> Outcome<T> + 'a>;
 
-/// Runs both sides alternately, after one round of each that does not count.
+/// Runs both sides alternately, after one round of each that is not counted.
 pub(crate) fn alternate<'a, T>(
     ours: impl FnMut() -> Outcome<T> + 'a,
     theirs: impl FnMut() -> Outcome<T> + 'a,
@@ -54,7 +54,7 @@ pub(crate) fn alternate<'a, T>(
     ))
 }
 
-/// Runs all sides in turns, after one round of each that does not count.
+/// Runs all sides in turn, after one round of each that is not counted.
 pub(crate) fn in_turns<T>(mut sides: Vec<Side<'_, T>>) -> Outcome<Vec<Vec<T>>> {
     for side in &mut sides {
         side()?;
@@ -69,7 +69,7 @@ pub(crate) fn in_turns<T>(mut sides: Vec<Side<'_, T>>) -> Outcome<Vec<Vec<T>>> {
 }
 
 impl Report {
-    /// Adds a result of two sides, one number a round of each.
+    /// Adds a result of two sides, with one number for each round and side.
     pub(crate) fn ratio(
         &mut self,
         (name, backend): (&'static str, &'static str),
@@ -87,7 +87,7 @@ impl Report {
         });
     }
 
-    /// Adds a result that stands for itself, measured once or more often.
+    /// Adds a result without a comparison, measured once or more often.
     pub(crate) fn figure(
         &mut self,
         (name, backend): (&'static str, &'static str),
@@ -176,7 +176,7 @@ fn print_table(rows: &[[String; 7]]) {
     }
 }
 
-/// `MEDIAN (MIN–MAX)`
+/// Returns `MEDIAN (MIN–MAX)`.
 fn spread(values: &[f64], digits: usize) -> String {
     let min = values.iter().copied().fold(f64::INFINITY, f64::min);
     let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -1,4 +1,4 @@
-//! What a daemon takes that does nothing, and what it takes to have very many of everything.
+//! The cost of an idle daemon, and of very many watches, loops and timers.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -20,28 +20,29 @@ use crate::daemon::{Daemon, Subscription, add_watches};
 use crate::report::{Report, Target, alternate};
 use crate::throughput::{Remote, pipes, rate};
 
-/// Daemons that footprints are taken of.
+/// The number of daemons whose memory and start are measured.
 const STARTS: usize = 5;
 const WATCHES: u32 = 10_000;
 const FIRST: usize = 2048;
 
-/// Pipes that events come from, beside those that idle.
+/// The number of pipes with events, beside the idle ones.
 const BUSY: usize = 100;
 const FEW: usize = 100;
 const MANY: usize = 15_000;
-/// Events of a round.
+/// The number of events in a round.
 const EVENTS: usize = 200 * BUSY;
 
 const LOOPS: u32 = 500;
 
 const TIMERS: u32 = 1_000_000;
-/// Timers that fire among them, one each millisecond.
+/// The number of timers that fire among them, one each millisecond.
 const FIRING: u32 = 500;
-/// Of the idle ones, how many are taken back, and how many calls do so at a time.
+/// The number of idle timers that are removed, and of removals in flight.
 const CANCELLED: u64 = 20_000;
 const CANCELLERS: usize = 64;
 
-/// A start, a first call, and many watches of the client's own descriptors.
+/// Measures a start, the memory after a first call, and that of many watches on the client's
+/// descriptors.
 pub(crate) fn run_footprint(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     let mut idle = Vec::new();
     let mut per_watch = Vec::new();
@@ -54,7 +55,7 @@ pub(crate) fn run_footprint(runtime: &Runtime, report: &mut Report) -> Outcome<(
             let mut admin = AdminServiceClient::new(channel.clone());
             admin.get_server_info(GetServerInfoRequest {}).await?;
             idle.push(kib(daemon.resident()?)? / 1024.0);
-            // What many cost, not the first of everything.
+            // The first watches are not counted: they make buffers grow that later ones use too.
             let first = idle_fds(&daemon, channel.clone(), FIRST).await?;
             let before = daemon.resident()?;
             let rest = idle_fds(&daemon, channel, usize::try_from(WATCHES)?).await?;
@@ -75,7 +76,7 @@ fn kib(bytes: u64) -> Outcome<f64> {
     Ok(f64::from(u32::try_from(bytes / 1024)?))
 }
 
-/// So many readers that nothing comes from.
+/// Adds that many readers that never become ready.
 async fn idle_fds(daemon: &Daemon, channel: Channel, count: usize) -> Outcome<Idle> {
     let (mut readers, writers) = pipes(1)?;
     let reader = readers.pop().ok_or("no pipe")?;
@@ -83,18 +84,18 @@ async fn idle_fds(daemon: &Daemon, channel: Channel, count: usize) -> Outcome<Id
     Ok(Idle { _writers: writers })
 }
 
-/// While it lives, nothing ends.
+/// The writing ends of the idle pipes. While they are open, no reader hangs up.
 struct Idle {
     _writers: Vec<OwnedFd>,
 }
 
-/// What an event costs with very many idle watches beside it, over with few.
+/// Measures the cost of an event beside very many idle watches, divided by that beside few.
 pub(crate) fn run_fds(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for (backend, many, target) in [
         ("epoll", MANY, Some(Target::AtMost(1.2))),
         ("io_uring", MANY, Some(Target::AtMost(1.2))),
         ("poll", MANY, None),
-        // It watches no more than 1024.
+        // select(2) watches no more than 1024 descriptors.
         ("select", 800, None),
     ] {
         let mut daemons = Vec::new();
@@ -115,7 +116,7 @@ pub(crate) fn run_fds(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// Very many loops: what one takes that idles, and whether the others slow one down.
+/// Measures the memory of each of very many idle loops, and whether they slow down another loop.
 pub(crate) fn run_loops(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for backend in ["epoll", "io_uring"] {
         let config = format!(
@@ -156,10 +157,10 @@ async fn new_loops(channel: Channel) -> Outcome<()> {
     Ok(())
 }
 
-/// A million timers on one loop.
+/// Measures a million timers on one loop.
 pub(crate) fn run_timers(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for backend in ["epoll", "io_uring"] {
-        // Every timer has room reserved for what it will tell.
+        // Every timer reserves room for its events.
         let config = format!(
             "version = 1\n[limits]\nwatches = 1100000\nmemory = \"8GiB\"\n{}\
              max_watches = 1100000\njournal_events = 10000000\njournal_bytes = \"6GiB\"\n",
@@ -168,7 +169,7 @@ pub(crate) fn run_timers(runtime: &Runtime, report: &mut Report) -> Outcome<()> 
         let daemon = Daemon::start_with(&config)?;
         let channel = runtime.block_on(daemon.connect())?;
         let mut fired = runtime.block_on(async {
-            // The loop, and what the first of everything takes.
+            // The first timer makes the loop, and the buffers that later ones use too.
             add_watches(channel.clone(), [timer(Duration::from_secs(7200))]).await?;
             Subscription::open(channel.clone(), EventKind::TimerFired).await
         })?;
@@ -212,7 +213,7 @@ fn timer(after: Duration) -> watch_spec::Spec {
     })
 }
 
-/// What the journal of the caller's loop holds: that is its own, not the timers'.
+/// Returns the size of the journal of the caller's loop, which does not count as memory of timers.
 async fn journal_bytes(channel: Channel) -> Outcome<u64> {
     let answer = LoopServiceClient::new(channel)
         .get_loop(GetLoopRequest::default())
@@ -221,7 +222,7 @@ async fn journal_bytes(channel: Channel) -> Outcome<u64> {
     Ok(status.ok_or("a loop without its journal")?.bytes)
 }
 
-/// How late the latest but 1 % of the firing timers are, µs.
+/// Returns the 99th percentile of the lateness of the firing timers, in µs.
 async fn lateness(channel: Channel, fired: &mut Subscription) -> Outcome<f64> {
     let soon = (1..=FIRING).map(|n| timer(Duration::from_millis(100 + u64::from(n))));
     add_watches(channel, soon).await?;
@@ -236,7 +237,7 @@ async fn lateness(channel: Channel, fired: &mut Subscription) -> Outcome<f64> {
     Ok(p99(late))
 }
 
-/// The same of a thread that sleeps.
+/// Returns the same for a thread that sleeps.
 fn slept_late() -> f64 {
     let tick = Duration::from_millis(1);
     let late = (0..FIRING).map(|_| {
@@ -255,14 +256,14 @@ fn p99(mut late: Vec<u64>) -> f64 {
     nanos.map_or(f64::NAN, |nanos| f64::from(nanos) / 1000.0)
 }
 
-/// Takes some of the idle timers back, many at a time; how many per millisecond.
+/// Removes some of the idle timers, many at a time, and returns the rate per millisecond.
 async fn cancel(channel: Channel) -> Outcome<f64> {
     let begun = Instant::now();
     let mut calls = JoinSet::new();
     for first in (2..).take(CANCELLERS) {
         let mut watches = WatchServiceClient::new(channel.clone());
         calls.spawn(async move {
-            // The first watch is the one of before.
+            // Watch 1 is the timer that was added before all others.
             for id in (first..2 + CANCELLED).step_by(CANCELLERS) {
                 let request = RemoveWatchRequest {
                     watch: Some(WatchRef {

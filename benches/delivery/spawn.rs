@@ -1,5 +1,5 @@
-//! Many children that end at once: from AddWatch to Exited, against posix_spawn(3) and
-//! waitid(2) in a loop. The same number is in flight on both sides.
+//! Many short children: from AddWatch to Exited, compared with posix_spawn(3) and waitid(2) in a
+//! loop. Both sides have the same number of children at a time.
 
 use std::collections::VecDeque;
 use std::process::{Child, Command, Stdio};
@@ -21,7 +21,7 @@ use crate::report::{Report, Target, alternate};
 const PROGRAM: &str = "/bin/true";
 const CHILDREN: u32 = 500;
 const IN_FLIGHT: u32 = 8;
-/// A round that takes longer hangs.
+/// The time after which a round has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
@@ -58,7 +58,7 @@ fn rate(begun: Instant) -> f64 {
     f64::from(CHILDREN) / begun.elapsed().as_secs_f64()
 }
 
-/// A new child is asked for when one has exited.
+/// Adds a child whenever one has exited.
 async fn watched(watches: &WatchServiceClient<Channel>, exits: &mut Subscription) -> Outcome<()> {
     let mut calls = JoinSet::new();
     let add = |calls: &mut JoinSet<_>| {
@@ -73,7 +73,7 @@ async fn watched(watches: &WatchServiceClient<Channel>, exits: &mut Subscription
         for event in exits.next().await?.events {
             match event.kind {
                 Some(event::Kind::Exited(e)) if e.status == Some(exited::Status::Code(0)) => {}
-                other => return Err(format!("not an exit in order: {other:?}").into()),
+                other => return Err(format!("not an exit with code 0: {other:?}").into()),
             }
             exited += 1;
             if asked < CHILDREN {
@@ -112,7 +112,7 @@ fn child() -> AddWatchRequest {
     }
 }
 
-/// The oldest is waited for when as many run as may.
+/// Waits for the oldest child whenever [`IN_FLIGHT`] of them run.
 fn spawned() -> Outcome<()> {
     let mut running = VecDeque::new();
     for _ in 0..CHILDREN {

@@ -1,6 +1,6 @@
-//! What a child writes to its standard output until a client holds it, against a bare tonic
-//! stream of the same messages, and against a tonic server that runs the child by itself: the
-//! first has no child to share the CPUs with.
+//! The output of a child until a client has it, compared with a bare tonic stream of the same
+//! messages, and with a tonic server that runs the child itself. The bare stream does not share the
+//! CPUs with a child.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ use crate::{Outcome, raw};
 
 const BYTES: usize = 256 << 20;
 
-/// What is expected over the bare stream.
+/// Returns the target relative to the bare stream.
 fn target_of(backend: &str) -> Option<Target> {
     match backend {
         "epoll" => Some(Target::AtLeast(0.8)),
@@ -40,7 +40,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for backend in BACKENDS {
         let daemon = Daemon::start_on(backend)?;
         let channel = runtime.block_on(daemon.connect())?;
-        // The same chunks as this backend makes.
+        // The yardstick streams the same chunks as this backend makes.
         let messages = runtime.block_on(capture(channel.clone()))?;
         let server = Server::start_with(&messages)?;
         bare.push((runtime.block_on(server.connect())?, server));
@@ -114,12 +114,12 @@ fn rate(begun: Instant) -> f64 {
     bytes / begun.elapsed().as_secs_f64() / 1e6
 }
 
-/// Of the child.
+/// The command line of the child.
 fn command() -> [String; 4] {
     ["head", "-c", &BYTES.to_string(), "/dev/zero"].map(str::to_owned)
 }
 
-/// All messages of one child.
+/// Returns all messages of one child.
 async fn capture(channel: Channel) -> Outcome<Vec<Bytes>> {
     let mut messages = Vec::new();
     let mut stream = watched(channel.clone()).await?;
@@ -128,7 +128,7 @@ async fn capture(channel: Channel) -> Outcome<Vec<Bytes>> {
     Ok(messages)
 }
 
-/// The Data of the caller's loop, from now on: none of it is lost.
+/// Subscribes to the Data of the caller's loop from now on, as a consumer, so that none is lost.
 async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
     let request = SubscribeRequest {
         start: Some(Start::StartAt(StartAt::Now.into())),
@@ -141,7 +141,7 @@ async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
         max_batch_bytes: 256 * 1024,
         ..SubscribeRequest::default()
     };
-    // So that it begins now, whatever was read before.
+    // The consumer is deleted first, so that it starts now and not where it acknowledged before.
     let delete = evloopd::proto::DeleteConsumerRequest {
         name: "bench".into(),
         ..Default::default()
@@ -155,7 +155,7 @@ async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
     raw::subscribe(channel, &request).await
 }
 
-/// A child that writes.
+/// Starts the child.
 async fn child(channel: Channel) -> Outcome<()> {
     let process = ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
@@ -178,7 +178,7 @@ async fn child(channel: Channel) -> Outcome<()> {
     Ok(())
 }
 
-/// Decodes messages until all bytes are there.
+/// Decodes messages until all bytes have been received.
 async fn receive(stream: &mut Streaming<Bytes>, mut each: impl FnMut(&Bytes)) -> Outcome<()> {
     let mut left = BYTES;
     while let Some(message) = stream.message().await? {

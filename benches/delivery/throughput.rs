@@ -1,5 +1,5 @@
-//! Bytes written to many pipes until they are read, one event each: through the daemon, and
-//! by others in the process that writes them, see [`peers`](crate::peers).
+//! Bytes that are written to many pipes until they are read, with one event each: through the
+//! daemon, and by the programs in [`peers`](crate::peers), which read in the process that writes.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use crate::report::{Report, Side, Target, alternate, in_turns};
 
 pub(crate) const PIPES: usize = 1000;
 pub(crate) const EVENTS: usize = 200 * PIPES;
-/// A round that takes longer hangs.
+/// The time after which a round has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is expected over plain epoll.
+/// Returns the target relative to plain epoll.
 fn target_of(backend: &str) -> Option<Target> {
     match backend {
         "epoll" => Some(Target::AtLeast(1.05)),
@@ -63,7 +63,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// The same with another subscriber, on a connection of its own, that does not read.
+/// Measures the same with another subscriber, on its own connection, that does not read.
 pub(crate) fn run_neighbour(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     for backend in BACKENDS {
         let daemon = Daemon::start_on(backend)?;
@@ -86,26 +86,26 @@ pub(crate) fn run_neighbour(runtime: &Runtime, report: &mut Report) -> Outcome<(
     Ok(())
 }
 
-/// Reading ends and writing ends.
+/// Returns the reading ends and the writing ends.
 pub(crate) fn pipes(count: usize) -> Outcome<(Vec<OwnedFd>, Vec<OwnedFd>)> {
     let pipes = (0..count).map(|_| pipe_with(PipeFlags::CLOEXEC));
     Ok(pipes.collect::<Result<_, _>>()?)
 }
 
-/// Per millisecond.
+/// Returns the events per millisecond.
 pub(crate) fn rate(events: usize, begun: Instant) -> f64 {
     let events = u32::try_from(events).map_or(f64::NAN, f64::from);
     events / begun.elapsed().as_secs_f64() / 1000.0
 }
 
-/// The pipes' reading ends are in the daemon.
+/// Pipes whose reading ends are in the daemon.
 ///
-/// A pipe is written to again when its event has come, so that every byte makes an event of
-/// its own: at most as many are on the way as there are pipes.
+/// A pipe is written to again only once its event has been received, so that every byte makes an
+/// event of its own. At most one byte for each pipe is in flight.
 pub(crate) struct Remote {
     writers: Vec<OwnedFd>,
     events: Subscription,
-    /// Bytes that came, by pipe.
+    /// The number of bytes received, by pipe.
     offsets: Vec<u64>,
 }
 
@@ -121,7 +121,7 @@ impl Remote {
         })
     }
 
-    /// So many events; the rate.
+    /// Waits for that many events and returns the rate.
     pub(crate) fn round(&mut self, runtime: &Runtime, events: usize) -> Outcome<f64> {
         let begun = Instant::now();
         let exchange = self.exchange(events);

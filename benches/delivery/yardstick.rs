@@ -1,5 +1,5 @@
-//! Yardsticks that are processes of their own: this program again, told so by its first
-//! argument. They end with their standard input, and so with whoever started them.
+//! Yardsticks in processes of their own: this program, started with a first argument that names the
+//! yardstick. They end when their standard input ends, and so with the process that started them.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::Outcome;
 /// A yardstick that runs.
 pub(crate) struct Process {
     process: Child,
-    /// Present until it is dropped.
+    /// Its standard input; `None` once this is being dropped.
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Process {
-    /// This program again.
+    /// Starts this program again.
     pub(crate) fn start(arguments: &[&str]) -> Outcome<Self> {
         Self::start_program(&std::env::current_exe()?, arguments)
     }
@@ -35,7 +35,7 @@ impl Process {
         })
     }
 
-    /// The next line it prints.
+    /// Returns the next line that it prints.
     pub(crate) fn line(&mut self) -> Outcome<String> {
         let mut line = String::new();
         match self.output.read_line(&mut line)? {
@@ -48,7 +48,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.input.take());
-        // It has been waited for already if this fails.
+        // If this fails, the process has been waited for already.
         let _ = self.process.wait();
     }
 }

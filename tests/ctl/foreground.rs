@@ -1,4 +1,5 @@
-//! `run`, `attach` and `logs`: lost output, input that cannot be read, and a daemon that was restarted.
+//! `run`, `attach` and `logs`: lost output, input that cannot be read, and a daemon that was
+//! restarted.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};

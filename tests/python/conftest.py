@@ -1,4 +1,4 @@
-"""A real daemon on a private socket, and stubs made from proto/ by the stock generator."""
+"""A real daemon on a private socket, and stubs that the standard generator makes from proto/."""
 import importlib.resources
 import os
 import select
@@ -30,7 +30,7 @@ sys.path.insert(0, STUBS.name)
 
 
 class Daemon:
-    """Sockets of a daemon that runs, and the environment its command-line clients need."""
+    """The socket of a running daemon, and the environment of its command-line clients."""
 
     def __init__(self, directory):
         self.socket = f"{directory}/evloopd.sock"
@@ -57,7 +57,7 @@ def daemon():
 
 
 def wait_until_ready(process, notify, log):
-    """sd_notify(3)'s READY=1, or the daemon's own end, whichever comes first."""
+    """Waits for READY=1 (sd_notify(3)); fails if the daemon ends first."""
     ended = os.pidfd_open(process.pid)
     try:
         while True:

@@ -1,4 +1,4 @@
-"""`selectors` with the looking and waiting done by evloopd: level-triggered, over Poll, Rearm and their fence."""
+"""A selector for `selectors` on evloopd: level-triggered, made of Poll with a fence, and Rearm."""
 import errno
 import itertools
 import math
@@ -24,7 +24,7 @@ LONGEST_WAIT = 3600
 
 
 class Selector(selectors.BaseSelector):
-    """On a loop of its own, which keeps no history: nobody asks twice what was ready.
+    """A selector on a loop of its own. The loop keeps no history, because no event is read twice.
 
     `hand_over` gives a duplicate of a descriptor to the daemon and returns its slot.
     """
@@ -40,9 +40,9 @@ class Selector(selectors.BaseSelector):
         made = policies_grpc.PolicyServiceStub(channel).NewEventLoop(new).loop
         self.loop = common.LoopRef(loop_id=made.loop_id)
         self.cursor = common.Cursor(epoch=made.journal.epoch, seq=made.journal.newest_seq)
-        self.keys = {}  # by descriptor: its key and its watch
-        self.fds = {}  # by watch
-        self.fired = {}  # by watch: the Ready that was seen last, of those to be armed again
+        self.keys = {}  # descriptor: (key, watch id)
+        self.fds = {}  # watch id: descriptor
+        self.fired = {}  # watch id: seq of its last Ready; these are armed again by the next select
         self._poll([], 0)
 
     def register(self, fileobj, events, data=None):
@@ -86,7 +86,7 @@ class Selector(selectors.BaseSelector):
             found, stale = {}, False
             for event, fresh in self._poll(rearm, left):
                 self.fired[event.watch_id] = event.seq
-                # Found before this call, perhaps, and dealt with since: looked at once more.
+                # Perhaps the caller has handled this readiness since it was found: look once more.
                 stale |= not fresh
                 if fresh:
                     found[event.watch_id] = found.get(event.watch_id, 0) | mask(event.ready)
@@ -117,7 +117,7 @@ class Selector(selectors.BaseSelector):
         return watches.RearmItem(watch_id=watch, seq=seq, **directions(key.events))
 
     def _poll(self, rearm, timeout):
-        """The Ready events of what is registered, and whether this call's look has found them."""
+        """Returns the Ready events of registered descriptors, each with whether this call found it."""
         wait = Duration()
         wait.FromNanoseconds(math.ceil(timeout * 1e9))
         request = events.PollRequest(
@@ -134,7 +134,7 @@ class Selector(selectors.BaseSelector):
         told = []
         for event in answer.batch.events:
             if event.watch_id not in self.fds:
-                continue  # unregistered
+                continue  # the descriptor was unregistered
             if event.HasField("closed"):
                 raise OSError(errno.EBADF, f"the watch of descriptor {self.fds[event.watch_id]} is gone")
             told.append((event, event.monotonic_ns >= answer.looked_at_ns))

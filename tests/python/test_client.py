@@ -1,4 +1,4 @@
-"""What a stock grpcio client gets: run and resume, its own file descriptors, a selector."""
+"""A plain grpcio client: run and resume, watches on its own file descriptors, a selector."""
 import array
 import os
 import selectors
@@ -39,7 +39,7 @@ def channel(daemon):
 
 
 class RemoteSelector:
-    """`selectors` with the waiting done by evloopd: register, select, unregister."""
+    """A selector that waits in evloopd: register, select, unregister."""
 
     def __init__(self, channel):
         self.watches = watches_grpc.WatchServiceStub(channel)
@@ -51,7 +51,7 @@ class RemoteSelector:
         self.cursor = None
 
     def register(self, fileobj, mask):
-        """Watch a file descriptor of our own; returns the id of the watch."""
+        """Watches a file descriptor of this process and returns the id of the watch."""
         spec = watches.FdSpec(
             slot=hand_over(self.handover, fileobj),
             readable=bool(mask & selectors.EVENT_READ),
@@ -63,20 +63,20 @@ class RemoteSelector:
         return added.watch.watch_id
 
     def select(self, timeout=PATIENCE):
-        """{watch: mask} of what is ready, level-triggered: what fired before is armed again."""
+        """Returns {watch: mask} of ready descriptors. Level-triggered: watches that fired before are armed again."""
         rearm = [watches.RearmItem(watch_id=watch, seq=seq) for watch, seq in self.fired.items()]
         ready = self.poll(timeout, rearm)
         self.fired = {event.watch_id: event.seq for event in ready}
         return {event.watch_id: self.wanted[event.watch_id] & mask(event.ready) for event in ready}
 
     def unregister(self, watch):
-        """Nothing of the watch comes after the returned cursor."""
+        """Removes the watch and returns the cursor after which it has no events."""
         self.fired.pop(watch, None)
         ref = common.WatchRef(watch_id=watch)
         return self.watches.RemoveWatch(watches.RemoveWatchRequest(watch=ref), timeout=PATIENCE).removed
 
     def poll(self, timeout=PATIENCE, rearm=()):
-        """The Ready events after those polled before."""
+        """Returns the Ready events after those of earlier calls."""
         only_ready = events.Filter(kinds=[event_pb2.EVENT_KIND_READY])
         wait = Duration(seconds=timeout)
         while True:
@@ -91,13 +91,13 @@ class RemoteSelector:
             rearm = ()
 
     def rearm(self, watch, seq):
-        """Whether the watch was armed again after the Ready of that number."""
+        """Arms the watch again after the Ready with that seq; returns whether that was done."""
         request = watches.RearmRequest(items=[watches.RearmItem(watch_id=watch, seq=seq)])
         [armed] = self.watches.Rearm(request, timeout=PATIENCE).armed
         return armed
 
     def history(self, watch, after):
-        """All events of the watch so far."""
+        """Returns all events of the watch so far."""
         request = events.PollRequest(after=after, filter=events.Filter(watch_ids=[watch]))
         return list(self.events.Poll(request, timeout=PATIENCE).batch.events)
 
@@ -107,7 +107,7 @@ def mask(ready):
 
 
 def hand_over(path, fileobj):
-    """Give a duplicate of a file descriptor to the daemon; returns its slot."""
+    """Gives a duplicate of a file descriptor to the daemon and returns its slot."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as side:
         side.settimeout(PATIENCE)
         side.connect(path)
@@ -133,7 +133,7 @@ def test_a_second_client_joins_and_gets_the_same_output_and_exit_code(daemon, tm
     assert started.read_text() == "once\n"
 
 
-def test_words_that_are_not_utf_8_are_given_as_bytes(channel):
+def test_arguments_that_are_not_utf_8_are_given_as_bytes(channel):
     command = watches.ExecCommand(argv_bytes=[b"printf", b"%s", b"\xff\xfe"])
     request = processes.RunRequest(name="bytes", spec=watches.ProcessSpec(exec=command))
     messages = processes_grpc.ProcessServiceStub(channel).Run(request, timeout=PATIENCE)
@@ -153,7 +153,7 @@ def test_a_stream_that_was_broken_off_resumes_after_the_cursor(daemon, tmp_path)
             break
     first.close()
 
-    both_ends = os.open(gate, os.O_RDWR)  # waits for no reader
+    both_ends = os.open(gate, os.O_RDWR)  # with O_RDWR, the open does not wait for a reader
     os.write(both_ends, b"go\n")
     last = after.seq
     for cursor, event in client.run(daemon.socket, "resumed", argv, after):
@@ -176,7 +176,7 @@ def test_a_run_that_is_read_in_bursts_loses_nothing(daemon, channel):
     spec = watches.ProcessSpec(exec=watches.ExecCommand(argv=argv))
     stream = processes_grpc.ProcessServiceStub(channel).Run(processes.RunRequest(name="bursts", spec=spec))
     get = loops.GetLoopRequest(loop=common.LoopRef(loop_id=next(stream).header.loop_id))
-    # Over a connection of its own: the other one takes no more while its stream is not read.
+    # A connection of its own: while a stream is not read, its connection receives nothing more.
     own = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
     received, code = 0, None
 
@@ -195,7 +195,7 @@ def test_a_run_that_is_read_in_bursts_loses_nothing(daemon, channel):
         for _ in range(3):
             paused, deadline = [], time.monotonic() + PATIENCE
             while not paused:
-                assert time.monotonic() < deadline, "nobody waits for the reader"
+                assert time.monotonic() < deadline, "the process does not wait for its reader"
                 paused = watcher.GetLoop(get, timeout=PATIENCE).loop.journal.paused_sources
             assert [source.name for source in paused] == ["bursts"]
             assert paused[0].pause.reason == common.SOURCE_PAUSE_REASON_READERS
@@ -216,9 +216,9 @@ def test_a_handed_over_socket_is_ready_once_until_it_is_armed_again(channel):
         [first] = selector.poll()
         assert (first.watch_id, first.ready.readable) == (watch, True)
 
-        ours.send(b"2")  # silent: not armed
+        ours.send(b"2")  # no event: the watch is not armed
         assert selector.rearm(watch, first.seq)
-        [second] = selector.poll()  # at once: nobody has read
+        [second] = selector.poll()  # at once: the byte is still unread
         assert not selector.rearm(watch, first.seq)  # a later Ready exists
 
         assert theirs.recv(16) == b"12"
@@ -231,7 +231,7 @@ def test_a_handed_over_socket_is_ready_once_until_it_is_armed_again(channel):
         history = selector.history(watch, added)
         assert [event.WhichOneof("kind") for event in history] == ["ready"] * 3 + ["closed", "removed"]
         assert history[-1].seq == removed.seq
-        assert theirs.recv(16) == b"3"  # our own descriptor is as it was
+        assert theirs.recv(16) == b"3"  # this process still has its own descriptor
 
 
 def test_a_selector_registers_selects_and_unregisters(channel):
@@ -267,7 +267,7 @@ def test_without_the_authority_the_error_is_the_one_the_readme_names(daemon):
     assert "RST_STREAM with error code 1" in error.value.details()
 
 
-def test_a_deadline_holds_on_a_stopped_loop_and_what_is_answered_at_once_still_is(channel):
+def test_a_deadline_works_on_a_stopped_loop_and_other_calls_are_answered_at_once(channel):
     still = common.LoopRef(name="still")
     loop_service = loops_grpc.LoopServiceStub(channel)
     watch_service = watches_grpc.WatchServiceStub(channel)
@@ -285,7 +285,7 @@ def test_a_deadline_holds_on_a_stopped_loop_and_what_is_answered_at_once_still_i
     loop_service.CloseLoop(loops.CloseLoopRequest(loop=still), timeout=PATIENCE)
 
 
-def test_plain_trailers_say_why(channel):
+def test_plain_trailers_have_the_reason(channel):
     def refusal(call):
         with pytest.raises(grpc.RpcError) as refused:
             call()

@@ -1,4 +1,4 @@
-"""A selector over evloopd finds what `selectors.DefaultSelector` finds, on the same descriptors."""
+"""The selector on evloopd agrees with `selectors.DefaultSelector` on the same descriptors."""
 import array
 import contextlib
 import os
@@ -39,7 +39,7 @@ def ours(channel):
 
 
 def hand_over_as(side, fileobj):
-    """Give a duplicate in a slot of our own, and do not wait for the reply; returns the slot."""
+    """Gives a duplicate in a slot that this client chose, without waiting for the reply; returns the slot."""
     with contextlib.suppress(BlockingIOError):
         while reply := side.recv(4096):
             assert reply[0] == 0, reply
@@ -54,7 +54,7 @@ def found(selector, timeout=0):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_agrees_with_the_default_selector_whatever_is_done(ours, seed):
+def test_it_agrees_with_the_default_selector_after_random_steps(ours, seed):
     chance = random.Random(seed)
     pairs = [socket.socketpair() for _ in range(5)]
     for here, there in pairs:
@@ -91,7 +91,7 @@ def test_it_agrees_with_the_default_selector_whatever_is_done(ours, seed):
             assert {key.data for key in ours.get_map().values()} == registered
         for number, (here, there) in enumerate(pairs):
             there.close()
-            assert found(ours) == found(theirs), f"the peer of {number} is gone"
+            assert found(ours) == found(theirs), f"after the peer of {number} was closed"
     for here, _ in pairs:
         here.close()
 
@@ -125,7 +125,7 @@ def drink(stream):
         pass
 
 
-def test_it_waits_as_long_as_it_is_told_and_no_longer_than_needed(ours):
+def test_it_waits_for_the_timeout_and_no_longer_than_needed(ours):
     here, there = socket.socketpair()
     with here, there:
         ours.register(here, READ, "here")
@@ -137,7 +137,7 @@ def test_it_waits_as_long_as_it_is_told_and_no_longer_than_needed(ours):
         assert found(ours, PATIENCE) == {("here", READ)}
         assert time.monotonic() - began < PATIENCE
         later.join()
-        # What was found and is dealt with is not found again.
+        # Readiness that was found and then handled is not found again.
         there.send(b"y")
         assert here.recv(16) == b"xy"
         assert found(ours) == set()
@@ -147,7 +147,7 @@ def test_it_waits_as_long_as_it_is_told_and_no_longer_than_needed(ours):
             ours.modify(there, READ)
 
 
-def test_it_learns_that_a_watch_of_its_own_is_gone(ours):
+def test_it_reports_that_its_watch_was_removed(ours):
     here, there = socket.socketpair()
     with here, there:
         ours.register(here, READ)
