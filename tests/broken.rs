@@ -132,11 +132,7 @@ async fn closes(socket: &Path, policy: &str) {
     let exits = seen
         .iter()
         .filter(|e| matches!(e.kind, Some(Kind::Exited(_))));
-    assert_eq!(
-        exits.count(),
-        1,
-        "the killed child has one Exited"
-    );
+    assert_eq!(exits.count(), 1, "the killed child has one Exited");
 }
 
 #[test]

@@ -75,13 +75,19 @@ fn a_loop_does_not_sleep_while_its_mailbox_has_something() {
             sender.join().unwrap();
         }
         if waits {
-            assert!(is_rung(&bell), "the loop would sleep although its mailbox has something");
+            assert!(
+                is_rung(&bell),
+                "the loop would sleep although its mailbox has something"
+            );
         }
         let owed = u64::from(waker.awake() && slept);
         if owed > 0 {
             assert_eq!(bell.drain(), 1, "one write for all kicks");
         }
-        assert!(!is_rung(&bell), "the eventfd stays readable although every kick was drained");
+        assert!(
+            !is_rung(&bell),
+            "the eventfd stays readable although every kick was drained"
+        );
     });
 }
 
@@ -181,7 +187,10 @@ fn no_release_of_memory_is_missed() {
         };
         let left = committed.look(1, |committed| 1 - committed);
         let told = other.join().unwrap();
-        assert!(left == 1 || told, "the loop waits for memory, and nobody tells it of the release");
+        assert!(
+            left == 1 || told,
+            "the loop waits for memory, and nobody tells it of the release"
+        );
     });
 }
 

@@ -160,13 +160,19 @@ impl Recorder {
             Some(Ok(Message::Goodbye(goodbye))) => self.goodbye = Some(goodbye),
             Some(Ok(Message::Snapshot(snapshot))) => {
                 assert!(self.recording.batches.is_empty(), "a snapshot comes first");
-                assert!(!self.snapshot.last().is_some_and(|s| s.last), "a snapshot part after the last one");
+                assert!(
+                    !self.snapshot.last().is_some_and(|s| s.last),
+                    "a snapshot part after the last one"
+                );
                 self.snapshot.push(*snapshot);
             }
             Some(Ok(Message::Result(result))) => self.results.push_back(result),
             Some(Ok(Message::Batch(batch))) => {
                 assert!(self.goodbye.is_none(), "a batch after Goodbye");
-                let checker = self.checker.as_mut().expect("there is a checker until the stream ends");
+                let checker = self
+                    .checker
+                    .as_mut()
+                    .expect("there is a checker until the stream ends");
                 if let Err(violation) = checker.push(&batch) {
                     panic!("{violation}\nin {batch:?}\nafter {}", self.text());
                 }

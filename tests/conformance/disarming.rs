@@ -73,7 +73,10 @@ async fn a_disarmed_direction_is_silent_until_it_is_armed_again(scene: &mut Scen
     let (mut ours, _theirs, slot) = pair(scene).await;
     let id = scene.add(reader(slot)).await;
     assert!(scene.rearm(disarming(id)).await);
-    assert!(!scene.rearm(disarming(id)).await, "the reader is already disarmed");
+    assert!(
+        !scene.rearm(disarming(id)).await,
+        "the reader is already disarmed"
+    );
     assert_eq!(armed(scene, id).await, (false, false));
     ours.write_all(b"x").unwrap();
     look(scene).await;
@@ -86,8 +89,7 @@ async fn a_disarmed_direction_is_silent_until_it_is_armed_again(scene: &mut Scen
     assert!(scene.rearm(reading(id, 0)).await);
     scene.recorder.first(id, "ready").await;
     assert!(!scene.rearm(disarming(id)).await, "the reader has fired");
-    // A watch whose direction is armed again while the disarming ends can be removed like any
-    // other.
+    // A watch whose operation is being cancelled by the disarming is removed like any other.
     assert!(scene.rearm(reading(id, 0)).await);
     scene.rearm(disarming(id)).await;
     scene.remove(id).await;

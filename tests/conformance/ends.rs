@@ -82,13 +82,17 @@ async fn a_stopped_child_is_shown_as_such_and_ends_in_order(scene: &mut Scene) {
     let id = up(scene, spec).await;
     assert!(!scene.process(id).await.stopped);
     scene.send_signal(id, "SIGSTOP", SignalTarget::Group).await;
-    scene.process_until(id, "its stop", |s| s.stopped).await;
+    scene
+        .process_until(id, "the child to be stopped", |s| s.stopped)
+        .await;
     scene.send_signal(id, "SIGCONT", SignalTarget::Group).await;
     scene
         .process_until(id, "the child to continue", |s| !s.stopped)
         .await;
     scene.send_signal(id, "SIGSTOP", SignalTarget::Group).await;
-    scene.process_until(id, "its stop", |s| s.stopped).await;
+    scene
+        .process_until(id, "the child to be stopped", |s| s.stopped)
+        .await;
     scene.remove(id).await;
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
 }
@@ -98,7 +102,7 @@ async fn an_exit_on_a_stopped_loop_is_in_the_status_and_has_its_code(scene: &mut
     scene.stop().await;
     scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
     let ended = |s: &evloopd::proto::ProcessStatus| s.ended_untold && s.exited.is_none();
-    scene.process_until(id, "its end", ended).await;
+    scene.process_until(id, "the child to end", ended).await;
     scene.remove(id).await;
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
 }
@@ -107,8 +111,14 @@ async fn an_exit_on_a_stopped_loop_is_an_event_once_it_runs(scene: &mut Scene) {
     let id = up(scene, shell(ENDS_WITH_7)).await;
     let stopped = scene.stop().await;
     scene.send_signal(id, "SIGTERM", SignalTarget::Group).await;
-    scene.process_until(id, "its end", |s| s.ended_untold).await;
-    assert_eq!(scene.settle().await, stopped + 1, "a stopped loop appends no event of the child");
+    scene
+        .process_until(id, "the child to end", |s| s.ended_untold)
+        .await;
+    assert_eq!(
+        scene.settle().await,
+        stopped + 1,
+        "a stopped loop appends no event of the child"
+    );
     scene.run().await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(7)));
@@ -127,7 +137,9 @@ async fn an_exit_on_a_stopped_loop_is_an_event_although_nothing_else_happens(sce
     scene
         .send_signal(id, "SIGKILL", SignalTarget::Process)
         .await;
-    scene.process_until(id, "its end", |s| s.ended_untold).await;
+    scene
+        .process_until(id, "the child to end", |s| s.ended_untold)
+        .await;
     scene.run().await;
     assert_eq!(scene.exited(id).await.status, Some(Status::Signal(9)));
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
@@ -155,7 +167,7 @@ async fn a_child_that_was_ending_when_its_loop_was_stopped_has_its_exit_status(s
     };
     let mut watches = scene.daemon.watches();
     let removal = tokio::spawn(async move { watches.remove_watch(request).await });
-    within("its closing", async {
+    within("the watch to be closing", async {
         while scene.get(id).await.state() != WatchState::Closing {
             tokio::task::yield_now().await;
         }
@@ -303,5 +315,6 @@ async fn a_stream_that_is_read_past_the_grace_ends_with_its_watch(scene: &mut Sc
     scene.remove(id).await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Removed);
     assert_eq!(stream_ends(scene, id), [StreamEndReason::GraceExpired; 2]);
-    kill(number_said(scene, id), Signal::SIGKILL).expect("the process outside of the group was not killed");
+    kill(number_said(scene, id), Signal::SIGKILL)
+        .expect("the process outside of the group was not killed");
 }

@@ -244,7 +244,10 @@ async fn files_that_cannot_be_watched_are_refused(scene: &mut Scene) {
     let (a, b) = UnixStream::pair().unwrap();
     let file = std::fs::File::open("/etc/hostname").unwrap();
     let (reply, _) = handover.ask(b"evloopd1", &[a.as_fd(), file.as_fd(), b.as_fd()]);
-    assert_eq!(reply[0], CANNOT_BE_WATCHED, "one refused descriptor refuses all of them");
+    assert_eq!(
+        reply[0], CANNOT_BE_WATCHED,
+        "one refused descriptor refuses all of them"
+    );
     assert_eq!(scene.open_watches().await, 0);
     drop((a, file));
     let mut end = [0];

@@ -193,7 +193,8 @@ async fn a_grandchild_that_keeps_the_pipe_is_given_grace(scene: &mut Scene) {
     }
     let pid = String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap();
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the grandchild was not killed");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)
+        .expect("the grandchild was not killed");
 }
 
 async fn a_removed_child_is_ended_with_its_group(scene: &mut Scene) {
@@ -230,7 +231,10 @@ async fn a_child_may_be_kept(scene: &mut Scene) {
     scene.remove(id).await;
     let status = scene.exited(id).await.status;
     let unknown = matches!(status, Some(Status::Unknown(_)));
-    assert!(unknown, "the exit status of a kept child is unknown: {status:?}");
+    assert!(
+        unknown,
+        "the exit status of a kept child is unknown: {status:?}"
+    );
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the kept child runs on");
 }
 

@@ -75,7 +75,10 @@ async fn a_consumer_that_is_killed_and_started_again_misses_nothing() {
     let batches: Vec<_> = a.lives[0].recording().unwrap().batches;
     let settled = batches.iter().rev().nth(1).map_or(0, |batch| batch.through);
     let resumed = b.lives[0].header.after;
-    assert!(resumed >= settled, "{resumed}: more than one batch is sent again");
+    assert!(
+        resumed >= settled,
+        "{resumed}: more than one batch is sent again"
+    );
 
     for files in [&[&a_text][..], &[&b_text], &[&a_text, &b_text]] {
         let words: Vec<&str> = files.iter().map(|f| f.as_str()).collect();

@@ -98,7 +98,7 @@ async fn clients_of_a_daemon_that_does_not_answer_can_be_ended() {
     let (_dir, silent) = silent();
     let before_any_answer = Following::start(&silent, &run);
     let pid = before_any_answer.pid();
-    within("its handlers", catches(pid, Signal::SIGTERM)).await;
+    within("its signal handlers", catches(pid, Signal::SIGTERM)).await;
     before_any_answer.signal(Signal::SIGTERM);
     let ended = before_any_answer.ended().await;
     assert_eq!(ended.signal, Some(15), "{ended:?}");

@@ -77,7 +77,9 @@ async fn an_unnamed_program_ends_with_its_terminal() {
         drop(theirs);
         shows(&ours, "here").await;
         drop(ours);
-        within("its end", client.wait()).await.unwrap();
+        within("the end of the program", client.wait())
+            .await
+            .unwrap();
         let process = state(&daemon).await;
         assert_eq!(process["process"]["exited"]["signal"], 1, "{process}");
     }
@@ -130,7 +132,9 @@ async fn nohup_is_respected() {
     let pid = nix::unistd::Pid::from_raw(client.id().unwrap().try_into().unwrap());
     nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
     drop(client.stdin.take());
-    let status = within("its end", client.wait()).await.unwrap();
+    let status = within("the end of the program", client.wait())
+        .await
+        .unwrap();
     assert_eq!(status.code(), Some(5), "{status:?}");
 }
 

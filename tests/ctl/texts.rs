@@ -1,6 +1,5 @@
 //! Texts from clients that imitate something else: what people see of them, and what scripts get.
 /// Another line, a cleared screen, a C1 escape, reversed text, and invisible characters.
-
 use evloopd::text::is_hidden;
 use serde_json::Value;
 

@@ -138,7 +138,10 @@ async fn a_run_loses_nothing_however_fast_the_child_is() {
         let stage = Stage::new(case).await;
         whole(stage.run("fast").await).await;
         let journal = stage.journal().await;
-        assert!(journal.trimmed > 0, "the output was larger than the journal");
+        assert!(
+            journal.trimmed > 0,
+            "the output was larger than the journal"
+        );
         assert_eq!((journal.unread_bytes, journal.readers_let_go), (0, 0));
     }
 }

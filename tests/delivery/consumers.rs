@@ -50,7 +50,11 @@ async fn delete(scene: &Scene, name: &str) -> Result<u64, tonic::Status> {
         ..DeleteConsumerRequest::default()
     };
     let answer = scene.daemon.events().delete_consumer(request).await?;
-    Ok(answer.into_inner().acked.expect("the acknowledged cursor").seq)
+    Ok(answer
+        .into_inner()
+        .acked
+        .expect("the acknowledged cursor")
+        .seq)
 }
 
 fn oldest() -> Option<create_consumer_request::Start> {

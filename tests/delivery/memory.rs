@@ -155,9 +155,10 @@ async fn kept_events_of_many_watches_count_with_their_full_cost() {
         let answer = daemon.loops().get_loop(request).await.unwrap().into_inner();
         answer.r#loop.unwrap().journal.unwrap().newest_seq
     };
-    crate::common::within("the journal to be full of events that the watches keep", async {
-        while newest().await < 400_000 {}
-    })
+    crate::common::within(
+        "the journal to be full of events that the watches keep",
+        async { while newest().await < 400_000 {} },
+    )
     .await;
     let after = daemon.status().await;
     let grown = after.rss_bytes().saturating_sub(before.rss_bytes());

@@ -63,7 +63,11 @@ pub(crate) async fn ack(scene: &Scene, name: &str, seq: u64) -> Result<u64, toni
         ..AckRequest::default()
     };
     let answer = scene.daemon.events().ack(request).await?;
-    Ok(answer.into_inner().acked.expect("the acknowledged cursor").seq)
+    Ok(answer
+        .into_inner()
+        .acked
+        .expect("the acknowledged cursor")
+        .seq)
 }
 
 pub(crate) async fn status(scene: &Scene) -> JournalStatus {

@@ -52,11 +52,7 @@ async fn a_snapshot_and_the_events_after_it_tell_every_change_once() {
     );
     follower.first(later, "added").await;
     let old = follower.recording.events().filter(|e| e.watch_id == timer);
-    assert_eq!(
-        old.count(),
-        0,
-        "no event repeats what the snapshot has"
-    );
+    assert_eq!(old.count(), 0, "no event repeats what the snapshot has");
     scene.finish().await;
 }
 

@@ -323,7 +323,10 @@ async fn attributes_without_the_privilege_are_refused_by_step_and_nothing_runs()
         let list = task.unwrap().path().join("children");
         children += &std::fs::read_to_string(list).unwrap_or_default();
     }
-    assert_eq!(children, "", "a child of the daemon is left, perhaps as a zombie");
+    assert_eq!(
+        children, "",
+        "a child of the daemon is left, perhaps as a zombie"
+    );
     assert_eq!(scene.open_watches().await, 0);
     scene.finish().await;
 }

@@ -9,7 +9,10 @@ async fn check_config(config: &str) -> (Option<i32>, String) {
     let status = within("the check", check.arg("--check-config").status())
         .await
         .unwrap();
-    assert!(!dir.path().join("evloopd.sock").exists(), "a check makes no socket");
+    assert!(
+        !dir.path().join("evloopd.sock").exists(),
+        "a check makes no socket"
+    );
     (status.code(), log(dir.path()))
 }
 

@@ -142,6 +142,9 @@ async fn without_a_free_descriptor_calls_fail_with_emfile_and_use_up_no_slot() {
         scene.closed(id).await;
     }
     let none = |s: &GetStatusResponse| s.open_fds == Some(empty);
-    scene.daemon.until("as few open descriptors as at the start", none).await;
+    scene
+        .daemon
+        .until("as few open descriptors as at the start", none)
+        .await;
     scene.finish().await;
 }

@@ -315,7 +315,10 @@ async fn a_drained_pipe_is_read_slowly_and_up_to_its_limit() {
     let id = scene.spawn(flood()).await;
     scene.closed(id).await;
     let bytes = |s: &GetStatusResponse| s.drained_bytes >= 4 << 20;
-    scene.daemon.until("the limit of drained bytes", bytes).await;
+    scene
+        .daemon
+        .until("the limit of drained bytes", bytes)
+        .await;
     // The daemon waits a millisecond between reads of 64 KiB.
     assert!(started.elapsed() >= Duration::from_millis((4 << 20) / (64 << 10) - 1));
     let closed = |s: &GetStatusResponse| s.drained_pipes == 0;

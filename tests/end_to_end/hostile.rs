@@ -182,7 +182,9 @@ async fn strangers_cannot_flood_the_log() {
     over.store(true, Ordering::Relaxed);
     let count = flood.join().unwrap();
     let same = |s: &GetStatusResponse| s.open_fds.is_some_and(|now| now <= before);
-    daemon.until("all refused connections to be closed", same).await;
+    daemon
+        .until("all refused connections to be closed", same)
+        .await;
     let log = daemon.log();
     let seconds = started.elapsed().as_secs() + 1;
     let lines = log.matches("denied").count();

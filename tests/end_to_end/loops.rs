@@ -297,7 +297,7 @@ async fn closed_loops_hold_no_descriptors_and_no_threads() {
             assert!(!batch.unwrap().events.is_empty());
         }
         daemon
-            .until("as before", |status| {
+            .until("the counts to be as before", |status| {
                 status.open_fds <= fds_before && threads() <= threads_before
             })
             .await;

@@ -224,7 +224,9 @@ async fn answers_that_are_not_taken_stay_within_the_memory() {
     drop((waiting, clients));
     scene
         .daemon
-        .until("as before", |status| status.request_bytes < LITTLE)
+        .until("the counts to be as before", |status| {
+            status.request_bytes < LITTLE
+        })
         .await;
 }
 
@@ -267,7 +269,7 @@ async fn waiting_polls_stay_within_the_memory() {
     drop(clients);
     scene
         .daemon
-        .until("as before", |status| {
+        .until("the counts to be as before", |status| {
             status.poll_bytes == 0 && status.open_fds <= before.open_fds
         })
         .await;
@@ -382,7 +384,9 @@ async fn unread_snapshots_stay_within_the_memory() {
     drop((waiting, client));
     scene
         .daemon
-        .until("as before", |status| status.snapshot_bytes == 0)
+        .until("the counts to be as before", |status| {
+            status.snapshot_bytes == 0
+        })
         .await;
 }
 
@@ -429,7 +433,9 @@ async fn connections_of_stopped_clients_are_closed() {
     assert!(neighbour().await < SOON);
     scene
         .daemon
-        .until("as before", |status| status.open_fds <= before.open_fds)
+        .until("the counts to be as before", |status| {
+            status.open_fds <= before.open_fds
+        })
         .await;
     drop(stopped);
 }

@@ -82,7 +82,9 @@ async fn a_slot_given_twice_is_refused_with_all_of_its_request() {
     }
     scene
         .daemon
-        .until("the refused descriptors to be closed", |status| status.open_fds == Some(before))
+        .until("the refused descriptors to be closed", |status| {
+            status.open_fds == Some(before)
+        })
         .await;
     let id = scene.add(reader(slot(1))).await;
     drop(ours);
@@ -127,12 +129,18 @@ async fn slots_that_are_never_filled_are_refused_and_delay_no_other_call() {
     let started = Instant::now();
     let answer = scene.daemon.watches().batch_add_watches(batch).await;
     assert_eq!(answer.unwrap().into_inner().results.len(), 100);
-    assert!(started.elapsed() < SOON, "the slots of a batch are waited for together");
+    assert!(
+        started.elapsed() < SOON,
+        "the slots of a batch are waited for together"
+    );
     assert_eq!(scene.daemon.open_fds().await, connected);
     drop(hostile);
     scene
         .daemon
-        .until("the descriptors of the hostile client to be closed", |status| status.open_fds == Some(before))
+        .until(
+            "the descriptors of the hostile client to be closed",
+            |status| status.open_fds == Some(before),
+        )
         .await;
     scene.finish().await;
 }

@@ -209,7 +209,11 @@ async fn a_fence_reports_everything_that_is_ready_now() {
         // A stopped loop does not look at its sources, but answers.
         scene.stop().await;
         let answer = poll(&scene, look(seen, Vec::new())).await.unwrap();
-        assert_eq!(answer.batch.unwrap().events.len(), 1, "the event that the loop stopped");
+        assert_eq!(
+            answer.batch.unwrap().events.len(),
+            1,
+            "the event that the loop stopped"
+        );
         scene.run().await;
         for id in ids {
             scene.remove(id).await;

@@ -163,7 +163,9 @@ async fn children_from_before_the_daemon_was_executed_are_reaped() {
     let daemon = Daemon::start_by(&["sh", "-c", before, "sh"], CONFIG).await;
     let evloopd = daemon.pid();
     let inherited = children(evloopd, evloopd);
-    let inherited = *inherited.last().expect("the inherited child that still runs");
+    let inherited = *inherited
+        .last()
+        .expect("the inherited child that still runs");
     let mut scene = Scene::new(daemon, "", "").await;
     every_exit_is_the_childs_own(&mut scene, evloopd).await;
     kill(inherited, Signal::SIGKILL).unwrap();

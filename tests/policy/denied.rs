@@ -81,7 +81,9 @@ async fn a_configured_loop_without_an_available_backend_fails_the_check() {
         if check {
             command.arg("--check-config");
         }
-        let status = within("its end", command.status()).await.unwrap();
+        let status = within("the end of the program", command.status())
+            .await
+            .unwrap();
         let said = log(dir.path());
         assert_eq!(status.code(), Some(2), "{said}");
         assert!(said.contains("evloopd.toml:6: loop[1].policy: "), "{said}");
@@ -176,13 +178,17 @@ async fn without_group_signals_by_pidfd_the_whole_group_ends_with_its_watch() {
         }
         scene.remove(id).await;
         reading.await;
-        assert!(nix::sys::signal::kill(pid, None).is_err(), "the leader was reaped");
+        assert!(
+            nix::sys::signal::kill(pid, None).is_err(),
+            "the leader was reaped"
+        );
         scene.finish().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_group_signals_by_pidfd_a_group_is_signalled_by_number_until_its_leader_is_reaped() {
+async fn without_group_signals_by_pidfd_a_group_is_signalled_by_number_until_its_leader_is_reaped()
+{
     let mut scene = Scene::new(before_6_9().await, "", "").await;
     let spec = ProcessSpec {
         after_grace: AfterGrace::KeepReading.into(),

@@ -48,7 +48,11 @@ async fn loops_of_a_process_end_with_it_and_so_do_their_children() {
     for recorder in [&mut one, &mut two] {
         assert_eq!(recorder.end().await.reason(), GoodbyeReason::LoopClosed);
     }
-    assert_eq!(test_kill_process(pid), Err(Errno::SRCH), "its child");
+    assert_eq!(
+        test_kill_process(pid),
+        Err(Errno::SRCH),
+        "the child is gone"
+    );
     assert_eq!(loops(&daemon).await, ["stays"]);
     drop((one, two));
     daemon
@@ -69,7 +73,9 @@ async fn a_process_that_ends_during_its_call_leaves_no_loop() {
         assert_eq!(other.told(), "asking");
     }
     let gone = |status: &GetStatusResponse| status.loops == 0 && status.open_fds == Some(fds);
-    daemon.until("the loops of the processes to be gone", gone).await;
+    daemon
+        .until("the loops of the processes to be gone", gone)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -112,6 +118,8 @@ async fn loops_that_were_closed_are_not_remembered_for_their_process() {
     }
     // The daemon does not watch the process any more either: its pidfd is closed.
     let gone = |status: &GetStatusResponse| status.loops == 0 && status.open_fds == Some(fds);
-    daemon.until("the loops and the pidfd to be gone", gone).await;
+    daemon
+        .until("the loops and the pidfd to be gone", gone)
+        .await;
     assert!(bound(&daemon, "again", Lifetime::Process).await.unwrap());
 }

@@ -114,5 +114,9 @@ async fn set_policy(
         ..SetEventLoopPolicyRequest::default()
     };
     let answer = daemon.policies().set_event_loop_policy(request).await?;
-    Ok(answer.into_inner().policy.expect("the policy in force").name)
+    Ok(answer
+        .into_inner()
+        .policy
+        .expect("the policy in force")
+        .name)
 }
