@@ -82,7 +82,11 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         Capability::up_to("watched_fds", watched_fds.0, watched_fds.1),
         Capability::yes("unix_socket"),
         Capability::yes("character_device"),
-        Capability::up_to("child_watcher", 0, "pidfd, sigchld or thread: the policy chooses"),
+        Capability::up_to(
+            "child_watcher",
+            0,
+            "pidfd, sigchld or thread: the policy chooses",
+        ),
         read_at,
         Capability::up_to(
             "clock_resolution_ns",

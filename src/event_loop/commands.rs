@@ -92,8 +92,8 @@ impl Posting {
 impl EventLoop {
     fn find(&self, name: &WatchName) -> Result<usize> {
         let slot = match name {
-            WatchName::Id(id) => self.by_id.get(&self.records, *id),
-            WatchName::Name(name) => self.by_name.get(name.as_str()).copied(),
+            WatchName::Id(id) => self.watches.by_id(*id),
+            WatchName::Name(name) => self.watches.by_name(name),
         };
         slot.ok_or_else(|| Error::WatchNotFound {
             on: self.shared.full_name.clone(),
@@ -104,7 +104,7 @@ impl EventLoop {
     /// The slot of an open watch.
     fn find_open(&self, name: &WatchName) -> Result<usize> {
         let slot = self.find(name)?;
-        let record = &self.records[slot];
+        let record = &self.watches[slot];
         if record.is_closed() {
             return Err(Error::WatchClosed { watch: record.id() });
         }
@@ -127,7 +127,7 @@ impl EventLoop {
         name: &WatchName,
         ask: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
     ) -> Result<R> {
-        let record = &self.records[self.find_open(name)?];
+        let record = &self.watches[self.find_open(name)?];
         if record.seat.end.is_some() {
             return Err(Error::WatchClosed { watch: record.id() });
         }
@@ -136,7 +136,7 @@ impl EventLoop {
 
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
         let slot = self.find(name)?;
-        Ok(self.records[slot].view(&self.shared.journal))
+        Ok(self.watches[slot].view(&self.shared.journal))
     }
 
     /// One step of a page: at most `max` watches, and no more once they have so many bytes.
@@ -144,7 +144,7 @@ impl EventLoop {
         let mut page = Part::default();
         let mut last = after;
         for looked_at in 0.. {
-            let Some(id) = self.by_id.next_after(last) else {
+            let Some(id) = self.watches.next_after(last) else {
                 break;
             };
             if looked_at == LIST_LOOKS || page.items.len() == STEP {
@@ -152,10 +152,10 @@ impl EventLoop {
                 break;
             }
             let before = std::mem::replace(&mut last, id);
-            let Some(slot) = self.by_id.get(&self.records, id) else {
+            let Some(slot) = self.watches.by_id(id) else {
                 continue;
             };
-            let record = &self.records[slot];
+            let record = &self.watches[slot];
             let labelled = |(k, v): (&String, &String)| {
                 let labels = record.labels();
                 labels.is_some_and(|labels| labels.get(k) == Some(v))
@@ -229,7 +229,7 @@ impl EventLoop {
         let abortable = self.ask(name, |watch, _| Ok(watch.can_abort()));
         match abortable.and_then(|can| Ok((can, self.find_open(name)?))) {
             Ok((true, slot)) => {
-                self.records[slot].make_rare().on_closed.push(reply);
+                self.watches[slot].make_rare().on_closed.push(reply);
                 self.tell(slot, |watch, cx| watch.abort(cx));
             }
             Ok((false, _)) => {
@@ -243,12 +243,12 @@ impl EventLoop {
     pub(super) fn take_fd(&mut self, name: &WatchName, reply: Reply<TakenFd>) {
         let takeable = self.ask(name, |watch, _| watch.takeable());
         match takeable.and_then(|found| Ok((found, self.find_open(name)?))) {
-            Ok((_, slot)) if self.records[slot].seat.end.is_some() => {
-                let watch = self.records[slot].id();
+            Ok((_, slot)) if self.watches[slot].seat.end.is_some() => {
+                let watch = self.watches[slot].id();
                 self.reply(reply, Err(Error::WatchClosed { watch }));
             }
             Ok((source, slot)) => {
-                self.records[slot].make_rare().take = Some((source, reply));
+                self.watches[slot].make_rare().take = Some((source, reply));
                 self.end(slot, CloseReason::FdTaken);
             }
             Err(error) => self.reply(reply, Err(error)),

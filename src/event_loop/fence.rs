@@ -94,7 +94,7 @@ impl EventLoop {
         let seen = found == 0 && self.driver.has_looked();
         // A turn gets to at least so many, each when it is its turn.
         let least = self.limits.turn_events.min(BEHIND.completions);
-        let most = TURNS_MAX + 2 * self.records.len() / least;
+        let most = TURNS_MAX + 2 * self.watches.len() / least;
         for mut fence in std::mem::take(&mut self.fences) {
             let Some(since) = fence.since else {
                 self.fences.push(fence);

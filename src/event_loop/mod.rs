@@ -5,7 +5,7 @@
 //! starts is seen by a later one. Events and the replies to commands leave together
 //! at its end: a reply is sent after its effect is readable.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
@@ -35,6 +34,7 @@ mod fence;
 mod handle;
 mod index;
 mod ledger;
+mod life;
 mod mailbox;
 mod pressure;
 mod realtime;
@@ -51,18 +51,17 @@ pub use adding::Added;
 pub use commands::{Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
-use index::Index;
 use ledger::Ledger;
 use mailbox::{LoopNotifier, Mailbox, Message, Reply};
 use pressure::{EVENT_OVERHEAD, PausedKey};
 use realtime::CLOCK;
-use record::Record;
 pub use record::{Lifetime, Registration, TakenFd};
 use registration::Pending;
 use snapshot::Snapshots;
 pub use snapshot::{Part, Snapshot, Wanted};
 use sweeps::{STEP, Sweep, Walk};
 use timers::Timers;
+use watches::Watches;
 
 /// How much later than asked for the kernel may end a short wait of a loop, nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
@@ -130,20 +129,10 @@ pub(super) struct EventLoop {
     state: LoopState,
     /// Told the cursor of the loop's last event.
     closing: Option<Vec<Reply<crate::event::Cursor>>>,
-    records: Slab<Record>,
-    generation: u32,
-    next_watch: u64,
-    by_id: Index,
-    by_name: HashMap<Arc<str>, usize>,
+    watches: Watches,
     pending: HashMap<u64, Pending>,
     pending_names: HashMap<Arc<str>, u64>,
     next_ticket: u64,
-    /// Watches bound to a client process, by its id.
-    clients: HashMap<ProcessKey, HashSet<Key>>,
-    /// Closed watches, by when they are removed (monotonic).
-    expiries: BTreeSet<(u64, Key)>,
-    /// Watches whose cancelled operations have not all ended.
-    torn_down: usize,
     clock_source: Option<SourceId>,
     /// It was tried, at least: once is enough to warn.
     clock_followed: bool,
@@ -249,17 +238,10 @@ impl EventLoop {
             now,
             state: LoopState::Created,
             closing: None,
-            records: Slab::new(),
-            generation: 0,
-            next_watch: 1,
-            by_id: Index::default(),
-            by_name: HashMap::new(),
+            watches: Watches::default(),
             pending: HashMap::new(),
             pending_names: HashMap::new(),
             next_ticket: 0,
-            clients: HashMap::new(),
-            expiries: BTreeSet::new(),
-            torn_down: 0,
             clock_source: None,
             clock_followed: false,
             adoptions: Vec::new(),
@@ -386,10 +368,10 @@ impl EventLoop {
             self.clock_was_set();
             return;
         }
-        let Some(slot) = self.slot(completion.id.watch) else {
+        let Some(slot) = self.watches.slot(completion.id.watch) else {
             return;
         };
-        let record = &mut self.records[slot];
+        let record = &mut self.watches[slot];
         if completion.last {
             let lane = completion.id.lane;
             record.seat.ops.retain(|(live, _)| *live != lane);
@@ -404,8 +386,10 @@ impl EventLoop {
             let Some((key, id)) = self.timers.due(self.now) else {
                 break;
             };
-            let Some(slot) = self.slot(key) else { continue };
-            let record = &mut self.records[slot];
+            let Some(slot) = self.watches.slot(key) else {
+                continue;
+            };
+            let record = &mut self.watches[slot];
             if record.alarm == Some(id) {
                 record.alarm = None;
                 record.seat.alarm = None;
@@ -426,12 +410,12 @@ impl EventLoop {
 
     /// Whether a watch is told of what was done elsewhere: also on a stopped loop if it ends.
     fn hears(&self, key: Key) -> bool {
-        let closing = |slot| self.records[slot].closing;
-        self.takes_in() || self.slot(key).is_some_and(closing)
+        let closing = |slot| self.watches[slot].closing;
+        self.takes_in() || self.watches.slot(key).is_some_and(closing)
     }
 
     fn notice(&mut self, key: Key, notice: Notice) {
-        if let Some(slot) = self.slot(key) {
+        if let Some(slot) = self.watches.slot(key) {
             self.tell(slot, |watch, cx| watch.notice(cx, notice));
         }
     }
@@ -456,8 +440,7 @@ impl EventLoop {
         self.outbox.commit();
         let shared = &self.shared;
         shared.turns.fetch_add(1, Ordering::Relaxed);
-        let watches = self.records.len();
-        let open = watches - self.expiries.len();
+        let (watches, open) = (self.watches.len(), self.watches.open());
         shared.watches.store(watches as u64, Ordering::Relaxed);
         shared.open_watches.store(open as u64, Ordering::Relaxed);
         for reply in self.replies.drain(..) {
@@ -468,11 +451,5 @@ impl EventLoop {
     /// Sends a result at the end of the turn.
     fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T>) {
         self.replies.push(Box::new(move || reply.send(result)));
-    }
-
-    fn slot(&self, key: Key) -> Option<usize> {
-        let slot = key.slot as usize;
-        let record = self.records.get(slot)?;
-        (record.seat.key == key).then_some(slot)
     }
 }

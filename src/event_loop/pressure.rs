@@ -119,7 +119,7 @@ impl EventLoop {
         {
             self.step_left -= 1;
             if self.full.is_none()
-                && let Some(slot) = self.by_id.get(&self.records, watch)
+                && let Some(slot) = self.watches.by_id(watch)
             {
                 self.pause_alone(slot);
             }
@@ -129,7 +129,7 @@ impl EventLoop {
 
     /// Pauses the source of a watch that waits for somebody alone; others' go on.
     pub(super) fn pause_alone(&mut self, slot: usize) {
-        let Some(record) = self.records.get(slot) else {
+        let Some(record) = self.watches.get(slot) else {
             return;
         };
         match self.outbox.waits_for(record.id()) {
@@ -142,7 +142,7 @@ impl EventLoop {
     pub(super) fn pause_source(&mut self, slot: usize, reason: SourcePauseReason) {
         let since = Some(clock::timestamp(self.now.realtime));
         let has_source = self.tell(slot, |watch, cx| watch.hold(cx, true));
-        let Some(record) = self.records.get_mut(slot) else {
+        let Some(record) = self.watches.get_mut(slot) else {
             return;
         };
         if has_source != Some(true) || record.is_closed() {
@@ -164,7 +164,7 @@ impl EventLoop {
 
     fn resume_source(&mut self, slot: usize) {
         self.keep(slot);
-        if let Some(record) = self.records.get_mut(slot)
+        if let Some(record) = self.watches.get_mut(slot)
             && let Some(pause) = record.unpause()
         {
             let key = paused_key(record.id(), &pause);

@@ -129,13 +129,13 @@ pub(super) struct Rare {
     /// Told the cursor of `Closed`.
     pub(super) on_closed: Vec<Reply<Cursor>>,
     pub(super) take: Option<(SourceId, Reply<TakenFd>)>,
-    /// Present once it is closed.
-    pub(super) over: Option<Over>,
+    /// How it closed; present once it has.
+    pub(super) ending: Option<Ending>,
 }
 
-/// How it closed.
+/// How a watch closed.
 #[derive(Debug)]
-pub(super) struct Over {
+pub(super) struct Ending {
     pub(super) closed: Closed,
     pub(super) seq: u64,
     pub(super) at: Now,
@@ -165,12 +165,13 @@ impl Record {
         self.rare.get_or_insert_default()
     }
 
-    pub(super) fn over(&self) -> Option<&Over> {
-        self.rare()?.over.as_ref()
+    /// How it closed; `None` while it is open.
+    pub(super) fn ending(&self) -> Option<&Ending> {
+        self.rare()?.ending.as_ref()
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.over().is_some()
+        self.ending().is_some()
     }
 
     pub(super) const fn id(&self) -> u64 {
@@ -212,10 +213,10 @@ impl Record {
 
     /// As shown to clients.
     pub(super) fn view(&self, journal: &Journal) -> proto::Watch {
-        let (state, over) = match self.over() {
+        let (state, ending) = match self.ending() {
             None if self.closing => (proto::WatchState::Closing, None),
             None => (proto::WatchState::Open, None),
-            over => (proto::WatchState::Closed, over),
+            ending => (proto::WatchState::Closed, ending),
         };
         proto::Watch {
             watch_id: self.id(),
@@ -227,9 +228,9 @@ impl Record {
             spec: self.spec.as_ref().map(Encoded::decode),
             created: Some(clock::timestamp(self.created)),
             added: Some(journal.cursor(self.added).into()),
-            closed: over.map(|over| over.closed.clone()),
-            closed_at: over.map(|over| clock::timestamp(over.at.realtime)),
-            closed_cursor: over.map(|over| journal.cursor(over.seq).into()),
+            closed: ending.map(|ending| ending.closed.clone()),
+            closed_at: ending.map(|ending| clock::timestamp(ending.at.realtime)),
+            closed_cursor: ending.map(|ending| journal.cursor(ending.seq).into()),
             survives: proto::Survives::Nothing.into(),
             lifetime: lifetime(self.lifetime.process()).into(),
             parent_watch_id: self.rare().map_or(0, |rare| rare.parent),

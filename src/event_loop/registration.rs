@@ -91,7 +91,7 @@ impl EventLoop {
     pub(super) fn reserve(&mut self, registration: &Registration) -> Result<Reserved> {
         self.check_open()?;
         if let Some(name) = &registration.name {
-            if let Some(&slot) = self.by_name.get(name) {
+            if let Some(slot) = self.watches.by_name(name) {
                 return self.existing(slot, registration);
             }
             if let Some(pending) = self.pending_names.get(name)
@@ -144,7 +144,7 @@ impl EventLoop {
     }
 
     fn existing(&self, slot: usize, registration: &Registration) -> Result<Reserved> {
-        let record = &self.records[slot];
+        let record = &self.watches[slot];
         let taken = |differs: Option<String>| Error::NameTaken {
             what: "watch",
             name: record.name_text(),
@@ -183,13 +183,13 @@ impl EventLoop {
         if let Some(name) = &pending.name {
             self.pending_names.remove(name);
         }
-        let id = self.next_watch;
+        let id = self.watches.next_id();
         let journal = &self.shared.journal;
         let attached = registration.attached;
         let reader = attached.then(|| journal.reader_from_birth(id, self.outbox.newest()));
         let slot = self.insert(registration, watch, 0);
         let gone = Error::Internal("a watch went as it came");
-        let record = self.records.get(slot).filter(|record| record.id() == id);
+        let record = self.watches.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
             watch: record.ok_or(gone)?.view(&self.shared.journal),
             existed: false,

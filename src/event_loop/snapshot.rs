@@ -65,7 +65,7 @@ impl Handle {
     pub async fn snapshot(&self, wanted: Wanted) -> Result<Snapshot> {
         let on = self.clone();
         let open = move |event_loop: &mut EventLoop| {
-            let number = event_loop.snapshots.open(event_loop.next_watch - 1);
+            let number = event_loop.snapshots.open(event_loop.watches.last_id());
             // From here on it ends when it is dropped, also if nobody waits for it any more.
             Ok(Snapshot {
                 on,
@@ -363,7 +363,7 @@ impl EventLoop {
         if self.snapshots.open.is_empty() {
             return;
         }
-        let Some(record) = self.records.get(slot) else {
+        let Some(record) = self.watches.get(slot) else {
             return;
         };
         if let Some(wanted_by) = self.snapshots.wanted_by(record.id()) {
@@ -373,12 +373,12 @@ impl EventLoop {
     }
 
     fn snapshot_part(&mut self, number: u64, bytes: usize, wanted: &Wanted) -> Result<Part> {
-        let (by_id, records) = (&self.by_id, &self.records);
+        let watches = &self.watches;
         let view = |id| {
-            let record = records.get(by_id.get(records, id)?)?;
+            let record = watches.get(watches.by_id(id)?)?;
             Some(record.view(&self.shared.journal))
         };
-        let next = |after| by_id.next_after(after);
+        let next = |after| watches.next_after(after);
         self.snapshots.part(number, bytes, wanted, next, view)
     }
 

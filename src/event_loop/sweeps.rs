@@ -5,7 +5,7 @@ use rustix::io::Errno;
 
 use super::{EventLoop, Reply};
 use crate::access::ProcessKey;
-use crate::driver::{Completion, Done, Key, OpId};
+use crate::driver::{Completion, Done, OpId};
 use crate::event::{CloseReason, LoopState};
 use crate::watch::Teardown;
 
@@ -129,12 +129,12 @@ impl EventLoop {
             return self.client_ended(process).then_some(walk);
         }
         let mut looks = self.step_left * FREE_AT_ONCE;
-        while let Some(slot) = walk.slot(self.records.capacity()) {
+        while let Some(slot) = walk.slot(self.watches.slots()) {
             if self.step_left == 0 || looks == 0 {
                 return Some(walk);
             }
             looks -= 1;
-            if self.records.contains(slot) {
+            if self.watches.contains(slot) {
                 self.step_left -= 1;
                 self.visit(slot, &walk.sweep);
             }
@@ -164,7 +164,7 @@ impl EventLoop {
     fn end_broken(&mut self, slot: usize, reason: CloseReason, errno: Errno) {
         self.tell(slot, |_, cx| cx.fail(errno, "wait"));
         self.end(slot, reason);
-        let Some(record) = self.records.get(slot) else {
+        let Some(record) = self.watches.get(slot) else {
             return;
         };
         let (watch, live) = (record.seat.key, record.seat.ops.clone());
@@ -178,7 +178,7 @@ impl EventLoop {
     }
 
     fn end_unpolled(&mut self, slot: usize) {
-        let record = &self.records[slot];
+        let record = &self.watches[slot];
         let ending = record.closing && !record.is_closed() && !record.seat.finished;
         if ending && !self.is_polled() {
             self.tell(slot, |watch, cx| {
@@ -191,20 +191,10 @@ impl EventLoop {
 
     /// The client process ended, and with it what was bound to it. Says whether there is more.
     fn client_ended(&mut self, process: ProcessKey) -> bool {
-        let Some(bound) = self.clients.get_mut(&process) else {
-            return false;
-        };
-        let step: Vec<Key> = bound.iter().take(self.step_left).copied().collect();
+        let (step, more) = self.watches.unbind(process, self.step_left);
         self.step_left -= step.len();
-        for key in &step {
-            bound.remove(key);
-        }
-        let more = !bound.is_empty();
-        if !more {
-            self.clients.remove(&process);
-        }
         for key in step {
-            if let Some(slot) = self.slot(key) {
+            if let Some(slot) = self.watches.slot(key) {
                 self.end(slot, CloseReason::ProcessEnded);
             }
         }
@@ -213,8 +203,7 @@ impl EventLoop {
 
     /// The closing loop has no open watch any more, but closed ones to remove.
     fn is_emptying(&self) -> bool {
-        let all_closed = self.records.len() == self.expiries.len();
-        self.closing.is_some() && !self.is_ending() && all_closed
+        self.closing.is_some() && !self.is_ending() && self.watches.open() == 0
     }
 
     /// Once a closing loop has no open watch: removes the rest, and it is closed.
@@ -223,15 +212,12 @@ impl EventLoop {
             return;
         }
         while self.step_left > 0
-            && let Some((_, key)) = self.expiries.first().copied()
+            && let Some(slot) = self.watches.next_to_expire()
         {
             self.step_left -= 1;
-            match self.slot(key) {
-                Some(slot) => self.remove(slot),
-                None => drop(self.expiries.pop_first()),
-            }
+            self.remove(slot);
         }
-        if !self.records.is_empty() {
+        if self.watches.len() > 0 {
             return;
         }
         let replies = self.closing.take().unwrap_or_default();

@@ -29,7 +29,7 @@ impl EventLoop {
     pub(super) fn until_next(&self) -> Option<Duration> {
         let now = Now::sample();
         let timer = self.timers.next_in(now).filter(|_| self.is_polled());
-        let expiry = self.expiries.first().map(|(at, _)| *at);
+        let expiry = self.watches.next_expiry();
         let expiries = expiry.into_iter().chain(self.outbox.next_expiry());
         timer
             .into_iter()
@@ -47,7 +47,7 @@ impl EventLoop {
             let budget = self.budget();
             return self.driver.turn(timeout, budget, completions);
         }
-        if self.torn_down > 0 {
+        if self.watches.is_cancelling() {
             return self.driver.turn(Some(Duration::ZERO), NOTHING, completions);
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());

@@ -1,372 +1,86 @@
-//! The life of watches on their loop: told, settled, closed, removed.
+//! The watches of one loop, and every way to find them.
 
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::{Index as At, IndexMut as AtMut};
 use std::sync::Arc;
 
-use super::record::{Encoded, Over, Record, Removal, TakenFd};
-use super::{EventLoop, Lifetime, Registration};
-use crate::driver::{Key, OpId};
-use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
-use crate::journal::{About, Room};
-use crate::kinds::WatchKind;
-use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
+use slab::Slab;
 
-impl EventLoop {
-    /// Lets a watch do something, then does what follows from it.
-    pub(super) fn tell<R>(
-        &mut self,
-        slot: usize,
-        say: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
-    ) -> Option<R> {
-        self.keep(slot);
-        let polled = self.is_polled();
-        let record = self.records.get_mut(slot)?;
-        if record.is_closed() {
-            return None;
-        }
-        let mut watch = record.watch.take()?;
-        let mut cx = Context {
-            now: self.now,
-            services: &self.services,
-            notifier: &self.notifier,
-            seat: &mut record.seat,
-            need: &mut record.need,
-            driver: &mut *self.driver,
-            outbox: &mut self.outbox,
-            adoptions: &mut self.adoptions,
-            ledger: &mut self.ledger,
-            polled,
-        };
-        let said = say(&mut *watch, &mut cx);
-        record.watch = Some(watch);
-        self.sync_alarm(slot);
-        self.adopt(slot);
-        self.settle(slot);
-        Some(said)
+use super::index::Index;
+use super::record::{Lifetime, Record};
+use crate::access::ProcessKey;
+use crate::driver::Key;
+
+/// The records of all watches that have not been removed, by slot, and the indexes over them.
+///
+/// Every index follows [`insert`](Self::insert), [`closed`](Self::closed) and
+/// [`remove`](Self::remove): a watch is found by its id and its name until it is removed, by its
+/// client process while it is open, and by its expiry once it is closed.
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    records: Slab<Record>,
+    /// The generation of the newest key: a slot that is used again gets another key.
+    generation: u32,
+    /// The newest id; 0 before the first watch.
+    last_id: u64,
+    by_id: Index,
+    by_name: HashMap<Arc<str>, usize>,
+    /// Open watches that are bound to a client process.
+    bound: HashMap<ProcessKey, HashSet<Key>>,
+    /// Closed watches, by the time at which they are removed (monotonic nanoseconds).
+    expiries: BTreeSet<(u64, Key)>,
+    /// Watches that have ended and whose cancelled operations have not all completed.
+    cancelling: usize,
+}
+
+impl At<usize> for Watches {
+    type Output = Record;
+
+    fn index(&self, slot: usize) -> &Record {
+        &self.records[slot]
+    }
+}
+
+impl AtMut<usize> for Watches {
+    fn index_mut(&mut self, slot: usize) -> &mut Record {
+        &mut self.records[slot]
+    }
+}
+
+impl Watches {
+    /// The id that the next watch gets. Ids are never reused.
+    pub(super) const fn next_id(&self) -> u64 {
+        self.last_id + 1
     }
 
-    /// Brings the timers in line with what the watch wants.
-    fn sync_alarm(&mut self, slot: usize) {
-        let record = &mut self.records[slot];
-        if !std::mem::take(&mut record.seat.alarm_changed) {
-            return;
-        }
-        let before = record.alarm.take();
-        let key = record.seat.key;
-        record.alarm = record.seat.alarm.map(|alarm| self.timers.set(alarm, key));
-        if let Some(before) = before {
-            let records = &self.records;
-            self.timers.forget(before, |key, id| {
-                let record = records.get(key.slot as usize);
-                record.is_some_and(|r| r.alarm == Some(id))
-            });
-        }
+    /// The newest id; 0 before the first watch.
+    pub(super) const fn last_id(&self) -> u64 {
+        self.last_id
     }
 
-    /// Ends the watch if an end is asked for and nothing is left to do.
-    fn settle(&mut self, slot: usize) {
-        let record = &mut self.records[slot];
-        if !record.closing && record.seat.end.is_some() {
-            record.closing = true;
-            let teardown = self.tell(slot, |watch, cx| watch.closing(cx));
-            if teardown != Some(Teardown::Now) {
-                return;
-            }
-            if let Some(record) = self.records.get_mut(slot) {
-                record.seat.finished = true;
-            }
-        }
-        let Some(record) = self.records.get_mut(slot) else {
-            return;
-        };
-        if !record.closing || record.is_closed() || !record.seat.finished {
-            return;
-        }
-        if record.seat.ops.is_empty() {
-            if record.seat.torn_down {
-                self.torn_down -= 1;
-                record.seat.torn_down = false;
-            }
-            self.closed(slot);
-        } else {
-            if !std::mem::replace(&mut record.seat.torn_down, true) {
-                self.torn_down += 1;
-            }
-            // Again for what was started meanwhile: cancelling twice does nothing.
-            let watch = record.seat.key;
-            for (lane, source) in &record.seat.ops {
-                let id = OpId { watch, lane: *lane };
-                self.driver.cancel(id, *source);
-            }
+    /// The key that the next watch gets.
+    pub(super) fn next_key(&self) -> Key {
+        Key {
+            // The limit on watches keeps slots far below this.
+            slot: u32::try_from(self.records.vacant_key()).unwrap_or(u32::MAX),
+            generation: self.generation.wrapping_add(1),
         }
     }
 
-    /// All operations have ended: pushes `Closed`, closes the sources, answers who waited.
-    fn closed(&mut self, slot: usize) {
-        let unsent_bytes = self.last_words(slot);
-        let record = &mut self.records[slot];
-        let end = record.seat.end.take();
-        let end = end.map_or_else(End::completed, |end| *end);
-        let closed = Closed {
-            reason: end.reason.into(),
-            error: end.error.as_ref().map(Into::into),
-            unsent_bytes,
-        };
-        let kind = Kind::Closed(closed.clone());
-        let seq = self.outbox.push(self.now, record.seat.about, kind);
-        let ttl = record
-            .finished_ttl()
-            .unwrap_or(self.shared.policy.finished_ttl);
-        let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
-        let rare = record.make_rare();
-        rare.over = Some(Over {
-            closed,
-            seq,
-            at: self.now,
-            expires,
-        });
-        let take = rare.take.take();
-        record.seat.wake(None);
-        let mut taken = None;
-        for source in std::mem::take(&mut record.seat.sources) {
-            let shared = self.driver.is_shared(source);
-            let Some(fd) = self.driver.detach(source) else {
-                continue;
-            };
-            match &take {
-                Some((wanted, ..)) if *wanted == source => taken = Some(fd),
-                _ => self.services.close(fd, shared),
-            }
-        }
-        let record = &mut self.records[slot];
-        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.seat.reserved));
-        self.outbox.unreserve(one_by_one);
-        self.ledger
-            .release_closed(&mut self.outbox, &mut record.need);
-        if let Some(pause) = record.unpause() {
-            let key = super::pressure::paused_key(record.id(), &pause);
-            self.shared.paused.lock().remove(&key);
-        }
-        let cursor = self.shared.journal.cursor(seq);
-        if let Some((_, reply)) = take {
-            let taken = taken.map(|fd| TakenFd {
-                fd,
-                closed: cursor,
-                received: record.received(),
-            });
-            let gone = crate::error::Error::Internal("the descriptor to take is gone");
-            self.reply(reply, taken.ok_or(gone));
-        }
-        let rare = self.records[slot].rare_mut();
-        let waiting = rare.map(|rare| std::mem::take(&mut rare.on_closed));
-        for reply in waiting.unwrap_or_default() {
-            self.reply(reply, Ok(cursor));
-        }
-        self.sync_alarm(slot);
-        let record = &self.records[slot];
-        let key = record.seat.key;
-        self.expiries.insert((expires, key));
-        if let Lifetime::Process(process) = &record.lifetime {
-            let id = process.key();
-            if let Some(bound) = self.clients.get_mut(&id) {
-                bound.remove(&key);
-            }
-        }
-        let rare = self.records[slot].rare();
-        if rare.is_some_and(|rare| rare.removal.is_some()) {
-            self.remove(slot);
-        }
-    }
-
-    /// The watch's last chance to push events; returns its unsent bytes.
-    fn last_words(&mut self, slot: usize) -> u64 {
-        let record = &mut self.records[slot];
-        let Some(mut watch) = record.watch.take() else {
-            return 0;
-        };
-        let mut cx = Context {
-            now: self.now,
-            services: &self.services,
-            notifier: &self.notifier,
-            seat: &mut record.seat,
-            need: &mut record.need,
-            driver: &mut *self.driver,
-            outbox: &mut self.outbox,
-            adoptions: &mut self.adoptions,
-            ledger: &mut self.ledger,
-            polled: false,
-        };
-        let unsent = watch.closed(&mut cx);
-        record.watch = Some(watch);
-        unsent
-    }
-
-    /// Forgets a closed watch.
-    pub(super) fn remove(&mut self, slot: usize) {
-        self.keep(slot);
-        self.by_id.remove(&self.records, self.records[slot].id());
-        let mut record = self.records.remove(slot);
-        let removal = record.rare_mut().and_then(|rare| rare.removal.take());
-        let Removal {
-            request_id,
-            replies,
-        } = removal.unwrap_or_default();
-        let removed = Removed { request_id };
-        let about = record.seat.about;
-        let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
-        self.outbox.release_labels(about.labels);
-        let cursor = self.shared.journal.cursor(seq);
-        for reply in replies {
-            self.reply(reply, Ok(cursor));
-        }
-        if let Some(name) = record.name() {
-            self.by_name.remove(name);
-        }
-        if let Some(over) = record.over() {
-            self.expiries.remove(&(over.expires, record.seat.key));
-        }
-        self.ledger.release(&mut self.outbox, record.need);
-    }
-
-    /// Removes closed watches whose time is over.
-    pub(super) fn expire(&mut self) {
-        for _ in 0..self.limits.turn_events {
-            let Some((at, key)) = self.expiries.first().copied() else {
-                return;
-            };
-            if at > self.now.monotonic {
-                return;
-            }
-            match self.slot(key) {
-                Some(slot) => self.remove(slot),
-                None => drop(self.expiries.pop_first()),
-            }
-        }
-    }
-
-    /// Asks for the end of a watch.
-    pub(super) fn end(&mut self, slot: usize, reason: CloseReason) {
-        self.tell(slot, |_, cx| cx.close(reason));
-    }
-
-    /// Makes watches of the connections that a listener has just accepted.
-    fn adopt(&mut self, listener: usize) {
-        for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
-            let parent = &self.records[listener];
-            let mut registration = Registration {
-                name: None,
-                labels: parent.labels().map(Arc::clone).unwrap_or_default(),
-                user_data: parent.seat.about.user_data,
-                kind: WatchKind::Connection,
-                spec: None,
-                or_existing: false,
-                request_id: String::new(),
-                lifetime: parent.lifetime.clone(),
-                finished_ttl: parent.finished_ttl(),
-                need: ACCEPTED,
-                attached: false,
-            };
-            let (about, parent) = (parent.seat.about, parent.id());
-            let accepted = Accepted {
-                watch_id: self.next_watch,
-                peer,
-            };
-            self.outbox.push(self.now, about, Kind::Accepted(accepted));
-            // One of those of the connection.
-            self.outbox.unreserve(Room::event(largest::ACCEPTED));
-            registration.need = ACCEPTED.without(largest::ACCEPTED);
-            let slot = self.insert(registration, watch, parent);
-            if self.closing.is_some() {
-                self.end(slot, CloseReason::LoopClosed);
-            }
-        }
-    }
-
-    /// Makes the watch exist: its room is set aside. Returns its slot.
-    pub(super) fn insert(
-        &mut self,
-        registration: Registration,
-        watch: Box<dyn Watch>,
-        parent: u64,
-    ) -> usize {
-        let Registration {
-            name,
-            labels,
-            user_data,
-            kind,
-            spec,
-            request_id,
-            lifetime,
-            finished_ttl,
-            mut need,
-            ..
-        } = registration;
-        let id = self.next_watch;
-        self.next_watch += 1;
-        self.generation = self.generation.wrapping_add(1);
-        let about = About {
-            watch: id,
-            user_data,
-            labels: self.shared.journal.intern_labels(&labels),
-        };
-        let added = Added {
-            request_id,
-            name: name.as_deref().unwrap_or_default().to_owned(),
-            watch_kind: kind.name().to_owned(),
-            parent_watch_id: parent,
-        };
-        let added = self.outbox.push(self.now, about, Kind::Added(added));
-        self.outbox.unreserve(Room::event(largest::ADDED));
-        need = need.without(largest::ADDED);
-        let entry = self.records.vacant_entry();
-        let slot = entry.key();
-        let key = Key {
-            // Bounded by the limit on watches.
-            slot: u32::try_from(slot).unwrap_or(u32::MAX),
-            generation: self.generation,
-        };
-        let bound = match &lifetime {
-            Lifetime::Process(process) => Some(Arc::clone(process)),
-            Lifetime::Daemon => None,
-        };
-        let finished_ttl = finished_ttl.filter(|ttl| *ttl != self.shared.policy.finished_ttl);
-        let record = entry.insert(Record {
-            seat: Seat::new(key, about),
-            watch: Some(watch),
-            spec: spec.as_deref().map(Encoded::new),
-            lifetime,
-            created: self.now.realtime,
-            added,
-            need,
-            alarm: None,
-            rare: None,
-            kind,
-            closing: false,
-        });
-        if name.is_some() || !labels.is_empty() || parent != 0 || finished_ttl.is_some() {
-            let rare = record.make_rare();
-            (rare.name, rare.labels) = (name.clone(), labels);
-            (rare.parent, rare.finished_ttl) = (parent, finished_ttl);
-        }
+    /// Adds a watch that has [`next_id`](Self::next_id) and [`next_key`](Self::next_key). Returns
+    /// its slot, and whether it is the first one bound to its client process.
+    pub(super) fn insert(&mut self, record: Record) -> (usize, bool) {
+        self.last_id = record.id();
+        self.generation = record.seat.key.generation;
+        let (key, name) = (record.seat.key, record.name().map(Arc::clone));
+        let process = record.lifetime.process();
+        let slot = self.records.insert(record);
         self.by_id.insert(&self.records, key.slot);
         if let Some(name) = name {
             self.by_name.insert(name, slot);
         }
-        if let Some(process) = bound {
-            self.bind(&process, key);
-        }
-        self.tell(slot, |watch, cx| watch.start(cx));
-        if let Some(reason) = self.full {
-            self.pause_source(slot, reason);
-        }
-        slot
-    }
-
-    /// Ends the watch when the client process ends: one task waits for each process.
-    fn bind(&mut self, process: &Arc<crate::access::ClientProcess>, key: Key) {
-        let id = process.key();
-        let task = match self.clients.entry(id) {
-            // Its task waits already.
+        let first = process.is_some_and(|process| match self.bound.entry(process) {
             Entry::Occupied(mut bound) => {
                 bound.get_mut().insert(key);
                 false
@@ -375,36 +89,120 @@ impl EventLoop {
                 entry.insert([key].into());
                 true
             }
-        };
-        if task {
-            let mailbox = Arc::downgrade(&self.mailbox);
-            let process = Arc::clone(process);
-            self.services.runtime.spawn(async move {
-                process.ended().await;
-                if let Some(mailbox) = mailbox.upgrade() {
-                    mailbox.push(super::Message::ClientEnded(id));
-                }
-            });
+        });
+        (slot, first)
+    }
+
+    /// The watch in that slot has closed and is to be removed at that time (monotonic nanoseconds).
+    pub(super) fn closed(&mut self, slot: usize, expires: u64) {
+        let record = &self.records[slot];
+        let key = record.seat.key;
+        self.expiries.insert((expires, key));
+        if let Lifetime::Process(process) = &record.lifetime
+            && let Some(bound) = self.bound.get_mut(&process.key())
+        {
+            bound.remove(&key);
         }
     }
 
-    /// Asks for a watch to be forgotten, open or closed.
-    pub(super) fn remove_later(
-        &mut self,
-        slot: usize,
-        request_id: String,
-        reply: super::Reply<crate::event::Cursor>,
-    ) {
-        let record = &mut self.records[slot];
-        let removal = record.make_rare().removal.get_or_insert_default();
-        if removal.replies.is_empty() {
-            removal.request_id = request_id;
+    /// Removes a watch from all indexes.
+    pub(super) fn remove(&mut self, slot: usize) -> Record {
+        self.by_id.remove(&self.records, self.records[slot].id());
+        let record = self.records.remove(slot);
+        if let Some(name) = record.name() {
+            self.by_name.remove(name);
         }
-        removal.replies.push(reply);
-        if record.is_closed() {
-            self.remove(slot);
-        } else {
-            self.end(slot, CloseReason::Removed);
+        if let Some(ending) = record.ending() {
+            self.expiries.remove(&(ending.expires, record.seat.key));
         }
+        record
+    }
+
+    pub(super) fn get(&self, slot: usize) -> Option<&Record> {
+        self.records.get(slot)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut Record> {
+        self.records.get_mut(slot)
+    }
+
+    pub(super) fn contains(&self, slot: usize) -> bool {
+        self.records.contains(slot)
+    }
+
+    /// The slot of the watch with that key, unless it was removed.
+    pub(super) fn slot(&self, key: Key) -> Option<usize> {
+        let slot = key.slot as usize;
+        let record = self.records.get(slot)?;
+        (record.seat.key == key).then_some(slot)
+    }
+
+    /// The slot of the watch with that id.
+    pub(super) fn by_id(&self, id: u64) -> Option<usize> {
+        self.by_id.get(&self.records, id)
+    }
+
+    /// The slot of the watch with that name.
+    pub(super) fn by_name(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The lowest id above that one.
+    pub(super) fn next_after(&self, id: u64) -> Option<u64> {
+        self.by_id.next_after(id)
+    }
+
+    /// All slots are below this.
+    pub(super) fn slots(&self) -> usize {
+        self.records.capacity()
+    }
+
+    /// Watches that have not been removed.
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Watches that have not closed.
+    pub(super) fn open(&self) -> usize {
+        self.records.len() - self.expiries.len()
+    }
+
+    /// When the next closed watch is to be removed (monotonic nanoseconds).
+    pub(super) fn next_expiry(&self) -> Option<u64> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// The slot of the closed watch that is to be removed next.
+    pub(super) fn next_to_expire(&self) -> Option<usize> {
+        self.slot(self.expiries.first()?.1)
+    }
+
+    /// Takes up to `most` watches out of those bound to a client process. Returns whether there are
+    /// more of them.
+    pub(super) fn unbind(&mut self, process: ProcessKey, most: usize) -> (Vec<Key>, bool) {
+        let Some(bound) = self.bound.get_mut(&process) else {
+            return (Vec::new(), false);
+        };
+        let taken: Vec<Key> = bound.iter().take(most).copied().collect();
+        for key in &taken {
+            bound.remove(key);
+        }
+        let more = !bound.is_empty();
+        if !more {
+            self.bound.remove(&process);
+        }
+        (taken, more)
+    }
+
+    /// Whether the operations of the ended watch in that slot are being cancelled.
+    pub(super) fn set_cancelling(&mut self, slot: usize, cancelling: bool) {
+        let before = std::mem::replace(&mut self.records[slot].seat.cancelling, cancelling);
+        self.cancelling -= usize::from(before);
+        self.cancelling += usize::from(cancelling);
+    }
+
+    /// Whether operations of ended watches are being cancelled.
+    pub(super) fn is_cancelling(&self) -> bool {
+        self.cancelling > 0
     }
 }

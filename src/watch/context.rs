@@ -76,7 +76,7 @@ pub struct Seat {
     /// It said that it has ended its operations itself.
     pub finished: bool,
     /// Its operations were cancelled because it ends.
-    pub torn_down: bool,
+    pub cancelling: bool,
 }
 
 impl Seat {
@@ -93,7 +93,7 @@ impl Seat {
             alarm_changed: false,
             end: None,
             finished: false,
-            torn_down: false,
+            cancelling: false,
         }
     }
 
@@ -363,8 +363,8 @@ impl Context<'_> {
 
     /// Whether its operations were cancelled because it ends.
     #[must_use]
-    pub fn is_torn_down(&self) -> bool {
-        self.seat.torn_down
+    pub fn is_cancelling(&self) -> bool {
+        self.seat.cancelling
     }
 
     /// Everything is done that [`super::Teardown::Later`] put off.

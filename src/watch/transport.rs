@@ -103,7 +103,7 @@ impl Incoming {
             }
             Done::Eof => Ended::Eof,
             Done::Failed(errno) => Ended::Failed(errno),
-            Done::Cancelled if self.ending || cx.is_torn_down() => Ended::Cancelled,
+            Done::Cancelled if self.ending || cx.is_cancelling() => Ended::Cancelled,
             // Paused, or resumed again before the cancellation came through.
             _ => {
                 self.start(cx);
@@ -225,7 +225,7 @@ impl Outgoing {
                         buffered_bytes: self.buffered(),
                     }));
                 }
-                if !cx.is_torn_down() {
+                if !cx.is_cancelling() {
                     self.send(cx);
                 }
                 Ok(())

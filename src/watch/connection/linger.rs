@@ -53,7 +53,7 @@ impl Linger {
 
     /// Waits for input to drop. The input's lane must be free.
     pub(super) fn listen(&self, cx: &mut Context<'_>, source: SourceId) {
-        if !self.peer_ended && !cx.is_torn_down() {
+        if !self.peer_ended && !cx.is_cancelling() {
             cx.start(IN, source, Op::Ready(Direction::Read));
         }
     }

@@ -130,7 +130,7 @@ impl Watch for Process {
                         self.end_stream_with(cx, lane, StreamEndReason::Error, Some(errno));
                     }
                     Some(Ended::Cancelled) => {
-                        let reason = if cx.is_torn_down() {
+                        let reason = if cx.is_cancelling() {
                             StreamEndReason::Released
                         } else {
                             StreamEndReason::GraceExpired

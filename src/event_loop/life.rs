@@ -1,0 +1,361 @@
+//! The life of watches on their loop: told, settled, closed, removed.
+
+use std::sync::Arc;
+
+use super::record::{Encoded, Ending, Record, Removal, TakenFd};
+use super::{EventLoop, Lifetime, Registration};
+use crate::driver::OpId;
+use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
+use crate::journal::{About, Room};
+use crate::kinds::WatchKind;
+use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
+
+impl EventLoop {
+    /// Lets a watch do something, then does what follows from it.
+    pub(super) fn tell<R>(
+        &mut self,
+        slot: usize,
+        say: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        self.keep(slot);
+        let polled = self.is_polled();
+        let record = self.watches.get_mut(slot)?;
+        if record.is_closed() {
+            return None;
+        }
+        let mut watch = record.watch.take()?;
+        let mut cx = Context {
+            now: self.now,
+            services: &self.services,
+            notifier: &self.notifier,
+            seat: &mut record.seat,
+            need: &mut record.need,
+            driver: &mut *self.driver,
+            outbox: &mut self.outbox,
+            adoptions: &mut self.adoptions,
+            ledger: &mut self.ledger,
+            polled,
+        };
+        let said = say(&mut *watch, &mut cx);
+        record.watch = Some(watch);
+        self.sync_alarm(slot);
+        self.adopt(slot);
+        self.settle(slot);
+        Some(said)
+    }
+
+    /// Brings the timers in line with what the watch wants.
+    fn sync_alarm(&mut self, slot: usize) {
+        let record = &mut self.watches[slot];
+        if !std::mem::take(&mut record.seat.alarm_changed) {
+            return;
+        }
+        let before = record.alarm.take();
+        let key = record.seat.key;
+        record.alarm = record.seat.alarm.map(|alarm| self.timers.set(alarm, key));
+        if let Some(before) = before {
+            let watches = &self.watches;
+            self.timers.forget(before, |key, id| {
+                let record = watches.get(key.slot as usize);
+                record.is_some_and(|r| r.alarm == Some(id))
+            });
+        }
+    }
+
+    /// Ends the watch if an end is asked for and nothing is left to do.
+    fn settle(&mut self, slot: usize) {
+        let record = &mut self.watches[slot];
+        if !record.closing && record.seat.end.is_some() {
+            record.closing = true;
+            let teardown = self.tell(slot, |watch, cx| watch.closing(cx));
+            if teardown != Some(Teardown::Now) {
+                return;
+            }
+            if let Some(record) = self.watches.get_mut(slot) {
+                record.seat.finished = true;
+            }
+        }
+        let Some(record) = self.watches.get_mut(slot) else {
+            return;
+        };
+        if !record.closing || record.is_closed() || !record.seat.finished {
+            return;
+        }
+        if record.seat.ops.is_empty() {
+            self.watches.set_cancelling(slot, false);
+            self.closed(slot);
+        } else {
+            self.watches.set_cancelling(slot, true);
+            let record = &self.watches[slot];
+            // Again for what was started meanwhile: cancelling twice does nothing.
+            let watch = record.seat.key;
+            for (lane, source) in &record.seat.ops {
+                let id = OpId { watch, lane: *lane };
+                self.driver.cancel(id, *source);
+            }
+        }
+    }
+
+    /// All operations have ended: pushes `Closed`, closes the sources, answers who waited.
+    fn closed(&mut self, slot: usize) {
+        let unsent_bytes = self.last_words(slot);
+        let record = &mut self.watches[slot];
+        let end = record.seat.end.take();
+        let end = end.map_or_else(End::completed, |end| *end);
+        let closed = Closed {
+            reason: end.reason.into(),
+            error: end.error.as_ref().map(Into::into),
+            unsent_bytes,
+        };
+        let kind = Kind::Closed(closed.clone());
+        let seq = self.outbox.push(self.now, record.seat.about, kind);
+        let ttl = record
+            .finished_ttl()
+            .unwrap_or(self.shared.policy.finished_ttl);
+        let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
+        let rare = record.make_rare();
+        rare.ending = Some(Ending {
+            closed,
+            seq,
+            at: self.now,
+            expires,
+        });
+        let take = rare.take.take();
+        record.seat.wake(None);
+        let mut taken = None;
+        for source in std::mem::take(&mut record.seat.sources) {
+            let shared = self.driver.is_shared(source);
+            let Some(fd) = self.driver.detach(source) else {
+                continue;
+            };
+            match &take {
+                Some((wanted, ..)) if *wanted == source => taken = Some(fd),
+                _ => self.services.close(fd, shared),
+            }
+        }
+        let record = &mut self.watches[slot];
+        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.seat.reserved));
+        self.outbox.unreserve(one_by_one);
+        self.ledger
+            .release_closed(&mut self.outbox, &mut record.need);
+        if let Some(pause) = record.unpause() {
+            let key = super::pressure::paused_key(record.id(), &pause);
+            self.shared.paused.lock().remove(&key);
+        }
+        let cursor = self.shared.journal.cursor(seq);
+        if let Some((_, reply)) = take {
+            let taken = taken.map(|fd| TakenFd {
+                fd,
+                closed: cursor,
+                received: record.received(),
+            });
+            let gone = crate::error::Error::Internal("the descriptor to take is gone");
+            self.reply(reply, taken.ok_or(gone));
+        }
+        let rare = self.watches[slot].rare_mut();
+        let waiting = rare.map(|rare| std::mem::take(&mut rare.on_closed));
+        for reply in waiting.unwrap_or_default() {
+            self.reply(reply, Ok(cursor));
+        }
+        self.sync_alarm(slot);
+        self.watches.closed(slot, expires);
+        let rare = self.watches[slot].rare();
+        if rare.is_some_and(|rare| rare.removal.is_some()) {
+            self.remove(slot);
+        }
+    }
+
+    /// The watch's last chance to push events; returns its unsent bytes.
+    fn last_words(&mut self, slot: usize) -> u64 {
+        let record = &mut self.watches[slot];
+        let Some(mut watch) = record.watch.take() else {
+            return 0;
+        };
+        let mut cx = Context {
+            now: self.now,
+            services: &self.services,
+            notifier: &self.notifier,
+            seat: &mut record.seat,
+            need: &mut record.need,
+            driver: &mut *self.driver,
+            outbox: &mut self.outbox,
+            adoptions: &mut self.adoptions,
+            ledger: &mut self.ledger,
+            polled: false,
+        };
+        let unsent = watch.closed(&mut cx);
+        record.watch = Some(watch);
+        unsent
+    }
+
+    /// Forgets a closed watch.
+    pub(super) fn remove(&mut self, slot: usize) {
+        self.keep(slot);
+        let mut record = self.watches.remove(slot);
+        let removal = record.rare_mut().and_then(|rare| rare.removal.take());
+        let Removal {
+            request_id,
+            replies,
+        } = removal.unwrap_or_default();
+        let removed = Removed { request_id };
+        let about = record.seat.about;
+        let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
+        self.outbox.release_labels(about.labels);
+        let cursor = self.shared.journal.cursor(seq);
+        for reply in replies {
+            self.reply(reply, Ok(cursor));
+        }
+        self.ledger.release(&mut self.outbox, record.need);
+    }
+
+    /// Removes closed watches whose time is over.
+    pub(super) fn expire(&mut self) {
+        for _ in 0..self.limits.turn_events {
+            let due = self.watches.next_expiry();
+            if due.is_none_or(|at| at > self.now.monotonic) {
+                return;
+            }
+            if let Some(slot) = self.watches.next_to_expire() {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// Asks for the end of a watch.
+    pub(super) fn end(&mut self, slot: usize, reason: CloseReason) {
+        self.tell(slot, |_, cx| cx.close(reason));
+    }
+
+    /// Makes watches of the connections that a listener has just accepted.
+    fn adopt(&mut self, listener: usize) {
+        for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
+            let parent = &self.watches[listener];
+            let mut registration = Registration {
+                name: None,
+                labels: parent.labels().map(Arc::clone).unwrap_or_default(),
+                user_data: parent.seat.about.user_data,
+                kind: WatchKind::Connection,
+                spec: None,
+                or_existing: false,
+                request_id: String::new(),
+                lifetime: parent.lifetime.clone(),
+                finished_ttl: parent.finished_ttl(),
+                need: ACCEPTED,
+                attached: false,
+            };
+            let (about, parent) = (parent.seat.about, parent.id());
+            let accepted = Accepted {
+                watch_id: self.watches.next_id(),
+                peer,
+            };
+            self.outbox.push(self.now, about, Kind::Accepted(accepted));
+            // One of those of the connection.
+            self.outbox.unreserve(Room::event(largest::ACCEPTED));
+            registration.need = ACCEPTED.without(largest::ACCEPTED);
+            let slot = self.insert(registration, watch, parent);
+            if self.closing.is_some() {
+                self.end(slot, CloseReason::LoopClosed);
+            }
+        }
+    }
+
+    /// Makes the watch exist: its room is set aside. Returns its slot.
+    pub(super) fn insert(
+        &mut self,
+        registration: Registration,
+        watch: Box<dyn Watch>,
+        parent: u64,
+    ) -> usize {
+        let Registration {
+            name,
+            labels,
+            user_data,
+            kind,
+            spec,
+            request_id,
+            lifetime,
+            finished_ttl,
+            mut need,
+            ..
+        } = registration;
+        let (id, key) = (self.watches.next_id(), self.watches.next_key());
+        let about = About {
+            watch: id,
+            user_data,
+            labels: self.shared.journal.intern_labels(&labels),
+        };
+        let added = Added {
+            request_id,
+            name: name.as_deref().unwrap_or_default().to_owned(),
+            watch_kind: kind.name().to_owned(),
+            parent_watch_id: parent,
+        };
+        let added = self.outbox.push(self.now, about, Kind::Added(added));
+        self.outbox.unreserve(Room::event(largest::ADDED));
+        need = need.without(largest::ADDED);
+        let bound = match &lifetime {
+            Lifetime::Process(process) => Some(Arc::clone(process)),
+            Lifetime::Daemon => None,
+        };
+        let finished_ttl = finished_ttl.filter(|ttl| *ttl != self.shared.policy.finished_ttl);
+        let mut record = Record {
+            seat: Seat::new(key, about),
+            watch: Some(watch),
+            spec: spec.as_deref().map(Encoded::new),
+            lifetime,
+            created: self.now.realtime,
+            added,
+            need,
+            alarm: None,
+            rare: None,
+            kind,
+            closing: false,
+        };
+        if name.is_some() || !labels.is_empty() || parent != 0 || finished_ttl.is_some() {
+            let rare = record.make_rare();
+            (rare.name, rare.labels) = (name, labels);
+            (rare.parent, rare.finished_ttl) = (parent, finished_ttl);
+        }
+        let (slot, first_bound) = self.watches.insert(record);
+        if first_bound && let Some(process) = bound {
+            self.end_with(process);
+        }
+        self.tell(slot, |watch, cx| watch.start(cx));
+        if let Some(reason) = self.full {
+            self.pause_source(slot, reason);
+        }
+        slot
+    }
+
+    /// Ends the watches that are bound to a client process when it ends: one task waits for each
+    /// process.
+    fn end_with(&self, process: Arc<crate::access::ClientProcess>) {
+        let mailbox = Arc::downgrade(&self.mailbox);
+        self.services.runtime.spawn(async move {
+            process.ended().await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.push(super::Message::ClientEnded(process.key()));
+            }
+        });
+    }
+
+    /// Asks for a watch to be forgotten, open or closed.
+    pub(super) fn remove_later(
+        &mut self,
+        slot: usize,
+        request_id: String,
+        reply: super::Reply<crate::event::Cursor>,
+    ) {
+        let record = &mut self.watches[slot];
+        let removal = record.make_rare().removal.get_or_insert_default();
+        if removal.replies.is_empty() {
+            removal.request_id = request_id;
+        }
+        removal.replies.push(reply);
+        if record.is_closed() {
+            self.remove(slot);
+        } else {
+            self.end(slot, CloseReason::Removed);
+        }
+    }
+}
