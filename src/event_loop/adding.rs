@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::Handle;
+use super::command::Command;
 use super::mailbox::Reply;
 use super::record::Registration;
-use super::registration::{Registered, Reserved, Ticket};
-use super::{EventLoop, Handle};
+use super::registration::{Admission, Registered, Ticket};
 use crate::error::{Error, Result};
 use crate::journal::Reader;
 use crate::proto;
@@ -55,16 +56,16 @@ impl Handle {
         Ok(async move {
             let _held = held;
             loop {
-                let (reserved, unused) = on.hear(answer).await?;
-                match (reserved, later.take()) {
-                    (Reserved::Exists(registered), _) => return Ok((*registered).into()),
-                    (Reserved::Ticket(ticket), Some(prepare)) => {
+                let (admission, unused) = on.hear(answer).await?;
+                match (admission, later.take()) {
+                    (Admission::Exists(registered), _) => return Ok((*registered).into()),
+                    (Admission::Ticket(ticket), Some(prepare)) => {
                         return on.prepare(registration, prepare, ticket).await;
                     }
-                    (Reserved::Ticket(_), None) => {
+                    (Admission::Ticket(_), None) => {
                         return Err(Error::Internal("a reservation was left"));
                     }
-                    (Reserved::Undecided(decided), prepare) => {
+                    (Admission::Undecided(decided), prepare) => {
                         later = prepare;
                         // An error means decided as well: the other registration is gone.
                         let _ = decided.await;
@@ -79,11 +80,12 @@ impl Handle {
         &self,
         registration: &Registration,
         build: Option<Build>,
-    ) -> Result<oneshot::Receiver<Result<(Reserved, Option<Build>)>>> {
-        let registration = registration.clone();
-        self.ask(move |on: &mut EventLoop, reply| {
-            let result = on.reserve_and_build(registration, build);
-            on.reply(reply, result);
+    ) -> Result<oneshot::Receiver<Result<(Admission, Option<Build>)>>> {
+        let registration = Box::new(registration.clone());
+        self.ask(|reply| Command::Add {
+            registration,
+            build,
+            reply,
         })
         .await
     }
@@ -100,9 +102,11 @@ impl Handle {
         let (reply, answer) = Reply::new();
         let job = move || {
             let watch = prepare(&services)?;
-            ticket.complete(move |on, number| {
-                let registered = on.register(number, registration, watch);
-                on.reply(reply, registered);
+            ticket.complete(|ticket| Command::Register {
+                ticket,
+                registration: Box::new(registration),
+                watch,
+                reply,
             });
             Ok::<_, Error>(())
         };

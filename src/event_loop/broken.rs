@@ -15,7 +15,7 @@ impl EventLoop {
         tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
         self.driver = driver::broken(self.bell.eventfd());
-        self.clock_source = None;
+        self.realtime.forget();
         self.begin_close(CloseReason::Error, Some(errno));
     }
 }

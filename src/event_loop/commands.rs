@@ -337,11 +337,10 @@ impl EventLoop {
     /// Ends all watches and refuses new ones; the loop is closed once they are gone.
     pub(super) fn begin_close(&mut self, reason: CloseReason, failed: Option<Errno>) {
         self.closing.get_or_insert_default();
-        for (_, pending) in std::mem::take(&mut self.pending) {
-            self.ledger.release(&mut self.outbox, pending.need());
+        for need in self.registrations.clear() {
+            self.ledger.release(&mut self.outbox, need);
         }
-        self.pending_names.clear();
-        self.drop_sweeps(|sweep| matches!(sweep, Sweep::End(..)));
+        self.sweeps.discard(|sweep| matches!(sweep, Sweep::End(..)));
         self.sweep(Sweep::End(reason, failed));
     }
 }

@@ -1,5 +1,6 @@
 //! Arming, and "what is ready now": an answer once everything that is armed has been looked at.
 
+use super::command::Command;
 use super::pressure::BEHIND;
 use super::{EventLoop, Handle, Reply};
 use crate::clock::Now;
@@ -40,17 +41,11 @@ impl Handle {
     pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<Rearmed> {
         let mut done = Rearmed::default();
         for step in items.chunks(REARM_STEP) {
-            let step = step.to_vec();
-            let held = self.mailbox.hold(size_of_val(step.as_slice()))?;
-            let rearm = move |on: &mut EventLoop| {
-                let _held = held;
-                let now = Now::sample().monotonic;
-                Ok((now, on.rearm(&step), on.newest()))
-            };
-            let (now, armed, newest) = self.call_now(rearm).await?;
-            done.since.get_or_insert(now);
-            done.answer.armed.extend(armed);
-            done.answer.cursor = Some(newest.into());
+            let items = step.to_vec();
+            let armed = self.call(|reply| Command::Rearm { items, reply }).await?;
+            done.since.get_or_insert(armed.at);
+            done.answer.armed.extend(armed.changed);
+            done.answer.cursor = Some(armed.newest.into());
         }
         Ok(done)
     }
@@ -62,14 +57,17 @@ impl Handle {
     /// # Errors
     /// A closed loop, a full mailbox.
     pub async fn fence(&self) -> Result<u64> {
-        self.call(|on, reply| {
-            on.fences.push(Fence {
-                reply,
-                since: None,
-                turns: 0,
-            });
-        })
-        .await
+        self.call(|reply| Command::Fence { reply }).await
+    }
+}
+
+impl Fence {
+    pub(super) const fn new(reply: Reply<u64>) -> Self {
+        Self {
+            reply,
+            since: None,
+            turns: 0,
+        }
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::commands::{PAGE_BYTES, Page, Posting, WatchFilter, WatchName};
+use super::command::Command;
+use super::commands::{PAGE_BYTES, Page, Part, Posting, WatchFilter, WatchName};
 use super::mailbox::{Mailbox, Message, Reply, closed};
 use super::record::TakenFd;
-use super::sweeps::Sweep;
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::{Principal, ProcessKey};
 use crate::clock;
@@ -182,23 +182,24 @@ impl Handle {
         }
     }
 
-    /// Has something done on the loop's thread; its reply may come later.
+    /// Has a command carried out on the loop's thread, and waits for its reply.
     pub(super) async fn call<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+        command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
-        let answer = self.ask(ask).await?;
+        let answer = self.ask(command).await?;
         self.hear(answer).await
     }
 
     /// As [`Self::call`], up to where it has its place in the order of what is done.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+        command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (reply, answer) = Reply::new();
-        let command = Box::new(move |on: &mut EventLoop| ask(on, reply));
-        self.mailbox.command(self.full_name(), command).await?;
+        self.mailbox
+            .command(self.full_name(), command(reply))
+            .await?;
         Ok(answer)
     }
 
@@ -207,26 +208,13 @@ impl Handle {
         answer.await.unwrap_or_else(gone)
     }
 
-    /// Has something done that has its result at once; the reply leaves with the turn.
-    pub(super) async fn call_now<T: Send + 'static>(
-        &self,
-        ask: impl FnOnce(&mut EventLoop) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.call(move |on, reply| {
-            let result = ask(on);
-            on.reply(reply, result);
-        })
-        .await
-    }
-
     /// As [`Self::call`], of what cannot be refused any more: it does not wait for room.
     async fn insist<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&mut EventLoop, Reply<T>) + Send + 'static,
+        command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
         let (reply, answer) = Reply::new();
-        let command = Box::new(move |on: &mut EventLoop| ask(on, reply));
-        self.mailbox.push(Message::Internal(command));
+        self.mailbox.push(Message::Internal(command(reply)));
         self.hear(answer).await
     }
 
@@ -239,7 +227,11 @@ impl Handle {
         name: WatchName,
         admit: impl FnOnce(proto::Watch) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.call_now(move |on| on.get(&name).and_then(admit)).await
+        self.call(|reply| Command::Get {
+            name,
+            visit: reply.after(admit),
+        })
+        .await
     }
 
     /// Watches with an id above `after`. `admit` is asked before any of them leave the loop, which
@@ -264,14 +256,18 @@ impl Handle {
         };
         let mut bytes = PAGE_BYTES;
         while let Some(after) = page.next {
-            let (filter, max) = (Arc::clone(&filter), max - page.items.len());
-            let step = move |on: &mut EventLoop| {
-                let part = on.list(after, max, bytes, &filter);
-                admit(&part.items)?;
-                Ok((part, admit))
+            let step = |reply: Reply<(Part, A)>| Command::List {
+                after,
+                max: max - page.items.len(),
+                bytes,
+                filter: Arc::clone(&filter),
+                visit: reply.after(move |part: Part| {
+                    admit(&part.items)?;
+                    Ok((part, admit))
+                }),
             };
             let part;
-            (part, admit) = self.call_now(step).await?;
+            (part, admit) = self.call(step).await?;
             bytes = bytes.saturating_sub(part.bytes);
             page.items.extend(part.items);
             page.next = part.next;
@@ -287,8 +283,12 @@ impl Handle {
     /// # Errors
     /// There is none of that name.
     pub async fn remove(&self, name: WatchName, request_id: String) -> Result<Cursor> {
-        self.call(move |on, reply| on.remove_watch(&name, request_id, reply))
-            .await
+        self.call(|reply| Command::Remove {
+            name,
+            request_id,
+            reply,
+        })
+        .await
     }
 
     /// Has bytes sent.
@@ -296,12 +296,13 @@ impl Handle {
     /// # Errors
     /// No such watch, a watch without an outgoing stream, a hole.
     pub async fn write(&self, name: WatchName, data: Bytes, at: Option<u64>) -> Result<Taken> {
-        let held = self.mailbox.hold(data.len())?;
-        let write = move |on: &mut EventLoop| {
-            let _held = held;
-            on.write(&name, data, at)
-        };
-        self.call_now(write).await
+        self.call(|reply| Command::Write {
+            name,
+            data,
+            at,
+            reply,
+        })
+        .await
     }
 
     /// Ends an outgoing stream behind what was taken.
@@ -309,7 +310,7 @@ impl Handle {
     /// # Errors
     /// No such watch, a watch without an outgoing stream.
     pub async fn write_eof(&self, name: WatchName) -> Result<()> {
-        self.call_now(move |on| on.write_eof(&name)).await
+        self.call(|reply| Command::WriteEof { name, reply }).await
     }
 
     /// Stops reading, or goes on.
@@ -317,7 +318,7 @@ impl Handle {
     /// # Errors
     /// No such watch, a watch without an incoming stream.
     pub async fn pause_reading(&self, name: WatchName, pause: bool) -> Result<()> {
-        self.call_now(move |on| on.pause_reading(&name, pause))
+        self.call(|reply| Command::PauseReading { name, pause, reply })
             .await
     }
 
@@ -326,7 +327,13 @@ impl Handle {
     /// # Errors
     /// No such watch, no process, one that has ended.
     pub async fn signal(&self, name: WatchName, number: i32, to: SignalTarget) -> Result<()> {
-        self.call_now(move |on| on.signal(&name, number, to)).await
+        self.call(|reply| Command::Signal {
+            name,
+            number,
+            target: to,
+            reply,
+        })
+        .await
     }
 
     /// Closes a transport at once; answers the cursor of its `Closed`.
@@ -334,7 +341,7 @@ impl Handle {
     /// # Errors
     /// No such watch, not a transport.
     pub async fn abort(&self, name: WatchName) -> Result<Cursor> {
-        self.call(move |on, reply| on.abort(&name, reply)).await
+        self.call(|reply| Command::Abort { name, reply }).await
     }
 
     /// Takes a watch's file descriptor out of the daemon and closes the watch.
@@ -342,7 +349,7 @@ impl Handle {
     /// # Errors
     /// No such watch, or one whose descriptor stays.
     pub async fn take_fd(&self, name: WatchName) -> Result<TakenFd> {
-        self.call(move |on, reply| on.take_fd(&name, reply)).await
+        self.call(|reply| Command::TakeFd { name, reply }).await
     }
 
     /// Appends what a client posts; answers the cursor of the last.
@@ -350,13 +357,7 @@ impl Handle {
     /// # Errors
     /// A closed loop, a full mailbox, no memory for it to wait in.
     pub async fn post(&self, postings: Vec<Posting>) -> Result<Cursor> {
-        let bytes = postings.iter().map(Posting::bytes).sum();
-        let held = self.mailbox.hold(bytes)?;
-        let post = move |on: &mut EventLoop| {
-            let _held = held;
-            on.post(postings)
-        };
-        self.call_now(post).await
+        self.call(|reply| Command::Post { postings, reply }).await
     }
 
     /// Tells that the policy in force for the loop's owner was switched.
@@ -364,11 +365,8 @@ impl Handle {
     /// # Errors
     /// A closed loop.
     pub async fn policy_changed(&self, changed: PolicyChanged) -> Result<()> {
-        self.insist(move |on, reply| {
-            on.policy_changed(changed);
-            on.reply(reply, Ok(()));
-        })
-        .await
+        self.insist(|reply| Command::PolicyChanged { changed, reply })
+            .await
     }
 
     /// Kills the children that end with the daemon.
@@ -376,7 +374,7 @@ impl Handle {
     /// # Errors
     /// A closed loop.
     pub async fn kill_children(&self) -> Result<()> {
-        self.insist(|on, reply| on.sweep(Sweep::Kill(reply))).await
+        self.insist(|reply| Command::KillChildren { reply }).await
     }
 
     /// Lets it run.
@@ -384,7 +382,7 @@ impl Handle {
     /// # Errors
     /// A closed loop, a full mailbox.
     pub async fn run(&self) -> Result<Cursor> {
-        self.call_now(EventLoop::run_loop).await
+        self.call(|reply| Command::Run { reply }).await
     }
 
     /// Ends polling with the current turn.
@@ -392,7 +390,7 @@ impl Handle {
     /// # Errors
     /// A closed loop, a full mailbox.
     pub async fn stop(&self) -> Result<Cursor> {
-        self.call_now(EventLoop::stop_loop).await
+        self.call(|reply| Command::Stop { reply }).await
     }
 
     /// Closes it, with all its watches; `force`: although it runs, and however many commands wait
@@ -401,7 +399,7 @@ impl Handle {
     /// # Errors
     /// Without `force`, a running loop, a full mailbox.
     pub async fn close(&self, force: bool) -> Result<Cursor> {
-        let close = move |on: &mut EventLoop, reply| on.close_loop(force, reply);
+        let close = |reply| Command::Close { force, reply };
         let closed = if force {
             self.insist(close).await
         } else {

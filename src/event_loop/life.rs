@@ -321,7 +321,7 @@ impl EventLoop {
             self.end_with(process);
         }
         self.tell(slot, |watch, cx| watch.start(cx));
-        if let Some(reason) = self.full {
+        if let Some(reason) = self.pressure.full {
             self.pause_source(slot, reason);
         }
         slot

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::EventLoop;
+use super::command::Command;
 use super::waker::{Bell, Waker};
 use crate::access::ProcessKey;
 use crate::driver::Key;
@@ -20,13 +20,10 @@ use crate::watch::{Notice, Notifier};
 /// Commands of no more bytes than this are counted by their number alone.
 const SMALL: usize = 1024;
 
-/// Something to be done on the loop's thread.
-pub(super) type Command = Box<dyn FnOnce(&mut EventLoop) + Send>;
-
 pub(super) enum Message {
-    /// Holds a permit.
-    Command(Command),
-    /// What the daemon has begun and a full mailbox must not undo. Needs no permit: there is one
+    /// A command that holds a permit, and memory for what it weighs.
+    Command(Command, Option<Taken>),
+    /// A command that the daemon has begun and a full mailbox must not undo. Needs no permit: there is one
     /// for each ticket, as many as the limits on watches allow, and for each call of
     /// [`Handle::insist`](super::Handle), which waits for its answer.
     Internal(Command),
@@ -38,7 +35,7 @@ pub(super) enum Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Command(_) => f.write_str("Command"),
+            Self::Command(..) => f.write_str("Command"),
             Self::Internal(_) => f.write_str("Internal"),
             Self::Notice(key, notice) => write!(f, "Notice({key:?}, {notice:?})"),
             Self::ClientEnded(process) => write!(f, "ClientEnded({process:?})"),
@@ -84,8 +81,10 @@ impl Mailbox {
         self.budget.take(Use::Commands, bytes as u64).map(Some)
     }
 
-    /// Waits for room at most as long as the configuration says.
+    /// Waits for room at most as long as the configuration says. The command holds memory for its
+    /// weight until it is carried out.
     pub(super) async fn command(&self, name: &str, command: Command) -> Result<()> {
+        let held = self.hold(command.weight())?;
         let permit = match tokio::time::timeout(self.wait, self.room.acquire()).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(closed(name)),
@@ -97,7 +96,7 @@ impl Mailbox {
             }
         };
         permit.forget();
-        self.push(Message::Command(command));
+        self.push(Message::Command(command, held));
         Ok(())
     }
 
@@ -117,7 +116,7 @@ impl Mailbox {
         let count = queue.len().min(max);
         into.extend(queue.drain(..count));
         drop(queue);
-        let commands = into.iter().filter(|m| matches!(m, Message::Command(_)));
+        let commands = into.iter().filter(|m| matches!(m, Message::Command(..)));
         self.room.add_permits(commands.count());
     }
 
@@ -159,6 +158,28 @@ impl<T> Reply<T> {
     }
 }
 
+/// Sends one result, once the events of the turn can be read.
+pub(super) type Deferred = Box<dyn FnOnce() + Send>;
+
+/// Looks at a result on the loop's thread, and replies with what it makes of it.
+pub(super) struct Visit<T>(Box<dyn FnOnce(Result<T>) -> Deferred + Send>);
+
+impl<T> Visit<T> {
+    pub(super) fn look(self, result: Result<T>) -> Deferred {
+        (self.0)(result)
+    }
+}
+
+impl<U: Send + 'static> Reply<U> {
+    /// A visit that ends in this reply.
+    pub(super) fn after<T>(self, look: impl FnOnce(T) -> Result<U> + Send + 'static) -> Visit<T> {
+        Visit(Box::new(move |result| {
+            let result = result.and_then(look);
+            Box::new(move || self.send(result))
+        }))
+    }
+}
+
 /// Notices for the watches of one loop.
 #[derive(Debug)]
 pub(super) struct LoopNotifier(pub(super) Arc<Mailbox>);
@@ -172,6 +193,8 @@ impl Notifier for LoopNotifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Posted;
+    use crate::event_loop::Posting;
 
     #[tokio::test]
     async fn commands_to_a_loop_that_does_not_come_to_them_stay_within_the_memory() {
@@ -182,13 +205,22 @@ mod tests {
         let (mailbox, _bell) = Mailbox::new(1000, wait, &budget).unwrap();
         let mut waiting = 0;
         let refused = loop {
-            let held = match mailbox.hold(POST) {
-                Ok(held) => held,
-                Err(refused) => break refused,
+            let posted = Posted {
+                payload: vec![0; POST].into(),
+                ..Posted::default()
             };
-            let command: Command = Box::new(move |_| drop(held));
-            mailbox.command("busy", command).await.unwrap();
-            waiting += 1;
+            let postings = vec![Posting {
+                posted,
+                user_data: 0,
+            }];
+            let (reply, _) = Reply::new();
+            match mailbox
+                .command("busy", Command::Post { postings, reply })
+                .await
+            {
+                Ok(()) => waiting += 1,
+                Err(refused) => break refused,
+            }
         };
         let limit = "limits.memory";
         assert!(matches!(refused, Error::Limit { limit: name, .. } if name == limit));

@@ -5,7 +5,7 @@
 //! starts is seen by a later one. Events and the replies to commands leave together
 //! at its end: a reply is sent after its effect is readable.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
@@ -18,16 +18,16 @@ use parking_lot::Mutex;
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
 use crate::config::{Limits, Policy, Start};
-use crate::driver::SourceId;
 use crate::driver::{self, Backend, Completion, Driver, Key};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
-use crate::proto::{PausedSource, SourcePauseReason};
+use crate::proto::PausedSource;
 use crate::watch::{Adoption, Notice, Notifier, Services};
 
 mod adding;
 mod broken;
+mod command;
 mod commands;
 mod compare;
 mod fence;
@@ -52,14 +52,14 @@ pub use commands::{Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
 use ledger::Ledger;
-use mailbox::{LoopNotifier, Mailbox, Message, Reply};
-use pressure::{EVENT_OVERHEAD, PausedKey};
-use realtime::CLOCK;
+use mailbox::{Deferred, LoopNotifier, Mailbox, Message, Reply};
+use pressure::{EVENT_OVERHEAD, PausedKey, Pressure};
+use realtime::{CLOCK, RealtimeClock};
 pub use record::{Lifetime, Registration, TakenFd};
-use registration::Pending;
+use registration::Registrations;
 use snapshot::Snapshots;
 pub use snapshot::{Part, Snapshot, Wanted};
-use sweeps::{STEP, Sweep, Walk};
+use sweeps::{Sweep, Sweeps};
 use timers::Timers;
 use watches::Watches;
 
@@ -130,30 +130,20 @@ pub(super) struct EventLoop {
     /// Told the cursor of the loop's last event.
     closing: Option<Vec<Reply<crate::event::Cursor>>>,
     watches: Watches,
-    pending: HashMap<u64, Pending>,
-    pending_names: HashMap<Arc<str>, u64>,
-    next_ticket: u64,
-    clock_source: Option<SourceId>,
-    /// It was tried, at least: once is enough to warn.
-    clock_followed: bool,
+    registrations: Registrations,
+    realtime: RealtimeClock,
     adoptions: Vec<Adoption>,
     /// Bounded by the calls that wait.
     fences: Vec<fence::Fence>,
-    /// No source is read, for that reason.
-    full: Option<SourcePauseReason>,
-    /// Watches whose own pause has to be looked at.
-    crossed: VecDeque<u64>,
+    pressure: Pressure,
     snapshots: Snapshots,
-    /// What is being done with many watches; few.
-    sweeps: VecDeque<Walk>,
-    /// Watches that this turn may still deal with on account of those.
-    step_left: usize,
+    sweeps: Sweeps,
     /// A switch of the policy that there was no room to tell.
     unsaid_switch: Option<PolicyChanged>,
     /// Notices that came while the loop was stopped; bounded as notices are.
     held: Vec<(Key, Notice)>,
     /// Replies of this turn, sent once its events can be read.
-    replies: Vec<Box<dyn FnOnce() + Send>>,
+    replies: Vec<Deferred>,
 }
 
 impl fmt::Debug for EventLoop {
@@ -239,18 +229,13 @@ impl EventLoop {
             state: LoopState::Created,
             closing: None,
             watches: Watches::default(),
-            pending: HashMap::new(),
-            pending_names: HashMap::new(),
-            next_ticket: 0,
-            clock_source: None,
-            clock_followed: false,
+            registrations: Registrations::default(),
+            realtime: RealtimeClock::default(),
             adoptions: Vec::new(),
             fences: Vec::new(),
-            full: None,
-            crossed: VecDeque::new(),
+            pressure: Pressure::default(),
             snapshots: Snapshots::new(memory.budget()),
-            sweeps: VecDeque::new(),
-            step_left: STEP,
+            sweeps: Sweeps::default(),
             unsaid_switch: None,
             held: Vec::new(),
             replies: Vec::new(),
@@ -291,7 +276,7 @@ impl EventLoop {
         // Writes to the eventfd that are on their way: one for each kick out of a sleep.
         let mut owed: u64 = 0;
         while !self.is_over() {
-            if self.timers.follows_realtime() && self.is_polled() && !self.clock_followed {
+            if self.timers.follows_realtime() && self.is_polled() && !self.realtime.is_followed() {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
@@ -314,7 +299,7 @@ impl EventLoop {
             // After the kicks were taken: one that comes from here on ends the next wait.
             self.outbox.refresh();
             self.now = Now::sample();
-            self.step_left = STEP;
+            self.sweeps.begin_turn();
             if let Err(error) = waited {
                 self.broken(&error);
             }
@@ -360,7 +345,7 @@ impl EventLoop {
     /// Whether what sources and timers have to tell is taken: a loop that closes while it is stopped
     /// first ends all of its watches.
     fn takes_in(&self) -> bool {
-        self.is_polled() && (self.state == LoopState::Running || !self.is_ending())
+        self.is_polled() && (self.state == LoopState::Running || !self.sweeps.is_ending())
     }
 
     fn completed(&mut self, completion: Completion) {
@@ -400,7 +385,11 @@ impl EventLoop {
 
     fn received(&mut self, message: Message) {
         match message {
-            Message::Command(command) | Message::Internal(command) => command(self),
+            Message::Command(command, held) => {
+                self.carry_out(command);
+                drop(held);
+            }
+            Message::Internal(command) => self.carry_out(command),
             Message::Notice(key, notice) if self.hears(key) => self.notice(key, notice),
             // What sources have to tell waits until they are polled again.
             Message::Notice(key, notice) => self.held.push((key, notice)),
@@ -446,10 +435,5 @@ impl EventLoop {
         for reply in self.replies.drain(..) {
             reply();
         }
-    }
-
-    /// Sends a result at the end of the turn.
-    fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T>) {
-        self.replies.push(Box::new(move || reply.send(result)));
     }
 }

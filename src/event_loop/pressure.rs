@@ -1,6 +1,8 @@
 //! Reading only as much as the journal has room for: sources pause when it is full, and go on by
 //! themselves.
 
+use std::collections::VecDeque;
+
 use super::EventLoop;
 use crate::clock;
 use crate::config::{History, Policy};
@@ -28,6 +30,21 @@ pub(super) const NOTHING: Budget = Budget {
     completions: 0,
     bytes: 0,
 };
+
+/// Which sources are not read for want of room in the journal.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    /// Why no source of the loop is read; `None`: those with room of their own are.
+    pub(super) full: Option<SourcePauseReason>,
+    /// Watches whose own pause has to be looked at.
+    crossed: VecDeque<u64>,
+}
+
+impl Pressure {
+    pub(super) fn has_more_to_do(&self) -> bool {
+        !self.crossed.is_empty()
+    }
+}
 
 /// Since when a source is paused, seconds and nanoseconds, and whose it is.
 pub(super) type PausedKey = (i64, i32, u64);
@@ -71,10 +88,10 @@ impl EventLoop {
         // A turn's bounds are of the configuration: they fit.
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let most = self.limits.turn_events;
-        if self.full.is_some() && self.is_holding() {
+        if self.pressure.full.is_some() && self.sweeps.is_holding() {
             return NOTHING;
         }
-        if self.full.is_some() {
+        if self.pressure.full.is_some() {
             // Nothing reads; what else completes has room set aside.
             return Budget {
                 completions: most,
@@ -97,15 +114,15 @@ impl EventLoop {
     /// the journal has to hear of it.
     pub(super) fn balance(&mut self) -> bool {
         let before = (self.outbox.newest(), self.outbox.is_settled());
-        self.crossed.extend(self.outbox.crossed());
+        self.pressure.crossed.extend(self.outbox.crossed());
         let reason = match self.outbox.level(LOW) {
             Level::Ample => None,
-            Level::Enough => self.full,
-            Level::Full => Some(self.full.unwrap_or(SourcePauseReason::JournalFull)),
-            Level::OutOfMemory => Some(self.full.unwrap_or(SourcePauseReason::Memory)),
+            Level::Enough => self.pressure.full,
+            Level::Full => Some(self.pressure.full.unwrap_or(SourcePauseReason::JournalFull)),
+            Level::OutOfMemory => Some(self.pressure.full.unwrap_or(SourcePauseReason::Memory)),
         };
-        if self.full != reason {
-            self.full = reason;
+        if self.pressure.full != reason {
+            self.pressure.full = reason;
             self.outbox.set_starved(reason.is_some());
             self.sweep_sources();
             if reason.is_none()
@@ -114,11 +131,11 @@ impl EventLoop {
                 self.policy_changed(unsaid);
             }
         }
-        while self.step_left > 0
-            && let Some(watch) = self.crossed.pop_front()
+        while self.sweeps.left > 0
+            && let Some(watch) = self.pressure.crossed.pop_front()
         {
-            self.step_left -= 1;
-            if self.full.is_none()
+            self.sweeps.left -= 1;
+            if self.pressure.full.is_none()
                 && let Some(slot) = self.watches.by_id(watch)
             {
                 self.pause_alone(slot);

@@ -2,10 +2,12 @@
 //! room and name are set aside, then what may block or fail is prepared off the
 //! loop's thread, then the watch exists.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::command::Command;
 use super::compare;
 use super::mailbox::{Mailbox, Message};
 use super::{EventLoop, Registration};
@@ -19,35 +21,89 @@ const WAITERS_MAX: usize = 1024;
 
 /// A registration that was begun.
 #[derive(Debug)]
-pub(super) struct Pending {
+struct Pending {
     name: Option<Arc<str>>,
     need: Need,
+    /// Registrations of the same name that wait for this one to be decided.
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-impl Pending {
-    pub(super) const fn need(&self) -> Need {
-        self.need
+/// The registrations that were begun and are not decided, by ticket, and their names.
+#[derive(Debug, Default)]
+pub(super) struct Registrations {
+    pending: HashMap<u64, Pending>,
+    names: HashMap<Arc<str>, u64>,
+    last_ticket: u64,
+}
+
+impl Registrations {
+    /// Whether a registration of that name is undecided; if so, what tells when it is decided.
+    ///
+    /// # Errors
+    /// Too many wait for it already.
+    fn undecided(&mut self, name: &str) -> Result<Option<oneshot::Receiver<()>>> {
+        let ticket = self.names.get(name);
+        let Some(pending) = ticket.and_then(|ticket| self.pending.get_mut(ticket)) else {
+            return Ok(None);
+        };
+        if pending.waiters.len() >= WAITERS_MAX {
+            let limit = "registrations waiting for one name";
+            return Err(Error::limit(limit, WAITERS_MAX as u64));
+        }
+        let (sender, receiver) = oneshot::channel();
+        pending.waiters.push(sender);
+        Ok(Some(receiver))
+    }
+
+    /// Begins a registration for which room was set aside. Returns its ticket.
+    fn begin(&mut self, name: Option<&Arc<str>>, need: Need) -> u64 {
+        self.last_ticket += 1;
+        if let Some(name) = name {
+            self.names.insert(Arc::clone(name), self.last_ticket);
+        }
+        let pending = Pending {
+            name: name.map(Arc::clone),
+            need,
+            waiters: Vec::new(),
+        };
+        self.pending.insert(self.last_ticket, pending);
+        self.last_ticket
+    }
+
+    /// Decides a registration: its name is free, and those that wait for it are told. Returns what
+    /// was set aside; `None` if the ticket is of a loop that has begun to close.
+    fn decide(&mut self, ticket: u64) -> Option<Need> {
+        let pending = self.pending.remove(&ticket)?;
+        if let Some(name) = &pending.name {
+            self.names.remove(name);
+        }
+        Some(pending.need)
+    }
+
+    /// Ends all of them. Returns what was set aside for each.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = Need> + use<> {
+        self.names.clear();
+        std::mem::take(&mut self.pending)
+            .into_values()
+            .map(|pending| pending.need)
     }
 }
 
-/// Room set aside for a watch, and a place in the mailbox for what comes of it: no load of the
-/// loop can refuse what was started under a ticket. Dropped, it gives the room back.
+/// Room set aside for a watch, and a place in the mailbox for its outcome: no load of the loop can
+/// refuse what was started under a ticket. Dropped, it gives the room back.
 #[derive(Debug)]
 pub(super) struct Ticket {
     mailbox: Arc<Mailbox>,
     number: u64,
-    /// Nothing has come of it yet.
+    /// It has not been used.
     open: bool,
 }
 
 impl Ticket {
-    /// Has the loop do this with the room of that number.
-    pub(super) fn complete(self, with: impl FnOnce(&mut EventLoop, u64) + Send + 'static) {
+    /// Has the loop carry out the command that uses the room of this number.
+    pub(super) fn complete(self, command: impl FnOnce(u64) -> Command) {
         let mailbox = Arc::clone(&self.mailbox);
-        let number = self.used();
-        let command = Box::new(move |on: &mut EventLoop| with(on, number));
-        mailbox.push(Message::Internal(command));
+        mailbox.push(Message::Internal(command(self.used())));
     }
 
     /// Its number, whose room is the caller's to use or give back from now on.
@@ -60,19 +116,20 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.open {
-            let number = self.number;
-            let command = Box::new(move |on: &mut EventLoop| on.abandon(number));
-            self.mailbox.push(Message::Internal(command));
+            let ticket = self.number;
+            self.mailbox
+                .push(Message::Internal(Command::Abandon { ticket }));
         }
     }
 }
 
-/// What came of asking for room.
+/// The answer to a registration that asks for room.
 #[derive(Debug)]
-pub(super) enum Reserved {
+pub(super) enum Admission {
     /// Room is set aside.
     Ticket(Ticket),
-    /// A watch of that name and an equal specification exists.
+    /// The watch exists: it was built at once, or one of that name and an equal specification was
+    /// there.
     Exists(Box<Registered>),
     /// Another registration of that name is being decided.
     Undecided(oneshot::Receiver<()>),
@@ -88,62 +145,44 @@ pub(super) struct Registered {
 
 impl EventLoop {
     /// Sets aside everything that a watch takes.
-    pub(super) fn reserve(&mut self, registration: &Registration) -> Result<Reserved> {
+    fn admit(&mut self, registration: &Registration) -> Result<Admission> {
         self.check_open()?;
         if let Some(name) = &registration.name {
             if let Some(slot) = self.watches.by_name(name) {
                 return self.existing(slot, registration);
             }
-            if let Some(pending) = self.pending_names.get(name)
-                && let Some(pending) = self.pending.get_mut(pending)
-            {
-                if pending.waiters.len() >= WAITERS_MAX {
-                    let limit = "registrations waiting for one name";
-                    return Err(Error::limit(limit, WAITERS_MAX as u64));
-                }
-                let (sender, receiver) = oneshot::channel();
-                pending.waiters.push(sender);
-                return Ok(Reserved::Undecided(receiver));
+            if let Some(decided) = self.registrations.undecided(name)? {
+                return Ok(Admission::Undecided(decided));
             }
         }
-        self.ledger.take(&mut self.outbox, registration.need)?;
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        if let Some(name) = &registration.name {
-            self.pending_names.insert(Arc::clone(name), ticket);
-        }
-        let pending = Pending {
-            name: registration.name.clone(),
-            need: registration.need,
-            waiters: Vec::new(),
-        };
-        self.pending.insert(ticket, pending);
-        Ok(Reserved::Ticket(Ticket {
+        let need = registration.need;
+        self.ledger.take(&mut self.outbox, need)?;
+        Ok(Admission::Ticket(Ticket {
             mailbox: Arc::clone(&self.mailbox),
-            number: ticket,
+            number: self.registrations.begin(registration.name.as_ref(), need),
             open: true,
         }))
     }
 
-    /// As [`Self::reserve`], and the watch exists at once if it can be built here. What
-    /// was not used is given back.
-    pub(super) fn reserve_and_build(
+    /// As [`Self::admit`], and the watch exists at once if it can be built here. A `build` that was
+    /// not used is given back.
+    pub(super) fn admit_and_build(
         &mut self,
         registration: Registration,
         build: Option<Build>,
-    ) -> Result<(Reserved, Option<Build>)> {
-        match (self.reserve(&registration)?, build) {
-            (Reserved::Ticket(ticket), Some(build)) => {
+    ) -> Result<(Admission, Option<Build>)> {
+        match (self.admit(&registration)?, build) {
+            (Admission::Ticket(ticket), Some(build)) => {
                 let ticket = ticket.used();
                 let built = build().inspect_err(|_| self.abandon(ticket))?;
                 let registered = self.register(ticket, registration, built)?;
-                Ok((Reserved::Exists(Box::new(registered)), None))
+                Ok((Admission::Exists(Box::new(registered)), None))
             }
-            (reserved, build) => Ok((reserved, build)),
+            (admission, build) => Ok((admission, build)),
         }
     }
 
-    fn existing(&self, slot: usize, registration: &Registration) -> Result<Reserved> {
+    fn existing(&self, slot: usize, registration: &Registration) -> Result<Admission> {
         let record = &self.watches[slot];
         let taken = |differs: Option<String>| Error::NameTaken {
             what: "watch",
@@ -161,7 +200,7 @@ impl EventLoop {
         if let Some(field) = differs {
             return Err(taken(Some(field)));
         }
-        Ok(Reserved::Exists(Box::new(Registered {
+        Ok(Admission::Exists(Box::new(Registered {
             watch: record.view(&self.shared.journal),
             existed: true,
             reader: None,
@@ -175,14 +214,9 @@ impl EventLoop {
         registration: Registration,
         watch: Box<dyn Watch>,
     ) -> Result<Registered> {
-        // A loop that closed in between has let go of its tickets.
-        let pending = self
-            .pending
-            .remove(&ticket)
-            .ok_or_else(|| self.closed_error())?;
-        if let Some(name) = &pending.name {
-            self.pending_names.remove(name);
-        }
+        // A loop that has begun to close in between has decided all of its tickets.
+        let decided = self.registrations.decide(ticket);
+        decided.ok_or_else(|| self.closed_error())?;
         let id = self.watches.next_id();
         let journal = &self.shared.journal;
         let attached = registration.attached;
@@ -199,11 +233,8 @@ impl EventLoop {
 
     /// The preparation failed: room and name are free again.
     pub(super) fn abandon(&mut self, ticket: u64) {
-        if let Some(pending) = self.pending.remove(&ticket) {
-            if let Some(name) = &pending.name {
-                self.pending_names.remove(name);
-            }
-            self.ledger.release(&mut self.outbox, pending.need);
+        if let Some(need) = self.registrations.decide(ticket) {
+            self.ledger.release(&mut self.outbox, need);
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 
+use super::command::Command;
 use super::mailbox::Message;
 use super::sweeps::STEP;
 use super::{EventLoop, Handle, Shared};
@@ -64,17 +65,19 @@ impl Handle {
     /// A closed loop, a full mailbox.
     pub async fn snapshot(&self, wanted: Wanted) -> Result<Snapshot> {
         let on = self.clone();
-        let open = move |event_loop: &mut EventLoop| {
-            let number = event_loop.snapshots.open(event_loop.watches.last_id());
-            // From here on it ends when it is dropped, also if nobody waits for it any more.
-            Ok(Snapshot {
-                on,
-                number,
-                cursor: event_loop.newest(),
-                wanted,
-            })
-        };
-        self.call_now(open).await
+        self.call(|reply| Command::OpenSnapshot {
+            // The loop's thread makes it: from there on it ends when it is dropped, also if nobody
+            // waits for it any more.
+            visit: reply.after(|(number, cursor)| {
+                Ok(Snapshot {
+                    on,
+                    number,
+                    cursor,
+                    wanted,
+                })
+            }),
+        })
+        .await
     }
 }
 
@@ -91,8 +94,13 @@ impl Snapshot {
     /// There was no memory to keep what it has not read yet; a full mailbox.
     pub async fn next(&self, bytes: usize) -> Result<Part> {
         let (number, wanted) = (self.number, Arc::clone(&self.wanted));
-        let read = move |on: &mut EventLoop| on.snapshot_part(number, bytes, &wanted);
-        match self.on.call_now(read).await {
+        let read = |reply| Command::ReadSnapshot {
+            number,
+            bytes,
+            wanted,
+            reply,
+        };
+        match self.on.call(read).await {
             // All of its watches are removed: what is left is what was kept.
             Err(Error::LoopClosed { .. }) => {
                 let mut left = self.on.shared().left.lock();
@@ -111,23 +119,15 @@ impl Drop for Snapshot {
             open: true,
         };
         // One for each snapshot. A mailbox that is closed drops it.
-        self.on
-            .push(Message::Internal(Box::new(move |on| end.on(on))));
+        self.on.push(Message::Internal(Command::EndSnapshot(end)));
     }
 }
 
-/// Ends a snapshot of a loop that is closed by then.
-struct End {
+/// Ends a snapshot; dropped, of a loop that is closed by then.
+pub(super) struct End {
     shared: Arc<Shared>,
     number: u64,
     open: bool,
-}
-
-impl End {
-    fn on(mut self, on: &mut EventLoop) {
-        self.open = false;
-        on.snapshots.end(self.number);
-    }
 }
 
 impl Drop for End {
@@ -372,7 +372,23 @@ impl EventLoop {
         }
     }
 
-    fn snapshot_part(&mut self, number: u64, bytes: usize, wanted: &Wanted) -> Result<Part> {
+    /// Opens a snapshot. Returns its number and its position.
+    pub(super) fn open_snapshot(&mut self) -> (u64, Cursor) {
+        let number = self.snapshots.open(self.watches.last_id());
+        (number, self.newest())
+    }
+
+    pub(super) fn end_snapshot(&mut self, mut end: End) {
+        end.open = false;
+        self.snapshots.end(end.number);
+    }
+
+    pub(super) fn snapshot_part(
+        &mut self,
+        number: u64,
+        bytes: usize,
+        wanted: &Wanted,
+    ) -> Result<Part> {
         let watches = &self.watches;
         let view = |id| {
             let record = watches.get(watches.by_id(id)?)?;

@@ -1,6 +1,8 @@
 //! What concerns many watches at once is done in steps, some watches a turn: what others ask for,
 //! and what happens, is served in between.
 
+use std::collections::VecDeque;
+
 use rustix::io::Errno;
 
 use super::{EventLoop, Reply};
@@ -19,7 +21,7 @@ const FREE_AT_ONCE: usize = 16;
 pub(super) enum Sweep {
     /// The loop closes: it ends for that reason, with the backend's error if there was one.
     End(CloseReason, Option<Errno>),
-    /// Its source is held, or let go on, as [`EventLoop::full`] says.
+    /// Its source is held, or let go on, as [`Pressure::full`](super::pressure::Pressure) says.
     Hold,
     /// If it is a child, it is killed.
     Kill(Reply<()>),
@@ -27,6 +29,41 @@ pub(super) enum Sweep {
     EndUnpolled,
     /// If it was bound to this client process, it ends.
     ClientEnded(ProcessKey),
+}
+
+/// The sweeps that are under way, and how much of them this turn may still do.
+#[derive(Debug, Default)]
+pub(super) struct Sweeps {
+    walks: VecDeque<Walk>,
+    /// Watches that this turn may still deal with.
+    pub(super) left: usize,
+}
+
+impl Sweeps {
+    pub(super) const fn begin_turn(&mut self) {
+        self.left = STEP;
+    }
+
+    pub(super) fn has_more_to_do(&self) -> bool {
+        !self.walks.is_empty()
+    }
+
+    /// Whether some watches of the closing loop have not been told yet.
+    pub(super) fn is_ending(&self) -> bool {
+        let ends = |walk: &Walk| matches!(walk.sweep, Sweep::End(..));
+        self.walks.iter().any(ends)
+    }
+
+    /// Whether some sources have not been held, or let go on, yet.
+    pub(super) fn is_holding(&self) -> bool {
+        let holds = |walk: &Walk| matches!(walk.sweep, Sweep::Hold);
+        self.walks.iter().any(holds)
+    }
+
+    /// Another sweep takes their place.
+    pub(super) fn discard(&mut self, which: impl Fn(&Sweep) -> bool) {
+        self.walks.retain(|walk| !which(&walk.sweep));
+    }
 }
 
 /// A sweep that is under way.
@@ -62,7 +99,7 @@ impl EventLoop {
             wrapped: false,
         };
         if let Some(walk) = self.walk(walk) {
-            self.sweeps.push_back(walk);
+            self.sweeps.walks.push_back(walk);
         }
     }
 
@@ -70,8 +107,8 @@ impl EventLoop {
     /// there: every source gets its turn, however often that changes.
     pub(super) fn sweep_sources(&mut self) {
         let under_way = |walk: &Walk| matches!(walk.sweep, Sweep::Hold).then_some(walk.next);
-        let first = self.sweeps.iter().find_map(under_way).unwrap_or(0);
-        self.drop_sweeps(|sweep| matches!(sweep, Sweep::Hold));
+        let first = self.sweeps.walks.iter().find_map(under_way).unwrap_or(0);
+        self.sweeps.discard(|sweep| matches!(sweep, Sweep::Hold));
         let walk = Walk {
             sweep: Sweep::Hold,
             next: first,
@@ -80,18 +117,18 @@ impl EventLoop {
         };
         if let Some(walk) = self.walk(walk) {
             // Before anything else, or they read on.
-            self.sweeps.push_front(walk);
+            self.sweeps.walks.push_front(walk);
         }
     }
 
     /// Goes on with sweeps, as far as this turn may.
     pub(super) fn go_on(&mut self) {
-        while self.step_left > 0 {
-            let Some(walk) = self.sweeps.pop_front() else {
+        while self.sweeps.left > 0 {
+            let Some(walk) = self.sweeps.walks.pop_front() else {
                 return;
             };
             if let Some(walk) = self.walk(walk) {
-                self.sweeps.push_front(walk);
+                self.sweeps.walks.push_front(walk);
                 return;
             }
         }
@@ -99,28 +136,11 @@ impl EventLoop {
 
     /// Something is left to do that waits for nothing but the next turn.
     pub(super) fn has_more_to_do(&self) -> bool {
-        !self.sweeps.is_empty()
-            || !self.crossed.is_empty()
+        self.sweeps.has_more_to_do()
+            || self.pressure.has_more_to_do()
             || self.is_emptying()
             || (self.takes_in() && !self.held.is_empty())
             || self.snapshots.has_more_to_do()
-    }
-
-    /// Not all watches of the closing loop have been told yet.
-    pub(super) fn is_ending(&self) -> bool {
-        let ends = |walk: &Walk| matches!(walk.sweep, Sweep::End(..));
-        self.sweeps.iter().any(ends)
-    }
-
-    /// Not all sources have been held, or let go on, yet.
-    pub(super) fn is_holding(&self) -> bool {
-        let holds = |walk: &Walk| matches!(walk.sweep, Sweep::Hold);
-        self.sweeps.iter().any(holds)
-    }
-
-    /// Another sweep of its kind takes its place.
-    pub(super) fn drop_sweeps(&mut self, which: impl Fn(&Sweep) -> bool) {
-        self.sweeps.retain(|walk| !which(&walk.sweep));
     }
 
     /// One step; gives the walk back if there is more of it.
@@ -128,14 +148,14 @@ impl EventLoop {
         if let Sweep::ClientEnded(process) = walk.sweep {
             return self.client_ended(process).then_some(walk);
         }
-        let mut looks = self.step_left * FREE_AT_ONCE;
+        let mut looks = self.sweeps.left * FREE_AT_ONCE;
         while let Some(slot) = walk.slot(self.watches.slots()) {
-            if self.step_left == 0 || looks == 0 {
+            if self.sweeps.left == 0 || looks == 0 {
                 return Some(walk);
             }
             looks -= 1;
             if self.watches.contains(slot) {
-                self.step_left -= 1;
+                self.sweeps.left -= 1;
                 self.visit(slot, &walk.sweep);
             }
             walk.next += 1;
@@ -150,7 +170,7 @@ impl EventLoop {
         match *sweep {
             Sweep::End(reason, None) => self.end(slot, reason),
             Sweep::End(reason, Some(errno)) => self.end_broken(slot, reason, errno),
-            Sweep::Hold => match self.full {
+            Sweep::Hold => match self.pressure.full {
                 Some(reason) => self.pause_source(slot, reason),
                 None => self.pause_alone(slot),
             },
@@ -191,8 +211,8 @@ impl EventLoop {
 
     /// The client process ended, and with it what was bound to it. Says whether there is more.
     fn client_ended(&mut self, process: ProcessKey) -> bool {
-        let (step, more) = self.watches.unbind(process, self.step_left);
-        self.step_left -= step.len();
+        let (step, more) = self.watches.unbind(process, self.sweeps.left);
+        self.sweeps.left -= step.len();
         for key in step {
             if let Some(slot) = self.watches.slot(key) {
                 self.end(slot, CloseReason::ProcessEnded);
@@ -203,7 +223,7 @@ impl EventLoop {
 
     /// The closing loop has no open watch any more, but closed ones to remove.
     fn is_emptying(&self) -> bool {
-        self.closing.is_some() && !self.is_ending() && self.watches.open() == 0
+        self.closing.is_some() && !self.sweeps.is_ending() && self.watches.open() == 0
     }
 
     /// Once a closing loop has no open watch: removes the rest, and it is closed.
@@ -211,10 +231,10 @@ impl EventLoop {
         if !self.is_emptying() {
             return;
         }
-        while self.step_left > 0
+        while self.sweeps.left > 0
             && let Some(slot) = self.watches.next_to_expire()
         {
-            self.step_left -= 1;
+            self.sweeps.left -= 1;
             self.remove(slot);
         }
         if self.watches.len() > 0 {

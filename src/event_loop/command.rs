@@ -1,0 +1,292 @@
+//! Everything that can be asked of a loop from outside its thread.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::EventLoop;
+use super::commands::{Part, Posting, WatchFilter, WatchName};
+use super::fence::Fence;
+use super::mailbox::{Reply, Visit};
+use super::record::{Registration, TakenFd};
+use super::registration::{Admission, Registered};
+use super::snapshot::{self, Wanted};
+use super::sweeps::Sweep;
+use crate::clock::Now;
+use crate::error::Result;
+use crate::event::{Cursor, PolicyChanged};
+use crate::proto;
+use crate::watch::{Build, SignalTarget, Taken, Watch};
+
+/// One thing to be done on the loop's thread, and where its result goes.
+pub(super) enum Command {
+    /// Sets room aside for a watch; with `build`, makes it exist at once.
+    Add {
+        registration: Box<Registration>,
+        build: Option<Build>,
+        reply: Reply<(Admission, Option<Build>)>,
+    },
+    /// Makes a prepared watch exist, with the room of that ticket.
+    Register {
+        ticket: u64,
+        registration: Box<Registration>,
+        watch: Box<dyn Watch>,
+        reply: Reply<Registered>,
+    },
+    /// Gives the room of that ticket back.
+    Abandon {
+        ticket: u64,
+    },
+    Get {
+        name: WatchName,
+        visit: Visit<proto::Watch>,
+    },
+    /// One step of a page.
+    List {
+        after: u64,
+        max: usize,
+        bytes: usize,
+        filter: Arc<WatchFilter>,
+        visit: Visit<Part>,
+    },
+    Remove {
+        name: WatchName,
+        request_id: String,
+        reply: Reply<Cursor>,
+    },
+    Rearm {
+        items: Vec<proto::RearmItem>,
+        reply: Reply<Armed>,
+    },
+    Write {
+        name: WatchName,
+        data: Bytes,
+        at: Option<u64>,
+        reply: Reply<Taken>,
+    },
+    WriteEof {
+        name: WatchName,
+        reply: Reply<()>,
+    },
+    PauseReading {
+        name: WatchName,
+        pause: bool,
+        reply: Reply<()>,
+    },
+    Signal {
+        name: WatchName,
+        number: i32,
+        target: SignalTarget,
+        reply: Reply<()>,
+    },
+    Abort {
+        name: WatchName,
+        reply: Reply<Cursor>,
+    },
+    TakeFd {
+        name: WatchName,
+        reply: Reply<TakenFd>,
+    },
+    Post {
+        postings: Vec<Posting>,
+        reply: Reply<Cursor>,
+    },
+    Fence {
+        reply: Reply<u64>,
+    },
+    OpenSnapshot {
+        visit: Visit<(u64, Cursor)>,
+    },
+    ReadSnapshot {
+        number: u64,
+        bytes: usize,
+        wanted: Wanted,
+        reply: Reply<snapshot::Part>,
+    },
+    EndSnapshot(snapshot::End),
+    PolicyChanged {
+        changed: PolicyChanged,
+        reply: Reply<()>,
+    },
+    KillChildren {
+        reply: Reply<()>,
+    },
+    Run {
+        reply: Reply<Cursor>,
+    },
+    Stop {
+        reply: Reply<Cursor>,
+    },
+    Close {
+        force: bool,
+        reply: Reply<Cursor>,
+    },
+}
+
+/// The result of arming and disarming.
+#[derive(Debug)]
+pub(super) struct Armed {
+    /// When it was done, monotonic nanoseconds.
+    pub(super) at: u64,
+    /// For each item, whether anything changed.
+    pub(super) changed: Vec<bool>,
+    /// The newest event by then.
+    pub(super) newest: Cursor,
+}
+
+impl Command {
+    /// The bytes that a client makes this command hold while it waits, beside its fixed size.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Add { registration, .. } | Self::Register { registration, .. } => registration
+                .spec
+                .as_ref()
+                .map_or(0, prost::Message::encoded_len),
+            Self::Rearm { items, .. } => size_of_val(items.as_slice()),
+            Self::Write { data, .. } => data.len(),
+            Self::Post { postings, .. } => postings.iter().map(Posting::bytes).sum(),
+            Self::Abandon { .. }
+            | Self::Get { .. }
+            | Self::List { .. }
+            | Self::Remove { .. }
+            | Self::WriteEof { .. }
+            | Self::PauseReading { .. }
+            | Self::Signal { .. }
+            | Self::Abort { .. }
+            | Self::TakeFd { .. }
+            | Self::Fence { .. }
+            | Self::OpenSnapshot { .. }
+            | Self::ReadSnapshot { .. }
+            | Self::EndSnapshot(_)
+            | Self::PolicyChanged { .. }
+            | Self::KillChildren { .. }
+            | Self::Run { .. }
+            | Self::Stop { .. }
+            | Self::Close { .. } => 0,
+        }
+    }
+}
+
+impl EventLoop {
+    /// Does what was asked. Results leave at the end of the turn, or later.
+    pub(super) fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Add {
+                registration,
+                build,
+                reply,
+            } => {
+                let result = self.admit_and_build(*registration, build);
+                self.reply(reply, result);
+            }
+            Command::Register {
+                ticket,
+                registration,
+                watch,
+                reply,
+            } => {
+                let result = self.register(ticket, *registration, watch);
+                self.reply(reply, result);
+            }
+            Command::Abandon { ticket } => self.abandon(ticket),
+            Command::Get { name, visit } => {
+                let result = self.get(&name);
+                self.reply_after(visit, result);
+            }
+            Command::List {
+                after,
+                max,
+                bytes,
+                filter,
+                visit,
+            } => {
+                let part = self.list(after, max, bytes, &filter);
+                self.reply_after(visit, Ok(part));
+            }
+            Command::Remove {
+                name,
+                request_id,
+                reply,
+            } => self.remove_watch(&name, request_id, reply),
+            Command::Rearm { items, reply } => {
+                let armed = Armed {
+                    at: Now::sample().monotonic,
+                    changed: self.rearm(&items),
+                    newest: self.newest(),
+                };
+                self.reply(reply, Ok(armed));
+            }
+            Command::Write {
+                name,
+                data,
+                at,
+                reply,
+            } => {
+                let result = self.write(&name, data, at);
+                self.reply(reply, result);
+            }
+            Command::WriteEof { name, reply } => {
+                let result = self.write_eof(&name);
+                self.reply(reply, result);
+            }
+            Command::PauseReading { name, pause, reply } => {
+                let result = self.pause_reading(&name, pause);
+                self.reply(reply, result);
+            }
+            Command::Signal {
+                name,
+                number,
+                target,
+                reply,
+            } => {
+                let result = self.signal(&name, number, target);
+                self.reply(reply, result);
+            }
+            Command::Abort { name, reply } => self.abort(&name, reply),
+            Command::TakeFd { name, reply } => self.take_fd(&name, reply),
+            Command::Post { postings, reply } => {
+                let result = self.post(postings);
+                self.reply(reply, result);
+            }
+            Command::Fence { reply } => self.fences.push(Fence::new(reply)),
+            Command::OpenSnapshot { visit } => {
+                let opened = self.open_snapshot();
+                self.reply_after(visit, Ok(opened));
+            }
+            Command::ReadSnapshot {
+                number,
+                bytes,
+                wanted,
+                reply,
+            } => {
+                let result = self.snapshot_part(number, bytes, &wanted);
+                self.reply(reply, result);
+            }
+            Command::EndSnapshot(end) => self.end_snapshot(end),
+            Command::PolicyChanged { changed, reply } => {
+                self.policy_changed(changed);
+                self.reply(reply, Ok(()));
+            }
+            Command::KillChildren { reply } => self.sweep(Sweep::Kill(reply)),
+            Command::Run { reply } => {
+                let result = self.run_loop();
+                self.reply(reply, result);
+            }
+            Command::Stop { reply } => {
+                let result = self.stop_loop();
+                self.reply(reply, result);
+            }
+            Command::Close { force, reply } => self.close_loop(force, reply),
+        }
+    }
+
+    /// Sends a result at the end of the turn, when its effect can be read.
+    pub(super) fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T>) {
+        self.replies.push(Box::new(move || reply.send(result)));
+    }
+
+    /// As [`Self::reply`], of what is looked at before it leaves the loop.
+    fn reply_after<T>(&mut self, visit: Visit<T>, result: Result<T>) {
+        self.replies.push(visit.look(result));
+    }
+}
