@@ -1,4 +1,4 @@
-//! The ranges, and what has to fit together.
+//! Checks the ranges of values, and values that depend on each other.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -18,14 +18,14 @@ use super::units::show_size;
 use super::{Children, Config, Limits, Policy, Server, signal_name, signal_number, unwatchable};
 
 const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The classes, and the backends that a policy of each may name.
+/// The classes of loops, and for each the backends that a policy of it may name.
 const CLASSES: [(&str, &[&str]); 2] = [
     ("selector", &["auto", "epoll", "poll", "select"]),
     ("proactor", &["auto", "io_uring"]),
 ];
-/// What names of policies and loops are.
+/// The allowed names of policies and loops.
 const NAME: &str = "allowed is [a-z0-9][a-z0-9._-]{0,62}";
-/// Levels of the log.
+/// The levels of the log.
 const LEVELS: &str = "off, error, warn, info, debug, trace";
 const SERVICE: &str = "server.socket";
 const HANDOVER: &str = "server.handover_socket";
@@ -37,7 +37,7 @@ const SIZE_MAX: u64 = 1 << 40;
 /// `sun_path` without its final NUL, unix(7).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// Finds all values that are not allowed, and those that contradict each other.
+/// Finds all values that are not allowed, and values that contradict each other.
 pub(super) fn check(config: &Config, found: &mut Findings) {
     server(&config.server, found);
     sockets(&config.server, found);
@@ -55,10 +55,11 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     loops(config, found);
 }
 
-/// Whether the log can be filtered so. To the library a word that is no level is a target: what it
-/// means then, nothing but that target, is seldom what was meant.
+/// Checks a log filter. `tracing_subscriber` reads a word that is not a level as the name of a
+/// target, and then logs only that target. Such a word is usually a misspelt level, so it is
+/// refused.
 fn filter(filter: &str) -> Result<(), String> {
-    // Those with a span the library reads alone.
+    // Directives with a span, `[...]`, are checked by the library only.
     for directive in filter
         .split(',')
         .filter(|directive| !directive.contains('['))
@@ -68,7 +69,7 @@ fn filter(filter: &str) -> Result<(), String> {
             .map_or(directive, |(_, level)| level);
         if level.parse::<LevelFilter>().is_err() {
             let near = meant(level, LEVELS.split(", "));
-            return Err(format!("`{level}` is no level{near}"));
+            return Err(format!("`{level}` is not a level{near}"));
         }
     }
     let parsed = EnvFilter::builder().parse(filter);
@@ -78,7 +79,7 @@ fn filter(filter: &str) -> Result<(), String> {
 fn server(server: &Server, found: &mut Findings) {
     if server.mode > 0o777 || server.mode & 0o600 != 0o600 {
         let mode = format!("{:04o}", server.mode);
-        let what = format!("is {mode}, allowed is 0600 to 0777, owner reads and writes");
+        let what = format!("is {mode}, allowed is 0600 to 0777: the owner must read and write");
         found.wrong("server.mode", what);
     }
     number(found, "server.worker_threads", server.worker_threads, 1, 64);
@@ -105,13 +106,13 @@ fn server(server: &Server, found: &mut Findings) {
     between(found, "server.receive_timeout", receive, SECOND, HOUR);
 }
 
-/// Both sockets' paths, those that are derived too.
+/// Checks the paths of both sockets, whether they are configured or derived.
 fn sockets(server: &Server, found: &mut Findings) {
     let service = server.socket_path();
     let given = server.socket.is_some();
     if let Err(why) = socket(&service) {
         let path = service.display();
-        let origin = if given { "" } else { "left out, it " };
+        let origin = if given { "" } else { "by default it " };
         found.wrong(SERVICE, format!("{origin}is `{path}`, {why}"));
         return;
     }
@@ -121,7 +122,9 @@ fn sockets(server: &Server, found: &mut Findings) {
         (Ok(()), _) => {}
         (Err(why), Some(_)) => found.wrong(HANDOVER, format!("is `{path}`, {why}")),
         (Err(why), None) => {
-            let what = format!("{HANDOVER} is derived from it, `{path}`, {why}; or set that");
+            let what = format!(
+                "{HANDOVER} is derived from it, `{path}`, {why}; or set {HANDOVER} itself"
+            );
             found.wrong_beside(HANDOVER, SERVICE, what);
         }
     }
@@ -133,17 +136,17 @@ fn sockets(server: &Server, found: &mut Findings) {
     let clash = if service == handover {
         Some("the same path as")
     } else if locked(&service) == handover || service == locked(&handover) {
-        Some("the path of the lock beside")
+        Some("the path of the lock file of")
     } else {
         None
     };
     if let Some(clash) = clash {
-        let what = format!("`{path}` is {clash} {SERVICE}, allowed is another");
+        let what = format!("`{path}` is {clash} {SERVICE}, allowed is any other path");
         found.wrong_beside(SERVICE, HANDOVER, what);
     }
 }
 
-/// Whether a Unix socket can be at that path, unix(7).
+/// Checks that a path can be the address of a Unix socket, unix(7).
 fn socket(path: &Path) -> Result<(), String> {
     let allowed = format!("allowed is an absolute path of at most {SOCKET_PATH_MAX} bytes");
     let len = path.as_os_str().len();
@@ -251,13 +254,13 @@ fn signals(allow: &[String], found: &mut Findings) {
         None => {
             let named: Vec<String> = (1..=libc::SIGRTMAX()).filter_map(signal_name).collect();
             let near = meant(name, named.iter().map(String::as_str));
-            Some(format!("`{name}` is no signal{near}"))
+            Some(format!("`{name}` is not a signal{near}"))
         }
     });
     let wrong: Vec<String> = wrong.collect();
     if !wrong.is_empty() {
         let allowed =
-            "SIGUSR1, SIGUSR2, SIGWINCH, SIGRTMIN+n and others that do not steer the daemon";
+            "SIGUSR1, SIGUSR2, SIGWINCH, SIGRTMIN+n and others that do not control the daemon";
         let what = format!("{}; allowed are {allowed}", wrong.join("; "));
         found.wrong("signals.allow", what);
     }
@@ -316,13 +319,15 @@ fn class_and_backends(policy: &Policy, key: &dyn Fn(&str) -> String, found: &mut
         None if policy.backends.is_empty() => "is empty".to_owned(),
         None => return,
         Some(b) => match CLASSES.iter().find(|(_, backends)| backends.contains(&b)) {
-            Some((other, _)) => format!("`{b}` is of class {other}, the policy of {class}"),
+            Some((other, _)) => {
+                format!("`{b}` is of class {other}, but the policy is of class {class}")
+            }
             None => {
                 let near = meant(
                     b,
                     CLASSES.iter().flat_map(|(_, backends)| *backends).copied(),
                 );
-                format!("`{b}` is no backend on Linux{near}")
+                format!("`{b}` is not a backend on Linux{near}")
             }
         },
     };
@@ -334,7 +339,7 @@ fn class_and_backends(policy: &Policy, key: &dyn Fn(&str) -> String, found: &mut
 fn loops(config: &Config, found: &mut Findings) {
     let (count, most) = (config.loops.len(), config.limits.loops);
     if count > most {
-        let what = format!("{count} of them, limits.loops allows {most}");
+        let what = format!("{count} loops are configured, limits.loops allows {most}");
         found.wrong_beside("limits.loops", "loop", what);
     }
     let mut names = BTreeSet::new();
@@ -353,21 +358,22 @@ fn loops(config: &Config, found: &mut Findings) {
             None => format!("uid:{own}"),
             Some(principal) => principal.clone(),
         };
-        // One principal has one name: `uid:+1` and `uid:01` are none.
+        // A principal has exactly one spelling: `uid:+1` and `uid:01` are refused.
         let uid = principal.strip_prefix("uid:").map(str::parse::<u32>);
         if !matches!(uid, Some(Ok(uid)) if format!("uid:{uid}") == principal) {
             let what =
-                format!("`{principal}` is no principal, allowed is uid:N, such as uid:{own}");
+                format!("`{principal}` is not a principal, allowed is uid:N, such as uid:{own}");
             found.wrong(&key("principal"), what);
         }
         if !names.insert((principal.clone(), &entry.name)) {
             let name = &entry.name;
-            let what =
-                format!("`{name}` of {principal} is there already, allowed is one of a name");
+            let what = format!(
+                "{principal} has another loop `{name}`, allowed is one loop of each name"
+            );
             found.wrong(&key("name"), what);
         }
         if entry.bind && !bound.insert(principal) {
-            let what = "another loop is bound already, allowed is one of a principal";
+            let what = "another loop is bound already, allowed is one bound loop per principal";
             found.wrong(&key("bind"), what);
         }
     }
@@ -389,7 +395,7 @@ fn name(key: &str, name: &str, found: &mut Findings) {
         [] => false,
     };
     if !fine {
-        found.wrong(key, format!("`{name}` is no name, {NAME}"));
+        found.wrong(key, format!("`{name}` is not a valid name, {NAME}"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! One file: its text, and the line of every key.
+//! Reads one configuration file: its text, and the line of every key.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use toml::{Spanned, Table};
 
 use super::load::Source;
 
-/// Largest file that is read, bytes.
+/// The largest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
-/// What a file says; its keys and values are not checked.
+/// The parsed content of a file; its keys and values are not checked yet.
 pub(super) struct File {
     pub(super) path: PathBuf,
     pub(super) table: Table,
-    /// Every key and where it stands.
+    /// Every key, and the file and line in which it is set.
     pub(super) keys: Vec<(String, Source)>,
 }
 
@@ -23,7 +23,7 @@ impl File {
     /// Reads a file.
     ///
     /// # Errors
-    /// Where it cannot be read, and why.
+    /// The place at which the file cannot be read or parsed, and why.
     pub(super) fn read(path: &Path) -> Result<Self, (Source, String)> {
         let mut text = String::new();
         let read = std::fs::File::open(path)
@@ -38,7 +38,7 @@ impl File {
         }
     }
 
-    /// Takes a file's text apart.
+    /// Parses a file's text.
     ///
     /// # Errors
     /// As [`File::read`].
@@ -66,7 +66,7 @@ impl File {
     }
 }
 
-/// Walks a table; elements of arrays of tables are `loop[0]`, `loop[1]`, ...
+/// Visits every key of a table. Elements of arrays of tables are called `loop[0]`, `loop[1]`, ...
 fn collect(table: &DeTable<'_>, prefix: &str, found: &mut impl FnMut(String, usize)) {
     for (name, value) in table {
         let key = join(prefix, name.get_ref());
@@ -94,7 +94,7 @@ fn collect_value(
     found(key, offset);
 }
 
-/// A key below another.
+/// Returns the full key of `name` in the table `prefix`; an empty prefix is the top of the file.
 pub(super) fn join(prefix: &str, name: &str) -> String {
     if prefix.is_empty() {
         name.to_owned()

@@ -1,24 +1,24 @@
-//! All that is wrong with a configuration, in the order of its files.
+//! Collects everything that is wrong with a configuration, in the order of its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::load::{ConfigError, Source};
 
-/// Most findings that are shown; of those beyond, the number is.
+/// The largest number of findings that are shown. Of further ones only the number is shown.
 const SHOWN_MAX: usize = 100;
 
-/// Collects what is wrong; whoever checks goes on.
+/// The list of findings. A check that adds one continues with the next value.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     found: Vec<Finding>,
-    /// Where something is wrong, by key.
+    /// The keys that have a finding, each with the place of its value.
     wrong: BTreeSet<(String, Source)>,
-    /// In the order in which they are read.
+    /// The files, in the order in which they are read.
     files: Vec<PathBuf>,
-    /// Where the values came from that are not defaults, by key.
+    /// The places of all values that are not defaults, by key.
     pub(super) sources: BTreeMap<String, Source>,
-    /// Keys whose value is another policy's, and that policy's key.
+    /// The keys whose value a policy inherits, and the key of the other policy that sets it.
     pub(super) inherited_from: BTreeMap<String, String>,
 }
 
@@ -30,17 +30,17 @@ struct Finding {
 }
 
 impl Findings {
-    /// A file is read, after those before.
+    /// Records that a file is read, after all files recorded before.
     pub(super) fn read(&mut self, path: &Path) {
         self.files.push(path.to_owned());
     }
 
-    /// A key's value is wrong. Only the first thing that is wrong with a value is kept.
+    /// Records that a key's value is wrong. Only the first finding about a value is kept.
     pub(super) fn wrong(&mut self, key: &str, what: impl Into<String>) {
         self.wrong_at(self.source_of(key).clone(), key, what);
     }
 
-    /// As [`Findings::wrong`], at another place than the key's.
+    /// Like [`Findings::wrong`], but reports `source` as the place.
     pub(super) fn wrong_at(&mut self, source: Source, key: &str, what: impl Into<String>) {
         if !key.is_empty() && !self.wrong.insert((key.to_owned(), source.clone())) {
             return;
@@ -52,37 +52,39 @@ impl Findings {
         });
     }
 
-    /// As [`Findings::wrong`], where that follows from another key too: not if that is wrong itself.
+    /// Like [`Findings::wrong`], for a value that is wrong because of the value of `other`. Records
+    /// nothing if `other` is wrong itself.
     pub(super) fn wrong_beside(&mut self, other: &str, key: &str, what: impl Into<String>) {
         if !self.is_wrong(other) {
             self.wrong(key, what);
         }
     }
 
-    /// The key stands in a file or was given.
+    /// Whether the key is set in a file or on the command line.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.sources.contains_key(key)
     }
 
-    /// Something is wrong with that key's value, so that its default stands there.
+    /// Whether the key has a finding; the configuration then holds its default.
     pub(super) fn is_wrong(&self, key: &str) -> bool {
         let place = (key.to_owned(), self.source_of(key).clone());
         self.wrong.contains(&place)
     }
 
-    /// Where a key came from; where the table it is in did, if its value is a default.
+    /// Returns the place of a key's value. If the value is a default, this is the place of the
+    /// nearest table around it that is set.
     fn source_of(&self, key: &str) -> &Source {
         let ancestors = std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0));
         let mut known = ancestors.filter_map(|key| self.sources.get(key));
         known.next().unwrap_or(&Source::Default)
     }
 
-    /// Where the values came from, if nothing is wrong.
+    /// Returns the places of all values that are not defaults, or an error if there is any finding.
     pub(super) fn into_sources(mut self) -> Result<BTreeMap<String, Source>, ConfigError> {
         if self.found.is_empty() {
             return Ok(self.sources);
         }
-        // What a policy has from another is told once, of the other.
+        // A wrong value that a policy inherits is reported once, for the policy that sets it.
         self.found.retain(|finding| {
             let from = self.inherited_from.get(&finding.key);
             let told = |of: &String| self.wrong.contains(&(of.clone(), finding.source.clone()));

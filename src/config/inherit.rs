@@ -1,4 +1,4 @@
-//! Policies extend one another: fills in what each leaves to those it extends.
+//! Inheritance of policies: fills in the keys that each policy leaves to the policies it extends.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,19 @@ use super::findings::Findings;
 use super::policy::{Policy, shipped};
 use super::shape::unknown;
 
-/// Keys that belong to one policy alone.
+/// The keys that are not inherited.
 const OWN: [&str; 2] = ["description", "extends"];
-/// Keys that go together.
+/// The keys that are inherited from the shipped policy as a pair.
 const CLASS: [&str; 2] = ["class", "backends"];
 
-/// Fills in the policies of the files and the shipped ones; the sources follow.
+/// Fills in the policies of the files and the shipped ones, and records the places of inherited
+/// values.
 pub(super) fn resolve(files: Table, findings: &mut Findings) -> Table {
     let defaults = table(&Policy::default());
     let mut policies: BTreeMap<String, Table> = BTreeMap::new();
     for policy in shipped() {
         let mut own = table(&policy);
-        // The class of a shipped policy is what it is for, whatever that of `default` is.
+        // A shipped policy keeps its class, even if a file gives `default` another one.
         let kept = |key: &str| policy.extends.is_some() && CLASS.contains(&key);
         own.retain(|key, value| kept(key) || defaults.get(key) != Some(value));
         policies.insert(policy.name, own);
@@ -61,7 +62,7 @@ pub(super) fn resolve(files: Table, findings: &mut Findings) -> Table {
     resolved
 }
 
-/// A policy and those it extends, itself first.
+/// Returns a policy and all policies that it extends, directly or indirectly, itself first.
 fn lineage<'a>(
     name: &'a str,
     policies: &'a BTreeMap<String, Table>,
@@ -78,9 +79,11 @@ fn lineage<'a>(
             break;
         }
         if line.contains(&next) {
-            // Of a circle's policies the first tells.
+            // A circle is reported once, for the first of its policies by name.
             if next == name && line.iter().all(|other| name <= *other) {
-                findings.wrong(&key, format!("a circle: {} -> {next}", line.join(" -> ")));
+                let circle = line.join(" -> ");
+                let what = format!("a policy must not extend itself: {circle} -> {next}");
+                findings.wrong(&key, what);
             }
             break;
         }
@@ -90,7 +93,7 @@ fn lineage<'a>(
     line
 }
 
-/// A value as TOML; all that are asked for are tables.
+/// Converts a value to a TOML table; an empty table if it is not one.
 pub(super) fn table(value: &impl Serialize) -> Table {
     Table::try_from(value).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! From files to one checked [`Config`] that knows where its values came from.
+//! Loads files into one checked [`Config`], which records the place of each value.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use super::file::{File, join};
 use super::findings::Findings;
 use super::{Config, check, inherit, paths, shape};
 
-/// Most files that `include` may name.
+/// The largest number of files that `include` may name.
 const INCLUDES_MAX: usize = 256;
 
-/// Where a value came from.
+/// The place from which a value was read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// Built in.
+    /// The built-in default.
     Default,
     /// An argument of `evloopd`.
     CommandLine,
     /// A line of a file.
     File {
-        /// Its path.
+        /// The file's path.
         path: PathBuf,
-        /// From 1; 0 for the file as a whole.
+        /// The line, counted from 1; 0 means the file as a whole.
         line: usize,
     },
 }
@@ -49,8 +49,8 @@ impl fmt::Display for Source {
     }
 }
 
-/// What is wrong with the configuration: a line `FILE:LINE: KEY: what is wrong, what is allowed` for
-/// each thing, in the order of the files.
+/// The error of a wrong configuration: one line `FILE:LINE: KEY: what is wrong, what is allowed`
+/// per finding, in the order of the files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
@@ -60,25 +60,25 @@ impl ConfigError {
         Self(lines)
     }
 
-    /// Each thing, at most a hundred, and then how many more.
+    /// The lines: one per finding, at most 100. If there are more, one last line says how many.
     #[must_use]
     pub fn lines(&self) -> &[String] {
         &self.0
     }
 }
 
-/// A key, and what is wrong with its value and allowed.
+/// A key, and a text that says what is wrong with its value and what is allowed.
 pub type Refusal = (String, String);
 
 impl Config {
     /// Reads the configuration: the given file, else the user's
-    /// (`$XDG_CONFIG_HOME/evloopd/evloopd.toml`; for root `/etc/evloopd/evloopd.toml`)
-    /// if there is one, else the defaults. `arguments` are values of the command line by key, such as
-    /// `server.socket`: they come last. `host` says what cannot be had here of values that are
-    /// allowed.
+    /// (`$XDG_CONFIG_HOME/evloopd/evloopd.toml`; for root `/etc/evloopd/evloopd.toml`) if there is
+    /// one, else the defaults. `arguments` are values of the command line by key, such as
+    /// `server.socket`; they replace those of the files. `host` returns the values that are allowed
+    /// but that this host refuses.
     ///
     /// # Errors
-    /// All that is wrong. A file that is no TOML hides what else is wrong with it.
+    /// All findings. Of a file that is not valid TOML, only the first syntax error is reported.
     pub fn load(
         path: Option<&Path>,
         arguments: &[(&str, Value)],
@@ -96,7 +96,7 @@ impl Config {
         Self::build(main, arguments, findings, host)
     }
 
-    /// Every value in force: its key, itself as TOML, and where it came from.
+    /// Returns every value in force: its key, the value as TOML, and its place.
     #[must_use]
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let resolved = Self {
@@ -118,7 +118,8 @@ impl Config {
         values.into_iter().map(with_source).collect()
     }
 
-    /// Puts the main file, those it includes and the arguments over the defaults.
+    /// Overrides the defaults by the main file, then by the files it includes, then by the
+    /// arguments.
     pub(super) fn build(
         main: Option<File>,
         arguments: &[(&str, Value)],
@@ -131,7 +132,7 @@ impl Config {
             let include = add_file(&mut table, main, &mut findings);
             for file in included(&directory, include.as_deref(), &mut findings) {
                 if add_file(&mut table, file, &mut findings).is_some() {
-                    findings.wrong("include", "an included file includes no others");
+                    findings.wrong("include", "an included file must not include others");
                 }
             }
         }
@@ -166,7 +167,7 @@ impl Config {
     }
 }
 
-/// The files that a file's `include` names, sorted by name.
+/// Reads the files that a file's `include` names, sorted by name.
 fn included(directory: &Path, pattern: Option<&str>, findings: &mut Findings) -> Vec<File> {
     let Some(pattern) = pattern else {
         return Vec::new();
@@ -176,14 +177,16 @@ fn included(directory: &Path, pattern: Option<&str>, findings: &mut Findings) ->
     let paths = match glob::glob(&whole.to_string_lossy()) {
         Ok(paths) => paths,
         Err(error) => {
-            findings.wrong("include", format!("`{pattern}` is no pattern: {error}"));
+            let what = format!("`{pattern}` is not a valid pattern: {error}");
+            findings.wrong("include", what);
             return Vec::new();
         }
     };
     let mut files = Vec::new();
     for (index, path) in paths.enumerate() {
         if index == INCLUDES_MAX {
-            let what = format!("`{pattern}` names too many files, allowed are {INCLUDES_MAX}");
+            let what =
+                format!("`{pattern}` names too many files, allowed are at most {INCLUDES_MAX}");
             findings.wrong("include", what);
             break;
         }
@@ -203,7 +206,8 @@ fn included(directory: &Path, pattern: Option<&str>, findings: &mut Findings) ->
     files
 }
 
-/// Checks a file for shape and puts it over those before. Its `include` is the answer.
+/// Checks the keys and types of a file, and lays its values over those of earlier files. Returns
+/// its `include`.
 fn add_file(onto: &mut Table, file: File, findings: &mut Findings) -> Option<String> {
     if !file.table.contains_key("version") {
         let source = Source::File {
@@ -220,8 +224,8 @@ fn add_file(onto: &mut Table, file: File, findings: &mut Findings) -> Option<Str
     }
 }
 
-/// Puts values over those before: their keys replace theirs, their loops come after theirs. Those
-/// of an unknown key or a wrong type are left out.
+/// Lays the values of `table` over those of `onto`: keys replace equal keys, loops are appended.
+/// Values of an unknown key or a wrong type are left out.
 fn lay_over(
     onto: &mut Table,
     mut table: Table,
@@ -273,7 +277,7 @@ fn flatten(value: &Value, key: &str, values: &mut Vec<(String, String)>) {
                 flatten(item, &format!("{key}[{index}]"), values);
             }
         }
-        // An empty list of tables is no value.
+        // An empty list of loops is not shown.
         Value::Array(items) if items.is_empty() && key == "loop" => {}
         value => values.push((key.to_owned(), value.to_string())),
     }

@@ -1,8 +1,8 @@
-//! The configuration: TOML in, checked types out.
+//! The configuration: reads TOML files into checked types.
 //!
 //! Every value has a safe default, so `evloopd` runs without a file;
-//! `config/evloopd.toml` shows them all. What the types hold after [`Config::load`]
-//! is within the ranges that their fields name.
+//! `config/evloopd.toml` shows all defaults. After [`Config::load`] every value
+//! is within the range that the documentation of its field names.
 
 mod check;
 mod file;
@@ -34,11 +34,11 @@ pub use signals::{signal_name, signal_number, unwatchable};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The policy in force until a caller chooses another. Must be one of `policies`.
+    /// The policy that is in force until a caller chooses another. Must be one of `policies`.
     pub default_policy: String,
     /// Sockets and connections.
     pub server: Server,
-    /// What the daemon takes on at most.
+    /// The limits of the daemon's resources.
     pub limits: Limits,
     /// Child processes.
     pub children: Children,
@@ -46,13 +46,13 @@ pub struct Config {
     pub signals: Signals,
     /// The daemon's own log.
     pub log: Log,
-    /// By name, all they inherit filled in.
+    /// The policies by name, with all inherited values filled in.
     #[serde(rename = "policy")]
     pub policies: BTreeMap<String, Policy>,
-    /// Loops that exist from start.
+    /// The loops that the daemon makes when it starts.
     #[serde(rename = "loop")]
     pub loops: Vec<LoopEntry>,
-    /// Where the values came from that are not defaults, by key.
+    /// The places of all values that are not defaults, by key.
     #[serde(skip)]
     sources: BTreeMap<String, Source>,
 }
@@ -79,25 +79,26 @@ impl Default for Config {
 pub struct Server {
     /// The service's Unix socket, absolute. None: `evloopd.sock` in the runtime directory.
     pub socket: Option<PathBuf>,
-    /// The SEQPACKET socket for file descriptors, absolute. None: `socket` with `.handover` appended.
+    /// The SEQPACKET socket for file descriptors, absolute. None: `socket` with `.handover`
+    /// appended.
     pub handover_socket: Option<PathBuf>,
-    /// File mode of both sockets, at most 0777; the owner reads and writes.
+    /// File mode of both sockets, 0600 to 0777: the owner must be able to read and write.
     #[serde(with = "units::mode")]
     pub mode: u32,
     /// Threads that serve calls, 1 to 64. Loops have threads of their own.
     pub worker_threads: usize,
-    /// Bound of an orderly end after SIGTERM, at most 1 h.
+    /// How long the daemon may take to end in order after SIGTERM, at most 1 h.
     #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
     /// Connections at once, 1 to 65,536.
     pub max_connections: usize,
-    /// Of those, connections of one principal, 1 to 65,536; the rest is for others.
+    /// Connections of one principal at once, 1 to 65,536, at most `max_connections`.
     pub max_connections_per_principal: usize,
-    /// A connection whose client has not answered a ping for this long is ended, 1 s to 1 h; it is
-    /// pinged as often.
+    /// Time between two pings of a client, and how long it may take to answer one before its
+    /// connection is closed, 1 s to 1 h.
     #[serde(with = "units::duration")]
     pub keepalive: Duration,
-    /// How long a client may take to begin HTTP/2 once it is connected, 1 s to 1 h.
+    /// How long a client may take from the connection to the begin of HTTP/2, 1 s to 1 h.
     #[serde(with = "units::duration")]
     pub handshake_timeout: Duration,
     /// How long a request, or one message of a stream, may take to arrive, 1 s to 1 h.
@@ -122,26 +123,27 @@ impl Default for Server {
     }
 }
 
-/// `[limits]`: what the daemon takes on at most.
+/// `[limits]`: the limits of the daemon's resources.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of all journals together and of what clients have waiting, 1 MiB to 1 TiB.
+    /// Bytes of all journals and of all requests and answers that wait, together, 1 MiB to 1 TiB.
     #[serde(with = "units::size")]
     pub memory: u64,
-    /// Open loops, 1 to 10,000. Each has a thread.
+    /// Open loops, 1 to 10,000. Each loop has a thread.
     pub loops: usize,
     /// Watches over all loops, 1 to 10,000,000.
     pub watches: usize,
-    /// Children that run, 1 to 1,000,000; those included that were kept when their watch ended.
+    /// Children that run, 1 to 1,000,000, including children that outlived their watch.
     pub children: usize,
     /// Subscribe, Attach and Run streams, 1 to 1,000,000.
     pub streams: usize,
-    /// Calls of one connection at once, streams included, 1 to 65,536; more wait at the client.
+    /// Calls of one connection at once, streams included, 1 to 65,536; further calls wait in the
+    /// client.
     pub connection_calls: usize,
     /// Consumers of one loop, 1 to 65,536.
     pub consumers: usize,
-    /// Answers kept for mutations that are repeated with their `request_id`, 1 to 1,000,000.
+    /// Answers kept for clients that repeat a mutation with its `request_id`, 1 to 1,000,000.
     pub requests: usize,
     /// How long such an answer is kept, 1 s to 1 day.
     #[serde(with = "units::duration")]
@@ -155,22 +157,22 @@ pub struct Limits {
     /// How long a command waits for room in the mailbox, at most 1 min.
     #[serde(with = "units::duration")]
     pub mailbox_wait: Duration,
-    /// Completions one turn of a loop takes, 1 to 65,536.
+    /// Completions that a loop takes in one turn, 1 to 65,536.
     pub turn_events: usize,
-    /// Bytes one turn of a loop reads, 64 KiB to 1 GiB.
+    /// Bytes that a loop reads in one turn, 64 KiB to 1 GiB.
     #[serde(with = "units::size")]
     pub turn_bytes: u64,
-    /// Bytes of one read and so of one Data event, 4 KiB to 256 KiB.
+    /// Bytes of one read, and therefore of one Data event, 4 KiB to 256 KiB.
     #[serde(with = "units::size")]
     pub read_size: usize,
-    /// Bytes a transport holds unsent before Write takes no more, 64 KiB to 64 MiB.
+    /// Unsent bytes that a transport holds; Write takes no more beyond them, 64 KiB to 64 MiB.
     #[serde(with = "units::size")]
     pub write_buffer: usize,
-    /// Unsent bytes above which a transport says WritePaused, 4 KiB to `write_buffer`.
+    /// Unsent bytes above which a transport reports WritePaused, 4 KiB to `write_buffer`.
     #[serde(with = "units::size")]
     pub write_high_water: usize,
     /// How long a connection or write pipe that is removed, or whose loop closes, may take to send
-    /// what it holds and to drop what still comes in, at most 1 h.
+    /// its unsent bytes and to discard the bytes that it still receives, at most 1 h.
     #[serde(with = "units::duration")]
     pub close_linger: Duration,
 }
@@ -208,24 +210,25 @@ pub struct Children {
     /// How long other processes may keep an ended child's stdout or stderr open, at most 1 h.
     #[serde(with = "units::duration")]
     pub pipe_grace: Duration,
-    /// Between SIGTERM and SIGKILL, at most 1 h.
+    /// The time between SIGTERM and SIGKILL, at most 1 h.
     #[serde(with = "units::duration")]
     pub kill_grace: Duration,
-    /// Threads that start children, 1 to 64. They last as long as the daemon.
+    /// Threads that start children, 1 to 64. They run as long as the daemon.
     pub spawn_threads: usize,
-    /// Permissions that files of children do not get, at most 0777. None: as whoever asks, or the daemon.
+    /// The umask of children, at most 0777. None: that of the client that asks, or the daemon's.
     #[serde(with = "units::optional_mode")]
     pub umask: Option<u32>,
-    /// Nice value, -20 to 19. None: as whoever asks, or the daemon.
+    /// The nice value of children, -20 to 19. None: that of the client that asks, or the daemon's.
     pub nice: Option<i32>,
-    /// As in proc_pid_oom_score_adj(5), -1000 to 1000. None: the daemon's.
+    /// The value in proc_pid_oom_score_adj(5) of children, -1000 to 1000. None: the daemon's.
     pub oom_score_adj: Option<i32>,
-    /// Limits of setrlimit(2). What is not there is as whoever asks has it, or the daemon.
+    /// Limits of setrlimit(2) for children. A resource that is not listed has the limit of the
+    /// client that asks, or the daemon's.
     pub limits: BTreeMap<Resource, Limit>,
-    /// Pipes of ended watches that others still hold, at most 1,000,000: what comes over them is
-    /// read and discarded. What is beyond is closed, and its writers get SIGPIPE.
+    /// Pipes of ended watches that are still read because other processes hold them open, at most
+    /// 1,000,000. The bytes are discarded. Further pipes are closed, and their writers get SIGPIPE.
     pub drained_pipes: usize,
-    /// Bytes discarded of one such pipe before it is closed, at most 1 TiB.
+    /// Bytes that are read of one such pipe before it is closed, at most 1 TiB.
     #[serde(with = "units::size")]
     pub drain_bytes: u64,
     /// How long one such pipe is read before it is closed, at most 365 days.
@@ -254,8 +257,8 @@ impl Default for Children {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Signals {
-    /// Those that may be watched, by names that [`signal_number`] knows and
-    /// [`unwatchable`] does not refuse.
+    /// Names of the signals that clients may watch. [`signal_number`] knows each, and
+    /// [`unwatchable`] refuses none.
     pub allow: Vec<String>,
 }
 
@@ -275,7 +278,7 @@ impl Default for Signals {
 pub struct Log {
     /// A level, or directives such as `info,evloopd::rpc=debug`.
     pub filter: String,
-    /// How lines look.
+    /// The format of the log's lines.
     pub format: LogFormat,
 }
 
@@ -288,31 +291,31 @@ impl Default for Log {
     }
 }
 
-/// How lines of the daemon's log look.
+/// The format of lines of the daemon's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// `journald` if standard error goes to the journal, else `text`.
+    /// `journald` if standard error goes to the systemd journal, else `text`.
     Auto,
-    /// For people, with time and level.
+    /// Text for people, with time and level.
     Text,
     /// One JSON object a line.
     Json,
-    /// Without time, with the `<N>` priority prefix of sd-daemon(3).
+    /// Text without time, with the `<N>` priority prefix of sd-daemon(3).
     Journald,
 }
 
-/// `[[loop]]`: a loop that exists from start.
+/// `[[loop]]`: a loop that the daemon makes when it starts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoopEntry {
-    /// `[a-z0-9][a-z0-9._-]{0,62}`, unique for its principal.
+    /// Its name: `[a-z0-9][a-z0-9._-]{0,62}`, unique for its principal.
     pub name: String,
-    /// The policy it is made by. None: the default policy.
+    /// The policy by which it is made. None: the default policy.
     pub policy: Option<String>,
-    /// Whose it is: `uid:N`. None: the daemon's own user.
+    /// The principal that owns it: `uid:N`. None: the daemon's own user.
     pub principal: Option<String>,
-    /// It is the loop of the principal's context.
+    /// Whether it is the loop of the principal's context.
     pub bind: bool,
 }
 

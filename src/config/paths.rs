@@ -1,4 +1,4 @@
-//! Where files are looked for when nobody says: XDG Base Directory Specification, hier(7).
+//! The default paths of files: XDG Base Directory Specification, hier(7).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::Server;
 
 const NAME: &str = "evloopd";
-/// The system instance's runtime directory.
+/// The runtime directory of root's daemon.
 const SYSTEM_RUNTIME: &str = "/run/evloopd";
 
-/// What the places depend on.
+/// The user and the environment variables that the default paths depend on.
 struct Surroundings {
     uid: u32,
     var: fn(&str) -> Option<OsString>,
@@ -23,7 +23,8 @@ impl Surroundings {
         }
     }
 
-    /// An absolute path from a variable; the specification has others ignored.
+    /// Returns the absolute path in a variable; as the specification says, a relative path is
+    /// ignored.
     fn path(&self, name: &str) -> Option<PathBuf> {
         (self.var)(name)
             .map(PathBuf::from)
@@ -53,40 +54,42 @@ impl Surroundings {
     }
 }
 
-/// The file that is read when none is given; it need not exist.
+/// Returns the file that is read when none is given; it need not exist.
 pub(super) fn config_file() -> Option<PathBuf> {
     Surroundings::here().config_file()
 }
 
-/// The directory of the sockets: `/run/evloopd` for root, else `$XDG_RUNTIME_DIR/evloopd`
-/// (without that variable below `/run/user/UID` if it exists, else `/tmp/evloopd-UID`).
+/// Returns the directory of the sockets: `/run/evloopd` for root, else `$XDG_RUNTIME_DIR/evloopd`.
+/// Without that variable it is `/run/user/UID/evloopd` if `/run/user/UID` exists, else
+/// `/tmp/evloopd-UID`.
 ///
-/// Whoever creates it gives it mode 0700, and uses none that belongs to another user.
+/// A caller that creates the directory must give it mode 0700, and must not use a directory of
+/// another user.
 #[must_use]
 pub fn runtime_directory() -> PathBuf {
     Surroundings::here().runtime_directory()
 }
 
-/// The socket of this user's daemon, where nothing else is configured.
+/// Returns the default path of the socket of this user's daemon.
 #[must_use]
 pub fn user_socket() -> PathBuf {
     runtime_directory().join("evloopd.sock")
 }
 
-/// The socket of the system's daemon, where nothing else is configured.
+/// Returns the default path of the socket of root's daemon.
 #[must_use]
 pub fn system_socket() -> PathBuf {
     Path::new(SYSTEM_RUNTIME).join("evloopd.sock")
 }
 
 impl Server {
-    /// Where the service's socket is.
+    /// Returns the path of the service's socket.
     #[must_use]
     pub fn socket_path(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(user_socket)
     }
 
-    /// Where the socket for file descriptors is.
+    /// Returns the path of the socket for file descriptors.
     #[must_use]
     pub fn handover_path(&self) -> PathBuf {
         self.handover_socket.clone().unwrap_or_else(|| {

@@ -9,7 +9,7 @@ use super::units;
 use crate::kinds::WatchKind;
 use crate::words::words;
 
-/// Name of the policy in force where nothing else is said.
+/// Name of the policy that is in force if none is configured.
 pub(super) const DEFAULT: &str = "default";
 /// Name of the shipped policy that has the limits of asyncio's selector loop on Windows.
 pub const WINDOWS_SELECTOR_COMPAT: &str = "windows-selector-compat";
@@ -18,66 +18,67 @@ pub(super) const PROACTOR: &str = "proactor";
 /// Name of the shipped policy that has the limits of asyncio's proactor loop on Windows.
 pub(super) const WINDOWS_PROACTOR_COMPAT: &str = "windows-proactor-compat";
 
-/// A rule set, all it inherits filled in.
+/// A policy, with all inherited values filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// `[a-z0-9][a-z0-9._-]{0,62}`
+    /// Its name: `[a-z0-9][a-z0-9._-]{0,62}`.
     #[serde(skip)]
     pub name: String,
     /// One sentence; not inherited.
     pub description: String,
-    /// The policy that every key left out is taken from. None: the built-in defaults.
+    /// The policy from which every key that is left out is taken. None: the built-in defaults.
     pub extends: Option<String>,
     /// `selector`: loops wait for readiness; `proactor`: for completion.
     pub class: String,
-    /// Tried in this order; `auto` is the most efficient that works here. At least one.
+    /// Backends, at least one, tried in this order; `auto` is the most efficient one of this host.
     pub backends: Vec<String>,
-    /// Whose loop a call without a session gets.
+    /// The context whose loop a call without a session gets.
     pub context: Context,
-    /// What is done when the context has no loop.
+    /// The result of GetEventLoop when the context has no loop.
     pub on_missing: OnMissing,
     /// State of a new loop.
     pub start: Start,
-    /// How the end of a child is noticed.
+    /// The means by which the daemon notices the end of a child.
     pub child_watcher: ChildWatcher,
-    /// What its loops watch. In TOML, `all` stands for every kind.
+    /// The kinds of watches that its loops accept. In TOML, `all` stands for every kind.
     #[serde(with = "kinds")]
     pub watch_kinds: BTreeSet<WatchKind>,
-    /// Unix sockets may be connected to and listened on.
+    /// Whether connections and listeners may use Unix sockets.
     pub unix_sockets: bool,
-    /// Of file descriptors handed over only sockets are taken.
+    /// Whether file descriptors that clients hand over must be sockets.
     pub sockets_only: bool,
-    /// Sources one loop watches at once. None (in TOML 0): as many as its backend can.
+    /// Sources that one loop may have at once. None (in TOML 0): as many as its backend supports.
     #[serde(with = "units::zero_is_none")]
     pub max_sources: Option<u64>,
-    /// Watches of one loop, closed ones that can still be read included, 1 to 10,000,000.
+    /// Watches of one loop, including closed watches that are still readable, 1 to 10,000,000.
     pub max_watches: u64,
-    /// Events one journal holds, 16 to 100,000,000.
+    /// Events that one journal holds, 16 to 100,000,000.
     pub journal_events: u64,
-    /// Bytes one journal holds, 64 KiB to 1 TiB; all journals together stay within `limits.memory`.
+    /// Bytes that one journal holds, 64 KiB to 1 TiB; `limits.memory` bounds all journals together.
     #[serde(with = "units::size")]
     pub journal_bytes: u64,
-    /// Whether events stay once everybody who reads has them.
+    /// Whether events stay in the journal once all its readers have read them.
     pub history: History,
-    /// What a journal does that is full of what consumers have not acknowledged.
+    /// The reaction to a journal that is full of events which consumers have not acknowledged.
     pub when_full: WhenFull,
-    /// Bytes of one watch that may be unacknowledged before it pauses alone, up to
-    /// `journal_bytes`. None (in TOML 0B): a quarter of that.
+    /// Unacknowledged bytes of one watch above which that watch pauses alone, 4 KiB to
+    /// `journal_bytes`. None (in TOML 0B): a quarter of `journal_bytes`.
     #[serde(with = "units::zero_size_is_none")]
     pub journal_watch_bytes: Option<u64>,
-    /// Newest bytes of every watch that give way last, as far as half of `journal_bytes` goes, up to
-    /// `journal_bytes`.
+    /// The newest bytes of every watch that are trimmed last, at most `journal_bytes`. Half of
+    /// `journal_bytes` is kept for these bytes of all watches.
     #[serde(with = "units::size")]
     pub journal_watch_keep: u64,
-    /// Bytes of a process's output that its attached readers may be behind before it waits for them,
-    /// 4 KiB to 1 GiB; at most an eighth of `journal_bytes`.
+    /// Bytes of output that the slowest attached reader of a process may be behind before the
+    /// process waits for it, 4 KiB to 1 GiB. An eighth of `journal_bytes` is in force if that is
+    /// less.
     #[serde(with = "units::size")]
     pub attached_bytes: u64,
-    /// How long it waits for attached readers that read nothing, 1 s to 30 days.
+    /// How long a process waits for an attached reader that reads nothing, 1 s to 30 days.
     #[serde(with = "units::duration")]
     pub attached_patience: Duration,
-    /// How long a consumer that nobody holds is kept, if it does not say, 1 s to 365 days.
+    /// How long a consumer that nobody holds is kept unless it sets its own TTL, 1 s to 365 days.
     #[serde(with = "units::duration")]
     pub consumer_ttl: Duration,
     /// How long a closed watch stays readable, at most 30 days.
@@ -87,7 +88,7 @@ pub struct Policy {
     #[serde(with = "units::duration")]
     pub closed_ttl: Duration,
     /// Name of the loop that is made for a context; the contexts of sessions and
-    /// processes add theirs to it.
+    /// processes append their own name to it.
     pub loop_name: String,
 }
 
@@ -124,7 +125,7 @@ impl Default for Policy {
     }
 }
 
-/// The policies that exist without a file.
+/// Returns the policies that exist without a file.
 pub(super) fn shipped() -> [Policy; 4] {
     let default = Policy {
         description: "Everything, on the most efficient backend".to_owned(),
@@ -137,7 +138,7 @@ pub(super) fn shipped() -> [Policy; 4] {
         class: "proactor".to_owned(),
         ..Policy::default()
     };
-    // 18.5.2.3.1 of asyncio 3.5.3's documentation, as is the next.
+    // This and the next are from section 18.5.2.3.1 of the asyncio documentation of Python 3.5.3.
     let windows_proactor = Policy {
         name: WINDOWS_PROACTOR_COMPAT.to_owned(),
         description: "The documented limits of asyncio's proactor event loop on Windows".to_owned(),
@@ -217,43 +218,43 @@ mod kinds {
 }
 
 words! {
-    /// Whose loop a call without a session gets.
+    /// The context whose loop a call without a session gets.
     Context {
-        /// The authenticated caller's.
+        /// The authenticated caller.
         Principal = "principal",
-        /// The session's that the call names; it must name one.
+        /// The session that the call names; it must name one.
         Session = "session",
-        /// The client process's.
+        /// The client process.
         Process = "process",
     }
 }
 
 words! {
-    /// What is done when a context has no loop.
+    /// The result of GetEventLoop when a context has no loop.
     OnMissing {
-        /// One is made and run.
+        /// A loop is made and run.
         Create = "create",
-        /// The call fails: NO_LOOP_IN_CONTEXT.
+        /// The call fails with NO_LOOP_IN_CONTEXT.
         Error = "error",
     }
 }
 
 words! {
-    /// What a journal does that is full of what consumers have not acknowledged.
+    /// The reaction to a journal that is full of events which consumers have not acknowledged.
     WhenFull {
         /// Sources are not read until there is room: the kernel holds their producers back.
         Pause = "pause",
-        /// The oldest events give way; who has not read them gets a gap.
+        /// The oldest events are dropped; a reader that has not read them gets a gap.
         DropOldest = "drop_oldest",
     }
 }
 
 words! {
-    /// Whether events stay once everybody who reads has them.
+    /// Whether events stay in the journal once all its readers have read them.
     History {
-        /// Until there is no room for them any more.
+        /// Events stay until their room is needed.
         Kept = "kept",
-        /// They go.
+        /// Events are dropped.
         None = "none",
     }
 }
@@ -261,21 +262,21 @@ words! {
 words! {
     /// State of a new loop.
     Start {
-        /// Its sources are polled.
+        /// The loop polls its sources.
         Running = "running",
-        /// Not before RunLoop.
+        /// The loop polls its sources only after RunLoop.
         Created = "created",
     }
 }
 
 words! {
-    /// How the end of a child is noticed.
+    /// The means by which the daemon notices the end of a child.
     ChildWatcher {
-        /// By a pidfd the loop watches, pidfd_open(2).
+        /// A pidfd that the loop watches, pidfd_open(2).
         Pidfd = "pidfd",
-        /// By SIGCHLD, then asking for each child.
+        /// SIGCHLD; each child is then asked for with wait(2).
         Sigchld = "sigchld",
-        /// By a thread a child that waits for it.
+        /// One thread per child that waits for it.
         Thread = "thread",
     }
 }

@@ -1,5 +1,5 @@
-//! What a process hands to its children: limits of setrlimit(2), as they are written (a resource's
-//! name and `SOFT:HARD`), and the ranges of the rest.
+//! Attributes that a process hands to its children: limits of setrlimit(2), written as a resource's
+//! name and `SOFT:HARD`, and the allowed ranges of the umask, the nice value and oom_score_adj.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,12 +11,12 @@ use super::units::Text;
 
 /// All permissions, umask(2).
 pub const UMASK_MAX: u32 = 0o777;
-/// Lowest and highest nice value, setpriority(2).
+/// The lowest and the highest nice value, setpriority(2).
 pub const NICE: (i32, i32) = (-20, 19);
-/// Lowest and highest, proc_pid_oom_score_adj(5).
+/// The lowest and the highest value of proc_pid_oom_score_adj(5).
 pub const OOM_SCORE_ADJ: (i32, i32) = (-1000, 1000);
 
-/// By name.
+/// All resources, sorted by name.
 const RESOURCES: [(&str, Kernel); 16] = [
     ("as", Kernel::As),
     ("core", Kernel::Core),
@@ -40,7 +40,7 @@ const NAMES: &str = "as, core, cpu, data, fsize, locks, memlock, msgqueue, nice,
 const LIMIT: &str = "SOFT or SOFT:HARD, each a number or `unlimited`, SOFT at most HARD";
 const UNLIMITED: &str = "unlimited";
 
-/// A resource that setrlimit(2) limits. Its name is the one there in lower case, without `RLIMIT_`.
+/// A resource of setrlimit(2). Its name is that of the constant in lower case, without `RLIMIT_`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resource(usize);
 
@@ -48,24 +48,24 @@ impl Resource {
     /// File descriptors.
     pub const NOFILE: Self = Self(9);
 
-    /// All there are, by name.
+    /// Returns all resources, sorted by name.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..RESOURCES.len()).map(Self)
     }
 
-    /// As in the configuration.
+    /// Returns its name in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {
         RESOURCES[self.0].0
     }
 
-    /// As the system calls take it.
+    /// Returns the resource as the system calls take it.
     #[must_use]
     pub const fn kernel(self) -> Kernel {
         RESOURCES[self.0].1
     }
 
-    /// The calling process's own limit.
+    /// Returns the calling process's own limit.
     #[must_use]
     pub fn own(self) -> Limit {
         rustix::process::getrlimit(self.kernel()).into()
@@ -77,7 +77,7 @@ impl FromStr for Resource {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::all().find(|resource| resource.name() == name);
-        found.ok_or_else(|| format!("`{name}` is no resource, there are {NAMES}"))
+        found.ok_or_else(|| format!("`{name}` is not a resource; allowed are {NAMES}"))
     }
 }
 
@@ -99,14 +99,14 @@ impl<'de> Deserialize<'de> for Resource {
 /// A limit: `u64::MAX`, which is RLIM_INFINITY, means unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// What holds.
+    /// The limit in force.
     pub soft: u64,
-    /// How far the process may raise it; at least `soft`.
+    /// The value up to which the process may raise `soft`; at least `soft`.
     pub hard: u64,
 }
 
 impl Limit {
-    /// As far as a process whose own limit is `own` may set it without a privilege.
+    /// Lowers the limit to what a process whose own limit is `own` may set without a privilege.
     #[must_use]
     pub fn within(self, own: Self) -> Self {
         let hard = self.hard.min(own.hard);
@@ -139,7 +139,7 @@ impl From<Limit> for Rlimit {
 impl FromStr for Limit {
     type Err = String;
 
-    /// `SOFT:HARD`, or both at once.
+    /// Reads `SOFT:HARD`, or one value for both.
     fn from_str(text: &str) -> Result<Self, String> {
         let value = |text: &str| match text {
             UNLIMITED => Some(u64::MAX),
@@ -148,7 +148,7 @@ impl FromStr for Limit {
         let (soft, hard) = text.split_once(':').unwrap_or((text, text));
         match (value(soft), value(hard)) {
             (Some(soft), Some(hard)) if soft <= hard => Ok(Self { soft, hard }),
-            _ => Err(format!("`{text}` is no limit, allowed is {LIMIT}")),
+            _ => Err(format!("`{text}` is not a limit, allowed is {LIMIT}")),
         }
     }
 }

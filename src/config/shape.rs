@@ -1,4 +1,5 @@
-//! Keys and types: each value is read by itself, so that one that is wrong hides no other.
+//! Checks the keys and the types of a file. Each value is read by itself, so that a wrong value
+//! does not hide another wrong one.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -12,7 +13,7 @@ use crate::similar::did_you_mean;
 /// The version of the files' layout.
 const VERSION: i64 = 1;
 
-/// What a file has at its top: the sections are read by themselves.
+/// The keys at the top of a file; the sections are read separately.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read for the errors alone")]
@@ -29,8 +30,8 @@ struct Top {
     r#loop: Option<IgnoredAny>,
 }
 
-/// Finds the unknown keys and wrong types of a file, and takes them out of it. Its loops are
-/// numbered from `loops`.
+/// Finds the unknown keys and the values of a wrong type, and removes them from `table`. Its loops
+/// are numbered from `loops` on.
 pub(super) fn check(table: &mut Table, loops: usize, found: &mut Findings) {
     keys::<Top>(table, "", found);
     match table.get("version") {
@@ -68,12 +69,12 @@ pub(super) fn check(table: &mut Table, loops: usize, found: &mut Findings) {
         }
         Some(_) => {
             table.remove("loop");
-            found.wrong("loop", "is no list of tables, write `[[loop]]` for each");
+            found.wrong("loop", "is not a list of tables, write `[[loop]]` for each");
         }
     }
 }
 
-/// The table of that name; it is taken out if it is none.
+/// Returns the table `name` in `table`. A value that is not a table is removed.
 fn inner<'a>(
     table: &'a mut Table,
     name: &str,
@@ -82,7 +83,7 @@ fn inner<'a>(
 ) -> Option<&'a mut Table> {
     if !table.get(name)?.is_table() {
         table.remove(name);
-        found.wrong(key, format!("is no table, write `[{key}]`"));
+        found.wrong(key, format!("is not a table, write `[{key}]`"));
     }
     table.get_mut(name)?.as_table_mut()
 }
@@ -97,10 +98,10 @@ fn section<'a, T: DeserializeOwned>(
     Some(section)
 }
 
-/// Reads each key of a table as if it stood there alone.
+/// Reads each key of a table as if it were the only one, and removes the wrong ones.
 fn keys<T: DeserializeOwned>(table: &mut Table, prefix: &str, found: &mut Findings) {
     table.retain(|name, value| {
-        // Its entries are looked at one by one.
+        // `resources` checks its entries one by one.
         if prefix == "children" && name == "limits" && value.is_table() {
             return true;
         }
@@ -128,22 +129,23 @@ fn resources(limits: &mut Table, found: &mut Findings) {
     });
 }
 
-/// A word that is none of those known, the nearest of them, and all.
+/// Returns the error text of an unknown word: the word, a known word like it if any, and all known
+/// words.
 pub(super) fn unknown<'a>(what: &str, word: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let near = meant(word, known.iter().copied());
     format!(
-        "`{word}` is no {what}{near}, there are {}",
+        "`{word}` is not a {what}{near}; allowed are {}",
         known.join(", ")
     )
 }
 
-/// ` (did you mean ...?)`, where a word is near enough.
+/// Returns ` (did you mean ...?)` if a known word is like `word`, else nothing.
 pub(super) fn meant<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
     did_you_mean(word, known).map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
 }
 
-/// What serde says, in the words of the file.
+/// Translates an error text of serde into the words of the configuration file.
 fn in_words(message: &str) -> String {
     // "unknown field `a`, expected one of `b`, `c`"
     let quoted = || message.split('`').skip(1).step_by(2);

@@ -3,9 +3,9 @@
 use nix::libc;
 use nix::sys::signal::Signal;
 
-/// The number of a signal: `SIGUSR1`, `SIGRTMIN`, `SIGRTMIN+3`, `SIGRTMAX-1`.
+/// Returns the number of a signal: `SIGUSR1`, `SIGRTMIN`, `SIGRTMIN+3`, `SIGRTMAX-1`.
 ///
-/// Real-time numbers are those of the C library, which keeps the first few for itself.
+/// `SIGRTMIN` is that of the C library, which reserves the first few real-time signals for itself.
 #[must_use]
 pub fn signal_number(name: &str) -> Option<i32> {
     if let Ok(signal) = name.parse::<Signal>() {
@@ -20,7 +20,7 @@ pub fn signal_number(name: &str) -> Option<i32> {
     (min..=max).contains(&number).then_some(number)
 }
 
-/// What follows `SIGRTMIN` or `SIGRTMAX`: nothing, or a sign and decimal digits.
+/// Reads the text after `SIGRTMIN` or `SIGRTMAX`: nothing, or a sign and decimal digits.
 fn offset(rest: &str, sign: char) -> Option<i32> {
     if rest.is_empty() {
         return Some(0);
@@ -30,7 +30,8 @@ fn offset(rest: &str, sign: char) -> Option<i32> {
     decimal.then(|| digits.parse().ok()).flatten()
 }
 
-/// The name of a signal, real-time ones as `SIGRTMIN+n`; none if there is no such signal.
+/// Returns the name of a signal, of a real-time signal as `SIGRTMIN+n`; none if there is no such
+/// signal.
 #[must_use]
 pub fn signal_name(number: i32) -> Option<String> {
     if let Ok(signal) = Signal::try_from(number) {
@@ -44,14 +45,14 @@ pub fn signal_name(number: i32) -> Option<String> {
     }
 }
 
-/// Why a signal cannot be watched; none if it can.
+/// Returns why a signal cannot be watched; none if it can.
 #[must_use]
 pub fn unwatchable(number: i32) -> Option<&'static str> {
     match Signal::try_from(number).ok()? {
         Signal::SIGCHLD => Some("the daemon reaps its children with it"),
         Signal::SIGTERM | Signal::SIGINT => Some("it ends the daemon"),
-        Signal::SIGHUP => Some("it is the daemon's own"),
-        Signal::SIGKILL | Signal::SIGSTOP => Some("the kernel lets nobody catch it"),
+        Signal::SIGHUP => Some("the daemon uses it itself"),
+        Signal::SIGKILL | Signal::SIGSTOP => Some("no process can catch it"),
         Signal::SIGPIPE => Some("the daemon ignores it: writes report EPIPE instead"),
         Signal::SIGSEGV
         | Signal::SIGBUS

@@ -23,12 +23,12 @@ fn read(text: &str) -> Result<Config, String> {
     with(text, &[])
 }
 
-/// As the daemon does, on a host that refuses nothing.
+/// Loads the file as the daemon does, on a host that refuses nothing.
 fn load(path: &Path) -> Result<Config, String> {
     Config::load(Some(path), &[], |_| Vec::new()).map_err(|error| error.to_string())
 }
 
-/// With the version line before it, so that what is given starts at line 2.
+/// Returns the error of `text` below a version line: the first line of `text` is line 2.
 fn error(text: &str) -> String {
     match read(&format!("version = 1\n{text}")) {
         Ok(_) => panic!("was taken:\n{text}"),
@@ -157,7 +157,7 @@ fn a_shipped_policy_keeps_its_own_values_over_those_of_a_changed_base() {
         .into_iter()
         .filter(|(_, _, s)| s != "default")
         .collect();
-    // The proactor's policies take what is no matter of class.
+    // The proactor policies inherit every key except the class and its backends.
     assert_eq!(sources.len(), 4, "{sources:?}");
     assert_eq!(config.policies["proactor"].max_sources, Some(9));
 }
@@ -187,9 +187,9 @@ fn policies_that_extend_in_a_circle_are_refused() {
     let circle = "[policy.a]\nextends = \"b\"\n[policy.b]\nextends = \"a\"";
     assert_eq!(
         error(circle),
-        "e.toml:5: policy.b.extends: a circle: a -> b -> a"
+        "e.toml:5: policy.b.extends: a policy must not extend itself: a -> b -> a"
     );
-    assert!(error("[policy.default]\nextends = \"default\"").contains("a circle"));
+    assert!(error("[policy.default]\nextends = \"default\"").contains("must not extend itself"));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn included_files_override_and_add_in_the_order_of_their_names() {
     let error = load(&main).unwrap_err();
     assert_eq!(
         error,
-        format!("{nested}:2: include: an included file includes no others")
+        format!("{nested}:2: include: an included file must not include others")
     );
 }
 
@@ -295,8 +295,8 @@ fn the_command_line_comes_after_the_files_and_passes_the_same_checks() {
     for start in [
         "command line: server.socket: is `s`, allowed",
         "command line: server.drain_timeout: invalid value",
-        "command line: server.sokket: `sokket` is no key (did you mean `socket`?)",
-        "command line: nothing: `nothing` is no key",
+        "command line: server.sokket: `sokket` is not a key (did you mean `socket`?)",
+        "command line: nothing: `nothing` is not a key",
     ] {
         let said = lines.iter().any(|line| line.starts_with(start));
         assert!(said, "{start} is not in {errors}");

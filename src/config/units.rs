@@ -1,4 +1,4 @@
-//! Sizes, durations and file modes as they are written: with their units.
+//! Reads and writes sizes and durations with their units, and octal file modes.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ const SIZE: &str = "a size with its unit, such as \"64MiB\", \"256KiB\" or \"1GB
 const DURATION: &str = "a duration with its unit, such as \"250ms\", \"5s\" or \"1h 30m\"";
 const MODE: &str = "an octal mode in quotes, such as \"0600\"";
 
-/// Reads a size. A number without a unit is none.
+/// Reads a size. None for a number without a unit.
 pub(crate) fn parse_size(text: &str) -> Option<u64> {
     if !text.trim_end().ends_with(['b', 'B']) {
         return None;
@@ -34,7 +34,7 @@ pub(crate) fn show_size(bytes: u64) -> String {
     }
 }
 
-/// Reads a string by `parse`; anything else is an error that says what is `expected`.
+/// A visitor that reads a string with `parse`; any other value is an error that names `expected`.
 pub(super) struct Text<T> {
     pub(super) expected: &'static str,
     pub(super) parse: fn(&str) -> Option<T>,
@@ -74,7 +74,7 @@ pub(super) mod size {
     }
 }
 
-/// `#[serde(with)]` for a size that `0B` leaves open.
+/// `#[serde(with)]` for an optional size; `0B` means none.
 pub(super) mod zero_size_is_none {
     use super::*;
 
@@ -119,7 +119,7 @@ pub(super) mod mode {
     }
 }
 
-/// `#[serde(with)]` for permissions that may be left out.
+/// `#[serde(with)]` for an optional umask.
 pub(super) mod optional_mode {
     use super::*;
 
@@ -135,7 +135,7 @@ pub(super) mod optional_mode {
     }
 }
 
-/// `#[serde(with)]` for a limit that 0 switches off.
+/// `#[serde(with)]` for an optional limit; 0 means none.
 pub(super) mod zero_is_none {
     use serde::Deserialize as _;
 

@@ -6,7 +6,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[server]\nsokket = \"/s\"",
             "e.toml:3: server.sokket: ",
-            "(did you mean `socket`?), there are socket, handover_socket, mode",
+            "(did you mean `socket`?); allowed are socket, handover_socket, mode",
         ),
         ("servre = 1", "e.toml:2: servre: ", "did you mean `server`?"),
         ("[policy.a]\nb = 1", "e.toml:3: policy.a.b: ", "extends"),
@@ -73,7 +73,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[children]\nlimits = { nofil = \"1\" }",
             "e.toml:3: children.limits",
-            "(did you mean `nofile`?), there are as, core",
+            "(did you mean `nofile`?); allowed are as, core",
         ),
         (
             "[children.limits]\nnofile = \"2:1\"",
@@ -132,12 +132,12 @@ fn every_error_names_place_key_and_what_is_allowed() {
         ),
         (
             "[log]\nfilter = \"debgu\"",
-            "e.toml:3: log.filter: `debgu` is no level (did you mean `debug`?)",
+            "e.toml:3: log.filter: `debgu` is not a level (did you mean `debug`?)",
             "off, error, warn",
         ),
         (
             "[log]\nfilter = \"info,evloopd=chatty\"",
-            "e.toml:3: log.filter: `chatty` is no level",
+            "e.toml:3: log.filter: `chatty` is not a level",
             "target=level",
         ),
         (
@@ -153,7 +153,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[signals]\nallow = [\"SIGRTMIN+99\"]",
             "e.toml:3: signals.allow: ",
-            "is no signal",
+            "is not a signal",
         ),
         (
             "[policy.a]\nclass = \"reactor\"",
@@ -162,12 +162,12 @@ fn every_error_names_place_key_and_what_is_allowed() {
         ),
         (
             "[policy.a]\nclass = \"proactor\"\nbackends = [\"epoll\"]",
-            "e.toml:4: policy.a.backends: `epoll` is of class selector, the policy of proactor",
+            "e.toml:4: policy.a.backends: `epoll` is of class selector, but the policy is of class proactor",
             "allowed are auto, io_uring",
         ),
         (
             "[policy.a]\nbackends = [\"poll\", \"io_uring\"]",
-            "e.toml:3: policy.a.backends: `io_uring` is of class proactor, the policy of selector",
+            "e.toml:3: policy.a.backends: `io_uring` is of class proactor, but the policy is of class selector",
             "allowed are auto, epoll, poll, select",
         ),
         (
@@ -204,12 +204,12 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[[loop]]\nname = \"a\"\npolicy = \"b\"",
             "e.toml:4: loop[0].policy: ",
-            "there are default",
+            "allowed are default",
         ),
         (
             "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"a\"",
             "e.toml:5: loop[1].name: ",
-            "one of a name",
+            "one loop of each name",
         ),
         (
             "[[loop]]\nname = \"a\"\nprincipal = \"me\"",
@@ -233,11 +233,11 @@ fn every_error_names_place_key_and_what_is_allowed() {
         ),
         (
             "[server]\nsocket = \"/s\"\nhandover_socket = \"/s.lock\"",
-            "e.toml:4: server.handover_socket: `/s.lock` is the path of the lock",
+            "e.toml:4: server.handover_socket: `/s.lock` is the path of the lock file of",
             "another",
         ),
-        ("server = 1", "e.toml:2: server: is no table", "`[server]`"),
-        ("loop = 1", "e.toml:2: loop: is no list", "`[[loop]]`"),
+        ("server = 1", "e.toml:2: server: is not a table", "`[server]`"),
+        ("loop = 1", "e.toml:2: loop: is not a list", "`[[loop]]`"),
         ("a = ", "e.toml:2: ", "value"),
         (
             "[server]\nmode = \"0600\"\nmode = \"0600\"",
@@ -272,15 +272,15 @@ nam = \"a\"
 policy = \"chidl\"",
     );
     let starts = [
-        "e.toml:2: default_policy: `defautl` is no policy (did you mean `default`?)",
-        "e.toml:4: limits.lops: `lops` is no key (did you mean `loops`?)",
+        "e.toml:2: default_policy: `defautl` is not a policy (did you mean `default`?)",
+        "e.toml:4: limits.lops: `lops` is not a key (did you mean `loops`?)",
         "e.toml:5: limits.memory: invalid value",
         "e.toml:6: limits.mailbox: is 1, allowed is 16 to 65536",
         "e.toml:10: policy.base.journal_events: is 1",
         "e.toml:12: log.filter: ",
         "e.toml:13: loop[0].name: is missing",
-        "e.toml:14: loop[0].nam: `nam` is no key (did you mean `name`?)",
-        "e.toml:15: loop[0].policy: `chidl` is no policy (did you mean `child`?)",
+        "e.toml:14: loop[0].nam: `nam` is not a key (did you mean `name`?)",
+        "e.toml:15: loop[0].policy: `chidl` is not a policy (did you mean `child`?)",
     ];
     assert_eq!(said.lines().count(), starts.len(), "{said}");
     for (line, start) in said.lines().zip(starts) {
