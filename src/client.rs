@@ -22,18 +22,18 @@ use crate::config::{system_socket, user_socket};
 /// The variable that names the daemon's socket.
 pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 
-/// How long a daemon may take to answer.
+/// How long a daemon may take to answer a new connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two attempts while the daemon's backlog is full.
+/// The time between two attempts to connect while the daemon's backlog is full.
 const DIAL_AGAIN: Duration = Duration::from_millis(10);
 
-/// What to try, in order: the socket that was named, else the user's and the system's.
+/// Returns the sockets to try, in order: the named one, else the user's and the system's.
 fn candidates(named: Option<PathBuf>, user: PathBuf, system: PathBuf) -> Vec<Candidate> {
     if let Some(path) = named {
         return vec![Candidate { path, named: true }];
     }
     let mut paths = vec![user, system];
-    // Root's own is the system's.
+    // For root both are the same path.
     paths.dedup();
     let found = |path| Candidate { path, named: false };
     paths.into_iter().map(found).collect()
@@ -42,16 +42,16 @@ fn candidates(named: Option<PathBuf>, user: PathBuf, system: PathBuf) -> Vec<Can
 #[derive(Debug, Clone)]
 struct Candidate {
     path: PathBuf,
-    /// Somebody asked for this very path, so whoever listens there is trusted.
+    /// Whether the caller named this path. The owner of a named socket is trusted.
     named: bool,
 }
 
-/// A connection to the daemon. It comes back by itself after the daemon did.
+/// A connection to the daemon. It reconnects by itself when the daemon is restarted.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// For the clients in [`crate::proto`].
+    /// The channel for the clients in [`crate::proto`].
     pub channel: Channel,
-    /// The socket it goes to.
+    /// The path of the daemon's socket.
     pub socket: PathBuf,
 }
 
@@ -60,9 +60,8 @@ pub struct Connection {
 /// first.
 ///
 /// # Errors
-/// [`NoDaemon`] names every path that was tried. A socket that nobody asked for by
-/// name and that is neither the user's own nor root's is refused, since requests carry
-/// the caller's environment.
+/// [`NoDaemon`] names every path that was tried. A default socket is refused if its daemon
+/// belongs neither to the user nor to root, since requests carry the caller's environment.
 pub async fn connect(explicit: Option<&Path>) -> Result<Connection, NoDaemon> {
     let mut tried = Vec::new();
     let from_env = || env::var_os(SOCKET_ENV).filter(|path| !path.is_empty());
@@ -94,15 +93,17 @@ async fn open(candidate: Candidate) -> io::Result<Channel> {
             io::Result::Ok(TokioIo::new(stream))
         }
     });
-    // The authority every HTTP/2 implementation accepts; a socket's path is none.
+    // An authority that every HTTP/2 implementation accepts; the path of a socket is not valid as
+    // one.
     Endpoint::from_static("http://localhost")
         .connect_with_connector(connector)
         .await
         .map_err(|error| io_cause(&error))
 }
 
-/// Connects, waiting while the daemon's backlog is full, as connect(2) of a non-blocking Unix socket
-/// does not, and until the daemon says something: an HTTP/2 server does so first. The caller bounds it.
+/// Connects, and waits until the daemon sends its first bytes: an HTTP/2 server sends before its
+/// client. Retries while the daemon's backlog is full, since connect(2) of a non-blocking Unix
+/// socket fails with EAGAIN then. The caller must bound the time.
 async fn dial(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
@@ -123,11 +124,14 @@ fn check_peer(peer: u32) -> io::Result<()> {
     if peer == own || peer == 0 {
         return Ok(());
     }
-    let refused = format!("it belongs to uid {peer}, neither you nor root: to trust it, name it");
+    let refused = format!(
+        "it belongs to uid {peer}, which is neither you nor root; only a socket that you name is \
+         trusted"
+    );
     Err(io::Error::new(io::ErrorKind::PermissionDenied, refused))
 }
 
-/// The system's error below the transport's.
+/// Returns the system's error that caused an error of the transport.
 fn io_cause(error: &tonic::transport::Error) -> io::Error {
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,13 +1,13 @@
-//! The two clocks, sampled once a turn.
+//! The monotonic and the realtime clock, which a loop samples once a turn.
 
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-/// What both clocks said at one moment, nanoseconds.
+/// The time of both clocks at one moment, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Now {
-    /// `CLOCK_MONOTONIC`, since some moment before the host started.
+    /// `CLOCK_MONOTONIC`: time since an unspecified moment in the past.
     pub monotonic: u64,
-    /// `CLOCK_REALTIME`, since the Unix epoch.
+    /// `CLOCK_REALTIME`: time since the Unix epoch.
     pub realtime: u64,
 }
 
@@ -22,7 +22,7 @@ impl Now {
     }
 }
 
-/// The smallest step of `CLOCK_MONOTONIC`, nanoseconds: clock_getres(2).
+/// Returns the smallest step of `CLOCK_MONOTONIC` in nanoseconds, clock_getres(2).
 #[must_use]
 pub fn resolution() -> u64 {
     in_nanos(clock_getres(ClockId::Monotonic))
@@ -33,13 +33,13 @@ fn read(clock: ClockId) -> u64 {
 }
 
 fn in_nanos(time: rustix::time::Timespec) -> u64 {
-    // Neither clock is negative on a host that was set up at all.
+    // Neither clock is negative, unless the host's date is before 1970.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
-/// A protobuf timestamp from nanoseconds since the Unix epoch.
+/// Converts nanoseconds since the Unix epoch to a protobuf timestamp.
 #[must_use]
 pub fn timestamp(realtime_ns: u64) -> prost_types::Timestamp {
     prost_types::Timestamp {
@@ -48,7 +48,7 @@ pub fn timestamp(realtime_ns: u64) -> prost_types::Timestamp {
     }
 }
 
-/// A protobuf duration; one too long for it saturates.
+/// Converts a duration to a protobuf duration; one that is too long saturates.
 #[must_use]
 pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
     prost_types::Duration {
@@ -57,7 +57,7 @@ pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
     }
 }
 
-/// Nanoseconds of a duration, saturating after 584 years.
+/// Converts a duration to nanoseconds, saturating at 584 years.
 #[must_use]
 pub fn nanos(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! The daemon: assembles all, starts, drains, tells systemd.
+//! The daemon: assembles its parts, starts, drains, and notifies systemd.
 
 mod arguments;
 mod host;
@@ -43,20 +43,20 @@ use crate::watch::{
 pub use arguments::{Arguments, Show};
 pub use host::refusals;
 
-/// How long connections without a stream may take to close at the end.
+/// How long connections without a stream may take to close when the daemon ends.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
-/// How often the end looks whether streams are left.
+/// The time between two checks, when the daemon ends, whether any stream is left.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long the runtime may take to end once everything is drained.
+/// How long the runtime may take to end after all loops are drained.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a daemon until SIGTERM or SIGINT.
 ///
-/// To be called before the process has other threads: it blocks the signals that the
+/// Must be called before the process has other threads: it blocks the signals that the
 /// signal thread takes.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// The error that keeps the daemon from starting.
 pub fn run(config: Config) -> Result<()> {
     let allowed: Vec<i32> = config
         .signals
@@ -66,7 +66,7 @@ pub fn run(config: Config) -> Result<()> {
         .collect();
     signals::block_all(&allowed)?;
     if let Err(error) = sys::close_inherited_on_exec() {
-        tracing::warn!(%error, "cannot tell what descriptors were inherited");
+        tracing::warn!(%error, "cannot find out which file descriptors were inherited");
     }
     let file_limit = raise_file_limit();
     let slack = rustix::thread::current_timer_slack().unwrap_or_default();
@@ -81,8 +81,8 @@ pub fn run(config: Config) -> Result<()> {
     let runtime = builder
         .enable_all()
         .thread_name("rpc")
-        // A thread has the slack of the one that made it, and a loop's is short
-        // (prctl(2), PR_SET_TIMERSLACK).
+        // A thread inherits the timer slack of the thread that starts it, and that of a loop's
+        // thread is short (prctl(2), PR_SET_TIMERSLACK).
         .on_thread_start(move || {
             let _ = rustix::thread::set_current_timer_slack(slack);
         })
@@ -92,7 +92,7 @@ pub fn run(config: Config) -> Result<()> {
         let hub = SignalHub::start(&allowed)?;
         tokio::select! {
             ended = serve(config, Arc::clone(&hub), file_limit) => ended,
-            // Here, as it has to be on the main thread.
+            // This has to run on the main thread.
             never = reap_strangers(&hub) => match never {},
         }
     });
@@ -100,14 +100,14 @@ pub fn run(config: Config) -> Result<()> {
     result
 }
 
-/// Sets the log up, as the configuration says.
+/// Sets up the log as configured.
 pub fn init_log(config: &Config) {
     use tracing_subscriber::EnvFilter;
 
     let filter = EnvFilter::try_new(&config.log.filter).unwrap_or_default();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Whoever read the log may be gone, a terminal for one: no reason to fail.
+        // The reader of the log, such as a terminal, may be gone; that must not be an error.
         .log_internal_errors(false);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let plain = || Lines(|line| text::log_line(line, false));
@@ -133,8 +133,8 @@ pub fn init_log(config: &Config) {
     }
 }
 
-/// Standard error, for one record a write: whatever it says, it is one line, and nothing in it is
-/// hidden.
+/// A writer to standard error. Each write is one record of the log. The function turns it into one
+/// line in which control characters are escaped.
 struct Lines(fn(&str) -> Cow<'_, str>);
 
 impl io::Write for Lines {
@@ -152,8 +152,9 @@ impl io::Write for Lines {
     }
 }
 
-/// Every watched descriptor, child and connection takes some: as many as we may have.
-/// Returns what it was, for children: many a program cannot cope with more.
+/// Raises the daemon's limit on open files to the hard limit, since every watched descriptor, child
+/// and connection needs file descriptors. Returns the limit before, which children get: many
+/// programs (those that use select(2), for example) do not work with a high limit.
 fn raise_file_limit() -> Limit {
     let before = Resource::NOFILE.own();
     let raised = Limit {
@@ -166,7 +167,7 @@ fn raise_file_limit() -> Limit {
     before
 }
 
-/// Both listening sockets, with the files to remove at the end.
+/// Both listening sockets, and their files, which are removed when the daemon ends.
 struct Sockets {
     service: UnixListener,
     handover: OwnedFd,
@@ -176,7 +177,8 @@ struct Sockets {
 }
 
 impl Sockets {
-    /// Those that systemd has passed, told apart by their type; else those of the configuration.
+    /// Takes the sockets passed by systemd, which are told apart by their type. Binds those that
+    /// were not passed at their configured paths.
     fn open(config: &Config) -> Result<Self> {
         let (mut service_path, mut handover_path) =
             (config.server.socket_path(), config.server.handover_path());
@@ -201,7 +203,7 @@ impl Sockets {
             }
             if place.replace(fd).is_some() {
                 return Err(Error::wrong_state(
-                    "LISTEN_FDS: more than one socket of a type",
+                    "LISTEN_FDS: more than one socket of the same type",
                 ));
             }
         }
@@ -231,7 +233,7 @@ impl Sockets {
     }
 }
 
-/// Where a passed socket really is.
+/// Returns the path at which a passed socket is bound.
 fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
     let address = rustix::net::getsockname(fd).ok()?;
     let address = SocketAddrUnix::try_from(address).ok()?;
@@ -325,7 +327,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     let handing_over = tokio::spawn(handing_over);
     let (routes, health) = api
         .routes()
-        .map_err(|_| Error::Internal("the descriptors cannot be served"))?;
+        .map_err(|_| Error::Internal("the gRPC reflection service cannot be built"))?;
     tell_health(&health, ServingStatus::Serving).await;
     let server = Service {
         listener: service,
@@ -355,7 +357,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     tell_health(&health, ServingStatus::NotServing).await;
     let drained = async {
         drain(&registry).await;
-        // Sends only fail when nobody is left to stop.
+        // Sending fails only when no receiver is left that has to stop.
         let _ = stop.send(true);
         tokio::select! {
             _ = server => {}
@@ -369,9 +371,10 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     Ok(())
 }
 
-/// SIGTERM and SIGINT, and SIGHUP, which has nothing to reload yet.
+/// Subscribes to the signals that control the daemon: SIGTERM, SIGINT, and SIGHUP, which reloads
+/// nothing yet.
 fn control(hub: &Arc<SignalHub>) -> (mpsc::Receiver<i32>, Subscription) {
-    // One is enough: a second of the same kind while the first waits says nothing new.
+    // A capacity of 1 is enough: signals that arrive while one waits may be dropped.
     let (sender, receiver) = mpsc::channel(1);
     let sink = move |received: Received| {
         let _ = sender.try_send(received.number);
@@ -399,8 +402,8 @@ fn everybody() -> Caller {
     }
 }
 
-/// Closes all loops: their watches end as they are meant to, their journals end, and with
-/// those the streams, which say goodbye.
+/// Closes all loops: their watches end in order, then their journals, and then the streams that
+/// read these, each with a Goodbye.
 async fn drain(registry: &Arc<Registry>) {
     registry.drain();
     let mut closing = JoinSet::new();
@@ -418,7 +421,7 @@ async fn drain(registry: &Arc<Registry>) {
     }
 }
 
-/// All streams have said goodbye, and connections without one had their time to close.
+/// Waits until all streams have ended, and then a little longer for connections without a stream.
 async fn quiet(streams: &Count) {
     let mut looks = tokio::time::interval(LOOK);
     while streams.used() > 0 {
@@ -427,7 +430,8 @@ async fn quiet(streams: &Count) {
     tokio::time::sleep(IDLE_CONNECTIONS).await;
 }
 
-/// Bounds an orderly end: by time, and by a second demand.
+/// Waits for an orderly end, at most for `limit` or until a second SIGTERM or SIGINT. Returns
+/// whether the daemon ended in order.
 async fn within(
     limit: Duration,
     asked: &mut mpsc::Receiver<i32>,
@@ -439,20 +443,22 @@ async fn within(
             return true;
         }
         () = tokio::time::sleep(limit) => {
-            tracing::warn!(?limit, "drain_timeout is over; what is left ends with the daemon");
+            tracing::warn!(?limit, "drain_timeout is over: loops that are not closed end with the daemon");
         }
-        () = terminate(asked) => tracing::warn!("asked again: what is left ends with the daemon"),
+        () = terminate(asked) => {
+            tracing::warn!("asked to end again: loops that are not closed end with the daemon");
+        }
     }
     false
 }
 
-/// SIGKILL for the children that should have ended by now.
+/// Sends SIGKILL to the children of loops that have not closed in time.
 async fn kill_what_is_left(registry: &Registry) {
     let mut killing = JoinSet::new();
     for handle in registry.list(&everybody(), 0, false) {
         killing.spawn(async move { handle.kill_children().await });
     }
-    // A loop that does not answer even this has nothing more to do here.
+    // A loop that does not answer this either is not waited for.
     let _ = tokio::time::timeout(LAST_WAIT, killing.join_all()).await;
 }
 
@@ -464,6 +470,6 @@ async fn tell_health(health: &HealthReporter, status: ServingStatus) {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot tell the service manager");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

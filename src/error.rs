@@ -1,4 +1,4 @@
-//! The one domain error. `rpc::status` has the table that turns it into gRPC.
+//! The error type of the whole daemon. `rpc::status` has the table that maps it to gRPC statuses.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,14 +8,14 @@ use rustix::io::Errno;
 use crate::event::Cursor;
 use crate::text;
 
-/// Longest text in which an error is told, bytes: it travels as metadata, which clients bound
+/// The longest text of an error, in bytes. gRPC sends it as metadata, whose size clients limit
 /// (8 KiB in grpcio).
 pub const TEXT_MAX: usize = 1024;
 
-/// A result with the domain error.
+/// A result with [`enum@Error`] as its error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that evloopd refuses or fails to do, in the words a client gets.
+/// Everything that evloopd refuses or fails to do. Its `Display` is the text that a client gets.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// A field's value is not allowed.
@@ -26,13 +26,13 @@ pub enum Error {
         /// What is wrong and what is allowed.
         allowed: String,
     },
-    /// No such loop.
+    /// There is no such loop.
     #[error("there is no loop `{name}`")]
     LoopNotFound {
         /// As the caller named it.
         name: String,
     },
-    /// No such watch.
+    /// There is no such watch.
     #[error("loop `{on}` has no watch `{watch}`")]
     WatchNotFound {
         /// The loop's full name.
@@ -40,35 +40,35 @@ pub enum Error {
         /// As the caller named it.
         watch: String,
     },
-    /// No such consumer.
+    /// There is no such consumer.
     #[error("there is no consumer `{name}`")]
     ConsumerNotFound {
         /// As the caller named it.
         name: String,
     },
-    /// Somebody else reads as the consumer.
+    /// Another reader has taken the consumer over.
     #[error("somebody else reads as consumer `{name}` now")]
     TakenOver {
-        /// Its name.
+        /// The consumer's name.
         name: String,
     },
-    /// No such policy.
+    /// There is no such policy.
     #[error("there is no policy `{name}`; there are: {known}")]
     PolicyNotFound {
         /// As the caller named it.
         name: String,
-        /// Those that exist.
+        /// The names of the policies that exist, separated by commas.
         known: String,
     },
-    /// Nothing is set for the context and the policy creates nothing.
+    /// No loop is set for the context, and none is made.
     #[error("no loop is set for the context {context}, and {why}")]
     NoLoopInContext {
-        /// Whose context.
+        /// The context, as shown to people.
         context: String,
-        /// Why none was made.
+        /// The reason why no loop was made.
         why: &'static str,
     },
-    /// The slot was never given, is used up, expired, or another principal's.
+    /// The slot was never given, is claimed already, has expired, or belongs to another client.
     #[error(
         "{field}: no such slot: never given, claimed already, expired after 30 s, or not yours"
     )]
@@ -76,14 +76,15 @@ pub enum Error {
         /// Path of the field in the request.
         field: Cow<'static, str>,
     },
-    /// The name belongs to something else.
+    /// The name is taken by another object.
     #[error("{}", name_taken(.what, .name, .differs.as_deref()))]
     NameTaken {
-        /// `loop` or `watch`.
+        /// `loop`, `watch` or `slot`.
         what: &'static str,
         /// The name.
         name: String,
-        /// The field in which an existing specification differs, if that is the matter.
+        /// The field in which the existing object differs from the requested one. None if any
+        /// existing object is an error.
         differs: Option<String>,
     },
     /// The loop is closed.
@@ -92,7 +93,7 @@ pub enum Error {
         /// The loop's full name.
         name: String,
     },
-    /// The loop has to be stopped first.
+    /// The loop is running and must be stopped first.
     #[error("loop `{name}` is running: stop it first")]
     LoopRunning {
         /// The loop's full name.
@@ -101,45 +102,45 @@ pub enum Error {
     /// The watch is closed, or closing.
     #[error("watch {watch} is closed")]
     WatchClosed {
-        /// Its id.
+        /// The watch's id.
         watch: u64,
     },
-    /// The object has no such operation, or not now.
+    /// The object does not have this operation, or not in its present state.
     #[error("{message}")]
     WrongState {
-        /// What is the matter.
+        /// The whole text of the error.
         message: String,
     },
     /// A limit is reached.
     #[error("the limit {limit} = {value} is reached{}{hint}", if .hint.is_empty() { "" } else { ": " })]
     Limit {
-        /// Its name, as in the configuration where it is there.
+        /// The limit's name: its key in the configuration, if it can be configured.
         limit: &'static str,
-        /// Its value.
+        /// The limit's value.
         value: u64,
-        /// What to do about it; may be empty.
+        /// The advice to the user; may be empty.
         hint: &'static str,
     },
-    /// No place in the mailbox came free in time.
+    /// The loop's mailbox stayed full for the whole time that the command may wait.
     #[error("the mailbox of loop `{name}` stayed full for {waited_ms} ms")]
     MailboxFull {
         /// The loop's full name.
         name: String,
-        /// How long the caller waited.
+        /// The time that the caller waited, in milliseconds.
         waited_ms: u64,
     },
-    /// What would have to be recorded does not fit.
+    /// The journal has no room for the events that the operation would record.
     #[error(
         "the journal has room for {available} of {needed} {unit}: acknowledge events, delete \
          consumers that nobody needs, let attached readers go on, remove watches, or wait for \
          finished_ttl"
     )]
     JournalFull {
-        /// What is short: `events` or `bytes`.
+        /// The unit of the other fields: `events` or `bytes`.
         unit: &'static str,
-        /// How much was asked for.
+        /// The number that is needed.
         needed: u64,
-        /// How much is free.
+        /// The number that is free.
         available: u64,
     },
     /// The cursor is too old, foreign or from the future.
@@ -149,48 +150,48 @@ pub enum Error {
         asked: Cursor,
         /// `too old`, `of another history` or `from the future`.
         why: &'static str,
-        /// Oldest event held.
+        /// The sequence number of the oldest event held.
         oldest: u64,
-        /// Newest event.
+        /// The sequence number of the newest event.
         newest: u64,
         /// The journal's epoch.
         epoch: String,
     },
-    /// A write would leave a hole.
+    /// A write begins beyond the bytes taken so far, and would leave a hole.
     #[error("offset {offset} would leave a hole: {taken} bytes are taken")]
     WriteHole {
         /// As the caller gave it.
         offset: u64,
-        /// Where to go on.
+        /// The number of bytes taken so far, which is the next offset.
         taken: u64,
     },
-    /// The backend, class or policy lacks it.
+    /// The backend, class or policy does not support the request.
     #[error("{capability} is not supported by {backend} ({class}): {reason}")]
     NotSupported {
         /// `selector` or `proactor`.
         class: Cow<'static, str>,
         /// The backend, or the policy that forbids it.
         backend: Cow<'static, str>,
-        /// What was asked for.
+        /// The capability that the request needs.
         capability: Cow<'static, str>,
-        /// Why it is not there.
+        /// The reason why it is not supported.
         reason: Cow<'static, str>,
     },
-    /// The backend cannot be had on this host.
+    /// The backend is not available on this host.
     #[error("backend `{backend}` is not available: {reason}")]
     BackendUnavailable {
-        /// Its name.
+        /// The backend's name.
         backend: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The caller may not.
+    /// The caller is not permitted to do this.
     #[error("{message}")]
     PermissionDenied {
-        /// What is not allowed to whom.
+        /// The whole text of the error.
         message: String,
     },
-    /// The system refused.
+    /// A system call, or another function of the system, failed.
     #[error(transparent)]
     System(#[from] SystemError),
     /// The daemon is ending.
@@ -209,7 +210,7 @@ fn name_taken(what: &str, name: &str, differs: Option<&str>) -> String {
 }
 
 impl Error {
-    /// A field's value is not allowed.
+    /// Makes an [`Error::InvalidField`].
     pub fn invalid(field: impl Into<Cow<'static, str>>, allowed: impl Into<String>) -> Self {
         Self::InvalidField {
             field: field.into(),
@@ -217,7 +218,7 @@ impl Error {
         }
     }
 
-    /// A limit is reached, with nothing to advise.
+    /// Makes an [`Error::Limit`] without advice.
     #[must_use]
     pub const fn limit(limit: &'static str, value: u64) -> Self {
         Self::Limit {
@@ -227,7 +228,7 @@ impl Error {
         }
     }
 
-    /// The object has no such operation, or not now.
+    /// Makes an [`Error::WrongState`].
     pub fn wrong_state(message: impl Into<String>) -> Self {
         Self::WrongState {
             message: message.into(),
@@ -235,22 +236,22 @@ impl Error {
     }
 }
 
-/// Most bytes of a [`SystemError`] in words, in events.
+/// The longest text of a [`SystemError`] in an event, in bytes.
 const MESSAGE_MAX: usize = crate::event::largest::MESSAGE_MAX as usize;
 
-/// What the system refused, and at which step.
+/// An error of the system, and the step that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemError {
     /// The error number, as in errno(3); 0 where the system gives none (name resolution).
     pub errno: i32,
-    /// What was being done: `exec`, `bind`, `connect`, ...
+    /// The step that failed: `exec`, `bind`, `connect`, ...
     pub step: &'static str,
-    /// To what, or the system's own words; may be empty.
+    /// The object of the step, or the system's own text; may be empty.
     pub detail: String,
 }
 
 impl SystemError {
-    /// From an error number.
+    /// Makes an error from an error number.
     pub fn new(errno: Errno, step: &'static str, detail: impl Into<String>) -> Self {
         Self {
             errno: errno.raw_os_error(),
@@ -259,7 +260,7 @@ impl SystemError {
         }
     }
 
-    /// From an I/O error of the standard library.
+    /// Makes an error from an I/O error of the standard library.
     pub fn from_io(error: &std::io::Error, step: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         match error.raw_os_error() {
@@ -281,7 +282,7 @@ impl SystemError {
         }
     }
 
-    /// The errno's symbolic name; empty if it has none here.
+    /// Returns the symbolic name of the errno; empty if it is unknown.
     #[must_use]
     pub fn name(&self) -> String {
         match nix::errno::Errno::from_raw(self.errno) {

@@ -1,5 +1,5 @@
-//! The one budget of memory that clients can make the daemon hold: what is not a journal takes
-//! its part here, and journals have the rest.
+//! The budget of the memory that clients can make the daemon hold. Uses other than journals take
+//! their bytes from it, and the journals get the rest.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,19 +7,20 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::{Error, Result};
 
-/// What is not a journal has at most this part of the limit, all uses together.
+/// All uses other than journals together get at most one part in `PART` of the limit: a half.
 const PART: u64 = 2;
 
-/// What memory is held for.
+/// A use of memory, other than journals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Calls: requests half received, or not answered yet, and answers that are not taken yet.
+    /// Requests that are partly received or not answered yet, and answers that clients have not
+    /// read.
     Requests,
-    /// Answers kept for mutations that are repeated.
+    /// Answers kept for clients that repeat a mutation.
     Answers,
-    /// Snapshots that were asked for and not read yet.
+    /// Snapshots that readers have not read yet.
     Snapshots,
-    /// Calls that wait for events: Poll.
+    /// Poll calls that wait for events.
     Polls,
     /// Commands that wait in loops' mailboxes.
     Commands,
@@ -29,31 +30,32 @@ impl Use {
     const COUNT: usize = 5;
 }
 
-/// Who has the rest of the limit. It is called with nothing locked.
+/// The holder of the rest of the limit: all journals. Its methods are called without any lock held.
 pub trait Rest: fmt::Debug + Send + Sync {
-    /// Lets go of what there is no room for any more. False: it has to keep more than is left.
+    /// Frees memory until it holds at most [`Budget::for_rest`]. Returns false if it must keep
+    /// more.
     fn give_way(&self) -> bool;
 
-    /// There is more room than before.
+    /// Reports that [`Budget::for_rest`] has grown.
     fn released(&self);
 }
 
-/// Counts what is held, against one limit.
+/// The count of bytes that are held for each use, against one limit.
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
     held: [AtomicU64; Use::COUNT],
-    /// Bytes taken.
+    /// The bytes taken with [`Budget::take`], for all uses.
     total: AtomicU64,
-    /// Bytes for what is small, used or not.
+    /// The bytes set aside with [`Budget::set_aside`], in use or not.
     aside: AtomicU64,
-    /// Of those, bytes in use.
+    /// The part of `aside` that is in use.
     lent: AtomicU64,
     rest: OnceLock<Weak<dyn Rest>>,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes, journals included.
+    /// Makes a budget of `limit` bytes, journals included.
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
@@ -66,19 +68,20 @@ impl Budget {
         })
     }
 
-    /// Says who has the rest: once, before anything is taken.
+    /// Sets the holder of the rest. Must be called once, before anything is taken.
     pub(crate) fn set_rest(&self, rest: Weak<dyn Rest>) {
-        // Once: there is one.
+        // An error means that it is set already; the first one stays.
         let _ = self.rest.set(rest);
     }
 
-    /// Sets so many bytes aside for what is small: it is counted, and never refused for want of
-    /// memory. Once, before anything is taken; whoever lends them bounds them.
+    /// Sets `bytes` aside for small uses, which are counted but never refused for lack of memory.
+    /// Must be called once, before anything is taken. The callers of `lend` must stay within
+    /// `bytes`.
     pub fn set_aside(&self, bytes: u64) {
         self.aside.store(bytes, Ordering::Relaxed);
     }
 
-    /// Uses bytes of what was set aside, until they are given back.
+    /// Uses bytes that were set aside, until `give_back`.
     pub(crate) fn lend(&self, by: Use, bytes: u64) {
         self.held[by as usize].fetch_add(bytes, Ordering::Relaxed);
         self.lent.fetch_add(bytes, Ordering::Relaxed);
@@ -89,7 +92,7 @@ impl Budget {
         self.lent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that the rest may hold.
+    /// Returns the bytes that the journals may hold.
     #[must_use]
     pub fn for_rest(&self) -> u64 {
         let gone = self.taken() + self.aside.load(Ordering::Relaxed);
@@ -100,7 +103,7 @@ impl Budget {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Bytes that can be taken in all.
+    /// Returns the bytes that all uses may take together.
     fn most(&self) -> u64 {
         (self.limit / PART).saturating_sub(self.aside.load(Ordering::Relaxed))
     }
@@ -109,35 +112,36 @@ impl Budget {
         self.rest.get().and_then(Weak::upgrade)
     }
 
-    /// Bytes that all may hold, journals included.
+    /// Returns the whole budget in bytes, journals included.
     #[must_use]
     pub const fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Bytes held for one use.
+    /// Returns the bytes held for one use.
     #[must_use]
     pub fn held(&self, by: Use) -> u64 {
         self.held[by as usize].load(Ordering::Relaxed)
     }
 
-    /// Bytes held for all uses; what journals hold is not among them.
+    /// Returns the bytes held for all uses; journals are not included.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.taken() + self.lent.load(Ordering::Relaxed)
     }
 
-    /// Bytes that can still be taken, as far as the uses go.
+    /// Returns the bytes that the uses may still take; what the journals must keep is not
+    /// considered.
     #[must_use]
     pub fn left(&self) -> u64 {
         self.most().saturating_sub(self.taken())
     }
 
-    /// Takes so many bytes, until what is answered is dropped.
+    /// Takes `bytes`. They are given back when the returned value is dropped.
     ///
     /// # Errors
-    /// [`Error::Limit`] where all uses together would hold more than their part, or where
-    /// journals have to keep more than what would be left.
+    /// [`Error::Limit`] if all uses together would hold more than their part, or if the
+    /// journals must keep more than would be left for them.
     pub fn take(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Taken> {
         let mut taken = Taken {
             budget: Arc::clone(self),
@@ -149,7 +153,7 @@ impl Budget {
     }
 }
 
-/// A part of the [`Budget`], given back when dropped.
+/// Bytes taken from a [`Budget`]. Dropping it gives them back.
 #[derive(Debug)]
 pub struct Taken {
     budget: Arc<Budget>,
@@ -158,16 +162,16 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Bytes of it.
+    /// Returns the number of bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Takes so many bytes more.
+    /// Takes `bytes` more.
     ///
     /// # Errors
-    /// As [`Budget::take`]; nothing has changed then.
+    /// As [`Budget::take`]; then nothing has changed.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
         let budget = &self.budget;
         let most = budget.most();
@@ -185,7 +189,7 @@ impl Taken {
         Ok(())
     }
 
-    /// Gives so many bytes back; all, if it is not that many.
+    /// Gives `bytes` back, or all if there are fewer.
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         if bytes == 0 {

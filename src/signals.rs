@@ -1,9 +1,9 @@
-//! The signals of the daemon's own process: one thread takes them all and fans out.
+//! The signals of the daemon's own process: one thread takes them all, and passes each to its
+//! subscribers.
 //!
-//! [`block_all`] runs before any other thread exists, so that all threads inherit the
-//! mask and the signalfd of [`SignalHub`] is where every one of these signals ends up.
-//! Children inherit the mask, those of `std::process::Command` too; `sys::spawn` starts them
-//! without.
+//! [`block_all`] runs before any other thread exists. All threads inherit the mask, so every one of
+//! these signals is read from the signalfd of [`SignalHub`]. Child processes would inherit the mask
+//! too, as those of `std::process::Command` do; `sys::spawn` clears it.
 
 use std::fmt;
 use std::io;
@@ -21,20 +21,20 @@ use rustix::io::Errno;
 use crate::error::{Error, Result, SystemError};
 use crate::sys;
 
-/// What the daemon itself needs; never a client's to watch.
+/// The signals that the daemon itself needs. Clients cannot watch them.
 pub const RESERVED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
 
-/// One signal that arrived. The kernel merges equal standard signals that wait, SIGCHLD
-/// too; real-time signals are queued.
+/// One signal that arrived. The kernel merges equal standard signals that are pending, including
+/// SIGCHLD; it queues real-time signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// As in signal(7).
+    /// The signal's number, as in signal(7).
     pub number: i32,
-    /// Who sent it, or which child it is about; 0 if the kernel did.
+    /// The process id of the sender, or of the child for SIGCHLD; 0 if the kernel sent it.
     pub sender_pid: i32,
     /// The real user id of that process.
     pub sender_uid: u32,
-    /// The value of sigqueue(3); 0 if there was none.
+    /// The value given to sigqueue(3); 0 if there was none.
     pub value: i32,
 }
 
@@ -50,7 +50,7 @@ impl From<&siginfo> for Received {
     }
 }
 
-/// Where signals go. A closure is one.
+/// A receiver of signals, for example a closure.
 pub trait SignalSink: Send + Sync {
     /// Takes one signal. Called on the signal thread: it must not block.
     fn signal(&self, received: Received);
@@ -63,11 +63,11 @@ impl<F: Fn(Received) + Send + Sync> SignalSink for F {
 }
 
 /// Blocks the allowed signals and the [`RESERVED`] ones in the calling thread and all
-/// threads it starts, and gives SIGCHLD its default action back: a parent that had it
-/// ignored would otherwise cost us every exit status.
+/// threads that it starts. Also restores the default action of SIGCHLD: if the daemon inherited it
+/// as ignored, the kernel would discard the exit status of every child.
 ///
 /// # Errors
-/// [`Error::InvalidField`] for a number that is no signal.
+/// [`Error::InvalidField`] for a number that is not a signal.
 pub fn block_all(allowed: &[i32]) -> Result<()> {
     let failed = |errno, step| SystemError::new(errno_of(errno), step, "");
     let set = owned_set(allowed)?;
@@ -83,7 +83,7 @@ fn owned_set(allowed: &[i32]) -> Result<SigSet> {
         let highest = libc::SIGRTMAX();
         Error::invalid(
             "signals.allow",
-            format!("signal numbers are 1 to {highest}"),
+            format!("allowed are the signals 1 to {highest}"),
         )
     })
 }
@@ -111,7 +111,7 @@ impl Subscribers {
     }
 }
 
-/// Owns the signal thread, which ends with it.
+/// The owner of the signal thread. Dropping it ends the thread.
 pub struct SignalHub {
     allowed: Vec<i32>,
     subscribers: Arc<Mutex<Subscribers>>,
@@ -120,10 +120,10 @@ pub struct SignalHub {
 }
 
 impl SignalHub {
-    /// Starts the thread. The signals have to be blocked: [`block_all`].
+    /// Starts the thread. The signals must be blocked already, with [`block_all`].
     ///
     /// # Errors
-    /// [`Error::InvalidField`] for a number that is no signal, else the system's.
+    /// [`Error::InvalidField`] for a number that is not a signal, or an error of the system.
     pub fn start(allowed: &[i32]) -> Result<Arc<Self>> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&owned_set(allowed)?, flags)
@@ -147,17 +147,17 @@ impl SignalHub {
         }))
     }
 
-    /// A client may watch it: it is on the allow-list, and not the daemon's own.
+    /// Whether a client may watch the signal: it is on the allow-list, and not [`RESERVED`].
     #[must_use]
     pub fn allowed(&self, number: i32) -> bool {
         self.allowed.contains(&number) && !RESERVED.contains(&number)
     }
 
-    /// Sends the signals of these numbers to `sink` until the answer is dropped. Any number
-    /// will do; one that is neither allowed nor reserved never comes. What nobody has
-    /// subscribed to is dropped.
+    /// Sends the signals of these numbers to `sink` until the returned value is dropped. Every
+    /// number is accepted, but a signal that is neither allowed nor reserved never arrives. A
+    /// signal without a subscriber is dropped.
     ///
-    /// There are as many as watches and children make, which have limits of their own.
+    /// The number of subscriptions has no limit here: the limits on watches and children bound it.
     pub fn subscribe(&self, numbers: &[i32], sink: Arc<dyn SignalSink>) -> Subscription {
         let mut subscribers = self.subscribers.lock();
         subscribers.last_id += 1;
@@ -190,14 +190,16 @@ impl Drop for SignalHub {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // A sink may have held the last reference: a thread cannot join itself.
+        // A sink may have held the last reference. This is then the signal thread, which cannot
+        // join itself.
         if asked.is_ok() && thread.thread().id() != std::thread::current().id() {
             let _ = thread.join();
         }
     }
 }
 
-/// Ends when dropped; a signal that is being delivered then may still arrive.
+/// A subscription, which ends when it is dropped. A signal that is just being delivered may still
+/// arrive after that.
 #[must_use = "dropping it ends the subscription"]
 pub struct Subscription {
     subscribers: Weak<Mutex<Subscribers>>,
@@ -219,7 +221,8 @@ impl Drop for Subscription {
         let place = locked.list.iter().position(|s| s.id == self.id);
         let ended = place.map(|place| locked.list.remove(place));
         drop(locked);
-        // With it may go the last reference to a sink that has subscriptions itself.
+        // Dropped without the lock: this may drop the last reference to the sink, and the sink may
+        // hold subscriptions whose drop takes the lock.
         drop(ended);
     }
 }
@@ -228,7 +231,7 @@ fn fan_out(signals: &SignalFd, stop: &OwnedFd, subscribers: &Mutex<Subscribers>)
     loop {
         match next(signals, stop) {
             Ok(Some(received)) => {
-                // Called without the lock: sinks may subscribe and unsubscribe.
+                // Sinks are called without the lock, since they may subscribe and unsubscribe.
                 let sinks = subscribers.lock().of(received.number);
                 for sink in sinks {
                     sink.signal(received);
@@ -236,14 +239,14 @@ fn fan_out(signals: &SignalFd, stop: &OwnedFd, subscribers: &Mutex<Subscribers>)
             }
             Ok(None) => return,
             Err(error) => {
-                tracing::error!(%error, "the signal thread cannot go on");
+                tracing::error!(%error, "the signal thread has failed: no more signals are taken");
                 return;
             }
         }
     }
 }
 
-/// The next signal; `None` when it is time to end.
+/// Waits for the next signal; returns `None` when the thread has to end.
 fn next(signals: &SignalFd, stop: &OwnedFd) -> io::Result<Option<Received>> {
     loop {
         let mut fds = [

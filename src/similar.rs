@@ -1,17 +1,20 @@
-//! The word that was probably meant; knows nobody.
+//! Finds the known word that a misspelt word probably stands for.
 
-/// Least likeness, 0 to 1, of a word that is offered: a letter left out, added, changed or swapped
-/// in a word of three.
+/// The likeness, 0 to 1, that a word must exceed to be offered. One letter left out, added, changed
+/// or swapped in a word of three letters is enough.
 const LEAST: f64 = 0.6;
-/// Longest word that is looked at, bytes: the comparison takes time by the product of both lengths.
+/// The longest word that is compared, in bytes: a comparison takes time in proportion to the
+/// product of both lengths.
 const WORD_MAX: usize = 256;
 
-/// Letters from which on the beginning of a word is as good as a misspelling of it, and how good that is.
+/// The number of bytes from which on the beginning of a known word is likened to it.
 const BEGINNING: usize = 3;
+/// The least likeness of such a beginning: just enough to be offered.
 const ALIKE: f64 = 0.61;
 
-/// The nearest of the candidates, if one is near enough to be a misspelling of it, or begins with it; upper and lower
-/// case are alike. Of equally near ones the first. None for a word over 256 bytes.
+/// Returns the candidate that is most like `word`, if `word` is near enough to be a misspelling or
+/// the beginning of it. Case is ignored. Of equally near candidates it is the first. None for a
+/// word of more than 256 bytes.
 #[must_use]
 pub(crate) fn did_you_mean<'a>(
     word: &str,

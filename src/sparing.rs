@@ -1,16 +1,16 @@
-//! Lines of the log that anybody can cause, as often as they like: written sparingly.
+//! A rate limit for log lines that any client can cause as often as it likes.
 
 use std::mem::take;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Lines of one kind that are written in a second; what is beyond is counted.
+/// The lines of one kind that are written per second; further lines are only counted.
 pub const LINES_PER_SECOND: u32 = 5;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One kind of line.
+/// The rate limit of one kind of line.
 #[derive(Debug)]
 pub struct Sparing(Mutex<Count>);
 
@@ -22,7 +22,7 @@ struct Count {
 }
 
 impl Sparing {
-    /// None is written yet.
+    /// Makes a rate limit of which no line is written yet.
     #[must_use]
     pub const fn new() -> Self {
         Self(Mutex::new(Count {
@@ -32,7 +32,8 @@ impl Sparing {
         }))
     }
 
-    /// Whether to write one now; then how many were left out since the last, to be told with it.
+    /// Asks whether to write a line now. Returns the number of lines left out since the last one,
+    /// to be written with it; none if this line is to be left out.
     pub fn one_more(&self) -> Option<u64> {
         self.at(Instant::now())
     }
@@ -68,7 +69,7 @@ mod tests {
         let sparing = Sparing::new();
         let start = Instant::now();
         let (mut written, mut told) = (0, 0);
-        // Ten seconds of a thousand a second, and one of another day.
+        // A thousand lines a second for ten seconds, and one line a day later.
         let times = (0..10_000).map(|n| start + Duration::from_millis(n));
         for now in times.chain([start + 86_400 * SECOND]) {
             if let Some(left_out) = sparing.at(now) {

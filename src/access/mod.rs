@@ -1,7 +1,7 @@
-//! Who asks: principals, peers of Unix sockets, and the audit log.
+//! Authentication: principals, peers of Unix sockets, and the audit log.
 //!
-//! Until access rules exist, the daemon's own uid and root are served and nobody else:
-//! whoever may start a process here may do all that the daemon's user may.
+//! There are no access rules yet. The daemon serves only its own uid and root, because a client
+//! that may start a process can do everything that the daemon's user can.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -24,26 +24,27 @@ pub use socket::{BoundSocket, SocketFile, bind_unix, can_bind};
 /// The `tracing` target of the audit log.
 pub const AUDIT: &str = "evloopd::audit";
 
-/// Longest object and error of an audit line, bytes.
+/// The longest object and the longest error in an audit line, in bytes.
 const TOLD_MAX: usize = 1024;
 
-/// Strangers may connect as often as they like, where the socket's mode lets them.
+/// The rate limit of lines about denied connections: if the socket's mode lets other users connect,
+/// they can do so as often as they like.
 static DENIED: Sparing = Sparing::new();
 
 const ROOT: u32 = 0;
 
-/// An authenticated caller: `uid:1000`. Everything belongs to one.
+/// An authenticated caller, such as `uid:1000`. Every object belongs to one.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Principal(Arc<str>);
 
 impl Principal {
-    /// A user of this host.
+    /// Makes the principal of a user of this host.
     #[must_use]
     pub fn uid(uid: u32) -> Self {
         Self(format!("uid:{uid}").into())
     }
 
-    /// Its name, as shown everywhere.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,13 +56,13 @@ impl FromStr for Principal {
 
     fn from_str(text: &str) -> Result<Self> {
         let uid = text.strip_prefix("uid:").and_then(|n| n.parse().ok());
-        // One principal has one name: `uid:+1` and `uid:01` are none.
+        // A principal has exactly one spelling: `uid:+1` and `uid:01` are refused.
         uid.map(Self::uid)
             .filter(|principal| principal.as_str() == text)
             .ok_or_else(|| {
                 Error::invalid(
                     "principal",
-                    format!("`{text}` is none: `uid:` and a user id, such as `uid:1000`"),
+                    format!("`{text}` is not a principal; allowed is uid:N, such as uid:1000"),
                 )
             })
     }
@@ -79,25 +80,25 @@ impl fmt::Debug for Principal {
     }
 }
 
-/// The other end of a connection, as the kernel vouches for it: who *connected*, which
-/// need not be who writes now.
+/// The other end of a connection, as the kernel reports it: the process that *connected*. Another
+/// process may have got the socket since then.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Who it is.
+    /// Its principal.
     pub principal: Principal,
     /// Its effective user id.
     pub uid: u32,
     /// Its effective group id.
     pub gid: u32,
-    /// Its process id; 0 if it lives in a PID namespace that is not visible here.
+    /// Its process id; 0 if it is in a PID namespace that the daemon cannot see.
     pub pid: i32,
-    /// Its process, unless that is not visible here or was gone already.
+    /// Its process. None if the daemon cannot see it, or it had ended already.
     pub process: Option<Arc<ClientProcess>>,
-    /// It may act for everybody.
+    /// Whether it may act for every principal.
     pub administrator: bool,
 }
 
-/// Who is served.
+/// The users that the daemon serves.
 #[derive(Debug, Clone)]
 pub struct Access {
     served: Vec<u32>,
@@ -115,8 +116,8 @@ impl Access {
     /// Identifies the peer of a connected Unix socket.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`] for those not served; [`Error::System`] if the kernel
-    /// does not tell who it is, or no file descriptor is left to hold its process.
+    /// [`Error::PermissionDenied`] for a user that is not served; [`Error::System`] if the kernel
+    /// does not report the peer, or no file descriptor is left for its pidfd.
     pub fn admit(&self, stream: &impl AsFd) -> Result<Peer> {
         let credentials = getsockopt(stream, PeerCredentials).map_err(|errno| {
             let errno = Errno::from_raw_os_error(errno as i32);
@@ -130,7 +131,10 @@ impl Access {
                 tracing::warn!(target: AUDIT, %principal, gid, pid, action, left_out, "denied");
             }
             return Err(Error::PermissionDenied {
-                message: format!("{principal} is not served here: only {} may", self.names()),
+                message: format!(
+                    "{principal} is not served here: this daemon serves only {}",
+                    self.names()
+                ),
             });
         }
         let process = ClientProcess::of_peer(stream, pid)
@@ -162,11 +166,11 @@ impl Default for Access {
     }
 }
 
-/// Writes a mutation and what came of it to the audit log.
+/// Writes a mutation and its result to the audit log.
 pub fn audit<T>(peer: &Peer, action: &'static str, object: impl fmt::Display, result: &Result<T>) {
-    // 0 is nobody's: it lives in a PID namespace that is not visible here.
+    // A pid of 0 is left out: the process is in a PID namespace that the daemon cannot see.
     let (principal, pid) = (&peer.principal, (peer.pid != 0).then_some(peer.pid));
-    // Given as strings, which the log quotes: their text cannot pass for another field.
+    // The log quotes strings, so their text cannot be mistaken for another field.
     let object = text::cut(object, TOLD_MAX).to_string();
     let told = |error: &Error| text::cut(error, TOLD_MAX).to_string();
     match result {
@@ -230,7 +234,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains(&format!("only uid:{} may", uid + 1))
+                .contains(&format!("serves only uid:{}", uid + 1))
         );
     }
 }

@@ -1,4 +1,5 @@
-//! A client's process, held by pidfd so that it is never confused with a later one.
+//! A client's process, held by a pidfd so that a later process with the same id is not taken for
+//! it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -15,17 +16,18 @@ use tokio::sync::OnceCell;
 
 use crate::sys;
 
-/// Between two attempts to watch a process.
+/// The time between two attempts to watch a process.
 const RETRY: Duration = Duration::from_secs(1);
-/// pidfs, since Linux 6.9: the inode number of a pidfd is the process's and never reused.
+/// The type of pidfs. Since Linux 6.9 a pidfd has an inode number there, which belongs to its
+/// process and is never reused.
 const PID_FS_MAGIC: FsWord = 0x5049_4446;
 
-/// Names a process for as long as this host is up: process ids come again, keys do not.
+/// A key of a process. Process ids are reused, keys are not as long as the host runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProcessKey {
-    /// Inode number in pidfs.
+    /// The inode number in pidfs.
     Inode(u64),
-    /// Where there is no pidfs.
+    /// The key on kernels without pidfs.
     Started {
         /// Process id.
         pid: i32,
@@ -44,14 +46,14 @@ pub struct ClientProcess {
 }
 
 impl ClientProcess {
-    /// The process that connected; `None` if it is not visible here or gone.
+    /// Returns the process that connected; `None` if the daemon cannot see it or it has ended.
     pub(super) fn of_peer(stream: &impl AsFd, pid: i32) -> rustix::io::Result<Option<Self>> {
         use nix::errno::Errno as Nix;
 
         let pidfd = match getsockopt(stream, PeerPidfd) {
             Ok(pidfd) => Ok(pidfd),
             Err(Nix::ENODATA | Nix::EINVAL | Nix::ESRCH) => return Ok(None),
-            // Before Linux 6.5. If the peer has ended, another process may have its pid by now.
+            // Before Linux 6.5. If the peer has ended, another process may have got its pid since.
             Err(Nix::ENOPROTOOPT) => match Pid::from_raw(pid) {
                 Some(pid) => pidfd_open(pid, PidfdFlags::empty()),
                 None => return Ok(None),
@@ -70,7 +72,8 @@ impl ClientProcess {
             ProcessKey::Inode(rustix::fs::fstat(&pidfd)?.st_ino)
         } else {
             let ticks = start_ticks(pid).ok_or(Errno::SRCH)?;
-            // Only of a living process is it certain that `/proc/PID` is its own.
+            // If the process still runs, the `/proc/PID` that was read is its own, not that of a
+            // later process with the same pid.
             if has_ended(&pidfd)? {
                 return Err(Errno::SRCH);
             }
@@ -84,20 +87,20 @@ impl ClientProcess {
         })
     }
 
-    /// Its process id, for people to read.
+    /// Returns its process id, for people to read.
     #[must_use]
     pub const fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// What tells it from every other process, past and future.
+    /// Returns its key, which differs from those of all other processes, past and future.
     #[must_use]
     pub const fn key(&self) -> ProcessKey {
         self.key
     }
 
-    /// Returns once the process has ended, at once if it has. Where the system has no room to watch
-    /// it (`epoll_ctl` without memory or watches), it is tried again and again.
+    /// Waits until the process has ended. While the system cannot watch the process (`epoll_ctl`
+    /// without memory or watches), it tries again every second.
     pub async fn ended(&self) {
         let watch = || async { sys::async_fd(Arc::clone(&self.pidfd), Interest::READABLE) };
         let mut told = false;
@@ -109,7 +112,7 @@ impl ClientProcess {
             };
             let Err(error) = ended else { return };
             if !std::mem::replace(&mut told, true) {
-                tracing::warn!(pid = self.pid, %error, "the end of a client process cannot be seen yet");
+                tracing::warn!(pid = self.pid, %error, "cannot watch a client process yet");
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -127,10 +130,10 @@ fn has_ended(pidfd: &OwnedFd) -> rustix::io::Result<bool> {
     Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now))? > 0)
 }
 
-/// Field 22 of `/proc/PID/stat`.
+/// Reads field 22 of `/proc/PID/stat`, the start time in clock ticks.
 fn start_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the name in parentheses, which may contain any characters.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
@@ -141,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// Ends when its input does.
+    /// Starts a child that ends when its stdin is closed.
     fn idle_child() -> Child {
         Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
     }

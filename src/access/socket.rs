@@ -1,4 +1,5 @@
-//! Listening Unix sockets: a stale file is replaced, a live socket is not.
+//! Listening Unix sockets. Binding replaces the file of a socket that no process listens on any
+//! more, and never that of a live socket.
 
 use std::fs::{DirBuilder, Metadata};
 use std::io;
@@ -12,24 +13,24 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Result, SystemError};
 
-/// Connections the kernel holds until they are accepted.
+/// The number of connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// A listening socket and its file.
 #[derive(Debug)]
 pub struct BoundSocket {
-    /// Listens; close-on-exec, non-blocking.
+    /// The listening socket; close-on-exec, non-blocking.
     pub listener: OwnedFd,
-    /// Keep it for as long as the socket serves.
+    /// The socket's file, to be kept as long as the socket serves.
     pub file: SocketFile,
 }
 
-/// The file of a listening socket; removed on drop, unless it is another by then.
+/// The file of a listening socket. On drop it is removed, unless another file has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     made: Option<(u64, u64)>,
-    /// Held locked: who has the lock has the path.
+    /// The locked file `PATH.lock`. The daemon that holds the lock owns the path.
     lock: OwnedFd,
 }
 
@@ -37,24 +38,25 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let found = self.path.symlink_metadata().ok();
         if self.made.is_some() && found.as_ref().map(identity) == self.made {
-            // If it cannot be removed it is stale, and replaced at the next start.
+            // If this fails, the next start replaces the file.
             let _ = std::fs::remove_file(&self.path);
         }
-        // Closing alone would leave it locked by a child that has not executed yet.
+        // Without this, a child between fork and exec would keep the lock through its copy.
         let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
 /// Binds a Unix socket of type `kind` at `path` with the permissions `mode`, and listens.
 ///
-/// Missing parent directories are made, with mode 0700. In a directory where everybody
-/// may create, such as `/tmp`, the parent has to be the caller's own and writable
-/// by nobody else: anybody could have made it. `PATH.lock` keeps two daemons apart and stays.
+/// Makes missing parent directories, with mode 0700. If the parent is in a directory where every
+/// user may create files, such as `/tmp`, it must belong to the caller and be writable by no other
+/// user, because any user could have made it. A lock on `PATH.lock` keeps two daemons from using
+/// the same path; the lock file is not removed.
 ///
 /// # Errors
-/// [`Error::System`](crate::error::Error::System): `EADDRINUSE` if somebody listens there,
-/// `EEXIST` if it is not a socket, `EPERM` for a parent that others may change,
-/// `ENAMETOOLONG` beyond 107 bytes, or the system's own.
+/// [`Error::System`](crate::error::Error::System): `EADDRINUSE` if a process listens there,
+/// `EEXIST` if the file is not a socket, `EPERM` for a parent that other users may change,
+/// `ENAMETOOLONG` for more than 107 bytes, or another error of the system.
 pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket> {
     let failed = |step: &'static str| {
         move |errno: Errno| SystemError::new(errno, step, path.display().to_string())
@@ -74,7 +76,8 @@ pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket
         made: made.as_ref().map(identity),
         lock,
     };
-    // Nobody can connect before listen(2), whatever the umask made of the mode.
+    // The mode that bind(2) gave the file by the umask does not matter: before listen(2) no client
+    // can connect.
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
     net::listen(&listener, BACKLOG).map_err(failed("listen"))?;
     Ok(BoundSocket { listener, file })
@@ -98,11 +101,11 @@ fn make_parent(path: &Path) -> Result<()> {
     check_parent(parent)
 }
 
-/// Whether [`bind_unix`] can bind there, as far as that depends on what exists: nothing is made, and
-/// a daemon that listens there is no hindrance.
+/// Checks whether [`bind_unix`] can bind at `path`, as far as that depends on existing files. It
+/// makes nothing, and does not report a daemon that already listens there.
 ///
 /// # Errors
-/// As [`bind_unix`]: `ENOTDIR` for a parent that is not a directory, `EPERM`, `EEXIST`.
+/// `ENOTDIR` for a parent that is not a directory; `EPERM` and `EEXIST` as [`bind_unix`].
 pub fn can_bind(path: &Path) -> Result<()> {
     let parents = path
         .ancestors()
@@ -112,7 +115,7 @@ pub fn can_bind(path: &Path) -> Result<()> {
         let failed = |errno| SystemError::new(errno, "mkdir", parent.display().to_string());
         match parent.metadata() {
             Ok(found) if found.is_dir() => {
-                // One that does not exist will be ours.
+                // Only an existing parent is checked: one that is missing will be made by us.
                 if Some(parent) == path.parent() {
                     check_parent(parent)?;
                 }
@@ -156,7 +159,7 @@ fn check_parent(parent: &Path) -> Result<()> {
         return Ok(());
     }
     let detail = format!(
-        "{}: it has to be a directory of uid {uid} that nobody else can write to",
+        "{}: it must be a directory of uid {uid} that no other user can write to",
         parent.display()
     );
     Err(SystemError::new(Errno::PERM, "bind", detail).into())
@@ -176,8 +179,8 @@ fn lock(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Removes a socket file nobody listens on. The lock keeps out other daemons, but not
-/// programs that know nothing of it.
+/// Removes a socket file on which no process listens. The check is needed although the lock is
+/// held, because programs other than evloopd do not take the lock.
 fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Result<()> {
     let system = |errno, step| SystemError::new(errno, step, path.display().to_string());
     match path.symlink_metadata() {
@@ -191,7 +194,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Resu
     let probe = net::socket_with(AddressFamily::UNIX, kind, flags, None)
         .map_err(|errno| system(errno, "socket"))?;
     match net::connect(&probe, address) {
-        // The answers of a live one; PROTOTYPE: of another type; AGAIN: its backlog is full.
+        // A process listens. PROTOTYPE: on a socket of another type. AGAIN: its backlog is full.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Err(in_use(path).into()),
         Err(Errno::CONNREFUSED) => {
             let removed = rustix::fs::unlink(path);
@@ -202,7 +205,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Resu
 }
 
 fn in_use(path: &Path) -> SystemError {
-    let detail = format!("{}: somebody listens there", path.display());
+    let detail = format!("{}: another process listens there", path.display());
     SystemError::new(Errno::ADDRINUSE, "bind", detail)
 }
 
@@ -235,8 +238,8 @@ mod tests {
         drop(first);
         assert!(!path.exists());
 
-        // Nobody listens, as after a crash. (A listener that was closed could live on for
-        // a moment in a child that another test starts.)
+        // A bound socket without listen(2) stands for one left by a crash. (A closed listener
+        // could stay open for a moment in a child that another test starts.)
         let flags = SocketFlags::CLOEXEC;
         let stale = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
         net::bind(&stale, &SocketAddrUnix::new(&path).unwrap()).unwrap();
@@ -244,7 +247,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(replaced);
 
-        // Of somebody who takes no lock.
+        // A live socket of a program that takes no lock.
         let _live = UnixListener::bind(&path).unwrap();
         assert_eq!(refused(bind()), Errno::ADDRINUSE);
         let other_type = bind_unix(&path, SocketType::SEQPACKET, 0o600);
@@ -256,7 +259,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let bound = bind_unix(&path, SocketType::STREAM, 0o600).unwrap();
-        // Made first, so that it cannot get the inode number of the one removed.
+        // It is made before the other file is replaced, so that it cannot get its inode number.
         let newer = UnixListener::bind(directory.path().join("newer")).unwrap();
         std::fs::rename(directory.path().join("newer"), &path).unwrap();
         drop(bound);

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(ctl::main(invocation));
-    // A read of stdin cannot be cancelled, and is not waited for.
+    // A thread that reads stdin cannot be cancelled, so the program does not wait for it.
     runtime.shutdown_background();
     code
 }

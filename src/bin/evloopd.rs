@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use evloopd::daemon::{self, Arguments, Show};
 
-/// One line on standard error.
+/// Prints one line on standard error.
 fn complain(error: &dyn std::fmt::Display) {
     let error = evloopd::text::escaped(error, evloopd::error::TEXT_MAX);
     let _ = writeln!(std::io::stderr(), "{error}");
@@ -22,7 +22,8 @@ fn main() -> ExitCode {
     let config = match args.configuration() {
         Ok(config) => config,
         Err(errors) => {
-            // As compilers write them, for editors.
+            // `FILE:LINE: ...` without a prefix, as compilers print it, so that editors can jump
+            // there.
             errors.iter().for_each(|error| complain(error));
             return ExitCode::from(2);
         }

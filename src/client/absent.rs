@@ -1,4 +1,4 @@
-//! Why no daemon answers, for people, and the one thing to do about it.
+//! Explains to people why no daemon answers, and what to do about it.
 
 use std::fmt;
 use std::io;
@@ -11,31 +11,31 @@ use rustix::io::Errno;
 
 use super::{CONNECT_TIMEOUT, units};
 
-/// No daemon answered.
+/// The error that no daemon answered.
 #[derive(Debug)]
 pub struct NoDaemon {
     /// Each path that was tried, and why it failed.
     pub tried: Vec<(PathBuf, Cause)>,
-    /// Somebody asked for that very path.
+    /// Whether the caller named the path.
     named: bool,
 }
 
-/// Why nobody answers at a path.
+/// The reason why no daemon answers at a path.
 #[derive(Debug)]
 pub enum Cause {
-    /// There is nothing.
+    /// The path does not exist.
     Missing,
-    /// There is a socket, and nobody listens.
+    /// The path is a socket on which no process listens.
     Left,
-    /// The caller may not open what is there, or not enter this directory.
+    /// The caller may not open the socket (none), or may not enter this directory.
     Forbidden(Option<PathBuf>),
-    /// What is there is no socket.
+    /// The file is not a socket.
     NoSocket,
-    /// It is a socket of another type, as that for file descriptors is.
+    /// The socket has another type, for example SEQPACKET: the socket for file descriptors.
     OtherSocket,
-    /// Somebody listens, and says nothing.
+    /// A process listens but sends nothing.
     Silent,
-    /// Anything else.
+    /// Any other error.
     Other(io::Error),
 }
 
@@ -48,7 +48,7 @@ impl Cause {
             Some(Errno::NOENT) => Self::Missing,
             Some(Errno::PROTOTYPE) => Self::OtherSocket,
             Some(Errno::ACCESS) => Self::Forbidden(closed_directory(path)),
-            // Of a file that is no socket too, connect(2).
+            // connect(2) returns this for a file that is not a socket, too.
             Some(Errno::CONNREFUSED) => match path.metadata() {
                 Ok(found) if !found.file_type().is_socket() => Self::NoSocket,
                 _ => Self::Left,
@@ -61,7 +61,9 @@ impl Cause {
         let shown = path.display();
         match self {
             Self::Missing => format!("there is no socket at {shown}"),
-            Self::Left => format!("nobody listens at {shown}, which a daemon that ended has left"),
+            Self::Left => {
+                format!("nobody listens at {shown}, the socket was left by a daemon that ended")
+            }
             Self::Forbidden(None) => {
                 let whose = whose(path);
                 format!("{shown} exists, but you may not open it: {whose}")
@@ -80,13 +82,13 @@ impl Cause {
         }
     }
 
-    /// Nothing keeps the caller from starting a daemon that listens there.
+    /// Whether the caller could start a daemon that listens there.
     const fn is_absence(&self) -> bool {
         matches!(self, Self::Missing | Self::Left)
     }
 }
 
-/// The first directory on the way that the caller may not enter.
+/// Returns the first directory of the path, from the root on, that the caller may not enter.
 fn closed_directory(path: &Path) -> Option<PathBuf> {
     let parents: Vec<&Path> = path.ancestors().skip(1).collect();
     let closed =
@@ -116,7 +118,7 @@ impl NoDaemon {
         Self { tried, named }
     }
 
-    /// What was found at each path.
+    /// Returns why no daemon answers, for each path.
     #[must_use]
     pub fn reason(&self) -> String {
         let said: Vec<String> = self.tried.iter().map(|(p, cause)| cause.say(p)).collect();
@@ -127,7 +129,7 @@ impl NoDaemon {
         said
     }
 
-    /// What to do: the command that starts a daemon, where that helps.
+    /// Returns what to do: the command that starts a daemon, if that helps.
     #[must_use]
     pub fn advice(&self) -> String {
         let absent = self.tried.iter().find(|(_, cause)| cause.is_absence());
@@ -140,14 +142,14 @@ impl NoDaemon {
                 "act as that user, or name another socket with --socket PATH".to_owned()
             }
             (None, Some((_, Cause::Silent))) => {
-                "the daemon is stopped or too busy: its log tells".to_owned()
+                "the daemon is stopped or too busy, see its log".to_owned()
             }
             _ => "name the daemon's socket with --socket PATH".to_owned(),
         }
     }
 }
 
-/// As a shell takes it.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);

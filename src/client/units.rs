@@ -1,16 +1,16 @@
-//! Whether systemd has a unit for the daemon, systemd.unit(5).
+//! Finds out whether systemd has a unit for the daemon, systemd.unit(5).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Where units of the host are.
+/// The directories of system units.
 const SYSTEM: [&str; 4] = [
     "/etc/systemd/system",
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
 ];
-/// Where units for all users are.
+/// The directories of user units for all users.
 const ALL_USERS: [&str; 4] = [
     "/etc/systemd/user",
     "/run/systemd/user",
@@ -18,7 +18,7 @@ const ALL_USERS: [&str; 4] = [
     "/usr/lib/systemd/user",
 ];
 
-/// The command that starts a daemon for the caller: that of an installed unit, else `evloopd &`.
+/// Returns the command that starts a daemon for the caller: of an installed unit, else `evloopd &`.
 pub(super) fn start_command() -> String {
     let root = rustix::process::geteuid().is_root();
     command(root, &|name| std::env::var_os(name), &Path::is_file)

@@ -9,22 +9,23 @@ use crate::config::Config;
 
 /// Event loops as a service of the host.
 ///
-/// Any program connects over gRPC, makes named event loops, and watches sockets, pipes, children, timers, signals and
-/// its own file descriptors; it gets every event on one ordered, resumable stream. evloopctl(1) is the client for
-/// people and scripts.
+/// Any program connects over gRPC, makes named event loops, and watches sockets, pipes, children,
+/// timers, signals and its own file descriptors; it gets every event on one ordered, resumable
+/// stream. evloopctl(1) is the client for people and scripts.
 #[derive(Debug, Parser)]
 #[command(name = "evloopd", version, after_help = EXAMPLES)]
 pub struct Arguments {
-    /// The configuration; by default the user's or the system's, if there is one
+    /// Configuration file; by default that of the user, or the system's for root, if there is one
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The service's Unix socket; else the configuration's. EVLOOPD_SOCKET is for clients alone
+    /// Unix socket of the service, in place of server.socket; EVLOOPD_SOCKET is for clients only
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Check the configuration and end: 0 without errors, 2 with; a line FILE:LINE: KEY: ... for each
+    /// Check the configuration and exit: 0 if it is good, 2 if not, with one line FILE:LINE: KEY:
+    /// ... per error
     #[arg(long)]
     pub check_config: bool,
-    /// What to show in place of serving
+    /// What to run in place of the daemon
     #[command(subcommand)]
     pub show: Option<Show>,
 }
@@ -35,31 +36,31 @@ const EXAMPLES: &str = "Examples:
   evloopd --check-config --config evloopd.toml
   evloopd demo";
 
-/// What the daemon's program can show.
+/// The subcommands, which run in place of the daemon.
 #[derive(Debug, Subcommand)]
 pub enum Show {
-    /// Shows in a few seconds what evloopd is for, on a daemon of its own
+    /// Show in a few seconds what evloopd does, on a daemon of its own
     #[command(after_help = "Example:\n  evloopd demo")]
     Demo,
-    /// One of the demo's clients.
+    /// Run one of the demo's clients.
     #[command(hide = true)]
     DemoClient {
-        /// What it does.
+        /// The client's name and its arguments.
         args: Vec<String>,
     },
 }
 
 impl Arguments {
-    /// The configuration with what the command line says.
+    /// Loads the configuration; arguments of the command line replace values of the file.
     ///
     /// # Errors
-    /// All that is wrong with it, in lines.
+    /// One line per error.
     pub fn configuration(&self) -> Result<Config, Vec<String>> {
         let mut arguments = Vec::new();
         if let Some(socket) = &self.socket {
             let socket = std::path::absolute(socket).map_err(|e| vec![format!("--socket: {e}")])?;
             let Some(socket) = socket.to_str() else {
-                return Err(vec!["--socket: must be UTF-8".to_owned()]);
+                return Err(vec!["--socket: the path must be UTF-8".to_owned()]);
             };
             arguments.push(("server.socket", socket.into()));
         }

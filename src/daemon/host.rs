@@ -1,5 +1,5 @@
-//! What this host, or this user on it, refuses of a configuration whose values are allowed: asked
-//! before anything starts, of the code that is used then.
+//! Finds the allowed values of a configuration that this host, or the daemon's user on it, refuses.
+//! The checks run before the daemon starts anything, and use the same code as the start.
 
 use std::io;
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::policy::backend_of;
 
 const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
 
-/// What would keep a daemon from starting, or from starting children, by key.
+/// Returns the values that would keep the daemon from starting, or from starting children, by key.
 ///
-/// To be called before the process has other threads: what takes a privilege is tried on the process
-/// itself, and undone.
+/// Must be called before the process has other threads: a value that needs a privilege is set on
+/// the process itself, and then set back.
 #[must_use]
 pub fn refusals(config: &Config) -> Vec<Refusal> {
     let mut refused = Vec::new();
-    // Sockets that systemd passes are bound already.
+    // Sockets passed by systemd are bound already.
     if std::env::var_os("LISTEN_FDS").is_none() {
         sockets(config, &mut refused);
     }
@@ -26,7 +26,7 @@ pub fn refusals(config: &Config) -> Vec<Refusal> {
         let name = entry.policy.as_ref().unwrap_or(&config.default_policy);
         let backend = config.policies.get(name).map(backend_of);
         if let Some(Err(error)) = backend {
-            let what = format!("no backend of policy `{name}` can be had here: {error}");
+            let what = format!("no backend of policy `{name}` is available on this host: {error}");
             refused.push((format!("loop[{index}].policy"), what));
         }
     }
@@ -37,7 +37,7 @@ fn sockets(config: &Config, refused: &mut Vec<Refusal>) {
     let server = &config.server;
     let mut look = |key: &str, path: &Path| {
         if let Err(error) = can_bind(path) {
-            let what = format!("no socket can be made: {error}; choose another path");
+            let what = format!("the socket cannot be made: {error}; choose another path");
             refused.push((key.to_owned(), what));
         }
     };
@@ -63,7 +63,8 @@ fn children(children: &Children, refused: &mut Vec<Refusal>) {
         let key = format!("children.limits.{}", resource.name());
         tried(key, limit.to_string(), try_limit(*resource, *limit));
     }
-    // A limit on the nice value that children get as well decides then, and not ours.
+    // If children also get a limit of their own on the nice value, that limit decides, not the
+    // daemon's.
     let own_limit = children.limits.keys().all(|r| r.name() != "nice");
     if let Some(nice) = children.nice.filter(|_| own_limit) {
         tried("children.nice".to_owned(), nice.to_string(), try_nice(nice));
@@ -74,7 +75,7 @@ fn children(children: &Children, refused: &mut Vec<Refusal>) {
     }
 }
 
-/// Only a higher hard limit can be refused.
+/// Tries to set a limit. The system can only refuse a higher hard limit.
 fn try_limit(resource: Resource, limit: Limit) -> io::Result<()> {
     let own = resource.own();
     if limit.hard <= own.hard {
@@ -88,7 +89,7 @@ fn try_limit(resource: Resource, limit: Limit) -> io::Result<()> {
     Ok(rustix::process::setrlimit(resource.kernel(), own.into())?)
 }
 
-/// Only a lower value can be refused.
+/// Tries to set the nice value. The system can only refuse a lower one.
 fn try_nice(nice: i32) -> io::Result<()> {
     let own = rustix::process::getpriority_process(None)?;
     if nice >= own {
@@ -98,7 +99,7 @@ fn try_nice(nice: i32) -> io::Result<()> {
     Ok(rustix::process::setpriority_process(None, own)?)
 }
 
-/// Only a lower value can be refused.
+/// Tries to set `oom_score_adj`. The system can only refuse a lower value.
 fn try_oom_score_adj(adj: i32) -> io::Result<()> {
     let own = std::fs::read_to_string(OOM_SCORE_ADJ_FILE)?;
     let own = own.trim();
