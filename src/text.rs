@@ -1,22 +1,22 @@
-//! Text from outside, made fit to be shown to people: on one line, without characters that move a
-//! cursor, turn the direction of writing around or cannot be seen, and no longer than a bound.
+//! Makes text from clients and children safe to show to people: on one line, without characters
+//! that move the cursor, change the direction of writing or are invisible, and of bounded length.
 //!
-//! What was escaped is not escaped again: an escape consists of characters that stay as they are. So
-//! a text can pass through more than one hand, and a backslash of its own is not told from one that
-//! was put there.
+//! An escape consists of characters that are not escaped themselves, so text that is escaped twice
+//! does not change. Therefore a backslash in the original text looks the same as one of an escape.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 
-/// Whether a character is not seen, or changes how those around it are seen: controls (C0, DEL, C1),
-/// separators of lines, marks of direction, and what Unicode calls default ignorable: of no width.
+/// Whether a character is invisible, or changes how the characters around it are shown: controls
+/// (C0, DEL, C1), line separators, direction marks, and those without width that Unicode calls
+/// default ignorable.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' // soft hyphen
             | '\u{34f}'
-            | '\u{61c}' // direction, as of 200E and 200F
+            | '\u{61c}' // direction mark, like 200E and 200F
             | '\u{115f}'..='\u{1160}'
             | '\u{17b4}'..='\u{17b5}'
             | '\u{180b}'..='\u{180f}'
@@ -33,7 +33,7 @@ pub fn is_hidden(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}') // tags, more variation selectors
 }
 
-/// A number as people write it: `1234567` as `1,234,567`.
+/// Writes a number in groups of three digits: `1234567` as `1,234,567`.
 #[must_use]
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -47,8 +47,8 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// Escapes what [`is_hidden`], as `\n` or `\u{202e}`. Beyond `max` bytes it is cut, and says how
-/// much is left out; `max` is at least 64.
+/// Escapes characters that are [hidden](is_hidden), as `\n` or `\u{202e}`. Text of more than `max`
+/// bytes is cut, and ends with the number of bytes left out. `max` must be at least 64.
 pub const fn escaped<T: Display>(text: T, max: usize) -> Shown<T> {
     Shown {
         text,
@@ -57,7 +57,7 @@ pub const fn escaped<T: Display>(text: T, max: usize) -> Shown<T> {
     }
 }
 
-/// As [`escaped`], and everything that is not ASCII.
+/// Like [`escaped`], but also escapes every character that is not ASCII.
 pub const fn ascii<T: Display>(text: T, max: usize) -> Shown<T> {
     Shown {
         text,
@@ -66,7 +66,7 @@ pub const fn ascii<T: Display>(text: T, max: usize) -> Shown<T> {
     }
 }
 
-/// Cuts as [`escaped`] does and escapes nothing, for what will be.
+/// Cuts like [`escaped`] but escapes nothing, for text that is escaped later.
 pub const fn cut<T: Display>(text: T, max: usize) -> Shown<T> {
     Shown {
         text,
@@ -75,8 +75,8 @@ pub const fn cut<T: Display>(text: T, max: usize) -> Shown<T> {
     }
 }
 
-/// A line of a log that is whole; its own newline is not part of it. `coloured`: escape sequences
-/// are the log's own.
+/// Escapes a whole line of the log, given without its newline. With `coloured`, ESC is kept, since
+/// the log itself writes escape sequences.
 #[must_use]
 pub fn log_line(line: &str, coloured: bool) -> Cow<'_, str> {
     let escapes = |c| is_hidden(c) && !(coloured && c == '\x1b');
@@ -90,10 +90,11 @@ pub fn log_line(line: &str, coloured: bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// Serialised JSON on one line, with `\u` escapes for what [`is_hidden`]: it means the same.
+/// Escapes [hidden](is_hidden) characters in one line of serialised JSON, as `\uXXXX`. The value of
+/// the JSON does not change.
 #[must_use]
 pub fn json(line: &str) -> Cow<'_, str> {
-    // Most lines are printable ASCII, which is looked at fast.
+    // Most lines are printable ASCII, for which this check is fast.
     let plain = line.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if plain || !line.contains(is_hidden) {
         return line.into();
@@ -111,7 +112,7 @@ pub fn json(line: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// See [`escaped`].
+/// A text that is escaped and cut when it is displayed; see [`escaped`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<T> {
     text: T,
@@ -119,7 +120,7 @@ pub struct Shown<T> {
     escapes: fn(char) -> bool,
 }
 
-/// Bytes of the longest note on what was left out.
+/// The bytes of the longest note on the bytes left out.
 const NOTE_MAX: usize = "... (18446744073709551615 bytes more)".len();
 
 impl<T: Display> Display for Shown<T> {
@@ -132,7 +133,7 @@ impl<T: Display> Display for Shown<T> {
         write!(head, "{}", self.text)?;
         let with_note = self.max.saturating_sub(NOTE_MAX);
         let mut out = String::with_capacity(head.kept.len());
-        // What is shown with the note, and how much of the text that is.
+        // Bytes of `out` that fit before the note, and the bytes of the text that they stand for.
         let (mut shown, mut told) = (0, 0);
         for (at, c) in head.kept.char_indices() {
             push(&mut out, c, (self.escapes)(c));
@@ -161,7 +162,8 @@ fn push(out: &mut String, c: char, escapes: bool) {
     }
 }
 
-/// The beginning of what is written to it, just too long if it is longer than `max`.
+/// A writer that keeps the beginning of a text: at most one character more than `max` bytes, which
+/// shows that the text is longer.
 struct Head {
     kept: String,
     bytes: usize,

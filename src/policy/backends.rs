@@ -1,17 +1,17 @@
-//! Which backend a loop gets.
+//! The choice of a loop's backend.
 
 use crate::config::Policy;
 use crate::driver::{Backend, LoopClass, backend};
 use crate::error::{Error, Result};
 
-/// The word for "the most efficient that works here".
+/// The word for the most efficient backend that is available on this host.
 const AUTO: &str = "auto";
 
-/// The backend asked for, or without one the first of the policy's that works here.
+/// Returns the backend `wanted`; if that is empty, the policy's first backend that is available.
 ///
 /// # Errors
-/// A backend that the policy does not allow, or that cannot be had: only a list, and
-/// `auto`, fall back, and only for "unavailable".
+/// A backend that the policy does not allow, or that is not available. A named backend is never
+/// replaced by another one.
 pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
     let class = LoopClass::from_name(&policy.class).unwrap_or(LoopClass::Selector);
     let auto = policy.backends.iter().any(|b| b == AUTO);
@@ -56,10 +56,10 @@ pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
     Err(last.unwrap_or(Error::Internal("a policy without a backend")))
 }
 
-/// The backend that a policy's loops get here.
+/// Returns the backend that a policy's loops get on this host.
 ///
 /// # Errors
-/// None of the policy's can be had.
+/// None of the policy's backends is available.
 pub fn backend_of(policy: &Policy) -> Result<Backend> {
     choose(policy, "")
 }

@@ -1,4 +1,4 @@
-//! Who asks, and which context that is.
+//! Callers, their contexts, and the names of loops.
 
 use std::sync::Arc;
 
@@ -6,48 +6,49 @@ use crate::access::{ClientProcess, Principal, ProcessKey};
 use crate::config::{Context, Policy};
 use crate::error::{Error, Result};
 
-/// Longest name of a session: with a loop's base name it must still be a loop's name.
+/// The longest name of a session, in bytes. It leaves room for the policy's `loop_name` before it
+/// in the name of the session's loop.
 pub const SESSION_NAME_MAX: usize = 40;
-/// Longest name of a loop.
+/// The longest name of a loop, in bytes.
 pub const LOOP_NAME_MAX: usize = 63;
 
-/// Who asks, as far as loops are concerned.
+/// The caller of an operation on loops.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Whose loops are meant.
+    /// The principal whose loops the caller uses.
     pub principal: Principal,
-    /// May act for everybody.
+    /// Whether it may use the loops of every principal.
     pub administrator: bool,
-    /// The session the call names.
+    /// The session that the call names.
     pub session: Option<String>,
-    /// The client process, if it can be seen.
+    /// The client process, if the daemon can see it.
     pub process: Option<Arc<ClientProcess>>,
 }
 
-/// How a client names a loop.
+/// A client's reference to a loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoopName {
     /// The loop of the caller's context.
     Context,
-    /// `build`, or in full `uid:1000/build`.
+    /// The name: `build`, or in full `uid:1000/build`.
     Name(String),
-    /// By its id.
+    /// The loop's id.
     Id(u64),
 }
 
-/// Whose loop it is, as a key.
+/// The key of a context.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ContextKey {
-    /// The principal's own.
+    /// The context of a principal.
     Principal(Principal),
-    /// A session's of the principal.
+    /// The context of a session of the principal.
     Session(Principal, String),
-    /// A client process' of the principal.
+    /// The context of a client process of the principal.
     Process(Principal, ProcessKey),
 }
 
 impl ContextKey {
-    /// The process whose context it is.
+    /// Returns the process whose context it is, if it is one of a process.
     pub(super) const fn process(&self) -> Option<ProcessKey> {
         match self {
             Self::Process(_, process) => Some(*process),
@@ -56,7 +57,7 @@ impl ContextKey {
     }
 }
 
-/// Whether this is a loop's name.
+/// Whether `name` is a valid name of a loop.
 #[must_use]
 pub fn is_loop_name(name: &str) -> bool {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -67,10 +68,10 @@ pub fn is_loop_name(name: &str) -> bool {
         && name.bytes().all(rest)
 }
 
-/// As [`is_loop_name`], as an error that names the field.
+/// Checks the name of a loop in the field `field` of a request.
 ///
 /// # Errors
-/// [`Error::InvalidField`].
+/// [`Error::InvalidField`] if it is not valid.
 pub fn check_loop_name(field: &'static str, name: &str) -> Result<()> {
     if is_loop_name(name) {
         return Ok(());
@@ -78,7 +79,7 @@ pub fn check_loop_name(field: &'static str, name: &str) -> Result<()> {
     Err(Error::invalid(field, "must be [a-z0-9][a-z0-9._-]{0,62}"))
 }
 
-/// The context that a call is in.
+/// Returns the context of a call.
 pub(super) fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey> {
     let principal = caller.principal.clone();
     if let Some(session) = &caller.session {
@@ -88,7 +89,7 @@ pub(super) fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey
         (Context::Principal, _) => Ok(ContextKey::Principal(principal)),
         (Context::Process, Some(process)) => Ok(ContextKey::Process(principal, process.key())),
         (Context::Process, None) => Err(Error::wrong_state(
-            "the policy's context is the client process, which cannot be seen from here",
+            "the policy's context is the client process, which the daemon cannot see",
         )),
         (Context::Session, _) => Err(Error::invalid(
             "evloopd-session",
@@ -100,7 +101,7 @@ pub(super) fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey
     }
 }
 
-/// The context for people.
+/// Returns the text of a context for people.
 pub(super) fn shown(key: &ContextKey, caller: &Caller) -> String {
     match key {
         ContextKey::Principal(principal) => principal.to_string(),

@@ -1,4 +1,5 @@
-//! What goes when a client process ends: its context, and the loops that are bound to it.
+//! The end of client processes: it removes a process's context, and closes the loops bound to the
+//! process.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use super::{Binding, Caller, ContextKey, Inner, Registry};
 use crate::access::{ClientProcess, ProcessKey};
 use crate::event_loop::Handle;
 
-/// A process whose end is waited for: one task, whatever is bound to it.
+/// A process whose end the daemon waits for, with one task for everything that is bound to it.
 #[derive(Debug)]
 pub(super) struct Awaited {
     waiter: AbortHandle,
@@ -17,7 +18,8 @@ pub(super) struct Awaited {
 }
 
 impl Registry {
-    /// Sets what a context is bound to. A process's context ends with the process.
+    /// Binds a context to a loop, or unsets it. The context of a process is removed when the
+    /// process ends.
     pub(super) fn bind(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -31,8 +33,8 @@ impl Registry {
         }
     }
 
-    /// The process's context, and that loop if there is one, go when the process ends: at once if it
-    /// has ended.
+    /// Arranges that the process's context is removed, and the loop `on` closed if there is one,
+    /// when the process ends; at once if it has ended already.
     pub(super) fn end_with(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -71,7 +73,7 @@ impl Registry {
 }
 
 impl Inner {
-    /// Its context is gone; the loops to close.
+    /// Removes the context of a process that has ended, and returns the loops to close.
     fn process_ended(&mut self, process: ProcessKey) -> Vec<Handle> {
         self.contexts
             .retain(|key, _| key.process() != Some(process));
@@ -82,7 +84,8 @@ impl Inner {
             .collect()
     }
 
-    /// That loop goes with nobody any more; a process that nothing goes with is not waited for.
+    /// Unbinds a loop from its process. The daemon no longer waits for a process to which nothing
+    /// is bound any more.
     pub(super) fn unbind(&mut self, id: u64) {
         let contexts: HashSet<ProcessKey> = self
             .contexts

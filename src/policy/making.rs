@@ -1,4 +1,4 @@
-//! New loops.
+//! Makes new loops.
 
 use std::sync::Arc;
 
@@ -12,30 +12,31 @@ use crate::error::{Error, Result};
 use crate::event::LoopState;
 use crate::event_loop::{Blueprint, Handle, Lifetime};
 
-/// What a new loop is asked to be.
+/// A request for a new loop.
 #[derive(Debug, Clone, Default)]
 pub struct NewLoop {
-    /// Empty: a generated one.
+    /// The loop's name. Empty: a generated one.
     pub name: String,
-    /// Empty: the policy in force.
+    /// The policy's name. Empty: the policy in force.
     pub policy: String,
-    /// Empty: the policy's choice.
+    /// The backend's name. Empty: the policy's choice.
     pub backend: String,
-    /// None: the policy's.
+    /// Whether events stay once they are read. None: as the policy says.
     pub history: Option<History>,
-    /// What it is bound to.
+    /// The process, or the daemon, that the loop ends with.
     pub lifetime: Lifetime,
-    /// An existing loop of that name, policy, backend, history and lifetime is good enough.
+    /// Whether an existing loop of the same name, policy, backend, history and lifetime is returned
+    /// instead of an error.
     pub or_existing: bool,
 }
 
 impl Registry {
-    /// Makes a loop by a policy's rules; it is set for no context. The second value:
-    /// it was made by this call.
+    /// Makes a loop by a policy's rules, without setting it for a context. The second value says
+    /// whether this call made it.
     ///
     /// # Errors
     /// A bad or taken name, an unknown policy, a backend that is not allowed or not
-    /// available, the limit on loops, the system's refusal.
+    /// available, the limit on loops, or an error of the system.
     pub fn new_event_loop(
         self: &Arc<Self>,
         caller: &Caller,
@@ -90,7 +91,7 @@ impl Registry {
         Ok((handle, true))
     }
 
-    /// Takes a place for a loop that will be made; without a name, under a new one.
+    /// Reserves a place for a loop that will be made. Without a name it gets a generated one.
     pub(super) fn reserve(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -123,10 +124,10 @@ impl Registry {
         })
     }
 
-    /// Makes the loops that exist from start.
+    /// Makes the loops of the configuration.
     ///
     /// # Errors
-    /// The first that cannot be made.
+    /// The error of the first loop that cannot be made.
     pub fn start_configured(self: &Arc<Self>) -> Result<()> {
         for entry in &self.config.loops {
             let own = Principal::uid(rustix::process::geteuid().as_raw());
@@ -156,25 +157,26 @@ impl Registry {
     }
 }
 
-/// The place of a loop that is being made. Dropped, its name and context are free again.
+/// The place of a loop that is being made. Dropping it frees the loop's name and context again.
 pub(super) struct Place<'a> {
     registry: &'a Arc<Registry>,
     id: u64,
     key: (Principal, String),
     context: Option<ContextKey>,
-    /// Taken still.
+    /// Whether the name and the context are still reserved.
     open: bool,
 }
 
 impl<'a> Place<'a> {
-    /// Whoever asks for the loop of that context waits for this one.
+    /// Makes calls that ask for the loop of `context` wait for this loop.
     pub(super) fn make_for(&mut self, inner: &mut Inner, context: &ContextKey) {
         inner.making_for.insert(context.clone());
         self.context = Some(context.clone());
     }
 
-    /// Makes the loop, without the lock: that takes a thread and descriptors. `run`: whatever the
-    /// policy's start state says. It closes when the process that it is bound to ends.
+    /// Makes the loop. It does not hold the registry's lock, since it starts a thread and opens
+    /// descriptors. With `run` the loop runs whatever the policy's `start` says. The loop closes
+    /// when the process that it is bound to ends.
     pub(super) fn fill(
         mut self,
         policy: &Arc<Policy>,

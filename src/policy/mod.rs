@@ -1,7 +1,7 @@
-//! asyncio's policy model for a host: which loop belongs to whom, and how loops are made.
+//! asyncio's policy model for a host: which loop belongs to which context, and how loops are made.
 //!
-//! One short lock guards the maps from names and contexts to loops. It is never held
-//! while a loop is made or asked for something.
+//! One lock guards the maps from names and contexts to loops. It is held only briefly, never
+//! while a loop is made or a command is sent to a loop.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
@@ -33,10 +33,10 @@ use context::{context_key, shown};
 pub use making::NewLoop;
 use table::{Binding, Inner};
 
-/// Names tried for the loop of a context before giving up: `default`, `default-2`, ...
+/// The number of names that are tried for the loop of a context: `default`, `default-2`, ...
 const NAMES_TRIED: u32 = 100;
 
-/// All loops, and the policies they are made by.
+/// All loops, and the policies by which they are made.
 #[derive(Debug)]
 pub struct Registry {
     config: Arc<Config>,
@@ -46,15 +46,16 @@ pub struct Registry {
     memory: Arc<Memory>,
     draining: AtomicBool,
     inner: Mutex<Inner>,
-    /// A loop was made, or could not be: who waits for its name looks again.
+    /// Notified when a loop was made or could not be made. Calls that wait for its name or context
+    /// then check again.
     made: Condvar,
 }
 
 impl Registry {
-    /// No loops, and the configuration's policies.
+    /// Makes a registry with the configuration's policies and without loops.
     ///
     /// # Errors
-    /// A default policy that does not exist.
+    /// The default policy does not exist.
     pub fn new(
         config: Arc<Config>,
         services: Arc<Services>,
@@ -92,25 +93,25 @@ impl Registry {
         }))
     }
 
-    /// The configuration.
+    /// Returns the configuration.
     #[must_use]
     pub const fn config(&self) -> &Arc<Config> {
         &self.config
     }
 
-    /// What all loops share.
+    /// Returns the services that all loops share.
     #[must_use]
     pub const fn services(&self) -> &Arc<Services> {
         &self.services
     }
 
-    /// The budget of all journals.
+    /// Returns the memory budget of all journals.
     #[must_use]
     pub const fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 
-    /// No new loops and watches from here on. Those being made are there when this returns.
+    /// Refuses new loops and watches from now on. Waits until all loops that are being made exist.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         let mut inner = self.inner.lock();
@@ -136,19 +137,20 @@ impl Registry {
         Ok(())
     }
 
-    /// All configured policies, by name.
+    /// Returns all configured policies, sorted by name.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.values()
     }
 
-    /// The context that a caller is in; none where the policy in force does not allow it one.
+    /// Returns the caller's context; none if the policy in force gives it none.
     #[must_use]
     pub fn context_of(&self, caller: &Caller) -> Option<ContextKey> {
         let (policy, _) = self.policy_of(&caller.principal);
         context_key(&policy, caller).ok()
     }
 
-    /// The policy in force for a caller, and whose choice it is.
+    /// Returns the policy in force for a principal, and whether the principal or the daemon chose
+    /// it.
     #[must_use]
     pub fn policy_of(&self, principal: &Principal) -> (Arc<Policy>, PolicyScope) {
         let inner = self.inner.lock();
@@ -158,11 +160,11 @@ impl Registry {
         }
     }
 
-    /// Switches the policy in force; `None` restores the default of that scope. Every
-    /// loop concerned gets an event before this returns.
+    /// Switches the policy in force; `None` restores the default of that scope. Every open
+    /// loop of the principals affected gets an event before this returns.
     ///
     /// # Errors
-    /// An unknown policy, or a scope that is not the caller's to change.
+    /// An unknown policy, or a scope that the caller may not change.
     pub async fn set_policy(
         &self,
         caller: &Caller,
@@ -213,7 +215,7 @@ impl Registry {
             }
             for noted in noting.join_all().await {
                 match noted {
-                    // One that closes at this moment needs no event any more.
+                    // A loop that has closed meanwhile needs no event.
                     Ok(()) | Err(Error::LoopClosed { .. }) => {}
                     Err(error) => return Err(error),
                 }
@@ -222,11 +224,11 @@ impl Registry {
         Ok(self.policy_of(&caller.principal).0)
     }
 
-    /// The loop of the caller's context; made, run and set if the policy says so. The
-    /// second value: this call made it.
+    /// Returns the loop of the caller's context. Makes, runs and sets one if there is none and the
+    /// policy says so; the second value says whether this call made it.
     ///
     /// # Errors
-    /// [`Error::NoLoopInContext`], a missing session, and what making a loop can meet.
+    /// [`Error::NoLoopInContext`], a missing session, and the errors of making a loop.
     pub fn get_event_loop(self: &Arc<Self>, caller: &Caller) -> Result<(Handle, bool)> {
         let (policy, _) = self.policy_of(&caller.principal);
         let key = context_key(&policy, caller)?;
@@ -236,7 +238,7 @@ impl Registry {
         }
         let why = match inner.bound(&key) {
             Some(Ok(handle)) => return Ok((handle, false)),
-            Some(Err(())) => "it was unset: set it again",
+            Some(Err(())) => "none is made since the loop was unset: set one again",
             None if policy.on_missing == OnMissing::Error => "the policy makes none",
             None => {
                 let handle = self.make_for_context(inner, &key, &policy, caller)?;
@@ -289,10 +291,11 @@ impl Registry {
         Ok(handle)
     }
 
-    /// Sets, or with `None` unsets, the loop of the caller's context.
+    /// Sets the loop of the caller's context; `None` unsets it.
     ///
     /// # Errors
-    /// No such loop, a closed one, not the caller's, too many contexts.
+    /// There is no such loop, it is closed, the caller may not use it, or there are too many
+    /// contexts.
     pub fn set_event_loop(self: &Arc<Self>, caller: &Caller, name: Option<&str>) -> Result<()> {
         let (policy, _) = self.policy_of(&caller.principal);
         let key = context_key(&policy, caller)?;
@@ -321,10 +324,11 @@ impl Registry {
         Ok(())
     }
 
-    /// The loop a request names. Only [`LoopName::Context`] with `create` may make one.
+    /// Returns the loop that a request names. Makes one only for [`LoopName::Context`] with
+    /// `create`.
     ///
     /// # Errors
-    /// There is none, or it is not the caller's.
+    /// There is no such loop, or the caller may not use it.
     pub fn find(
         self: &Arc<Self>,
         caller: &Caller,
@@ -363,7 +367,7 @@ impl Registry {
         };
         allow(caller, &principal)?;
         let open = inner.by_name(&principal, short);
-        // A closed loop still answers to its name while nobody else has it.
+        // A closed loop is still found by its name while no open loop has that name.
         let closed = || {
             let mut all = inner.loops.values().rev();
             all.find(|l| l.name() == short && *l.principal() == principal)
@@ -374,7 +378,7 @@ impl Registry {
         })
     }
 
-    /// Loops with an id above `after`, those that the caller may see.
+    /// Returns the loops with an id above `after` that the caller may see.
     #[must_use]
     pub fn list(&self, caller: &Caller, after: u64, include_closed: bool) -> Vec<Handle> {
         let inner = self.inner.lock();
@@ -389,11 +393,11 @@ impl Registry {
             .collect()
     }
 
-    /// Closes a loop; its name and contexts are free at once, its journal stays
+    /// Closes a loop. Its name and contexts are free at once; its journal stays
     /// readable for the policy's `closed_ttl`.
     ///
     /// # Errors
-    /// It is running, and `force` is not set.
+    /// The loop is running, and `force` is not set.
     pub async fn close(
         self: &Arc<Self>,
         handle: &Handle,

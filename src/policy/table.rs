@@ -1,4 +1,4 @@
-//! Which loops there are, and what is set for whom.
+//! The table of loops, and the loops and policies that are set for contexts and principals.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use crate::config::Policy;
 use crate::event::LoopState;
 use crate::event_loop::Handle;
 
-/// What is set for a context. One that was never set is not in the map.
+/// The setting of a context. A context whose loop was never set is not in the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Binding {
     Loop(u64),
-    /// Unset on purpose: nothing is made for it until it is set again.
+    /// Unset by a client: no loop is made for the context until one is set again.
     Unset,
 }
 
-/// All of it, under one lock.
+/// The state of the registry, under one lock.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) loops: BTreeMap<u64, Handle>,
@@ -29,13 +29,13 @@ pub(super) struct Inner {
     /// The policy of everybody else.
     pub(super) common: Arc<Policy>,
     pub(super) last_id: u64,
-    /// Loops that are being made, by owner and name: their places are taken.
+    /// Owner and name of the loops that are being made; the names are taken.
     pub(super) making: HashSet<(Principal, String)>,
     /// Contexts whose loop is being made.
     pub(super) making_for: HashSet<ContextKey>,
-    /// Closed loops that are forgotten after their time.
+    /// Ids of closed loops that are removed after `closed_ttl`.
     pub(super) closed: HashSet<u64>,
-    /// Client processes that loops or contexts go with.
+    /// Client processes to which loops or contexts are bound.
     pub(super) processes: HashMap<ProcessKey, Awaited>,
 }
 
@@ -45,7 +45,7 @@ impl Inner {
         Arc::clone(own.unwrap_or(&self.common))
     }
 
-    /// Open loops whose owner a switch is about.
+    /// Returns the open loops whose owner is affected by a switch of the policy.
     pub(super) fn concerned(&self, principal: &Principal, daemon: bool) -> Vec<Handle> {
         let about = |owner: &Principal| {
             if daemon {
@@ -61,7 +61,7 @@ impl Inner {
         open.filter(|l| about(l.principal())).cloned().collect()
     }
 
-    /// The loop of a context; `Err` if it was unset on purpose, `None` if it never was set.
+    /// Returns the loop of a context; `Err` if it was unset by a client, `None` if none is set.
     pub(super) fn bound(&mut self, key: &ContextKey) -> Option<Result<Handle, ()>> {
         match self.contexts.get(key)? {
             Binding::Unset => Some(Err(())),
@@ -76,7 +76,7 @@ impl Inner {
         }
     }
 
-    /// The open loop of that name.
+    /// Returns the open loop of that name.
     pub(super) fn by_name(&mut self, principal: &Principal, name: &str) -> Option<Handle> {
         let key = (principal.clone(), name.to_owned());
         let id = *self.names.get(&key)?;
@@ -88,8 +88,8 @@ impl Inner {
         found
     }
 
-    /// The loop is closed: its name and its contexts are free. False: they were already, or it is
-    /// forgotten.
+    /// Frees the name and the contexts of a loop that has closed. Returns false if they were free
+    /// already, or if the loop was removed.
     pub(super) fn let_go(&mut self, id: u64) -> bool {
         if !self.loops.contains_key(&id) || !self.closed.insert(id) {
             return false;
@@ -100,7 +100,7 @@ impl Inner {
         true
     }
 
-    /// Nobody has that name, and nobody is being made under it.
+    /// Whether no open loop has that name and no loop is being made under it.
     pub(super) fn is_free(&mut self, principal: &Principal, name: &str) -> bool {
         let key = (principal.clone(), name.to_owned());
         !self.making.contains(&key) && self.by_name(principal, name).is_none()
@@ -108,13 +108,13 @@ impl Inner {
 
     pub(super) fn forget(&mut self, id: u64) {
         if !self.closed.remove(&id) {
-            // It closed by itself.
+            // It closed without `let_go`, which would have unbound it.
             self.unbind(id);
         }
         self.loops.remove(&id);
     }
 
-    /// Closed loops stay readable, but no more of them than open ones may exist.
+    /// Removes the oldest closed loops beyond `most`, which is the limit on open loops.
     pub(super) fn forget_old(&mut self, most: usize) {
         let closed = |l: &&Handle| l.state() == LoopState::Closed;
         let ids: Vec<u64> = self.loops.values().filter(closed).map(Handle::id).collect();

@@ -1,4 +1,4 @@
-//! System calls that no crate wraps safely.
+//! Safe wrappers of system calls that no crate wraps safely.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -22,31 +22,31 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     Ok(result)
 }
 
-/// A child that has ended: how, and what it used.
+/// The end of a child: its kind, its status and the resources that the child used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waited {
     /// `CLD_EXITED`, `CLD_KILLED` or `CLD_DUMPED`.
     pub(crate) code: i32,
-    /// Exit code, or the signal's number.
+    /// The exit code, or the number of the signal.
     pub(crate) status: i32,
-    /// As in getrusage(2).
+    /// The resources used, as in getrusage(2).
     pub(crate) usage: libc::rusage,
 }
 
-/// How a child is.
+/// The state of a child.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ChildState {
     Running,
-    /// By SIGSTOP or another of its kind, until SIGCONT.
+    /// Stopped by SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU, until SIGCONT.
     Stopped,
     Ended(Waited),
 }
 
-/// waitid(2) that waits for nothing and leaves the child as it is: who asks again is answered
-/// again.
+/// Returns the state of a child with waitid(2), without waiting and without reaping it, so that a
+/// later call returns the same.
 ///
 /// # Errors
-/// ECHILD if it is no child, or was reaped.
+/// ECHILD if the process is not a child, or was reaped.
 pub(crate) fn child_state(pidfd: BorrowedFd<'_>) -> Result<ChildState, Errno> {
     let options = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
     let waited = waitid(libc::P_PIDFD, pidfd.as_raw_fd(), options)?;
@@ -57,26 +57,26 @@ pub(crate) fn child_state(pidfd: BorrowedFd<'_>) -> Result<ChildState, Errno> {
     })
 }
 
-/// Reaps the child that a pidfd names; false if it has not ended.
+/// Reaps the child of a pidfd; returns false if it has not ended.
 ///
 /// # Errors
-/// ECHILD if it is no child, or was reaped.
+/// ECHILD if the process is not a child, or was reaped.
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let options = libc::WEXITED | libc::WNOHANG;
     waitid(libc::P_PIDFD, pidfd.as_raw_fd(), options).map(|waited| waited.is_some())
 }
 
-/// Reaps one child of the calling thread alone (`__WNOTHREAD`), whichever has ended; false if
-/// none has. Children that other threads of the process started are not touched.
+/// Reaps one ended child of the calling thread (`__WNOTHREAD`); returns false if none has ended.
+/// Children that other threads of the process started are not reaped.
 ///
 /// # Errors
-/// ECHILD if the thread has none.
+/// ECHILD if the thread has no children.
 pub(crate) fn reap_own() -> Result<bool, Errno> {
     let options = libc::WEXITED | libc::WNOHANG | libc::__WNOTHREAD | libc::__WALL;
     waitid(libc::P_ALL, 0, options).map(|waited| waited.is_some())
 }
 
-/// waitid(2) with WNOHANG among its options; `None`: there is nothing to tell.
+/// Calls waitid(2). The options must contain WNOHANG. Returns `None` if no child has changed.
 fn waitid(
     kind: libc::idtype_t,
     id: libc::c_int,
@@ -98,7 +98,7 @@ fn waitid(
     };
     check(result)?;
     // SAFETY: all-zero bytes are a valid siginfo_t and a valid rusage, and the kernel
-    // wrote over them whole fields only.
+    // has overwritten only whole fields.
     let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
     // SAFETY: waitid fills in the child fields; without a child they are zero.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
@@ -109,7 +109,8 @@ fn waitid(
     }))
 }
 
-/// pidfd_send_signal(2) to the process group that the pidfd's process leads (Linux 6.9).
+/// Sends a signal with pidfd_send_signal(2) to the process group that the pidfd's process leads.
+/// Needs Linux 6.9.
 ///
 /// # Errors
 /// EINVAL on older kernels, ESRCH if the group is empty, EPERM.
@@ -129,10 +130,11 @@ pub(crate) fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Err
     check(result).map(drop)
 }
 
-/// pidfd_send_signal(2) to one process, with a number of its own: real-time signals too.
+/// Sends a signal to one process with pidfd_send_signal(2). The signal is a plain number, so
+/// real-time signals can be sent, too.
 ///
 /// # Errors
-/// ESRCH if it has ended, EPERM.
+/// ESRCH if the process has ended, EPERM.
 pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: as in `signal_group`.
@@ -148,7 +150,7 @@ pub(crate) fn signal_process(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), E
     check(result).map(drop)
 }
 
-/// kill(2) of a process group by number.
+/// Sends a signal to a process group with kill(2).
 ///
 /// # Errors
 /// ESRCH, EPERM.
@@ -158,22 +160,22 @@ pub(crate) fn kill_group(leader: i32, signal: i32) -> Result<(), Errno> {
     check(result.into()).map(drop)
 }
 
-/// Bytes that were sent over a TCP socket and its peer's host has not acknowledged, the end of the
-/// stream counted as one (SIOCOUTQ, tcp(7)).
+/// Returns the bytes sent over a TCP socket that the peer's host has not acknowledged yet; the end
+/// of the stream counts as one byte (SIOCOUTQ, tcp(7)).
 ///
 /// # Errors
-/// EINVAL for a socket that listens, ENOTTY for what is no socket.
+/// EINVAL for a listening socket, ENOTTY for a descriptor that is not a socket.
 pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the request, which sockets know as SIOCOUTQ, writes one int, and `bytes` is one.
+    // SAFETY: the request, whose name for sockets is SIOCOUTQ, writes one int, and `bytes` is one.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
 }
 
-/// A timerfd(2) that becomes readable when the realtime clock is set.
+/// Makes a timerfd(2) that becomes readable when the realtime clock is set.
 ///
 /// # Errors
-/// timerfd_create(2)'s and timerfd_settime(2)'s.
+/// Those of timerfd_create(2) and timerfd_settime(2).
 pub(crate) fn clock_set_fd() -> Result<OwnedFd, Errno> {
     use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -191,36 +193,38 @@ pub(crate) fn clock_set_fd() -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Puts a file descriptor into the care of the runtime this is called in.
+/// Registers a file descriptor with the tokio runtime in which this is called.
 ///
 /// # Errors
-/// The system's, as of epoll_ctl(2).
+/// An error of the system, such as those of epoll_ctl(2).
 pub(crate) fn async_fd(
     fd: Arc<OwnedFd>,
     interest: Interest,
 ) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: an `Arc<OwnedFd>` always gives the same descriptor, open for as long as it lives.
+    // SAFETY: an `Arc<OwnedFd>` always returns the same descriptor, which is open as long as it
+    // lives.
     let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
     registered.map_err(|error| error.into_parts().1)
 }
 
-/// The set of signals with these numbers; nix knows no real-time signals by name.
+/// Returns the set of signals with these numbers. The type of nix for signals lacks the real-time
+/// signals.
 ///
 /// # Errors
-/// `EINVAL` for what is not a signal number.
+/// `EINVAL` for a number that is not a signal.
 pub(crate) fn signal_set(numbers: &[i32]) -> nix::Result<SigSet> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `set` is valid for writing; sigemptyset(3) initialises it whole.
+    // SAFETY: `set` is valid for writing; sigemptyset(3) initialises all of it.
     nix::errno::Errno::result(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
     for number in numbers {
-        // SAFETY: `set` is initialised; a bad number is an error, not undefined.
+        // SAFETY: `set` is initialised; a bad number is an error, not undefined behaviour.
         nix::errno::Errno::result(unsafe { libc::sigaddset(set.as_mut_ptr(), *number) })?;
     }
-    // SAFETY: initialised, and filled by the C library only.
+    // SAFETY: `set` is initialised, and only the C library has filled it.
     Ok(unsafe { SigSet::from_sigset_t_unchecked(set.assume_init()) })
 }
 
-/// Gives a signal its default action back.
+/// Restores the default action of a signal.
 ///
 /// # Errors
 /// `EINVAL` for SIGKILL and SIGSTOP.
@@ -229,12 +233,14 @@ pub(crate) fn default_action(signal: Signal) -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(drop)
 }
 
-/// Whether a signal is ignored.
+/// Whether this process ignores a signal.
 pub(crate) fn is_ignored(signal: Signal) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action the call only writes the present one, for which `action` is valid.
+    // SAFETY: without a new action the call only writes the present one into `action`, which is
+    // valid.
     let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: all-zero bytes are a valid sigaction, and the call wrote over them a whole one or nothing.
+    // SAFETY: all-zero bytes are a valid sigaction, and the call has written a whole one or
+    // nothing.
     let action = unsafe { action.assume_init() };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }

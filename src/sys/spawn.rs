@@ -1,10 +1,11 @@
-//! Starting a program, in the way of posix_spawn(3): a child that shares our memory, while the
-//! calling thread waits until it executes its program or ends.
+//! Starts a program in the same way as posix_spawn(3): the child shares the daemon's memory, and
+//! the calling thread waits until the child executes its program or ends.
 //!
-//! posix_spawn(3) itself ignores signals 32 and 33 in the child, glibc's own, and knows no limits,
-//! umask, nice value or OOM score. What the child calls between the two is of one sort: system
-//! calls with what `spawn` has prepared. It takes no lock, allocates nothing and cannot panic, since
-//! other threads of ours may hold any lock at that moment.
+//! posix_spawn(3) itself cannot be used: it leaves signals 32 and 33, which glibc uses itself,
+//! ignored in the child, and it cannot set limits, the umask, the nice value or the OOM score.
+//! Before execve(2) the child only makes system calls with data that `spawn` has prepared. It takes
+//! no lock, allocates nothing and cannot panic, since other threads of the daemon may hold any lock
+//! at that moment.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -18,26 +19,26 @@ use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, waitid};
 
 use super::check;
 
-/// All of it is prepared before there is a child.
+/// The program to start and its attributes, all prepared before the child exists.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
-    /// The file to execute; not looked up.
+    /// The file to execute; it is not looked up in PATH.
     pub(crate) path: &'a CStr,
     pub(crate) argv: &'a [CString],
-    /// `NAME=value`
+    /// The environment: strings `NAME=value`.
     pub(crate) env: &'a [CString],
     pub(crate) cwd: &'a CStr,
-    /// stdin, stdout, stderr. None of them is 0, 1 or 2: the standard library opens those before
-    /// `main` where nobody has.
+    /// stdin, stdout and stderr. None of these descriptors is 0, 1 or 2: if those are closed, the
+    /// standard library opens them before `main`.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     pub(crate) umask: Option<Mode>,
     pub(crate) limits: &'a [(Resource, Rlimit)],
     pub(crate) nice: Option<i32>,
-    /// In decimal digits.
+    /// The value in decimal digits.
     pub(crate) oom_score_adj: Option<&'a [u8]>,
 }
 
-/// What is done to get to the program, in this order.
+/// The steps of starting a program, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Fork,
@@ -52,7 +53,7 @@ pub(crate) enum Step {
 
 type Failed = (Step, Errno);
 
-/// What the child is given, and gives back.
+/// The data that `spawn` gives to the child, and the error that the child returns.
 struct Plan<'a> {
     launch: &'a Launch<'a>,
     argv: *const *const c_char,
@@ -60,11 +61,12 @@ struct Plan<'a> {
     failed: Option<Failed>,
 }
 
-/// Starts a child: leader of a session of its own, with the descriptors 0, 1 and 2, no signal blocked
-/// and every action the default. Returns its process id and its pidfd once the program is executed.
+/// Starts a child. It leads a session of its own, has only the descriptors 0, 1 and 2, blocks no
+/// signal, and has the default action for every signal. Returns its process id and its pidfd once
+/// it has executed the program.
 ///
 /// # Errors
-/// The step that failed. Then there is no child.
+/// The step that failed and its errno. Then there is no child.
 pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         let pointers = strings.iter().map(|string| string.as_ptr());
@@ -80,12 +82,14 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     let stack = Stack::new().map_err(|errno| (Step::Fork, errno))?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let mut pidfd: c_int = -1;
-    // A handler of ours that ran in the child would run on our memory.
+    // Signals are blocked, since a handler of the daemon that ran in the child would change the
+    // daemon's memory.
     let before = set_signal_mask(u64::MAX);
     let given = (&raw mut plan).cast();
-    // SAFETY: the child runs `child` with the plan, on a stack of its own. All of it outlives the
-    // call, which returns once the child no longer uses our memory (CLONE_VFORK). It writes to the
-    // plan only, and the descriptor table is a copy (no CLONE_FILES). The kernel stores the pidfd.
+    // SAFETY: the child runs `child` with the plan, on a stack of its own. Both outlive the call,
+    // which returns once the child no longer uses our memory (CLONE_VFORK). The child writes only
+    // to the plan, and its descriptor table is a copy (no CLONE_FILES). The kernel stores the
+    // pidfd.
     let cloned = unsafe { libc::clone(child, stack.top(), flags, given, &raw mut pidfd) };
     let cloned = check(cloned.into());
     set_signal_mask(before);
@@ -93,7 +97,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     // SAFETY: the kernel has just made it for us (CLONE_PIDFD), close-on-exec.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     if let Some(failed) = plan.failed {
-        // It has ended, and must not stay a zombie.
+        // The child has ended, and is reaped here so that it does not stay a zombie.
         let ended = WaitIdOptions::EXITED;
         let wait = || waitid(WaitId::PidFd(pidfd.as_fd()), ended);
         while matches!(wait(), Err(Errno::INTR)) {}
@@ -104,12 +108,12 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
 }
 
 extern "C" fn child(plan: *mut c_void) -> c_int {
-    // SAFETY: `spawn` gives its plan, and touches it again only when we are gone.
+    // SAFETY: `spawn` passes its plan, and does not use it before the child has executed or ended.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
     plan.failed = Some(match settle(plan.launch) {
         Err(failed) => failed,
         Ok(()) => {
-            // SAFETY: the path ends in NUL, both lists in null, and the strings in them in NUL.
+            // SAFETY: the path ends with NUL, both lists with null, and their strings with NUL.
             unsafe { libc::execve(plan.launch.path.as_ptr(), plan.argv, plan.env) };
             (Step::Exec, last_errno())
         }
@@ -121,7 +125,7 @@ fn last_errno() -> Errno {
     Errno::from_raw_os_error(nix::errno::Errno::last_raw())
 }
 
-/// Runs in the child.
+/// Sets the child's attributes. Runs in the child.
 fn settle(launch: &Launch<'_>) -> Result<(), Failed> {
     let at = |step| move |errno| (step, errno);
     default_signal_actions();
@@ -142,7 +146,8 @@ fn settle(launch: &Launch<'_>) -> Result<(), Failed> {
     if let Some(umask) = launch.umask {
         rustix::process::umask(umask);
     }
-    // After the last descriptor is opened, and before the nice value, which one of them bounds.
+    // The limits are set after the last descriptor is opened, because of RLIMIT_NOFILE, and before
+    // the nice value, which RLIMIT_NICE bounds.
     for (resource, limit) in launch.limits {
         rustix::process::setrlimit(*resource, *limit).map_err(at(Step::Setrlimit(*resource)))?;
     }
@@ -153,15 +158,17 @@ fn settle(launch: &Launch<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Bytes of the kernel's set of signals, which are 64.
+/// The size of the kernel's signal set in bytes: one bit for each of 64 signals.
 const SIGNAL_SET: usize = size_of::<u64>();
 
-/// All of them, 32 and 33 too, for which glibc's own function is an error.
+/// Sets the default action for all signals, including 32 and 33, which glibc's function refuses.
 fn default_signal_actions() {
-    // The kernel's sigaction of zeros is SIG_DFL without flags; it is smaller than this.
+    // For the kernel, a sigaction of zeros is SIG_DFL without flags. Its sigaction is smaller than
+    // this.
     let default = [0_u64; 8];
     for signal in 1..=64 {
-        // SAFETY: valid for reading, and nothing is stored. SIGKILL and SIGSTOP are an error.
+        // SAFETY: `default` is valid for reading, and nothing is stored. For SIGKILL and SIGSTOP
+        // the call fails, which is harmless.
         unsafe {
             let old = ptr::null_mut::<c_void>();
             libc::syscall(
@@ -175,10 +182,12 @@ fn default_signal_actions() {
     }
 }
 
-/// Sets the calling thread's mask and returns what it was; glibc's own function leaves out 32 and 33.
+/// Sets the calling thread's signal mask and returns the old one. glibc's function leaves out
+/// signals 32 and 33.
 fn set_signal_mask(mask: u64) -> u64 {
     let mut old = 0_u64;
-    // SAFETY: both are valid for the size that is given; with it, and this operation, nothing can fail.
+    // SAFETY: both pointers are valid for the given size. With this size and operation the call
+    // cannot fail.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -191,35 +200,37 @@ fn set_signal_mask(mask: u64) -> u64 {
     old
 }
 
-/// Closes what is not the child's. Before Linux 5.9, and where a seccomp filter keeps us from it,
-/// execve(2) does: all that we open is close-on-exec, and so is what we have inherited since
-/// [`close_inherited_on_exec`].
+/// Closes all descriptors above 2. If the call fails, before Linux 5.9 or because of a seccomp
+/// filter, execve(2) closes them: all descriptors that the daemon opens are close-on-exec, and so
+/// are those that it inherited, by [`close_inherited_on_exec`].
 fn close_above_stderr() {
-    // SAFETY: closes descriptors of the child's own table, which nothing in the child uses.
+    // SAFETY: this closes descriptors in the child's own table, which the child no longer uses.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
-/// Makes every descriptor from 3 on close-on-exec: whoever started us may have left some open.
+/// Sets close-on-exec for every descriptor from 3 on, since the parent of the daemon may have left
+/// some open.
 ///
 /// # Errors
-/// If `/proc/self/fd` cannot be read.
+/// `/proc/self/fd` cannot be read.
 pub(crate) fn close_inherited_on_exec() -> std::io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.parse::<i32>().ok());
         if let Some(number) = number.filter(|number| *number > 2) {
-            // SAFETY: takes numbers only. The one that the directory is read with is among them.
+            // SAFETY: the call takes only numbers. It also sets the descriptor that reads the
+            // directory, which is harmless.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
     Ok(())
 }
 
-/// A child's stack until it executes its program, with a guard page below.
+/// The stack of a child until it executes its program, with a guard page below: address and length.
 struct Stack(*mut c_void, usize);
 
 impl Stack {
-    /// System calls need little; the frames of an unoptimised build are larger.
+    /// The usable bytes. System calls need little stack, but an unoptimised build has large frames.
     const SIZE: usize = 64 * 1024;
 
     fn new() -> Result<Self, Errno> {
@@ -227,24 +238,24 @@ impl Stack {
         let len = guard + Self::SIZE;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::STACK;
-        // SAFETY: new memory, where the kernel likes.
+        // SAFETY: this maps new memory at an address that the kernel chooses.
         let stack = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, rights, flags) };
         let stack = Self(stack?, len);
-        // SAFETY: its lowest page, which nobody uses.
+        // SAFETY: this protects the lowest page of the new mapping, which is not in use.
         unsafe { rustix::mm::mprotect(stack.0, guard, MprotectFlags::empty()) }?;
         Ok(stack)
     }
 
-    /// Where it begins: it grows downwards.
+    /// Returns the end of the mapping, where the stack begins: it grows downwards.
     const fn top(&self) -> *mut c_void {
-        // SAFETY: one past the end of the mapping.
+        // SAFETY: the result is one past the end of the mapping.
         unsafe { self.0.byte_add(self.1) }
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and the child is done with it.
+        // SAFETY: `new` has mapped it, and the child no longer uses it.
         let _ = unsafe { rustix::mm::munmap(self.0, self.1) };
     }
 }

@@ -25,7 +25,7 @@ proptest! {
         prop_assert_eq!(escaped(&shown, max).to_string(), shown.as_str(), "escaped twice");
         let plain = ascii(&text, max).to_string();
         prop_assert!(plain.len() <= max && plain.bytes().all(|b| (32..127).contains(&b)));
-        // In pieces, as formatting writes it.
+        // Written character by character, the result is the same.
         let pieces = Pieces(&text);
         prop_assert_eq!(escaped(pieces, max).to_string(), shown);
     }
@@ -57,7 +57,7 @@ impl Display for Pieces<'_> {
 
 #[test]
 fn all_that_the_standard_library_calls_unprintable_in_these_blocks_is_hidden() {
-    // Where people's names do not come from: controls, General Punctuation, specials, tags.
+    // Blocks without letters of any script: controls, General Punctuation, specials, tags.
     for code in (0..0xa0_u32)
         .chain(0x2000..0x2070)
         .chain(0xfff0..0xfffc)
@@ -67,7 +67,7 @@ fn all_that_the_standard_library_calls_unprintable_in_these_blocks_is_hidden() {
             continue;
         };
         let unprintable = c.escape_debug().len() > 1 && !"\\\"'".contains(c);
-        // Spaces of another width, and what is not assigned, are no danger.
+        // Spaces of other widths are harmless.
         let space = c.is_whitespace() && !c.is_control() && !matches!(code, 0x2028 | 0x2029);
         if unprintable && !space {
             assert!(is_hidden(c), "{code:x}");
