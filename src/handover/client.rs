@@ -1,4 +1,4 @@
-//! The client's end, for `evloopctl` and tests.
+//! The client of the handover socket, for `evloopctl` and tests.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,10 +14,10 @@ use rustix::net::{
 use super::protocol::{FDS_MAX, MAGIC, Status, control, send};
 use super::slots::{SLOT_BYTES, Slot};
 
-/// The longest reply: slots, or a text that is shorter.
+/// The longest reply, in bytes: that to a GIVE of the most descriptors. Texts are shorter.
 const REPLY_MAX: usize = 1 + FDS_MAX * SLOT_BYTES;
 
-/// How long a daemon may take to answer.
+/// How long a daemon may take to reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a daemon's handover socket. Its calls block, at most 10 s.
@@ -28,7 +28,7 @@ impl Client {
     /// Connects to the socket that `GetServerInfo` names.
     ///
     /// # Errors
-    /// The system's: `ENOENT` and `ECONNREFUSED` if no daemon serves it.
+    /// Those of the system: `ENOENT` and `ECONNREFUSED` if no daemon serves the socket.
     pub fn connect(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -39,10 +39,11 @@ impl Client {
         Ok(Self(socket))
     }
 
-    /// Hands file descriptors over, at most [`FDS_MAX`]; answers a slot for each, in order.
+    /// Hands file descriptors over, at most [`FDS_MAX`]. Returns a slot for each, in order.
     ///
     /// # Errors
-    /// The daemon's refusal in its words, or the system's. None was taken then.
+    /// A refusal with the text of the daemon, or an error of the system. Then the daemon has kept
+    /// none of the descriptors.
     pub fn give(&self, fds: &[BorrowedFd<'_>]) -> io::Result<Vec<Slot>> {
         let (bytes, _) = self.ask(&MAGIC, fds)?;
         let (slots, rest) = bytes.as_chunks();
@@ -52,10 +53,10 @@ impl Client {
         Ok(slots.to_vec())
     }
 
-    /// Fetches the file descriptor from a slot, as TakeFd answers it.
+    /// Takes the file descriptor out of a slot, such as TakeFd returns.
     ///
     /// # Errors
-    /// The daemon's refusal in its words, or the system's.
+    /// A refusal with the text of the daemon, or an error of the system.
     pub fn take(&self, slot: &Slot) -> io::Result<OwnedFd> {
         let request = [MAGIC.as_slice(), slot].concat();
         let (_, fds) = self.ask(&request, &[])?;
@@ -64,7 +65,8 @@ impl Client {
 
     fn ask(&self, request: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         send(self.0.as_fd(), request, fds).or_else(|error| match error.kind() {
-            // Those not served are told so without being asked.
+            // The daemon replies to a client that it does not serve, and closes the connection,
+            // before any request. That reply is read below.
             io::ErrorKind::BrokenPipe => Ok(()),
             _ => Err(error),
         })?;
@@ -95,5 +97,8 @@ impl Client {
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "malformed reply of the daemon")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the daemon's reply is malformed",
+    )
 }

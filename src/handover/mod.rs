@@ -1,10 +1,11 @@
-//! File descriptors in and out: gRPC cannot carry them, a Unix socket can.
+//! Passes file descriptors between clients and the daemon over a Unix socket, since gRPC cannot
+//! carry them.
 //!
 //! # Protocol
 //!
-//! A `SOCK_SEQPACKET` Unix socket, which `GetServerInfo` names. A client sends requests
-//! and gets one reply to each, in order; a connection may carry many, and is closed
-//! after 30 s without any.
+//! The socket is a `SOCK_SEQPACKET` Unix socket; `GetServerInfo` returns its path. A client sends
+//! requests and gets one reply to each, in order. A connection may carry many requests; it is
+//! closed after 30 s without any.
 //!
 //! | request | datagram | file descriptors (`SCM_RIGHTS`) |
 //! |---|---|---|
@@ -15,28 +16,30 @@
 //! | status | reply | then |
 //! |---|---|---|
 //! | 0 | done | for GIVE 16 bytes of slot for each descriptor, in order; for TAKE nothing, and the descriptor by `SCM_RIGHTS` |
-//! | 1 | neither GIVE nor TAKE | text |
+//! | 1 | the datagram is neither GIVE nor TAKE | text |
 //! | 2 | not all descriptors arrived (`MSG_CTRUNC`) | text |
 //! | 3 | a descriptor cannot be watched | text |
-//! | 4 | no such slot: never given, claimed, expired, another principal's | text |
+//! | 4 | no such slot: never given, claimed, expired, or of another principal | text |
 //! | 5 | no room for all descriptors (`limits.slots`) | text |
 //! | 6 | the caller is not served; the connection is closed | text |
 //! | 7 | the system refused | text |
-//! | 8 | a slot of the client's own is in use, or named twice | text |
+//! | 8 | a slot chosen by the client is in use, or named twice | text |
 //!
-//! The status is one byte, the text UTF-8: what is the matter and what is allowed. One
-//! descriptor refused refuses all of its datagram, and all are closed. An empty datagram
-//! ends the connection: it looks like its end.
+//! The status is one byte. The text is UTF-8 and says what is wrong and what is allowed. If one
+//! descriptor of a datagram is refused, all are refused and closed. An empty datagram ends the
+//! connection, because the receiver cannot tell it from the end of the connection.
 //!
-//! A slot is claimed once, by the principal that gave it, with a request that names it (as
-//! `FdSpec.slot`) or with TAKE, within 30 s; then its descriptor is closed.
+//! A slot can be claimed once, within 30 s, by the principal that gave it: with a request that
+//! names it (as `FdSpec.slot`) or with TAKE. After 30 s the descriptor of an unclaimed slot is
+//! closed.
 //!
-//! With slots of its own, which the reply repeats, a client need not wait for the reply: a request
-//! that names a slot which is not there waits for it, up to 1 s. They belong to the client's process
-//! (to its principal, where the process cannot be seen): both connections must be made by it, and
-//! other processes may use the same numbers. Replies must still be read: a connection that takes none
-//! for 30 s is closed. A number is free again once it is claimed or expired.
-//! A principal has at most three quarters of `limits.slots`.
+//! A client that chooses its slots itself need not wait for the reply, which repeats them. A
+//! request that names a slot which has not arrived yet waits for it, up to 1 s. Such slots belong
+//! to the client process (to the principal, if the daemon cannot see the process): this process
+//! must make both connections, and other processes may use the same numbers. The client must still
+//! read the replies: a connection that takes no reply for 30 s is closed. A number is free again
+//! once its slot is claimed or has expired. A principal has at most three quarters of
+//! `limits.slots`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -70,16 +73,17 @@ pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOT_WAIT, SLOTS_DEFAULT, Slot, S
 use protocol::{Datagram, Refusal, Request, control};
 use slots::close_aside;
 
-/// Connections served at a time; for one more, the one ends that has been silent the longest.
+/// The largest number of connections at once. To accept one more, the daemon closes the connection
+/// that has been idle the longest.
 pub const CONNECTIONS_MAX: usize = 64;
 
-/// How long a connection may be silent, or not take its reply.
+/// How long a connection may send no request, or not take its reply, before it is closed.
 pub const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// How long accepting pauses when the system refuses, for want of descriptors for instance.
+/// How long the daemon waits after a failed accept(2), for example without free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Binds the socket at `path`, for the daemon's user alone.
+/// Binds the socket at `path`, with access for the daemon's user only.
 ///
 /// # Errors
 /// As [`bind_unix`].
@@ -87,8 +91,8 @@ pub fn bind(path: &Path) -> Result<BoundSocket> {
     bind_unix(path, SocketType::SEQPACKET, 0o600)
 }
 
-/// Serves the listening SEQPACKET socket until `shutdown`, and closes what expires in
-/// `slots`.
+/// Serves the listening SEQPACKET socket until `shutdown` completes. Also closes the descriptors of
+/// expired `slots`.
 ///
 /// # Errors
 /// [`Error::System`] if the listener cannot be watched.
@@ -111,7 +115,7 @@ pub async fn serve(
 }
 
 async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slots: &Arc<Slots>) {
-    // Dropped at shutdown, which ends them all.
+    // The set is dropped at shutdown, which ends all connections.
     let mut connections = JoinSet::new();
     let mut places: Vec<Place> = Vec::new();
     loop {
@@ -146,11 +150,12 @@ async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slot
 /// A connection that is served.
 struct Place {
     task: AbortHandle,
-    /// When it last asked for something.
+    /// The time of its last request.
     heard: Arc<Mutex<Instant>>,
 }
 
-/// What it was doing is undone: its descriptors are closed, a slot that it was taking is there again.
+/// Closes the connection that has been idle the longest. A request in progress is undone: its
+/// descriptors are closed, and a slot that it was taking can be claimed again.
 fn end_most_silent(places: &mut Vec<Place>) {
     let most_silent = places
         .iter()
@@ -192,8 +197,9 @@ async fn converse(
     }
 }
 
-/// Tells a peer why it is not served. What it has sent already is received first, without
-/// its descriptors: unread, it would turn the reply into a connection reset.
+/// Sends a peer the reason why it is not served. Datagrams that it has sent already are received
+/// first, without their descriptors: if they stayed unread, the peer would get a connection reset
+/// instead of the reply.
 fn turn_away(socket: &OwnedFd, error: &Error) -> io::Result<()> {
     shut_down(socket, Shutdown::Read)?;
     while let Ok(Some(_)) = Datagram::receive(socket.as_fd(), &mut []) {}
@@ -240,8 +246,8 @@ fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
         let unwatchable = unwatchable(fd.as_fd()).map_err(|error| Refusal::from(&error.into()))?;
         if let Some(kind) = unwatchable {
             let message = format!(
-                "file descriptor {number} of {} is {kind}: sockets, pipes, FIFOs, terminals, \
-                 eventfds and the like can be watched",
+                "file descriptor {number} of {} is {kind}; allowed are sockets, pipes, FIFOs, \
+                 terminals, eventfds and other descriptors that poll(2) can wait for",
                 fds.len()
             );
             return Err(Refusal::new(Status::RefusedKind, message));
@@ -250,10 +256,11 @@ fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
     Ok(())
 }
 
-/// What a descriptor is, if it cannot be watched.
+/// Returns the kind of a descriptor that cannot be watched; `None` if it can be watched.
 fn unwatchable(fd: BorrowedFd<'_>) -> std::result::Result<Option<&'static str>, SystemError> {
     let failed = |errno, step| SystemError::new(errno, step, "a file descriptor handed over");
-    // FUSE lets epoll watch regular files, and answers a syncing stat(2) when it likes.
+    // epoll accepts regular files of FUSE, so the type is checked as well. A statx(2) that syncs
+    // could wait for the FUSE server without bound.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = match statx(fd, "", flags, StatxFlags::TYPE) {
         Ok(found) => found,
@@ -265,7 +272,8 @@ fn unwatchable(fd: BorrowedFd<'_>) -> std::result::Result<Option<&'static str>, 
         FileType::Directory => return Ok(Some("a directory")),
         FileType::BlockDevice => return Ok(Some("a block device")),
         FileType::Symlink => return Ok(Some("a symbolic link")),
-        // These take no descriptor to ask with.
+        // Sockets and FIFOs can always be watched, unless opened with O_PATH. Checking that needs
+        // no epoll descriptor.
         FileType::Socket | FileType::Fifo => {
             let flags = fcntl_getfl(fd).map_err(|errno| failed(errno, "fcntl"))?;
             return Ok(flags.contains(OFlags::PATH).then_some(ONLY_A_PATH));
@@ -282,12 +290,12 @@ fn unwatchable(fd: BorrowedFd<'_>) -> std::result::Result<Option<&'static str>, 
         Err(Errno::PERM) => Ok(Some("a device that is always ready, such as /dev/null")),
         Err(Errno::BADF) => Ok(Some(ONLY_A_PATH)),
         Err(errno @ (Errno::NOMEM | Errno::NOSPC)) => Err(failed(errno, "epoll_ctl")),
-        // What else may fail says nothing about its kind.
+        // Other errors say nothing about the descriptor's kind.
         _ => Ok(None),
     }
 }
 
-const ONLY_A_PATH: &str = "only a path (O_PATH)";
+const ONLY_A_PATH: &str = "opened with O_PATH";
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! The datagrams: what a client sends and what it gets.
+//! The datagrams: requests of clients, and the daemon's replies.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, take};
@@ -14,37 +14,37 @@ use super::slots::{SLOT_BYTES, Slot};
 use crate::error::{Error, TEXT_MAX};
 use crate::text;
 
-/// What every request begins with.
+/// The bytes at the beginning of every request.
 pub const MAGIC: [u8; 8] = *b"evloopd1";
 
-/// File descriptors in one datagram: the kernel's own limit, `SCM_MAX_FD`.
+/// The largest number of file descriptors in one datagram: the kernel's limit, `SCM_MAX_FD`.
 pub const FDS_MAX: usize = 253;
 
 /// The first byte of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// Done.
+    /// The request is done.
     Ok = 0,
-    /// Neither a GIVE nor a TAKE.
+    /// The datagram is neither a GIVE nor a TAKE.
     BadDatagram = 1,
     /// Not all file descriptors arrived (`MSG_CTRUNC`).
     Truncated = 2,
     /// One of the file descriptors is of a kind that cannot be watched.
     RefusedKind = 3,
-    /// Never given, claimed, expired, or another principal's.
+    /// The slot was never given, is claimed, has expired, or belongs to another principal.
     NoSuchSlot = 4,
-    /// No room for all of them.
+    /// There is no room for all file descriptors.
     LimitReached = 5,
-    /// The caller is none of those served; the connection is closed.
+    /// The caller is not served; the connection is closed.
     NotServed = 6,
     /// The system refused.
     System = 7,
-    /// A slot of the client's own is in use, or named twice.
+    /// A slot chosen by the client is in use, or named twice.
     SlotTaken = 8,
 }
 
-/// A request refused, in the words its reply carries.
+/// The refusal of a request, with the text of the reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: Status,
@@ -74,19 +74,19 @@ impl From<&Error> for Refusal {
     }
 }
 
-/// What a datagram asks for.
+/// A request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// Keep the descriptors of the datagram, in slots of the client's own if it names them.
+    /// GIVE: keep the descriptors of the datagram, in the slots that the client has chosen, if any.
     Give(Option<Vec<Slot>>),
-    /// Send what is in the slot.
+    /// TAKE: send the descriptor of the slot.
     Take(Slot),
 }
 
-/// One byte more than the longest request, to tell what is too long.
+/// One byte more than the longest request, so that a longer datagram is noticed.
 const BYTES_MAX: usize = MAGIC.len() + FDS_MAX * SLOT_BYTES + 1;
 
-/// Room for the control data of the largest datagram.
+/// Makes a buffer for the control data of the largest datagram.
 pub(super) const fn control() -> [MaybeUninit<u8>; CONTROL_BYTES] {
     [MaybeUninit::uninit(); CONTROL_BYTES]
 }
@@ -102,8 +102,8 @@ pub(super) struct Datagram {
 }
 
 impl Datagram {
-    /// Receives one; `None` at the end of the connection, and for an empty datagram, which
-    /// cannot be told from it.
+    /// Receives one. Returns `None` at the end of the connection, and for an empty datagram, which
+    /// looks the same.
     pub(super) fn receive(
         socket: BorrowedFd<'_>,
         control: &mut [MaybeUninit<u8>],
@@ -132,11 +132,11 @@ impl Datagram {
         Ok((!nothing).then_some(datagram))
     }
 
-    /// What it asks for.
+    /// Parses the request.
     pub(super) fn request(&self) -> Result<Request, Refusal> {
         if self.flags.contains(ReturnFlags::CTRUNC) {
             let message = format!(
-                "only {} of the file descriptors arrived: the daemon may not open more \
+                "only {} of the file descriptors arrived, since the daemon may not open more \
                  (RLIMIT_NOFILE); hand over fewer at once",
                 self.fds.len()
             );
@@ -162,34 +162,34 @@ impl Datagram {
             ""
         };
         let message = format!(
-            "{} bytes{more} with {} file descriptors: allowed are the 8 bytes `evloopd1` with \
-             1 to {FDS_MAX} file descriptors, followed by nothing or by {SLOT_BYTES} bytes of slot \
-             for each; or followed by {SLOT_BYTES} bytes of slot without any",
+            "{} bytes{more} with {} file descriptors; a GIVE is the 8 bytes `evloopd1` with 1 to \
+             {FDS_MAX} file descriptors, and optionally {SLOT_BYTES} bytes of slot for each; a \
+             TAKE is `evloopd1` and {SLOT_BYTES} bytes of slot, without file descriptors",
             self.bytes.len(),
             self.fds.len()
         );
         Refusal::new(Status::BadDatagram, message)
     }
 
-    /// The descriptors, to be kept.
+    /// Takes the descriptors out of the datagram, to keep them.
     pub(super) fn take_fds(&mut self) -> Vec<OwnedFd> {
         take(&mut self.fds)
     }
 }
 
-/// The bytes of a reply to GIVE.
+/// Returns the bytes of a reply to GIVE.
 pub(super) fn given(slots: &[Slot]) -> Vec<u8> {
     let mut bytes = vec![Status::Ok as u8];
     bytes.extend_from_slice(slots.as_flattened());
     bytes
 }
 
-/// The bytes of a reply to TAKE; the descriptor goes with them.
+/// Returns the bytes of a reply to TAKE; the descriptor is sent along.
 pub(super) fn taken() -> Vec<u8> {
     vec![Status::Ok as u8]
 }
 
-/// The bytes of a refusal.
+/// Returns the bytes of a refusal.
 pub(super) fn refused(refusal: &Refusal) -> Vec<u8> {
     let mut bytes = vec![refusal.status as u8];
     bytes.extend_from_slice(refusal.message.as_bytes());
@@ -205,7 +205,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let bytes = [IoSlice::new(bytes)];
-    // A datagram goes as a whole or not at all.
+    // The kernel sends a datagram as a whole or not at all, so the length is not checked.
     sendmsg(socket.as_fd(), &bytes, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
@@ -261,7 +261,8 @@ mod tests {
         let datagram = sent(&MAGIC, 8, &mut room_for_one);
         assert!(!datagram.fds.is_empty());
         assert_eq!(datagram.request().unwrap_err().status, Status::Truncated);
-        // Without any descriptor it would otherwise look like a TAKE or the end.
+        // Without the flag, a datagram that lost all its descriptors would look like a TAKE or the
+        // end.
         let datagram = sent(&MAGIC, 1, &mut []);
         assert_eq!(datagram.request().unwrap_err().status, Status::Truncated);
         assert_eq!(

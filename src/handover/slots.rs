@@ -1,4 +1,4 @@
-//! File descriptors between two hands: each in a slot, for a while.
+//! Slots: each keeps a file descriptor, for a limited time, between its handover and its claim.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,33 +15,33 @@ use super::table::{Held, Name, Table};
 use crate::access::{ClientProcess, Peer, Principal};
 use crate::error::{Error, Result, SystemError};
 
-/// Bytes of a slot.
+/// The number of bytes of a slot.
 pub const SLOT_BYTES: usize = 16;
 
-/// Names a file descriptor that was handed over. Nobody can guess one of the daemon's choice, nor use
-/// one of another process's.
+/// The number that names a file descriptor which was handed over. One that the daemon has chosen
+/// cannot be guessed; one that a client process has chosen cannot be used by another process.
 pub type Slot = [u8; SLOT_BYTES];
 
 /// Default of `limits.slots`.
 pub const SLOTS_DEFAULT: usize = 4096;
 
-/// How long a request that names a slot waits for it, if it is none of those there.
+/// How long a request waits for a slot that it names and that has not arrived yet.
 pub const SLOT_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a slot lives.
+/// How long a slot can be claimed.
 pub const SLOT_TTL: Duration = Duration::from_secs(30);
 
-/// The table of slots; [`serve`](super::serve) closes what expires.
+/// The table of slots; [`serve`](super::serve) closes expired ones.
 pub struct Slots {
     capacity: usize,
     ttl: Duration,
     table: Mutex<Table>,
-    /// The earliest deadline may be another.
+    /// Notified when the earliest deadline may have changed.
     rescheduled: Notify,
 }
 
 impl Slots {
-    /// At most `capacity` slots, each claimable for `ttl`.
+    /// Makes a table of at most `capacity` slots, each of which can be claimed for `ttl`.
     #[must_use]
     pub fn new(capacity: usize, ttl: Duration) -> Arc<Self> {
         Arc::new(Self {
@@ -52,24 +52,25 @@ impl Slots {
         })
     }
 
-    /// How many slots are taken.
+    /// Returns the number of slots in use.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.lock().len()
     }
 
-    /// No slot is taken.
+    /// Whether no slot is in use.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Puts each descriptor into a slot that only the giver's principal can claim, and where the
-    /// giver chose them itself (`own`, as many as descriptors) only the giver's process; in order.
+    /// Puts each descriptor into a slot, and returns the slots in order. Only the giver's principal
+    /// can claim them. If the giver chose the slots itself (`own`, one per descriptor), only the
+    /// giver's process can.
     ///
     /// # Errors
-    /// [`Error::Limit`] if there is no room for all of them, [`Error::NameTaken`] for a number of the
-    /// giver's own that is in use, or the system's; then all are closed.
+    /// [`Error::Limit`] if there is no room for all descriptors, [`Error::NameTaken`] if a slot of
+    /// `own` is in use, or an error of the system. Then all descriptors are closed.
     pub fn give(
         &self,
         giver: &Peer,
@@ -81,7 +82,7 @@ impl Slots {
         given
     }
 
-    /// Takes them all, or none.
+    /// Like `give`, but leaves all descriptors in `fds` if it fails.
     fn try_give(
         &self,
         giver: &Peer,
@@ -109,7 +110,8 @@ impl Slots {
                 differs: None,
             });
         }
-        // Those whose claims are undecided wake nobody.
+        // `expire` waits for deadlines of slots with a descriptor only. If there was none, it must
+        // be woken for the new ones.
         let first = !table.held().any(|held| held.fd.is_some());
         let deadline = Instant::now() + self.ttl;
         for (slot, fd) in slots.iter().zip(fds.drain(..)) {
@@ -133,7 +135,7 @@ impl Slots {
             return Ok(());
         };
         let limit = if most < self.capacity {
-            "limits.slots, three quarters of it for one principal,"
+            "three quarters of limits.slots (the share of one principal)"
         } else {
             "limits.slots"
         };
@@ -144,15 +146,16 @@ impl Slots {
         })
     }
 
-    /// Waits until these slots, where they are the peer's own, are there: some may be on their way.
-    /// After [`SLOT_WAIT`] in all it waits no longer. What is no slot is not waited for.
+    /// Waits until all of these slots have been given, since a request may overtake the datagram
+    /// that gives its slots. It waits [`SLOT_WAIT`] in all at most. Values that are not slots are
+    /// skipped.
     pub async fn arrived(&self, peer: &Peer, slots: impl Iterator<Item = &[u8]>) {
         let wait = async {
             for slot in slots.filter_map(|slot| Slot::try_from(slot).ok()) {
                 self.arrives(peer, slot).await;
             }
         };
-        // Who claims one that did not come is told so.
+        // After the time, claiming a slot that has not arrived fails with an error.
         let _ = timeout(SLOT_WAIT, wait).await;
     }
 
@@ -169,10 +172,10 @@ impl Slots {
         comes.await;
     }
 
-    /// Sets a slot aside for a descriptor of `owner`'s that is still to come.
+    /// Reserves a slot for a descriptor of `owner` that is still to come.
     ///
     /// # Errors
-    /// [`Error::Limit`] if there is no room, or the system's.
+    /// [`Error::Limit`] if there is no room, or an error of the system.
     pub fn reserve(self: &Arc<Self>, owner: &Principal) -> Result<Reserved> {
         let slot = random_slots(1)?.pop().unwrap_or_default();
         let mut table = self.table.lock();
@@ -191,12 +194,13 @@ impl Slots {
         })
     }
 
-    /// Takes the descriptor out of a slot, the daemon's choice or the peer's own; once [kept](Claimed::keep), the slot is used up.
-    /// `field` is the request's name for the slot.
+    /// Takes the descriptor out of a slot, whether the daemon or the peer has chosen the slot. The
+    /// slot is used up once the descriptor is [kept](Claimed::keep). `field` is the field of the
+    /// request that names the slot.
     ///
     /// # Errors
-    /// [`Error::InvalidField`] if it is not 16 bytes; [`Error::SlotNotFound`] if it was never
-    /// given, is claimed, expired, or another's.
+    /// [`Error::InvalidField`] if the slot is not 16 bytes; [`Error::SlotNotFound`] if it was never
+    /// given, is claimed, has expired, or belongs to another client.
     pub fn claim(
         self: &Arc<Self>,
         field: &'static str,
@@ -244,7 +248,7 @@ impl Slots {
         self.rescheduled.notify_one();
     }
 
-    /// Closes what expires, when it does; never returns.
+    /// Closes the descriptors of slots when they expire; never returns.
     pub(super) async fn expire(&self) {
         loop {
             let next = self.next_deadline();
@@ -279,7 +283,7 @@ impl fmt::Debug for Slots {
 
 type PutBack = Box<dyn FnOnce(OwnedFd) + Send + Sync>;
 
-/// A slot without its descriptor; free again when dropped without [`Reserved::fill`].
+/// A slot whose descriptor is still to come. Dropping it without [`Reserved::fill`] frees the slot.
 #[derive(Debug)]
 pub struct Reserved {
     slots: Arc<Slots>,
@@ -287,7 +291,7 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Puts the descriptor in, from now on for the slots' usual time.
+    /// Puts the descriptor into the slot. Its time to be claimed begins now.
     #[must_use]
     pub fn fill(self, fd: OwnedFd) -> Slot {
         let mut table = self.slots.table.lock();
@@ -311,19 +315,19 @@ impl Drop for Reserved {
     }
 }
 
-/// A descriptor out of its slot, on approval: dropped without [`Claimed::keep`] it goes
-/// back, to expire when it would have.
+/// A descriptor that was taken out of its slot. Dropping it without [`Claimed::keep`] puts it back,
+/// and it expires at the same time as before.
 #[derive(Debug)]
 pub struct Claimed {
     slots: Arc<Slots>,
     name: Name,
     fd: ScopeGuard<OwnedFd, PutBack>,
-    /// The client process it came from, if any.
+    /// The client process that gave it, if known.
     pub giver: Option<Arc<ClientProcess>>,
 }
 
 impl Claimed {
-    /// Takes it for good, with the client process it came from.
+    /// Keeps the descriptor and frees the slot. Returns it with the client process that gave it.
     #[must_use]
     pub fn keep(self) -> (OwnedFd, Option<Arc<ClientProcess>>) {
         self.slots.table.lock().remove(&self.name);
@@ -347,7 +351,8 @@ fn random_slots(count: usize) -> Result<Vec<Slot>> {
     Ok(slots)
 }
 
-/// Closes descriptors where it may block, as the last close of a lingering socket does.
+/// Closes descriptors on a thread that may block, since the last close(2) of a socket with
+/// SO_LINGER blocks.
 pub(super) fn close_aside(fds: Vec<OwnedFd>) {
     if fds.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! Which slots there are, whose they are, and who waits for one.
+//! The table of slots: their owners, and the requests that wait for a slot.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,29 +12,30 @@ use tokio::time::Instant;
 use super::slots::Slot;
 use crate::access::{ClientProcess, Peer, Principal, ProcessKey};
 
-/// Of the slots, the part that one principal leaves to others: a quarter.
+/// One principal may not use one part in `LEFT_TO_OTHERS` of the slots: a quarter.
 const LEFT_TO_OTHERS: usize = 4;
 
-/// Whose own numbers they are: nobody else can take, or use up, one of them.
+/// The owner of slots that a client has chosen. No other client can take one of these slots, or
+/// occupy its number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Giver {
-    /// One client process's.
+    /// A client process.
     Process(Principal, ProcessKey),
-    /// Where it is not known: the principal's.
+    /// A principal, if the daemon cannot see the client process.
     Principal(Principal),
 }
 
-/// What a slot is found by.
+/// The key of a slot in the table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Name {
-    /// The daemon chose it.
+    /// A slot that the daemon has chosen.
     Issued(Slot),
-    /// The client chose it.
+    /// A slot that the client has chosen.
     Own(Giver, Slot),
 }
 
 impl Name {
-    /// That number of the peer's own.
+    /// Returns the key of a slot that the peer has chosen.
     pub(super) fn own(peer: &Peer, slot: Slot) -> Self {
         let principal = peer.principal.clone();
         let giver = match &peer.process {
@@ -49,11 +50,12 @@ pub(super) struct Held {
     pub(super) owner: Principal,
     pub(super) giver: Option<Arc<ClientProcess>>,
     pub(super) deadline: Instant,
-    /// `None` while a claim is undecided, which keeps the place.
+    /// The descriptor. `None` if it is claimed but may still be put back, or if it is still to
+    /// come; the slot stays taken meanwhile.
     pub(super) fd: Option<OwnedFd>,
 }
 
-/// Those who wait for one slot.
+/// The requests that wait for one slot.
 #[derive(Debug, Default)]
 struct Awaited {
     waiters: usize,
@@ -63,7 +65,7 @@ struct Awaited {
 #[derive(Default)]
 pub(super) struct Table {
     held: HashMap<Name, Held>,
-    /// How many a principal has.
+    /// The number of slots of each principal.
     shares: HashMap<Principal, usize>,
     awaited: HashMap<Name, Awaited>,
 }
@@ -73,7 +75,8 @@ impl Table {
         self.held.len()
     }
 
-    /// The most that is allowed if so many more of that principal's do not fit, of so many in all.
+    /// Checks whether `owner` may have `more` slots, where `all` is the limit on all slots. Returns
+    /// the limit that would be exceeded, or `None`.
     pub(super) fn exceeded(&self, owner: &Principal, more: usize, all: usize) -> Option<usize> {
         let share = all - all / LEFT_TO_OTHERS;
         let theirs = self.shares.get(owner).copied().unwrap_or(0);
@@ -109,7 +112,7 @@ impl Table {
         Some(held)
     }
 
-    /// Removes what was to be claimed by then.
+    /// Removes the slots that have expired, and returns their descriptors.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<OwnedFd> {
         let due = |_: &Name, held: &mut Held| held.fd.is_some() && held.deadline <= now;
         let expired: Vec<Held> = self.held.extract_if(due).map(|(_, held)| held).collect();
@@ -128,14 +131,15 @@ impl Table {
         }
     }
 
-    /// One more waits for that slot; it is told of what comes from now on.
+    /// Registers a request that waits for a slot. The returned future completes when the slot
+    /// arrives after this call.
     pub(super) fn wait_for(&mut self, name: &Name) -> OwnedNotified {
         let awaited = self.awaited.entry(name.clone()).or_default();
         awaited.waiters += 1;
         Arc::clone(&awaited.came).notified_owned()
     }
 
-    /// One of them does not any more.
+    /// Unregisters a request that `wait_for` has registered.
     pub(super) fn wait_no_more(&mut self, name: &Name) {
         if let Some(awaited) = self.awaited.get_mut(name) {
             awaited.waiters -= 1;

@@ -1,4 +1,4 @@
-//! The handover socket, served for real.
+//! Tests of the handover socket with a running server.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -170,7 +170,7 @@ fn a_connection_survives_what_it_is_refused() {
     back.write_all(b"there and back").unwrap();
     drop(back);
     let mut read = String::new();
-    // Ends only if the daemon kept no copy.
+    // This ends only if the daemon has kept no copy of the descriptor.
     ours.read_to_string(&mut read).unwrap();
     assert_eq!(read, "there and back");
     served.client.take(&slot).unwrap_err();

@@ -1,8 +1,8 @@
 //! Starts a program in the same way as posix_spawn(3): the child shares the daemon's memory, and
 //! the calling thread waits until the child executes its program or ends.
 //!
-//! posix_spawn(3) itself cannot be used: it leaves signals 32 and 33, which glibc uses itself,
-//! ignored in the child, and it cannot set limits, the umask, the nice value or the OOM score.
+//! posix_spawn(3) itself cannot be used: it makes the child ignore signals 32 and 33, which
+//! glibc reserves, and it cannot set limits, the umask, the nice value or the OOM score.
 //! Before execve(2) the child only makes system calls with data that `spawn` has prepared. It takes
 //! no lock, allocates nothing and cannot panic, since other threads of the daemon may hold any lock
 //! at that moment.

@@ -1,4 +1,4 @@
-//! Slots without the socket.
+//! Tests of the slots without the socket.
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -79,7 +79,7 @@ async fn a_slot_beside_undecided_claims_expires_too() {
     let undecided = slots.claim("spec.fd.slot", &owner, &slot).unwrap();
     let expiry = Arc::clone(&slots);
     let expiry = tokio::spawn(async move { expiry.expire().await });
-    // It finds nothing that expires.
+    // `expire` runs and finds no expired slot.
     tokio::task::yield_now().await;
     tokio::task::yield_now().await;
     let (fd, receiver) = pipe();
@@ -102,7 +102,7 @@ async fn a_claim_that_is_not_kept_goes_back_with_its_deadline() {
     drop(claim().unwrap());
     let claimed = claim().unwrap();
 
-    // Undecided, it keeps its place and does not expire.
+    // While it is claimed but not kept, the slot stays in use and does not expire.
     tokio::time::sleep(SLOT_TTL * 2).await;
     assert_eq!(slots.len(), 1);
     drop(claimed);
@@ -174,7 +174,7 @@ async fn a_number_of_the_clients_own_may_come_after_who_names_it() {
     assert_eq!(start.elapsed().as_secs(), SLOT_WAIT.as_secs());
     assert!(not_found(claim(&other)));
 
-    // However many of them never come, the wait is one.
+    // The wait has one bound for all slots, however many of them never arrive.
     let none = [[1; SLOT_BYTES], [2; SLOT_BYTES], [3; SLOT_BYTES]];
     slots
         .arrived(&owner, none.iter().map(<[u8; SLOT_BYTES]>::as_slice))
