@@ -1,13 +1,13 @@
 //! The client processes: `evloopd demo-client ROLE SOCKET [ARGUMENT]`.
 //!
-//! | role | what it does |
+//! | role | function |
 //! |---|---|
 //! | `run` | runs the numbering child through evloopd, or joins it after a cursor |
-//! | `plain` | runs it as a subprocess of its own, the way everybody does |
-//! | `plain-again` | is given the number of such a child, and asks for its status |
-//! | `tour` | watches one of everything on the backend that is named |
+//! | `plain` | runs the same child as a plain subprocess of its own |
+//! | `plain-again` | asks for the status of such a child, whose process id it is given |
+//! | `tour` | adds one watch of each kind on a loop with the named backend |
 //!
-//! `run` and `tour` pass the daemon's messages on; the others speak in lines.
+//! `run` and `tour` write the daemon's messages to stdout; the others write lines of text.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -25,13 +25,13 @@ use crate::event::Cursor;
 use crate::proto::process_service_client::ProcessServiceClient;
 use crate::proto::{self, ProcessSpec, RunRequest, process_spec};
 
-/// The name that the numbering child has on its loop.
+/// The name of the numbering child on its loop.
 pub(super) const CHILD_NAME: &str = "numbers";
 
-/// Exit code of `plain-again`: the child's status cannot be had.
+/// Exit code of `plain-again` if it cannot get the child's status.
 pub(super) const LOST: u8 = 3;
 
-/// Does what `args` say.
+/// Runs the client that `args` name.
 pub(super) async fn play(args: &[String]) -> Result<ExitCode, Failure> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
@@ -57,7 +57,8 @@ fn cursor(text: &str) -> Result<proto::Cursor, Failure> {
     })
 }
 
-/// The first life and every later one differ in `after` only.
+/// Runs the child, or joins it if it exists. The first client and the later one differ only in
+/// `after`.
 async fn run(socket: &Path, after: Option<proto::Cursor>) -> Result<ExitCode, Failure> {
     let connected = client::connect(Some(socket)).await;
     let channel = connected

@@ -1,4 +1,4 @@
-//! Act 1: the clients of two equal children are killed.
+//! Act 1: two clients run the same child, one with and one without evloopd, and are killed.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use crate::proto::{
 };
 use crate::text::grouped;
 
-/// How long both children are without a client: for the audience, nothing depends on it.
+/// How long both children run without a client. The value matters only to the viewer.
 const ABSENCE: Duration = Duration::from_millis(300);
 
 const PLAIN_SIDE: &str = "plain";
 const OUR_SIDE: &str = "evloopd";
 
-/// Plays it, and adds what the checker found.
+/// Runs the act, and adds the checker's summary to `total`.
 pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Failure> {
     stage.screen.act(
         "1. A client is killed. What becomes of its child?",
@@ -48,7 +48,7 @@ pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Fai
     Ok(())
 }
 
-/// Runs the child as a plain subprocess until the client is killed; answers the child's number.
+/// Runs the child as a plain subprocess until its client is killed; returns the child's process id.
 async fn plain_life(stage: &Stage<'_>) -> Result<String, Failure> {
     let mut client = stage.client("plain", &[])?;
     let mut child = String::new();
@@ -77,7 +77,7 @@ async fn plain_life(stage: &Stage<'_>) -> Result<String, Failure> {
     Ok(child)
 }
 
-/// A new client asks for the plain child.
+/// Starts a new client, which asks for the status of the plain child and cannot get it.
 async fn plain_afterlife(stage: &Stage<'_>, child: String) -> Result<(), Failure> {
     let mut client = stage.client("plain-again", &[&child])?;
     let mut finding = String::new();
@@ -94,16 +94,16 @@ async fn plain_afterlife(stage: &Stage<'_>, child: String) -> Result<(), Failure
         .row(PLAIN_SIDE, BAD, &format!("{missing} lines missing"))?;
     let status = client.ended().await?;
     require(status.code() == Some(LOST.into()), || {
-        format!("the plain child's status was to be unknown, but its client says {finding:?}")
+        format!("the plain child's status should be unknown, but its client reports {finding:?}")
     })
 }
 
-/// What one client of evloopd got.
+/// The events that one client of evloopd has received.
 struct Life {
     header: RunHeader,
     recording: Recording,
     numbers: Numbers,
-    /// After this event the next client has to go on.
+    /// The sequence number of the event after which the next client must resume.
     position: u64,
     pid: i32,
     exited: Option<Status>,
@@ -127,7 +127,7 @@ impl Life {
         }
     }
 
-    /// Takes a batch, and shows what is in it up to line `last`.
+    /// Takes a batch, and shows the child's lines in it up to line `last`.
     fn take(&mut self, stage: &Stage<'_>, batch: Batch, last: u64) -> Result<(), Failure> {
         for event in &batch.events {
             match &event.kind {
@@ -158,15 +158,15 @@ impl Life {
         }
         let lines = self.numbers.take(data.offset, &data.data, last)?;
         let end = data.offset + u64::try_from(data.data.len()).unwrap_or_default();
-        // An event that has more than the last line is asked for again, and its bytes
-        // are passed over by their offset.
+        // If the event has bytes after the last line, the next client reads it again, and skips the
+        // known bytes by their offset.
         let whole = self.numbers.bytes() == end;
         self.position = if whole { event.seq } else { event.seq - 1 };
         milestones(stage, OUR_SIDE, lines)
     }
 }
 
-/// Runs the child through evloopd until the client is killed.
+/// Runs the child through evloopd until its client is killed.
 async fn first_life(stage: &Stage<'_>) -> Result<Life, Failure> {
     let mut client = stage.client("run", &[])?;
     let header = header(&mut client).await?;
@@ -188,7 +188,7 @@ async fn first_life(stage: &Stage<'_>) -> Result<Life, Failure> {
     Ok(life)
 }
 
-/// A new client asks for the rest.
+/// Starts a new client, which reads the rest of the output.
 async fn second_life(stage: &Stage<'_>, first: &Life) -> Result<Life, Failure> {
     nobody_there(stage, first).await?;
     let after = format!("{}:{}", first.header.epoch, first.position);
@@ -220,7 +220,7 @@ async fn second_life(stage: &Stage<'_>, first: &Life) -> Result<Life, Failure> {
     Ok(life)
 }
 
-/// Asks evloopd for the child while no client is there.
+/// Asks evloopd for the state of the child while it has no client.
 async fn nobody_there(stage: &Stage<'_>, first: &Life) -> Result<(), Failure> {
     let request = GetWatchRequest {
         r#loop: Some(LoopRef {
@@ -281,7 +281,7 @@ fn unexpected(expected: &str, got: Option<&run_response::Message>) -> Failure {
     Failure::Missing(format!("instead of {expected}: {got}"))
 }
 
-/// Shows every thousandth line, and the first one after the crash.
+/// Shows every thousandth line, and the first line after the kill.
 fn milestones(stage: &Stage<'_>, side: &str, lines: std::ops::Range<u64>) -> Result<(), Failure> {
     for line in lines {
         if line.is_multiple_of(1000) || line == FATAL_LINE + 1 {

@@ -1,17 +1,18 @@
-//! The demo: a real daemon on a private socket, real clients as processes, and a verdict.
+//! The demo: runs a real daemon on a private socket and real client processes, and checks that no
+//! event is lost.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
-//! | `crash` | act 1: clients are killed, and what becomes of their children |
+//! | `crash` | act 1: clients are killed while their children run |
 //! | `tour` | act 2: every kind of watch on every backend |
-//! | `clients` | what the client processes do in act 1, and the way in for all of them |
-//! | `script` | what they do in act 2 |
-//! | `process` | the daemon, the clients, and that none is left behind |
-//! | `numbers` | the child's output, and how to tell whether it is complete |
-//! | `screen` | what the audience sees |
+//! | `clients` | the entry point of all client processes, and the clients of act 1 |
+//! | `script` | the client of act 2 |
+//! | `process` | starts and ends the daemon and the clients |
+//! | `numbers` | the child of act 1, and the check that its output is complete |
+//! | `screen` | the output on the terminal |
 //!
-//! Clients pass on the daemon's answers as they come, on their stdout. This process shows
-//! them, and has them judged by [`crate::history`] in the end.
+//! Clients write the daemon's answers to their stdout as they arrive. This process shows
+//! them, and checks them with [`crate::history`] at the end.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -45,18 +46,19 @@ mod tour;
 use process::{Client, Daemon};
 use screen::{GOOD, Screen};
 
-/// When to give up: twenty times what it takes.
+/// How long the demo may take: twenty times its usual duration.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the end of the daemon may lag behind the failures that it causes.
+/// How long the demo waits, after another failure, for the end of the daemon as its cause.
 const LAG: Duration = Duration::from_millis(200);
 
-/// Exit code after a signal that asked for the end: as shells have it for SIGINT.
+/// The exit code after SIGINT, SIGTERM or SIGHUP: that which shells use for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// Shows the demo. Fails if anything that it promises is missing.
+/// Runs the demo. Fails if any step does not have its expected result.
 ///
-/// To be called on a thread that does not block SIGINT, SIGTERM and SIGHUP: they end it in order.
+/// Must be called on a thread that does not block SIGINT, SIGTERM and SIGHUP, which end the demo in
+/// order.
 #[must_use]
 pub fn run() -> ExitCode {
     match block_on(present()) {
@@ -71,8 +73,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Is one of the demo's clients: `args` say which. Only [`run`] calls it, by way of the
-/// program's hidden `demo-client`.
+/// Runs one of the demo's clients, which `args` name. Only [`run`] starts it, with the program's
+/// hidden subcommand `demo-client`.
 #[must_use]
 pub fn client(args: &[String]) -> ExitCode {
     block_on(clients::play(args)).unwrap_or_else(|failure| {
@@ -82,7 +84,7 @@ pub fn client(args: &[String]) -> ExitCode {
     })
 }
 
-/// Why the demo cannot go on.
+/// The reason why the demo has failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     /// The system refused something.
@@ -91,25 +93,25 @@ enum Failure {
         step: &'static str,
         source: io::Error,
     },
-    /// The daemon did.
+    /// The daemon refused something.
     #[error("{step}: {}", status.message())]
     Refused {
         step: &'static str,
         status: Box<Status>,
     },
-    /// What was recorded is not what evloopd promises.
+    /// The recorded events break a promise of evloopd.
     #[error("{of}: the history breaks a promise: {violation}")]
     Broken {
         of: &'static str,
         violation: Violation,
     },
-    /// Something that should be there is not.
+    /// Something that the demo expects did not happen.
     #[error("{0}")]
     Missing(String),
-    /// The daemon did not outlive the demo.
+    /// The daemon ended before the demo did.
     #[error("the daemon ended; the end of its log:\n{0}")]
     DaemonEnded(String),
-    /// A signal asked for the end.
+    /// A signal ended the demo.
     #[error("interrupted")]
     Interrupted,
 }
@@ -130,7 +132,7 @@ fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failur
     }
 }
 
-/// Says what was being done when it failed.
+/// Converts an error of the system to a [`Failure`] that names the step.
 trait During<T> {
     fn during(self, step: &'static str) -> Result<T, Failure>;
 }
@@ -144,7 +146,7 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
     }
 }
 
-/// The same for answers of the daemon: what they carry, or its refusal.
+/// Converts an answer of the daemon to its message, or to a [`Failure`] that names the step.
 trait Answer<T> {
     fn answer(self, step: &'static str) -> Result<T, Failure>;
 }
@@ -213,10 +215,10 @@ async fn acts(daemon: &Daemon) -> Result<Total, Failure> {
     Ok(total)
 }
 
-/// What both acts play on.
+/// The daemon, a connection to it and the screen, for both acts.
 struct Stage<'a> {
     daemon: &'a Daemon,
-    /// This process's own connection, to ask how things are.
+    /// This process's own connection, for questions about loops and watches.
     channel: Channel,
     screen: Screen,
 }
@@ -245,7 +247,7 @@ impl<'a> Stage<'a> {
         Client::start(role, self.daemon.socket(), args)
     }
 
-    /// What loops can wait with, here and elsewhere.
+    /// Returns all backends, whether they are available on this host or not.
     async fn backends(&self) -> Result<Vec<Backend>, Failure> {
         let answer = PolicyServiceClient::new(self.channel.clone())
             .list_backends(ListBackendsRequest {})
@@ -253,7 +255,7 @@ impl<'a> Stage<'a> {
         Ok(answer.answer("ListBackends")?.backends)
     }
 
-    /// What the loop waits with.
+    /// Returns the name of a loop's backend.
     async fn backend_of(&self, loop_id: u64) -> Result<String, Failure> {
         let request = GetLoopRequest {
             r#loop: Some(LoopRef {
@@ -268,7 +270,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// What the checker found in all recordings together.
+/// The sums of the checker's summaries of all recordings.
 #[derive(Debug, Default)]
 struct Total {
     events: u64,

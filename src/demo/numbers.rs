@@ -1,17 +1,17 @@
-//! The child of act 1: it numbers its lines, so that each can be told from every other.
+//! The child of act 1, which numbers its lines so that a missing or repeated line is noticed.
 
 use super::{Failure, require};
 
-/// Lines that the child writes.
+/// The number of lines that the child writes.
 pub(super) const LINES: u64 = 10_000;
 
 /// The line at which the clients are killed.
 pub(super) const FATAL_LINE: u64 = 3_000;
 
-/// The child's exit code: one that nobody would make up.
+/// The child's exit code, unlike any default.
 pub(super) const EXIT_CODE: i32 = 7;
 
-/// The child: about two seconds of work, in bursts of 500 lines.
+/// Returns the child's shell command: about two seconds of work, in bursts of 500 lines.
 pub(super) fn command_line() -> String {
     format!(
         "n=0; while [ $n -lt {LINES} ]; do n=$((n+1)); echo $n; \
@@ -19,7 +19,7 @@ pub(super) fn command_line() -> String {
     )
 }
 
-/// Reads the child's output and insists on every line, once and in order.
+/// A reader of the child's output that checks that every line comes once and in order.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Numbers {
     lines: u64,
@@ -28,18 +28,18 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// Complete lines read.
+    /// Returns the number of complete lines read.
     pub(super) const fn lines(&self) -> u64 {
         self.lines
     }
 
-    /// The bytes of these lines.
+    /// Returns the bytes of these lines.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Takes bytes that begin at `offset` of the output, and no line beyond `last`. Bytes
-    /// that were taken before are passed over; the lines that are new are returned.
+    /// Takes bytes that begin at `offset` of the output, up to the end of line `last`. Bytes
+    /// that were taken before are skipped. Returns the new lines.
     pub(super) fn take(
         &mut self,
         offset: u64,

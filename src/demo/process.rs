@@ -1,4 +1,4 @@
-//! The demo's processes and its directory: none outlives it.
+//! The demo's processes and its directory, which are all ended or removed with the demo.
 
 use std::env;
 use std::fs::{self, DirBuilder, File};
@@ -25,16 +25,16 @@ use crate::sys::async_fd;
 /// How long the daemon may take to be ready.
 const START_MAX: Duration = Duration::from_secs(10);
 
-/// How long it may take to end before it is killed, seconds.
+/// How long the daemon may take to end before it is killed, in seconds.
 const STOP_MAX_SECS: i64 = 5;
 
-/// The longest message that a client passes on: more than gRPC takes.
+/// The longest message that a client passes on, in bytes: more than the limit of gRPC.
 const FRAME_MAX: u32 = 16 * 1024 * 1024;
 
-/// The daemon's log lines to show when it fails.
+/// The number of log lines that are shown when the daemon fails.
 const LAST_WORDS: usize = 10;
 
-/// A directory of the demo's own, removed with all it holds when dropped.
+/// A directory for the demo, removed with its content when dropped.
 #[derive(Debug)]
 struct PrivateDir(PathBuf);
 
@@ -44,12 +44,12 @@ impl PrivateDir {
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let name = format!("evloopd-demo-{:016x}", u64::from_le_bytes(random));
         let path = env::temp_dir().join(name);
-        // Fails if anybody was there before.
+        // This fails if the path exists.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 
-    /// Where the daemon's log goes.
+    /// Returns the path of the daemon's log.
     fn log(&self) -> PathBuf {
         self.0.join("log")
     }
@@ -57,7 +57,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        // Nobody could do anything about what is left.
+        // There is nothing to do about files that cannot be removed.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -68,7 +68,7 @@ struct Owned(Child);
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Both fail only if it was waited for already.
+        // Both fail only if the child was waited for already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -83,7 +83,7 @@ struct Process {
 
 impl Process {
     fn start(command: &mut Command) -> io::Result<Self> {
-        // Ctrl-C is for the demo alone, which then ends the others in order.
+        // A process group of its own: Ctrl-C reaches only the demo, which ends the others in order.
         let child = Owned(command.process_group(0).spawn()?);
         let pid = Pid::from_child(&child.0);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -106,23 +106,24 @@ impl Process {
     }
 }
 
-/// The daemon under demonstration, ended when dropped.
+/// The daemon of the demo, ended when dropped.
 #[derive(Debug)]
 pub(super) struct Daemon {
     process: Process,
     socket: PathBuf,
-    /// Last: to be removed when the daemon is gone.
+    /// The last field, so that it is dropped after the daemon has ended.
     dir: PrivateDir,
 }
 
 impl Daemon {
-    /// Starts it, on its own socket and the shipped configuration, and waits until it is ready.
+    /// Starts the daemon on a socket of its own with the default configuration, and waits until it
+    /// is ready.
     pub(super) async fn start() -> Result<Self, Failure> {
         let dir = PrivateDir::new().during("make a temporary directory")?;
         let [socket, config, notify] =
             ["evloopd.sock", "evloopd.toml", "notify.sock"].map(|name| dir.0.join(name));
         let notified = UnixDatagram::bind(&notify).during("bind")?;
-        // Not the user's: whoever runs the demo gets the same one.
+        // A separate file, so that the user's configuration is not read.
         fs::write(&config, "version = 1\n").during("write")?;
         let stderr = File::create(dir.log()).during("create")?;
         let process = Process::start(
@@ -152,12 +153,12 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Where it listens.
+    /// Returns the path of the daemon's socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Waits until it ends, which it should not do by itself.
+    /// Waits until the daemon ends by itself, which is a failure.
     pub(super) async fn failure(&self) -> Failure {
         match self.process.ended().await.during("wait for the daemon") {
             Ok(()) => self.last_words(),
@@ -173,7 +174,7 @@ impl Daemon {
         Failure::DaemonEnded(last.join("\n"))
     }
 
-    /// Ends it, in order.
+    /// Ends the daemon in order.
     pub(super) async fn stop(mut self) -> Result<(), Failure> {
         self.terminate().during("stop the daemon")?;
         let status = self.process.status().await.during("stop the daemon")?;
@@ -202,7 +203,7 @@ impl Drop for Daemon {
                 self.process.pidfd.get_ref().as_ref(),
                 PollFlags::IN,
             )];
-            // Whatever it says: who has not ended now is killed.
+            // The result does not matter: if the daemon still runs, `Owned` kills it.
             let _ = poll(&mut end, Some(&patience));
         }
     }
@@ -220,16 +221,16 @@ async fn ready(notified: &UnixDatagram) -> io::Result<()> {
     }
 }
 
-/// A client of the daemon, or of nobody; killed when dropped.
+/// A client process, with or without a connection to the daemon; killed when dropped.
 #[derive(Debug)]
 pub(super) struct Client {
     process: Process,
-    /// Its stdout.
+    /// The reading end of its stdout.
     pub(super) out: BufReader<pipe::Receiver>,
 }
 
 impl Client {
-    /// Starts one that plays `role`; see [`clients`](super::clients).
+    /// Starts a client in the role `role`; see [`clients`](super::clients).
     pub(super) fn start(role: &str, socket: &Path, args: &[&str]) -> Result<Self, Failure> {
         let mut process = Process::start(
             this_program()?
@@ -256,32 +257,32 @@ impl Client {
         })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// The next message that it passes on; `None` when it will pass on no more.
+    /// Reads the next message that the client passes on; `None` when its stdout has ended.
     pub(super) async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Failure> {
         let frame = read_frame(&mut self.out)
             .await
             .during("read from a client")?;
         let message = frame.map(|frame| M::decode(frame.as_slice())).transpose();
-        message.map_err(|error| Failure::Missing(format!("a client passes on garbage: {error}")))
+        message.map_err(|error| Failure::Missing(format!("a client's message is broken: {error}")))
     }
 
-    /// Kills it with SIGKILL; what it wrote and nobody has read is lost with it.
+    /// Kills the client with SIGKILL. Output that was not read yet is lost.
     pub(super) async fn kill(mut self) -> Result<(), Failure> {
         use std::os::unix::process::ExitStatusExt as _;
 
         self.process.child.0.kill().during("kill a client")?;
         let status = self.ended().await?;
         require(status.signal() == Some(Signal::KILL.as_raw()), || {
-            format!("a client was to be killed, but ended by itself: {status}")
+            format!("a client ended by itself before it was killed: {status}")
         })
     }
 
-    /// Waits until it ends.
+    /// Waits until the client ends.
     pub(super) async fn ended(&mut self) -> Result<ExitStatus, Failure> {
         self.process.status().await.during("wait for a client")
     }
@@ -299,7 +300,8 @@ async fn read_frame(from: &mut BufReader<pipe::Receiver>) -> io::Result<Option<V
     Ok(Some(frame))
 }
 
-/// Passes a message on to whoever started this client: its length in four bytes, then itself.
+/// Writes a message to stdout, for the process that started this client: first its length in four
+/// bytes, big-endian, then the message.
 pub(super) fn pass_on(message: &impl Message) -> Result<(), Failure> {
     use io::Write as _;
 

@@ -1,4 +1,4 @@
-//! What the audience sees: quiet rows of time, who, and what.
+//! The demo's output: rows of a time, a name and a text.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -21,21 +21,21 @@ pub(super) const GOOD: Style = AnsiColor::Green.on_default().effects(Effects::BO
 pub(super) const BAD: Style = AnsiColor::Red.on_default();
 const NAME: Style = AnsiColor::Cyan.on_default();
 
-/// Where a row of several facts is broken.
+/// The column at which a row of several events is broken.
 const COLUMNS: usize = 100;
-/// Longest text from elsewhere, bytes.
+/// The longest text of other processes that is shown, in bytes.
 const SHOWN_MAX: usize = 512;
-/// Of the columns before the facts.
+/// The columns before the first event of a row.
 const MARGIN: usize = 30;
 
-/// The clock that all rows go by: that of the events.
+/// The terminal. All rows show the time on the monotonic clock, as the events do.
 #[derive(Debug)]
 pub(super) struct Screen {
     start_ns: u64,
 }
 
 impl Screen {
-    /// The show begins now.
+    /// Makes a screen on which now is second 0.
     pub(super) fn new() -> Self {
         Self {
             start_ns: monotonic_ns(),
@@ -49,7 +49,7 @@ impl Screen {
         ))
     }
 
-    /// A headline, and what it is about.
+    /// Shows a headline and an explanation.
     pub(super) fn act(&self, headline: &str, about: &[&str]) -> Result<(), Failure> {
         let mut text = format!("\n{BOLD}{headline}{BOLD:#}\n");
         for about in about {
@@ -58,7 +58,7 @@ impl Screen {
         line(&text)
     }
 
-    /// Something that happens now.
+    /// Shows a row with the present time.
     pub(super) fn row(&self, who: &str, style: Style, what: &str) -> Result<(), Failure> {
         let time = self.time(monotonic_ns());
         let what = text::escaped(what, SHOWN_MAX);
@@ -74,7 +74,7 @@ impl Screen {
     }
 }
 
-/// The events of one loop: what follows each other on one watch shares a row.
+/// The rows of one loop's events. Consecutive events of one watch share a row.
 #[derive(Debug)]
 pub(super) struct Rows<'a> {
     screen: &'a Screen,
@@ -95,7 +95,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Shows an event as it comes.
+    /// Shows an event.
     pub(super) fn event(&mut self, event: &Event) -> Result<(), Failure> {
         let id = event.watch_id;
         if let Some(Kind::Added(added)) = &event.kind {
@@ -126,7 +126,7 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// Ends the row that is being shown, if one is.
+    /// Ends the present row, if there is one.
     fn end(&mut self) -> Result<(), Failure> {
         match self.watch.take() {
             Some(_) => line(""),
@@ -137,12 +137,12 @@ impl<'a> Rows<'a> {
 
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
-        // A failure is told on a line of its own.
+        // The row is ended, so that the text of a failure begins on a new line.
         let _ = self.end();
     }
 }
 
-/// One line of text.
+/// Prints one line of text.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
@@ -160,7 +160,7 @@ fn monotonic_ns() -> u64 {
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
 }
 
-/// An event in a few words; those that only keep books are dimmed.
+/// Describes an event in a few words. Events that report no activity of a source are dimmed.
 fn describe(event: &Event) -> (String, Style) {
     let Some(kind) = &event.kind else {
         return ("?".to_owned(), DIM);

@@ -1,4 +1,4 @@
-//! What the client of act 2 does, step by step. Each step waits for the events that it causes.
+//! The steps of the client of act 2. Each step waits for the events that it causes.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,10 +24,10 @@ use crate::proto::watch_service_client::WatchServiceClient;
 use crate::proto::*;
 use crate::{client, handover};
 
-/// Long enough to be seen.
+/// The delay of the timer: long enough that a viewer notices it.
 const TIMER: Duration = Duration::from_millis(200);
 
-/// Does all of it on a loop with this backend.
+/// Runs all steps on a loop with this backend.
 pub(super) async fn play(socket: &Path, backend: &str, policy: &str) -> Result<ExitCode, Failure> {
     let mut script = Script::begin(socket, backend, policy).await?;
     script.timer().await?;
@@ -123,7 +123,8 @@ impl Script {
         self.remove(pipe.watch_id).await
     }
 
-    /// Readiness of a socket that stays the client's: one-shot, so it is armed again in between.
+    /// Watches the readiness of a socket that the client keeps. Readiness is one-shot, so the watch
+    /// is armed again after the first event.
     async fn socket(&mut self) -> Result<(), Failure> {
         let (ours, mut theirs) = UnixStream::pair().during("socketpair")?;
         let spec = watch_spec::Spec::Fd(FdSpec {
@@ -152,7 +153,8 @@ impl Script {
         self.remove(watch_id).await
     }
 
-    /// The daemon has both ends of a TCP connection; what arrives at one is sent back.
+    /// Makes a TCP connection of which the daemon has both ends, and sends the bytes that arrive at
+    /// one end back.
     async fn echo(&mut self) -> Result<(), Failure> {
         let spec = watch_spec::Spec::Listener(ListenerSpec {
             target: Some(listener_spec::Target::Tcp(TcpListen {
@@ -235,7 +237,7 @@ impl Script {
         Ok(())
     }
 
-    /// Closes the loop, and with it the stream.
+    /// Closes the loop, which ends the stream.
     async fn end(&mut self) -> Result<(), Failure> {
         let r#loop = Some(self.on.clone());
         let mut loops = LoopServiceClient::new(self.channel.clone());
@@ -323,7 +325,8 @@ impl Script {
         Ok(())
     }
 
-    /// The first such event of the watch after `after`, whether it came already or is to come.
+    /// Returns the first event of the watch after the sequence number `after` for which `such` is
+    /// true. Waits for it if it has not arrived yet.
     async fn see(
         &mut self,
         watch: u64,
@@ -346,7 +349,7 @@ impl Script {
         }
     }
 
-    /// Takes one message and passes it on; false when there are no more.
+    /// Takes one message and passes it on; returns false when the stream has ended.
     async fn receive(&mut self) -> Result<bool, Failure> {
         let next = self.answers.message().await;
         let Some(answer) = next.map_err(|s| Failure::refused("Subscribe", s))? else {

@@ -1,12 +1,12 @@
-//! Act 2: one of everything on every backend, each in one ordered stream.
+//! Act 2: one watch of each kind on every backend, each loop with one ordered stream.
 
 use super::screen::{DIM, Rows, line};
 use super::{Failure, Stage, Total, require};
 use crate::history::{Recording, Summary, check};
 use crate::proto::{GoodbyeReason, SubscribeResponse, subscribe_response};
 
-/// The backends that Linux has, and the policies to make loops on them by. One asked for by
-/// name is that one or an error.
+/// The backends of Linux, each with a policy that allows it. A loop made with a named backend gets
+/// that backend or is an error.
 const BACKENDS: [(&str, &str); 4] = [
     ("epoll", "default"),
     ("poll", "default"),
@@ -14,7 +14,7 @@ const BACKENDS: [(&str, &str); 4] = [
     ("io_uring", "proactor"),
 ];
 
-/// What must be in every history, and how often at least.
+/// The kinds of events that every history must have, and how many at least.
 const PROGRAMME: [(&str, u64); 9] = [
     ("timer_fired", 1),
     ("ready", 2),
@@ -27,10 +27,10 @@ const PROGRAMME: [(&str, u64); 9] = [
     ("removed", WATCHES),
 ];
 
-/// Timer, pipe, socket, listener, the two ends of a connection, signal.
+/// The number of watches: timer, pipe, socket, listener, the two ends of a connection, signal.
 const WATCHES: u64 = 7;
 
-/// Plays it, and adds what the checker found.
+/// Runs the act, and adds the checker's summaries to `total`.
 pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Failure> {
     stage.screen.act(
         "2. One of everything, on every backend, in one ordered stream",
@@ -44,7 +44,7 @@ pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Fai
         match here.iter().find(|b| b.name == backend) {
             Some(missing) if !missing.available => {
                 let reason = &missing.unavailable_reason;
-                line(&format!("{DIM}{backend}: not here: {reason}{DIM:#}\n"))?;
+                line(&format!("{DIM}{backend} is not available: {reason}{DIM:#}\n"))?;
             }
             _ => on_backend(stage, backend, policy, total).await?,
         }
@@ -81,7 +81,7 @@ async fn on_backend(
     Ok(())
 }
 
-/// Lets a client do it, shows what it passes on and records it.
+/// Starts the client, and shows and records the events that it passes on.
 async fn watch(
     stage: &Stage<'_>,
     backend: &str,
