@@ -122,9 +122,8 @@ fn sockets(server: &Server, found: &mut Findings) {
         (Ok(()), _) => {}
         (Err(why), Some(_)) => found.wrong(HANDOVER, format!("is `{path}`, {why}")),
         (Err(why), None) => {
-            let what = format!(
-                "{HANDOVER} is derived from it, `{path}`, {why}; or set {HANDOVER} itself"
-            );
+            let what =
+                format!("{HANDOVER} is derived from it, `{path}`, {why}; or set {HANDOVER} itself");
             found.wrong_beside(HANDOVER, SERVICE, what);
         }
     }
@@ -134,14 +133,16 @@ fn sockets(server: &Server, found: &mut Findings) {
         PathBuf::from(lock)
     };
     let clash = if service == handover {
-        Some("the same path as")
-    } else if locked(&service) == handover || service == locked(&handover) {
-        Some("the path of the lock file of")
+        Some("is the same path as")
+    } else if locked(&service) == handover {
+        Some("is the path of the lock file of")
+    } else if service == locked(&handover) {
+        Some("has its lock file at the path of")
     } else {
         None
     };
     if let Some(clash) = clash {
-        let what = format!("`{path}` is {clash} {SERVICE}, allowed is any other path");
+        let what = format!("`{path}` {clash} {SERVICE}, allowed is any other path");
         found.wrong_beside(SERVICE, HANDOVER, what);
     }
 }
@@ -367,9 +368,8 @@ fn loops(config: &Config, found: &mut Findings) {
         }
         if !names.insert((principal.clone(), &entry.name)) {
             let name = &entry.name;
-            let what = format!(
-                "{principal} has another loop `{name}`, allowed is one loop of each name"
-            );
+            let what =
+                format!("{principal} has another loop `{name}`, allowed is one loop of each name");
             found.wrong(&key("name"), what);
         }
         if entry.bind && !bound.insert(principal) {

@@ -44,7 +44,9 @@ pub(super) async fn play(stage: &Stage<'_>, total: &mut Total) -> Result<(), Fai
         match here.iter().find(|b| b.name == backend) {
             Some(missing) if !missing.available => {
                 let reason = &missing.unavailable_reason;
-                line(&format!("{DIM}{backend} is not available: {reason}{DIM:#}\n"))?;
+                line(&format!(
+                    "{DIM}{backend} is not available: {reason}{DIM:#}\n"
+                ))?;
             }
             _ => on_backend(stage, backend, policy, total).await?,
         }

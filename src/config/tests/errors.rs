@@ -229,14 +229,18 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[server]\nsocket = \"/s\"\nhandover_socket = \"//./s\"",
             "e.toml:4: server.handover_socket: `//./s` is the same path as server.socket",
-            "another",
+            "any other path",
         ),
         (
             "[server]\nsocket = \"/s\"\nhandover_socket = \"/s.lock\"",
             "e.toml:4: server.handover_socket: `/s.lock` is the path of the lock file of",
-            "another",
+            "any other path",
         ),
-        ("server = 1", "e.toml:2: server: is not a table", "`[server]`"),
+        (
+            "server = 1",
+            "e.toml:2: server: is not a table",
+            "`[server]`",
+        ),
         ("loop = 1", "e.toml:2: loop: is not a list", "`[[loop]]`"),
         ("a = ", "e.toml:2: ", "value"),
         (
