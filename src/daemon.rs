@@ -443,10 +443,10 @@ async fn within(
             return true;
         }
         () = tokio::time::sleep(limit) => {
-            tracing::warn!(?limit, "drain_timeout is over: loops that are not closed end with the daemon");
+            tracing::warn!(?limit, "drain_timeout is over: open loops end with the daemon");
         }
         () = terminate(asked) => {
-            tracing::warn!("asked to end again: loops that are not closed end with the daemon");
+            tracing::warn!("asked to end again: open loops end with the daemon");
         }
     }
     false
