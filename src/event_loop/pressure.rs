@@ -123,7 +123,7 @@ impl EventLoop {
         };
         if self.pressure.full != reason {
             self.pressure.full = reason;
-            self.outbox.set_starved(reason.is_some());
+            self.outbox.set_sources_paused(reason.is_some());
             self.sweep_sources();
             if reason.is_none()
                 && let Some(unsaid) = self.unsaid_switch.take()

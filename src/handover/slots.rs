@@ -176,7 +176,7 @@ impl Slots {
     ///
     /// # Errors
     /// [`Error::Limit`] if there is no room, or an error of the system.
-    pub fn reserve(self: &Arc<Self>, owner: &Principal) -> Result<Reserved> {
+    pub fn reserve(self: &Arc<Self>, owner: &Principal) -> Result<EmptySlot> {
         let slot = random_slots(1)?.pop().unwrap_or_default();
         let mut table = self.table.lock();
         self.check_room(&table, owner, 1)?;
@@ -188,7 +188,7 @@ impl Slots {
         };
         table.insert(Name::Issued(slot), place);
         drop(table);
-        Ok(Reserved {
+        Ok(EmptySlot {
             slots: Arc::clone(self),
             slot,
         })
@@ -283,14 +283,14 @@ impl fmt::Debug for Slots {
 
 type PutBack = Box<dyn FnOnce(OwnedFd) + Send + Sync>;
 
-/// A slot whose descriptor is still to come. Dropping it without [`Reserved::fill`] frees the slot.
+/// A slot whose descriptor is still to come. Dropping it without [`EmptySlot::fill`] frees the slot.
 #[derive(Debug)]
-pub struct Reserved {
+pub struct EmptySlot {
     slots: Arc<Slots>,
     slot: Slot,
 }
 
-impl Reserved {
+impl EmptySlot {
     /// Puts the descriptor into the slot. Its time to be claimed begins now.
     #[must_use]
     pub fn fill(self, fd: OwnedFd) -> Slot {
@@ -305,7 +305,7 @@ impl Reserved {
     }
 }
 
-impl Drop for Reserved {
+impl Drop for EmptySlot {
     fn drop(&mut self) {
         let mut table = self.slots.table.lock();
         let name = Name::Issued(self.slot);

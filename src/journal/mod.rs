@@ -53,13 +53,13 @@ use log::Log;
 pub use memory::Memory;
 pub use outbox::{About, Level, Outbox, WaitsFor, full};
 use progress::Progress;
-pub use reader::{Over, Reader, Start};
+pub use reader::{End, Reader, Start};
 pub use room::Room;
 pub use walk::{Filter, Read};
 
 /// Bytes that must be free before a source tells something for which nothing was set aside: more
 /// than any such event takes, what it carries apart.
-pub const SLOT_BYTES: u64 = 1024;
+pub const UNRESERVED_EVENT_BYTES: u64 = 1024;
 /// Bytes that an event costs beside its encoding, at most: what an island takes. In the ring it is
 /// about half of that.
 pub const ENTRY_BYTES: u64 = 112;
@@ -160,7 +160,7 @@ struct Inner {
     progress: Progress,
     consumers: Consumers,
     /// The loop does not read some of its sources until there is room.
-    starved: bool,
+    sources_paused: bool,
     closed: bool,
 }
 
@@ -170,12 +170,14 @@ impl Inner {
     fn repin(&mut self) -> bool {
         let floor = self.consumers.floor();
         self.log.set_floor(floor);
-        self.log.settle(self.closed)
+        self.log.update_memory(self.closed)
     }
 
     /// Whether the loop waits to hear of room.
     fn is_awaited(&mut self) -> bool {
-        self.starved || self.log.shares().is_any_over() || self.log.watches().is_any_waiting()
+        self.sources_paused
+            || self.log.shares().is_any_over()
+            || self.log.watches().is_any_waiting()
     }
 }
 
@@ -195,7 +197,7 @@ impl Journal {
                 readers: 0,
                 progress: Progress::new(limits.history),
                 consumers: Consumers::new(limits.consumers, limits.consumer_ttl),
-                starved: false,
+                sources_paused: false,
                 closed: false,
             }),
             changed: AtomicBool::new(false),
@@ -263,7 +265,7 @@ impl Journal {
     pub fn close(&self) {
         let released = self.wake_all(|inner| {
             inner.closed = true;
-            inner.log.settle(true)
+            inner.log.update_memory(true)
         });
         if released {
             self.memory.released();

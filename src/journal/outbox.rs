@@ -26,7 +26,7 @@ const AMPLE: Room = Room {
     bytes: 256 * 1024,
 };
 /// How long a watch waits for attached readers that read nothing, where others have to wait too.
-const STARVED_PATIENCE: Duration = Duration::from_secs(1);
+const HELD_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes that a turn may read although all loops doing so might exceed the memory.
 const PART_MIN: u64 = 16 * 1024;
 
@@ -111,7 +111,7 @@ pub struct Outbox {
     /// Something found no room since the loop last asked.
     lacking: bool,
     /// The loop does not read some of its sources until there is room.
-    starved: bool,
+    sources_paused: bool,
     /// What it takes to go on reading, as the loop said, and to begin again.
     low: Room,
     ample: Room,
@@ -119,7 +119,7 @@ pub struct Outbox {
     unread: Room,
     /// More has to give way than one commit may take.
     behind: bool,
-    /// The journal does not know yet of what was set aside, or of `starved`.
+    /// The journal does not know yet of what was set aside, or of `sources_paused`.
     unsettled: bool,
     next_expiry: Option<u64>,
     crossed: Vec<u64>,
@@ -149,7 +149,7 @@ impl Outbox {
             exposed: 0,
             pins: false,
             lacking: false,
-            starved: false,
+            sources_paused: false,
             low: Room::default(),
             ample: Room::default(),
             unread: Room::default(),
@@ -205,7 +205,7 @@ impl Outbox {
     /// Whether there is room for this many events of at most [`SLOT_BYTES`](super::SLOT_BYTES). If not,
     /// [`Outbox::level`] says so.
     pub fn has_room(&mut self, events: u64) -> bool {
-        let room = self.room().holds(Room::slots(events));
+        let room = self.room().holds(Room::unreserved(events));
         self.lacking |= !room;
         room
     }
@@ -297,11 +297,11 @@ impl Outbox {
 
     /// Whether some sources are not read until there is room: whoever makes some, calls. Other
     /// loops look, too, whether it is their readers that leave none.
-    pub fn set_starved(&mut self, starved: bool) {
-        if self.starved != starved {
+    pub fn set_sources_paused(&mut self, sources_paused: bool) {
+        if self.sources_paused != sources_paused {
             self.unsettled = true;
-            self.starved = starved;
-            if starved && self.memory() < self.low.bytes {
+            self.sources_paused = sources_paused;
+            if sources_paused && self.memory() < self.low.bytes {
                 self.journal.memory.call_all();
             }
         }
@@ -399,7 +399,7 @@ impl Outbox {
             journal.memory.add(cost);
         }
         let released = if news == 0 {
-            journal.board.with(|inner| self.settle(inner))
+            journal.board.with(|inner| self.synchronize(inner))
         } else {
             journal.board.post(&mut woken, |inner| {
                 let (log, labels) = (&mut inner.log, &mut inner.labels);
@@ -407,7 +407,7 @@ impl Outbox {
                 for set in self.released.drain(..) {
                     labels.release(set);
                 }
-                self.settle(inner)
+                self.synchronize(inner)
             })
         };
         handoff::wake(woken.drain(..), news);
@@ -421,7 +421,7 @@ impl Outbox {
     pub fn refresh(&mut self) {
         if self.journal.changed.swap(false, Ordering::AcqRel) {
             let journal = Arc::clone(&self.journal);
-            journal.board.with(|inner| self.settle(inner));
+            journal.board.with(|inner| self.synchronize(inner));
         }
     }
 
@@ -432,14 +432,14 @@ impl Outbox {
             events: self.room.events + self.unread.events,
             bytes: (self.room.bytes + self.unread.bytes).min(memory),
         };
-        self.starved && !self.room().holds(self.ample) && without.holds(self.low)
+        self.sources_paused && !self.room().holds(self.ample) && without.holds(self.low)
     }
 
     /// How long a watch waits for attached readers that read nothing, nanoseconds.
     fn patience(&self) -> u64 {
         let patience = self.limits.attached_patience;
         nanos(if self.is_held_up() {
-            patience.min(STARVED_PATIENCE)
+            patience.min(HELD_UP_PATIENCE)
         } else {
             patience
         })
@@ -462,7 +462,7 @@ impl Outbox {
                 0
             };
             let let_go = watches.let_go(now.monotonic, self.patience(), enough);
-            (expired, let_go, self.settle(inner))
+            (expired, let_go, self.synchronize(inner))
         });
         if let_go > 0 {
             tracing::warn!(
@@ -479,12 +479,12 @@ impl Outbox {
     }
 
     /// Brings both sides up to date. Says whether less of the memory of all is committed.
-    fn settle(&mut self, inner: &mut Inner) -> bool {
+    fn synchronize(&mut self, inner: &mut Inner) -> bool {
         self.unsettled = false;
-        inner.starved = self.starved;
+        inner.sources_paused = self.sources_paused;
         inner.trim(self.reserved);
         let log = &mut inner.log;
-        let released = log.settle(inner.closed);
+        let released = log.update_memory(inner.closed);
         self.pins = log.pins();
         self.unread = log.unread();
         self.behind = log.is_behind();

@@ -32,7 +32,7 @@ pub enum Start {
 
 /// Why a reader gets nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
+pub enum End {
     /// The journal is closed, and read to its end.
     Closed,
     /// Somebody else reads as the consumer.
@@ -181,11 +181,11 @@ impl Inner {
     }
 
     /// Why that reader gets nothing more, whatever there is.
-    fn ousted(&self, consumer: Option<&(String, Holder)>) -> Option<Over> {
+    fn ousted(&self, consumer: Option<&(String, Holder)>) -> Option<End> {
         let (name, holder) = consumer?;
         match self.consumers.get(name) {
-            None => Some(Over::Deleted),
-            Some(consumer) if consumer.holder != Some(*holder) => Some(Over::TakenOver),
+            None => Some(End::Deleted),
+            Some(consumer) if consumer.holder != Some(*holder) => Some(End::TakenOver),
             Some(_) => None,
         }
     }
@@ -259,15 +259,15 @@ impl Reader {
         cx: &Context<'_>,
         max_bytes: usize,
         max_events: usize,
-    ) -> Poll<Result<Read, Over>> {
+    ) -> Poll<Result<Read, End>> {
         let journal = Arc::clone(&self.journal);
         let polled = journal.board.poll(cx, self.place, |inner| {
-            if let Some(over) = inner.ousted(self.consumer.as_ref()) {
-                Some(Err(over))
+            if let Some(end) = inner.ousted(self.consumer.as_ref()) {
+                Some(Err(end))
             } else if inner.log.newest() > self.after {
                 Some(Ok(self.read_locked(inner, max_bytes, max_events)))
             } else {
-                inner.closed.then_some(Err(Over::Closed))
+                inner.closed.then_some(Err(End::Closed))
             }
         });
         polled.map_ok(|read| self.tell(read))
@@ -285,10 +285,10 @@ impl Reader {
     }
 
     /// Waits until the consumer has acknowledged more than `acked`.
-    pub fn poll_acked(&mut self, cx: &Context<'_>, acked: u64) -> Poll<Result<u64, Over>> {
+    pub fn poll_acked(&mut self, cx: &Context<'_>, acked: u64) -> Poll<Result<u64, End>> {
         self.journal.board.poll(cx, self.place, |inner| {
-            if let Some(over) = inner.ousted(self.consumer.as_ref()) {
-                return Some(Err(over));
+            if let Some(end) = inner.ousted(self.consumer.as_ref()) {
+                return Some(Err(end));
             }
             let (name, _) = self.consumer.as_ref()?;
             let now = inner.consumers.get(name)?.acked;
@@ -322,7 +322,7 @@ impl Reader {
             let closed = inner.closed;
             let Inner { log, labels, .. } = inner;
             log.advance(watch, self.place, self.after, upto, now, labels);
-            freed.memory = log.settle(closed);
+            freed.memory = log.update_memory(closed);
         }
         (read, freed)
     }
@@ -355,7 +355,7 @@ impl Drop for Reader {
                 let closed = inner.closed;
                 let Inner { log, labels, .. } = inner;
                 log.detach(watch, self.place, now.monotonic, labels);
-                freed.memory = log.settle(closed);
+                freed.memory = log.update_memory(closed);
             }
             freed
         });

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use super::{ENTRY_BYTES, SLOT_BYTES};
+use super::{ENTRY_BYTES, UNRESERVED_EVENT_BYTES};
 
 /// So many events, of so many bytes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,12 +29,12 @@ impl Room {
         }
     }
 
-    /// As much as `slots` events may take that are told of when there is room.
+    /// As much as so many events may take for which nothing was set aside.
     #[must_use]
-    pub const fn slots(slots: u64) -> Self {
+    pub const fn unreserved(events: u64) -> Self {
         Self {
-            events: slots,
-            bytes: slots * SLOT_BYTES,
+            events,
+            bytes: events * UNRESERVED_EVENT_BYTES,
         }
     }
 

@@ -72,7 +72,7 @@ impl Journal {
     }
 }
 
-fn poll(reader: &mut Reader) -> Poll<Result<Read, Over>> {
+fn poll(reader: &mut Reader) -> Poll<Result<Read, End>> {
     let cx = Context::from_waker(Waker::noop());
     reader.poll_read(&cx, 1 << 20, 1 << 20)
 }
@@ -262,8 +262,8 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                 });
                 if let Some(of) = ousted {
                     let over = match model.consumers.get(&of) {
-                        None => Over::Deleted,
-                        Some(_) => Over::TakenOver,
+                        None => End::Deleted,
+                        Some(_) => End::TakenOver,
                     };
                     prop_assert_eq!(
                         poll(&mut readers[who]).map(Result::err),
@@ -359,7 +359,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
             continue;
         };
         // A source asks first; what must always fit had its room set aside.
-        let wanted = Room::slots(1);
+        let wanted = Room::unreserved(1);
         outbox.refresh();
         let waits =
             (pauses && model.floor().is_some()) || model.attached.iter().any(Option::is_some);

@@ -15,7 +15,7 @@ use super::{Api, Asker, asker, convert, mutate, object};
 use crate::error::{Error, Result};
 use crate::event::{PAYLOAD_MAX, Posted};
 use crate::event_loop::Posting;
-use crate::journal::{Over, Read, Reader, Start};
+use crate::journal::{End, Read, Reader, Start};
 use crate::memory::Use;
 use crate::policy::check_loop_name;
 use crate::proto::*;
@@ -238,11 +238,11 @@ async fn read_or_wait(
         match tokio::time::timeout_at(deadline, next).await {
             Ok(Ok(more)) => read = more,
             // Read to its end, or nothing came in time.
-            Ok(Err(Over::Closed)) | Err(_) => break,
+            Ok(Err(End::Closed)) | Err(_) => break,
             Ok(Err(over)) => {
                 let name = reader.consumer().unwrap_or_default().to_owned();
                 return Err(match over {
-                    Over::TakenOver => Error::TakenOver { name },
+                    End::TakenOver => Error::TakenOver { name },
                     _ => Error::ConsumerNotFound { name },
                 });
             }

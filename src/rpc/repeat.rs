@@ -99,7 +99,7 @@ struct First {
     answer: watch::Sender<Option<Answer>>,
 }
 
-enum Turn {
+enum Attempt {
     First(First, watch::Receiver<Option<Answer>>),
     Repeat(watch::Receiver<Option<Answer>>),
 }
@@ -117,7 +117,7 @@ impl Repeats {
         })
     }
 
-    fn turn(self: &Arc<Self>, key: Key, digest: u64) -> Result<Turn> {
+    fn attempt(self: &Arc<Self>, key: Key, digest: u64) -> Result<Attempt> {
         let now = Instant::now();
         let mut table = self.table.lock();
         table.expire(now, self.ttl);
@@ -126,7 +126,7 @@ impl Repeats {
                 let allowed = "is known from a request with another content";
                 return Err(Error::invalid("request_id", allowed));
             }
-            return Ok(Turn::Repeat(known.answer.clone()));
+            return Ok(Attempt::Repeat(known.answer.clone()));
         }
         if table.entries.len() >= self.max && !table.forget_oldest() {
             return Err(Error::limit("limits.requests", self.max as u64));
@@ -148,7 +148,7 @@ impl Repeats {
             number,
             answer: sender,
         };
-        Ok(Turn::First(first, answer))
+        Ok(Attempt::First(first, answer))
     }
 }
 
@@ -268,9 +268,9 @@ impl Api {
             method,
             request_id: request_id.to_owned(),
         };
-        let answer = match self.repeats.turn(key, digest(&request))? {
-            Turn::Repeat(answer) => answer,
-            Turn::First(first, answer) => {
+        let answer = match self.repeats.attempt(key, digest(&request))? {
+            Attempt::Repeat(answer) => answer,
+            Attempt::First(first, answer) => {
                 let work = work(self.clone(), asker, request);
                 tokio::spawn(async move {
                     let answer = work.await;
@@ -297,58 +297,65 @@ mod tests {
         }
     }
 
-    fn first(turn: Turn) -> First {
-        match turn {
-            Turn::First(first, _) => first,
-            Turn::Repeat(_) => panic!("it is a repeat"),
+    fn first(attempt: Attempt) -> First {
+        match attempt {
+            Attempt::First(first, _) => first,
+            Attempt::Repeat(_) => panic!("it is a repeat"),
         }
     }
 
-    async fn repeated(turn: Turn) -> Answer {
-        match turn {
-            Turn::First(..) => panic!("it is no repeat"),
-            Turn::Repeat(answer) => answered(answer).await,
+    async fn repeated(attempt: Attempt) -> Answer {
+        match attempt {
+            Attempt::First(..) => panic!("it is no repeat"),
+            Attempt::Repeat(answer) => answered(answer).await,
         }
     }
 
     #[tokio::test]
     async fn a_repeat_gets_the_first_answer_and_another_content_is_refused() {
         let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
-        let begun = first(repeats.turn(key("a"), 1).unwrap());
-        assert!(repeats.turn(key("a"), 2).is_err());
-        let waiting = repeats.turn(key("a"), 1).unwrap();
+        let begun = first(repeats.attempt(key("a"), 1).unwrap());
+        assert!(repeats.attempt(key("a"), 2).is_err());
+        let waiting = repeats.attempt(key("a"), 1).unwrap();
         begun.done(Ok(Bytes::from_static(b"x")));
         assert_eq!(&repeated(waiting).await.unwrap()[..], b"x");
-        let later = repeats.turn(key("a"), 1).unwrap();
+        let later = repeats.attempt(key("a"), 1).unwrap();
         assert_eq!(&repeated(later).await.unwrap()[..], b"x");
     }
 
     #[tokio::test]
     async fn a_refusal_is_kept_unless_it_may_pass() {
         let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
-        first(repeats.turn(key("a"), 1).unwrap()).done(Err(Error::wrong_state("no")));
-        assert!(repeated(repeats.turn(key("a"), 1).unwrap()).await.is_err());
-        first(repeats.turn(key("b"), 1).unwrap()).done(Err(Error::Draining));
-        first(repeats.turn(key("b"), 1).unwrap());
+        first(repeats.attempt(key("a"), 1).unwrap()).done(Err(Error::wrong_state("no")));
+        assert!(
+            repeated(repeats.attempt(key("a"), 1).unwrap())
+                .await
+                .is_err()
+        );
+        first(repeats.attempt(key("b"), 1).unwrap()).done(Err(Error::Draining));
+        first(repeats.attempt(key("b"), 1).unwrap());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_window_is_bounded_by_number_and_time() {
         let repeats = Repeats::new(2, Duration::from_secs(60), Budget::new(1 << 20));
-        let under_way = first(repeats.turn(key("a"), 1).unwrap());
-        first(repeats.turn(key("b"), 1).unwrap()).done(Ok(Bytes::new()));
+        let under_way = first(repeats.attempt(key("a"), 1).unwrap());
+        first(repeats.attempt(key("b"), 1).unwrap()).done(Ok(Bytes::new()));
         // The oldest answer gives way, not what is under way.
-        first(repeats.turn(key("c"), 1).unwrap()).done(Ok(Bytes::new()));
-        assert!(matches!(repeats.turn(key("a"), 1), Ok(Turn::Repeat(_))));
-        let also = first(repeats.turn(key("b"), 1).unwrap());
+        first(repeats.attempt(key("c"), 1).unwrap()).done(Ok(Bytes::new()));
         assert!(matches!(
-            repeats.turn(key("d"), 1),
+            repeats.attempt(key("a"), 1),
+            Ok(Attempt::Repeat(_))
+        ));
+        let also = first(repeats.attempt(key("b"), 1).unwrap());
+        assert!(matches!(
+            repeats.attempt(key("d"), 1),
             Err(Error::Limit { .. })
         ));
         under_way.done(Ok(Bytes::new()));
         also.done(Ok(Bytes::new()));
         tokio::time::advance(Duration::from_secs(61)).await;
-        first(repeats.turn(key("a"), 2).unwrap());
+        first(repeats.attempt(key("a"), 2).unwrap());
         assert_eq!(repeats.table.lock().order.len(), 1);
     }
 
@@ -356,14 +363,14 @@ mod tests {
     async fn the_table_never_holds_more_than_it_may() {
         let repeats = Repeats::new(8, Duration::from_secs(60), Budget::new(1 << 20));
         for n in 0..100 {
-            let refused = first(repeats.turn(key(&format!("r{n}")), 1).unwrap());
+            let refused = first(repeats.attempt(key(&format!("r{n}")), 1).unwrap());
             refused.done(Err(Error::Draining));
         }
         // Those under way fill it; an answer that was forgotten makes no place.
         let under_way: Vec<_> = (0..8)
-            .map(|n| first(repeats.turn(key(&format!("u{n}")), 1).unwrap()))
+            .map(|n| first(repeats.attempt(key(&format!("u{n}")), 1).unwrap()))
             .collect();
-        let full = repeats.turn(key("more"), 1);
+        let full = repeats.attempt(key("more"), 1);
         assert!(matches!(full, Err(Error::Limit { .. })));
         let table = repeats.table.lock();
         assert_eq!((table.entries.len(), table.order.len()), (8, 8));
@@ -377,18 +384,22 @@ mod tests {
         let repeats = Repeats::new(1000, Duration::from_secs(60), Arc::clone(&budget));
         let large = || Ok(Bytes::from(vec![0; 300 << 10]));
         for n in 0..50 {
-            first(repeats.turn(key(&format!("{n}")), 1).unwrap()).done(large());
+            first(repeats.attempt(key(&format!("{n}")), 1).unwrap()).done(large());
             assert!(budget.total() <= 1 << 20);
         }
         assert_eq!(repeats.table.lock().entries.len(), 3);
         assert_eq!(budget.held(Use::Answers), 3 * ((300 << 10) + ENTRY));
         // The newest are there, and one that is too large for all is given, and not kept.
-        assert!(repeated(repeats.turn(key("49"), 1).unwrap()).await.is_ok());
-        let huge = first(repeats.turn(key("huge"), 1).unwrap());
-        let waits = repeats.turn(key("huge"), 1).unwrap();
+        assert!(
+            repeated(repeats.attempt(key("49"), 1).unwrap())
+                .await
+                .is_ok()
+        );
+        let huge = first(repeats.attempt(key("huge"), 1).unwrap());
+        let waits = repeats.attempt(key("huge"), 1).unwrap();
         huge.done(Ok(Bytes::from(vec![0; 2 << 20])));
         assert!(repeated(waits).await.is_ok());
-        first(repeats.turn(key("huge"), 1).unwrap());
+        first(repeats.attempt(key("huge"), 1).unwrap());
     }
 
     #[tokio::test]
@@ -398,8 +409,11 @@ mod tests {
             context: Some(ContextKey::Session(Principal::uid(1), session.to_owned())),
             ..key("a")
         };
-        first(repeats.turn(of("x"), 1).unwrap()).done(Ok(Bytes::new()));
-        first(repeats.turn(of("y"), 1).unwrap()).done(Ok(Bytes::new()));
-        assert!(matches!(repeats.turn(of("x"), 1), Ok(Turn::Repeat(_))));
+        first(repeats.attempt(of("x"), 1).unwrap()).done(Ok(Bytes::new()));
+        first(repeats.attempt(of("y"), 1).unwrap()).done(Ok(Bytes::new()));
+        assert!(matches!(
+            repeats.attempt(of("x"), 1),
+            Ok(Attempt::Repeat(_))
+        ));
     }
 }

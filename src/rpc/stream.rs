@@ -16,7 +16,7 @@ use super::purse::{Held, LEAST, Purse};
 use super::snapshot::{PART_BYTES, Unread};
 use super::wire::Streamed;
 use crate::error::Error;
-use crate::journal::{Over, Read, Reader};
+use crate::journal::{End, Read, Reader};
 use crate::memory::Use;
 use crate::policy::Registry;
 use crate::proto::{Goodbye, GoodbyeReason};
@@ -227,12 +227,12 @@ impl<H> EventStream<H> {
         })
     }
 
-    fn ended(&mut self, over: Over) -> Streamed<H> {
-        let reason = match over {
-            Over::TakenOver => GoodbyeReason::TakenOver,
-            Over::Deleted => GoodbyeReason::ConsumerDeleted,
-            Over::Closed if self.registry.is_draining() => GoodbyeReason::Shutdown,
-            Over::Closed => GoodbyeReason::LoopClosed,
+    fn ended(&mut self, end: End) -> Streamed<H> {
+        let reason = match end {
+            End::TakenOver => GoodbyeReason::TakenOver,
+            End::Deleted => GoodbyeReason::ConsumerDeleted,
+            End::Closed if self.registry.is_draining() => GoodbyeReason::Shutdown,
+            End::Closed => GoodbyeReason::LoopClosed,
         };
         self.goodbye(reason)
     }
@@ -277,7 +277,7 @@ impl<H> EventStream<H> {
         for _ in 0..READS_AT_ONCE {
             let bytes = match self.poll_room(cx) {
                 Poll::Ready(Ok(bytes)) => self.sending.readable(bytes),
-                Poll::Ready(Err(over)) => return Poll::Ready(Some(self.ended(over))),
+                Poll::Ready(Err(end)) => return Poll::Ready(Some(self.ended(end))),
                 Poll::Pending => return self.poll_stalled(cx),
             };
             match self.reader.poll_read(cx, bytes, BATCH_EVENTS) {
@@ -293,7 +293,7 @@ impl<H> EventStream<H> {
                         return Poll::Ready(Some(self.batch(read)));
                     }
                 }
-                Poll::Ready(Err(over)) => return Poll::Ready(Some(self.ended(over))),
+                Poll::Ready(Err(end)) => return Poll::Ready(Some(self.ended(end))),
                 Poll::Pending => return self.poll_quiet(cx),
             }
         }
@@ -324,7 +324,7 @@ impl<H> EventStream<H> {
     }
 
     /// How many bytes the next batch may have, once it may have any and has been waited for.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Over>> {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
         let mut bytes = self.batch_bytes;
         if let Acks::Window(window) = &mut self.acks {
             while window.left() == 0 {

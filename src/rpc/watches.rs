@@ -96,7 +96,7 @@ enum Begun {
 
 impl Begun {
     /// Waits for what the loop answers.
-    async fn settle(&mut self) {
+    async fn finish_asked(&mut self) {
         if let Self::Asked(task) = self {
             *self = Self::Done(Box::new(task.await));
         }
@@ -172,7 +172,7 @@ impl WatchService for Api {
                         && let Some(oldest) = asked.pop_front()
                         && let Some(begun) = started.get_mut(oldest)
                     {
-                        begun.settle().await;
+                        begun.finish_asked().await;
                     }
                     let begun = api.begin_add(&who, &on, request).await;
                     if matches!(begun, Begun::Asked(_)) {

@@ -110,7 +110,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
 extern "C" fn child(plan: *mut c_void) -> c_int {
     // SAFETY: `spawn` passes its plan, and does not use it before the child has executed or ended.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    plan.failed = Some(match settle(plan.launch) {
+    plan.failed = Some(match prepare_child(plan.launch) {
         Err(failed) => failed,
         Ok(()) => {
             // SAFETY: the path ends with NUL, both lists with null, and their strings with NUL.
@@ -126,7 +126,7 @@ fn last_errno() -> Errno {
 }
 
 /// Sets the child's attributes. Runs in the child.
-fn settle(launch: &Launch<'_>) -> Result<(), Failed> {
+fn prepare_child(launch: &Launch<'_>) -> Result<(), Failed> {
     let at = |step| move |errno| (step, errno);
     default_signal_actions();
     rustix::process::setsid().map_err(at(Step::Setsid))?;

@@ -259,7 +259,7 @@ impl Log {
 
     /// Brings up to date what this journal takes of the memory of all; of a journal that is closed
     /// nobody waits for readers. Says whether it takes less.
-    pub(super) fn settle(&mut self, closed: bool) -> bool {
+    pub(super) fn update_memory(&mut self, closed: bool) -> bool {
         let kept = self.kept().cost();
         let unread = if closed { 0 } else { self.unread().cost() };
         self.memory.hold_unread(self.unread, unread);

@@ -235,11 +235,11 @@ const SECOND: u64 = 1_000_000_000;
 #[test]
 fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
     let (journal, mut outbox, _) = journal(ROOMY);
-    let low = Room::slots(8);
+    let low = Room::unreserved(8);
     let readers = stopped(&journal, &mut outbox, 146, 7000);
     assert!((1..=146).all(|watch| outbox.waits_for(watch).is_none()));
     assert_eq!(outbox.level(low), Level::Full);
-    outbox.set_starved(true);
+    outbox.set_sources_paused(true);
     outbox.commit();
     let at = |outbox: &Outbox| Now {
         monotonic: outbox
@@ -252,7 +252,7 @@ fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
     let let_go = journal.status().let_go;
     assert!((1..=80).contains(&let_go), "{let_go}");
     assert_eq!(outbox.level(low), Level::Ample);
-    outbox.set_starved(false);
+    outbox.set_sources_paused(false);
     outbox.commit();
     drop(readers);
     assert_eq!(journal.status().unread, Room::default());
@@ -264,8 +264,8 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
     journal.create_consumer("stuck", Start::Now, None).unwrap();
     let _reader = stopped(&journal, &mut outbox, 1, 5000);
     fill(&mut outbox);
-    assert_eq!(outbox.level(Room::slots(8)), Level::Full);
-    outbox.set_starved(true);
+    assert_eq!(outbox.level(Room::unreserved(8)), Level::Full);
+    outbox.set_sources_paused(true);
     outbox.commit();
     let now = Now {
         monotonic: Now::sample().monotonic + 2 * SECOND,
@@ -281,7 +281,7 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
 }
 
 fn fill(outbox: &mut Outbox) {
-    while outbox.room().holds(Room::slots(3)) {
+    while outbox.room().holds(Room::unreserved(3)) {
         push(outbox, 9, data(1000));
         outbox.commit();
     }

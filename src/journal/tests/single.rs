@@ -41,7 +41,7 @@ fn labels_filter_until_their_last_event_is_gone() {
 
 /// Fills a journal that a consumer holds, until a source would pause.
 fn fill(outbox: &mut Outbox) -> u64 {
-    while outbox.room().holds(Room::slots(1)) {
+    while outbox.room().holds(Room::unreserved(1)) {
         outbox.push(Now::default(), about(1), posted(100));
         outbox.commit();
     }
@@ -63,9 +63,9 @@ fn a_full_journal_calls_its_loop_when_somebody_makes_room() {
     });
     journal.create_consumer("a", Start::Now, None).unwrap();
     let newest = fill(&mut outbox);
-    let low = Room::slots(2);
+    let low = Room::unreserved(2);
     assert_eq!(outbox.level(low), Level::Full);
-    outbox.set_starved(true);
+    outbox.set_sources_paused(true);
     outbox.commit();
     let before = calls.load(Ordering::Relaxed);
     journal.ack("a", journal.cursor(newest)).unwrap();
