@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table};
 
-use super::load::Source;
+use super::source::Source;
 
 /// The largest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::load::{ConfigError, Source};
+use super::source::{ConfigError, Source};
 
 /// The largest number of findings that are shown. Of further ones only the number is shown.
 const SHOWN_MAX: usize = 100;

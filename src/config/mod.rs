@@ -14,6 +14,7 @@ mod policy;
 mod rlimit;
 mod shape;
 mod signals;
+mod source;
 mod units;
 
 use std::collections::BTreeMap;
@@ -22,13 +23,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, Refusal, Source};
+pub use load::Refusal;
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
     ChildWatcher, Context, History, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WhenFull,
 };
 pub use rlimit::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 pub use signals::{signal_name, signal_number, unwatchable};
+pub use source::{ConfigError, Source};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
