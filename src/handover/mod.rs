@@ -48,9 +48,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::event::epoll;
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
-use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown as shut_down};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -58,6 +55,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::access::{Access, BoundSocket, Peer, audit, bind_unix};
+use crate::driver::file;
 use crate::error::{Error, Result, SystemError};
 use crate::sys;
 
@@ -241,61 +239,24 @@ fn answer(
     result
 }
 
+/// Refuses descriptors that no watch can be made of.
 fn check_kinds(fds: &[OwnedFd]) -> std::result::Result<(), Refusal> {
     for (fd, number) in fds.iter().zip(1_usize..) {
-        let unwatchable = unwatchable(fd.as_fd()).map_err(|error| Refusal::from(&error.into()))?;
-        if let Some(kind) = unwatchable {
-            let message = format!(
-                "file descriptor {number} of {} is {kind}; allowed are sockets, pipes, FIFOs, \
-                 terminals, eventfds and other descriptors that poll(2) can wait for",
-                fds.len()
-            );
-            return Err(Refusal::new(Status::RefusedKind, message));
+        match file::inspect(fd.as_fd()) {
+            Ok(_) => {}
+            Err(file::Refusal::System(error)) => return Err(Refusal::from(&error.into())),
+            Err(unfit @ file::Refusal::Unfit { .. }) => {
+                let message = format!(
+                    "file descriptor {number} of {} is {unfit}; allowed are sockets, pipes, FIFOs, \
+                     terminals, eventfds and other descriptors that poll(2) can wait for",
+                    fds.len()
+                );
+                return Err(Refusal::new(Status::RefusedKind, message));
+            }
         }
     }
     Ok(())
 }
-
-/// Returns the kind of a descriptor that cannot be watched; `None` if it can be watched.
-fn unwatchable(fd: BorrowedFd<'_>) -> std::result::Result<Option<&'static str>, SystemError> {
-    let failed = |errno, step| SystemError::new(errno, step, "a file descriptor handed over");
-    // epoll accepts regular files of FUSE, so the type is checked as well. A statx(2) that syncs
-    // could wait for the FUSE server without bound.
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = match statx(fd, "", flags, StatxFlags::TYPE) {
-        Ok(found) => found,
-        Err(Errno::NOSYS | Errno::PERM) => return Ok(None),
-        Err(errno) => return Err(failed(errno, "statx")),
-    };
-    match FileType::from_raw_mode(found.stx_mode.into()) {
-        FileType::RegularFile => return Ok(Some("a regular file")),
-        FileType::Directory => return Ok(Some("a directory")),
-        FileType::BlockDevice => return Ok(Some("a block device")),
-        FileType::Symlink => return Ok(Some("a symbolic link")),
-        // Sockets and FIFOs can always be watched, unless opened with O_PATH. Checking that needs
-        // no epoll descriptor.
-        FileType::Socket | FileType::Fifo => {
-            let flags = fcntl_getfl(fd).map_err(|errno| failed(errno, "fcntl"))?;
-            return Ok(flags.contains(OFlags::PATH).then_some(ONLY_A_PATH));
-        }
-        _ => {}
-    }
-    let scratch = match epoll::create(epoll::CreateFlags::CLOEXEC) {
-        Ok(scratch) => scratch,
-        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(None),
-        Err(errno) => return Err(failed(errno, "epoll_create")),
-    };
-    let data = epoll::EventData::new_u64(0);
-    match epoll::add(&scratch, fd, data, epoll::EventFlags::empty()) {
-        Err(Errno::PERM) => Ok(Some("a device that is always ready, such as /dev/null")),
-        Err(Errno::BADF) => Ok(Some(ONLY_A_PATH)),
-        Err(errno @ (Errno::NOMEM | Errno::NOSPC)) => Err(failed(errno, "epoll_ctl")),
-        // Other errors say nothing about the descriptor's kind.
-        _ => Ok(None),
-    }
-}
-
-const ONLY_A_PATH: &str = "opened with O_PATH";
 
 #[cfg(test)]
 mod tests;
