@@ -17,6 +17,8 @@ use evloopd::proto::{
     StartAt, SubscribeRequest, SubscribeResponse, WatchSpec, batch_add_watches_result,
     read_pipe_spec, watch_spec,
 };
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -115,6 +117,12 @@ impl Daemon {
             .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
             .ok_or("no VmRSS in the daemon's status")?;
         Ok(kib.trim().parse::<u64>()? * 1024)
+    }
+
+    /// Returns the CPU time that all its threads have used.
+    pub(crate) fn cpu(&self) -> Outcome<Duration> {
+        let process = Pid::from_raw(i32::try_from(self.process.id())?);
+        Ok(clock_getcpuclockid(process)?.now()?.into())
     }
 
     /// Hands over file descriptors and returns a slot for each.

@@ -126,7 +126,7 @@ async fn echoed(echo: &mut EchoStream) -> Outcome<Samples> {
 }
 
 /// Returns a percentile in microseconds. The samples must be sorted.
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let sample = sorted.get(sorted.len() * percent / 100);
     sample.map_or(f64::NAN, |sample| sample.as_secs_f64() * 1e6)
 }

@@ -12,6 +12,7 @@ use std::error::Error;
 
 use tokio::runtime::{Builder, Runtime};
 
+mod cpu;
 mod daemon;
 mod grpc;
 mod latency;
@@ -31,13 +32,15 @@ type Failure = Box<dyn Error>;
 type Outcome<T> = Result<T, Failure>;
 type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
-const CASES: [(&str, Case); 11] = [
+const CASES: [(&str, Case); 13] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
+    ("daemon_cpu", cpu::run),
     ("fanout", replay::run_fanout),
     ("neighbour", throughput::run_neighbour),
     ("replay", replay::run),
     ("spawn", spawn::run),
+    ("spawn_to_exit", spawn::run_one_by_one),
     ("stdout", stdout::run),
     ("footprint", scale::run_footprint),
     ("scale_fds", scale::run_fds),

@@ -14,13 +14,14 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use crate::Outcome;
+use crate::cpu::{each, own_nanos};
 use crate::throughput::{EVENTS, PIPES, pipes, rate};
 use crate::yardstick::Process;
 
 /// The first argument of such a process; the second names the peer.
 pub(crate) const YARDSTICK: &str = "throughput-yardstick";
 
-/// The variable that names the Python for uvloop; without it, `python3`.
+/// The variable that names the Python for asyncio and uvloop; without it, `python3`.
 const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
 
 /// Another way to wait for many pipes.
@@ -72,7 +73,7 @@ impl Peer {
     }
 }
 
-fn python() -> String {
+pub(crate) fn python() -> String {
     std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned())
 }
 
@@ -80,10 +81,17 @@ fn python() -> String {
 pub(crate) fn measure(which: &str) -> Outcome<()> {
     let rate = match which {
         "epoll" => Local::new()?.round()?,
+        "epoll-reads" => Local::new()?.reads()?,
         _ => measure_tokio()?,
     };
     println!("{rate}");
     Ok(())
+}
+
+/// What waiting and reading alone takes of a processor's time, nanoseconds an event.
+pub(crate) fn epoll_reads() -> Outcome<f64> {
+    let mut process = Process::start(&[YARDSTICK, "epoll-reads"])?;
+    Ok(process.line()?.parse()?)
 }
 
 fn measure_tokio() -> Outcome<f64> {
@@ -129,6 +137,8 @@ struct Local {
     epoll: OwnedFd,
     readers: Vec<OwnedFd>,
     writers: Vec<OwnedFd>,
+    ready: Vec<epoll::Event>,
+    buffer: Vec<u8>,
 }
 
 impl Local {
@@ -143,32 +153,48 @@ impl Local {
             epoll,
             readers,
             writers,
+            ready: Vec::with_capacity(PIPES),
+            buffer: vec![0; 256 * 1024],
         })
     }
 
     fn round(&mut self) -> Outcome<f64> {
-        let mut ready = Vec::with_capacity(PIPES);
-        let mut buffer = vec![0; 256 * 1024];
         let begun = Instant::now();
-        let mut received = 0;
-        while received < EVENTS {
-            for writer in &self.writers {
-                rustix::io::write(writer, b"x")?;
-            }
-            let mut outstanding = PIPES;
-            while outstanding > 0 {
-                epoll::wait(
-                    &self.epoll,
-                    rustix::buffer::spare_capacity(&mut ready),
-                    None,
-                )?;
-                for event in ready.drain(..) {
-                    let reader = &self.readers[usize::try_from(event.data.u64())?];
-                    outstanding -= rustix::io::read(reader, &mut *buffer)?;
-                }
-            }
-            received += PIPES;
+        for _ in 0..EVENTS / PIPES {
+            self.write_all()?;
+            self.read_all()?;
         }
         Ok(rate(EVENTS, begun))
+    }
+
+    fn reads(&mut self) -> Outcome<f64> {
+        let mut taken = 0;
+        for _ in 0..EVENTS / PIPES {
+            self.write_all()?;
+            let begun = own_nanos();
+            self.read_all()?;
+            taken += own_nanos() - begun;
+        }
+        Ok(each(taken))
+    }
+
+    fn write_all(&self) -> Outcome<()> {
+        for writer in &self.writers {
+            rustix::io::write(writer, b"x")?;
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self) -> Outcome<()> {
+        let mut outstanding = PIPES;
+        while outstanding > 0 {
+            let ready = rustix::buffer::spare_capacity(&mut self.ready);
+            epoll::wait(&self.epoll, ready, None)?;
+            for event in self.ready.drain(..) {
+                let reader = &self.readers[usize::try_from(event.data.u64())?];
+                outstanding -= rustix::io::read(reader, &mut *self.buffer)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,14 +1,19 @@
-//! Many short children: from AddWatch to Exited, compared with posix_spawn(3) and waitid(2) in a
-//! loop. Both sides have the same number of children at a time.
+//! Children that end at once.
+//!
+//! Many: from AddWatch to Exited, compared with posix_spawn(3) and waitid(2) in a loop. Both sides
+//! have the same number of children at a time.
+//!
+//! One after the other: from Run to Exited, compared with asyncio in a Python process.
 
 use std::collections::VecDeque;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use evloopd::proto::process_service_client::ProcessServiceClient;
 use evloopd::proto::watch_service_client::WatchServiceClient;
 use evloopd::proto::{
-    AddWatchRequest, EventKind, ExecCommand, ProcessSpec, Stdio as SpecStdio, WatchSpec, event,
-    exited, process_spec, watch_spec,
+    AddWatchRequest, Event, EventKind, ExecCommand, ProcessSpec, RunRequest, Stdio as SpecStdio,
+    WatchSpec, event, exited, process_spec, run_response, watch_spec,
 };
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -16,11 +21,16 @@ use tonic::transport::Channel;
 
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon, Subscription};
+use crate::latency::percentile;
+use crate::peers::python;
 use crate::report::{Report, Target, alternate};
+use crate::yardstick::Process;
 
 const PROGRAM: &str = "/bin/true";
 const CHILDREN: u32 = 500;
 const IN_FLIGHT: u32 = 8;
+/// Children that run one after the other.
+const RUNS: usize = 200;
 /// The time after which a round has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -47,11 +57,67 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         report.ratio(
             ("spawn_vs_posix_spawn", backend),
             "children/s",
-            Some(Target::AtLeast(0.8)),
+            Some(Target::AtLeast(0.85)),
             rates,
         );
     }
     Ok(())
+}
+
+pub(crate) fn run_one_by_one(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
+    for backend in BACKENDS {
+        let daemon = Daemon::start_on(backend)?;
+        let channel = runtime.block_on(daemon.connect())?;
+        let processes = ProcessServiceClient::new(channel);
+        let medians = alternate(
+            || {
+                let round = run_each(processes.clone());
+                runtime.block_on(async { tokio::time::timeout(PATIENCE, round).await })?
+            },
+            || {
+                let (script, runs) = (include_str!("children.py"), RUNS.to_string());
+                let arguments = ["-c", script, PROGRAM, &runs];
+                let mut process = Process::start_program(python().as_ref(), &arguments)?;
+                Ok(process.line()?.parse()?)
+            },
+        )?;
+        let name = ("spawn_to_exit_p50_vs_asyncio", backend);
+        report.ratio(name, "µs", Some(Target::AtMost(0.9)), medians);
+    }
+    Ok(())
+}
+
+/// The median, in microseconds.
+async fn run_each(mut processes: ProcessServiceClient<Channel>) -> Outcome<f64> {
+    let mut samples = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        let request = RunRequest {
+            spec: Some(process()),
+            finished_ttl: Some(prost_types::Duration::default()),
+            ..RunRequest::default()
+        };
+        let begun = Instant::now();
+        let mut told = processes.run(request).await?.into_inner();
+        let exited = loop {
+            let message = told.message().await?.and_then(|told| told.message);
+            match message {
+                Some(run_response::Message::Header(_)) => {}
+                Some(run_response::Message::Batch(batch)) => {
+                    let mut events = batch.events.into_iter();
+                    let is_exit = |e: &Event| matches!(e.kind, Some(event::Kind::Exited(_)));
+                    if let Some(exited) = events.find(is_exit) {
+                        break exited;
+                    }
+                }
+                other => return Err(format!("not a batch: {other:?}").into()),
+            }
+        };
+        samples.push(begun.elapsed());
+        check(exited)?;
+        while told.message().await?.is_some() {}
+    }
+    samples.sort_unstable();
+    Ok(percentile(&samples, 50))
 }
 
 fn rate(begun: Instant) -> f64 {
@@ -71,10 +137,7 @@ async fn watched(watches: &WatchServiceClient<Channel>, exits: &mut Subscription
     let (mut asked, mut exited) = (IN_FLIGHT, 0);
     while exited < CHILDREN {
         for event in exits.next().await?.events {
-            match event.kind {
-                Some(event::Kind::Exited(e)) if e.status == Some(exited::Status::Code(0)) => {}
-                other => return Err(format!("not an exit with code 0: {other:?}").into()),
-            }
+            check(event)?;
             exited += 1;
             if asked < CHILDREN {
                 asked += 1;
@@ -91,9 +154,17 @@ async fn watched(watches: &WatchServiceClient<Channel>, exits: &mut Subscription
     Ok(())
 }
 
-fn child() -> AddWatchRequest {
+/// It has exited, as it should.
+fn check(event: Event) -> Outcome<()> {
+    match event.kind {
+        Some(event::Kind::Exited(e)) if e.status == Some(exited::Status::Code(0)) => Ok(()),
+        other => Err(format!("not an exit in order: {other:?}").into()),
+    }
+}
+
+fn process() -> ProcessSpec {
     let null = SpecStdio::Null.into();
-    let process = ProcessSpec {
+    ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
             argv: vec![PROGRAM.into()],
             ..ExecCommand::default()
@@ -102,10 +173,13 @@ fn child() -> AddWatchRequest {
         stdout: null,
         stderr: null,
         ..ProcessSpec::default()
-    };
+    }
+}
+
+fn child() -> AddWatchRequest {
     AddWatchRequest {
         spec: Some(WatchSpec {
-            spec: Some(watch_spec::Spec::Process(process)),
+            spec: Some(watch_spec::Spec::Process(process())),
         }),
         finished_ttl: Some(prost_types::Duration::default()),
         ..AddWatchRequest::default()
