@@ -98,13 +98,31 @@ struct Subscriber {
     sink: Arc<dyn SignalSink>,
 }
 
-#[derive(Default)]
 struct Subscribers {
     list: Vec<Subscriber>,
     last_id: u64,
+    signals: Arc<SignalFd>,
+    /// Those that the thread takes.
+    taken: SigSet,
 }
 
 impl Subscribers {
+    /// Every child sends a SIGCHLD: it wakes the thread only while somebody wants to know. What waits
+    /// then from before tells nothing new, as any that comes late.
+    fn heed_children(&mut self) {
+        let mut numbers = self.list.iter().flat_map(|s| &s.numbers);
+        let wanted = numbers.any(|number| *number == libc::SIGCHLD);
+        if wanted != self.taken.contains(Signal::SIGCHLD) {
+            if wanted {
+                self.taken.add(Signal::SIGCHLD);
+            } else {
+                self.taken.remove(Signal::SIGCHLD);
+            }
+            // It fails for what is no signalfd only.
+            let _ = self.signals.set_mask(&self.taken);
+        }
+    }
+
     fn of(&self, number: i32) -> Vec<Arc<dyn SignalSink>> {
         let wanted = self.list.iter().filter(|s| s.numbers.contains(&number));
         wanted.map(|s| Arc::clone(&s.sink)).collect()
@@ -126,12 +144,21 @@ impl SignalHub {
     /// [`Error::InvalidField`] for a number that is not a signal, or an error of the system.
     pub fn start(allowed: &[i32]) -> Result<Arc<Self>> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals = SignalFd::with_flags(&owned_set(allowed)?, flags)
+        let taken = owned_set(allowed)?;
+        let signals = SignalFd::with_flags(&taken, flags)
             .map_err(|errno| SystemError::new(errno_of(errno), "signalfd", ""))?;
+        let signals = Arc::new(signals);
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|errno| SystemError::new(errno, "eventfd", ""))?;
         let stop = Arc::new(stop);
-        let subscribers = Arc::new(Mutex::new(Subscribers::default()));
+        let mut subscribers = Subscribers {
+            list: Vec::new(),
+            last_id: 0,
+            signals: Arc::clone(&signals),
+            taken,
+        };
+        subscribers.heed_children();
+        let subscribers = Arc::new(Mutex::new(subscribers));
         let thread = {
             let (stop, subscribers) = (Arc::clone(&stop), Arc::clone(&subscribers));
             std::thread::Builder::new()
@@ -167,6 +194,7 @@ impl SignalHub {
             numbers: numbers.to_vec(),
             sink,
         });
+        subscribers.heed_children();
         Subscription {
             subscribers: Arc::downgrade(&self.subscribers),
             id,
@@ -220,6 +248,7 @@ impl Drop for Subscription {
         let mut locked = subscribers.lock();
         let place = locked.list.iter().position(|s| s.id == self.id);
         let ended = place.map(|place| locked.list.remove(place));
+        locked.heed_children();
         drop(locked);
         // Dropped without the lock: this may drop the last reference to the sink, and the sink may
         // hold subscriptions whose drop takes the lock.

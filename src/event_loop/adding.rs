@@ -1,18 +1,15 @@
 //! Adding watches, from outside the loop's thread.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 
 use super::Handle;
 use super::command::Command;
-use super::mailbox::Reply;
 use super::record::Registration;
-use super::registration::{Admission, Registered, Ticket};
-use crate::error::{Error, Result};
+use super::registration::{AddOutcome, Registered};
+use crate::error::Result;
 use crate::journal::Reader;
 use crate::proto;
-use crate::watch::{Build, Order, Prepare};
+use crate::watch::Order;
 
 /// A watch that was asked for and is there.
 #[derive(Debug)]
@@ -44,74 +41,39 @@ impl Handle {
         registration: Registration,
         order: Order,
     ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
-        let (build, mut later) = match order {
-            Order::Now(build) => (Some(build), None),
-            Order::Later(prepare) => (None, Some(prepare)),
-        };
         let spec = registration.spec.as_deref();
         let bytes = spec.map_or(0, prost::Message::encoded_len);
         let held = self.mailbox.hold(bytes)?;
-        let mut answer = self.ask_room(&registration, build).await?;
+        let mut answer = self.ask_for(registration, order).await?;
         let on = self.clone();
         Ok(async move {
             let _held = held;
             loop {
-                let (admission, unused) = on.hear(answer).await?;
-                match (admission, later.take()) {
-                    (Admission::Exists(registered), _) => return Ok((*registered).into()),
-                    (Admission::Ticket(ticket), Some(prepare)) => {
-                        return on.prepare(registration, prepare, ticket).await;
-                    }
-                    (Admission::Ticket(_), None) => {
-                        return Err(Error::Internal("a reservation was left"));
-                    }
-                    (Admission::Undecided(decided), prepare) => {
-                        later = prepare;
+                match on.hear(answer).await? {
+                    AddOutcome::Exists(registered) => return Ok((*registered).into()),
+                    AddOutcome::Undecided(decided, asked) => {
                         // An error means decided as well: the other registration is gone.
                         let _ = decided.await;
-                        answer = on.ask_room(&registration, unused).await?;
+                        let (registration, order) = *asked;
+                        answer = on.ask_for(registration, order).await?;
                     }
                 }
             }
         })
     }
 
-    async fn ask_room(
+    async fn ask_for(
         &self,
-        registration: &Registration,
-        build: Option<Build>,
-    ) -> Result<oneshot::Receiver<Result<(Admission, Option<Build>)>>> {
-        let registration = Box::new(registration.clone());
+        registration: Registration,
+        order: Order,
+    ) -> Result<oneshot::Receiver<Result<AddOutcome>>> {
+        let registration = Box::new(registration);
         self.ask(|reply| Command::Add {
             registration,
-            build,
+            order,
             reply,
         })
         .await
-    }
-
-    /// Prepares the watch off the loop's thread and makes it exist, both in one job: nothing
-    /// can come between them.
-    async fn prepare(
-        &self,
-        registration: Registration,
-        prepare: Prepare,
-        ticket: Ticket,
-    ) -> Result<Added> {
-        let services = Arc::clone(&self.services);
-        let (reply, answer) = Reply::new();
-        let job = move || {
-            let watch = prepare(&services)?;
-            ticket.complete(|ticket| Command::Register {
-                ticket,
-                registration: Box::new(registration),
-                watch,
-                reply,
-            });
-            Ok::<_, Error>(())
-        };
-        self.services.starters.run(job).await??;
-        self.hear(answer).await.map(Into::into)
     }
 }
 

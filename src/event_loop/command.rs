@@ -9,29 +9,29 @@ use super::commands::{Part, Posting, WatchFilter, WatchName};
 use super::fence::Fence;
 use super::mailbox::{Reply, Visit};
 use super::record::{Registration, TakenFd};
-use super::registration::{Admission, Registered};
+use super::registration::AddOutcome;
 use super::snapshot::{self, Wanted};
 use super::sweeps::Sweep;
 use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
-use crate::watch::{Build, SignalTarget, Taken, Watch};
+use crate::watch::{Order, SignalTarget, Taken, Watch};
 
 /// One thing to be done on the loop's thread, and where its result goes.
 pub(super) enum Command {
-    /// Sets room aside for a watch; with `build`, makes it exist at once.
+    /// Adds a watch.
     Add {
         registration: Box<Registration>,
-        build: Option<Build>,
-        reply: Reply<(Admission, Option<Build>)>,
+        order: Order,
+        reply: Reply<AddOutcome>,
     },
     /// Makes a prepared watch exist, with the room of that ticket.
     Register {
         ticket: u64,
         registration: Box<Registration>,
         watch: Box<dyn Watch>,
-        reply: Reply<Registered>,
+        reply: Reply<AddOutcome>,
     },
     /// Gives the room of that ticket back.
     Abandon {
@@ -173,20 +173,17 @@ impl EventLoop {
         match command {
             Command::Add {
                 registration,
-                build,
+                order,
                 reply,
-            } => {
-                let result = self.admit_and_build(*registration, build);
-                self.reply(reply, result);
-            }
+            } => self.add(*registration, order, reply),
             Command::Register {
                 ticket,
                 registration,
                 watch,
                 reply,
             } => {
-                let result = self.register(ticket, *registration, watch);
-                self.reply(reply, result);
+                let registered = self.register(ticket, *registration, watch);
+                self.reply(reply, registered.map(|it| AddOutcome::Exists(it.into())));
             }
             Command::Abandon { ticket } => self.abandon(ticket),
             Command::Get { name, visit } => {

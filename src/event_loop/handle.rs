@@ -19,7 +19,7 @@ use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::proto;
-use crate::watch::{Services, SignalTarget, Taken};
+use crate::watch::{SignalTarget, Taken};
 
 /// Most paused sources that are shown of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -29,7 +29,6 @@ const PAUSED_SHOWN: usize = 100;
 pub struct Handle {
     shared: Arc<Shared>,
     pub(super) mailbox: Arc<Mailbox>,
-    pub(super) services: Arc<Services>,
 }
 
 impl Handle {
@@ -41,16 +40,8 @@ impl Handle {
         EventLoop::start(blueprint)
     }
 
-    pub(super) const fn new(
-        shared: Arc<Shared>,
-        mailbox: Arc<Mailbox>,
-        services: Arc<Services>,
-    ) -> Self {
-        Self {
-            shared,
-            mailbox,
-            services,
-        }
+    pub(super) const fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> Self {
+        Self { shared, mailbox }
     }
 
     pub(super) const fn shared(&self) -> &Arc<Shared> {

@@ -217,7 +217,7 @@ impl EventLoop {
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
             limits,
-            services: Arc::clone(&services),
+            services,
             notifier: Arc::new(LoopNotifier(Arc::clone(&mailbox))),
             mailbox: Arc::clone(&mailbox),
             bell,
@@ -254,7 +254,7 @@ impl EventLoop {
         thread
             .spawn(move || event_loop.run())
             .map_err(|error| system(&error, "thread"))?;
-        Ok(Handle::new(shared, mailbox, services))
+        Ok(Handle::new(shared, mailbox))
     }
 
     fn run(mut self) {

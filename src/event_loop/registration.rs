@@ -9,12 +9,12 @@ use tokio::sync::oneshot;
 
 use super::command::Command;
 use super::compare;
-use super::mailbox::{Mailbox, Message};
+use super::mailbox::{Mailbox, Message, Reply};
 use super::{EventLoop, Registration};
 use crate::error::{Error, Result};
 use crate::journal::Reader;
 use crate::proto;
-use crate::watch::{Build, Need, Watch};
+use crate::watch::{Need, Order, Prepare, Watch};
 
 /// Registrations that wait for another one of the same name to be decided.
 const WAITERS_MAX: usize = 1024;
@@ -123,16 +123,24 @@ impl Drop for Ticket {
     }
 }
 
-/// The answer to a registration that asks for room.
+/// The result of setting room aside for a registration.
 #[derive(Debug)]
-pub(super) enum Admission {
+enum Admission {
     /// Room is set aside.
     Ticket(Ticket),
-    /// The watch exists: it was built at once, or one of that name and an equal specification was
-    /// there.
+    /// A watch of that name and an equal specification exists.
     Exists(Box<Registered>),
     /// Another registration of that name is being decided.
     Undecided(oneshot::Receiver<()>),
+}
+
+/// The answer to a request to add a watch.
+#[derive(Debug)]
+pub(super) enum AddOutcome {
+    /// The watch exists.
+    Exists(Box<Registered>),
+    /// Another registration of that name is being decided; then this one is to be sent again.
+    Undecided(oneshot::Receiver<()>, Box<(Registration, Order)>),
 }
 
 /// A watch that exists.
@@ -164,22 +172,63 @@ impl EventLoop {
         }))
     }
 
-    /// As [`Self::admit`], and the watch exists at once if it can be built here. A `build` that was
-    /// not used is given back.
-    pub(super) fn admit_and_build(
+    /// Adds a watch: at once if it can be built here, else once it is prepared elsewhere.
+    pub(super) fn add(
         &mut self,
         registration: Registration,
-        build: Option<Build>,
-    ) -> Result<(Admission, Option<Build>)> {
-        match (self.admit(&registration)?, build) {
-            (Admission::Ticket(ticket), Some(build)) => {
-                let ticket = ticket.used();
-                let built = build().inspect_err(|_| self.abandon(ticket))?;
-                let registered = self.register(ticket, registration, built)?;
-                Ok((Admission::Exists(Box::new(registered)), None))
+        order: Order,
+        reply: Reply<AddOutcome>,
+    ) {
+        let result = match (self.admit(&registration), order) {
+            (Ok(Admission::Ticket(ticket)), Order::Later(prepare)) => {
+                return self.prepare(registration, prepare, ticket, reply);
             }
-            (admission, build) => Ok((admission, build)),
-        }
+            (Ok(Admission::Ticket(ticket)), Order::Now(build)) => {
+                let ticket = ticket.used();
+                let built = build().inspect_err(|_| self.abandon(ticket));
+                built.and_then(|watch| self.register(ticket, registration, watch))
+            }
+            (Ok(Admission::Exists(registered)), _) => Ok(*registered),
+            (Ok(Admission::Undecided(decided)), order) => {
+                let asked = Box::new((registration, order));
+                return self.reply(reply, Ok(AddOutcome::Undecided(decided, asked)));
+            }
+            (Err(error), _) => Err(error),
+        };
+        let result = result.map(|registered| AddOutcome::Exists(registered.into()));
+        self.reply(reply, result);
+    }
+
+    /// Prepares the watch off the loop's thread, and makes it exist from there: no other command
+    /// comes between the two. The preparation begins with the turn's replies, when everybody can see
+    /// that room is set aside.
+    fn prepare(
+        &mut self,
+        registration: Registration,
+        prepare: Prepare,
+        ticket: Ticket,
+        reply: Reply<AddOutcome>,
+    ) {
+        let services = Arc::clone(&self.services);
+        let work = {
+            let services = Arc::clone(&services);
+            move || prepare(&services)
+        };
+        let tell = move |prepared| match prepared {
+            Ok(watch) => ticket.complete(|ticket| Command::Register {
+                ticket,
+                registration: Box::new(registration),
+                watch,
+                reply,
+            }),
+            Err(error) => {
+                // The command that gives the room back is in the mailbox before the caller hears.
+                drop(ticket);
+                reply.send(Err(error));
+            }
+        };
+        self.replies
+            .push(Box::new(move || services.starters.run(work, tell)));
     }
 
     fn existing(&self, slot: usize, registration: &Registration) -> Result<Admission> {

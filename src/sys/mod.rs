@@ -66,14 +66,24 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     waitid(libc::P_PIDFD, pidfd.as_raw_fd(), options).map(|waited| waited.is_some())
 }
 
-/// Reaps one ended child of the calling thread (`__WNOTHREAD`); returns false if none has ended.
-/// Children that other threads of the process started are not reaped.
+/// The options for ended children of the calling thread alone: children that other threads of the
+/// process started are not reaped.
+const OWN: libc::c_int = libc::WEXITED | libc::WNOHANG | libc::__WNOTHREAD | libc::__WALL;
+
+/// Reaps one ended child of the calling thread; returns false if none has ended.
 ///
 /// # Errors
 /// ECHILD if the thread has no children.
 pub(crate) fn reap_own() -> Result<bool, Errno> {
-    let options = libc::WEXITED | libc::WNOHANG | libc::__WNOTHREAD | libc::__WALL;
-    waitid(libc::P_ALL, 0, options).map(|waited| waited.is_some())
+    waitid(libc::P_ALL, 0, OWN).map(|waited| waited.is_some())
+}
+
+/// Looks whether the calling thread has a child.
+///
+/// # Errors
+/// ECHILD if it has none.
+pub(crate) fn has_own() -> Result<(), Errno> {
+    waitid(libc::P_ALL, 0, OWN | libc::WNOWAIT).map(drop)
 }
 
 /// Calls waitid(2). The options must contain WNOHANG. Returns `None` if no child has changed.

@@ -7,9 +7,11 @@
 //! no lock, allocates nothing and cannot panic, since other threads of the daemon may hold any lock
 //! at that moment.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::OnceLock;
 
 use nix::libc;
 use rustix::fs::{Mode, OFlags};
@@ -58,6 +60,8 @@ struct Plan<'a> {
     launch: &'a Launch<'a>,
     argv: *const *const c_char,
     env: *const *const c_char,
+    /// Signals whose action is another than the default.
+    signals: u64,
     failed: Option<Failed>,
 }
 
@@ -77,9 +81,13 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
         launch,
         argv: argv.as_ptr(),
         env: env.as_ptr(),
+        signals: own_actions(),
         failed: None,
     };
-    let stack = Stack::new().map_err(|errno| (Step::Fork, errno))?;
+    let stack = match STACK.take() {
+        Some(stack) => stack,
+        None => Stack::new().map_err(|errno| (Step::Fork, errno))?,
+    };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let mut pidfd: c_int = -1;
     // Signals are blocked, since a handler of the daemon that ran in the child would change the
@@ -93,6 +101,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     let cloned = unsafe { libc::clone(child, stack.top(), flags, given, &raw mut pidfd) };
     let cloned = check(cloned.into());
     set_signal_mask(before);
+    STACK.set(Some(stack));
     let pid = cloned.map_err(|errno| (Step::Fork, errno))?;
     // SAFETY: the kernel has just made it for us (CLONE_PIDFD), close-on-exec.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -110,7 +119,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
 extern "C" fn child(plan: *mut c_void) -> c_int {
     // SAFETY: `spawn` passes its plan, and does not use it before the child has executed or ended.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    plan.failed = Some(match prepare_child(plan.launch) {
+    plan.failed = Some(match prepare_child(plan.launch, plan.signals) {
         Err(failed) => failed,
         Ok(()) => {
             // SAFETY: the path ends with NUL, both lists with null, and their strings with NUL.
@@ -126,9 +135,9 @@ fn last_errno() -> Errno {
 }
 
 /// Sets the child's attributes. Runs in the child.
-fn prepare_child(launch: &Launch<'_>) -> Result<(), Failed> {
+fn prepare_child(launch: &Launch<'_>, signals: u64) -> Result<(), Failed> {
     let at = |step| move |errno| (step, errno);
-    default_signal_actions();
+    default_signal_actions(signals);
     rustix::process::setsid().map_err(at(Step::Setsid))?;
     let [stdin, stdout, stderr] = launch.stdio;
     rustix::stdio::dup2_stdin(stdin)
@@ -161,24 +170,41 @@ fn prepare_child(launch: &Launch<'_>) -> Result<(), Failed> {
 /// The size of the kernel's signal set in bytes: one bit for each of 64 signals.
 const SIGNAL_SET: usize = size_of::<u64>();
 
-/// Sets the default action for all signals, including 32 and 33, which glibc's function refuses.
-fn default_signal_actions() {
-    // For the kernel, a sigaction of zeros is SIG_DFL without flags. Its sigaction is smaller than
-    // this.
-    let default = [0_u64; 8];
-    for signal in 1..=64 {
-        // SAFETY: `default` is valid for reading, and nothing is stored. For SIGKILL and SIGSTOP
-        // the call fails, which is harmless.
-        unsafe {
-            let old = ptr::null_mut::<c_void>();
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                default.as_ptr(),
-                old,
-                SIGNAL_SET,
-            )
+/// What the kernel knows of a signal's action: its `sigaction` is smaller on every architecture.
+type Action = [u64; 8];
+
+/// rt_sigaction(2), of any signal, 32 and 33 too, for which glibc's own function is an error.
+fn signal_action(signal: u32, new: Option<&Action>, old: Option<&mut Action>) {
+    let new = new.map_or(ptr::null(), ptr::from_ref);
+    let old = old.map_or(ptr::null_mut(), ptr::from_mut);
+    // SAFETY: null, or valid for reading or writing more than the kernel's sigaction. SIGKILL and
+    // SIGSTOP can be asked for; to set them is an error. The default action, which is all that is
+    // set here, runs no code of ours.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, SIGNAL_SET) };
+}
+
+/// The signals, one bit each, whose action is not the default: ignored, mostly by whoever started us
+/// and by the standard library before `main`, or handled. Nobody changes one later.
+fn own_actions() -> u64 {
+    static OWN: OnceLock<u64> = OnceLock::new();
+    *OWN.get_or_init(|| {
+        let is_own = |signal: &u32| {
+            let mut action = Action::default();
+            signal_action(*signal, None, Some(&mut action));
+            // The handler comes first; SIG_DFL is 0.
+            action[0] != 0
         };
+        let own = (1..=64).filter(is_own);
+        own.fold(0, |set, signal| set | 1 << (signal - 1))
+    })
+}
+
+/// A handler would run on our memory, and what is ignored stays so in the program.
+fn default_signal_actions(mut signals: u64) {
+    while signals != 0 {
+        // The kernel's sigaction of zeros is SIG_DFL without flags.
+        signal_action(signals.trailing_zeros() + 1, Some(&Action::default()), None);
+        signals &= signals - 1;
     }
 }
 
@@ -226,6 +252,11 @@ pub(crate) fn close_inherited_on_exec() -> std::io::Result<()> {
     Ok(())
 }
 
+thread_local! {
+    /// The stack of the thread's last child: to map one takes longer than a child uses it.
+    static STACK: Cell<Option<Stack>> = const { Cell::new(None) };
+}
+
 /// The stack of a child until it executes its program, with a guard page below: address and length.
 struct Stack(*mut c_void, usize);
 
@@ -255,7 +286,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: `new` has mapped it, and the child no longer uses it.
+        // SAFETY: `new` has mapped it, and no child uses it any more.
         let _ = unsafe { rustix::mm::munmap(self.0, self.1) };
     }
 }

@@ -1,12 +1,13 @@
 //! The threads on which watches are prepared and children started.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::error::{Error, Result, SystemError};
 
@@ -15,8 +16,22 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Some threads that do one thing after another. They last as long as this does, not as those of
 /// the runtime's pool, which end when they are idle: the children of a thread that ends become the
 /// main thread's, where strangers are reaped.
-#[derive(Debug)]
-pub struct Starters(mpsc::Sender<Job>);
+pub struct Starters(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    /// `None`: nobody is left to ask for more.
+    jobs: Mutex<Option<VecDeque<Job>>>,
+    more: Condvar,
+}
+
+impl fmt::Debug for Starters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let jobs = self.0.jobs.lock();
+        let waiting = jobs.as_ref().map(VecDeque::len);
+        f.debug_tuple("Starters").field(&waiting).finish()
+    }
+}
 
 impl Starters {
     /// Starts so many threads, at least one.
@@ -24,73 +39,93 @@ impl Starters {
     /// # Errors
     /// The system refuses a thread.
     pub fn start(threads: usize, runtime: &Handle) -> Result<Self> {
-        let (sender, jobs) = mpsc::channel();
-        let jobs = Arc::new(Mutex::new(jobs));
+        let starters = Self(Arc::default());
+        *starters.0.jobs.lock() = Some(VecDeque::new());
         for number in 0..threads.max(1) {
-            let (jobs, runtime) = (Arc::clone(&jobs), runtime.clone());
+            let (queue, runtime) = (Arc::clone(&starters.0), runtime.clone());
             thread::Builder::new()
                 .name(format!("start-{number}"))
-                .spawn(move || work(&jobs, &runtime))
+                .spawn(move || work(&queue, &runtime))
                 .map_err(|error| SystemError::from_io(&error, "thread", ""))?;
         }
-        Ok(Self(sender))
+        Ok(starters)
     }
 
-    /// Has it done when a thread is free. What waits is bounded by who asks: registrations, which
-    /// have their room set aside.
-    ///
-    /// # Errors
-    /// It was not done to its end.
-    pub async fn run<T: Send + 'static>(
+    /// Has it done when a thread is free, and what came of it told from there: an error if it was not
+    /// done to its end. What waits is bounded by who asks: registrations, which have their room set
+    /// aside.
+    pub fn run<T>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T> {
-        let (tell, told) = oneshot::channel();
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        tell: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
         let job = Box::new(move || {
-            // Nobody waits any longer: what it made is dropped.
-            let _ = tell.send(work());
+            // The thread has to last.
+            let done = catch_unwind(AssertUnwindSafe(work));
+            tell(done.unwrap_or(Err(Error::Internal("the preparation was lost"))));
         });
-        let lost = Error::Internal("the preparation was lost");
-        match self.0.send(job) {
-            Ok(()) => told.await.map_err(|_| lost),
-            Err(_) => Err(lost),
+        if let Some(jobs) = &mut *self.0.jobs.lock() {
+            jobs.push_back(job);
         }
+        self.0.more.notify_one();
+    }
+}
+
+impl Drop for Starters {
+    fn drop(&mut self) {
+        let left = self.0.jobs.lock().take();
+        self.0.more.notify_all();
+        drop(left);
     }
 }
 
 /// Does what comes until nobody is left to ask for more.
-fn work(jobs: &Mutex<mpsc::Receiver<Job>>, runtime: &Handle) {
+fn work(queue: &Queue, runtime: &Handle) {
     let _entered = runtime.enter();
-    loop {
-        // One thread waits in the queue, the others for their turn to.
-        let job = jobs.lock().recv();
-        let Ok(job) = job else { return };
-        // The thread has to last. Whoever waits for the job learns that it was lost.
-        let _ = catch_unwind(AssertUnwindSafe(job));
+    let mut waiting = queue.jobs.lock();
+    while let Some(jobs) = &mut *waiting {
+        match jobs.pop_front() {
+            Some(job) => MutexGuard::unlocked(&mut waiting, || {
+                // Nor what is told may end it.
+                let _ = catch_unwind(AssertUnwindSafe(job));
+            }),
+            None => queue.more.wait(&mut waiting),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    async fn done<T: Send + 'static>(
+        starters: &Starters,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = oneshot::channel();
+        starters.run(move || Ok(work()), move |done| drop(tell.send(done)));
+        told.await.unwrap()
+    }
 
     #[tokio::test]
     async fn a_thread_outlives_a_job_that_panics() {
         let starters = Starters::start(1, &Handle::current()).unwrap();
         let id = || thread::current().id();
-        let first = starters.run(id).await.unwrap();
-        let lost = starters.run(|| panic!("on purpose")).await;
+        let first = done(&starters, id).await.unwrap();
+        let lost = done(&starters, || panic!("on purpose")).await;
         assert!(matches!(lost, Err(Error::Internal(_))), "{lost:?}");
-        assert_eq!(starters.run(id).await.unwrap(), first);
+        assert_eq!(done(&starters, id).await.unwrap(), first);
     }
 
     #[tokio::test]
     async fn a_job_that_blocks_holds_up_its_own_thread_alone() {
         let starters = Starters::start(2, &Handle::current()).unwrap();
-        let (release, released) = mpsc::channel::<()>();
-        let blocked = starters.run(move || released.recv());
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let blocked = done(&starters, move || released.recv());
         let other = async {
-            let done = starters.run(|| 7).await;
+            let done = done(&starters, || 7).await;
             release.send(()).unwrap();
             done
         };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,7 +96,17 @@ fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
 }
 
 /// The whole of it, `NAME=value`.
-fn environment(process: &mut proto::ProcessSpec) -> Result<Vec<CString>> {
+fn environment(process: &mut proto::ProcessSpec) -> Result<Arc<[CString]>> {
+    let adds = !process.env.is_empty() || !process.env_bytes.is_empty();
+    if process.inherited_env.is_none() && !adds {
+        static OWN: OnceLock<Arc<[CString]>> = OnceLock::new();
+        if let Some(own) = OWN.get() {
+            return Ok(Arc::clone(own));
+        }
+        // Nothing changes it while there are other threads.
+        let own = assignments(&own_environment())?;
+        return Ok(Arc::clone(OWN.get_or_init(|| own)));
+    }
     let mut whole = match process.inherited_env.take() {
         Some(mut inherited) => variables(
             "spec.process.inherited_env.variables",
@@ -111,11 +122,15 @@ fn environment(process: &mut proto::ProcessSpec) -> Result<Vec<CString>> {
         "spec.process.env_bytes",
         &mut process.env_bytes,
     )?);
-    let whole = whole.iter().map(|(name, value)| {
+    assignments(&whole)
+}
+
+fn assignments(variables: &Environment) -> Result<Arc<[CString]>> {
+    let assignments = variables.iter().map(|(name, value)| {
         let variable = [name, &b"="[..], value].concat();
         c_string("spec.process.env", variable)
     });
-    whole.collect()
+    assignments.collect()
 }
 
 fn check_size(program: &Program, env: &[CString]) -> Result<()> {

@@ -47,9 +47,12 @@ impl Attributes {
     /// happens to have must not keep his programs from running.
     #[must_use]
     pub fn within_our_own(mut self) -> Self {
-        for (resource, limit) in &mut self.limits {
-            *limit = limit.within(resource.own());
-        }
+        self.limits.retain(|resource, limit| {
+            let own = resource.own();
+            *limit = limit.within(own);
+            // What we have ourselves a child has anyway.
+            *limit != own
+        });
         // It cannot fail for the calling process.
         let own = rustix::process::getpriority_process(None).unwrap_or_default();
         self.nice = self.nice.map(|nice| nice.max(own));

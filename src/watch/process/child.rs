@@ -2,7 +2,7 @@
 //! reaps it. Whoever notices its end has it looked at here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::libc;
 use rustix::io::Errno;
@@ -40,8 +40,10 @@ pub(super) struct Child {
 impl Child {
     /// Of a child that nobody has waited for, and that leads a process group.
     pub(super) fn new(pid: i32, pidfd: OwnedFd, permit: Permit, reaper: &Reaper) -> Self {
-        // Signal 0 asks only.
-        let by_number = sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
+        static BY_NUMBER: OnceLock<bool> = OnceLock::new();
+        // Signal 0 asks only, and what the kernel can do it can of every child.
+        let ask = || sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
+        let by_number = *BY_NUMBER.get_or_init(ask);
         Self {
             pid,
             pidfd: Some(Arc::new(pidfd)),

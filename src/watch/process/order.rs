@@ -2,9 +2,9 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::DupFlags;
 
 use super::child::Child;
@@ -69,7 +69,7 @@ pub struct ProcessOrder {
     /// What to execute.
     pub program: Program,
     /// The whole environment, `NAME=value`.
-    pub env: Vec<CString>,
+    pub env: Arc<[CString]>,
     /// Working directory, absolute.
     pub cwd: CString,
     /// stdin, stdout, stderr.
@@ -165,8 +165,9 @@ impl ProcessOrder {
     }
 }
 
-/// A descriptor whose number a child's pidfd will have.
+/// A descriptor whose number a child's pidfd will have. Whatever it is of: ours are all open.
 fn place() -> Result<OwnedFd> {
-    let flags = EventfdFlags::CLOEXEC;
-    eventfd(0, flags).map_err(|errno| SystemError::new(errno, "pidfd", "").into())
+    let any = rustix::stdio::stderr();
+    let placed = rustix::io::fcntl_dupfd_cloexec(any, 3);
+    placed.map_err(|errno| SystemError::new(errno, "pidfd", "").into())
 }

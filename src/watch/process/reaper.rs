@@ -90,8 +90,18 @@ async fn ended(pidfd: &Arc<OwnedFd>) {
     }
 }
 
+/// Whether the main thread, which this is called on, has children, or may get some.
+fn may_have_strangers() -> bool {
+    let adopts = rustix::process::getpid().is_init()
+        || !matches!(rustix::process::child_subreaper(), Ok(None));
+    adopts || sys::has_own() != Err(Errno::CHILD)
+}
+
 /// Reaps the strangers that end. To be polled on the main thread, for as long as there may be any.
 pub async fn reap_strangers(hub: &SignalHub) -> Infallible {
+    if !may_have_strangers() {
+        return std::future::pending().await;
+    }
     let ended = Arc::new(Notify::new());
     let sink = {
         let ended = Arc::clone(&ended);

@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,7 +24,7 @@ const SHELL: &CStr = c"/bin/sh";
 pub(super) struct Recipe {
     pub(super) program: Program,
     /// `NAME=value`
-    pub(super) env: Vec<CString>,
+    pub(super) env: Arc<[CString]>,
     pub(super) cwd: CString,
     /// stdin, stdout, stderr.
     pub(super) stdio: [Stdio; 3],
@@ -51,9 +53,10 @@ pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
         }
     };
     let [stdin, stdout, stderr] = recipe.stdio;
-    let (our_stdin, stdin) = stream(stdin, true)?;
-    let (our_stdout, stdout) = stream(stdout, false)?;
-    let (our_stderr, stderr) = stream(stderr, false)?;
+    let mut null = None;
+    let (our_stdin, stdin) = stream(stdin, true, &mut null)?;
+    let (our_stdout, stdout) = stream(stdout, false, &mut null)?;
+    let (our_stderr, stderr) = stream(stderr, false, &mut null)?;
     let attributes = &recipe.attributes;
     let limits = attributes.limits.iter();
     let limits: Vec<_> = limits.map(|(r, l)| (r.kernel(), (*l).into())).collect();
@@ -106,16 +109,22 @@ fn failed(
     SystemError::new(errno, step, detail)
 }
 
-/// One of the first three descriptors: the daemon's end of it, if it has one, and the child's.
-fn stream(stdio: Stdio, child_reads: bool) -> Result<(Option<OwnedFd>, OwnedFd), SystemError> {
-    match stdio {
-        Stdio::Null => {
+/// One of the first three descriptors: the daemon's end of it, if it has one, and the child's. All that
+/// are `/dev/null` are one.
+fn stream(
+    stdio: Stdio,
+    child_reads: bool,
+    null: &mut Option<Rc<OwnedFd>>,
+) -> Result<(Option<OwnedFd>, Rc<OwnedFd>), SystemError> {
+    match (stdio, &*null) {
+        (Stdio::Pipe, _) => pipe(child_reads).map(|(ours, theirs)| (Some(ours), theirs.into())),
+        (Stdio::Null, Some(null)) => Ok((None, Rc::clone(null))),
+        (Stdio::Null, None) => {
             let flags = OFlags::RDWR | OFlags::CLOEXEC;
-            let null = rustix::fs::open(c"/dev/null", flags, Mode::empty());
-            let null = null.map_err(|errno| SystemError::new(errno, "stdio", "/dev/null"));
-            Ok((None, null?))
+            let opened = rustix::fs::open(c"/dev/null", flags, Mode::empty());
+            let opened = opened.map_err(|errno| SystemError::new(errno, "stdio", "/dev/null"))?;
+            Ok((None, Rc::clone(null.insert(opened.into()))))
         }
-        Stdio::Pipe => pipe(child_reads).map(|(ours, theirs)| (Some(ours), theirs)),
     }
 }
 
