@@ -18,8 +18,9 @@ pub(crate) const EVENTS: usize = 200 * PIPES;
 /// The time after which a round has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Returns the target relative to plain epoll. io_uring has none: whatever the daemon does, the
-/// client's own write(2) takes more than two thirds of what plain epoll takes for all of it.
+/// Returns the target relative to plain epoll. io_uring has none: the client's own write(2) is half
+/// of all that plain epoll does, and with the client's decoding more than two thirds, whatever the
+/// daemon does. What the daemon itself takes has a case of its own, see [`cpu`](crate::cpu).
 fn target_of(backend: &str) -> Option<Target> {
     (backend == "epoll").then_some(Target::AtLeast(1.05))
 }

@@ -288,8 +288,17 @@ fn stream(
             kind: SocketType::STREAM,
             listening: false,
         } => Nonblocking::Socket,
-        FileKind::Pipe if pipes_take_nowait() => Nonblocking::Pipe,
-        FileKind::Pipe | FileKind::Fifo | FileKind::Tty | FileKind::CharDevice => {
+        // read(2) takes less than preadv2(2). Where the description cannot be had, as a pipe of
+        // another user's cannot, that does.
+        FileKind::Pipe if purpose == Purpose::Reader || !pipes_take_nowait() => {
+            let own = reopen(fd, kind, flags & OFlags::RWMODE);
+            if own.is_ok() || !pipes_take_nowait() {
+                return own;
+            }
+            Nonblocking::Pipe
+        }
+        FileKind::Pipe => Nonblocking::Pipe,
+        FileKind::Fifo | FileKind::Tty | FileKind::CharDevice => {
             return reopen(fd, kind, flags & OFlags::RWMODE);
         }
         FileKind::PtyMaster => {

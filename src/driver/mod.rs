@@ -56,6 +56,7 @@ mod broken;
 pub mod capability;
 pub mod file;
 mod proactor;
+mod received;
 mod selector;
 mod transfer;
 mod turn;
@@ -66,6 +67,7 @@ mod tests;
 pub use backend::{Backend, LoopClass};
 pub use capability::Capability;
 pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
+pub use received::Received;
 
 /// Names a watch on its loop: a slot that is reused, and a generation that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -185,7 +187,7 @@ pub enum Done {
     /// The source is ready in the direction asked for, or has hung up or failed.
     Ready(Readiness),
     /// Received bytes, at least one.
-    Data(Bytes),
+    Data(Received),
     /// The end of the incoming bytes.
     Eof,
     /// A new connection (close-on-exec and non-blocking, since no other process shares it), and

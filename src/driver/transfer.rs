@@ -11,7 +11,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, sockopt};
 
 use super::turn::timespec;
-use super::{Direction, Nonblocking, Readiness};
+use super::{Direction, Nonblocking, Readiness, Received};
 
 /// Most bytes of one read.
 pub(super) const READ_MAX: usize = 256 * 1024;
@@ -47,15 +47,18 @@ pub(super) type Attempt<T> = Result<T, Refused>;
 pub(super) struct Chunk(BytesMut);
 
 impl Chunk {
-    pub(super) fn copy(&mut self, bytes: &[u8]) -> Bytes {
+    pub(super) fn copy(&mut self, bytes: &[u8]) -> Received {
+        if let Some(few) = Received::few(bytes) {
+            return few;
+        }
         if bytes.len() > SMALL_MAX {
-            return Bytes::copy_from_slice(bytes);
+            return Bytes::copy_from_slice(bytes).into();
         }
         if self.0.capacity() < bytes.len() {
             self.0 = BytesMut::with_capacity(CHUNK);
         }
         self.0.extend_from_slice(bytes);
-        self.0.split().freeze()
+        self.0.split().freeze().into()
     }
 }
 
@@ -86,7 +89,7 @@ impl Intake {
         fd: BorrowedFd<'_>,
         mode: Nonblocking,
         max: usize,
-    ) -> Attempt<Bytes> {
+    ) -> Attempt<Received> {
         if self.scratch.is_empty() {
             self.scratch = vec![0; READ_MAX].into_boxed_slice();
         }
@@ -109,7 +112,7 @@ impl Intake {
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
             // The other side of a pseudoterminal is closed, see ioctl_tty(2).
-            Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Bytes::new()),
+            Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Received::default()),
             Err(errno) => Err(errno.into()),
         }
     }

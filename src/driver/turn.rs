@@ -4,13 +4,12 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::acceptor::Acceptor;
 use super::transfer::{self, Refused};
-use super::{Budget, Completion, Done, Nonblocking, OpId};
+use super::{Budget, Completion, Done, Nonblocking, OpId, Received};
 
 /// The longest single wait; a loop whose next deadline is later waits again. Far below the
 /// maximum of system calls that count milliseconds in 31 bits (24.8 days).
@@ -63,7 +62,7 @@ impl<'a> Turn<'a> {
         self.progress = true;
     }
 
-    pub(super) fn push_data(&mut self, id: OpId, bytes: Bytes, last: bool) {
+    pub(super) fn push_data(&mut self, id: OpId, bytes: Received, last: bool) {
         self.handed_over += bytes.len();
         self.budget.bytes = self.budget.bytes.saturating_sub(bytes.len());
         self.push(id, Done::Data(bytes), last);

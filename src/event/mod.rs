@@ -13,7 +13,10 @@ use bytes::{BufMut, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+mod data;
 pub mod largest;
+
+pub use data::{DataHead, encode_data};
 
 pub use crate::proto::event::Kind;
 pub use crate::proto::{

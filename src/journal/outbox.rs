@@ -10,15 +10,8 @@ use bytes::BytesMut;
 use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
-use crate::event::{self, Event, Kind};
-use crate::kinds::event_kind;
 
-/// Encoded events are cut out of allocations of this many bytes.
-const BLOCK: usize = 64 * 1024;
-/// Of smaller ones where there are many journals, down to this.
-const BLOCK_MIN: usize = 4 * 1024;
-/// What is unused of those takes at most this part of the memory, while they are not the smallest.
-const SPARE: u64 = 8;
+mod push;
 
 /// More room than this is ample, whatever the budget.
 const AMPLE: Room = Room {
@@ -343,40 +336,6 @@ impl Outbox {
     #[must_use]
     pub const fn next_expiry(&self) -> Option<u64> {
         self.next_expiry
-    }
-
-    /// Numbers and encodes an event. Nobody sees it before [`Outbox::commit`].
-    pub fn push(&mut self, now: Now, about: About, kind: Kind) -> u64 {
-        self.newest += 1;
-        let number = event_kind(&kind) as u8;
-        let event = Event {
-            seq: self.newest,
-            monotonic_ns: now.monotonic,
-            realtime_ns: now.realtime,
-            watch_id: about.watch,
-            user_data: about.user_data,
-            kind: Some(kind),
-        };
-        if self.buf.capacity() - self.buf.len() < 256 {
-            let part = self
-                .journal
-                .memory
-                .part(self.journal.memory.limit() / SPARE);
-            let block = usize::try_from(part).unwrap_or(BLOCK);
-            self.buf.reserve(block.clamp(BLOCK_MIN, BLOCK));
-        }
-        let bytes = event::encode(&event, &mut self.buf) as u64;
-        self.end += bytes;
-        self.room = self.room.less(Room { events: 1, bytes });
-        self.entries.push(Entry {
-            end: self.end,
-            watch: about.watch,
-            upto: 0,
-            labels: about.labels,
-            kind: number,
-        });
-        self.now = now.monotonic;
-        self.newest
     }
 
     /// The watch that had these labels is gone; what was pushed still carries them, and

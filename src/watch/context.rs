@@ -10,7 +10,7 @@ use super::{Need, Notifier, Services, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
-use crate::event::{CloseReason, Kind, largest};
+use crate::event::{CloseReason, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
 
 /// What [`Context::reserve`] sets aside.
@@ -165,6 +165,13 @@ impl Context<'_> {
     /// Appends an event of this watch; returns its sequence number.
     pub fn emit(&mut self, kind: Kind) -> u64 {
         self.outbox.push(self.now, self.seat.about, kind)
+    }
+
+    /// Appends a `Data` event of this watch: bytes that lie at that offset of the stream.
+    pub fn emit_data(&mut self, stream: Stream, offset: u64, data: &[u8]) {
+        let place = (stream, offset);
+        self.outbox
+            .push_data(self.now, self.seat.about, place, data);
     }
 
     /// Whether an event for which nothing was set aside fits. If not, the watch is

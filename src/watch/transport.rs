@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{Context, Taken};
 use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
-use crate::event::{Data, Kind, Stream, WritePaused, WriteResumed};
+use crate::event::{Kind, Stream, WritePaused, WriteResumed};
 
 /// How an incoming stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +94,7 @@ impl Incoming {
             Done::Data(data) => {
                 let offset = self.offset;
                 self.offset += data.len() as u64;
-                cx.emit(Kind::Data(Data {
-                    stream: self.stream.into(),
-                    offset,
-                    data,
-                }));
+                cx.emit_data(self.stream, offset, &data);
                 return None;
             }
             Done::Eof => Ended::Eof,

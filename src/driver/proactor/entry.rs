@@ -1,10 +1,9 @@
 //! The names of operations in flight, and their results from the kernel.
 
-use bytes::Bytes;
 use io_uring::cqueue;
 use rustix::io::Errno;
 
-use crate::driver::Direction;
+use crate::driver::{Direction, Received};
 
 /// Names an operation in flight by its source and direction; used as `user_data` of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +69,7 @@ pub(super) struct Said {
     /// The result that the system call would have returned.
     pub(super) result: Result<usize, Errno>,
     /// The received bytes.
-    pub(super) data: Bytes,
+    pub(super) data: Received,
     /// Whether the operation is no longer in flight.
     pub(super) last: bool,
 }

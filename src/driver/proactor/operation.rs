@@ -2,9 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use bytes::Bytes;
-
-use crate::driver::{Direction, Done, Nonblocking, Op, OpId};
+use crate::driver::{Direction, Done, Nonblocking, Op, OpId, Received};
 
 #[derive(Debug)]
 pub(super) struct Source {
@@ -94,7 +92,7 @@ impl Source {
 /// A result of an operation that is to be reported.
 #[derive(Debug)]
 pub(super) enum What {
-    Data(Bytes),
+    Data(Received),
     End(Done),
     /// The source is ready. The system call is made when there is budget to report its result.
     Ready,

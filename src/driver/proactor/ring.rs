@@ -24,7 +24,7 @@ use super::buffers::{Buffers, GROUP};
 use super::entry::{Entry, Said, Token};
 use super::probe::{self, Refused};
 use crate::driver::turn::timespec;
-use crate::driver::{Direction, transfer::Chunk};
+use crate::driver::{Direction, Received, transfer::Chunk};
 
 /// Size of the submission queue. When it is full, the queue is submitted with an extra call.
 const SUBMISSIONS: u32 = 64;
@@ -354,7 +354,7 @@ impl Ring {
             flags,
         } = *entry;
         let last = !cqueue::more(flags);
-        let mut data = Bytes::new();
+        let mut data = Received::default();
         if let Some(number) = cqueue::buffer_select(flags) {
             let len = result.unwrap_or(0);
             let more = cqueue::buffer_more(flags);
@@ -368,7 +368,7 @@ impl Ring {
                     if let Some(mut memory) = self.reading.remove(&token.source()) {
                         self.lent -= memory.len();
                         memory.truncate(result.unwrap_or(0));
-                        data = Bytes::from(memory);
+                        data = Bytes::from(memory).into();
                     }
                 }
                 Direction::Write => {

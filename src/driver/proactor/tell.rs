@@ -41,32 +41,29 @@ impl Proactor {
         let live = self.live(token)?;
         let (id, cancelling) = (live.id, live.cancelling);
         match what {
-            What::Data(mut bytes) => {
+            What::Data(data) => {
                 let (max, once) = match live.op {
                     Op::Recv { max } => (max, false),
                     Op::ReadAt { max, .. } => (max, true),
                     _ => return None,
                 };
-                while !bytes.is_empty() && (cancelling || !turn.is_spent()) {
+                let mut rest = Some(data);
+                while let Some(data) = rest.take_if(|_| cancelling || !turn.is_spent()) {
                     let room = if cancelling {
                         usize::MAX
                     } else {
                         turn.budget.bytes
                     };
-                    let most = max.min(room);
-                    let piece = if bytes.len() <= most {
-                        std::mem::take(&mut bytes)
-                    } else {
-                        bytes.split_to(most)
-                    };
+                    let piece;
+                    (piece, rest) = data.split(max.min(room));
                     self.held -= piece.len();
-                    let last = once && bytes.is_empty();
+                    let last = once && rest.is_none();
                     if last {
                         self.take_out(token);
                     }
                     turn.push_data(id, piece, last);
                 }
-                (!bytes.is_empty()).then_some(What::Data(bytes))
+                rest.map(What::Data)
             }
             What::End(done) => {
                 self.over(token, done, turn);

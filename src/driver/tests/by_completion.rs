@@ -135,7 +135,7 @@ fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
     while got.values().map(Vec::len).sum::<usize>() < 24 * SIZE && begun.elapsed() < PATIENCE {
         for Completion { id, done, .. } in rig.turn(PATIENCE, AMPLE) {
             if let Done::Data(bytes) = done {
-                got.entry(id.watch.slot).or_default().extend(bytes);
+                got.entry(id.watch.slot).or_default().extend(&*bytes);
             }
         }
     }

@@ -114,7 +114,7 @@ impl World {
             for completion in completions {
                 let number = completion.id.watch.slot;
                 if let Done::Data(data) = &completion.done {
-                    self.bytes.entry(number).or_default().extend(data);
+                    self.bytes.entry(number).or_default().extend(&**data);
                     continue;
                 }
                 let bytes = self.bytes.remove(&number).unwrap_or_default();

@@ -93,7 +93,7 @@ impl Model<'_> {
             let peer = &mut self.peers[number];
             match done {
                 Done::Data(bytes) => {
-                    assert!(bytes == pattern(peer.received, bytes.len()));
+                    assert!(*bytes == *pattern(peer.received, bytes.len()));
                     peer.received += bytes.len();
                 }
                 Done::Sent(len) => peer.sent += len,

@@ -1,0 +1,164 @@
+//! `Data` events are most of all: they are encoded by hand, straight from the bytes that were read.
+
+use bytes::{BufMut as _, BytesMut};
+use prost::encoding::encoded_len_varint;
+
+use super::Stream;
+use crate::clock::Now;
+
+/// A `Data` event without its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct DataHead {
+    /// Position in the journal.
+    pub seq: u64,
+    /// When.
+    pub now: Now,
+    /// The watch.
+    pub watch: u64,
+    /// The client's own number.
+    pub user_data: u64,
+    /// Which of its streams.
+    pub stream: Stream,
+    /// Bytes of the stream before.
+    pub offset: u64,
+}
+
+/// Seven numbers and two lengths of at most ten bytes, two fixed ones of eight, and their keys.
+const HEAD_MAX: usize = 128;
+
+/// What comes before the bytes, on the stack.
+struct Head {
+    bytes: [u8; HEAD_MAX],
+    len: usize,
+}
+
+impl Head {
+    fn byte(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.len) {
+            *place = byte;
+            self.len += 1;
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    /// A field, unless it has its default.
+    fn number(&mut self, key: u8, value: u64) {
+        if value != 0 {
+            self.byte(key);
+            self.varint(value);
+        }
+    }
+
+    fn fixed(&mut self, key: u8, value: u64) {
+        if value != 0 {
+            self.byte(key);
+            let end = self.len + 8;
+            if let Some(place) = self.bytes.get_mut(self.len..end) {
+                place.copy_from_slice(&value.to_le_bytes());
+                self.len = end;
+            }
+        }
+    }
+}
+
+const fn number_len(value: u64) -> usize {
+    if value == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(value)
+    }
+}
+
+const fn fixed_len(value: u64) -> usize {
+    if value == 0 { 0 } else { 9 }
+}
+
+/// As [`encode`](super::encode): the same bytes.
+pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
+    let before = buf.len();
+    let stream = u64::from(i32::from(head.stream).unsigned_abs());
+    let bytes_len = match data.len() {
+        0 => 0,
+        len => 1 + encoded_len_varint(len as u64) + len,
+    };
+    let data_len = number_len(stream) + number_len(head.offset) + bytes_len;
+    let event_len = number_len(head.seq)
+        + fixed_len(head.now.monotonic)
+        + fixed_len(head.now.realtime)
+        + number_len(head.watch)
+        + number_len(head.user_data)
+        + 2
+        + encoded_len_varint(data_len as u64)
+        + data_len;
+
+    let mut out = Head {
+        bytes: [0; HEAD_MAX],
+        len: 0,
+    };
+    // Keys: the number of the field, and in the last three bits how it is encoded.
+    out.byte(3 << 3 | 2);
+    out.varint(event_len as u64);
+    out.number(1 << 3, head.seq);
+    out.fixed(2 << 3 | 1, head.now.monotonic);
+    out.fixed(3 << 3 | 1, head.now.realtime);
+    out.number(4 << 3, head.watch);
+    out.number(5 << 3, head.user_data);
+    out.varint(16 << 3 | 2);
+    out.varint(data_len as u64);
+    out.number(1 << 3, stream);
+    out.number(2 << 3, head.offset);
+    if !data.is_empty() {
+        out.byte(3 << 3 | 2);
+        out.varint(data.len() as u64);
+    }
+    buf.reserve(out.len + data.len());
+    buf.put_slice(&out.bytes[..out.len]);
+    buf.put_slice(data);
+    buf.len() - before
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::{Data, Event, Kind, encode};
+
+    fn any_number() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), 0..300_u64, any::<u64>()]
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_encoded_as_any_other_event(
+            [seq, monotonic, realtime, watch, user_data, offset] in
+                [any_number(), any_number(), any_number(), any_number(), any_number(), any_number()],
+            stream in 0..4_i32,
+            data in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let now = Now { monotonic, realtime };
+            let stream = Stream::try_from(stream).unwrap_or(Stream::Input);
+            let head = DataHead { seq, now, watch, user_data, stream, offset };
+            let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
+            let len = encode_data(&head, &data, &mut by_hand);
+            let event = Event {
+                seq,
+                monotonic_ns: monotonic,
+                realtime_ns: realtime,
+                watch_id: watch,
+                user_data,
+                kind: Some(Kind::Data(Data { stream: stream.into(), offset, data: data.into() })),
+            };
+            prop_assert_eq!(encode(&event, &mut other), len);
+            prop_assert_eq!(by_hand, other);
+        }
+    }
+}
