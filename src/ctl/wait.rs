@@ -1,4 +1,4 @@
-//! `wait`: for the end of processes.
+//! `wait`: waits until processes have ended.
 
 use std::collections::BTreeMap;
 
@@ -59,14 +59,10 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     }
     let mut waiting = Waiting::new(&watches)?;
     match bound {
-        Some(Ok(bound)) => {
-            if tokio::time::timeout(bound, waiting.all(session))
-                .await
-                .is_err()
-            {
-                return Err(waiting.timed_out(bound));
-            }
-        }
+        Some(Ok(bound)) => match tokio::time::timeout(bound, waiting.all(session)).await {
+            Ok(waited) => waited?,
+            Err(_) => return Err(waiting.timed_out(bound)),
+        },
         Some(Err(_)) | None => waiting.all(session).await?,
     }
     let mut codes = Vec::new();
@@ -81,16 +77,16 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
 /// Processes whose ends are waited for.
 #[derive(Debug)]
 struct Waiting<'a> {
-    /// Those that have not ended as far as is known, by their ids.
+    /// The processes of which no end is known yet, by their ids.
     open: BTreeMap<u64, &'a Watch>,
     ended: BTreeMap<u64, Exited>,
-    /// There are several: the end of each is printed.
+    /// Several processes are waited for: the end of each is printed.
     several: bool,
 }
 
 impl<'a> Waiting<'a> {
     fn new(watches: &'a [Watch]) -> Result<Self, Failure> {
-        // What is no process has no end to wait for.
+        // Refuses watches that are no processes, and processes whose end is unknown.
         for watch in watches {
             end_of(&show::reference(watch), watch)?;
         }
@@ -130,7 +126,7 @@ impl<'a> Waiting<'a> {
 
     async fn batch(&mut self, session: &Session, batch: &Batch) -> Result<(), Failure> {
         for event in &batch.events {
-            // The event itself: the watch may be removed by now.
+            // The event is enough: the watch may have been removed since.
             if let (Some(Kind::Exited(exited)), Some(watch)) =
                 (&event.kind, self.open.get(&event.watch_id))
             {
@@ -184,7 +180,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// The watch, as it is once its process has ended.
+/// Returns the watch with the end of its process in its status.
 fn ended(watch: &Watch, exited: Exited) -> Watch {
     let mut watch = watch.clone();
     if let Some(Status::Process(process)) = &mut watch.status {
@@ -193,7 +189,8 @@ fn ended(watch: &Watch, exited: Exited) -> Watch {
     watch
 }
 
-/// The ends of processes, and nothing else of them; `first` is the one that was added first.
+/// Subscribes to the ends of these processes and to nothing else of them, from the time when `first`, the oldest of
+/// them, was added.
 pub(super) fn end_feed(
     session: &Session,
     of: Option<LoopRef>,

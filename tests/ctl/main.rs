@@ -24,3 +24,4 @@ mod standstill;
 mod terminal;
 mod texts;
 mod verbs;
+mod waits;

@@ -1,0 +1,37 @@
+//! `wait`, `stop` and `kill` when the end of a process cannot be heard of as usual.
+
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Daemon, directory};
+use crate::program::{Following, ctl};
+
+/// The pid of the process with that name.
+async fn pid(daemon: &Daemon, name: &str) -> Pid {
+    let shown = ctl(&daemon.socket, &["show", name, "--json"]).await.values();
+    let pid = shown[0]["process"]["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bounded_wait_that_fails_is_no_success() {
+    let dir = directory();
+    let mut daemon = Daemon::start_in(Arc::clone(&dir), "", &[]).await;
+    let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
+    on(&["run", "--name", "over", "--", "true"]).await.good();
+    on(&["run", "-d", "--name", "job", "--", "sleep", "1000"])
+        .await
+        .good();
+    let left = pid(&daemon, "job").await;
+    let words = ["wait", "--timeout", "1h", "over", "job"];
+    let mut wait = Following::start(&daemon.socket, &words);
+    assert_eq!(wait.line().await, "over  exited with 0");
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended().await;
+    let _another = Daemon::start_in(dir, "", &[]).await;
+    let ended = wait.ended().await;
+    kill(left, Signal::SIGKILL).unwrap();
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+}
