@@ -1,7 +1,7 @@
-//! Completions: names of processes, watches, loops, consumers and policies, as the daemon knows them.
+//! Completions of a shell's command line, names of processes, watches, loops, consumers and policies included.
 //!
-//! The shell calls evloopctl for candidates with the words that are typed so far. Without a daemon, or with one that
-//! does not answer at once, there are none, and nothing is said.
+//! The shell calls evloopctl with the words typed so far, and evloopctl asks the daemon for names that fit. If no daemon
+//! answers at once, it offers no names and prints no message.
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,21 +22,21 @@ use crate::proto::{
     WatchState,
 };
 
-/// The variable by which a shell asks for candidates.
+/// The environment variable by which a shell asks for candidates.
 const VARIABLE: &str = "COMPLETE";
-/// How long the daemon may take, all in all: somebody waits at the key.
+/// How long the daemon may take for all its answers: a user waits at the Tab key.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Most candidates that are offered.
 const OFFERED_MAX: usize = 1000;
 
-/// Answers a shell that asks for candidates, and ends the program then. Else it does nothing.
+/// Prints candidates and ends the program if a shell asks for them. Otherwise does nothing.
 pub fn complete() {
     CompleteEnv::with_factory(Args::command)
         .var(VARIABLE)
         .complete();
 }
 
-/// What a shell is to source.
+/// Returns the script that a shell sources to have completions.
 pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
     let failed = |error| Failure::new("completions", error);
     let name = shell.to_string();
@@ -51,9 +51,10 @@ pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
     String::from_utf8(script).map_err(|error| Failure::new("completions", error))
 }
 
-/// As clap's own, but that words which bash has split at colons are put together again: names may have colons in them.
+/// Clap's own registration with two differences. Words that bash has split at colons are joined again, for names may
+/// hold colons. Candidates are quoted: bash inserts them as they are, and a file may be called `a;b`.
 const BASH: &str = r#"_evloopctl() {
-    local IFS=$'\013' i current words=() index=0
+    local i current candidate words=() candidates=() index=0
     for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
         if ((i > 0)) && [[ ${COMP_WORDS[i]} == :* || ${COMP_WORDS[i-1]} == *: ]]; then
             words[${#words[@]}-1]+=${COMP_WORDS[i]}
@@ -63,24 +64,29 @@ const BASH: &str = r#"_evloopctl() {
         ((i == COMP_CWORD)) && index=$((${#words[@]} - 1))
     done
     current=${words[index]}
-    COMPREPLY=($(_CLAP_IFS="$IFS" _CLAP_COMPLETE_INDEX="$index" \
+    mapfile -t -d $'\013' candidates < <(_CLAP_IFS=$'\013' _CLAP_COMPLETE_INDEX="$index" \
         _CLAP_COMPLETE_COMP_TYPE="$COMP_TYPE" _CLAP_COMPLETE_SPACE=true \
-        COMPLETE=bash evloopctl -- "${words[@]}")) || unset COMPREPLY
-    # Bash puts a reply in place of what comes after the last colon.
-    [[ $current == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+        COMPLETE=bash evloopctl -- "${words[@]}")
+    COMPREPLY=()
+    for candidate in "${candidates[@]}"; do
+        # Bash puts a reply in place of the text after the last colon.
+        [[ $current == *:* ]] && candidate=${candidate#"${current%"${current##*:}"}"}
+        [[ -z $candidate ]] || printf -v candidate %q "$candidate"
+        COMPREPLY+=("$candidate")
+    done
     [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=/:] ]] && compopt -o nospace 2> /dev/null
 }
 complete -o bashdefault -o nosort -F _evloopctl evloopctl 2> /dev/null ||
     complete -o bashdefault -F _evloopctl evloopctl
 "#;
 
-/// The last signal with a name of its own.
+/// The highest signal number that has a name; real-time signals come after it.
 const MAX_NAMED_SIGNAL: i32 = 31;
 
 /// What the daemon is asked for.
 #[derive(Debug, Clone, Copy)]
 enum Wanted {
-    /// What the verb takes: running processes first for one that ends them, and so on.
+    /// Watches that the verb takes, those first that it is most likely meant for.
     Watches,
     Processes,
     Loops,
@@ -89,12 +95,12 @@ enum Wanted {
     Backends,
 }
 
-/// Watches, as they suit the verb.
+/// Names of watches that the verb takes.
 pub(super) fn watches() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Watches))
 }
 
-/// Processes, to join one of them.
+/// Names of processes that can be joined.
 pub(super) fn processes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Processes))
 }
@@ -119,7 +125,7 @@ pub(super) fn backends() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Backends))
 }
 
-/// Signals that a process can be sent.
+/// Names of signals.
 pub(super) fn signals() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let names = (1..=MAX_NAMED_SIGNAL).filter_map(config::signal_name);
@@ -127,11 +133,12 @@ pub(super) fn signals() -> ArgValueCandidates {
     })
 }
 
-/// A name, and a word about what has it.
+/// A name that is offered.
 struct Found {
     name: String,
+    /// A few words about what has the name, for shells that show them.
     help: String,
-    /// Offered before those with a higher one.
+    /// Names of a lower order are offered first.
     order: usize,
 }
 
@@ -156,7 +163,7 @@ fn candidates(wanted: Wanted) -> Vec<CompletionCandidate> {
 }
 
 async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
-    // Ours, then `--`, then the line: its program and its words.
+    // The shell calls `evloopctl -- evloopctl WORD...`.
     let line = std::env::args_os().skip_while(|word| word != "--").skip(2);
     let line = line.map(|word| word.to_string_lossy().into_owned());
     let line: Vec<_> = line.collect();
@@ -203,7 +210,7 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
     }
 }
 
-/// The daemon and the loop that the line names so far.
+/// Connects to the daemon that the line names so far, with its loop and session.
 async fn session(line: &[String]) -> Result<Session, Failure> {
     let mut words = vec!["evloopctl".to_owned()];
     // The last word is the one that is being typed.
@@ -226,7 +233,7 @@ async fn session(line: &[String]) -> Result<Session, Failure> {
     Session::open(args.global, String::new()).await
 }
 
-/// Watches that the verb is for, those that it is more likely meant for first.
+/// Lists watches that the verb takes, those first that it is most likely meant for.
 async fn of_verb(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
     let processes = !matches!(
         verb,

@@ -18,6 +18,11 @@ fn programs() -> PathBuf {
 /// Returns what bash would offer for a line, given in the words into which bash splits it (also at
 /// colons).
 async fn offered(socket: &Path, words: &[&str]) -> Vec<String> {
+    offered_in(Path::new("/"), socket, words).await
+}
+
+/// As [`offered`], in that directory.
+async fn offered_in(directory: &Path, socket: &Path, words: &[&str]) -> Vec<String> {
     let script = "
         source <(evloopctl completions bash) || exit
         COMP_WORDS=(evloopctl \"$@\") COMP_CWORD=$# COMP_TYPE=9
@@ -31,6 +36,7 @@ async fn offered(socket: &Path, words: &[&str]) -> Vec<String> {
     let mut bash = Command::new("bash");
     bash.args(["--norc", "-c", script, "bash"])
         .args(words)
+        .current_dir(directory)
         .env("PATH", path)
         .env("EVLOOPD_SOCKET", socket);
     let output = within("bash", bash.output()).await.unwrap();
@@ -88,6 +94,23 @@ async fn names_of_the_daemon_are_completed() {
         (&["attach", "nothing"], &[]),
     ] {
         assert_eq!(offered(&daemon.socket, words).await, expected, "{words:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_offered_is_quoted_for_the_shell_and_no_pattern() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["q;touch X;", "p*", "pq", "new\nline"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let nowhere = Path::new("/nonexistent/evloopd.sock");
+    for (typed, expected) in [
+        ("q", &["q\\;touch\\ X\\;"][..]),
+        ("p", &["p\\*", "pq"]),
+        ("n", &["$'new\\nline'"]),
+    ] {
+        let offered = offered_in(dir.path(), nowhere, &["--socket", typed]).await;
+        assert_eq!(offered, expected, "{typed}");
     }
 }
 
