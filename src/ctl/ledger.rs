@@ -1,4 +1,4 @@
-//! The account of what a process wrote: what was received, what is gone, how it ended.
+//! The account of a process's output: which bytes were received, which are gone, and how the process ended.
 
 use super::failure::{Failure, complain_loudly};
 use super::units::grouped;
@@ -9,15 +9,15 @@ use crate::proto::{Data, Event, Exited, Stream, Watch};
 /// The bytes of one stream.
 #[derive(Debug, Default, Clone, Copy)]
 struct Account {
-    /// The offset up to which they were received or are known to be gone.
+    /// The offset up to which bytes were received or are known to be gone.
     through: u64,
     gone: u64,
-    /// The stream's last offset is known.
-    ended: bool,
+    /// Nothing after `through` counts: the stream has ended there, or what follows was not asked for.
+    complete: bool,
 }
 
 impl Account {
-    /// The stream is known to have had that many bytes by now: those not received are gone.
+    /// Takes note that the stream has had that many bytes by now: those not received are gone.
     fn reach(&mut self, offset: u64) {
         self.gone += offset.saturating_sub(self.through);
         self.through = self.through.max(offset);
@@ -29,27 +29,42 @@ impl Account {
 pub(super) struct Ledger {
     stdout: Account,
     stderr: Account,
-    /// Events of the process are missing.
+    /// Events of the process may be missing.
     gap: bool,
-    /// What they were could not be found out.
+    /// The daemon could not tell whether they held output.
     unsure: bool,
     exited: Option<Exited>,
 }
 
 impl Ledger {
-    /// Takes note of an event. If it brings bytes, those of them that were not seen before.
+    /// Takes note of an event. Returns those of its bytes that were not seen before, if it brings bytes.
     pub(super) fn event<'a>(&mut self, event: &'a Event) -> Option<&'a [u8]> {
         match &event.kind {
             Some(Kind::Data(data)) => return Some(self.data(data)),
             Some(Kind::StreamEnd(end)) => {
                 let account = self.account(end.stream());
                 account.reach(end.offset);
-                account.ended = true;
+                account.complete = true;
             }
             Some(Kind::Exited(exited)) => self.exited = Some(exited.clone()),
             _ => {}
         }
         None
+    }
+
+    /// Takes note of an event whose bytes were not asked for: what is missing before them counts, they themselves and
+    /// what follows do not.
+    pub(super) fn pass(&mut self, event: &Event) {
+        let (stream, offset) = match &event.kind {
+            Some(Kind::Data(data)) => (data.stream(), data.offset),
+            Some(Kind::StreamEnd(end)) => (end.stream(), end.offset),
+            _ => return,
+        };
+        let account = self.account(stream);
+        if !account.complete {
+            account.reach(offset);
+            account.complete = true;
+        }
     }
 
     fn data<'a>(&mut self, data: &'a Data) -> &'a [u8] {
@@ -67,41 +82,51 @@ impl Ledger {
         }
     }
 
-    /// Events are missing. What was in them is told by the offsets behind them.
+    /// Takes note that events may be missing. The offsets of later events tell how many bytes were in them.
     pub(super) const fn gap(&mut self) {
         self.gap = true;
     }
 
-    /// Bytes that are gone.
+    /// The number of bytes that are gone.
     pub(super) const fn gone(&self) -> u64 {
         self.stdout.gone + self.stderr.gone
     }
 
-    /// What is gone so far does not matter.
+    /// Forgets what is gone so far: it was not asked for.
     pub(super) const fn forgive(&mut self) {
         (self.stdout.gone, self.stderr.gone) = (0, 0);
         (self.gap, self.unsure) = (false, false);
     }
 
-    /// Whether events are missing that may have held the end of a stream or of the process.
+    /// Whether missing events may have held the end of a stream or of the process.
     pub(super) const fn is_open(&self) -> bool {
-        let ended = self.stdout.ended && self.stderr.ended && self.exited.is_some();
-        self.gap && !ended
+        self.output_is_open() || self.gap && self.exited.is_none()
     }
 
-    /// Takes into account what the daemon says of the process, at a moment before the end of what
-    /// was received; `None` if it knows no more of it.
+    /// Whether missing events may have held output of which no later event tells.
+    pub(super) const fn output_is_open(&self) -> bool {
+        self.gap && !(self.stdout.complete && self.stderr.complete)
+    }
+
+    /// Takes into account what the daemon says of the process as it was before the last event was received; `None` if
+    /// the daemon no longer knows the process.
     pub(super) fn settle(&mut self, watch: Option<&Watch>) {
         let Some(Status::Process(status)) = watch.and_then(|watch| watch.status.as_ref()) else {
             self.unsure = true;
             return;
         };
-        self.stdout.reach(status.stdout_bytes);
-        self.stderr.reach(status.stderr_bytes);
+        for (account, bytes) in [
+            (&mut self.stdout, status.stdout_bytes),
+            (&mut self.stderr, status.stderr_bytes),
+        ] {
+            if !account.complete {
+                account.reach(bytes);
+            }
+        }
         self.exited = self.exited.take().or_else(|| status.exited.clone());
     }
 
-    /// Says in one sentence what is gone of the output of the process called `name`; whether it is all there.
+    /// Reports on stderr what is gone of the output of the process called `name`. Returns true if nothing is.
     pub(super) fn report(&self, name: &str) -> bool {
         let bytes = |account: &Account, stream: &str| {
             let count = grouped(account.gone);
@@ -117,20 +142,20 @@ impl Ledger {
             ));
         } else if self.unsure {
             complain_loudly(format_args!(
-                "{name}: events of it are gone, and whether they held output is not known"
+                "{name}: events of it are gone, and it is not known whether they held output"
             ));
         }
         gone.is_empty() && !self.unsure
     }
 
-    /// How the process ended.
+    /// Returns how the process ended.
     pub(super) fn exited(&self, name: &str) -> Result<&Exited, Failure> {
         let exited = self.exited.as_ref();
         exited.ok_or_else(|| Failure::new(name, "its exit status is not known"))
     }
 }
 
-/// The part of the data that was not seen before.
+/// Returns the part of the data that was not seen before.
 fn fresh(through: u64, data: &Data) -> &[u8] {
     let known = through.saturating_sub(data.offset);
     let known = usize::try_from(known).unwrap_or(usize::MAX);
@@ -158,7 +183,7 @@ mod tests {
         }
     }
 
-    /// What is gone of stdout and of stderr.
+    /// The ledger after these events, and the bytes that are gone of stdout and of stderr.
     fn gone(events: &[Event]) -> (Ledger, [u64; 2]) {
         let mut ledger = Ledger::default();
         for event in events {

@@ -169,8 +169,8 @@ async fn through(session: &Session, follow: bool, process: Watch) -> Outcome {
     ended(read.map(drop), whole)
 }
 
-/// What the daemon says of the process. Without --follow it may write on: what counts is what it had written when
-/// we began.
+/// Returns what the daemon says of the process: now with --follow, else as it was at the beginning, for the process may
+/// have written more since then that was not asked for.
 async fn known(session: &Session, process: &Watch, follow: bool) -> Option<Watch> {
     if !follow {
         return Some(process.clone());
@@ -213,7 +213,8 @@ async fn by_line(
     let mut whole = true;
     for source in &mut sources {
         if matches!(read, Ok(true)) && source.is_open() {
-            let known = known(session, &source.watch, follow).await;
+            // Output after --until does not count: what was there at the beginning is enough to know.
+            let known = known(session, &source.watch, follow && !source.cut).await;
             source.settle(known.as_ref());
         }
         whole &= source.report();

@@ -187,3 +187,44 @@ async fn lost_output_is_reported_only_if_it_was_selected() {
     let since = on(&["logs", "--since", "1h", "much"]).await;
     assert_eq!(since.code, Some(125), "{}", since.stderr);
 }
+
+/// A daemon with the loop `small`, whose journal holds far less than the processes here write.
+async fn small() -> Daemon {
+    let config = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\njournal_watch_keep = \"4KiB\"\n";
+    let daemon = Daemon::start(config).await;
+    let new = ["loop", "new", "small", "--policy", "small"];
+    ctl(&daemon.socket, &new).await.good();
+    daemon
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_gone_before_until_is_told() {
+    let daemon = small().await;
+    let socket = &daemon.socket;
+    let on = async |words: &[&str]| ctl(socket, &[&["--loop", "small"], words].concat()).await;
+    let flood = "read go; seq 1 100000; echo flooded; read go";
+    for (name, early, gone) in [
+        ("out", "echo early", "bytes of stdout"),
+        ("err", "echo early >&2", "6 bytes of stderr are gone"),
+    ] {
+        let line = format!("{early}; {flood}");
+        on(&["run", "-di", "--name", name, "--", "sh", "-c", &line])
+            .await
+            .good();
+        let follow = ["--loop", "small", "logs", "-f", name];
+        let mut follow = Following::start(socket, &follow);
+        if name == "out" {
+            assert_eq!(follow.line().await, "early");
+        } else {
+            assert_eq!(follow.complaint().await, "early\n");
+        }
+        let at = jiff::Timestamp::now().to_string();
+        on(&["write", name, "go\n"]).await.good();
+        while follow.line().await != "flooded" {}
+        for options in [&["--until", &at][..], &["-f", "--until", &at]] {
+            let shown = on(&[&["logs", name], options].concat()).await;
+            assert_eq!((shown.code, shown.stdout.as_str()), (Some(125), ""));
+            assert!(shown.stderr.contains(gone), "{options:?}: {}", shown.stderr);
+        }
+    }
+}

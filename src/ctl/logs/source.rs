@@ -38,9 +38,9 @@ pub(super) struct Source {
     pub(super) caught_up: bool,
     /// It gives no more lines.
     pub(super) done: bool,
-    /// Reading ended at an event after `until_ns`: what the process wrote later was not read.
-    cut: bool,
-    /// It goes on with what comes after that.
+    /// An event after `until_ns` has come: from there on no output is taken.
+    pub(super) cut: bool,
+    /// What comes after the beginning is read too.
     follow: bool,
 }
 
@@ -101,11 +101,12 @@ impl Source {
         }
         for event in &batch.events {
             self.event(event);
-            if self.done {
-                return;
-            }
         }
-        if batch.caught_up {
+        // After `until_ns`, what is held is read on only while it may tell of missing output.
+        let enough = self.caught_up || batch.caught_up || !self.ledger.output_is_open();
+        if self.cut && enough {
+            self.end();
+        } else if batch.caught_up {
             if !self.follow {
                 self.finish_lines();
             }
@@ -117,9 +118,9 @@ impl Source {
         let Range {
             since_ns, until_ns, ..
         } = self.range;
-        if until_ns.is_some_and(|until| event.realtime_ns > until) {
-            self.cut = true;
-            self.end();
+        self.cut |= until_ns.is_some_and(|until| event.realtime_ns > until);
+        if self.cut {
+            self.ledger.pass(event);
             return;
         }
         let gone = self.ledger.gone();
@@ -174,16 +175,21 @@ impl Source {
         }
     }
 
-    /// Whether the daemon has to be asked what is gone at the end.
+    /// Whether only the daemon knows what is gone at the end.
     pub(super) const fn is_open(&self) -> bool {
-        !self.cut && self.ledger.is_open()
+        if self.cut {
+            self.ledger.output_is_open()
+        } else {
+            self.ledger.is_open()
+        }
     }
 
+    /// Takes into account what the daemon says of the process; see [`Ledger::settle`].
     pub(super) fn settle(&mut self, watch: Option<&Watch>) {
         self.ledger.settle(watch);
     }
 
-    /// Says how much of what was asked for is gone; true if nothing is.
+    /// Reports on stderr how much of what was asked for is gone. Returns true if nothing is.
     pub(super) fn report(&self) -> bool {
         self.ledger.report(&self.watch.name)
     }
