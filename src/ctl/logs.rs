@@ -32,8 +32,8 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 Its stdout goes to stdout and its stderr to stderr, byte for byte. Of several processes, and \
 where only a part is asked for, whole lines are shown, in pieces if longer than 64 KiB: one \
-without its end is shown at the end. With --until, -f ends with what is written after that \
-time. The exit code is never the process's: 0 if this is all of what was asked for, 125 if the \
+without its end is shown at the end. --since shows lines that began at or after that time. With \
+--until, -f ends with what is written after that time. The exit code is never the process's: 0 if this is all of what was asked for, 125 if the \
 journal no longer holds all of it (stderr says how much is gone of which stream) or evloopctl \
 failed.";
 
@@ -49,7 +49,7 @@ pub(super) struct Logs {
     /// Only the last N lines of what is there, of each; `all` is the default
     #[arg(short = 'n', long, value_name = "N", value_parser = tail, conflicts_with = "json")]
     tail: Option<Tail>,
-    /// Only what was written at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
+    /// Only lines that began at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
     #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "json")]
     since: Option<Timestamp>,
     /// Only what was written at or before it

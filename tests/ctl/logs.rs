@@ -160,17 +160,10 @@ async fn a_part_is_selected_by_lines_and_by_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn lost_output_is_reported_only_if_it_was_selected() {
-    let config = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\njournal_watch_keep = \"4KiB\"\n";
-    let daemon = Daemon::start(config).await;
+async fn what_is_gone_counts_only_where_it_was_asked_for() {
+    let daemon = small().await;
     let on =
         async |words: &[&str]| ctl(&daemon.socket, &[&["--loop", "small"], words].concat()).await;
-    ctl(
-        &daemon.socket,
-        &["loop", "new", "small", "--policy", "small"],
-    )
-    .await
-    .good();
     let line = "seq 1 100000";
     on(&["run", "-d", "--name", "much", "--", "sh", "-c", line])
         .await
@@ -205,7 +198,7 @@ async fn what_is_gone_before_until_is_told() {
     let flood = "read go; seq 1 100000; echo flooded; read go";
     for (name, early, gone) in [
         ("out", "echo early", "bytes of stdout"),
-        ("err", "echo early >&2", "6 bytes of stderr are gone"),
+        ("err", "echo early >&2", "6 bytes of stderr"),
     ] {
         let line = format!("{early}; {flood}");
         on(&["run", "-di", "--name", name, "--", "sh", "-c", &line])
@@ -227,4 +220,52 @@ async fn what_is_gone_before_until_is_told() {
             assert!(shown.stderr.contains(gone), "{options:?}: {}", shown.stderr);
         }
     }
+}
+
+/// Waits until a process on the loop has written that.
+async fn written(daemon: &Daemon, on: &str, text: &str) {
+    let words = ["--loop", on, "events", "--kind", "data"];
+    while !ctl(&daemon.socket, &words).await.stdout.contains(text) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_gone_before_the_last_lines_does_not_count_and_a_fragment_among_them_does() {
+    let daemon = small().await;
+    let on =
+        async |words: &[&str]| ctl(&daemon.socket, &[&["--loop", "small"], words].concat()).await;
+    // That stderr is gone is told by its end alone, after the last line.
+    let line = "seq 1 9 >&2; seq 1 100000";
+    on(&["run", "-d", "--name", "err", "--", "sh", "-c", line])
+        .await
+        .good();
+    on(&["wait", "err"]).await.good();
+    let last = on(&["logs", "-n", "3", "err"]).await;
+    assert_eq!((last.code, last.stderr.as_str()), (Some(0), ""));
+    assert_eq!(last.stdout, "99998\n99999\n100000\n");
+
+    // A line of stderr comes between the gap and the end of the line that lost its beginning.
+    let line = "head -c 300000 /dev/zero | tr '\\0' x; echo between >&2; read go; echo end";
+    on(&["run", "-di", "--name", "torn", "--", "sh", "-c", line])
+        .await
+        .good();
+    written(&daemon, "small", "between").await;
+    on(&["write", "torn", "go\n"]).await.good();
+    on(&["wait", "torn"]).await.good();
+    let last = on(&["logs", "-n", "1", "torn"]).await;
+    assert!(last.stdout.ends_with("end\n"), "{}", last.stdout);
+    assert_eq!(last.code, Some(125), "{}", last.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_line_that_began_before_since_is_not_shown_in_part() {
+    let daemon = Daemon::start("").await;
+    let mut readers = cats(&daemon, &["x"]).await;
+    ctl(&daemon.socket, &["write", "x", "early "]).await.good();
+    written(&daemon, "default", "early ").await;
+    let at = jiff::Timestamp::now().to_string();
+    ctl(&daemon.socket, &["write", "x", "late\n"]).await.good();
+    assert_eq!(readers[0].line().await, "early late");
+    say(&daemon, &mut readers[0], "x", "whole").await;
+    let shown = ctl(&daemon.socket, &["logs", "--since", &at, "x"]).await;
+    assert_eq!(shown.good(), "whole\n");
 }

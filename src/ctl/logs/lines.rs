@@ -1,25 +1,26 @@
-//! Output as lines: put together from the pieces it came in, each with the time and the place of its beginning.
+//! Lines, put together from the pieces in which the output came. Each has the time and the sequence number of its
+//! beginning.
 
 use crate::proto::Stream;
 
-/// Longest line that is kept together, bytes; a longer one goes on as another line.
+/// The longest line, in bytes; a longer one is split.
 const LINE_MAX: usize = 64 * 1024;
 
 /// A line of a process's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Of the event with its first byte.
+    /// The sequence number of the event with its first byte.
     pub(super) seq: u64,
-    /// Of the same event, ns since 1970.
+    /// The time of that event, ns since 1970.
     pub(super) realtime_ns: u64,
     pub(super) stream: Stream,
-    /// Without the newline.
+    /// The line without its newline.
     pub(super) bytes: Vec<u8>,
-    /// It has a newline at its end.
+    /// The line has a newline at its end.
     pub(super) whole: bool,
 }
 
-/// The beginning of a line of each stream.
+/// The lines that have begun and not ended, one of each stream.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     stdout: Option<Line>,
@@ -27,7 +28,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Takes a piece of a stream, and gives `out` the lines that end in it.
+    /// Takes a piece of a stream, and passes the lines that end in it to `out`.
     pub(super) fn push(
         &mut self,
         (seq, realtime_ns): (u64, u64),
@@ -35,10 +36,7 @@ impl Lines {
         mut bytes: &[u8],
         mut out: impl FnMut(Line),
     ) {
-        let begun = match stream {
-            Stream::Stderr => &mut self.stderr,
-            _ => &mut self.stdout,
-        };
+        let begun = self.begun(stream);
         while !bytes.is_empty() {
             let line = begun.get_or_insert_with(|| Line {
                 seq,
@@ -59,7 +57,19 @@ impl Lines {
         }
     }
 
-    /// What has begun and not ended, in the order in which it began.
+    const fn begun(&mut self, stream: Stream) -> &mut Option<Line> {
+        match stream {
+            Stream::Stderr => &mut self.stderr,
+            _ => &mut self.stdout,
+        }
+    }
+
+    /// Takes the line of the stream that has begun and not ended.
+    pub(super) const fn take(&mut self, stream: Stream) -> Option<Line> {
+        self.begun(stream).take()
+    }
+
+    /// Takes the lines that have begun and not ended, in the order in which they began.
     pub(super) fn rest(&mut self) -> impl Iterator<Item = Line> + use<> {
         let mut rest = [self.stdout.take(), self.stderr.take()];
         rest.sort_by_key(|line| line.as_ref().map_or(0, |line| line.seq));

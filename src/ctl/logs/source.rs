@@ -1,4 +1,4 @@
-//! One process's output as lines: first those that are there, then those that come.
+//! The output of one process as lines: first those that are there at the beginning, then those that come.
 
 use std::collections::VecDeque;
 
@@ -7,20 +7,20 @@ use super::super::feed::{Feed, Item, cut_short};
 use super::super::ledger::Ledger;
 use super::lines::{Line, Lines};
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Event, Watch};
+use crate::proto::{Batch, Event, Gap, Stream, Watch};
 
 /// Which lines are asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Range {
-    /// Only so many of the last lines that are there.
+    /// The number of last lines, of those that are there at the beginning; absent: all of them.
     pub(super) tail: Option<usize>,
-    /// Only what came at or after it, ns since 1970.
+    /// The time, in ns since 1970, at or after which a line began.
     pub(super) since_ns: Option<u64>,
-    /// Only what came at or before it.
+    /// The time, in ns since 1970, at or before which bytes were read from the process.
     pub(super) until_ns: Option<u64>,
 }
 
-/// Reads one process.
+/// Reads the output of one process.
 pub(super) struct Source {
     pub(super) watch: Watch,
     feed: Feed,
@@ -28,15 +28,19 @@ pub(super) struct Source {
     ledger: Ledger,
     begun: Lines,
     ready: VecDeque<Line>,
-    /// Lines received so far.
+    /// Lines received so far, those before `since_ns` apart.
     count: usize,
-    /// What `count` was when bytes were last found to be gone.
-    gone_before: usize,
-    /// Lines left out, because only the last ones are asked for.
-    passed: usize,
+    /// Of so many of the first lines some are not whole, or bytes before them are gone.
+    damaged: usize,
+    /// What `count` was at the last gap.
+    gap_at: usize,
+    /// The first sequence number of the last gap.
+    gap_seq: u64,
+    /// Bytes of these streams are gone, and the line that was received next may be a fragment.
+    torn: Vec<Stream>,
     /// Everything that was there at the beginning has been received.
     pub(super) caught_up: bool,
-    /// It gives no more lines.
+    /// There will be no more lines.
     pub(super) done: bool,
     /// An event after `until_ns` has come: from there on no output is taken.
     pub(super) cut: bool,
@@ -54,8 +58,10 @@ impl Source {
             begun: Lines::default(),
             ready: VecDeque::new(),
             count: 0,
-            gone_before: 0,
-            passed: 0,
+            damaged: 0,
+            gap_at: 0,
+            gap_seq: 0,
+            torn: Vec::new(),
             caught_up: false,
             done: false,
             cut: false,
@@ -63,11 +69,11 @@ impl Source {
         }
     }
 
-    /// The next line of what was there at the beginning, read if it has to be; none after the last. Cancelling it
-    /// loses nothing.
+    /// Returns the next line of those that were there at the beginning, and reads until there is one; none after the
+    /// last. Cancelling it loses nothing.
     pub(super) async fn peek(&mut self) -> Result<Option<&Line>, Failure> {
         let enough = |source: &Self| match source.range.tail {
-            // Which the last ones are is known once all have come.
+            // All must have come before the last ones are known.
             Some(_) => source.caught_up,
             None => !source.ready.is_empty() || source.caught_up,
         };
@@ -82,7 +88,7 @@ impl Source {
         self.ready.pop_front()
     }
 
-    /// Reads once more, waiting for that. Cancelling it loses nothing.
+    /// Waits for the next message of the stream and takes it. Cancelling it loses nothing.
     pub(super) async fn fill(&mut self) -> Result<(), Failure> {
         match self.feed.next().await? {
             Item::Header(_) => {}
@@ -96,12 +102,14 @@ impl Source {
     }
 
     fn batch(&mut self, batch: &Batch) {
-        if !batch.gaps.is_empty() {
-            self.ledger.gap();
-        }
+        let mut gaps = batch.gaps.iter().peekable();
         for event in &batch.events {
+            while let Some(gap) = gaps.next_if(|gap| gap.from_seq < event.seq) {
+                self.gap(gap);
+            }
             self.event(event);
         }
+        gaps.for_each(|gap| self.gap(gap));
         // After `until_ns`, what is held is read on only while it may tell of missing output.
         let enough = self.caught_up || batch.caught_up || !self.ledger.output_is_open();
         if self.cut && enough {
@@ -111,6 +119,13 @@ impl Source {
                 self.finish_lines();
             }
             self.caught_up = true;
+        }
+    }
+
+    fn gap(&mut self, gap: &Gap) {
+        if !self.cut {
+            self.ledger.gap();
+            (self.gap_at, self.gap_seq) = (self.count, gap.from_seq);
         }
     }
 
@@ -125,41 +140,66 @@ impl Source {
         }
         let gone = self.ledger.gone();
         let fresh = self.ledger.event(event);
+        let lost = self.ledger.gone() > gone;
         if since_ns.is_some_and(|since| event.realtime_ns < since) {
             // What is gone up to here was not asked for.
             self.ledger.forgive();
-            return;
         }
-        if self.ledger.gone() > gone {
-            self.gone_before = self.count;
+        match (&event.kind, fresh) {
+            (Some(Kind::Data(data)), Some(fresh)) => {
+                if lost {
+                    self.tear(data.stream());
+                    self.torn.push(data.stream());
+                }
+                let at = (event.seq, event.realtime_ns);
+                let mut ended = Vec::new();
+                self.begun
+                    .push(at, data.stream(), fresh, |line| ended.push(line));
+                self.take(ended);
+            }
+            (Some(Kind::StreamEnd(end)), _) if lost => self.tear(end.stream()),
+            _ => {}
         }
-        let (Some(Kind::Data(data)), Some(fresh)) = (&event.kind, fresh) else {
-            return;
-        };
-        let at = (event.seq, event.realtime_ns);
-        let mut ended = Vec::new();
-        self.begun
-            .push(at, data.stream(), fresh, |line| ended.push(line));
-        self.take(ended);
     }
 
-    /// Adds lines to those that were read. Of what was there at the beginning only the last `tail` are kept.
+    /// Bytes of the stream are gone: the line that had begun does not go on with what comes after them.
+    fn tear(&mut self, stream: Stream) {
+        self.damaged = self.damaged.max(self.gap_at);
+        if let Some(line) = self.begun.take(stream) {
+            self.take(vec![line]);
+            self.damaged = self.count;
+        }
+    }
+
+    /// Adds lines to those that were read. Of what was there at the beginning only the last `tail` are kept. A line
+    /// counts at the time when it began: those that began before `since_ns` are left out.
     fn take(&mut self, lines: Vec<Line>) {
         let tail = self.range.tail.filter(|_| !self.caught_up);
         for line in lines {
+            let torn = self.torn.iter().position(|stream| *stream == line.stream);
+            let torn = torn.map(|at| self.torn.swap_remove(at)).is_some();
+            if self.range.since_ns.is_some_and(|s| line.realtime_ns < s) {
+                continue;
+            }
             self.count += 1;
+            if torn {
+                self.damaged = self.count;
+            }
             self.ready.push_back(line);
             if tail.is_some_and(|tail| self.ready.len() > tail) {
                 self.ready.pop_front();
-                self.passed += 1;
             }
         }
     }
 
-    /// Lines that have begun and not ended are taken as they are: their end is not waited for.
+    /// Takes lines that have begun and not ended as they are: their end is not waited for.
     fn finish_lines(&mut self) {
-        let rest = self.begun.rest().collect();
+        let rest: Vec<_> = self.begun.rest().collect();
+        let spans_gap = rest.iter().any(|line| line.seq < self.gap_seq);
         self.take(rest);
+        if spans_gap {
+            self.gap_at = self.count;
+        }
     }
 
     fn end(&mut self) {
@@ -168,9 +208,16 @@ impl Source {
         self.caught_up = true;
     }
 
-    /// With `tail`, what is gone before the lines that were kept was not asked for.
+    /// With `tail`, forgets what is gone before the last lines that were asked for.
     pub(super) fn settle_tail(&mut self) {
-        if self.passed > self.gone_before {
+        let damaged = if self.ledger.is_open() {
+            self.damaged.max(self.gap_at)
+        } else {
+            self.damaged
+        };
+        if let Some(tail) = self.range.tail
+            && self.count.saturating_sub(damaged) >= tail
+        {
             self.ledger.forgive();
         }
     }
