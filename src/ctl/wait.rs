@@ -31,6 +31,9 @@ the first, as they were named, that is not 0. 124 if their time is over (of this
 one that was run with --timeout), 125 if evloopctl itself failed or an exit status is not \
 known.";
 
+/// The daemon that was asked for the processes is not the one that answered the subscription.
+const RESTARTED: &str = "the daemon was restarted: whether the processes still run is not known";
+
 /// Options of `wait`.
 #[derive(Debug, Args)]
 pub(super) struct Wait {
@@ -109,11 +112,13 @@ impl<'a> Waiting<'a> {
             return Ok(());
         };
         let ids = self.open.keys().copied().collect();
+        let epoch = first.added.clone().unwrap_or_default().epoch;
         let feed = end_feed(session, session.loop_ref.clone(), first, ids);
         let mut feed = feed.telling_standstill();
         while !self.open.is_empty() {
             match feed.next().await? {
-                Item::Header(_) => {}
+                Item::Header(header) if header.epoch == epoch => {}
+                Item::Header(_) => return Err(Failure::plain(RESTARTED)),
                 Item::Batch(batch) => self.batch(session, &batch).await?,
                 Item::Goodbye(goodbye) => {
                     let short = cut_short(&goodbye);
