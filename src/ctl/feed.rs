@@ -181,15 +181,23 @@ impl Feed {
         Self { tape, ..self }
     }
 
-    /// Says so, at once and whenever it begins, when nothing comes because the loop does not run.
-    pub(super) fn telling_standstill(mut self) -> Self {
+    /// Asks for an empty batch whenever nothing came for [`standstill::HEARTBEAT`].
+    pub(super) fn with_heartbeat(mut self) -> Self {
         let heartbeat = prost_types::Duration::try_from(standstill::HEARTBEAT).ok();
         match &mut self.source {
             Source::Subscribe(request) => request.heartbeat = heartbeat,
             Source::Run(request) => request.heartbeat = heartbeat,
         }
-        self.standstill = Some(Standstill::default());
         self
+    }
+
+    /// Says on stderr why nothing comes, when that is because the loop does not run.
+    pub(super) fn telling_standstill(self) -> Self {
+        let standstill = Some(Standstill::default());
+        Self {
+            standstill,
+            ..self.with_heartbeat()
+        }
     }
 
     /// The next item. Cancelling it loses nothing.

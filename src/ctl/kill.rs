@@ -38,7 +38,7 @@ pub(super) struct Kill {
     watch_ids: Vec<WatchRef>,
 }
 
-/// A word that is no option of ours.
+/// A word of the command line that is no option.
 #[derive(Debug, Clone, PartialEq)]
 enum Word {
     Signal(String),
@@ -95,7 +95,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     Ok(code)
 }
 
-/// Sends it.
+/// Sends the signal to the process, or to its group.
 pub(super) async fn send(
     session: &Session,
     watch: WatchRef,
@@ -127,7 +127,7 @@ pub(super) async fn send(
     })
 }
 
-/// What signal 0 asks, kill(2): whether there is somebody to signal.
+/// Answers what signal 0 asks, see kill(2): whether the process runs.
 async fn runs(session: &Session, asked: &WatchRef) -> Result<(), Failure> {
     let name = parse::watch_name(asked);
     let found = watch::get(session, asked).await?;

@@ -1,4 +1,4 @@
-//! `ps`: the processes.
+//! `ps`: lists processes.
 
 use std::collections::BTreeMap;
 
@@ -74,6 +74,7 @@ impl Ps {
             ..ListWatchesRequest::default()
         };
         let mut processes = watch::list_all(session, request).await?;
+        processes.retain(|process| !self.running || show::end(process).is_none());
         processes.retain(|process| self.shows(process));
         if let Some(last) = self.last.or(self.latest.then_some(1)) {
             processes.drain(..processes.len().saturating_sub(last));

@@ -23,11 +23,11 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl stop --time 30s web worker
   evloopctl stop -s INT @7
 
-Each process group gets the signal and, if the process has not ended in time, SIGKILL. What has \
-ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all have \
-ended, those included that had before.";
+Each process group gets the signal and, if the process has not ended in time, SIGKILL. A process \
+that has ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all \
+have ended, also those that had before.";
 
-/// After SIGKILL a process is gone, unless a tracer or a device has it.
+/// How long a process may take to end after SIGKILL. It ends at once, unless a tracer or a device holds it.
 const KILLED: Duration = Duration::from_secs(5);
 
 /// Options of `stop`.
@@ -72,13 +72,15 @@ async fn stop(
     }
     let id = parse::by_id(found.watch_id);
     let ids = vec![found.watch_id];
-    let mut feed = end_feed(session, session.loop_ref.clone(), &found, ids);
-    // SIGCONT: what is stopped acts on no other signal.
+    // A stopped loop delivers no end: with each heartbeat the process is looked at.
+    let feed = end_feed(session, session.loop_ref.clone(), &found, ids);
+    let mut feed = feed.with_heartbeat();
+    // SIGCONT: a stopped process acts on no other signal.
     for (signal, time) in [(signal, time), ("SIGKILL", KILLED)] {
         for signal in [signal, "SIGCONT"] {
             match send(session, id.clone(), signal, SignalTarget::Group).await {
                 Err(failure) if has_gone(&failure) => return Ok(()),
-                // It has ended, and that is still to be told.
+                // The process has ended, and the event that tells is still to come.
                 Err(failure) if failure.reason == "WRONG_STATE" => {}
                 sent => sent?,
             }
@@ -86,9 +88,12 @@ async fn stop(
         if let Ok(ended) = timeout(time, ended(session, &mut feed, &id)).await {
             return ended;
         }
+        if has_ended(session, &id).await? {
+            return Ok(());
+        }
     }
-    Err(Failure::new(name, "it does not end, not by SIGKILL either")
-        .advice("a device or a debugger may have it; `evloopctl show` tells its pid"))
+    Err(Failure::new(name, "it does not end, not even by SIGKILL")
+        .advice("it may wait for a device, or a debugger may hold it; `evloopctl show` tells its pid"))
 }
 
 fn has_gone(failure: &Failure) -> bool {
@@ -100,13 +105,18 @@ async fn ended(session: &Session, feed: &mut Feed, id: &WatchRef) -> Result<(), 
     loop {
         match feed.next().await? {
             Item::Header(_) => {}
-            Item::Batch(batch) if batch.events.is_empty() && batch.gaps.is_empty() => {}
-            Item::Batch(_) => match watch::get(session, id).await {
-                Ok(found) if show::end(&found).is_none() => {}
-                Err(failure) if !has_gone(&failure) => return Err(failure),
-                Ok(_) | Err(_) => return Ok(()),
-            },
+            Item::Batch(_) if has_ended(session, id).await? => return Ok(()),
+            Item::Batch(_) => {}
             Item::Goodbye(goodbye) => return cut_short(&goodbye).map_or(Ok(()), Err),
         }
+    }
+}
+
+/// Asks the daemon whether the process has ended, or is known no more.
+async fn has_ended(session: &Session, id: &WatchRef) -> Result<bool, Failure> {
+    match watch::get(session, id).await {
+        Ok(found) => Ok(show::end(&found).is_some()),
+        Err(failure) if has_gone(&failure) => Ok(true),
+        Err(failure) => Err(failure),
     }
 }

@@ -35,3 +35,31 @@ async fn a_bounded_wait_that_fails_is_no_success() {
     kill(left, Signal::SIGKILL).unwrap();
     assert_eq!(ended.code, Some(125), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn on_a_stopped_loop_a_process_ends_and_is_known_to_have_ended() {
+    let daemon = Daemon::start("").await;
+    ctl(&daemon.socket, &["loop", "new", "scene"]).await.good();
+    let on =
+        async |words: &[&str]| ctl(&daemon.socket, &[&["--loop", "scene"], words].concat()).await;
+    for name in ["killed", "stopped"] {
+        on(&["run", "-d", "--name", name, "--", "sleep", "1000"])
+            .await
+            .good();
+    }
+    on(&["loop", "stop", "scene"]).await.good();
+    on(&["kill", "-KILL", "killed"]).await.good();
+    while on(&["kill", "-0", "killed"]).await.code == Some(0) {}
+    on(&["kill", "-0", "killed"])
+        .await
+        .failed(1, &["kill: killed ended, not told yet"]);
+    on(&["stop", "--time", "1h", "killed", "stopped"])
+        .await
+        .good();
+    assert_eq!(on(&["ps", "-q", "--running"]).await.good(), "");
+    let ended = on(&["ps", "-q", "--filter", "status=ended"]).await.good();
+    assert_eq!(ended, "killed\nstopped\n");
+    on(&["loop", "run", "scene"]).await.good();
+    assert_eq!(on(&["wait", "killed"]).await.code, Some(137));
+    assert_eq!(on(&["wait", "stopped"]).await.code, Some(143));
+}

@@ -7,7 +7,7 @@ use super::super::transcript::is_success;
 use super::super::watch::show;
 use crate::proto::{Watch, WatchState, exited, watch::Status, watch_ref};
 
-/// One condition of `--filter`.
+/// A condition of `--filter`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Condition {
     Name(Pattern),
@@ -17,7 +17,7 @@ pub(super) enum Condition {
     Id(u64),
 }
 
-/// What `--filter status=` tells apart.
+/// A value of `--filter status=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
@@ -74,7 +74,8 @@ impl Condition {
         }
     }
 
-    /// Conditions that are the same here are alternatives. Every label is asked for.
+    /// Returns the key of the condition: of conditions with the same key one has to hold, of each key there is. Each
+    /// label is a key of its own.
     pub(super) fn key(&self) -> (u8, &str) {
         match self {
             Self::Name(_) => (0, ""),
@@ -90,13 +91,18 @@ impl Stage {
     fn holds(self, process: &Watch) -> bool {
         let closed = process.state() == WatchState::Closed;
         let exited = show::exited(process);
-        let stopped = matches!(&process.status, Some(Status::Process(p)) if p.stopped);
-        let ended = closed || exited.is_some();
+        let status = match &process.status {
+            Some(Status::Process(status)) => Some(status),
+            _ => None,
+        };
+        let stopped = status.is_some_and(|status| status.stopped);
+        let known = closed || exited.is_some();
+        let ended = known || status.is_some_and(|status| status.ended_untold);
         match self {
             Self::Running => !ended && !stopped,
             Self::Stopped => !ended && stopped,
             Self::Ended => ended,
-            Self::Failed => ended && !exited.is_some_and(is_success),
+            Self::Failed => known && !exited.is_some_and(is_success),
         }
     }
 }

@@ -309,9 +309,11 @@ fn limit(limit: &ResourceLimit) -> String {
     format!("{}={}", limit.resource, Limit { soft, hard })
 }
 
-/// How it ended, of a watch that has: `exited with 3, 10 min ago`.
+/// Returns how the watch ended, such as `exited with 3, 10 min ago`, if it has. A process on a stopped loop has ended
+/// although no event tells how yet.
 pub(in crate::ctl) fn end(watch: &Watch) -> Option<String> {
-    let ended = exited(watch).is_some() || watch.state() == WatchState::Closed;
+    let untold = matches!(&watch.status, Some(Status::Process(process)) if process.ended_untold);
+    let ended = untold || exited(watch).is_some() || watch.state() == WatchState::Closed;
     // Without the time there is nothing more exact than that it has.
     (ended || moment(watch.closed_at).is_some()).then(|| state(watch).0)
 }
@@ -358,6 +360,11 @@ mod tests {
         assert_eq!(shown(false, false), "running");
         assert_eq!(shown(true, false), "stopped");
         assert_eq!(shown(false, true), "ended, not told yet");
+        let untold = ProcessStatus {
+            ended_untold: true,
+            ..ProcessStatus::default()
+        };
+        assert_eq!(end(&process(untold)).unwrap(), "ended, not told yet");
     }
 
     #[test]
