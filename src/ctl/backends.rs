@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, USAGE};
 use super::output;
 use super::session::{Session, answer};
 use super::table::{BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
@@ -15,11 +15,15 @@ pub(super) const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only what each can do, as a table in Markdown: the one in the README
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long)]
     markdown: bool,
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Outcome {
+    // Not by clap's `conflicts_with`: that overlooks a global option before the verb.
+    if session.json && args.markdown {
+        return Err(Failure::plain("--markdown cannot be used with --json").code(USAGE));
+    }
     let request = ListBackendsRequest {};
     let list = answer(session.policies().list_backends(request).await)?;
     let (backends, documented) = (list.backends, list.documented_loops);

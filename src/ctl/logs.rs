@@ -1,4 +1,4 @@
-//! `logs`: what processes wrote.
+//! `logs`: prints what processes wrote.
 
 use clap::Args;
 use futures_util::future::select_all;
@@ -30,14 +30,16 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl logs web worker       # of both, in the order they wrote
   evloopctl logs @7               # by id
 
-Its stdout goes to stdout and its stderr to stderr, byte for byte. Of several processes, and \
-where only a part is asked for, whole lines are shown, in pieces if longer than 64 KiB: one \
-without its end is shown at the end. --since shows lines that began at or after that time. With \
---until, -f ends with what is written after that time. The exit code is never the process's: 0 if this is all of what was asked for, 125 if the \
-journal no longer holds all of it (stderr says how much is gone of which stream) or evloopctl \
-failed.";
+The process's stdout goes to stdout and its stderr to stderr, byte for byte. Of several \
+processes, and where only a part is asked for, whole lines are shown, in pieces if longer than \
+64 KiB: one without its end is shown at the end. Lines of several processes that are there at \
+the beginning are in the order in which they were written; with -f, later ones are shown as they \
+arrive. --since shows lines that began at or after that time. With --until, -f ends with what is \
+written after that time. The exit code is never the process's: 0 if this is all of what was asked \
+for, 125 if the journal no longer holds all of it (stderr says how much is gone of which stream) \
+or evloopctl failed.";
 
-/// Most processes at a time: each takes a stream.
+/// The most processes at a time: each takes a stream of the daemon.
 const NAMES_MAX: usize = 64;
 
 /// Options of `logs`.
@@ -47,16 +49,16 @@ pub(super) struct Logs {
     #[arg(short, long)]
     follow: bool,
     /// Only the last N lines of what is there, of each; `all` is the default
-    #[arg(short = 'n', long, value_name = "N", value_parser = tail, conflicts_with = "json")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = tail)]
     tail: Option<Tail>,
     /// Only lines that began at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
-    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "json")]
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment)]
     since: Option<Timestamp>,
     /// Only what was written at or before it
-    #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "json")]
+    #[arg(long, value_name = "WHEN", value_parser = parse::moment)]
     until: Option<Timestamp>,
     /// Begin each line with its time, in UTC
-    #[arg(short, long, conflicts_with = "json")]
+    #[arg(short, long)]
     timestamps: bool,
     /// Of several, do not begin each line with the name
     #[arg(long, visible_alias = "no-log-prefix")]
@@ -65,7 +67,7 @@ pub(super) struct Logs {
     names: Watches,
 }
 
-/// What `--tail` says.
+/// The value of `--tail`.
 #[derive(Debug, Clone, Copy)]
 enum Tail {
     All,
@@ -94,15 +96,19 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
         until_ns: args.until.map(parse::nanoseconds),
     };
     let (follow, timestamps, no_prefix) = (args.follow, args.timestamps, args.no_prefix);
+    // Not by clap's `conflicts_with`: that overlooks a global option before the verb.
+    if session.json && (args.tail.is_some() || !range.is_whole() || timestamps) {
+        let what = "--json prints all events: -n, --since, --until and -t cannot be used with it";
+        return Err(Failure::plain(what).code(USAGE));
+    }
     let asked: Vec<_> = args.names.references().collect();
     if asked.len() > NAMES_MAX {
         let what = format!("{} names; at most {NAMES_MAX} at a time", asked.len());
         return Err(Failure::plain(what).code(USAGE));
     }
     let processes = found(session, asked).await?;
-    let everything = range.tail.is_none() && range.since_ns.is_none() && range.until_ns.is_none();
     match <[Watch; 1]>::try_from(processes) {
-        Ok([process]) if everything && !timestamps => through(session, follow, process).await,
+        Ok([process]) if range.is_whole() && !timestamps => through(session, follow, process).await,
         Ok([process]) => {
             let shown = Shown::new(&[&process], timestamps, true);
             by_line(session, vec![process], follow, range, shown).await
@@ -117,7 +123,7 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
     }
 }
 
-/// The processes, each once; what is wrong with a name is said before anything is shown.
+/// Returns the processes, each once. Wrong names are reported before anything is shown.
 async fn found(session: &Session, asked: Vec<WatchRef>) -> Result<Vec<Watch>, Failure> {
     let mut processes: Vec<Watch> = Vec::new();
     let mut missing = false;
@@ -152,7 +158,7 @@ fn feed(session: &Session, process: &Watch, follow: bool) -> Feed {
     }
 }
 
-/// All of one process, byte for byte.
+/// Prints all output of one process, byte for byte.
 async fn through(session: &Session, follow: bool, process: Watch) -> Outcome {
     let mut feed = feed(session, &process, follow);
     let until = if follow { Until::Done } else { Until::CaughtUp };
@@ -187,7 +193,7 @@ fn ended(read: Result<(), Failure>, whole: bool) -> Outcome {
     }
 }
 
-/// What is asked for of one process or several, line by line.
+/// Prints what is asked for of one process or several, line by line.
 async fn by_line(
     session: &Session,
     processes: Vec<Watch>,
@@ -222,7 +228,7 @@ async fn by_line(
     ended(read.map(drop), whole)
 }
 
-/// What is there in the order of the loop's sequence numbers, then what comes as it comes.
+/// Prints lines that are there in the order of the loop's sequence numbers, then later ones as they arrive.
 async fn read(sources: &mut [Source], follow: bool, shown: &mut Shown) -> Result<(), Failure> {
     held(sources, shown).await?;
     if follow {
@@ -256,7 +262,7 @@ async fn coming(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure
     loop {
         let open = sources.iter_mut().enumerate();
         let mut open: Vec<_> = open.filter(|(_, source)| !source.done).collect();
-        // Each in its turn: one that always has something does not keep the others waiting.
+        // The processes take turns: one that always writes does not keep the others waiting.
         open.sort_by_key(|(index, _)| (*index <= last, *index));
         let fills: Vec<_> = open
             .into_iter()

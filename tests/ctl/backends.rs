@@ -21,6 +21,9 @@ async fn the_readme_has_the_matrix_of_the_daemon() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn backends_differ_from_loops_that_are_only_documented() {
     let daemon = Daemon::start("").await;
+    ctl(&daemon.socket, &["--json", "backends", "--markdown"])
+        .await
+        .failed(2, &["--markdown cannot be used with --json"]);
     let told = ctl(&daemon.socket, &["backends", "--json"]).await;
     let values = told.values();
     let (ours, documented): (Vec<_>, Vec<_>) =

@@ -143,6 +143,10 @@ async fn a_part_is_selected_by_lines_and_by_time() {
         let wrong = ctl(&daemon.socket, &[&["logs", "x"], words].concat()).await;
         wrong.failed(125, &[told]);
     }
+    for option in ["-n1", "--since=1h", "--until=1h", "-t", "--tail=all"] {
+        let before = ctl(&daemon.socket, &["--json", "logs", "x", option]).await;
+        before.failed(125, &["--json prints all events"]);
+    }
     ctl(
         &daemon.socket,
         &["watch", "timer", "--every", "1h", "--name", "tick"],

@@ -20,6 +20,13 @@ pub(super) struct Range {
     pub(super) until_ns: Option<u64>,
 }
 
+impl Range {
+    /// Whether all of the output is asked for.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.tail.is_none() && self.since_ns.is_none() && self.until_ns.is_none()
+    }
+}
+
 /// Reads the output of one process.
 pub(super) struct Source {
     pub(super) watch: Watch,
