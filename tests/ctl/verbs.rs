@@ -244,6 +244,20 @@ async fn ps_watch_shows_what_comes_and_goes() {
     assert!(tables.line().await.contains("running"));
     on(&["run", "-di", "--name", "two", "--", "cat"]).await;
     assert_eq!(next(&mut lines).await["name"], "two");
+    // No event tells of these.
+    for (signal, stopped) in [("-STOP", true), ("-CONT", false)] {
+        on(&["kill", signal, "two"]).await;
+        let two = next(&mut lines).await;
+        assert_eq!(two["name"], "two");
+        assert_eq!(two["process"]["stopped"], stopped, "{two}");
+        let shown = if stopped { " stopped " } else { " running " };
+        loop {
+            let line = tables.line().await;
+            if line.starts_with("two") && line.contains(shown) {
+                break;
+            }
+        }
+    }
     on(&["write", "one", "--eof", ""]).await;
     loop {
         let one = next(&mut lines).await;

@@ -1,7 +1,8 @@
-//! `ps --watch`.
+//! `ps --watch`: lists processes again whenever something changes.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -15,15 +16,17 @@ use super::super::table::{printable, terminal_size};
 use super::super::watch::show;
 use super::{Ps, table};
 use crate::proto::{
-    EventKind, Filter, OnGap, StartAt, SubscribeRequest, Watch, subscribe_request::Start,
+    EventKind, Filter, OnGap, StartAt, SubscribeRequest, Watch, WatchState,
+    subscribe_request::Start, watch::Status,
 };
 
-/// On a terminal, ages are shown anew that often.
+/// How often processes are listed without an event: no event tells that a process was stopped or continued, and on a
+/// terminal their ages are shown.
 const TICK: Duration = Duration::from_secs(1);
-/// At most so often it looks, however much happens.
+/// The least time between two lists, however much happens.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Shows them, and again whenever something changes, until nobody looks any more.
+/// Lists processes, and again whenever something changes, until stdout has no reader any more.
 pub(super) async fn run(session: &Session, args: &Ps) -> Outcome {
     tokio::select! {
         outcome = refresh(session, args) => outcome,
@@ -49,17 +52,21 @@ async fn refresh(session: &Session, args: &Ps) -> Outcome {
         ..SubscribeRequest::default()
     };
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).telling_standstill();
-    // What happens after the first look is heard of.
+    // The subscription comes before the first list, so that no event is missed between them.
     while !matches!(feed.next().await?, Item::Header(_)) {}
-    let mut shown = Shown::default();
-    let ticks = !session.json && !args.quiet && std::io::stdout().is_terminal();
+    let mut shown = Shown {
+        first: true,
+        ..Shown::default()
+    };
+    let screen = !session.json && !args.quiet && std::io::stdout().is_terminal();
     loop {
-        shown.show(session, args, &args.list(session).await?, ticks)?;
+        shown.show(session, args, &args.list(session).await?, screen)?;
         sleep(PAUSE).await;
+        let mut tick = pin!(sleep(TICK));
         loop {
             let item = tokio::select! {
                 item = feed.next() => item?,
-                () = sleep(TICK), if ticks => break,
+                () = &mut tick, if !args.quiet => break,
             };
             match item {
                 Item::Batch(batch) if !batch.events.is_empty() || !batch.gaps.is_empty() => break,
@@ -70,13 +77,39 @@ async fn refresh(session: &Session, args: &Ps) -> Outcome {
     }
 }
 
+/// What is shown anew when it changes.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    state: WatchState,
+    exited: bool,
+    stopped: bool,
+    ended_untold: bool,
+}
+
+impl State {
+    fn of(process: &Watch) -> Self {
+        let status = match &process.status {
+            Some(Status::Process(status)) => Some(status),
+            _ => None,
+        };
+        Self {
+            state: process.state(),
+            exited: show::exited(process).is_some(),
+            stopped: status.is_some_and(|status| status.stopped),
+            ended_untold: status.is_some_and(|status| status.ended_untold),
+        }
+    }
+}
+
 /// What `--watch` has printed.
 #[derive(Debug, Default)]
 struct Shown {
-    /// Of the last table: which processes, and how they were.
-    states: String,
-    /// The line of each process, by its id.
-    lines: BTreeMap<u64, String>,
+    /// The processes of the last table, and their states.
+    table: Vec<(u64, State)>,
+    /// No table has been printed yet.
+    first: bool,
+    /// The state of each process that has a line, by its id.
+    lines: BTreeMap<u64, State>,
 }
 
 impl Shown {
@@ -109,32 +142,32 @@ impl Shown {
             return output::print(&format!("\x1b[H\x1b[2J{lines}{more}"));
         }
         // Ages alone are no change.
-        let states = processes
-            .iter()
-            .map(|p| (p.watch_id, p.state(), show::exited(p).is_some()));
-        let states = format!("{:?}", states.collect::<Vec<_>>());
-        if states != self.states {
-            let again = !self.states.is_empty();
-            self.states = states;
-            let gap = if again { "\n" } else { "" };
+        let states = processes.iter().map(|p| (p.watch_id, State::of(p)));
+        let states: Vec<_> = states.collect();
+        let first = std::mem::replace(&mut self.first, false);
+        if first || states != self.table {
+            let gap = if first { "" } else { "\n" };
+            self.table = states;
             output::print(&format!("{gap}{}", table(processes).text(None)))?;
         }
         Ok(())
     }
 
-    /// Of each process a line when it comes, and with JSON when something of it changes.
+    /// Prints a line for each new process, and with JSON also for each process whose state has changed.
     fn show_lines(&mut self, as_json: bool, processes: &[Watch]) -> Result<(), Failure> {
         let mut lines = BTreeMap::new();
         for process in processes {
-            let line = if as_json {
-                json::line(process)
-            } else {
-                printable(&show::reference(process))
-            };
-            if self.lines.get(&process.watch_id) != Some(&line) {
+            let state = State::of(process);
+            let before = self.lines.get(&process.watch_id);
+            if before.is_none_or(|before| as_json && *before != state) {
+                let line = if as_json {
+                    json::line(process)
+                } else {
+                    printable(&show::reference(process))
+                };
                 output::raw(&format!("{line}\n"))?;
             }
-            lines.insert(process.watch_id, line);
+            lines.insert(process.watch_id, state);
         }
         self.lines = lines;
         Ok(())
