@@ -1,4 +1,4 @@
-//! `run`: starts or joins a process by name.
+//! `run`: starts a process, or joins the one that has its name.
 
 use clap::Args;
 
@@ -33,12 +33,13 @@ that exits with 0 is forgotten at once, any other 10 minutes after its end.
 Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does \
 any signal while the loop is stopped or the daemon does not answer. When nobody takes the \
 output any more, because a pipe was closed or the terminal is gone, a program without --name \
-ends as in a pipeline, one with a name runs on.
+ends as in a pipeline, one with a name runs on. If evloopctl itself is killed by SIGKILL, the \
+program runs on, and without --name it is forgotten 10 minutes after its end.
 
 Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a \
 `while read` loop, use -n or </dev/null.";
 
-/// How long a program without a name can be looked up after its end, if it failed, or if nobody was there then.
+/// How long a program without a name is kept after its end, if it failed or evloopctl was gone by then.
 const UNNAMED_IS_KEPT: prost_types::Duration = prost_types::Duration {
     seconds: 600,
     nanos: 0,

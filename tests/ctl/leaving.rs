@@ -135,3 +135,24 @@ async fn a_named_program_runs_on_without_a_reader_unless_an_option_ends_it() {
         Some(141)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_whose_client_is_killed_runs_on_and_can_be_looked_at_after_its_end() {
+    let daemon = Daemon::start("").await;
+    let help = ctl(&daemon.socket, &["run", "--help"]).await.good();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let told = "If evloopctl itself is killed by SIGKILL, the program runs on, and without --name it is forgotten 10 minutes after its end.";
+    assert!(help.contains(told), "{help}");
+    let line = "trap 'exit 0' USR1; echo up; while :; do sleep 0.01; done";
+    let mut client = Following::start(&daemon.socket, &["run", "--", "sh", "-c", line]);
+    assert_eq!(client.line().await, "up");
+    client.kill().await;
+    let process = newest(&daemon).await.unwrap();
+    assert_eq!(process["state"], "open", "{process}");
+    let name = process["name"].as_str().unwrap();
+    ctl(&daemon.socket, &["kill", "-USR1", "--process", name])
+        .await
+        .good();
+    assert_eq!(ctl(&daemon.socket, &["wait", name]).await.code, Some(0));
+    assert_eq!(newest(&daemon).await.unwrap()["name"], name);
+}
