@@ -43,7 +43,7 @@ pub(super) struct Events {
     /// Begin with the oldest event that is held; without --follow and --consumer this is the default
     #[arg(long)]
     oldest: bool,
-    /// Only what happened at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
+    /// Only what happened at or after it: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
     #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with_all = ["after", "consumer"])]
     since: Option<Timestamp>,
     /// Only what happened at or before it; with --follow, end with the first event after it

@@ -51,7 +51,7 @@ pub(super) struct Logs {
     /// Only the last N lines of what is there, of each; `all` is the default
     #[arg(short = 'n', long, value_name = "N", value_parser = tail)]
     tail: Option<Tail>,
-    /// Only lines that began at or after it: `10m` (that long ago), `12:00:00`, `2030-01-31T12:00:00Z`
+    /// Only lines that began at or after it: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
     #[arg(long, value_name = "WHEN", value_parser = parse::moment)]
     since: Option<Timestamp>,
     /// Only what was written at or before it

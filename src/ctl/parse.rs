@@ -125,15 +125,29 @@ pub(super) fn cursor_text(cursor: &Cursor) -> String {
     format!("{}:{}", cursor.epoch, cursor.seq)
 }
 
-/// `5s`, `1h 30m`, `100ms`; a number alone is seconds, as sleep(1) and timeout(1) take it.
+/// Reads `5s`, `1.5s`, `1h 30m` or `100ms`; a number alone is seconds, as sleep(1) and timeout(1) take it.
 pub(super) fn duration(text: &str) -> Result<prost_types::Duration, String> {
     let seconds = text.parse().ok().map(Duration::from_secs);
-    let duration: Duration = match seconds {
-        Some(seconds) => seconds,
+    let duration = match seconds.or_else(|| decimal(text)) {
+        Some(duration) => duration,
         None => humantime::parse_duration(text)
-            .map_err(|error| format!("{error}; `5s`, `100ms` or `1h 30m` is expected"))?,
+            .map_err(|error| format!("{error}; `5s`, `0.5s`, `100ms` or `1h 30m` is expected"))?,
     };
     duration.try_into().map_err(|_| "too long".to_owned())
+}
+
+/// Reads one number, with or without a fraction, and one unit of humantime or none, which is seconds.
+fn decimal(text: &str) -> Option<Duration> {
+    let end = text.find(|c: char| c != '.' && !c.is_ascii_digit());
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let unit = if unit.is_empty() { "s" } else { unit };
+    let unit = humantime::parse_duration(&format!("1{unit}")).ok()?;
+    let scale = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let whole: u32 = whole.parse().ok()?;
+    let part = unit.as_nanos() * u128::from(fraction.parse::<u64>().ok()?) / u128::from(scale);
+    let part = Duration::from_nanos(u64::try_from(part).ok()?);
+    unit.checked_mul(whole)?.checked_add(part)
 }
 
 /// `2030-01-31 12:00:00` (UTC) or `2030-01-31T12:00:00Z`.
@@ -143,13 +157,16 @@ pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
     Ok(time.into())
 }
 
-/// A time in the past, or another: so long ago (`10m`), a time of today (`12:00`, `12:00:00`), a date and time in the local
-/// zone, or RFC 3339.
+/// The most digits of a number of seconds ago: 115 days. A longer number is meant as a date, or as seconds since 1970.
+const SECONDS_AGO_DIGITS: usize = 7;
+
+/// Reads a point in time: so long ago (`10m`; a number alone is seconds), a time of today (`12:00`, `12:00:00`), a date and
+/// time in the local zone, or RFC 3339.
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     moment_at(text, &ZonedDateTime::now())
 }
 
-/// A time as events have it, ns since 1970; 0 for one before that.
+/// Returns a time as events have it, in ns since 1970; 0 for one before that.
 pub(super) fn nanoseconds(time: Timestamp) -> u64 {
     u64::try_from(time.as_nanosecond()).unwrap_or(0)
 }
@@ -158,7 +175,11 @@ fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    if let Ok(ago) = humantime::parse_duration(text) {
+    let number = text.bytes().all(|byte| byte.is_ascii_digit());
+    if number && text.len() > SECONDS_AGO_DIGITS {
+        return Err(format!("`{text}` is no number of seconds ago; {MOMENTS}"));
+    }
+    if let Some(ago) = decimal(text).or_else(|| humantime::parse_duration(text).ok()) {
         let time = now.timestamp().checked_sub(ago);
         return time.map_err(|_| "that is too long ago".to_owned());
     }
@@ -167,11 +188,12 @@ fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
         Some(now.date().to_datetime(time))
     });
     let zoned = local.and_then(|local| local.to_zoned_datetime(now.time_zone().clone()).ok());
-    zoned.map(|zoned| zoned.timestamp()).ok_or_else(|| {
-        "`10m` (that long ago), `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected"
-            .to_owned()
-    })
+    let time = zoned.map(|zoned| zoned.timestamp());
+    time.ok_or_else(|| MOMENTS.to_owned())
 }
+
+/// The forms of a point in time.
+const MOMENTS: &str = "`10m` or `600` (so long ago), `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected";
 
 /// A signal as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
 pub(super) fn signal(text: &str) -> Result<String, String> {
@@ -308,7 +330,20 @@ mod tests {
         let parsed = duration("1m 500ms").unwrap();
         assert_eq!((parsed.seconds, parsed.nanos), (60, 500_000_000));
         assert_eq!(duration("5").unwrap().seconds, 5);
-        for bad in ["", "-5", "-5s", "5 parsecs"] {
+        for (text, seconds, nanos) in [
+            ("0.5", 0, 500_000_000),
+            ("1.5s", 1, 500_000_000),
+            ("1.25 h", 4500, 0),
+            ("0.000000001", 0, 1),
+            ("2.5ms", 0, 2_500_000),
+        ] {
+            let parsed = duration(text).unwrap();
+            assert_eq!((parsed.seconds, parsed.nanos), (seconds, nanos), "{text}");
+        }
+        let wrong = [
+            "", ".", "1.", ".5", "1.2.3", "1.5s 2", "-5", "-5s", "5 parsecs",
+        ];
+        for bad in wrong {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
@@ -319,6 +354,8 @@ mod tests {
         for (text, time) in [
             ("10m", "2030-01-31T10:50:00Z"),
             ("1h 30m", "2030-01-31T09:30:00Z"),
+            ("10", "2030-01-31T10:59:50Z"),
+            ("1.5h", "2030-01-31T09:30:00Z"),
             ("11:59", "2030-01-31T10:59:00Z"),
             ("00:00:01", "2030-01-30T23:00:01Z"),
             ("2029-07-01 12:00:00", "2029-07-01T10:00:00Z"),
@@ -329,7 +366,7 @@ mod tests {
             let moment = moment_at(text, &now).unwrap();
             assert_eq!(moment.to_string(), time, "{text}");
         }
-        for bad in ["", "soon", "25:00", "2030-13-01", "5", "-5m"] {
+        for bad in ["", "soon", "25:00", "2030-13-01", "20300131", "-5m"] {
             let error = moment_at(bad, &now).unwrap_err();
             assert!(error.contains("12:00:00"), "{bad}: {error}");
         }
