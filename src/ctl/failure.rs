@@ -77,9 +77,14 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// A failure at `what`, in words.
+    /// A failure at `what`, in words; without the errno's number that [`io::Error`] puts behind them.
     pub(super) fn new(what: impl fmt::Display, reason: impl fmt::Display) -> Self {
-        Self::plain(format!("{what}: {reason}"))
+        let reason = reason.to_string();
+        let words = match reason.rsplit_once(" (os error ") {
+            Some((words, number)) if number.ends_with(')') => words,
+            _ => &reason,
+        };
+        Self::plain(format!("{what}: {words}"))
     }
 
     /// A failure in words.

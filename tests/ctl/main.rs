@@ -11,6 +11,7 @@ mod backends;
 mod children;
 mod completions;
 mod consumers;
+mod descriptors;
 mod events;
 mod foreground;
 mod leaving;

@@ -1,4 +1,4 @@
-//! The kinds of watch that can be added, and the options of each.
+//! The kinds of watch that can be added, and the options of each kind.
 
 use std::path::Path;
 
@@ -44,10 +44,10 @@ pub(in crate::ctl) enum Kind {
     /// Write to a FIFO that somebody reads
     #[command(after_help = "Example:\n  evloopctl watch write-pipe /tmp/fifo --name sink")]
     WritePipe(WritePipe),
-    /// Signals to the daemon itself
+    /// Signals that the daemon itself gets
     #[command(after_help = "Example:\n  evloopctl watch signal USR1 USR2 -f")]
     Signal(Signal),
-    /// Readiness of a descriptor that you inherited to this command
+    /// Readiness of a descriptor that you have opened for this command
     #[command(after_help = "Example:\n  evloopctl watch fd 3 --read -f 3< /tmp/fifo")]
     Fd(Fd),
 }
@@ -287,11 +287,16 @@ async fn pipe(session: &Session, text: &str) -> Result<Pipe, Failure> {
     Ok(Pipe::Path(parse::absolute(text).map_err(usage)?))
 }
 
-/// Hands an inherited descriptor over; the slot to claim it with.
+/// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.
 async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
-    let failed = |error| Failure::new(format!("fd {number}"), error);
+    let what = format!("fd {number}");
     let fd = inherited::duplicate(number).map_err(|error| {
-        failed(error).advice(format!("open it for this command, as in `{number}< FILE`"))
+        let none = error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error());
+        let failure = match none {
+            true => Failure::new(&what, "evloopctl was not given this descriptor"),
+            false => Failure::new(&what, error),
+        };
+        failure.advice(format!("open it for this command, as in `{number}< FILE`"))
     })?;
     let info = session
         .admin()
@@ -300,7 +305,7 @@ async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
     let socket = answer(info)?.handover_socket;
     let slots = Client::connect(Path::new(&socket))
         .and_then(|handover| handover.give(&[std::os::fd::AsFd::as_fd(&fd)]))
-        .map_err(failed)?;
+        .map_err(|error| Failure::new(&what, error))?;
     Ok(slots.iter().flatten().copied().collect())
 }
 
