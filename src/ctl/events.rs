@@ -13,7 +13,6 @@ use super::output;
 use super::parse;
 use super::printer::{Printer, Until};
 use super::session::Session;
-use super::table::DIM;
 use crate::proto::{Cursor, OnGap, StartAt, SubscribeRequest, subscribe_request::Start};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -116,12 +115,12 @@ pub(super) async fn run(session: &Session, args: Events) -> Outcome {
         Until::CaughtUp
     };
     let code = printer.run(&mut feed, until).await?;
-    if let (false, Some(cursor)) = (session.json, feed.cursor()) {
+    if let (false, true, Some(cursor)) = (session.json, printer.was_read, feed.cursor()) {
         let with = match feed.consumer() {
             "" => format!("--after {}", parse::cursor_text(&cursor)),
             name => format!("--consumer {name}"),
         };
-        output::line(&format!("{DIM}go on with {with}{DIM:#}"))?;
+        output::note(&format!("go on with {with}"));
     }
     Ok(code)
 }

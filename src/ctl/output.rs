@@ -29,6 +29,11 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
+/// Writes a line on stderr that is no result, such as how to go on; nothing is said if nobody reads it.
+pub(super) fn note(text: &str) {
+    let _ = anstream::stderr().write_all(format!("{DIM}{text}{DIM:#}\n").as_bytes());
+}
+
 /// Writes each value as a line of JSON.
 pub(super) fn json_lines<'a>(values: impl IntoIterator<Item = &'a Value>) -> Result<(), Failure> {
     let text: String = values

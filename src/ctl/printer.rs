@@ -1,4 +1,4 @@
-//! Events on stdout, a line each.
+//! Prints events on stdout, one a line.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -37,6 +37,8 @@ pub(super) struct Printer {
     gaps: u64,
     /// Events in gaps.
     lost: u64,
+    /// Stdout had a reader to the end.
+    pub(super) was_read: bool,
 }
 
 impl Printer {
@@ -55,6 +57,7 @@ impl Printer {
             until_ns: u64::MAX,
             gaps: 0,
             lost: 0,
+            was_read: true,
         })
     }
 
@@ -72,13 +75,14 @@ impl Printer {
         self.renderer.learn(watch_id, name);
     }
 
-    /// Prints until there is no more, or nobody reads it any more; the exit code says whether
-    /// anything was missing. A consumer's batch is acknowledged once it is written.
+    /// Prints until there is no more, or stdout has no reader any more. The exit code tells whether events were missing.
+    /// A consumer's batch is acknowledged once it is written.
     pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
         let ended = tokio::select! {
             ended = self.print_all(feed, until) => ended,
-            () = output::reader_gone() => Ok(()),
+            () = output::reader_gone() => Err(Failure::silent(0)),
         };
+        self.was_read = !matches!(&ended, Err(failure) if failure.is_silent());
         if self.gaps > 1 {
             let (gaps, lost) = (self.gaps, self.lost);
             complain_loudly(format_args!("{gaps} gaps, {lost} events lost in all"));

@@ -10,7 +10,7 @@ use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use super::standstill;
-use super::table::{DIM, printable};
+use super::table::printable;
 use super::watch;
 use crate::proto::{GetLoopRequest, Loop, LoopRef, Watch, WatchRef, loop_ref};
 
@@ -80,9 +80,9 @@ pub(super) async fn run(session: &Session, args: Show) -> Outcome {
     if !session.json {
         for other in found {
             let (what, name) = (other.kind(), printable(&name));
-            output::line(&format!(
-                "{DIM}a {what} is called so too: `evloopctl show --kind {what} {name}`{DIM:#}"
-            ))?;
+            output::note(&format!(
+                "a {what} has this name too: `evloopctl show --kind {what} {name}`"
+            ));
         }
     }
     Ok(0)
