@@ -1,4 +1,4 @@
-//! In the foreground of a process: its output to us, our input and signals to it.
+//! The foreground of a process: its output is printed here, and stdin and signals are passed on to it.
 
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
@@ -14,19 +14,19 @@ use super::transcript::{Links, Transcript, Until, exit_code, is_success, no_proc
 use super::watch;
 use crate::proto::{LoopRef, RunRequest, Watch, WatchRef, exited, loop_ref};
 
-/// What becomes of a process when nobody takes its output any more.
+/// What becomes of a process when its output has no reader any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnHangup {
-    /// It is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe is.
+    /// The process is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe was closed.
     End,
-    /// It goes on, and that is said.
+    /// The process goes on, and a note on stderr says so.
     Keep,
 }
 
 /// How to be in the foreground.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Foreground {
-    /// Our stdin goes to it.
+    /// Our stdin is passed on.
     pub(super) input: bool,
     pub(super) on_hangup: OnHangup,
     pub(super) forget: Forget,
@@ -36,18 +36,19 @@ pub(super) struct Foreground {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Forget {
     Never,
-    /// If it exited with 0: nobody comes back for it.
+    /// If it exited with 0.
     Success,
     Always,
 }
 
-/// Runs or joins the process that `request` names, to its end; its exit code. If SIGINT ended it, we end by
-/// SIGINT: a shell's loop goes on after any exit code, 130 included.
+/// Runs or joins the process that `request` names, to its end, and returns its exit code. If SIGINT ended it, evloopctl
+/// ends by SIGINT too: a shell's loop goes on after any exit code, 130 included.
 pub(super) async fn attached(session: &Session, request: RunRequest, how: Foreground) -> Outcome {
     let name = request.name.clone();
-    // Only who runs it, or somebody at a terminal, means its stdin to end with his own: an
-    // attach in a script must not end an interactive child.
-    let ends_stdin = request.spec.is_some() || rustix::termios::isatty(std::io::stdin());
+    let runs = request.spec.is_some();
+    // The end of our stdin ends the program's with `run` and at a terminal: an attach in a script must not end an
+    // interactive child.
+    let ends_stdin = runs || rustix::termios::isatty(std::io::stdin());
     let mut signals = Signals::new().map_err(|error| Failure::new("signals", error))?;
     let mut feed = Feed::new(session.clone(), Source::Run(request)).telling_standstill();
     let header = tokio::select! {
@@ -65,6 +66,9 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
         },
         watch: parse::by_id(header.watch_id),
     };
+    if runs && header.existed {
+        process.tell_earlier_end().await;
+    }
     let links = Links::default();
     let mut transcript = Transcript::new(session.json);
     let input = how.input && !in_background();
@@ -103,7 +107,7 @@ fn interrupted(name: &str) -> Failure {
     Failure::new(name, "interrupted before the daemon answered").advice(advice)
 }
 
-/// Passes output on to the process's end; why that was left, if it was.
+/// Prints the output until the process has ended. Returns why not, if it was left before.
 async fn pass_output(
     transcript: &mut Transcript,
     feed: &mut Feed,
@@ -126,7 +130,7 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
             eof: ends_stdin,
         };
         let ended = match feeder.send(tokio::io::stdin()).await {
-            // What cannot be read has ended for the process, too: it would wait for ever.
+            // If our stdin cannot be read, the process's stdin ends too: it would wait for ever.
             Ok(Ended::Unreadable(error)) => {
                 complain(Failure::new("stdin", error));
                 if ends_stdin {
@@ -147,8 +151,8 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
     std::future::pending::<()>().await;
 }
 
-/// A process to be joined: by its name, since that is how it is. A watch without one can be looked
-/// at with `events` only.
+/// Finds the process that is to be joined. Processes are joined by their names; the output of one without a name can be
+/// looked at with `events` only.
 pub(super) async fn named(session: &Session, asked: WatchRef) -> Result<Watch, Failure> {
     let found = watch::get(session, &asked).await?;
     if found.watch_kind != "process" {

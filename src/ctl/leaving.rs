@@ -1,4 +1,4 @@
-//! Signals to the process in our foreground, and the ways to leave it before its end.
+//! Passes signals on to the process in the foreground, and leaves it before its end.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,22 +15,23 @@ use super::signals::{Heard, Signals};
 use super::standstill;
 use super::transcript::{Links, end_of};
 use super::wait::end_feed;
+use super::watch::show;
 use crate::proto::{
     GetWatchRequest, LoopRef, RemoveWatchRequest, SendSignalRequest, SignalTarget, Watch, WatchRef,
 };
 
-/// Once we are to go: how long the daemon may take to answer, our reader to take bytes, and a
-/// process to end by a signal before it is removed.
+/// When evloopctl is to end: how long the daemon may take to answer, the reader of our output to take bytes, and a process
+/// to end by a signal before it is removed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Why the foreground is left before the process is done.
+/// Why the foreground is left before the process has ended.
 #[derive(Debug)]
 pub(super) enum Left {
     /// Our stdout or stderr was closed by its reader.
     ReaderGone,
     /// The terminal is gone.
     HungUp,
-    /// A signal is meant for us, for this reason.
+    /// This signal ends evloopctl itself, for this reason.
     Signal(Signal, String),
 }
 
@@ -53,9 +54,9 @@ pub(super) struct Process<'a> {
 }
 
 impl Process<'_> {
-    /// Passes signals on, for as long as what comes of them is heard of.
+    /// Passes signals on to the process. Returns when one is to end evloopctl itself.
     pub(super) async fn relay(&self, signals: &mut Signals, links: &Links) -> Left {
-        // What came while another was passed on.
+        // A signal that came while another was passed on.
         let mut next = None;
         loop {
             let signal = match next.take() {
@@ -74,7 +75,7 @@ impl Process<'_> {
         }
     }
 
-    /// Hears on while `passed` is passed on; returns when we are to go.
+    /// Takes signals while `passed` is passed on. Returns when one is to end evloopctl itself.
     async fn hear(&self, signals: &mut Signals, passed: Signal, next: &mut Option<Signal>) -> Left {
         loop {
             match signals.next().await {
@@ -98,7 +99,7 @@ impl Process<'_> {
         }
     }
 
-    /// Passes a signal on. Why we go then, if nothing would be heard of what comes of it.
+    /// Passes a signal on. Returns why evloopctl is to end then, if it would not hear how the process ends.
     async fn pass_on(&self, signal: Signal, links: &Links) -> Option<String> {
         let unknown = "whether it still runs is not known";
         match bounded(self.send(signal)).await {
@@ -117,7 +118,7 @@ impl Process<'_> {
                 return Some(format!("{signal} was passed on, but {failure}; {unknown}"));
             }
         }
-        // From a keyboard a second one can come.
+        // After a key, a second one leaves; SIGTERM has none.
         if signal == Signal::SIGTERM && links.is_stuck(PATIENCE).await {
             return Some(format!(
                 "{signal} was passed on, but nobody takes its output"
@@ -148,12 +149,21 @@ impl Process<'_> {
         answer(removed).map(drop)
     }
 
-    /// It has ended, and nobody comes back for it. It goes by itself when its time is up, too.
+    /// Says that the process was there already, if it had ended before it was joined: nothing was started.
+    pub(super) async fn tell_earlier_end(&self) {
+        if let Ok(Some(watch)) = timeout(PATIENCE, self.look_up()).await
+            && let Some(end) = show::end(&watch)
+        {
+            complain(format_args!("`{}` was there already: {end}", self.name));
+        }
+    }
+
+    /// Removes the process, which has ended. If that fails, it goes when its time is up.
     pub(super) async fn forget(&self) {
         let _ = bounded(self.remove()).await;
     }
 
-    /// Leaves it, says what becomes of it, and gives the signal to end by.
+    /// Leaves the process, says what becomes of it, and returns the signal by which evloopctl ends.
     pub(super) async fn leave(&self, left: Left, on_hangup: OnHangup) -> Signal {
         let signal = match left {
             Left::Signal(signal, why) => {
@@ -182,7 +192,8 @@ impl Process<'_> {
         complain(format_args!("{}: {what}", self.name));
     }
 
-    /// Waits for its end, without its output: there may be much of it. Returns too if that cannot be heard of.
+    /// Waits for the end of the process without reading its output, of which there may be much. Returns too if the daemon
+    /// can no longer tell.
     async fn ended(&self) {
         let Some(watch) = self.look_up().await else {
             return;
@@ -197,7 +208,7 @@ impl Process<'_> {
         }
     }
 
-    /// The process as it is now; none if it cannot be looked up any more.
+    /// Looks the process up; none if that is no longer possible.
     pub(super) async fn look_up(&self) -> Option<Watch> {
         let request = GetWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
@@ -207,7 +218,7 @@ impl Process<'_> {
         answer(found).ok()?.watch
     }
 
-    /// Ends it by a signal; what does not end of that is removed, and so ended by the daemon.
+    /// Ends the process by a signal. If it does not end of that, it is removed, and so ended by the daemon.
     async fn end(&self, signal: Signal) -> Result<(), Failure> {
         match bounded(self.send(signal)).await {
             Err(failure) if !refused(&failure) => return Err(failure),
@@ -217,7 +228,7 @@ impl Process<'_> {
             return Ok(());
         }
         match timeout(PATIENCE, self.remove()).await {
-            // It was asked for, and is done without us: the daemon gives it time to end.
+            // The daemon has been asked, and goes on without us: it gives the process time to end.
             Err(_) => Ok(()),
             Ok(Err(failure)) if refused(&failure) => Ok(()),
             Ok(removed) => removed,
@@ -225,7 +236,7 @@ impl Process<'_> {
     }
 }
 
-/// A call that is not waited for without end.
+/// Waits for the answer of a call for [`PATIENCE`] at most.
 async fn bounded<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let silent = |_| {
         let seconds = PATIENCE.as_secs();

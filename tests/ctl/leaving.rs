@@ -62,7 +62,17 @@ async fn evloopctl_ends_by_the_interrupt_that_ended_its_program() {
     let wait = ctl(&daemon.socket, &["wait", "job"]).await;
     assert_eq!(wait.code, Some(130), "as the shell's own wait: {wait:?}");
     let attach = ctl(&daemon.socket, &["attach", "job"]).await;
-    assert_eq!(attach.signal, Some(2), "{attach:?}");
+    assert_eq!(
+        (attach.signal, attach.stderr.as_str()),
+        (Some(2), ""),
+        "{attach:?}"
+    );
+    // Who runs it again learns that nothing was started.
+    let again = ["run", "--name", "job", "--", "sh", "-c", "kill -INT $$"];
+    let again = ctl(&daemon.socket, &again).await;
+    assert_eq!(again.signal, Some(2), "{again:?}");
+    let told = "evloopctl: `job` was there already: killed by SIGINT";
+    assert!(again.stderr.starts_with(told), "{again:?}");
 }
 
 /// Runs a program that writes lines for ever, and closes its output after the first line.
@@ -150,7 +160,7 @@ async fn a_program_whose_client_is_killed_runs_on_and_can_be_looked_at_after_its
     let process = newest(&daemon).await.unwrap();
     assert_eq!(process["state"], "open", "{process}");
     let name = process["name"].as_str().unwrap();
-    ctl(&daemon.socket, &["kill", "-USR1", "--process", name])
+    ctl(&daemon.socket, &["kill", "--process", "-USR1", name])
         .await
         .good();
     assert_eq!(ctl(&daemon.socket, &["wait", name]).await.code, Some(0));
