@@ -64,7 +64,7 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
         loop_ref: LoopRef {
             r#ref: Some(loop_ref::Ref::LoopId(header.loop_id)),
         },
-        watch: parse::by_id(header.watch_id),
+        watch_id: header.watch_id,
     };
     if runs && header.existed {
         process.tell_earlier_end().await;
@@ -125,7 +125,7 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
         let feeder = Feeder {
             session: process.session,
             loop_ref: Some(process.loop_ref.clone()),
-            watch: process.watch.clone(),
+            watch: parse::by_id(process.watch_id),
             resumed: &links.resumed,
             eof: ends_stdin,
         };

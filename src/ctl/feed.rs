@@ -155,7 +155,7 @@ pub(super) struct Feed {
     /// Acknowledged by us, of a consumer.
     acked: Option<u64>,
     tape: Option<Tape>,
-    /// Whoever waits for what comes hears that nothing can.
+    /// Says why nothing comes, if that is wanted.
     standstill: Option<Standstill>,
     failures: u32,
 }
@@ -191,7 +191,7 @@ impl Feed {
         self
     }
 
-    /// Says on stderr why nothing comes, when that is because the loop does not run.
+    /// Says on stderr why nothing comes, when the loop does not run or a consumer holds its journal full.
     pub(super) fn telling_standstill(self) -> Self {
         let standstill = Some(Standstill::default());
         Self {
@@ -324,11 +324,18 @@ impl Feed {
         Ok(Some(item))
     }
 
-    /// Looks at the loop at the start, and when nothing came.
+    /// Looks at the loop at the start of a stream, and when nothing came.
     fn look_after(&mut self, item: &Item) {
         match (&mut self.standstill, item) {
             (Some(standstill), Item::Header(header)) => {
-                standstill.begin(self.session.clone(), header.loop_id);
+                let watch_ids = match &self.source {
+                    Source::Run(_) => vec![header.watch_id],
+                    Source::Subscribe(request) => {
+                        let filter = request.filter.as_ref();
+                        filter.map_or_else(Vec::new, |filter| filter.watch_ids.clone())
+                    }
+                };
+                standstill.begin(self.session.clone(), header.loop_id, watch_ids);
             }
             (Some(standstill), Item::Batch(batch)) if batch.events.is_empty() => standstill.look(),
             _ => {}

@@ -10,6 +10,7 @@ use super::attached::OnHangup;
 use super::failure::{Failure, Gone, complain};
 use super::feed::Item;
 use super::feeder::refused;
+use super::parse;
 use super::session::{Session, answer};
 use super::signals::{Heard, Signals};
 use super::standstill;
@@ -17,7 +18,7 @@ use super::transcript::{Links, end_of};
 use super::wait::end_feed;
 use super::watch::show;
 use crate::proto::{
-    GetWatchRequest, LoopRef, RemoveWatchRequest, SendSignalRequest, SignalTarget, Watch, WatchRef,
+    GetWatchRequest, LoopRef, RemoveWatchRequest, SendSignalRequest, SignalTarget, Watch,
 };
 
 /// When evloopctl is to end: how long the daemon may take to answer, the reader of our output to take bytes, and a process
@@ -50,7 +51,7 @@ pub(super) struct Process<'a> {
     pub(super) session: &'a Session,
     pub(super) name: &'a str,
     pub(super) loop_ref: LoopRef,
-    pub(super) watch: WatchRef,
+    pub(super) watch_id: u64,
 }
 
 impl Process<'_> {
@@ -110,8 +111,7 @@ impl Process<'_> {
                 return Some(format!("{signal} was not passed on: {failure}; {unknown}"));
             }
         }
-        let found = bounded(standstill::look_up(self.session, &self.loop_ref)).await;
-        match found.map(|found| standstill::message(&found)) {
+        match self.standstill().await {
             Ok(None) => {}
             Ok(Some(message)) => return Some(format!("{signal} was passed on, but {message}")),
             Err(failure) => {
@@ -127,10 +127,26 @@ impl Process<'_> {
         None
     }
 
+    /// Returns why the end of the process cannot be heard of, if that is so.
+    async fn standstill(&self) -> Result<Option<String>, Failure> {
+        let ids = [self.watch_id];
+        let look_up = || bounded(standstill::look_up(self.session, &self.loop_ref));
+        let mut found = look_up().await?;
+        if let Some(message) = standstill::message(&found) {
+            return Ok(Some(message));
+        }
+        if let Some(rest) = standstill::settles_in(&found, &ids) {
+            tokio::time::sleep(rest).await;
+            found = look_up().await?;
+        }
+        let held_up = standstill::held_up(self.session, &found, &ids);
+        bounded(async { Ok(held_up.await) }).await
+    }
+
     async fn send(&self, signal: Signal) -> Result<(), Failure> {
         let request = SendSignalRequest {
             r#loop: Some(self.loop_ref.clone()),
-            watch: Some(self.watch.clone()),
+            watch: Some(parse::by_id(self.watch_id)),
             signal: signal.as_str().to_owned(),
             target: SignalTarget::Group.into(),
             ..SendSignalRequest::default()
@@ -142,7 +158,7 @@ impl Process<'_> {
     async fn remove(&self) -> Result<(), Failure> {
         let request = RemoveWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
-            watch: Some(self.watch.clone()),
+            watch: Some(parse::by_id(self.watch_id)),
             ..RemoveWatchRequest::default()
         };
         let removed = self.session.watches().remove_watch(request).await;
@@ -212,7 +228,7 @@ impl Process<'_> {
     pub(super) async fn look_up(&self) -> Option<Watch> {
         let request = GetWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
-            watch: Some(self.watch.clone()),
+            watch: Some(parse::by_id(self.watch_id)),
         };
         let found = self.session.watches().get_watch(request).await;
         answer(found).ok()?.watch

@@ -20,6 +20,7 @@ mod feed;
 mod feeder;
 mod filter;
 mod habits;
+mod holder;
 #[allow(unsafe_code)]
 mod inherited;
 mod json;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 
 use super::failure::{Failure, Outcome};
+use super::holder::{Holder, is_held};
 use super::output;
 use super::parse;
 use super::session::Session;
@@ -103,7 +104,17 @@ pub(super) async fn run(session: &Session, args: Ps) -> Outcome {
     if args.watch {
         return follow::run(session, &args).await;
     }
-    args.print(session, &args.list(session).await?)?;
+    let processes = args.list(session).await?;
+    args.print(session, &processes)?;
+    let held_up = |process: &&Watch| process.source_pause.as_ref().is_some_and(is_held);
+    if !session.json
+        && !args.quiet
+        && let Some(process) = processes.iter().find(held_up)
+        && let Some(holder) = Holder::find(session).await
+    {
+        let name = printable(&show::reference(process));
+        output::note(&format!("{name} is paused: {holder}"));
+    }
     Ok(0)
 }
 

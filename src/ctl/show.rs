@@ -5,12 +5,13 @@ use clap::{Args, ValueEnum};
 use super::complete;
 use super::consumer;
 use super::failure::{Failure, Outcome};
+use super::holder::{Holder, is_held};
 use super::loops;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use super::standstill;
-use super::table::printable;
+use super::table::{NOTICE, printable};
 use super::watch;
 use crate::proto::{GetLoopRequest, Loop, LoopRef, Watch, WatchRef, loop_ref};
 
@@ -23,7 +24,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 A name is looked for among the watches of the loop (processes are watches), then among your \
 loops, then among the loop's consumers.";
 
-/// What a name is the name of.
+/// A kind of thing that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kind {
     /// A process or any other watch of the loop.
@@ -48,7 +49,7 @@ pub(super) struct Show {
 
 pub(super) async fn run(session: &Session, args: Show) -> Outcome {
     let name = parse::watch_name(&args.name);
-    // An id alone is a watch's.
+    // An id without --kind is the id of a watch.
     let kind = args.kind.or(name.starts_with('@').then_some(Kind::Watch));
     let sought = |sought| kind.is_none_or(|only| only == sought);
     let mut nothing = None;
@@ -88,7 +89,7 @@ pub(super) async fn run(session: &Session, args: Show) -> Outcome {
     Ok(0)
 }
 
-/// Not there, or nothing could be there; other failures end the verb.
+/// Passes a failure on as a value if it says that there is no such thing; other failures end the verb.
 fn missing(failure: Failure) -> Result<Failure, Failure> {
     let reasons = [
         "WATCH_NOT_FOUND",
@@ -112,7 +113,7 @@ async fn find_loop(session: &Session, name: &str) -> Result<Loop, Failure> {
     Ok(found.r#loop.unwrap_or_default())
 }
 
-/// What has that name.
+/// A thing that has the name.
 enum Found {
     Watch(Box<Watch>),
     Loop(Box<Loop>),
@@ -137,7 +138,7 @@ impl Found {
     }
 }
 
-/// One watch: as JSON, or all about it.
+/// Prints one watch: as JSON, or all about it.
 pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failure> {
     if session.json {
         return output::messages([found]);
@@ -146,7 +147,13 @@ pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failur
         r#ref: None::<loop_ref::Ref>,
     };
     let of = session.loop_ref.as_ref().unwrap_or(&none);
-    // It is only more to tell.
+    // The watch is shown without the loop's name too.
     let on = standstill::look_up(session, of).await.unwrap_or_default();
-    watch::show::sheet(found, &on.full_name).print()
+    let mut sheet = watch::show::sheet(found, &on.full_name);
+    if found.source_pause.as_ref().is_some_and(is_held)
+        && let Some(holder) = Holder::find(session).await
+    {
+        sheet.styled("held up by", holder, NOTICE);
+    }
+    sheet.print()
 }

@@ -1,4 +1,4 @@
-//! A loop that does not run delivers nothing: those who wait for its events are told.
+//! Why nothing comes from a loop: it does not run, or a consumer holds its journal full. Verbs that wait say so on stderr.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,14 +7,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::failure::{Failure, complain};
+use super::holder::{Holder, is_held};
 use super::session::{Session, answer};
 use super::table::printable;
-use crate::proto::{GetLoopRequest, Loop, LoopRef, LoopState, loop_ref};
+use super::units::since;
+use crate::proto::{GetLoopRequest, Loop, LoopRef, LoopState, PausedSource, loop_ref};
 
-/// The heartbeat of streams that are looked after: how soon it is told that their loop was stopped.
+/// The heartbeat of streams that are waited for: how soon a standstill is noticed.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long a source must have been paused: shorter pauses are part of usual work.
+const PAUSED: Duration = Duration::from_secs(2);
 
-/// Looks after the loop of one stream.
+/// Watches over the loop of one stream.
 #[derive(Debug, Default)]
 pub(super) struct Standstill {
     quiet: Arc<Notify>,
@@ -22,14 +26,14 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
-    /// Looks at once, and says so if the loop does not run.
-    pub(super) fn begin(&mut self, session: Session, loop_id: u64) {
+    /// Looks at the loop at once, and says so if nothing can come from it, or from these watches.
+    pub(super) fn begin(&mut self, session: Session, loop_id: u64, watch_ids: Vec<u64>) {
         let quiet = Arc::clone(&self.quiet);
         self.end();
-        self.task = Some(tokio::spawn(tell(session, loop_id, quiet)));
+        self.task = Some(tokio::spawn(tell(session, loop_id, watch_ids, quiet)));
     }
 
-    /// Nothing came for a while: time to look again.
+    /// Looks at the loop again, since nothing came for a while.
     pub(super) fn look(&self) {
         self.quiet.notify_one();
     }
@@ -47,16 +51,19 @@ impl Drop for Standstill {
     }
 }
 
-/// Says once for each time that the loop stands still. Does not return.
-async fn tell(session: Session, loop_id: u64, quiet: Arc<Notify>) {
+/// Reports each standstill once. Does not return.
+async fn tell(session: Session, loop_id: u64, watch_ids: Vec<u64>, quiet: Arc<Notify>) {
     let of = LoopRef {
         r#ref: Some(loop_ref::Ref::LoopId(loop_id)),
     };
     let mut told = false;
     loop {
-        // A failure is the stream's own to tell.
+        // A failure ends the stream as well, and is reported there.
         if let Ok(found) = look_up(&session, &of).await {
-            let message = message(&found);
+            let message = match message(&found) {
+                None => held_up(&session, &found, &watch_ids).await,
+                message => message,
+            };
             if let (Some(message), false) = (&message, told) {
                 complain(message);
             }
@@ -66,7 +73,38 @@ async fn tell(session: Session, loop_id: u64, quiet: Arc<Notify>) {
     }
 }
 
-/// A loop as it is now.
+/// Returns why nothing comes from one of these watches, and what to do, if its source has not been read for [`PAUSED`]
+/// because of a consumer.
+pub(super) async fn held_up(session: &Session, found: &Loop, watch_ids: &[u64]) -> Option<String> {
+    let (source, _) = paused(found, watch_ids).filter(|(_, time)| *time >= PAUSED)?;
+    let holder = Holder::find(session).await?;
+    let name = match source.name.as_str() {
+        "" => format!("@{}", source.watch_id),
+        name => printable(name),
+    };
+    Some(format!(
+        "the output of {name} is not read, for the journal is full: {holder}"
+    ))
+}
+
+/// Returns how long to wait until [`held_up`] counts a pause of one of these watches; none if none is paused.
+pub(super) fn settles_in(found: &Loop, watch_ids: &[u64]) -> Option<Duration> {
+    let (_, time) = paused(found, watch_ids)?;
+    Some(PAUSED.saturating_sub(time))
+}
+
+/// The source of these watches that a consumer has kept from being read for longest, and for how long.
+fn paused<'a>(found: &'a Loop, watch_ids: &[u64]) -> Option<(&'a PausedSource, Duration)> {
+    let sources = found.journal.as_ref()?.paused_sources.iter();
+    let ours = sources.filter(|source| watch_ids.contains(&source.watch_id));
+    let held = ours.filter_map(|source| {
+        let pause = source.pause.as_ref().filter(|pause| is_held(pause))?;
+        Some((source, since(pause.since).unwrap_or_default()))
+    });
+    held.max_by_key(|(_, time)| *time)
+}
+
+/// Looks a loop up.
 pub(super) async fn look_up(session: &Session, of: &LoopRef) -> Result<Loop, Failure> {
     let request = GetLoopRequest {
         r#loop: Some(of.clone()),
@@ -75,7 +113,7 @@ pub(super) async fn look_up(session: &Session, of: &LoopRef) -> Result<Loop, Fai
     Ok(found.r#loop.unwrap_or_default())
 }
 
-/// Why nothing comes from a loop, and what to do; `None` if that is not for want of running.
+/// Returns why a loop that does not run delivers nothing, and what to do; `None` if it runs.
 pub(super) fn message(found: &Loop) -> Option<String> {
     let state = match found.state() {
         LoopState::Created => "does not run yet",

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::complete;
 use super::failure::Outcome;
+use super::holder::{Holder, is_held};
 use super::json::{self, joined};
 use super::loops;
 use super::output;
@@ -16,7 +17,7 @@ use super::units::{counted, date_and_age, grouped, size};
 use super::watch;
 use crate::proto::{
     GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Loop,
-    LoopState, WatchRef,
+    LoopRef, LoopState, WatchRef, loop_ref,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -48,8 +49,25 @@ pub(super) async fn run(session: &Session, args: Status) -> Outcome {
         return Ok(0);
     }
     let loops = loops::list_all(session, false).await?;
-    sheet(&info, &status, &loops).print()?;
+    let mut sheet = sheet(&info, &status, &loops);
+    for found in loops.iter().filter(|found| is_held_up(found)) {
+        let by_name = loop_ref::Ref::Name(found.full_name.clone());
+        let mut on = session.clone();
+        on.loop_ref = Some(LoopRef {
+            r#ref: Some(by_name),
+        });
+        if let Some(holder) = Holder::find(&on).await {
+            sheet.styled("held up by", holder, NOTICE);
+        }
+    }
+    sheet.print()?;
     Ok(0)
+}
+
+/// Whether a source of the loop is not read because of a consumer.
+fn is_held_up(found: &Loop) -> bool {
+    let mut sources = found.journal.iter().flat_map(|j| &j.paused_sources);
+    sources.any(|source| source.pause.as_ref().is_some_and(is_held))
 }
 
 /// How much of something is used before it is worth a word: nine tenths.

@@ -91,6 +91,11 @@ pub(super) fn lasted(
     Some(between(moment(from)?, moment(to)?))
 }
 
+/// How long ago that was, by this host's clock; none for none.
+pub(super) fn since(time: Option<prost_types::Timestamp>) -> Option<Duration> {
+    Some(between(moment(time)?, Timestamp::now()))
+}
+
 fn between(from: Timestamp, to: Timestamp) -> Duration {
     // A clock that was set back meanwhile.
     to.duration_since(from).try_into().unwrap_or_default()

@@ -120,7 +120,46 @@ async fn clients_of_a_daemon_that_does_not_answer_can_be_ended() {
     on(&daemon, &["kill", "-s", "KILL", "job"]).await.good();
 }
 
-/// Makes the socket of a daemon that stopped just after it accepted a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_waits_for_what_a_consumer_holds_up_hears_of_it_and_can_be_ended() {
+    let config = "[policy.small]\nextends = \"default\"\njournal_bytes = \"64KiB\"\n";
+    let daemon = Daemon::start(config).await;
+    for (signal, on) in [(Signal::SIGTERM, "one"), (Signal::SIGINT, "two")] {
+        let ctl = async |words: &[&str]| {
+            let words = [&["--loop", on], words].concat();
+            ctl(&daemon.socket, &words).await
+        };
+        let follow = |words: &[&str]| {
+            Following::start(&daemon.socket, &[&["--loop", on], words].concat())
+        };
+        ctl(&["loop", "new", on, "--policy", "small"]).await.good();
+        ctl(&["consumer", "create", "left"]).await.good();
+        let mut run = follow(&["run", "--name", "job", "--", "seq", "100000"]);
+        let holder = "the consumer left has not acknowledged ";
+        let advice = format!("`evloopctl consumer delete left --loop {on}`");
+        let told = run.complaint().await;
+        let why = format!("the output of job is not read, for the journal is full: {holder}");
+        assert!(told.contains(&why) && told.contains(&advice), "{told}");
+        let mut wait = follow(&["wait", "job"]);
+        assert!(wait.complaint().await.contains(&why));
+        let ps = ctl(&["ps"]).await;
+        assert!(ps.stderr.contains("job is paused: ") && ps.stderr.contains(&advice));
+        let show = ctl(&["show", "job"]).await.good();
+        assert!(show.contains(holder) && show.contains(&advice), "{show}");
+        let status = ctl(&["status"]).await.good();
+        assert!(status.contains(holder), "{status}");
+
+        run.signal(signal);
+        let ended = run.ended().await;
+        assert_eq!(ended.signal, Some(signal as i32), "{ended:?}");
+        let passed_on = format!("{signal} was passed on, but {why}");
+        assert!(ended.stderr.contains(&passed_on), "{ended:?}");
+        ctl(&["consumer", "delete", "left"]).await.good();
+        assert_eq!(wait.ended().await.code, Some(128 + signal as i32));
+    }
+}
+
+/// The socket of a daemon that stopped just after it took a connection.
 fn silent() -> (Arc<TempDir>, PathBuf) {
     let dir = directory();
     let path = dir.path().join("silent.sock");
