@@ -1,9 +1,10 @@
-//! `consumer`: named readers, whose place the daemon keeps and holds events for.
+//! `consumer`: named readers. The daemon keeps their place, and the events after it.
 
 use clap::Subcommand;
 
 use super::complete;
 use super::failure::{Failure, Outcome};
+use super::loops;
 use super::output;
 use super::parse::{self, cursor_text};
 use super::session::{Session, answer};
@@ -19,8 +20,9 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl events -f --consumer audit
   evloopctl consumer list
 
-What a consumer has not acknowledged stays in the journal; when that is full, sources are not \
-read until it is. One that nobody reads as is deleted after its time.";
+Events that a consumer has not acknowledged stay in the journal. When the journal is full of \
+them, sources are not read until it acknowledges some, or is deleted. A consumer that nobody reads \
+as is deleted when its --ttl is over.";
 
 /// Most consumers in one page of a list.
 const PAGE_SIZE: u32 = 1000;
@@ -138,8 +140,12 @@ pub(super) fn show(session: &Session, consumer: &Consumer) -> Result<(), Failure
     sheet(consumer).print()
 }
 
-/// All consumers of the loop, page after page.
+/// Lists all consumers of the loop, page after page; none if the context has no loop.
 pub(super) async fn list_all(session: &Session) -> Result<Vec<Consumer>, Failure> {
+    Ok(listed(session).await?.unwrap_or_default())
+}
+
+async fn listed(session: &Session) -> Result<Option<Vec<Consumer>>, Failure> {
     let mut request = ListConsumersRequest {
         r#loop: session.loop_ref.clone(),
         page_size: PAGE_SIZE,
@@ -149,20 +155,25 @@ pub(super) async fn list_all(session: &Session) -> Result<Vec<Consumer>, Failure
     loop {
         let page = session.events().list_consumers(request.clone()).await;
         let page = match answer(page) {
-            // The context has no loop yet, and so no consumers: nothing to complain of.
-            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(found),
+            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(None),
             page => page?,
         };
         found.extend(page.consumers);
         if page.next_page_token.is_empty() {
-            return Ok(found);
+            return Ok(Some(found));
         }
         request.page_token = page.next_page_token;
     }
 }
 
 async fn list(session: &Session) -> Result<(), Failure> {
-    let found = list_all(session).await?;
+    let found = match listed(session).await? {
+        Some(found) => found,
+        None => {
+            loops::tell_none_is_set(session).await;
+            Vec::new()
+        }
+    };
     if session.json {
         return output::messages(&found);
     }

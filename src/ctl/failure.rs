@@ -285,8 +285,11 @@ fn say(message: impl fmt::Display, style: Style) {
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
-/// A field is told by its own name, without its place in the request, and what can be read once.
+/// Leaves out what the advice says too, and the path of a field in the request: its own name is kept.
 fn in_the_words_of_the_line(message: String) -> String {
+    if let Some(unset) = message.strip_suffix(": set it again") {
+        return unset.to_owned();
+    }
     let message = match message.split_once("; readable is ") {
         Some((why, _)) => why.to_owned(),
         None => message,

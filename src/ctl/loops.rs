@@ -5,7 +5,7 @@ use clap::builder::PossibleValuesParser;
 
 use super::complete;
 use super::explain;
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, complain};
 use super::json::{self, word};
 use super::output;
 use super::parse;
@@ -223,7 +223,7 @@ async fn bind(session: &Session, loop_name: Option<String>) -> Result<(), Failur
     answer(session.policies().set_event_loop(request).await).map(drop)
 }
 
-/// All loops of the caller, page after page.
+/// Lists all loops of the caller, page after page.
 pub(super) async fn list_all(
     session: &Session,
     include_closed: bool,
@@ -241,6 +241,18 @@ pub(super) async fn list_all(
             return Ok(found);
         }
         request.page_token = page.next_page_token;
+    }
+}
+
+/// Says on stderr that no loop is set for the context, if its owner has loops.
+pub(super) async fn tell_none_is_set(session: &Session) {
+    let found = list_all(session, false).await.unwrap_or_default();
+    let names: Vec<_> = found.iter().map(|found| printable(&found.name)).collect();
+    if !names.is_empty() {
+        let names = names.join(", ");
+        complain(format_args!(
+            "no loop is set for your context; `evloopctl loop set NAME` sets one; you have {names}"
+        ));
     }
 }
 

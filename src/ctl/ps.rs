@@ -74,7 +74,7 @@ impl Ps {
             open_only: self.running,
             ..ListWatchesRequest::default()
         };
-        let mut processes = watch::list_all(session, request).await?;
+        let mut processes = watch::list_and_tell(session, request).await?;
         processes.retain(|process| !self.running || show::end(process).is_none());
         processes.retain(|process| self.shows(process));
         if let Some(last) = self.last.or(self.latest.then_some(1)) {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::failure::{Failure, Outcome};
+use super::loops;
 use super::names::OneWatch;
 use super::output;
 use super::parse;
@@ -100,7 +101,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 open_only: open,
                 ..ListWatchesRequest::default()
             };
-            show::table(session.json, &list_all(session, request).await?)?;
+            show::table(session.json, &list_and_tell(session, request).await?)?;
             Ok(0)
         }
         Verb::Get { watch } => {
@@ -167,11 +168,32 @@ pub(super) async fn get(session: &Session, watch: &WatchRef) -> Result<Watch, Fa
     Ok(got.watch.unwrap_or_default())
 }
 
-/// All watches that match, page after page.
+/// Lists all watches that match, page after page; none if the context has no loop.
 pub(super) async fn list_all(
     session: &Session,
     request: ListWatchesRequest,
 ) -> Result<Vec<Watch>, Failure> {
+    Ok(listed(session, request).await?.unwrap_or_default())
+}
+
+/// As [`list_all`], and says on stderr if the context has no loop though its owner has others.
+pub(super) async fn list_and_tell(
+    session: &Session,
+    request: ListWatchesRequest,
+) -> Result<Vec<Watch>, Failure> {
+    match listed(session, request).await? {
+        Some(watches) => Ok(watches),
+        None => {
+            loops::tell_none_is_set(session).await;
+            Ok(Vec::new())
+        }
+    }
+}
+
+async fn listed(
+    session: &Session,
+    request: ListWatchesRequest,
+) -> Result<Option<Vec<Watch>>, Failure> {
     let mut request = ListWatchesRequest {
         r#loop: session.loop_ref.clone(),
         page_size: PAGE_SIZE,
@@ -181,13 +203,12 @@ pub(super) async fn list_all(
     loop {
         let page = session.watches().list_watches(request.clone()).await;
         let page = match answer(page) {
-            // The context has no loop yet, and so no watches: nothing to complain of.
-            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(watches),
+            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(None),
             page => page?,
         };
         watches.extend(page.watches);
         if page.next_page_token.is_empty() {
-            return Ok(watches);
+            return Ok(Some(watches));
         }
         request.page_token = page.next_page_token;
     }
