@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::{Command, CommandFactory as _, Parser as _};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
@@ -31,9 +31,23 @@ const OFFERED_MAX: usize = 1000;
 
 /// Prints candidates and ends the program if a shell asks for them. Otherwise does nothing.
 pub fn complete() {
-    CompleteEnv::with_factory(Args::command)
+    CompleteEnv::with_factory(|| without_aliases(Args::command()))
         .var(VARIABLE)
         .complete();
+}
+
+/// Hides the aliases of verbs: they work, but a shell would offer them in place of the verbs' names.
+fn without_aliases(command: Command) -> Command {
+    let verbs: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
+    let verbs: Vec<_> = verbs.into_iter().map(str::to_owned).collect();
+    verbs.into_iter().fold(command, |command, verb| {
+        command.mut_subcommand(verb, |verb| {
+            let aliases: Vec<_> = verb.get_all_aliases().map(str::to_owned).collect();
+            // The program ends once it has answered.
+            let aliases = aliases.into_iter().map(|alias| &*alias.leak());
+            without_aliases(verb.alias(None).aliases(aliases))
+        })
+    })
 }
 
 /// Returns the script that a shell sources to have completions.
@@ -51,15 +65,20 @@ pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
     String::from_utf8(script).map_err(|error| Failure::new("completions", error))
 }
 
-/// Clap's own registration with two differences. Words that bash has split at colons are joined again, for names may
-/// hold colons. Candidates are quoted: bash inserts them as they are, and a file may be called `a;b`.
+/// Clap's own registration with two differences. Words that bash has split at `:`, `=` and `@` are joined again, for names
+/// and conditions hold them. Candidates are quoted: bash inserts them as they are, and a file may be called `a;b`.
 const BASH: &str = r#"_evloopctl() {
-    local i current candidate words=() candidates=() index=0
+    local i current candidate part breaks='' words=() candidates=() index=0
+    for part in : = @; do
+        [[ $COMP_WORDBREAKS == *$part* ]] && breaks+=$part
+    done
     for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
-        if ((i > 0)) && [[ ${COMP_WORDS[i]} == :* || ${COMP_WORDS[i-1]} == *: ]]; then
-            words[${#words[@]}-1]+=${COMP_WORDS[i]}
+        part=${COMP_WORDS[i]}
+        if ((i > 0)) && [[ -n $breaks && ($part == [$breaks]* || ${words[-1]} == *[$breaks]) &&
+            $COMP_LINE == *"${words[-1]}$part"* ]]; then
+            words[-1]+=$part
         else
-            words+=("${COMP_WORDS[i]}")
+            words+=("$part")
         fi
         ((i == COMP_CWORD)) && index=$((${#words[@]} - 1))
     done
@@ -69,8 +88,9 @@ const BASH: &str = r#"_evloopctl() {
         COMPLETE=bash evloopctl -- "${words[@]}")
     COMPREPLY=()
     for candidate in "${candidates[@]}"; do
-        # Bash puts a reply in place of the text after the last colon.
-        [[ $current == *:* ]] && candidate=${candidate#"${current%"${current##*:}"}"}
+        # Bash puts a reply in place of the text after the last of these characters.
+        [[ -n $breaks && $current == *[$breaks]* ]] &&
+            candidate=${candidate#"${current%"${current##*[$breaks]}"}"}
         [[ -z $candidate ]] || printf -v candidate %q "$candidate"
         COMPREPLY+=("$candidate")
     done
@@ -88,6 +108,8 @@ const MAX_NAMED_SIGNAL: i32 = 31;
 enum Wanted {
     /// Watches that the verb takes, those first that it is most likely meant for.
     Watches,
+    /// Ids of the same.
+    Ids,
     Processes,
     Loops,
     Consumers,
@@ -98,6 +120,30 @@ enum Wanted {
 /// Names of watches that the verb takes.
 pub(super) fn watches() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Watches))
+}
+
+/// Ids of watches that the verb takes.
+pub(super) fn ids() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(Wanted::Ids))
+}
+
+/// Conditions of `ps --filter`.
+pub(super) fn conditions() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let fixed = [
+            "status=running",
+            "status=stopped",
+            "status=ended",
+            "status=failed",
+            "exited=",
+            "label=",
+            "id=@",
+        ];
+        let names = candidates(Wanted::Processes).into_iter();
+        let names = names.map(|name| name.add_prefix("name="));
+        let fixed = fixed.into_iter().map(CompletionCandidate::new);
+        fixed.chain(names).collect()
+    })
 }
 
 /// Names of processes that can be joined.
@@ -169,8 +215,16 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
     let line: Vec<_> = line.collect();
     let session = session(&line).await?;
     match wanted {
-        Wanted::Watches => of_verb(&session, &verb_of(&Args::command(), &line)).await,
-        Wanted::Processes => of_verb(&session, "").await,
+        Wanted::Watches | Wanted::Ids => {
+            let at = line.last().is_some_and(|word| word.starts_with('@'));
+            let told = match wanted {
+                Wanted::Ids => Told::Id,
+                _ if at => Told::Reference,
+                _ => Told::Name,
+            };
+            of_verb(&session, &verb_of(&Args::command(), &line), told).await
+        }
+        Wanted::Processes => of_verb(&session, "", Told::Name).await,
         Wanted::Loops => of_loops(&session, &verb_of(&Args::command(), &line)).await,
         Wanted::Consumers => {
             let found = consumer::list_all(&session).await?;
@@ -233,8 +287,19 @@ async fn session(line: &[String]) -> Result<Session, Failure> {
     Session::open(args.global, String::new()).await
 }
 
+/// How a watch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// `build`; `@7` if it has no name.
+    Name,
+    /// `@7`
+    Reference,
+    /// `7`
+    Id,
+}
+
 /// Lists watches that the verb takes, those first that it is most likely meant for.
-async fn of_verb(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
+async fn of_verb(session: &Session, verb: &str, told: Told) -> Result<Vec<Found>, Failure> {
     let processes = !matches!(
         verb,
         "rm" | "show"
@@ -265,12 +330,17 @@ async fn of_verb(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
     let found = list_all(session, request).await?;
     let found = found
         .iter()
-        .filter(|watch| !watch.name.is_empty() || !processes);
+        .filter(|watch| !watch.name.is_empty() || !processes || told != Told::Name);
     let found = found.map(|watch| Found {
-        name: show::reference(watch),
-        help: match processes {
-            true => show::state(watch).0,
-            false => format!("{}, {}", watch.watch_kind, show::state(watch).0),
+        name: match told {
+            Told::Name => show::reference(watch),
+            Told::Reference => format!("@{}", watch.watch_id),
+            Told::Id => watch.watch_id.to_string(),
+        },
+        help: match (told, processes) {
+            (Told::Name, true) => show::state(watch).0,
+            (Told::Name, false) => format!("{}, {}", watch.watch_kind, show::state(watch).0),
+            _ => format!("{}, {}", show::reference(watch), show::state(watch).0),
         },
         order: usize::from(later(watch)),
     });

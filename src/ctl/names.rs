@@ -1,5 +1,4 @@
-//! How watches are named on the command line: a name is a name whatever it looks like, an id is
-//! asked for as one.
+//! How watches are named on the command line. A number is a name too; an id is written `@7`, or given by `--id`.
 
 use clap::Args;
 
@@ -15,7 +14,7 @@ pub(super) struct OneWatch {
     #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watch: Option<WatchRef>,
     /// The id, instead of a name
-    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_id: Option<WatchRef>,
 }
 
@@ -33,7 +32,7 @@ pub(super) struct Watches {
     #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
     /// An id, instead of a name; may be repeated
-    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 
+use super::complete;
 use super::failure::{Failure, Outcome};
 use super::holder::{Holder, is_held};
 use super::output;
@@ -43,7 +44,7 @@ pub(super) struct Ps {
     quiet: bool,
     /// Only those with name=TEXT (a part of it, or a pattern with * and ?), status=running, stopped, ended or failed,
     /// exited=CODE, label=KEY[=VALUE] or id=@7; may be repeated: any of one key, all keys
-    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = condition)]
+    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = condition, add = complete::conditions())]
     filters: Vec<Condition>,
     /// Only the newest N
     #[arg(short = 'n', long, value_name = "N")]

@@ -15,8 +15,8 @@ fn programs() -> PathBuf {
         .to_owned()
 }
 
-/// Returns what bash would offer for a line, given in the words into which bash splits it (also at
-/// colons).
+/// What bash would offer for a line of these words. Bash splits at `:`, `=` and `@`: a word that begins with `~` here follows
+/// the one before it without a blank.
 async fn offered(socket: &Path, words: &[&str]) -> Vec<String> {
     offered_in(Path::new("/"), socket, words).await
 }
@@ -26,6 +26,9 @@ async fn offered_in(directory: &Path, socket: &Path, words: &[&str]) -> Vec<Stri
     let script = "
         source <(evloopctl completions bash) || exit
         COMP_WORDS=(evloopctl \"$@\") COMP_CWORD=$# COMP_TYPE=9
+        printf -v COMP_LINE ' %s' evloopctl \"$@\"
+        COMP_LINE=${COMP_LINE// \\~} COMP_WORDS=(\"${COMP_WORDS[@]#\\~}\")
+        COMP_WORDBREAKS=' :=@'
         _evloopctl evloopctl \"${!#}\" ''
         printf '%s\\n' \"${COMPREPLY[@]}\"";
     let path = format!(
@@ -88,9 +91,22 @@ async fn names_of_the_daemon_are_completed() {
         (&["loop", "new", "--backend", "ep"], &["epoll"]),
         (&["kill", "-s", "SIGHU"], &["SIGHUP"]),
         (&["completions", "fi"], &["fish"]),
-        // Bash puts each offer in place of the word after the colon.
-        (&["attach", "team", ":"], &["web"]),
-        (&["attach", "team", ":", "w"], &["web"]),
+        // Bash puts what is offered in place of what follows the colon.
+        (&["attach", "team", "~:"], &["web"]),
+        (&["attach", "team", "~:", "~w"], &["web"]),
+        (&["logs", "@"], &["1", "2", "3"]),
+        (&["show", "@", "~4"], &["4"]),
+        (&["rm", "--id", ""], &["1", "2", "3", "4"]),
+        (
+            &["ps", "-f", "status", "~="],
+            &["running", "stopped", "ended", "failed"],
+        ),
+        (&["ps", "-f", "name", "~=", "~b"], &["build"]),
+        (&["write", "build", "x=", "@"], &[]),
+        // Verbs, and not their aliases.
+        (&["lo"], &["logs", "loop"]),
+        (&["p"], &["ps", "policy", "post"]),
+        (&["ls", "-f", "exi"], &["exited="]),
         (&["attach", "nothing"], &[]),
     ] {
         assert_eq!(offered(&daemon.socket, words).await, expected, "{words:?}");
