@@ -39,23 +39,36 @@ pub(super) enum Kind {
 /// Options of `show`.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The name, or `@7` for the watch with the id 7
-    #[arg(value_parser = parse::watch_ref, add = complete::watches())]
-    name: WatchRef,
+    /// The names, or `@7` for the watch with the id 7
+    #[arg(required = true, value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
+    names: Vec<WatchRef>,
     /// Only among these
     #[arg(long, value_enum)]
     kind: Option<Kind>,
 }
 
 pub(super) async fn run(session: &Session, args: Show) -> Outcome {
-    let name = parse::watch_name(&args.name);
+    let mut code = 0;
+    for (index, asked) in args.names.iter().enumerate() {
+        if index > 0 && !session.json {
+            output::line("")?;
+        }
+        if let Err(failure) = one(session, asked, args.kind).await {
+            code = session.report(failure).await;
+        }
+    }
+    Ok(code)
+}
+
+async fn one(session: &Session, asked: &WatchRef, kind: Option<Kind>) -> Result<(), Failure> {
+    let name = parse::watch_name(asked);
     // An id without --kind is the id of a watch.
-    let kind = args.kind.or(name.starts_with('@').then_some(Kind::Watch));
+    let kind = kind.or(name.starts_with('@').then_some(Kind::Watch));
     let sought = |sought| kind.is_none_or(|only| only == sought);
     let mut nothing = None;
     let mut found = Vec::new();
     if sought(Kind::Watch) {
-        match watch::get(session, &args.name).await {
+        match watch::get(session, asked).await {
             Ok(watch) => found.push(Found::Watch(Box::new(watch))),
             Err(failure) => nothing = Some(missing(failure)?),
         }
@@ -86,7 +99,14 @@ pub(super) async fn run(session: &Session, args: Show) -> Outcome {
             ));
         }
     }
-    Ok(0)
+    Ok(())
+}
+
+/// Prints all about watches.
+pub(super) async fn watches(session: &Session, asked: &[WatchRef]) -> Outcome {
+    let names = asked.to_vec();
+    let kind = Some(Kind::Watch);
+    run(session, Show { names, kind }).await
 }
 
 /// Passes a failure on as a value if it says that there is no such thing; other failures end the verb.

@@ -14,7 +14,6 @@ use super::session::{Session, answer};
 use super::show;
 use super::table::{BAD, DIM, GOOD, NOTICE, Sheet};
 use super::units::{counted, date_and_age, grouped, size};
-use super::watch;
 use crate::proto::{
     GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Loop,
     LoopRef, LoopState, WatchRef, loop_ref,
@@ -28,16 +27,14 @@ pub(super) const EXAMPLES: &str = "Examples:
 /// Options of `status`.
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Of this process or watch, in place of the daemon
-    #[arg(value_parser = parse::watch_ref, add = complete::watches())]
-    name: Option<WatchRef>,
+    /// Show these processes or watches, in place of the daemon
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
+    names: Vec<WatchRef>,
 }
 
 pub(super) async fn run(session: &Session, args: Status) -> Outcome {
-    if let Some(name) = args.name {
-        let found = watch::get(session, &name).await?;
-        show::watch(session, &found).await?;
-        return Ok(0);
+    if !args.names.is_empty() {
+        return show::watches(session, &args.names).await;
     }
     let mut admin = session.admin();
     let info = answer(admin.get_server_info(GetServerInfoRequest {}).await)?;
