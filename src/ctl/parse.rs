@@ -1,4 +1,4 @@
-//! The small languages of the command line.
+//! The forms of values on the command line.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::civil::{DateTime, Time};
 use jiff::{Timestamp, ZonedDateTime};
 
-use crate::config::{Limit, Resource, UMASK_MAX};
+use crate::config::{Limit, Resource, UMASK_MAX, signal_name, signal_number};
 use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
 
 /// The loop called `NAME`, or the one with the id `@ID`.
@@ -22,16 +22,16 @@ pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
 /// The watch called `NAME`, or the one with the id `@ID`. No name begins with `@`.
 pub(super) fn watch_ref(text: &str) -> Result<WatchRef, String> {
     match text.strip_prefix('@') {
-        Some(digits) => watch_id(digits),
+        Some(digits) => Ok(by_id(id(digits)?)),
         None => Ok(WatchRef {
             r#ref: Some(watch_ref::Ref::Name(not_empty(text)?)),
         }),
     }
 }
 
-/// The watch with that id.
-pub(super) fn watch_id(digits: &str) -> Result<WatchRef, String> {
-    Ok(by_id(id(digits)?))
+/// Reads the id of a watch, `7` or `@7`.
+pub(super) fn watch_id(text: &str) -> Result<WatchRef, String> {
+    Ok(by_id(id(text.strip_prefix('@').unwrap_or(text))?))
 }
 
 /// The watch with that id.
@@ -54,11 +54,11 @@ fn id(digits: &str) -> Result<u64, String> {
     let plain = digits.bytes().all(|c| c.is_ascii_digit());
     let id = digits.parse().ok().filter(|_| plain);
     id.ok_or_else(|| {
-        format!("`{digits}` is no id; a number is expected, as `evloopctl ps` shows it")
+        format!("`{digits}` is no id; a number as `evloopctl ps` shows it is expected")
     })
 }
 
-/// Any name but none: an empty one is a mistake, such as a variable that is not set.
+/// Reads a name. An empty one is refused: it is a mistake, such as a variable that is not set.
 pub(super) fn name(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("it is empty; a name is needed".to_owned());
@@ -89,7 +89,10 @@ pub(super) fn variable(text: &OsStr) -> Result<(OsString, OsString), String> {
             let side = |bytes| OsStr::from_bytes(bytes).to_owned();
             Ok((side(&bytes[..at]), side(&bytes[at + 1..])))
         }
-        _ => Err("KEY=VALUE is expected".to_owned()),
+        _ => Err(
+            "KEY=VALUE is expected; variables of your environment are passed on without it"
+                .to_owned(),
+        ),
     }
 }
 
@@ -195,16 +198,23 @@ fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
 /// The forms of a point in time.
 const MOMENTS: &str = "`10m` or `600` (so long ago), `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected";
 
-/// A signal as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
+/// Reads a signal, and returns it as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
 pub(super) fn signal(text: &str) -> Result<String, String> {
     let upper = text.to_ascii_uppercase();
-    if upper.is_empty() {
-        return Err("a signal's name or number is expected".to_owned());
+    let number = !upper.is_empty() && upper.bytes().all(|c| c.is_ascii_digit());
+    let name = match upper.starts_with("SIG") || number {
+        true => upper,
+        false => format!("SIG{upper}"),
+    };
+    let known = match name.parse() {
+        // Signal 0 asks whether the process runs, see kill(2).
+        Ok(number) => number == 0 || signal_name(number).is_some(),
+        Err(_) => signal_number(&name).is_some(),
+    };
+    if !known {
+        return Err("a signal's name as in signal(7), SIGRTMIN+N, or its number is expected".into());
     }
-    if upper.starts_with("SIG") || upper.bytes().all(|c| c.is_ascii_digit()) {
-        return Ok(upper);
-    }
-    Ok(format!("SIG{upper}"))
+    Ok(name)
 }
 
 /// Where something is connected to or listened at.
@@ -383,6 +393,8 @@ mod tests {
         }
         assert_eq!(watch_ref("@7"), Ok(by_id(7)));
         assert_eq!(watch_id("7"), Ok(by_id(7)));
+        assert_eq!(watch_id("@7"), Ok(by_id(7)));
+        assert!(watch_id("@@7").is_err() && watch_ref("@@7").is_err());
         assert_eq!(watch_name(&by_id(7)), "@7");
         let numbered = loop_ref("@7").unwrap().r#ref;
         assert_eq!(numbered, Some(loop_ref::Ref::LoopId(7)));
@@ -398,6 +410,9 @@ mod tests {
         }
         assert_eq!(signal("9").unwrap(), "9");
         assert_eq!(signal("rtmin+1").unwrap(), "SIGRTMIN+1");
+        for bad in ["", "FOO", "SIG", "SIGFOO", "99", "-1", "SIGRTMIN+99"] {
+            assert!(signal(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
