@@ -1,4 +1,4 @@
-//! A command line to be run: the options that describe a child process.
+//! Options that describe a child process to be run.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::failure::Failure;
+use super::failure::{Failure, USAGE};
 use super::parse;
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
 use crate::proto::{
@@ -24,13 +24,13 @@ const SUFFIX_LEN: usize = 4;
 /// Characters of the program's name in a made-up one.
 const STEM_MAX: usize = 40;
 
-/// What becomes of a process whose watch ends.
+/// What becomes of a process that still runs when its watch ends.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum AtEnd {
-    /// It is ended with its group: SIGTERM and, after a while, SIGKILL.
+    /// The process and its group are ended: SIGTERM and, after a while, SIGKILL.
     #[default]
     Kill,
-    /// It runs on, and nobody will know how it ends.
+    /// The process runs on, and how it ends will not be known.
     Keep,
 }
 
@@ -74,8 +74,13 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// The process to ask for.
+    /// Returns the process to ask the daemon for.
     pub(super) fn spec(&self, stdin: Stdio) -> Result<ProcessSpec, Failure> {
+        if self.argv.first().is_some_and(|program| program.is_empty()) {
+            let advice = "a variable may not be set";
+            let failure = Failure::plain("the name of the program is empty");
+            return Err(failure.advice(advice).code(USAGE));
+        }
         let words = self
             .argv
             .iter()
@@ -126,7 +131,7 @@ impl Command {
         })
     }
 
-    /// Where it runs. Our own directory need not be there for one that is named in full.
+    /// Returns the working directory of the program. With an absolute --cwd, that of evloopctl need not exist.
     fn directory(&self) -> Result<OsString, Failure> {
         let asked = self.cwd.clone().unwrap_or_default();
         let path = if asked.is_absolute() {
@@ -150,7 +155,7 @@ impl Command {
         Ok(OsString::from_vec(path))
     }
 
-    /// A name that is free, as good as certainly: the program's and something random.
+    /// Makes up a name, of the program's name and random characters, that is almost certainly free.
     pub(super) fn made_up_name(&self) -> Result<String, Failure> {
         let program = self.argv.first().map(Path::new);
         let stem = program
@@ -174,7 +179,7 @@ fn bytes(text: &OsStr) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// Variables as text, or if one of them is not, all of them as bytes.
+/// Returns variables as text, or all of them as bytes if one is not UTF-8.
 fn variables(pairs: &BTreeMap<OsString, OsString>) -> (BTreeMap<String, String>, Vec<EnvVar>) {
     let text = |(name, value): (&OsString, &OsString)| {
         Some((name.to_str()?.to_owned(), value.to_str()?.to_owned()))
@@ -197,9 +202,9 @@ fn limit((resource, limit): (Resource, Limit)) -> ResourceLimit {
     }
 }
 
-/// What a program would have of us if we executed it ourselves.
+/// Returns what a program would inherit if evloopctl executed it.
 fn own_attributes() -> InheritedAttributes {
-    // umask(2) tells it only by changing it; nothing of ours makes a file meanwhile.
+    // umask(2) returns the mask only when it changes it; evloopctl makes no file in between.
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let limits = Resource::all().map(|resource| limit((resource, resource.own())));

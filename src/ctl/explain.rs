@@ -1,5 +1,5 @@
-//! Failures in the words of who typed the command: what a name may have meant, how a process ended that no
-//! longer takes anything, in which two values a command differs from one that is there.
+//! Explains failures in the words of the command line: which name may have been meant, how a process ended that takes
+//! nothing any more, and in which values a command differs from the one that has its name.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use super::watch::{self, show};
 use crate::proto::{GetWatchRequest, ListWatchesRequest, LoopRef, WatchRef, loop_ref, watch_ref};
 use crate::similar::did_you_mean;
 
-/// How long the daemon may take to tell more: the failure itself is known.
+/// How long the daemon may take to tell more about a failure.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Most loops in which a name is looked for that is not on the one that was meant.
+/// The most other loops on which a name is looked for.
 const LOOPS_MAX: usize = 32;
 
-/// The failure with what can be found out about it.
+/// Returns the failure with what can be found out about it.
 pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
     let told = |key: &str| failure.told(key).to_owned();
     let better = async {
@@ -28,7 +28,7 @@ pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
             "WATCH_NOT_FOUND" => no_watch(session, &told("name"), &told("loop")).await,
             "LOOP_NOT_FOUND" => no_loop(session, &told("name")).await,
             "CONSUMER_NOT_FOUND" => no_consumer(session, &told("name")).await,
-            // Another call makes one, unless the policy makes none.
+            // A call that makes a loop fails only if the policy forbids it.
             "NO_LOOP_IN_CONTEXT" if failure.to_string().contains("this call makes none") => {
                 no_loop_yet(session).await
             }
@@ -52,7 +52,7 @@ pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
     }
 }
 
-/// What to say in place of what the daemon said.
+/// A message and advice in place of the daemon's.
 #[derive(Debug, Default)]
 struct Better {
     message: Option<String>,
@@ -74,7 +74,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
     let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
     let mut advice = None;
     if !name.starts_with('@') {
-        // Its id was meant, as other tools print nothing else.
+        // The id of a watch may have been meant: other tools take it without a sign.
         let numbered = name
             .parse()
             .ok()
@@ -93,7 +93,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
     Some(Better { message, advice })
 }
 
-/// The name on another loop of the caller's.
+/// Returns advice if another loop of the caller has a watch of that name.
 async fn elsewhere(session: &Session, name: &str) -> Option<String> {
     let loops = loops::list_all(session, false).await.ok()?;
     for other in loops.iter().take(LOOPS_MAX) {
@@ -113,7 +113,7 @@ async fn elsewhere(session: &Session, name: &str) -> Option<String> {
     None
 }
 
-/// Who has not run anything knows of no loops either.
+/// Explains the failure to a user who has no loop because nothing was run yet.
 async fn no_loop_yet(session: &Session) -> Option<Better> {
     let loops = loops::list_all(session, false).await.ok()?;
     loops.is_empty().then(|| Better {
@@ -156,9 +156,8 @@ async fn watch_closed(session: &Session, id: &str) -> Option<Better> {
     })
 }
 
-/// A name that is taken by something else: both values of the field in which they differ. `there` and `asked` are the
-/// JSON of the two, in which the daemon's path of the field leads to them.
-/// `advice` says what to do about that.
+/// Explains that a name is taken, with both values of the field in which the two differ. `there` and `asked` are their JSON,
+/// in which the daemon's path of the field leads to the values. `advice` says what to do about it.
 pub(super) fn differing(
     failure: Failure,
     name: &str,
@@ -169,6 +168,16 @@ pub(super) fn differing(
     let field = failure.told("field").to_owned();
     if failure.reason != "NAME_TAKEN" || field.is_empty() {
         return failure;
+    }
+    if field == "spec" {
+        let kind = |value: &Value| {
+            let kind = value.pointer("/spec/spec").and_then(Value::as_str);
+            kind.unwrap_or("watch").replace('_', " ")
+        };
+        let (there, asked) = (kind(there), kind(asked));
+        let what = format!("`{name}` is a {there}, you asked for a {asked}");
+        let advice = format!("`evloopctl rm {name}` ends and forgets it; or choose another name");
+        return failure.saying(what).advice(advice);
     }
     let [there, asked] = [there, asked].map(|value| value_at(value, &field));
     let last = field.rsplit('.').next().unwrap_or_default();
@@ -181,7 +190,7 @@ pub(super) fn differing(
     failure.saying(message).advice(advice)
 }
 
-/// As a person would write it.
+/// Returns the value of a field as a person would write it.
 fn value_at(mut value: &Value, path: &str) -> String {
     for key in path.split('.') {
         let of = value;
@@ -211,7 +220,10 @@ fn worded(value: &Value) -> String {
             let argv = argv.or_else(|| object.get("argv_bytes"));
             match argv.or_else(|| object.get("text")) {
                 Some(value) => worded(value),
-                None => value.to_string(),
+                None => {
+                    let words = object.iter().map(|(k, v)| format!("{k}={}", worded(v)));
+                    words.collect::<Vec<_>>().join(" ")
+                }
             }
         }
         other => other.to_string(),
@@ -245,6 +257,7 @@ mod tests {
             assert_eq!(value_at(&value, path), told, "{path}");
         }
         let bytes = json!({"argv": [], "argv_bytes": [{"text": "ls"}, {"base64": "/w=="}]});
-        assert_eq!(worded(&bytes), r#"ls '{"base64":"/w=="}'"#);
+        assert_eq!(worded(&bytes), "ls 'base64=/w=='");
+        assert_eq!(worded(&json!({"A": "1", "B": 2})), "A=1 B=2");
     }
 }

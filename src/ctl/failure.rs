@@ -236,7 +236,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.verb.is_empty() {
+        let said = self.message.strip_prefix(&self.verb);
+        if !self.verb.is_empty() && !said.is_some_and(|rest| rest.starts_with(": ")) {
             write!(f, "{}: ", self.verb)?;
         }
         write!(f, "{}", text::escaped(&self.message, MESSAGE_MAX))?;
@@ -290,6 +291,8 @@ fn in_the_words_of_the_line(message: String) -> String {
     if let Some(unset) = message.strip_suffix(": set it again") {
         return unset.to_owned();
     }
+    // A cursor without an epoch is typed without the colon.
+    let message = message.replace("cursor :", "cursor ");
     let message = match message.split_once("; readable is ") {
         Some((why, _)) => why.to_owned(),
         None => message,
@@ -389,6 +392,8 @@ mod tests {
         assert_eq!(taken.told("field"), "spec.process.exec");
         assert_eq!((taken.lost, taken.code), (false, 1));
         assert_eq!(taken.of_run().code, OWN_FAILURE);
+        let doubled = Failure::plain("every: must be 1 ms").of_verb("every");
+        assert_eq!(doubled.to_string(), "every: must be 1 ms");
         let range = [("epoch", "ab"), ("oldest", "7"), ("newest", "9")];
         let old = refused(Code::OutOfRange, "CURSOR_OUT_OF_RANGE", &range);
         assert!(old.to_string().contains("--after ab:6 up to ab:9"), "{old}");

@@ -1,7 +1,7 @@
-//! What users of other tools type, and what it is here.
+//! Words that users of other tools type, and what to type instead.
 
-/// Words that are no command of ours, with the verb before them, and what to type instead.
-const COMMANDS: [Habit; 44] = [
+/// Words that are no command, with the verb before them, and what to type instead.
+const COMMANDS: [Habit; 50] = [
     (
         "",
         "add",
@@ -169,6 +169,24 @@ const COMMANDS: [Habit; 44] = [
         "up",
         "`evloopctl run -d --name NAME -- CMD` for each; `evloopd` starts the daemon",
     ),
+    ("", "nohup", "`evloopctl run -d -- CMD` goes on when you log out"),
+    ("", "timers", "`evloopctl watch list --kind timer`"),
+    (
+        "consumer",
+        "remove",
+        "`evloopctl consumer delete NAME` forgets it",
+    ),
+    (
+        "consumer",
+        "rm",
+        "`evloopctl consumer delete NAME` forgets it",
+    ),
+    (
+        "loop",
+        "delete",
+        "`evloopctl loop close NAME --stop` ends it",
+    ),
+    ("loop", "rm", "`evloopctl loop close NAME --stop` ends it"),
     (
         "watch",
         "add",
@@ -176,8 +194,8 @@ const COMMANDS: [Habit; 44] = [
     ),
 ];
 
-/// Options that are none of ours, with their verb, and what to do instead.
-const OPTIONS: [Habit; 18] = [
+/// Options that do not exist, with their verb, and what to do instead.
+const OPTIONS: [Habit; 23] = [
     ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
         "",
@@ -205,7 +223,27 @@ const OPTIONS: [Habit; 18] = [
         "`--json` prints an object a line, for jq(1)",
     ),
     ("ps", "-s", "`evloopctl show NAME` tells what it used"),
+    (
+        "rm",
+        "-r",
+        "leave it out: `evloopctl rm -f NAME`, or `evloopctl rm --all`",
+    ),
+    (
+        "run",
+        "--cpus",
+        "`--limit NAME=SOFT` bounds a resource, as prlimit(1) does",
+    ),
     ("run", "--env-file", "give each variable with -e KEY=VALUE"),
+    (
+        "run",
+        "--memory",
+        "`--limit as=BYTES` bounds its address space, as prlimit(1) does",
+    ),
+    (
+        "run",
+        "-m",
+        "`--limit as=BYTES` bounds its address space, as prlimit(1) does",
+    ),
     ("run", "--restart", "nothing is started again by itself"),
     (
         "run",
@@ -222,6 +260,7 @@ const OPTIONS: [Habit; 18] = [
         "-t",
         "a program gets pipes, no terminal: leave it out",
     ),
+    ("run", "--user", "a process runs as the daemon's user"),
     ("run", "-u", "a process runs as the daemon's user"),
     (
         "run",
@@ -245,12 +284,22 @@ const OPTIONS: [Habit; 18] = [
 /// The verb before it, what was typed, what to type or do instead.
 type Habit = (&'static str, &'static str, &'static str);
 
-/// What to type in place of a command that there is not.
+/// Returns what to type in place of a command that does not exist.
 pub(super) fn instead(verb: &str, word: &str) -> Option<&'static str> {
     find(&COMMANDS, verb, word)
 }
 
-/// What to do in place of an option that there is not.
+/// Returns what to do in place of an argument that a verb does not take.
+pub(super) fn argument(verb: &str, word: &str) -> Option<String> {
+    match verb {
+        "ps" => Some(format!(
+            "`evloopctl show {word}` shows one, `evloopctl ps --filter name={word}` those like it"
+        )),
+        _ => None,
+    }
+}
+
+/// Returns what to do in place of an option that does not exist.
 pub(super) fn option(verb: &str, word: &str) -> Option<&'static str> {
     find(&OPTIONS, verb, word)
 }

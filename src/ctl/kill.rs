@@ -20,9 +20,11 @@ pub(super) const EXAMPLES: &str = "Examples:
 It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one \
 of them could not be sent the signal.";
 
+pub(super) const USAGE_LINE: &str = "evloopctl kill [OPTIONS] <NAME|--id <ID>>...";
+
 /// Options of `kill`.
 #[derive(Debug, Args)]
-#[group(id = "targets", required = true, multiple = true, args = ["words", "watch_ids"])]
+#[group(skip)]
 pub(super) struct Kill {
     /// The signal, by name or number; `-9` and `-TERM` say it too [default: SIGTERM]
     #[arg(short, long, value_parser = parse::signal, add = complete::signals())]
@@ -31,10 +33,10 @@ pub(super) struct Kill {
     #[arg(long)]
     process: bool,
     /// The names, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", allow_hyphen_values = true, value_parser = word, add = complete::watches())]
+    #[arg(value_name = "NAME", required_unless_present = "watch_ids", allow_hyphen_values = true, value_parser = word, add = complete::watches())]
     words: Vec<Word>,
     /// An id, instead of a name; may be repeated
-    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
 }
 
@@ -82,7 +84,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
         return Err(Failure::plain(format!("one signal at a time, not {both}")).code(USAGE));
     }
     if watches.is_empty() {
-        return Err(Failure::plain("missing: <NAME>").code(USAGE));
+        return Err(Failure::plain("missing: <NAME>...").code(USAGE));
     }
     let signal = signals.pop().unwrap_or_else(|| "SIGTERM".to_owned());
     let mut code = 0;

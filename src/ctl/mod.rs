@@ -100,14 +100,14 @@ enum Verb {
     /// Wait for processes; their exit code
     #[command(after_help = wait::EXAMPLES)]
     Wait(wait::Wait),
-    /// End processes: a signal, and SIGKILL after a while
+    /// End processes: by a signal, and by SIGKILL after a while
     #[command(after_help = stop::EXAMPLES)]
     Stop(stop::Stop),
     /// Send a signal to processes
-    #[command(after_help = kill::EXAMPLES)]
+    #[command(after_help = kill::EXAMPLES, override_usage = kill::USAGE_LINE)]
     Kill(kill::Kill),
     /// End and forget watches
-    #[command(visible_alias = "remove", after_help = rm::EXAMPLES)]
+    #[command(visible_alias = "remove", after_help = rm::EXAMPLES, override_usage = rm::USAGE_LINES)]
     Rm(rm::Rm),
     /// All about one process, watch, loop or consumer
     #[command(visible_alias = "inspect", after_help = show::EXAMPLES)]
@@ -127,10 +127,10 @@ enum Verb {
     /// Consumers: readers that a loop holds events for
     #[command(subcommand, after_help = consumer::EXAMPLES)]
     Consumer(consumer::Verb),
-    /// How the daemon is, and who it is
+    /// The daemon's state and identity
     #[command(visible_alias = "info", after_help = status::EXAMPLES)]
     Status(status::Status),
-    /// Policies, by which loops are made: list, get, set
+    /// Policies by which loops are made: list, get, set
     #[command(subcommand, after_help = policy::EXAMPLES)]
     Policy(policy::Verb),
     /// Loops: new, list, get, set, run, stop, close
@@ -154,7 +154,7 @@ enum Verb {
     /// The version of this program, and of the daemon that answers
     #[command(after_help = version::EXAMPLES)]
     Version,
-    /// Completions for your shell, of names too
+    /// Completions for your shell, names included
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// Your shell
@@ -169,7 +169,7 @@ const COMPLETIONS_EXAMPLES: &str = "Examples:
   source <(evloopctl completions bash)         # or zsh; in ~/.bashrc, ~/.zshrc
   evloopctl completions fish | source          # in ~/.config/fish/config.fish";
 
-/// What the command line says is to be done.
+/// The command line, parsed.
 #[derive(Debug)]
 pub struct Invocation {
     args: Args,
@@ -177,7 +177,7 @@ pub struct Invocation {
     verb: String,
 }
 
-/// Reads the command line. What is wrong with it is said in one line; help, if it is asked for, is printed.
+/// Parses the command line. Prints help if it is asked for, and one line if the command line is wrong.
 ///
 /// # Errors
 /// The exit code: 0 after help, else 2, or 125 where the code is otherwise a process's own.
@@ -194,8 +194,8 @@ pub fn parse() -> Result<Invocation, ExitCode> {
     }
 }
 
-/// Carries out what the command line says. Results go to stdout; a failure is one line
-/// on stderr and an exit code: `evloopctl --help` lists them.
+/// Carries out the command line. Results go to stdout, a failure is one line on stderr; `evloopctl --help` lists the exit
+/// codes.
 pub async fn main(invocation: Invocation) -> ExitCode {
     let Invocation { args, verb } = invocation;
     let of_run = matches!(

@@ -19,26 +19,29 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl rm --all              # all that has ended
   evloopctl rm --all --force      # everything on the loop
 
-What still runs is ended first: a process gets SIGTERM and, after a while, SIGKILL. The exit \
-code is 0, or 1 if one of them could not be removed.";
+A watch that has not ended is ended first: a process gets SIGTERM and, after a while, SIGKILL. \
+The exit code is 0, or 1 if one of the watches could not be removed.";
 
-/// Most removals at a time: each may wait for a process to end.
+pub(super) const USAGE_LINES: &str = "evloopctl rm [OPTIONS] <NAME|--id <ID>>...
+       evloopctl rm --all [--force]";
+
+/// The most removals at a time: each may wait for a process to end.
 const AT_ONCE: usize = 32;
 
 /// Options of `rm`.
 #[derive(Debug, Args)]
-#[group(id = "removed", required = true, multiple = true, args = ["watches", "watch_ids", "all"])]
+#[group(skip)]
 pub(super) struct Rm {
     /// The names, or `@7` for the watch with the id 7
-    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
+    #[arg(value_name = "NAME", required_unless_present_any = ["watch_ids", "all"], value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
     /// An id, instead of a name; may be repeated
-    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id)]
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
-    /// All on the loop that has ended, of whatever kind; prints what that was
+    /// All watches on the loop that have ended, of whatever kind; prints their names
     #[arg(short, long, conflicts_with_all = ["watches", "watch_ids"])]
     all: bool,
-    /// With --all, also what has not ended; be content if there is none of a name
+    /// With --all, also watches that have not ended; with names, those that do not exist are no failure
     #[arg(short, long)]
     force: bool,
 }
@@ -65,6 +68,11 @@ pub(super) async fn run(session: &Session, args: Rm) -> Outcome {
             Ok(()) if args.all => output::line(&printable(&name))?,
             Ok(()) => {}
             Err(failure) if failure.reason == "WATCH_NOT_FOUND" && (force || args.all) => {}
+            Err(failure) if failure.reason == "WATCH_NOT_FOUND" && name == "all" => {
+                let advice = "`evloopctl rm --all` forgets all that has ended";
+                let failure = failure.saying("there is no `all`").advice(advice);
+                code = failure.of_verb(&session.verb).report();
+            }
             Err(failure) => code = session.report(failure).await,
         }
     }

@@ -1,4 +1,4 @@
-//! What the command line's parser has to say: help as it is, a mistake in one line that names the way out.
+//! Prints what the parser of the command line answers: help as it is, a mistake in one line with what to type instead.
 
 use std::process::ExitCode;
 
@@ -8,18 +8,18 @@ use clap::{Command, Error};
 use super::failure::{self, OWN_FAILURE, USAGE};
 use super::habits;
 
-/// Verbs whose exit code is a process's, where a mistake of ours has one of its own.
+/// Verbs that exit with a process's code. A wrong command line of theirs has another code.
 pub(super) const OF_PROCESSES: [&str; 4] = ["run", "attach", "wait", "logs"];
 
-/// Prints it; the exit code is 0 for help, else 2, or 125 where the code is a process's own.
+/// Prints the answer. Returns the exit code: 0 for help, else 2, or 125 for verbs that exit with a process's code.
 pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody reads it: nothing to do about it.
+        // An error means that stdout has no reader.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
     if verb.is_empty() && error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // Who types nothing but the program's name wants to know what there is.
+        // The program's name alone asks for help.
         let _ = error.print();
         return ExitCode::from(USAGE);
     }
@@ -50,7 +50,7 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
 /// What is wrong with the command line.
 struct Wrong {
     what: String,
-    /// It says what to type instead.
+    /// The text says what to type instead.
     leads_on: bool,
 }
 
@@ -77,12 +77,12 @@ fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
         }
         ErrorKind::UnknownArgument => {
             let word = said(ContextKind::InvalidArg);
-            let what = if word.starts_with('-') {
-                "option"
+            let (what, instead) = if word.starts_with('-') {
+                let instead = habits::option(verb, &word).map(str::to_owned);
+                ("option", instead)
             } else {
-                "argument"
+                ("argument", habits::argument(verb, &word))
             };
-            let instead = habits::option(verb, &word).map(str::to_owned);
             match instead.or_else(|| close(error, ContextKind::SuggestedArg)) {
                 Some(instead) => Wrong {
                     what: format!("there is no {what} `{word}` here; {instead}"),
@@ -98,14 +98,13 @@ fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
     }
 }
 
-/// What clap thinks was meant.
+/// Returns what clap thinks was meant.
 fn close(error: &Error, kind: ContextKind) -> Option<String> {
     let words = told(error, kind);
     (!words.is_empty()).then(|| format!("did you mean {}?", ticked(&words)))
 }
 
-/// The first paragraph of clap's own text is what is wrong, in one line or with a list below it; after it what
-/// is allowed.
+/// Returns the first paragraph of clap's text, which says what is wrong, as one line, and what is allowed.
 fn first_paragraph(error: &Error) -> String {
     let text = error.to_string();
     let lines = text.lines().take_while(|line| !line.trim().is_empty());
@@ -143,7 +142,7 @@ fn ticked(words: &str) -> String {
     words.join(" or ")
 }
 
-/// The subcommands of the verb that was reached.
+/// Lists the subcommands of the verb.
 fn one_of(command: &Command, verb: &str) -> String {
     let mut reached = command;
     for word in verb.split(' ').filter(|word| !word.is_empty()) {
@@ -157,7 +156,7 @@ fn one_of(command: &Command, verb: &str) -> String {
     format!("one of {}", names.join(", "))
 }
 
-/// The verbs among the words of a command line, as far as they are any: `loop close`.
+/// Returns the verbs among the words of a command line, such as `loop close`.
 pub(super) fn verb_of(command: &Command, words: &[String]) -> String {
     let mut reached = command;
     let mut verbs = Vec::new();
