@@ -128,7 +128,7 @@ impl Failure {
             }
             _ => status.message().to_owned(),
         };
-        let message = in_the_words_of_the_line(message);
+        let message = in_the_words_of_the_line(&message);
         let failure = Self {
             reason: info.reason.clone(),
             metadata: info.metadata.clone().into_iter().collect(),
@@ -287,7 +287,7 @@ fn say(message: impl fmt::Display, style: Style) {
 }
 
 /// Leaves out what the advice says too, and the path of a field in the request: its own name is kept.
-fn in_the_words_of_the_line(message: String) -> String {
+fn in_the_words_of_the_line(message: &str) -> String {
     if let Some(unset) = message.strip_suffix(": set it again") {
         return unset.to_owned();
     }

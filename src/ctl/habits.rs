@@ -169,7 +169,11 @@ const COMMANDS: [Habit; 50] = [
         "up",
         "`evloopctl run -d --name NAME -- CMD` for each; `evloopd` starts the daemon",
     ),
-    ("", "nohup", "`evloopctl run -d -- CMD` goes on when you log out"),
+    (
+        "",
+        "nohup",
+        "`evloopctl run -d -- CMD` goes on when you log out",
+    ),
     ("", "timers", "`evloopctl watch list --kind timer`"),
     (
         "consumer",

@@ -42,7 +42,10 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = printable(&self.consumer.name);
         let bytes = size(self.consumer.lag_bytes);
-        write!(f, "the consumer {name} has not acknowledged {bytes} of events")?;
+        write!(
+            f,
+            "the consumer {name} has not acknowledged {bytes} of events"
+        )?;
         if !self.consumer.held {
             write!(f, " and nobody reads as it")?;
         }

@@ -212,7 +212,9 @@ pub(super) fn signal(text: &str) -> Result<String, String> {
         Err(_) => signal_number(&name).is_some(),
     };
     if !known {
-        return Err("a signal's name as in signal(7), SIGRTMIN+N, or its number is expected".into());
+        return Err(
+            "a signal's name as in signal(7), SIGRTMIN+N, or its number is expected".into(),
+        );
     }
     Ok(name)
 }
@@ -351,7 +353,15 @@ mod tests {
             assert_eq!((parsed.seconds, parsed.nanos), (seconds, nanos), "{text}");
         }
         let wrong = [
-            "", ".", "1.", ".5", "1.2.3", "1.5s 2", "-5", "-5s", "5 parsecs",
+            "",
+            ".",
+            "1.",
+            ".5",
+            "1.2.3",
+            "1.5s 2",
+            "-5",
+            "-5s",
+            "5 parsecs",
         ];
         for bad in wrong {
             assert!(duration(bad).is_err(), "{bad}");

@@ -92,8 +92,11 @@ async fn stop(
             return Ok(());
         }
     }
-    Err(Failure::new(name, "it does not end, not even by SIGKILL")
-        .advice("it may wait for a device, or a debugger may hold it; `evloopctl show` tells its pid"))
+    Err(
+        Failure::new(name, "it does not end, not even by SIGKILL").advice(
+            "it may wait for a device, or a debugger may hold it; `evloopctl show` tells its pid",
+        ),
+    )
 }
 
 fn has_gone(failure: &Failure) -> bool {

@@ -129,9 +129,8 @@ async fn who_waits_for_what_a_consumer_holds_up_hears_of_it_and_can_be_ended() {
             let words = [&["--loop", on], words].concat();
             ctl(&daemon.socket, &words).await
         };
-        let follow = |words: &[&str]| {
-            Following::start(&daemon.socket, &[&["--loop", on], words].concat())
-        };
+        let follow =
+            |words: &[&str]| Following::start(&daemon.socket, &[&["--loop", on], words].concat());
         ctl(&["loop", "new", on, "--policy", "small"]).await.good();
         ctl(&["consumer", "create", "left"]).await.good();
         let mut run = follow(&["run", "--name", "job", "--", "seq", "100000"]);

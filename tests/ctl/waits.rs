@@ -10,7 +10,9 @@ use crate::program::{Following, ctl};
 
 /// The pid of the process with that name.
 async fn pid(daemon: &Daemon, name: &str) -> Pid {
-    let shown = ctl(&daemon.socket, &["show", name, "--json"]).await.values();
+    let shown = ctl(&daemon.socket, &["show", name, "--json"])
+        .await
+        .values();
     let pid = shown[0]["process"]["pid"].as_i64().unwrap();
     Pid::from_raw(pid.try_into().unwrap())
 }
