@@ -13,12 +13,13 @@ use super::shares::Shares;
 use super::watches::Watches;
 use super::{Limits, Memory, Room};
 use crate::config::WhenFull;
+use crate::proto::EventKind;
 
 mod giving_way;
 
-pub(super) const CLOSED: u8 = 11;
-pub(super) const REMOVED: u8 = 12;
-const DATA: u8 = 16;
+pub(super) const CLOSED: u8 = EventKind::Closed as u8;
+pub(super) const REMOVED: u8 = EventKind::Removed as u8;
+const DATA: u8 = EventKind::Data as u8;
 
 /// An event whose neighbours are gone.
 #[derive(Debug)]
