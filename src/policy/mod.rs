@@ -238,7 +238,7 @@ impl Registry {
         }
         let why = match inner.bound(&key) {
             Some(Ok(handle)) => return Ok((handle, false)),
-            Some(Err(())) => "none is made since the loop was unset: set one again",
+            Some(Err(())) => "none is made since it was unset",
             None if policy.on_missing == OnMissing::Error => "the policy makes none",
             None => {
                 let handle = self.make_for_context(inner, &key, &policy, caller)?;

@@ -1,24 +1,31 @@
-//! Attach: a subscription that also takes acknowledgements, re-arming and writing, in the order they come.
+//! Attach: a subscription that also takes acknowledgements, re-arming, writing and posting, in the
+//! order in which they come.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::convert;
+use super::events::postings;
 use super::status::batch_error;
 use super::stream::EventStream;
 use super::transports::WRITE_MAX;
 use super::watches::check_items;
 use super::wire::AttachResponse;
+use super::{Asker, object};
+use crate::access::audit;
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
+use crate::policy::Registry;
 use crate::proto::attach_request::Message;
 use crate::proto::attach_result::Result as Outcome;
 use crate::proto::{
-    AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, SubscribeHeader, WriteResponse,
+    AttachPost, AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, PostResponse,
+    SubscribeHeader, WriteResponse,
 };
 
 /// What came of one message; `None` if nobody wants to know.
@@ -29,7 +36,9 @@ const REQUESTS_AT_ONCE: usize = 64;
 
 /// Both directions of one Attach.
 pub struct AttachStream {
+    asker: Asker,
     on: Handle,
+    registry: Arc<Registry>,
     events: EventStream<SubscribeHeader>,
     /// `None` once the client has half-closed it.
     requests: Option<Streaming<AttachRequest>>,
@@ -47,12 +56,16 @@ impl std::fmt::Debug for AttachStream {
 
 impl AttachStream {
     pub(super) const fn new(
+        asker: Asker,
         on: Handle,
+        registry: Arc<Registry>,
         events: EventStream<SubscribeHeader>,
         requests: Streaming<AttachRequest>,
     ) -> Self {
         Self {
+            asker,
             on,
+            registry,
             events,
             requests: Some(requests),
             work: None,
@@ -108,12 +121,18 @@ impl AttachStream {
                 self.work = Some(Box::pin(written(self.on.clone(), write)));
                 None
             }
+            Some(Message::Post(post)) => {
+                let drains = self.registry.check_draining();
+                let (asker, on) = (self.asker.clone(), self.on.clone());
+                self.work = Some(Box::pin(posted(asker, on, drains, post)));
+                None
+            }
             Some(Message::Start(_)) => {
                 let error = Error::invalid("start", "comes first and once");
                 Some(refused(0, &error))
             }
             None => {
-                let error = Error::invalid("message", "must be set: ack, rearm or write");
+                let error = Error::invalid("message", "must be set: ack, rearm, write or post");
                 Some(refused(0, &error))
             }
         }
@@ -166,6 +185,24 @@ async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
         }))
     };
     result(write.number, outcome.await)
+}
+
+async fn posted(
+    asker: Asker,
+    on: Handle,
+    drains: Result<()>,
+    post: AttachPost,
+) -> Option<AttachResult> {
+    let outcome = async {
+        drains?;
+        let postings = postings("post.posts", post.posts)?;
+        let object = object(&on, format_args!("{} posts", postings.len()));
+        let cursor = on.post(postings).await;
+        audit(&asker.peer, "Post", object, &cursor);
+        let cursor = Some(cursor?.into());
+        Ok(Outcome::Posted(PostResponse { cursor }))
+    };
+    result(post.number, outcome.await)
 }
 
 impl Stream for AttachStream {

@@ -1,6 +1,7 @@
 //! EventService.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
@@ -29,6 +30,40 @@ const POLL_EVENTS_MAX: u32 = 65_536;
 const POSTS_MAX: usize = 1024;
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// Checks what a client posts; `field` is the list's.
+pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Posting>> {
+    if posts.is_empty() || posts.len() > POSTS_MAX {
+        return Err(Error::invalid(field, "must be 1 to 1024"));
+    }
+    let checked = posts.into_iter().enumerate().map(|(index, post)| {
+        let refused = |name: &str, allowed: &'static str| {
+            Err(Error::invalid(format!("{field}[{index}].{name}"), allowed))
+        };
+        let Post {
+            request_id,
+            topic,
+            payload,
+            user_data,
+        } = post;
+        if request_id.len() > convert::TEXT_MAX {
+            return refused("request_id", "at most 128 bytes");
+        }
+        if topic.len() > convert::TEXT_MAX {
+            return refused("topic", "at most 128 bytes");
+        }
+        if payload.len() > PAYLOAD_MAX {
+            return refused("payload", "at most 256 KiB");
+        }
+        let posted = Posted {
+            request_id,
+            topic,
+            payload,
+        };
+        Ok(Posting { posted, user_data })
+    });
+    checked.collect()
+}
+
 #[tonic::async_trait]
 impl EventService for Api {
     type SubscribeStream = EventStream<SubscribeHeader>;
@@ -56,7 +91,9 @@ impl EventService for Api {
             return Err(Error::invalid("start", "must be the first message").into());
         };
         let (on, events) = self.subscription(&asker, start, true).await?;
-        Ok(Response::new(AttachStream::new(on, events, requests)))
+        let draining = Arc::clone(&self.registry);
+        let stream = AttachStream::new(asker, on, draining, events, requests);
+        Ok(Response::new(stream))
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckResponse>, Status> {
@@ -142,30 +179,7 @@ impl EventService for Api {
         let work = |api: Self, asker: Asker, request: PostRequest| async move {
             let on = api.on(&asker, request.r#loop, true)?;
             api.registry.check_draining()?;
-            if request.posts.is_empty() || request.posts.len() > POSTS_MAX {
-                return Err(Error::invalid("posts", "must be 1 to 1024"));
-            }
-            let mut postings = Vec::with_capacity(request.posts.len());
-            for (index, post) in request.posts.into_iter().enumerate() {
-                let field = |name: &str| format!("posts[{index}].{name}");
-                let short = |name, text: String| {
-                    if text.len() > convert::TEXT_MAX {
-                        return Err(Error::invalid(field(name), "at most 128 bytes"));
-                    }
-                    Ok(text)
-                };
-                if post.payload.len() > PAYLOAD_MAX {
-                    return Err(Error::invalid(field("payload"), "at most 256 KiB"));
-                }
-                postings.push(Posting {
-                    posted: Posted {
-                        request_id: short("request_id", post.request_id)?,
-                        topic: short("topic", post.topic)?,
-                        payload: post.payload,
-                    },
-                    user_data: post.user_data,
-                });
-            }
+            let postings = postings("posts", request.posts)?;
             let object = object(&on, format!("{} posts", postings.len()));
             let cursor = mutate(
                 &asker,

@@ -32,6 +32,9 @@ on_each_child_watcher!(
 /// Prints `up`, and exits with 7 on SIGTERM. It sleeps only briefly, because the signal is lost if
 /// it comes between fork(2) and exec(2) of a sleep.
 const ENDS_WITH_7: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
+/// As [`ENDS_WITH_7`], without a child of its own: a shell that waits in vfork(2) for a child that is
+/// stopped before execve(2) is not stopped itself.
+const READS_AND_ENDS_WITH_7: &str = "trap 'exit 7' TERM; echo up; while :; do read x; done";
 /// A writer that goes on until it is ended, for example by SIGPIPE.
 const WRITES_ON: &str = "while echo x; do sleep 0.01; done";
 
@@ -77,7 +80,8 @@ async fn end_writer(scene: &Scene, pid: Pid) {
 async fn a_stopped_child_is_shown_as_such_and_ends_in_order(scene: &mut Scene) {
     let spec = ProcessSpec {
         kill_grace: Some(seconds(30)),
-        ..shell(ENDS_WITH_7)
+        stdin: Stdio::Pipe.into(),
+        ..shell(READS_AND_ENDS_WITH_7)
     };
     let id = up(scene, spec).await;
     assert!(!scene.process(id).await.stopped);

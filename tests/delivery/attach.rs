@@ -225,3 +225,77 @@ async fn an_end_does_not_wait_for_acknowledgements() {
         assert!(scene.daemon.log().contains("ended in order"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn posts_on_the_stream_are_appended_and_answered_in_order() {
+    let scene = Scene::new(Daemon::start("").await, "", "").await;
+    let (mut attached, requests) = attached(start(&scene), &scene).await;
+    let posts = |number, posts: Vec<Post>| Message::Post(AttachPost { number, posts });
+    requests
+        .send(posts(1, vec![post("a", b"1"), post("a", b"2")]))
+        .await
+        .unwrap();
+    // A post with number 0 is answered only if it fails.
+    requests
+        .send(posts(0, vec![post("b", b"3")]))
+        .await
+        .unwrap();
+    requests.send(posts(2, vec![])).await.unwrap();
+    let long = Post {
+        topic: "x".repeat(129),
+        ..Post::default()
+    };
+    let batch = vec![post("c", b"never"), long];
+    requests.send(posts(0, batch)).await.unwrap();
+    requests
+        .send(posts(3, vec![post("d", b"4")]))
+        .await
+        .unwrap();
+
+    let mut positions = Vec::new();
+    for (number, field) in [
+        (1, ""),
+        (2, "post.posts"),
+        (0, "post.posts[1].topic"),
+        (3, ""),
+    ] {
+        let answer = result(&mut attached).await;
+        assert_eq!(answer.number, number);
+        match answer.result {
+            Some(attach_result::Result::Posted(posted)) if field.is_empty() => {
+                positions.push(posted.cursor.unwrap().seq);
+            }
+            Some(attach_result::Result::Error(error)) => assert_eq!(error.metadata["field"], field),
+            other => panic!("{other:?}"),
+        }
+    }
+    // The cursor is that of the last event of the message; nothing was appended for those refused.
+    assert_eq!(positions[1] - positions[0], 2);
+    let is_posted = |event: &Event| matches!(event.kind, Some(event::Kind::Posted(_)));
+    while attached
+        .recording
+        .events()
+        .filter(|event| is_posted(event))
+        .count()
+        < 4
+    {
+        assert!(attached.step().await, "the stream ended");
+    }
+    let payloads: Vec<_> = attached
+        .recording
+        .events()
+        .filter_map(|event| match &event.kind {
+            Some(event::Kind::Posted(posted)) => Some(posted.payload.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(payloads, ["1", "2", "3", "4"]);
+
+    // A client that is gone before the answer: what it sent is appended all the same, once.
+    requests
+        .send(posts(4, vec![post("e", b"5")]))
+        .await
+        .unwrap();
+    drop((requests, attached));
+    scene.finish().await;
+}
