@@ -125,6 +125,9 @@ pub struct Claim {
     pub kind: FileKind,
     /// How reads and writes avoid blocking.
     pub mode: Nonblocking,
+    /// Whether reads and writes of the descriptor that was handed over block. If so, whoever takes
+    /// this one out gets it blocking.
+    pub blocks: bool,
 }
 
 /// The result of [`fit`]: how to use a file descriptor that can be claimed.
@@ -132,18 +135,20 @@ pub struct Claim {
 pub struct Fit {
     kind: FileKind,
     mode: Nonblocking,
-    /// A reopened descriptor to use in place of the client's.
-    reopened: Option<OwnedFd>,
+    /// A reopened descriptor to use in place of the client's, and whether the client's blocks.
+    reopened: Option<(OwnedFd, bool)>,
 }
 
 impl Fit {
     /// Claims the descriptor. `fd` must be the one that was passed to [`fit`].
     #[must_use]
     pub fn claim(self, fd: OwnedFd) -> Claim {
+        let (fd, blocks) = self.reopened.unwrap_or((fd, false));
         Claim {
-            fd: self.reopened.unwrap_or(fd),
+            fd,
             kind: self.kind,
             mode: self.mode,
+            blocks,
         }
     }
 }
@@ -291,7 +296,7 @@ fn stream(
         // read(2) takes less than preadv2(2). Where the description cannot be had, as a pipe of
         // another user's cannot, that does.
         FileKind::Pipe if purpose == Purpose::Reader || !pipes_take_nowait() => {
-            let own = reopen(fd, kind, flags & OFlags::RWMODE);
+            let own = reopen(fd, kind, flags);
             if own.is_ok() || !pipes_take_nowait() {
                 return own;
             }
@@ -299,7 +304,7 @@ fn stream(
         }
         FileKind::Pipe => Nonblocking::Pipe,
         FileKind::Fifo | FileKind::Tty | FileKind::CharDevice => {
-            return reopen(fd, kind, flags & OFlags::RWMODE);
+            return reopen(fd, kind, flags);
         }
         FileKind::PtyMaster => {
             return Err(Refusal::new(
@@ -340,12 +345,13 @@ pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Errno> {
         fd: open_own(found.as_fd(), access)?,
         kind: FileKind::Fifo,
         mode: Nonblocking::Own,
+        blocks: false,
     })
 }
 
 /// Reopens the file, so that `O_NONBLOCK` is set on an open file description that only the daemon
 /// has.
-fn reopen(fd: BorrowedFd<'_>, kind: FileKind, access: OFlags) -> Result<Fit, Refusal> {
+fn reopen(fd: BorrowedFd<'_>, kind: FileKind, flags: OFlags) -> Result<Fit, Refusal> {
     let system = |step| move |errno| Refusal::system(kind.phrase(), step, errno);
     let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
     if device(&stat) == DEV_TTY {
@@ -357,7 +363,10 @@ fn reopen(fd: BorrowedFd<'_>, kind: FileKind, access: OFlags) -> Result<Fit, Ref
     Ok(Fit {
         kind,
         mode: Nonblocking::Own,
-        reopened: Some(open_own(fd, access).map_err(system("open"))?),
+        reopened: Some((
+            open_own(fd, flags & OFlags::RWMODE).map_err(system("open"))?,
+            !flags.contains(OFlags::NONBLOCK),
+        )),
     })
 }
 

@@ -42,11 +42,13 @@ impl PipeOrder {
     pub fn build(self) -> Box<dyn Watch> {
         match self.end {
             PipeEnd::Read { paused } => Box::new(ReadPipe {
+                blocks: self.claim.blocks,
                 claim: Some(self.claim),
                 paused,
                 input: None,
             }),
             PipeEnd::Write => Box::new(WritePipe {
+                blocks: self.claim.blocks,
                 claim: Some(self.claim),
                 output: None,
             }),
@@ -57,6 +59,7 @@ impl PipeOrder {
 #[derive(Debug)]
 struct ReadPipe {
     claim: Option<Claim>,
+    blocks: bool,
     paused: bool,
     input: Option<Incoming>,
 }
@@ -85,6 +88,12 @@ impl Watch for ReadPipe {
             Some(Ended::Failed(errno)) => cx.fail(errno, "read"),
             Some(Ended::Cancelled) | None => {}
         }
+    }
+
+    fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        let source = self.input.as_ref().map(|i| i.source);
+        block_again(cx, source.filter(|_| self.blocks));
+        0
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
@@ -118,6 +127,14 @@ impl Watch for ReadPipe {
     }
 }
 
+/// Whoever takes it finds it as the one that was handed over: as yet, the description is ours alone.
+fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
+    if let Some(fd) = source.and_then(|source| cx.fd(source)) {
+        // It fails for what is not open only.
+        let _ = rustix::io::ioctl_fionbio(fd, false);
+    }
+}
+
 fn takeable(source: Option<SourceId>) -> Result<SourceId> {
     source.ok_or(crate::error::Error::Internal("an open pipe has its source"))
 }
@@ -131,6 +148,7 @@ fn broken(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) {
 #[derive(Debug)]
 struct WritePipe {
     claim: Option<Claim>,
+    blocks: bool,
     output: Option<Outgoing>,
 }
 
@@ -187,7 +205,9 @@ impl Watch for WritePipe {
         }
     }
 
-    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+    fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        let source = self.output.as_ref().map(|o| o.source);
+        block_again(cx, source.filter(|_| self.blocks));
         self.output.as_ref().map_or(0, Outgoing::buffered)
     }
 

@@ -433,6 +433,7 @@ async fn a_pipe_with_a_paused_source_is_given_back_whole() {
     let taken = scene.daemon.watches().take_fd(request).await.unwrap();
     let taken = taken.into_inner();
     let fd: OwnedFd = scene.daemon.handover().await.take(&taken.slot);
+    // It blocks, as the one that was handed over did: there is more to come than is there.
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut File::from(fd), &mut rest).unwrap();
     writer.join().unwrap();
