@@ -18,18 +18,29 @@ enum Repr {
 }
 
 impl Received {
-    /// Copies the bytes, if they are few.
+    /// Copies the first `len` bytes, if they are few.
+    #[inline]
     #[allow(clippy::cast_possible_truncation)]
-    pub(super) fn few(bytes: &[u8]) -> Option<Self> {
-        let len = bytes.len();
-        let mut few = [0; FEW];
-        few.get_mut(..len)?.copy_from_slice(bytes);
+    pub(super) fn few(memory: &[u8], len: usize) -> Option<Self> {
+        if len > FEW {
+            return None;
+        }
+        let bytes = match memory.first_chunk() {
+            // All of them, whatever is behind: that is a matter of two moves.
+            Some(bytes) => *bytes,
+            None => {
+                let mut bytes = [0; FEW];
+                bytes.get_mut(..len)?.copy_from_slice(memory.get(..len)?);
+                bytes
+            }
+        };
         // It is at most `FEW`.
         let len = len as u8;
-        Some(Self(Repr::Few { len, bytes: few }))
+        Some(Self(Repr::Few { len, bytes }))
     }
 
     /// Splits off the first `most` bytes. Returns them, and the rest if there is one.
+    #[inline]
     pub(super) fn split(self, most: usize) -> (Self, Option<Self>) {
         if self.len() <= most {
             return (self, None);
@@ -52,6 +63,7 @@ impl Default for Received {
 impl Deref for Received {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Few { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
@@ -88,14 +100,19 @@ mod tests {
     #[test]
     fn few_take_no_more_room_than_many() {
         assert_eq!(size_of::<Received>(), size_of::<Bytes>());
-        assert!(Received::few(&[7; FEW + 1]).is_none());
-        let few = Received::few(&[7; FEW]);
-        assert_eq!(few.as_deref(), Some(&[7; FEW][..]));
+        let memory = [7; 2 * FEW];
+        assert!(Received::few(&memory, FEW + 1).is_none());
+        for len in [0, 1, FEW] {
+            let few = Received::few(&memory, len);
+            assert_eq!(few.as_deref(), Some(&memory[..len]));
+            let few = Received::few(&memory[..len], len);
+            assert_eq!(few.as_deref(), Some(&memory[..len]));
+        }
     }
 
     #[test]
     fn nothing_is_lost_where_it_is_split() {
-        for received in [Received::few(b"abc"), Some(Bytes::from("abc").into())] {
+        for received in [Received::few(b"abc", 3), Some(Bytes::from("abc").into())] {
             let (first, rest) = received.unwrap_or_default().split(2);
             assert_eq!((&*first, rest.as_deref()), (&b"ab"[..], Some(&b"c"[..])));
             let (all, none) = first.split(2);

@@ -47,10 +47,16 @@ pub(super) type Attempt<T> = Result<T, Refused>;
 pub(super) struct Chunk(BytesMut);
 
 impl Chunk {
-    pub(super) fn copy(&mut self, bytes: &[u8]) -> Received {
-        if let Some(few) = Received::few(bytes) {
-            return few;
+    /// The first `len` bytes there.
+    #[inline]
+    pub(super) fn copy(&mut self, memory: &[u8], len: usize) -> Received {
+        match Received::few(memory, len) {
+            Some(few) => few,
+            None => self.share(&memory[..len]),
         }
+    }
+
+    fn share(&mut self, bytes: &[u8]) -> Received {
         if bytes.len() > SMALL_MAX {
             return Bytes::copy_from_slice(bytes).into();
         }
@@ -110,7 +116,7 @@ impl Intake {
             }
         };
         match read {
-            Ok(len) => Ok(self.chunk.copy(&self.scratch[..len])),
+            Ok(len) => Ok(self.chunk.copy(&self.scratch, len)),
             // The other side of a pseudoterminal is closed, see ioctl_tty(2).
             Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Received::default()),
             Err(errno) => Err(errno.into()),

@@ -56,12 +56,14 @@ impl<'a> Turn<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, id: OpId, done: Done, last: bool) {
         self.out.push(Completion { id, done, last });
         self.budget.completions = self.budget.completions.saturating_sub(1);
         self.progress = true;
     }
 
+    #[inline]
     pub(super) fn push_data(&mut self, id: OpId, bytes: Received, last: bool) {
         self.handed_over += bytes.len();
         self.budget.bytes = self.budget.bytes.saturating_sub(bytes.len());
@@ -75,6 +77,7 @@ impl<'a> Turn<'a> {
             .saturating_sub(exposed)
     }
 
+    #[inline]
     pub(super) fn is_spent(&self) -> bool {
         self.budget.completions == 0 || self.budget.bytes == 0
     }

@@ -25,14 +25,26 @@ pub struct DataHead {
 
 /// Seven numbers and two lengths of at most ten bytes, two fixed ones of eight, and their keys.
 const HEAD_MAX: usize = 128;
+/// Few bytes are copied along.
+const FEW: usize = 16;
 
 /// What comes before the bytes, on the stack.
 struct Head {
-    bytes: [u8; HEAD_MAX],
+    bytes: [u8; HEAD_MAX + FEW],
     len: usize,
 }
 
 impl Head {
+    /// The bytes themselves, if they are few.
+    #[inline]
+    fn few(&mut self, data: &[u8]) -> bool {
+        let few = data.len() <= FEW;
+        if few {
+            data.iter().for_each(|byte| self.byte(*byte));
+        }
+        few
+    }
+
     fn byte(&mut self, byte: u8) {
         if let Some(place) = self.bytes.get_mut(self.len) {
             *place = byte;
@@ -100,7 +112,7 @@ pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
         + data_len;
 
     let mut out = Head {
-        bytes: [0; HEAD_MAX],
+        bytes: [0; HEAD_MAX + FEW],
         len: 0,
     };
     // Keys: the number of the field, and in the last three bits how it is encoded.
@@ -119,9 +131,11 @@ pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
         out.byte(3 << 3 | 2);
         out.varint(data.len() as u64);
     }
-    buf.reserve(out.len + data.len());
+    let few = out.few(data);
     buf.put_slice(&out.bytes[..out.len]);
-    buf.put_slice(data);
+    if !few {
+        buf.put_slice(data);
+    }
     buf.len() - before
 }
 
@@ -142,7 +156,7 @@ mod tests {
             [seq, monotonic, realtime, watch, user_data, offset] in
                 [any_number(), any_number(), any_number(), any_number(), any_number(), any_number()],
             stream in 0..4_i32,
-            data in prop::collection::vec(any::<u8>(), 0..300),
+            data in prop::collection::vec(any::<u8>(), 0..150),
         ) {
             let now = Now { monotonic, realtime };
             let stream = Stream::try_from(stream).unwrap_or(Stream::Input);

@@ -168,6 +168,7 @@ impl Context<'_> {
     }
 
     /// Appends a `Data` event of this watch: bytes that lie at that offset of the stream.
+    #[inline]
     pub fn emit_data(&mut self, stream: Stream, offset: u64, data: &[u8]) {
         let place = (stream, offset);
         self.outbox

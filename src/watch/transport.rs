@@ -89,6 +89,7 @@ impl Incoming {
     }
 
     /// Takes what came of its operation; says if the stream ended by it.
+    #[inline]
     pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: Done) -> Option<Ended> {
         let ended = match done {
             Done::Data(data) => {

@@ -14,16 +14,19 @@ use slab::Slab;
 use super::aside::Aside;
 use super::entry::Token;
 use super::operation::{Live, Source, Stage, What};
-use super::ring::Ring;
+use super::ring::{MUCH, Ring};
 use crate::driver::acceptor::Acceptor;
 use crate::driver::turn::Turn;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
 
-/// If one io_uring_enter(2) brings this many results, the kernel probably has more: it processes
-/// at most 20 at a time. A turn does not go on for fewer results: it would keep collecting events
-/// as fast as they are produced and deliver none meanwhile.
+/// The number of results that one io_uring_enter(2) brings at most, unless it asks for more.
+const CALL: usize = 20;
+
+/// If one io_uring_enter(2) brings this many results, the kernel probably has more. A turn does not go
+/// on for fewer results: it would keep collecting events as fast as they are produced and deliver
+/// none meanwhile.
 const BATCH: usize = 16;
 
 /// Most calls of io_uring_enter(2) in one turn that already has something to report. Longer turns
@@ -294,6 +297,8 @@ impl Driver for Proactor {
         // Consecutive calls of io_uring_enter(2) that brought nothing.
         let mut quiet = 0;
         let mut calls = 0;
+        // The last one brought as much as it may.
+        let mut much = false;
         loop {
             self.read_files(turn.room(self.exposed()));
             if self.receiving > 0 {
@@ -310,11 +315,12 @@ impl Driver for Proactor {
             } else if wait != Some(Duration::ZERO) {
                 self.watch_waker();
             }
-            self.ring.enter(wait)?;
+            self.ring.enter(wait, much)?;
+            calls += if much { MUCH / CALL } else { 1 };
             let heard = self.listen()?;
+            much = heard >= BATCH;
             self.tell(&mut turn);
             let woken = std::mem::take(&mut self.woken);
-            calls += 1;
             quiet = if heard > 0 { 0 } else { quiet + 1 };
             // Some operations take the kernel two calls. `has_more` is only a hint: the kernel
             // may also set it for work that is done.

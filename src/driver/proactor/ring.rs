@@ -33,6 +33,8 @@ const SUBMISSIONS: u32 = 64;
 const COMPLETIONS: u32 = 512;
 /// The offset that stands for the current file position: pipes and terminals have no positions.
 const HERE: u64 = u64::MAX;
+/// The number of results that a call asks for where there are many.
+pub(super) const MUCH: usize = 128;
 /// How long dropping a ring waits for operations in flight.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -282,14 +284,17 @@ impl Ring {
     }
 
     /// Submits the queued entries and waits for at most `wait` (`None`: without limit) until there
-    /// is a result.
-    pub(super) fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+    /// is a result. A call without a wait brings at most 20 results; with `much`, up to [`MUCH`].
+    pub(super) fn enter(&mut self, wait: Option<Duration>, much: bool) -> io::Result<()> {
         let (submitter, queue, _) = self.uring.split();
         let queued = u32::try_from(queue.len()).unwrap_or(u32::MAX);
         let due = queued > 0 || queue.taskrun() || queue.cq_overflow();
         drop(queue);
         let entered = match wait {
             Some(Duration::ZERO) if !due => return Ok(()),
+            Some(Duration::ZERO) if much => {
+                submitter.submit_with_args(MUCH, &SubmitArgs::new().timespec(&Timespec::new()))
+            }
             Some(Duration::ZERO) => {
                 let flags = EnterFlags::GETEVENTS.bits();
                 // SAFETY: no argument is passed, so the kernel reads no memory.
@@ -359,7 +364,7 @@ impl Ring {
             let len = result.unwrap_or(0);
             let more = cqueue::buffer_more(flags);
             let bytes = self.buffers.take(number, len, more)?;
-            data = self.chunk.copy(bytes);
+            data = self.chunk.copy(bytes, bytes.len());
         }
         if last {
             self.in_flight = self.in_flight.saturating_sub(1);
@@ -404,7 +409,8 @@ impl Ring {
             .user_data(Token::CANCELLATION.number());
         while self.in_flight > 0 {
             let left = FAREWELL.saturating_sub(begun.elapsed());
-            if left.is_zero() || self.queue(&all).is_err() || self.enter(Some(left)).is_err() {
+            if left.is_zero() || self.queue(&all).is_err() || self.enter(Some(left), false).is_err()
+            {
                 return false;
             }
             for entry in self.said() {
@@ -448,7 +454,7 @@ mod tests {
         ring.enable().unwrap();
         ring.queue(&opcode::Nop::new().build().user_data(1))
             .unwrap();
-        ring.enter(Some(Duration::from_secs(20))).unwrap();
+        ring.enter(Some(Duration::from_secs(20)), false).unwrap();
         let said = ring.said();
         assert_eq!(said[0].result, Err(Errno::ACCESS));
         assert!(ring.uring.submitter().register_eventfd(0).is_err());

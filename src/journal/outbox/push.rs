@@ -35,6 +35,7 @@ impl Outbox {
     }
 
     /// Appends a `Data` event with the bytes at that offset of a stream. Returns its sequence number.
+    #[inline]
     pub fn push_data(
         &mut self,
         now: Now,
@@ -55,6 +56,7 @@ impl Outbox {
         self.pushed(now, about, DATA, bytes)
     }
 
+    #[inline]
     fn make_room(&mut self) {
         if self.buf.capacity() - self.buf.len() < 256 {
             let memory = &self.journal.memory;
@@ -64,6 +66,7 @@ impl Outbox {
         }
     }
 
+    #[inline]
     fn pushed(&mut self, now: Now, about: About, kind: u8, bytes: usize) -> u64 {
         let bytes = bytes as u64;
         self.newest += 1;
