@@ -1,10 +1,10 @@
 //! Compiles `proto/` without an installed `protoc`.
 //!
-//! Twice, on purpose: once all messages and clients (`crate::proto`), and once the
-//! server stubs, whose streaming answers are types that write journal bytes as they
-//! are (`crate::rpc::wire`) and encode to the same messages.
+//! It compiles them twice: once for all messages and clients (`crate::proto`), and once for the
+//! server stubs. The streaming replies of the stubs are types that write the bytes of the journal
+//! unchanged (`crate::rpc::wire`) and encode to the same messages.
 //!
-//! And writes `kinds.rs`: the kinds of watch and of event (`crate::kinds`), which are the
+//! It also writes `kinds.rs`: the kinds of watch and of event (`crate::kinds`), which are the
 //! fields of `WatchSpec.spec` and `Event.kind`.
 
 use std::error::Error;
@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("evloopd.bin"), descriptors.encode_to_vec())?;
     std::fs::write(out.join("kinds.rs"), kinds(&descriptors)?)?;
 
-    // A message's name leads to its descriptor, and that to its JSON.
+    // The name of a message is used to look up its descriptor, which converts it to JSON.
     let mut names = tonic_prost_build::Config::new();
     names.enable_type_names();
     tonic_prost_build::configure()
@@ -70,13 +70,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A field of a oneof.
+/// A field of a oneof in `proto/`.
 struct Field {
-    /// As in the `.proto` file: `read_pipe`.
+    /// The name in the `.proto` file: `read_pipe`.
     name: String,
-    /// As prost names the variant: `ReadPipe`.
+    /// The name of the variant that prost generates: `ReadPipe`.
     variant: String,
-    /// Its message: `ReadPipeSpec`.
+    /// The name of its message type: `ReadPipeSpec`.
     message: String,
 }
 
@@ -105,12 +105,13 @@ fn fields(pool: &DescriptorPool, message: &str, oneof: &str) -> Result<Vec<Field
     Ok(fields.collect())
 }
 
-/// One arm of a match, or one line of a list, for each field.
+/// Returns one arm of a match, or one line of a list, for each field.
 fn each(fields: &[Field], line: impl Fn(&Field) -> String) -> String {
     fields.iter().map(line).collect()
 }
 
-/// The source of `src/kinds.rs`'s items that follow from the fields of the two oneofs.
+/// Returns the source of those items of `src/kinds.rs` that follow from the fields of the two
+/// oneofs.
 fn kinds(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     let mut pool = DescriptorPool::new();
     pool.add_file_descriptor_set(descriptors.clone())?;
@@ -124,12 +125,12 @@ fn kinds(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
             WatchKind {{ {} }}
         }}
         impl WatchKind {{
-            /// The kind of a specification.
+            /// Returns the kind of a specification.
             #[must_use]
             pub const fn of(spec: &Spec) -> Self {{ match spec {{ {} }} }}
         }}
-        /// Evaluates `$body` with `$message` bound to the message of a `watch_spec::Spec`, whichever
-        /// it is.
+        /// Evaluates `$body` with `$message` bound to the message of a `watch_spec::Spec` of any
+        /// kind.
         macro_rules! with_spec {{
             ($spec:expr, $message:ident => $body:expr) => {{ match $spec {{ {} }} }};
         }}
@@ -142,7 +143,10 @@ fn kinds(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
             f.name,
             m = f.message
         )),
-        each(&watches, |f| format!("Spec::{v}(_) => Self::{v},", v = f.variant)),
+        each(&watches, |f| format!(
+            "Spec::{v}(_) => Self::{v},",
+            v = f.variant
+        )),
         each(&watches, |f| format!(
             "$crate::proto::watch_spec::Spec::{}($message) => $body,",
             f.variant
@@ -152,13 +156,13 @@ fn kinds(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
         source,
         "/// The names of all kinds of event, in the order of their numbers.
         pub const EVENT_KINDS: [&str; {}] = [{}];
-        /// The kind of an event, as filters number it.
+        /// Returns the kind of an event, with the number that filters use.
         #[must_use]
         pub const fn event_kind(kind: &Kind) -> EventKind {{ match kind {{ {} }} }}
-        /// The name of an event's kind: that of its field in `Event.kind`.
+        /// Returns the name of an event's kind, which is the name of its field in `Event.kind`.
         #[must_use]
         pub const fn event_kind_name(kind: &Kind) -> &'static str {{ match kind {{ {} }} }}
-        /// Evaluates `$body` with `$message` bound to the message of an `event::Kind`, whichever it is.
+        /// Evaluates `$body` with `$message` bound to the message of an `event::Kind` of any kind.
         macro_rules! with_event {{
             ($kind:expr, $message:ident => $body:expr) => {{ match $kind {{ {} }} }};
         }}

@@ -1,8 +1,8 @@
 //! The kinds of watch and of event.
 //!
-//! A kind is a field of `WatchSpec.spec` or of `Event.kind` in `proto/`; its name and its number
-//! are that field's. The build script writes this module's items from those fields, so that a
-//! kind is stated once.
+//! A kind is a field of `WatchSpec.spec` or of `Event.kind` in `proto/`, and has the name and the
+//! number of that field. The build script generates the items of this module from those fields, so
+//! that a kind is defined in one place.
 
 use crate::proto::EventKind;
 use crate::proto::event::Kind;
@@ -30,7 +30,7 @@ mod tests {
                 ..Event::default()
             };
             let bytes = event.encode_to_vec();
-            // Every other field is zero, and so the kind's key comes first.
+            // All other fields are zero and so are not encoded: the key of the kind comes first.
             let (tag, _) = prost::encoding::decode_key(&mut bytes.as_slice()).unwrap();
             assert_eq!(tag, number);
         }

@@ -1,34 +1,34 @@
 //! evloopd: event loops as a service of the host.
 //!
-//! The house, from the ground up; each room may use those above it in this list.
+//! The modules, lowest layer first. A module may use those above it in this list.
 //!
-//! | room | what it is |
+//! | module | contents |
 //! |---|---|
 //! | [`proto`] | the messages of the wire contract, generated |
-//! | [`words`] | enums whose variants are words; knows nobody |
-//! | [`kinds`] | the kinds of watch and of event, read off [`proto`] |
-//! | [`clock`] | both clocks, sampled once a turn |
-//! | [`text`] | text from outside, made fit to be shown; knows nobody |
-//! | `similar` | what an unknown word may have meant; knows nobody |
-//! | [`sparing`] | log lines that anybody can cause, bounded by rate; knows nobody |
-//! | [`error`] | the one domain error |
+//! | [`words`] | enums whose variants are words; uses no other module |
+//! | [`kinds`] | the kinds of watch and of event, generated from [`proto`] |
+//! | [`clock`] | the monotonic and the realtime clock, sampled once a turn |
+//! | [`text`] | makes text from outside safe to show; uses no other module |
+//! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
+//! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
+//! | [`error`] | the error type of the whole daemon |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
-//! | [`config`] | TOML to checked types; knows `similar`, [`words`] and [`kinds`] alone |
-//! | [`event`] | events and cursors: the vocabulary all others speak |
-//! | [`journal`] | the bounded log of a loop's events and its readers |
+//! | [`config`] | reads TOML into checked types; uses `similar`, [`words`] and [`kinds`] only |
+//! | [`event`] | events and cursors, the types that all modules below use |
+//! | [`journal`] | the bounded log of a loop's events, and its readers |
 //! | [`driver`] | the contract between watches and backends, and the backends |
 //! | [`access`] | principals, peers, the audit log |
-//! | [`signals`] | the one thread that takes signals |
+//! | [`signals`] | the one thread that receives signals |
 //! | [`watch`] | one file per kind of watch, written against the driver contract |
-//! | [`event_loop`] | the loop's thread: turns, timers, mailbox, registrations |
-//! | [`handover`] | file descriptors in and out |
-//! | [`policy`] | contexts to loops |
-//! | [`rpc`] | one file per service; the only room that knows tonic's server |
-//! | [`daemon`] | assembles all, starts, drains, tells systemd |
+//! | [`event_loop`] | the thread of a loop: turns, timers, mailbox, registrations |
+//! | [`handover`] | passes file descriptors between clients and the daemon |
+//! | [`policy`] | finds or makes the loop of a context |
+//! | [`rpc`] | one file per gRPC service; the only module that uses tonic's server |
+//! | [`daemon`] | assembles all modules, starts, drains, notifies systemd |
 //!
-//! Beside them, for clients: [`client`] finds and connects to a daemon, [`ctl`] has
-//! evloopctl's verbs, [`history`] checks recorded events against the promises, and
-//! [`demo`] shows them at work.
+//! For clients there are also: [`client`], which finds a daemon and connects to it; [`ctl`], the
+//! commands of evloopctl; [`history`], which checks recorded events against the promises; and
+//! [`demo`], which demonstrates them.
 
 pub mod access;
 pub mod client;

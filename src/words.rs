@@ -1,6 +1,6 @@
-//! Enums whose variants are words, in TOML as on the wire.
+//! Enums whose variants are written as words, in TOML and on the wire.
 
-/// A word that is none of those known.
+/// The error of parsing a word that no variant has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{word}` is unknown; known are {known}")]
 pub struct NameError {
@@ -26,7 +26,7 @@ macro_rules! words {
             /// All variants.
             pub const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
 
-            /// The word for it.
+            /// Returns the word of this variant.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::turn::wait;
+use super::wait::wait;
 use super::{AttachError, Budget, Completion, Done, Driver, Nonblocking, Op, OpId, SourceId};
 
 /// A driver on which every operation fails with `EIO`.

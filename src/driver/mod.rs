@@ -60,6 +60,7 @@ mod received;
 mod selector;
 mod transfer;
 mod turn;
+mod wait;
 
 #[cfg(test)]
 mod tests;

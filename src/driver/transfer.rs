@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, sockopt};
 
-use super::turn::timespec;
+use super::wait::timespec;
 use super::{Direction, Nonblocking, Readiness, Received};
 
 /// Most bytes of one read.

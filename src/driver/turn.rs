@@ -1,39 +1,16 @@
-//! Code that the turns of all drivers share: the budget, and timeouts in the form that the
-//! system takes.
+//! The state of a turn, which all drivers share.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
 
 use super::acceptor::Acceptor;
 use super::transfer::{self, Refused};
 use super::{Budget, Completion, Done, Nonblocking, OpId, Received};
 
-/// The longest single wait; a loop whose next deadline is later waits again. Far below the
-/// maximum of system calls that count milliseconds in 31 bits (24.8 days).
-const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Most connections accepted for one readiness event, failed attempts included.
 const ACCEPTS_MAX: usize = 64;
 
-/// Converts a timeout for the system, at most [`LONGEST_WAIT`].
-pub(super) fn timespec(timeout: Duration) -> Timespec {
-    Timespec::try_from(timeout.min(LONGEST_WAIT)).unwrap_or_default()
-}
-
-/// Waits for the waker only.
-pub(super) fn wait(waker: &OwnedFd, timeout: Option<Duration>) -> Result<(), Errno> {
-    let mut fds = [PollFd::new(waker, PollFlags::IN)];
-    match rustix::event::poll(&mut fds, timeout.map(timespec).as_ref()) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// The state of one turn: its remaining budget and its completions.
-pub(super) struct Turn<'a> {
+pub(super) struct TurnState<'a> {
     /// The remaining budget.
     pub(super) budget: Budget,
     out: &'a mut Vec<Completion>,
@@ -45,7 +22,7 @@ pub(super) struct Turn<'a> {
     handed_over: usize,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> TurnState<'a> {
     pub(super) fn new(budget: Budget, out: &'a mut Vec<Completion>) -> Self {
         Self {
             budget,

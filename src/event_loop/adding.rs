@@ -1,4 +1,4 @@
-//! Adding watches, from outside the loop's thread.
+//! Adds watches, from outside the loop's thread.
 
 use tokio::sync::oneshot;
 
@@ -11,31 +11,33 @@ use crate::journal::Reader;
 use crate::proto;
 use crate::watch::Order;
 
-/// A watch that was asked for and is there.
+/// The result of adding a watch.
 #[derive(Debug)]
 pub struct Added {
-    /// How it is.
+    /// The state of the watch.
     pub watch: proto::Watch,
-    /// It was there before.
+    /// Whether the watch existed before the call.
     pub existed: bool,
-    /// Of a new watch, if one was asked for: attached from its first event on.
+    /// A reader that is attached to the watch from its first event on, if the watch is new and the
+    /// registration asked for a reader.
     pub reader: Option<Reader>,
 }
 
 impl Handle {
-    /// Adds a watch. What can fail before it exists fails here and leaves nothing.
+    /// Adds a watch. An error before the watch exists is returned here, and leaves nothing behind.
     ///
     /// # Errors
-    /// A taken name, a limit, the system's refusal, a closed loop, a full mailbox.
+    /// The name is taken, a limit is reached, the system refused something, the loop is closed, or
+    /// its mailbox is full.
     pub async fn add(&self, registration: Registration, order: Order) -> Result<Added> {
         self.begin_add(registration, order).await?.await
     }
 
-    /// As [`Self::add`], up to where it has its place in the order of what is done. What it
-    /// gives back waits for the rest.
+    /// Starts as [`Self::add`] and returns once the command has its place in the loop's mailbox.
+    /// The returned future does the rest.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox. The others come later.
+    /// The loop is closed, or its mailbox is full. The future returns the other errors.
     pub async fn begin_add(
         &self,
         registration: Registration,
@@ -43,32 +45,32 @@ impl Handle {
     ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
         let spec = registration.spec.as_deref();
         let bytes = spec.map_or(0, prost::Message::encoded_len);
-        let held = self.mailbox.hold(bytes)?;
-        let mut answer = self.ask_for(registration, order).await?;
+        let held = self.mailbox.take_memory(bytes)?;
+        let mut answer = self.request_room(registration, order).await?;
         let on = self.clone();
         Ok(async move {
             let _held = held;
             loop {
-                match on.hear(answer).await? {
+                match on.await_reply(answer).await? {
                     AddOutcome::Exists(registered) => return Ok((*registered).into()),
                     AddOutcome::Undecided(decided, asked) => {
                         // An error means decided as well: the other registration is gone.
                         let _ = decided.await;
                         let (registration, order) = *asked;
-                        answer = on.ask_for(registration, order).await?;
+                        answer = on.request_room(registration, order).await?;
                     }
                 }
             }
         })
     }
 
-    async fn ask_for(
+    async fn request_room(
         &self,
         registration: Registration,
         order: Order,
     ) -> Result<oneshot::Receiver<Result<AddOutcome>>> {
         let registration = Box::new(registration);
-        self.ask(|reply| Command::Add {
+        self.send(|reply| Command::Add {
             registration,
             order,
             reply,

@@ -1,4 +1,4 @@
-//! A loop whose backend failed.
+//! Closes a loop whose backend failed.
 
 use std::io;
 
@@ -9,9 +9,9 @@ use crate::driver;
 use crate::event::CloseReason;
 
 impl EventLoop {
-    /// Waiting itself failed: the loop closes, and every watch ends with the error. What was under
-    /// way has no end of its own any more.
-    pub(super) fn broken(&mut self, error: &io::Error) {
+    /// Closes the loop after the backend failed to wait. Every watch ends with this error. The
+    /// operations in progress will not complete any more.
+    pub(super) fn backend_failed(&mut self, error: &io::Error) {
         tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
         self.driver = driver::broken(self.bell.eventfd());

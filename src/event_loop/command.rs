@@ -1,4 +1,4 @@
-//! Everything that can be asked of a loop from outside its thread.
+//! The commands that a loop carries out on its thread.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
 use crate::watch::{Order, SignalTarget, Taken, Watch};
 
-/// One thing to be done on the loop's thread, and where its result goes.
+/// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
     /// Adds a watch.
     Add {
@@ -26,14 +26,14 @@ pub(super) enum Command {
         order: Order,
         reply: Reply<AddOutcome>,
     },
-    /// Makes a prepared watch exist, with the room of that ticket.
+    /// Adds a prepared watch, using the room that was reserved under `ticket`.
     Register {
         ticket: u64,
         registration: Box<Registration>,
         watch: Box<dyn Watch>,
         reply: Reply<AddOutcome>,
     },
-    /// Gives the room of that ticket back.
+    /// Releases the room that was reserved under `ticket`.
     Abandon {
         ticket: u64,
     },
@@ -41,7 +41,7 @@ pub(super) enum Command {
         name: WatchName,
         visit: Visit<proto::Watch>,
     },
-    /// One step of a page.
+    /// Collects one part of a page of watches.
     List {
         after: u64,
         max: usize,
@@ -123,19 +123,20 @@ pub(super) enum Command {
     },
 }
 
-/// The result of arming and disarming.
+/// The result of [`Command::Rearm`].
 #[derive(Debug)]
 pub(super) struct Armed {
-    /// When it was done, monotonic nanoseconds.
+    /// The time before the first item, in nanoseconds of the monotonic clock.
     pub(super) at: u64,
-    /// For each item, whether anything changed.
+    /// For each item, whether the arming of its watch changed.
     pub(super) changed: Vec<bool>,
-    /// The newest event by then.
+    /// The cursor of the newest event at that time.
     pub(super) newest: Cursor,
 }
 
 impl Command {
-    /// The bytes that a client makes this command hold while it waits, beside its fixed size.
+    /// Returns the bytes that a client makes this command hold while it waits, beyond its fixed
+    /// size.
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Add { registration, .. } | Self::Register { registration, .. } => registration
@@ -168,7 +169,7 @@ impl Command {
 }
 
 impl EventLoop {
-    /// Does what was asked. Results leave at the end of the turn, or later.
+    /// Carries out a command. Replies are sent at the end of the turn, or later.
     pub(super) fn carry_out(&mut self, command: Command) {
         match command {
             Command::Add {
@@ -277,13 +278,13 @@ impl EventLoop {
         }
     }
 
-    /// Sends a result at the end of the turn, when its effect can be read.
+    /// Sends a result at the end of the turn, when the events it refers to can be read.
     pub(super) fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T>) {
         self.replies.push(Box::new(move || reply.send(result)));
     }
 
-    /// As [`Self::reply`], of what is looked at before it leaves the loop.
+    /// As [`Self::reply`], for a result that `visit` checks on the loop's thread before it is sent.
     fn reply_after<T>(&mut self, visit: Visit<T>, result: Result<T>) {
-        self.replies.push(visit.look(result));
+        self.replies.push(visit.run(result));
     }
 }

@@ -1,4 +1,4 @@
-//! What can be asked of a loop, done on its thread.
+//! The commands of a loop that concern its watches, posts, and its own state.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -17,17 +17,18 @@ use crate::journal::{About, Room};
 use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
-/// A page ends once it holds this many bytes: one more specification still fits a message.
+/// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
-/// Watches that one step of a page looks at, most of which its filter may leave out.
+/// The largest number of watches that one part of a page examines; its filter may leave out most of
+/// them.
 const LIST_LOOKS: usize = 4096;
 
-/// How a client names a watch.
+/// The way in which a client names a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchName {
-    /// By its id.
+    /// The id of the watch.
     Id(u64),
-    /// By its name.
+    /// The name of the watch.
     Name(String),
 }
 
@@ -40,49 +41,49 @@ impl fmt::Display for WatchName {
     }
 }
 
-/// Which watches to list.
+/// A filter for the watches to list.
 #[derive(Debug, Clone, Default)]
 pub struct WatchFilter {
-    /// With all of these labels.
+    /// The labels that a watch must have, all of them.
     pub labels: BTreeMap<String, String>,
-    /// Of these kinds; all if empty.
+    /// The kinds of watch to list; all kinds if empty.
     pub kinds: BTreeSet<String>,
-    /// Not closed.
+    /// Whether to leave out closed watches.
     pub open_only: bool,
 }
 
-/// A part of a list.
+/// One page of a list.
 #[derive(Debug, Clone)]
 pub struct Page<T> {
-    /// In the order of their ids.
+    /// The items, in the order of their ids.
     pub items: Vec<T>,
-    /// The id to go on after, if there is more.
+    /// The id after which the next page starts; `None` if this is the last page.
     pub next: Option<u64>,
 }
 
-/// What one step has of a page.
+/// A part of a page, collected in one step.
 #[derive(Debug, Default)]
 pub(super) struct Part {
     pub(super) items: Vec<proto::Watch>,
-    /// Of those, encoded.
+    /// The encoded size of the items.
     pub(super) bytes: usize,
-    /// The id to go on after, if there is more.
+    /// The id after which the next part starts; `None` if there are no more watches.
     pub(super) next: Option<u64>,
-    /// No more fits the page.
+    /// Whether the page is full.
     pub(super) full: bool,
 }
 
-/// Something a client posts.
+/// An event that a client posts.
 #[derive(Debug, Clone)]
 pub struct Posting {
-    /// Its event.
+    /// The event to append.
     pub posted: Posted,
-    /// In its event.
+    /// The `user_data` of the event.
     pub user_data: u64,
 }
 
 impl Posting {
-    /// What it carries.
+    /// Returns the size in bytes of the strings and the payload.
     pub(super) fn bytes(&self) -> usize {
         let posted = &self.posted;
         posted.payload.len() + posted.topic.len() + posted.request_id.len()
@@ -101,7 +102,7 @@ impl EventLoop {
         })
     }
 
-    /// The slot of an open watch.
+    /// Returns the slot of a watch that is not closed.
     fn find_open(&self, name: &WatchName) -> Result<usize> {
         let slot = self.find(name)?;
         let record = &self.watches[slot];
@@ -111,27 +112,27 @@ impl EventLoop {
         Ok(slot)
     }
 
-    fn ask<R>(
+    fn with_open_watch<R>(
         &mut self,
         name: &WatchName,
-        ask: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
+        action: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
     ) -> Result<R> {
         let slot = self.find_open(name)?;
-        let busy = Error::Internal("the watch is busy");
-        self.tell(slot, ask).unwrap_or(Err(busy))
+        let busy = Error::Internal("the watch is in another call");
+        self.with_watch(slot, action).unwrap_or(Err(busy))
     }
 
-    /// As [`Self::ask`], of a watch that is not ending.
-    fn ask_lively<R>(
+    /// As [`Self::with_open_watch`], but also refuses a watch whose end was requested.
+    fn with_live_watch<R>(
         &mut self,
         name: &WatchName,
-        ask: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
+        action: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
     ) -> Result<R> {
         let record = &self.watches[self.find_open(name)?];
         if record.seat.end.is_some() {
             return Err(Error::WatchClosed { watch: record.id() });
         }
-        self.ask(name, ask)
+        self.with_open_watch(name, action)
     }
 
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
@@ -139,7 +140,8 @@ impl EventLoop {
         Ok(self.watches[slot].view(&self.shared.journal))
     }
 
-    /// One step of a page: at most `max` watches, and no more once they have so many bytes.
+    /// Collects one part of a page: at most `max` watches, and none after the one that exceeds
+    /// `bytes`.
     pub(super) fn list(&self, after: u64, max: usize, bytes: usize, filter: &WatchFilter) -> Part {
         let mut page = Part::default();
         let mut last = after;
@@ -185,7 +187,7 @@ impl EventLoop {
         reply: Reply<Cursor>,
     ) {
         match self.find(name) {
-            Ok(slot) => self.remove_later(slot, request_id, reply),
+            Ok(slot) => self.request_removal(slot, request_id, reply),
             Err(error) => self.reply(reply, Err(error)),
         }
     }
@@ -193,7 +195,7 @@ impl EventLoop {
     pub(super) fn rearm(&mut self, items: &[proto::RearmItem]) -> Vec<bool> {
         let rearm = |item: &proto::RearmItem| {
             let name = WatchName::Id(item.watch_id);
-            self.ask_lively(&name, |watch, cx| Ok(watch.rearm(cx, item)))
+            self.with_live_watch(&name, |watch, cx| Ok(watch.rearm(cx, item)))
                 .unwrap_or(false)
         };
         items.iter().map(rearm).collect()
@@ -205,15 +207,15 @@ impl EventLoop {
         data: Bytes,
         at: Option<u64>,
     ) -> Result<Taken> {
-        self.ask_lively(name, |watch, cx| watch.write(cx, data, at))
+        self.with_live_watch(name, |watch, cx| watch.write(cx, data, at))
     }
 
     pub(super) fn write_eof(&mut self, name: &WatchName) -> Result<()> {
-        self.ask_lively(name, |watch, cx| watch.write_eof(cx))
+        self.with_live_watch(name, |watch, cx| watch.write_eof(cx))
     }
 
     pub(super) fn pause_reading(&mut self, name: &WatchName, pause: bool) -> Result<()> {
-        self.ask_lively(name, |watch, cx| watch.pause_reading(cx, pause))
+        self.with_live_watch(name, |watch, cx| watch.pause_reading(cx, pause))
     }
 
     pub(super) fn signal(
@@ -222,15 +224,15 @@ impl EventLoop {
         number: i32,
         target: SignalTarget,
     ) -> Result<()> {
-        self.ask(name, |watch, _| watch.signal(number, target))
+        self.with_open_watch(name, |watch, _| watch.signal(number, target))
     }
 
     pub(super) fn abort(&mut self, name: &WatchName, reply: Reply<Cursor>) {
-        let abortable = self.ask(name, |watch, _| Ok(watch.can_abort()));
+        let abortable = self.with_open_watch(name, |watch, _| Ok(watch.can_abort()));
         match abortable.and_then(|can| Ok((can, self.find_open(name)?))) {
             Ok((true, slot)) => {
-                self.watches[slot].make_rare().on_closed.push(reply);
-                self.tell(slot, |watch, cx| watch.abort(cx));
+                self.watches[slot].rare_or_insert().on_closed.push(reply);
+                self.with_watch(slot, |watch, cx| watch.abort(cx));
             }
             Ok((false, _)) => {
                 let error = Error::wrong_state("only connections and pipes can be aborted");
@@ -241,14 +243,14 @@ impl EventLoop {
     }
 
     pub(super) fn take_fd(&mut self, name: &WatchName, reply: Reply<TakenFd>) {
-        let takeable = self.ask(name, |watch, _| watch.takeable());
+        let takeable = self.with_open_watch(name, |watch, _| watch.takeable());
         match takeable.and_then(|found| Ok((found, self.find_open(name)?))) {
             Ok((_, slot)) if self.watches[slot].seat.end.is_some() => {
                 let watch = self.watches[slot].id();
                 self.reply(reply, Err(Error::WatchClosed { watch }));
             }
             Ok((source, slot)) => {
-                self.watches[slot].make_rare().take = Some((source, reply));
+                self.watches[slot].rare_or_insert().take = Some((source, reply));
                 self.end(slot, CloseReason::FdTaken);
             }
             Err(error) => self.reply(reply, Err(error)),
@@ -272,21 +274,21 @@ impl EventLoop {
         Ok(self.newest())
     }
 
-    /// The policy in force for the loop's owner was switched. Without room, the switches until
-    /// there is some become one.
+    /// Appends `PolicyChanged` after the policy of the loop's owner was switched. While the journal
+    /// has no room, several switches are merged into one event.
     pub(super) fn policy_changed(&mut self, changed: PolicyChanged) {
         if self.is_over() {
             return;
         }
-        let unsaid = self.unsaid_switch.take();
+        let earlier = self.pending_switch.take();
         let switch = PolicyChanged {
-            old_policy: unsaid.map_or(changed.old_policy, |first| first.old_policy),
+            old_policy: earlier.map_or(changed.old_policy, |first| first.old_policy),
             ..changed
         };
         if self.outbox.has_room(1) {
             self.emit(Kind::PolicyChanged(switch));
         } else {
-            self.unsaid_switch = Some(switch);
+            self.pending_switch = Some(switch);
         }
     }
 
@@ -297,7 +299,8 @@ impl EventLoop {
     pub(super) fn run_loop(&mut self) -> Result<Cursor> {
         self.check_open()?;
         if self.state != LoopState::Running {
-            // For itself, and for the next stop, if that has used what was set aside for it.
+            // One event for this change. A stopped loop also needs one for its next stop, because
+            // the last stop used the event that was reserved for it.
             let changes = if self.state == LoopState::Stopped {
                 2
             } else {
@@ -320,7 +323,7 @@ impl EventLoop {
         Ok(self.newest())
     }
 
-    /// `force`: also a running loop, as the daemon's end does.
+    /// Closes the loop; with `force` also if it is running, as when the daemon ends.
     pub(super) fn close_loop(&mut self, force: bool, reply: Reply<Cursor>) {
         if self.state == LoopState::Running && !force && self.closing.is_none() {
             let name = self.shared.full_name.clone();
@@ -334,7 +337,8 @@ impl EventLoop {
         }
     }
 
-    /// Ends all watches and refuses new ones; the loop is closed once they are gone.
+    /// Starts to close the loop: ends all watches and refuses new ones. The loop is closed once all
+    /// watches are removed.
     pub(super) fn begin_close(&mut self, reason: CloseReason, failed: Option<Errno>) {
         self.closing.get_or_insert_default();
         for need in self.registrations.clear() {

@@ -1,15 +1,16 @@
-//! Whether two specifications ask for the same, and if not, which field says so.
+//! Compares two specifications and finds the first field that differs.
 
 use prost_reflect::{DynamicMessage, MessageDescriptor, ReflectMessage as _, Value};
 
 use crate::kinds::WatchKind;
 use crate::proto::{self, WatchSpec};
 
-/// The path of the first field in which two specifications differ; `None` if they are equal.
+/// Returns the path of the first field in which two specifications differ; `None` if they are
+/// equal.
 ///
-/// Both are as [`Registration::spec`](super::Registration::spec) has them: slots and what a
-/// process inherits are left out there, and so are not compared. All other fields are, as the
-/// `.proto` file lists them. A oneof counts as one field, by its own name.
+/// Both must have the form of [`Registration::spec`](super::Registration::spec), without slots and
+/// without what a process inherits from its client, so these are not compared. All other fields
+/// are, in the order of the `.proto` file. A oneof counts as one field, under its own name.
 pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<String> {
     if a == b {
         return None;
@@ -24,7 +25,7 @@ pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<String> {
     let field = different_field(kind, a, b);
     Some(match field {
         Some(field) => format!("spec.{kind}.{field}"),
-        // Fields of a later version of the protocol, which this one does not know.
+        // The difference is in a field of a later version of the protocol.
         None => format!("spec.{kind}"),
     })
 }
@@ -36,14 +37,14 @@ fn different_field(kind: WatchKind, a: &WatchSpec, b: &WatchSpec) -> Option<Stri
     let field = descriptor.fields().find(|field| {
         a.has_field(field) != b.has_field(field) || a.get_field(field) != b.get_field(field)
     })?;
-    // An `optional` field is a oneof as well, of which it is the only member.
+    // An `optional` field is the only member of a synthetic oneof.
     let oneof = field
         .containing_oneof()
         .filter(|oneof| !oneof.is_synthetic());
     Some(oneof.map_or_else(|| field.name().to_owned(), |oneof| oneof.name().to_owned()))
 }
 
-/// The message of the kind, of a specification of that kind.
+/// Returns the message for `kind` out of a specification of that kind.
 fn message(whole: &MessageDescriptor, kind: WatchKind, spec: &WatchSpec) -> Option<DynamicMessage> {
     let mut dynamic = DynamicMessage::new(whole.clone());
     dynamic.transcode_from(spec).ok()?;
@@ -59,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// A value of the field that differs from its absence.
+    /// Returns a value of the field that differs from its absence.
     fn some_value(field: &FieldDescriptor) -> Value {
         let value = match field.kind() {
             Kind::Bool => Value::Bool(true),

@@ -1,4 +1,5 @@
-//! Arming, and "what is ready now": an answer once everything that is armed has been looked at.
+//! Arming of fd watches, and fences. A fence gets its reply once the backend has checked everything
+//! that is armed: it shows "what is ready now".
 
 use super::command::Command;
 use super::pressure::BEHIND;
@@ -7,37 +8,38 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::proto;
 
-/// Watches that one turn arms: a longer list takes several.
+/// The number of items that one command arms. A longer list takes several commands.
 const REARM_STEP: usize = 1024;
 
-/// Most turns that one answer waits for, beside those it takes to get to every watch twice: where
-/// others always have something to tell, what was armed before has been looked at by then, too.
+/// The largest number of turns that a fence waits for, beyond the turns that it takes to check
+/// every watch twice. If other watches always have completions, everything that was armed before
+/// the fence has been checked by then as well.
 const TURNS_MAX: usize = 64;
 
-/// Somebody waits for a look at everything.
+/// A call of [`Handle::fence`] that waits for its reply.
 #[derive(Debug)]
 pub(super) struct Fence {
     reply: Reply<u64>,
-    /// Right before the first look.
+    /// The time right before the first check of the backend after the call.
     since: Option<Now>,
     turns: usize,
 }
 
-/// What came of arming and disarming.
+/// The result of arming and disarming.
 #[derive(Debug, Default)]
 pub struct Rearmed {
-    /// As told to clients.
+    /// The reply to the client.
     pub answer: proto::RearmResponse,
-    /// Monotonic nanoseconds, from before all of it; none if there was nothing to do. What was found
-    /// before has an earlier time.
+    /// The time before the first item, in nanoseconds of the monotonic clock; `None` if there was
+    /// no item. Readiness that was found before has an earlier time.
     pub since: Option<u64>,
 }
 
 impl Handle {
-    /// Arms or disarms directions, in order; says for each whether anything changed.
+    /// Arms or disarms directions, in order, and returns for each item whether anything changed.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// The loop is closed, or its mailbox is full.
     pub async fn rearm(&self, items: Vec<proto::RearmItem>) -> Result<Rearmed> {
         let mut done = Rearmed::default();
         for step in items.chunks(REARM_STEP) {
@@ -50,12 +52,13 @@ impl Handle {
         Ok(done)
     }
 
-    /// Waits until the backend has looked at everything that is armed, without waiting for any of
-    /// it, and until what it found can be read. Answers the monotonic clock, nanoseconds, from
-    /// before the look: what was ready then is told. A loop that is not running does not look.
+    /// Waits until the backend has checked everything that is armed, without waiting for any of it
+    /// to become ready, and until the resulting events can be read. Returns the time before that
+    /// check, in nanoseconds of the monotonic clock: the journal has an event for everything that
+    /// was ready then. Returns at once if the loop is not running.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// The loop is closed, or its mailbox is full.
     pub async fn fence(&self) -> Result<u64> {
         self.call(|reply| Command::Fence { reply }).await
     }
@@ -72,8 +75,8 @@ impl Fence {
 }
 
 impl EventLoop {
-    /// The turn is about to look at what is ready.
-    pub(super) fn begin_look(&mut self) {
+    /// Records the time for new fences, before the turn waits on the backend.
+    pub(super) fn start_fences(&mut self) {
         if self.fences.is_empty() {
             return;
         }
@@ -83,14 +86,16 @@ impl EventLoop {
         }
     }
 
-    /// The turn has looked, and what it `found` can be read. A look that finds nothing has seen
-    /// everything, if it got to everything: what is ready stays so until it is told. So do timers.
-    pub(super) fn end_look(&mut self, found: usize) {
+    /// Replies to the fences that are done, after the events of this turn can be read. `found` is
+    /// the number of completions. A turn without completions has checked everything if the backend
+    /// polled all sources, because a ready source stays ready until it completes. Due timers must
+    /// have fired as well.
+    pub(super) fn answer_fences(&mut self, found: usize) {
         if self.fences.is_empty() {
             return;
         }
         let seen = found == 0 && self.driver.has_looked();
-        // A turn gets to at least so many, each when it is its turn.
+        // A turn takes at least this many completions, and sources take turns.
         let least = self.limits.turn_events.min(BEHIND.completions);
         let most = TURNS_MAX + 2 * self.watches.len() / least;
         for mut fence in std::mem::take(&mut self.fences) {

@@ -1,4 +1,4 @@
-//! A loop from outside its thread.
+//! Access to a loop from outside its thread.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,10 +21,10 @@ use crate::kinds::WatchKind;
 use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
-/// Most paused sources that are shown of a loop.
+/// The largest number of paused sources in the view of a loop.
 const PAUSED_SHOWN: usize = 100;
 
-/// A loop, for everybody who is not its thread. Cheap to clone.
+/// A handle to a loop, for all threads but its own. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -35,7 +35,7 @@ impl Handle {
     /// Starts a loop.
     ///
     /// # Errors
-    /// The system's refusal of a thread or a descriptor.
+    /// The system refused a descriptor, a thread or random bytes, or the backend does not work.
     pub fn start(blueprint: Blueprint) -> Result<Self> {
         EventLoop::start(blueprint)
     }
@@ -48,73 +48,73 @@ impl Handle {
         &self.shared
     }
 
-    /// Of what need not wait for room.
+    /// Queues a message that need not wait for room in the mailbox.
     pub(super) fn push(&self, message: Message) {
         self.mailbox.push(message);
     }
 
-    /// Never reused.
+    /// Returns the loop's id, which is never reused.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.shared.id
     }
 
-    /// Its name, without the owner's.
+    /// Returns its name, without the owner.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// Its name in full.
+    /// Returns its full name, with the owner.
     #[must_use]
     pub fn full_name(&self) -> &str {
         &self.shared.full_name
     }
 
-    /// Whose it is.
+    /// Returns its owner.
     #[must_use]
     pub fn principal(&self) -> &Principal {
         &self.shared.principal
     }
 
-    /// By whose rules it was made.
+    /// Returns the policy that it was made with.
     #[must_use]
     pub fn policy(&self) -> &Arc<Policy> {
         &self.shared.policy
     }
 
-    /// What it waits with.
+    /// Returns its backend.
     #[must_use]
     pub fn backend(&self) -> crate::driver::Backend {
         self.shared.backend
     }
 
-    /// The client process it is bound to.
+    /// Returns the client process that its lifetime is bound to, if any.
     #[must_use]
     pub fn process(&self) -> Option<ProcessKey> {
         self.shared.process
     }
 
-    /// Its events.
+    /// Returns the journal of its events.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
         &self.shared.journal
     }
 
-    /// The state it is in.
+    /// Returns its current state.
     #[must_use]
     pub fn state(&self) -> LoopState {
         let state = self.shared.state.load(Ordering::Acquire);
         LoopState::try_from(i32::from(state)).unwrap_or(LoopState::Closed)
     }
 
-    /// Open watches.
+    /// Returns the number of its open watches.
     #[must_use]
     pub fn open_watches(&self) -> u64 {
         self.shared.open_watches.load(Ordering::Relaxed)
     }
 
-    /// As shown to clients.
+    /// Returns the loop as clients see it.
     #[must_use]
     pub fn view(&self) -> proto::Loop {
         let shared = &self.shared;
@@ -168,51 +168,53 @@ impl Handle {
             open_watches: self.open_watches(),
             survives: proto::Survives::Nothing.into(),
             turns: shared.turns.load(Ordering::Relaxed),
-            history: super::pressure::told(shared.policy.history).into(),
-            lifetime: super::record::lifetime(shared.process).into(),
+            history: super::pressure::history_to_proto(shared.policy.history).into(),
+            lifetime: super::record::lifetime_to_proto(shared.process).into(),
         }
     }
 
-    /// Has a command carried out on the loop's thread, and waits for its reply.
+    /// Sends a command to the loop's thread and waits for the reply.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
-        let answer = self.ask(command).await?;
-        self.hear(answer).await
+        let answer = self.send(command).await?;
+        self.await_reply(answer).await
     }
 
-    /// As [`Self::call`], up to where it has its place in the order of what is done.
-    pub(super) async fn ask<T: Send + 'static>(
+    /// Sends a command and returns once it has its place in the mailbox. The reply arrives on the
+    /// returned channel.
+    pub(super) async fn send<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (reply, answer) = Reply::new();
         self.mailbox
-            .command(self.full_name(), command(reply))
+            .send_command(self.full_name(), command(reply))
             .await?;
         Ok(answer)
     }
 
-    pub(super) async fn hear<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+    pub(super) async fn await_reply<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
         let gone = |_| Err(closed(self.full_name()));
         answer.await.unwrap_or_else(gone)
     }
 
-    /// As [`Self::call`], of what cannot be refused any more: it does not wait for room.
-    async fn insist<T: Send + 'static>(
+    /// As [`Self::call`], for a command that must not be refused: it does not wait for room in the
+    /// mailbox.
+    async fn call_internal<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
         let (reply, answer) = Reply::new();
         self.mailbox.push(Message::Internal(command(reply)));
-        self.hear(answer).await
+        self.await_reply(answer).await
     }
 
-    /// One watch, or what `admit` makes of it before it leaves the loop.
+    /// Returns one watch, converted by `admit` on the loop's thread.
     ///
     /// # Errors
-    /// There is none of that name; it is not admitted.
+    /// There is no watch of that name, or `admit` refuses it.
     pub async fn get<T: Send + 'static>(
         &self,
         name: WatchName,
@@ -225,11 +227,12 @@ impl Handle {
         .await
     }
 
-    /// Watches with an id above `after`. `admit` is asked before any of them leave the loop, which
-    /// tells a page in steps, and is given back.
+    /// Returns a page of watches with an id above `after`, collected in several commands. Each
+    /// time, `admit` checks the watches before they leave the loop's thread. It is returned with
+    /// the page.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox; they are not admitted.
+    /// The loop is closed, its mailbox is full, or `admit` refuses the watches.
     pub async fn list<A>(
         &self,
         after: u64,
@@ -269,10 +272,10 @@ impl Handle {
         Ok((page, admit))
     }
 
-    /// Closes and forgets a watch; answers the cursor of its `Removed`.
+    /// Closes and removes a watch. Returns the cursor of its `Removed`.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no watch of that name.
     pub async fn remove(&self, name: WatchName, request_id: String) -> Result<Cursor> {
         self.call(|reply| Command::Remove {
             name,
@@ -282,10 +285,11 @@ impl Handle {
         .await
     }
 
-    /// Has bytes sent.
+    /// Queues bytes for a watch to send. `at` is their offset in the outgoing stream; `None` means
+    /// its end.
     ///
     /// # Errors
-    /// No such watch, a watch without an outgoing stream, a hole.
+    /// There is no such watch, it has no outgoing stream, or `at` leaves a hole.
     pub async fn write(&self, name: WatchName, data: Bytes, at: Option<u64>) -> Result<Taken> {
         self.call(|reply| Command::Write {
             name,
@@ -296,27 +300,27 @@ impl Handle {
         .await
     }
 
-    /// Ends an outgoing stream behind what was taken.
+    /// Ends the outgoing stream after the bytes that the watch holds are sent.
     ///
     /// # Errors
-    /// No such watch, a watch without an outgoing stream.
+    /// There is no such watch, or it has no outgoing stream.
     pub async fn write_eof(&self, name: WatchName) -> Result<()> {
         self.call(|reply| Command::WriteEof { name, reply }).await
     }
 
-    /// Stops reading, or goes on.
+    /// Pauses or resumes reading.
     ///
     /// # Errors
-    /// No such watch, a watch without an incoming stream.
+    /// There is no such watch, or it has no incoming stream.
     pub async fn pause_reading(&self, name: WatchName, pause: bool) -> Result<()> {
         self.call(|reply| Command::PauseReading { name, pause, reply })
             .await
     }
 
-    /// Sends a signal to a child or its group.
+    /// Sends a signal to a child process or to its process group.
     ///
     /// # Errors
-    /// No such watch, no process, one that has ended.
+    /// There is no such watch, it is not a process, or the process has ended.
     pub async fn signal(&self, name: WatchName, number: i32, to: SignalTarget) -> Result<()> {
         self.call(|reply| Command::Signal {
             name,
@@ -327,10 +331,11 @@ impl Handle {
         .await
     }
 
-    /// Closes a transport at once; answers the cursor of its `Closed`.
+    /// Closes a transport at once, without sending the bytes it holds. Returns the cursor of its
+    /// `Closed`.
     ///
     /// # Errors
-    /// No such watch, not a transport.
+    /// There is no such watch, or it is not a transport.
     pub async fn abort(&self, name: WatchName) -> Result<Cursor> {
         self.call(|reply| Command::Abort { name, reply }).await
     }
@@ -338,66 +343,68 @@ impl Handle {
     /// Takes a watch's file descriptor out of the daemon and closes the watch.
     ///
     /// # Errors
-    /// No such watch, or one whose descriptor stays.
+    /// There is no such watch, or its descriptor cannot be taken.
     pub async fn take_fd(&self, name: WatchName) -> Result<TakenFd> {
         self.call(|reply| Command::TakeFd { name, reply }).await
     }
 
-    /// Appends what a client posts; answers the cursor of the last.
+    /// Appends the events that a client posts. Returns the cursor of the last one.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox, no memory for it to wait in.
+    /// The loop is closed, its mailbox is full, or there is no memory or journal room for the
+    /// events.
     pub async fn post(&self, postings: Vec<Posting>) -> Result<Cursor> {
         self.call(|reply| Command::Post { postings, reply }).await
     }
 
-    /// Tells that the policy in force for the loop's owner was switched.
+    /// Records that the policy of the loop's owner was switched.
     ///
     /// # Errors
-    /// A closed loop.
+    /// The loop is closed.
     pub async fn policy_changed(&self, changed: PolicyChanged) -> Result<()> {
-        self.insist(|reply| Command::PolicyChanged { changed, reply })
+        self.call_internal(|reply| Command::PolicyChanged { changed, reply })
             .await
     }
 
-    /// Kills the children that end with the daemon.
+    /// Kills the child processes that must not outlive the daemon.
     ///
     /// # Errors
-    /// A closed loop.
+    /// The loop is closed.
     pub async fn kill_children(&self) -> Result<()> {
-        self.insist(|reply| Command::KillChildren { reply }).await
+        self.call_internal(|reply| Command::KillChildren { reply })
+            .await
     }
 
-    /// Lets it run.
+    /// Starts the loop, or starts it again.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// The loop is closed, or its mailbox is full.
     pub async fn run(&self) -> Result<Cursor> {
         self.call(|reply| Command::Run { reply }).await
     }
 
-    /// Ends polling with the current turn.
+    /// Stops the loop: sources are not polled after the current turn.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// The loop is closed, or its mailbox is full.
     pub async fn stop(&self) -> Result<Cursor> {
         self.call(|reply| Command::Stop { reply }).await
     }
 
-    /// Closes it, with all its watches; `force`: although it runs, and however many commands wait
-    /// for it. Answers the cursor of its last event.
+    /// Closes the loop and all its watches. With `force`, closes it even if it is running, and
+    /// without waiting for room in the mailbox. Returns the cursor of its last event.
     ///
     /// # Errors
-    /// Without `force`, a running loop, a full mailbox.
+    /// Without `force`: the loop is running, or its mailbox is full.
     pub async fn close(&self, force: bool) -> Result<Cursor> {
         let close = |reply| Command::Close { force, reply };
         let closed = if force {
-            self.insist(close).await
+            self.call_internal(close).await
         } else {
             self.call(close).await
         };
         match closed {
-            // It was closed before, or by another call at the same time.
+            // The loop was closed before, or by a concurrent call.
             Err(Error::LoopClosed { .. }) => {
                 let journal = self.journal();
                 Ok(journal.cursor(journal.status().newest))

@@ -1,4 +1,4 @@
-//! Watches by their ids. Only slots are kept: each watch knows its id itself.
+//! An index of watches by id. It stores slots only: each record knows its own id.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -8,19 +8,19 @@ use slab::Slab;
 
 use super::record::Record;
 
-/// Slots by id, and ids in their order.
+/// The slots by id, and the ids in ascending order.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     slots: HashTable<u32>,
     ids: Ids,
 }
 
-/// Ids in their order: 64 of them each, by their number divided by that; a bit is set for each that
-/// is there. That is little more than a bit for each, as they are dense.
+/// The ids in ascending order: a map from `id / 64` to a word with one bit for each of 64 ids. As
+/// ids are dense, this takes little more than one bit for each.
 #[derive(Debug, Default)]
 struct Ids(BTreeMap<u64, u64>);
 
-/// Where an id is among those in order.
+/// Returns the key of the word in [`Ids`] and the bit in it for an id.
 const fn place(id: u64) -> (u64, u64) {
     (id / 64, 1 << (id % 64))
 }
@@ -53,7 +53,8 @@ impl Ids {
     }
 }
 
-/// Ids are dense: to spread them is enough (Knuth, "The Art of Computer Programming", 6.4).
+/// Hashes an id by multiplication, which is enough as ids are dense (Knuth, "The Art of Computer
+/// Programming", 6.4).
 const fn hash(id: u64) -> u64 {
     id.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -63,7 +64,7 @@ fn id(records: &Slab<Record>, slot: u32) -> u64 {
 }
 
 impl Index {
-    /// The watch in that slot is there.
+    /// Adds the watch in that slot.
     pub(super) fn insert(&mut self, records: &Slab<Record>, slot: u32) {
         let hash_of = |slot: &u32| hash(id(records, *slot));
         self.slots.insert_unique(hash_of(&slot), slot, hash_of);
@@ -76,7 +77,7 @@ impl Index {
         Some(*slot as usize)
     }
 
-    /// The watch of that id will go.
+    /// Removes the watch of that id. Its record must still be in its slot.
     pub(super) fn remove(&mut self, records: &Slab<Record>, gone: u64) {
         let found = |slot: &u32| id(records, *slot) == gone;
         if let Ok(entry) = self.slots.find_entry(hash(gone), found) {
@@ -85,7 +86,7 @@ impl Index {
         self.ids.remove(gone);
     }
 
-    /// The lowest id above that one.
+    /// Returns the lowest id above `after`.
     pub(super) fn next_after(&self, after: u64) -> Option<u64> {
         self.ids.next_after(after)
     }

@@ -1,5 +1,5 @@
-//! Room set aside: what a watch will need is taken before it exists, so that its
-//! terminal events always fit and its sources can always be attached.
+//! Reserves what a watch will need before the watch exists, so that its terminal events always fit
+//! and its sources can always be attached.
 
 use std::sync::Arc;
 
@@ -7,51 +7,51 @@ use crate::error::{Error, Result};
 use crate::journal::{Outbox, Room, full};
 use crate::watch::{Count, Grants, Need};
 
-/// The share of a journal that may be set aside, so that some is left for what happens: 3 of 4.
-const SET_ASIDE_OF_4: u64 = 3;
+/// The share of a journal, in quarters, that may be reserved. The rest is for all other events.
+const RESERVED_QUARTERS: u64 = 3;
 
-/// What a loop can take on, and what it has promised.
+/// The limits of a loop, and how much of them its watches use.
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) sources_max: usize,
     pub(super) watches_max: usize,
-    /// Most that may be set aside.
-    pub(super) set_aside_max: Room,
+    /// The largest room in the journal that may be reserved.
+    pub(super) reserved_max: Room,
     pub(super) sources: usize,
     pub(super) watches: usize,
-    /// Watches of all loops.
+    /// The count of the watches of all loops.
     pub(super) everywhere: Arc<Count>,
 }
 
 impl Ledger {
-    /// How much may be set aside in a journal of that size.
-    pub(super) const fn set_aside_max(events: u64, bytes: u64) -> Room {
+    /// Returns how much may be reserved in a journal of that size.
+    pub(super) const fn reserved_max(events: u64, bytes: u64) -> Room {
         Room {
-            events: events / 4 * SET_ASIDE_OF_4,
-            bytes: bytes / 4 * SET_ASIDE_OF_4,
+            events: events / 4 * RESERVED_QUARTERS,
+            bytes: bytes / 4 * RESERVED_QUARTERS,
         }
     }
 
-    /// Sets room aside for one watch.
+    /// Reserves everything that one watch needs.
     ///
     /// # Errors
-    /// The limit that is reached. Nothing is set aside then.
+    /// A limit is reached. Then nothing is reserved.
     pub(super) fn take(&mut self, outbox: &mut Outbox, need: Need) -> Result<()> {
         if self.watches >= self.watches_max {
             return Err(Error::Limit {
                 limit: "max_watches",
                 value: self.watches_max as u64,
-                hint: "remove watches; closed ones count until their finished_ttl is over",
+                hint: "remove watches; closed ones count until their finished_ttl has passed",
             });
         }
         if self.sources + need.sources > self.sources_max {
             return Err(Error::Limit {
                 limit: "watched_fds",
                 value: self.sources_max as u64,
-                hint: "the backend or policy watches no more at once; epoll does",
+                hint: "the policy or its backend watches no more sources at once; epoll has no such limit",
             });
         }
-        let available = self.set_aside_max.less(outbox.reserved());
+        let available = self.reserved_max.less(outbox.reserved());
         if !available.holds(need.room()) {
             return Err(full(available, need.room()));
         }
@@ -65,7 +65,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Gives back all that one watch still has.
+    /// Releases everything that one watch still has reserved.
     pub(super) fn release(&mut self, outbox: &mut Outbox, need: Need) {
         self.everywhere.release();
         outbox.unreserve(need.room());
@@ -73,7 +73,7 @@ impl Ledger {
         self.sources -= need.sources;
     }
 
-    /// A watch has closed: only its removal is left to tell.
+    /// Releases everything that a closed watch has reserved, except the room for its `Removed`.
     pub(super) fn release_closed(&mut self, outbox: &mut Outbox, need: &mut Need) {
         self.sources -= need.sources;
         outbox.unreserve(need.room() - Need::REMOVAL.room());

@@ -1,4 +1,4 @@
-//! The life of watches on their loop: told, settled, closed, removed.
+//! The life of a watch on its loop: insert, call, close, remove.
 
 use std::sync::Arc;
 
@@ -11,13 +11,14 @@ use crate::kinds::WatchKind;
 use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
 
 impl EventLoop {
-    /// Lets a watch do something, then does what follows from it.
-    pub(super) fn tell<R>(
+    /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,
+    /// its end. Returns `None` without a call if the watch is closed.
+    pub(super) fn with_watch<R>(
         &mut self,
         slot: usize,
-        say: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
+        action: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
     ) -> Option<R> {
-        self.keep(slot);
+        self.keep_for_snapshots(slot);
         let polled = self.is_polled();
         let record = self.watches.get_mut(slot)?;
         if record.is_closed() {
@@ -36,15 +37,15 @@ impl EventLoop {
             ledger: &mut self.ledger,
             polled,
         };
-        let said = say(&mut *watch, &mut cx);
+        let result = action(&mut *watch, &mut cx);
         record.watch = Some(watch);
         self.sync_alarm(slot);
         self.adopt(slot);
-        self.settle(slot);
-        Some(said)
+        self.close_if_ended(slot);
+        Some(result)
     }
 
-    /// Brings the timers in line with what the watch wants.
+    /// Sets or removes the watch's timer if it changed its alarm.
     fn sync_alarm(&mut self, slot: usize) {
         let record = &mut self.watches[slot];
         if !std::mem::take(&mut record.seat.alarm_changed) {
@@ -55,19 +56,20 @@ impl EventLoop {
         record.alarm = record.seat.alarm.map(|alarm| self.timers.set(alarm, key));
         if let Some(before) = before {
             let watches = &self.watches;
-            self.timers.forget(before, |key, id| {
+            self.timers.mark_stale(before, |key, id| {
                 let record = watches.get(key.slot as usize);
                 record.is_some_and(|r| r.alarm == Some(id))
             });
         }
     }
 
-    /// Ends the watch if an end is asked for and nothing is left to do.
-    fn settle(&mut self, slot: usize) {
+    /// Closes the watch if its end was requested and all its operations have ended. Cancels
+    /// operations that have not.
+    fn close_if_ended(&mut self, slot: usize) {
         let record = &mut self.watches[slot];
         if !record.closing && record.seat.end.is_some() {
             record.closing = true;
-            let teardown = self.tell(slot, |watch, cx| watch.closing(cx));
+            let teardown = self.with_watch(slot, |watch, cx| watch.closing(cx));
             if teardown != Some(Teardown::Now) {
                 return;
             }
@@ -83,11 +85,12 @@ impl EventLoop {
         }
         if record.seat.ops.is_empty() {
             self.watches.set_cancelling(slot, false);
-            self.closed(slot);
+            self.record_closed(slot);
         } else {
             self.watches.set_cancelling(slot, true);
             let record = &self.watches[slot];
-            // Again for what was started meanwhile: cancelling twice does nothing.
+            // Repeated for operations started meanwhile: cancelling an operation twice does
+            // nothing.
             let watch = record.seat.key;
             for (lane, source) in &record.seat.ops {
                 let id = OpId { watch, lane: *lane };
@@ -96,9 +99,10 @@ impl EventLoop {
         }
     }
 
-    /// All operations have ended: pushes `Closed`, closes the sources, answers who waited.
-    fn closed(&mut self, slot: usize) {
-        let unsent_bytes = self.last_words(slot);
+    /// Appends `Closed`, closes the sources, and replies to the commands that wait for the close.
+    /// All operations of the watch have ended.
+    fn record_closed(&mut self, slot: usize) {
+        let unsent_bytes = self.call_closed(slot);
         let record = &mut self.watches[slot];
         let end = record.seat.end.take();
         let end = end.map_or_else(End::completed, |end| *end);
@@ -113,7 +117,7 @@ impl EventLoop {
             .finished_ttl()
             .unwrap_or(self.shared.policy.finished_ttl);
         let expires = self.now.monotonic.saturating_add(crate::clock::nanos(ttl));
-        let rare = record.make_rare();
+        let rare = record.rare_or_insert();
         rare.ending = Some(Ending {
             closed,
             seq,
@@ -121,7 +125,7 @@ impl EventLoop {
             expires,
         });
         let take = rare.take.take();
-        record.seat.wake(None);
+        record.seat.set_alarm(None);
         let mut taken = None;
         for source in std::mem::take(&mut record.seat.sources) {
             let shared = self.driver.is_shared(source);
@@ -165,8 +169,9 @@ impl EventLoop {
         }
     }
 
-    /// The watch's last chance to push events; returns its unsent bytes.
-    fn last_words(&mut self, slot: usize) -> u64 {
+    /// Calls [`Watch::closed`], in which the watch may append its last events. Returns the number
+    /// of its unsent bytes.
+    fn call_closed(&mut self, slot: usize) -> u64 {
         let record = &mut self.watches[slot];
         let Some(mut watch) = record.watch.take() else {
             return 0;
@@ -188,9 +193,9 @@ impl EventLoop {
         unsent
     }
 
-    /// Forgets a closed watch.
+    /// Removes a closed watch.
     pub(super) fn remove(&mut self, slot: usize) {
-        self.keep(slot);
+        self.keep_for_snapshots(slot);
         let mut record = self.watches.remove(slot);
         let removal = record.rare_mut().and_then(|rare| rare.removal.take());
         let Removal {
@@ -208,8 +213,8 @@ impl EventLoop {
         self.ledger.release(&mut self.outbox, record.need);
     }
 
-    /// Removes closed watches whose time is over.
-    pub(super) fn expire(&mut self) {
+    /// Removes closed watches whose `finished_ttl` has passed.
+    pub(super) fn remove_expired(&mut self) {
         for _ in 0..self.limits.turn_events {
             let due = self.watches.next_expiry();
             if due.is_none_or(|at| at > self.now.monotonic) {
@@ -221,12 +226,12 @@ impl EventLoop {
         }
     }
 
-    /// Asks for the end of a watch.
+    /// Requests the end of a watch.
     pub(super) fn end(&mut self, slot: usize, reason: CloseReason) {
-        self.tell(slot, |_, cx| cx.close(reason));
+        self.with_watch(slot, |_, cx| cx.close(reason));
     }
 
-    /// Makes watches of the connections that a listener has just accepted.
+    /// Adds a watch for each connection that a listener has just accepted.
     fn adopt(&mut self, listener: usize) {
         for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
             let parent = &self.watches[listener];
@@ -249,7 +254,7 @@ impl EventLoop {
                 peer,
             };
             self.outbox.push(self.now, about, Kind::Accepted(accepted));
-            // One of those of the connection.
+            // The room was reserved with that of the new watch.
             self.outbox.unreserve(Room::event(largest::ACCEPTED));
             registration.need = ACCEPTED.without(largest::ACCEPTED);
             let slot = self.insert(registration, watch, parent);
@@ -259,7 +264,7 @@ impl EventLoop {
         }
     }
 
-    /// Makes the watch exist: its room is set aside. Returns its slot.
+    /// Adds a watch whose room is reserved, and starts it. Returns its slot.
     pub(super) fn insert(
         &mut self,
         registration: Registration,
@@ -312,24 +317,24 @@ impl EventLoop {
             closing: false,
         };
         if name.is_some() || !labels.is_empty() || parent != 0 || finished_ttl.is_some() {
-            let rare = record.make_rare();
+            let rare = record.rare_or_insert();
             (rare.name, rare.labels) = (name, labels);
             (rare.parent, rare.finished_ttl) = (parent, finished_ttl);
         }
         let (slot, first_bound) = self.watches.insert(record);
         if first_bound && let Some(process) = bound {
-            self.end_with(process);
+            self.end_after_process(process);
         }
-        self.tell(slot, |watch, cx| watch.start(cx));
+        self.with_watch(slot, |watch, cx| watch.start(cx));
         if let Some(reason) = self.pressure.full {
             self.pause_source(slot, reason);
         }
         slot
     }
 
-    /// Ends the watches that are bound to a client process when it ends: one task waits for each
-    /// process.
-    fn end_with(&self, process: Arc<crate::access::ClientProcess>) {
+    /// Starts a task that waits for the end of a client process and then has the loop end the
+    /// watches bound to it. There is one task for each process.
+    fn end_after_process(&self, process: Arc<crate::access::ClientProcess>) {
         let mailbox = Arc::downgrade(&self.mailbox);
         self.services.runtime.spawn(async move {
             process.ended().await;
@@ -339,15 +344,15 @@ impl EventLoop {
         });
     }
 
-    /// Asks for a watch to be forgotten, open or closed.
-    pub(super) fn remove_later(
+    /// Removes a watch, which is closed first if it is open.
+    pub(super) fn request_removal(
         &mut self,
         slot: usize,
         request_id: String,
         reply: super::Reply<crate::event::Cursor>,
     ) {
         let record = &mut self.watches[slot];
-        let removal = record.make_rare().removal.get_or_insert_default();
+        let removal = record.rare_or_insert().removal.get_or_insert_default();
         if removal.replies.is_empty() {
             removal.request_id = request_id;
         }

@@ -1,5 +1,6 @@
-//! The way into a loop: commands that wait (bounded) for room, and what need not wait because
-//! its number is bounded by what causes it: the daemon's own commands, and notices.
+//! The queue of messages to a loop. Commands of clients wait for room in it, for a bounded time.
+//! Notices and commands of the daemon itself need no room, because their number is bounded by what
+//! causes them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,18 +18,18 @@ use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
 use crate::watch::{Notice, Notifier};
 
-/// Commands of no more bytes than this are counted by their number alone.
+/// Commands up to this many bytes take no memory from the budget: only their number is bounded.
 const SMALL: usize = 1024;
 
 pub(super) enum Message {
-    /// A command that holds a permit, and memory for what it weighs.
+    /// A command of a client, which holds a permit and the memory for its size.
     Command(Command, Option<Taken>),
-    /// A command that the daemon has begun and a full mailbox must not undo. Needs no permit: there is one
-    /// for each ticket, as many as the limits on watches allow, and for each call of
-    /// [`Handle::insist`](super::Handle), which waits for its answer.
+    /// A command of the daemon, which must not fail because the mailbox is full. It needs no
+    /// permit: there is one for each ticket, and the limits on watches bound the tickets; and one
+    /// for each call of [`Handle::call_internal`](super::Handle), which waits for the reply.
     Internal(Command),
     Notice(Key, Notice),
-    /// This client process ended.
+    /// A client process has ended.
     ClientEnded(ProcessKey),
 }
 
@@ -69,22 +70,23 @@ impl Mailbox {
         Ok((Arc::new(mailbox), bell))
     }
 
-    /// Memory for a command with so many bytes, which holds it until it is carried out: also while it
-    /// waits for room here, and when whoever sent it has gone. Small ones are bounded by their number.
+    /// Takes memory from the budget for a command of this many bytes. The command holds it until it
+    /// is carried out, also while it waits for room and after its sender has gone. Returns `None`
+    /// for small commands, which are bounded by their number.
     ///
     /// # Errors
-    /// [`Error::Limit`]: there is none.
-    pub(super) fn hold(&self, bytes: usize) -> Result<Option<Taken>> {
+    /// [`Error::Limit`]: the budget is used up.
+    pub(super) fn take_memory(&self, bytes: usize) -> Result<Option<Taken>> {
         if bytes <= SMALL {
             return Ok(None);
         }
         self.budget.take(Use::Commands, bytes as u64).map(Some)
     }
 
-    /// Waits for room at most as long as the configuration says. The command holds memory for its
-    /// weight until it is carried out.
-    pub(super) async fn command(&self, name: &str, command: Command) -> Result<()> {
-        let held = self.hold(command.weight())?;
+    /// Queues a command. Waits for room at most as long as the configuration allows. The command
+    /// holds memory for its size until it is carried out.
+    pub(super) async fn send_command(&self, name: &str, command: Command) -> Result<()> {
+        let held = self.take_memory(command.weight())?;
         let permit = match tokio::time::timeout(self.wait, self.room.acquire()).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(closed(name)),
@@ -110,7 +112,7 @@ impl Mailbox {
         self.waker.kick();
     }
 
-    /// Takes at most `max` messages, in order.
+    /// Moves at most `max` messages out of the queue, in order.
     pub(super) fn take(&self, max: usize, into: &mut Vec<Message>) {
         let mut queue = self.queue.lock();
         let count = queue.len().min(max);
@@ -124,14 +126,15 @@ impl Mailbox {
         self.queue.lock().is_empty()
     }
 
-    /// Takes nothing more; what waits is dropped, and its senders are told.
+    /// Refuses further messages and drops those that wait, which tells their senders.
     pub(super) fn close(&self) {
         let mut queue = self.queue.lock();
-        // Under the lock: nothing gets in behind it.
+        // Closed under the lock, so that no message is queued afterwards.
         self.room.close();
         let waiting = std::mem::take(&mut *queue);
         drop(queue);
-        // Commands own watches, which take their time to go.
+        // Dropped without the lock, because commands may own watches, and dropping those takes
+        // time.
         drop(waiting);
     }
 }
@@ -142,7 +145,7 @@ pub(super) fn closed(name: &str) -> Error {
     }
 }
 
-/// Sends what came of a command once its effect is committed.
+/// The channel for the result of a command, used once its effect is committed.
 #[derive(Debug)]
 pub(super) struct Reply<T>(oneshot::Sender<Result<T>>);
 
@@ -153,25 +156,26 @@ impl<T> Reply<T> {
     }
 
     pub(super) fn send(self, result: Result<T>) {
-        // Nobody waits any longer: the effect stands, and its events tell.
+        // If the caller no longer waits, the effect stands; the events show it.
         let _ = self.0.send(result);
     }
 }
 
-/// Sends one result, once the events of the turn can be read.
+/// A closure that sends one result. It is called once the events of the turn can be read.
 pub(super) type Deferred = Box<dyn FnOnce() + Send>;
 
-/// Looks at a result on the loop's thread, and replies with what it makes of it.
+/// A closure that checks or converts a result on the loop's thread. It returns the closure that
+/// sends the reply.
 pub(super) struct Visit<T>(Box<dyn FnOnce(Result<T>) -> Deferred + Send>);
 
 impl<T> Visit<T> {
-    pub(super) fn look(self, result: Result<T>) -> Deferred {
+    pub(super) fn run(self, result: Result<T>) -> Deferred {
         (self.0)(result)
     }
 }
 
 impl<U: Send + 'static> Reply<U> {
-    /// A visit that ends in this reply.
+    /// Returns a visit that converts the result with `look` and sends it to this reply.
     pub(super) fn after<T>(self, look: impl FnOnce(T) -> Result<U> + Send + 'static) -> Visit<T> {
         Visit(Box::new(move |result| {
             let result = result.and_then(look);
@@ -180,7 +184,7 @@ impl<U: Send + 'static> Reply<U> {
     }
 }
 
-/// Notices for the watches of one loop.
+/// Sends notices to the watches of one loop.
 #[derive(Debug)]
 pub(super) struct LoopNotifier(pub(super) Arc<Mailbox>);
 
@@ -215,7 +219,7 @@ mod tests {
             }];
             let (reply, _) = Reply::new();
             match mailbox
-                .command("busy", Command::Post { postings, reply })
+                .send_command("busy", Command::Post { postings, reply })
                 .await
             {
                 Ok(()) => waiting += 1,
@@ -226,8 +230,8 @@ mod tests {
         assert!(matches!(refused, Error::Limit { limit: name, .. } if name == limit));
         assert_eq!(budget.held(Use::Commands), waiting * POST as u64);
         assert!(waiting > 0 && budget.total() <= LIMIT);
-        // Small ones go on.
-        assert!(mailbox.hold(SMALL).unwrap().is_none());
+        // Small commands are still accepted.
+        assert!(mailbox.take_memory(SMALL).unwrap().is_none());
         mailbox.close();
         assert_eq!(budget.total(), 0);
     }

@@ -1,9 +1,9 @@
-//! One named loop: a thread that owns all of its state by value.
+//! A named loop: a thread that owns all of the loop's state by value.
 //!
-//! It works in turns: wait on the backend, take its completions in the backend's
-//! order, then due timers by deadline, then commands first in, first out. What a turn
-//! starts is seen by a later one. Events and the replies to commands leave together
-//! at its end: a reply is sent after its effect is readable.
+//! The loop works in turns: it waits on the backend, takes the completions in the backend's order,
+//! fires due timers by deadline, then carries out commands first in, first out. What a turn starts
+//! is seen by a later turn. At the end of a turn its events become readable, then its replies are
+//! sent: so a reply is sent after its effect can be read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,35 +63,37 @@ use sweeps::{Sweep, Sweeps};
 use timers::Timers;
 use watches::Watches;
 
-/// How much later than asked for the kernel may end a short wait of a loop, nanoseconds.
+/// The timer slack of a loop's thread in nanoseconds: how much late the kernel may end a short
+/// wait.
 const TIMER_SLACK_NS: u64 = 1000;
-/// What an event of the loop's own state takes.
+/// The room of one `LoopStateChanged` event.
 const STATE_CHANGE: Room = Room::event(largest::LOOP_STATE);
 
-/// Everything that a loop is made from.
+/// The arguments for starting a loop.
 #[derive(Debug)]
 pub struct Blueprint {
-    /// Never reused.
+    /// The loop's id, which is never reused.
     pub id: u64,
-    /// Unique among the owner's open loops.
+    /// The name, unique among the open loops of the owner.
     pub name: String,
-    /// Whose it is.
+    /// The owner.
     pub principal: Principal,
-    /// By whose rules it was made.
+    /// The policy that the loop is made with.
     pub policy: Arc<Policy>,
-    /// What it waits with.
+    /// The backend that the loop waits on.
     pub backend: Backend,
-    /// The client process it is bound to; whoever makes it closes it when that ends.
+    /// The client process that the loop is bound to. The maker of the loop must close it when that
+    /// process ends.
     pub process: Option<ProcessKey>,
-    /// The daemon's limits.
+    /// The limits of the daemon.
     pub limits: Arc<Limits>,
-    /// What all loops share.
+    /// The services that all loops share.
     pub services: Arc<Services>,
-    /// The budget of all journals.
+    /// The memory budget of all journals.
     pub memory: Arc<crate::journal::Memory>,
 }
 
-/// What is known of a loop from outside its thread.
+/// The state of a loop that other threads can read.
 #[derive(Debug)]
 pub struct Shared {
     pub(super) id: u64,
@@ -107,13 +109,14 @@ pub struct Shared {
     pub(super) watches: AtomicU64,
     pub(super) open_watches: AtomicU64,
     pub(super) turns: AtomicU64,
-    /// Watches whose source is not read for want of room, those paused longest first.
+    /// The watches whose source is paused because the journal has no room, the longest paused
+    /// first.
     pub(super) paused: Mutex<BTreeMap<PausedKey, PausedSource>>,
-    /// Once it is closed: snapshots that are not read to their ends.
-    left: Mutex<Snapshots>,
+    /// The snapshots that were not read to their end when the loop closed.
+    snapshots_left: Mutex<Snapshots>,
 }
 
-/// The thread's side.
+/// The state that the loop's thread owns.
 pub(super) struct EventLoop {
     shared: Arc<Shared>,
     limits: Arc<Limits>,
@@ -127,22 +130,24 @@ pub(super) struct EventLoop {
     ledger: Ledger,
     now: Now,
     state: LoopState,
-    /// Told the cursor of the loop's last event.
+    /// The calls that wait for the loop to close, which get the cursor of its last event. Present
+    /// once the loop is closing.
     closing: Option<Vec<Reply<crate::event::Cursor>>>,
     watches: Watches,
     registrations: Registrations,
     realtime: RealtimeClock,
     adoptions: Vec<Adoption>,
-    /// Bounded by the calls that wait.
+    /// The fences that wait. Their number is bounded by the calls that wait.
     fences: Vec<fence::Fence>,
     pressure: Pressure,
     snapshots: Snapshots,
     sweeps: Sweeps,
-    /// A switch of the policy that there was no room to tell.
-    unsaid_switch: Option<PolicyChanged>,
-    /// Notices that came while the loop was stopped; bounded as notices are.
-    held: Vec<(Key, Notice)>,
-    /// Replies of this turn, sent once its events can be read.
+    /// A switch of the policy for which the journal had no room yet.
+    pending_switch: Option<PolicyChanged>,
+    /// Notices that came while the loop was stopped. Their number is bounded as that of all
+    /// notices.
+    held_notices: Vec<(Key, Notice)>,
+    /// The replies of this turn, which are sent once its events can be read.
     replies: Vec<Deferred>,
 }
 
@@ -159,7 +164,7 @@ impl EventLoop {
     /// Starts the loop's thread.
     ///
     /// # Errors
-    /// The system's: no descriptor, no thread, a backend that does not work after all.
+    /// The system refused a descriptor, a thread or random bytes, or the backend does not work.
     pub(super) fn start(blueprint: Blueprint) -> Result<Handle> {
         let Blueprint {
             id,
@@ -191,7 +196,7 @@ impl EventLoop {
                 .unwrap_or(usize::MAX)
                 .min(driver.room()),
             watches_max: most(Some(policy.max_watches)).unwrap_or(usize::MAX),
-            set_aside_max: Ledger::set_aside_max(policy.journal_events, policy.journal_bytes),
+            reserved_max: Ledger::reserved_max(policy.journal_events, policy.journal_bytes),
             sources: 0,
             watches: 0,
             everywhere: Arc::clone(&services.watches),
@@ -212,7 +217,7 @@ impl EventLoop {
             open_watches: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             paused: Mutex::default(),
-            left: Mutex::default(),
+            snapshots_left: Mutex::default(),
         });
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
@@ -236,13 +241,14 @@ impl EventLoop {
             pressure: Pressure::default(),
             snapshots: Snapshots::new(memory.budget()),
             sweeps: Sweeps::default(),
-            unsaid_switch: None,
-            held: Vec::new(),
+            pending_switch: None,
+            held_notices: Vec::new(),
             replies: Vec::new(),
         };
-        // For its stop and its close.
+        // One event for its stop, one for its close.
         event_loop.outbox.reserve(STATE_CHANGE.times(2))?;
-        // Before anybody can hold its handle: what `New` answers is what was made.
+        // These events are appended before anybody has a handle, so that the reply of NewEventLoop
+        // shows the state that the loop was made in.
         event_loop.enter(LoopState::Created);
         if start == Start::Running {
             event_loop.enter(LoopState::Running);
@@ -258,7 +264,7 @@ impl EventLoop {
     }
 
     fn run(mut self) {
-        // Also if a turn panics: nobody may wait for a thread that is gone.
+        // Runs also if a turn panics, so that no caller waits for a thread that is gone.
         let (mailbox, shared) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared));
         let _over = scopeguard::guard((mailbox, shared), |(mailbox, shared)| {
             // The enum's values are small numbers.
@@ -268,87 +274,89 @@ impl EventLoop {
             mailbox.close();
             shared.journal.close();
         });
-        // Short waits end late by the thread's slack (prctl(2), PR_SET_TIMERSLACK), 50 µs unless
-        // said; where it cannot be set, they do.
+        // Short waits end late by the thread's timer slack (prctl(2), PR_SET_TIMERSLACK), 50 µs by
+        // default. If the slack cannot be set, waits end that much later.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS));
         let mut completions = Vec::new();
         let mut messages = Vec::new();
-        // Writes to the eventfd that are on their way: one for each kick out of a sleep.
-        let mut owed: u64 = 0;
+        // Writes to the eventfd that have not been drained yet: one for each kick that ended a
+        // sleep.
+        let mut wakes_to_drain: u64 = 0;
         while !self.is_over() {
             if self.timers.follows_realtime() && self.is_polled() && !self.realtime.is_followed() {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
-            // What came while the loop was stopped is told as it runs again.
-            let told = self.held.is_empty() || !self.is_polled();
-            let idle = told && self.fences.is_empty() && !self.has_more_to_do();
+            // Notices that were held while the loop was stopped are handled once it runs again.
+            let no_due_notices = self.held_notices.is_empty() || !self.is_polled();
+            let idle = no_due_notices && self.fences.is_empty() && !self.has_more_to_do();
             let timeout = if slept && idle && self.mailbox.is_empty() {
-                self.until_next()
+                self.time_until_next()
             } else {
                 Some(Duration::ZERO)
             };
-            self.begin_look();
+            self.start_fences();
             let waited = self.wait(timeout, &mut completions);
             let found = completions.len();
-            owed += u64::from(self.mailbox.waker.awake() && slept);
+            wakes_to_drain += u64::from(self.mailbox.waker.awake() && slept);
             self.outbox.set_exposed(self.driver.exposed() as u64);
-            if owed > 0 {
-                owed = owed.saturating_sub(self.bell.drain());
+            if wakes_to_drain > 0 {
+                wakes_to_drain = wakes_to_drain.saturating_sub(self.bell.drain());
             }
-            // After the kicks were taken: one that comes from here on ends the next wait.
+            // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
             self.now = Now::sample();
             self.sweeps.begin_turn();
             if let Err(error) = waited {
-                self.broken(&error);
+                self.backend_failed(&error);
             }
             for completion in completions.drain(..) {
-                self.completed(completion);
+                self.handle_completion(completion);
             }
-            if self.takes_in() {
+            if self.takes_events() {
                 self.fire_timers();
             }
-            if self.takes_in() {
-                for (key, notice) in std::mem::take(&mut self.held) {
+            if self.takes_events() {
+                for (key, notice) in std::mem::take(&mut self.held_notices) {
                     self.notice(key, notice);
                 }
             }
             self.mailbox.take(self.limits.turn_events, &mut messages);
             for message in messages.drain(..) {
-                self.received(message);
+                self.handle_message(message);
             }
-            self.go_on();
+            self.continue_sweeps();
             self.tidy_snapshots();
-            self.expire();
+            self.remove_expired();
             self.outbox.expire(self.now);
             self.close_if_done();
             self.commit();
-            // What was let go on may have something to tell, and what others acknowledged since.
-            while self.balance() && !self.is_over() {
+            // Resumed watches may append events, and readers may have acknowledged events since, so
+            // pauses are updated until nothing changes.
+            while self.update_pauses() && !self.is_over() {
                 self.commit();
             }
-            self.end_look(found);
+            self.answer_fences(found);
         }
-        self.leave_snapshots();
+        self.share_snapshots();
     }
 
     fn is_over(&self) -> bool {
         self.state == LoopState::Closed
     }
 
-    /// Whether sources are polled and timers fire.
+    /// Returns whether sources are polled and timers fire.
     fn is_polled(&self) -> bool {
         self.state == LoopState::Running || self.closing.is_some()
     }
 
-    /// Whether what sources and timers have to tell is taken: a loop that closes while it is stopped
-    /// first ends all of its watches.
-    fn takes_in(&self) -> bool {
+    /// Returns whether completions, timers and notices are handled. A loop that closes while it is
+    /// stopped first ends all of its watches.
+    fn takes_events(&self) -> bool {
         self.is_polled() && (self.state == LoopState::Running || !self.sweeps.is_ending())
     }
 
-    fn completed(&mut self, completion: Completion) {
+    fn handle_completion(&mut self, completion: Completion) {
         if completion.id.watch == CLOCK.watch {
             self.clock_was_set();
             return;
@@ -361,7 +369,7 @@ impl EventLoop {
             let lane = completion.id.lane;
             record.seat.ops.retain(|(live, _)| *live != lane);
         }
-        self.tell(slot, |watch, cx| {
+        self.with_watch(slot, |watch, cx| {
             watch.complete(cx, completion.id.lane, completion.done);
         });
     }
@@ -378,34 +386,35 @@ impl EventLoop {
             if record.alarm == Some(id) {
                 record.alarm = None;
                 record.seat.alarm = None;
-                self.tell(slot, |watch, cx| watch.alarm(cx));
+                self.with_watch(slot, |watch, cx| watch.alarm(cx));
             }
         }
     }
 
-    fn received(&mut self, message: Message) {
+    fn handle_message(&mut self, message: Message) {
         match message {
             Message::Command(command, held) => {
                 self.carry_out(command);
                 drop(held);
             }
             Message::Internal(command) => self.carry_out(command),
-            Message::Notice(key, notice) if self.hears(key) => self.notice(key, notice),
-            // What sources have to tell waits until they are polled again.
-            Message::Notice(key, notice) => self.held.push((key, notice)),
+            Message::Notice(key, notice) if self.takes_notice_for(key) => self.notice(key, notice),
+            // Notices for other watches wait until sources are polled again.
+            Message::Notice(key, notice) => self.held_notices.push((key, notice)),
             Message::ClientEnded(process) => self.sweep(Sweep::ClientEnded(process)),
         }
     }
 
-    /// Whether a watch is told of what was done elsewhere: also on a stopped loop if it ends.
-    fn hears(&self, key: Key) -> bool {
+    /// Returns whether a notice is handled now. On a stopped loop, only closing watches get
+    /// notices.
+    fn takes_notice_for(&self, key: Key) -> bool {
         let closing = |slot| self.watches[slot].closing;
-        self.takes_in() || self.watches.slot(key).is_some_and(closing)
+        self.takes_events() || self.watches.slot(key).is_some_and(closing)
     }
 
     fn notice(&mut self, key: Key, notice: Notice) {
         if let Some(slot) = self.watches.slot(key) {
-            self.tell(slot, |watch, cx| watch.notice(cx, notice));
+            self.with_watch(slot, |watch, cx| watch.notice(cx, notice));
         }
     }
 
@@ -419,7 +428,7 @@ impl EventLoop {
         self.emit(Kind::LoopStateChanged(changed))
     }
 
-    /// Appends an event of the loop itself.
+    /// Appends an event of the loop itself. Returns its sequence number.
     fn emit(&mut self, kind: Kind) -> u64 {
         self.outbox.push(self.now, About::default(), kind)
     }

@@ -1,5 +1,5 @@
-//! Reading only as much as the journal has room for: sources pause when it is full, and go on by
-//! themselves.
+//! Pauses sources when the journal has no room for what they would read, and resumes them when it
+//! has.
 
 use std::collections::VecDeque;
 
@@ -10,33 +10,34 @@ use crate::driver::Budget;
 use crate::journal::{Level, Limits, Room, WaitsFor};
 use crate::proto::{self, PausedSource, SourcePause, SourcePauseReason};
 
-/// What an event takes in the journal beside its text and bytes.
+/// The bytes that an event takes in the journal, beyond its text and payload.
 pub(super) const EVENT_OVERHEAD: u64 = 128;
 
-/// With less room than this no source is read.
+/// The room below which no source is read.
 const LOW: Room = Room {
     events: 2,
     bytes: 8 * 1024,
 };
 
-/// What a turn takes while the journal holds more than its budget.
+/// The budget of a turn while the journal holds more than its limit.
 pub(super) const BEHIND: Budget = Budget {
     completions: 64,
     bytes: 16 * 1024,
 };
 
-/// What a turn takes that only ends what was cancelled.
-pub(super) const NOTHING: Budget = Budget {
+/// The budget of a turn that only ends cancelled operations.
+pub(super) const CANCELLED_ONLY: Budget = Budget {
     completions: 0,
     bytes: 0,
 };
 
-/// Which sources are not read for want of room in the journal.
+/// The sources that are paused because the journal has no room.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
-    /// Why no source of the loop is read; `None`: those with room of their own are.
+    /// The reason why no source of the loop is read. `None`: only sources of watches without room
+    /// of their own are paused.
     pub(super) full: Option<SourcePauseReason>,
-    /// Watches whose own pause has to be looked at.
+    /// The ids of watches whose own pause may have to change.
     crossed: VecDeque<u64>,
 }
 
@@ -46,7 +47,7 @@ impl Pressure {
     }
 }
 
-/// Since when a source is paused, seconds and nanoseconds, and whose it is.
+/// The time since which a source is paused, in seconds and nanoseconds, and the id of its watch.
 pub(super) type PausedKey = (i64, i32, u64);
 
 pub(super) fn paused_key(watch: u64, pause: &SourcePause) -> PausedKey {
@@ -54,7 +55,7 @@ pub(super) fn paused_key(watch: u64, pause: &SourcePause) -> PausedKey {
     (since.seconds, since.nanos, watch)
 }
 
-/// The budget that a policy gives a journal.
+/// Returns the limits that a policy sets for a journal.
 pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
     let share = policy.journal_watch_bytes;
     Limits {
@@ -74,8 +75,8 @@ pub(super) fn journal_limits(policy: &Policy, consumers: usize) -> Limits {
     }
 }
 
-/// As shown to clients.
-pub(super) const fn told(history: History) -> proto::History {
+/// Converts the setting for clients.
+pub(super) const fn history_to_proto(history: History) -> proto::History {
     match history {
         History::Kept => proto::History::Kept,
         History::None => proto::History::None,
@@ -83,16 +84,17 @@ pub(super) const fn told(history: History) -> proto::History {
 }
 
 impl EventLoop {
-    /// What this turn may take: half of the room for what is read, half for what is around it.
+    /// Returns the budget of this turn: half of the room is for bytes that are read, half for the
+    /// events around them.
     pub(super) fn budget(&self) -> Budget {
-        // A turn's bounds are of the configuration: they fit.
+        // The values are bounded by the configuration, so they fit.
         let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let most = self.limits.turn_events;
         if self.pressure.full.is_some() && self.sweeps.is_holding() {
-            return NOTHING;
+            return CANCELLED_ONLY;
         }
         if self.pressure.full.is_some() {
-            // Nothing reads; what else completes has room set aside.
+            // No source is read. Other operations complete into reserved room.
             return Budget {
                 completions: most,
                 bytes: 1,
@@ -110,9 +112,9 @@ impl EventLoop {
         }
     }
 
-    /// Pauses sources that there is no room for, and lets go on those there is. Says whether
-    /// the journal has to hear of it.
-    pub(super) fn balance(&mut self) -> bool {
+    /// Pauses sources without room in the journal and resumes those with room. Returns whether the
+    /// journal changed, so that the turn must commit again.
+    pub(super) fn update_pauses(&mut self) -> bool {
         let before = (self.outbox.newest(), self.outbox.is_settled());
         self.pressure.crossed.extend(self.outbox.crossed());
         let reason = match self.outbox.level(LOW) {
@@ -126,9 +128,9 @@ impl EventLoop {
             self.outbox.set_sources_paused(reason.is_some());
             self.sweep_sources();
             if reason.is_none()
-                && let Some(unsaid) = self.unsaid_switch.take()
+                && let Some(earlier) = self.pending_switch.take()
             {
-                self.policy_changed(unsaid);
+                self.policy_changed(earlier);
             }
         }
         while self.sweeps.left > 0
@@ -144,7 +146,8 @@ impl EventLoop {
         before != (self.outbox.newest(), self.outbox.is_settled())
     }
 
-    /// Pauses the source of a watch that waits for somebody alone; others' go on.
+    /// Pauses the source of a watch that waits for its own readers or consumers, or resumes it.
+    /// Other sources are not affected.
     pub(super) fn pause_alone(&mut self, slot: usize) {
         let Some(record) = self.watches.get(slot) else {
             return;
@@ -158,14 +161,14 @@ impl EventLoop {
 
     pub(super) fn pause_source(&mut self, slot: usize, reason: SourcePauseReason) {
         let since = Some(clock::timestamp(self.now.realtime));
-        let has_source = self.tell(slot, |watch, cx| watch.hold(cx, true));
+        let has_source = self.with_watch(slot, |watch, cx| watch.hold(cx, true));
         let Some(record) = self.watches.get_mut(slot) else {
             return;
         };
         if has_source != Some(true) || record.is_closed() {
             return;
         }
-        let pause = record.make_rare().paused.get_or_insert_default();
+        let pause = record.rare_or_insert().paused.get_or_insert_default();
         pause.reason = reason.into();
         pause.since = pause.since.or(since);
         let pause = *pause;
@@ -180,13 +183,13 @@ impl EventLoop {
     }
 
     fn resume_source(&mut self, slot: usize) {
-        self.keep(slot);
+        self.keep_for_snapshots(slot);
         if let Some(record) = self.watches.get_mut(slot)
             && let Some(pause) = record.unpause()
         {
             let key = paused_key(record.id(), &pause);
             self.shared.paused.lock().remove(&key);
         }
-        self.tell(slot, |watch, cx| watch.hold(cx, false));
+        self.with_watch(slot, |watch, cx| watch.hold(cx, false));
     }
 }

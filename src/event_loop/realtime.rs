@@ -1,9 +1,9 @@
-//! The realtime clock being set, which timers at a time of day follow.
+//! Detects when the realtime clock is set, for timers at a time of day.
 
 use super::EventLoop;
 use crate::driver::{Direction, Key, Lane, Nonblocking, Op, OpId, SourceId};
 
-/// Names the loop's own source, which sees the realtime clock being set.
+/// The name of the loop's own operation, which completes when the realtime clock is set.
 pub(super) const CLOCK: OpId = OpId {
     watch: Key {
         slot: u32::MAX,
@@ -12,11 +12,12 @@ pub(super) const CLOCK: OpId = OpId {
     lane: Lane(0),
 };
 
-/// The loop's own source that becomes ready when the realtime clock is set.
+/// The loop's own source, which becomes ready when the realtime clock is set.
 #[derive(Debug, Default)]
 pub(super) struct RealtimeClock {
     source: Option<SourceId>,
-    /// Following it was tried: one warning is enough.
+    /// Whether following the clock was tried. If it failed, it is not tried again, so there is one
+    /// warning.
     followed: bool,
 }
 
@@ -25,14 +26,14 @@ impl RealtimeClock {
         self.followed
     }
 
-    /// The backend that had the source is gone.
+    /// Forgets the source after the backend that had it is gone.
     pub(super) fn forget(&mut self) {
         self.source = None;
     }
 }
 
 impl EventLoop {
-    /// Watches for the realtime clock being set: a timer that is cancelled by it
+    /// Starts to watch for changes of the realtime clock: a timer that such a change cancels
     /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable.
     pub(super) fn follow_clock(&mut self) {
         self.realtime.followed = true;
@@ -44,12 +45,13 @@ impl EventLoop {
                 self.realtime.source = Some(source);
                 self.driver.start(CLOCK, source, Op::Ready(Direction::Read));
             }
-            // Deadlines still hold; only a clock that is set while the loop sleeps is seen late.
+            // Timers still fire; but a change of the clock while the loop sleeps is noticed late.
             None => tracing::warn!(on = self.shared.full_name, "cannot follow clock changes"),
         }
     }
 
-    /// The turn has begun with fresh times, so due alarms fire in it; go on watching.
+    /// Starts to watch again after a change. Due alarms fire in this turn, which has sampled the
+    /// clocks already.
     pub(super) fn clock_was_set(&mut self) {
         let Some(source) = self.realtime.source.take() else {
             return;

@@ -1,4 +1,4 @@
-//! What a loop knows of one watch.
+//! The record that a loop has of one watch.
 
 use std::sync::Arc;
 
@@ -16,45 +16,48 @@ use crate::kinds::WatchKind;
 use crate::proto;
 use crate::watch::{Need, Seat, Watch};
 
-/// A watch as asked for, whatever its kind.
+/// A request for a watch of any kind.
 #[derive(Debug, Clone)]
 pub struct Registration {
-    /// Unique on the loop, if it has one.
+    /// The name, unique on the loop, if there is one.
     pub name: Option<Arc<str>>,
-    /// Of the client's choice.
+    /// The labels, chosen by the client.
     pub labels: Labels,
-    /// Of the client's choice.
+    /// A number chosen by the client.
     pub user_data: u64,
-    /// What it watches.
+    /// The kind of watch.
     pub kind: WatchKind,
-    /// As shown to clients and compared by `if_exists`; none for an accepted connection.
+    /// The specification, as clients see it and as `if_exists` compares it; `None` for an accepted
+    /// connection.
     pub spec: Option<Box<proto::WatchSpec>>,
-    /// An existing watch of that name and an equal specification is good enough.
+    /// Whether an existing watch of that name with an equal specification is returned instead of an
+    /// error.
     pub or_existing: bool,
-    /// Echoed in `Added`.
+    /// The id of the request, repeated in `Added`.
     pub request_id: String,
-    /// What it is bound to.
+    /// The lifetime that the watch is bound to.
     pub lifetime: Lifetime,
-    /// How long it stays readable once closed; `None`: the policy's.
+    /// How long the watch stays readable once it is closed; `None` means as long as the policy
+    /// says.
     pub finished_ttl: Option<std::time::Duration>,
-    /// What it takes.
+    /// The resources that the watch needs.
     pub need: Need,
-    /// A reader that is attached to it from its first event on is wanted.
+    /// Whether to return a reader that is attached to the watch from its first event on.
     pub attached: bool,
 }
 
-/// What bounds a loop's or a watch's life from outside.
+/// The lifetime to which a loop or a watch is bound.
 #[derive(Debug, Clone, Default)]
 pub enum Lifetime {
-    /// The daemon's.
+    /// The lifetime of the daemon.
     #[default]
     Daemon,
-    /// A client process's.
+    /// The lifetime of a client process.
     Process(Arc<ClientProcess>),
 }
 
 impl Lifetime {
-    /// The process it is bound to.
+    /// Returns the process that this lifetime is bound to, if any.
     #[must_use]
     pub fn process(&self) -> Option<ProcessKey> {
         match self {
@@ -64,26 +67,27 @@ impl Lifetime {
     }
 }
 
-/// As shown to clients: what is bound to that.
-pub(super) const fn lifetime(process: Option<ProcessKey>) -> proto::Lifetime {
+/// Returns the lifetime for clients, of an object that is bound to `process`.
+pub(super) const fn lifetime_to_proto(process: Option<ProcessKey>) -> proto::Lifetime {
     match process {
         None => proto::Lifetime::Daemon,
         Some(_) => proto::Lifetime::Process,
     }
 }
 
-/// A file descriptor on its way out of the daemon.
+/// A file descriptor that TakeFd takes out of the daemon.
 #[derive(Debug)]
 pub struct TakenFd {
-    /// It.
+    /// The descriptor.
     pub fd: std::os::fd::OwnedFd,
-    /// Position of the watch's `Closed`.
+    /// The cursor of the watch's `Closed`.
     pub closed: Cursor,
-    /// Bytes received from it before.
+    /// The number of bytes that the daemon received from it.
     pub received: u64,
 }
 
-/// A loop may have a million of them: what few have is in a box.
+/// The record of a watch. A loop may have a million of them, so fields that few watches have are in
+/// a box.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) seat: Seat,
@@ -99,7 +103,7 @@ pub(super) struct Record {
     pub(super) closing: bool,
 }
 
-/// A specification, encoded: as a value it is many times as large.
+/// An encoded specification, which is many times smaller than the decoded one.
 #[derive(Debug)]
 pub(super) struct Encoded(SmallVec<[u8; 16]>);
 
@@ -109,41 +113,41 @@ impl Encoded {
     }
 
     pub(super) fn decode(&self) -> proto::WatchSpec {
-        // It is what `new` encoded.
+        // `new` encoded it, so this does not fail.
         proto::WatchSpec::decode(&*self.0).unwrap_or_default()
     }
 }
 
-/// What most watches do not have.
+/// The fields that most watches do not have.
 #[derive(Debug, Default)]
 pub(super) struct Rare {
     pub(super) name: Option<Arc<str>>,
     pub(super) labels: Labels,
-    /// The listener that accepted it; 0: none.
+    /// The id of the listener that accepted the connection; 0 if none did.
     pub(super) parent: u64,
-    /// None: the policy's.
+    /// How long the watch stays readable once closed; `None` means as long as the policy says.
     pub(super) finished_ttl: Option<std::time::Duration>,
-    /// Its source is not read for want of room.
+    /// The pause of its source, if the journal has no room for what it would read.
     pub(super) paused: Option<proto::SourcePause>,
     pub(super) removal: Option<Removal>,
-    /// Told the cursor of `Closed`.
+    /// The calls that wait for the cursor of `Closed`.
     pub(super) on_closed: Vec<Reply<Cursor>>,
     pub(super) take: Option<(SourceId, Reply<TakenFd>)>,
-    /// How it closed; present once it has.
+    /// How the watch closed. Present once it has.
     pub(super) ending: Option<Ending>,
 }
 
-/// How a watch closed.
+/// The end of a closed watch.
 #[derive(Debug)]
 pub(super) struct Ending {
     pub(super) closed: Closed,
     pub(super) seq: u64,
     pub(super) at: Now,
-    /// When it is removed, monotonic nanoseconds.
+    /// When the watch is removed, in nanoseconds of the monotonic clock.
     pub(super) expires: u64,
 }
 
-/// Somebody wants it forgotten.
+/// A requested removal of the watch.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
     pub(super) request_id: String,
@@ -151,7 +155,7 @@ pub(super) struct Removal {
 }
 
 impl Record {
-    /// What few have, if it has any of it.
+    /// Returns the rare fields, if the watch has any.
     pub(super) fn rare(&self) -> Option<&Rare> {
         self.rare.as_deref()
     }
@@ -160,12 +164,12 @@ impl Record {
         self.rare.as_deref_mut()
     }
 
-    /// To give it some of that.
-    pub(super) fn make_rare(&mut self) -> &mut Rare {
+    /// Returns the rare fields, which are created if the watch has none.
+    pub(super) fn rare_or_insert(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
 
-    /// How it closed; `None` while it is open.
+    /// Returns how the watch closed; `None` while it is open.
     pub(super) fn ending(&self) -> Option<&Ending> {
         self.rare()?.ending.as_ref()
     }
@@ -182,14 +186,14 @@ impl Record {
         self.rare()?.name.as_ref()
     }
 
-    /// The name for people; empty if it has none.
+    /// Returns the name, or an empty text if the watch has none.
     pub(super) fn name_text(&self) -> String {
         self.name()
             .map(|name| (**name).to_owned())
             .unwrap_or_default()
     }
 
-    /// None are no labels.
+    /// Returns the labels; `None` if there are none.
     pub(super) fn labels(&self) -> Option<&Labels> {
         Some(&self.rare()?.labels)
     }
@@ -198,12 +202,12 @@ impl Record {
         self.rare()?.finished_ttl
     }
 
-    /// It is read again; how it was paused.
+    /// Removes the pause of its source and returns it.
     pub(super) fn unpause(&mut self) -> Option<proto::SourcePause> {
         self.rare_mut()?.paused.take()
     }
 
-    /// Bytes that came in over it, if it is a transport.
+    /// Returns the number of bytes that a transport received; 0 for other kinds.
     pub(super) fn received(&self) -> u64 {
         match self.watch.as_ref().and_then(|watch| watch.status()) {
             Some(proto::watch::Status::Transport(transport)) => transport.received_bytes,
@@ -211,7 +215,7 @@ impl Record {
         }
     }
 
-    /// As shown to clients.
+    /// Returns the watch as clients see it.
     pub(super) fn view(&self, journal: &Journal) -> proto::Watch {
         let (state, ending) = match self.ending() {
             None if self.closing => (proto::WatchState::Closing, None),
@@ -232,7 +236,7 @@ impl Record {
             closed_at: ending.map(|ending| clock::timestamp(ending.at.realtime)),
             closed_cursor: ending.map(|ending| journal.cursor(ending.seq).into()),
             survives: proto::Survives::Nothing.into(),
-            lifetime: lifetime(self.lifetime.process()).into(),
+            lifetime: lifetime_to_proto(self.lifetime.process()).into(),
             parent_watch_id: self.rare().map_or(0, |rare| rare.parent),
             source_pause: self.rare().and_then(|rare| rare.paused),
             status: self.watch.as_ref().and_then(|watch| watch.status()),

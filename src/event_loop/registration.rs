@@ -1,6 +1,6 @@
-//! Registering in two steps, so that nothing is started for a watch that cannot be:
-//! room and name are set aside, then what may block or fail is prepared off the
-//! loop's thread, then the watch exists.
+//! Registers watches in three steps, so that nothing is started for a watch that the loop must
+//! refuse. First, room and the name are reserved. Second, everything that may block or fail is
+//! prepared off the loop's thread. Third, the watch is added.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,19 +16,20 @@ use crate::journal::Reader;
 use crate::proto;
 use crate::watch::{Need, Order, Prepare, Watch};
 
-/// Registrations that wait for another one of the same name to be decided.
+/// The largest number of registrations that wait until another registration of the same name is
+/// decided.
 const WAITERS_MAX: usize = 1024;
 
-/// A registration that was begun.
+/// A registration that was begun and not decided.
 #[derive(Debug)]
 struct Pending {
     name: Option<Arc<str>>,
     need: Need,
-    /// Registrations of the same name that wait for this one to be decided.
+    /// The registrations of the same name that wait until this one is decided.
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-/// The registrations that were begun and are not decided, by ticket, and their names.
+/// The registrations that were begun and not decided, by ticket, and their names.
 #[derive(Debug, Default)]
 pub(super) struct Registrations {
     pending: HashMap<u64, Pending>,
@@ -37,10 +38,11 @@ pub(super) struct Registrations {
 }
 
 impl Registrations {
-    /// Whether a registration of that name is undecided; if so, what tells when it is decided.
+    /// Returns `None` if no registration of that name is undecided. Otherwise returns a channel
+    /// that reports when it is decided.
     ///
     /// # Errors
-    /// Too many wait for it already.
+    /// Too many registrations wait for it already.
     fn undecided(&mut self, name: &str) -> Result<Option<oneshot::Receiver<()>>> {
         let ticket = self.names.get(name);
         let Some(pending) = ticket.and_then(|ticket| self.pending.get_mut(ticket)) else {
@@ -55,7 +57,7 @@ impl Registrations {
         Ok(Some(receiver))
     }
 
-    /// Begins a registration for which room was set aside. Returns its ticket.
+    /// Begins a registration for which room was reserved. Returns its ticket.
     fn begin(&mut self, name: Option<&Arc<str>>, need: Need) -> u64 {
         self.last_ticket += 1;
         if let Some(name) = name {
@@ -70,8 +72,8 @@ impl Registrations {
         self.last_ticket
     }
 
-    /// Decides a registration: its name is free, and those that wait for it are told. Returns what
-    /// was set aside; `None` if the ticket is of a loop that has begun to close.
+    /// Decides a registration: frees its name and wakes those that wait for it. Returns what was
+    /// reserved; `None` if the loop began to close after the ticket was given.
     fn decide(&mut self, ticket: u64) -> Option<Need> {
         let pending = self.pending.remove(&ticket)?;
         if let Some(name) = &pending.name {
@@ -80,7 +82,7 @@ impl Registrations {
         Some(pending.need)
     }
 
-    /// Ends all of them. Returns what was set aside for each.
+    /// Drops all registrations. Returns what was reserved for each.
     pub(super) fn clear(&mut self) -> impl Iterator<Item = Need> + use<> {
         self.names.clear();
         std::mem::take(&mut self.pending)
@@ -89,25 +91,25 @@ impl Registrations {
     }
 }
 
-/// Room set aside for a watch, and a place in the mailbox for its outcome: no load of the loop can
-/// refuse what was started under a ticket. Dropped, it gives the room back.
+/// The right to add a watch: room is reserved for it, and no load of the loop can refuse the
+/// command that uses the ticket. A ticket that is dropped releases its room.
 #[derive(Debug)]
 pub(super) struct Ticket {
     mailbox: Arc<Mailbox>,
     number: u64,
-    /// It has not been used.
+    /// Whether the ticket has not been used.
     open: bool,
 }
 
 impl Ticket {
-    /// Has the loop carry out the command that uses the room of this number.
+    /// Sends the loop the command that uses the room of this ticket.
     pub(super) fn complete(self, command: impl FnOnce(u64) -> Command) {
         let mailbox = Arc::clone(&self.mailbox);
-        mailbox.push(Message::Internal(command(self.used())));
+        mailbox.push(Message::Internal(command(self.into_number())));
     }
 
-    /// Its number, whose room is the caller's to use or give back from now on.
-    fn used(mut self) -> u64 {
+    /// Returns the ticket's number. The caller must use or release its room.
+    fn into_number(mut self) -> u64 {
         self.open = false;
         self.number
     }
@@ -130,7 +132,7 @@ enum Admission {
     Ticket(Ticket),
     /// A watch of that name and an equal specification exists.
     Exists(Box<Registered>),
-    /// Another registration of that name is being decided.
+    /// Another registration of that name is not decided yet. The channel reports when it is.
     Undecided(oneshot::Receiver<()>),
 }
 
@@ -152,7 +154,7 @@ pub(super) struct Registered {
 }
 
 impl EventLoop {
-    /// Sets aside everything that a watch takes.
+    /// Reserves everything that a watch needs.
     fn admit(&mut self, registration: &Registration) -> Result<Admission> {
         self.check_open()?;
         if let Some(name) = &registration.name {
@@ -184,7 +186,7 @@ impl EventLoop {
                 return self.prepare(registration, prepare, ticket, reply);
             }
             (Ok(Admission::Ticket(ticket)), Order::Now(build)) => {
-                let ticket = ticket.used();
+                let ticket = ticket.into_number();
                 let built = build().inspect_err(|_| self.abandon(ticket));
                 built.and_then(|watch| self.register(ticket, registration, watch))
             }
@@ -256,14 +258,14 @@ impl EventLoop {
         })))
     }
 
-    /// Makes the watch exist that `ticket` has set room aside for.
+    /// Adds the watch for which `ticket` reserved room.
     pub(super) fn register(
         &mut self,
         ticket: u64,
         registration: Registration,
         watch: Box<dyn Watch>,
     ) -> Result<Registered> {
-        // A loop that has begun to close in between has decided all of its tickets.
+        // A loop that began to close meanwhile has decided all of its tickets.
         let decided = self.registrations.decide(ticket);
         decided.ok_or_else(|| self.closed_error())?;
         let id = self.watches.next_id();
@@ -271,7 +273,7 @@ impl EventLoop {
         let attached = registration.attached;
         let reader = attached.then(|| journal.reader_from_birth(id, self.outbox.newest()));
         let slot = self.insert(registration, watch, 0);
-        let gone = Error::Internal("a watch went as it came");
+        let gone = Error::Internal("a watch was removed while it was added");
         let record = self.watches.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
             watch: record.ok_or(gone)?.view(&self.shared.journal),
@@ -280,7 +282,7 @@ impl EventLoop {
         })
     }
 
-    /// The preparation failed: room and name are free again.
+    /// Releases the room and the name of a registration whose preparation failed.
     pub(super) fn abandon(&mut self, ticket: u64) {
         if let Some(need) = self.registrations.decide(ticket) {
             self.ledger.release(&mut self.outbox, need);

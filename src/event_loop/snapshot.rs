@@ -1,9 +1,9 @@
-//! The state of all watches at one position, read part by part.
+//! Snapshots: the state of all watches at one position of the journal, read in parts.
 //!
-//! Nothing is copied when a snapshot is opened. A watch that is about to change, or to go, while a
-//! snapshot has not come to it yet is kept as it was, once for all snapshots that want it so; what
-//! has not changed is told as it is. Watches that were added later have higher ids than any of the
-//! snapshot's.
+//! Opening a snapshot copies nothing. Before a watch changes or is removed, its state is kept for
+//! the open snapshots that have not returned it yet, once for all of them. An unchanged watch is
+//! returned as it is now. Watches that were added later have higher ids than any watch of the
+//! snapshot.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -23,25 +23,25 @@ use crate::proto;
 #[cfg(test)]
 mod tests;
 
-/// Watches that one part looks at, most of which its filter may leave out; also kept ones that are
-/// let go of in one turn.
-const LOOKS: usize = 4096;
-/// Bytes that what is kept of a watch takes beside its encoding.
+/// The largest number of watches that one part examines, of which its filter may leave out most.
+/// Also the largest number of kept watches that one turn releases.
+const LOOKS_MAX: usize = 4096;
+/// The bytes that a kept watch takes beyond its encoding.
 const KEPT_BYTES: usize = 128;
 
-/// Which watches a reader wants.
+/// A filter for the watches that a reader wants.
 pub type Wanted = Arc<dyn Fn(&proto::Watch) -> bool + Send + Sync>;
 
-/// A part of a snapshot.
+/// One part of a snapshot.
 #[derive(Debug, Default)]
 pub struct Part {
-    /// In the order of their ids.
+    /// The watches, in the order of their ids.
     pub watches: Vec<proto::Watch>,
-    /// Nothing comes after it.
+    /// Whether this is the last part.
     pub last: bool,
 }
 
-/// An open snapshot. It ends when dropped.
+/// An open snapshot. Dropping it ends it.
 pub struct Snapshot {
     on: Handle,
     number: u64,
@@ -59,15 +59,15 @@ impl fmt::Debug for Snapshot {
 }
 
 impl Handle {
-    /// Opens a snapshot of the watches as they are now.
+    /// Opens a snapshot of all watches as they are now.
     ///
     /// # Errors
-    /// A closed loop, a full mailbox.
+    /// The loop is closed, or its mailbox is full.
     pub async fn snapshot(&self, wanted: Wanted) -> Result<Snapshot> {
         let on = self.clone();
         self.call(|reply| Command::OpenSnapshot {
-            // The loop's thread makes it: from there on it ends when it is dropped, also if nobody
-            // waits for it any more.
+            // Created on the loop's thread, so that the snapshot is ended even if the caller no
+            // longer waits for the reply.
             visit: reply.after(|(number, cursor)| {
                 Ok(Snapshot {
                     on,
@@ -82,16 +82,17 @@ impl Handle {
 }
 
 impl Snapshot {
-    /// The position that it is the state at.
+    /// Returns the position of the snapshot.
     #[must_use]
     pub const fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// The next part: it ends with the watch that makes it larger than so many bytes.
+    /// Returns the next part, which ends with the watch that makes it larger than `bytes`.
     ///
     /// # Errors
-    /// There was no memory to keep what it has not read yet; a full mailbox.
+    /// There was no memory to keep a watch that the snapshot has not returned yet, or the mailbox
+    /// is full.
     pub async fn next(&self, bytes: usize) -> Result<Part> {
         let (number, wanted) = (self.number, Arc::clone(&self.wanted));
         let read = |reply| Command::ReadSnapshot {
@@ -101,9 +102,10 @@ impl Snapshot {
             reply,
         };
         match self.on.call(read).await {
-            // All of its watches are removed: what is left is what was kept.
+            // All watches of a closed loop are removed, so the rest of the snapshot consists of
+            // kept watches.
             Err(Error::LoopClosed { .. }) => {
-                let mut left = self.on.shared().left.lock();
+                let mut left = self.on.shared().snapshots_left.lock();
                 left.part(number, bytes, &self.wanted, |_| None, |_| None)
             }
             part => part,
@@ -118,12 +120,12 @@ impl Drop for Snapshot {
             number: self.number,
             open: true,
         };
-        // One for each snapshot. A mailbox that is closed drops it.
+        // There is one such message for each snapshot. A closed mailbox drops it.
         self.on.push(Message::Internal(Command::EndSnapshot(end)));
     }
 }
 
-/// Ends a snapshot; dropped, of a loop that is closed by then.
+/// Ends a snapshot when it is carried out, or when it is dropped because the loop is closed.
 pub(super) struct End {
     shared: Arc<Shared>,
     number: u64,
@@ -135,44 +137,44 @@ impl Drop for End {
         if !self.open {
             return;
         }
-        let mut left = self.shared.left.lock();
+        let mut left = self.shared.snapshots_left.lock();
         left.end(self.number);
-        left.go_on(usize::MAX);
+        left.release_kept(usize::MAX);
     }
 }
 
-/// How far a snapshot was read.
+/// The progress of reading a snapshot.
 #[derive(Debug)]
 struct Reading {
-    /// The last watch that there was.
+    /// The id of the newest watch in the snapshot.
     last_id: u64,
-    /// The last watch that was told.
+    /// The id of the watch that was returned last.
     position: u64,
-    /// Nobody reads it any more.
+    /// Whether the snapshot was dropped or read to its end.
     ended: bool,
     failed: Option<Error>,
 }
 
 impl Reading {
-    fn has_yet_to_tell(&self, id: u64) -> bool {
+    fn has_yet_to_return(&self, id: u64) -> bool {
         self.position < id && id <= self.last_id
     }
 }
 
-/// A watch as it was.
+/// The earlier state of a watch.
 #[derive(Debug)]
 struct Kept {
     watch: Box<[u8]>,
-    /// Snapshots that have not told it yet.
+    /// The number of snapshots that have not returned it yet.
     wanted_by: u32,
 }
 
-/// The open snapshots of a loop, by number, and what is kept for them.
+/// The open snapshots of a loop, by number, and the watches kept for them.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
     open: BTreeMap<u64, Reading>,
     last: u64,
-    /// By id, and by the last snapshot that the watch was so for.
+    /// The kept watches, by id and by the newest snapshot for which that state is right.
     kept: BTreeMap<(u64, u64), Kept>,
     ending: VecDeque<u64>,
     budget: Option<Arc<Budget>>,
@@ -199,15 +201,16 @@ impl Snapshots {
         self.last
     }
 
-    /// The last snapshot that the watch is kept for.
+    /// Returns the newest snapshot for which a state of the watch is kept; 0 if none is.
     fn kept_until(&self, id: u64) -> u64 {
         let mut kept = self.kept.range((id, 0)..=(id, u64::MAX));
         kept.next_back().map_or(0, |((_, number), _)| *number)
     }
 
-    /// How many snapshots want the watch kept as it is now; none if nobody reads them.
+    /// Returns how many snapshots need the present state of the watch; `None` if nobody reads any
+    /// of them.
     fn wanted_by(&self, id: u64) -> Option<u32> {
-        // The newest has the most watches.
+        // The newest snapshot has the most watches.
         let (_, newest) = self.open.last_key_value()?;
         if id > newest.last_id {
             return None;
@@ -215,7 +218,7 @@ impl Snapshots {
         let until = self.kept_until(id);
         let (mut all, mut read) = (0, false);
         for (_, reading) in self.open.range(until + 1..) {
-            if reading.has_yet_to_tell(id) {
+            if reading.has_yet_to_return(id) {
                 all += 1;
                 read |= !reading.ended && reading.failed.is_none();
             }
@@ -241,7 +244,7 @@ impl Snapshots {
             Err(error) => {
                 let until = self.kept_until(id);
                 for (_, reading) in self.open.range_mut(until + 1..) {
-                    if reading.has_yet_to_tell(id) {
+                    if reading.has_yet_to_return(id) {
                         reading.failed.get_or_insert_with(|| error.clone());
                     }
                 }
@@ -249,14 +252,15 @@ impl Snapshots {
         }
     }
 
-    /// Of what is kept of the watch for that snapshot; none if it has not changed since.
+    /// Returns the key of the state that is kept of the watch for that snapshot; `None` if the
+    /// watch has not changed since.
     fn kept_for(&self, number: u64, id: u64) -> Option<(u64, u64)> {
         let mut kept = self.kept.range((id, number)..=(id, u64::MAX));
         kept.next().map(|(key, _)| *key)
     }
 
-    /// The snapshot is past that watch.
-    fn pass(&mut self, number: u64, id: u64) {
+    /// Moves the snapshot past a watch and releases its kept state if no other snapshot needs it.
+    fn advance_past(&mut self, number: u64, id: u64) {
         if let Some(key) = self.kept_for(number, id)
             && let Some(kept) = self.kept.get_mut(&key)
         {
@@ -279,7 +283,8 @@ impl Snapshots {
         kept.next().map(|((id, _), _)| *id)
     }
 
-    /// `next` and `view` tell of the watches that are there.
+    /// Returns the next part of a snapshot. `next` and `view` give access to the watches that the
+    /// loop has: `next` returns the lowest id above the given one.
     fn part(
         &mut self,
         number: u64,
@@ -290,7 +295,7 @@ impl Snapshots {
     ) -> Result<Part> {
         let (mut part, mut size) = (Part::default(), 0);
         for look in 0.. {
-            let gone = Error::Internal("the snapshot is gone");
+            let gone = Error::Internal("the snapshot has ended");
             let reading = self.open.get(&number).ok_or(gone)?;
             if let Some(error) = &reading.failed {
                 return Err(error.clone());
@@ -302,13 +307,13 @@ impl Snapshots {
                 self.end(number);
                 break;
             };
-            if look == LOOKS || part.watches.len() == STEP || size > bytes {
+            if look == LOOKS_MAX || part.watches.len() == STEP || size > bytes {
                 break;
             }
             let kept = self.kept_for(number, id);
             let kept = kept.and_then(|key| self.kept.get(&key));
             let watch = match kept {
-                // It is what `keep` encoded.
+                // `keep` encoded it.
                 Some(kept) => proto::Watch::decode(&*kept.watch).ok(),
                 None => view(id),
             };
@@ -316,7 +321,7 @@ impl Snapshots {
                 size += watch.encoded_len();
                 part.watches.push(watch);
             }
-            self.pass(number, id);
+            self.advance_past(number, id);
         }
         Ok(part)
     }
@@ -333,8 +338,8 @@ impl Snapshots {
         !self.ending.is_empty()
     }
 
-    /// Lets go of what was kept for snapshots that have ended.
-    pub(super) fn go_on(&mut self, mut looks: usize) {
+    /// Releases watches kept for snapshots that have ended, at most `looks` of them.
+    pub(super) fn release_kept(&mut self, mut looks: usize) {
         while let Some(&number) = self.ending.front() {
             if self.ending.len() == self.open.len() {
                 (self.open, self.kept) = (BTreeMap::new(), BTreeMap::new());
@@ -348,7 +353,7 @@ impl Snapshots {
                     return;
                 }
                 looks -= 1;
-                self.pass(number, id);
+                self.advance_past(number, id);
                 at = id;
             }
             self.open.remove(&number);
@@ -358,8 +363,9 @@ impl Snapshots {
 }
 
 impl EventLoop {
-    /// The watch is about to change: it is kept as it is for snapshots that have yet to tell it.
-    pub(super) fn keep(&mut self, slot: usize) {
+    /// Keeps the present state of a watch, which is about to change, for the snapshots that have
+    /// not returned it yet.
+    pub(super) fn keep_for_snapshots(&mut self, slot: usize) {
         if self.snapshots.open.is_empty() {
             return;
         }
@@ -398,13 +404,13 @@ impl EventLoop {
         self.snapshots.part(number, bytes, wanted, next, view)
     }
 
-    /// Lets go of what snapshots do not need any more, as far as this turn may.
+    /// Releases kept watches that no snapshot needs any more, within the limit of one turn.
     pub(super) fn tidy_snapshots(&mut self) {
-        self.snapshots.go_on(LOOKS);
+        self.snapshots.release_kept(LOOKS_MAX);
     }
 
-    /// The loop is closed: what is kept can still be read.
-    pub(super) fn leave_snapshots(&mut self) {
-        *self.shared.left.lock() = std::mem::take(&mut self.snapshots);
+    /// Moves the snapshots to where [`Snapshot::next`] can read them once the loop is closed.
+    pub(super) fn share_snapshots(&mut self) {
+        *self.shared.snapshots_left.lock() = std::mem::take(&mut self.snapshots);
     }
 }

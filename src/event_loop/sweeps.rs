@@ -1,5 +1,5 @@
-//! What concerns many watches at once is done in steps, some watches a turn: what others ask for,
-//! and what happens, is served in between.
+//! Sweeps: actions on all watches of a loop, carried out in steps of a bounded number of watches a
+//! turn, so that commands and events are handled in between.
 
 use std::collections::VecDeque;
 
@@ -11,31 +11,32 @@ use crate::driver::{Completion, Done, OpId};
 use crate::event::{CloseReason, LoopState};
 use crate::watch::Teardown;
 
-/// Watches that all sweeps of a loop together deal with in one turn.
+/// The number of watches that all sweeps of a loop together handle in one turn.
 pub(super) const STEP: usize = 256;
-/// Free places that a step passes at most, for each watch it may deal with.
+/// The number of free slots that a step may pass for each watch it may handle.
 const FREE_AT_ONCE: usize = 16;
 
-/// What is done with each watch.
+/// The action on each watch.
 #[derive(Debug)]
 pub(super) enum Sweep {
-    /// The loop closes: it ends for that reason, with the backend's error if there was one.
+    /// End the watch because the loop closes, for this reason, with the error of the backend if
+    /// that failed.
     End(CloseReason, Option<Errno>),
-    /// Its source is held, or let go on, as [`Pressure::full`](super::pressure::Pressure) says.
+    /// Pause or resume its source, as [`Pressure::full`](super::pressure::Pressure) says.
     Hold,
-    /// If it is a child, it is killed.
+    /// Kill the child process, if the watch has one that must not outlive the daemon.
     Kill(Reply<()>),
-    /// It was ending by itself and cannot any more, now that nothing is polled.
+    /// Close the watch if it was ending and cannot finish, because the loop no longer polls.
     EndUnpolled,
-    /// If it was bound to this client process, it ends.
+    /// End the watch if it is bound to this client process.
     ClientEnded(ProcessKey),
 }
 
-/// The sweeps that are under way, and how much of them this turn may still do.
+/// The sweeps in progress, and how many watches this turn may still handle.
 #[derive(Debug, Default)]
 pub(super) struct Sweeps {
     walks: VecDeque<Walk>,
-    /// Watches that this turn may still deal with.
+    /// The number of watches that this turn may still handle.
     pub(super) left: usize,
 }
 
@@ -48,38 +49,38 @@ impl Sweeps {
         !self.walks.is_empty()
     }
 
-    /// Whether some watches of the closing loop have not been told yet.
+    /// Returns whether some watches of the closing loop have not been ended yet.
     pub(super) fn is_ending(&self) -> bool {
         let ends = |walk: &Walk| matches!(walk.sweep, Sweep::End(..));
         self.walks.iter().any(ends)
     }
 
-    /// Whether some sources have not been held, or let go on, yet.
+    /// Returns whether some sources have not been paused or resumed yet.
     pub(super) fn is_holding(&self) -> bool {
         let holds = |walk: &Walk| matches!(walk.sweep, Sweep::Hold);
         self.walks.iter().any(holds)
     }
 
-    /// Another sweep takes their place.
+    /// Drops the sweeps that match, to be replaced by another one.
     pub(super) fn discard(&mut self, which: impl Fn(&Sweep) -> bool) {
         self.walks.retain(|walk| !which(&walk.sweep));
     }
 }
 
-/// A sweep that is under way.
+/// A sweep in progress.
 #[derive(Debug)]
 pub(super) struct Walk {
     sweep: Sweep,
-    /// The slot to go on with.
+    /// The next slot to visit.
     next: usize,
-    /// Slots below come last.
+    /// The slot where the walk began; the slots below it are visited last.
     first: usize,
-    /// It is at those.
+    /// Whether the walk has wrapped around to slot 0.
     wrapped: bool,
 }
 
 impl Walk {
-    /// The slot to go on with, of so many; none if it has been round.
+    /// Returns the next slot to visit, of `slots`; `None` once all were visited.
     fn slot(&mut self, slots: usize) -> Option<usize> {
         if !self.wrapped && self.next >= slots {
             (self.next, self.wrapped) = (0, true);
@@ -90,7 +91,7 @@ impl Walk {
 }
 
 impl EventLoop {
-    /// Begins a sweep: a loop with few watches is done with it at once.
+    /// Begins a sweep. It ends at once on a loop with few watches.
     pub(super) fn sweep(&mut self, sweep: Sweep) {
         let walk = Walk {
             sweep,
@@ -103,8 +104,9 @@ impl EventLoop {
         }
     }
 
-    /// All sources are held, or let go on. If they were being let go on, or held, this goes round from
-    /// there: every source gets its turn, however often that changes.
+    /// Begins to pause or resume all sources. A sweep of the same kind in progress is replaced by
+    /// one that starts at its position, so that every source is visited however often the direction
+    /// changes.
     pub(super) fn sweep_sources(&mut self) {
         let under_way = |walk: &Walk| matches!(walk.sweep, Sweep::Hold).then_some(walk.next);
         let first = self.sweeps.walks.iter().find_map(under_way).unwrap_or(0);
@@ -116,13 +118,13 @@ impl EventLoop {
             wrapped: false,
         };
         if let Some(walk) = self.walk(walk) {
-            // Before anything else, or they read on.
+            // First, because sources that should pause are still read until then.
             self.sweeps.walks.push_front(walk);
         }
     }
 
-    /// Goes on with sweeps, as far as this turn may.
-    pub(super) fn go_on(&mut self) {
+    /// Continues the sweeps, within the limit of this turn.
+    pub(super) fn continue_sweeps(&mut self) {
         while self.sweeps.left > 0 {
             let Some(walk) = self.sweeps.walks.pop_front() else {
                 return;
@@ -134,16 +136,16 @@ impl EventLoop {
         }
     }
 
-    /// Something is left to do that waits for nothing but the next turn.
+    /// Returns whether there is work for the next turn, so that it must not wait.
     pub(super) fn has_more_to_do(&self) -> bool {
         self.sweeps.has_more_to_do()
             || self.pressure.has_more_to_do()
             || self.is_emptying()
-            || (self.takes_in() && !self.held.is_empty())
+            || (self.takes_events() && !self.held_notices.is_empty())
             || self.snapshots.has_more_to_do()
     }
 
-    /// One step; gives the walk back if there is more of it.
+    /// Performs one step of a walk. Returns the walk if it is not done.
     fn walk(&mut self, mut walk: Walk) -> Option<Walk> {
         if let Sweep::ClientEnded(process) = walk.sweep {
             return self.client_ended(process).then_some(walk);
@@ -174,22 +176,22 @@ impl EventLoop {
                 Some(reason) => self.pause_source(slot, reason),
                 None => self.pause_alone(slot),
             },
-            Sweep::Kill(_) => drop(self.tell(slot, |watch, _| watch.kill_now())),
+            Sweep::Kill(_) => drop(self.with_watch(slot, |watch, _| watch.kill_now())),
             Sweep::EndUnpolled => self.end_unpolled(slot),
             Sweep::ClientEnded(_) => {}
         }
     }
 
-    /// What was under way has no end of its own any more.
+    /// Closes a watch after the backend failed: its operations will not complete, so they end here.
     fn end_broken(&mut self, slot: usize, reason: CloseReason, errno: Errno) {
-        self.tell(slot, |_, cx| cx.fail(errno, "wait"));
+        self.with_watch(slot, |_, cx| cx.fail(errno, "wait"));
         self.end(slot, reason);
         let Some(record) = self.watches.get(slot) else {
             return;
         };
         let (watch, live) = (record.seat.key, record.seat.ops.clone());
         for (lane, _) in live {
-            self.completed(Completion {
+            self.handle_completion(Completion {
                 id: OpId { watch, lane },
                 done: Done::Failed(errno),
                 last: true,
@@ -201,7 +203,7 @@ impl EventLoop {
         let record = &self.watches[slot];
         let ending = record.closing && !record.is_closed() && !record.seat.finished;
         if ending && !self.is_polled() {
-            self.tell(slot, |watch, cx| {
+            self.with_watch(slot, |watch, cx| {
                 if watch.closing(cx) == Teardown::Now {
                     cx.finish();
                 }
@@ -209,7 +211,7 @@ impl EventLoop {
         }
     }
 
-    /// The client process ended, and with it what was bound to it. Says whether there is more.
+    /// Ends watches that were bound to a client process. Returns whether there are more of them.
     fn client_ended(&mut self, process: ProcessKey) -> bool {
         let (step, more) = self.watches.unbind(process, self.sweeps.left);
         self.sweeps.left -= step.len();
@@ -221,12 +223,13 @@ impl EventLoop {
         more
     }
 
-    /// The closing loop has no open watch any more, but closed ones to remove.
+    /// Returns whether the closing loop has no open watch, so that only closed ones remain to be
+    /// removed.
     fn is_emptying(&self) -> bool {
         self.closing.is_some() && !self.sweeps.is_ending() && self.watches.open() == 0
     }
 
-    /// Once a closing loop has no open watch: removes the rest, and it is closed.
+    /// Removes the closed watches of a closing loop that has no open watch, then closes the loop.
     pub(super) fn close_if_done(&mut self) {
         if !self.is_emptying() {
             return;
@@ -263,7 +266,8 @@ mod tests {
                 wrapped: false,
             };
             let mut visited = Vec::new();
-            // More slots come while it is under way: those are told as they come.
+            // Slots that are added meanwhile need no visit: their watches are set up when they are
+            // added.
             while let Some(slot) = walk.slot(if visited.len() < 3 { 10 } else { 12 }) {
                 visited.push(slot);
                 walk.next += 1;

@@ -1,7 +1,7 @@
-//! Alarms of watches, by deadline, ties in the order they were set.
+//! The alarms of watches, by deadline; those with the same deadline in the order they were set.
 //!
-//! An alarm that is taken back stays in its heap until it comes up or until more than
-//! half of a heap is such leftovers, so that setting and taking back are cheap.
+//! A cancelled alarm stays in its heap until its deadline, or until more than half of the heap is
+//! cancelled, so that setting and cancelling are cheap.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,15 +11,16 @@ use crate::clock::Now;
 use crate::driver::Key;
 use crate::watch::Alarm;
 
-/// Below this many entries a heap is not worth rebuilding (asyncio's number).
+/// The number of entries below which a heap is not rebuilt (asyncio's number).
 const REBUILD_MIN: usize = 100;
 
-/// The number of an alarm, never 0: a watch's current one is the one it was set with last.
+/// The number of an alarm, never 0. Only the alarm that a watch set last is current; the others are
+/// stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct AlarmId(NonZeroU64);
 
 impl AlarmId {
-    /// Whose heap it is in.
+    /// Returns whether the alarm is in the heap of the realtime clock.
     const fn is_realtime(self) -> bool {
         self.0.get() & 1 == 1
     }
@@ -38,17 +39,17 @@ struct Heap {
     stale: usize,
 }
 
-/// Both clocks' alarms.
+/// The alarms of both clocks.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     monotonic: Heap,
     realtime: Heap,
-    /// How many were set.
+    /// The number of alarms set so far.
     set: u64,
 }
 
 impl Heap {
-    /// Takes the first entry out if it is due.
+    /// Removes and returns the first entry if it is due.
     fn due(&mut self, now: u64) -> Option<Entry> {
         let Reverse(first) = self.entries.peek()?;
         if first.at > now {
@@ -59,21 +60,22 @@ impl Heap {
 }
 
 impl Timers {
-    /// Sets an alarm.
+    /// Sets an alarm. Returns its number.
     pub(super) fn set(&mut self, alarm: Alarm, key: Key) -> AlarmId {
         self.set += 1;
         let (heap, at, bit) = match alarm {
             Alarm::Monotonic(at) => (&mut self.monotonic, at, 0),
             Alarm::Realtime(at) => (&mut self.realtime, at, 1),
         };
-        // At least 2.
+        // The value is at least 2.
         let id = AlarmId(NonZeroU64::new(self.set << 1 | bit).unwrap_or(NonZeroU64::MIN));
         heap.entries.push(Reverse(Entry { at, id, key }));
         id
     }
 
-    /// That alarm was taken back. `is_current` tells those that were not.
-    pub(super) fn forget(&mut self, id: AlarmId, is_current: impl Fn(Key, AlarmId) -> bool) {
+    /// Counts a cancelled alarm as stale, and rebuilds its heap if too many are stale. `is_current`
+    /// returns whether an alarm is not stale.
+    pub(super) fn mark_stale(&mut self, id: AlarmId, is_current: impl Fn(Key, AlarmId) -> bool) {
         let heap = if id.is_realtime() {
             &mut self.realtime
         } else {
@@ -87,14 +89,14 @@ impl Timers {
         }
     }
 
-    /// The next due alarm, stale ones included.
+    /// Removes and returns the next due alarm, which may be stale.
     pub(super) fn due(&mut self, now: Now) -> Option<(Key, AlarmId)> {
         let due = self.monotonic.due(now.monotonic);
         let due = due.or_else(|| self.realtime.due(now.realtime));
         due.map(|entry| (entry.key, entry.id))
     }
 
-    /// Nanoseconds until the next alarm, stale ones included.
+    /// Returns the nanoseconds until the next alarm, which may be stale.
     pub(super) fn next_in(&self, now: Now) -> Option<u64> {
         let left = |heap: &Heap, now: u64| {
             let Reverse(first) = heap.entries.peek()?;
@@ -105,7 +107,7 @@ impl Timers {
         monotonic.into_iter().chain(realtime).min()
     }
 
-    /// Whether the realtime clock being set matters.
+    /// Returns whether any alarm depends on the realtime clock.
     pub(super) fn follows_realtime(&self) -> bool {
         !self.realtime.entries.is_empty()
     }
@@ -143,7 +145,7 @@ mod tests {
         let mut timers = Timers::default();
         for round in 0..100_000u64 {
             let id = timers.set(Alarm::Monotonic(u64::MAX - round), key(0));
-            timers.forget(id, |_, current| current > id);
+            timers.mark_stale(id, |_, current| current > id);
         }
         assert!(timers.monotonic.entries.len() <= REBUILD_MIN + 1);
     }

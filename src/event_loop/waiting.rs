@@ -1,4 +1,4 @@
-//! How long a turn waits, and for what.
+//! How long a turn waits, and on which descriptors.
 
 use std::io;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::EventLoop;
-use super::pressure::NOTHING;
+use super::pressure::CANCELLED_ONLY;
 use crate::clock::Now;
 use crate::driver::Completion;
 
-/// Waits longer than this end early, nanoseconds; see [`ahead`].
+/// A wait longer than this, in nanoseconds, is shortened; see [`shorten_long_wait`].
 const LONG_WAIT_NS: u64 = 10_000_000;
 
-/// How long to wait now of so many nanoseconds. The kernel may end a wait by poll, select or
-/// epoll late by a thousandth of it, by five if the process is nice: of a long one the rest is
-/// waited for by itself.
-const fn ahead(wait: u64) -> u64 {
+/// Returns how long to wait now, out of a wait in nanoseconds. The kernel may end a wait by poll,
+/// select or epoll late by a thousandth of it, or by five thousandths if the process is nice. So
+/// the last 1/128 of a long wait is waited for separately.
+const fn shorten_long_wait(wait: u64) -> u64 {
     if wait > LONG_WAIT_NS {
         wait - wait / 128
     } else {
@@ -26,7 +26,7 @@ const fn ahead(wait: u64) -> u64 {
 }
 
 impl EventLoop {
-    pub(super) fn until_next(&self) -> Option<Duration> {
+    pub(super) fn time_until_next(&self) -> Option<Duration> {
         let now = Now::sample();
         let timer = self.timers.next_in(now).filter(|_| self.is_polled());
         let expiry = self.watches.next_expiry();
@@ -35,7 +35,7 @@ impl EventLoop {
             .into_iter()
             .chain(expiries.map(|at| at.saturating_sub(now.monotonic)))
             .min()
-            .map(|wait| Duration::from_nanos(ahead(wait)))
+            .map(|wait| Duration::from_nanos(shorten_long_wait(wait)))
     }
 
     pub(super) fn wait(
@@ -43,12 +43,14 @@ impl EventLoop {
         timeout: Option<Duration>,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        if self.takes_in() {
+        if self.takes_events() {
             let budget = self.budget();
             return self.driver.turn(timeout, budget, completions);
         }
         if self.watches.is_cancelling() {
-            return self.driver.turn(Some(Duration::ZERO), NOTHING, completions);
+            return self
+                .driver
+                .turn(Some(Duration::ZERO), CANCELLED_ONLY, completions);
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];

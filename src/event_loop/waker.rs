@@ -1,5 +1,5 @@
-//! Wakes a loop's thread out of its backend: one eventfd, kicked at most once until
-//! the thread has woken.
+//! Wakes a loop's thread while it waits on its backend: through one eventfd, which is written at
+//! most once until the thread has woken.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -8,29 +8,31 @@ use rustix::event::EventfdFlags;
 
 use crate::sync::{AtomicU8, Ordering};
 
-/// The thread works and will look at its mailbox before it waits.
+/// The thread is working, and will check its mailbox before it waits.
 const AWAKE: u8 = 0;
-/// The thread waits, or is about to.
+/// The thread waits, or is about to wait.
 const ASLEEP: u8 = 1;
-/// Somebody wants it awake.
+/// The thread must wake, or must not wait.
 const KICKED: u8 = 2;
 
-/// Shared by the loop's thread and all who send to it. It outlives the thread, and then does nothing.
+/// The sender's side, shared by the loop's thread and all senders. It may outlive the thread, and
+/// then does nothing.
 #[derive(Debug)]
 pub(super) struct Waker {
     eventfd: Weak<OwnedFd>,
     state: AtomicU8,
 }
 
-/// What rings when the thread is kicked out of its sleep: the thread's own, gone with it.
+/// The receiver's side, owned by the thread: the eventfd that becomes readable when the thread is
+/// to wake.
 #[derive(Debug)]
 pub(super) struct Bell(Arc<OwnedFd>);
 
 impl Waker {
-    /// A waker whose thread is awake.
+    /// Returns a waker in the state "awake", and its bell.
     ///
     /// # Errors
-    /// eventfd(2)'s.
+    /// As eventfd(2).
     pub(super) fn new() -> rustix::io::Result<(Self, Bell)> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell = Bell(Arc::new(rustix::event::eventfd(0, flags)?));
@@ -41,32 +43,34 @@ impl Waker {
         Ok((waker, bell))
     }
 
-    /// Makes the thread look at its mailbox: now, if it waits.
+    /// Makes the thread check its mailbox: wakes it if it waits.
     pub(super) fn kick(&self) {
         if self.state.swap(KICKED, Ordering::AcqRel) == ASLEEP
             && let Some(eventfd) = self.eventfd.upgrade()
         {
-            // Only fails when the counter is full: then it is readable anyway.
+            // The write fails only if the counter is full; then the eventfd is readable anyway.
             let _ = rustix::io::write(&eventfd, &1u64.to_ne_bytes());
         }
     }
 
-    /// The thread is about to wait. False: it was kicked, and must look first.
+    /// Marks the thread as about to wait. Returns false if it was kicked and so must check its
+    /// mailbox first.
     pub(super) fn sleep(&self) -> bool {
         self.state
             .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 
-    /// The thread has waited. Whoever kicked it out of its sleep has written, or is
-    /// about to: true means that [`Bell::drain`] has something to do.
+    /// Marks the thread as awake. Returns true if it was kicked; after a successful
+    /// [`Waker::sleep`], the eventfd then was written or is about to be, so that [`Bell::drain`]
+    /// has something to read.
     pub(super) fn awake(&self) -> bool {
         self.state.swap(AWAKE, Ordering::AcqRel) == KICKED
     }
 }
 
 impl Bell {
-    /// Takes out of the eventfd what is there: how many kicks.
+    /// Reads the eventfd. Returns the number of kicks that wrote to it.
     pub(super) fn drain(&self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(&self.0, &mut count) {
@@ -75,7 +79,7 @@ impl Bell {
         }
     }
 
-    /// For the backend to wait on.
+    /// Returns the eventfd for the backend to wait on.
     #[must_use]
     pub(super) fn eventfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.0)

@@ -1,4 +1,4 @@
-//! The watches of one loop, and every way to find them.
+//! The watches of one loop, and the indexes to find them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -14,13 +14,13 @@ use crate::driver::Key;
 
 /// The records of all watches that have not been removed, by slot, and the indexes over them.
 ///
-/// Every index follows [`insert`](Self::insert), [`closed`](Self::closed) and
-/// [`remove`](Self::remove): a watch is found by its id and its name until it is removed, by its
-/// client process while it is open, and by its expiry once it is closed.
+/// [`insert`](Self::insert), [`closed`](Self::closed) and [`remove`](Self::remove) keep every index
+/// up to date: a watch is found by its id and its name until it is removed, by its client process
+/// while it is open, and by its expiry once it is closed.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     records: Slab<Record>,
-    /// The generation of the newest key: a slot that is used again gets another key.
+    /// The generation of the newest key, so that a slot that is used again gets another key.
     generation: u32,
     /// The newest id; 0 before the first watch.
     last_id: u64,
@@ -30,7 +30,7 @@ pub(super) struct Watches {
     bound: HashMap<ProcessKey, HashSet<Key>>,
     /// Closed watches, by the time at which they are removed (monotonic nanoseconds).
     expiries: BTreeSet<(u64, Key)>,
-    /// Watches that have ended and whose cancelled operations have not all completed.
+    /// The number of watches that have ended and whose cancelled operations have not all completed.
     cancelling: usize,
 }
 
@@ -49,17 +49,17 @@ impl AtMut<usize> for Watches {
 }
 
 impl Watches {
-    /// The id that the next watch gets. Ids are never reused.
+    /// Returns the id that the next watch gets. Ids are never reused.
     pub(super) const fn next_id(&self) -> u64 {
         self.last_id + 1
     }
 
-    /// The newest id; 0 before the first watch.
+    /// Returns the newest id; 0 before the first watch.
     pub(super) const fn last_id(&self) -> u64 {
         self.last_id
     }
 
-    /// The key that the next watch gets.
+    /// Returns the key that the next watch gets.
     pub(super) fn next_key(&self) -> Key {
         Key {
             // The limit on watches keeps slots far below this.
@@ -93,7 +93,8 @@ impl Watches {
         (slot, first)
     }
 
-    /// The watch in that slot has closed and is to be removed at that time (monotonic nanoseconds).
+    /// Updates the indexes for a watch that has closed and is to be removed at `expires`, in
+    /// nanoseconds of the monotonic clock.
     pub(super) fn closed(&mut self, slot: usize, expires: u64) {
         let record = &self.records[slot];
         let key = record.seat.key;
@@ -130,55 +131,55 @@ impl Watches {
         self.records.contains(slot)
     }
 
-    /// The slot of the watch with that key, unless it was removed.
+    /// Returns the slot of the watch with that key, unless it was removed.
     pub(super) fn slot(&self, key: Key) -> Option<usize> {
         let slot = key.slot as usize;
         let record = self.records.get(slot)?;
         (record.seat.key == key).then_some(slot)
     }
 
-    /// The slot of the watch with that id.
+    /// Returns the slot of the watch with that id.
     pub(super) fn by_id(&self, id: u64) -> Option<usize> {
         self.by_id.get(&self.records, id)
     }
 
-    /// The slot of the watch with that name.
+    /// Returns the slot of the watch with that name.
     pub(super) fn by_name(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 
-    /// The lowest id above that one.
+    /// Returns the lowest id above `id`.
     pub(super) fn next_after(&self, id: u64) -> Option<u64> {
         self.by_id.next_after(id)
     }
 
-    /// All slots are below this.
+    /// Returns a bound that all slots are below.
     pub(super) fn slots(&self) -> usize {
         self.records.capacity()
     }
 
-    /// Watches that have not been removed.
+    /// Returns the number of watches that have not been removed.
     pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Watches that have not closed.
+    /// Returns the number of watches that have not closed.
     pub(super) fn open(&self) -> usize {
         self.records.len() - self.expiries.len()
     }
 
-    /// When the next closed watch is to be removed (monotonic nanoseconds).
+    /// Returns when the next closed watch is to be removed, in nanoseconds of the monotonic clock.
     pub(super) fn next_expiry(&self) -> Option<u64> {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// The slot of the closed watch that is to be removed next.
+    /// Returns the slot of the closed watch that is to be removed next.
     pub(super) fn next_to_expire(&self) -> Option<usize> {
         self.slot(self.expiries.first()?.1)
     }
 
-    /// Takes up to `most` watches out of those bound to a client process. Returns whether there are
-    /// more of them.
+    /// Removes up to `most` watches from those bound to a client process and returns them, and
+    /// whether there are more.
     pub(super) fn unbind(&mut self, process: ProcessKey, most: usize) -> (Vec<Key>, bool) {
         let Some(bound) = self.bound.get_mut(&process) else {
             return (Vec::new(), false);
@@ -194,14 +195,14 @@ impl Watches {
         (taken, more)
     }
 
-    /// Whether the operations of the ended watch in that slot are being cancelled.
+    /// Records whether the operations of the ended watch in that slot are being cancelled.
     pub(super) fn set_cancelling(&mut self, slot: usize, cancelling: bool) {
         let before = std::mem::replace(&mut self.records[slot].seat.cancelling, cancelling);
         self.cancelling -= usize::from(before);
         self.cancelling += usize::from(cancelling);
     }
 
-    /// Whether operations of ended watches are being cancelled.
+    /// Returns whether operations of ended watches are being cancelled.
     pub(super) fn is_cancelling(&self) -> bool {
         self.cancelling > 0
     }

@@ -1,4 +1,4 @@
-//! Socket addresses between the kernel's form and the protocol's.
+//! Converts socket addresses between the kernel's form and the protocol's.
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
@@ -11,20 +11,21 @@ use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use crate::error::{Error, Result};
 use crate::proto::{self, socket_address::Address, unix_address::Name};
 
-/// A Unix socket's checked address.
+/// The checked address of a Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnixName {
-    /// Absolute path.
+    /// An absolute path.
     Path(PathBuf),
-    /// In the abstract namespace, without the leading NUL.
+    /// A name in the abstract namespace, without the leading NUL.
     Abstract(Vec<u8>),
 }
 
 impl UnixName {
-    /// Checks what a request says; `field` names it in errors.
+    /// Checks the address in a request; `field` names it in errors.
     ///
     /// # Errors
-    /// No name, a relative path, one too long for the kernel (107 bytes).
+    /// The name is missing, the path is relative, or the name is too long for the kernel (107
+    /// bytes).
     pub fn check(field: &str, address: &proto::UnixAddress) -> Result<Self> {
         let name = match &address.name {
             Some(Name::Path(path)) if path.starts_with('/') => Self::Path(PathBuf::from(path)),
@@ -35,7 +36,7 @@ impl UnixName {
             _ => {
                 return Err(Error::invalid(
                     field.to_owned(),
-                    "needs a path or an abstract name",
+                    "must have an absolute path or an abstract name that is not empty",
                 ));
             }
         };
@@ -48,10 +49,10 @@ impl UnixName {
         Ok(name)
     }
 
-    /// As system calls take it.
+    /// Returns the address in the kernel's form.
     ///
     /// # Errors
-    /// Too long, or a path with a NUL.
+    /// The address is too long, or a path has a NUL.
     pub fn kernel(&self) -> rustix::io::Result<SocketAddrUnix> {
         match self {
             Self::Path(path) => SocketAddrUnix::new(path.as_path()),
@@ -60,7 +61,7 @@ impl UnixName {
     }
 }
 
-/// An address as the protocol says it; absent for an unnamed socket.
+/// Returns the address in the protocol's form; `None` for an unnamed socket.
 #[must_use]
 pub fn describe(address: &SocketAddrAny) -> Option<proto::SocketAddress> {
     let address = if let Ok(inet) = SocketAddr::try_from(address.clone()) {
@@ -85,13 +86,13 @@ pub fn describe(address: &SocketAddrAny) -> Option<proto::SocketAddress> {
     })
 }
 
-/// A socket's own address.
+/// Returns a socket's own address.
 #[must_use]
 pub fn local(fd: BorrowedFd<'_>) -> Option<proto::SocketAddress> {
     describe(&rustix::net::getsockname(fd).ok()?)
 }
 
-/// The address of a socket's peer.
+/// Returns the address of a socket's peer.
 #[must_use]
 pub fn peer(fd: BorrowedFd<'_>) -> Option<proto::SocketAddress> {
     describe(&rustix::net::getpeername(fd).ok()??)

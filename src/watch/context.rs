@@ -1,4 +1,4 @@
-//! What a watch can do while it is being told something.
+//! The access that a watch has to its loop during a call.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,29 +13,29 @@ use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
 
-/// What [`Context::reserve`] sets aside.
+/// The room that [`Context::reserve`] reserves.
 pub(crate) const ONE_BY_ONE: Room = Room::event(largest::ONE_BY_ONE);
 
-/// When a watch wants to be woken.
+/// The time at which a watch wants to be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
-    /// At a time of `CLOCK_MONOTONIC`, nanoseconds.
+    /// A time of `CLOCK_MONOTONIC`, in nanoseconds.
     Monotonic(u64),
-    /// At a time of `CLOCK_REALTIME`, nanoseconds; follows when that clock is set.
+    /// A time of `CLOCK_REALTIME`, in nanoseconds; follows when that clock is set.
     Realtime(u64),
 }
 
-/// How and why a watch ends.
+/// The reason for the end of a watch.
 #[derive(Debug, Clone)]
 pub struct End {
-    /// Why.
+    /// The reason.
     pub reason: CloseReason,
-    /// What the system refused, with [`CloseReason::Error`].
+    /// The error of the system, with [`CloseReason::Error`].
     pub error: Option<SystemError>,
 }
 
 impl End {
-    /// In order.
+    /// Returns the end of a watch that has done its work.
     #[must_use]
     pub fn completed() -> Self {
         Self {
@@ -45,42 +45,42 @@ impl End {
     }
 }
 
-/// A connection that a listener took, to become a watch of its own.
+/// A connection that a listener accepted and that becomes a watch.
 #[derive(Debug)]
 pub struct Adoption {
-    /// The new watch.
+    /// The watch to add.
     pub watch: Box<dyn Watch>,
-    /// Who connected.
+    /// The address of the peer.
     pub peer: Option<crate::proto::SocketAddress>,
 }
 
-/// What a loop keeps of a watch and its [`Context`] changes.
+/// The part of a loop's record of a watch that its [`Context`] changes.
 #[derive(Debug)]
 pub struct Seat {
-    /// Names it to the driver.
+    /// The name of the watch for the driver.
     pub key: Key,
-    /// Names it in events.
+    /// The name of the watch in events.
     pub about: About,
-    /// Live operations, and on what.
+    /// The live operations and their sources.
     pub ops: ThinVec<(Lane, SourceId)>,
-    /// What it has attached.
+    /// The sources that the watch has attached.
     pub sources: ThinVec<SourceId>,
-    /// Events set aside one by one, beside those of its [`Need`].
+    /// The number of events reserved one by one, beyond those of its [`Need`].
     pub reserved: u64,
-    /// When it wants to be woken.
+    /// The time at which the watch wants to be called.
     pub alarm: Option<Alarm>,
-    /// The loop does not know of the alarm yet.
+    /// Whether the loop has not seen the present value of `alarm`.
     pub alarm_changed: bool,
-    /// Set once its end is asked for.
+    /// The end of the watch, once it was requested.
     pub end: Option<Box<End>>,
-    /// It said that it has ended its operations itself.
+    /// Whether the watch has ended its operations itself.
     pub finished: bool,
-    /// Its operations were cancelled because it ends.
+    /// Whether its operations were cancelled because it ends.
     pub cancelling: bool,
 }
 
 impl Seat {
-    /// Of a watch that has nothing yet.
+    /// Returns the seat of a watch without operations and sources.
     #[must_use]
     pub fn new(key: Key, about: About) -> Self {
         Self {
@@ -97,8 +97,8 @@ impl Seat {
         }
     }
 
-    /// When the watch wants to be woken from now on.
-    pub fn wake(&mut self, at: Option<Alarm>) {
+    /// Sets the time at which the watch is called; `None` for no alarm.
+    pub fn set_alarm(&mut self, at: Option<Alarm>) {
         if self.alarm != at {
             self.alarm = at;
             self.alarm_changed = true;
@@ -106,14 +106,14 @@ impl Seat {
     }
 }
 
-/// The loop, as one watch sees it for the length of one call.
+/// The access of one watch to its loop, for the length of one call.
 #[derive(Debug)]
 pub struct Context<'a> {
-    /// The turn's time.
+    /// The time of the turn.
     pub now: Now,
-    /// What is shared by all loops.
+    /// The services that all loops share.
     pub services: &'a Arc<Services>,
-    /// Where to report what was done elsewhere.
+    /// The receiver of notices from other threads.
     pub notifier: &'a Arc<dyn Notifier>,
     pub(crate) seat: &'a mut Seat,
     pub(crate) need: &'a mut Need,
@@ -121,27 +121,27 @@ pub struct Context<'a> {
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) adoptions: &'a mut Vec<Adoption>,
     pub(crate) ledger: &'a mut dyn Grants,
-    /// The loop polls its sources: what they have to tell will come.
+    /// Whether the loop polls its sources, so that their operations complete.
     pub(crate) polled: bool,
 }
 
-/// Room that is set aside for watches to come.
+/// Reserves resources for watches that a listener will accept.
 pub trait Grants: std::fmt::Debug {
-    /// Sets aside what up to `count` watches of this need take; returns for how many there
-    /// was room, at least one.
+    /// Reserves what up to `count` watches of this need take. Returns for how many there was room,
+    /// at least one.
     ///
     /// # Errors
-    /// The limit that leaves no room for any.
+    /// A limit leaves no room for any.
     fn grant(&mut self, outbox: &mut Outbox, need: Need, count: u32) -> Result<u32>;
-    /// Gives back what `count` of them did not use.
+    /// Releases what was reserved for `count` watches.
     fn give_back(&mut self, outbox: &mut Outbox, need: Need, count: u32);
-    /// Sets one source more aside for a watch that exists; false if there is none.
+    /// Reserves one more source for a watch that exists. Returns false if there is none.
     fn grant_source(&mut self) -> bool;
-    /// Gives back so many sources.
+    /// Releases that many sources.
     fn give_back_sources(&mut self, count: usize);
 }
 
-/// Most have one at a time: the first gets no room for more.
+/// Appends an item to a list that mostly has one item: the first allocation has room for one.
 fn push_first<T>(list: &mut ThinVec<T>, item: T) {
     if list.capacity() == 0 {
         list.reserve_exact(1);
@@ -150,19 +150,19 @@ fn push_first<T>(list: &mut ThinVec<T>, item: T) {
 }
 
 impl Context<'_> {
-    /// Whether the loop polls its sources, or is stopped.
+    /// Returns whether the loop polls its sources; it does not while it is stopped.
     #[must_use]
     pub fn is_polled(&self) -> bool {
         self.polled
     }
 
-    /// Names the watch, for notices.
+    /// Returns the name of the watch for notices.
     #[must_use]
     pub fn key(&self) -> Key {
         self.seat.key
     }
 
-    /// Appends an event of this watch; returns its sequence number.
+    /// Appends an event of this watch. Returns its sequence number.
     pub fn emit(&mut self, kind: Kind) -> u64 {
         self.outbox.push(self.now, self.seat.about, kind)
     }
@@ -181,10 +181,10 @@ impl Context<'_> {
         self.outbox.has_room(1)
     }
 
-    /// Sets aside room for an event to come: `Ready`, `WritePaused` or `WriteResumed`.
+    /// Reserves room for an event to come: `Ready`, `WritePaused` or `WriteResumed`.
     ///
     /// # Errors
-    /// There is none; as with [`Context::has_room`].
+    /// There is no room; the rest is as with [`Context::has_room`].
     pub fn reserve(&mut self) -> Result<()> {
         let reserved = self.outbox.reserve(ONE_BY_ONE);
         if reserved.is_ok() {
@@ -195,13 +195,13 @@ impl Context<'_> {
         reserved
     }
 
-    /// As [`Context::emit`], of an event that room was set aside for by [`Context::reserve`].
+    /// As [`Context::emit`], for an event whose room was reserved by [`Context::reserve`].
     pub fn emit_reserved(&mut self, kind: Kind) -> u64 {
         self.unreserve();
         self.emit(kind)
     }
 
-    /// An event that room was set aside for will not come.
+    /// Releases the room of one event that was reserved and will not come.
     pub fn unreserve(&mut self) {
         if self.seat.reserved > 0 {
             self.seat.reserved -= 1;
@@ -212,7 +212,7 @@ impl Context<'_> {
     /// See [`Grants::grant`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Grants::grant`].
     pub fn grant(&mut self, need: Need, count: u32) -> Result<u32> {
         self.ledger.grant(self.outbox, need, count)
     }
@@ -222,22 +222,22 @@ impl Context<'_> {
         self.ledger.give_back(self.outbox, need, count);
     }
 
-    /// Sets a source aside beyond those of its [`Need`]; false if the loop has no more.
+    /// Reserves a source beyond those of its [`Need`]. Returns false if the loop has no more.
     pub fn one_more_source(&mut self) -> bool {
         let granted = self.ledger.grant_source();
         self.need.sources += usize::from(granted);
         granted
     }
 
-    /// Gives back the sources set aside beyond `most` that it has not attached.
+    /// Releases the sources reserved beyond `most` that it has not attached.
     pub fn keep_sources(&mut self, most: usize) {
         let kept = self.seat.sources.len().max(most).min(self.need.sources);
         self.ledger.give_back_sources(self.need.sources - kept);
         self.need.sources = kept;
     }
 
-    /// Gives a file descriptor into the driver's care. Room was set aside for it; if
-    /// the system refuses, the watch is asked to close with that error.
+    /// Gives a file descriptor to the driver. A source was reserved for it. If the system refuses,
+    /// the end of the watch is requested with that error.
     pub fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Option<SourceId> {
         match self.driver.attach(fd, mode) {
             Ok(source) => {
@@ -255,7 +255,7 @@ impl Context<'_> {
         }
     }
 
-    /// Starts an operation. Its lane must be free.
+    /// Starts an operation. The lane must be free.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
         debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
         push_first(&mut self.seat.ops, (lane, source));
@@ -266,13 +266,13 @@ impl Context<'_> {
         self.driver.start(id, source, op);
     }
 
-    /// Whether the lane's operation has not ended.
+    /// Returns whether the lane has a live operation.
     #[must_use]
     pub fn is_live(&self, lane: Lane) -> bool {
         self.seat.ops.iter().any(|(live, _)| *live == lane)
     }
 
-    /// Asks for the end of the lane's operation, if it has one.
+    /// Cancels the lane's operation, if it has one.
     pub fn cancel(&mut self, lane: Lane) {
         let watch = self.seat.key;
         if let Some((_, source)) = self.seat.ops.iter().find(|(live, _)| *live == lane) {
@@ -280,7 +280,7 @@ impl Context<'_> {
         }
     }
 
-    /// Takes a source without live operations out of the driver and closes it.
+    /// Removes a source without live operations from the driver and closes it.
     pub fn release(&mut self, source: SourceId) {
         let shared = self.driver.is_shared(source);
         if let Some(fd) = self.take(source) {
@@ -288,13 +288,13 @@ impl Context<'_> {
         }
     }
 
-    /// Takes a source without live operations out of the driver, open.
+    /// Removes a source without live operations from the driver and returns its descriptor.
     pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
         self.seat.sources.retain(|s| *s != source);
         self.driver.detach(source)
     }
 
-    /// The file descriptor of a source, to ask it things.
+    /// Returns the file descriptor of a source, for system calls on it.
     #[must_use]
     pub fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>> {
         self.driver.fd(source)
@@ -302,10 +302,10 @@ impl Context<'_> {
 
     /// Sets the watch's one alarm.
     pub fn set_alarm(&mut self, at: Alarm) {
-        self.seat.wake(Some(at));
+        self.seat.set_alarm(Some(at));
     }
 
-    /// Sets the watch's one alarm to so many nanoseconds from now.
+    /// Sets the watch's one alarm to `delay` after the time of the turn.
     pub fn set_alarm_in(&mut self, delay: std::time::Duration) {
         let at = self
             .now
@@ -314,12 +314,12 @@ impl Context<'_> {
         self.set_alarm(Alarm::Monotonic(at));
     }
 
-    /// Takes the alarm back.
+    /// Removes the alarm.
     pub fn clear_alarm(&mut self) {
-        self.seat.wake(None);
+        self.seat.set_alarm(None);
     }
 
-    /// Asks for the end of the watch. The first reason counts.
+    /// Requests the end of the watch. Only the first request counts.
     pub fn close(&mut self, reason: CloseReason) {
         if self.seat.end.is_none() {
             self.seat.end = Some(Box::new(End {
@@ -329,13 +329,13 @@ impl Context<'_> {
         }
     }
 
-    /// Asks for the end of the watch because the system refused something.
+    /// Requests the end of the watch because of an error of the system.
     pub fn fail(&mut self, errno: Errno, step: &'static str) {
-        self.fail_with(SystemError::new(errno, step, ""));
+        self.close_with_error(SystemError::new(errno, step, ""));
     }
 
-    /// As [`Context::fail`], with all that is known.
-    pub fn fail_with(&mut self, error: SystemError) {
+    /// As [`Context::fail`], with a whole error.
+    pub fn close_with_error(&mut self, error: SystemError) {
         if self.seat.end.is_none() {
             self.seat.end = Some(Box::new(End {
                 reason: CloseReason::Error,
@@ -344,13 +344,13 @@ impl Context<'_> {
         }
     }
 
-    /// Whether an end was asked for.
+    /// Returns whether the end of the watch was requested.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.seat.end.is_some()
     }
 
-    /// Whether its end was asked for from outside, and is not an abort.
+    /// Returns whether its end was requested from outside, and not as an abort.
     #[must_use]
     pub fn ends_in_order(&self) -> bool {
         let end = self.seat.end.as_ref();
@@ -360,27 +360,28 @@ impl Context<'_> {
         })
     }
 
-    /// Until when (monotonic nanoseconds) its end may be put off so that what was taken is still
-    /// sent. `None`: it may not, as the end is none in order or nothing is polled.
+    /// Returns until when (monotonic nanoseconds) the watch may delay its end to send the bytes
+    /// that it has taken. `None` if it may not, because the end is not orderly or nothing is
+    /// polled.
     #[must_use]
-    pub fn linger(&self) -> Option<u64> {
+    pub fn linger_deadline(&self) -> Option<u64> {
         let until = crate::clock::nanos(self.services.transport.close_linger);
         let until = self.now.monotonic.saturating_add(until);
         (self.ends_in_order() && self.polled).then_some(until)
     }
 
-    /// Whether its operations were cancelled because it ends.
+    /// Returns whether its operations were cancelled because it ends.
     #[must_use]
     pub fn is_cancelling(&self) -> bool {
         self.seat.cancelling
     }
 
-    /// Everything is done that [`super::Teardown::Later`] put off.
+    /// Says that the watch has done everything that [`super::Teardown::Later`] put off.
     pub fn finish(&mut self) {
         self.seat.finished = true;
     }
 
-    /// Makes a watch of an accepted connection; its room was granted.
+    /// Adds a watch for an accepted connection, whose room was granted.
     pub fn adopt(&mut self, adoption: Adoption) {
         self.adoptions.push(adoption);
     }

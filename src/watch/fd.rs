@@ -1,4 +1,4 @@
-//! Readiness of a client's own file descriptor, one-shot in each direction.
+//! Watches a client's own file descriptor for readiness, one-shot in each direction.
 
 use std::os::fd::OwnedFd;
 
@@ -11,21 +11,21 @@ use crate::proto;
 const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
 
-/// A reader or writer as asked for.
+/// The checked order of a reader or writer.
 #[derive(Debug)]
 pub struct FdOrder {
-    /// The daemon's own duplicate.
+    /// The daemon's own duplicate of the descriptor.
     pub fd: OwnedFd,
-    /// What it is.
+    /// The kind of file that it refers to.
     pub kind: FileKind,
-    /// Armed from the start.
+    /// Whether reading is armed from the start.
     pub readable: bool,
-    /// Armed from the start.
+    /// Whether writing is armed from the start.
     pub writable: bool,
 }
 
 impl FdOrder {
-    /// The watch.
+    /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         let side = |wanted| Side {
@@ -44,15 +44,16 @@ impl FdOrder {
 
 #[derive(Debug, Default)]
 struct Side {
-    /// Armed, or to be armed at the start or when there is room.
+    /// Whether it is armed, or is to be armed at the start or when there is room.
     wanted: bool,
-    /// There was no room for its Ready.
+    /// Whether it waits for room in the journal for its Ready.
     waits: bool,
-    /// It was disarmed and its operation has not ended yet: what that finds is not told.
+    /// Whether it was disarmed and its operation has not ended yet. The result of that operation is
+    /// ignored.
     ending: bool,
-    /// Only its name arms it again.
+    /// Whether it was disarmed, so that only a rearm that names this direction arms it.
     disarmed: bool,
-    /// Sequence number of its last Ready; 0 if there was none.
+    /// The sequence number of its last Ready; 0 if there was none.
     fired: u64,
 }
 
@@ -79,7 +80,8 @@ impl FdWatch {
         self.side(lane).wanted = true;
         self.side(lane).disarmed = false;
         if self.side(lane).ending {
-            // It looks anew, once that has ended: it may have found what is gone by now.
+            // A new operation starts once this one has ended, because it may have found readiness
+            // that is gone by now.
             return;
         }
         let waits = cx.reserve().is_err();
@@ -95,7 +97,7 @@ impl FdWatch {
         cx.start(lane, source, Op::Ready(direction));
     }
 
-    /// Says whether it was armed.
+    /// Disarms a direction. Returns whether it was armed.
     fn disarm(&mut self, cx: &mut Context<'_>, lane: Lane) -> bool {
         let live = cx.is_live(lane);
         let side = self.side(lane);
@@ -184,7 +186,7 @@ impl Watch for FdWatch {
     }
 
     fn takeable(&self) -> Result<SourceId> {
-        let gone = Error::Internal("an open fd watch has its source");
+        let gone = Error::Internal("an open fd watch has no source");
         self.source.ok_or(gone)
     }
 }

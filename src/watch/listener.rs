@@ -1,4 +1,4 @@
-//! Listeners: each accepted connection becomes a watch of its own.
+//! Listeners. Each accepted connection becomes a watch of its own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,47 +16,47 @@ use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind, largest};
 use crate::proto;
 
-/// Connections accepted from one socket before others get their turn.
+/// The number of connections accepted from one socket before other sources are served.
 const ACCEPT_AT_ONCE: u32 = 16;
-/// asyncio's `ACCEPT_RETRY_DELAY`.
+/// How long accepting pauses after a failure (asyncio's `ACCEPT_RETRY_DELAY`).
 const RETRY: Duration = Duration::from_secs(1);
-/// Most sockets of one listener.
+/// The largest number of sockets of one listener.
 pub const SOCKETS_MAX: usize = 16;
 
-/// Where to listen.
+/// The addresses to listen on.
 #[derive(Debug)]
 pub enum ListenTarget {
-    /// Names or addresses (none: every address of the host) and a port, 0 for any.
+    /// Names or addresses and a port.
     Tcp {
-        /// Names or addresses.
+        /// Names or addresses; if empty, every address of the host.
         hosts: Vec<String>,
-        /// The same for all; 0 lets the kernel choose.
+        /// The port of all addresses; 0 lets the kernel choose one port.
         port: u16,
-        /// SO_REUSEPORT.
+        /// Whether to set SO_REUSEPORT.
         reuse_port: bool,
     },
     /// A Unix socket.
     Unix(UnixName),
-    /// A listening socket of a client's.
+    /// A listening socket that a client handed over.
     Adopted(Claim),
 }
 
-/// A listener as asked for.
+/// The checked order of a listener.
 #[derive(Debug)]
 pub struct ListenOrder {
-    /// Where.
+    /// The addresses to listen on.
     pub target: ListenTarget,
-    /// Connections the kernel may hold.
+    /// The number of connections that the kernel may queue.
     pub backlog: i32,
-    /// How accepted connections behave.
+    /// The options of accepted connections.
     pub options: StreamOptions,
 }
 
 impl ListenOrder {
-    /// The watch, bound to all of its addresses. May block.
+    /// Builds the watch, bound to all of its addresses. May block.
     ///
     /// # Errors
-    /// The first address that cannot be resolved or bound; then none is.
+    /// An address cannot be resolved or bound. Then none stays bound.
     pub fn build(self) -> Result<Box<dyn Watch>> {
         let mut file = None;
         let mut mode = Nonblocking::Own;
@@ -128,7 +128,7 @@ fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Resu
         }
         match bind_one(address, reuse_port, backlog) {
             Ok(socket) => sockets.push(socket),
-            // A host without IPv6 still has every address it has.
+            // A host without IPv6 listens on its IPv4 addresses only.
             Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if any && address.is_ipv6() => {}
             Err(errno) => return Err(refused(errno, "bind", address.to_string())),
         }
@@ -178,7 +178,8 @@ fn bind_unix(name: &UnixName, backlog: i32) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A socket's file, removed at the end if it still is the one that was made.
+/// The file of a Unix socket, which is removed on drop if it is still the one that the listener
+/// made.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -200,7 +201,8 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.inode.is_some() && inode(&self.path) == self.inode {
-            // If it cannot be removed, the next one to bind finds it stale.
+            // If the removal fails, the next listener that binds this path finds the file stale and
+            // removes it.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -212,16 +214,17 @@ struct Listener {
     mode: Nonblocking,
     addresses: Vec<proto::SocketAddress>,
     sources: Vec<SourceId>,
-    /// For each socket: connections it may still accept, with room set aside.
+    /// For each socket, the number of connections that it may still accept, for which room is
+    /// reserved.
     granted: Vec<u32>,
     options: StreamOptions,
     accepted: u64,
-    /// Accepts nothing for want of room.
+    /// Whether accepting is paused because the journal has no room.
     held: bool,
     file: Option<SocketFile>,
 }
 
-/// What an accepted connection takes, its Accepted included.
+/// The need of an accepted connection, including its Accepted.
 pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and(largest::ACCEPTED);
 
 impl Listener {
@@ -247,7 +250,7 @@ impl Listener {
     }
 
     fn pause(&self, cx: &mut Context<'_>, error: proto::SystemError) {
-        // Without room, that there is none is what a reader of the journal's state sees.
+        // If the event has no room, the client sees that from the state of the journal.
         if cx.has_room() {
             cx.emit(Kind::AcceptPaused(AcceptPaused {
                 error: Some(error),
@@ -264,7 +267,7 @@ impl Listener {
 }
 
 fn lane(index: usize) -> Lane {
-    // At most SOCKETS_MAX.
+    // The index is below SOCKETS_MAX.
     Lane(u8::try_from(index).unwrap_or(u8::MAX))
 }
 

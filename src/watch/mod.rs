@@ -1,24 +1,25 @@
-//! What can be watched: one file per kind, each written once, against the driver
-//! contract, and told of completions, alarms and notices on its loop's thread.
+//! The kinds of watch, one file each. A kind is written once, against the driver contract; the
+//! loop's thread calls it with completions, alarms and notices.
 //!
 //! # To add a kind
-//! 1. `proto/`: its specification is a field of `WatchSpec.spec`; an event that no other kind has is
-//!    a field of `Event.kind` and a value of `EventKind`. [`crate::kinds`] has its name and number
-//!    from there, and with them the policies, the capabilities, the filters and the comparison of
-//!    specifications. Until the next four know it, nothing compiles.
-//! 2. Here, one file: a checked order (what a client asked for), its preparation (what may block or
-//!    fail before the watch exists), and a type that implements [`Watch`].
-//! 3. `rpc/spec`: `Specification` of its message turns a request into that order.
-//! 4. `ctl/watch/kinds.rs`: its verb, `Target` of its message, and `Words` of each new event.
-//! 5. `history/grammar.rs`: which events it has, in which order.
-//! 6. `tests/conformance`: what it promises, on every backend. An event for which room is set aside
-//!    has its largest size in [`crate::event::largest`].
+//! 1. In `proto/`, add its specification as a field of `WatchSpec.spec`. Add an event that no other
+//!    kind has as a field of `Event.kind` and a value of `EventKind`. [`crate::kinds`] gets its
+//!    name and number from there, and the policies, the capabilities, the filters and the
+//!    comparison of specifications use those. Nothing compiles until steps 2 to 5 are done.
+//! 2. Here, add one file with: a checked order (what a client asked for), its preparation (what may
+//!    block or fail before the watch exists), and a type that implements [`Watch`].
+//! 3. In `rpc/spec`, implement `Specification` for its message, which turns a request into that
+//!    order.
+//! 4. In `ctl/watch/kinds.rs`, add its verb, implement `Target` for its message, and `Words` for
+//!    each new event.
+//! 5. In `history/grammar.rs`, say which events it has, in which order.
+//! 6. In `tests/conformance`, test what it promises, on every backend. If room is reserved for one
+//!    of its events, add the event's largest size to [`crate::event::largest`].
 //!
 //! # The life of a watch
-//! [`Watch::start`] comes right after its `Added`. It ends itself with
-//! [`Context::close`], or is ended from outside; either way [`Watch::closing`] is asked
-//! once. When its operations have ended, the loop takes `Closed` down and closes its
-//! sources.
+//! [`Watch::start`] is called right after the watch's `Added` is appended. The watch ends itself
+//! with [`Context::close`], or is ended from outside; in both cases [`Watch::closing`] is called
+//! once. When all its operations have ended, the loop appends `Closed` and closes its sources.
 
 use std::fmt;
 use std::sync::Arc;
@@ -60,19 +61,20 @@ pub use signal::SignalOrder;
 pub use starters::Starters;
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 
-/// What a watch takes of its loop's limits, set aside before it exists.
+/// The resources of a loop that a watch needs, reserved before it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
-    /// Sources of the backend.
+    /// The number of sources of the backend.
     pub sources: usize,
-    /// Journal events that must always fit: Added, all that happen at most once, Removed.
+    /// The number of journal events that must always fit: Added, all that happen at most once,
+    /// Removed.
     pub events: u32,
-    /// Bytes that they take at most: see [`largest`].
+    /// The bytes that these events take at most: see [`largest`].
     pub bytes: u32,
 }
 
 impl Need {
-    /// Added, Closed and Removed, and so many sources.
+    /// Returns the need of Added, Closed and Removed, and of that many sources.
     #[must_use]
     pub const fn sources(sources: usize) -> Self {
         Self {
@@ -82,14 +84,14 @@ impl Need {
         }
     }
 
-    /// Of a watch that is closed.
+    /// The need of a closed watch.
     pub const REMOVAL: Self = Self {
         sources: 0,
         events: 1,
         bytes: largest::REMOVED,
     };
 
-    /// And one event more, of at most so many bytes.
+    /// Adds one event of at most `bytes` bytes.
     #[must_use]
     pub const fn and(self, bytes: u32) -> Self {
         Self {
@@ -99,7 +101,7 @@ impl Need {
         }
     }
 
-    /// The error that it closes with may have a detail.
+    /// Adds room for a detail in the error of `Closed`.
     #[must_use]
     pub const fn and_detail(self) -> Self {
         Self {
@@ -108,7 +110,7 @@ impl Need {
         }
     }
 
-    /// One event, of at most so many bytes, has happened.
+    /// Subtracts one event of at most `bytes` bytes, which has been appended.
     #[must_use]
     pub const fn without(self, bytes: u32) -> Self {
         Self {
@@ -118,7 +120,7 @@ impl Need {
         }
     }
 
-    /// What it takes of the journal.
+    /// Returns the room that it needs in the journal.
     #[must_use]
     pub const fn room(self) -> Room {
         Room {
@@ -128,148 +130,151 @@ impl Need {
     }
 }
 
-/// What was done off the loop's thread and is reported to a watch.
+/// A report to a watch of something that was done off the loop's thread.
 #[derive(Debug)]
 pub enum Notice {
-    /// A name was resolved.
+    /// The result of resolving a name.
     Resolved(std::result::Result<Vec<std::net::SocketAddr>, crate::error::SystemError>),
-    /// The child has ended, a thread of its own says.
+    /// The thread that waits for the child says that it has ended.
     ChildEnded,
-    /// Some child of the daemon ended (SIGCHLD).
+    /// Some child of the daemon has ended (SIGCHLD).
     ChildSignal,
-    /// The child was killed while the loop was stopped, and its end waited for.
+    /// The child was killed while the loop was stopped, and has ended or did not end in time.
     ChildKilled,
-    /// Watched signals came.
+    /// Watched signals have arrived.
     Signals(Arc<signal::Inbox>),
 }
 
-/// What is left to do when an end is asked for.
+/// How a watch closes once its end is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Teardown {
-    /// Cancel what is live, then it is closed.
+    /// The loop cancels the live operations, then the watch is closed.
     Now,
-    /// The watch ends its operations itself and says [`Context::finish`].
+    /// The watch ends its operations itself and then calls [`Context::finish`].
     Later,
 }
 
-/// How much of an outgoing stream is on its way.
+/// The progress of an outgoing stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
-    /// Bytes of the stream taken so far.
+    /// The bytes of the stream that the watch has taken so far.
     pub taken: u64,
-    /// Of those, not yet taken by the kernel.
+    /// The bytes of those that the kernel has not taken yet.
     pub buffered: u64,
 }
 
-/// A kind of watch at work. All of it runs on the loop's thread; nothing in it blocks.
+/// A watch of one kind. All of its methods are called on the loop's thread and must not block.
 pub trait Watch: Send + fmt::Debug {
-    /// It exists, and its `Added` is pushed.
+    /// Starts the watch. Its `Added` is appended already.
     fn start(&mut self, cx: &mut Context<'_>);
 
-    /// Something came of one of its operations.
+    /// Handles a completion of one of its operations.
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done);
 
-    /// The alarm it set is due.
+    /// Handles its alarm, which is due.
     fn alarm(&mut self, _cx: &mut Context<'_>) {}
 
-    /// Its source is not to be read until there is room in the journal, or may be read again: what
-    /// was put off for want of room is due then. Says whether it has a source that is paused by it.
+    /// Pauses its source because the journal has no room, or resumes it: events that were delayed
+    /// for lack of room are due then. Returns whether the watch has a source that this pauses.
     fn hold(&mut self, _cx: &mut Context<'_>, _hold: bool) -> bool {
         false
     }
 
-    /// Something was done for it elsewhere.
+    /// Handles a notice of something that was done off the loop's thread.
     fn notice(&mut self, _cx: &mut Context<'_>, _notice: Notice) {}
 
-    /// Its end was asked for, by itself or from outside. Called once.
+    /// Begins its end, which the watch itself or somebody else requested. Called once.
     fn closing(&mut self, _cx: &mut Context<'_>) -> Teardown {
         Teardown::Now
     }
 
-    /// Its operations have ended: the last chance to push events before `Closed`.
-    /// Returns the bytes that were taken and never sent.
+    /// Ends the watch after all of its operations have ended. This is the last chance to append
+    /// events before `Closed`. Returns the number of bytes that the watch took and never sent.
     fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
         0
     }
 
-    /// How it is.
+    /// Returns the state that is special to its kind.
     fn status(&self) -> Option<proto::watch::Status>;
 
-    /// Arms fired directions again, unless a later Ready exists, or disarms them. Says whether it did.
+    /// Arms fired directions again, unless a later Ready exists, or disarms them. Returns whether
+    /// anything changed.
     fn rearm(&mut self, _cx: &mut Context<'_>, _item: &proto::RearmItem) -> bool {
         false
     }
 
-    /// Takes bytes to send; `offset` is where in the stream they belong.
+    /// Takes bytes to send; `at` is their offset in the stream, `None` its end.
     ///
     /// # Errors
-    /// A kind without an outgoing stream, a hole, an ended stream.
+    /// The kind has no outgoing stream, `at` leaves a hole, or the stream was ended.
     fn write(&mut self, _cx: &mut Context<'_>, _data: Bytes, _at: Option<u64>) -> Result<Taken> {
-        Err(lacks("an outgoing stream"))
+        Err(unsupported("an outgoing stream"))
     }
 
-    /// Ends the outgoing stream behind what was taken.
+    /// Ends the outgoing stream after the bytes that were taken.
     ///
     /// # Errors
-    /// A kind without one.
+    /// The kind has no outgoing stream.
     fn write_eof(&mut self, _cx: &mut Context<'_>) -> Result<()> {
-        Err(lacks("an outgoing stream"))
+        Err(unsupported("an outgoing stream"))
     }
 
-    /// Stops reading, or goes on. Idempotent.
+    /// Pauses or resumes reading. Idempotent.
     ///
     /// # Errors
-    /// A kind without an incoming stream.
+    /// The kind has no incoming stream.
     fn pause_reading(&mut self, _cx: &mut Context<'_>, _pause: bool) -> Result<()> {
-        Err(lacks("an incoming stream"))
+        Err(unsupported("an incoming stream"))
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     ///
     /// # Errors
-    /// A kind without a process, one that has ended, the system's refusal.
+    /// The kind has no process, the process has ended, or the system refuses.
     fn signal(&mut self, _number: i32, _target: SignalTarget) -> Result<()> {
-        Err(lacks("a process"))
+        Err(unsupported("a process"))
     }
 
-    /// The daemon ends and can wait no longer: what must not outlive it is killed.
+    /// Kills everything that must not outlive the daemon, which ends and can wait no longer.
     fn kill_now(&mut self) {}
 
-    /// Whether it can be ended by Abort.
+    /// Returns whether Abort can end it.
     fn can_abort(&self) -> bool {
         false
     }
 
-    /// Ends at once, also if it was ending in order. Only if it [can](Self::can_abort).
+    /// Ends at once, even during an orderly end. Only called if it [can](Self::can_abort) be
+    /// aborted.
     fn abort(&mut self, cx: &mut Context<'_>) {
         cx.close(CloseReason::Aborted);
         cx.finish();
     }
 
-    /// The source whose file descriptor TakeFd may take out.
+    /// Returns the source whose file descriptor TakeFd may take.
     ///
     /// # Errors
-    /// A kind or state whose descriptor stays in the daemon.
+    /// The descriptor of this kind, or in this state, stays in the daemon.
     fn takeable(&self) -> Result<crate::driver::SourceId> {
-        Err(lacks("a file descriptor to take"))
+        Err(unsupported("a file descriptor to take"))
     }
 }
 
-fn lacks(what: &str) -> Error {
-    Error::wrong_state(format!("this kind of watch has no such thing as {what}"))
+fn unsupported(what: &str) -> Error {
+    Error::wrong_state(format!("this kind of watch does not have {what}"))
 }
 
-/// Makes a watch on its loop's thread, once room for it is set aside; must not block.
+/// Builds a watch on its loop's thread, after room is reserved; must not block.
 pub type Build = Box<dyn FnOnce() -> Result<Box<dyn Watch>> + Send>;
 
-/// Makes a watch on one of the [`Starters`], once room for it is set aside.
+/// Builds a watch on one of the [`Starters`], after room is reserved.
 pub type Prepare = Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>;
 
-/// A watch that is not on a loop yet.
+/// A watch to add to a loop.
 pub enum Order {
-    /// Made at once.
+    /// A watch that is built at once.
     Now(Build),
-    /// Something that may block comes first: a program to start, an address to bind.
+    /// A watch that needs something that may block first, such as starting a program or binding an
+    /// address.
     Later(Prepare),
 }
 

@@ -1,5 +1,5 @@
-//! One end of a FIFO, socket or character device (asyncio's connect_read_pipe and
-//! connect_write_pipe).
+//! Read and write pipes: one end of a FIFO, socket or character device (asyncio's connect_read_pipe
+//! and connect_write_pipe).
 
 use bytes::Bytes;
 
@@ -11,33 +11,33 @@ use crate::event::{CloseReason, Eof, Kind, Stream};
 use crate::proto;
 
 const DATA: Lane = Lane(0);
-/// Of a write pipe: sees the reader go. A writing end becomes readable by it
-/// on every backend.
+/// The lane that detects that the reader of a write pipe has gone. On every backend a write end
+/// becomes readable by that.
 const PEER: Lane = Lane(1);
 
-/// Which end the daemon holds.
+/// The end that the daemon holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PipeEnd {
-    /// It reads.
+    /// The daemon reads.
     Read {
-        /// Not before ResumeReading.
+        /// Whether reading starts only with ResumeReading.
         paused: bool,
     },
-    /// It writes.
+    /// The daemon writes.
     Write,
 }
 
-/// A pipe's end as asked for.
+/// The checked order of a pipe.
 #[derive(Debug)]
 pub struct PipeOrder {
-    /// The daemon's descriptor, and how it avoids blocking.
+    /// The daemon's descriptor, and how the driver avoids blocking on it.
     pub claim: Claim,
-    /// Which end.
+    /// The end that the daemon holds.
     pub end: PipeEnd,
 }
 
 impl PipeOrder {
-    /// The watch.
+    /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         match self.end {
@@ -136,11 +136,12 @@ fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
 }
 
 fn takeable(source: Option<SourceId>) -> Result<SourceId> {
-    source.ok_or(crate::error::Error::Internal("an open pipe has its source"))
+    source.ok_or(crate::error::Error::Internal("an open pipe has no source"))
 }
 
-/// It ends by an error, or, if it ends already, without what is not sent.
-fn broken(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) {
+/// Ends the watch with an error. If it is ending already, ends it now, without sending the bytes
+/// that are left.
+fn fail_now(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) {
     cx.fail(errno, step);
     cx.finish();
 }
@@ -170,15 +171,16 @@ impl Watch for WritePipe {
         };
         match (lane, done) {
             (PEER, Done::Ready(ready)) => {
-                // Readable without either: a socket's peer sent something, which is not for us.
+                // If none of these is set, the peer of a socket has sent something, which a write
+                // pipe ignores.
                 if ready.error || ready.hangup || ready.half_closed {
-                    broken(cx, rustix::io::Errno::PIPE, "write");
+                    fail_now(cx, rustix::io::Errno::PIPE, "write");
                 }
             }
-            (PEER, Done::Failed(errno)) => broken(cx, errno, "watch"),
+            (PEER, Done::Failed(errno)) => fail_now(cx, errno, "watch"),
             (PEER, _) => {}
             (_, done) => match output.complete(cx, &done) {
-                Err(errno) => broken(cx, errno, "write"),
+                Err(errno) => fail_now(cx, errno, "write"),
                 Ok(()) if output.is_finished() => {
                     cx.close(CloseReason::Completed);
                     cx.finish();
@@ -192,10 +194,11 @@ impl Watch for WritePipe {
         cx.finish();
     }
 
-    /// In order: what was taken is sent first, as long as that may take.
+    /// On an orderly end, first sends the bytes that were taken, for as long as `close_linger`
+    /// allows.
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
         cx.clear_alarm();
-        match (&mut self.output, cx.linger()) {
+        match (&mut self.output, cx.linger_deadline()) {
             (Some(output), Some(until)) if output.buffered() > 0 => {
                 output.eof = true;
                 cx.set_alarm(Alarm::Monotonic(until));
@@ -214,7 +217,7 @@ impl Watch for WritePipe {
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
         match &mut self.output {
             Some(output) => output.write(cx, data, at),
-            None => Err(super::lacks("a pipe")),
+            None => Err(super::unsupported("a pipe")),
         }
     }
 

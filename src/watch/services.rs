@@ -1,4 +1,4 @@
-//! What all loops of a daemon share, for their watches.
+//! The services that all loops of a daemon share, for their watches.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -15,58 +15,59 @@ use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
 
-/// Reports to a watch from outside its loop's thread.
+/// Sends reports to a watch from outside its loop's thread.
 pub trait Notifier: Send + Sync + fmt::Debug {
-    /// Hands a notice over; lost if the watch is gone. The number of notices on their
-    /// way is bounded by the operations that cause them: one each.
+    /// Sends a notice, which is lost if the watch is gone. Each operation that causes notices has
+    /// at most one that is not handled yet, so their number is bounded.
     fn notify(&self, to: Key, notice: Notice);
 }
 
-/// Bounds of a transport.
+/// The limits of a transport.
 #[derive(Debug, Clone, Copy)]
 pub struct TransportLimits {
-    /// Bytes of one read.
+    /// The largest number of bytes of one read.
     pub read_size: usize,
-    /// Bytes held unsent before Write takes no more.
+    /// The largest number of unsent bytes that a transport holds; beyond it, Write takes no more.
     pub write_buffer: usize,
-    /// Unsent bytes above which a transport says WritePaused; WriteResumed comes at a quarter.
+    /// The number of unsent bytes above which a transport appends WritePaused. WriteResumed follows
+    /// at a quarter of it.
     pub high_water: usize,
-    /// How long a transport that is closed in order may take to send what it holds.
+    /// How long a transport that is closed in order may take to send the bytes that it holds.
     pub close_linger: Duration,
 }
 
-/// What all loops share.
+/// The services that all loops share.
 #[derive(Debug)]
 pub struct Services {
-    /// Where blocking work runs.
+    /// The runtime on which blocking work runs.
     pub runtime: tokio::runtime::Handle,
-    /// The one thread that takes signals.
+    /// The one thread that receives signals.
     pub signals: Arc<SignalHub>,
-    /// Bounds of transports.
+    /// The limits of transports.
     pub transport: TransportLimits,
-    /// How long others may keep an ended child's output open.
+    /// How long other processes may keep the output of an ended child open.
     pub pipe_grace: Duration,
-    /// Between SIGTERM and SIGKILL.
+    /// The time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// What children have unless their spec says otherwise.
+    /// The configured attributes of children, which their spec can override.
     pub configured: Attributes,
-    /// What they would have of the daemon, had it not changed it for itself.
+    /// The attributes that children would inherit if the daemon had not changed its own.
     pub own: Attributes,
-    /// Children that run, and how many may.
+    /// The count of running children, with its limit.
     pub children: Arc<Count>,
-    /// Watches of all loops, and how many there may be.
+    /// The count of the watches of all loops, with its limit.
     pub watches: Arc<Count>,
-    /// Who reaps children that were let go.
+    /// The reaper of children whose watch has let them go.
     pub reaper: Reaper,
-    /// Who reads the pipes of watches that have ended.
+    /// The reader of pipes whose watch has ended.
     pub drain: Arc<Drain>,
-    /// Where the blocking part of registrations runs.
+    /// The threads on which the blocking part of registrations runs.
     pub starters: Starters,
-    /// Who closes what may block.
+    /// The closer of sockets whose close(2) may block.
     pub closer: Closer,
 }
 
-/// A count with a bound.
+/// A count with a limit.
 #[derive(Debug)]
 pub struct Count {
     name: &'static str,
@@ -74,12 +75,12 @@ pub struct Count {
     used: AtomicUsize,
 }
 
-/// One of a [`Count`], given back when dropped.
+/// One unit of a [`Count`], which is released on drop.
 #[derive(Debug)]
 pub struct Permit(Arc<Count>);
 
 impl Count {
-    /// At most `limit`; `name` is the limit's in the configuration.
+    /// Returns a count of at most `limit`; `name` is the name of the limit in the configuration.
     #[must_use]
     pub fn new(name: &'static str, limit: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -89,18 +90,18 @@ impl Count {
         })
     }
 
-    /// Takes one, until the permit is dropped.
+    /// Takes one unit, until the permit is dropped.
     ///
     /// # Errors
-    /// [`Error::Limit`] when all are taken.
+    /// [`Error::Limit`] if all units are taken.
     pub fn take(self: &Arc<Self>) -> Result<Permit> {
         self.acquire().map(|()| Permit(Arc::clone(self)))
     }
 
-    /// Takes one, until [`Count::release`].
+    /// Takes one unit, until [`Count::release`].
     ///
     /// # Errors
-    /// [`Error::Limit`] when all are taken.
+    /// [`Error::Limit`] if all units are taken.
     pub fn acquire(&self) -> Result<()> {
         let more = |used| (used < self.limit).then_some(used + 1);
         self.used
@@ -109,12 +110,12 @@ impl Count {
             .map_err(|_| Error::limit(self.name, self.limit as u64))
     }
 
-    /// Gives one back that was acquired.
+    /// Releases one acquired unit.
     pub fn release(&self) {
         self.used.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many are taken.
+    /// Returns how many units are taken.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -128,9 +129,9 @@ impl Drop for Permit {
 }
 
 impl Services {
-    /// Closes a file descriptor, off the loop's thread if that can block: a socket with SO_LINGER
-    /// set waits for its peer (socket(7)), which whoever `shared` says has it too may set at any
-    /// moment; a terminal waits for its output.
+    /// Closes a file descriptor, off the loop's thread if close(2) can block. A socket with
+    /// SO_LINGER waits for its peer (socket(7)); if the socket is `shared`, another process may set
+    /// SO_LINGER at any moment. A terminal waits for its output.
     pub fn close(&self, fd: OwnedFd, shared: bool) {
         match sockopt::socket_domain(&fd) {
             Ok(AddressFamily::UNIX) => drop(fd),
@@ -150,7 +151,7 @@ impl Services {
     }
 }
 
-/// Closes sockets, many at once, on a thread where it may block.
+/// Closes sockets, many in one job, on a thread that may block.
 #[derive(Debug, Clone, Default)]
 pub struct Closer(Arc<Mutex<Vec<OwnedFd>>>);
 
@@ -159,8 +160,8 @@ impl Closer {
         let mut waiting = self.0.lock();
         waiting.push(fd);
         if waiting.len() == 1 {
-            // It takes those that come until it begins. Where one blocks after all, only those
-            // that it took wait with it.
+            // The job closes all sockets that are queued before it starts. If one of them blocks,
+            // only the sockets of the same job wait with it.
             let waiting = Arc::clone(&self.0);
             runtime.spawn_blocking(move || {
                 let taken = std::mem::take(&mut *waiting.lock());

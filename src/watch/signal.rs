@@ -1,4 +1,4 @@
-//! Signals sent to the daemon's own process.
+//! Watches signals sent to the daemon's own process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use crate::event::{Kind, Signal};
 use crate::proto;
 use crate::signals::{Received, SignalSink, Subscription};
 
-/// Signals as asked for: allowed numbers, at least one.
+/// The checked order of a signal watch: allowed numbers, at least one.
 #[derive(Debug, Clone)]
 pub struct SignalOrder(pub Vec<i32>);
 
 impl SignalOrder {
-    /// The watch.
+    /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         Box::new(SignalWatch {
@@ -27,8 +27,8 @@ impl SignalOrder {
     }
 }
 
-/// What came since the loop last looked: one slot a number, so that repeats count
-/// instead of queueing, and one notice on its way at a time.
+/// The signals that arrived since the loop last took them: one slot a number, so that repeats are
+/// counted and not queued. At most one notice at a time is not handled yet.
 #[derive(Debug)]
 pub struct Inbox {
     to: Key,
@@ -54,12 +54,13 @@ impl SignalSink for Inbox {
 struct SignalWatch {
     numbers: Vec<i32>,
     subscription: Option<Subscription>,
-    /// For room: one event a number, so that repeats count.
+    /// The signals that wait for room in the journal: one event a number, so that repeats are
+    /// counted.
     waiting: BTreeMap<i32, (Received, u64)>,
 }
 
 impl SignalWatch {
-    fn tell(&mut self, cx: &mut Context<'_>) {
+    fn emit_waiting(&mut self, cx: &mut Context<'_>) {
         while !self.waiting.is_empty() && cx.has_room() {
             let Some((_, (received, count))) = self.waiting.pop_first() else {
                 return;
@@ -96,12 +97,12 @@ impl Watch for SignalWatch {
             let slot = self.waiting.entry(number).or_insert((received, 0));
             *slot = (received, slot.1 + count);
         }
-        self.tell(cx);
+        self.emit_waiting(cx);
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         if !hold {
-            self.tell(cx);
+            self.emit_waiting(cx);
         }
         !self.waiting.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The threads on which watches are prepared and children started.
+//! The threads on which watches are prepared and child processes started.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,10 +34,10 @@ impl fmt::Debug for Starters {
 }
 
 impl Starters {
-    /// Starts so many threads, at least one.
+    /// Starts `threads` threads, at least one.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// The system refused a thread.
     pub fn start(threads: usize, runtime: &Handle) -> Result<Self> {
         let starters = Self(Arc::default());
         *starters.0.jobs.lock() = Some(VecDeque::new());

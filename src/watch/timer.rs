@@ -1,4 +1,4 @@
-//! Timers: once after a delay or at a time, or again and again at a fixed rate.
+//! Timers, which fire once after a delay or at a time, or repeatedly at a fixed rate.
 
 use std::time::Duration;
 
@@ -8,28 +8,30 @@ use crate::driver::{Done, Lane};
 use crate::event::{CloseReason, Kind, TimerFired, largest};
 use crate::proto;
 
-/// Shortest interval of a repeating timer.
+/// The shortest interval of a repeating timer.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// When a timer fires.
+/// The times at which a timer fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
     /// Once, this long from now.
     After(Duration),
-    /// Once, at a time of `CLOCK_MONOTONIC`, nanoseconds.
+    /// Once, at a time of `CLOCK_MONOTONIC`, in nanoseconds.
     AtMonotonic(u64),
-    /// Once, at a time of `CLOCK_REALTIME`, nanoseconds.
+    /// Once, at a time of `CLOCK_REALTIME`, in nanoseconds.
     AtRealtime(u64),
-    /// Every interval, first one interval from now; at least [`INTERVAL_MIN`].
+    /// At a fixed interval, the first time one interval from now. The interval is at least
+    /// [`INTERVAL_MIN`].
     Every(Duration),
 }
 
-/// A timer as asked for.
+/// The checked order of a timer.
 #[derive(Debug, Clone, Copy)]
 pub struct TimerOrder(pub Schedule);
 
 impl TimerOrder {
-    /// What the watch takes. The ticks of a repeating timer come when there is room for them.
+    /// Returns what the watch needs. For the ticks of a repeating timer no room is reserved: they
+    /// are appended when there is room.
     #[must_use]
     pub const fn need(self) -> Need {
         match self.0 {
@@ -38,14 +40,14 @@ impl TimerOrder {
         }
     }
 
-    /// The watch.
+    /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         Box::new(Timer::New(self.0))
     }
 }
 
-/// A loop may have a million of them.
+/// A timer watch. A loop may have a million of them, so it is small.
 #[derive(Debug)]
 enum Timer {
     New(Schedule),
@@ -56,19 +58,19 @@ enum Timer {
 
 #[derive(Debug)]
 struct Ticks {
-    /// Nanoseconds.
+    /// The interval in nanoseconds.
     interval: u64,
-    /// When the next one is due, monotonic.
+    /// When the next tick is due, in nanoseconds of the monotonic clock.
     next: u64,
-    /// Ticks so far, missed ones counted.
+    /// The number of ticks so far, missed ones included.
     count: u64,
-    /// Events so far.
+    /// The number of events so far.
     fired: u64,
 }
 
 impl Ticks {
-    /// What to tell of those that are due, if there is room; a later tick counts one that was
-    /// not told as missed.
+    /// Returns the event for the ticks that are due, and sets the alarm for the next tick. Returns
+    /// `None` if the journal has no room; the next event then counts these ticks as missed.
     fn due(&mut self, cx: &mut Context<'_>) -> Option<TimerFired> {
         let now = cx.now.monotonic;
         let missed = (now - self.next) / self.interval;
@@ -93,7 +95,7 @@ impl Ticks {
 impl Watch for Timer {
     fn start(&mut self, cx: &mut Context<'_>) {
         let Self::New(schedule) = *self else { return };
-        // Not the turn's time, which may lie before the request.
+        // The time of the turn may be before the request, so it is not used.
         let now = Now::sample().monotonic;
         let first = match schedule {
             Schedule::After(delay) | Schedule::Every(delay) => {

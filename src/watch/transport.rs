@@ -1,4 +1,5 @@
-//! The two halves of a byte stream, shared by connections, pipes and children.
+//! The incoming and the outgoing half of a byte stream, used by connections, pipes and child
+//! processes.
 
 use std::collections::VecDeque;
 
@@ -10,30 +11,31 @@ use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Stream, WritePaused, WriteResumed};
 
-/// How an incoming stream ended.
+/// The end of an incoming stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     Eof,
     Failed(Errno),
-    /// Its operation was cancelled while the watch closes.
+    /// The operation was cancelled because the stream or the watch is ending.
     Cancelled,
 }
 
-/// Bytes that come in: `Data` with their offsets.
+/// The incoming half: reads bytes and appends them as `Data` with their offsets.
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) lane: Lane,
     pub(super) source: SourceId,
     pub(super) stream: Stream,
     pub(super) offset: u64,
-    /// By the client.
+    /// Whether the client paused it.
     pub(super) paused: bool,
-    /// For want of room.
+    /// Whether it is paused because the journal has no room.
     pub(super) held: bool,
     pub(super) ended: bool,
-    /// Of a child that has ended: all that it wrote lies before this offset.
+    /// The offset before which all output of an ended child lies. The largest number while the
+    /// child runs.
     pub(super) own_end: u64,
-    /// Ends with the cancellation of its operation.
+    /// Whether the stream ends once its operation is cancelled.
     ending: bool,
 }
 
@@ -52,7 +54,7 @@ impl Incoming {
         }
     }
 
-    /// Reads, unless it is paused, held, ended or reading already.
+    /// Starts a read, unless the stream is paused, held, ended or read already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
         if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
             let max = cx.services.transport.read_size;
@@ -69,7 +71,8 @@ impl Incoming {
         }
     }
 
-    /// As [`Incoming::pause`], for want of room. Says whether there is something to be held.
+    /// As [`Incoming::pause`], because the journal has no room. Returns whether the stream has not
+    /// ended.
     pub(super) fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         if hold {
@@ -80,8 +83,8 @@ impl Incoming {
         !self.ended
     }
 
-    /// Asks for its end. False: it has no operation whose end would tell, so that it
-    /// ends here and now.
+    /// Requests the end of the stream. Returns false if it has no live operation: then no
+    /// completion will follow, and the stream ends with this call.
     pub(super) fn end(&mut self, cx: &mut Context<'_>) -> bool {
         self.ending = true;
         cx.cancel(self.lane);
@@ -101,7 +104,8 @@ impl Incoming {
             Done::Eof => Ended::Eof,
             Done::Failed(errno) => Ended::Failed(errno),
             Done::Cancelled if self.ending || cx.is_cancelling() => Ended::Cancelled,
-            // Paused, or resumed again before the cancellation came through.
+            // The read was cancelled by a pause, or by one that was resumed before the cancellation
+            // completed.
             _ => {
                 self.start(cx);
                 return None;
@@ -112,7 +116,7 @@ impl Incoming {
     }
 }
 
-/// Bytes that go out, in order, as fast as the kernel takes them.
+/// The outgoing half: sends bytes in order, as fast as the kernel takes them.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) lane: Lane,
@@ -120,9 +124,10 @@ pub(super) struct Outgoing {
     queue: VecDeque<Bytes>,
     buffered: usize,
     pub(super) taken: u64,
-    /// More than the high-water mark was unsent, and not yet a quarter of it again.
+    /// Whether WritePaused was appended: more bytes than the high-water mark were unsent, and not
+    /// yet a quarter of it or less.
     paused: bool,
-    /// No more bytes will be taken.
+    /// Whether the stream was ended, so that it takes no more bytes.
     pub(super) eof: bool,
 }
 
@@ -143,7 +148,8 @@ impl Outgoing {
         self.buffered as u64
     }
 
-    /// Takes as much of `data` as there is room for.
+    /// Takes as much of `data` as there is room for. `at` is its offset in the stream, `None` the
+    /// end.
     pub(super) fn write(
         &mut self,
         cx: &mut Context<'_>,
@@ -167,12 +173,12 @@ impl Outgoing {
         let limits = cx.services.transport;
         let room = limits.write_buffer.saturating_sub(self.buffered);
         if fresh.len() > room {
-            // A copy: a slice would keep all of the request in memory.
+            // Copied, because a slice would keep the whole request in memory.
             fresh = Bytes::copy_from_slice(&fresh[..room]);
         }
         let pauses = self.buffered + fresh.len() > limits.high_water && !self.paused;
         if pauses {
-            // For WritePaused, and for WriteResumed, which has to follow.
+            // Room for WritePaused, and for the WriteResumed that must follow.
             cx.reserve()?;
             cx.reserve().inspect_err(|_| cx.unreserve())?;
         }
@@ -202,10 +208,10 @@ impl Outgoing {
         }
     }
 
-    /// Takes what came of its operation.
+    /// Handles a completion of the send.
     ///
     /// # Errors
-    /// The stream is broken.
+    /// The send failed.
     pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: &Done) -> Result<(), Errno> {
         match *done {
             Done::Sent(sent) => {
@@ -232,7 +238,7 @@ impl Outgoing {
         }
     }
 
-    /// Everything taken was sent, and no more will be.
+    /// Returns whether all bytes that were taken are sent, and the stream was ended.
     pub(super) fn is_finished(&self) -> bool {
         self.eof && self.buffered == 0
     }

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 
 use super::driver::Proactor;
 use super::entry::Token;
-use super::operation::{Stage, What};
+use super::operation::{Report, Stage};
 use crate::driver::Done;
-use crate::driver::turn::timespec;
+use crate::driver::wait::timespec;
 
 /// Most sources taken from epoll at once; the next poll reports the others.
 const EVENTS_MAX: usize = 64;
@@ -112,7 +112,7 @@ impl Proactor {
                     self.again(token);
                 } else {
                     live.stage = Stage::Found;
-                    self.find(token, What::Ready);
+                    self.find(token, Report::Ready);
                 }
             }
         }

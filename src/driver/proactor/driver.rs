@@ -13,10 +13,10 @@ use slab::Slab;
 
 use super::aside::Aside;
 use super::entry::Token;
-use super::operation::{Live, Source, Stage, What};
+use super::operation::{Live, Report, Source, Stage};
 use super::ring::{MUCH, Ring};
 use crate::driver::acceptor::Acceptor;
-use crate::driver::turn::Turn;
+use crate::driver::turn::TurnState;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
@@ -54,8 +54,8 @@ pub(super) struct Proactor {
     pub(super) files: VecDeque<Token>,
     /// Receives that found no buffer, each with its place in the queue; they go on in this order.
     /// An entry is stale if its operation has since ended or been given another place.
-    pub(super) starved: VecDeque<(Token, u64)>,
-    /// The last place given in `starved`.
+    pub(super) waiting_receives: VecDeque<(Token, u64)>,
+    /// The last place given in `waiting_receives`.
     pub(super) places: u64,
     /// Operations in the kernel for which a cancellation is to be submitted.
     pub(super) cancelled: Vec<Token>,
@@ -64,7 +64,7 @@ pub(super) struct Proactor {
     /// Number of cancelled operations whose end was not reported yet.
     pub(super) cancelling: usize,
     /// Results of the kernel that no turn has had budget for yet.
-    pub(super) found: VecDeque<(Token, What)>,
+    pub(super) found: VecDeque<(Token, Report)>,
     /// Bytes in `found`.
     pub(super) held: usize,
     /// Refused operations, to be reported in the next turn.
@@ -79,7 +79,7 @@ impl fmt::Debug for Proactor {
             .field("ring", &self.ring)
             .field("waker", &self.waker)
             .field("sources", &self.sources.len())
-            .field("lined_up", &self.starved.len())
+            .field("lined_up", &self.waiting_receives.len())
             .finish_non_exhaustive()
     }
 }
@@ -96,7 +96,7 @@ impl Proactor {
             sources: Slab::new(),
             queued: Vec::new(),
             files: VecDeque::new(),
-            starved: VecDeque::new(),
+            waiting_receives: VecDeque::new(),
             places: 0,
             cancelled: Vec::new(),
             receiving: 0,
@@ -114,8 +114,8 @@ impl Proactor {
     }
 
     /// Queues a result, to be reported when a turn has budget for it.
-    pub(super) fn find(&mut self, token: Token, what: What) {
-        if let What::Data(bytes) = &what {
+    pub(super) fn find(&mut self, token: Token, what: Report) {
+        if let Report::Data(bytes) = &what {
             self.held += bytes.len();
         }
         self.found.push_back((token, what));
@@ -124,7 +124,7 @@ impl Proactor {
     pub(super) fn end(&mut self, token: Token, done: Done) {
         if let Some(live) = self.live(token) {
             live.stage = Stage::Found;
-            self.find(token, What::End(done));
+            self.find(token, Report::End(done));
         }
     }
 
@@ -151,7 +151,7 @@ impl Proactor {
 
     /// Returns whether operations wait that can be submitted now.
     fn is_behind(&self) -> bool {
-        !self.queued.is_empty() || (!self.starved.is_empty() && self.ring.exposed() > 0)
+        !self.queued.is_empty() || (!self.waiting_receives.is_empty() && self.ring.exposed() > 0)
     }
 
     /// Polls the loop's waker, so that it ends the wait.
@@ -289,7 +289,7 @@ impl Driver for Proactor {
         let deadline = timeout
             .filter(|timeout| !timeout.is_zero())
             .and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut turn = Turn::new(budget, completions);
+        let mut turn = TurnState::new(budget, completions);
         for Completion { id, done, last } in self.refused.drain(..) {
             turn.push(id, done, last);
         }

@@ -64,7 +64,7 @@ impl Entry {
 
 /// A result of an operation in flight.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct Outcome {
     pub(super) token: Token,
     /// The result that the system call would have returned.
     pub(super) result: Result<usize, Errno>,

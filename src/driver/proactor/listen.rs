@@ -6,8 +6,8 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::driver::Proactor;
-use super::entry::{Entry, Said, Token};
-use super::operation::{Stage, What};
+use super::entry::{Entry, Outcome, Token};
+use super::operation::{Report, Stage};
 use crate::driver::{Direction, Done, Op, transfer};
 
 /// Returns the error for a result that is impossible. After one, no result can be trusted.
@@ -16,7 +16,7 @@ fn impossible(what: &str) -> io::Error {
 }
 
 /// Checks a result of an operation that the kernel carries out. Returns what is impossible in it.
-fn refutation(op: &Op, said: &Said) -> Option<&'static str> {
+fn refutation(op: &Op, said: &Outcome) -> Option<&'static str> {
     let receives = matches!(op, Op::Recv { .. } | Op::ReadAt { .. });
     match (op, said.result) {
         (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => {
@@ -115,7 +115,7 @@ impl Proactor {
             }
             Ok(_) => {
                 live.stage = Stage::Found;
-                self.find(token, What::Ready);
+                self.find(token, Report::Ready);
             }
             Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => self.again(token),
             Err(errno) => self.end(token, Done::Failed(errno)),
@@ -123,8 +123,8 @@ impl Proactor {
     }
 
     /// Processes a result of an operation that the kernel carries out.
-    fn done(&mut self, said: Said) {
-        let Said {
+    fn done(&mut self, said: Outcome) {
+        let Outcome {
             token,
             result,
             data,
@@ -146,14 +146,14 @@ impl Proactor {
                 if once {
                     live.stage = Stage::Found;
                 }
-                self.find(token, What::Data(data));
+                self.find(token, Report::Data(data));
                 if last && !once {
                     self.again(token);
                 }
             }
             Ok(_) => self.end(token, Done::Eof),
             Err(Errno::NOBUFS) if receives => {
-                self.ring.starved();
+                self.ring.ran_out_of_buffers();
                 if live.cancelling {
                     return self.end(token, Done::Cancelled);
                 }

@@ -27,7 +27,7 @@ pub(super) struct Live {
     pub(super) polled: bool,
     /// Whether connect(2) was called and goes on outside the ring.
     pub(super) begun: bool,
-    /// Its latest place in `Proactor::starved`.
+    /// Its latest place in `Proactor::waiting_receives`.
     pub(super) place: u64,
 }
 
@@ -91,7 +91,7 @@ impl Source {
 
 /// A result of an operation that is to be reported.
 #[derive(Debug)]
-pub(super) enum What {
+pub(super) enum Report {
     Data(Received),
     End(Done),
     /// The source is ready. The system call is made when there is budget to report its result.

@@ -21,9 +21,9 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::buffers::{Buffers, GROUP};
-use super::entry::{Entry, Said, Token};
+use super::entry::{Entry, Outcome, Token};
 use super::probe::{self, Refused};
-use crate::driver::turn::timespec;
+use crate::driver::wait::timespec;
 use crate::driver::{Direction, Received, transfer::Chunk};
 
 /// Size of the submission queue. When it is full, the queue is submitted with an extra call.
@@ -40,7 +40,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The operation that receives bytes from a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Receive {
     /// A multishot receive, for sockets.
     Recv,
     /// A multishot read, for other descriptors.
@@ -146,7 +146,7 @@ impl Ring {
     }
 
     /// Notes that a receive found no buffer.
-    pub(super) fn starved(&mut self) {
+    pub(super) fn ran_out_of_buffers(&mut self) {
         self.buffers.grow();
     }
 
@@ -165,14 +165,14 @@ impl Ring {
         &mut self,
         token: Token,
         fd: BorrowedFd<'_>,
-        way: Way,
+        way: Receive,
         max: usize,
     ) -> Result<(), Errno> {
         let fd = Fd(fd.as_raw_fd());
         let entry = match way {
-            Way::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
-            Way::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
-            Way::Read => {
+            Receive::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
+            Receive::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
+            Receive::Read => {
                 let max = u32::try_from(max).unwrap_or(u32::MAX >> 1);
                 opcode::Read::new(fd, ptr::null_mut(), max)
                     .offset(HERE)
@@ -352,7 +352,7 @@ impl Ring {
     /// entry, in order.
     ///
     /// Returns `None` if the entry is impossible.
-    pub(super) fn read(&mut self, entry: &Entry) -> Option<Said> {
+    pub(super) fn read(&mut self, entry: &Entry) -> Option<Outcome> {
         let Entry {
             token,
             result,
@@ -383,7 +383,7 @@ impl Ring {
                 }
             }
         }
-        Some(Said {
+        Some(Outcome {
             token,
             result,
             data,
@@ -402,7 +402,7 @@ impl Ring {
     }
 
     /// Cancels all operations in flight and waits until they have ended. Returns whether they have.
-    fn settle(&mut self) -> bool {
+    fn cancel_all(&mut self) -> bool {
         let begun = Instant::now();
         let all = opcode::AsyncCancel2::new(CancelBuilder::any().all())
             .build()
@@ -426,7 +426,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.distrusted || (self.in_flight > 0 && !self.settle()) {
+        if self.distrusted || (self.in_flight > 0 && !self.cancel_all()) {
             // Closing the ring ends the operations some time later.
             tracing::error!(
                 ring = ?self,

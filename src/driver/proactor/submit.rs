@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use super::driver::Proactor;
 use super::entry::Token;
 use super::operation::{Live, Stage};
-use super::ring::Way;
+use super::ring::Receive;
 use crate::driver::transfer::{self, Refused};
 use crate::driver::{Done, Op};
 
@@ -31,12 +31,12 @@ impl Proactor {
         // One receive may use all buffers, so only a few go on at a time. A receive that finds no
         // bytes waits in the kernel and needs no place in the queue.
         for _ in 0..self.ring.exposed().div_ceil(SHARE) {
-            let Some((token, place)) = self.starved.pop_front() else {
+            let Some((token, place)) = self.waiting_receives.pop_front() else {
                 break;
             };
             let here = self.live(token).is_some_and(|live| live.place == place);
             if here && self.submit_one(token).is_err() {
-                self.starved.push_front((token, place));
+                self.waiting_receives.push_front((token, place));
                 break;
             }
         }
@@ -54,7 +54,7 @@ impl Proactor {
 
     /// Returns whether a receive must wait: there are no buffers, or other receives wait for them.
     fn must_line_up(&mut self, token: Token) -> bool {
-        let short = self.ring.exposed() == 0 || !self.starved.is_empty();
+        let short = self.ring.exposed() == 0 || !self.waiting_receives.is_empty();
         let receives = |live: &mut Live| {
             let receives = matches!(live.op, Op::Recv { .. });
             receives && !live.poll_first && live.stage == Stage::Queued
@@ -68,15 +68,15 @@ impl Proactor {
         let place = self.places;
         if let Some(live) = self.live(token) {
             (live.stage, live.place) = (Stage::Queued, place);
-            self.starved.push_back((token, place));
+            self.waiting_receives.push_back((token, place));
         }
-        if self.starved.len() > 64 + 2 * self.sources.len() {
-            let mut starved = std::mem::take(&mut self.starved);
-            starved.retain(|&(token, place)| {
+        if self.waiting_receives.len() > 64 + 2 * self.sources.len() {
+            let mut waiting_receives = std::mem::take(&mut self.waiting_receives);
+            waiting_receives.retain(|&(token, place)| {
                 let live = self.live(token);
                 live.is_some_and(|live| live.place == place && live.stage == Stage::Queued)
             });
-            self.starved = starved;
+            self.waiting_receives = waiting_receives;
         }
     }
 
@@ -133,9 +133,9 @@ impl Proactor {
             },
             Op::Recv { max } if !live.poll_first => {
                 let way = match (many, socket) {
-                    (false, _) => Way::Read,
-                    (true, true) => Way::Recv,
-                    (true, false) => Way::ReadMany,
+                    (false, _) => Receive::Read,
+                    (true, true) => Receive::Recv,
+                    (true, false) => Receive::ReadMany,
                 };
                 self.ring.receive(token, fd, way, *max)?;
                 live.stage = Stage::Submitted;

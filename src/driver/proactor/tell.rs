@@ -2,15 +2,15 @@
 
 use super::driver::Proactor;
 use super::entry::Token;
-use super::operation::{Live, What};
+use super::operation::{Live, Report};
 use crate::driver::transfer::{self, Refused};
-use crate::driver::turn::Turn;
+use crate::driver::turn::TurnState;
 use crate::driver::{Done, Op};
 
 impl Proactor {
     /// Reports results until the budget is spent. Results of cancelled operations are reported
     /// regardless of the budget.
-    pub(super) fn tell(&mut self, turn: &mut Turn<'_>) {
+    pub(super) fn tell(&mut self, turn: &mut TurnState<'_>) {
         while let Some((token, what)) = self.found.pop_front() {
             if turn.is_spent() && !self.is_cancelling(token) {
                 self.found.push_front((token, what));
@@ -37,11 +37,11 @@ impl Proactor {
     }
 
     /// Reports one result. Returns the part that exceeds the budget.
-    fn tell_one(&mut self, token: Token, what: What, turn: &mut Turn<'_>) -> Option<What> {
+    fn tell_one(&mut self, token: Token, what: Report, turn: &mut TurnState<'_>) -> Option<Report> {
         let live = self.live(token)?;
         let (id, cancelling) = (live.id, live.cancelling);
         match what {
-            What::Data(data) => {
+            Report::Data(data) => {
                 let (max, once) = match live.op {
                     Op::Recv { max } => (max, false),
                     Op::ReadAt { max, .. } => (max, true),
@@ -63,17 +63,17 @@ impl Proactor {
                     }
                     turn.push_data(id, piece, last);
                 }
-                rest.map(What::Data)
+                rest.map(Report::Data)
             }
-            What::End(done) => {
+            Report::End(done) => {
                 self.over(token, done, turn);
                 None
             }
-            What::Ready if cancelling => {
+            Report::Ready if cancelling => {
                 self.over(token, Done::Cancelled, turn);
                 None
             }
-            What::Ready => {
+            Report::Ready => {
                 self.attempt(token, turn);
                 None
             }
@@ -81,7 +81,7 @@ impl Proactor {
     }
 
     /// Makes the system call for which a poll waited until the source was ready.
-    fn attempt(&mut self, token: Token, turn: &mut Turn<'_>) {
+    fn attempt(&mut self, token: Token, turn: &mut TurnState<'_>) {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
         };
@@ -114,7 +114,7 @@ impl Proactor {
     }
 
     /// Reports the end of an operation.
-    fn over(&mut self, token: Token, done: Done, turn: &mut Turn<'_>) {
+    fn over(&mut self, token: Token, done: Done, turn: &mut TurnState<'_>) {
         if let Some(live) = self.take_out(token) {
             turn.push(live.id, done, true);
         }

@@ -12,7 +12,8 @@ use slab::Slab;
 use super::{Event, Interest, Poller};
 use crate::driver::acceptor::Acceptor;
 use crate::driver::transfer::{self, Intake, Refused};
-use crate::driver::turn::{Turn, wait};
+use crate::driver::turn::TurnState;
+use crate::driver::wait::wait;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
@@ -138,7 +139,7 @@ impl<P: Poller> Selector<P> {
     }
 
     /// Tries fresh operations and registers changed interest.
-    fn settle(&mut self, turn: &mut Turn<'_>) {
+    fn apply_changes(&mut self, turn: &mut TurnState<'_>) {
         // Sends get half of the budget, so that a loop that sends a lot also receives.
         let reserve = turn.budget.completions / 2;
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -164,7 +165,7 @@ impl<P: Poller> Selector<P> {
     }
 
     /// Registers a source's current interest. If the system refuses, the source's operations fail.
-    fn register(&mut self, index: usize, turn: &mut Turn<'_>) {
+    fn register(&mut self, index: usize, turn: &mut TurnState<'_>) {
         let Some(source) = self.sources.get_mut(index) else {
             return;
         };
@@ -195,7 +196,7 @@ impl<P: Poller> Selector<P> {
     }
 
     /// Serves the events of the last wait until the budget is spent.
-    fn serve(&mut self, turn: &mut Turn<'_>) {
+    fn serve(&mut self, turn: &mut TurnState<'_>) {
         while let Some(&Event { token, read, write }) = self.events.get(self.served) {
             if token != WAKER {
                 for (direction, found) in [(Direction::Read, read), (Direction::Write, write)] {
@@ -215,7 +216,7 @@ impl<P: Poller> Selector<P> {
     }
 
     /// Tries the source's operation in that direction, if it has one.
-    fn attempt(&mut self, index: usize, direction: Direction, turn: &mut Turn<'_>) {
+    fn attempt(&mut self, index: usize, direction: Direction, turn: &mut TurnState<'_>) {
         let Some(source) = self.sources.get_mut(index) else {
             return;
         };
@@ -349,11 +350,11 @@ impl<P: Poller> Driver for Selector<P> {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.looked = false;
-        let mut turn = Turn::new(budget, completions);
+        let mut turn = TurnState::new(budget, completions);
         for Completion { id, done, last } in self.endings.drain(..) {
             turn.push(id, done, last);
         }
-        self.settle(&mut turn);
+        self.apply_changes(&mut turn);
         if turn.is_spent() && !turn.progress {
             // With a budget of zero a ready source cannot be reported, so it must not end the wait.
             return Ok(wait(&self.waker, timeout)?);

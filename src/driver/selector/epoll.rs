@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::{Event, Interest, Poller};
-use crate::driver::turn::timespec;
+use crate::driver::wait::timespec;
 
 /// Most events taken from the kernel at once. The kernel reports ready descriptors in rotation, so
 /// a smaller number only means more calls.

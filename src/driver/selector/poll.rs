@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::{Event, Interest, Poller};
-use crate::driver::turn::timespec;
+use crate::driver::wait::timespec;
 
 #[derive(Debug)]
 pub(super) struct Poll {

@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, sockopt};
 
 use super::{Event, Interest, Poller};
 use crate::driver::capability::SELECT_LIMIT;
-use crate::driver::turn::timespec;
+use crate::driver::wait::timespec;
 
 /// Most hang-ups taken from `Select::aside` at once; the next wait reports the others.
 const ASIDE_MAX: usize = 64;

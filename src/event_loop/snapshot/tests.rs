@@ -1,4 +1,4 @@
-//! Against a copy of everything.
+//! Compares snapshots with full copies of the watches.
 
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
-/// A watch that is told apart by its `user_data`.
+/// Returns a watch whose `user_data` identifies its state.
 fn watch(id: u64, user_data: u64) -> proto::Watch {
     proto::Watch {
         watch_id: id,
@@ -46,7 +46,7 @@ fn read(snapshots: &mut Snapshots, live: &Live, number: u64, bytes: usize) -> Pa
     snapshots.part(number, bytes, &all, next, view).unwrap()
 }
 
-fn told(part: &Part, rest: &mut Live) {
+fn check_part(part: &Part, rest: &mut Live) {
     for watch in &part.watches {
         let (id, data) = rest.pop_first().unwrap();
         assert_eq!((watch.watch_id, watch.user_data), (id, data));
@@ -66,7 +66,7 @@ proptest! {
         let budget = Budget::new(1 << 30);
         let mut snapshots = Snapshots::new(&budget);
         let (mut live, mut last, mut data) = (Live::new(), 0, 0);
-        // What is left to be told, by snapshot.
+        // The watches that each snapshot has yet to return.
         let mut open: Vec<(u64, Live)> = Vec::new();
         for step in steps {
             data += 1;
@@ -89,7 +89,7 @@ proptest! {
                     let index = index % open.len();
                     let (number, rest) = &mut open[index];
                     let part = read(&mut snapshots, &live, *number, bytes);
-                    told(&part, rest);
+                    check_part(&part, rest);
                     if part.last {
                         open.swap_remove(index);
                     }
@@ -98,11 +98,11 @@ proptest! {
                     let (number, _) = open.swap_remove(index % open.len());
                     snapshots.end(number);
                 }
-                Step::Tidy(looks) => snapshots.go_on(looks),
+                Step::Tidy(looks) => snapshots.release_kept(looks),
                 _ => {}
             }
         }
-        // The loop closes: what was kept is all there is.
+        // The loop closes: from here on snapshots consist of kept watches.
         for (id, data) in &live {
             keep(&mut snapshots, *id, *data);
         }
@@ -110,11 +110,11 @@ proptest! {
             let mut last = false;
             while !last {
                 let part = read(&mut snapshots, &Live::new(), number, 40);
-                told(&part, &mut rest);
+                check_part(&part, &mut rest);
                 last = part.last;
             }
         }
-        snapshots.go_on(usize::MAX);
+        snapshots.release_kept(usize::MAX);
         prop_assert!(snapshots.open.is_empty() && snapshots.kept.is_empty());
         prop_assert_eq!(budget.total(), 0);
     }

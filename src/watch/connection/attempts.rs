@@ -1,4 +1,4 @@
-//! Connecting to one of several addresses, whichever answers first (RFC 8305).
+//! Connects to one of several addresses, whichever answers first (RFC 8305).
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -8,34 +8,34 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
-use super::Ends;
+use super::CancelledOps;
 use crate::clock::nanos;
 use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::SystemError;
 use crate::watch::{Alarm, Context, Notice};
 
-/// Most addresses of a name that are tried, and so most attempts at once.
+/// The largest number of addresses of a name that are tried, and so of attempts at once.
 const ADDRESSES_MAX: usize = 16;
 /// RFC 8305's Connection Attempt Delay.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// How soon an address that could not be tried now is tried again: at first, and at most, as the
+/// The first and the longest delay before an address that could not be tried is tried again. The
 /// delay doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(1);
 const RETRY_MAX: Duration = Duration::from_millis(100);
-/// Attempts take the lanes from here on.
+/// The first lane that attempts use.
 const FIRST_LANE: u8 = 2;
 
-/// How far connecting is.
+/// The progress of connecting.
 #[derive(Debug)]
 pub(super) struct Attempts {
     waiting: VecDeque<SocketAddrAny>,
-    /// The oldest first.
+    /// The attempts in progress, the oldest first.
     live: Vec<Attempt>,
     local: Option<IpAddr>,
-    /// No attempt begins before, monotonic nanoseconds.
+    /// The time before which no attempt begins, in nanoseconds of the monotonic clock.
     next: u64,
     retry: Duration,
-    /// When connecting fails as a whole, monotonic nanoseconds.
+    /// When connecting fails as a whole, in nanoseconds of the monotonic clock.
     deadline: u64,
     resolving: bool,
     error: SystemError,
@@ -48,7 +48,7 @@ struct Attempt {
     to: SocketAddrAny,
 }
 
-/// Has a name resolved elsewhere.
+/// Resolves a name on the blocking pool, which reports the result by a notice.
 pub(super) fn resolve(cx: &Context<'_>, host: String, port: u16) {
     let (key, notifier) = (cx.key(), std::sync::Arc::clone(cx.notifier));
     cx.services.runtime.spawn_blocking(move || {
@@ -61,7 +61,8 @@ pub(super) fn resolve(cx: &Context<'_>, host: String, port: u16) {
     });
 }
 
-/// The resolver's order, but families take turns (RFC 8305, section 4).
+/// Returns the addresses in the resolver's order, but with the address families alternating (RFC
+/// 8305, section 4).
 fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut first = VecDeque::new();
     let mut other = VecDeque::new();
@@ -80,7 +81,8 @@ fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 }
 
 impl Attempts {
-    /// Ends at `deadline`, monotonic nanoseconds; `local` is the address to connect from.
+    /// Returns attempts that fail at `deadline`, in nanoseconds of the monotonic clock; `local` is
+    /// the address to connect from.
     pub(super) fn new(deadline: u64, local: Option<IpAddr>) -> Self {
         Self {
             waiting: VecDeque::new(),
@@ -94,12 +96,12 @@ impl Attempts {
         }
     }
 
-    /// One more address to try, after the others.
+    /// Adds an address, to be tried after the others.
     pub(super) fn add(&mut self, address: impl Into<SocketAddrAny>) {
         self.waiting.push_back(address.into());
     }
 
-    /// Tries the addresses of a name, once they are [known](Self::resolved).
+    /// Resolves a name, whose addresses are tried once they are [known](Self::resolved).
     pub(super) fn resolve(&mut self, cx: &Context<'_>, host: String, port: u16) {
         self.resolving = true;
         self.error.step = "resolve";
@@ -128,7 +130,7 @@ impl Attempts {
         let now = cx.now.monotonic;
         if now >= self.deadline {
             let (step, detail) = (self.error.step, "connect_timeout");
-            cx.fail_with(SystemError::new(Errno::TIMEDOUT, step, detail));
+            cx.close_with_error(SystemError::new(Errno::TIMEDOUT, step, detail));
             return;
         }
         while now >= self.next
@@ -137,7 +139,7 @@ impl Attempts {
             self.begin(cx, to);
         }
         if self.live.is_empty() && self.waiting.is_empty() && !self.resolving {
-            cx.fail_with(self.error.clone());
+            cx.close_with_error(self.error.clone());
             return;
         }
         let alarm = if self.waiting.is_empty() {
@@ -151,7 +153,8 @@ impl Attempts {
     fn begin(&mut self, cx: &mut Context<'_>, to: SocketAddrAny) {
         self.next = cx.now.monotonic.saturating_add(nanos(ATTEMPT_DELAY));
         if !self.live.is_empty() && !cx.one_more_source() {
-            // It gives way to this one, which begins when it has ended.
+            // The loop has no source left for one more attempt: the oldest attempt is cancelled,
+            // and this one begins when that has ended.
             cx.cancel(self.live[0].lane);
             self.waiting.push_front(to);
             return;
@@ -165,7 +168,7 @@ impl Attempts {
                 cx.start(lane, source, Op::Connect(Box::new(to.clone())));
                 self.live.push(Attempt { lane, source, to });
             }
-            // The watch closes.
+            // `attach` failed and has requested the end of the watch.
             (Ok(_), _) => {}
             (Err(error), _) => {
                 self.error = error;
@@ -182,7 +185,7 @@ impl Attempts {
         let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
             .map_err(|errno| failed(errno, "socket"))?;
         if family != AddressFamily::UNIX {
-            // Small writes go out at once, as asyncio does since 3.6.
+            // Small writes are sent at once, as in asyncio since 3.6.
             rustix::net::sockopt::set_tcp_nodelay(&fd, true).map_err(|e| failed(e, "socket"))?;
         }
         if let Some(local) = self.local {
@@ -191,23 +194,25 @@ impl Attempts {
         Ok(fd)
     }
 
-    /// Takes what came of an attempt. Once one is connected: its source, and the attempts that
-    /// it beat, which were told to end.
+    /// Handles a completion of an attempt. Once one is connected, cancels the others and returns
+    /// its source and those others.
     pub(super) fn complete(
         &mut self,
         cx: &mut Context<'_>,
         lane: Lane,
         done: &Done,
-    ) -> Option<(SourceId, Ends)> {
+    ) -> Option<(SourceId, CancelledOps)> {
         let at = self.live.iter().position(|live| live.lane == lane)?;
         let Attempt { source, to, .. } = self.live.remove(at);
         let failed = match *done {
             Done::Connected if cx.is_closing() => None,
-            // Nobody listens there: the kernel has chosen that very port to connect from.
-            Done::Connected if cx.fd(source).is_some_and(is_itself) => Some(Errno::CONNREFUSED),
+            // Nobody listens on that port: the kernel has chosen the same port as the local port.
+            Done::Connected if cx.fd(source).is_some_and(is_self_connected) => {
+                Some(Errno::CONNREFUSED)
+            }
             Done::Connected => {
                 let losers = std::mem::take(&mut self.live).into_iter();
-                let losers: Ends = losers.map(|live| (live.lane, live.source)).collect();
+                let losers: CancelledOps = losers.map(|live| (live.lane, live.source)).collect();
                 for (lane, _) in &losers {
                     cx.cancel(*lane);
                 }
@@ -218,7 +223,8 @@ impl Attempts {
         };
         self.next = cx.now.monotonic;
         match failed {
-            // The backlog of a Unix socket is full: its connect(2) does not wait, we do.
+            // The backlog of a Unix socket is full. Its non-blocking connect(2) does not wait for
+            // room, so it is retried.
             Some(Errno::AGAIN) => {
                 self.waiting.push_front(to);
                 self.next = self.next.saturating_add(nanos(self.retry));
@@ -234,8 +240,9 @@ impl Attempts {
     }
 }
 
-/// Whether a socket is connected to itself (TCP's simultaneous open, RFC 9293, section 3.5).
-fn is_itself(socket: BorrowedFd<'_>) -> bool {
+/// Returns whether a socket is connected to itself (TCP's simultaneous open, RFC 9293, section
+/// 3.5).
+fn is_self_connected(socket: BorrowedFd<'_>) -> bool {
     let local = rustix::net::getsockname(socket).ok();
     let peer = rustix::net::getpeername(socket).ok().flatten();
     let internet = |name| SocketAddr::try_from(name).ok();
@@ -265,12 +272,12 @@ mod tests {
         rustix::net::bind(&socket, &any).unwrap();
         let own = rustix::net::getsockname(&socket).unwrap();
         rustix::net::connect(&socket, &own).unwrap();
-        assert!(is_itself(socket.as_fd()));
+        assert!(is_self_connected(socket.as_fd()));
 
         let listener = std::net::TcpListener::bind(any).unwrap();
         let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(!is_itself(other.as_fd()));
+        assert!(!is_self_connected(other.as_fd()));
         let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(!is_itself(unix.as_fd()));
+        assert!(!is_self_connected(unix.as_fd()));
     }
 }

@@ -1,9 +1,9 @@
-//! Closing without a reset.
+//! Closes a TCP connection without a reset.
 //!
-//! A TCP socket that is closed with unread input, or that its peer still writes to, is reset by
-//! the kernel (RFC 1122, section 4.2.2.13), and a reset can destroy what the peer has not read yet
-//! (RFC 9112, section 9.6). So an orderly close reads on and drops what comes, until the peer
-//! closes too, or has received everything and is silent, or the configured time is over.
+//! The kernel resets a TCP socket that is closed with unread input or to which its peer still
+//! writes (RFC 1122, section 4.2.2.13), and a reset can destroy bytes that the peer has not read
+//! yet (RFC 9112, section 9.6). So an orderly close reads on and drops the input until the peer
+//! closes too, or has received everything and is silent, or the configured time has passed.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -16,29 +16,29 @@ use crate::clock::nanos;
 use crate::driver::{Direction, Op, Readiness, SourceId};
 use crate::watch::{Alarm, Context};
 
-/// Between two looks at a peer that does not close.
-const LOOK: Duration = Duration::from_millis(100);
-/// Bytes of one read, and how many reads before others get their turn.
+/// The time between two checks of a peer that does not close.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// The number of bytes of one read, and of reads before other sources are served.
 const DROP_SIZE: usize = 16 * 1024;
 const DROPS_AT_ONCE: usize = 16;
 
-/// A connection on its way to its close.
+/// The state of a connection during its orderly close.
 #[derive(Debug)]
 pub(super) struct Linger {
-    /// When it closes whatever is left, monotonic nanoseconds.
+    /// When the connection closes in any case, in nanoseconds of the monotonic clock.
     deadline: u64,
-    /// Something came in since the last look.
+    /// Whether input arrived since the last check.
     heard: bool,
-    /// The peer will send no more.
+    /// Whether the peer will send no more.
     pub(super) peer_ended: bool,
 }
 
-/// What was found to drop.
+/// The input that was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dropped {
     Nothing,
     Bytes,
-    /// The end of the input, or the connection is broken.
+    /// The input ended, or the connection is broken.
     End,
 }
 
@@ -51,49 +51,51 @@ impl Linger {
         }
     }
 
-    /// Waits for input to drop. The input's lane must be free.
+    /// Waits for input to drop. The lane of the input must be free.
     pub(super) fn listen(&self, cx: &mut Context<'_>, source: SourceId) {
         if !self.peer_ended && !cx.is_cancelling() {
             cx.start(IN, source, Op::Ready(Direction::Read));
         }
     }
 
-    /// There is input to drop.
+    /// Drops the input that has arrived.
     pub(super) fn ready(&mut self, cx: &mut Context<'_>, source: SourceId, found: Readiness) {
         let dropped = cx.fd(source).map_or(Dropped::End, drop_input);
         self.heard |= dropped == Dropped::Bytes;
-        // What is not readable and yet ready is broken.
+        // A socket that is ready and not readable is broken.
         self.peer_ended |= dropped == Dropped::End || !found.readable;
         self.listen(cx, source);
     }
 
-    /// Whether it has lasted long enough; if not, looks again later. `sent`: all that was taken
-    /// is with the kernel.
+    /// Returns whether the close may complete; if not, sets the alarm for the next check. `sent`:
+    /// the kernel has taken all bytes that the watch took.
     pub(super) fn is_over(&mut self, cx: &mut Context<'_>, source: SourceId, sent: bool) -> bool {
         let silent = !std::mem::take(&mut self.heard);
         if cx.now.monotonic >= self.deadline || (sent && silent && is_idle(cx, source)) {
             return true;
         }
-        let look = cx.now.monotonic.saturating_add(nanos(LOOK));
+        let look = cx.now.monotonic.saturating_add(nanos(CHECK_INTERVAL));
         cx.set_alarm(Alarm::Monotonic(look.min(self.deadline)));
         false
     }
 }
 
-/// Nothing is unread, and the peer's host has all that was sent: a close resets nothing.
+/// Returns whether no input is unread and the peer's host has acknowledged everything, so that a
+/// close resets nothing.
 pub(super) fn is_idle(cx: &Context<'_>, source: SourceId) -> bool {
     let Some(fd) = cx.fd(source) else { return true };
     let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
     unread == 0 && (is_unix(fd) || crate::sys::unacknowledged(fd).unwrap_or(0) == 0)
 }
 
-/// What is sent over a Unix socket is with its peer at once.
+/// Returns whether it is a Unix socket, whose peer receives everything at once.
 fn is_unix(fd: BorrowedFd<'_>) -> bool {
     let name = rustix::net::getsockname(fd);
     name.is_ok_and(|name| name.address_family() == AddressFamily::UNIX)
 }
 
-/// Drops what is unread at the very end, on a loop that is stopped too: there nothing is waited for.
+/// Drops unread input right before the close. This also happens on a stopped loop, where nothing is
+/// waited for.
 pub(super) fn drop_unread(cx: &Context<'_>, source: SourceId) {
     if let Some(fd) = cx.fd(source) {
         drop_input(fd);

@@ -1,11 +1,12 @@
-//! Stream connections: made by the daemon, accepted by it, or handed over.
+//! Stream connections: made by the daemon, accepted by it, or handed over by a client.
 //!
-//! A connection by name is resolved on the blocking pool, then its addresses are tried
-//! as in RFC 8305 (Happy Eyeballs): families alternate, and the next address gets its
-//! chance when one fails or 250 ms after the one before, however many are pending.
+//! A name is resolved on the blocking pool, then its addresses are tried as in RFC 8305 (Happy
+//! Eyeballs): address families alternate, and the next address is tried when one fails or 250 ms
+//! after the one before, however many attempts are pending.
 //!
-//! An end from outside is an orderly close: what was taken is sent, then the end, and the
-//! connection [lingers](linger) so that nothing of it is lost. Only an abort resets.
+//! An end from outside is an orderly close: the connection sends the bytes that it has taken, ends
+//! the outgoing stream, and [lingers](linger) so that none of them are lost. Only an abort resets
+//! the connection.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -31,52 +32,52 @@ mod linger;
 const IN: Lane = Lane(0);
 const OUT: Lane = Lane(1);
 
-/// How a connection behaves once it is there.
+/// The options of an established connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamOptions {
-    /// Stay open after the peer's end of file.
+    /// Whether to stay open after the peer's end of file.
     pub keep_half_open: bool,
-    /// Do not read before ResumeReading.
+    /// Whether reading starts only with ResumeReading.
     pub paused: bool,
 }
 
-/// Where a connection comes from.
+/// The origin of a connection.
 #[derive(Debug)]
 pub enum Target {
-    /// Host name or address, port, and the address to connect from.
+    /// A TCP connection to make.
     Tcp {
-        /// Name or address.
+        /// The name or address of the host.
         host: String,
-        /// 1 to 65535.
+        /// The port, 1 to 65535.
         port: u16,
-        /// `None`: the kernel chooses.
+        /// The address to connect from; `None` lets the kernel choose.
         local: Option<IpAddr>,
     },
-    /// A Unix socket.
+    /// A Unix socket to connect to.
     Unix(UnixName),
-    /// A connected socket of a client's.
+    /// A connected socket that a client handed over.
     Adopted(Claim),
 }
 
-/// A connection as asked for.
+/// The checked order of a connection.
 #[derive(Debug)]
 pub struct ConnectionOrder {
-    /// Where it comes from.
+    /// The origin of the connection.
     pub target: Target,
-    /// How it behaves.
+    /// The options of the connection.
     pub options: StreamOptions,
-    /// Bound of resolving and connecting together.
+    /// The time limit for resolving and connecting together.
     pub timeout: Duration,
 }
 
 impl ConnectionOrder {
-    /// What the watch takes: it also tells that it is connected, and of the end of file.
+    /// The need of the watch, including its Connected and Eof.
     pub const NEED: Need = Need::sources(1)
         .and(largest::CONNECTED)
         .and(largest::EOF)
         .and_detail();
 
-    /// The watch.
+    /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         Box::new(Connection::new(
@@ -86,7 +87,7 @@ impl ConnectionOrder {
     }
 }
 
-/// A connection that a listener accepted: connected from the start.
+/// Builds a watch of a connection that a listener accepted. It is connected from the start.
 pub(super) fn accepted(fd: OwnedFd, options: StreamOptions) -> Box<dyn Watch> {
     Box::new(Connection::new(Phase::Ready(fd), options))
 }
@@ -104,14 +105,14 @@ enum Phase {
 struct Streams {
     input: Incoming,
     output: Outgoing,
-    /// shutdown(2) of the outgoing direction was called.
+    /// Whether shutdown(2) of the outgoing direction was called.
     shut: bool,
-    /// It closes in order.
+    /// The state of its orderly close, once that has begun.
     linger: Option<Linger>,
 }
 
-/// Operations that were told to end, and on what.
-type Ends = Vec<(Lane, SourceId)>;
+/// Operations that were cancelled, and their sources.
+type CancelledOps = Vec<(Lane, SourceId)>;
 
 #[derive(Debug)]
 struct Connection {
@@ -120,10 +121,10 @@ struct Connection {
     local: Option<proto::SocketAddress>,
     peer: Option<proto::SocketAddress>,
     connected: bool,
-    /// Not to be read for want of room.
+    /// Whether it is not read because the journal has no room.
     held: bool,
-    /// Attempts that another one beat.
-    losers: Ends,
+    /// The attempts that were cancelled because another one succeeded.
+    losers: CancelledOps,
 }
 
 impl Connection {
@@ -190,13 +191,15 @@ impl Connection {
         });
     }
 
-    /// Does what is due once a direction has ended.
-    fn settle(&mut self, cx: &mut Context<'_>) {
+    /// Sends the end of the outgoing stream, and closes the connection, as far as its directions
+    /// have ended.
+    fn close_if_ended(&mut self, cx: &mut Context<'_>) {
         let Phase::Open(streams) = &mut self.phase else {
             return;
         };
         if cx.is_closing() && streams.linger.is_none() {
-            // Aborted, broken, or taken: the socket is left as it is.
+            // The connection was aborted, is broken, or its socket was taken: the socket is left as
+            // it is.
             return;
         }
         if streams.input.ended && !self.options.keep_half_open {
@@ -208,7 +211,7 @@ impl Connection {
         if !streams.shut {
             streams.shut = true;
             if let Some(fd) = cx.fd(streams.output.source) {
-                // The peer may be gone already, which the input tells.
+                // This fails if the peer is gone, which the incoming stream reports.
                 let _ = rustix::net::shutdown(fd, Shutdown::Write);
             }
         }
@@ -246,7 +249,7 @@ impl Connection {
                 None => return,
             },
         }
-        self.settle(cx);
+        self.close_if_ended(cx);
     }
 }
 
@@ -273,9 +276,10 @@ impl Watch for Connection {
                     cx.fail(errno, "write");
                     cx.finish();
                 }
-                self.settle(cx);
+                self.close_if_ended(cx);
             }
-            // A losing attempt: its peer must not keep a connection that nobody uses.
+            // A cancelled attempt may have connected: its socket is closed, so that the peer does
+            // not keep an unused connection.
             _ => {
                 if let Some(at) = self.losers.iter().position(|(l, _)| *l == lane) {
                     cx.release(self.losers.swap_remove(at).1);
@@ -308,7 +312,7 @@ impl Watch for Connection {
 
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
         cx.clear_alarm();
-        let (Phase::Open(streams), Some(deadline)) = (&mut self.phase, cx.linger()) else {
+        let (Phase::Open(streams), Some(deadline)) = (&mut self.phase, cx.linger_deadline()) else {
             return Teardown::Now;
         };
         let source = streams.input.source;
@@ -325,7 +329,7 @@ impl Watch for Connection {
             return Teardown::Now;
         }
         streams.linger = Some(linger);
-        self.settle(cx);
+        self.close_if_ended(cx);
         Teardown::Later
     }
 
@@ -352,14 +356,14 @@ impl Watch for Connection {
             Phase::Open(streams) => streams.output.eof = true,
             _ => return Err(Error::wrong_state("the connection is not established yet")),
         }
-        self.settle(cx);
+        self.close_if_ended(cx);
         Ok(())
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         match &mut self.phase {
-            // What comes in is dropped, which takes no room.
+            // Input is dropped during a linger, so it takes no room.
             Phase::Open(streams) if streams.linger.is_some() => false,
             Phase::Open(streams) => streams.input.hold(cx, hold),
             _ => false,
@@ -382,7 +386,8 @@ impl Watch for Connection {
         if let Phase::Open(streams) = &self.phase
             && let Some(fd) = cx.fd(streams.input.source)
         {
-            // Closed with no time to linger, it is reset (socket(7), SO_LINGER). Only TCP can be.
+            // A TCP socket with a linger time of 0 is reset when it is closed (socket(7),
+            // SO_LINGER). Other sockets cannot be reset.
             let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
         }
         cx.close(CloseReason::Aborted);

@@ -1,19 +1,19 @@
-//! What a child has of its own beside its program: umask, nice value, OOM score, limits.
+//! The attributes of a child process: umask, nice value, OOM score adjustment, limits.
 
 use std::collections::BTreeMap;
 
 use crate::config::{Children, Limit, Resource};
 
-/// What is not there is left as it is.
+/// The attributes to set. Absent ones are left as the child inherits them.
 #[derive(Debug, Clone, Default)]
 pub struct Attributes {
-    /// Permissions that files do not get, at most 0777.
+    /// The permissions that new files do not get, at most 0777.
     pub umask: Option<u32>,
-    /// Nice value, -20 to 19.
+    /// The nice value, -20 to 19.
     pub nice: Option<i32>,
-    /// -1000 to 1000.
+    /// The OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
-    /// Of setrlimit(2).
+    /// The limits for setrlimit(2).
     pub limits: BTreeMap<Resource, Limit>,
 }
 
@@ -29,7 +29,7 @@ impl From<&Children> for Attributes {
 }
 
 impl Attributes {
-    /// Each that is there, and the others as they are below.
+    /// Returns these attributes, with those of `below` where one is absent.
     #[must_use]
     pub fn over(mut self, below: &Self) -> Self {
         for (resource, limit) in &below.limits {
@@ -43,8 +43,8 @@ impl Attributes {
         }
     }
 
-    /// As far as this process can hand them to a child without a privilege. What somebody only
-    /// happens to have must not keep his programs from running.
+    /// Returns the attributes limited to what this process can set for a child without a privilege.
+    /// They come from the client's own attributes, and must not keep its programs from starting.
     #[must_use]
     pub fn within_our_own(mut self) -> Self {
         self.limits.retain(|resource, limit| {

@@ -1,5 +1,5 @@
-//! One child: the only place that signals it, and with [`super::reaper`] the only one that
-//! reaps it. Whoever notices its end has it looked at here.
+//! A child process. Only this type signals it, and only it and [`super::reaper`] reap it. All child
+//! watchers check the child's state here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +13,7 @@ use crate::proto::{ResourceUsage, exited::Status};
 use crate::sys::{self, ChildState, Waited};
 use crate::watch::services::Permit;
 
-/// How a child is, as the kernel says.
+/// The state of a child as the kernel reports it.
 #[derive(Debug)]
 pub(super) enum State {
     Running,
@@ -21,24 +21,24 @@ pub(super) enum State {
     Ended(Exited),
 }
 
-/// A child of the daemon, until it is reaped. One that is dropped before is killed with its group
-/// and reaped elsewhere: a failed registration leaves nothing.
+/// A child of the daemon, until it is reaped. A child that is dropped before that is killed with
+/// its group and reaped by the reaper, so that a failed registration leaves no process.
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: i32,
-    /// Present until it is let go.
+    /// The pidfd. Present until the child is let go.
     pidfd: Option<Arc<OwnedFd>>,
-    /// Its group can be signalled by its number only (before Linux 6.9). The number is its own
-    /// until it is reaped, and may be another's after.
+    /// Whether its group can be signalled by number only (before Linux 6.9). The number is its own
+    /// until the child is reaped; after that the kernel may reuse it.
     by_number: bool,
     reaped: bool,
-    /// One of `limits.children`, until it is reaped.
+    /// Its unit of `limits.children`, held until it is reaped.
     permit: Option<Permit>,
     reaper: Reaper,
 }
 
 impl Child {
-    /// Of a child that nobody has waited for, and that leads a process group.
+    /// Returns a child that nobody has waited for, and that leads a process group.
     pub(super) fn new(pid: i32, pidfd: OwnedFd, permit: Permit, reaper: &Reaper) -> Self {
         static BY_NUMBER: OnceLock<bool> = OnceLock::new();
         // Signal 0 asks only, and what the kernel can do it can of every child.
@@ -58,12 +58,12 @@ impl Child {
         self.pidfd.as_ref().map(|fd| fd.as_fd()).ok_or(Errno::SRCH)
     }
 
-    /// Its pidfd, which is readable once it has ended; none if it was let go.
+    /// Returns its pidfd, which is readable once the child has ended; `None` if it was let go.
     pub(super) fn pidfd_shared(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.as_ref().map(Arc::clone)
     }
 
-    /// Asks the kernel. A child that has ended stays as it is: see [`Self::told`].
+    /// Returns its state from the kernel, without reaping it: see [`Self::exit_reported`].
     pub(super) fn state(&self) -> State {
         match self.pidfd().and_then(sys::child_state) {
             Ok(ChildState::Running) => State::Running,
@@ -73,14 +73,15 @@ impl Child {
         }
     }
 
-    /// How it ended is told: reaps it, unless its number is still needed to signal its group.
-    pub(super) fn told(&mut self) {
+    /// Reaps the child after its exit was appended as an event, unless its number is still needed
+    /// to signal its group.
+    pub(super) fn exit_reported(&mut self) {
         if !self.by_number {
             self.reap();
         }
     }
 
-    /// Reaps it, if it has ended.
+    /// Reaps the child if it has ended.
     pub(super) fn reap(&mut self) {
         if !self.reaped && self.pidfd().and_then(sys::reap) != Ok(false) {
             self.reaped = true;
@@ -88,10 +89,10 @@ impl Child {
         }
     }
 
-    /// Sends it a signal.
+    /// Sends the child a signal.
     ///
     /// # Errors
-    /// ESRCH if it was reaped, EPERM.
+    /// ESRCH if the child was reaped; EPERM.
     pub(super) fn signal(&self, number: i32) -> Result<(), Errno> {
         sys::signal_process(self.pidfd()?, number)
     }
@@ -99,8 +100,8 @@ impl Child {
     /// Sends its process group a signal.
     ///
     /// # Errors
-    /// ESRCH if all of the group are gone, or it was reaped and only its number would name the
-    /// group; EPERM.
+    /// ESRCH if no process of the group is left, or if the child was reaped and the group could be
+    /// named by its number only; EPERM.
     pub(super) fn signal_group(&self, number: i32) -> Result<(), Errno> {
         if !self.by_number {
             sys::signal_group(self.pidfd()?, number)
@@ -111,21 +112,21 @@ impl Child {
         }
     }
 
-    /// Asks all of its group to end. SIGTERM waits as long as a process is stopped: SIGCONT
-    /// follows.
+    /// Asks its whole group to end with SIGTERM. A stopped process does not handle SIGTERM until it
+    /// continues, so SIGCONT follows.
     pub(super) fn ask_to_end(&self) {
-        // ESRCH: all of the group are gone. EPERM: they are another user's by now.
+        // ESRCH: no process of the group is left. EPERM: they belong to another user now.
         let _ = self.signal_group(libc::SIGTERM);
         let _ = self.signal_group(libc::SIGCONT);
     }
 
-    /// Ends all of its group at once.
+    /// Kills its whole group.
     pub(super) fn kill(&self) {
         // As in `ask_to_end`.
         let _ = self.signal_group(libc::SIGKILL);
     }
 
-    /// Leaves it to the reaper, without ending it. It counts as a child until it has ended.
+    /// Leaves the child to the reaper, without ending it. It counts as a child until it has ended.
     pub(super) fn let_go(mut self) {
         self.hand_over();
     }
@@ -143,7 +144,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if !self.reaped && self.pidfd.is_some() {
             self.kill();
-            // In case it is in another group by now.
+            // The child may be in another group by now.
             let _ = self.signal(libc::SIGKILL);
             self.hand_over();
         }
@@ -152,7 +153,9 @@ impl Drop for Child {
 
 fn unknown(errno: Errno) -> Exited {
     Exited {
-        status: Some(Status::Unknown(format!("waiting for it failed: {errno}"))),
+        status: Some(Status::Unknown(format!(
+            "waiting for the child failed: {errno}"
+        ))),
         ..Exited::default()
     }
 }

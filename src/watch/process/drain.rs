@@ -1,5 +1,6 @@
-//! The pipes of watches that have ended, with a writer that lives on. Closed, they would end it
-//! by SIGPIPE at its next write: what it writes is read and discarded instead.
+//! Reads the pipes of watches that have ended and whose writer lives on. If such a pipe were
+//! closed, the writer's next write would end the writer by SIGPIPE. So the pipe is read on, and its
+//! bytes are discarded.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,36 +18,36 @@ use crate::event::Stream;
 use crate::sys;
 use crate::watch::services::{Count, Permit};
 
-/// Bytes of one read; as many as a pipe holds, if nobody has changed that.
+/// The largest number of bytes of one read; the default capacity of a pipe.
 const PIECE: usize = 64 << 10;
-/// Between one read, of whichever pipe, and the next. It bounds what all pipes together cost, to a
-/// thousand reads and 64 MiB a second; a writer that is faster waits, as for any reader.
+/// The pause after each read of any pipe. It limits the cost of all pipes together to a thousand
+/// reads and 64 MiB a second. A faster writer waits, as for any reader.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Bounds of a [`Drain`].
+/// The limits of a [`Drain`].
 #[derive(Debug, Clone, Copy)]
 pub struct DrainLimits {
-    /// Pipes at once.
+    /// The largest number of pipes at once.
     pub pipes: usize,
-    /// Bytes of one pipe.
+    /// The largest number of bytes read from one pipe.
     pub bytes: u64,
-    /// How long one pipe is read.
+    /// The longest time for which one pipe is read.
     pub time: Duration,
 }
 
-/// Reads pipes to their ends, in turns, and discards what comes.
+/// Reads pipes to their ends, one read at a time, and discards the bytes.
 #[derive(Debug)]
 pub struct Drain {
     runtime: Handle,
     limits: DrainLimits,
     pipes: Arc<Count>,
     discarded: AtomicU64,
-    /// Whose turn it is to read, and where to.
+    /// The buffer. The task that has it may read.
     turn: Mutex<Box<[u8; PIECE]>>,
 }
 
 impl Drain {
-    /// With nothing to read yet.
+    /// Returns a drain without pipes.
     #[must_use]
     pub fn new(runtime: Handle, limits: DrainLimits) -> Arc<Self> {
         Arc::new(Self {
@@ -58,19 +59,20 @@ impl Drain {
         })
     }
 
-    /// Pipes that are read now.
+    /// Returns the number of pipes that are being read.
     #[must_use]
     pub fn pipes(&self) -> usize {
         self.pipes.used()
     }
 
-    /// Bytes discarded so far.
+    /// Returns the number of bytes discarded so far.
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.discarded.load(Ordering::Relaxed)
     }
 
-    /// Takes the reading end (non-blocking) of a child's stream. Beyond the bounds it is closed.
+    /// Reads the read end (non-blocking) of a child's stream to its end. Closes it if a limit is
+    /// reached.
     pub(super) fn take(self: &Arc<Self>, pipe: OwnedFd, pid: i32, stream: Stream) {
         let span = tracing::info_span!("drain", pid, ?stream);
         match self.pipes.take() {
@@ -78,26 +80,28 @@ impl Drain {
                 let reading = Arc::clone(self).read(pipe, permit);
                 self.runtime.spawn(reading.instrument(span));
             }
-            Err(error) => span.in_scope(|| closed(&error)),
+            Err(error) => span.in_scope(|| log_closed(&error)),
         }
     }
 
     async fn read(self: Arc<Self>, pipe: OwnedFd, _permit: Permit) {
         let pipe = match sys::async_fd(Arc::new(pipe), Interest::READABLE) {
             Ok(pipe) => pipe,
-            Err(error) => return closed(&error),
+            Err(error) => return log_closed(&error),
         };
-        tracing::info!("the pipe of a watch that has ended is read on: what comes is discarded");
+        tracing::info!("reading the pipe of a watch that has ended; its bytes are discarded");
         let DrainLimits { bytes, time, .. } = self.limits;
         match tokio::time::timeout(time, self.read_all(&pipe)).await {
-            Ok(Ok(true)) => tracing::debug!("nobody holds the pipe any longer"),
-            Ok(Ok(false)) => closed(&format_args!("{bytes} bytes were discarded (drain_bytes)")),
-            Ok(Err(error)) => closed(&error),
-            Err(_) => closed(&format_args!("it was read for {time:?} (drain_time)")),
+            Ok(Ok(true)) => tracing::debug!("the pipe has no writer any more"),
+            Ok(Ok(false)) => {
+                log_closed(&format_args!("{bytes} bytes were discarded (drain_bytes)"));
+            }
+            Ok(Err(error)) => log_closed(&error),
+            Err(_) => log_closed(&format_args!("it was read for {time:?} (drain_time)")),
         }
     }
 
-    /// Reads to the end of file; false: there may be more than it may read.
+    /// Reads up to the limit on bytes. Returns whether the pipe ended.
     async fn read_all(&self, pipe: &AsyncFd<Arc<OwnedFd>>) -> std::io::Result<bool> {
         let mut left = self.limits.bytes;
         while left > 0 {
@@ -114,13 +118,13 @@ impl Drain {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            // With the turn: the others wait as well.
+            // Sleeps while it holds the buffer, so that the other pipes wait as well.
             tokio::time::sleep(PAUSE).await;
         }
         Ok(false)
     }
 }
 
-fn closed(why: &dyn std::fmt::Display) {
-    tracing::warn!(%why, "the pipe is closed, and its writers get SIGPIPE");
+fn log_closed(why: &dyn std::fmt::Display) {
+    tracing::warn!(%why, "closing the pipe; its writers get SIGPIPE");
 }

@@ -1,4 +1,4 @@
-//! How a child's end is noticed and told, and what becomes of its output then.
+//! Detects and reports the exit of a child, and ends its output afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +16,7 @@ use crate::event::{CloseReason, Exited, Kind, StreamEnd, StreamEndReason};
 use crate::watch::transport::Incoming;
 use crate::watch::{Context, Teardown};
 
-/// Bytes at most that a driver has taken out of a pipe and not handed over.
+/// The largest number of bytes that a driver has read from a pipe and not reported yet.
 const UNDER_WAY: u64 = 1 << 20;
 
 impl Process {
@@ -31,13 +31,13 @@ impl Process {
                 self.watched = fd.and_then(|fd| cx.attach(fd, Nonblocking::ReadinessOnly));
                 match self.watched {
                     Some(source) => cx.start(EXIT, source, Op::Ready(Direction::Read)),
-                    // There is no descriptor to wait with.
-                    None => self.look_later(cx),
+                    // Without a pidfd to wait on, the child is checked periodically.
+                    None => self.check_exit_later(cx),
                 }
             }
             ChildWatcher::Thread => {
                 if let Some(waiter) = &self.waiter {
-                    waiter.tell(cx.key(), Arc::clone(cx.notifier));
+                    waiter.set_recipient(cx.key(), Arc::clone(cx.notifier));
                 }
             }
             ChildWatcher::Sigchld => {
@@ -49,14 +49,15 @@ impl Process {
                 });
                 let subscription = cx.services.signals.subscribe(&[libc::SIGCHLD], sink);
                 self.subscription = Some((subscription, told));
-                // It may have ended before anybody listened.
-                self.look(cx);
+                // The child may have ended before the subscription.
+                self.check_exit(cx);
             }
         }
     }
 
-    /// Looks whether the child has ended. All that notice its end come here.
-    pub(super) fn look(&mut self, cx: &mut Context<'_>) {
+    /// Checks whether the child has ended, and reports its exit if it has. All child watchers end
+    /// up here.
+    pub(super) fn check_exit(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none()
             && let Some(child) = &self.child
             && let State::Ended(exited) = child.state()
@@ -65,12 +66,12 @@ impl Process {
         }
     }
 
-    /// As [`Self::look`], of a child that is said to have ended: if it cannot be seen yet, because
-    /// a tracer has it first (ptrace(2)), it is looked at again.
-    pub(super) fn look_again(&mut self, cx: &mut Context<'_>) {
-        self.look(cx);
+    /// As [`Self::check_exit`], for a child that is reported to have ended. While it cannot be
+    /// reaped, because a tracer is to get its exit first (ptrace(2)), it is checked again later.
+    pub(super) fn check_reported_exit(&mut self, cx: &mut Context<'_>) {
+        self.check_exit(cx);
         if self.exited.is_none() && !cx.is_closing() {
-            self.look_later(cx);
+            self.check_exit_later(cx);
         }
     }
 
@@ -80,7 +81,7 @@ impl Process {
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
         if let Some(child) = &mut self.child {
-            child.told();
+            child.exit_reported();
         }
         for output in self.outputs.iter_mut().flatten() {
             output.own_end = output.offset + unread(cx, output.source) + UNDER_WAY;
@@ -88,22 +89,22 @@ impl Process {
         self.subscription = None;
         self.waiter = None;
         if self.stdin.is_some() {
-            // Nobody is left to read it, or only strangers are.
+            // The child no longer reads stdin; at most other processes do.
             cx.cancel(STDIN);
         }
         if cx.is_closing() && !cx.is_polled() {
-            // Nothing more comes of a stopped loop.
+            // A stopped loop gets no more completions.
             cx.finish();
         } else if cx.is_closing() {
-            // Its end was asked for: it does not wait for room.
+            // The end of the watch was requested, so it does not wait for room in the journal.
             self.end_outputs(cx, |output| output.held);
         }
-        self.settle(cx);
-        self.give_grace(cx);
+        self.close_if_done(cx);
+        self.start_grace(cx);
     }
 
-    /// Bounds how long others may keep the output of a child that has ended open.
-    pub(super) fn give_grace(&mut self, cx: &mut Context<'_>) {
+    /// Limits how long other processes may keep the output of an ended child open.
+    pub(super) fn start_grace(&mut self, cx: &mut Context<'_>) {
         let bounded = self.after_grace == AfterGrace::Drain || cx.is_closing();
         if self.exited.is_some() && !self.is_done() && bounded && !self.has_grace {
             self.has_grace = true;
@@ -146,7 +147,7 @@ impl Process {
         }
     }
 
-    /// Ends the streams in question, whoever keeps them open.
+    /// Ends the streams that match, even if other processes keep them open.
     pub(super) fn end_outputs(&mut self, cx: &mut Context<'_>, which: impl Fn(&Incoming) -> bool) {
         for lane in [STDOUT, STDERR] {
             let output = &mut self.outputs[usize::from(lane == STDERR)];
@@ -157,11 +158,11 @@ impl Process {
                 self.end_stream(cx, lane, StreamEndReason::GraceExpired);
             }
         }
-        self.settle(cx);
+        self.close_if_done(cx);
     }
 
-    /// Ends the watch once the child and its streams have.
-    pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
+    /// Ends the watch once the child and its streams have ended.
+    pub(super) fn close_if_done(&mut self, cx: &mut Context<'_>) {
         if self.is_done() {
             cx.clear_alarm();
             cx.cancel(STDIN);
@@ -187,8 +188,8 @@ impl Process {
         }
     }
 
-    /// Its end is asked for while the loop is stopped: nothing of the loop will tell how it ends,
-    /// and no alarm bounds an orderly end.
+    /// Begins the end of the watch while the loop is stopped: no completion or alarm will come, so
+    /// the reaper reports the end of the child.
     pub(super) fn close_unpolled(&mut self, cx: &mut Context<'_>) -> Teardown {
         if self.at_end == AtEnd::KillTree {
             self.killing = true;
@@ -197,8 +198,8 @@ impl Process {
         match self.child.as_ref().and_then(Child::pidfd_shared) {
             Some(pidfd) if self.exited.is_none() => {
                 let notifier = Arc::clone(cx.notifier);
-                cx.services.reaper.tell(pidfd, cx.key(), notifier);
-                // In case the loop runs again before.
+                cx.services.reaper.notify_end(pidfd, cx.key(), notifier);
+                // For the case that the loop runs again before.
                 cx.set_alarm_in(KILL_AGAIN);
                 Teardown::Later
             }
@@ -207,7 +208,7 @@ impl Process {
     }
 }
 
-/// Bytes that wait in a pipe.
+/// Returns the number of unread bytes in a pipe.
 pub(super) fn unread(cx: &Context<'_>, source: SourceId) -> u64 {
     cx.fd(source)
         .and_then(|fd| rustix::io::ioctl_fionread(fd).ok())

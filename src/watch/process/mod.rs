@@ -1,5 +1,5 @@
-//! Child processes: started before the watch exists, reaped in one place, done when
-//! the child has ended *and* its streams have.
+//! Child processes. A child is started before its watch exists, and is reaped in one place. The
+//! watch is done when the child has ended *and* its streams have.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use child::{Child, State};
 pub use drain::{Drain, DrainLimits};
 use exit::unread;
 pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
-use reaper::LOOK_AGAIN;
+use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_strangers};
 use timeout::Timeout;
 use watcher::Waiter;
@@ -43,19 +43,20 @@ const STDIN: Lane = Lane(1);
 const STDOUT: Lane = Lane(2);
 const STDERR: Lane = Lane(3);
 
-/// Between one SIGKILL and the next, for a child that does not end by it at once.
+/// The time between one SIGKILL and the next, for a child that does not end at once.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
-/// After so many it is not waited for any longer: a tracer has it (ptrace(2)), or a device.
+/// The number of SIGKILLs after which the child is not waited for any longer: a tracer (ptrace(2))
+/// or a device keeps it.
 const KILLS_MAX: u32 = 5;
 
 #[derive(Debug)]
 struct Process {
     pid: i32,
-    /// Present until it is closed.
+    /// The child. Present until the watch is closed.
     child: Option<Child>,
-    /// A duplicate of its pidfd for the driver, with the pidfd watcher.
+    /// A duplicate of its pidfd for the driver, with the pidfd watcher, until the driver has it.
     watched_fd: Option<OwnedFd>,
-    /// The driver's care of a duplicate, with the pidfd watcher.
+    /// The driver's source for that duplicate.
     watched: Option<SourceId>,
     waiter: Option<Waiter>,
     subscription: Option<(Subscription, Arc<AtomicBool>)>,
@@ -67,18 +68,19 @@ struct Process {
     after_grace: AfterGrace,
     watcher: ChildWatcher,
     pipe_grace: Duration,
-    /// It runs, or is over.
+    /// Whether the time of `pipe_grace` has begun.
     has_grace: bool,
     kill_grace: Duration,
     timeout: Timeout,
-    /// When to look whether it has ended although nobody said so, ns of the monotonic clock.
-    look_at: Option<u64>,
+    /// When to check whether the child has ended although no watcher reported it, in nanoseconds of
+    /// the monotonic clock.
+    check_at: Option<u64>,
     stdin_bytes: u64,
-    /// Of stdin, when it was closed.
+    /// The number of unsent bytes of stdin when stdin was closed.
     unsent: u64,
-    /// Its group was told to end.
+    /// Whether its group was asked to end or killed.
     killing: bool,
-    /// How often it was killed, and did not end.
+    /// The number of times that it was killed and did not end.
     kills: u32,
 }
 
@@ -109,7 +111,7 @@ impl Watch for Process {
                 if let Done::Failed(errno) = done {
                     cx.fail(errno, "watch");
                 }
-                self.look_again(cx);
+                self.check_reported_exit(cx);
             }
             STDIN => {
                 let Some(stdin) = &mut self.stdin else { return };
@@ -138,15 +140,15 @@ impl Watch for Process {
                         self.end_stream(cx, lane, reason);
                     }
                 }
-                self.settle(cx);
+                self.close_if_done(cx);
             }
         }
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_none() {
-            // Whatever became of the watcher.
-            self.look(cx);
+            // Checked in case the watcher failed.
+            self.check_exit(cx);
             if self.exited.is_none() && cx.is_closing() {
                 if self.kills == KILLS_MAX {
                     cx.finish();
@@ -156,12 +158,12 @@ impl Watch for Process {
                 self.kill();
                 cx.set_alarm_in(KILL_AGAIN);
             } else if self.exited.is_none() {
-                self.end_late(cx);
+                self.enforce_timeout(cx);
             }
             return;
         }
-        // The child is gone and somebody keeps its output open. It ends once nothing is unread that
-        // may be from the child.
+        // The child has ended, and another process keeps its output open. A stream ends once it has
+        // no unread bytes that may be from the child.
         let closing = cx.is_closing();
         let sources = self.outputs.each_ref().map(|output| {
             let source = output.as_ref().map(|output| output.source);
@@ -172,21 +174,21 @@ impl Watch for Process {
             closing || is_empty || output.offset >= output.own_end
         });
         if !self.is_done() {
-            cx.set_alarm_in(LOOK_AGAIN);
+            cx.set_alarm_in(CHECK_INTERVAL);
         }
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
         match notice {
-            Notice::ChildEnded => self.look_again(cx),
+            Notice::ChildEnded => self.check_reported_exit(cx),
             Notice::ChildSignal => {
                 if let Some((_, told)) = &self.subscription {
                     told.store(false, Ordering::Release);
                 }
-                self.look(cx);
+                self.check_exit(cx);
             }
             Notice::ChildKilled => {
-                self.look(cx);
+                self.check_exit(cx);
                 if !cx.is_polled() {
                     cx.finish();
                 }
@@ -196,15 +198,15 @@ impl Watch for Process {
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
-        // It may have ended, and the loop not have told it: one that is stopped does not.
-        self.look(cx);
+        // The child may have ended without a report: a stopped loop gets no completions.
+        self.check_exit(cx);
         if self.is_done() || (self.at_end == AtEnd::Keep && self.exited.is_none()) {
             return Teardown::Now;
         }
         if !cx.is_polled() {
             return self.close_unpolled(cx);
         }
-        // What it has written is still delivered, also if the reading was paused.
+        // The output that it has written is still delivered, even if reading was paused.
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, false);
         }
@@ -217,7 +219,7 @@ impl Watch for Process {
         if self.exited.is_none() {
             cx.set_alarm_in(self.kill_grace);
         } else {
-            self.give_grace(cx);
+            self.start_grace(cx);
             self.end_outputs(cx, |output| output.held);
         }
         Teardown::Later
@@ -232,10 +234,10 @@ impl Watch for Process {
         }
         self.close_stdin(cx);
         if self.killing {
-            // Who of the group did not end by SIGTERM.
+            // Kills the processes of the group that did not end by SIGTERM.
             self.kill();
         }
-        self.look(cx);
+        self.check_exit(cx);
         if self.exited.is_none() {
             let why = match self.at_end {
                 AtEnd::Keep => "it was left running",
@@ -284,7 +286,7 @@ impl Watch for Process {
             held |= output.hold(cx, hold);
         }
         if hold && cx.is_closing() && self.exited.is_some() {
-            // As when it exits while its end is asked for: that does not wait for room.
+            // As at an exit during an orderly end: the end does not wait for room.
             self.end_outputs(cx, |output| output.held);
         }
         held

@@ -1,4 +1,4 @@
-//! What a client asks for: a child, and how to watch it.
+//! The order of a process watch: a child, and how to watch it.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -17,16 +17,16 @@ use crate::error::{Result, SystemError};
 use crate::event::largest;
 use crate::watch::{Need, Services, Watch};
 
-/// What to execute.
+/// The program to execute.
 #[derive(Debug, Clone)]
 pub enum Program {
-    /// Program and arguments, at least the program.
+    /// The program and its arguments; at least the program.
     Exec(Vec<CString>),
-    /// A line for `/bin/sh -c`.
+    /// A command line for `/bin/sh -c`.
     Shell(CString),
 }
 
-/// Where a child's stream goes.
+/// The target of a child's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdio {
     /// `/dev/null`.
@@ -35,65 +35,66 @@ pub enum Stdio {
     Pipe,
 }
 
-/// What happens to a child that still runs when its watch ends.
+/// The treatment of a child that still runs when its watch ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtEnd {
-    /// SIGTERM to its group, then SIGKILL.
+    /// Its group gets SIGTERM, then SIGKILL.
     KillTree,
-    /// It is left running.
+    /// The child is left running.
     Keep,
 }
 
-/// What happens to a stream that other processes keep open after the child has ended and
+/// The treatment of a stream that other processes keep open after the child has ended and
 /// `pipe_grace` has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterGrace {
-    /// It ends; what comes after is read and discarded.
+    /// The stream ends; later bytes are read and discarded.
     Drain,
-    /// It is delivered on, until its end of file.
+    /// The stream is delivered until its end of file.
     KeepReading,
 }
 
-/// Whom a signal is for.
+/// The receiver of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalTarget {
-    /// The child.
+    /// The child process.
     Process,
-    /// Its process group.
+    /// The child's process group.
     Group,
 }
 
-/// A child as asked for.
+/// The checked order of a process watch.
 #[derive(Debug)]
 pub struct ProcessOrder {
-    /// What to execute.
+    /// The program to execute.
     pub program: Program,
     /// The whole environment, `NAME=value`.
     pub env: Arc<[CString]>,
     /// Working directory, absolute.
     pub cwd: CString,
-    /// stdin, stdout, stderr.
+    /// The targets of stdin, stdout and stderr.
     pub stdio: [Stdio; 3],
-    /// What is asked for, over all that the child would have otherwise.
+    /// The attributes that the client requests; they override all others.
     pub attributes: Attributes,
-    /// What the client itself has.
+    /// The attributes of the client itself.
     pub inherited: Attributes,
-    /// How long others may keep its output open after it has ended; `None`: the configuration's.
+    /// How long other processes may keep its output open after it has ended; `None` means the
+    /// configured time.
     pub pipe_grace: Option<Duration>,
-    /// Between SIGTERM and SIGKILL; `None`: the configuration's.
+    /// The time between SIGTERM and SIGKILL; `None` means the configured time.
     pub kill_grace: Option<Duration>,
-    /// How long it may run; `None`: as long as it likes.
+    /// How long it may run; `None` means without limit.
     pub timeout: Option<Duration>,
-    /// If it still runs at the end.
+    /// What happens to it if it still runs when the watch ends.
     pub at_end: AtEnd,
-    /// If others keep its output open.
+    /// What happens to its output if other processes keep it open.
     pub after_grace: AfterGrace,
-    /// How its end is noticed.
+    /// How its end is detected.
     pub watcher: ChildWatcher,
 }
 
 impl ProcessOrder {
-    /// What the watch takes.
+    /// Returns what the watch needs.
     #[must_use]
     pub fn need(&self) -> Need {
         let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
@@ -105,10 +106,10 @@ impl ProcessOrder {
         streams.fold(need, |need, _| need.and(largest::STREAM_END))
     }
 
-    /// The watch, with the child started. May block.
+    /// Starts the child and builds the watch. May block.
     ///
     /// # Errors
-    /// The limit on children, or the system's refusal and at which step. Nothing runs then.
+    /// The limit on children is reached, or the system refused a step. Then no child runs.
     pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
         let permit = services.children.take()?;
         let inherited = self.inherited.over(&services.own).within_our_own();
@@ -119,16 +120,16 @@ impl ProcessOrder {
             stdio: self.stdio,
             attributes: self.attributes.over(&services.configured).over(&inherited),
         };
-        // All that can be refused comes before the child is started.
+        // Everything that can be refused is done before the child starts.
         let (place, waiter) = match self.watcher {
-            ChildWatcher::Pidfd => (Some(place()?), None),
+            ChildWatcher::Pidfd => (Some(placeholder_fd()?), None),
             ChildWatcher::Thread => (None, Some(Waiter::start()?)),
             ChildWatcher::Sigchld => (None, None),
         };
         let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
         let watched_fd = match place {
             Some(mut place) => {
-                // It takes the place of a descriptor that is open: none is needed (dup2(2)).
+                // dup3(2) needs no free descriptor here, because it replaces an open one.
                 let dup = rustix::io::dup3(&pidfd, &mut place, DupFlags::CLOEXEC);
                 dup.map(|()| Some(place)).unwrap_or_default()
             }
@@ -136,7 +137,7 @@ impl ProcessOrder {
         };
         let child = Child::new(pid, pidfd, permit, &services.reaper);
         if let Some(waiter) = &waiter {
-            waiter.wait_for(&child);
+            waiter.set_child(&child);
         }
         Ok(Box::new(Process {
             pid,
@@ -158,7 +159,7 @@ impl ProcessOrder {
             stdin_bytes: 0,
             unsent: 0,
             timeout: self.timeout.map_or(Timeout::None, Timeout::In),
-            look_at: None,
+            check_at: None,
             killing: false,
             kills: 0,
         }))
@@ -166,7 +167,7 @@ impl ProcessOrder {
 }
 
 /// A descriptor whose number a child's pidfd will have. Whatever it is of: ours are all open.
-fn place() -> Result<OwnedFd> {
+fn placeholder_fd() -> Result<OwnedFd> {
     let any = rustix::stdio::stderr();
     let placed = rustix::io::fcntl_dupfd_cloexec(any, 3);
     placed.map_err(|errno| SystemError::new(errno, "pidfd", "").into())

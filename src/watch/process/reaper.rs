@@ -1,11 +1,11 @@
-//! Children that no watch waits for any longer, and strangers.
+//! Reaps children that no watch waits for any longer, and strangers.
 //!
 //! A child is reaped through its pidfd, by its watch or by [`Reaper`]. Strangers are children of
-//! the process that no watch started: those it had before the daemon was executed in it, and
-//! orphans, which the kernel gives to process 1 of a container and to a subreaper
-//! (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. No watch starts a child
-//! there, but on the lasting threads of [`Starters`](crate::watch::Starters), so that
-//! [`reap_strangers`], which takes the main thread's children alone, never takes a watch's.
+//! the process that no watch started: the children that the process had before it executed the
+//! daemon, and orphans, which the kernel gives to process 1 of a container and to a subreaper
+//! (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. Watches start children
+//! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_strangers`],
+//! which reaps children of the main thread only, never reaps a child of a watch.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,15 +24,15 @@ use crate::sys;
 use crate::watch::services::{Count, Permit};
 use crate::watch::{Notice, Notifier};
 
-/// How long the end of a killed child is waited for while its loop is stopped.
+/// The longest time to wait for the end of a killed child while its loop is stopped.
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
-/// Between two looks at a child that cannot be reaped although its pidfd says it has ended.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Strangers that are reaped before others of the runtime have their turn.
+/// The time between two checks of a child that cannot be reaped although its pidfd reports its end.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of strangers that are reaped before other tasks of the runtime run.
 const STRANGERS_AT_ONCE: usize = 64;
 
-/// Reaps the children that were let go, each with a task of the runtime: there are at most
-/// `limits.children` of them, for each holds its permit until it has ended.
+/// Reaps the children that were let go, each in a task of the runtime. There are at most
+/// `limits.children` of them, because each holds its permit until it has ended.
 #[derive(Debug, Clone)]
 pub struct Reaper {
     runtime: Handle,
@@ -40,7 +40,7 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// For at most so many children at once.
+    /// Returns a reaper for at most `children` children at once.
     #[must_use]
     pub fn new(runtime: Handle, children: usize) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Reaper {
         }
     }
 
-    /// Children that it waits for.
+    /// Returns the number of children that it waits for.
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept.used()
@@ -57,36 +57,38 @@ impl Reaper {
 
     /// Reaps the child once it has ended.
     pub(super) fn take(&self, pidfd: Arc<OwnedFd>, permit: Option<Permit>) {
-        // Not refused: each has one of as many permits.
+        // This is not refused, because each child has one of as many permits.
         let kept = self.kept.take();
         self.runtime.spawn(async move {
-            ended(&pidfd).await;
-            // A tracer has it first (ptrace(2)), or its end could not be waited for.
+            wait_for_end(&pidfd).await;
+            // The child cannot be reaped yet because a tracer is to get its exit first (ptrace(2)),
+            // or because waiting for its end failed.
             while sys::reap(pidfd.as_fd()) == Ok(false) {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
             drop((kept, permit));
         });
     }
 
-    /// Tells the watch once the child has ended, or has not although it was killed.
-    pub(super) fn tell(&self, pidfd: Arc<OwnedFd>, key: Key, notifier: Arc<dyn Notifier>) {
+    /// Notifies the watch once the child has ended, or when it has not ended in time although it
+    /// was killed.
+    pub(super) fn notify_end(&self, pidfd: Arc<OwnedFd>, key: Key, notifier: Arc<dyn Notifier>) {
         self.runtime.spawn(async move {
-            // Either way the watch looks itself.
-            let _ = tokio::time::timeout(KILLED_WITHIN, ended(&pidfd)).await;
+            // In both cases the watch checks the child itself.
+            let _ = tokio::time::timeout(KILLED_WITHIN, wait_for_end(&pidfd)).await;
             notifier.notify(key, Notice::ChildKilled);
         });
     }
 }
 
-/// Returns once the process has ended, or at once where that cannot be waited for.
-async fn ended(pidfd: &Arc<OwnedFd>) {
+/// Returns once the process has ended, or at once if waiting for that fails.
+async fn wait_for_end(pidfd: &Arc<OwnedFd>) {
     let readable = async {
         let watched = sys::async_fd(Arc::clone(pidfd), Interest::READABLE)?;
         watched.readable().await.map(drop)
     };
     if let Err(error) = readable.await {
-        tracing::warn!(%error, "the end of a child cannot be waited for");
+        tracing::warn!(%error, "waiting for the end of a child failed");
     }
 }
 
@@ -112,13 +114,13 @@ pub async fn reap_strangers(hub: &SignalHub) -> Infallible {
         for _ in 0..STRANGERS_AT_ONCE {
             match sys::reap_own() {
                 Ok(true) => {}
-                // None has ended, or there is none.
+                // No stranger has ended, or there is none.
                 Ok(false) | Err(Errno::CHILD) => {
                     ended.notified().await;
                     break;
                 }
                 Err(error) => {
-                    tracing::error!(%error, "strangers cannot be reaped");
+                    tracing::error!(%error, "reaping inherited child processes failed; they stay zombies");
                     return std::future::pending().await;
                 }
             }

@@ -1,4 +1,4 @@
-//! Starting a child: what can fail, and at which step.
+//! Starts a child, and reports at which step that failed.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,23 +15,24 @@ use super::{Attributes, Program, Stdio};
 use crate::error::{Error, Result, SystemError};
 use crate::sys::{self, Step};
 
-/// Where programs are looked up when the environment has no PATH, as execvp(3) does.
+/// The directories in which programs are looked up if the environment has no PATH, as execvp(3)
+/// does.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 const SHELL: &CStr = c"/bin/sh";
 
-/// All that is settled before the program is executed.
+/// Everything that is set up before the program is executed.
 #[derive(Debug)]
 pub(super) struct Recipe {
     pub(super) program: Program,
     /// `NAME=value`
     pub(super) env: Arc<[CString]>,
     pub(super) cwd: CString,
-    /// stdin, stdout, stderr.
+    /// The targets of stdin, stdout and stderr.
     pub(super) stdio: [Stdio; 3],
     pub(super) attributes: Attributes,
 }
 
-/// A child that runs, and the daemon's ends of its pipes (non-blocking).
+/// A running child, and the daemon's ends of its pipes (non-blocking).
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) pid: i32,
@@ -39,16 +40,16 @@ pub(super) struct Spawned {
     pub(super) pipes: [Option<OwnedFd>; 3],
 }
 
-/// Starts it, in a session of its own.
+/// Starts the child, in a session of its own.
 ///
 /// # Errors
-/// The errno, and the step: `lookup`, `pipe`, `fork` or one that the child takes: `setsid`, `stdio`,
-/// `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. Nothing runs after an error.
+/// The errno, and the step: `lookup`, `pipe`, `fork`, or one that the child takes: `setsid`,
+/// `stdio`, `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. No child runs after an error.
 pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
     let (path, argv) = match recipe.program {
         Program::Shell(line) => (SHELL.to_owned(), vec![c"sh".into(), c"-c".into(), line]),
         Program::Exec(argv) => {
-            let name = argv.first().ok_or(Error::Internal("an empty argv"))?;
+            let name = argv.first().ok_or(Error::Internal("argv is empty"))?;
             (lookup(name, &recipe.env, &recipe.cwd)?, argv)
         }
     };
@@ -81,7 +82,7 @@ pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
     })
 }
 
-/// What the system refused, in words.
+/// Returns the error for a step that the system refused.
 fn failed(
     step: Step,
     errno: Errno,
@@ -128,7 +129,8 @@ fn stream(
     }
 }
 
-/// A pipe: our end, non-blocking (nobody else has that end), and the child's.
+/// Opens a pipe. Returns the daemon's end, non-blocking (no other process has that end), and the
+/// child's.
 fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd), SystemError> {
     let error = |errno| SystemError::new(errno, "pipe", "");
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(error)?;
@@ -141,7 +143,7 @@ fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd), SystemError> {
     Ok((ours, theirs))
 }
 
-/// The file that execvp(3) would execute.
+/// Returns the file that execvp(3) would execute.
 fn lookup(name: &CStr, env: &[CString], cwd: &CStr) -> Result<CString> {
     if name.to_bytes().contains(&b'/') {
         return Ok(name.to_owned());
@@ -152,7 +154,7 @@ fn lookup(name: &CStr, env: &[CString], cwd: &CStr) -> Result<CString> {
     let [name, cwd] = [name, cwd].map(|text| OsStr::from_bytes(text.to_bytes()));
     let mut errno = Errno::NOENT;
     for dir in path.split(|byte| *byte == b':') {
-        // An empty element is the working directory (environ(7)).
+        // An empty element means the working directory (environ(7)).
         let candidate = Path::new(cwd).join(OsStr::from_bytes(dir)).join(name);
         if !candidate.is_file() {
             continue;

@@ -1,31 +1,31 @@
-//! A child that may run only so long, and how one that runs longer is ended.
+//! The time limit of a child, and the end of a child that exceeds it.
 
 use std::time::Duration;
 
 use nix::libc;
 
 use super::Process;
-use super::reaper::LOOK_AGAIN;
+use super::reaper::CHECK_INTERVAL;
 use crate::clock::nanos;
 use crate::watch::{Alarm, Context};
 
-/// How far it has come; times are ns of the monotonic clock.
+/// The state of the time limit; times are in nanoseconds of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timeout {
-    /// It may run as long as it likes.
+    /// There is no limit.
     None,
-    /// It has not started yet.
+    /// The limit, before the child's watch has started.
     In(Duration),
-    /// It is over then.
+    /// The time at which the limit is reached.
     At(u64),
-    /// It is over, and the child was asked to end; it is killed then.
+    /// The limit was reached and the child was asked to end; the time at which it is killed.
     KillAt(u64),
-    /// It is over, and the child was killed.
+    /// The limit was reached and the child was killed.
     Killed,
 }
 
 impl Timeout {
-    /// The child is being ended for it.
+    /// Returns whether the limit was reached.
     pub(super) const fn is_over(self) -> bool {
         matches!(self, Self::KillAt(_) | Self::Killed)
     }
@@ -39,26 +39,27 @@ impl Timeout {
 }
 
 impl Process {
-    /// Its time begins.
+    /// Starts the time limit.
     pub(super) fn begin_timeout(&mut self, cx: &mut Context<'_>) {
         if let Timeout::In(time) = self.timeout {
             self.timeout = Timeout::At(cx.now.monotonic.saturating_add(nanos(time)));
-            self.wake(cx);
+            self.set_next_alarm(cx);
         }
     }
 
-    /// Looks some time later, although nobody says that it has ended.
-    pub(super) fn look_later(&mut self, cx: &mut Context<'_>) {
-        self.look_at = Some(cx.now.monotonic.saturating_add(nanos(LOOK_AGAIN)));
-        self.wake(cx);
+    /// Schedules a check whether the child has ended, for the case that no watcher reports it.
+    pub(super) fn check_exit_later(&mut self, cx: &mut Context<'_>) {
+        self.check_at = Some(cx.now.monotonic.saturating_add(nanos(CHECK_INTERVAL)));
+        self.set_next_alarm(cx);
     }
 
-    /// It runs, and something is due. Ends it if its time is over: it is asked to end, and killed after `kill_grace`.
-    pub(super) fn end_late(&mut self, cx: &mut Context<'_>) {
+    /// Handles the alarm of a running child. If the limit was reached, asks the child to end, and
+    /// kills it after `kill_grace`.
+    pub(super) fn enforce_timeout(&mut self, cx: &mut Context<'_>) {
         let now = cx.now.monotonic;
-        if self.look_at.is_some_and(|at| at <= now) {
-            self.look_at = None;
-            self.look_later(cx);
+        if self.check_at.is_some_and(|at| at <= now) {
+            self.check_at = None;
+            self.check_exit_later(cx);
         }
         if let (Some(due), Some(child)) = (self.timeout.due(), &self.child)
             && due <= now
@@ -66,7 +67,7 @@ impl Process {
             self.killing = true;
             if self.timeout.is_over() {
                 child.kill();
-                // In case it is in another group by now. ESRCH: it has ended.
+                // The child may be in another group by now. ESRCH: it has ended.
                 let _ = child.signal(libc::SIGKILL);
                 self.timeout = Timeout::Killed;
             } else {
@@ -74,12 +75,12 @@ impl Process {
                 self.timeout = Timeout::KillAt(now.saturating_add(nanos(self.kill_grace)));
             }
         }
-        self.wake(cx);
+        self.set_next_alarm(cx);
     }
 
-    /// Sets the alarm for what is due first while the child runs.
-    fn wake(&self, cx: &mut Context<'_>) {
-        let first = self.look_at.into_iter().chain(self.timeout.due()).min();
+    /// Sets the alarm for the next check or the time limit, whichever is first.
+    fn set_next_alarm(&self, cx: &mut Context<'_>) {
+        let first = self.check_at.into_iter().chain(self.timeout.due()).min();
         match first {
             Some(at) => cx.set_alarm(Alarm::Monotonic(at)),
             None => cx.clear_alarm(),

@@ -1,4 +1,4 @@
-//! How the end of a child is noticed: by its pidfd, by a thread that waits, or by SIGCHLD.
+//! Detects the end of a child: by its pidfd, by a thread that waits, or by SIGCHLD.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -14,36 +14,37 @@ use crate::error::{Result, SystemError};
 use crate::signals::{Received, SignalSink};
 use crate::watch::{Notice, Notifier};
 
-/// A thread that waits for the end of a child, and ends with it or with this. It takes nothing
-/// from the child: whom it tells looks.
+/// A thread that waits for the end of a child. It ends with the child, or when this value is
+/// dropped. It does not reap the child: the watch that it notifies checks the child.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    told: mpsc::Sender<Told>,
+    setup: mpsc::Sender<Setup>,
     stop: Arc<OwnedFd>,
 }
 
-/// What its thread has to know, in this order.
+/// The data that the thread needs, sent in this order.
 #[derive(Debug)]
-enum Told {
+enum Setup {
     Child(Arc<OwnedFd>),
-    Whom(Key, Arc<dyn Notifier>),
+    Recipient(Key, Arc<dyn Notifier>),
 }
 
 impl Waiter {
-    /// Starts the thread, before there is a child: nothing can be refused once that runs.
+    /// Starts the thread before the child is started, so that nothing can be refused while the
+    /// child runs.
     ///
     /// # Errors
-    /// No descriptor or thread is left.
+    /// The system refused a descriptor or a thread.
     pub(super) fn start() -> Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|errno| SystemError::new(errno, "eventfd", ""))?;
         let stop = Arc::new(stop);
         let stopped = Arc::clone(&stop);
-        let (told, hears) = mpsc::channel();
+        let (setup, received) = mpsc::channel();
         let run = move || {
-            if let Ok(Told::Child(pidfd)) = hears.recv()
-                && let Ok(Told::Whom(key, notifier)) = hears.recv()
-                && ended(&pidfd, &stopped)
+            if let Ok(Setup::Child(pidfd)) = received.recv()
+                && let Ok(Setup::Recipient(key, notifier)) = received.recv()
+                && wait_for_end(&pidfd, &stopped)
             {
                 notifier.notify(key, Notice::ChildEnded);
             }
@@ -53,32 +54,32 @@ impl Waiter {
             .stack_size(64 * 1024)
             .spawn(run)
             .map_err(|error| SystemError::from_io(&error, "thread", ""))?;
-        Ok(Self { told, stop })
+        Ok(Self { setup, stop })
     }
 
-    /// For whose end to wait. To be called once.
-    pub(super) fn wait_for(&self, child: &Child) {
+    /// Sets the child whose end to wait for. Must be called once.
+    pub(super) fn set_child(&self, child: &Child) {
         if let Some(pidfd) = child.pidfd_shared() {
-            // It waits for this, and the receiver with it.
-            let _ = self.told.send(Told::Child(pidfd));
+            // The thread waits for this message, so its receiver exists.
+            let _ = self.setup.send(Setup::Child(pidfd));
         }
     }
 
-    /// Whom to tell. To be called once, after [`Waiter::wait_for`].
-    pub(super) fn tell(&self, key: Key, notifier: Arc<dyn Notifier>) {
-        let _ = self.told.send(Told::Whom(key, notifier));
+    /// Sets the watch to notify. Must be called once, after [`Waiter::set_child`].
+    pub(super) fn set_recipient(&self, key: Key, notifier: Arc<dyn Notifier>) {
+        let _ = self.setup.send(Setup::Recipient(key, notifier));
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // An eventfd takes any number that it has room for, and this is its first.
+        // This write does not fail: it is the first to this eventfd, whose counter has room for it.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
     }
 }
 
-/// Waits for the end of the child; false: it is not to be waited for any longer.
-fn ended(pidfd: &OwnedFd, stop: &OwnedFd) -> bool {
+/// Waits for the end of the child. Returns false if the waiter was dropped before.
+fn wait_for_end(pidfd: &OwnedFd, stop: &OwnedFd) -> bool {
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
@@ -86,14 +87,14 @@ fn ended(pidfd: &OwnedFd, stop: &OwnedFd) -> bool {
         ];
         match poll(&mut fds, None) {
             Err(Errno::INTR) => {}
-            // Whom it tells looks, and looks again if it was told too early.
+            // The watch checks the child, and checks again later if it has not ended.
             Err(_) => return true,
             Ok(_) => return fds[1].revents().is_empty(),
         }
     }
 }
 
-/// Tells one watch of SIGCHLD, at most once until it has looked.
+/// Notifies one watch of SIGCHLD, at most once until the watch has checked its child.
 #[derive(Debug)]
 pub(super) struct ChildSignals {
     pub(super) key: Key,
