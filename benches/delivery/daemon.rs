@@ -125,6 +125,11 @@ impl Daemon {
         Ok(clock_getcpuclockid(process)?.now()?.into())
     }
 
+    /// Returns the CPU seconds of the daemon and of the children that it has reaped.
+    pub(crate) fn cpu_with_children(&self) -> Outcome<f64> {
+        crate::run_output::cpu(&self.process.id().to_string())
+    }
+
     /// Hands over file descriptors and returns a slot for each.
     fn hand_over(&self, fds: &[impl AsFd]) -> Outcome<Vec<Slot>> {
         let client = Client::connect(&self.directory.path().join("socket.handover"))?;

@@ -20,6 +20,7 @@ mod peers;
 mod raw;
 mod replay;
 mod report;
+mod run_output;
 mod scale;
 mod spawn;
 mod stdout;
@@ -32,7 +33,7 @@ type Failure = Box<dyn Error>;
 type Outcome<T> = Result<T, Failure>;
 type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
-const CASES: [(&str, Case); 13] = [
+const CASES: [(&str, Case); 14] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
     ("daemon_cpu", cpu::run),
@@ -42,6 +43,7 @@ const CASES: [(&str, Case); 13] = [
     ("spawn", spawn::run),
     ("spawn_to_exit", spawn::run_one_by_one),
     ("stdout", stdout::run),
+    ("run_output", run_output::run),
     ("footprint", scale::run_footprint),
     ("scale_fds", scale::run_fds),
     ("scale_loops", scale::run_loops),
