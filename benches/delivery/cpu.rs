@@ -8,8 +8,9 @@ use tokio::runtime::Runtime;
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon};
 use crate::peers;
+use crate::pipes::{EVENTS, PIPES};
 use crate::report::{Report, Side, Target, in_turns};
-use crate::throughput::{EVENTS, PIPES, Remote};
+use crate::throughput::Remote;
 
 /// At most, over plain epoll.
 fn target_of(backend: &str) -> Option<Target> {

@@ -17,8 +17,8 @@ use tokio::runtime::Runtime;
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon, Subscription};
 use crate::grpc::{EchoStream, Server};
+use crate::pipes::pipes;
 use crate::report::{Report, Target, alternate};
-use crate::throughput::pipes;
 
 /// The latencies of one round, sorted.
 type Samples = Vec<Duration>;

@@ -17,6 +17,7 @@ mod daemon;
 mod grpc;
 mod latency;
 mod peers;
+mod pipes;
 mod raw;
 mod replay;
 mod report;

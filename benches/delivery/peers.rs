@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 
 use crate::Outcome;
 use crate::cpu::{each, own_nanos};
-use crate::throughput::{EVENTS, PIPES, pipes, rate};
+use crate::pipes::{EVENTS, PIPES, pipes, rate};
 use crate::yardstick::Process;
 
 /// The first argument of such a process; the second names the peer.

@@ -17,8 +17,9 @@ use tonic::transport::Channel;
 
 use crate::Outcome;
 use crate::daemon::{Daemon, Subscription, add_watches};
+use crate::pipes::{pipes, rate};
 use crate::report::{Report, Target, alternate};
-use crate::throughput::{Remote, pipes, rate};
+use crate::throughput::Remote;
 
 /// The number of daemons whose memory and start are measured.
 const STARTS: usize = 5;

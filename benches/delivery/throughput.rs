@@ -5,16 +5,14 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use evloopd::proto::{EventKind, event};
-use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::runtime::Runtime;
 
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon, Subscription};
 use crate::peers::Peer;
+use crate::pipes::{EVENTS, PIPES, pipes, rate};
 use crate::report::{Report, Side, Target, alternate, in_turns};
 
-pub(crate) const PIPES: usize = 1000;
-pub(crate) const EVENTS: usize = 200 * PIPES;
 /// The time after which a round has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,18 +79,6 @@ pub(crate) fn run_neighbour(runtime: &Runtime, report: &mut Report) -> Outcome<(
         report.ratio(("stuck_neighbour", backend), "events/ms", target, rates);
     }
     Ok(())
-}
-
-/// Returns the reading ends and the writing ends.
-pub(crate) fn pipes(count: usize) -> Outcome<(Vec<OwnedFd>, Vec<OwnedFd>)> {
-    let pipes = (0..count).map(|_| pipe_with(PipeFlags::CLOEXEC));
-    Ok(pipes.collect::<Result<_, _>>()?)
-}
-
-/// Returns the events per millisecond.
-pub(crate) fn rate(events: usize, begun: Instant) -> f64 {
-    let events = u32::try_from(events).map_or(f64::NAN, f64::from);
-    events / begun.elapsed().as_secs_f64() / 1000.0
 }
 
 /// Pipes whose reading ends are in the daemon.
