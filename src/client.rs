@@ -26,6 +26,8 @@ pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two attempts to connect while the daemon's backlog is full.
 const DIAL_AGAIN: Duration = Duration::from_millis(10);
+/// Bytes of the largest frame that the daemon may send: a message comes in one, or few.
+const FRAME: u32 = 256 * 1024;
 
 /// Returns the sockets to try, in order: the named one, else the user's and the system's.
 fn candidates(named: Option<PathBuf>, user: PathBuf, system: PathBuf) -> Vec<Candidate> {
@@ -96,6 +98,7 @@ async fn open(candidate: Candidate) -> io::Result<Channel> {
     // An authority that every HTTP/2 implementation accepts; the path of a socket is not valid as
     // one.
     Endpoint::from_static("http://localhost")
+        .max_frame_size(FRAME)
         .connect_with_connector(connector)
         .await
         .map_err(|error| io_cause(&error))

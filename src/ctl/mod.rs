@@ -43,6 +43,7 @@ mod run;
 mod session;
 mod show;
 mod signals;
+mod sink;
 mod standstill;
 mod status;
 mod stop;

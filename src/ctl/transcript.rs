@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::failure::{Failure, TIMED_OUT, complain_loudly};
@@ -13,9 +13,10 @@ use super::json;
 use super::ledger::Ledger;
 use super::output::{json_lines, messages};
 use super::render;
+use super::sink::Sink;
 use crate::proto::event::Kind;
 use crate::proto::watch::Status;
-use crate::proto::{Batch, Event, Exited, Gap, Stream, Watch, WatchState, exited};
+use crate::proto::{Batch, Exited, Gap, Stream, Watch, WatchState, exited};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +32,23 @@ pub(super) enum Until {
 pub(super) struct Transcript {
     json: bool,
     pub(super) ledger: Ledger,
+    /// stdout and stderr, once something was written.
+    sinks: [Option<Sink>; 2],
+}
+
+/// Bytes of one stream that were received one after the other.
+#[derive(Debug, Default)]
+struct Stretch {
+    is_stderr: bool,
+    pieces: Vec<Bytes>,
 }
 
 impl Transcript {
     pub(super) fn new(json: bool) -> Self {
-        let ledger = Ledger::default();
-        Self { json, ledger }
+        Self {
+            json,
+            ..Self::default()
+        }
     }
 
     /// Takes what comes, until there is no more. `links` hears of what others wait for.
@@ -67,31 +79,47 @@ impl Transcript {
                 json_lines([&json::gap(gap)])?;
             }
         }
+        let mut stretch = Stretch::default();
         for event in &batch.events {
             if self.json {
                 messages([event])?;
             }
-            self.event(event, links).await?;
+            match (&event.kind, self.ledger.event(event)) {
+                (Some(Kind::Data(data)), Some(fresh)) if !self.json => {
+                    let is_stderr = data.stream() == Stream::Stderr;
+                    if stretch.is_stderr != is_stderr {
+                        let before = std::mem::take(&mut stretch);
+                        self.write(before, links).await?;
+                        stretch.is_stderr = is_stderr;
+                    }
+                    stretch.pieces.push(data.data.slice_ref(fresh));
+                }
+                (Some(Kind::WriteResumed(_)), _) => links.resumed.notify_one(),
+                _ => {}
+            }
         }
-        Ok(())
+        self.write(stretch, links).await
     }
 
-    async fn event(&mut self, event: &Event, links: &Links) -> Result<(), Failure> {
-        let fresh = self.ledger.event(event);
-        match (&event.kind, fresh) {
-            (Some(Kind::Data(data)), Some(fresh)) if !self.json => {
-                links.writing.set(Some(Instant::now()));
-                let written = match data.stream() {
-                    Stream::Stderr => write(tokio::io::stderr(), fresh).await,
-                    _ => write(tokio::io::stdout(), fresh).await,
-                };
-                links.writing.set(None);
-                return written.map_err(|error| Failure::output(&error));
-            }
-            (Some(Kind::WriteResumed(_)), _) => links.resumed.notify_one(),
-            _ => {}
+    async fn write(&mut self, stretch: Stretch, links: &Links) -> Result<(), Failure> {
+        if stretch.pieces.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let waits = || links.writing.set(Some(Instant::now()));
+        waits();
+        let written = self.pass_on(stretch, waits).await;
+        links.writing.set(None);
+        written.map_err(|error| Failure::output(&error))
+    }
+
+    async fn pass_on(&mut self, stretch: Stretch, taken: impl Fn()) -> io::Result<()> {
+        let sink = &mut self.sinks[usize::from(stretch.is_stderr)];
+        let sink = match sink {
+            Some(sink) => sink,
+            None if stretch.is_stderr => sink.insert(Sink::new(io::stderr())?),
+            None => sink.insert(Sink::new(io::stdout())?),
+        };
+        sink.write(stretch.pieces, taken).await
     }
 }
 
@@ -168,11 +196,6 @@ pub(super) fn complain_gap(gap: &Gap) {
     complain_loudly(format_args!(
         "gap: {count} events lost, {from} to {through} ({reason})"
     ));
-}
-
-async fn write(mut out: impl AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<()> {
-    out.write_all(bytes).await?;
-    out.flush().await
 }
 
 #[cfg(test)]

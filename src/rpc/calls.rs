@@ -20,6 +20,8 @@ use crate::memory::Use;
 
 /// An answer goes to the connection in pieces of so many bytes.
 const PIECE: usize = 16 * 1024;
+/// A stream's: a message of it as a whole, so that its client can take it in one go.
+const STREAM_PIECE: usize = 512 * 1024;
 /// Of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
@@ -70,6 +72,7 @@ pub(super) async fn carry_out(
         let answers = Answer {
             first: Bytes::new(),
             rest: body,
+            piece: STREAM_PIECE,
             // A stream counts what it sends, and sends no more than there is room for.
             held: Arc::new(Mutex::new(purse.open(Use::Requests))),
         };
@@ -98,6 +101,7 @@ pub(super) async fn carry_out(
     let answer = Answer {
         first,
         rest: body,
+        piece: PIECE,
         held,
     };
     http::Response::from_parts(parts, Body::new(answer))
@@ -212,6 +216,7 @@ impl HttpBody for Received {
 struct Answer {
     first: Bytes,
     rest: Body,
+    piece: usize,
     held: Arc<Mutex<Held>>,
 }
 
@@ -234,7 +239,7 @@ impl HttpBody for Answer {
                 Err(frame) => return Poll::Ready(Some(Ok(frame))),
             }
         }
-        let piece = this.first.split_to(PIECE.min(this.first.len()));
+        let piece = this.first.split_to(this.piece.min(this.first.len()));
         this.held.lock().shrink(piece.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }

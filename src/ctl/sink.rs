@@ -1,0 +1,176 @@
+//! Bytes to our stdout or stderr as they are: without a copy, and without another thread where the
+//! system can say that a write would wait (`RWF_NOWAIT`: pipes and sockets).
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::async_fd;
+
+/// Most pieces of one write.
+const PIECES: usize = 64;
+
+/// A stream of ours. Others may share it, so it is never made non-blocking.
+#[derive(Debug)]
+pub(super) struct Sink {
+    fd: Arc<OwnedFd>,
+    waits: Waits,
+}
+
+/// How it waits for room.
+#[derive(Debug)]
+enum Waits {
+    /// It never had to.
+    Unknown,
+    Here(AsyncFd<Arc<OwnedFd>>),
+    /// In a write of another thread.
+    Elsewhere,
+}
+
+impl Sink {
+    /// # Errors
+    /// The stream is closed, or too many files are open.
+    pub(super) fn new(stream: impl AsFd) -> io::Result<Self> {
+        Ok(Self {
+            fd: Arc::new(stream.as_fd().try_clone_to_owned()?),
+            waits: Waits::Unknown,
+        })
+    }
+
+    /// Writes all of it, in order. `taken` hears whenever some was taken from us.
+    pub(super) async fn write(
+        &mut self,
+        mut pieces: Vec<Bytes>,
+        taken: impl Fn(),
+    ) -> io::Result<()> {
+        let mut first = 0;
+        while first < pieces.len() {
+            let slices: Vec<_> = pieces[first..]
+                .iter()
+                .take(PIECES)
+                .map(|piece| IoSlice::new(piece))
+                .collect();
+            let written = match &self.waits {
+                Waits::Unknown => write_now(&self.fd, &slices),
+                Waits::Here(fd) => {
+                    let write = |fd: &Arc<OwnedFd>| write_now(fd, &slices);
+                    fd.async_io(Interest::WRITABLE, write).await
+                }
+                Waits::Elsewhere => {
+                    return write_elsewhere(Arc::clone(&self.fd), pieces.split_off(first)).await;
+                }
+            };
+            match written {
+                Ok(written) => {
+                    first += advance(&mut pieces[first..], written);
+                    taken();
+                }
+                Err(error) => self.waits = self.after(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// How to go on after a write that has written nothing.
+    fn after(&self, error: io::Error) -> io::Result<Waits> {
+        match Errno::from_io_error(&error) {
+            Some(Errno::AGAIN) => {
+                let fd = async_fd(Arc::clone(&self.fd), Interest::WRITABLE);
+                // A file cannot be waited for.
+                Ok(fd.map_or(Waits::Elsewhere, Waits::Here))
+            }
+            Some(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Waits::Elsewhere),
+            _ => Err(error),
+        }
+    }
+}
+
+fn write_now(fd: &OwnedFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    loop {
+        match pwritev2(fd, slices, u64::MAX, ReadWriteFlags::NOWAIT) {
+            Err(Errno::INTR) => {}
+            written => return Ok(written?),
+        }
+    }
+}
+
+async fn write_elsewhere(fd: Arc<OwnedFd>, pieces: Vec<Bytes>) -> io::Result<()> {
+    let written = tokio::task::spawn_blocking(move || {
+        let mut file = File::from(fd.try_clone()?);
+        pieces.iter().try_for_each(|piece| file.write_all(piece))
+    });
+    written.await.map_err(io::Error::other)?
+}
+
+/// Takes what was written off the pieces; says how many have nothing left.
+fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        let part = written.min(piece.len());
+        piece.advance(part);
+        written -= part;
+        if !piece.is_empty() {
+            break;
+        }
+        done += 1;
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn pieces() -> (Vec<Bytes>, Vec<u8>) {
+        let piece = |i: u32| {
+            let byte = i.to_le_bytes()[0];
+            Bytes::from(vec![byte; usize::try_from(i).unwrap() * 7])
+        };
+        let pieces: Vec<_> = (0..300).map(piece).collect();
+        let all = pieces.concat();
+        (pieces, all)
+    }
+
+    #[tokio::test]
+    async fn a_pipe_gets_all_in_order_however_slowly_it_is_read() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (pieces, all) = pieces();
+        let read = tokio::task::spawn_blocking(move || {
+            let (mut read, mut buf) = (Vec::new(), [0; 5000]);
+            loop {
+                match reader.read(&mut buf).unwrap() {
+                    0 => return read,
+                    len => read.extend_from_slice(&buf[..len]),
+                }
+            }
+        });
+        let mut sink = Sink::new(&writer).unwrap();
+        drop(writer);
+        sink.write(pieces, || ()).await.unwrap();
+        drop(sink);
+        assert!(read.await.unwrap() == all);
+    }
+
+    #[tokio::test]
+    async fn a_file_gets_all_and_a_closed_pipe_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (pieces, all) = pieces();
+        let mut sink = Sink::new(file.as_file()).unwrap();
+        sink.write(pieces.clone(), || ()).await.unwrap();
+        assert!(std::fs::read(file.path()).unwrap() == all);
+
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut sink = Sink::new(&writer).unwrap();
+        let error = sink.write(pieces, || ()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
