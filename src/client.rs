@@ -26,7 +26,8 @@ pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two attempts to connect while the daemon's backlog is full.
 const DIAL_AGAIN: Duration = Duration::from_millis(10);
-/// Bytes of the largest frame that the daemon may send: a message comes in one, or few.
+/// The size of the largest HTTP/2 frame that the daemon may send, bytes: a message comes in one frame
+/// or few.
 const FRAME: u32 = 256 * 1024;
 
 /// Returns the sockets to try, in order: the named one, else the user's and the system's.

@@ -1,5 +1,5 @@
-//! Bytes to our stdout or stderr as they are: without a copy, and without another thread where the
-//! system can say that a write would wait (`RWF_NOWAIT`: pipes and sockets).
+//! Writes bytes to stdout or stderr: without a copy, and without another thread where the system can
+//! report that a write would block (`RWF_NOWAIT`, for pipes and sockets).
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
@@ -13,23 +13,25 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys::async_fd;
 
-/// Most pieces of one write.
+/// The largest number of pieces in one write.
 const PIECES: usize = 64;
 
-/// A stream of ours. Others may share it, so it is never made non-blocking.
+/// stdout or stderr. Other processes may share its open file description, so it is never made
+/// non-blocking.
 #[derive(Debug)]
 pub(super) struct Sink {
     fd: Arc<OwnedFd>,
     waits: Waits,
 }
 
-/// How it waits for room.
+/// How to wait until the stream takes more bytes.
 #[derive(Debug)]
 enum Waits {
-    /// It never had to.
+    /// No write has had to wait yet.
     Unknown,
+    /// Until epoll(7) reports that it can be written.
     Here(AsyncFd<Arc<OwnedFd>>),
-    /// In a write of another thread.
+    /// In a blocking write of another thread.
     Elsewhere,
 }
 
@@ -77,12 +79,12 @@ impl Sink {
         Ok(())
     }
 
-    /// How to go on after a write that has written nothing.
+    /// Returns how to go on after a write that has written nothing.
     fn after(&self, error: io::Error) -> io::Result<Waits> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => {
                 let fd = async_fd(Arc::clone(&self.fd), Interest::WRITABLE);
-                // A file cannot be waited for.
+                // epoll does not take regular files.
                 Ok(fd.map_or(Waits::Elsewhere, Waits::Here))
             }
             Some(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Waits::Elsewhere),
@@ -108,7 +110,7 @@ async fn write_elsewhere(fd: Arc<OwnedFd>, pieces: Vec<Bytes>) -> io::Result<()>
     written.await.map_err(io::Error::other)?
 }
 
-/// Takes what was written off the pieces; says how many have nothing left.
+/// Removes the written bytes from the pieces. Returns how many pieces are empty then.
 fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
     let mut done = 0;
     for piece in pieces {

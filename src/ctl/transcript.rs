@@ -32,11 +32,11 @@ pub(super) enum Until {
 pub(super) struct Transcript {
     json: bool,
     pub(super) ledger: Ledger,
-    /// stdout and stderr, once something was written.
+    /// stdout and stderr; `None` before the first write.
     sinks: [Option<Sink>; 2],
 }
 
-/// Bytes of one stream that were received one after the other.
+/// Bytes of one stream that follow each other.
 #[derive(Debug, Default)]
 struct Stretch {
     is_stderr: bool,

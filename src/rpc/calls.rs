@@ -20,7 +20,7 @@ use crate::memory::Use;
 
 /// An answer goes to the connection in pieces of so many bytes.
 const PIECE: usize = 16 * 1024;
-/// A stream's: a message of it as a whole, so that its client can take it in one go.
+/// The same of a stream: each message goes out whole, so that its client can take it at once.
 const STREAM_PIECE: usize = 512 * 1024;
 /// Of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
