@@ -1,14 +1,13 @@
-//! What an event takes of processors' time in the daemon, all its threads together, from the byte in
-//! the pipe to the client's socket; over a plain epoll loop that waits for as many bytes and reads
-//! them. Nobody's writes count.
+//! The CPU time that the daemon spends on an event, all its threads together, from the byte in the
+//! pipe to the client's socket; compared with a plain epoll loop that waits for as many bytes and
+//! reads them. The writes of the bytes do not count on either side.
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon};
 use crate::peers;
-use crate::pipes::{EVENTS, PIPES};
+use crate::pipes::{EVENTS, PIPES, each};
 use crate::report::{Report, Side, Target, in_turns};
 use crate::throughput::Remote;
 
@@ -40,18 +39,4 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         report.ratio(name, "ns", target_of(backend), (ours, theirs.clone()));
     }
     Ok(())
-}
-
-/// Of so many nanoseconds for all events, one event's.
-pub(crate) fn each(nanos: u128) -> f64 {
-    let of = |number: u128| u32::try_from(number / 1000).map_or(f64::NAN, f64::from);
-    of(nanos) / of(EVENTS as u128)
-}
-
-/// The processor's time that this thread has had, nanoseconds.
-pub(crate) fn own_nanos() -> u128 {
-    let taken = clock_gettime(ClockId::ThreadCPUTime);
-    let [seconds, nanos] =
-        [taken.tv_sec, taken.tv_nsec].map(|part| u128::try_from(part).unwrap_or(0));
-    seconds * 1_000_000_000 + nanos
 }

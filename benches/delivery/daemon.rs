@@ -127,7 +127,7 @@ impl Daemon {
 
     /// Returns the CPU seconds of the daemon and of the children that it has reaped.
     pub(crate) fn cpu_with_children(&self) -> Outcome<f64> {
-        crate::run_output::cpu(&self.process.id().to_string())
+        crate::spent::with_children(&self.process.id().to_string())
     }
 
     /// Hands over file descriptors and returns a slot for each.

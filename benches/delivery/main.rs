@@ -24,6 +24,7 @@ mod report;
 mod run_output;
 mod scale;
 mod spawn;
+mod spent;
 mod stdout;
 mod throughput;
 mod yardstick;

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use crate::Outcome;
-use crate::cpu::{each, own_nanos};
-use crate::pipes::{EVENTS, PIPES, pipes, rate};
+use crate::pipes::{EVENTS, PIPES, each, pipes, rate};
+use crate::spent::own_nanos;
 use crate::yardstick::Process;
 
 /// The first argument of such a process; the second names the peer.

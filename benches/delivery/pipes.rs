@@ -21,3 +21,9 @@ pub(crate) fn rate(events: usize, begun: Instant) -> f64 {
     let events = u32::try_from(events).map_or(f64::NAN, f64::from);
     events / begun.elapsed().as_secs_f64() / 1000.0
 }
+
+/// Returns the nanoseconds of one event, given those of all of them.
+pub(crate) fn each(nanos: u128) -> f64 {
+    let of = |number: u128| u32::try_from(number / 1000).map_or(f64::NAN, f64::from);
+    of(nanos) / of(EVENTS as u128)
+}

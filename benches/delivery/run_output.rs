@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 use crate::Outcome;
 use crate::daemon::Daemon;
 use crate::report::{Report, Target, alternate};
+use crate::spent::with_children;
 
 const BYTES: u32 = 200_000_000;
 const BACKENDS: [&str; 2] = ["epoll", "io_uring"];
@@ -23,9 +24,9 @@ pub(crate) fn run(_: &Runtime, report: &mut Report) -> Outcome<()> {
         let mut spent = Vec::new();
         let rates = alternate(
             || {
-                let before = daemon.cpu_with_children()? + cpu("self")?;
+                let before = daemon.cpu_with_children()? + with_children("self")?;
                 let rate = read(&mut run_of(&daemon.socket()))?;
-                let seconds = daemon.cpu_with_children()? + cpu("self")? - before;
+                let seconds = daemon.cpu_with_children()? + with_children("self")? - before;
                 spent.push(seconds / (f64::from(BYTES) / 1e9));
                 Ok(rate)
             },
@@ -88,18 +89,4 @@ fn read(command: &mut Command) -> Outcome<f64> {
         return Err(format!("{bytes} bytes, {status}").into());
     }
     Ok(f64::from(BYTES) / begun.elapsed().as_secs_f64() / 1e6)
-}
-
-/// CPU seconds of a process and of the children that it has waited for.
-pub(crate) fn cpu(pid: &str) -> Outcome<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // utime, stime, cutime and cstime of proc_pid_stat(5); its name may have spaces in it.
-    let rest = stat.rsplit_once(')').ok_or("no name")?.1;
-    let ticks = rest.split_ascii_whitespace().skip(11).take(4);
-    let mut seconds = 0.0;
-    for ticks in ticks {
-        let ticks: u32 = ticks.parse()?;
-        seconds += f64::from(ticks);
-    }
-    Ok(seconds / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
 }

@@ -195,7 +195,7 @@ impl Outbox {
         }
     }
 
-    /// Whether there is room for this many events of at most [`SLOT_BYTES`](super::SLOT_BYTES). If not,
+    /// Whether there is room for this many events of at most [`UNRESERVED_EVENT_BYTES`](super::UNRESERVED_EVENT_BYTES). If not,
     /// [`Outbox::level`] says so.
     pub fn has_room(&mut self, events: u64) -> bool {
         let room = self.room().holds(Room::unreserved(events));
