@@ -1,4 +1,5 @@
-//! `Data` events are most of all: they are encoded by hand, straight from the bytes that were read.
+//! An encoder for `Data` events, the most frequent ones, that takes the payload straight from the
+//! bytes that were read.
 
 use bytes::{BufMut as _, BytesMut};
 use prost::encoding::encoded_len_varint;
@@ -6,29 +7,30 @@ use prost::encoding::encoded_len_varint;
 use super::Stream;
 use crate::clock::Now;
 
-/// A `Data` event without its bytes.
+/// A `Data` event without its payload.
 #[derive(Debug, Clone, Copy)]
 pub struct DataHead {
-    /// Position in the journal.
+    /// The sequence number in the journal.
     pub seq: u64,
-    /// When.
+    /// When it happened.
     pub now: Now,
-    /// The watch.
+    /// The id of the watch.
     pub watch: u64,
-    /// The client's own number.
+    /// The watch's `user_data`, a number that the client chose.
     pub user_data: u64,
-    /// Which of its streams.
+    /// The stream of the watch that the payload belongs to.
     pub stream: Stream,
-    /// Bytes of the stream before.
+    /// How many bytes of the stream came before.
     pub offset: u64,
 }
 
-/// Seven numbers and two lengths of at most ten bytes, two fixed ones of eight, and their keys.
+/// Enough for seven numbers and two lengths of at most ten bytes, two fixed numbers of eight, and
+/// their keys.
 const HEAD_MAX: usize = 128;
 /// Few bytes are copied along.
 const FEW: usize = 16;
 
-/// What comes before the bytes, on the stack.
+/// The encoding of everything before the payload, on the stack.
 struct Head {
     bytes: [u8; HEAD_MAX + FEW],
     len: usize,
@@ -61,7 +63,7 @@ impl Head {
         self.byte(value as u8);
     }
 
-    /// A field, unless it has its default.
+    /// Appends a field, unless it has its default value.
     fn number(&mut self, key: u8, value: u64) {
         if value != 0 {
             self.byte(key);
@@ -93,7 +95,7 @@ const fn fixed_len(value: u64) -> usize {
     if value == 0 { 0 } else { 9 }
 }
 
-/// As [`encode`](super::encode): the same bytes.
+/// Appends the same bytes as [`encode`](super::encode) does, and returns their number.
 pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
     let before = buf.len();
     let stream = u64::from(i32::from(head.stream).unsigned_abs());
@@ -115,7 +117,7 @@ pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
         bytes: [0; HEAD_MAX + FEW],
         len: 0,
     };
-    // Keys: the number of the field, and in the last three bits how it is encoded.
+    // A key is the number of the field, and in the last three bits how the field is encoded.
     out.byte(3 << 3 | 2);
     out.varint(event_len as u64);
     out.number(1 << 3, head.seq);

@@ -1,53 +1,56 @@
-//! How many bytes an event of a kind takes at most in a journal: what is set aside for one that
-//! must always fit. Each number is the sum of what the fields of its message can encode to; a test
-//! encodes the largest message of every kind and compares.
+//! The most bytes that an event of a kind takes in a journal. This much room is set aside for an
+//! event that must always fit. Each number is the sum of what the fields of its message can encode
+//! to; a test encodes the largest message of every kind and compares.
 
-/// A field's key and a number of any size: field numbers are below 16 where this is used.
+/// The key of a field and a number of any size. All field numbers here are below 16.
 const NUMBER: u32 = 1 + 10;
 const FIXED: u32 = 1 + 8;
 const FLAG: u32 = 1 + 1;
-/// An enum's value.
+/// The value of an enum.
 const CHOICE: u32 = 1 + 1;
-/// A process id, an errno, a port: at most five bytes.
+/// A process id, an errno or a port: at most five bytes.
 const SMALL: u32 = 1 + 5;
 
-/// A field of so many bytes: below 16 KiB its length takes two.
+/// Returns the size of a field of `len` bytes. The length itself takes two bytes if it is below 16
+/// KiB.
 const fn bytes(len: u32) -> u32 {
     1 + 2 + len
 }
 
-/// Texts that clients choose: names, request ids.
+/// Most bytes of a text that a client chooses: a name or a request id.
 pub const TEXT_MAX: u32 = 128;
-/// Name of a kind of watch.
+/// The name of a kind of watch.
 const KIND: u32 = bytes(16);
-/// A symbolic errno; what the daemon was doing.
+/// The symbol of an errno, or the step that failed.
 const WORD: u32 = bytes(16);
-/// The step, what the system says of an errno, its name.
+/// Most bytes of an error's message without a detail: the step, the system's text for the errno,
+/// the errno's symbol.
 const PLAIN_MAX: u32 = 80;
-/// A path of sockaddr_un, the longest address there is.
+/// A path of `sockaddr_un`, the longest address.
 const ADDRESS: u32 = bytes(bytes(bytes(110)));
 /// Seconds and nanoseconds.
 const DURATION: u32 = bytes(NUMBER + SMALL);
 
-/// What all kinds have: the key and length of the event and of its kind (whose number takes two
-/// bytes), `seq`, two times, `watch_id`, `user_data`.
+/// The fields that all kinds share: the key and length of the event and of its kind (whose number
+/// takes two bytes), `seq`, two times, `watch_id`, `user_data`.
 const ENVELOPE: u32 = bytes(0) + NUMBER + 2 * FIXED + 2 * NUMBER + 1 + bytes(0);
 
 /// An error whose message has no detail.
 const ERROR: u32 = bytes(SMALL + 2 * WORD + bytes(PLAIN_MAX));
 
-/// An error in words, where it has a detail; what is longer is cut.
+/// Most bytes of an error's message with a detail; a longer one is cut.
 pub const MESSAGE_MAX: u32 = 512;
-/// What an error's message with a detail takes more.
+/// The bytes that a detail adds to an error's message at most.
 pub const DETAIL: u32 = MESSAGE_MAX - PLAIN_MAX;
 
 /// `Added`.
 pub const ADDED: u32 = ENVELOPE + 2 * bytes(TEXT_MAX) + KIND + NUMBER;
-/// `Closed`, with an error that has no detail; else [`DETAIL`] more.
+/// `Closed`, with an error that has no detail; a detail takes up to [`DETAIL`] more.
 pub const CLOSED: u32 = ENVELOPE + CHOICE + ERROR + NUMBER;
 /// `Removed`.
 pub const REMOVED: u32 = ENVELOPE + bytes(TEXT_MAX);
-/// What a watch sets room aside for one by one: `Ready`, `WritePaused`, `WriteResumed`.
+/// The events that a watch sets room aside for one at a time: `Ready`, `WritePaused`,
+/// `WriteResumed`.
 pub const ONE_BY_ONE: u32 = ENVELOPE + 8 * FLAG;
 /// `TimerFired`.
 pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER;
@@ -105,7 +108,7 @@ mod tests {
         })
     }
 
-    /// The errors of all numbers that there are, at the longest step that has no detail.
+    /// Returns the errors of all errno values, with the longest step that has no detail.
     fn errors() -> impl Iterator<Item = SystemError> {
         (1..=133).map(|errno| {
             let errno = rustix::io::Errno::from_raw_os_error(errno);

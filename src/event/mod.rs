@@ -1,8 +1,7 @@
-//! The vocabulary that all other rooms speak: events, and positions among them.
+//! Events, cursors and epochs: the vocabulary that all other modules share.
 //!
-//! An event is the protobuf message itself. It is encoded once, when it is appended,
-//! as an element of `Batch.events`, so that a batch is a small header and slices of
-//! encoded events.
+//! An event is the protobuf message itself. It is encoded once, when it is appended, as an element
+//! of `Batch.events`. So a batch is a small header and slices of encoded events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +24,7 @@ pub use crate::proto::{
     Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, WritePaused, WriteResumed,
 };
 
-/// Labels of a watch: few, small, and shared by its record and its events.
+/// The labels of a watch. They are few and small, and the watch shares them with its events.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// Most bytes of payload in one event.
@@ -34,15 +33,15 @@ pub const PAYLOAD_MAX: usize = 256 * 1024;
 /// Field number of `Batch.events`.
 const BATCH_EVENTS: u32 = 3;
 
-/// Names a history: 128 random bits.
+/// The name of a history: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(u128);
 
 impl Epoch {
-    /// A new one.
+    /// Returns a new epoch.
     ///
     /// # Errors
-    /// When the system has no randomness to give.
+    /// The system has no randomness to give.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)?;
@@ -83,7 +82,7 @@ impl FromStr for Epoch {
 pub struct Cursor {
     /// The history it belongs to; `None` in a request means the current one.
     pub epoch: Option<Epoch>,
-    /// 0 is the position before the first event.
+    /// 0 means the position before the first event.
     pub seq: u64,
 }
 
@@ -119,11 +118,11 @@ impl From<Cursor> for crate::proto::Cursor {
     }
 }
 
-/// Appends an event, encoded as an element of `Batch.events`; returns its size.
+/// Appends an event, encoded as an element of `Batch.events`. Returns its encoded size.
 pub fn encode(event: &Event, buf: &mut BytesMut) -> usize {
     let before = buf.len();
     let len = event.encoded_len();
-    // A tag, a length of at most ten bytes, the event.
+    // The event, a tag of one byte, and a length of at most ten.
     buf.reserve(len + 11);
     encode_key(BATCH_EVENTS, WireType::LengthDelimited, buf);
     encode_varint(len as u64, buf);
@@ -147,7 +146,7 @@ pub fn encode_batch_header(
     }
 }
 
-/// Size of what [`encode_batch_header`] appends.
+/// Returns the size of what [`encode_batch_header`] appends.
 #[must_use]
 pub fn batch_header_len(after: u64, through: u64, gaps: &[Gap], caught_up: bool) -> usize {
     let caught_up = if caught_up { 2 } else { 0 };

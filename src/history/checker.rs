@@ -1,4 +1,4 @@
-//! The accounting of batches, and the events of the loop itself.
+//! Checks that batches account for every sequence number, and checks the events of the loop itself.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,9 +12,9 @@ use super::violation::require;
 use super::watch::WatchHistory;
 use super::{Rule, Summary, View, Violation};
 
-/// Verifies one subscription while it comes in.
+/// Verifies one subscription as its batches arrive.
 ///
-/// Its memory grows with the open watches only, not with the history.
+/// Its memory grows with the number of open watches, not with the length of the history.
 #[derive(Debug)]
 pub struct Checker {
     sight: Sight,
@@ -27,7 +27,7 @@ pub struct Checker {
     summary: Summary,
 }
 
-/// An `Accepted` whose `Added` has to come next.
+/// An `Accepted` event. The next event must be the `Added` of its connection.
 #[derive(Debug, Clone, Copy)]
 struct Accepted {
     seq: u64,
@@ -36,8 +36,8 @@ struct Accepted {
 }
 
 impl Checker {
-    /// For a subscription whose first batch comes after `start`; for the rest see
-    /// [`Recording`](super::Recording).
+    /// Makes a checker for a subscription whose first batch comes after `start`. The other
+    /// arguments are as in [`Recording`](super::Recording).
     #[must_use]
     pub fn new(start: u64, view: View, from_birth: bool) -> Self {
         Self {
@@ -56,16 +56,16 @@ impl Checker {
         }
     }
 
-    /// The last sequence number accounted for.
+    /// Returns the last sequence number accounted for.
     #[must_use]
     pub const fn through(&self) -> u64 {
         self.through
     }
 
-    /// Takes the next batch.
+    /// Checks the next batch.
     ///
     /// # Errors
-    /// The first violation in it; the checker is of no further use then.
+    /// The first violation in the batch. The checker must not be used after that.
     pub fn push(&mut self, batch: &Batch) -> Result<(), Violation> {
         let (after, through) = (batch.after, batch.through);
         require(after == self.through, Rule::BatchAfter, || {
@@ -92,7 +92,7 @@ impl Checker {
         Ok(())
     }
 
-    /// What was seen.
+    /// Returns a summary of all batches.
     #[must_use]
     pub fn finish(self) -> Summary {
         let open = self.watches.values().filter(|watch| watch.is_open());
@@ -103,7 +103,7 @@ impl Checker {
         }
     }
 
-    /// Every sequence number up to `last` has been delivered, or need not be.
+    /// Checks that every sequence number up to `last` has been delivered, or need not be.
     fn account(&self, last: u64) -> Result<(), Violation> {
         let filtered = self.sight.view != View::All;
         require(filtered || last <= self.through, Rule::Unaccounted, || {
@@ -268,14 +268,14 @@ impl Checker {
         Ok(())
     }
 
-    /// The event before `seq` was lost, or was before the recording.
+    /// Returns whether the event before `seq` was lost, or was before the recording.
     fn unseen_before(&self, seq: u64) -> bool {
         let recording_begins = self.summary.events == 1 && self.sight.lossy_from_start();
         recording_begins || self.sight.last_lost == seq - 1
     }
 }
 
-/// Kinds that are about the loop and no watch.
+/// Returns whether a loop may change from the state `old` to `new`.
 const fn may_become(old: LoopState, new: LoopState) -> bool {
     use LoopState::{Closed, Created, Running, Stopped};
     matches!(
@@ -284,10 +284,11 @@ const fn may_become(old: LoopState, new: LoopState) -> bool {
     )
 }
 
-/// A set of ids that takes the room of its ranges: ids are given out in order and most are gone.
+/// A set of ids, kept as ranges: ids are given out in order and most watches are removed, so it
+/// stays small.
 #[derive(Debug, Default)]
 struct IdSet {
-    /// First to last, both included; disjoint and not adjacent.
+    /// The first and last id of each range, both included; ranges are disjoint and not adjacent.
     ranges: BTreeMap<u64, u64>,
 }
 

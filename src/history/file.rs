@@ -1,9 +1,10 @@
-//! A recording as a file: what was asked for, and every answer as it came.
+//! Recordings as files: the request of a subscription, and every response in its order.
 //!
-//! The format: the line [`MAGIC`], then messages, each after its length in bytes as a protobuf
-//! varint: first the `SubscribeRequest`, then every `SubscribeResponse`. A header among those
-//! begins a new life: the stream broke, and was resumed. Whoever records writes each message at
-//! once, so that a crash cuts off the last one at most.
+//! The format: the line [`MAGIC`], then messages, each preceded by its length in bytes as a
+//! protobuf varint. The first message is the `SubscribeRequest`; each other one is a
+//! `SubscribeResponse`. A second header among those begins a new life: the stream broke, and was
+//! resumed. The recorder writes each message at once, so that a crash can cut off only the last
+//! one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
@@ -15,13 +16,13 @@ use super::life::{Life, view_of};
 use crate::proto::subscribe_response::Message;
 use crate::proto::{SubscribeRequest, SubscribeResponse};
 
-/// The first line of a recording, with its format's number.
+/// The first line of a recording, with the number of the format.
 pub const MAGIC: &[u8] = b"evloopd recording 1\n";
 
-/// Most bytes of one message: what a client takes from the daemon at most.
+/// Most bytes of one message; a client accepts no more from the daemon.
 pub const MESSAGE_MAX: u64 = 16 << 20;
 
-/// Most bytes of a length.
+/// Most bytes of a message's length.
 const VARINT_MAX: usize = 10;
 
 /// Writes a recording, message by message.
@@ -32,11 +33,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes the file and writes what was asked for. A file that exists is replaced with
-    /// `replace`, else left as it is.
+    /// Makes the file and writes the request. With `replace`, a file that exists is replaced;
+    /// without, that is an error.
     ///
     /// # Errors
-    /// Of the file system; `AlreadyExists` without `replace`.
+    /// Errors of the file system; `AlreadyExists` without `replace`.
     pub fn create(path: &Path, replace: bool, request: &SubscribeRequest) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.write(true);
@@ -53,10 +54,10 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Adds an answer. Once this returns, a crash of the process does not lose it.
+    /// Adds a response. Once this returns, a crash of the process does not lose it.
     ///
     /// # Errors
-    /// Of the file system; the recording may then end in a part of the message.
+    /// Errors of the file system. The recording may then end in a part of the message.
     pub fn push(&mut self, response: &SubscribeResponse) -> io::Result<()> {
         self.put(response)
     }
@@ -70,21 +71,21 @@ impl Writer {
     }
 }
 
-/// A recording, read as a whole into memory.
+/// A recording, read into memory as a whole.
 #[derive(Debug)]
 pub struct Tape {
-    /// What was asked for first. A later life asked for what comes after the one before.
+    /// The first request. Each later life asked for the events after the life before it.
     pub request: SubscribeRequest,
-    /// In the order they were recorded.
+    /// The lives, in the order they were recorded.
     pub lives: Vec<Life>,
-    /// Bytes at the end that are no whole message: the recorder was stopped while it wrote.
+    /// Bytes at the end that are not a whole message: the recorder was stopped while it wrote.
     pub cut_off: u64,
 }
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// The file system says so.
+    /// The file system reports an error.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// It begins with something else.
@@ -93,9 +94,9 @@ pub enum Unreadable {
     /// There is something else where a message should be.
     #[error("it is damaged at byte {at}: {what}")]
     Damaged {
-        /// Bytes before it.
+        /// Where those bytes begin, counted from the start of the file.
         at: u64,
-        /// One clause.
+        /// The damage, in one clause.
         what: String,
     },
 }
@@ -104,7 +105,7 @@ impl Tape {
     /// Reads a recording.
     ///
     /// # Errors
-    /// [`Unreadable`]. A last message that is cut off is none: see [`Self::cut_off`].
+    /// See [`Unreadable`]. A last message that is cut off is no error: see [`Self::cut_off`].
     pub fn read(path: &Path) -> Result<Self, Unreadable> {
         Self::read_from(&mut BufReader::new(File::open(path)?))
     }
@@ -159,9 +160,9 @@ fn decoded<T: prost::Message + Default>(at: u64, bytes: Bytes) -> Result<T, Unre
 }
 
 enum Next {
-    /// Where it begins, and its bytes.
+    /// Where the message begins, and its bytes.
     Message(u64, Bytes),
-    /// So many bytes are left, which are no whole message.
+    /// The number of bytes left, which are not a whole message.
     CutOff(u64),
     End,
 }

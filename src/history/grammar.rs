@@ -6,31 +6,31 @@
 use crate::kinds::WatchKind;
 use crate::proto::{EventKind, Stream, event::Kind};
 
-/// What the events of one kind of watch must be, beside `Added`, `Closed` and `Removed`.
+/// The rules for the events of one kind of watch, beside `Added`, `Closed` and `Removed`.
 #[derive(Debug)]
 pub(super) struct Grammar {
     /// The kinds of event that such a watch may have.
     pub(super) events: &'static [EventKind],
-    /// The streams that its `Data` may be of.
+    /// The streams that its `Data` may belong to.
     pub(super) streams: &'static [Stream],
-    /// The event that must precede all others of these.
+    /// The event that must precede all other events of the watch.
     pub(super) begins_with: Option<EventKind>,
     /// What must precede a `Closed` with the reason COMPLETED.
     pub(super) completes: Completion,
 }
 
-/// What must have happened before a watch may close as completed.
+/// What must have happened before a watch may close with the reason COMPLETED.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completion {
     /// Nothing in particular.
     Any,
-    /// Its exit, and the end of each stream that had data.
+    /// The process has exited, and each stream that had data has ended.
     ExitAndStreamEnds,
-    /// Its first and only tick.
+    /// The timer has fired exactly once.
     OneTick,
 }
 
-/// A watch that carries no bytes, and may do anything at any time.
+/// A watch without streams, a first event, or conditions for its end.
 const PLAIN: Grammar = Grammar {
     events: &[],
     streams: &[],
@@ -38,7 +38,7 @@ const PLAIN: Grammar = Grammar {
     completes: Completion::Any,
 };
 
-/// The grammar of a kind of watch.
+/// Returns the grammar of a kind of watch.
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
         AcceptPaused, Accepted, Connected, Data, Eof, Exited, Ready, Signal, Started, StreamEnd,
@@ -87,19 +87,19 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     }
 }
 
-/// Where events of a kind come from.
+/// Where the events of a kind come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The loop itself, or a client that posts: no watch has them.
+    /// The loop itself, or a client that posts: these events belong to no watch.
     Loop,
-    /// A source or a timer, which only a running loop looks at.
+    /// A source or a timer: only a running loop produces these events.
     Polling,
-    /// Anything else that happens to a watch, also while the loop is stopped: to end a watch may
-    /// push bytes that were read before.
+    /// Anything else that happens to a watch, even while the loop is stopped. For example, a watch
+    /// that ends may push bytes that it has read before.
     Watch,
 }
 
-/// Where an event comes from.
+/// Returns where an event comes from.
 pub(super) const fn of_event(kind: &Kind) -> Origin {
     match kind {
         Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => Origin::Loop,

@@ -1,23 +1,23 @@
-//! One subscription, message by message: what comes around the batches.
+//! The messages of one subscription, and checks of those that are not batches.
 
 use super::violation::require;
 use super::{Recording, Rule, View, Violation};
 use crate::proto::subscribe_response::Message;
 use crate::proto::{Cursor, Filter, Goodbye, Snapshot, SubscribeHeader};
 
-/// The messages of one subscription, as they came, from its header on.
+/// The messages of one subscription from its header on, in their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Life {
-    /// What its filter lets through.
+    /// What the subscription's filter lets through.
     pub view: View,
-    /// What it began with.
+    /// The first message.
     pub header: SubscribeHeader,
-    /// Everything after the header. Empty: it broke off at once.
+    /// The messages after the header. Empty if the stream broke at once.
     pub messages: Vec<Message>,
 }
 
 impl Life {
-    /// One of which only the header has come yet.
+    /// Makes a life of which only the header has arrived.
     #[must_use]
     pub const fn new(view: View, header: SubscribeHeader) -> Self {
         Self {
@@ -27,8 +27,8 @@ impl Life {
         }
     }
 
-    /// Verifies what comes around the batches: snapshot and goodbye, their places and cursors.
-    /// The batches are left to [`check`](super::check) and its companions.
+    /// Verifies the places and cursors of the snapshot and the goodbye, and returns the batches.
+    /// [`check`](super::check) and its companions verify those.
     ///
     /// # Errors
     /// The first violation.
@@ -46,7 +46,7 @@ impl Life {
     }
 }
 
-/// What a filter lets through.
+/// Returns what a filter lets through.
 #[must_use]
 pub fn view_of(filter: Option<&Filter>) -> View {
     match filter {
@@ -56,22 +56,22 @@ pub fn view_of(filter: Option<&Filter>) -> View {
     }
 }
 
-/// How far a snapshot has come.
+/// How much of a snapshot has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Parts {
-    /// The header announces none.
+    /// The header announces no snapshot.
     Never,
     Awaited,
     Begun,
     Whole,
 }
 
-/// Verifies the order of a subscription's messages while they come in.
+/// Verifies the order of a subscription's messages as they arrive.
 #[derive(Debug)]
 pub(super) struct Frame<'a> {
     header: &'a SubscribeHeader,
     parts: Parts,
-    /// The `watch_id` of the snapshot that came last.
+    /// The last `watch_id` in the snapshot so far.
     last_watch: u64,
     through: u64,
     over: bool,

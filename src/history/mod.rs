@@ -1,10 +1,10 @@
-//! The history checker: reads what readers of a loop's journal received and verifies what
-//! evloopd promises about order and delivery.
+//! The history checker: takes what readers of a loop's journal received, and verifies what evloopd
+//! promises about order and delivery.
 //!
-//! It knows the wire messages and nothing else of the daemon, so that it can judge it.
-//! [`Checker`] is fed batch by batch and remembers open watches only; [`check`] and its
-//! companions work on whole [`Recording`]s. A [`Life`] has the messages around the batches too,
-//! and [`mod@file`] keeps lives for later.
+//! It uses the wire messages but no other part of the daemon, so that it can judge the daemon.
+//! [`Checker`] takes one batch at a time and remembers open watches only; [`check`] and its
+//! companions take whole [`Recording`]s. A [`Life`] has the messages around the batches too, and
+//! [`mod@file`] stores lives in files.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -34,7 +34,7 @@ pub enum View {
     /// Everything: there is no filter.
     #[default]
     All,
-    /// All events of some watches (`Run`, or a filter by watch or label).
+    /// All events of some watches (as `Run` does, or a filter by watch or label).
     Watches,
     /// Some events of a watch but not others (a filter by kind).
     Kinds,
@@ -49,14 +49,15 @@ pub struct Recording {
     pub start: u64,
     /// What the filter lets through.
     pub view: View,
-    /// No watch in it is older than the recording: it starts at 0, or with the one watch it is about.
+    /// Whether no watch in it is older than the recording: the recording starts at 0, or with the
+    /// one watch it is about.
     pub from_birth: bool,
-    /// The batches, as they came.
+    /// The batches, in their order.
     pub batches: Vec<Batch>,
 }
 
 impl Recording {
-    /// Of an unfiltered subscription, without batches yet.
+    /// Makes a recording of an unfiltered subscription, without batches yet.
     pub fn new(epoch: impl Into<String>, start: u64) -> Self {
         Self {
             epoch: epoch.into(),
@@ -66,17 +67,17 @@ impl Recording {
         }
     }
 
-    /// The events, in the order they came.
+    /// Returns the events, in their order.
     pub fn events(&self) -> impl Iterator<Item = &Event> {
         self.batches.iter().flat_map(|batch| &batch.events)
     }
 
-    /// The gaps, in the order they came.
+    /// Returns the gaps, in their order.
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
         self.batches.iter().flat_map(|batch| &batch.gaps)
     }
 
-    /// How far it goes.
+    /// Returns the last sequence number that the recording accounts for.
     #[must_use]
     pub fn through(&self) -> u64 {
         self.batches
@@ -84,7 +85,7 @@ impl Recording {
             .map_or(self.start, |batch| batch.through)
     }
 
-    /// The sequence number was received, or would have been if there was such an event.
+    /// Returns whether an event with this sequence number would be in the recording.
     fn covers(&self, seq: u64) -> bool {
         let lost = |gap: &Gap| (gap.from_seq..=gap.through_seq).contains(&seq);
         seq > self.start && seq <= self.through() && !self.gaps().any(lost)
@@ -94,17 +95,17 @@ impl Recording {
 /// What a history without violations contains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// Events.
+    /// The number of events.
     pub events: u64,
-    /// Gaps.
+    /// The number of gaps.
     pub gaps: u64,
-    /// Events lost in gaps.
+    /// The number of events lost in gaps.
     pub lost: u64,
-    /// Watches that had an event.
+    /// The number of watches that had an event.
     pub watches: u64,
-    /// Of those, the ones without a `Closed`.
+    /// Of those watches, the ones without a `Closed`.
     pub open_watches: u64,
-    /// How many events of each kind, by its name in the `.proto` file.
+    /// The number of events of each kind, by the name in the `.proto` file.
     pub kinds: BTreeMap<&'static str, u64>,
     /// The last sequence number accounted for.
     pub through: u64,
@@ -122,9 +123,9 @@ pub fn check(recording: &Recording) -> Result<Summary, Violation> {
     Ok(checker.finish())
 }
 
-/// Verifies the lives of one client, in their order, each resuming after a cursor of those
-/// before: every one for itself, then that together they have everything, once; what
-/// was delivered again is the same as before.
+/// Verifies the lives of one client, in their order, each resumed after a cursor of a life before
+/// it. Verifies each life by itself, then that all lives together have every event, and that an
+/// event delivered again is the same as before.
 ///
 /// # Errors
 /// The first violation.
@@ -166,7 +167,7 @@ pub fn check_resumed(lives: &[Recording]) -> Result<Summary, Violation> {
     Ok(union.finish())
 }
 
-/// The part of a batch that lies after `through`.
+/// Returns the part of a batch after `through`.
 fn rest_of(batch: &Batch, through: u64) -> Batch {
     let gap = |gap: &Gap| Gap {
         from_seq: gap.from_seq.max(through + 1),
@@ -217,14 +218,15 @@ fn same_content(a: &Event, b: &Event) -> Result<(), Violation> {
         let (a_text, b_text) = (format!("{a:?}"), format!("{b:?}"));
         let pairs = a_text.char_indices().zip(b_text.chars());
         let differ = pairs.into_iter().find(|((_, a), b)| a != b);
-        // Of equal text, which only a kind newer than this program has, the end.
+        // If the texts are equal, which is possible only for a kind newer than this program, shows
+        // their ends.
         let at = differ.map_or(a_text.len().min(b_text.len()), |((at, _), _)| at);
         let (a_text, b_text) = (around(&a_text, at), around(&b_text, at));
         format!("{} is once `{a_text}` and once `{b_text}`", a.seq)
     })
 }
 
-/// The text around a byte of it: enough to see what it is about.
+/// Returns the part of a text around a byte: enough to recognise it.
 fn around(text: &str, at: usize) -> String {
     const BEFORE: usize = 40;
     const ALL: usize = 100;
@@ -237,8 +239,8 @@ fn around(text: &str, at: usize) -> String {
     format!("{head}{part}{}", cut(&rest))
 }
 
-/// Verifies the fence of a registration: the watch's `Added` is at the replied cursor, and
-/// nothing of it comes before.
+/// Verifies the fence of a registration: the watch's `Added` is at the cursor in the reply, and no
+/// event of the watch comes before it.
 ///
 /// # Errors
 /// The violation.
@@ -259,8 +261,8 @@ pub fn check_fence(added: u64, watch_id: u64, recording: &Recording) -> Result<(
     present_at(added, watch_id, recording, Rule::AddedFence)
 }
 
-/// Verifies the fence of a removal: the watch's `Removed` is at the replied cursor, and
-/// nothing of it comes after.
+/// Verifies the fence of a removal: the watch's `Removed` is at the cursor in the reply, and no
+/// event of the watch comes after it.
 ///
 /// # Errors
 /// The violation.
@@ -285,7 +287,7 @@ pub fn check_removal_fence(
     present_at(removed, watch_id, recording, Rule::RemovedFence)
 }
 
-/// The watch has an event at `seq`, if the recording could have it.
+/// Checks that the watch has an event at `seq`, if the recording could contain it.
 fn present_at(seq: u64, watch_id: u64, recording: &Recording, rule: Rule) -> Result<(), Violation> {
     let here = |event: &Event| event.seq == seq && event.watch_id == watch_id;
     let excused = recording.view != View::All || !recording.covers(seq);

@@ -1,4 +1,4 @@
-//! What a history can get wrong.
+//! The promises that a history is checked against, and how a broken one is reported.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ macro_rules! rules {
             /// All rules.
             pub const ALL: &[Self] = &[$(Self::$rule,)+];
 
-            /// A short name for reports and scripts.
+            /// Returns the rule's short name, for reports and scripts.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -26,22 +26,22 @@ macro_rules! rules {
 }
 
 rules! {
-    /// A stream has one header, at its beginning.
+    /// A stream has exactly one header, as its first message.
     HeaderOnce = "header-once",
-    /// A snapshot comes if the header says so: before the first batch, whole, its last part
-    /// and no other flagged as such.
+    /// A snapshot comes if and only if the header announces it: before the first batch, as a whole,
+    /// and only its last part is marked as last.
     SnapshotPlace = "snapshot-place",
-    /// A snapshot is of the position that the header says, where the batches begin.
+    /// A snapshot's cursor is the header's, where the batches begin.
     SnapshotCursor = "snapshot-cursor",
-    /// A snapshot's first part has the loop, and no other part.
+    /// The first part of a snapshot has the loop, and no other part has it.
     SnapshotLoop = "snapshot-loop",
-    /// A snapshot has its watches in the order of their ids, each once.
+    /// A snapshot lists its watches in the order of their ids, each once.
     SnapshotOrder = "snapshot-order",
-    /// Nothing comes after the goodbye.
+    /// No message follows the goodbye.
     GoodbyeLast = "goodbye-last",
-    /// A goodbye's cursor is the last batch's `through`; without one, the header's `after`.
+    /// A goodbye's cursor is the last batch's `through`; without a batch, the header's `after`.
     GoodbyeCursor = "goodbye-cursor",
-    /// A batch's `after` is the `through` of the one before; the first one's is the header's.
+    /// A batch's `after` is the `through` of the batch before; the first batch's is the header's.
     BatchAfter = "batch-after",
     /// A batch's `through` is not before its `after`.
     BatchThrough = "batch-through",
@@ -49,7 +49,7 @@ rules! {
     EventOrder = "event-order",
     /// Events and gaps lie within their batch's (after, through].
     Outside = "outside",
-    /// A gap is not empty, has a reason, and comes in order.
+    /// A gap is not empty, has a reason, and is in order.
     GapShape = "gap-shape",
     /// No gap overlaps an event or another gap.
     Overlap = "overlap",
@@ -67,7 +67,7 @@ rules! {
     RemovedUnclosed = "removed-unclosed",
     /// Nothing follows `Removed`; a `watch_id` is never reused.
     AfterRemoved = "after-removed",
-    /// `Closed` and `StreamEnd` carry an error exactly if that is their reason.
+    /// `Closed` and `StreamEnd` carry an error if and only if their reason is an error.
     ErrorSet = "error-set",
     /// A watch has only events of its kind.
     ForeignKind = "foreign-kind",
@@ -79,7 +79,7 @@ rules! {
     DataSize = "data-size",
     /// A stream ends once, and no `Data` of it comes after that.
     AfterEnd = "after-end",
-    /// A stream's end tells how many bytes it had.
+    /// The end of a stream tells how many bytes the stream had.
     EndOffset = "end-offset",
     /// `Started` follows a process's `Added`, once.
     StartedFirst = "started-first",
@@ -87,7 +87,7 @@ rules! {
     ExitedOnce = "exited-once",
     /// A process is completed only after `Exited` and the end of its streams.
     CompletedEarly = "completed-early",
-    /// `Connected` comes before all else that a connection does, once.
+    /// `Connected` comes before all other events of a connection, once.
     ConnectedFirst = "connected-first",
     /// `WritePaused` and `WriteResumed` alternate.
     WriteFlow = "write-flow",
@@ -95,33 +95,34 @@ rules! {
     AcceptedAdded = "accepted-added",
     /// A timer never fires early.
     TimerEarly = "timer-early",
-    /// Ticks count up, and those that were missed are counted.
+    /// Ticks count up, and missed ticks are counted.
     TimerTick = "timer-tick",
     /// Ticks are a fixed interval apart.
     TimerRate = "timer-rate",
-    /// A timer is completed by firing once.
+    /// A timer closes as completed only after it has fired once.
     TimerCompleted = "timer-completed",
-    /// `Ready` says what is ready, of the direction that fired.
+    /// `Ready` names what is ready, and only of the direction that fired.
     ReadyEmpty = "ready-empty",
-    /// A `Signal` stands for at least one.
+    /// A `Signal` stands for at least one signal.
     SignalCount = "signal-count",
-    /// States of a loop change, in the order created, running, stopped, closed.
+    /// The states of a loop change only as allowed: from created or stopped to running, from
+    /// running to stopped, from any to closed.
     LoopState = "loop-state",
-    /// A loop that does not run reports nothing from its sources.
+    /// A loop that does not run has no events from its sources.
     LoopIdle = "loop-idle",
-    /// Nothing follows the closing of a loop.
+    /// Nothing follows the end of a loop.
     LoopClosed = "loop-closed",
-    /// Recordings that are compared are of one history.
+    /// Recordings that are compared have the same epoch.
     Epoch = "epoch",
-    /// A life resumes at or before the place where the lives before it ended.
+    /// A life resumes at or before the end of the lives before it.
     ResumeHole = "resume-hole",
-    /// A sequence number has one content, for every reader and every time.
+    /// A sequence number has the same content for every reader at every time.
     Content = "content",
-    /// What a reader was told is lost is not delivered to it later.
+    /// An event that a reader was told is lost is not delivered to it later.
     LostAndFound = "lost-and-found",
-    /// `Added` is at the cursor of the registration's reply.
+    /// `Added` is at the cursor in the reply to the registration.
     AddedFence = "added-fence",
-    /// `Removed` is at the cursor of the removal's reply.
+    /// `Removed` is at the cursor in the reply to the removal.
     RemovedFence = "removed-fence",
 }
 
@@ -135,14 +136,14 @@ impl fmt::Display for Rule {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{rule}: {message}")]
 pub struct Violation {
-    /// Which.
+    /// The promise that is broken.
     pub rule: Rule,
     /// Where and how, in one sentence with the sequence numbers.
     pub message: String,
 }
 
 impl Violation {
-    /// As found in one of several places.
+    /// Adds where the violation was found, when several histories are checked.
     pub(super) fn of(self, place: impl fmt::Display) -> Self {
         Self {
             message: format!("in {place}, {}", self.message),
@@ -151,7 +152,7 @@ impl Violation {
     }
 }
 
-/// Shorthand of the checks: fails with `rule` unless `holds`.
+/// Fails with `rule` unless `holds`.
 pub(super) fn require(
     holds: bool,
     rule: Rule,

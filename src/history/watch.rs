@@ -1,4 +1,4 @@
-//! The grammar of a watch's events.
+//! Checks of the events of one watch against its grammar.
 
 use crate::kinds::{WatchKind, event_kind, event_kind_name};
 use crate::proto::event::Kind;
@@ -14,14 +14,14 @@ use super::{Rule, Violation};
 /// Most bytes of one `Data`.
 const MAX_DATA: usize = 256 * 1024;
 
-/// A number and the event that said so.
+/// A number, and the sequence number of the event that told it.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     seq: u64,
     value: u64,
 }
 
-/// One byte stream. What is `None` is not known: the recording begins later.
+/// One byte stream. `bytes` is `None` if it is not known, because the recording begins later.
 #[derive(Debug, Clone, Copy, Default)]
 struct StreamHistory {
     bytes: Option<Told>,
@@ -29,24 +29,24 @@ struct StreamHistory {
     ended: bool,
 }
 
-/// What is remembered of a watch until it is removed.
+/// What the checker remembers of a watch until it is removed.
 #[derive(Debug)]
 pub(super) struct WatchHistory {
     id: u64,
     user_data: u64,
-    /// Of `Added`; `None` if the recording begins later.
+    /// The sequence number of `Added`; `None` if the recording begins later.
     added: Option<u64>,
-    /// As in `Added`; `None` if that was not seen, or is of a kind newer than this checker.
+    /// The kind that `Added` named; `None` if that was not seen, or is newer than this checker.
     kind: Option<WatchKind>,
-    /// Of the event seen last.
+    /// The sequence number of the last event.
     last: u64,
     started: bool,
     exited: bool,
-    /// The watch has done something that `Connected` must precede.
+    /// The watch has had an event that `Started` or `Connected` must precede.
     active: bool,
     closed: bool,
     streams: [StreamHistory; 3],
-    /// Writing is paused (1) or not (0).
+    /// Whether writing is paused (1) or not (0).
     paused: Option<Told>,
     tick: Option<Told>,
     scheduled_ns: u64,
@@ -54,7 +54,7 @@ pub(super) struct WatchHistory {
 }
 
 impl WatchHistory {
-    /// Begins with the first event of a watch that was delivered.
+    /// Makes the history of a watch from the first of its events that was delivered.
     pub(super) fn first(event: &Event, kind: &Kind, sight: Sight) -> Result<Self, Violation> {
         let (id, seq) = (event.watch_id, event.seq);
         let mut watch = Self {
@@ -94,12 +94,12 @@ impl WatchHistory {
         Ok(watch)
     }
 
-    /// `Closed` was not seen.
+    /// Returns whether `Closed` has not been seen.
     pub(super) const fn is_open(&self) -> bool {
         !self.closed
     }
 
-    /// Takes the next event.
+    /// Checks the next event.
     pub(super) fn next(
         &mut self,
         event: &Event,
@@ -150,14 +150,14 @@ impl WatchHistory {
                 })?;
             }
             Kind::Closed(closed) => self.close(seq, closed, sight)?,
-            // The grammar is all that is asked of the others.
+            // No rule but the grammar applies to other kinds.
             _ => {}
         }
         self.last = seq;
         Ok(())
     }
 
-    /// `Added … Closed Removed`.
+    /// Checks `Added … Closed Removed`.
     fn order(&self, seq: u64, kind: &Kind, sight: Sight) -> Result<(), Violation> {
         let id = self.id;
         match kind {
@@ -305,7 +305,8 @@ impl WatchHistory {
 
     fn fired(&mut self, event: &Event, fired: &TimerFired, sight: Sight) -> Result<(), Violation> {
         let (id, seq, scheduled) = (self.id, event.seq, fired.scheduled_ns);
-        // Which clock the schedule is of is not in the event: the one that says about now.
+        // The event does not name the clock of its schedule: it is the clock that now shows about
+        // that time.
         let now = scheduled.saturating_add(fired.late_ns);
         let (monotonic, realtime) = (event.monotonic_ns, event.realtime_ns);
         let clock = if now.abs_diff(monotonic) <= now.abs_diff(realtime) {
@@ -336,7 +337,7 @@ impl WatchHistory {
         Ok(())
     }
 
-    /// Each tick is scheduled as many intervals after the one before as it is ticks after it.
+    /// Checks that ticks are a fixed interval apart, missed ones included.
     fn rate(&mut self, seq: u64, tick: u64, scheduled: u64) -> Result<(), Violation> {
         let Some(before) = self.tick.filter(|before| before.value > 0) else {
             return Ok(());
@@ -398,7 +399,8 @@ fn agrees(told: Option<Told>, value: u64, sight: Sight) -> bool {
     })
 }
 
-/// Whether a watch of this kind, if that is known, has such events.
+/// Returns whether a watch of this kind may have such an event. If the kind is unknown, only events
+/// of the loop are excluded.
 fn belongs(event: &Kind, watch: Option<WatchKind>) -> bool {
     match (event, watch) {
         (Kind::Added(_) | Kind::Closed(_) | Kind::Removed(_), _) => true,

@@ -1,7 +1,7 @@
-//! State under a short lock, and who waits for it to change.
+//! State under a short lock, and the wakers of the tasks that wait for it to change.
 //!
-//! Whoever waits looks at the state and leaves a waker under the same lock, so that no
-//! change falls between the two.
+//! A task that waits looks at the state and leaves its waker under the same lock, so that no change
+//! can happen between the two.
 
 use std::task::{Context, Poll, Waker};
 
@@ -9,7 +9,7 @@ use slab::Slab;
 
 use crate::sync::Mutex;
 
-/// Names someone who may wait.
+/// The number of a task that may wait: its slot in [`Inner::wakers`].
 pub(super) type Place = usize;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Board<T> {
 struct Inner<T> {
     state: T,
     wakers: Slab<Option<Waker>>,
-    /// Places that have left a waker.
+    /// The places whose waker is set.
     waiting: Vec<Place>,
 }
 
@@ -36,12 +36,13 @@ impl<T> Board<T> {
         }
     }
 
-    /// Looks at the state, or changes what nobody waits for.
+    /// Reads the state, or changes a part of it that no task waits for.
     pub(super) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
         look(&mut self.inner.lock().state)
     }
 
-    /// As [`Board::with`], and takes a place for one who may wait.
+    /// Calls `look` as [`Board::with`] does, with a new place for a task that may wait. An error
+    /// gives the place back.
     pub(super) fn join<R, E>(
         &self,
         look: impl FnOnce(&mut T, Place) -> Result<R, E>,
@@ -55,14 +56,14 @@ impl<T> Board<T> {
         joined
     }
 
-    /// As [`Board::join`], of one who cannot be refused.
+    /// Does the same as [`Board::join`], where `look` cannot fail.
     pub(super) fn take_place<R>(&self, look: impl FnOnce(&mut T, Place) -> R) -> R {
         let mut inner = self.inner.lock();
         let place = inner.wakers.insert(None);
         look(&mut inner.state, place)
     }
 
-    /// Gives the place back.
+    /// Gives the place back and calls `look`.
     pub(super) fn leave<R>(&self, place: Place, look: impl FnOnce(&mut T) -> R) -> R {
         let mut inner = self.inner.lock();
         if inner.wakers.remove(place).is_some() {
@@ -71,8 +72,8 @@ impl<T> Board<T> {
         look(&mut inner.state)
     }
 
-    /// Changes the state; the wakers of all who wait are appended to `woken`, to be woken by
-    /// the caller once the lock is free.
+    /// Changes the state and appends the wakers of all waiting tasks to `woken`. The caller wakes
+    /// them once the lock is free.
     pub(super) fn post<R>(&self, woken: &mut Vec<Waker>, change: impl FnOnce(&mut T) -> R) -> R {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -83,7 +84,8 @@ impl<T> Board<T> {
         result
     }
 
-    /// Changes the state; the change names who is to be woken, if anybody.
+    /// Changes the state. Returns the waker of the task at the place that `change` names, if that
+    /// task waits.
     pub(super) fn tell<R>(
         &self,
         change: impl FnOnce(&mut T) -> (R, Option<Place>),
@@ -97,7 +99,7 @@ impl<T> Board<T> {
         (result, waker)
     }
 
-    /// Waits at that place until `look` finds something.
+    /// Polls for a result of `look`. While there is none, the task's waker stays at `place`.
     pub(super) fn poll<R>(
         &self,
         cx: &Context<'_>,

@@ -1,13 +1,14 @@
-//! What must be held of a budget, and who waits for it to become less.
+//! The sum of the bytes that cannot give way, and a mark that a loop waits for the sum to fall.
 
 use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
 
-/// A sum of bytes. Whoever finds too little left leaves a mark, and whoever lets go of some
-/// finds it: one of the two sees what the other did, also if both do it at once.
+/// A sum of bytes, and a mark. A thread that finds too few bytes left sets the mark; a thread that
+/// frees bytes reads it afterwards. Even if both act at once, at least one of them sees what the
+/// other did.
 #[derive(Debug)]
 pub(super) struct Committed {
     bytes: AtomicU64,
-    /// Not 0: some loop waits for others to let go of memory.
+    /// The mark: not 0 if some loop waits until other loops free memory.
     awaited: AtomicU8,
 }
 
@@ -23,7 +24,7 @@ impl Committed {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// A part of the sum changes from `was` to `is`.
+    /// Changes one summand from `was` to `is`.
     pub(super) fn change(&self, was: u64, is: u64) {
         if is >= was {
             self.bytes.fetch_add(is - was, Ordering::AcqRel);
@@ -32,20 +33,21 @@ impl Committed {
         }
     }
 
-    /// What `left` says of the sum. Less than `wanted`: whoever lets go of some from here on finds
-    /// the mark.
+    /// Returns what `left` computes from the sum. If that is less than `wanted`, sets the mark, so
+    /// that the next thread that frees bytes calls the waiting loops.
     pub(super) fn look(&self, wanted: u64, left: impl Fn(u64) -> u64) -> u64 {
         let found = left(self.bytes());
         if found >= wanted {
             return found;
         }
         self.awaited.store(1, Ordering::Relaxed);
-        // Between a store and a load of another variable nothing weaker keeps the order.
+        // A store followed by a load of another variable: only a sequentially consistent fence
+        // keeps that order.
         fence(Ordering::SeqCst);
         left(self.bytes())
     }
 
-    /// After some was let go of: whether anybody waits for it. The mark is gone then.
+    /// Takes the mark and returns whether it was set. Called after bytes were freed.
     pub(super) fn take_awaited(&self) -> bool {
         fence(Ordering::SeqCst);
         self.awaited.load(Ordering::Relaxed) != 0 && self.awaited.swap(0, Ordering::AcqRel) != 0

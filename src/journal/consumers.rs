@@ -1,5 +1,5 @@
-//! Consumers: named readers whose acknowledged cursor the journal keeps, and holds what
-//! comes after it for.
+//! Consumers: named readers whose acknowledged cursor the journal keeps. Events after that cursor
+//! are held for them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use super::board::Place;
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 
-/// Who reads as a consumer now.
+/// The reader that reads as a consumer now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) place: Place,
-    /// Tells apart those who had the same place.
+    /// Tells this reader apart from others that have had the same place.
     pub(super) number: u64,
 }
 
@@ -21,9 +21,9 @@ pub(super) struct Consumer {
     pub(super) acked: u64,
     pub(super) ttl: Duration,
     pub(super) holder: Option<Holder>,
-    /// When it is deleted if nobody comes, monotonic nanoseconds.
+    /// When the consumer is deleted unless a reader holds or uses it, monotonic nanoseconds.
     expires: u64,
-    /// Realtime nanoseconds.
+    /// When the consumer was made, realtime nanoseconds.
     created: u64,
     takeovers: u64,
 }
@@ -34,28 +34,28 @@ impl Consumer {
     }
 }
 
-/// A consumer as it is now.
+/// The figures of a consumer.
 #[derive(Debug, Clone)]
 pub struct ConsumerStatus {
     /// Its name.
     pub name: String,
-    /// What it has acknowledged.
+    /// The sequence number up to which it has acknowledged.
     pub acked: u64,
-    /// Events after that, lost ones included.
+    /// The number of events after `acked`, lost ones included.
     pub lag_events: u64,
-    /// Bytes of those that are held.
+    /// The bytes of the events after `acked` that the journal holds.
     pub lag_bytes: u64,
-    /// Of the events after `acked`, those that are lost to it.
+    /// The number of events after `acked` that the journal holds no longer.
     pub lost_events: u64,
-    /// Somebody reads as it.
+    /// Whether a reader holds the consumer now.
     pub held: bool,
-    /// How long it is kept while nobody does.
+    /// How long the consumer is kept while no reader holds it.
     pub ttl: Duration,
-    /// Until it is deleted; `None` while it is held.
+    /// The time left until it is deleted; `None` while a reader holds it.
     pub expires_in: Option<Duration>,
-    /// Realtime nanoseconds.
+    /// When the consumer was made, realtime nanoseconds.
     pub created: u64,
-    /// How often it was taken over.
+    /// How often a reader took the consumer over from another.
     pub takeovers: u64,
 }
 
@@ -82,7 +82,7 @@ impl Consumers {
         self.by_name.len()
     }
 
-    /// The lowest acknowledged cursor; none without consumers.
+    /// Returns the lowest acknowledged sequence number; `None` without consumers.
     pub(super) fn floor(&self) -> Option<u64> {
         self.by_name.values().map(|consumer| consumer.acked).min()
     }
@@ -98,7 +98,7 @@ impl Consumers {
         })
     }
 
-    /// Makes one, unless there is one of that name.
+    /// Adds a consumer. No consumer of that name may exist.
     pub(super) fn create(
         &mut self,
         name: &str,
@@ -127,7 +127,7 @@ impl Consumers {
         Ok(())
     }
 
-    /// Makes `place` its holder; says who was it before.
+    /// Makes the reader at `place` the holder. Returns the new holder and the one before, if any.
     pub(super) fn hold(
         &mut self,
         name: &str,
@@ -146,7 +146,7 @@ impl Consumers {
         Ok((holder, before))
     }
 
-    /// Lets go of it, if that one still is its holder.
+    /// Ends `holder`'s hold on the consumer, unless another reader holds it by now.
     pub(super) fn let_go(&mut self, name: &str, holder: Holder, now: Now) {
         if let Some(consumer) = self.by_name.get_mut(name)
             && consumer.holder == Some(holder)
@@ -156,7 +156,7 @@ impl Consumers {
         }
     }
 
-    /// It was used without being held.
+    /// Starts the time to live again: the consumer was used without being held.
     pub(super) fn touch(&mut self, name: &str, now: Now) {
         if let Some(consumer) = self.by_name.get_mut(name) {
             consumer.rest(now);
@@ -170,13 +170,13 @@ impl Consumers {
         })
     }
 
-    /// When the next one is deleted, monotonic nanoseconds.
+    /// Returns when the next consumer is to be deleted, monotonic nanoseconds.
     pub(super) fn next_expiry(&self) -> Option<u64> {
         let idle = self.by_name.values().filter(|c| c.holder.is_none());
         idle.map(|consumer| consumer.expires).min()
     }
 
-    /// Deletes those whose time is over; says which.
+    /// Deletes the consumers whose time is over and returns their names.
     pub(super) fn expire(&mut self, now: Now) -> Vec<String> {
         let mut expired = Vec::new();
         self.by_name.retain(|name, consumer| {
@@ -189,7 +189,7 @@ impl Consumers {
         expired
     }
 
-    /// Those after `after` in the order of their names.
+    /// Returns the names after `after`, in order.
     pub(super) fn names_after(&self, after: &str) -> impl Iterator<Item = &str> {
         let names = self.by_name.keys().map(String::as_str);
         names.skip_while(move |name| *name <= after)

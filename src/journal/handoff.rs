@@ -1,28 +1,27 @@
-//! Delivery by the thread that has the news.
+//! Lets the thread that writes events also deliver them to one reader.
 //!
-//! Waking a thread that sleeps on another CPU is most of what an event's way to its reader
-//! takes. So while a writer wakes readers, one of them may have its work done by the
-//! writer's own thread instead: a waker *offers* it, and it is done once all
-//! others have been woken.
+//! Most of the time that an event takes to its reader is spent waking a thread on another CPU. So
+//! while a writer wakes readers, one of them may have its work done on the writer's own thread: its
+//! waker *offers* the work, and the writer does it once all other readers have been woken.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::Waker;
 
-/// Most bytes of news for which a writer delivers itself: beyond, reading and sending are
-/// better done side by side.
+/// Most bytes of new events for which the writer delivers itself. With more, reading and sending
+/// are faster on another thread.
 const NEWS_MAX: usize = 16 * 1024;
 
 /// Work that any thread may do. It neither blocks nor takes long.
 pub trait Errand: Send + Sync {
-    /// Does it.
+    /// Does the work.
     fn run(self: Arc<Self>);
 }
 
 enum Offers {
-    /// Nothing is woken, or nothing may be done here.
+    /// No offer is accepted: this thread wakes no readers now, or has written too much.
     Closed,
-    /// One is taken.
+    /// One offer is accepted.
     Open,
     Taken(Arc<dyn Errand>),
 }
@@ -31,8 +30,8 @@ thread_local! {
     static OFFERS: RefCell<Offers> = const { RefCell::new(Offers::Closed) };
 }
 
-/// For wakers: whether the thread that wakes will do this itself. If not, it has to be
-/// done as usual.
+/// Offers work to the thread that calls the waker. Returns whether that thread will do it; if not,
+/// the waker has to wake its task as usual.
 pub fn offer<T: Errand + 'static>(errand: &Arc<T>) -> bool {
     OFFERS.with_borrow_mut(|offers| {
         let open = matches!(offers, Offers::Open);
@@ -43,7 +42,8 @@ pub fn offer<T: Errand + 'static>(errand: &Arc<T>) -> bool {
     })
 }
 
-/// Wakes all, and delivers so much news to one of them from here. No lock may be held.
+/// Wakes all readers, and runs the work of at most one of them here if no more than [`NEWS_MAX`]
+/// bytes are new. The caller must hold no lock.
 pub(super) fn wake(waiting: impl Iterator<Item = Waker>, news: usize) {
     if news <= NEWS_MAX {
         OFFERS.set(Offers::Open);
@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it was woken, and how often run.
+    /// Counts how often an offer was refused, and how often the work ran.
     #[derive(Default)]
     struct Counter {
         refused: AtomicU32,

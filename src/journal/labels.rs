@@ -1,4 +1,4 @@
-//! Label sets, interned, so that an event carries a number instead of a map.
+//! Interned sets of labels: an event carries the number of a set instead of a map.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use slab::Slab;
 
 use crate::event::Labels;
 
-/// Stands for a set of labels.
+/// The number of a set of labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LabelSet(u32);
 
@@ -16,7 +16,7 @@ impl LabelSet {
     pub const NONE: Self = Self(0);
 }
 
-/// All sets in use: by a watch, or by an event that is held.
+/// All sets that a watch or a held event uses, with their use counts.
 #[derive(Debug, Default)]
 pub(super) struct LabelSets {
     sets: Slab<(Labels, u64)>,
@@ -58,7 +58,7 @@ impl LabelSets {
         }
     }
 
-    /// Whether the set has all of these.
+    /// Returns whether the set has all of the wanted labels.
     pub(super) fn matches(&self, set: LabelSet, wanted: &BTreeMap<String, String>) -> bool {
         let Some(index) = (set.0 as usize).checked_sub(1) else {
             return wanted.is_empty();

@@ -1,21 +1,22 @@
-//! How much of its newest history each watch keeps, so that all together keep no more than they may.
+//! How much of its newest history each watch keeps, so that all watches together stay within a
+//! limit.
 
-/// Sizes are counted by their power of two.
+/// The number of size classes, one for each bit length of a size.
 const CLASSES: usize = u64::BITS as usize + 1;
 
-/// What each watch holds, counted by size: enough to say up to which level all of them can be kept.
+/// What the watches hold, counted by size class: enough to compute how much each of them may keep.
 #[derive(Debug)]
 pub(super) struct Levels {
     /// Most that one watch keeps.
     keep: u64,
-    /// Most that all keep together.
+    /// Most that all watches keep together.
     most: u64,
-    /// By class: how many watches, and what they hold together.
+    /// By class: the number of watches, and the sum of what they hold.
     watches: [u64; CLASSES],
     held: [u64; CLASSES],
 }
 
-/// A class holds sizes of as many bits.
+/// Returns the class of a size: the number of its bits.
 const fn class(size: u64) -> usize {
     (u64::BITS - size.leading_zeros()) as usize
 }
@@ -30,25 +31,25 @@ impl Levels {
         }
     }
 
-    /// Most that all keep together.
+    /// Returns the most that all watches keep together.
     pub(super) const fn most(&self) -> u64 {
         self.most
     }
 
-    /// A watch holds this much from here on.
+    /// Counts a watch that holds `size` from now on.
     pub(super) const fn add(&mut self, size: u64) {
         self.watches[class(size)] += 1;
         self.held[class(size)] += size;
     }
 
-    /// A watch that held this much does not any longer.
+    /// Uncounts a watch that held `size`.
     pub(super) const fn sub(&mut self, size: u64) {
         self.watches[class(size)] -= 1;
         self.held[class(size)] -= size;
     }
 
-    /// The most that every watch can keep of its newest: the configured size, or a power of two
-    /// below it where there are too many of them.
+    /// Returns how much of its newest events every watch can keep: the configured size, or a power
+    /// of two below it where there are too many watches.
     pub(super) fn level(&self) -> u64 {
         let halves = (0..class(self.keep)).rev().map(|bits| 1 << bits);
         let mut levels = [self.keep].into_iter().chain(halves);
@@ -57,7 +58,7 @@ impl Levels {
             .unwrap_or(0)
     }
 
-    /// What all keep together if none keeps more than `level`; at most a little too much.
+    /// Returns an upper bound of what all watches keep together if none keeps more than `level`.
     fn kept(&self, level: u64) -> u64 {
         let classes = self.watches.iter().zip(self.held).enumerate();
         let kept = classes.map(|(index, (watches, held))| {
@@ -79,7 +80,7 @@ mod tests {
     fn few_keep_all_that_they_may_and_many_keep_equal_parts() {
         let mut levels = Levels::new(100, 1000);
         assert_eq!(levels.level(), 100);
-        // A noisy one takes no more than what one may keep.
+        // A noisy watch counts no more than what one watch may keep.
         levels.add(1 << 40);
         levels.add(7);
         assert_eq!(levels.level(), 100);

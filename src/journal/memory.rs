@@ -1,4 +1,4 @@
-//! What all journals of a daemon hold together.
+//! The memory that all journals of a daemon hold together.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,25 +9,27 @@ use super::Journal;
 use super::committed::Committed;
 use crate::memory::{Budget, Rest};
 
-/// A reclaim goes on below the limit by this part of it, so that the next is not at once.
+/// A reclaim goes below the limit by one part in this many, so that the next one is not due at
+/// once.
 const SLACK: u64 = 64;
-/// How often one commit looks for history that can give way: others may fill what it made free.
+/// How often one commit reclaims history: other journals may use what it has freed.
 const RECLAIMS: usize = 4;
 
-/// The budget of all journals. What consumers pin and what is set aside is *committed* and
-/// never exceeds it; the rest is history, which gives way.
+/// The budget of all journals. The part that cannot give way (pinned events, facts, room that is set
+/// aside, events that attached readers have not read) is *committed* and never exceeds the budget;
+/// the rest is history, which gives way.
 #[derive(Debug)]
 pub struct Memory {
-    /// Has the limit, and what is held that is not a journal.
+    /// The limit, and what the daemon holds for other things than journals.
     budget: Arc<Budget>,
-    /// Bytes that events cost that are held.
+    /// The cost of all held events, bytes.
     used: AtomicU64,
-    /// Bytes that must be held: pinned or set aside.
+    /// The bytes that cannot give way.
     committed: Committed,
-    /// Of those, what attached readers have not read.
+    /// Of the committed bytes, those that attached readers have not read.
     unread: AtomicU64,
     journals: Mutex<Vec<Weak<Journal>>>,
-    /// How many those are.
+    /// The length of `journals`.
     count: AtomicU64,
 }
 
@@ -49,13 +51,13 @@ impl Memory {
         memory
     }
 
-    /// What else the limit is for.
+    /// Returns the budget that journals share with all else that clients make the daemon hold.
     #[must_use]
     pub const fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// Bytes held now.
+    /// Returns the bytes that journals hold now.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
@@ -68,8 +70,8 @@ impl Memory {
         self.count.store(journals.len() as u64, Ordering::Relaxed);
     }
 
-    /// Counts bytes that are about to be appended, and lets history give way to them. No journal
-    /// may be locked.
+    /// Counts bytes that are about to be appended, and trims history to make room for them. The
+    /// caller must hold no journal's lock.
     pub(super) fn add(&self, bytes: u64) {
         for _ in 0..RECLAIMS {
             let limit = self.limit();
@@ -89,12 +91,12 @@ impl Memory {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// A part of what is committed changes from `was` to `is`.
+    /// Changes a part of the committed bytes from `was` to `is`.
     pub(super) fn commit(&self, was: u64, is: u64) {
         self.committed.change(was, is);
     }
 
-    /// As [`Memory::commit`], of what attached readers have not read.
+    /// Changes a part of the bytes that attached readers have not read from `was` to `is`.
     pub(super) fn hold_unread(&self, was: u64, is: u64) {
         if is >= was {
             self.unread.fetch_add(is - was, Ordering::Relaxed);
@@ -103,7 +105,7 @@ impl Memory {
         }
     }
 
-    /// Bytes that could be committed if all attached readers had read everything.
+    /// Returns the bytes that could be committed if all attached readers had read everything.
     pub(super) fn available_without_unread(&self) -> u64 {
         let committed = self.committed.bytes();
         let unread = self.unread.load(Ordering::Relaxed);
@@ -111,31 +113,33 @@ impl Memory {
             .saturating_sub(committed.saturating_sub(unread))
     }
 
-    /// All loops look whom they let go of.
+    /// Calls all loops: each looks whether it can let go of attached readers.
     pub(super) fn call_all(&self) {
         for journal in self.all() {
             journal.call();
         }
     }
 
-    /// Bytes that can still be committed. Less than `wanted`: whoever commits less later tells.
+    /// Returns the bytes that can still be committed. If they are less than `wanted`, the journal
+    /// that next commits less calls all loops.
     pub(super) fn available(&self, wanted: u64) -> u64 {
         self.committed
             .look(wanted, |committed| self.limit().saturating_sub(committed))
     }
 
-    /// An equal part of `bytes` for each journal.
+    /// Returns an equal part of `bytes` for each journal.
     pub(super) fn part(&self, bytes: u64) -> u64 {
         bytes / self.count.load(Ordering::Relaxed).max(1)
     }
 
-    /// Bytes that journals may hold: what is held for anything else is not theirs.
+    /// Returns the bytes that journals may hold: the limit, less what the daemon holds for other
+    /// things.
     pub(super) fn limit(&self) -> u64 {
         self.budget.for_rest()
     }
 
-    /// Trims the history of the journals that hold most, so that there is room for `bytes` more.
-    /// Says whether anything gave way. No journal may be locked.
+    /// Trims the history of the journals that hold most, to make room for `bytes` more. Returns
+    /// whether anything was trimmed. The caller must hold no journal's lock.
     fn reclaim(&self, bytes: u64) -> bool {
         let limit = self.limit();
         let target = limit.saturating_sub(limit / SLACK).saturating_sub(bytes);
@@ -155,7 +159,8 @@ impl Memory {
         gave
     }
 
-    /// Less is committed than before: tells the loops that wait for it. No journal may be locked.
+    /// Calls the loops that wait for memory, after less is committed than before. The caller must
+    /// hold no journal's lock.
     pub(super) fn released(&self) {
         if self.committed.take_awaited() {
             self.call_all();
@@ -185,15 +190,16 @@ impl Rest for Memory {
     }
 }
 
-/// What a journal takes, bytes.
+/// The size of a journal, bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
     pub(super) held: u64,
-    /// Of those, what cannot give way.
+    /// The part of `held` that cannot give way.
     pub(super) kept: u64,
 }
 
-/// The most that each may hold so that all are within `target`; 0 if they cannot be.
+/// Returns the most that each journal may hold so that all are within `target`; 0 if that is
+/// impossible.
 fn level(sizes: &[Size], target: u64) -> u64 {
     let all = |level: u64| {
         let sizes = sizes.iter();

@@ -1,20 +1,21 @@
 //! The bounded log of one loop's events. Knows events only.
 //!
-//! The loop's thread is the one writer: it encodes events into its [`Outbox`] and
-//! hands a turn's worth over under one short lock. Readers hold a cursor of their own and
-//! take slices of encoded events.
+//! The loop's thread is the only writer: it encodes events into its [`Outbox`] and hands all events
+//! of a turn over under one short lock. Readers have cursors of their own and take slices of
+//! encoded events.
 //!
-//! What lies after the lowest cursor that a consumer has acknowledged is *pinned*; the rest is
-//! history, and gives way when the budget is used up: where there is most of it first, for every
-//! watch that is not removed keeps its newest bytes, as far as half of the budget goes. When all is
-//! pinned, `when_full` rules: nothing more is let in ([`Outbox::room`] says how much may be), or the
-//! oldest gives way all the same. What happens once to a watch (its start, its ends) stays until the
-//! watch is removed. What stays although its neighbours are gone is an *island*.
+//! Events after the lowest cursor that a consumer has acknowledged are *pinned*. All others are
+//! history, and give way when the budget is used up, first where there is most of it: every watch
+//! that is not removed keeps its newest bytes, as far as half of the budget goes. When everything is pinned,
+//! `when_full` decides: either the loop stops reading its sources ([`Outbox::room`] says how much
+//! may be appended), or the oldest events give way although they are pinned. *Facts*, events that
+//! happen once to a watch (its start, its ends), stay until the watch is removed. An event that
+//! stays although its neighbours are gone is an *island*.
 //!
-//! Without *history* an event goes once everybody who reads has it, its facts apart.
+//! A journal without *history* drops an event, unless it is a fact, once all readers have it.
 //!
-//! A reader may be *attached* to a watch: what the watch writes from then on stays until the reader has
-//! read it, and the watch waits for it alone ([`Outbox::waits_for`]).
+//! A reader may be *attached* to a watch: the events of the watch from then on stay until the
+//! reader has read them, and this watch alone waits for the reader ([`Outbox::waits_for`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -57,13 +58,13 @@ pub use reader::{End, Reader, Start};
 pub use room::Room;
 pub use walk::{Filter, Read};
 
-/// Bytes that must be free before a source tells something for which nothing was set aside: more
-/// than any such event takes, what it carries apart.
+/// Bytes that must be free before a source pushes an event that has no room set aside. No such
+/// event takes more, its payload not counted.
 pub const UNRESERVED_EVENT_BYTES: u64 = 1024;
-/// Bytes that an event costs beside its encoding, at most: what an island takes. In the ring it is
-/// about half of that.
+/// Most bytes that an event costs beside its encoding. An island costs that much, an event in the
+/// ring about half.
 pub const ENTRY_BYTES: u64 = 112;
-/// Events that one acknowledgement lets go of under one lock.
+/// Most events that one acknowledgement unpins under one lock.
 const ACK_AT_ONCE: u64 = 16 * 1024;
 
 /// A journal's budget.
@@ -73,30 +74,31 @@ pub struct Limits {
     pub events: u64,
     /// Most bytes of encoded events held.
     pub bytes: u64,
-    /// Most bytes of one watch that are pinned before it is to pause alone.
+    /// Most pinned bytes of one watch; beyond, that watch alone is paused.
     pub watch_bytes: u64,
-    /// What becomes of events that everybody who reads has.
+    /// Whether events are kept after all readers have them.
     pub history: History,
-    /// Newest bytes of every watch that is not removed that give way last, as far as half of the
-    /// budget goes. An event counts as at least `bytes / events`.
+    /// The newest bytes that every watch keeps until it is removed, as far as half of the budget
+    /// goes. An event counts as at least `bytes / events`.
     pub watch_keep: u64,
-    /// Bytes of one watch that its attached readers may be behind before it waits for them; at most an
-    /// eighth of `bytes`.
+    /// How many bytes of a watch its attached readers may be behind before the watch waits for
+    /// them; at most an eighth of `bytes`.
     pub attached_bytes: u64,
-    /// How long it waits for one that reads nothing.
+    /// How long the watch waits for an attached reader that reads nothing.
     pub attached_patience: Duration,
-    /// What happens when all of it is pinned.
+    /// What happens when everything is pinned.
     pub when_full: WhenFull,
     /// Most consumers.
     pub consumers: usize,
-    /// How long a consumer that nobody holds is kept, if it does not say.
+    /// How long a consumer is kept while no reader holds it, unless the consumer has a time of its
+    /// own.
     pub consumer_ttl: Duration,
 }
 
 /// The figures of a journal.
 #[derive(Debug, Clone, Copy)]
 pub struct Status {
-    /// Names the history.
+    /// The random name of the history.
     pub epoch: Epoch,
     /// Oldest event in the ring; newest + 1 if it is empty.
     pub oldest: u64,
@@ -106,9 +108,9 @@ pub struct Status {
     pub events: u64,
     /// Bytes held, islands included.
     pub bytes: u64,
-    /// What consumers have not acknowledged.
+    /// Events that some consumer has not acknowledged.
     pub pinned: Room,
-    /// What is set aside.
+    /// Room that is set aside.
     pub reserved: Room,
     /// The budget.
     pub limits: Limits,
@@ -116,29 +118,29 @@ pub struct Status {
     pub islands: u64,
     /// Events trimmed so far.
     pub trimmed: u64,
-    /// Of those, the ones that a consumer had not acknowledged.
+    /// Of those, the ones that some consumer had not acknowledged.
     pub dropped: u64,
     /// Gaps handed to readers so far.
     pub gaps: u64,
     /// Readers now.
     pub readers: usize,
-    /// What attached readers have not read.
+    /// Events that attached readers have not read.
     pub unread: Room,
-    /// Attached readers that are waited for no longer, so far.
+    /// Attached readers given up so far because they read nothing.
     pub let_go: u64,
     /// Consumers now.
     pub consumers: usize,
 }
 
-/// Called when a loop that waits for it has room again, or has to look for another reason.
+/// Wakes the loop: there is room that it waits for, or something else to look at.
 type Caller = Box<dyn Fn() + Send + Sync>;
 
-/// The log of one loop.
+/// The bounded log of one loop's events.
 pub struct Journal {
     epoch: Epoch,
     memory: Arc<Memory>,
     board: Board<Inner>,
-    /// The loop has something to look at: [`Outbox::refresh`].
+    /// The loop has to call [`Outbox::refresh`].
     changed: AtomicBool,
     caller: OnceLock<Caller>,
     gaps: AtomicU64,
@@ -159,21 +161,21 @@ struct Inner {
     readers: usize,
     progress: Progress,
     consumers: Consumers,
-    /// The loop does not read some of its sources until there is room.
+    /// The loop leaves some of its sources unread until there is room.
     sources_paused: bool,
     closed: bool,
 }
 
 impl Inner {
-    /// The consumers, or what they have acknowledged, have changed. Says whether
-    /// memory was let go of.
+    /// Applies a change of the consumers or of what they have acknowledged. Returns whether memory
+    /// was freed.
     fn repin(&mut self) -> bool {
         let floor = self.consumers.floor();
         self.log.set_floor(floor);
         self.log.update_memory(self.closed)
     }
 
-    /// Whether the loop waits to hear of room.
+    /// Returns whether the loop waits for room.
     fn is_awaited(&mut self) -> bool {
         self.sources_paused
             || self.log.shares().is_any_over()
@@ -182,7 +184,7 @@ impl Inner {
 }
 
 impl Journal {
-    /// An empty journal with a new epoch.
+    /// Makes an empty journal with a new epoch.
     ///
     /// # Errors
     /// When the system has no randomness for the epoch.
@@ -208,19 +210,19 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Has the loop called when it has to [`Outbox::refresh`] although nothing happens on it.
+    /// Sets the function that wakes the loop when it has to call [`Outbox::refresh`].
     pub fn call_on_change(&self, call: impl Fn() + Send + Sync + 'static) {
-        // Once: there is one loop.
+        // A journal has one loop, so this is called once.
         let _ = self.caller.set(Box::new(call));
     }
 
-    /// Names the history.
+    /// Returns the random name of the history.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The cursor right after `seq`.
+    /// Returns the cursor right after `seq`.
     #[must_use]
     pub const fn cursor(&self, seq: u64) -> Cursor {
         Cursor {
@@ -229,7 +231,7 @@ impl Journal {
         }
     }
 
-    /// Its figures now.
+    /// Returns the figures of the journal.
     #[must_use]
     pub fn status(&self) -> Status {
         self.board.with(|inner| {
@@ -255,13 +257,14 @@ impl Journal {
         })
     }
 
-    /// The number under which events of watches with these labels are filtered.
-    /// [`Outbox::release_labels`] when the watch is gone.
+    /// Returns the number of this set of labels, by which events are filtered.
+    /// [`Outbox::release_labels`] ends its use when the watch is gone.
     pub fn intern_labels(&self, labels: &Labels) -> LabelSet {
         self.board.with(|inner| inner.labels.intern(labels))
     }
 
-    /// Nothing will be appended any more: readers end when they have read everything.
+    /// Ends the journal: nothing is appended any more, and readers end once they have read
+    /// everything.
     pub fn close(&self) {
         let released = self.wake_all(|inner| {
             inner.closed = true;
@@ -272,12 +275,12 @@ impl Journal {
         }
     }
 
-    /// Has all readers look again: something else that they wait for has changed.
+    /// Wakes all readers to look again: a condition outside the journal has changed.
     pub fn rouse(&self) {
         self.wake_all(|_| ());
     }
 
-    /// Changes what every reader has to look at.
+    /// Makes a change that concerns every reader, and wakes them all.
     fn wake_all<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
         let mut woken = Vec::new();
         let result = self.board.post(&mut woken, change);
@@ -285,7 +288,7 @@ impl Journal {
         result
     }
 
-    /// The loop has to look.
+    /// Wakes the loop to call [`Outbox::refresh`].
     fn call(&self) {
         self.changed.store(true, Ordering::Release);
         if let Some(call) = self.caller.get() {
@@ -293,22 +296,23 @@ impl Journal {
         }
     }
 
-    /// What it takes of the memory of all.
+    /// Returns what the journal takes of the memory of all journals.
     fn size(&self) -> memory::Size {
         self.board.with(|inner| inner.log.size())
     }
 
-    /// Trims history to a share of the memory of all.
+    /// Trims history while the journal holds more than `share` and all journals hold more than
+    /// `target`.
     fn give_way(&self, share: u64, target: u64) {
         self.board.with(|inner| {
             inner.log.give_way(share, target, &mut inner.labels);
         });
     }
 
-    /// Makes a consumer; says whether there was none of that name.
+    /// Makes a consumer. Returns `false` if there already is one of that name.
     ///
     /// # Errors
-    /// A cursor that cannot be read after, the limit on consumers.
+    /// The cursor is of another history, from the future or too old; the limit on consumers.
     pub fn create_consumer(&self, name: &str, start: Start, ttl: Option<Duration>) -> Result<bool> {
         let now = Now::sample();
         let created = self.board.with(|inner| {
@@ -326,10 +330,10 @@ impl Journal {
         created
     }
 
-    /// Forgets a consumer; says what it had acknowledged.
+    /// Deletes a consumer. Returns the sequence number up to which it had acknowledged.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no consumer of that name.
     pub fn delete_consumer(&self, name: &str) -> Result<u64> {
         let (acked, released) = self.wake_all(|inner| {
             let consumer = inner.consumers.delete(name)?;
@@ -342,10 +346,10 @@ impl Journal {
         Ok(acked)
     }
 
-    /// One consumer.
+    /// Returns the figures of one consumer.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no consumer of that name.
     pub fn consumer(&self, name: &str) -> Result<ConsumerStatus> {
         let now = Now::sample();
         let status = self.board.with(|inner| inner.consumer(name, now));
@@ -354,7 +358,8 @@ impl Journal {
         })
     }
 
-    /// Up to `max` consumers after that name, in the order of their names.
+    /// Returns the figures of up to `max` consumers with names after `after`, in the order of
+    /// names.
     #[must_use]
     pub fn consumers(&self, after: &str, max: usize) -> Vec<ConsumerStatus> {
         let now = Now::sample();
@@ -362,16 +367,16 @@ impl Journal {
             let names = inner.consumers.names_after(after).take(max);
             names.map(str::to_owned).collect()
         });
-        // One at a time: what each has to come is counted under the lock.
+        // One lock for each consumer: counting its events takes time.
         let status = |name: &String| self.board.with(|inner| inner.consumer(name, now));
         names.iter().filter_map(status).collect()
     }
 
-    /// Records how far a consumer has read, and makes it if there is none; an older
-    /// cursor changes nothing. Returns what is acknowledged now.
+    /// Records how far a consumer has read, and makes the consumer if there is none of that name.
+    /// An older cursor changes nothing. Returns the sequence number that is acknowledged now.
     ///
     /// # Errors
-    /// A cursor of another history or from the future, the limit on consumers.
+    /// The cursor is of another history or from the future; the limit on consumers.
     pub fn ack(&self, name: &str, cursor: Cursor) -> Result<u64> {
         match self.ack_known(name, cursor) {
             Err(Error::ConsumerNotFound { .. }) => {
@@ -383,17 +388,17 @@ impl Journal {
         }
     }
 
-    /// As [`Journal::ack`], of a consumer that exists: what a reader acknowledges does not bring
-    /// back a consumer that was deleted.
+    /// Does the same as [`Journal::ack`], but never makes a consumer: a reader's acknowledgement
+    /// must not bring back a consumer that was deleted.
     ///
     /// # Errors
-    /// As there, and that there is none of that name.
+    /// The cursor is of another history or from the future; there is no consumer of that name.
     pub fn ack_known(&self, name: &str, cursor: Cursor) -> Result<u64> {
         let now = Now::sample();
         self.board.with(|inner| self.check(inner, cursor))?;
         let mut released = false;
         loop {
-            // Step by step: what each watch has pinned is counted under the lock.
+            // Step by step: unpinning events takes time under the lock.
             let (step, waker) = self.board.tell(|inner| {
                 let step = inner.ack(name, cursor.seq, now);
                 let holder = match &step {
@@ -419,10 +424,10 @@ impl Journal {
         }
     }
 
-    /// Whether it is a cursor of this history and not from the future.
+    /// Checks that a cursor is of this history and not from the future.
     ///
     /// # Errors
-    /// It is not.
+    /// The cursor is of another history or from the future.
     pub fn check_cursor(&self, cursor: Cursor) -> Result<()> {
         self.board.with(|inner| self.check(inner, cursor))
     }
@@ -448,12 +453,12 @@ impl Journal {
     }
 }
 
-/// What came of a part of an acknowledgement.
+/// The result of one step of an acknowledgement.
 struct Step {
     acked: u64,
     holder: Option<board::Place>,
     released: bool,
-    /// The loop waits for what there may be now.
+    /// The loop waits for room, which there may be now.
     awaited: bool,
 }
 

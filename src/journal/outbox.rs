@@ -1,4 +1,4 @@
-//! The writer's side: a turn's events, encoded and numbered, not yet visible.
+//! The writer's side of a journal: the events of a turn, encoded and numbered, but not yet visible.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,30 +13,31 @@ use crate::error::{Error, Result};
 
 mod push;
 
-/// More room than this is ample, whatever the budget.
+/// Room beyond this is always ample, whatever the budget.
 const AMPLE: Room = Room {
     events: 1024,
     bytes: 256 * 1024,
 };
-/// How long a watch waits for attached readers that read nothing, where others have to wait too.
+/// How long a watch waits for attached readers that read nothing while the whole loop is short of
+/// room because of them.
 const HELD_UP_PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes that a turn may read although all loops doing so might exceed the memory.
+/// Bytes that a turn may always read, even if all loops together would then exceed the memory.
 const PART_MIN: u64 = 16 * 1024;
 
-/// How full a journal is, for a loop that wants to read.
+/// How full a journal is, to a loop that wants to read its sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Enough room to begin again.
+    /// There is enough room for a paused loop to read again.
     Ample,
-    /// Enough room to go on.
+    /// There is enough room for a reading loop to go on.
     Enough,
-    /// It holds all it can.
+    /// There is too little room in this journal.
     Full,
-    /// All journals together do.
+    /// There is too little room in the memory of all journals.
     OutOfMemory,
 }
 
-/// There is less room than that.
+/// Returns the error for too little room: `wanted` does not fit into `room`.
 #[must_use]
 pub fn full(room: Room, wanted: Room) -> Error {
     let (unit, needed, available) = if room.events < wanted.events {
@@ -51,33 +52,33 @@ pub fn full(room: Room, wanted: Room) -> Error {
     }
 }
 
-/// Whom a watch waits for alone.
+/// The readers that make one watch wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitsFor {
-    /// Its attached readers: they have not read more than they may be behind.
+    /// Its attached readers: they are further behind than they may be.
     Readers,
-    /// Consumers: they have not acknowledged more than the watch's share of the journal.
+    /// Consumers: what they have not acknowledged is more than the watch's share of the journal.
     Consumers,
 }
 
-/// What an event is about.
+/// The object that an event is about.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct About {
-    /// The watch; 0 is the loop itself.
+    /// The watch; 0 means the loop itself.
     pub watch: u64,
-    /// The client's own number.
+    /// The watch's `user_data`, a number that the client chose.
     pub user_data: u64,
     /// The watch's labels.
     pub labels: LabelSet,
 }
 
-/// What the log knows of an event beside its bytes.
+/// What the log keeps about an event beside its bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
-    /// Where it ends, counted over all bytes ever appended.
+    /// Where the event ends, counted over all bytes ever appended.
     pub(super) end: u64,
     pub(super) watch: u64,
-    /// Cost of all events of the watch, this one included; the log's to say.
+    /// The cost of all events of the watch up to and including this one. The log sets it.
     pub(super) upto: u64,
     pub(super) labels: LabelSet,
     pub(super) kind: u8,
@@ -93,37 +94,37 @@ pub struct Outbox {
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
     limits: Limits,
-    /// What is set aside.
+    /// Room that is set aside.
     reserved: Room,
-    /// What is left beside them, and beside what is pinned.
+    /// Room that is left beside the pinned events and what is set aside.
     room: Room,
-    /// Bytes that sources may hand over whatever happens.
+    /// Bytes that sources may still hand over, even if the loop stops reading them.
     exposed: u64,
-    /// Something is pinned, or would be.
+    /// Something is held for consumers or attached readers, or would be.
     pins: bool,
-    /// Something found no room since the loop last asked.
+    /// Some event found no room since the loop last asked.
     lacking: bool,
-    /// The loop does not read some of its sources until there is room.
+    /// The loop leaves some of its sources unread until there is room.
     sources_paused: bool,
-    /// What it takes to go on reading, as the loop said, and to begin again.
+    /// The room it takes to go on reading, as the loop said, and to begin again.
     low: Room,
     ample: Room,
-    /// What attached readers have not read, beside what is pinned.
+    /// Events that attached readers have not read and that are not pinned.
     unread: Room,
     /// More has to give way than one commit may take.
     behind: bool,
-    /// The journal does not know yet of what was set aside, or of `sources_paused`.
+    /// The journal does not know the newest `reserved` or `sources_paused` yet.
     unsettled: bool,
     next_expiry: Option<u64>,
     crossed: Vec<u64>,
-    /// Of what was pushed last, monotonic nanoseconds.
+    /// The time of the event pushed last, monotonic nanoseconds.
     now: u64,
-    /// Empty between commits: it keeps its memory.
+    /// Empty between commits; kept for its allocation.
     woken: Vec<Waker>,
 }
 
 impl Outbox {
-    /// The writer of an empty journal. There must be no second one.
+    /// Makes the writer of an empty journal. A journal must have only one.
     #[must_use]
     pub fn new(journal: Arc<Journal>) -> Self {
         let (room, limits) = journal
@@ -155,14 +156,14 @@ impl Outbox {
         }
     }
 
-    /// Sequence number of the event pushed last.
+    /// Returns the sequence number of the event pushed last.
     #[must_use]
     pub const fn newest(&self) -> u64 {
         self.newest
     }
 
-    /// How much may be pushed without anything set aside for it, so that nothing that a
-    /// consumer waits for has to give way.
+    /// Returns how much may be pushed without room set aside for it, so that no event that a
+    /// consumer or an attached reader waits for has to give way.
     #[must_use]
     pub fn room(&self) -> Room {
         let bytes = self.room.bytes.min(self.memory());
@@ -172,12 +173,14 @@ impl Outbox {
         }
     }
 
-    /// Bytes that sources may hand over whatever happens: no room for anything else.
+    /// Sets how many bytes sources may still hand over even if the loop stops reading them.
+    /// [`Outbox::room`] leaves them out.
     pub const fn set_exposed(&mut self, bytes: u64) {
         self.exposed = bytes;
     }
 
-    /// Bytes that the memory of all journals leaves; all there are while nothing is pinned.
+    /// Returns the bytes left in the memory of all journals; without limit while nothing is held
+    /// for readers.
     fn memory(&self) -> u64 {
         if self.pins {
             let available = self.journal.memory.available(self.room.bytes);
@@ -187,7 +190,7 @@ impl Outbox {
         }
     }
 
-    /// What is pushed and not committed.
+    /// Returns the size of what is pushed and not committed.
     fn pending(&self) -> Room {
         Room {
             events: self.entries.len() as u64,
@@ -203,19 +206,20 @@ impl Outbox {
         room
     }
 
-    /// Something that cannot fail waits for room.
+    /// Makes the next [`Outbox::level`] report the journal as full: an event that must not be lost
+    /// waits for room.
     pub const fn lack_room(&mut self) {
         self.lacking = true;
     }
 
-    /// How full the journal is. `low` is what it takes to go on reading.
+    /// Returns how full the journal is. `low` is the room it takes to go on reading.
     pub fn level(&mut self, low: Room) -> Level {
         self.low = low;
         let lacking = std::mem::take(&mut self.lacking);
         let limits = self.limits;
         let memory = self.journal.memory.limit();
         let room = self.room();
-        // What would be left if there was memory without end.
+        // The room of this journal alone, without the limit on the memory of all.
         let own = Room {
             bytes: self.room.bytes.saturating_sub(self.exposed),
             ..self.room
@@ -228,7 +232,7 @@ impl Outbox {
         if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
         } else if lacking || !room.holds(low) {
-            // Also where there is room again by now: who found none waits to be told.
+            // Also if there is room again by now: the source that found none waits to be told.
             Level::Full
         } else if room.holds(ample) {
             Level::Ample
@@ -237,7 +241,7 @@ impl Outbox {
         }
     }
 
-    /// Bytes that one turn may read, so that all loops together stay within the memory.
+    /// Returns how many bytes one turn may read, so that all loops together stay within the memory.
     #[must_use]
     pub fn turn_bytes(&self) -> u64 {
         let memory = self.memory();
@@ -246,13 +250,13 @@ impl Outbox {
             .min(self.journal.memory.part(memory).max(PART_MIN))
     }
 
-    /// Sets so much aside: it will fit, whatever comes before it.
+    /// Sets room aside: events of this size will fit, whatever is pushed before them.
     ///
     /// # Errors
-    /// There is no room for it. Nothing is set aside then.
+    /// There is too little room. Nothing is set aside then.
     pub fn reserve(&mut self, wanted: Room) -> Result<()> {
         let mut room = self.room;
-        // What is set aside must be there, also while nothing is pinned.
+        // Room that is set aside counts against the memory even while nothing is pinned.
         let memory = self.journal.memory.available(wanted.cost());
         room.bytes = room.bytes.min(memory).saturating_sub(self.exposed);
         if !room.holds(wanted) {
@@ -264,10 +268,10 @@ impl Outbox {
         Ok(())
     }
 
-    /// Room for what a client posts.
+    /// Checks that there is room for events that a client posts.
     ///
     /// # Errors
-    /// There is none.
+    /// There is too little room.
     pub fn check_room(&self, wanted: Room) -> Result<()> {
         let room = self.room();
         if room.holds(wanted) {
@@ -276,20 +280,21 @@ impl Outbox {
         Err(full(room, wanted))
     }
 
-    /// So much of what was set aside has been, or will not be, pushed.
+    /// Releases room that was set aside: its events have been pushed, or will not be.
     pub fn unreserve(&mut self, room: Room) {
         self.reserved = self.reserved - room;
         self.unsettled = true;
     }
 
-    /// What is set aside.
+    /// Returns the room that is set aside.
     #[must_use]
     pub const fn reserved(&self) -> Room {
         self.reserved
     }
 
-    /// Whether some sources are not read until there is room: whoever makes some, calls. Other
-    /// loops look, too, whether it is their readers that leave none.
+    /// Sets whether some sources are left unread until there is room. While they are, a thread that
+    /// makes room wakes this loop. If memory is short, all other loops look whether their attached
+    /// readers use it up.
     pub fn set_sources_paused(&mut self, sources_paused: bool) {
         if self.sources_paused != sources_paused {
             self.unsettled = true;
@@ -300,20 +305,20 @@ impl Outbox {
         }
     }
 
-    /// The journal holds more than its budget, and lets go of it step by step: the loop comes back
-    /// soon, and reads little meanwhile.
+    /// Returns whether the journal holds more than its budget and frees it step by step. The loop
+    /// then comes back soon, and reads little meanwhile.
     #[must_use]
     pub const fn is_behind(&self) -> bool {
         self.behind
     }
 
-    /// The journal knows what was set aside, and who waits.
+    /// Returns whether the journal knows the newest `reserved` and `sources_paused`.
     #[must_use]
     pub const fn is_settled(&self) -> bool {
         !self.unsettled
     }
 
-    /// Why that watch's source is not to be read, if it alone is not.
+    /// Returns why the source of this watch alone is left unread, or `None` if it is not.
     #[must_use]
     pub fn waits_for(&self, watch: u64) -> Option<WaitsFor> {
         self.journal.board.with(|inner| {
@@ -326,25 +331,26 @@ impl Outbox {
         })
     }
 
-    /// Watches for which [`Outbox::waits_for`] may have changed.
+    /// Takes the watches for which [`Outbox::waits_for`] may have changed.
     pub fn crossed(&mut self) -> std::vec::Drain<'_, u64> {
         self.crossed.drain(..)
     }
 
-    /// When a consumer that nobody holds is to be deleted, a reader to be let go, or what is over the
-    /// budget, monotonic nanoseconds: [`Outbox::expire`].
+    /// Returns when [`Outbox::expire`] is due, monotonic nanoseconds: a consumer that no reader
+    /// holds is to be deleted, an attached reader is to be given up, or the journal is over its
+    /// budget.
     #[must_use]
     pub const fn next_expiry(&self) -> Option<u64> {
         self.next_expiry
     }
 
-    /// The watch that had these labels is gone; what was pushed still carries them, and
-    /// is held as long as it is in the journal.
+    /// Ends the use of a set of labels by a watch that is gone. Events in the journal still use the
+    /// set.
     pub fn release_labels(&mut self, set: LabelSet) {
         self.released.push(set);
     }
 
-    /// Makes what was pushed visible, in order, and wakes who waits for it.
+    /// Makes the pushed events visible, in order, and wakes the readers that wait for them.
     pub fn commit(&mut self) {
         if self.entries.is_empty() && !self.unsettled {
             return;
@@ -376,7 +382,8 @@ impl Outbox {
         }
     }
 
-    /// Looks at what others have changed: acknowledged, made, deleted, let go of.
+    /// Takes over what other threads have changed: consumers made or deleted, cursors acknowledged,
+    /// events read by attached readers.
     pub fn refresh(&mut self) {
         if self.journal.changed.swap(false, Ordering::AcqRel) {
             let journal = Arc::clone(&self.journal);
@@ -384,7 +391,8 @@ impl Outbox {
         }
     }
 
-    /// Whether all sources have to wait for attached readers: without them there would be room.
+    /// Returns whether all sources wait because of attached readers: without what those have not
+    /// read, there would be room.
     fn is_held_up(&self) -> bool {
         let memory = self.journal.memory.available_without_unread();
         let without = Room {
@@ -394,7 +402,7 @@ impl Outbox {
         self.sources_paused && !self.room().holds(self.ample) && without.holds(self.low)
     }
 
-    /// How long a watch waits for attached readers that read nothing, nanoseconds.
+    /// Returns how long a watch waits for attached readers that read nothing, nanoseconds.
     fn patience(&self) -> u64 {
         let patience = self.limits.attached_patience;
         nanos(if self.is_held_up() {
@@ -404,7 +412,7 @@ impl Outbox {
         })
     }
 
-    /// Deletes the consumers, and lets go of the attached readers, whose time is over.
+    /// Deletes the consumers, and gives up the attached readers, whose time is over.
     pub fn expire(&mut self, now: Now) {
         if self.next_expiry.is_none_or(|at| at > now.monotonic) {
             return;
@@ -414,7 +422,7 @@ impl Outbox {
             let expired = inner.consumers.expire(now);
             inner.repin();
             let watches = inner.log.watches_mut();
-            // As many as it takes: the loop looks again.
+            // Only as many readers as needed: the loop looks again.
             let enough = if self.is_held_up() {
                 watches.unread().bytes / 2
             } else {
@@ -437,7 +445,8 @@ impl Outbox {
         }
     }
 
-    /// Brings both sides up to date. Says whether less of the memory of all is committed.
+    /// Brings the outbox and the journal up to date with each other. Returns whether less of the
+    /// memory of all is committed than before.
     fn synchronize(&mut self, inner: &mut Inner) -> bool {
         self.unsettled = false;
         inner.sources_paused = self.sources_paused;

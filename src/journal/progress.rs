@@ -1,5 +1,4 @@
-//! How far those have read for whom a journal without history keeps events: once all of them have
-//! one, it goes.
+//! How far each reader of a journal without history has read: once all have read an event, it goes.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +6,14 @@ use super::board::Place;
 use super::{Inner, Journal, Room};
 use crate::config::History;
 
-/// Of a journal that keeps history nothing is noted.
+/// Positions are noted only for a journal without history.
 #[derive(Debug)]
 pub(super) struct Progress {
     noted: bool,
-    /// The readers there are, by the position that each has read up to.
+    /// The readers, ordered by the sequence number up to which each has read.
     readers: BTreeSet<(u64, Place)>,
-    /// What somebody who reads now and then has up to, and comes back for the rest.
+    /// The sequence number up to which occasional readers (clients that poll) have read. Later
+    /// events stay for them.
     returning: Option<u64>,
 }
 
@@ -36,7 +36,7 @@ impl Progress {
         self.readers.remove(&(after, place));
     }
 
-    /// A reader has read on.
+    /// Records that a reader has read on.
     pub(super) fn advance(&mut self, place: Place, from: u64, to: u64) {
         if self.noted && from != to {
             self.leave(place, from);
@@ -44,7 +44,7 @@ impl Progress {
         }
     }
 
-    /// Everything up to there is read by all, or history is kept: 0.
+    /// Returns the sequence number up to which all readers have read; 0 if history is kept.
     fn read_by_all(&self) -> u64 {
         let slowest = self.readers.first().map(|(after, _)| *after);
         slowest.into_iter().chain(self.returning).min().unwrap_or(0)
@@ -52,7 +52,7 @@ impl Progress {
 }
 
 impl Inner {
-    /// Lets go of what need not be kept, beside what is set aside.
+    /// Trims what need not be kept, with `reserved` set aside.
     pub(super) fn trim(&mut self, reserved: Room) {
         self.log.reserve(reserved);
         self.log.trim(self.progress.read_by_all(), &mut self.labels);
@@ -60,8 +60,8 @@ impl Inner {
 }
 
 impl Journal {
-    /// Somebody who reads now and then has everything up to there, and will come back for what
-    /// comes after it: without history, that stays until then.
+    /// Records that an occasional reader (a client that polls) has everything up to `seq` and will
+    /// come back: without history, later events stay until then.
     pub fn returns_after(&self, seq: u64) {
         self.board.with(|inner| {
             let progress = &mut inner.progress;
@@ -71,7 +71,8 @@ impl Journal {
         });
     }
 
-    /// Whether a consumer can be kept: what it has not acknowledged is history.
+    /// Returns whether consumers are possible: the events that one has not acknowledged are
+    /// history.
     #[must_use]
     pub fn keeps_history(&self) -> bool {
         self.board.with(|inner| !inner.progress.noted)

@@ -1,4 +1,5 @@
-//! Reading: a cursor into the log, of an observer, a consumer, or one that is attached to a watch.
+//! Readers: cursors into the log. A reader is an observer, holds a consumer, or is attached to a
+//! watch.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,15 +18,15 @@ use crate::event::Cursor;
 /// Where a reader begins.
 #[derive(Debug, Clone, Copy)]
 pub enum Start {
-    /// With what is appended from here on.
+    /// With the first event that is appended from here on.
     Now,
     /// With the oldest event held.
     Oldest,
-    /// After a cursor; `skip` turns what is missing into a gap instead of an error.
+    /// After a cursor.
     After {
-        /// Exclusive.
+        /// The last sequence number that counts as read.
         cursor: Cursor,
-        /// Begin with a gap rather than fail.
+        /// Whether lost events become a gap instead of an error.
         skip: bool,
     },
 }
@@ -33,9 +34,9 @@ pub enum Start {
 /// Why a reader gets nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The journal is closed, and read to its end.
+    /// The journal is closed, and the reader has read all of it.
     Closed,
-    /// Somebody else reads as the consumer.
+    /// Another reader holds the consumer now.
     TakenOver,
     /// The consumer was deleted.
     Deleted,
@@ -47,9 +48,9 @@ pub struct Reader {
     place: Place,
     after: u64,
     filter: Filter,
-    /// Reads as this consumer.
+    /// The consumer that it reads as.
     consumer: Option<(String, Holder)>,
-    /// The watch that waits for it.
+    /// The watch that waits for this reader.
     attached: Option<u64>,
 }
 
@@ -65,10 +66,11 @@ impl fmt::Debug for Reader {
 }
 
 impl Journal {
-    /// An observer that begins at `start`.
+    /// Makes an observer that begins at `start`.
     ///
     /// # Errors
-    /// A cursor that is too old, of another history or from the future, unless it may skip.
+    /// The cursor is too old, of another history or from the future, and `start` does not allow to
+    /// skip.
     pub fn reader(self: &Arc<Self>, start: Start, filter: Filter) -> Result<Reader> {
         self.board.join(|inner, place| {
             let after = self.position(inner, start, &filter)?;
@@ -84,7 +86,8 @@ impl Journal {
         })
     }
 
-    /// A reader attached to a watch whose first event will be the next after `after`.
+    /// Makes a reader attached to a watch that is not added yet: its first event will be the next
+    /// one after `after`.
     pub fn reader_from_birth(self: &Arc<Self>, watch: u64, after: u64) -> Reader {
         let now = Now::sample().monotonic;
         let place = self.board.take_place(|inner, place| {
@@ -105,11 +108,12 @@ impl Journal {
         }
     }
 
-    /// Reads as a consumer, which is made if there is none; whoever read as it before does no
-    /// longer. Without a `start`, right after what it has acknowledged.
+    /// Makes a reader that holds a consumer, and makes the consumer if there is none of that name.
+    /// A reader that held it before ends with [`End::TakenOver`]. Without a `start`, begins right
+    /// after the acknowledged cursor.
     ///
     /// # Errors
-    /// As [`Journal::reader`], and the limit on consumers.
+    /// The same as of [`Journal::reader`], and the limit on consumers.
     pub fn hold(
         self: &Arc<Self>,
         name: &str,
@@ -149,7 +153,8 @@ impl Journal {
         Ok(reader)
     }
 
-    /// Where a start is: everything up to there counts as read.
+    /// Returns the sequence number up to which everything counts as read for a reader that begins
+    /// at `start`.
     pub(super) fn position(&self, inner: &Inner, start: Start, filter: &Filter) -> Result<u64> {
         let (cursor, skip) = match start {
             Start::Now => return Ok(inner.log.newest()),
@@ -174,7 +179,8 @@ impl Inner {
         self.progress.join(place, after);
     }
 
-    /// Right before the oldest event held: an island, or the ring's first.
+    /// Returns the position right before the oldest event held: an island, or the first event of
+    /// the ring.
     fn oldest_position(&self) -> u64 {
         let island = self.log.islands_from(0).next().map(|(seq, _)| seq);
         island.unwrap_or(self.log.first()) - 1
@@ -192,8 +198,9 @@ impl Inner {
 }
 
 impl Reader {
-    /// Attaches it to a watch: what that writes from here on stays until it is read here, and the watch
-    /// waits for it (see [`super::Limits::attached_bytes`]). No watch of that number: nothing changes.
+    /// Attaches the reader to a watch: events of the watch from here on stay until this reader has
+    /// read them, and the watch waits for it (see [`super::Limits::attached_bytes`]). Changes
+    /// nothing if there is no such watch.
     #[must_use]
     pub fn attached(mut self, watch: u64) -> Self {
         let now = Now::sample().monotonic;
@@ -209,31 +216,31 @@ impl Reader {
         self
     }
 
-    /// Everything up to here was read.
+    /// Returns the sequence number up to which everything was read.
     #[must_use]
     pub const fn after(&self) -> u64 {
         self.after
     }
 
-    /// The journal it reads.
+    /// Returns the journal that it reads.
     #[must_use]
     pub const fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 
-    /// Which events it wants.
+    /// Returns which events it reads.
     #[must_use]
     pub const fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// The consumer it reads as.
+    /// Returns the name of the consumer that it reads as.
     #[must_use]
     pub fn consumer(&self) -> Option<&str> {
         self.consumer.as_ref().map(|(name, _)| name.as_str())
     }
 
-    /// Bytes that lie behind the cursor, matching or not.
+    /// Returns the bytes of the events after the cursor, whether they match the filter or not.
     #[must_use]
     pub fn backlog(&self) -> u64 {
         let after = self.after;
@@ -242,8 +249,8 @@ impl Reader {
             .with(|inner| inner.log.held_after(after).bytes)
     }
 
-    /// Reads what there is, at most about `max_bytes` and `max_events`; one event
-    /// larger than that comes alone. Empty, with `caught_up`, if there is nothing.
+    /// Reads the next events: at most about `max_bytes` and `max_events`; an event larger than
+    /// `max_bytes` comes alone. If there is none, the result is empty and `caught_up`.
     pub fn read(&mut self, max_bytes: usize, max_events: usize) -> Read {
         let journal = Arc::clone(&self.journal);
         let read = journal
@@ -252,8 +259,8 @@ impl Reader {
         self.tell(read)
     }
 
-    /// Reads as soon as something lies after the cursor, be it only progress past
-    /// events that the filter leaves out.
+    /// Polls for events after the cursor. Is ready even if the filter leaves all of them out: the
+    /// result then only moves the cursor.
     pub fn poll_read(
         &mut self,
         cx: &Context<'_>,
@@ -273,7 +280,8 @@ impl Reader {
         polled.map_ok(|read| self.tell(read))
     }
 
-    /// Tells the loop if it waits for what this has read. The journal must not be locked.
+    /// Wakes the loop if it waits for what this read has freed. The caller must not hold the
+    /// journal's lock.
     fn tell(&self, (read, freed): (Read, Freed)) -> Read {
         if freed.awaited {
             self.journal.call();
@@ -284,7 +292,8 @@ impl Reader {
         read
     }
 
-    /// Waits until the consumer has acknowledged more than `acked`.
+    /// Polls until the consumer has acknowledged more than `acked`. Returns the new sequence
+    /// number.
     pub fn poll_acked(&mut self, cx: &Context<'_>, acked: u64) -> Poll<Result<u64, End>> {
         self.journal.board.poll(cx, self.place, |inner| {
             if let Some(end) = inner.ousted(self.consumer.as_ref()) {
@@ -296,8 +305,8 @@ impl Reader {
         })
     }
 
-    /// Waits until the journal is closed and `given_up` as well, which is looked at when the journal
-    /// closes and after [`Journal::rouse`].
+    /// Polls until the journal is closed and `given_up` returns true. That is checked when the
+    /// journal closes and after [`Journal::rouse`].
     pub fn poll_given_up(&mut self, cx: &Context<'_>, given_up: impl Fn() -> bool) -> Poll<()> {
         self.journal.board.poll(cx, self.place, |inner| {
             (inner.closed && given_up()).then_some(())
@@ -328,12 +337,12 @@ impl Reader {
     }
 }
 
-/// What others may wait for.
+/// What a read has freed.
 #[derive(Debug, Clone, Copy, Default)]
 struct Freed {
-    /// The loop has to look.
+    /// The loop waits for room and has to look.
     awaited: bool,
-    /// Memory was let go of.
+    /// Memory was freed.
     memory: bool,
 }
 
@@ -359,7 +368,7 @@ impl Drop for Reader {
             }
             freed
         });
-        // A consumer may be deleted at some time from now on.
+        // Without a holder the consumer expires some time from now.
         if was_held || freed.awaited {
             self.journal.call();
         }

@@ -1,10 +1,10 @@
-//! How much: of a budget, of what is held, of what is set aside.
+//! An amount of journal: a budget, or a part of it that is held or set aside.
 
 use std::ops::{Add, Sub};
 
 use super::{ENTRY_BYTES, UNRESERVED_EVENT_BYTES};
 
-/// So many events, of so many bytes together.
+/// A number of events and the bytes of all of them together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Room {
     /// Events.
@@ -14,13 +14,13 @@ pub struct Room {
 }
 
 impl Room {
-    /// What so much takes of the memory of all, bytes.
+    /// Returns the bytes that it takes of the memory of all journals.
     #[must_use]
     pub(super) const fn cost(self) -> u64 {
         self.bytes + self.events * ENTRY_BYTES
     }
 
-    /// One event of at most so many bytes.
+    /// Returns the room of one event of at most `bytes`.
     #[must_use]
     pub const fn event(bytes: u32) -> Self {
         Self {
@@ -29,7 +29,7 @@ impl Room {
         }
     }
 
-    /// As much as so many events may take for which nothing was set aside.
+    /// Returns the room of as many events that have no room set aside, their payloads not counted.
     #[must_use]
     pub const fn unreserved(events: u64) -> Self {
         Self {
@@ -38,13 +38,13 @@ impl Room {
         }
     }
 
-    /// All of `other` fits into it.
+    /// Returns whether all of `other` fits into it.
     #[must_use]
     pub const fn holds(self, other: Self) -> bool {
         self.events >= other.events && self.bytes >= other.bytes
     }
 
-    /// So many times as much.
+    /// Returns `count` times as much.
     #[must_use]
     pub const fn times(self, count: u64) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl Room {
         }
     }
 
-    /// What is left of it, at least nothing.
+    /// Returns what is left without `other`, at least nothing.
     #[must_use]
     pub const fn less(self, other: Self) -> Self {
         Self {

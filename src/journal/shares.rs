@@ -1,11 +1,11 @@
-//! How much of what is pinned each watch has, so that a noisy one pauses alone.
+//! How much of the pinned bytes belongs to each watch, so that a noisy watch pauses alone.
 
 use std::collections::{HashMap, HashSet};
 
 /// Pinned bytes of `Data`, by watch.
 #[derive(Debug)]
 pub(super) struct Shares {
-    /// What one watch may have.
+    /// Most pinned bytes of one watch before it pauses.
     share: u64,
     bytes: HashMap<u64, u64>,
     over: HashSet<u64>,
@@ -45,7 +45,7 @@ impl Shares {
         }
     }
 
-    /// Some watch waits to come back to half of its share.
+    /// Returns whether some watch is paused until it is back at half of its share.
     pub(super) fn is_any_over(&self) -> bool {
         !self.over.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The journal against a list of everything ever appended.
+//! Tests of the journal against a model: a list of everything ever appended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +37,7 @@ fn journal(limits: Limits) -> (Arc<Journal>, Outbox, Arc<Memory>) {
     (journal, outbox, memory)
 }
 
-/// What the memory of all counts for it.
+/// Returns what the journal takes of the memory of all journals.
 fn cost(status: &Status) -> u64 {
     status.bytes + status.events * ENTRY_BYTES
 }
@@ -93,7 +93,7 @@ enum Step {
         who: usize,
         seq: u64,
     },
-    /// Reads as this consumer from where it is, whoever did before.
+    /// Reads as this consumer, and takes it over if another reader holds it.
     Hold {
         who: usize,
         consumer: usize,
@@ -137,16 +137,18 @@ struct Model {
     committed: u64,
     /// Terminal facts of watches that are not removed.
     kept: BTreeSet<(u64, u64)>,
-    /// What each consumer has acknowledged, and who reads as it.
+    /// What each consumer has acknowledged, and which reader holds it.
     consumers: BTreeMap<usize, (u64, Option<usize>)>,
-    /// The watch that waits for a reader, and after what: its events up to there may be gone.
+    /// The watch that each reader is attached to, and the sequence number up to which its events
+    /// may be gone.
     attached: [Option<(u64, u64)>; READERS],
-    /// How often each watch was removed: the next of it is another watch.
+    /// How often each watch was removed: then its number stands for another watch.
     lives: [u64; 4],
 }
 
 impl Model {
-    /// The watch that stands for that number now. Numbers of watches are never used again.
+    /// Returns the id of the watch that the number stands for now. Ids of watches are never used
+    /// again.
     fn watch(&self, number: u64) -> u64 {
         number + 4 * self.lives[usize::try_from(number).unwrap()]
     }
@@ -165,8 +167,9 @@ impl Model {
         self.consumers.values().map(|(acked, _)| *acked).min()
     }
 
-    /// A read accounts for every number it passes by an event, a gap or the filter; what is
-    /// delivered is what was appended, and what must be held is.
+    /// Checks that a read accounts for every sequence number it passes by an event, a gap or the
+    /// filter, that what it delivers is what was appended, and that it lost nothing that must be
+    /// held.
     fn check(
         &self,
         read: &Read,
@@ -220,13 +223,14 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
     let mut readers: Vec<Reader> = (0..READERS).map(|_| observer()).collect();
     let mut holds: Vec<Option<usize>> = vec![None; READERS];
     let mut model = Model::default();
-    // From where on everything must be there, of what was there when the oldest consumer began.
+    // The sequence number from where on nothing may be lost, as of the last change of the
+    // consumers.
     let mut pinned_from = None;
     for step in steps {
         if let Step::Hold { consumer, .. } | Step::Ack { consumer, .. } = step
             && !model.consumers.contains_key(&consumer)
         {
-            // The turn under way was begun when nothing was pinned: it may exceed the budget.
+            // These events were pushed while nothing was pinned: they may exceed the budget.
             outbox.commit();
             model.committed = model.all.len() as u64;
         }
@@ -358,7 +362,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
             pinned_from = model.floor().map(|floor| held_from.max(floor + 1));
             continue;
         };
-        // A source asks first; what must always fit had its room set aside.
+        // A source asks for room before it pushes; terminal events had room set aside.
         let wanted = Room::unreserved(1);
         outbox.refresh();
         let waits =
@@ -396,8 +400,8 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Observers, consumers at different speeds, take-overs, deletions, resumptions, filters,
-    /// over a journal that is always full.
+    /// Mixes observers, consumers at different speeds, take-overs, deletions, resumptions and
+    /// filters, in a journal that is always full.
     #[test]
     fn every_read_accounts_for_every_event_and_what_is_pinned_is_held(
         steps in prop::collection::vec(step(), 1..150),

@@ -1,4 +1,4 @@
-//! One read: a walk over islands and ring that accounts for every event it passes.
+//! One read: a walk over islands and ring that accounts for every sequence number it passes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -16,24 +16,24 @@ use crate::event::{Gap, GapReason};
 /// does not hold the lock for long.
 const SCAN_MAX: u64 = 16 * 1024;
 
-/// Most gaps of one read.
+/// Most gaps that one read returns.
 const GAPS_MAX: usize = 1024;
 
-/// Which events a reader wants; all if nothing is set.
+/// Which events a reader wants. An empty field matches everything.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Of any of these watches (0: the loop itself).
+    /// Events of any of these watches (0 means the loop itself).
     pub watches: BTreeSet<u64>,
-    /// Of any of these kinds, by number.
+    /// Events of any of these kinds, by number.
     pub kinds: BTreeSet<u8>,
-    /// Of watches with all of these labels.
+    /// Events of watches with all of these labels.
     pub labels: BTreeMap<String, String>,
-    /// Read no further than the end of a watch that matches.
+    /// Stop reading at the end of a watch that matches.
     pub until_closed: bool,
 }
 
 impl Filter {
-    /// Everything of one watch, and nothing behind its end.
+    /// Matches all events of one watch, and stops at its end.
     #[must_use]
     pub fn life_of(watch: u64) -> Self {
         Self {
@@ -54,31 +54,31 @@ impl Filter {
     }
 }
 
-/// A stretch of the log: all of (after, through] is an event in it, a gap, or
-/// not matched by the reader's filter.
+/// The result of one read: each sequence number in (after, through] is an event, or in a gap, or
+/// left out by the reader's filter.
 #[derive(Debug, Clone, Default)]
 pub struct Read {
-    /// Exclusive.
+    /// The sequence number up to which was read before; exclusive.
     pub after: u64,
-    /// Inclusive.
+    /// The sequence number up to which is read now; inclusive.
     pub through: u64,
     /// Encoded events, in order, back to back.
     pub slices: SmallVec<[Bytes; 4]>,
-    /// How many events those are.
+    /// The number of events in `slices`.
     pub events: usize,
-    /// Their size.
+    /// The bytes of those events.
     pub bytes: usize,
-    /// What is lost.
+    /// The ranges of events that are lost.
     pub gaps: Vec<Gap>,
-    /// Nothing lies behind `through`.
+    /// The journal has no event after `through`.
     pub caught_up: bool,
-    /// A matching event was the end of a watch: nothing is read behind it.
+    /// The last event was the end of a watch that matches, and the filter says to stop there.
     pub ended: bool,
 }
 
 impl Log {
-    /// The newest event that is lost to a reader of these watches; none if that is not known:
-    /// of all watches, or of one that is gone.
+    /// Returns the newest lost event of the filter's watches. `None` if that is not known: the
+    /// filter names no watch, or one that is gone.
     fn lost_through(&self, filter: &Filter) -> Option<u64> {
         let lost = filter
             .watches
@@ -87,7 +87,7 @@ impl Log {
         lost.max_by_key(|lost| lost.unwrap_or(u64::MAX)).flatten()
     }
 
-    /// Whether an event after `seq` is gone that the filter may have let through.
+    /// Returns whether a lost event after `seq` could have matched the filter.
     pub(super) fn has_lost_after(&self, seq: u64, filter: &Filter) -> bool {
         if let Some(lost) = self.lost_through(filter) {
             return lost > seq;
@@ -103,13 +103,13 @@ impl Log {
     }
 }
 
-/// One read on its way through the log.
+/// A read while it walks through the log.
 pub(super) struct Walk<'a> {
     inner: &'a Inner,
     filter: &'a Filter,
     /// See [`Log::lost_through`].
     lost: Option<u64>,
-    /// Cost of the watch's events up to the last that matched.
+    /// The cost of the watch's events up to the last that matched.
     upto: Option<u64>,
     read: Read,
     max_bytes: usize,
@@ -141,14 +141,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What is read, and what the events of its watch cost up to the last that matched.
+    /// Walks. Returns the read, and the cost of the watch's events up to the last that matched.
     pub(super) fn take(mut self) -> (Read, Option<u64>) {
         if self.islands().is_continue() {
             self.ring();
         }
         let (inner, mut read) = (self.inner, self.read);
         read.caught_up = read.through == inner.log.newest();
-        // The end may itself be lost in a gap: a watch that is gone has nothing more to say.
+        // The end of the watch may itself be lost: once the watch is gone, no event of it follows.
         let mut watches = self.filter.watches.iter();
         read.ended |= self.filter.until_closed
             && read.caught_up
@@ -161,14 +161,14 @@ impl<'a> Walk<'a> {
             || (self.read.events > 0 && self.read.bytes + more > self.max_bytes)
     }
 
-    /// Whether this is the end that the reader waits for.
+    /// Returns whether this event is where the filter says to stop.
     fn ends(&mut self, entry: &Entry) -> bool {
         let end = self.filter.until_closed && matches!(entry.kind, CLOSED | REMOVED);
         self.read.ended |= end;
         end
     }
 
-    /// These events are gone. Where it is known that none after `lost` was wanted, the gap ends there.
+    /// Records a gap. If it is known that no wanted event after `lost` is lost, the gap ends there.
     fn gap(&mut self, from: u64, through: u64) {
         let lost = self.lost.map_or(through, |lost| lost.min(through));
         if from <= lost {
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
         self.read.through = through;
     }
 
-    /// What lies before the ring: islands, and gaps between them.
+    /// Reads what lies before the ring: islands, and the gaps between them.
     fn islands(&mut self) -> ControlFlow<()> {
         let first = self.inner.log.first();
         if self.read.through + 1 >= first {
@@ -217,7 +217,7 @@ impl<'a> Walk<'a> {
         ControlFlow::Continue(())
     }
 
-    /// What lies in the ring, for a reader who wants all of it: nobody looks at each event.
+    /// Reads the ring for a reader that wants every event, without a look at each of them.
     fn all_of_ring(&mut self) {
         let log = &self.inner.log;
         let from = self.read.through + 1;
@@ -227,7 +227,7 @@ impl<'a> Walk<'a> {
         let end = log.end_within(from, room).max(from + alone.min(most));
         let end = end.min(from + most).min(log.newest() + 1);
         if end > from {
-            // They are in memory: their number and size fit.
+            // The events are in memory: their number and size fit into a `usize`.
             let fit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
             self.read.events += fit(end - from);
             self.read.bytes += fit(log.len_of(from..end));
@@ -236,7 +236,7 @@ impl<'a> Walk<'a> {
         self.read.through = end - 1;
     }
 
-    /// What lies in the ring: runs of matching events become slices.
+    /// Reads the ring: runs of matching events become slices.
     fn ring(&mut self) {
         let log = &self.inner.log;
         if self.filter.is_all() && !self.filter.until_closed {

@@ -1,4 +1,4 @@
-//! AdminService.
+//! The AdminService.
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ impl AdminService for Api {
     }
 }
 
-/// Absent: the kernel does not tell.
+/// Figures of the daemon's process; `None` where the kernel does not tell.
 #[derive(Debug, Default)]
 struct Usage {
     open_fds: Option<u64>,
@@ -89,7 +89,7 @@ struct Usage {
     rss_bytes: Option<u64>,
 }
 
-/// What the kernel says of this process.
+/// Returns the kernel's figures of this process.
 fn usage() -> Usage {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     Usage {
@@ -101,8 +101,8 @@ fn usage() -> Usage {
 
 const OPEN_FDS: &str = "/proc/self/fd";
 
-/// Since Linux 6.2 the directory's size is the number of its entries, and to ask for it takes no
-/// descriptor.
+/// Returns the number of open descriptors. Since Linux 6.2 it is the size of the directory
+/// `/proc/self/fd`, and reading it needs no descriptor.
 fn counted_fds() -> Option<u64> {
     let size = std::fs::metadata(OPEN_FDS).ok()?.len();
     (size > 0).then_some(size)
@@ -114,11 +114,12 @@ fn listed_fds() -> Option<u64> {
         entry.ok()?;
         count += 1;
     }
-    // One is the directory's own.
+    // One of the entries is the descriptor of the directory itself.
     count.checked_sub(1)
 }
 
-/// The second field is the resident set, in pages (proc_pid_statm(5)).
+/// Returns the resident set, bytes: the second field of `/proc/self/statm`, which counts pages
+/// (proc_pid_statm(5)).
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn both_ways_to_count_descriptors_agree() {
-        // Other tests open and close some meanwhile.
+        // Other tests open and close descriptors in between.
         let agree = || match counted_fds() {
             Some(counted) => listed_fds() == Some(counted),
             None => listed_fds().is_some(),

@@ -28,21 +28,21 @@ use crate::proto::{
     SubscribeHeader, WriteResponse,
 };
 
-/// What came of one message; `None` if nobody wants to know.
+/// A request that is being carried out. Its result is `None` if the client did not ask for one.
 type Work = Pin<Box<dyn Future<Output = Option<AttachResult>> + Send>>;
 
-/// Requests that are taken before events get their turn.
+/// Most requests that are carried out before events get their turn.
 const REQUESTS_AT_ONCE: usize = 64;
 
-/// Both directions of one Attach.
+/// Both directions of one Attach call.
 pub struct AttachStream {
     asker: Asker,
     on: Handle,
     registry: Arc<Registry>,
     events: EventStream<SubscribeHeader>,
-    /// `None` once the client has half-closed it.
+    /// `None` once the client has half-closed the stream.
     requests: Option<Streaming<AttachRequest>>,
-    /// One at a time: the next request is not taken before it is done.
+    /// The request that is being carried out; the next one waits until it is done.
     work: Option<Work>,
 }
 
@@ -72,7 +72,7 @@ impl AttachStream {
         }
     }
 
-    /// Does what the client has sent, as far as it goes. Ready with what is to be told of it.
+    /// Carries out requests of the client. Ready with the first result that the client must get.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<AttachResult> {
         for _ in 0..REQUESTS_AT_ONCE {
             if let Some(work) = &mut self.work {
@@ -94,7 +94,8 @@ impl AttachStream {
                         return Poll::Ready(refused);
                     }
                 }
-                // Half-closed, or broken: then nobody hears the goodbye.
+                // The client has half-closed the stream, or the stream is broken: then the goodbye
+                // reaches nobody.
                 Poll::Ready(None | Some(Err(_))) => {
                     self.requests = None;
                     self.events.flush();
@@ -105,7 +106,7 @@ impl AttachStream {
         Poll::Pending
     }
 
-    /// Begins with a request; what is refused at once is the answer.
+    /// Begins to carry out a request. Returns the answer if the request is refused at once.
     fn take(&mut self, request: AttachRequest) -> Option<AttachResult> {
         let refused = |number, error: &Error| AttachResult {
             number,

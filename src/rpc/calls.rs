@@ -1,4 +1,5 @@
-//! The memory and the time that a call may take while it comes in, is done, and goes out.
+//! Counts the memory that a call takes, from the first byte of its request to the last of its
+//! answer, and limits the time for the request to arrive.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::purse::{Held, Purse};
 use crate::error::Error;
 use crate::memory::Use;
 
-/// An answer goes to the connection in pieces of so many bytes.
+/// The size of the pieces in which an answer goes to the connection, bytes.
 const PIECE: usize = 16 * 1024;
 /// The same of a stream: each message goes out whole, so that its client can take it at once.
 const STREAM_PIECE: usize = 512 * 1024;
@@ -43,7 +44,7 @@ impl Shape {
     }
 }
 
-/// Carries a call out. What it holds is counted from its first byte to its last.
+/// Carries out a call, and counts the memory that it holds until its answer is sent.
 pub(super) async fn carry_out(
     routes: Routes,
     request: http::Request<hyper::body::Incoming>,
@@ -78,7 +79,7 @@ pub(super) async fn carry_out(
         };
         return http::Response::from_parts(parts, Body::new(answers));
     }
-    // A message that is whole is there at once.
+    // The one message of an answer is there at once.
     let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
     let first = match first {
         Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -107,12 +108,12 @@ pub(super) async fn carry_out(
     http::Response::from_parts(parts, Body::new(answer))
 }
 
-/// How far the messages of a body have come.
+/// How much of the messages in a body has arrived.
 #[derive(Debug, Default)]
 struct Progress {
     prefix: [u8; PREFIX],
     known: usize,
-    /// Bytes of the message that are still to come, once its prefix is known.
+    /// Bytes of the message that have not arrived, once its prefix is known.
     left: usize,
 }
 
@@ -139,20 +140,20 @@ impl Progress {
         }
     }
 
-    /// Nothing of a message is there without the rest.
+    /// Returns whether the bytes so far end between two messages.
     const fn is_between(&self) -> bool {
         self.known == 0
     }
 }
 
-/// A request's body.
+/// The body of a request.
 #[derive(Debug)]
 struct Received {
     body: hyper::body::Incoming,
     held: Arc<Mutex<Held>>,
     is_stream: bool,
     message: Progress,
-    /// How long one message may take.
+    /// How long one message may take to arrive.
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -168,7 +169,7 @@ impl HttpBody for Received {
         let this = self.get_mut();
         let idle = this.is_stream && this.message.is_between();
         if idle {
-            // Whoever asks for more is done with what was whole.
+            // The reader asks for more, so it is done with the messages before.
             this.held.lock().clear();
             this.timer = None;
         }
@@ -210,8 +211,8 @@ impl HttpBody for Received {
     }
 }
 
-/// An answer's body. The connection buffers what it is given, and is therefore given pieces: what
-/// its client does not take yet is counted.
+/// The body of an answer. The connection buffers all that it is given, so it is given small pieces:
+/// bytes that the client has not taken yet stay here and are counted.
 #[derive(Debug)]
 struct Answer {
     first: Bytes,
@@ -249,7 +250,7 @@ impl HttpBody for Answer {
     }
 }
 
-/// The trailers of an answer without a message.
+/// The body of an answer that has trailers but no message.
 #[derive(Debug)]
 struct Ended(Option<Frame<Bytes>>);
 

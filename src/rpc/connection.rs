@@ -1,5 +1,5 @@
-//! The service's connections: accepted on the Unix socket, each with who is at its other
-//! end, each served by a [`Strand`].
+//! The service's connections: each is accepted on the Unix socket with its peer, and served by a
+//! [`Strand`].
 
 use std::convert::Infallible;
 use std::io;
@@ -31,56 +31,57 @@ use crate::error::Error;
 use crate::sparing::Sparing;
 use crate::sys::async_fd;
 
-/// Who connected; those not served get the error as the answer to every call.
+/// The peer that connected. A peer that is not served gets the error as the answer to every call.
 pub(super) type Admitted = Result<Arc<Peer>, Error>;
 
-/// Told sparingly: whoever connects can cause it.
+/// Limits the rate of this warning, because any client can cause it.
 static NOT_SERVED: Sparing = Sparing::new();
 
 /// How long accepting pauses when the system has no room for another connection.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a connection of those who are not served may last.
+/// How long the connection of a peer that is not served may last.
 const TURNED_AWAY_FOR: Duration = Duration::from_secs(2);
-/// Bytes that a connection reads in one go, before others have theirs: a thousand of the smallest
+/// Most bytes that a connection reads before other tasks get their turn: a thousand of the smallest
 /// frames.
 const READ_AT_ONCE: usize = 16 * 1024;
-/// So many times `server.keepalive` a socket may take nothing of what is written to it: as long as
-/// it takes to find that a ping is not answered.
+/// A socket may take none of the bytes written to it for this many times `server.keepalive`: as
+/// long as it takes to find that a ping has no answer.
 const UNTAKEN: u32 = 2;
 /// Bytes that begin HTTP/2: the preface, and the frame header of SETTINGS (RFC 9113, section 3.4).
 const GREETING: usize = 24 + 9;
-/// Calls that a client may cancel before they are looked at; with more the connection ends, and all
-/// of its calls with it.
+/// Most calls that a client may cancel before the daemon has looked at them. With more, the
+/// connection and all of its calls end.
 const CANCELLED_AT_ONCE: usize = 1024;
-/// Bytes of a stream that wait for its client, beyond what is on the wire.
+/// Most bytes that one call buffers for its client, beside the bytes in the socket.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// What is served, and to whom.
+/// The service, and the clients that it serves.
 #[derive(Debug)]
 pub struct Service {
-    /// The Unix socket.
+    /// The Unix socket to accept on.
     pub listener: UnixListener,
-    /// Who is served.
+    /// Decides which clients are served.
     pub access: Arc<Access>,
-    /// Connections at once; more wait in the kernel.
+    /// Most connections at once; more of them wait in the kernel.
     pub max_connections: usize,
-    /// Of those, one principal's.
+    /// Most connections of one principal.
     pub max_connections_per_principal: usize,
-    /// How often clients are pinged, and how long each has for the answer.
+    /// How often clients are pinged, and how long each has to answer.
     pub keepalive: Duration,
-    /// How long a client may take to begin HTTP/2.
+    /// How long a client may take until it begins HTTP/2.
     pub handshake: Duration,
     /// How long a request may take to arrive.
     pub receive: Duration,
-    /// Calls of one connection at once.
+    /// Most calls of one connection at once.
     pub calls: usize,
-    /// What calls hold is a part of it.
+    /// The memory for the calls of all connections.
     pub treasury: Treasury,
-    /// All calls.
+    /// The routes of all services.
     pub routes: Routes,
 }
 
-/// Serves connections until `stop` says so; then those there are end their calls and close.
+/// Accepts and serves connections until `stop` is true, then waits until the open ones have ended
+/// their calls and closed.
 pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
     let Service {
         listener,
@@ -139,7 +140,7 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
     places.all_free(max_connections).await;
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 struct Connection {
     stream: UnixStream,
     admitted: Admitted,
@@ -154,7 +155,7 @@ struct Connection {
 
 impl Connection {
     /// # Errors
-    /// The system has no room to watch another socket.
+    /// The system has no resources to watch another socket.
     fn start(self, routes: Routes) -> io::Result<()> {
         let Self {
             stream,
@@ -175,7 +176,7 @@ impl Connection {
             let call = carry_out(routes.clone(), request, Arc::clone(&purse), receive);
             async { Ok::<_, Infallible>(call.await) }
         });
-        // Bounded by the configuration.
+        // The configuration bounds it below that.
         let calls = u32::try_from(calls).unwrap_or(u32::MAX);
         Strand::start(|spawner| {
             let connection = http2::Builder::new(spawner)
@@ -190,7 +191,7 @@ impl Connection {
                 let _place = place;
                 let mut connection = pin!(connection);
                 let overdue = async {
-                    // Its sender goes with the connection alone.
+                    // If the sender is dropped, the connection ends too.
                     let greeted = tokio::time::timeout(handshake, greeting).await;
                     match (greeted, lasts) {
                         (Err(_), _) => {}
@@ -218,24 +219,24 @@ impl Connection {
     }
 }
 
-/// The socket, which a loop's thread only writes to.
+/// The socket of a connection. A loop's thread writes to it, but does not read.
 ///
-/// The runtime watches it for input alone. Watched for output as well, it would wake the runtime
-/// with every read of the client's, to say what nobody waits for.
+/// The runtime watches it for input only: if it watched for output too, every read by the client
+/// would wake the runtime without need.
 #[derive(Debug)]
 struct Transport {
     socket: AsyncFd<Arc<OwnedFd>>,
-    /// Bytes that were read in this go.
+    /// Bytes that were read in this turn of the task.
     read: usize,
-    /// Watches for room, while there is none.
+    /// Set while the socket takes no bytes.
     full: Option<Full>,
-    /// How long there may be none.
+    /// How long the socket may take no bytes.
     patience: Duration,
-    /// Told once HTTP/2 has begun, after so many bytes more.
+    /// The sender that tells that HTTP/2 has begun, and the bytes still missing until then.
     greeting: Option<(oneshot::Sender<()>, usize)>,
 }
 
-/// A socket that takes nothing: its client does not read, and may never read again.
+/// The state of a socket that takes no bytes: its client does not read, and may never do so again.
 #[derive(Debug)]
 struct Full {
     room: AsyncFd<Arc<OwnedFd>>,
@@ -261,7 +262,7 @@ impl Transport {
     fn received(&mut self, len: usize) {
         if let Some((greeted, left)) = self.greeting.take() {
             if len >= left {
-                // Where nobody waits for it, the connection is ending.
+                // If there is no receiver, the connection is ending.
                 let _ = greeted.send(());
             } else {
                 self.greeting = Some((greeted, left - len));
@@ -327,7 +328,7 @@ impl AsyncRead for Transport {
             match rustix::net::recv(ready.get_inner(), &mut *room, RecvFlags::DONTWAIT) {
                 Ok((len, _)) => {
                     if len > 0 && len < room.len() {
-                        // That was all of it: what comes later is told anew.
+                        // A short read has emptied the socket: the kernel reports later bytes anew.
                         ready.clear_ready();
                     }
                     buf.advance(len);
@@ -357,7 +358,7 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Its client may have gone first.
+        // An error only means that the client has closed its end before.
         let _ = rustix::net::shutdown(self.socket.get_ref(), Shutdown::Write);
         Poll::Ready(Ok(()))
     }

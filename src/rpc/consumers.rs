@@ -1,4 +1,4 @@
-//! The consumers of EventService.
+//! The calls of the EventService about consumers.
 
 use super::subscribe::ttl;
 use super::{Api, Asker, convert, mutate, object};

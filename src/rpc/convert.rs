@@ -1,4 +1,4 @@
-//! Checked values out of request fields. Every error names the field.
+//! Conversions of request fields to checked values. Every error names the field.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::proto;
 const LABELS_MAX: usize = 16;
 /// Longest key or value of a label, request id and topic, bytes.
 pub(super) const TEXT_MAX: usize = crate::event::largest::TEXT_MAX as usize;
-/// Most watches or kinds that a filter names.
+/// Most watches, and most kinds, that a filter names.
 const FILTER_MAX: usize = 1024;
 
 pub(super) fn loop_name(reference: Option<proto::LoopRef>) -> LoopName {
@@ -51,7 +51,7 @@ pub(super) fn cursor(field: &'static str, cursor: &proto::Cursor) -> Result<Curs
     })
 }
 
-/// After a cursor, for a call that has no snapshots.
+/// Converts the start after a cursor, for a call without snapshots.
 pub(super) fn after(field: &'static str, cursor: &proto::Cursor, on_gap: i32) -> Result<Start> {
     Ok(Start::After {
         cursor: self::cursor(field, cursor)?,
@@ -59,7 +59,8 @@ pub(super) fn after(field: &'static str, cursor: &proto::Cursor, on_gap: i32) ->
     })
 }
 
-/// Whether a start whose events are partly gone begins with a gap, for a call that has no snapshots.
+/// Returns whether lost events at the start become a gap instead of an error, for a call without
+/// snapshots.
 pub(super) fn skips_gap(value: i32) -> Result<bool> {
     match on_gap(value)? {
         OnGap::Fail => Ok(false),
@@ -68,7 +69,7 @@ pub(super) fn skips_gap(value: i32) -> Result<bool> {
     }
 }
 
-/// What becomes of a start whose events are partly gone.
+/// What happens if some events after the start are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnGap {
     Fail,
@@ -85,7 +86,7 @@ pub(super) fn on_gap(value: i32) -> Result<OnGap> {
     }
 }
 
-/// A duration within bounds; absent is `absent`.
+/// Checks that a duration is within bounds. Returns `absent` if none is given.
 pub(super) fn duration(
     field: &'static str,
     given: Option<prost_types::Duration>,
@@ -106,7 +107,7 @@ pub(super) fn duration(
     })
 }
 
-/// As [`duration`], where absence has a meaning of its own.
+/// Does the same as [`duration`], but returns `None` if none is given.
 pub(super) fn optional_duration(
     field: &'static str,
     given: Option<prost_types::Duration>,
@@ -139,7 +140,7 @@ pub(super) fn short_text(field: impl Into<Cow<'static, str>>, text: String) -> R
     Ok(text)
 }
 
-/// The name of a watch; `None` if it is empty.
+/// Checks the name of a new watch. Returns `None` if it is empty.
 pub(super) fn new_watch_name(field: &'static str, name: &str) -> Result<Option<Arc<str>>> {
     if name.is_empty() {
         return Ok(None);
@@ -153,7 +154,7 @@ pub(super) fn new_watch_name(field: &'static str, name: &str) -> Result<Option<A
     Ok(Some(name.into()))
 }
 
-/// Whether it ends in `@` and digits, as the names of a series' runs do.
+/// Returns whether the name ends in `@` and digits, as the names of a series' runs do.
 fn names_a_run(name: &str) -> bool {
     let number = name.rsplit_once('@').map_or("", |(_, number)| number);
     !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
@@ -167,7 +168,7 @@ pub(super) fn if_exists(value: i32) -> Result<bool> {
     }
 }
 
-/// Whether a new loop keeps its events; `None`: as its policy says.
+/// Converts whether a new loop keeps its events; `None` leaves it to the policy.
 pub(super) fn history(value: i32) -> Result<Option<History>> {
     match proto::History::try_from(value) {
         Ok(proto::History::Unspecified) => Ok(None),
@@ -177,7 +178,7 @@ pub(super) fn history(value: i32) -> Result<Option<History>> {
     }
 }
 
-/// What a loop or a watch is bound to; `None`: not said.
+/// Converts the lifetime of a loop or watch; `None` if none is given.
 pub(super) fn lifetime(value: i32, peer: &Peer) -> Result<Option<Lifetime>> {
     match proto::Lifetime::try_from(value) {
         Ok(proto::Lifetime::Unspecified) => Ok(None),
@@ -191,7 +192,8 @@ pub(super) fn lifetime(value: i32, peer: &Peer) -> Result<Option<Lifetime>> {
     }
 }
 
-/// A consumer needs a loop that keeps what it has not acknowledged.
+/// Checks that a loop can have consumers: it must keep the events that a consumer has not
+/// acknowledged.
 pub(super) fn can_consume(field: &'static str, on: &Handle) -> Result<()> {
     if on.journal().keeps_history() {
         return Ok(());
@@ -208,7 +210,7 @@ pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
             "at most 1024 watches and 1024 kinds",
         ));
     }
-    // They are small: they are field numbers.
+    // The values of EventKind are field numbers and fit into a byte.
     let number = |kind| u8::try_from(i32::from(kind)).unwrap_or(0);
     let kind = |kind: &i32| match proto::EventKind::try_from(*kind) {
         Ok(proto::EventKind::Unspecified) | Err(_) => {
@@ -219,7 +221,7 @@ pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
     let kinds = filter.kinds.iter().map(kind);
     let mut kinds = kinds.collect::<Result<BTreeSet<u8>>>()?;
     if kinds.contains(&number(proto::EventKind::Ready)) {
-        // Whoever waits for a watch to be ready has to learn that it will not be any more.
+        // A client that waits for a watch to be ready has to learn that the watch is closed.
         kinds.insert(number(proto::EventKind::Closed));
     }
     Ok(Filter {
@@ -230,7 +232,7 @@ pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
     })
 }
 
-/// A page's size and the id it goes on after.
+/// Returns the size of a page and the id after which the page begins.
 pub(super) fn page(size: u32, token: &str) -> Result<(usize, u64)> {
     let size = match size {
         0 => 100,
@@ -245,7 +247,7 @@ pub(super) fn page(size: u32, token: &str) -> Result<(usize, u64)> {
     Ok((size, after))
 }
 
-/// The number of a signal: its name, or a number.
+/// Converts a signal, given by name or number, to its number.
 pub(super) fn signal(field: &'static str, text: &str) -> Result<i32> {
     let number = text
         .parse::<i32>()

@@ -1,4 +1,4 @@
-//! EventService.
+//! The EventService.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -21,9 +21,10 @@ use crate::memory::Use;
 use crate::policy::check_loop_name;
 use crate::proto::*;
 
-/// Bytes of events in one answer of Poll: with the rest below gRPC's 4 MiB.
+/// Most bytes of events in one answer of Poll. With the other fields, the answer stays below gRPC's
+/// 4 MiB.
 const POLL_BYTES: usize = 3 << 20;
-/// Bytes that a call takes while it waits.
+/// Bytes that a waiting Poll call takes.
 const WAITING: u64 = 4096;
 const POLL_EVENTS: u32 = 1024;
 const POLL_EVENTS_MAX: u32 = 65_536;
@@ -147,7 +148,8 @@ impl EventService for Api {
             let cursor = convert::cursor("ack", ack)?;
             on.journal().ack(&request.consumer, cursor)?;
         }
-        // Before the re-arming: what it makes ready lies behind the reader.
+        // The reader is made before the re-arming, so that it sees every event that the re-arming
+        // causes.
         let reader = if request.consumer.is_empty() {
             let start = start.unwrap_or(Start::Now);
             on.journal().reader(start, filter)?
@@ -235,8 +237,8 @@ impl EventService for Api {
     }
 }
 
-/// Reads at once if a matching event or a gap is there, else when one comes; what
-/// was passed until then is part of the answer.
+/// Reads at once if there is a matching event or a gap, else waits until one comes. The result also
+/// covers the events that the filter left out meanwhile.
 async fn read_or_wait(
     mut reader: Reader,
     timeout: Duration,
@@ -246,12 +248,12 @@ async fn read_or_wait(
     let after = reader.after();
     let deadline = tokio::time::Instant::now() + timeout;
     let mut read = reader.read(purse.readable(POLL_BYTES), max_events);
-    // Without a timeout there is nothing to wait for, not even the clock's next tick.
+    // A timeout of zero must not wait, not even for the next tick of the clock.
     while read.events == 0 && read.gaps.is_empty() && !timeout.is_zero() {
         let next = poll_fn(|cx| reader.poll_read(cx, purse.readable(POLL_BYTES), max_events));
         match tokio::time::timeout_at(deadline, next).await {
             Ok(Ok(more)) => read = more,
-            // Read to its end, or nothing came in time.
+            // The journal is closed and read to its end, or the timeout is over.
             Ok(Err(End::Closed)) | Err(_) => break,
             Ok(Err(over)) => {
                 let name = reader.consumer().unwrap_or_default().to_owned();

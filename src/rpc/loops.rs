@@ -1,4 +1,4 @@
-//! LoopService.
+//! The LoopService.
 
 use tonic::{Request, Response, Status};
 

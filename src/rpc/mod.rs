@@ -1,8 +1,8 @@
-//! The services, one file each. The only room that knows tonic's server: requests become
-//! checked values, errors become statuses, everything else happens below.
+//! The gRPC services, one file each. Only this module uses tonic's server: it turns requests into
+//! checked values and errors into statuses; everything else happens below.
 //!
-//! Mutations run detached from the call that asked: a client that goes away half-way leaves
-//! them whole.
+//! Mutations run detached from their call: a client that goes away does not leave half of one
+//! behind.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -59,12 +59,12 @@ pub mod server {
     include!(concat!(env!("OUT_DIR"), "/server/evloopd.v1.rs"));
 }
 
-/// Metadata that names the caller's session.
+/// The metadata key with the name of the caller's session.
 pub const SESSION_HEADER: &str = "evloopd-session";
-/// Largest request, bytes: a batch of registrations with their environments.
+/// The largest request, bytes: room for a batch of registrations with their environments.
 const REQUEST_MAX: usize = 16 << 20;
 
-/// Names of the services, for health; the empty one is the whole server.
+/// The names of the services for health checks; the empty name stands for the whole server.
 pub const SERVICES: [&str; 8] = [
     "",
     server::policy_service_server::SERVICE_NAME,
@@ -76,37 +76,37 @@ pub const SERVICES: [&str; 8] = [
     server::admin_service_server::SERVICE_NAME,
 ];
 
-/// What the daemon says of itself.
+/// The facts about the daemon that it tells its clients.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Random, new at every start.
+    /// A random id, new at every start of the daemon.
     pub instance: String,
-    /// Of the host's boot.
+    /// The id of the host's boot.
     pub boot_id: String,
-    /// Realtime nanoseconds.
+    /// When the daemon started, realtime nanoseconds.
     pub started: u64,
-    /// The service's socket.
+    /// The path of the service's socket.
     pub socket: PathBuf,
-    /// The one for file descriptors.
+    /// The path of the socket for file descriptors.
     pub handover_socket: PathBuf,
 }
 
-/// What all services share.
+/// The state that all services share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Loops and policies.
+    /// The loops and policies.
     pub registry: Arc<Registry>,
-    /// File descriptors handed over.
+    /// The file descriptors that clients have handed over.
     pub slots: Arc<Slots>,
-    /// Subscribe, Attach and Run streams, and how many there may be.
+    /// The number of Subscribe, Attach and Run streams, and its limit.
     pub streams: Arc<Count>,
-    /// Answers to mutations, for those that are repeated.
+    /// The answers to mutations, kept for calls that repeat them.
     pub repeats: Arc<Repeats>,
-    /// Who this is.
+    /// The facts about the daemon.
     pub identity: Identity,
 }
 
-/// All services.
+/// The implementation of all services.
 #[derive(Debug, Clone)]
 pub struct Api(Arc<Shared>);
 
@@ -119,16 +119,17 @@ impl std::ops::Deref for Api {
 }
 
 impl Api {
-    /// The services over what they share.
+    /// Makes the services over their shared state.
     #[must_use]
     pub fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
     }
 
-    /// All of evloopd's services, with standard health and reflection (v1 and v1alpha); and who tells the health.
+    /// Returns the routes of all services, with the standard health and reflection services (v1 and
+    /// v1alpha), and the reporter that sets the health.
     ///
     /// # Errors
-    /// A descriptor set that reflection cannot read.
+    /// The reflection service cannot read the descriptor set.
     pub fn routes(
         &self,
     ) -> std::result::Result<
@@ -146,7 +147,7 @@ impl Api {
         routes
             .add_service(health)
             .add_service(reflection().build_v1()?)
-            // Older tools know this one alone.
+            // Older tools know only this version.
             .add_service(reflection().build_v1alpha()?)
             .add_service(server::policy_service_server::PolicyServiceServer::new(
                 api(),
@@ -172,23 +173,24 @@ impl Api {
         Ok((routes.routes(), reporter))
     }
 
-    /// The loop a request names; `create`: the context's may be made.
+    /// Finds the loop that a request names. With `create`, the loop of the caller's context is made
+    /// if there is none.
     fn on(&self, asker: &Asker, named: Option<proto::LoopRef>, create: bool) -> Result<Handle> {
         self.registry
             .find(&asker.caller, &convert::loop_name(named), create)
     }
 }
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Debug, Clone)]
 struct Asker {
     peer: Arc<Peer>,
     caller: Caller,
-    /// What the connection's calls hold.
+    /// Counts the memory that the connection's calls hold.
     purse: Arc<purse::Purse>,
 }
 
-/// Who calls, if they are served at all.
+/// Returns the caller of a request, or the error if the peer is not served.
 fn asker<T>(request: &Request<T>) -> Result<Asker> {
     let peer = request.extensions().get::<connection::Admitted>();
     let peer = match peer {
@@ -222,7 +224,8 @@ fn asker<T>(request: &Request<T>) -> Result<Asker> {
     })
 }
 
-/// Does a mutation to its end, whatever becomes of the call, and writes it to the audit log.
+/// Carries out a mutation to its end, even if the call is cancelled, and writes it to the audit
+/// log.
 async fn mutate<T: Send + 'static>(
     asker: &Asker,
     action: &'static str,
@@ -239,7 +242,7 @@ async fn mutate<T: Send + 'static>(
     task.await.map_err(lost)?
 }
 
-/// For the audit log: what a request is about, by the loop it names.
+/// Returns the name of a request's object for the audit log: the loop and `what`.
 fn object(on: &Handle, what: impl Display) -> String {
     format!("{}/{what}", on.full_name())
 }

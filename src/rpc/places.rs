@@ -1,4 +1,4 @@
-//! Places for connections: so many in all, of which one principal has a part.
+//! The limits on connections: a number in all, and a number for each principal.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,10 +11,11 @@ use super::connection::Admitted;
 use crate::access::Principal;
 use crate::error::Error;
 
-/// Connections at once of those who are not served, to be told so; what is beyond is closed.
+/// Most connections at once of peers that are not served, which last only until the peer knows.
+/// More of them are closed at once.
 const TURNED_AWAY_AT_ONCE: usize = 16;
 
-/// All places.
+/// The places of all connections.
 #[derive(Debug)]
 pub(super) struct Places {
     served: Arc<Semaphore>,
@@ -23,15 +24,15 @@ pub(super) struct Places {
     parties: Mutex<HashMap<Principal, Weak<Party>>>,
 }
 
-/// What a principal's connections have together.
+/// The counts of all connections of one principal.
 #[derive(Debug, Default)]
 pub(super) struct Party {
     connections: AtomicUsize,
-    /// Bytes of the budget that their calls hold.
+    /// The bytes of the memory budget that their calls hold.
     pub(super) taken: AtomicU64,
 }
 
-/// The place of one connection, free again when dropped.
+/// The place of one connection. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Place {
     party: Arc<Party>,
@@ -39,7 +40,7 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// So many in all, and of one principal.
+    /// Makes `all` places, of which one principal gets at most `of_principal`.
     pub(super) fn new(all: usize, of_principal: usize) -> Self {
         Self {
             served: Arc::new(Semaphore::new(all)),
@@ -49,9 +50,10 @@ impl Places {
         }
     }
 
-    /// A place for whoever was admitted, as soon as there is one: until then others wait in the
-    /// kernel. Whoever has all places of theirs is not served; those who are not served take no
-    /// place of those who are, and have none where too many of them are there.
+    /// Waits for a place for a new connection; connections after it wait in the kernel meanwhile.
+    /// If the peer's principal already has all of its places, the peer is not served. Peers that
+    /// are not served take none of these places, but a few others; returns `None` if those are
+    /// taken.
     pub(super) async fn take(&self, admitted: Admitted) -> (Admitted, Option<Place>) {
         let party = match &admitted {
             Ok(peer) => self.party(&peer.principal),
@@ -88,9 +90,9 @@ impl Places {
         party
     }
 
-    /// Waits until all places of those who are served are free.
+    /// Waits until the places of all served connections are free.
     pub(super) async fn all_free(&self, all: usize) {
-        // Bounded by the configuration.
+        // The configuration bounds it below that.
         let all = u32::try_from(all).unwrap_or(u32::MAX);
         let _ = self.served.acquire_many(all).await;
     }
@@ -138,7 +140,7 @@ mod tests {
         assert!(told.is_some(), "it is told so");
         let (admitted, other) = places.take(peer(2)).await;
         assert!(admitted.is_ok() && other.is_some());
-        // Whoever was refused counts as long as it is told.
+        // A refused connection counts until it is closed.
         drop((told, held.pop()));
         let (admitted, place) = places.take(peer(1)).await;
         assert!(admitted.is_ok());

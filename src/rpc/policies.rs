@@ -1,4 +1,4 @@
-//! PolicyService.
+//! The PolicyService.
 
 use tonic::{Request, Response, Status};
 

@@ -1,4 +1,4 @@
-//! ProcessService.
+//! The ProcessService.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +19,11 @@ use crate::kinds::WatchKind;
 use crate::proto::*;
 use crate::watch::SignalTarget;
 
-/// Bytes of events in one batch of Run.
+/// Most bytes of events in one batch of Run.
 const BATCH_BYTES: usize = 256 * 1024;
 
 impl Api {
-    /// Makes the process, or finds the one to join.
+    /// Starts the process, or finds the one to join.
     async fn make_or_join(&self, asker: &Asker, on: &Handle, request: RunRequest) -> Result<Added> {
         let Some(process) = request.spec else {
             if request.name.is_empty() {
@@ -64,7 +64,7 @@ impl Api {
     }
 }
 
-/// A reader of all that a process tells, attached: the process waits for it.
+/// Makes a reader of all events of a process, attached to it: the process waits for the reader.
 fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
     let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
     let from_birth = Start::After {
@@ -101,14 +101,14 @@ impl ProcessService for Api {
             skip: false,
         }) = after
         {
-            // Before anything is started: a cursor of another history or from the future starts
-            // nothing. One that is too old is of a process that was there before.
+            // Checked before anything is started: a cursor of another history or from the future is
+            // an error. A cursor that is too old can only belong to a process that exists already.
             on.journal().check_cursor(cursor)?;
         }
-        // Where its reader begins does not matter to what is made or joined.
+        // Where the stream begins must not matter when a repeat is compared with the first request.
         request.on_gap = 0;
         let handle = on.clone();
-        // The reader of a process that this very call has made.
+        // The reader of the process, if this call has started it.
         let made = Arc::new(Mutex::new(None));
         let maker = Arc::clone(&made);
         let work = |api: Self, asker: Asker, request: RunRequest| async move {
@@ -129,13 +129,13 @@ impl ProcessService for Api {
             Some(reader) => reader,
             None => join(&on, &watch, after)?,
         };
-        // Who resumes behind its start, which was not in this call, may be behind its end: that is
-        // asked, as the answer to a repeat is as old as the first.
+        // A client that resumes after `Added` may be past the end of the process. The answer to a
+        // repeated request is as old as the first one, so the watch's state is asked again.
         let mut gone = false;
         if reader.after() >= added {
             match look(&on, &purse, WatchName::Id(watch.watch_id)).await {
                 Ok((now, _held)) => watch = now,
-                // It was removed, and nothing is told of it any more.
+                // The watch was removed: no more events of it will come.
                 Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {
                     gone = reader.after() >= on.journal().status().newest;
                 }

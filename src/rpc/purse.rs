@@ -1,4 +1,4 @@
-//! What the calls of one connection hold of the daemon's memory.
+//! Counts the daemon's memory that the calls of one connection hold.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,27 +7,28 @@ use super::places::Party;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
 
-/// A connection's calls hold so many bytes without asking, so that small calls go on where others
-/// have taken all there is.
+/// Bytes that the calls of a connection may hold whatever other connections hold, so that small
+/// calls go on when all other memory is taken.
 const FREE_MAX: u64 = 64 * 1024;
-/// What all connections hold without asking is at most this part of the limit.
+/// Such bytes of all connections together are at most one part in this many of the limit.
 const ASIDE: u64 = 8;
-/// A principal has at most this part of what others left of the budget, and a connection of what
-/// the others of its principal left of that.
+/// A principal may take at most one part in this many of the budget that others have left, and a
+/// connection the same part of what its principal's other connections have left of that.
 const SHARE: u64 = 2;
-/// A stream goes on with so many bytes at a time, or with one event, whatever others hold.
+/// Bytes that a stream may always send at a time, whatever others hold; or one event, if it is
+/// larger.
 pub(super) const LEAST: usize = 1024;
 
-/// The daemon's memory, as its connections have it.
+/// The memory budget, as it is shared between connections.
 #[derive(Debug, Clone)]
 pub struct Treasury {
     budget: Arc<Budget>,
-    /// Bytes that each connection holds without asking.
+    /// Bytes that each connection may hold whatever others hold.
     free: u64,
 }
 
 impl Treasury {
-    /// For so many connections at most.
+    /// Divides the budget for at most this many connections.
     #[must_use]
     pub fn new(budget: &Arc<Budget>, connections: usize) -> Self {
         let connections = connections.max(1) as u64;
@@ -39,7 +40,7 @@ impl Treasury {
         }
     }
 
-    /// What the calls of one of the principal's connections hold: nothing yet.
+    /// Makes the account of one of the principal's connections. It holds nothing yet.
     pub(super) fn purse(&self, party: &Arc<Party>) -> Arc<Purse> {
         Arc::new(Purse {
             treasury: self.clone(),
@@ -50,19 +51,19 @@ impl Treasury {
     }
 }
 
-/// Of one connection.
+/// The account of one connection.
 #[derive(Debug)]
 pub(super) struct Purse {
     treasury: Treasury,
     party: Arc<Party>,
-    /// Bytes that are held without asking.
+    /// Bytes held that are the connection's own.
     free: AtomicU64,
-    /// Bytes of the budget that are held.
+    /// Bytes held that were taken from the shared budget.
     taken: AtomicU64,
 }
 
 impl Purse {
-    /// Nothing yet, to grow.
+    /// Makes the account of one call. It holds nothing yet.
     pub(super) fn open(self: &Arc<Self>, by: Use) -> Held {
         Held {
             purse: Arc::clone(self),
@@ -73,14 +74,14 @@ impl Purse {
     }
 
     /// # Errors
-    /// As [`Held::grow`].
+    /// The same as of [`Held::grow`].
     pub(super) fn hold(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Held> {
         let mut held = self.open(by);
         held.grow(bytes)?;
         Ok(held)
     }
 
-    /// Bytes of the budget that can still be taken.
+    /// Returns how many bytes of the shared budget this connection may still take.
     fn left(&self) -> u64 {
         let share = |left: u64, taken: &AtomicU64| {
             let taken = taken.load(Ordering::Relaxed);
@@ -90,28 +91,28 @@ impl Purse {
         share(left, &self.taken)
     }
 
-    /// How many of `bytes` may be read at once to be sent.
+    /// Returns how many of `bytes` may be read at once in order to send them.
     pub(super) fn readable(&self, bytes: usize) -> usize {
         let left = usize::try_from(self.left()).unwrap_or(usize::MAX);
         bytes.min(left.max(LEAST))
     }
 }
 
-/// What one call holds, given back when dropped.
+/// The account of one call. Dropping it gives everything back.
 #[derive(Debug)]
 pub(super) struct Held {
     purse: Arc<Purse>,
     by: Use,
-    /// Without asking.
+    /// Bytes of the connection's own.
     free: u64,
-    /// Of the budget.
+    /// Bytes of the shared budget.
     taken: Option<Taken>,
 }
 
 impl Held {
     /// # Errors
-    /// [`Error::Limit`]: the connection would hold too large a part of what is left. Nothing has
-    /// changed then.
+    /// [`Error::Limit`] if the connection would hold too large a part of what is left. Then nothing
+    /// has changed.
     pub(super) fn grow(&mut self, bytes: u64) -> Result<()> {
         let purse = &self.purse;
         let Treasury { budget, free, .. } = &purse.treasury;
@@ -134,7 +135,7 @@ impl Held {
         Ok(())
     }
 
-    /// Gives so many bytes back; all, if it is not that many.
+    /// Gives bytes back; everything, if the call holds less.
     pub(super) fn shrink(&mut self, mut bytes: u64) {
         if let Some(taken) = &mut self.taken {
             let part = bytes.min(taken.bytes());
@@ -151,12 +152,12 @@ impl Held {
         }
     }
 
-    /// Gives all back.
+    /// Gives everything back.
     pub(super) fn clear(&mut self) {
         self.shrink(u64::MAX);
     }
 
-    /// As [`Purse::readable`].
+    /// Returns the same as [`Purse::readable`].
     pub(super) fn readable(&self, bytes: usize) -> usize {
         self.purse.readable(bytes)
     }
@@ -187,16 +188,16 @@ mod tests {
         }
         assert!(budget.total() + budget.for_rest() <= LIMIT);
         assert!(budget.for_rest() >= LIMIT / 2);
-        // A newcomer has what is small, and half of what is left.
+        // A new connection gets its own bytes, and half of what is left.
         let newcomer = treasury.purse(&ours);
         held.push(newcomer.hold(Use::Requests, FREE_MAX).unwrap());
         held.push(newcomer.hold(Use::Polls, 64 << 10).unwrap());
         assert!(newcomer.hold(Use::Requests, 1 << 20).is_err());
         assert_eq!(budget.held(Use::Polls), 64 << 10);
-        // The greediest has its share.
+        // The connection that holds most has all of its share.
         held[0].shrink(1 << 10);
         assert!(held[0].grow(1 << 20).is_err());
-        // Another principal has as much as if nobody of the first had more than one connection.
+        // Another principal gets as much as if the first one had only one connection.
         let other = treasury.purse(&theirs);
         held.push(other.hold(Use::Requests, 3 << 20).unwrap());
         drop(held);

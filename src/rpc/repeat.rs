@@ -1,5 +1,5 @@
-//! Mutations that are safe to repeat: the answer of the first is kept under its `request_id`
-//! and given to every repeat, over whichever connection it comes.
+//! Makes mutations safe to repeat: the answer to the first request is kept under its `request_id`,
+//! and every repeat gets that answer, on any connection.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::proto::*;
 
 /// A request that may carry a `request_id`.
 pub(super) trait Repeatable: Message + Clone + 'static {
-    /// Empty if it carries none.
+    /// Returns the `request_id`; empty if there is none.
     fn request_id(&self) -> &str;
 }
 
@@ -46,43 +46,43 @@ repeatable! {
     TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 
-/// Answers have at most this part of `limits.memory`.
+/// The kept answers take at most one part in this many of `limits.memory`.
 const PART: u64 = 8;
-/// Bytes that an answer takes beside its own.
+/// Bytes that are counted for an answer beside its own.
 const ENTRY: u64 = 512;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     principal: Principal,
-    /// Whose loop an absent one means.
+    /// The context whose loop is meant if the request names none.
     context: Option<ContextKey>,
     method: &'static str,
     request_id: String,
 }
 
-/// Encoded, or refused.
+/// The encoded answer, or the error.
 type Answer = Result<Bytes>;
 
 #[derive(Debug)]
 struct Entry {
-    /// Of the request's content.
+    /// A hash of the request's content.
     digest: u64,
-    /// `None` while the first is under way.
+    /// `None` while the first request is under way.
     answer: watch::Receiver<Option<Answer>>,
     number: u64,
-    /// What the answer holds, once it is there.
+    /// The memory that the answer holds, once it is there.
     taken: Option<Taken>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<Key, Entry>,
-    /// Those of `entries` by their numbers: in the order they came.
+    /// The keys of `entries` by number, and so in the order of their requests.
     order: BTreeMap<u64, (Instant, Key)>,
     next: u64,
 }
 
-/// The answers that are kept.
+/// The table of kept answers.
 #[derive(Debug)]
 pub struct Repeats {
     max: usize,
@@ -91,7 +91,7 @@ pub struct Repeats {
     table: Mutex<Table>,
 }
 
-/// The part of the first with a `request_id`.
+/// The side of the first request with a `request_id`, which provides the answer.
 struct First {
     repeats: Arc<Repeats>,
     key: Key,
@@ -105,8 +105,8 @@ enum Attempt {
 }
 
 impl Repeats {
-    /// Keeps the answers of at most `max` mutations, each for `ttl`; the oldest give way where
-    /// they are more bytes than their part of the budget.
+    /// Makes a table of the answers to at most `max` mutations, each kept for `ttl`. The oldest
+    /// answers go when all together exceed their part of the budget.
     #[must_use]
     pub fn new(max: usize, ttl: Duration, budget: Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
@@ -167,7 +167,7 @@ impl Table {
         }
     }
 
-    /// Forgets the oldest answer; false if all are still under way.
+    /// Removes the oldest answer. Returns false if all requests are still under way.
     fn forget_oldest(&mut self) -> bool {
         let answered = |(_, (_, key)): &(&u64, &(Instant, Key))| {
             let entry = self.entries.get(key);
@@ -181,8 +181,8 @@ impl Table {
         true
     }
 
-    /// Makes room for one more answer of so many bytes; none if there is none even without the
-    /// others.
+    /// Takes memory for one more answer of `bytes`, and removes the oldest answers for it. Returns
+    /// `None` if that is not enough.
     fn make_room(&mut self, budget: &Arc<Budget>, bytes: u64) -> Option<Taken> {
         let most = budget.limit() / PART;
         loop {
@@ -213,11 +213,11 @@ impl First {
         match (taken, table.entries.get_mut(&self.key)) {
             (Some(taken), Some(entry)) if entry.number == self.number => entry.taken = Some(taken),
             (None, _) => table.forget(self.number),
-            // It is forgotten already.
+            // The entry was removed meanwhile.
             (Some(_), _) => {}
         }
         drop(table);
-        // Nobody may wait for it any more.
+        // There may be no receiver any more.
         let _ = self.answer.send(Some(answer));
     }
 }
@@ -230,7 +230,7 @@ async fn answered(mut answer: watch::Receiver<Option<Answer>>) -> Answer {
     }
 }
 
-/// Of the content.
+/// Returns a hash of a request's content.
 fn digest(request: &impl Message) -> u64 {
     let mut hasher = DefaultHasher::new();
     request.encode_to_vec().hash(&mut hasher);
@@ -238,11 +238,12 @@ fn digest(request: &impl Message) -> u64 {
 }
 
 impl Api {
-    /// Does a mutation, or gives the answer of the one that it repeats. With a
-    /// `request_id` it goes on to its end, whatever becomes of the call.
+    /// Carries out a mutation, or returns the answer of the one that it repeats. A mutation with a
+    /// `request_id` goes on to its end even if the call is cancelled.
     ///
     /// # Errors
-    /// The mutation's own; a `request_id` that is too long, or known from another content.
+    /// The errors of the mutation; a `request_id` that is too long, or was used for a request with
+    /// other content.
     pub(super) async fn once<Req, Res, Work>(
         &self,
         asker: Asker,
@@ -341,7 +342,7 @@ mod tests {
         let repeats = Repeats::new(2, Duration::from_secs(60), Budget::new(1 << 20));
         let under_way = first(repeats.attempt(key("a"), 1).unwrap());
         first(repeats.attempt(key("b"), 1).unwrap()).done(Ok(Bytes::new()));
-        // The oldest answer gives way, not what is under way.
+        // The oldest answer is removed, not the request under way.
         first(repeats.attempt(key("c"), 1).unwrap()).done(Ok(Bytes::new()));
         assert!(matches!(
             repeats.attempt(key("a"), 1),
@@ -366,7 +367,7 @@ mod tests {
             let refused = first(repeats.attempt(key(&format!("r{n}")), 1).unwrap());
             refused.done(Err(Error::Draining));
         }
-        // Those under way fill it; an answer that was forgotten makes no place.
+        // Requests under way fill the table; a removed answer does not make room.
         let under_way: Vec<_> = (0..8)
             .map(|n| first(repeats.attempt(key(&format!("u{n}")), 1).unwrap()))
             .collect();
@@ -389,7 +390,8 @@ mod tests {
         }
         assert_eq!(repeats.table.lock().entries.len(), 3);
         assert_eq!(budget.held(Use::Answers), 3 * ((300 << 10) + ENTRY));
-        // The newest are there, and one that is too large for all is given, and not kept.
+        // The newest answers are there; one that is too large for the table is returned, but not
+        // kept.
         assert!(
             repeated(repeats.attempt(key("49"), 1).unwrap())
                 .await

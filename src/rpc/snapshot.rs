@@ -1,4 +1,4 @@
-//! A snapshot as its stream tells it: built part by part, as it is read.
+//! The snapshot at the beginning of a stream, built part by part while the client reads it.
 
 use std::fmt;
 use std::future::Future;
@@ -10,15 +10,16 @@ use crate::error::Result;
 use crate::event_loop::{Part, Snapshot};
 use crate::proto;
 
-/// A part of a snapshot ends once it holds this many bytes: one more watch still fits a message.
+/// The size at which a part of a snapshot ends, bytes: with one more watch it still fits into a
+/// message.
 pub(super) const PART_BYTES: usize = 256 * 1024;
 
 type Asked = Pin<Box<dyn Future<Output = Result<Part>> + Send>>;
 
-/// What is left to read of a snapshot.
+/// The part of a snapshot that is not read yet.
 pub(super) struct Unread {
     snapshot: Arc<Snapshot>,
-    /// For the first part.
+    /// The loop, which goes into the first part.
     on: Option<proto::Loop>,
     asked: Option<Asked>,
 }
@@ -40,7 +41,7 @@ impl Unread {
         }
     }
 
-    /// The next part; it has little more than so many bytes.
+    /// Polls for the next part, which is little more than `bytes` large.
     pub(super) fn poll_part(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! The one table from the domain error to gRPC: code, reason, metadata.
+//! The table from the domain error to gRPC: status code, reason and metadata.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -12,23 +12,23 @@ use crate::error::{Error, TEXT_MAX};
 use crate::proto::{BatchError, Reason};
 use crate::text;
 
-/// `domain` of every ErrorInfo.
+/// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "evloopd";
 
-/// What an error is on the wire.
+/// The form of an error on the wire.
 #[derive(Debug)]
 pub struct Described {
-    /// Status code.
+    /// The status code.
     pub code: Code,
-    /// What is the matter, on one line.
+    /// The message, on one line.
     pub message: String,
-    /// Reason, without its prefix.
+    /// The reason, without the prefix of the enum.
     pub reason: &'static str,
-    /// What a program may want to know.
+    /// The details for programs.
     pub metadata: HashMap<String, String>,
 }
 
-/// Looks an error up in the table.
+/// Returns the form of an error on the wire.
 #[must_use]
 pub fn describe(error: &Error) -> Described {
     let (code, reason) = match error {
@@ -66,7 +66,7 @@ pub fn describe(error: &Error) -> Described {
     }
 }
 
-/// An error as a part of an answer.
+/// Converts an error that is a part of an answer.
 #[must_use]
 pub fn batch_error(error: &Error) -> BatchError {
     let described = describe(error);
@@ -157,15 +157,15 @@ fn metadata(error: &Error) -> HashMap<String, String> {
     owned.collect()
 }
 
-/// What was given to us may be anything, of any length; what we say of it is not.
+/// Escapes and cuts a value: a text from a request may have any content and length.
 fn value(text: impl Display) -> String {
     text::escaped(text, VALUE_MAX).to_string()
 }
 
-/// Longest value of ErrorInfo's metadata, and path of a field, bytes.
+/// The longest value of ErrorInfo's metadata, and the longest path of a field, bytes.
 const VALUE_MAX: usize = 256;
 
-/// What of ErrorInfo's metadata goes in trailers too.
+/// The metadata of ErrorInfo that is sent in trailers too, with the names of the trailers.
 const TRAILERS: [(&str, &str); 4] = [
     ("errno_name", "evloopd-errno"),
     ("step", "evloopd-step"),
@@ -173,7 +173,8 @@ const TRAILERS: [(&str, &str); 4] = [
     ("limit", "evloopd-limit"),
 ];
 
-/// For clients without google.rpc: plain ASCII beside the rich status.
+/// Returns trailers for clients that cannot read google.rpc details. They repeat the rich status in
+/// plain ASCII.
 fn trailers(reason: &str, metadata: &HashMap<String, String>) -> MetadataMap {
     let mut trailers = MetadataMap::new();
     let mut put = |key: &'static str, text: &str| {
@@ -214,7 +215,7 @@ mod tests {
     use super::*;
     use crate::error::SystemError;
 
-    /// As HTTP/2 counts it (RFC 9113, section 6.5.2).
+    /// Returns the size of the headers as HTTP/2 counts it (RFC 9113, section 6.5.2).
     fn header_bytes(status: Status) -> usize {
         let headers = status.into_http::<()>().into_parts().0.headers;
         let sizes = headers.iter().map(|(k, v)| k.as_str().len() + v.len() + 32);

@@ -1,8 +1,8 @@
-//! The futures of one connection: run one at a time, by a task of the runtime or by a loop's
-//! thread that has an event for one of them.
+//! The futures of one connection. They are polled one at a time: by a task of the runtime, or by a
+//! loop's thread that has an event for one of them.
 //!
-//! The task does everything. A loop's thread delivers what its loop has just appended (see
-//! [`Errand`]) and no more: what the client sends waits for the task.
+//! The task does all the work. A loop's thread only delivers the events that its loop has just
+//! appended (see [`Errand`]); it leaves what the client sends to the task.
 
 use std::cell::Cell;
 use std::fmt;
@@ -21,11 +21,12 @@ use tokio::runtime::Handle;
 
 use crate::journal::{Errand, offer};
 
-/// How often a loop's thread looks again for what its delivery has woken: the stream wakes
-/// the connection, and the connection the stream.
+/// How often a loop's thread polls again after its delivery has woken futures: the stream wakes the
+/// connection, and the connection wakes the stream.
 const ROUNDS_MAX: usize = 4;
 
-/// Calls that end in one go, before others of the runtime, or of the loop, have theirs.
+/// Most futures that may end in one poll before other tasks of the runtime, or the loop, get their
+/// turn.
 const ENDS_AT_ONCE: usize = 32;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -34,9 +35,9 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Strand {
     runtime: Handle,
     tasks: Mutex<FuturesUnordered<Task>>,
-    /// Not yet among the tasks.
+    /// New futures that are not among `tasks` yet.
     born: Mutex<Vec<Task>>,
-    /// Of the runtime's task.
+    /// The waker of the runtime's task.
     driver: AtomicWaker,
 }
 
@@ -46,13 +47,13 @@ impl fmt::Debug for Strand {
     }
 }
 
-/// What a loop's thread is doing.
+/// The delivery that this loop's thread carries out.
 struct Delivery {
-    /// The strand it runs; null if none.
+    /// The strand that it polls; null if there is none.
     strand: Cell<*const Strand>,
-    /// Something of the strand was woken meanwhile.
+    /// A future of the strand was woken during the delivery.
     woken: Cell<bool>,
-    /// The client has sent something.
+    /// The client has sent bytes.
     input: Cell<bool>,
 }
 
@@ -64,19 +65,19 @@ thread_local! {
     } };
 }
 
-/// Whether this is a loop's thread: it reads nothing from a client.
+/// Returns whether a loop's thread polls now. Then nothing may be read from the client.
 pub(super) fn is_delivering() -> bool {
     DELIVERY.with(|delivery| !delivery.strand.get().is_null())
 }
 
-/// There is something to read, which the task has to do.
+/// Leaves the client's bytes to the runtime's task.
 pub(super) fn leave_input(cx: &Context<'_>) {
     DELIVERY.with(|delivery| delivery.input.set(true));
     cx.waker().wake_by_ref();
 }
 
 impl Strand {
-    /// Runs the futures that `first` makes and those they spawn, until all have ended.
+    /// Polls the future that `first` makes, and the futures that it spawns, until all have ended.
     pub(super) fn start<F>(first: impl FnOnce(Spawner) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -92,14 +93,15 @@ impl Strand {
         strand.runtime.clone().spawn(Driver(strand));
     }
 
-    /// Polls what was woken, and no more than is fair: for the rest the task is woken.
+    /// Polls the futures that were woken. Once [`ENDS_AT_ONCE`] of them have ended, wakes the task
+    /// for the rest.
     fn poll(self: &Arc<Self>, tasks: &mut FuturesUnordered<Task>) -> Poll<()> {
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
         for _ in 0..ENDS_AT_ONCE {
             tasks.extend(self.born.lock().drain(..));
             match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(&mut cx))) {
-                // One of them has ended; a panic ends only the one that panicked.
+                // One of the futures has ended. A panic ends only the future that panicked.
                 Ok(Poll::Ready(Some(()))) | Err(_) => {}
                 Ok(poll) if self.born.lock().is_empty() => return poll.map(drop),
                 Ok(_) => {}
@@ -129,7 +131,7 @@ impl Wake for Strand {
 
 impl Errand for Strand {
     fn run(self: Arc<Self>) {
-        // Whoever runs it now may be past what was woken.
+        // Another thread polls now, but may already be past the future that was woken.
         let Some(mut tasks) = self.tasks.try_lock() else {
             return self.driver.wake();
         };
@@ -156,7 +158,7 @@ impl Errand for Strand {
     }
 }
 
-/// The runtime's task.
+/// The task of the runtime.
 struct Driver(Arc<Strand>);
 
 impl Future for Driver {
@@ -165,7 +167,7 @@ impl Future for Driver {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let strand = &self.0;
         strand.driver.register(cx.waker());
-        // Waits for a loop's thread at most as long as one delivery takes.
+        // If a loop's thread has the lock, this waits no longer than one delivery takes.
         let mut tasks = strand.tasks.lock();
         strand.poll(&mut tasks)
     }
@@ -173,19 +175,20 @@ impl Future for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // With the runtime: whoever would wake them holds on to the strand.
+        // The runtime is ending. The futures must be dropped here, because their wakers keep the
+        // strand alive.
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         drop(tasks);
     }
 }
 
-/// Adds futures to a strand: what hyper runs a connection's calls with.
+/// Adds futures to a strand; hyper uses it for the calls of a connection.
 #[derive(Debug, Clone)]
 pub(super) struct Spawner(std::sync::Weak<Strand>);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
     fn execute(&self, future: F) {
-        // Without its strand the connection is gone, and its calls are with it.
+        // Without the strand, the connection and its calls have ended.
         if let Some(strand) = self.0.upgrade() {
             strand.born.lock().push(Box::pin(future));
             strand.wake();
@@ -203,10 +206,10 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any of this takes.
+    /// Longer than any step of these tests takes.
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Wakes a future of the strand, of which only this thread learns, and runs it.
+    /// Wakes a future of the strand in a way that only this thread notices, and polls it.
     fn deliver(waker: &Waker, strand: &Arc<Strand>) {
         DELIVERY.with(|delivery| {
             delivery.strand.set(Arc::as_ptr(strand));

@@ -1,4 +1,5 @@
-//! A reader of a journal as a stream of messages: header, snapshot, batches, heartbeats, goodbye.
+//! Turns a reader of a journal into a stream of messages: header, snapshot, batches, heartbeats,
+//! goodbye.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -24,21 +25,21 @@ use crate::watch::Permit;
 
 /// Most events of one batch.
 const BATCH_EVENTS: usize = 65_536;
-/// Reads that found nothing for this reader before others get their turn.
+/// Most reads in one turn that find no event for this reader.
 const READS_AT_ONCE: usize = 8;
 
-/// How much may be delivered and not acknowledged.
+/// Limits the bytes that may be delivered and not acknowledged.
 #[derive(Debug)]
 pub(super) struct Window {
     max: u64,
-    /// The batches on their way: up to where each goes, and its bytes.
+    /// The batches that are not acknowledged: the `through` of each, and its bytes.
     batches: VecDeque<(u64, u64)>,
     bytes: u64,
     acked: u64,
 }
 
 impl Window {
-    /// At most `max` bytes, after what is acknowledged already.
+    /// Makes a window of at most `max` bytes. Events up to `acked` are acknowledged already.
     pub(super) const fn new(max: u64, acked: u64) -> Self {
         Self {
             max,
@@ -48,7 +49,7 @@ impl Window {
         }
     }
 
-    /// Everything up to there is dealt with.
+    /// Records that everything up to `seq` is acknowledged.
     pub(super) fn ack(&mut self, seq: u64) {
         self.acked = self.acked.max(seq);
         while let Some((through, bytes)) = self.batches.front()
@@ -66,33 +67,34 @@ impl Window {
         }
     }
 
-    /// Bytes that may still be sent.
+    /// Returns the bytes that may still be sent.
     fn left(&self) -> u64 {
         self.max.saturating_sub(self.bytes)
     }
 }
 
-/// How what is delivered comes to be acknowledged.
+/// How delivered events are acknowledged.
 #[derive(Debug)]
 pub(super) enum Acks {
-    /// Not at all: nobody waits for it.
+    /// They are not: the stream has no window.
     None,
-    /// By being delivered.
+    /// Delivery acknowledges them.
     Auto,
-    /// By [`EventStream::ack`], or by the consumer's cursor: no more than a window is on its way.
+    /// Through [`EventStream::ack`] or the consumer's cursor. At most a window of bytes is
+    /// unacknowledged.
     Window(Window),
 }
 
-/// What a stream carries and when it ends.
+/// The stream of one subscription.
 #[derive(Debug)]
 pub struct EventStream<H> {
     header: Option<H>,
     snapshot: Option<Unread>,
-    /// It could not be read.
+    /// The error with which reading the snapshot failed.
     failed: Option<Error>,
-    /// Of the memory, for the part of the snapshot that is being sent.
+    /// The memory of the part of the snapshot that is being sent.
     held: Held,
-    /// Of the memory, for the batch that is being sent.
+    /// The memory of the batch that is being sent.
     sending: Held,
     reader: Reader,
     registry: Arc<Registry>,
@@ -101,20 +103,20 @@ pub struct EventStream<H> {
     timer: Pin<Box<Sleep>>,
     linger: Option<Linger>,
     acks: Acks,
-    /// The last batch's `through`.
+    /// The `through` of the last batch.
     sent: u64,
-    /// It said that nothing was waiting.
+    /// The last batch said that nothing more was waiting.
     caught_up: bool,
-    /// Ends behind the end of the one watch it is about.
+    /// Whether the stream ends at the end of the one watch it is about.
     until_closed: bool,
-    /// Ends once everything up to there is delivered.
+    /// The stream ends once everything up to here is delivered.
     until: Option<u64>,
     goodbye: Option<GoodbyeReason>,
     over: bool,
     _permit: Permit,
 }
 
-/// Waiting for a batch to become full.
+/// The wait for a batch to become full.
 #[derive(Debug)]
 struct Linger {
     delay: Duration,
@@ -122,7 +124,7 @@ struct Linger {
     waits: bool,
 }
 
-/// What an [`EventStream`] is made of.
+/// The arguments of [`EventStream::new`].
 #[derive(Debug)]
 pub(super) struct Parts<H> {
     pub(super) header: H,
@@ -174,14 +176,15 @@ impl<H> EventStream<H> {
         &self.reader
     }
 
-    /// Everything up to there is dealt with: there is room for more.
+    /// Records that everything up to `seq` is acknowledged, which makes room for more.
     pub(super) fn ack(&mut self, seq: u64) {
         if let Acks::Window(window) = &mut self.acks {
             window.ack(seq);
         }
     }
 
-    /// Ends once everything that is there now is delivered; nobody will acknowledge it.
+    /// Makes the stream end once all present events are delivered. No acknowledgement will come any
+    /// more.
     pub(super) fn flush(&mut self) {
         let newest = self.reader.journal().status().newest;
         self.until.get_or_insert(newest);
@@ -190,7 +193,8 @@ impl<H> EventStream<H> {
         }
     }
 
-    /// What has been passed without a word becomes part of this batch.
+    /// Makes a batch of a read. The batch also covers what was read since the last batch and had no
+    /// event.
     fn batch(&mut self, mut read: Read) -> Streamed<H> {
         read.after = self.sent;
         self.sent = read.through;
@@ -202,7 +206,7 @@ impl<H> EventStream<H> {
             Acks::Auto => {
                 let journal = self.reader.journal();
                 if let Some(consumer) = self.reader.consumer() {
-                    // Taken over or deleted: the next read tells.
+                    // If the consumer was taken over or deleted, the next read reports it.
                     let _ = journal.ack_known(consumer, journal.cursor(read.through));
                 }
             }
@@ -237,13 +241,13 @@ impl<H> EventStream<H> {
         self.goodbye(reason)
     }
 
-    /// Whether the reader needs to be told of what was read.
+    /// Returns whether the client must get this read at once.
     fn is_news(&self, read: &Read) -> bool {
         read.events > 0 || !read.gaps.is_empty() || (read.caught_up && !self.caught_up)
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
-        // Whoever asks for the next message is done with the one before.
+        // The next message is asked for, so the one before is sent.
         self.held.clear();
         self.sending.clear();
         if let Some(header) = self.header.take() {
@@ -255,7 +259,7 @@ impl<H> EventStream<H> {
         if let Some(unread) = &mut self.snapshot {
             return match ready!(unread.poll_part(cx, self.held.readable(PART_BYTES))) {
                 Ok(part) => {
-                    // Others may have found the same room at the same moment.
+                    // Another call may have taken the same memory at the same time.
                     let _ = self.held.grow(part.encoded_len() as u64);
                     if part.last {
                         self.snapshot = None;
@@ -286,7 +290,7 @@ impl<H> EventStream<H> {
                         self.goodbye = Some(GoodbyeReason::Done);
                     }
                     if read.bytes > LEAST {
-                        // Others may have found the same room at the same moment.
+                        // Another call may have taken the same memory at the same time.
                         let _ = self.sending.grow(read.bytes as u64);
                     }
                     if self.is_news(&read) {
@@ -301,7 +305,7 @@ impl<H> EventStream<H> {
         Poll::Pending
     }
 
-    /// As [`Self::poll_message`], or why there is none.
+    /// Polls for the next message, or for the error that ends the stream.
     pub(super) fn poll_item(
         &mut self,
         cx: &mut Context<'_>,
@@ -311,7 +315,7 @@ impl<H> EventStream<H> {
         Poll::Ready(message.map(Ok).or(failed))
     }
 
-    /// What was read and not told yet, then the end that was asked for.
+    /// Returns a batch for what was read and not sent yet; then the goodbye.
     fn flushed(&mut self) -> Streamed<H> {
         if self.sent >= self.reader.after() {
             return self.goodbye(GoodbyeReason::Done);
@@ -323,13 +327,14 @@ impl<H> EventStream<H> {
         self.batch(read)
     }
 
-    /// How many bytes the next batch may have, once it may have any and has been waited for.
+    /// Polls for room in the window and for the end of the linger time. Returns how many bytes the
+    /// next batch may have.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
         let mut bytes = self.batch_bytes;
         if let Acks::Window(window) = &mut self.acks {
             while window.left() == 0 {
                 if self.reader.consumer().is_none() {
-                    // The stream's own acknowledgements, which poll it again.
+                    // The stream's own acknowledgements make room, and poll it again.
                     return Poll::Pending;
                 }
                 let acked = ready!(self.reader.poll_acked(cx, window.acked))?;
@@ -352,13 +357,14 @@ impl<H> EventStream<H> {
         Poll::Ready(Ok(bytes))
     }
 
-    /// Something may be waiting that may not be sent yet: only the heartbeat goes on.
+    /// Polls while no batch may be sent: only heartbeats go out.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
         let is_full = matches!(&self.acks, Acks::Window(window) if window.left() == 0);
         let registry = Arc::clone(&self.registry);
         let ending = || registry.is_draining();
         if is_full && self.reader.poll_given_up(cx, ending).is_ready() {
-            // Acknowledgements may never come: whoever goes on later begins behind what was sent.
+            // Acknowledgements may never come. A client that resumes later begins after the last
+            // sent batch.
             return Poll::Ready(Some(self.goodbye(GoodbyeReason::Shutdown)));
         }
         ready!(self.timer.as_mut().poll(cx));
@@ -369,7 +375,7 @@ impl<H> EventStream<H> {
         Poll::Ready(Some(self.batch(read)))
     }
 
-    /// Nothing is waiting: says so once, and again with every heartbeat.
+    /// Polls while nothing is waiting: says so once, and again with every heartbeat.
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<Option<Streamed<H>>> {
         if self.caught_up {
             ready!(self.timer.as_mut().poll(cx));

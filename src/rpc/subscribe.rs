@@ -1,4 +1,4 @@
-//! What Subscribe and Attach begin with: a checked request becomes a stream.
+//! The beginning of Subscribe and Attach: turns a request into a checked stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::journal::{Filter, Reader, Start};
 use crate::policy::check_loop_name;
 use crate::proto::{StartAt, SubscribeHeader, SubscribeRequest, Watch, subscribe_request};
 
-/// Bytes of events in a batch, if the subscriber does not say.
+/// Bytes of events in a batch, if the subscriber names none.
 const BATCH_BYTES: u32 = 64 * 1024;
-/// Bytes that may be delivered and not acknowledged, if the subscriber does not say.
+/// Bytes that may be delivered and not acknowledged, if the subscriber names none.
 const IN_FLIGHT: u32 = 256 * 1024;
 const IN_FLIGHT_MIN: u32 = 4 * 1024;
 const IN_FLIGHT_MAX: u32 = 64 << 20;
@@ -39,13 +39,13 @@ pub(super) fn ttl(
         .transpose()
 }
 
-/// Where a subscriber wants to begin.
+/// Where a subscription begins.
 enum Begin {
-    /// As a consumer right after what it has acknowledged; anybody else at the newest.
+    /// A consumer begins right after its acknowledged cursor, an observer after the newest event.
     Resume,
     At(Start),
     Snapshot,
-    /// At the cursor, or with a snapshot if something after it is gone.
+    /// After the cursor, or with a snapshot if an event after the cursor is lost.
     AtOrSnapshot(Cursor),
 }
 
@@ -75,7 +75,7 @@ fn begin(request: &SubscribeRequest) -> Result<Begin> {
     })
 }
 
-/// Who reads, and what.
+/// What a subscription reads, and as which consumer.
 struct Reading<'a> {
     on: &'a Handle,
     consumer: &'a str,
@@ -92,9 +92,10 @@ impl Reading<'_> {
         journal.hold(self.consumer, start, self.ttl, filter)
     }
 
-    /// A reader that begins right after the state that the snapshot tells.
+    /// Takes a snapshot and makes a reader that begins right after it.
     async fn snapshot(&self) -> Result<(Reader, Option<Unread>)> {
-        // Without history, what comes after the snapshot stays for whoever reads already.
+        // In a journal without history, events after the snapshot stay only while there is a
+        // reader.
         let _here = self.on.journal().reader(Start::Now, Filter::default())?;
         let Filter {
             watches, labels, ..
@@ -114,7 +115,7 @@ impl Reading<'_> {
 }
 
 impl Api {
-    /// The stream that a request asks for. `acks`: it carries acknowledgements itself.
+    /// Makes the stream of a request. `acks` means that the stream carries acknowledgements itself.
     pub(super) async fn subscription(
         &self,
         asker: &Asker,

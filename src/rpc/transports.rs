@@ -1,4 +1,4 @@
-//! TransportService.
+//! The TransportService.
 
 use tonic::{Request, Response, Status};
 
@@ -23,7 +23,8 @@ impl TransportService for Api {
             if request.data.len() > WRITE_MAX {
                 return Err(Error::invalid("data", "at most 1 MiB"));
             }
-            // Taken as a whole or not at all by one command, so it needs no task of its own.
+            // The loop takes all of the data or none of it in one command, so the write needs no
+            // detached task.
             let taken = on.write(name, request.data, request.offset).await?;
             Ok(WriteResponse {
                 taken: taken.taken,

@@ -1,4 +1,4 @@
-//! WatchService.
+//! The WatchService.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ const REARM_MAX: usize = 65_536;
 /// Most registrations of one call.
 const BATCH_MAX: usize = 1024;
 
-/// One watch, and what it takes of the memory on its way to the client.
+/// Returns one watch, and the memory that it takes until the client has it.
 pub(super) async fn look(
     on: &Handle,
     purse: &Arc<Purse>,
@@ -38,7 +38,7 @@ pub(super) async fn look(
 }
 
 impl Api {
-    /// Adds one watch, to the end.
+    /// Adds one watch and waits until that is done.
     async fn add(
         &self,
         asker: &Asker,
@@ -50,15 +50,17 @@ impl Api {
         on.add(registration, order).await.map(added)
     }
 
-    /// Waits for the slots that requests name, which may be on their way: up to
-    /// [`SLOT_WAIT`](crate::handover::SLOT_WAIT) for all of them together, and no longer than the call.
+    /// Waits for the slots that the requests name and that may be under way: up to
+    /// [`SLOT_WAIT`](crate::handover::SLOT_WAIT) for all of them together, and no longer than the
+    /// call.
     async fn await_slots(&self, asker: &Asker, requests: &[AddWatchRequest]) {
         let specs = requests.iter().filter_map(|request| request.spec.as_ref());
         let slots = specs.filter_map(spec::slot);
         self.slots.arrived(&asker.peer, slots).await;
     }
 
-    /// What can be added at once is, in order; preparations go on beside each other.
+    /// Begins to add a watch of a batch. Watches that need no preparation are added in order;
+    /// preparations run in parallel.
     async fn begin_add(&self, asker: &Asker, on: &Handle, request: AddWatchRequest) -> Begun {
         let checked = self
             .registry
@@ -81,13 +83,13 @@ impl Api {
     }
 }
 
-/// Most registrations of one batch in the mailbox of their loop at a time; and at most a
-/// quarter of what that takes.
+/// Most registrations of one batch in the mailbox of their loop at a time; also at most a quarter
+/// of the mailbox.
 const BATCH_ASKED: usize = 64;
 
 type Asked = Pin<Box<dyn Future<Output = Result<AddWatchResponse>> + Send>>;
 
-/// A registration of a batch: done, or under way beside the others.
+/// The state of one registration of a batch.
 enum Begun {
     Done(Box<Result<AddWatchResponse>>),
     Asked(Asked),
@@ -95,7 +97,7 @@ enum Begun {
 }
 
 impl Begun {
-    /// Waits for what the loop answers.
+    /// Waits for the loop's answer.
     async fn finish_asked(&mut self) {
         if let Self::Asked(task) = self {
             *self = Self::Done(Box::new(task.await));
@@ -290,7 +292,7 @@ impl WatchService for Api {
             let (api, principal) = (api.clone(), asker.peer.principal.clone());
             let object = object(&on, name.to_string());
             let response = mutate(&asker, "TakeFd", object, async move {
-                // First a place for it: without one the watch stays as it is.
+                // Reserved first: if there is no free slot, the watch must stay as it is.
                 let place = api.slots.reserve(&principal)?;
                 let taken = on.take_fd(name).await?;
                 let slot = place.fill(taken.fd);

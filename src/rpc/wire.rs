@@ -1,6 +1,6 @@
-//! The answers of streams and of Poll: the same messages as in `proto/`, but with a batch
-//! that is a header and slices of the journal's own bytes. Nothing is decoded or
-//! encoded again on the way out; the bytes are copied once, into the connection's buffer.
+//! The messages of streams and of Poll. They are the same as in `proto/`, but their batch is a
+//! header and slices of the journal's own bytes. Nothing is decoded or encoded again on the way
+//! out; the bytes are copied once, into the connection's buffer.
 
 use std::marker::PhantomData;
 
@@ -15,8 +15,8 @@ use crate::event::{batch_header_len, encode_batch_header};
 use crate::journal::Read;
 use crate::proto;
 
-/// As [`ProstCodec`], but makes room for a message before it writes the message: a batch is copied
-/// once, not again with every growth of the buffer.
+/// A codec like [`ProstCodec`] that reserves the size of a message before it writes it, so that a
+/// batch is copied once and not again each time the buffer grows.
 #[derive(Debug, Clone)]
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
@@ -70,15 +70,15 @@ pub type RunResponse = Streamed<proto::RunHeader>;
 /// A message of a stream: header, batch, goodbye, snapshot or result, in the fields 1 to 5.
 #[derive(Debug, Clone)]
 pub enum Streamed<H> {
-    /// First, once.
+    /// The first message, sent once.
     Header(H),
-    /// A stretch of the journal.
+    /// The events and gaps of a range of the journal.
     Batch(Read),
-    /// Last, once.
+    /// The last message, sent once.
     Goodbye(proto::Goodbye),
-    /// After the header; of Subscribe and Attach.
+    /// A part of the snapshot after the header; only of Subscribe and Attach.
     Snapshot(Box<proto::Snapshot>),
-    /// Of Attach.
+    /// The answer to a request; only of Attach.
     Result(proto::AttachResult),
 }
 
@@ -134,7 +134,7 @@ impl<H: Message + Default> Message for Streamed<H> {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // Only the server uses this type, and it only sends it.
+        // The server uses this type only to send.
         prost::encoding::skip_field(wire_type, tag, buf, ctx)
     }
 
@@ -146,13 +146,14 @@ impl<H: Message + Default> Message for Streamed<H> {
 /// `PollResponse` on the wire.
 #[derive(Debug, Clone, Default)]
 pub struct PollResponse {
-    /// What lies after the cursor.
+    /// The events after the cursor.
     pub batch: Read,
-    /// Of its sequence numbers.
+    /// The epoch of the batch's sequence numbers.
     pub epoch: String,
-    /// More is waiting than fitted.
+    /// Whether more events are waiting than fit.
     pub more: bool,
-    /// From before a look at everything that was armed; 0 if there was none.
+    /// With `fence`: a time sampled before all armed watches were looked at, CLOCK_MONOTONIC
+    /// nanoseconds. 0 without.
     pub looked_at_ns: u64,
 }
 

@@ -1,4 +1,5 @@
-//! Random histories that obey the grammar pass; any one change is found.
+//! Tests with random histories: one that obeys the grammar passes, and any single change to it is
+//! found.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -24,7 +25,7 @@ struct Live {
     paused: bool,
 }
 
-/// Writes a history from dice.
+/// Writes a random history.
 #[derive(Default)]
 struct Author {
     facts: Vec<Fact>,
@@ -132,7 +133,7 @@ fn histories() -> impl Strategy<Value = Vec<Fact>> {
     })
 }
 
-/// One change that a reader must notice.
+/// A change to a history that the checker must find.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     Drop,
@@ -141,7 +142,8 @@ enum Change {
     ShiftThrough,
     ShiftAfter,
     ShiftOffset,
-    /// Leaves out a fact that the grammar needs, with the numbers closed up behind it.
+    /// Leaves out an event that the grammar requires; later events move up, so that there is no
+    /// hole.
     Forget,
 }
 
@@ -202,7 +204,7 @@ fn changed(facts: &[Fact], per_batch: usize, change: Change, which: Index) -> Re
     recording
 }
 
-/// The watch has an event after that one, so that its absence shows.
+/// Returns whether the watch has a later event, so that the absence of this one shows.
 fn has_more(facts: &[Fact], at: usize) -> bool {
     let id = facts[at].watch_id;
     facts[at + 1..].iter().any(|fact| fact.watch_id == id)

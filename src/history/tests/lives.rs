@@ -1,4 +1,4 @@
-//! What comes around the batches, and recordings as files.
+//! Tests of the messages around the batches, and of recordings as files.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use super::file::{MAGIC, Tape, Unreadable, Writer};
 use super::*;
 use crate::proto::subscribe_response::Message;
 
-/// A stream that begins with a snapshot of two parts after the fifth event of the good
-/// history, has three batches, and is ended in order.
+/// Returns a stream that begins with a snapshot of two parts after the fifth event of the good
+/// history, has three batches, and ends with a goodbye.
 fn good_life() -> Life {
     let whole = record(&good(), 5);
     let header = SubscribeHeader {
@@ -55,7 +55,7 @@ fn goodbye(seq: u64) -> Message {
     })
 }
 
-/// All of a life's rules, those of its batches included.
+/// Checks all rules of a life, those of its batches included.
 fn judge(life: &Life) -> Result<Summary, Violation> {
     check(&life.recording()?)
 }
@@ -65,7 +65,7 @@ fn a_stream_with_a_snapshot_and_a_goodbye_is_accepted() {
     let mut life = good_life();
     let summary = judge(&life).unwrap();
     assert_eq!((summary.events, summary.through), (15, 20));
-    // It may break off anywhere.
+    // A stream may break off anywhere.
     while life.messages.pop().is_some() {
         judge(&life).unwrap();
     }
@@ -143,7 +143,7 @@ fn a_difference_is_shown_without_what_is_the_same() {
     assert!(text.len() < 400, "{text}");
 }
 
-/// A file with these lives.
+/// Writes a file with these lives.
 fn recorded(lives: &[Life]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let request = SubscribeRequest {

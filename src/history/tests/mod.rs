@@ -1,4 +1,4 @@
-//! The checker is judged by what it must accept and what it must refuse.
+//! Tests of the checker: which histories it must accept and which it must refuse.
 
 use bytes::Bytes;
 
@@ -9,13 +9,13 @@ mod generated;
 mod lives;
 mod planted;
 
-/// An event before it has a place in a journal.
+/// An event without a sequence number.
 #[derive(Debug, Clone)]
 struct Fact {
     watch_id: u64,
     user_data: u64,
     kind: Kind,
-    /// How far the clock is ahead of, or behind, where it would be.
+    /// How far the clock is ahead (or behind, if negative) of its regular time.
     clock_ns: i64,
 }
 
@@ -28,7 +28,7 @@ fn fact(watch_id: u64, kind: Kind) -> Fact {
     }
 }
 
-/// Gives facts their places, from 1, `per_batch` in each batch.
+/// Gives the facts sequence numbers from 1, and puts `per_batch` of them in each batch.
 fn record(facts: &[Fact], per_batch: usize) -> Recording {
     let mut recording = Recording::new("e", 0);
     let events: Vec<Event> = (1..)
@@ -150,8 +150,9 @@ fn accepted(watch_id: u64) -> Kind {
     })
 }
 
-/// The life of a loop with a watch of every kind. A watch's id: 1 timer, 2 ticking
-/// timer, 3 process, 4 connection, 5 listener, 6 what it accepts, 7 fd, 8 signal, 9 read pipe.
+/// Returns the history of a loop with a watch of every kind. The ids of the watches: 1 timer, 2
+/// ticking timer, 3 process, 4 connection, 5 listener, 6 accepted connection, 7 fd, 8 signal, 9
+/// read pipe.
 fn good() -> Vec<Fact> {
     use CloseReason::{Completed, Error, LoopClosed, Removed};
     use Stream::{Input, Stderr, Stdout};
@@ -268,7 +269,7 @@ fn a_recording_may_begin_anywhere() {
     }
 }
 
-/// As the daemon delivers to whoever filters for Ready.
+/// The daemon delivers this to a reader that filters by the kind Ready.
 #[test]
 fn readiness_comes_with_the_ends_of_watches() {
     let ready = Kind::Ready(Ready {

@@ -1,11 +1,11 @@
-//! Every rule refuses a history that breaks it, and nothing else.
+//! Tests that plant a violation of every rule: that rule refuses the history, and no other does.
 
 use crate::kinds::event_kind_name;
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// Where the `nth` (from 0) event of that kind of the watch is.
+/// Returns the index of the `nth` (from 0) event of that kind of the watch.
 fn find(facts: &[Fact], watch_id: u64, kind: &str, nth: usize) -> usize {
     let here = |(_, f): &(usize, &Fact)| f.watch_id == watch_id && event_kind_name(&f.kind) == kind;
     let found = facts.iter().enumerate().filter(here).nth(nth);
@@ -182,7 +182,7 @@ fn every_planted_violation_is_found_by_its_rule() {
     assert_eq!(found, all, "every rule has a planted violation");
 }
 
-/// The part of the good history in (`start`, `through`].
+/// Returns the part of the good history in (`start`, `through`].
 fn life(start: u64, through: u64) -> Recording {
     let mut recording = Recording::new("e", start);
     for mut batch in record(&good(), 1).batches {

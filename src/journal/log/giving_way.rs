@@ -1,4 +1,4 @@
-//! What gives way when room is needed, and what stays as an island.
+//! Trimming: which events give way when room is needed, and which stay as islands.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,16 @@ use crate::journal::board::Place;
 use crate::journal::labels::LabelSets;
 use crate::journal::outbox::Entry;
 use crate::journal::watches::Fate;
+use crate::proto::EventKind;
 
-const STARTED: u8 = 15;
-const STREAM_END: u8 = 17;
-const EXITED: u8 = 18;
-const CONNECTED: u8 = 19;
-const EOF: u8 = 22;
+const STARTED: u8 = EventKind::Started as u8;
+const STREAM_END: u8 = EventKind::StreamEnd as u8;
+const EXITED: u8 = EventKind::Exited as u8;
+const CONNECTED: u8 = EventKind::Connected as u8;
+const EOF: u8 = EventKind::Eof as u8;
 
-/// What happens once to a watch and is asked for later: it stays until the watch is removed.
+/// Returns whether an event of this kind is a fact: it happens once to a watch and clients ask for
+/// it later, so it stays until the watch is removed.
 const fn is_fact(kind: u8) -> bool {
     matches!(
         kind,
@@ -23,9 +25,9 @@ const fn is_fact(kind: u8) -> bool {
     )
 }
 
-/// The ring is made smaller where it has room for so many times what is in it.
+/// The ring is shrunk when its capacity is this many times its length.
 const SPARE: usize = 4;
-/// Events that one call lets give way, or makes islands.
+/// Most events that one call trims or makes islands.
 const AT_ONCE: usize = 16 * 1024;
 
 impl Island {
@@ -38,7 +40,8 @@ impl Island {
 }
 
 impl Log {
-    /// Trims what is not needed to the budget, less what is set aside, and what comes up to `unkept`.
+    /// Trims events up to `unkept`, and history until the journal is within its budget less the
+    /// room set aside.
     pub(in crate::journal) fn trim(&mut self, unkept: u64, labels: &mut LabelSets) {
         let is_too_much = |log: &Self| {
             let goes = log.first <= unkept && !log.entries.is_empty();
@@ -50,19 +53,20 @@ impl Log {
         }
     }
 
-    /// Trims history to a share of the memory of all, as long as that is exceeded.
+    /// Trims history while the journal holds more than `share` and all journals hold more than
+    /// `target`.
     pub(in crate::journal) fn give_way(&mut self, share: u64, target: u64, labels: &mut LabelSets) {
         self.give_way_while(labels, |log| {
             log.size().held > share && log.memory.used() > target
         });
     }
 
-    /// The oldest of the ring gives way, but every watch keeps its newest; where that is not
-    /// enough, islands do, of the watches that have most of them. So much of it as may be done under
-    /// one lock.
+    /// Trims while there is too much: the oldest events of the ring, except that every watch keeps
+    /// its newest as islands; where that is not enough, islands of the watches that have most of
+    /// them. Does at most [`AT_ONCE`] steps under one lock.
     fn give_way_while(&mut self, labels: &mut LabelSets, is_too_much: impl Fn(&Self) -> bool) {
         self.watches.measure();
-        // What became islands needs its place in the ring no more.
+        // Islands no longer need their place in the ring.
         if self.entries.len() < self.entries.capacity() / SPARE {
             self.entries.shrink_to(self.entries.len() * 2);
         }
@@ -96,7 +100,7 @@ impl Log {
         !self.entries.is_empty() && (self.first < self.pinned_from() || !self.pauses())
     }
 
-    /// Takes the oldest entry out of the ring: it becomes an island, or is gone.
+    /// Takes the oldest event out of the ring: it becomes an island or is lost.
     fn trim_one(&mut self, labels: &mut LabelSets) {
         let Some(entry) = self.entries.front().copied() else {
             return;
@@ -135,7 +139,7 @@ impl Log {
         self.drop_stale_islands(entry.watch, labels);
     }
 
-    /// An event is gone.
+    /// Counts an event as lost and frees what it used.
     fn lose(&mut self, seq: u64, entry: &Entry, len: u64, labels: &mut LabelSets) {
         self.memory.sub(
             Room {
@@ -169,7 +173,7 @@ impl Log {
         }
     }
 
-    /// What consumers have not acknowledged of the islands changes with the lowest cursor.
+    /// Counts again which islands are pinned, for a new lowest cursor.
     pub(super) fn repin_islands(&mut self, floor: Option<u64>) {
         let before = self.pinned_after();
         let after = self.pinned_after_floor(floor);
@@ -192,7 +196,8 @@ impl Log {
         }
     }
 
-    /// The watch has newer events by now than some of its islands: those it does not keep any longer.
+    /// Drops the islands of a watch that are older than what it keeps, now that it has newer
+    /// events.
     fn drop_stale_islands(&mut self, watch: u64, labels: &mut LabelSets) {
         let upto = |islands: &BTreeMap<u64, Box<Island>>, seq| {
             islands.get(&seq).map_or(0, |island| island.entry.upto)
@@ -206,7 +211,8 @@ impl Log {
         }
     }
 
-    /// Drops the oldest island of the watch that has most of them. False: there is none that may go.
+    /// Drops the oldest island of the watch that has most of them. Returns `false` if no island may
+    /// go.
     fn drop_an_island(&mut self, labels: &mut LabelSets) -> bool {
         let Some((watch, seq)) = self.watches.next_to_give_way(self.pinned_after()) else {
             return false;
@@ -221,7 +227,8 @@ impl Log {
         self.drop_islands([seq], labels);
     }
 
-    /// The attached reader of a watch has read everything up to `after`, and up to `upto` of the watch.
+    /// Records that an attached reader has read everything up to `after`, and the watch's events up
+    /// to a cost of `upto`.
     pub(in crate::journal) fn advance(
         &mut self,
         watch: u64,
@@ -240,7 +247,7 @@ impl Log {
         self.drop_stale_islands(watch, labels);
     }
 
-    /// An attached reader is gone.
+    /// Removes an attached reader.
     pub(in crate::journal) fn detach(
         &mut self,
         watch: u64,

@@ -1,4 +1,5 @@
-//! Encoded events in a ring, and islands before it: events that stay although their neighbours are gone.
+//! Encoded events in a ring, and islands: events before the ring that stay although their
+//! neighbours are gone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -21,18 +22,18 @@ pub(super) const CLOSED: u8 = EventKind::Closed as u8;
 pub(super) const REMOVED: u8 = EventKind::Removed as u8;
 const DATA: u8 = EventKind::Data as u8;
 
-/// An event whose neighbours are gone.
+/// An event before the ring that stays although its neighbours are gone.
 #[derive(Debug)]
 pub(super) struct Island {
     pub(super) bytes: Box<[u8]>,
     pub(super) entry: Entry,
-    /// It stays until its watch is removed.
+    /// Whether it stays until its watch is removed.
     is_fact: bool,
 }
 
 #[derive(Debug)]
 struct Chunk {
-    /// Where it begins, counted over all bytes ever appended.
+    /// Where the chunk begins, counted over all bytes ever appended.
     start: u64,
     bytes: Bytes,
 }
@@ -41,34 +42,35 @@ struct Chunk {
 pub(super) struct Log {
     limits: Limits,
     memory: Arc<Memory>,
-    /// Sequence number of the ring's first entry.
+    /// The sequence number of the ring's first event.
     first: u64,
-    /// Where the ring's first entry begins.
+    /// Where the ring's first event begins, counted over all bytes ever appended.
     start: u64,
     entries: VecDeque<Entry>,
     chunks: VecDeque<Chunk>,
-    /// Boxed: the map's nodes are half empty as a rule.
+    /// Boxed, because the nodes of the map are usually half empty.
     islands: BTreeMap<u64, Box<Island>>,
     island_bytes: u64,
-    /// Of those, what stays until its watch is removed.
+    /// The islands that stay until their watch is removed.
     facts: Room,
-    /// Of the others, what a consumer has not acknowledged.
+    /// The other islands that some consumer has not acknowledged.
     pinned_islands: Room,
     /// More has to give way than one commit may take.
     is_behind: bool,
     watches: Watches,
-    /// What is set aside.
+    /// Room that is set aside.
     reserved: Room,
-    /// The lowest cursor that a consumer has acknowledged; none without consumers.
+    /// The lowest cursor that a consumer has acknowledged; `None` without consumers.
     floor: Option<u64>,
-    /// What is pinned, by watch. What comes after `counted` is in it.
+    /// The pinned bytes by watch, of the events after `counted`.
     shares: Shares,
     counted: u64,
-    /// This journal's part of what is committed, and what of it attached readers have not read.
+    /// This journal's part of the committed memory, and the part of it that attached readers have
+    /// not read.
     committed: u64,
     unread: u64,
     trimmed: u64,
-    /// Of those, the ones that a consumer had not acknowledged.
+    /// Of those, the ones that some consumer had not acknowledged.
     dropped: u64,
 }
 
@@ -102,7 +104,7 @@ impl Log {
         self.limits
     }
 
-    /// Oldest event in the ring; newest + 1 if it is empty.
+    /// Returns the oldest event in the ring; newest + 1 if it is empty.
     pub(super) const fn first(&self) -> u64 {
         self.first
     }
@@ -151,7 +153,7 @@ impl Log {
         self.limits.when_full == WhenFull::Pause
     }
 
-    /// Where what is pinned begins; newest + 1 if nothing is.
+    /// Returns the first pinned event in the ring; newest + 1 if none is pinned.
     fn pinned_from(&self) -> u64 {
         match self.floor {
             Some(floor) => self.first.max(floor + 1),
@@ -159,7 +161,7 @@ impl Log {
         }
     }
 
-    /// Events, and their bytes, that a consumer has not acknowledged; of islands, facts apart.
+    /// Returns the events that some consumer has not acknowledged, without islands that are facts.
     pub(super) fn pinned(&self) -> Room {
         let ring = self.held_after(self.pinned_from() - 1);
         Room {
@@ -168,7 +170,8 @@ impl Log {
         }
     }
 
-    /// What comes after that is held for consumers; the greatest number if nothing is.
+    /// Returns the sequence number after which events are held for consumers; the greatest number
+    /// if none are.
     fn pinned_after(&self) -> u64 {
         self.pinned_after_floor(self.floor)
     }
@@ -177,12 +180,12 @@ impl Log {
         floor.filter(|_| self.pauses()).unwrap_or(u64::MAX)
     }
 
-    /// More has to give way than one commit may take: the next one goes on.
+    /// Returns whether more has to give way than one commit may take. The next commit goes on.
     pub(super) const fn is_behind(&self) -> bool {
         self.is_behind
     }
 
-    /// What attached readers have not read, beside what is pinned.
+    /// Returns the events that attached readers have not read and that are not pinned.
     pub(super) fn unread(&self) -> Room {
         match self.pinned_after() {
             u64::MAX => self.watches.unread(),
@@ -190,7 +193,7 @@ impl Log {
         }
     }
 
-    /// Events of the ring after `seq`.
+    /// Returns the size of the ring's events after `seq`.
     pub(super) fn held_after(&self, seq: u64) -> Room {
         let from = self.first.max(seq + 1);
         let end = self.newest() + 1;
@@ -204,8 +207,8 @@ impl Log {
         }
     }
 
-    /// What may be appended beside what is set aside, so that nothing that is pinned, or that an
-    /// attached reader waits for, has to give way.
+    /// Returns how much may be appended beside the room that is set aside, so that no event that is
+    /// pinned, or that an attached reader waits for, has to give way.
     pub(super) fn room(&self) -> Room {
         let unread = self.unread();
         let mut held = Room {
@@ -224,7 +227,7 @@ impl Log {
         .less(held)
     }
 
-    /// Something is held for somebody, or would be.
+    /// Returns whether something is held for consumers or attached readers, or would be.
     pub(super) fn pins(&self) -> bool {
         (self.pauses() && self.floor.is_some()) || self.watches.unread().bytes > 0
     }
@@ -233,7 +236,7 @@ impl Log {
         self.reserved = room;
     }
 
-    /// The lowest acknowledged cursor is another one: counts again what each watch has.
+    /// Sets the lowest acknowledged cursor, and counts again what each watch has pinned.
     pub(super) fn set_floor(&mut self, floor: Option<u64>) {
         self.repin_islands(floor);
         self.floor = floor;
@@ -258,8 +261,8 @@ impl Log {
         }
     }
 
-    /// Brings up to date what this journal takes of the memory of all; of a journal that is closed
-    /// nobody waits for readers. Says whether it takes less.
+    /// Updates this journal's part of the committed memory. In a closed journal nothing waits for
+    /// attached readers. Returns whether the part is smaller than before.
     pub(super) fn update_memory(&mut self, closed: bool) -> bool {
         let kept = self.kept().cost();
         let unread = if closed { 0 } else { self.unread().cost() };
@@ -271,7 +274,8 @@ impl Log {
         committed < before
     }
 
-    /// What cannot give way whatever attached readers do: what is pinned, and facts.
+    /// Returns what cannot give way even if attached readers read everything: pinned events and
+    /// facts.
     fn kept(&self) -> Room {
         let mut kept = self.facts;
         if self.pauses() {
@@ -282,7 +286,7 @@ impl Log {
         kept
     }
 
-    /// What it takes of the memory of all.
+    /// Returns what the journal takes of the memory of all journals.
     pub(super) fn size(&self) -> Size {
         let held = Room {
             events: self.events(),
@@ -298,7 +302,8 @@ impl Log {
         self.entries.back().map_or(0, |last| last.end - self.start)
     }
 
-    /// Appends a turn's events, which the memory of all has counted; `now` is the turn's, monotonic nanoseconds.
+    /// Appends the events of a turn, which [`Memory::add`] has counted. `now` is the time of the
+    /// turn, monotonic nanoseconds.
     pub(super) fn append(
         &mut self,
         chunk: Bytes,
@@ -332,24 +337,25 @@ impl Log {
         }
     }
 
-    /// The entry of an event in the ring.
+    /// Returns the entry of an event in the ring.
     pub(super) fn entry(&self, seq: u64) -> Option<&Entry> {
         let index = seq.checked_sub(self.first)?;
         self.entries.get(usize::try_from(index).ok()?)
     }
 
-    /// Encoded size of events in the ring.
+    /// Returns the encoded size of a range of events in the ring.
     pub(super) fn len_of(&self, seqs: Range<u64>) -> u64 {
         self.begin(seqs.end) - self.begin(seqs.start)
     }
 
-    /// The first event after `from` that does not fit into `bytes` together with those between.
+    /// Returns the first event after `from` that no longer fits into `bytes` together with those
+    /// before it.
     pub(super) fn end_within(&self, from: u64, bytes: u64) -> u64 {
         let limit = self.begin(from).saturating_add(bytes);
         self.first + self.entries.partition_point(|entry| entry.end <= limit) as u64
     }
 
-    /// Where an event of the ring begins, counted over all bytes ever appended.
+    /// Returns where an event of the ring begins, counted over all bytes ever appended.
     fn begin(&self, seq: u64) -> u64 {
         match seq.checked_sub(1).and_then(|before| self.entry(before)) {
             Some(before) => before.end,
@@ -357,7 +363,7 @@ impl Log {
         }
     }
 
-    /// The encoded bytes of consecutive events in the ring, in slices.
+    /// Passes the encoded bytes of consecutive events in the ring to `take`, in slices.
     pub(super) fn slices(&self, seqs: Range<u64>, take: &mut impl FnMut(Bytes)) {
         let (mut from, to) = (self.begin(seqs.start), self.begin(seqs.end));
         let index = self.chunks.partition_point(|chunk| chunk.start <= from);
@@ -366,7 +372,7 @@ impl Log {
                 break;
             }
             let end = to.min(chunk.start + chunk.bytes.len() as u64);
-            // A chunk is in memory: its offsets fit.
+            // A chunk is in memory: offsets into it fit into a `usize`.
             let within = |at: u64| usize::try_from(at - chunk.start).unwrap_or(usize::MAX);
             let range = within(from)..within(end);
             take(chunk.bytes.slice(range));
@@ -374,7 +380,7 @@ impl Log {
         }
     }
 
-    /// Islands with a sequence number of at least `from`, in order.
+    /// Returns the islands with a sequence number of at least `from`, in order.
     pub(super) fn islands_from(&self, from: u64) -> impl Iterator<Item = (u64, &Island)> {
         self.islands
             .range(from..)
@@ -384,7 +390,7 @@ impl Log {
 
 #[cfg(test)]
 impl Log {
-    /// The accounts of islands, and what each watch has pinned, counted anew.
+    /// Counts islands and pinned bytes anew and compares them with the accounts.
     pub(super) fn check_accounts(&self) {
         let (mut facts, mut pinned, mut all) = (Room::default(), Room::default(), 0);
         for (seq, island) in &self.islands {

@@ -14,7 +14,7 @@ const BLOCK_MIN: usize = 4 * 1024;
 /// The unused rest of larger allocations takes at most one part in this many of the memory.
 const SPARE: u64 = 8;
 
-/// The number of `Data`.
+/// The number of the kind `Data`.
 const DATA: u8 = EventKind::Data as u8;
 
 impl Outbox {

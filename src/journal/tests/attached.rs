@@ -1,4 +1,4 @@
-//! Readers that are attached to a watch, and what every watch keeps.
+//! Tests of readers attached to a watch, and of what every watch keeps.
 
 use super::*;
 use crate::event::{Added, Exited, Gap, Started, StreamEnd};
@@ -24,7 +24,7 @@ fn push(outbox: &mut Outbox, watch: u64, kind: Kind) -> u64 {
     outbox.push(Now::default(), about(watch), kind)
 }
 
-/// More than all of the journal, by one watch.
+/// Appends more than the journal holds, by one watch.
 fn noise(outbox: &mut Outbox, watch: u64) {
     for _ in 0..2000 {
         push(outbox, watch, data(1000));
@@ -32,7 +32,7 @@ fn noise(outbox: &mut Outbox, watch: u64) {
     }
 }
 
-/// All that a reader of these watches gets.
+/// Returns all that a reader of these watches gets.
 fn read_all(journal: &Arc<Journal>, watches: &[u64], after: u64) -> (Vec<u64>, Vec<Gap>) {
     let filter = Filter {
         watches: watches.iter().copied().collect(),
@@ -68,19 +68,19 @@ fn a_noisy_neighbour_does_not_erase_a_quiet_process() {
     let quiet: Vec<u64> = quiet.map(|kind| push(&mut outbox, 1, kind)).into();
     noise(&mut outbox, 2);
     assert_eq!(read_all(&journal, &[1], 0), (quiet.clone(), Vec::new()));
-    // A cursor in it is as good as ever.
+    // A cursor of this watch stays valid.
     let after = |seq| Start::After {
         cursor: journal.cursor(seq),
         skip: false,
     };
     assert!(journal.reader(after(3), Filter::life_of(1)).is_ok());
     assert!(journal.reader(after(3), Filter::life_of(2)).is_err());
-    // Who reads all is told of what the neighbour lost.
+    // A reader of all watches is told what the neighbour lost.
     let (seqs, gaps) = read_all(&journal, &[], 0);
     assert_eq!(seqs[..quiet.len()], quiet);
     assert_eq!(gaps.len(), 1);
     assert!(journal.status().bytes <= ROOMY.bytes);
-    // Removed, it is history as any other.
+    // A removed watch is history like any other.
     push(&mut outbox, 1, Kind::Removed(Removed::default()));
     outbox.commit();
     let (seqs, gaps) = read_all(&journal, &[1], 0);
@@ -96,7 +96,7 @@ fn of_its_own_noise_a_watch_keeps_the_newest_and_its_start() {
     noise(&mut outbox, 2);
     let (seqs, gaps) = read_all(&journal, &[1], 0);
     assert_eq!(seqs[0], 1);
-    // 16 KiB of about 1,020 bytes each, and the one that reaches beyond.
+    // 16 KiB in events of about 1,020 bytes each, and the one that reaches beyond.
     assert_eq!(seqs[1..], ((newest - 16)..=newest).collect::<Vec<_>>());
     assert_eq!((gaps[0].from_seq, gaps[0].through_seq), (2, newest - 17));
     assert_eq!(gaps.len(), 1);
@@ -119,7 +119,7 @@ fn many_watches_keep_half_of_the_budget_together_in_fair_parts() {
     let all: usize = kept.iter().sum();
     assert!((400..=530).contains(&all), "{kept:?}");
     assert!(kept.iter().all(|kept| (1..=4).contains(kept)), "{kept:?}");
-    // Once they are removed, others keep more.
+    // Once these are removed, the other watches keep more.
     for watch in 1..=watches {
         push(&mut outbox, watch, Kind::Removed(Removed::default()));
     }
@@ -148,7 +148,7 @@ fn a_watch_waits_for_its_slowest_attached_reader_and_nobody_else_does() {
     assert_eq!(fast.read(1 << 20, 100).events, 10);
     outbox.refresh();
     assert_eq!(outbox.waits_for(1), Some(WaitsFor::Readers));
-    // What it has not read stays, whatever others do.
+    // Events that the reader has not read stay, whatever other watches do.
     noise(&mut outbox, 2);
     assert_eq!(outbox.waits_for(2), None);
     let mut events = 0;
@@ -199,7 +199,7 @@ fn a_reader_that_reads_nothing_is_let_go_after_a_while() {
     };
     outbox.expire(now(at - 1));
     assert_eq!(outbox.waits_for(1), Some(WaitsFor::Readers));
-    // The patience counts from the last read on.
+    // The patience counts from the reader's last read.
     assert_eq!(stuck.read(1, 1).events, 1);
     outbox.refresh();
     let later = outbox.next_expiry().unwrap();
@@ -211,12 +211,12 @@ fn a_reader_that_reads_nothing_is_let_go_after_a_while() {
     assert_eq!(outbox.waits_for(1), None);
     assert_eq!(journal.status().let_go, 1);
     assert_eq!(outbox.next_expiry(), None);
-    // It reads on, and is told of what it has missed.
+    // The reader reads on, and is told what it has missed.
     noise(&mut outbox, 1);
     assert_eq!(stuck.read(1 << 20, 1 << 20).gaps.len(), 1);
 }
 
-/// So many watches, each with a reader that stops after so many bytes.
+/// Makes as many watches, each with an attached reader that stops after so many bytes.
 fn stopped(journal: &Arc<Journal>, outbox: &mut Outbox, watches: u64, bytes: usize) -> Vec<Reader> {
     let readers = (1..=watches).map(|watch| {
         let reader = journal.reader_from_birth(watch, outbox.newest());
@@ -273,7 +273,7 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
     };
     outbox.expire(now);
     assert_eq!(journal.status().let_go, 0);
-    // Nor when that is over, before the loop has looked.
+    // Nor after the consumer is gone, before the loop has looked.
     journal.delete_consumer("stuck").unwrap();
     outbox.refresh();
     outbox.expire(now);
@@ -303,7 +303,7 @@ fn what_a_consumer_begins_with_stays_for_it_though_its_neighbours_are_gone() {
     outbox.refresh();
     let lost = journal.consumer("late").unwrap().lost_events;
     fill(&mut outbox);
-    // Its own watches have newer things to keep by now, and the journal is full.
+    // Its own watches have newer events to keep by now, and the journal is full.
     for watch in 1..=8 {
         push(&mut outbox, watch, data(2));
     }

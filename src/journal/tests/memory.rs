@@ -1,4 +1,4 @@
-//! Many journals and one limit.
+//! Tests of many journals within one limit.
 
 use super::*;
 use crate::memory::Use;
@@ -20,7 +20,7 @@ fn journals(memory: &Arc<Memory>, count: usize) -> Vec<(Outbox, Arc<Journal>)> {
     (0..count).map(journal).collect()
 }
 
-/// Small events: most of what they cost is not their bytes.
+/// Pushes small events: most of their cost is not their bytes.
 fn fill(outbox: &mut Outbox, memory: &Memory, events: u64) {
     for event in 0..events {
         outbox.push(Now::default(), about(1 + event % 3), posted(8));
@@ -44,13 +44,13 @@ fn what_one_pins_is_taken_from_the_history_of_all_others() {
         fill(outbox, &memory, 1);
     }
     let pinned = journal.status().pinned;
-    // One after the other, so that there is always one that is idle and has most.
+    // One after the other, so that there is always an idle journal that holds most.
     for (outbox, _) in &mut journals[1..] {
         fill(outbox, &memory, 1500);
     }
     assert!(all(&journals) <= LIMIT);
     assert_eq!(journals[0].1.status().pinned, pinned);
-    // Fair: whoever has nothing gets a part of what is not pinned, and nobody is robbed of all.
+    // A journal that holds nothing gets a part of what is not pinned, and no journal loses all.
     let fair = LIMIT / 4 / 63;
     for (_, journal) in &journals[1..] {
         assert!(cost(&journal.status()) > fair / 2, "{:?}", journal.status());

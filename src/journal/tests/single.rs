@@ -1,4 +1,4 @@
-//! One promise each.
+//! Tests of one promise each.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn labels_filter_until_their_last_event_is_gone() {
         outbox.push(now, About::default(), posted(0));
     }
     outbox.commit();
-    // The set is free for another use now that nothing refers to it.
+    // Nothing refers to the set now: its number is free for another.
     let other: Labels = Arc::new([("job".to_owned(), "b".to_owned())].into());
     assert_eq!(journal.intern_labels(&other), set);
 }
@@ -72,7 +72,7 @@ fn a_full_journal_calls_its_loop_when_somebody_makes_room() {
     assert!(calls.load(Ordering::Relaxed) > before);
     outbox.refresh();
     assert_eq!(outbox.level(low), Level::Ample);
-    // What must always fit did not give way to what is pinned.
+    // The events that had room set aside have not replaced pinned ones.
     assert!(journal.status().bytes <= limits.bytes);
 }
 
@@ -143,7 +143,7 @@ fn all_journals_together_stay_within_the_memory() {
         let journal = Journal::new(limits, &memory).unwrap();
         journals.push((Outbox::new(Arc::clone(&journal)), journal));
     }
-    // The first takes everything, then each of the others wants its part.
+    // The first journal takes everything, then each of the others wants its part.
     for round in 0..3 {
         for (outbox, journal) in &mut journals {
             for _ in 0..10_000 >> round {
@@ -154,7 +154,7 @@ fn all_journals_together_stay_within_the_memory() {
             assert!(cost(&journal.status()) > 100_000, "it has a part");
         }
     }
-    // What is pinned does not give way to the history of others.
+    // Pinned events do not give way to the history of other journals.
     let (outbox, journal) = &mut journals[0];
     journal.create_consumer("a", Start::Oldest, None).unwrap();
     outbox.refresh();

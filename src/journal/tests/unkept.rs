@@ -1,4 +1,5 @@
-//! Without history: what all have read is gone, what somebody has not read is there.
+//! Tests without history: events that all readers have are gone, events that some reader has not
+//! are there.
 
 use super::*;
 
@@ -20,7 +21,7 @@ fn start_after(journal: &Journal, seq: u64, skip: bool) -> Start {
     }
 }
 
-/// Appends so many events.
+/// Appends as many events.
 fn append(outbox: &mut Outbox, events: u64) -> u64 {
     for _ in 0..events {
         outbox.push(Now::sample(), about(1), posted(9));

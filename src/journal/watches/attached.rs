@@ -1,4 +1,4 @@
-//! Readers that watches wait for.
+//! Attached readers: readers that a watch waits for.
 
 use smallvec::SmallVec;
 
@@ -6,18 +6,19 @@ use super::{Record, Watches};
 use crate::journal::Room;
 use crate::journal::board::Place;
 
-/// Watches with unread events that are looked at one by one; of more, all of them count.
+/// Up to this many watches with unread events are looked at one by one; with more, all unread
+/// events are counted.
 const EACH_MAX: usize = 64;
 
-/// A reader that its watch waits for.
+/// A reader that a watch waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attached {
     place: Place,
-    /// What it has read, or what was there when it came, if that is more: a sequence number, and
-    /// the cost of the watch's events up to there.
+    /// The sequence number up to which it has read or, at first, the newest one when it was
+    /// attached, and the cost of the watch's events up to there.
     after: u64,
     upto: u64,
-    /// When it read last, monotonic nanoseconds.
+    /// When it last read, monotonic nanoseconds.
     read_at: u64,
 }
 
@@ -26,12 +27,12 @@ impl Record {
         self.rare.as_ref().map_or(&[], |rare| &rare.readers)
     }
 
-    /// Whether an attached reader has not read that event of the watch.
+    /// Returns whether some attached reader has not read this event of the watch.
     pub(super) fn awaits(&self, seq: u64) -> bool {
         self.readers().iter().any(|reader| reader.after < seq)
     }
 
-    /// Cost of what the slowest attached reader has not read.
+    /// Returns the cost of what the slowest attached reader has not read.
     fn unread(&self) -> u64 {
         let slowest = self.readers().iter().map(|reader| reader.upto).min();
         slowest.map_or(0, |upto| self.total - upto)
@@ -39,8 +40,8 @@ impl Record {
 }
 
 impl Watches {
-    /// The watch waits from now on for the reader of that place, which has read everything up to
-    /// `after`. Nothing of a watch that is gone.
+    /// Attaches the reader at `place`, which has read everything up to `after`: the watch waits for
+    /// it from now on. Does nothing if the watch is gone.
     pub(in crate::journal) fn attach(&mut self, watch: u64, place: Place, after: u64, now: u64) {
         if let Some(record) = self.records.get_mut(&watch) {
             let upto = record.total;
@@ -53,7 +54,7 @@ impl Watches {
         }
     }
 
-    /// As [`Watches::attach`], to a watch that is not there yet.
+    /// Does the same as [`Watches::attach`], for a watch that is not added yet.
     pub(in crate::journal) fn attach_first(
         &mut self,
         watch: u64,
@@ -66,8 +67,8 @@ impl Watches {
         self.attach(watch, place, after, now);
     }
 
-    /// The reader has read everything up to `after`; the watch's events up to there cost `upto`, if
-    /// any was among what it read.
+    /// Records that the reader has read everything up to `after`. `upto` is the cost of the watch's
+    /// events up to there, if the read had any.
     pub(in crate::journal) fn advance(
         &mut self,
         watch: u64,
@@ -85,7 +86,8 @@ impl Watches {
         });
     }
 
-    /// The reader is gone. Says which islands go with it, of a watch that is removed.
+    /// Removes the reader. Returns the islands to drop, if the watch is removed and this was its
+    /// last reader.
     pub(in crate::journal) fn detach(&mut self, watch: u64, place: Place, now: u64) -> Vec<u64> {
         self.change(watch, now, |readers, _| {
             readers.retain(|reader| reader.place != place);
@@ -111,8 +113,8 @@ impl Watches {
         self.weigh(watch, now);
     }
 
-    /// Looks how far behind the readers of the watch are. It waits for them from the window on,
-    /// until they are back at half of it.
+    /// Updates whether the watch waits for its readers: it begins to wait when they are more than
+    /// the window behind, and ceases at half of it.
     pub(super) fn weigh(&mut self, watch: u64, now: u64) {
         let Some(record) = self.records.get_mut(&watch) else {
             return;
@@ -146,25 +148,25 @@ impl Watches {
         }
     }
 
-    /// Whether the watch waits for its readers.
+    /// Returns whether the watch waits for its readers.
     pub(in crate::journal) fn waits(&self, watch: u64) -> bool {
         let rare = self.records.get(&watch).and_then(|r| r.rare.as_ref());
         rare.is_some_and(|rare| rare.waits)
     }
 
-    /// Whether any watch does.
+    /// Returns whether any watch waits for its readers.
     pub(in crate::journal) const fn is_any_waiting(&self) -> bool {
         self.waiting > 0
     }
 
-    /// Since when some reader has something to read and has read nothing, at most, monotonic
-    /// nanoseconds.
+    /// Returns a lower bound of the time since when some reader has had something to read and has
+    /// read nothing, monotonic nanoseconds.
     pub(in crate::journal) fn behind_since(&self) -> Option<u64> {
         self.behind.first().map(|(since, _)| *since)
     }
 
-    /// Lets go of readers that have read nothing for so long although there was something, until no
-    /// more than `enough` is unread. Says how many.
+    /// Gives up readers that have read nothing for as long as `patience` although there was
+    /// something to read, until no more than `enough` is unread. Returns how many were given up.
     pub(in crate::journal) fn let_go(&mut self, now: u64, patience: u64, enough: u64) -> u64 {
         let before = self.let_go;
         while self.unread > enough
@@ -173,7 +175,7 @@ impl Watches {
         {
             self.behind.pop_first();
             let mut gone = 0;
-            // Whoever is left and behind has read since: it has its own time.
+            // A reader that stays and is behind has read since: its time counts from then on.
             let mut next = u64::MAX;
             self.change(watch, now, |readers, total| {
                 readers.retain(|reader| {
@@ -199,12 +201,12 @@ impl Watches {
         self.let_go - before
     }
 
-    /// Readers that were let go so far.
+    /// Returns how many readers were given up so far.
     pub(in crate::journal) const fn readers_let_go(&self) -> u64 {
         self.let_go
     }
 
-    /// What attached readers have not read.
+    /// Returns the events that attached readers have not read.
     pub(in crate::journal) const fn unread(&self) -> Room {
         self.room_of(self.unread)
     }
@@ -216,7 +218,7 @@ impl Watches {
         }
     }
 
-    /// Of what attached readers have not read, what may lie at or before `seq`.
+    /// Returns an upper bound of the events up to `seq` that attached readers have not read.
     pub(in crate::journal) fn unread_up_to(&self, seq: u64) -> Room {
         if self.behind.len() > EACH_MAX {
             return self.unread();

@@ -1,8 +1,8 @@
-//! What the log knows of each watch: what it holds, what it keeps when room is needed, and what
-//! readers that are attached to it have not read yet.
+//! What the log keeps about each watch: which of its events are held, which it keeps when room is
+//! needed, and what its attached readers have not read yet.
 //!
-//! Sizes here are *costs*: an event costs its bytes, and at least the budget's bytes divided by its
-//! events, so that one number stands for both bounds of a budget.
+//! Sizes here are *costs*: an event costs its bytes, but at least the budget's bytes divided by its
+//! events. So one number stands for both bounds of a budget.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -17,35 +17,35 @@ mod attached;
 
 use attached::Attached;
 
-/// What an event is worth at least where bytes are promised: with a budget of few events, which cost
-/// more, as many events are kept as with one of many.
+/// The cost of an event up to which promises in bytes are taken as they are. Where the budget allows
+/// so few events that each costs more, the promises grow in proportion: as many events are kept.
 const EVENT_MIN: u64 = 64;
 
-/// One watch that is not removed, or that somebody still reads.
+/// A watch that is not removed, or that a reader is attached to.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    /// Cost of all of its events so far.
+    /// The cost of all of its events so far.
     pub(super) total: u64,
-    /// What few watches have. Of the others all events are held.
+    /// State that few watches need. All events of a watch without it are held.
     rare: Option<Box<Rare>>,
 }
 
 #[derive(Debug, Default)]
 struct Rare {
-    /// Cost of the events that are held.
+    /// The cost of the events that are held.
     held: u64,
-    /// The newest of its events that is lost; 0: none is.
+    /// The newest of its events that is lost; 0 if none is.
     lost_through: u64,
     /// Its islands that stay until it is removed, and those that may give way, oldest first.
     facts: SmallVec<[u64; 4]>,
     islands: VecDeque<u64>,
-    /// Cost of those that may give way.
+    /// The cost of `islands`.
     spare: u64,
     readers: SmallVec<[Attached; 1]>,
-    /// Since when some reader has something to read and has read nothing, as far as was looked:
-    /// its place in [`Watches::behind`].
+    /// The time since when some reader has had something to read and has read nothing, as of the
+    /// last look, monotonic nanoseconds. The key in [`Watches::behind`].
     behind: Option<u64>,
-    /// Its readers are so far behind that it waits for them.
+    /// Whether it waits for its readers because they are too far behind.
     waits: bool,
     removed: bool,
 }
@@ -53,10 +53,11 @@ struct Rare {
 /// What becomes of the oldest event of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It becomes an island: until the watch is removed, or for as long as it is worth it.
+    /// It becomes an island that stays until the watch is removed.
     Fact,
+    /// It becomes an island that may give way later.
     Island,
-    /// It gives way.
+    /// It is lost.
     Lost,
 }
 
@@ -71,7 +72,7 @@ impl Record {
         })
     }
 
-    /// Cost of the events that are held.
+    /// Returns the cost of the events that are held.
     fn held(&self) -> u64 {
         self.rare.as_ref().map_or(self.total, |rare| rare.held)
     }
@@ -86,23 +87,23 @@ impl Record {
 pub(super) struct Watches {
     records: HashMap<u64, Record>,
     levels: Levels,
-    /// Every watch keeps so much of its newest, as of the last [`Watches::measure`].
+    /// How much of its newest events every watch keeps, as of the last [`Watches::measure`].
     level: u64,
-    /// Least cost of an event.
+    /// The least cost of an event.
     unit: u64,
-    /// Unread cost above which a watch waits for its attached readers.
+    /// The unread cost above which a watch waits for its attached readers.
     window: u64,
-    /// Unread cost of all watches.
+    /// The unread cost of all watches.
     unread: u64,
-    /// Watches with islands that may give way, by the cost of those.
+    /// Watches with islands that may give way, ordered by the cost of those.
     spare: BTreeSet<(u64, u64)>,
-    /// Watches some reader of which has something to read, by `Rare::behind`.
+    /// Watches some reader of which has something to read, ordered by `Rare::behind`.
     behind: BTreeSet<(u64, u64)>,
     /// How many watches wait for their readers.
     waiting: usize,
-    /// Watches that began to wait, or ceased to, since the loop last asked.
+    /// Watches that began or ceased to wait since the loop last asked.
     crossed: Vec<u64>,
-    /// Readers that were let go.
+    /// How many readers were given up.
     let_go: u64,
 }
 
@@ -129,7 +130,8 @@ impl Watches {
         bytes.max(self.unit)
     }
 
-    /// An event of so many bytes is appended; what all events of its watch up to it cost.
+    /// Counts an appended event of `bytes`. Returns the cost of all events of its watch up to this
+    /// one.
     pub(super) fn append(&mut self, watch: u64, bytes: u64, now: u64) -> u64 {
         let cost = self.cost(bytes);
         let record = self.records.entry(watch).or_insert_with(|| {
@@ -152,17 +154,17 @@ impl Watches {
         total
     }
 
-    /// Says anew how much every watch keeps.
+    /// Computes anew how much every watch keeps.
     pub(super) fn measure(&mut self) {
         self.level = self.levels.level();
     }
 
-    /// Most that islands which may give way hold together.
+    /// Returns the most that all islands that may give way hold together.
     pub(super) const fn islands_max(&self) -> u64 {
         self.levels.most()
     }
 
-    /// What becomes of an event that is the ring's oldest.
+    /// Returns what becomes of the ring's oldest event.
     pub(super) fn fate(&self, seq: u64, entry: &Entry, is_fact: bool) -> Fate {
         let Some(record) = self.records.get(&entry.watch) else {
             return Fate::Lost;
@@ -183,7 +185,7 @@ impl Watches {
         }
     }
 
-    /// An event of so many bytes became an island.
+    /// Records that an event of `bytes` became an island.
     pub(super) fn islanded(&mut self, watch: u64, seq: u64, bytes: u64, fate: Fate) {
         let cost = self.cost(bytes);
         let Some(record) = self.records.get_mut(&watch) else {
@@ -209,7 +211,7 @@ impl Watches {
         }
     }
 
-    /// An event of so many bytes is gone.
+    /// Records that an event of `bytes` is lost.
     pub(super) fn lost(&mut self, watch: u64, seq: u64, bytes: u64) {
         let cost = self.cost(bytes);
         let Some(record) = self.records.get_mut(&watch) else {
@@ -224,16 +226,16 @@ impl Watches {
         rare.lost_through = rare.lost_through.max(seq);
     }
 
-    /// The oldest island of a watch that may give way, if nobody waits for it: no attached reader,
-    /// and no consumer, which wait for what comes after `pinned_after`.
+    /// Returns the oldest island of a watch that may give way, unless an attached reader waits for
+    /// it or it lies after `pinned_after`, where consumers do.
     fn oldest_island(&self, watch: u64, pinned_after: u64) -> Option<u64> {
         let record = self.records.get(&watch)?;
         let seq = *record.rare.as_ref()?.islands.front()?;
         (seq <= pinned_after && !record.awaits(seq)).then_some(seq)
     }
 
-    /// As [`Watches::oldest_island`], if `upto`, the cost up to that event, says that it is older
-    /// than what the watch keeps.
+    /// Returns the same as [`Watches::oldest_island`], but only if that island is older than what
+    /// the watch keeps. `upto` returns the cost of the watch's events up to an island.
     pub(super) fn stale_island(
         &self,
         watch: u64,
@@ -246,13 +248,14 @@ impl Watches {
         (newer >= self.level || record.is_removed()).then_some(seq)
     }
 
-    /// Whose oldest island gives way next: the watch's that has most of them.
+    /// Returns the island to drop next, with its watch: the oldest one of the watch that has most
+    /// of them.
     pub(super) fn next_to_give_way(&self, pinned_after: u64) -> Option<(u64, u64)> {
         let mut most = self.spare.iter().rev();
         most.find_map(|(_, watch)| Some((*watch, self.oldest_island(*watch, pinned_after)?)))
     }
 
-    /// The oldest island of that watch, an event of so many bytes, is none any longer.
+    /// Records that the oldest island of a watch, an event of `bytes`, is dropped.
     pub(super) fn gave_way(&mut self, watch: u64, bytes: u64) {
         let cost = self.cost(bytes);
         if let Some(record) = self.records.get_mut(&watch) {
@@ -263,7 +266,7 @@ impl Watches {
         }
     }
 
-    /// The watch is removed. Its islands, if nobody reads it: they go with it.
+    /// Marks a watch as removed. Returns the islands to drop, unless a reader is still attached.
     pub(super) fn remove(&mut self, watch: u64) -> Vec<u64> {
         let Some(record) = self.records.get_mut(&watch) else {
             return Vec::new();
@@ -275,7 +278,7 @@ impl Watches {
         self.forget(watch)
     }
 
-    /// Forgets a watch that is removed and that nobody reads; its islands.
+    /// Forgets a watch that is removed and has no attached reader. Returns its islands.
     fn forget(&mut self, watch: u64) -> Vec<u64> {
         let done = |record: &Record| record.is_removed() && record.readers().is_empty();
         if !self.records.get(&watch).is_some_and(done) {
@@ -289,13 +292,13 @@ impl Watches {
         rare.facts.into_iter().chain(rare.islands).collect()
     }
 
-    /// Whether the watch was added and is not removed.
+    /// Returns whether the watch was added and is not removed.
     pub(super) fn is_present(&self, watch: u64) -> bool {
         let record = self.records.get(&watch);
         record.is_some_and(|record| !record.is_removed())
     }
 
-    /// The newest event of that watch that is lost, 0 if none is. Unknown of a watch that is gone.
+    /// Returns the newest lost event of a watch, 0 if none is lost. `None` if the watch is gone.
     pub(super) fn lost_through(&self, watch: u64) -> Option<u64> {
         let record = self.records.get(&watch)?;
         Some(record.rare.as_ref().map_or(0, |rare| rare.lost_through))

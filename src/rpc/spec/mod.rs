@@ -1,4 +1,4 @@
-//! A request to add a watch, checked: what to register, and how to make it.
+//! Checks of a request to add a watch. The result is what to register, and how to make it.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -29,28 +29,29 @@ const HOUR: Duration = Duration::from_secs(3600);
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Most bytes of a specification, which every answer about the watch carries.
 const SPEC_MAX: usize = 256 * 1024;
-/// Most signals of one watch: as many as there are.
+/// Most signals of one watch: as many as Linux has.
 const SIGNALS_MAX: usize = 64;
 const FINISHED_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What the kind-specific part of a request comes to.
+/// The checked part of a request that depends on the kind of watch.
 struct Plan {
     need: Need,
     order: Order,
-    /// A descriptor was handed over for it.
+    /// The lifetime of the descriptor that was handed over for the watch, if there is one.
     claimed_from: Option<Lifetime>,
-    /// As shown and compared.
+    /// The specification as it is shown and compared.
     spec: Spec,
 }
 
-/// A kind's specification on the wire: one implementation for each message of `WatchSpec.spec`.
+/// The specification of one kind of watch on the wire. Each message of `WatchSpec.spec` implements
+/// it.
 trait Specification {
-    /// The slot that it names, for a kind that takes a descriptor handed over.
+    /// Returns the slot that it names, if the kind takes a descriptor that was handed over.
     fn slot(&self) -> Option<&Bytes> {
         None
     }
 
-    /// Checks it. An error names the field and what is allowed.
+    /// Checks the specification. An error names the field and what is allowed.
     fn plan(self, checks: &Checks<'_>) -> Result<Plan>;
 }
 
@@ -98,7 +99,7 @@ pub(super) fn registration(
     Ok((registration, plan.order))
 }
 
-/// The slot that it names.
+/// Returns the slot that a specification names.
 pub(super) fn slot(spec: &proto::WatchSpec) -> Option<&[u8]> {
     let slot = with_spec!(spec.spec.as_ref()?, message => message.slot())?;
     Some(slot)
@@ -140,7 +141,7 @@ impl Checks<'_> {
         Err(self.lacks(kind.name(), "not supported"))
     }
 
-    /// Takes a slot on approval: it is used up when the watch is made.
+    /// Claims a slot provisionally: it is used up when the watch is made.
     fn claim(&self, field: &'static str, slot: &[u8]) -> Result<(Claimed, FileKind, Lifetime)> {
         let claimed = self.api.slots.claim(field, self.peer, slot)?;
         let kind = file::inspect(claimed.as_fd()).map_err(|refusal| refused(field, refusal))?;
@@ -245,7 +246,7 @@ impl Specification for proto::ReadPipeSpec {
             Some(Source::FifoPath(path)) => (fifo("spec.read_pipe.fifo_path", path, end)?, None),
         };
         Ok(Plan {
-            // And its end of file.
+            // One event more: the end of file.
             need: Need::sources(1).and(largest::EOF),
             order,
             claimed_from,
@@ -319,7 +320,7 @@ impl Specification for proto::TimerSpec {
                 let allowed = "needs after, at_monotonic_ns, at_realtime or every";
                 return Err(Error::invalid("spec.timer", allowed));
             }
-            // asyncio's call_later: a negative delay means now.
+            // As in asyncio's `call_later`, a negative delay means now.
             Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
                 Schedule::After(Duration::ZERO)
             }

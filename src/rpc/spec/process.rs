@@ -1,4 +1,4 @@
-//! Child processes.
+//! Checks of specifications of child processes.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -18,7 +18,7 @@ use crate::watch::{AfterGrace, AtEnd, Attributes, Order, ProcessOrder, Program, 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
 
-/// Names and values.
+/// Variables: names and values.
 type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Specification for proto::ProcessSpec {
@@ -95,7 +95,7 @@ fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
     Ok(timeout)
 }
 
-/// The whole of it, `NAME=value`.
+/// Returns the whole environment, as `NAME=value`.
 fn environment(process: &mut proto::ProcessSpec) -> Result<Arc<[CString]>> {
     let adds = !process.env.is_empty() || !process.env_bytes.is_empty();
     if process.inherited_env.is_none() && !adds {
@@ -103,7 +103,7 @@ fn environment(process: &mut proto::ProcessSpec) -> Result<Arc<[CString]>> {
         if let Some(own) = OWN.get() {
             return Ok(Arc::clone(own));
         }
-        // Nothing changes it while there are other threads.
+        // The daemon does not change its environment once it has other threads.
         let own = assignments(&own_environment())?;
         return Ok(Arc::clone(OWN.get_or_init(|| own)));
     }
@@ -148,8 +148,8 @@ fn check_size(program: &Program, env: &[CString]) -> Result<()> {
     Ok(())
 }
 
-/// What to execute. Words given as bytes become text where all of them are UTF-8, here and below:
-/// equal specifications are equal however they were given.
+/// Returns the program to execute. Words given as bytes become text if all of them are UTF-8, here
+/// and below, so that equal specifications compare as equal however they were given.
 fn program(command: &mut Command) -> Result<Program> {
     let exec = match command {
         Command::Exec(exec) => exec,
@@ -177,7 +177,7 @@ fn program(command: &mut Command) -> Result<Program> {
     Ok(Program::Exec(argv))
 }
 
-/// Variables, given as text or as bytes.
+/// Returns the variables that were given as text or as bytes.
 fn variables(
     text_field: &'static str,
     text: &mut BTreeMap<String, String>,
@@ -245,7 +245,8 @@ fn cwd(process: &mut proto::ProcessSpec) -> Result<CString> {
     Ok(cwd)
 }
 
-/// What is asked for of umask, limits and the like. The limits are shown by name, with both values.
+/// Returns the requested umask, limits and similar attributes. Limits are shown by name, with both
+/// values.
 fn asked(process: &mut proto::ProcessSpec) -> Result<Attributes> {
     let limits = limits("spec.process.limits", &process.limits)?;
     for limit in &mut process.limits {
@@ -327,7 +328,7 @@ fn number(
     }
 }
 
-/// The field in bytes stands in place of the one in text.
+/// Checks that the field in bytes is not set beside the same field as text.
 fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
     if fine {
         return Ok(());
@@ -353,8 +354,8 @@ fn c_strings(field: &'static str, strings: &[impl AsRef<[u8]>]) -> Result<Vec<CS
     strings.collect()
 }
 
-/// The daemon's environment, for children that bring none, without what is between the daemon and
-/// its service manager.
+/// Returns the daemon's environment, for children whose specification has none. It leaves out the
+/// variables that concern only the daemon and its service manager.
 fn own_environment() -> Environment {
     const OWN: [&str; 5] = [
         "NOTIFY_SOCKET",

@@ -1,4 +1,4 @@
-//! Connections and listeners.
+//! Checks of specifications of connections and listeners.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -109,7 +109,8 @@ impl Specification for proto::ListenerSpec {
                 if tcp.hosts.len() > SOCKETS_MAX {
                     return Err(Error::invalid("spec.listener.tcp.hosts", "at most 16"));
                 }
-                // A name may have many addresses; they are bound before they are counted.
+                // A name may have many addresses, and they are bound before they are counted: this
+                // is the most.
                 need.sources = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
                 let target = ListenTarget::Tcp {
                     hosts: tcp.hosts.clone(),
