@@ -138,8 +138,8 @@ async fn listing_fifty_thousand_watches_in_pages_does_not_delay_other_calls() {
     let mut client = scene.daemon.watches();
     let few = Scene::new(Daemon::start("").await, "", "").await;
     add_many(&few, &never(), 1).await;
-    let mut times = [Duration::ZERO; 2];
-    for _ in 0..200 {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..201 {
         for (client, time) in [&mut client, &mut few.daemon.watches()]
             .into_iter()
             .zip(&mut times)
@@ -147,11 +147,15 @@ async fn listing_fifty_thousand_watches_in_pages_does_not_delay_other_calls() {
             let begun = Instant::now();
             let answer = client.list_watches(page(String::new(), 1)).await.unwrap();
             assert_eq!(answer.into_inner().watches.len(), 1);
-            *time += begun.elapsed();
+            time.push(begun.elapsed());
         }
     }
-    let [many, few] = times;
-    eprintln!("200 pages of one watch took {many:?} of many, {few:?} of one");
+    // Medians: other work of the host must not count.
+    let [many, few] = times.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    });
+    eprintln!("a page of one watch took {many:?} of many, {few:?} of one");
     assert!(many < few * 2, "{many:?}, {few:?}");
     let (mut ids, mut token) = (Vec::new(), String::new());
     loop {
