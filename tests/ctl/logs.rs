@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::Daemon;
+use crate::common::{Daemon, within};
 use crate::program::{Following, ctl};
 
 async fn cats(daemon: &Daemon, names: &[&str]) -> Vec<Following> {
@@ -229,7 +229,10 @@ async fn what_is_gone_before_until_is_told() {
 /// Waits until a process on the loop has written that.
 async fn written(daemon: &Daemon, on: &str, text: &str) {
     let words = ["--loop", on, "events", "--kind", "data"];
-    while !ctl(&daemon.socket, &words).await.stdout.contains(text) {}
+    within("the output of a process", async {
+        while !ctl(&daemon.socket, &words).await.stdout.contains(text) {}
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

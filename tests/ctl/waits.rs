@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{Daemon, directory};
+use crate::common::{Daemon, directory, within};
 use crate::program::{Following, ctl};
 
 /// The pid of the process with that name.
@@ -51,7 +51,10 @@ async fn on_a_stopped_loop_a_process_ends_and_is_known_to_have_ended() {
     }
     on(&["loop", "stop", "scene"]).await.good();
     on(&["kill", "-KILL", "killed"]).await.good();
-    while on(&["kill", "-0", "killed"]).await.code == Some(0) {}
+    within("a killed process to have ended", async {
+        while on(&["kill", "-0", "killed"]).await.code == Some(0) {}
+    })
+    .await;
     on(&["kill", "-0", "killed"])
         .await
         .failed(1, &["kill: killed ended, not told yet"]);
