@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -15,6 +16,8 @@ use crate::sys::async_fd;
 
 /// The largest number of pieces in one write.
 const PIECES: usize = 64;
+/// The size that a pipe gets when it is full for the first time, bytes. The default is 64 KiB.
+const PIPE: usize = 256 * 1024;
 
 /// stdout or stderr. Other processes may share its open file description, so it is never made
 /// non-blocking.
@@ -83,6 +86,10 @@ impl Sink {
     fn after(&self, error: io::Error) -> io::Result<Waits> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => {
+                if fcntl_getpipe_size(&self.fd).is_ok_and(|size| size < PIPE) {
+                    // Fails beyond the user's limit for pipes: then the size stays as it is.
+                    let _ = fcntl_setpipe_size(&self.fd, PIPE);
+                }
                 let fd = async_fd(Arc::clone(&self.fd), Interest::WRITABLE);
                 // epoll does not take regular files.
                 Ok(fd.map_or(Waits::Elsewhere, Waits::Here))

@@ -11,6 +11,11 @@ use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Stream, WritePaused, WriteResumed};
 
+/// A pipe is widened when so many bytes are read from it at once, because its writer is fast.
+const BUSY: usize = 32 * 1024;
+/// The size of a widened pipe, bytes: fewer turns read the same. The default is 64 KiB.
+const PIPE: usize = 256 * 1024;
+
 /// The end of an incoming stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -37,6 +42,8 @@ pub(super) struct Incoming {
     pub(super) own_end: u64,
     /// Whether the stream ends once its operation is cancelled.
     ending: bool,
+    /// Whether the source is a pipe that may be widened.
+    widens: bool,
 }
 
 impl Incoming {
@@ -51,7 +58,15 @@ impl Incoming {
             ended: false,
             own_end: u64::MAX,
             ending: false,
+            widens: false,
         }
+    }
+
+    /// As [`Incoming::new`], of a pipe that the daemon has made.
+    pub(super) const fn of_pipe(lane: Lane, source: SourceId, stream: Stream) -> Self {
+        let mut new = Self::new(lane, source, stream, false);
+        new.widens = true;
+        new
     }
 
     /// Starts a read, unless the stream is paused, held, ended or read already.
@@ -99,6 +114,9 @@ impl Incoming {
                 let offset = self.offset;
                 self.offset += data.len() as u64;
                 cx.emit_data(self.stream, offset, &data);
+                if self.widens && data.len() >= BUSY {
+                    self.widen(cx);
+                }
                 return None;
             }
             Done::Eof => Ended::Eof,
@@ -113,6 +131,15 @@ impl Incoming {
         };
         self.ended = true;
         Some(ended)
+    }
+
+    #[cold]
+    fn widen(&mut self, cx: &Context<'_>) {
+        self.widens = false;
+        if let Some(pipe) = cx.fd(self.source) {
+            // Fails beyond the user's limit for pipes: then the size stays as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
+        }
     }
 }
 

@@ -92,7 +92,7 @@ impl Watch for Process {
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
         self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source));
         let output = |lane, source: Option<SourceId>, stream| {
-            source.map(|source| Incoming::new(lane, source, stream, false))
+            source.map(|source| Incoming::of_pipe(lane, source, stream))
         };
         self.outputs = [
             output(STDOUT, sources[1], Stream::Stdout),
