@@ -18,7 +18,9 @@ mod grpc;
 mod latency;
 mod peers;
 mod pipes;
+mod posts;
 mod raw;
+mod redis;
 mod replay;
 mod report;
 mod run_output;
@@ -35,13 +37,16 @@ type Failure = Box<dyn Error>;
 type Outcome<T> = Result<T, Failure>;
 type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
-const CASES: [(&str, Case); 14] = [
+const CASES: [(&str, Case); 17] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
     ("daemon_cpu", cpu::run),
     ("fanout", replay::run_fanout),
     ("neighbour", throughput::run_neighbour),
     ("replay", replay::run),
+    ("post_unary", posts::run_unary),
+    ("post_attach", posts::run_attach),
+    ("post_to_receive", posts::run_to_receive),
     ("spawn", spawn::run),
     ("spawn_to_exit", spawn::run_one_by_one),
     ("stdout", stdout::run),
