@@ -26,9 +26,9 @@ pub const SOCKET_ENV: &str = "EVLOOPD_SOCKET";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two attempts to connect while the daemon's backlog is full.
 const DIAL_AGAIN: Duration = Duration::from_millis(10);
-/// The size of the largest HTTP/2 frame that the daemon may send, bytes: a message comes in one frame
-/// or few.
-const FRAME: u32 = 256 * 1024;
+/// The size of the largest HTTP/2 frame that the daemon may send, bytes: a piece of a stream comes in
+/// one frame.
+const FRAME: u32 = 64 * 1024;
 
 /// Returns the sockets to try, in order: the named one, else the user's and the system's.
 fn candidates(named: Option<PathBuf>, user: PathBuf, system: PathBuf) -> Vec<Candidate> {

@@ -21,8 +21,8 @@ use crate::memory::Use;
 
 /// The size of the pieces in which an answer goes to the connection, bytes.
 const PIECE: usize = 16 * 1024;
-/// The same of a stream: each message goes out whole, so that its client can take it at once.
-const STREAM_PIECE: usize = 512 * 1024;
+/// The same of a stream: larger, since a stream may be long and fewer pieces cost less.
+const STREAM_PIECE: usize = 64 * 1024;
 /// Of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 

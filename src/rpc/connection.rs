@@ -52,8 +52,9 @@ const GREETING: usize = 24 + 9;
 /// Most calls that a client may cancel before the daemon has looked at them. With more, the
 /// connection and all of its calls end.
 const CANCELLED_AT_ONCE: usize = 1024;
-/// Most bytes that one call buffers for its client, beside the bytes in the socket.
-const SEND_BUFFER: usize = 256 * 1024;
+/// Bytes that one call buffers for its client, beside the bytes in the socket; one piece more may
+/// come on top.
+const SEND_BUFFER: usize = 192 * 1024;
 
 /// The service, and the clients that it serves.
 #[derive(Debug)]
