@@ -40,16 +40,15 @@ impl Handle {
     /// The loop is closed, or its mailbox is full. The future returns the other errors.
     pub async fn begin_add(
         &self,
-        registration: Registration,
+        mut registration: Registration,
         order: Order,
     ) -> Result<impl Future<Output = Result<Added>> + Send + use<>> {
         let spec = registration.spec.as_deref();
         let bytes = spec.map_or(0, prost::Message::encoded_len);
-        let held = self.mailbox.take_memory(bytes)?;
+        registration.memory = self.mailbox.take_memory(bytes)?;
         let mut answer = self.request_room(registration, order).await?;
         let on = self.clone();
         Ok(async move {
-            let _held = held;
             loop {
                 match on.await_reply(answer).await? {
                     AddOutcome::Exists(registered) => return Ok((*registered).into()),

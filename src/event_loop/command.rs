@@ -139,13 +139,11 @@ impl Command {
     /// size.
     pub(super) fn weight(&self) -> usize {
         match self {
-            Self::Add { registration, .. } | Self::Register { registration, .. } => registration
-                .spec
-                .as_ref()
-                .map_or(0, prost::Message::encoded_len),
             Self::Rearm { items, .. } => size_of_val(items.as_slice()),
             Self::Write { data, .. } => data.len(),
             Self::Post { postings, .. } => postings.iter().map(Posting::bytes).sum(),
+            // Their registrations hold memory of their own.
+            Self::Add { .. } | Self::Register { .. } => 0,
             Self::Abandon { .. }
             | Self::Get { .. }
             | Self::List { .. }

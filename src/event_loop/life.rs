@@ -19,26 +19,11 @@ impl EventLoop {
         action: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
     ) -> Option<R> {
         self.keep_for_snapshots(slot);
-        let polled = self.is_polled();
-        let record = self.watches.get_mut(slot)?;
-        if record.is_closed() {
+        if self.watches.get(slot)?.is_closed() {
             return None;
         }
-        let mut watch = record.watch.take()?;
-        let mut cx = Context {
-            now: self.now,
-            services: &self.services,
-            notifier: &self.notifier,
-            seat: &mut record.seat,
-            need: &mut record.need,
-            driver: &mut *self.driver,
-            outbox: &mut self.outbox,
-            adoptions: &mut self.adoptions,
-            ledger: &mut self.ledger,
-            polled,
-        };
-        let result = action(&mut *watch, &mut cx);
-        record.watch = Some(watch);
+        let polled = self.is_polled();
+        let result = self.call(slot, polled, action)?;
         self.sync_alarm(slot);
         self.adopt(slot);
         self.close_if_ended(slot);
@@ -102,14 +87,15 @@ impl EventLoop {
     /// Appends `Closed`, closes the sources, and replies to the commands that wait for the close.
     /// All operations of the watch have ended.
     fn record_closed(&mut self, slot: usize) {
-        let unsent_bytes = self.call_closed(slot);
+        // The watch may append its last events.
+        let unsent = self.call(slot, false, |watch, cx| watch.closed(cx));
         let record = &mut self.watches[slot];
         let end = record.seat.end.take();
         let end = end.map_or_else(End::completed, |end| *end);
         let closed = Closed {
             reason: end.reason.into(),
             error: end.error.as_ref().map(Into::into),
-            unsent_bytes,
+            unsent_bytes: unsent.unwrap_or_default(),
         };
         let kind = Kind::Closed(closed.clone());
         let seq = self.outbox.push(self.now, record.seat.about, kind);
@@ -169,13 +155,15 @@ impl EventLoop {
         }
     }
 
-    /// Calls [`Watch::closed`], in which the watch may append its last events. Returns the number
-    /// of its unsent bytes.
-    fn call_closed(&mut self, slot: usize) -> u64 {
-        let record = &mut self.watches[slot];
-        let Some(mut watch) = record.watch.take() else {
-            return 0;
-        };
+    /// Calls a watch. Returns `None` if it is in another call.
+    fn call<R>(
+        &mut self,
+        slot: usize,
+        polled: bool,
+        action: impl FnOnce(&mut dyn Watch, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let record = self.watches.get_mut(slot)?;
+        let mut watch = record.watch.take()?;
         let mut cx = Context {
             now: self.now,
             services: &self.services,
@@ -186,11 +174,11 @@ impl EventLoop {
             outbox: &mut self.outbox,
             adoptions: &mut self.adoptions,
             ledger: &mut self.ledger,
-            polled: false,
+            polled,
         };
-        let unsent = watch.closed(&mut cx);
+        let result = action(&mut *watch, &mut cx);
         record.watch = Some(watch);
-        unsent
+        Some(result)
     }
 
     /// Removes a closed watch.
@@ -247,6 +235,7 @@ impl EventLoop {
                 finished_ttl: parent.finished_ttl(),
                 need: ACCEPTED,
                 attached: false,
+                memory: None,
             };
             let (about, parent) = (parent.seat.about, parent.id());
             let accepted = Accepted {

@@ -13,11 +13,12 @@ use crate::driver::SourceId;
 use crate::event::{Closed, Cursor, Labels};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
+use crate::memory::Taken;
 use crate::proto;
 use crate::watch::{Need, Seat, Watch};
 
 /// A request for a watch of any kind.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Registration {
     /// The name, unique on the loop, if there is one.
     pub name: Option<Arc<str>>,
@@ -44,6 +45,9 @@ pub struct Registration {
     pub need: Need,
     /// Whether to return a reader that is attached to the watch from its first event on.
     pub attached: bool,
+    /// The memory that its specification holds until the watch exists; [`Handle`](super::Handle)
+    /// takes it.
+    pub memory: Option<Taken>,
 }
 
 /// The lifetime to which a loop or a watch is bound.

@@ -95,6 +95,7 @@ pub(super) fn registration(
         )?,
         need: plan.need,
         attached: false,
+        memory: None,
     };
     Ok((registration, plan.order))
 }
