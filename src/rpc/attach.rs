@@ -16,11 +16,9 @@ use super::stream::EventStream;
 use super::transports::WRITE_MAX;
 use super::watches::check_items;
 use super::wire::AttachResponse;
-use super::{Asker, object};
-use crate::access::audit;
+use super::{Asker, mutate, object};
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
-use crate::policy::Registry;
 use crate::proto::attach_request::Message;
 use crate::proto::attach_result::Result as Outcome;
 use crate::proto::{
@@ -36,9 +34,8 @@ const REQUESTS_AT_ONCE: usize = 64;
 
 /// Both directions of one Attach call.
 pub struct AttachStream {
-    asker: Asker,
+    asker: Arc<Asker>,
     on: Handle,
-    registry: Arc<Registry>,
     events: EventStream<SubscribeHeader>,
     /// `None` once the client has half-closed the stream.
     requests: Option<Streaming<AttachRequest>>,
@@ -55,17 +52,15 @@ impl std::fmt::Debug for AttachStream {
 }
 
 impl AttachStream {
-    pub(super) const fn new(
+    pub(super) fn new(
         asker: Asker,
         on: Handle,
-        registry: Arc<Registry>,
         events: EventStream<SubscribeHeader>,
         requests: Streaming<AttachRequest>,
     ) -> Self {
         Self {
-            asker,
+            asker: Arc::new(asker),
             on,
-            registry,
             events,
             requests: Some(requests),
             work: None,
@@ -123,8 +118,8 @@ impl AttachStream {
                 None
             }
             Some(Message::Post(post)) => {
-                let drains = self.registry.check_draining();
-                let (asker, on) = (self.asker.clone(), self.on.clone());
+                let drains = self.events.registry().check_draining();
+                let (asker, on) = (Arc::clone(&self.asker), self.on.clone());
                 self.work = Some(Box::pin(posted(asker, on, drains, post)));
                 None
             }
@@ -189,7 +184,7 @@ async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
 }
 
 async fn posted(
-    asker: Asker,
+    asker: Arc<Asker>,
     on: Handle,
     drains: Result<()>,
     post: AttachPost,
@@ -198,9 +193,8 @@ async fn posted(
         drains?;
         let postings = postings("post.posts", post.posts)?;
         let object = object(&on, format_args!("{} posts", postings.len()));
-        let cursor = on.post(postings).await;
-        audit(&asker.peer, "Post", object, &cursor);
-        let cursor = Some(cursor?.into());
+        let work = async move { on.post(postings).await };
+        let cursor = Some(mutate(&asker, "Post", object, work).await?.into());
         Ok(Outcome::Posted(PostResponse { cursor }))
     };
     result(post.number, outcome.await)

@@ -1,7 +1,6 @@
 //! The EventService.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
@@ -92,9 +91,9 @@ impl EventService for Api {
             return Err(Error::invalid("start", "must be the first message").into());
         };
         let (on, events) = self.subscription(&asker, start, true).await?;
-        let draining = Arc::clone(&self.registry);
-        let stream = AttachStream::new(asker, on, draining, events, requests);
-        Ok(Response::new(stream))
+        Ok(Response::new(AttachStream::new(
+            asker, on, events, requests,
+        )))
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckResponse>, Status> {

@@ -172,6 +172,10 @@ impl<H> EventStream<H> {
         }
     }
 
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     pub(super) const fn reader(&self) -> &Reader {
         &self.reader
     }
