@@ -88,14 +88,13 @@ async fn closes(socket: &Path, policy: &str) {
         panic!("expected one new instance: {made:?}");
     };
     break_it(*instance);
-    // A post wakes the loop, as any other call would.
-    let mut events = EventServiceClient::new(channel);
-    let request = PostRequest {
+    // This wakes the loop's thread, as every call does that needs it.
+    let request = GetWatchRequest {
         r#loop: target.clone(),
-        posts: vec![Post::default()],
-        ..PostRequest::default()
+        watch: common::by_id(1),
     };
-    let _ = events.post(request).await;
+    let _ = watches.get_watch(request).await;
+    let mut events = EventServiceClient::new(channel);
     let mut seen: Vec<Event> = Vec::new();
     within("the loop's end", async {
         let closed = |event: &Event| match &event.kind {

@@ -11,9 +11,10 @@ use super::mailbox::Reply;
 use super::record::TakenFd;
 use super::sweeps::{STEP, Sweep};
 use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState, STATE_CHANGE};
+use crate::clock::Now;
 use crate::error::{Error, Result};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
-use crate::journal::{About, Room};
+use crate::journal::{About, Outbox, Room};
 use crate::proto;
 use crate::watch::{SignalTarget, Taken};
 
@@ -87,6 +88,25 @@ impl Posting {
     pub(super) fn bytes(&self) -> usize {
         let posted = &self.posted;
         posted.payload.len() + posted.topic.len() + posted.request_id.len()
+    }
+
+    /// Returns the room that they take in a journal.
+    pub(super) fn room(postings: &[Self]) -> Room {
+        let bytes = postings.iter().map(|p| p.bytes() as u64 + EVENT_OVERHEAD);
+        Room {
+            events: postings.len() as u64,
+            bytes: bytes.sum(),
+        }
+    }
+
+    pub(super) fn push(postings: Vec<Self>, now: Now, outbox: &mut Outbox) {
+        for Self { posted, user_data } in postings {
+            let about = About {
+                user_data,
+                ..About::default()
+            };
+            outbox.push(now, about, Kind::Posted(posted));
+        }
     }
 }
 
@@ -259,18 +279,8 @@ impl EventLoop {
 
     pub(super) fn post(&mut self, postings: Vec<Posting>) -> Result<Cursor> {
         self.check_open()?;
-        let bytes = postings.iter().map(|p| p.bytes() as u64 + EVENT_OVERHEAD);
-        self.outbox.check_room(Room {
-            events: postings.len() as u64,
-            bytes: bytes.sum(),
-        })?;
-        for Posting { posted, user_data } in postings {
-            let about = About {
-                user_data,
-                ..About::default()
-            };
-            self.outbox.push(self.now, about, Kind::Posted(posted));
-        }
+        self.outbox.check_room(Posting::room(&postings))?;
+        Posting::push(postings, self.now, &mut self.outbox);
         Ok(self.newest())
     }
 

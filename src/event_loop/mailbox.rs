@@ -126,6 +126,11 @@ impl Mailbox {
         self.queue.lock().is_empty()
     }
 
+    /// Returns whether it takes messages, and has none.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.lock().is_empty() && !self.room.is_closed()
+    }
+
     /// Refuses further messages and drops those that wait, which tells their senders.
     pub(super) fn close(&self) {
         let mut queue = self.queue.lock();

@@ -30,6 +30,7 @@ mod broken;
 mod command;
 mod commands;
 mod compare;
+mod direct;
 mod fence;
 mod handle;
 mod index;
@@ -105,6 +106,8 @@ pub struct Shared {
     pub(super) process: Option<ProcessKey>,
     pub(super) created: u64,
     pub(super) journal: Arc<Journal>,
+    /// The writer of the journal. The loop's thread holds the lock, except while it waits.
+    pub(super) outbox: Arc<Mutex<Outbox>>,
     pub(super) state: AtomicU8,
     pub(super) watches: AtomicU64,
     pub(super) open_watches: AtomicU64,
@@ -125,7 +128,7 @@ pub(super) struct EventLoop {
     mailbox: Arc<Mailbox>,
     bell: waker::Bell,
     driver: Box<dyn Driver>,
-    outbox: Outbox,
+    outbox: direct::Held,
     timers: Timers,
     ledger: Ledger,
     now: Now,
@@ -202,6 +205,7 @@ impl EventLoop {
             everywhere: Arc::clone(&services.watches),
         };
         let start = policy.start;
+        let outbox = Arc::new(Mutex::new(Outbox::new(Arc::clone(&journal))));
         let shared = Arc::new(Shared {
             id,
             full_name: format!("{principal}/{name}"),
@@ -211,7 +215,8 @@ impl EventLoop {
             backend,
             process,
             created: now.realtime,
-            journal: Arc::clone(&journal),
+            journal,
+            outbox: Arc::clone(&outbox),
             state: AtomicU8::new(LoopState::Created as u8),
             watches: AtomicU64::new(0),
             open_watches: AtomicU64::new(0),
@@ -227,7 +232,7 @@ impl EventLoop {
             mailbox: Arc::clone(&mailbox),
             bell,
             driver,
-            outbox: Outbox::new(journal),
+            outbox: outbox.lock_arc(),
             timers: Timers::default(),
             ledger,
             now,

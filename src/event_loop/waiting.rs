@@ -6,8 +6,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::EventLoop;
 use super::pressure::CANCELLED_ONLY;
+use super::{EventLoop, direct};
 use crate::clock::Now;
 use crate::driver::Completion;
 
@@ -44,8 +44,19 @@ impl EventLoop {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         if self.takes_events() {
+            let lends = timeout != Some(Duration::ZERO) && self.check_open().is_ok();
+            if lends {
+                self.outbox.lend();
+            }
             let budget = self.budget();
-            return self.driver.turn(timeout, budget, completions);
+            if !lends {
+                return self.driver.turn(timeout, budget, completions);
+            }
+            let driver = &mut self.driver;
+            let turn = || driver.turn(timeout, budget, completions);
+            let waited = direct::Held::unlocked(&mut self.outbox, turn);
+            self.outbox.take_back();
+            return waited;
         }
         if self.watches.is_cancelling() {
             return self

@@ -11,6 +11,7 @@ use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 
+mod lent;
 mod push;
 
 /// Room beyond this is always ample, whatever the budget.
@@ -100,6 +101,8 @@ pub struct Outbox {
     room: Room,
     /// Bytes that sources may still hand over, even if the loop stops reading them.
     exposed: u64,
+    /// Room that other threads may use while the loop waits.
+    lent: Room,
     /// Something is held for consumers or attached readers, or would be.
     pins: bool,
     /// Some event found no room since the loop last asked.
@@ -141,6 +144,7 @@ impl Outbox {
             reserved: Room::default(),
             room,
             exposed: 0,
+            lent: Room::default(),
             pins: false,
             lacking: false,
             sources_paused: false,
@@ -167,10 +171,11 @@ impl Outbox {
     #[must_use]
     pub fn room(&self) -> Room {
         let bytes = self.room.bytes.min(self.memory());
-        Room {
+        let room = Room {
             bytes: bytes.saturating_sub(self.exposed),
             ..self.room
-        }
+        };
+        room.less(self.lent)
     }
 
     /// Sets how many bytes sources may still hand over even if the loop stops reading them.
@@ -352,6 +357,10 @@ impl Outbox {
 
     /// Makes the pushed events visible, in order, and wakes the readers that wait for them.
     pub fn commit(&mut self) {
+        self.commit_and(|woken, news| handoff::wake(woken, news));
+    }
+
+    fn commit_and(&mut self, wake: impl FnOnce(std::vec::Drain<'_, Waker>, usize)) {
         if self.entries.is_empty() && !self.unsettled {
             return;
         }
@@ -375,7 +384,7 @@ impl Outbox {
                 self.synchronize(inner)
             })
         };
-        handoff::wake(woken.drain(..), news);
+        wake(woken.drain(..), news);
         self.woken = woken;
         if released {
             journal.memory.released();

@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
+use super::Asker;
 use super::convert;
-use super::events::postings;
+use super::events::{append, postings};
 use super::status::batch_error;
 use super::stream::EventStream;
 use super::transports::WRITE_MAX;
 use super::watches::check_items;
 use super::wire::AttachResponse;
-use super::{Asker, mutate, object};
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
 use crate::proto::attach_request::Message;
@@ -192,9 +192,7 @@ async fn posted(
     let outcome = async {
         drains?;
         let postings = postings("post.posts", post.posts)?;
-        let object = object(&on, format_args!("{} posts", postings.len()));
-        let work = async move { on.post(postings).await };
-        let cursor = Some(mutate(&asker, "Post", object, work).await?.into());
+        let cursor = Some(append(&asker, on, postings).await?.into());
         Ok(Outcome::Posted(PostResponse { cursor }))
     };
     result(post.number, outcome.await)

@@ -12,9 +12,10 @@ use super::stream::EventStream;
 use super::watches::check_items;
 use super::wire;
 use super::{Api, Asker, asker, convert, mutate, object};
+use crate::access::audit;
 use crate::error::{Error, Result};
-use crate::event::{PAYLOAD_MAX, Posted};
-use crate::event_loop::Posting;
+use crate::event::{Cursor, PAYLOAD_MAX, Posted};
+use crate::event_loop::{Handle, Posting};
 use crate::journal::{End, Read, Reader, Start};
 use crate::memory::Use;
 use crate::policy::check_loop_name;
@@ -62,6 +63,22 @@ pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Post
         Ok(Posting { posted, user_data })
     });
     checked.collect()
+}
+
+/// Appends what a client posts, and writes that to the audit log, whatever becomes of the call.
+pub(super) async fn append(asker: &Asker, on: Handle, postings: Vec<Posting>) -> Result<Cursor> {
+    let object = object(&on, format_args!("{} posts", postings.len()));
+    match on.post_at_once(postings) {
+        Ok(cursor) => {
+            let done = Ok(cursor);
+            audit(&asker.peer, "Post", object, &done);
+            done
+        }
+        Err(postings) => {
+            let work = async move { on.post(postings).await };
+            mutate(asker, "Post", object, work).await
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -181,14 +198,7 @@ impl EventService for Api {
             let on = api.on(&asker, request.r#loop, true)?;
             api.registry.check_draining()?;
             let postings = postings("posts", request.posts)?;
-            let object = object(&on, format!("{} posts", postings.len()));
-            let cursor = mutate(
-                &asker,
-                "Post",
-                object,
-                async move { on.post(postings).await },
-            )
-            .await?;
+            let cursor = append(&asker, on, postings).await?;
             Ok(PostResponse {
                 cursor: Some(cursor.into()),
             })

@@ -13,6 +13,7 @@ mod consumers;
 mod crowds;
 mod faults;
 mod memory;
+mod posting;
 mod pressure;
 mod programs;
 mod repeats;

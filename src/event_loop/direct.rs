@@ -1,0 +1,49 @@
+//! Posts that the caller's thread appends itself, while the loop's thread waits: waking that thread,
+//! and being woken by it, takes several times as long as everything else that a post needs.
+//!
+//! The loop's thread holds the lock of the outbox except while it waits. A post is appended directly
+//! only if nothing is in the mailbox, so it never overtakes a command that came before it. It is
+//! then as if it had a turn of its own.
+
+use parking_lot::{ArcMutexGuard, RawMutex};
+
+use super::Handle;
+use super::commands::Posting;
+use crate::clock::Now;
+use crate::event::Cursor;
+use crate::journal::Outbox;
+
+/// The outbox, locked by the loop's thread.
+pub(super) type Held = ArcMutexGuard<RawMutex, Outbox>;
+
+/// Most bytes that are appended directly. More would keep the caller's thread from its other calls.
+const BYTES_MAX: u64 = 16 * 1024;
+
+impl Handle {
+    /// Appends the events that a client posts, and returns the cursor of the last one; they can be
+    /// read then. Returns the postings if that takes the loop's thread: it is not waiting, has
+    /// commands to carry out first, or has to look for room.
+    ///
+    /// # Errors
+    /// The postings, unchanged.
+    pub fn post_at_once(&self, postings: Vec<Posting>) -> Result<Cursor, Vec<Posting>> {
+        let room = Posting::room(&postings);
+        if room.bytes > BYTES_MAX {
+            return Err(postings);
+        }
+        let Some(mut outbox) = self.shared().outbox.try_lock() else {
+            return Err(postings);
+        };
+        if !self.mailbox.is_idle() || !outbox.borrow_room(room) {
+            return Err(postings);
+        }
+        Posting::push(postings, Now::sample(), &mut outbox);
+        let newest = outbox.newest();
+        let calls = outbox.commit_lent();
+        drop(outbox);
+        if calls {
+            self.mailbox.waker.kick();
+        }
+        Ok(self.journal().cursor(newest))
+    }
+}
