@@ -155,7 +155,7 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
 /// looked at with `events` only.
 pub(super) async fn named(session: &Session, asked: WatchRef) -> Result<Watch, Failure> {
     let found = watch::get(session, &asked).await?;
-    if found.watch_kind != "process" {
+    if !watch::show::is_process(&found) {
         return Err(no_process(&parse::watch_name(&asked), &found));
     }
     if found.name.is_empty() {

@@ -122,7 +122,7 @@ pub(super) async fn send(
         // These say the name themselves.
         "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
         "WRONG_STATE" => match watch::get(session, &watch).await {
-            Ok(found) if found.watch_kind != "process" => no_process(&name, &found),
+            Ok(found) if !show::is_process(&found) => no_process(&name, &found),
             Ok(_) | Err(_) => failure.about(name),
         },
         _ => failure.about(name),
@@ -133,7 +133,7 @@ pub(super) async fn send(
 async fn runs(session: &Session, asked: &WatchRef) -> Result<(), Failure> {
     let name = parse::watch_name(asked);
     let found = watch::get(session, asked).await?;
-    if found.watch_kind != "process" {
+    if !show::is_process(&found) {
         return Err(no_process(&name, &found));
     }
     match show::end(&found) {

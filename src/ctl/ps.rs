@@ -13,6 +13,7 @@ use super::session::Session;
 use super::table::{NAME, Table, cell, plain, printable};
 use super::units::age;
 use super::watch::{self, show};
+use crate::kinds::WatchKind;
 use crate::proto::{ListWatchesRequest, Watch, WatchRef, watch::Status, watch_ref};
 
 mod condition;
@@ -71,7 +72,7 @@ impl Ps {
 
     async fn list(&self, session: &Session) -> Result<Vec<Watch>, Failure> {
         let request = ListWatchesRequest {
-            watch_kinds: vec!["process".to_owned()],
+            watch_kinds: vec![WatchKind::Process.name().to_owned()],
             open_only: self.running,
             ..ListWatchesRequest::default()
         };

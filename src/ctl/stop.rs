@@ -64,7 +64,7 @@ async fn stop(
 ) -> Result<(), Failure> {
     let found = watch::get(session, &asked).await?;
     let name = parse::watch_name(&asked);
-    if found.watch_kind != "process" {
+    if !show::is_process(&found) {
         return Err(no_process(&name, &found));
     }
     if show::end(&found).is_some() {

@@ -43,7 +43,8 @@ pub fn offer<T: Errand + 'static>(errand: &Arc<T>) -> bool {
 }
 
 /// Wakes all readers, and runs the work of at most one of them here if no more than [`NEWS_MAX`]
-/// bytes are new. The caller must hold no lock.
+/// bytes are new. The caller must hold no lock that another thread
+/// may wait for.
 pub(super) fn wake(waiting: impl Iterator<Item = Waker>, news: usize) {
     if news <= NEWS_MAX {
         OFFERS.set(Offers::Open);

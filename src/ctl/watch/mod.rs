@@ -8,6 +8,7 @@ use super::names::OneWatch;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
+use crate::kinds::WatchKind;
 use crate::proto::{GetWatchRequest, ListWatchesRequest, RearmItem, RearmRequest, Watch, WatchRef};
 
 pub(super) mod add;
@@ -119,7 +120,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
         } => {
             let asked = watch.reference();
             let found = get(session, &asked).await?;
-            if found.watch_kind != "fd" {
+            if found.watch_kind != WatchKind::Fd.name() {
                 let (name, kind) = (
                     parse::watch_name(&asked),
                     found.watch_kind.replace('_', " "),

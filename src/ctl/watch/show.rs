@@ -13,7 +13,7 @@ use super::super::transcript::is_success;
 use super::super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
 use super::kinds::{Target as _, command};
 use crate::config::Limit;
-use crate::kinds::with_spec;
+use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
     CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, watch::Status,
     watch_spec::Spec,
@@ -46,6 +46,11 @@ pub(in crate::ctl) fn reference(watch: &Watch) -> String {
     } else {
         watch.name.clone()
     }
+}
+
+/// Whether the watch is of a process.
+pub(in crate::ctl) fn is_process(watch: &Watch) -> bool {
+    watch.watch_kind == WatchKind::Process.name()
 }
 
 /// How the process ended, if it is one and that is known.
@@ -81,7 +86,7 @@ fn words_and_style(watch: &Watch) -> (String, Style) {
         .filter(|_| watch.state() == WatchState::Closed);
     if let Some(closed) = closed {
         let (what, style) = match closed.reason() {
-            _ if watch.watch_kind == "process" => ("lost".to_owned(), BAD),
+            _ if is_process(watch) => ("lost".to_owned(), BAD),
             CloseReason::Error => {
                 let error = closed.error.as_ref().map(system_error);
                 (error.unwrap_or_else(|| "failed".to_owned()), BAD)
