@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags};
 
-use super::transfer::{self, Attempt, Refused};
+use super::transfer::{self, Attempt, CallError};
 
 /// `user_data` of the accept and of its cancellation.
 const ACCEPT: u64 = 1;
@@ -49,7 +49,7 @@ impl Acceptor {
             },
         };
         // Kept only if nothing is in flight. On failure the ring is closed, which ends the accept.
-        let (ring, result) = accept(ring, fd).map_err(|error| Refused::from(errno(&error)))?;
+        let (ring, result) = accept(ring, fd).map_err(|error| CallError::from(errno(&error)))?;
         self.0 = Some(ring);
         match u32::try_from(result) {
             Ok(_) => {
@@ -59,8 +59,8 @@ impl Acceptor {
                 Ok((connection, peer))
             }
             Err(_) => Err(match Errno::from_raw_os_error(result.saturating_neg()) {
-                Errno::CANCELED => Refused::ForNow,
-                errno => Refused::from(errno),
+                Errno::CANCELED => CallError::WouldBlock,
+                errno => CallError::from(errno),
             }),
         }
     }
@@ -81,7 +81,7 @@ fn without_ring(
         return Err(errno.into());
     }
     if !rustix::fs::fcntl_getfl(fd)?.contains(OFlags::NONBLOCK) {
-        return Err(Refused::ForGood(Errno::NOSYS));
+        return Err(CallError::Failed(Errno::NOSYS));
     }
     transfer::accept(fd)
 }

@@ -268,7 +268,7 @@ pub trait Driver: Send + fmt::Debug {
 
     /// Returns whether the last turn examined every source: no live operation is ready and
     /// unreported.
-    fn has_looked(&self) -> bool {
+    fn has_polled_all(&self) -> bool {
         true
     }
 

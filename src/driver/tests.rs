@@ -259,7 +259,7 @@ fn an_adopted_blocking_pipe_keeps_its_flags(rig: &mut Rig) {
     let mut intake = transfer::Intake::new();
     assert!(matches!(
         intake.read(rig.driver.fd(source).unwrap(), reader.mode, 1),
-        Err(transfer::Refused::ForNow)
+        Err(transfer::CallError::WouldBlock)
     ));
 }
 

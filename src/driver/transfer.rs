@@ -21,25 +21,25 @@ const SMALL_MAX: usize = 16 * 1024;
 const CHUNK: usize = 64 * 1024;
 
 /// Why a system call did not succeed.
-pub(super) enum Refused {
+pub(super) enum CallError {
     /// It would have blocked, or a signal interrupted it.
-    ForNow,
+    WouldBlock,
     /// It failed.
-    ForGood(Errno),
+    Failed(Errno),
 }
 
-impl From<Errno> for Refused {
+impl From<Errno> for CallError {
     fn from(errno: Errno) -> Self {
         match errno {
             // After EINTR the source is still ready and is reported again.
-            Errno::AGAIN | Errno::INTR => Self::ForNow,
-            errno => Self::ForGood(errno),
+            Errno::AGAIN | Errno::INTR => Self::WouldBlock,
+            errno => Self::Failed(errno),
         }
     }
 }
 
 /// The outcome of a system call that must not block.
-pub(super) type Attempt<T> = Result<T, Refused>;
+pub(super) type Attempt<T> = Result<T, CallError>;
 
 /// Copies received bytes out of a buffer that the next read reuses. Small copies share an
 /// allocation.
@@ -168,16 +168,16 @@ pub(super) fn connect(fd: BorrowedFd<'_>, address: &SocketAddrAny) -> Attempt<()
     match rustix::net::connect(fd, address) {
         Ok(()) => Ok(()),
         // An interrupted connect goes on in the kernel like one in progress.
-        Err(Errno::INPROGRESS | Errno::INTR) => Err(Refused::ForNow),
+        Err(Errno::INPROGRESS | Errno::INTR) => Err(CallError::WouldBlock),
         // EAGAIN means that the backlog of a Unix listener is full: no connect is in progress.
-        Err(errno) => Err(Refused::ForGood(errno)),
+        Err(errno) => Err(CallError::Failed(errno)),
     }
 }
 
 /// Returns `Ok` if the socket is connected, and the error with which connecting failed otherwise.
 pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
     readiness(fd, Direction::Write)?;
-    sockopt::socket_error(fd)?.map_err(Refused::ForGood)
+    sockopt::socket_error(fd)?.map_err(CallError::Failed)
 }
 
 /// Calls poll(2) on one descriptor without waiting.
@@ -188,7 +188,7 @@ fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
     };
     let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
     if rustix::event::poll(&mut fds, Some(&timespec(Duration::ZERO)))? == 0 {
-        return Err(Refused::ForNow);
+        return Err(CallError::WouldBlock);
     }
     Ok(fds[0].revents())
 }

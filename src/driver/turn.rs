@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::acceptor::Acceptor;
-use super::transfer::{self, Refused};
+use super::transfer::{self, CallError};
 use super::{Budget, Completion, Done, Nonblocking, OpId, Received};
 
 /// Most connections accepted for one readiness event, failed attempts included.
@@ -68,7 +68,7 @@ impl<'a> TurnState<'a> {
         mode: Nonblocking,
         id: OpId,
         limit: &mut u32,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, CallError> {
         for attempt in 0..ACCEPTS_MAX {
             let accepted = if mode == Nonblocking::Listener {
                 acceptor.accept(fd)
@@ -80,8 +80,8 @@ impl<'a> TurnState<'a> {
                     self.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
                     *limit -= 1;
                 }
-                Err(Refused::ForGood(errno)) if transfer::concerns_one_connection(errno) => {}
-                Err(Refused::ForNow) if attempt > 0 => break,
+                Err(CallError::Failed(errno)) if transfer::concerns_one_connection(errno) => {}
+                Err(CallError::WouldBlock) if attempt > 0 => break,
                 Err(refused) => return Err(refused),
             }
             if *limit == 0 {

@@ -94,7 +94,7 @@ impl EventLoop {
         if self.fences.is_empty() {
             return;
         }
-        let seen = found == 0 && self.driver.has_looked();
+        let seen = found == 0 && self.driver.has_polled_all();
         // A turn takes at least this many completions, and sources take turns.
         let least = self.limits.turn_events.min(BEHIND.completions);
         let most = TURNS_MAX + 2 * self.watches.len() / least;

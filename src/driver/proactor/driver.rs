@@ -11,8 +11,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::aside::Aside;
 use super::entry::Token;
+use super::epoll::EpollSet;
 use super::operation::{Live, Report, Source, Stage};
 use super::ring::{MUCH, Ring};
 use crate::driver::acceptor::Acceptor;
@@ -45,7 +45,7 @@ pub(super) struct Proactor {
     /// Whether a poll of the waker is in the kernel.
     pub(super) waker_polled: bool,
     pub(super) woken: bool,
-    pub(super) aside: Aside,
+    pub(super) epoll: EpollSet,
     pub(super) acceptor: Acceptor,
     pub(super) sources: Slab<Source>,
     /// Operations to submit in the next turn.
@@ -64,13 +64,13 @@ pub(super) struct Proactor {
     /// Number of cancelled operations whose end was not reported yet.
     pub(super) cancelling: usize,
     /// Results of the kernel that no turn has had budget for yet.
-    pub(super) found: VecDeque<(Token, Report)>,
-    /// Bytes in `found`.
+    pub(super) reports: VecDeque<(Token, Report)>,
+    /// Bytes in `reports`.
     pub(super) held: usize,
     /// Refused operations, to be reported in the next turn.
     refused: Vec<Completion>,
-    /// See [`Driver::has_looked`].
-    looked: bool,
+    /// See [`Driver::has_polled_all`].
+    polled_all: bool,
 }
 
 impl fmt::Debug for Proactor {
@@ -79,7 +79,7 @@ impl fmt::Debug for Proactor {
             .field("ring", &self.ring)
             .field("waker", &self.waker)
             .field("sources", &self.sources.len())
-            .field("lined_up", &self.waiting_receives.len())
+            .field("waiting_receives", &self.waiting_receives.len())
             .finish_non_exhaustive()
     }
 }
@@ -91,7 +91,7 @@ impl Proactor {
             waker,
             waker_polled: false,
             woken: false,
-            aside: Aside::default(),
+            epoll: EpollSet::default(),
             acceptor: Acceptor::default(),
             sources: Slab::new(),
             queued: Vec::new(),
@@ -101,10 +101,10 @@ impl Proactor {
             cancelled: Vec::new(),
             receiving: 0,
             cancelling: 0,
-            found: VecDeque::new(),
+            reports: VecDeque::new(),
             held: 0,
             refused: Vec::new(),
-            looked: false,
+            polled_all: false,
         }
     }
 
@@ -114,22 +114,22 @@ impl Proactor {
     }
 
     /// Queues a result, to be reported when a turn has budget for it.
-    pub(super) fn find(&mut self, token: Token, what: Report) {
+    pub(super) fn queue_report(&mut self, token: Token, what: Report) {
         if let Report::Data(bytes) = &what {
             self.held += bytes.len();
         }
-        self.found.push_back((token, what));
+        self.reports.push_back((token, what));
     }
 
     pub(super) fn end(&mut self, token: Token, done: Done) {
         if let Some(live) = self.live(token) {
-            live.stage = Stage::Found;
-            self.find(token, Report::End(done));
+            live.stage = Stage::Done;
+            self.queue_report(token, Report::End(done));
         }
     }
 
     /// Queues an operation to be submitted again, or ends it if it was cancelled.
-    pub(super) fn again(&mut self, token: Token) {
+    pub(super) fn resubmit(&mut self, token: Token) {
         if let Some(live) = self.live(token) {
             if live.cancelling {
                 return self.end(token, Done::Cancelled);
@@ -155,17 +155,17 @@ impl Proactor {
     }
 
     /// Polls the loop's waker, so that it ends the wait.
-    fn watch_waker(&mut self) {
+    fn poll_waker(&mut self) {
         if !self.waker_polled {
             // If the kernel takes no more entries, other results will end the wait.
             self.waker_polled = self.ring.poll(Token::WAKER, self.waker.as_fd()).is_ok();
         }
     }
 
-    /// Polls the epoll instance of [`Aside`], so that its sources end the wait.
-    fn watch_aside(&mut self) {
-        if let Some(epoll) = self.aside.unpolled() {
-            self.aside.polled = self.ring.poll(Token::ASIDE, epoll.as_fd()).is_ok();
+    /// Polls the epoll instance of [`EpollSet`], so that its sources end the wait.
+    fn poll_epoll(&mut self) {
+        if let Some(epoll) = self.epoll.unpolled() {
+            self.epoll.polled = self.ring.poll(Token::EPOLL, epoll.as_fd()).is_ok();
         }
     }
 }
@@ -238,11 +238,11 @@ impl Driver for Proactor {
             match live.stage {
                 Stage::Queued => self.end(token, Done::Cancelled),
                 Stage::Submitted | Stage::Polling => self.cancelled.push(token),
-                Stage::Aside => {
-                    self.leave_aside(token);
+                Stage::InEpoll => {
+                    self.leave_epoll(token);
                     self.end(token, Done::Cancelled);
                 }
-                Stage::Found => {}
+                Stage::Done => {}
             }
             self.cancelling += 1;
             return;
@@ -273,8 +273,8 @@ impl Driver for Proactor {
         self.ring.exposed() + self.ring.lent() + self.held
     }
 
-    fn has_looked(&self) -> bool {
-        self.looked
+    fn has_polled_all(&self) -> bool {
+        self.polled_all
     }
 
     fn turn(
@@ -284,7 +284,7 @@ impl Driver for Proactor {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ring.enable()?;
-        self.looked = false;
+        self.polled_all = false;
         let mut wait = timeout;
         let deadline = timeout
             .filter(|timeout| !timeout.is_zero())
@@ -293,7 +293,7 @@ impl Driver for Proactor {
         for Completion { id, done, last } in self.refused.drain(..) {
             turn.push(id, done, last);
         }
-        self.tell(&mut turn);
+        self.report(&mut turn);
         // Consecutive calls of io_uring_enter(2) that brought nothing.
         let mut quiet = 0;
         let mut calls = 0;
@@ -306,35 +306,35 @@ impl Driver for Proactor {
             } else {
                 self.ring.withdraw();
             }
-            self.watch_aside();
+            self.poll_epoll();
             let taken = self.submit();
-            let can_tell = !self.found.is_empty() && !turn.is_spent();
+            let can_tell = !self.reports.is_empty() && !turn.is_spent();
             let hurry = turn.progress || self.is_behind() || can_tell;
             if hurry {
                 wait = Some(Duration::ZERO);
             } else if wait != Some(Duration::ZERO) {
-                self.watch_waker();
+                self.poll_waker();
             }
             self.ring.enter(wait, much)?;
             calls += if much { MUCH / CALL } else { 1 };
-            let heard = self.listen()?;
-            much = heard >= BATCH;
-            self.tell(&mut turn);
+            let count = self.process_results()?;
+            much = count >= BATCH;
+            self.report(&mut turn);
             let woken = std::mem::take(&mut self.woken);
-            quiet = if heard > 0 { 0 } else { quiet + 1 };
+            quiet = if count > 0 { 0 } else { quiet + 1 };
             // Some operations take the kernel two calls. `has_more` is only a hint: the kernel
             // may also set it for work that is done.
             let next_step = quiet < 2 && self.ring.has_more();
             // Results for the watches may still follow.
-            let unsettled = heard > 0 || hurry || next_step;
+            let unsettled = count > 0 || hurry || next_step;
             let more = if turn.progress {
-                let held_back = heard >= BATCH && calls < CALLS_MAX;
+                let held_back = count >= BATCH && calls < CALLS_MAX;
                 next_step && (held_back || self.cancelling > 0) && !turn.is_spent()
             } else {
                 !woken && unsettled
             };
             if !more || !taken || calls >= STEPS_MAX {
-                self.looked = taken && !unsettled && self.found.is_empty();
+                self.polled_all = taken && !unsettled && self.reports.is_empty();
                 return Ok(());
             }
             wait = match deadline {

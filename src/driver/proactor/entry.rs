@@ -12,8 +12,8 @@ pub(super) struct Token(u64);
 impl Token {
     /// The poll of the loop's waker.
     pub(super) const WAKER: Self = Self(u64::MAX - 1);
-    /// The poll of the epoll instance of `Aside`.
-    pub(super) const ASIDE: Self = Self(u64::MAX - 3);
+    /// The poll of the epoll instance of `EpollSet`.
+    pub(super) const EPOLL: Self = Self(u64::MAX - 3);
     /// Any cancellation.
     pub(super) const CANCELLATION: Self = Self(u64::MAX);
 

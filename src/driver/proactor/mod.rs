@@ -22,18 +22,18 @@ use driver::Proactor;
 use probe::Refused;
 use ring::Ring;
 
-mod aside;
 #[allow(unsafe_code)]
 mod buffers;
 mod driver;
 mod entry;
-mod listen;
+mod epoll;
 mod operation;
 mod probe;
+mod report;
+mod results;
 #[allow(unsafe_code)]
 mod ring;
 mod submit;
-mod tell;
 
 /// Opens a ring. The thread of the first turn becomes its only user.
 ///

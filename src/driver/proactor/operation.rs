@@ -41,10 +41,10 @@ pub(super) enum Stage {
     Submitted,
     /// The ring polls its source.
     Polling,
-    /// Its source waits in the epoll instance of `Aside`.
-    Aside,
-    /// The kernel is done with it; `Proactor::found` has a result that was not reported yet.
-    Found,
+    /// Its source waits in the epoll instance of `EpollSet`.
+    InEpoll,
+    /// The kernel is done with it; `Proactor::reports` has a result that was not reported yet.
+    Done,
 }
 
 impl Live {

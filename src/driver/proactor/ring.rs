@@ -65,7 +65,7 @@ pub(super) struct Ring {
     distrusted: bool,
     chunk: Chunk,
     /// Entries of the completion queue that were not processed yet.
-    said: Vec<Entry>,
+    results: Vec<Entry>,
 }
 
 impl fmt::Debug for Ring {
@@ -111,7 +111,7 @@ impl Ring {
             enabled: false,
             distrusted: false,
             chunk: Chunk::default(),
-            said: Vec::new(),
+            results: Vec::new(),
         })
     }
 
@@ -325,20 +325,20 @@ impl Ring {
     }
 
     fn collect(&mut self) {
-        let said = self.uring.completion();
-        self.said.extend(said.map(|entry| Entry::new(&entry)));
+        let results = self.uring.completion();
+        self.results.extend(results.map(|entry| Entry::new(&entry)));
     }
 
     /// Takes the completion entries since the last call, each to be passed to [`Ring::read`].
-    pub(super) fn said(&mut self) -> Vec<Entry> {
-        std::mem::take(&mut self.said)
+    pub(super) fn take_results(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.results)
     }
 
-    /// Reuses the vector that [`Ring::said`] returned.
-    pub(super) fn recycle(&mut self, mut said: Vec<Entry>) {
-        said.clear();
-        if self.said.is_empty() {
-            self.said = said;
+    /// Reuses the vector that [`Ring::take_results`] returned.
+    pub(super) fn recycle(&mut self, mut results: Vec<Entry>) {
+        results.clear();
+        if self.results.is_empty() {
+            self.results = results;
         }
     }
 
@@ -393,8 +393,8 @@ impl Ring {
 
     /// Adds a result as if the kernel had reported it.
     #[cfg(test)]
-    pub(super) fn pretend(&mut self, token: Token, result: Result<usize, Errno>, flags: u32) {
-        self.said.push(Entry {
+    pub(super) fn inject(&mut self, token: Token, result: Result<usize, Errno>, flags: u32) {
+        self.results.push(Entry {
             token,
             result,
             flags,
@@ -413,7 +413,7 @@ impl Ring {
             {
                 return false;
             }
-            for entry in self.said() {
+            for entry in self.take_results() {
                 let cancellation = entry.token == Token::CANCELLATION;
                 if !cancellation && self.read(&entry).is_none() {
                     return false;
@@ -455,8 +455,8 @@ mod tests {
         ring.queue(&opcode::Nop::new().build().user_data(1))
             .unwrap();
         ring.enter(Some(Duration::from_secs(20)), false).unwrap();
-        let said = ring.said();
-        assert_eq!(said[0].result, Err(Errno::ACCESS));
+        let results = ring.take_results();
+        assert_eq!(results[0].result, Err(Errno::ACCESS));
         assert!(ring.uring.submitter().register_eventfd(0).is_err());
     }
 }

@@ -7,7 +7,7 @@ use super::driver::Proactor;
 use super::entry::Token;
 use super::operation::{Live, Stage};
 use super::ring::Receive;
-use crate::driver::transfer::{self, Refused};
+use crate::driver::transfer::{self, CallError};
 use crate::driver::{Done, Op};
 
 /// One receive that had found no buffer is resubmitted for every this many exposed bytes.
@@ -19,8 +19,8 @@ impl Proactor {
     pub(super) fn submit(&mut self) -> bool {
         let mut queued = std::mem::take(&mut self.queued);
         queued.retain(|&token| {
-            if self.must_line_up(token) {
-                self.starve(token);
+            if self.must_wait_for_buffer(token) {
+                self.wait_for_buffer(token);
                 return false;
             }
             self.submit_one(token).is_err()
@@ -53,7 +53,7 @@ impl Proactor {
     }
 
     /// Returns whether a receive must wait: there are no buffers, or other receives wait for them.
-    fn must_line_up(&mut self, token: Token) -> bool {
+    fn must_wait_for_buffer(&mut self, token: Token) -> bool {
         let short = self.ring.exposed() == 0 || !self.waiting_receives.is_empty();
         let receives = |live: &mut Live| {
             let receives = matches!(live.op, Op::Recv { .. });
@@ -63,7 +63,7 @@ impl Proactor {
     }
 
     /// Appends a receive to the queue of those that wait for buffers.
-    pub(super) fn starve(&mut self, token: Token) {
+    pub(super) fn wait_for_buffer(&mut self, token: Token) {
         self.places += 1;
         let place = self.places;
         if let Some(live) = self.live(token) {
@@ -121,10 +121,10 @@ impl Proactor {
         }
         match &live.op {
             Op::Connect(address) if !live.begun => match transfer::connect(fd, address) {
-                Err(Refused::ForNow) => live.begun = true,
+                Err(CallError::WouldBlock) => live.begun = true,
                 over => {
                     let done = match over {
-                        Err(Refused::ForGood(errno)) => Done::Failed(errno),
+                        Err(CallError::Failed(errno)) => Done::Failed(errno),
                         _ => Done::Connected,
                     };
                     self.end(token, done);

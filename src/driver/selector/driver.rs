@@ -11,7 +11,7 @@ use slab::Slab;
 
 use super::{Event, Interest, Poller};
 use crate::driver::acceptor::Acceptor;
-use crate::driver::transfer::{self, Intake, Refused};
+use crate::driver::transfer::{self, CallError, Intake};
 use crate::driver::turn::TurnState;
 use crate::driver::wait::wait;
 use crate::driver::{
@@ -86,8 +86,8 @@ pub(super) struct Selector<P> {
     /// The events of the last wait, of which the first `served` have been served.
     events: Vec<Event>,
     served: usize,
-    /// See [`Driver::has_looked`].
-    looked: bool,
+    /// See [`Driver::has_polled_all`].
+    polled_all: bool,
     intake: Intake,
     acceptor: Acceptor,
 }
@@ -114,7 +114,7 @@ impl<P: Poller> Selector<P> {
             endings: Vec::new(),
             events: Vec::new(),
             served: 0,
-            looked: false,
+            polled_all: false,
             intake: Intake::new(),
             acceptor: Acceptor::default(),
         })
@@ -250,11 +250,11 @@ impl<P: Poller> Selector<P> {
         };
         let done = match attempt {
             Ok(done) => done,
-            Err(Refused::ForGood(errno)) => Done::Failed(errno),
+            Err(CallError::Failed(errno)) => Done::Failed(errno),
             // A watched source is no longer ready. `stuck` is not called for it, because that
             // would take the pending error out of a client's socket.
-            Err(Refused::ForNow) if was_fresh || matches!(op, Op::Ready(_)) => return,
-            Err(Refused::ForNow) => match transfer::stuck(fd, direction) {
+            Err(CallError::WouldBlock) if was_fresh || matches!(op, Op::Ready(_)) => return,
+            Err(CallError::WouldBlock) => match transfer::stuck(fd, direction) {
                 Some(errno) => Done::Failed(errno),
                 None => return,
             },
@@ -339,8 +339,8 @@ impl<P: Poller> Driver for Selector<P> {
         source.is_some_and(|source| source.mode != Nonblocking::Own)
     }
 
-    fn has_looked(&self) -> bool {
-        self.looked
+    fn has_polled_all(&self) -> bool {
+        self.polled_all
     }
 
     fn turn(
@@ -349,7 +349,7 @@ impl<P: Poller> Driver for Selector<P> {
         budget: Budget,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        self.looked = false;
+        self.polled_all = false;
         let mut turn = TurnState::new(budget, completions);
         for Completion { id, done, last } in self.endings.drain(..) {
             turn.push(id, done, last);
@@ -374,7 +374,7 @@ impl<P: Poller> Driver for Selector<P> {
         match self.poller.wait(timeout, &mut self.events) {
             Ok(()) => {
                 self.serve(&mut turn);
-                self.looked = self.served == self.events.len() && self.dirty.is_empty();
+                self.polled_all = self.served == self.events.len() && self.dirty.is_empty();
                 Ok(())
             }
             // Signals reach the loop through its mailbox and waker.

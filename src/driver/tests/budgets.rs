@@ -132,13 +132,13 @@ pub(super) fn a_turn_says_whether_it_got_to_everything(rig: &mut Rig) {
         peers.push(peer);
     }
     assert!(rig.turn(Duration::ZERO, nothing).is_empty());
-    assert!(!rig.driver.has_looked(), "it could not tell");
+    assert!(!rig.driver.has_polled_all(), "it could not tell");
     let mut told = 0;
     while told < 5 {
         let said = rig.turn(Duration::ZERO, few).len();
-        assert!(said > 0 || !rig.driver.has_looked(), "{told} of 5");
+        assert!(said > 0 || !rig.driver.has_polled_all(), "{told} of 5");
         told += said;
     }
     assert!(rig.turn(Duration::ZERO, few).is_empty());
-    assert!(rig.driver.has_looked());
+    assert!(rig.driver.has_polled_all());
 }

@@ -22,7 +22,7 @@ const EVENTS_MAX: usize = 64;
 
 /// The sources that wait in an epoll instance instead of the ring.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
+pub(super) struct EpollSet {
     /// The epoll instance, created for the first source that needs it.
     epoll: Option<OwnedFd>,
     /// Number of sources in it.
@@ -31,7 +31,7 @@ pub(super) struct Aside {
     pub(super) polled: bool,
 }
 
-impl Aside {
+impl EpollSet {
     fn add(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let epoll = match self.epoll.take() {
             Some(epoll) => epoll,
@@ -74,7 +74,7 @@ impl Aside {
 
 impl Proactor {
     /// Makes an operation wait in epoll after the ring's poll ended only because of `RDHUP`.
-    pub(super) fn set_aside(&mut self, token: Token) {
+    pub(super) fn wait_in_epoll(&mut self, token: Token) {
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
         };
@@ -84,35 +84,35 @@ impl Proactor {
         if live.cancelling {
             return self.end(token, Done::Cancelled);
         }
-        match self.aside.add(token, fd) {
-            Ok(()) => live.stage = Stage::Aside,
+        match self.epoll.add(token, fd) {
+            Ok(()) => live.stage = Stage::InEpoll,
             Err(errno) => self.end(token, Done::Failed(errno)),
         }
     }
 
     /// Removes an operation's source from epoll.
-    pub(super) fn leave_aside(&mut self, token: Token) {
+    pub(super) fn leave_epoll(&mut self, token: Token) {
         if let Some(source) = self.sources.get_mut(token.source())
             && let Some((fd, _)) = source.parts(token.direction())
         {
-            self.aside.remove(fd);
+            self.epoll.remove(fd);
         }
     }
 
     /// Goes on with the operations that are ready, after the ring's poll of epoll has ended.
-    pub(super) fn look_aside(&mut self) {
-        self.aside.polled = false;
-        for token in self.aside.ready() {
-            self.leave_aside(token);
+    pub(super) fn process_epoll(&mut self) {
+        self.epoll.polled = false;
+        for token in self.epoll.ready() {
+            self.leave_epoll(token);
             if let Some(live) = self.live(token)
-                && live.stage == Stage::Aside
+                && live.stage == Stage::InEpoll
             {
                 if live.waits_to_transfer() {
                     (live.poll_first, live.polled) = (false, true);
-                    self.again(token);
+                    self.resubmit(token);
                 } else {
-                    live.stage = Stage::Found;
-                    self.find(token, Report::Ready);
+                    live.stage = Stage::Done;
+                    self.queue_report(token, Report::Ready);
                 }
             }
         }

@@ -16,17 +16,17 @@ fn impossible(what: &str) -> io::Error {
 }
 
 /// Checks a result of an operation that the kernel carries out. Returns what is impossible in it.
-fn refutation(op: &Op, said: &Outcome) -> Option<&'static str> {
+fn check_result(op: &Op, outcome: &Outcome) -> Option<&'static str> {
     let receives = matches!(op, Op::Recv { .. } | Op::ReadAt { .. });
-    match (op, said.result) {
+    match (op, outcome.result) {
         (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => {
             Some("more bytes sent than were submitted")
         }
-        (_, Ok(len)) if receives && len != said.data.len() => {
+        (_, Ok(len)) if receives && len != outcome.data.len() => {
             Some("bytes that are in no buffer of the daemon")
         }
         (Op::Recv { .. }, Ok(1..)) => None,
-        _ => (!said.last).then_some("a final result, marked as not the last"),
+        _ => (!outcome.last).then_some("a final result, marked as not the last"),
     }
 }
 
@@ -52,52 +52,54 @@ impl Proactor {
     ///
     /// # Errors
     /// A result is impossible.
-    pub(super) fn listen(&mut self) -> io::Result<usize> {
-        let said = self.ring.said();
-        let heard = said.len();
-        let result = said.iter().try_for_each(|entry| self.hear(entry));
-        self.ring.recycle(said);
+    pub(super) fn process_results(&mut self) -> io::Result<usize> {
+        let entries = self.ring.take_results();
+        let count = entries.len();
+        let result = entries
+            .iter()
+            .try_for_each(|entry| self.process_entry(entry));
+        self.ring.recycle(entries);
         if result.is_err() {
             self.ring.distrust();
         }
-        result.map(|()| heard)
+        result.map(|()| count)
     }
 
-    fn hear(&mut self, entry: &Entry) -> io::Result<()> {
+    fn process_entry(&mut self, entry: &Entry) -> io::Result<()> {
         let token = entry.token;
         let stage = self.live(token).map(|live| live.stage);
         let asked = match token {
             Token::CANCELLATION => return Ok(cancellation_failed(entry.result)?),
             Token::WAKER => self.waker_polled,
-            Token::ASIDE => self.aside.polled,
+            Token::EPOLL => self.epoll.polled,
             _ => matches!(stage, Some(Stage::Polling | Stage::Submitted)),
         };
         if !asked {
             return Err(impossible("the end of an operation that was not submitted"));
         }
-        let said = self.ring.read(entry);
-        let said = said.ok_or_else(|| impossible("a buffer that was not provided"))?;
+        let outcome = self.ring.read(entry);
+        let outcome = outcome.ok_or_else(|| impossible("a buffer that was not provided"))?;
         let op = self.live(token).map(|live| &live.op);
-        let refuted = match (stage, op) {
-            (Some(Stage::Submitted), Some(op)) => refutation(op, &said),
+        let violation = match (stage, op) {
+            (Some(Stage::Submitted), Some(op)) => check_result(op, &outcome),
             // Every poll is submitted as single-shot.
-            _ => (!said.last).then_some("a single-shot poll that goes on"),
+            _ => (!outcome.last).then_some("a single-shot poll that goes on"),
         };
-        if let Some(what) = refuted {
+        if let Some(what) = violation {
             return Err(impossible(what));
         }
         match (token, stage) {
-            (_, Some(Stage::Submitted)) => self.done(said),
+            (_, Some(Stage::Submitted)) => self.done(outcome),
             (Token::WAKER, _) => {
                 // Without a poll of the waker, the loop would miss wake-ups.
-                said.result?;
+                outcome.result?;
                 (self.waker_polled, self.woken) = (false, true);
             }
-            (Token::ASIDE, _) => {
-                said.result?;
-                self.look_aside();
+            (Token::EPOLL, _) => {
+                outcome.result?;
+                self.process_epoll();
             }
-            _ => self.polled(token, said.result),
+            _ => self.polled(token, outcome.result),
         }
         Ok(())
     }
@@ -108,28 +110,28 @@ impl Proactor {
             return;
         };
         match result {
-            Ok(found) if is_for_nothing(token, found) => self.set_aside(token),
+            Ok(found) if is_for_nothing(token, found) => self.wait_in_epoll(token),
             Ok(_) if live.waits_to_transfer() => {
                 (live.poll_first, live.polled) = (false, true);
-                self.again(token);
+                self.resubmit(token);
             }
             Ok(_) => {
-                live.stage = Stage::Found;
-                self.find(token, Report::Ready);
+                live.stage = Stage::Done;
+                self.queue_report(token, Report::Ready);
             }
-            Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => self.again(token),
+            Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => self.resubmit(token),
             Err(errno) => self.end(token, Done::Failed(errno)),
         }
     }
 
     /// Processes a result of an operation that the kernel carries out.
-    fn done(&mut self, said: Outcome) {
+    fn done(&mut self, outcome: Outcome) {
         let Outcome {
             token,
             result,
             data,
             last,
-        } = said;
+        } = outcome;
         let Some(source) = self.sources.get_mut(token.source()) else {
             return;
         };
@@ -144,11 +146,11 @@ impl Proactor {
             Ok(_) if !data.is_empty() => {
                 live.polled = false;
                 if once {
-                    live.stage = Stage::Found;
+                    live.stage = Stage::Done;
                 }
-                self.find(token, Report::Data(data));
+                self.queue_report(token, Report::Data(data));
                 if last && !once {
-                    self.again(token);
+                    self.resubmit(token);
                 }
             }
             Ok(_) => self.end(token, Done::Eof),
@@ -157,9 +159,9 @@ impl Proactor {
                 if live.cancelling {
                     return self.end(token, Done::Cancelled);
                 }
-                self.starve(token);
+                self.wait_for_buffer(token);
             }
-            Err(Errno::INTR) => self.again(token),
+            Err(Errno::INTR) => self.resubmit(token),
             // An operation that the kernel gave up by itself is treated as not ready.
             Err(Errno::AGAIN | Errno::CANCELED) => {
                 live.poll_first = true;
@@ -167,13 +169,13 @@ impl Proactor {
                     .then(|| transfer::stuck(fd, token.direction()));
                 match stuck.flatten() {
                     Some(errno) => self.end(token, Done::Failed(errno)),
-                    None => self.again(token),
+                    None => self.resubmit(token),
                 }
             }
             // Some devices do not support the multishot read.
             Err(Errno::BADFD | Errno::INVAL | Errno::OPNOTSUPP) if receives && many && !once => {
                 source.reads_many = false;
-                self.again(token);
+                self.resubmit(token);
             }
             // The other side of a pseudoterminal is closed, see ioctl_tty(2).
             Err(Errno::IO) if receives && rustix::termios::isatty(fd) => {
@@ -274,7 +276,7 @@ mod tests {
             ),
             (READ, write, Ok(4), 0, "not submitted"),
             (READ, Token::WAKER, Ok(1), 0, "not submitted"),
-            (READ, Token::ASIDE, Ok(1), 0, "not submitted"),
+            (READ, Token::EPOLL, Ok(1), 0, "not submitted"),
             (READ, read, Ok(1), MORE, "poll that goes on"),
             (
                 READ,
@@ -291,13 +293,13 @@ mod tests {
         ];
         for (op, token, result, flags, reason) in cases {
             let case = format!("{op:?} {token:?} {result:?} {flags}");
-            // `start` only polled for the source so far; pretend that the kernel has the operation.
+            // `start` only polled for the source so far; inject that the kernel has the operation.
             let submitted = !matches!(op, Op::Ready(_));
             let mut rig = Rig::new(op);
             if submitted && let Some(live) = rig.driver.live(token) {
                 live.stage = Stage::Submitted;
             }
-            rig.driver.ring.pretend(token, result, flags);
+            rig.driver.ring.inject(token, result, flags);
             let error = rig.turn().expect_err(&case).to_string();
             assert!(error.contains(reason), "{case}: {error}");
         }
@@ -308,7 +310,7 @@ mod tests {
         let memory = Arc::new([0; 10]);
         let bytes = Bytes::from_owner(Shared(memory.clone()));
         let mut rig = Rig::new(Op::Send(Box::new(bytes)));
-        rig.driver.ring.pretend(Token::WAKER, Ok(1), 0);
+        rig.driver.ring.inject(Token::WAKER, Ok(1), 0);
         rig.turn().unwrap_err();
         drop(rig);
         assert_eq!(Arc::strong_count(&memory), 2, "freed in flight");
@@ -318,7 +320,7 @@ mod tests {
     fn a_cancellation_that_comes_too_late_is_harmless() {
         let mut rig = Rig::new(READ);
         for errno in [Errno::NOENT, Errno::ALREADY] {
-            rig.driver.ring.pretend(Token::CANCELLATION, Err(errno), 0);
+            rig.driver.ring.inject(Token::CANCELLATION, Err(errno), 0);
             assert!(rig.turn().unwrap().is_empty());
         }
         assert!(rig.driver.fd(rig.source).is_some());
@@ -328,7 +330,7 @@ mod tests {
     fn a_wait_that_cannot_be_ended_fails_the_backend() {
         let mut rig = Rig::new(READ);
         rig.driver.waker_polled = true;
-        rig.driver.ring.pretend(Token::WAKER, Err(Errno::INVAL), 0);
+        rig.driver.ring.inject(Token::WAKER, Err(Errno::INVAL), 0);
         rig.turn().unwrap_err();
     }
 }

@@ -3,31 +3,31 @@
 use super::driver::Proactor;
 use super::entry::Token;
 use super::operation::{Live, Report};
-use crate::driver::transfer::{self, Refused};
+use crate::driver::transfer::{self, CallError};
 use crate::driver::turn::TurnState;
 use crate::driver::{Done, Op};
 
 impl Proactor {
     /// Reports results until the budget is spent. Results of cancelled operations are reported
     /// regardless of the budget.
-    pub(super) fn tell(&mut self, turn: &mut TurnState<'_>) {
-        while let Some((token, what)) = self.found.pop_front() {
+    pub(super) fn report(&mut self, turn: &mut TurnState<'_>) {
+        while let Some((token, what)) = self.reports.pop_front() {
             if turn.is_spent() && !self.is_cancelling(token) {
-                self.found.push_front((token, what));
+                self.reports.push_front((token, what));
                 break;
             }
-            if let Some(rest) = self.tell_one(token, what, turn) {
-                self.found.push_front((token, rest));
+            if let Some(rest) = self.report_one(token, what, turn) {
+                self.reports.push_front((token, rest));
             }
         }
         if self.cancelling > 0 {
-            for (token, what) in std::mem::take(&mut self.found) {
+            for (token, what) in std::mem::take(&mut self.reports) {
                 let kept = if self.is_cancelling(token) {
-                    self.tell_one(token, what, turn)
+                    self.report_one(token, what, turn)
                 } else {
                     Some(what)
                 };
-                self.found.extend(kept.map(|what| (token, what)));
+                self.reports.extend(kept.map(|what| (token, what)));
             }
         }
     }
@@ -37,7 +37,12 @@ impl Proactor {
     }
 
     /// Reports one result. Returns the part that exceeds the budget.
-    fn tell_one(&mut self, token: Token, what: Report, turn: &mut TurnState<'_>) -> Option<Report> {
+    fn report_one(
+        &mut self,
+        token: Token,
+        what: Report,
+        turn: &mut TurnState<'_>,
+    ) -> Option<Report> {
         let live = self.live(token)?;
         let (id, cancelling) = (live.id, live.cancelling);
         match what {
@@ -66,11 +71,11 @@ impl Proactor {
                 rest.map(Report::Data)
             }
             Report::End(done) => {
-                self.over(token, done, turn);
+                self.report_end(token, done, turn);
                 None
             }
             Report::Ready if cancelling => {
-                self.over(token, Done::Cancelled, turn);
+                self.report_end(token, Done::Cancelled, turn);
                 None
             }
             Report::Ready => {
@@ -93,7 +98,7 @@ impl Proactor {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
             Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, live.id, limit)
             {
-                Ok(false) => return self.again(token),
+                Ok(false) => return self.resubmit(token),
                 other => other.map(|_| Done::Cancelled),
             },
             Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
@@ -101,20 +106,20 @@ impl Proactor {
             Op::Recv { .. } | Op::ReadAt { .. } | Op::Send(_) => return,
         };
         match attempt {
-            Ok(done) => self.over(token, done, turn),
-            Err(Refused::ForGood(errno)) => self.over(token, Done::Failed(errno), turn),
+            Ok(done) => self.report_end(token, done, turn),
+            Err(CallError::Failed(errno)) => self.report_end(token, Done::Failed(errno), turn),
             // A watched source is no longer ready. `stuck` is not called for it, because that
             // would take the pending error out of a client's socket.
-            Err(Refused::ForNow) if matches!(live.op, Op::Ready(_)) => self.again(token),
-            Err(Refused::ForNow) => match transfer::stuck(fd, token.direction()) {
-                Some(errno) => self.over(token, Done::Failed(errno), turn),
-                None => self.again(token),
+            Err(CallError::WouldBlock) if matches!(live.op, Op::Ready(_)) => self.resubmit(token),
+            Err(CallError::WouldBlock) => match transfer::stuck(fd, token.direction()) {
+                Some(errno) => self.report_end(token, Done::Failed(errno), turn),
+                None => self.resubmit(token),
             },
         }
     }
 
     /// Reports the end of an operation.
-    fn over(&mut self, token: Token, done: Done, turn: &mut TurnState<'_>) {
+    fn report_end(&mut self, token: Token, done: Done, turn: &mut TurnState<'_>) {
         if let Some(live) = self.take_out(token) {
             turn.push(live.id, done, true);
         }
