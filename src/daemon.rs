@@ -37,7 +37,7 @@ use crate::sys;
 use crate::text;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
-    reap_strangers,
+    reap_inherited,
 };
 
 pub use arguments::{Arguments, Show};
@@ -93,7 +93,7 @@ pub fn run(config: Config) -> Result<()> {
         tokio::select! {
             ended = serve(config, Arc::clone(&hub), file_limit) => ended,
             // This has to run on the main thread.
-            never = reap_strangers(&hub) => match never {},
+            never = reap_inherited(&hub) => match never {},
         }
     });
     runtime.shutdown_timeout(LAST_WAIT);

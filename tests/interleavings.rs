@@ -29,22 +29,22 @@ mod sync {
     }
 }
 
-#[path = "../src/journal/board.rs"]
-mod board;
 #[path = "../src/journal/committed.rs"]
 mod committed;
+#[path = "../src/journal/monitor.rs"]
+mod monitor;
 #[path = "../src/event_loop/waker.rs"]
 mod waker;
 
-use board::Board;
 use committed::Committed;
+use monitor::Monitor;
 use sync::{AtomicU8, Ordering};
-use waker::{Bell, Waker};
+use waker::{Waker, WakeupFd};
 
 /// Whether the eventfd is readable, so that a thread that waits for it would wake.
-fn is_rung(bell: &Bell) -> bool {
+fn is_readable(wakeup: &WakeupFd) -> bool {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-        bell.as_fd(),
+        wakeup.as_fd(),
         rustix::event::PollFlags::IN,
     )];
     rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default())).unwrap() > 0
@@ -55,7 +55,7 @@ fn is_rung(bell: &Bell) -> bool {
 #[test]
 fn a_loop_does_not_sleep_while_its_mailbox_has_something() {
     loom::model(|| {
-        let (waker, bell) = Waker::new().unwrap();
+        let (waker, wakeup) = Waker::new().unwrap();
         let waker = Arc::new(waker);
         let mailbox = Arc::new(AtomicU8::new(0));
         let senders: Vec<_> = (0..2)
@@ -76,16 +76,16 @@ fn a_loop_does_not_sleep_while_its_mailbox_has_something() {
         }
         if waits {
             assert!(
-                is_rung(&bell),
+                is_readable(&wakeup),
                 "the loop would sleep although its mailbox has something"
             );
         }
         let owed = u64::from(waker.awake() && slept);
         if owed > 0 {
-            assert_eq!(bell.drain(), 1, "one write for all kicks");
+            assert_eq!(wakeup.drain(), 1, "one write for all kicks");
         }
         assert!(
-            !is_rung(&bell),
+            !is_readable(&wakeup),
             "the eventfd stays readable although every kick was drained"
         );
     });
@@ -104,14 +104,16 @@ impl Wake for Woken {
 #[test]
 fn a_reader_misses_no_append_between_its_look_and_its_wait() {
     loom::model(|| {
-        let board = Arc::new(Board::new(0u64));
-        let place = board.join(|_, place| Ok::<_, ()>(place)).unwrap();
+        let monitor = Arc::new(Monitor::new(0u64));
+        let place = monitor
+            .try_add_waiter(|_, place| Ok::<_, ()>(place))
+            .unwrap();
         let writer = {
-            let board = Arc::clone(&board);
+            let monitor = Arc::clone(&monitor);
             thread::spawn(move || {
                 for _ in 0..2 {
                     let mut woken = Vec::new();
-                    board.post(&mut woken, |newest| *newest += 1);
+                    monitor.notify_all(&mut woken, |newest| *newest += 1);
                     woken.into_iter().for_each(std::task::Waker::wake);
                 }
             })
@@ -125,7 +127,7 @@ fn a_reader_misses_no_append_between_its_look_and_its_wait() {
         let mut asleep = false;
         while polls < 3 && after < 2 && !asleep {
             polls += 1;
-            match board.poll(&cx, place, look(after)) {
+            match monitor.poll(&cx, place, look(after)) {
                 Poll::Ready(newest) => after = newest,
                 Poll::Pending => asleep = count.0.load(Ordering::Acquire) == 0,
             }
@@ -138,8 +140,8 @@ fn a_reader_misses_no_append_between_its_look_and_its_wait() {
             );
         }
         // Woken or not, the next look finds both appends. A reader that has left is not woken.
-        assert_eq!(board.with(|newest| *newest), 2);
-        board.leave(place, |_| ());
+        assert_eq!(monitor.with(|newest| *newest), 2);
+        monitor.remove_waiter(place, |_| ());
     });
 }
 
@@ -147,12 +149,14 @@ fn a_reader_misses_no_append_between_its_look_and_its_wait() {
 #[test]
 fn an_acknowledgement_wakes_only_a_reader_that_waits_for_it() {
     loom::model(|| {
-        let board = Arc::new(Board::new(0u64));
-        let place = board.join(|_, place| Ok::<_, ()>(place)).unwrap();
+        let monitor = Arc::new(Monitor::new(0u64));
+        let place = monitor
+            .try_add_waiter(|_, place| Ok::<_, ()>(place))
+            .unwrap();
         let acker = {
-            let board = Arc::clone(&board);
+            let monitor = Arc::clone(&monitor);
             thread::spawn(move || {
-                let ((), waker) = board.tell(|acked| {
+                let ((), waker) = monitor.notify_one(|acked| {
                     *acked = 1;
                     ((), Some(place))
                 });
@@ -164,7 +168,7 @@ fn an_acknowledgement_wakes_only_a_reader_that_waits_for_it() {
         let count = std::sync::Arc::new(Woken(AtomicU8::new(0)));
         let waker = std::task::Waker::from(std::sync::Arc::clone(&count));
         let cx = Context::from_waker(&waker);
-        let polled = board.poll(&cx, place, |acked| (*acked > 0).then_some(()));
+        let polled = monitor.poll(&cx, place, |acked| (*acked > 0).then_some(()));
         acker.join().unwrap();
         let woken = count.0.load(Ordering::Acquire);
         assert_eq!(woken, u8::from(polled.is_pending()));
@@ -198,7 +202,7 @@ fn no_release_of_memory_is_missed() {
 #[test]
 fn a_loop_that_wakes_misses_no_change() {
     loom::model(|| {
-        let (waker, bell) = Waker::new().unwrap();
+        let (waker, wakeup) = Waker::new().unwrap();
         let waker = Arc::new(waker);
         let changed = Arc::new(AtomicU8::new(0));
         let acker = {
@@ -211,12 +215,12 @@ fn a_loop_that_wakes_misses_no_change() {
         // The end of a wait and the beginning of the next, in the order of `EventLoop::run`.
         let slept = waker.sleep();
         let mut owed = u64::from(waker.awake() && slept);
-        owed = owed.saturating_sub(bell.drain());
+        owed = owed.saturating_sub(wakeup.drain());
         let seen = changed.swap(0, Ordering::AcqRel) != 0;
         let sleeps = waker.sleep();
         acker.join().unwrap();
         assert!(
-            seen || !sleeps || owed > 0 || is_rung(&bell),
+            seen || !sleeps || owed > 0 || is_readable(&wakeup),
             "the loop sleeps although something has changed"
         );
     });

@@ -14,7 +14,7 @@ impl EventLoop {
     pub(super) fn backend_failed(&mut self, error: &io::Error) {
         tracing::error!(on = self.shared.full_name, %error, "the backend failed; the loop closes");
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-        self.driver = driver::broken(self.bell.eventfd());
+        self.driver = driver::broken(self.wakeup.eventfd());
         self.realtime.forget();
         self.begin_close(CloseReason::Error, Some(errno));
     }

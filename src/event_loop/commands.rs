@@ -149,7 +149,7 @@ impl EventLoop {
         action: impl FnOnce(&mut dyn crate::watch::Watch, &mut crate::watch::Context<'_>) -> Result<R>,
     ) -> Result<R> {
         let record = &self.watches[self.find_open(name)?];
-        if record.seat.end.is_some() {
+        if record.control.end.is_some() {
             return Err(Error::WatchClosed { watch: record.id() });
         }
         self.with_open_watch(name, action)
@@ -265,7 +265,7 @@ impl EventLoop {
     pub(super) fn take_fd(&mut self, name: &WatchName, reply: Reply<TakenFd>) {
         let takeable = self.with_open_watch(name, |watch, _| watch.takeable());
         match takeable.and_then(|found| Ok((found, self.find_open(name)?))) {
-            Ok((_, slot)) if self.watches[slot].seat.end.is_some() => {
+            Ok((_, slot)) if self.watches[slot].control.end.is_some() => {
                 let watch = self.watches[slot].id();
                 self.reply(reply, Err(Error::WatchClosed { watch }));
             }

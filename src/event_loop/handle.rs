@@ -160,7 +160,7 @@ impl Handle {
                 gaps: journal.gaps,
                 consumers: u32::try_from(journal.consumers).unwrap_or(u32::MAX),
                 unread_bytes: journal.unread.bytes,
-                readers_let_go: journal.let_go,
+                readers_let_go: journal.readers_let_go,
                 paused_source_count: paused_count,
                 paused_sources,
             }),

@@ -8,7 +8,7 @@ use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
-use crate::watch::{ACCEPTED, Adoption, Context, End, ONE_BY_ONE, Seat, Teardown, Watch};
+use crate::watch::{ACCEPTED, Adoption, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch};
 
 impl EventLoop {
     /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,
@@ -33,12 +33,15 @@ impl EventLoop {
     /// Sets or removes the watch's timer if it changed its alarm.
     fn sync_alarm(&mut self, slot: usize) {
         let record = &mut self.watches[slot];
-        if !std::mem::take(&mut record.seat.alarm_changed) {
+        if !std::mem::take(&mut record.control.alarm_changed) {
             return;
         }
         let before = record.alarm.take();
-        let key = record.seat.key;
-        record.alarm = record.seat.alarm.map(|alarm| self.timers.set(alarm, key));
+        let key = record.control.key;
+        record.alarm = record
+            .control
+            .alarm
+            .map(|alarm| self.timers.set(alarm, key));
         if let Some(before) = before {
             let watches = &self.watches;
             self.timers.mark_stale(before, |key, id| {
@@ -52,23 +55,23 @@ impl EventLoop {
     /// operations that have not.
     fn close_if_ended(&mut self, slot: usize) {
         let record = &mut self.watches[slot];
-        if !record.closing && record.seat.end.is_some() {
+        if !record.closing && record.control.end.is_some() {
             record.closing = true;
             let teardown = self.with_watch(slot, |watch, cx| watch.closing(cx));
             if teardown != Some(Teardown::Now) {
                 return;
             }
             if let Some(record) = self.watches.get_mut(slot) {
-                record.seat.finished = true;
+                record.control.finished = true;
             }
         }
         let Some(record) = self.watches.get_mut(slot) else {
             return;
         };
-        if !record.closing || record.is_closed() || !record.seat.finished {
+        if !record.closing || record.is_closed() || !record.control.finished {
             return;
         }
-        if record.seat.ops.is_empty() {
+        if record.control.ops.is_empty() {
             self.watches.set_cancelling(slot, false);
             self.record_closed(slot);
         } else {
@@ -76,8 +79,8 @@ impl EventLoop {
             let record = &self.watches[slot];
             // Repeated for operations started meanwhile: cancelling an operation twice does
             // nothing.
-            let watch = record.seat.key;
-            for (lane, source) in &record.seat.ops {
+            let watch = record.control.key;
+            for (lane, source) in &record.control.ops {
                 let id = OpId { watch, lane: *lane };
                 self.driver.cancel(id, *source);
             }
@@ -90,7 +93,7 @@ impl EventLoop {
         // The watch may append its last events.
         let unsent = self.call(slot, false, |watch, cx| watch.closed(cx));
         let record = &mut self.watches[slot];
-        let end = record.seat.end.take();
+        let end = record.control.end.take();
         let end = end.map_or_else(End::completed, |end| *end);
         let closed = Closed {
             reason: end.reason.into(),
@@ -98,7 +101,7 @@ impl EventLoop {
             unsent_bytes: unsent.unwrap_or_default(),
         };
         let kind = Kind::Closed(closed.clone());
-        let seq = self.outbox.push(self.now, record.seat.about, kind);
+        let seq = self.outbox.push(self.now, record.control.about, kind);
         let ttl = record
             .finished_ttl()
             .unwrap_or(self.shared.policy.finished_ttl);
@@ -111,9 +114,9 @@ impl EventLoop {
             expires,
         });
         let take = rare.take.take();
-        record.seat.set_alarm(None);
+        record.control.set_alarm(None);
         let mut taken = None;
-        for source in std::mem::take(&mut record.seat.sources) {
+        for source in std::mem::take(&mut record.control.sources) {
             let shared = self.driver.is_shared(source);
             let Some(fd) = self.driver.detach(source) else {
                 continue;
@@ -124,7 +127,7 @@ impl EventLoop {
             }
         }
         let record = &mut self.watches[slot];
-        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.seat.reserved));
+        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.control.reserved));
         self.outbox.unreserve(one_by_one);
         self.ledger
             .release_closed(&mut self.outbox, &mut record.need);
@@ -168,7 +171,7 @@ impl EventLoop {
             now: self.now,
             services: &self.services,
             notifier: &self.notifier,
-            seat: &mut record.seat,
+            control: &mut record.control,
             need: &mut record.need,
             driver: &mut *self.driver,
             outbox: &mut self.outbox,
@@ -191,7 +194,7 @@ impl EventLoop {
             replies,
         } = removal.unwrap_or_default();
         let removed = Removed { request_id };
-        let about = record.seat.about;
+        let about = record.control.about;
         let seq = self.outbox.push(self.now, about, Kind::Removed(removed));
         self.outbox.release_labels(about.labels);
         let cursor = self.shared.journal.cursor(seq);
@@ -226,7 +229,7 @@ impl EventLoop {
             let mut registration = Registration {
                 name: None,
                 labels: parent.labels().map(Arc::clone).unwrap_or_default(),
-                user_data: parent.seat.about.user_data,
+                user_data: parent.control.about.user_data,
                 kind: WatchKind::Connection,
                 spec: None,
                 or_existing: false,
@@ -237,7 +240,7 @@ impl EventLoop {
                 attached: false,
                 memory: None,
             };
-            let (about, parent) = (parent.seat.about, parent.id());
+            let (about, parent) = (parent.control.about, parent.id());
             let accepted = Accepted {
                 watch_id: self.watches.next_id(),
                 peer,
@@ -293,7 +296,7 @@ impl EventLoop {
         };
         let finished_ttl = finished_ttl.filter(|ttl| *ttl != self.shared.policy.finished_ttl);
         let mut record = Record {
-            seat: Seat::new(key, about),
+            control: ControlBlock::new(key, about),
             watch: Some(watch),
             spec: spec.as_deref().map(Encoded::new),
             lifetime,

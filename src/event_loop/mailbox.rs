@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::command::Command;
-use super::waker::{Bell, Waker};
+use super::waker::{Waker, WakeupFd};
 use crate::access::ProcessKey;
 use crate::driver::Key;
 use crate::error::{Error, Result};
@@ -58,8 +58,8 @@ impl Mailbox {
         capacity: usize,
         wait: Duration,
         budget: &Arc<Budget>,
-    ) -> rustix::io::Result<(Arc<Self>, Bell)> {
-        let (waker, bell) = Waker::new()?;
+    ) -> rustix::io::Result<(Arc<Self>, WakeupFd)> {
+        let (waker, wakeup) = Waker::new()?;
         let mailbox = Self {
             queue: Mutex::default(),
             room: Semaphore::new(capacity),
@@ -67,7 +67,7 @@ impl Mailbox {
             budget: Arc::clone(budget),
             waker,
         };
-        Ok((Arc::new(mailbox), bell))
+        Ok((Arc::new(mailbox), wakeup))
     }
 
     /// Takes memory from the budget for a command of this many bytes. The command holds it until it

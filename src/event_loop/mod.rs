@@ -126,7 +126,7 @@ pub(super) struct EventLoop {
     services: Arc<Services>,
     notifier: Arc<dyn Notifier>,
     mailbox: Arc<Mailbox>,
-    bell: waker::Bell,
+    wakeup: waker::WakeupFd,
     driver: Box<dyn Driver>,
     outbox: direct::Held,
     timers: Timers,
@@ -181,10 +181,10 @@ impl EventLoop {
             memory,
         } = blueprint;
         let system = |error: &io::Error, step| crate::error::SystemError::from_io(error, step, "");
-        let (mailbox, bell) = Mailbox::new(limits.mailbox, limits.mailbox_wait, memory.budget())
+        let (mailbox, wakeup) = Mailbox::new(limits.mailbox, limits.mailbox_wait, memory.budget())
             .map_err(|errno| system(&errno.into(), "eventfd"))?;
         let driver =
-            driver::open(backend, bell.eventfd()).map_err(|error| system(&error, "backend"))?;
+            driver::open(backend, wakeup.eventfd()).map_err(|error| system(&error, "backend"))?;
         let journal = Journal::new(pressure::journal_limits(&policy, limits.consumers), &memory)?;
         let kicked = Arc::downgrade(&mailbox);
         journal.call_on_change(move || {
@@ -230,7 +230,7 @@ impl EventLoop {
             services,
             notifier: Arc::new(LoopNotifier(Arc::clone(&mailbox))),
             mailbox: Arc::clone(&mailbox),
-            bell,
+            wakeup,
             driver,
             outbox: outbox.lock_arc(),
             timers: Timers::default(),
@@ -306,7 +306,7 @@ impl EventLoop {
             wakes_to_drain += u64::from(self.mailbox.waker.awake() && slept);
             self.outbox.set_exposed(self.driver.exposed() as u64);
             if wakes_to_drain > 0 {
-                wakes_to_drain = wakes_to_drain.saturating_sub(self.bell.drain());
+                wakes_to_drain = wakes_to_drain.saturating_sub(self.wakeup.drain());
             }
             // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
@@ -372,7 +372,7 @@ impl EventLoop {
         let record = &mut self.watches[slot];
         if completion.last {
             let lane = completion.id.lane;
-            record.seat.ops.retain(|(live, _)| *live != lane);
+            record.control.ops.retain(|(live, _)| *live != lane);
         }
         self.with_watch(slot, |watch, cx| {
             watch.complete(cx, completion.id.lane, completion.done);
@@ -390,7 +390,7 @@ impl EventLoop {
             let record = &mut self.watches[slot];
             if record.alarm == Some(id) {
                 record.alarm = None;
-                record.seat.alarm = None;
+                record.control.alarm = None;
                 self.with_watch(slot, |watch, cx| watch.alarm(cx));
             }
         }

@@ -38,12 +38,12 @@ pub(super) struct Pressure {
     /// of their own are paused.
     pub(super) full: Option<SourcePauseReason>,
     /// The ids of watches whose own pause may have to change.
-    crossed: VecDeque<u64>,
+    wait_changes: VecDeque<u64>,
 }
 
 impl Pressure {
     pub(super) fn has_more_to_do(&self) -> bool {
-        !self.crossed.is_empty()
+        !self.wait_changes.is_empty()
     }
 }
 
@@ -115,8 +115,10 @@ impl EventLoop {
     /// Pauses sources without room in the journal and resumes those with room. Returns whether the
     /// journal changed, so that the turn must commit again.
     pub(super) fn update_pauses(&mut self) -> bool {
-        let before = (self.outbox.newest(), self.outbox.is_settled());
-        self.pressure.crossed.extend(self.outbox.crossed());
+        let before = (self.outbox.newest(), self.outbox.is_synchronized());
+        self.pressure
+            .wait_changes
+            .extend(self.outbox.take_wait_changes());
         let reason = match self.outbox.level(LOW) {
             Level::Ample => None,
             Level::Enough => self.pressure.full,
@@ -134,7 +136,7 @@ impl EventLoop {
             }
         }
         while self.sweeps.left > 0
-            && let Some(watch) = self.pressure.crossed.pop_front()
+            && let Some(watch) = self.pressure.wait_changes.pop_front()
         {
             self.sweeps.left -= 1;
             if self.pressure.full.is_none()
@@ -143,7 +145,7 @@ impl EventLoop {
                 self.pause_alone(slot);
             }
         }
-        before != (self.outbox.newest(), self.outbox.is_settled())
+        before != (self.outbox.newest(), self.outbox.is_synchronized())
     }
 
     /// Pauses the source of a watch that waits for its own readers or consumers, or resumes it.

@@ -15,7 +15,7 @@ use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::memory::Taken;
 use crate::proto;
-use crate::watch::{Need, Seat, Watch};
+use crate::watch::{ControlBlock, Need, Watch};
 
 /// A request for a watch of any kind.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ pub struct TakenFd {
 /// a box.
 #[derive(Debug)]
 pub(super) struct Record {
-    pub(super) seat: Seat,
+    pub(super) control: ControlBlock,
     pub(super) watch: Option<Box<dyn Watch>>,
     pub(super) spec: Option<Encoded>,
     pub(super) lifetime: Lifetime,
@@ -183,7 +183,7 @@ impl Record {
     }
 
     pub(super) const fn id(&self) -> u64 {
-        self.seat.about.watch
+        self.control.about.watch
     }
 
     pub(super) fn name(&self) -> Option<&Arc<str>> {
@@ -230,7 +230,7 @@ impl Record {
             watch_id: self.id(),
             name: self.name_text(),
             labels: self.labels().map(|l| (**l).clone()).unwrap_or_default(),
-            user_data: self.seat.about.user_data,
+            user_data: self.control.about.user_data,
             watch_kind: self.kind.name().to_owned(),
             state: state.into(),
             spec: self.spec.as_ref().map(Encoded::decode),

@@ -189,7 +189,7 @@ impl EventLoop {
         let Some(record) = self.watches.get(slot) else {
             return;
         };
-        let (watch, live) = (record.seat.key, record.seat.ops.clone());
+        let (watch, live) = (record.control.key, record.control.ops.clone());
         for (lane, _) in live {
             self.handle_completion(Completion {
                 id: OpId { watch, lane },
@@ -201,7 +201,7 @@ impl EventLoop {
 
     fn end_unpolled(&mut self, slot: usize) {
         let record = &self.watches[slot];
-        let ending = record.closing && !record.is_closed() && !record.seat.finished;
+        let ending = record.closing && !record.is_closed() && !record.control.finished;
         if ending && !self.is_polled() {
             self.with_watch(slot, |watch, cx| {
                 if watch.closing(cx) == Teardown::Now {

@@ -64,7 +64,7 @@ impl EventLoop {
                 .turn(Some(Duration::ZERO), CANCELLED_ONLY, completions);
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-        let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.wakeup, PollFlags::IN)];
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),

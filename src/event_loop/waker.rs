@@ -24,23 +24,23 @@ pub(super) struct Waker {
 }
 
 /// The receiver's side, owned by the thread: the eventfd that becomes readable when the thread is
-/// to wake.
+/// to wake. A backend waits for it like for any other descriptor.
 #[derive(Debug)]
-pub(super) struct Bell(Arc<OwnedFd>);
+pub(super) struct WakeupFd(Arc<OwnedFd>);
 
 impl Waker {
-    /// Returns a waker in the state "awake", and its bell.
+    /// Returns a waker in the state "awake", and its eventfd.
     ///
     /// # Errors
     /// As eventfd(2).
-    pub(super) fn new() -> rustix::io::Result<(Self, Bell)> {
+    pub(super) fn new() -> rustix::io::Result<(Self, WakeupFd)> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let bell = Bell(Arc::new(rustix::event::eventfd(0, flags)?));
+        let wakeup = WakeupFd(Arc::new(rustix::event::eventfd(0, flags)?));
         let waker = Self {
-            eventfd: Arc::downgrade(&bell.0),
+            eventfd: Arc::downgrade(&wakeup.0),
             state: AtomicU8::new(AWAKE),
         };
-        Ok((waker, bell))
+        Ok((waker, wakeup))
     }
 
     /// Makes the thread check its mailbox: wakes it if it waits.
@@ -62,14 +62,14 @@ impl Waker {
     }
 
     /// Marks the thread as awake. Returns true if it was kicked; after a successful
-    /// [`Waker::sleep`], the eventfd then was written or is about to be, so that [`Bell::drain`]
+    /// [`Waker::sleep`], the eventfd then was written or is about to be, so that [`WakeupFd::drain`]
     /// has something to read.
     pub(super) fn awake(&self) -> bool {
         self.state.swap(AWAKE, Ordering::AcqRel) == KICKED
     }
 }
 
-impl Bell {
+impl WakeupFd {
     /// Reads the eventfd. Returns the number of kicks that wrote to it.
     pub(super) fn drain(&self) -> u64 {
         let mut count = [0; 8];
@@ -86,7 +86,7 @@ impl Bell {
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for WakeupFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

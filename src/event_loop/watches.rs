@@ -72,8 +72,8 @@ impl Watches {
     /// its slot, and whether it is the first one bound to its client process.
     pub(super) fn insert(&mut self, record: Record) -> (usize, bool) {
         self.last_id = record.id();
-        self.generation = record.seat.key.generation;
-        let (key, name) = (record.seat.key, record.name().map(Arc::clone));
+        self.generation = record.control.key.generation;
+        let (key, name) = (record.control.key, record.name().map(Arc::clone));
         let process = record.lifetime.process();
         let slot = self.records.insert(record);
         self.by_id.insert(&self.records, key.slot);
@@ -97,7 +97,7 @@ impl Watches {
     /// nanoseconds of the monotonic clock.
     pub(super) fn closed(&mut self, slot: usize, expires: u64) {
         let record = &self.records[slot];
-        let key = record.seat.key;
+        let key = record.control.key;
         self.expiries.insert((expires, key));
         if let Lifetime::Process(process) = &record.lifetime
             && let Some(bound) = self.bound.get_mut(&process.key())
@@ -114,7 +114,7 @@ impl Watches {
             self.by_name.remove(name);
         }
         if let Some(ending) = record.ending() {
-            self.expiries.remove(&(ending.expires, record.seat.key));
+            self.expiries.remove(&(ending.expires, record.control.key));
         }
         record
     }
@@ -135,7 +135,7 @@ impl Watches {
     pub(super) fn slot(&self, key: Key) -> Option<usize> {
         let slot = key.slot as usize;
         let record = self.records.get(slot)?;
-        (record.seat.key == key).then_some(slot)
+        (record.control.key == key).then_some(slot)
     }
 
     /// Returns the slot of the watch with that id.
@@ -197,7 +197,7 @@ impl Watches {
 
     /// Records whether the operations of the ended watch in that slot are being cancelled.
     pub(super) fn set_cancelling(&mut self, slot: usize, cancelling: bool) {
-        let before = std::mem::replace(&mut self.records[slot].seat.cancelling, cancelling);
+        let before = std::mem::replace(&mut self.records[slot].control.cancelling, cancelling);
         self.cancelling -= usize::from(before);
         self.cancelling += usize::from(cancelling);
     }

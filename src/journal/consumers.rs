@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::board::Place;
+use super::monitor::WaiterId;
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 
 /// The reader that reads as a consumer now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
-    pub(super) place: Place,
-    /// Tells this reader apart from others that have had the same place.
+    pub(super) waiter: WaiterId,
+    /// Tells this reader apart from others that have had the same id.
     pub(super) number: u64,
 }
 
@@ -127,16 +127,16 @@ impl Consumers {
         Ok(())
     }
 
-    /// Makes the reader at `place` the holder. Returns the new holder and the one before, if any.
+    /// Makes the reader with this id the holder. Returns the new holder and the one before, if any.
     pub(super) fn hold(
         &mut self,
         name: &str,
-        place: Place,
+        waiter: WaiterId,
         ttl: Option<Duration>,
     ) -> Result<(Holder, Option<Holder>)> {
         self.holders += 1;
         let holder = Holder {
-            place,
+            waiter,
             number: self.holders,
         };
         let consumer = self.find(name)?;
@@ -147,7 +147,7 @@ impl Consumers {
     }
 
     /// Ends `holder`'s hold on the consumer, unless another reader holds it by now.
-    pub(super) fn let_go(&mut self, name: &str, holder: Holder, now: Now) {
+    pub(super) fn release(&mut self, name: &str, holder: Holder, now: Now) {
         if let Some(consumer) = self.by_name.get_mut(name)
             && consumer.holder == Some(holder)
         {

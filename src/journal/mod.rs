@@ -26,7 +26,6 @@ use crate::config::{History, WhenFull};
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Epoch, Labels};
 
-mod board;
 mod committed;
 mod consumers;
 mod handoff;
@@ -34,6 +33,7 @@ mod labels;
 mod levels;
 mod log;
 mod memory;
+mod monitor;
 mod outbox;
 mod progress;
 mod reader;
@@ -44,14 +44,14 @@ mod tests;
 mod walk;
 mod watches;
 
-use board::Board;
 pub use consumers::ConsumerStatus;
 use consumers::Consumers;
-pub use handoff::{Errand, offer};
+pub use handoff::{InlineTask, offer_inline};
 pub use labels::LabelSet;
 use labels::LabelSets;
 use log::Log;
 pub use memory::Memory;
+use monitor::Monitor;
 pub use outbox::{About, Level, Outbox, WaitsFor, full};
 use progress::Progress;
 pub use reader::{End, Reader, Start};
@@ -127,7 +127,7 @@ pub struct Status {
     /// Events that attached readers have not read.
     pub unread: Room,
     /// Attached readers given up so far because they read nothing.
-    pub let_go: u64,
+    pub readers_let_go: u64,
     /// Consumers now.
     pub consumers: usize,
 }
@@ -139,7 +139,7 @@ type Caller = Box<dyn Fn() + Send + Sync>;
 pub struct Journal {
     epoch: Epoch,
     memory: Arc<Memory>,
-    board: Board<Inner>,
+    monitor: Monitor<Inner>,
     /// The loop has to call [`Outbox::refresh`].
     changed: AtomicBool,
     caller: OnceLock<Caller>,
@@ -193,7 +193,7 @@ impl Journal {
         let journal = Arc::new(Self {
             epoch,
             memory: Arc::clone(memory),
-            board: Board::new(Inner {
+            monitor: Monitor::new(Inner {
                 log: Log::new(limits, Arc::clone(memory)),
                 labels: LabelSets::default(),
                 readers: 0,
@@ -234,7 +234,7 @@ impl Journal {
     /// Returns the figures of the journal.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.board.with(|inner| {
+        self.monitor.with(|inner| {
             let log = &inner.log;
             Status {
                 epoch: self.epoch,
@@ -251,7 +251,7 @@ impl Journal {
                 gaps: self.gaps.load(Ordering::Relaxed),
                 readers: inner.readers,
                 unread: log.watches().unread(),
-                let_go: log.watches().readers_let_go(),
+                readers_let_go: log.watches().readers_let_go(),
                 consumers: inner.consumers.len(),
             }
         })
@@ -260,7 +260,7 @@ impl Journal {
     /// Returns the number of this set of labels, by which events are filtered.
     /// [`Outbox::release_labels`] ends its use when the watch is gone.
     pub fn intern_labels(&self, labels: &Labels) -> LabelSet {
-        self.board.with(|inner| inner.labels.intern(labels))
+        self.monitor.with(|inner| inner.labels.intern(labels))
     }
 
     /// Ends the journal: nothing is appended any more, and readers end once they have read
@@ -283,7 +283,7 @@ impl Journal {
     /// Makes a change that concerns every reader, and wakes them all.
     fn wake_all<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
         let mut woken = Vec::new();
-        let result = self.board.post(&mut woken, change);
+        let result = self.monitor.notify_all(&mut woken, change);
         handoff::wake(woken.into_iter(), 0);
         result
     }
@@ -298,13 +298,13 @@ impl Journal {
 
     /// Returns what the journal takes of the memory of all journals.
     fn size(&self) -> memory::Size {
-        self.board.with(|inner| inner.log.size())
+        self.monitor.with(|inner| inner.log.size())
     }
 
     /// Trims history while the journal holds more than `share` and all journals hold more than
     /// `target`.
     fn give_way(&self, share: u64, target: u64) {
-        self.board.with(|inner| {
+        self.monitor.with(|inner| {
             inner.log.give_way(share, target, &mut inner.labels);
         });
     }
@@ -315,7 +315,7 @@ impl Journal {
     /// The cursor is of another history, from the future or too old; the limit on consumers.
     pub fn create_consumer(&self, name: &str, start: Start, ttl: Option<Duration>) -> Result<bool> {
         let now = Now::sample();
-        let created = self.board.with(|inner| {
+        let created = self.monitor.with(|inner| {
             if inner.consumers.get(name).is_some() {
                 return Ok(false);
             }
@@ -352,7 +352,7 @@ impl Journal {
     /// There is no consumer of that name.
     pub fn consumer(&self, name: &str) -> Result<ConsumerStatus> {
         let now = Now::sample();
-        let status = self.board.with(|inner| inner.consumer(name, now));
+        let status = self.monitor.with(|inner| inner.consumer(name, now));
         status.ok_or_else(|| Error::ConsumerNotFound {
             name: name.to_owned(),
         })
@@ -363,12 +363,12 @@ impl Journal {
     #[must_use]
     pub fn consumers(&self, after: &str, max: usize) -> Vec<ConsumerStatus> {
         let now = Now::sample();
-        let names: Vec<String> = self.board.with(|inner| {
+        let names: Vec<String> = self.monitor.with(|inner| {
             let names = inner.consumers.names_after(after).take(max);
             names.map(str::to_owned).collect()
         });
         // One lock for each consumer: counting its events takes time.
-        let status = |name: &String| self.board.with(|inner| inner.consumer(name, now));
+        let status = |name: &String| self.monitor.with(|inner| inner.consumer(name, now));
         names.iter().filter_map(status).collect()
     }
 
@@ -395,11 +395,11 @@ impl Journal {
     /// The cursor is of another history or from the future; there is no consumer of that name.
     pub fn ack_known(&self, name: &str, cursor: Cursor) -> Result<u64> {
         let now = Now::sample();
-        self.board.with(|inner| self.check(inner, cursor))?;
+        self.monitor.with(|inner| self.check(inner, cursor))?;
         let mut released = false;
         loop {
             // Step by step: unpinning events takes time under the lock.
-            let (step, waker) = self.board.tell(|inner| {
+            let (step, waker) = self.monitor.notify_one(|inner| {
                 let step = inner.ack(name, cursor.seq, now);
                 let holder = match &step {
                     Ok(step) => step.holder,
@@ -429,7 +429,7 @@ impl Journal {
     /// # Errors
     /// The cursor is of another history or from the future.
     pub fn check_cursor(&self, cursor: Cursor) -> Result<()> {
-        self.board.with(|inner| self.check(inner, cursor))
+        self.monitor.with(|inner| self.check(inner, cursor))
     }
 
     fn check(&self, inner: &Inner, cursor: Cursor) -> Result<()> {
@@ -456,7 +456,7 @@ impl Journal {
 /// The result of one step of an acknowledgement.
 struct Step {
     acked: u64,
-    holder: Option<board::Place>,
+    holder: Option<monitor::WaiterId>,
     released: bool,
     /// The loop waits for room, which there may be now.
     awaited: bool,
@@ -475,7 +475,7 @@ impl Inner {
         let released = self.repin();
         Ok(Step {
             acked,
-            holder: holder.map(|holder| holder.place),
+            holder: holder.map(|holder| holder.waiter),
             released,
             awaited,
         })

@@ -105,8 +105,8 @@ pub struct Outbox {
     lent: Room,
     /// Something is held for consumers or attached readers, or would be.
     pins: bool,
-    /// Some event found no room since the loop last asked.
-    lacking: bool,
+    /// Whether the next [`Outbox::level`] reports the journal as full: some event found no room.
+    marked_full: bool,
     /// The loop leaves some of its sources unread until there is room.
     sources_paused: bool,
     /// The room it takes to go on reading, as the loop said, and to begin again.
@@ -117,9 +117,9 @@ pub struct Outbox {
     /// More has to give way than one commit may take.
     behind: bool,
     /// The journal does not know the newest `reserved` or `sources_paused` yet.
-    unsettled: bool,
+    unsynchronized: bool,
     next_expiry: Option<u64>,
-    crossed: Vec<u64>,
+    wait_changes: Vec<u64>,
     /// The time of the event pushed last, monotonic nanoseconds.
     now: u64,
     /// Empty between commits; kept for its allocation.
@@ -131,7 +131,7 @@ impl Outbox {
     #[must_use]
     pub fn new(journal: Arc<Journal>) -> Self {
         let (room, limits) = journal
-            .board
+            .monitor
             .with(|inner| (inner.log.room(), inner.log.limits()));
         Self {
             journal,
@@ -146,15 +146,15 @@ impl Outbox {
             exposed: 0,
             lent: Room::default(),
             pins: false,
-            lacking: false,
+            marked_full: false,
             sources_paused: false,
             low: Room::default(),
             ample: Room::default(),
             unread: Room::default(),
             behind: false,
-            unsettled: false,
+            unsynchronized: false,
             next_expiry: None,
-            crossed: Vec::new(),
+            wait_changes: Vec::new(),
             now: 0,
             woken: Vec::new(),
         }
@@ -207,20 +207,20 @@ impl Outbox {
     /// [`Outbox::level`] says so.
     pub fn has_room(&mut self, events: u64) -> bool {
         let room = self.room().holds(Room::unreserved(events));
-        self.lacking |= !room;
+        self.marked_full |= !room;
         room
     }
 
-    /// Makes the next [`Outbox::level`] report the journal as full: an event that must not be lost
-    /// waits for room.
-    pub const fn lack_room(&mut self) {
-        self.lacking = true;
+    /// Makes the next [`Outbox::level`] report the journal as full, because an event that must not
+    /// be lost waits for room.
+    pub const fn mark_full(&mut self) {
+        self.marked_full = true;
     }
 
     /// Returns how full the journal is. `low` is the room it takes to go on reading.
     pub fn level(&mut self, low: Room) -> Level {
         self.low = low;
-        let lacking = std::mem::take(&mut self.lacking);
+        let marked_full = std::mem::take(&mut self.marked_full);
         let limits = self.limits;
         let memory = self.journal.memory.limit();
         let room = self.room();
@@ -236,7 +236,7 @@ impl Outbox {
         self.ample = ample;
         if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
-        } else if lacking || !room.holds(low) {
+        } else if marked_full || !room.holds(low) {
             // Also if there is room again by now: the source that found none waits to be told.
             Level::Full
         } else if room.holds(ample) {
@@ -269,7 +269,7 @@ impl Outbox {
         }
         self.room = self.room.less(wanted);
         self.reserved = self.reserved + wanted;
-        self.unsettled = true;
+        self.unsynchronized = true;
         Ok(())
     }
 
@@ -288,7 +288,7 @@ impl Outbox {
     /// Releases room that was set aside: its events have been pushed, or will not be.
     pub fn unreserve(&mut self, room: Room) {
         self.reserved = self.reserved - room;
-        self.unsettled = true;
+        self.unsynchronized = true;
     }
 
     /// Returns the room that is set aside.
@@ -302,7 +302,7 @@ impl Outbox {
     /// readers use it up.
     pub fn set_sources_paused(&mut self, sources_paused: bool) {
         if self.sources_paused != sources_paused {
-            self.unsettled = true;
+            self.unsynchronized = true;
             self.sources_paused = sources_paused;
             if sources_paused && self.memory() < self.low.bytes {
                 self.journal.memory.call_all();
@@ -319,14 +319,14 @@ impl Outbox {
 
     /// Returns whether the journal knows the newest `reserved` and `sources_paused`.
     #[must_use]
-    pub const fn is_settled(&self) -> bool {
-        !self.unsettled
+    pub const fn is_synchronized(&self) -> bool {
+        !self.unsynchronized
     }
 
     /// Returns why the source of this watch alone is left unread, or `None` if it is not.
     #[must_use]
     pub fn waits_for(&self, watch: u64) -> Option<WaitsFor> {
-        self.journal.board.with(|inner| {
+        self.journal.monitor.with(|inner| {
             if inner.log.watches().waits(watch) {
                 Some(WaitsFor::Readers)
             } else {
@@ -337,8 +337,8 @@ impl Outbox {
     }
 
     /// Takes the watches for which [`Outbox::waits_for`] may have changed.
-    pub fn crossed(&mut self) -> std::vec::Drain<'_, u64> {
-        self.crossed.drain(..)
+    pub fn take_wait_changes(&mut self) -> std::vec::Drain<'_, u64> {
+        self.wait_changes.drain(..)
     }
 
     /// Returns when [`Outbox::expire`] is due, monotonic nanoseconds: a consumer that no reader
@@ -361,7 +361,7 @@ impl Outbox {
     }
 
     fn commit_and(&mut self, wake: impl FnOnce(std::vec::Drain<'_, Waker>, usize)) {
-        if self.entries.is_empty() && !self.unsettled {
+        if self.entries.is_empty() && !self.unsynchronized {
             return;
         }
         let cost = self.pending().cost();
@@ -373,9 +373,9 @@ impl Outbox {
             journal.memory.add(cost);
         }
         let released = if news == 0 {
-            journal.board.with(|inner| self.synchronize(inner))
+            journal.monitor.with(|inner| self.synchronize(inner))
         } else {
-            journal.board.post(&mut woken, |inner| {
+            journal.monitor.notify_all(&mut woken, |inner| {
                 let (log, labels) = (&mut inner.log, &mut inner.labels);
                 log.append(chunk, &mut self.entries, labels, self.now);
                 for set in self.released.drain(..) {
@@ -396,7 +396,7 @@ impl Outbox {
     pub fn refresh(&mut self) {
         if self.journal.changed.swap(false, Ordering::AcqRel) {
             let journal = Arc::clone(&self.journal);
-            journal.board.with(|inner| self.synchronize(inner));
+            journal.monitor.with(|inner| self.synchronize(inner));
         }
     }
 
@@ -427,7 +427,7 @@ impl Outbox {
             return;
         }
         let journal = Arc::clone(&self.journal);
-        let (expired, let_go, released) = journal.wake_all(|inner| {
+        let (expired, dropped, released) = journal.wake_all(|inner| {
             let expired = inner.consumers.expire(now);
             inner.repin();
             let watches = inner.log.watches_mut();
@@ -437,12 +437,12 @@ impl Outbox {
             } else {
                 0
             };
-            let let_go = watches.let_go(now.monotonic, self.patience(), enough);
-            (expired, let_go, self.synchronize(inner))
+            let dropped = watches.drop_stalled_readers(now.monotonic, self.patience(), enough);
+            (expired, dropped, self.synchronize(inner))
         });
-        if let_go > 0 {
+        if dropped > 0 {
             tracing::warn!(
-                readers = let_go,
+                readers = dropped,
                 "attached readers that read nothing are waited for no longer"
             );
         }
@@ -457,7 +457,7 @@ impl Outbox {
     /// Brings the outbox and the journal up to date with each other. Returns whether less of the
     /// memory of all is committed than before.
     fn synchronize(&mut self, inner: &mut Inner) -> bool {
-        self.unsettled = false;
+        self.unsynchronized = false;
         inner.sources_paused = self.sources_paused;
         inner.trim(self.reserved);
         let log = &mut inner.log;
@@ -466,8 +466,8 @@ impl Outbox {
         self.unread = log.unread();
         self.behind = log.is_behind();
         self.room = log.room().less(self.pending());
-        log.shares().take_crossed(&mut self.crossed);
-        log.watches_mut().take_crossed(&mut self.crossed);
+        log.shares().take_wait_changes(&mut self.wait_changes);
+        log.watches_mut().take_wait_changes(&mut self.wait_changes);
         let letting_go = log.watches().behind_since();
         let letting_go = letting_go.map(|since| since.saturating_add(self.patience()));
         let expiry = inner.consumers.next_expiry();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::board::Place;
+use super::monitor::WaiterId;
 use super::{Inner, Journal, Room};
 use crate::config::History;
 
@@ -11,7 +11,7 @@ use crate::config::History;
 pub(super) struct Progress {
     noted: bool,
     /// The readers, ordered by the sequence number up to which each has read.
-    readers: BTreeSet<(u64, Place)>,
+    readers: BTreeSet<(u64, WaiterId)>,
     /// The sequence number up to which occasional readers (clients that poll) have read. Later
     /// events stay for them.
     returning: Option<u64>,
@@ -26,21 +26,21 @@ impl Progress {
         }
     }
 
-    pub(super) fn join(&mut self, place: Place, after: u64) {
+    pub(super) fn join(&mut self, waiter: WaiterId, after: u64) {
         if self.noted {
-            self.readers.insert((after, place));
+            self.readers.insert((after, waiter));
         }
     }
 
-    pub(super) fn leave(&mut self, place: Place, after: u64) {
-        self.readers.remove(&(after, place));
+    pub(super) fn leave(&mut self, waiter: WaiterId, after: u64) {
+        self.readers.remove(&(after, waiter));
     }
 
     /// Records that a reader has read on.
-    pub(super) fn advance(&mut self, place: Place, from: u64, to: u64) {
+    pub(super) fn advance(&mut self, waiter: WaiterId, from: u64, to: u64) {
         if self.noted && from != to {
-            self.leave(place, from);
-            self.join(place, to);
+            self.leave(waiter, from);
+            self.join(waiter, to);
         }
     }
 
@@ -63,7 +63,7 @@ impl Journal {
     /// Records that an occasional reader (a client that polls) has everything up to `seq` and will
     /// come back: without history, later events stay until then.
     pub fn returns_after(&self, seq: u64) {
-        self.board.with(|inner| {
+        self.monitor.with(|inner| {
             let progress = &mut inner.progress;
             if progress.noted {
                 progress.returning = progress.returning.max(Some(seq));
@@ -75,6 +75,6 @@ impl Journal {
     /// history.
     #[must_use]
     pub fn keeps_history(&self) -> bool {
-        self.board.with(|inner| !inner.progress.noted)
+        self.monitor.with(|inner| !inner.progress.noted)
     }
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::board::Place;
 use super::consumers::Holder;
+use super::monitor::WaiterId;
 use super::walk::{Filter, Read, Walk};
 use super::{Inner, Journal};
 use crate::clock::Now;
@@ -45,7 +45,7 @@ pub enum End {
 /// A cursor into a journal.
 pub struct Reader {
     journal: Arc<Journal>,
-    place: Place,
+    waiter: WaiterId,
     after: u64,
     filter: Filter,
     /// The consumer that it reads as.
@@ -57,7 +57,7 @@ pub struct Reader {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
-            .field("place", &self.place)
+            .field("waiter", &self.waiter)
             .field("after", &self.after)
             .field("consumer", &self.consumer)
             .field("attached", &self.attached)
@@ -72,12 +72,12 @@ impl Journal {
     /// The cursor is too old, of another history or from the future, and `start` does not allow to
     /// skip.
     pub fn reader(self: &Arc<Self>, start: Start, filter: Filter) -> Result<Reader> {
-        self.board.join(|inner, place| {
+        self.monitor.try_add_waiter(|inner, waiter| {
             let after = self.position(inner, start, &filter)?;
-            inner.join(place, after);
+            inner.join(waiter, after);
             Ok(Reader {
                 journal: Arc::clone(self),
-                place,
+                waiter,
                 after,
                 filter,
                 consumer: None,
@@ -90,17 +90,17 @@ impl Journal {
     /// one after `after`.
     pub fn reader_from_birth(self: &Arc<Self>, watch: u64, after: u64) -> Reader {
         let now = Now::sample().monotonic;
-        let place = self.board.take_place(|inner, place| {
-            inner.join(place, after);
+        let waiter = self.monitor.add_waiter(|inner, waiter| {
+            inner.join(waiter, after);
             inner
                 .log
                 .watches_mut()
-                .attach_first(watch, place, after, now);
-            place
+                .attach_first(watch, waiter, after, now);
+            waiter
         });
         Reader {
             journal: Arc::clone(self),
-            place,
+            waiter,
             after,
             filter: Filter::life_of(watch),
             consumer: None,
@@ -122,7 +122,7 @@ impl Journal {
         filter: Filter,
     ) -> Result<Reader> {
         let now = Now::sample();
-        let held: Result<(Reader, bool)> = self.board.join(|inner, place| {
+        let held: Result<(Reader, bool)> = self.monitor.try_add_waiter(|inner, waiter| {
             let known = inner.consumers.get(name).map(|consumer| consumer.acked);
             let after = match (start, known) {
                 (Some(start), _) => self.position(inner, start, &filter)?,
@@ -133,11 +133,11 @@ impl Journal {
                 inner.consumers.create(name, after, ttl, now)?;
                 inner.repin();
             }
-            let (holder, before) = inner.consumers.hold(name, place, ttl)?;
-            inner.join(place, after);
+            let (holder, before) = inner.consumers.hold(name, waiter, ttl)?;
+            inner.join(waiter, after);
             let reader = Reader {
                 journal: Arc::clone(self),
-                place,
+                waiter,
                 after,
                 filter,
                 consumer: Some((name.to_owned(), holder)),
@@ -174,9 +174,9 @@ impl Journal {
 }
 
 impl Inner {
-    fn join(&mut self, place: Place, after: u64) {
+    fn join(&mut self, waiter: WaiterId, after: u64) {
         self.readers += 1;
-        self.progress.join(place, after);
+        self.progress.join(waiter, after);
     }
 
     /// Returns the position right before the oldest event held: an island, or the first event of
@@ -204,12 +204,12 @@ impl Reader {
     #[must_use]
     pub fn attached(mut self, watch: u64) -> Self {
         let now = Now::sample().monotonic;
-        let (journal, place) = (Arc::clone(&self.journal), self.place);
-        journal.board.with(|inner| {
+        let (journal, waiter) = (Arc::clone(&self.journal), self.waiter);
+        journal.monitor.with(|inner| {
             let after = self.after.max(inner.log.newest());
             let watches = inner.log.watches_mut();
             if watches.is_present(watch) {
-                watches.attach(watch, place, after, now);
+                watches.attach(watch, waiter, after, now);
                 self.attached = Some(watch);
             }
         });
@@ -245,7 +245,7 @@ impl Reader {
     pub fn backlog(&self) -> u64 {
         let after = self.after;
         self.journal
-            .board
+            .monitor
             .with(|inner| inner.log.held_after(after).bytes)
     }
 
@@ -254,7 +254,7 @@ impl Reader {
     pub fn read(&mut self, max_bytes: usize, max_events: usize) -> Read {
         let journal = Arc::clone(&self.journal);
         let read = journal
-            .board
+            .monitor
             .with(|inner| self.read_locked(inner, max_bytes, max_events));
         self.tell(read)
     }
@@ -268,7 +268,7 @@ impl Reader {
         max_events: usize,
     ) -> Poll<Result<Read, End>> {
         let journal = Arc::clone(&self.journal);
-        let polled = journal.board.poll(cx, self.place, |inner| {
+        let polled = journal.monitor.poll(cx, self.waiter, |inner| {
             if let Some(end) = inner.ousted(self.consumer.as_ref()) {
                 Some(Err(end))
             } else if inner.log.newest() > self.after {
@@ -295,7 +295,7 @@ impl Reader {
     /// Polls until the consumer has acknowledged more than `acked`. Returns the new sequence
     /// number.
     pub fn poll_acked(&mut self, cx: &Context<'_>, acked: u64) -> Poll<Result<u64, End>> {
-        self.journal.board.poll(cx, self.place, |inner| {
+        self.journal.monitor.poll(cx, self.waiter, |inner| {
             if let Some(end) = inner.ousted(self.consumer.as_ref()) {
                 return Some(Err(end));
             }
@@ -308,7 +308,7 @@ impl Reader {
     /// Polls until the journal is closed and `given_up` returns true. That is checked when the
     /// journal closes and after [`Journal::rouse`].
     pub fn poll_given_up(&mut self, cx: &Context<'_>, given_up: impl Fn() -> bool) -> Poll<()> {
-        self.journal.board.poll(cx, self.place, |inner| {
+        self.journal.monitor.poll(cx, self.waiter, |inner| {
             (inner.closed && given_up()).then_some(())
         })
     }
@@ -320,7 +320,9 @@ impl Reader {
         max_events: usize,
     ) -> (Read, Freed) {
         let (read, upto) = Walk::new(inner, &self.filter, self.after, max_bytes, max_events).take();
-        inner.progress.advance(self.place, self.after, read.through);
+        inner
+            .progress
+            .advance(self.waiter, self.after, read.through);
         self.after = read.through;
         let gaps = &self.journal.gaps;
         gaps.fetch_add(read.gaps.len() as u64, Ordering::Relaxed);
@@ -330,7 +332,7 @@ impl Reader {
             let now = Now::sample().monotonic;
             let closed = inner.closed;
             let Inner { log, labels, .. } = inner;
-            log.advance(watch, self.place, self.after, upto, now, labels);
+            log.advance(watch, self.waiter, self.after, upto, now, labels);
             freed.memory = log.update_memory(closed);
         }
         (read, freed)
@@ -351,19 +353,19 @@ impl Drop for Reader {
         let held = self.consumer.take();
         let attached = self.attached.take();
         let was_held = held.is_some();
-        let freed = self.journal.board.leave(self.place, |inner| {
+        let freed = self.journal.monitor.remove_waiter(self.waiter, |inner| {
             inner.readers -= 1;
-            inner.progress.leave(self.place, self.after);
+            inner.progress.leave(self.waiter, self.after);
             let now = Now::sample();
             if let Some((name, holder)) = held {
-                inner.consumers.let_go(&name, holder, now);
+                inner.consumers.release(&name, holder, now);
             }
             let mut freed = Freed::default();
             if let Some(watch) = attached {
                 freed.awaited = inner.is_awaited();
                 let closed = inner.closed;
                 let Inner { log, labels, .. } = inner;
-                log.detach(watch, self.place, now.monotonic, labels);
+                log.detach(watch, self.waiter, now.monotonic, labels);
                 freed.memory = log.update_memory(closed);
             }
             freed

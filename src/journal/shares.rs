@@ -9,8 +9,9 @@ pub(super) struct Shares {
     share: u64,
     bytes: HashMap<u64, u64>,
     over: HashSet<u64>,
-    /// Watches that went over their share, or came back to half of it, since the loop last asked.
-    crossed: Vec<u64>,
+    /// Watches that went over their share, or came back to half of it, since the loop last took
+    /// these changes.
+    wait_changes: Vec<u64>,
 }
 
 impl Shares {
@@ -19,7 +20,7 @@ impl Shares {
             share,
             bytes: HashMap::new(),
             over: HashSet::new(),
-            crossed: Vec::new(),
+            wait_changes: Vec::new(),
         }
     }
 
@@ -27,7 +28,7 @@ impl Shares {
         let held = self.bytes.entry(watch).or_default();
         *held += bytes;
         if *held > self.share && self.over.insert(watch) {
-            self.crossed.push(watch);
+            self.wait_changes.push(watch);
         }
     }
 
@@ -41,7 +42,7 @@ impl Shares {
             self.bytes.remove(&watch);
         }
         if left <= self.share / 2 && self.over.remove(&watch) {
-            self.crossed.push(watch);
+            self.wait_changes.push(watch);
         }
     }
 
@@ -59,7 +60,7 @@ impl Shares {
         self.bytes == other.bytes
     }
 
-    pub(super) fn take_crossed(&mut self, into: &mut Vec<u64>) {
-        into.append(&mut self.crossed);
+    pub(super) fn take_wait_changes(&mut self, into: &mut Vec<u64>) {
+        into.append(&mut self.wait_changes);
     }
 }

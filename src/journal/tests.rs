@@ -67,7 +67,7 @@ fn decode(read: &Read) -> Batch {
 
 impl Journal {
     fn is_present(&self, watch: u64) -> bool {
-        self.board
+        self.monitor
             .with(|inner| inner.log.watches().is_present(watch))
     }
 }
@@ -390,7 +390,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
     prop_assert!(status.pinned.events >= ring);
     prop_assert_eq!(memory.used(), cost(&status));
     // The accounts are what the entries say.
-    journal.board.with(|inner| inner.log.check_accounts());
+    journal.monitor.with(|inner| inner.log.check_accounts());
     drop((readers, outbox, journal));
     prop_assert_eq!(memory.used(), 0);
     prop_assert_eq!(memory.available(u64::MAX), 1 << 30);

@@ -2,7 +2,7 @@
 //! loop's thread that has an event for one of them.
 //!
 //! The task does all the work. A loop's thread only delivers the events that its loop has just
-//! appended (see [`Errand`]); it leaves what the client sends to the task.
+//! appended (see [`InlineTask`]); it leaves what the client sends to the task.
 
 use std::cell::Cell;
 use std::fmt;
@@ -19,7 +19,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::journal::{Errand, offer};
+use crate::journal::{InlineTask, offer_inline};
 
 /// How often a loop's thread polls again after its delivery has woken futures: the stream wakes the
 /// connection, and the connection wakes the stream.
@@ -123,13 +123,13 @@ impl Wake for Strand {
             delivery.woken.set(delivery.woken.get() || here);
             here
         });
-        if !here && !offer(self) {
+        if !here && !offer_inline(self) {
             self.driver.wake();
         }
     }
 }
 
-impl Errand for Strand {
+impl InlineTask for Strand {
     fn run(self: Arc<Self>) {
         // Another thread polls now, but may already be past the future that was woken.
         let Some(mut tasks) = self.tasks.try_lock() else {

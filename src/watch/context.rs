@@ -56,7 +56,7 @@ pub struct Adoption {
 
 /// The part of a loop's record of a watch that its [`Context`] changes.
 #[derive(Debug)]
-pub struct Seat {
+pub struct ControlBlock {
     /// The name of the watch for the driver.
     pub key: Key,
     /// The name of the watch in events.
@@ -79,8 +79,8 @@ pub struct Seat {
     pub cancelling: bool,
 }
 
-impl Seat {
-    /// Returns the seat of a watch without operations and sources.
+impl ControlBlock {
+    /// Returns the control block of a watch without operations and sources.
     #[must_use]
     pub fn new(key: Key, about: About) -> Self {
         Self {
@@ -115,7 +115,7 @@ pub struct Context<'a> {
     pub services: &'a Arc<Services>,
     /// The receiver of notices from other threads.
     pub notifier: &'a Arc<dyn Notifier>,
-    pub(crate) seat: &'a mut Seat,
+    pub(crate) control: &'a mut ControlBlock,
     pub(crate) need: &'a mut Need,
     pub(crate) driver: &'a mut dyn Driver,
     pub(crate) outbox: &'a mut Outbox,
@@ -159,12 +159,12 @@ impl Context<'_> {
     /// Returns the name of the watch for notices.
     #[must_use]
     pub fn key(&self) -> Key {
-        self.seat.key
+        self.control.key
     }
 
     /// Appends an event of this watch. Returns its sequence number.
     pub fn emit(&mut self, kind: Kind) -> u64 {
-        self.outbox.push(self.now, self.seat.about, kind)
+        self.outbox.push(self.now, self.control.about, kind)
     }
 
     /// Appends a `Data` event of this watch: bytes that lie at that offset of the stream.
@@ -172,7 +172,7 @@ impl Context<'_> {
     pub fn emit_data(&mut self, stream: Stream, offset: u64, data: &[u8]) {
         let place = (stream, offset);
         self.outbox
-            .push_data(self.now, self.seat.about, place, data);
+            .push_data(self.now, self.control.about, place, data);
     }
 
     /// Whether an event for which nothing was set aside fits. If not, the watch is
@@ -188,9 +188,9 @@ impl Context<'_> {
     pub fn reserve(&mut self) -> Result<()> {
         let reserved = self.outbox.reserve(ONE_BY_ONE);
         if reserved.is_ok() {
-            self.seat.reserved += 1;
+            self.control.reserved += 1;
         } else {
-            self.outbox.lack_room();
+            self.outbox.mark_full();
         }
         reserved
     }
@@ -203,8 +203,8 @@ impl Context<'_> {
 
     /// Releases the room of one event that was reserved and will not come.
     pub fn unreserve(&mut self) {
-        if self.seat.reserved > 0 {
-            self.seat.reserved -= 1;
+        if self.control.reserved > 0 {
+            self.control.reserved -= 1;
             self.outbox.unreserve(ONE_BY_ONE);
         }
     }
@@ -231,7 +231,7 @@ impl Context<'_> {
 
     /// Releases the sources reserved beyond `most` that it has not attached.
     pub fn keep_sources(&mut self, most: usize) {
-        let kept = self.seat.sources.len().max(most).min(self.need.sources);
+        let kept = self.control.sources.len().max(most).min(self.need.sources);
         self.ledger.give_back_sources(self.need.sources - kept);
         self.need.sources = kept;
     }
@@ -241,7 +241,7 @@ impl Context<'_> {
     pub fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Option<SourceId> {
         match self.driver.attach(fd, mode) {
             Ok(source) => {
-                push_first(&mut self.seat.sources, source);
+                push_first(&mut self.control.sources, source);
                 Some(source)
             }
             Err(error) => {
@@ -258,9 +258,9 @@ impl Context<'_> {
     /// Starts an operation. The lane must be free.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
         debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
-        push_first(&mut self.seat.ops, (lane, source));
+        push_first(&mut self.control.ops, (lane, source));
         let id = OpId {
-            watch: self.seat.key,
+            watch: self.control.key,
             lane,
         };
         self.driver.start(id, source, op);
@@ -269,13 +269,13 @@ impl Context<'_> {
     /// Returns whether the lane has a live operation.
     #[must_use]
     pub fn is_live(&self, lane: Lane) -> bool {
-        self.seat.ops.iter().any(|(live, _)| *live == lane)
+        self.control.ops.iter().any(|(live, _)| *live == lane)
     }
 
     /// Cancels the lane's operation, if it has one.
     pub fn cancel(&mut self, lane: Lane) {
-        let watch = self.seat.key;
-        if let Some((_, source)) = self.seat.ops.iter().find(|(live, _)| *live == lane) {
+        let watch = self.control.key;
+        if let Some((_, source)) = self.control.ops.iter().find(|(live, _)| *live == lane) {
             self.driver.cancel(OpId { watch, lane }, *source);
         }
     }
@@ -290,7 +290,7 @@ impl Context<'_> {
 
     /// Removes a source without live operations from the driver and returns its descriptor.
     pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
-        self.seat.sources.retain(|s| *s != source);
+        self.control.sources.retain(|s| *s != source);
         self.driver.detach(source)
     }
 
@@ -302,7 +302,7 @@ impl Context<'_> {
 
     /// Sets the watch's one alarm.
     pub fn set_alarm(&mut self, at: Alarm) {
-        self.seat.set_alarm(Some(at));
+        self.control.set_alarm(Some(at));
     }
 
     /// Sets the watch's one alarm to `delay` after the time of the turn.
@@ -316,13 +316,13 @@ impl Context<'_> {
 
     /// Removes the alarm.
     pub fn clear_alarm(&mut self) {
-        self.seat.set_alarm(None);
+        self.control.set_alarm(None);
     }
 
     /// Requests the end of the watch. Only the first request counts.
     pub fn close(&mut self, reason: CloseReason) {
-        if self.seat.end.is_none() {
-            self.seat.end = Some(Box::new(End {
+        if self.control.end.is_none() {
+            self.control.end = Some(Box::new(End {
                 reason,
                 error: None,
             }));
@@ -336,8 +336,8 @@ impl Context<'_> {
 
     /// As [`Context::fail`], with a whole error.
     pub fn close_with_error(&mut self, error: SystemError) {
-        if self.seat.end.is_none() {
-            self.seat.end = Some(Box::new(End {
+        if self.control.end.is_none() {
+            self.control.end = Some(Box::new(End {
                 reason: CloseReason::Error,
                 error: Some(error),
             }));
@@ -347,13 +347,13 @@ impl Context<'_> {
     /// Returns whether the end of the watch was requested.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        self.seat.end.is_some()
+        self.control.end.is_some()
     }
 
     /// Returns whether its end was requested from outside, and not as an abort.
     #[must_use]
     pub fn ends_in_order(&self) -> bool {
-        let end = self.seat.end.as_ref();
+        let end = self.control.end.as_ref();
         end.is_some_and(|end| {
             use CloseReason::{LoopClosed, ProcessEnded, Removed};
             matches!(end.reason, Removed | LoopClosed | ProcessEnded)
@@ -373,12 +373,12 @@ impl Context<'_> {
     /// Returns whether its operations were cancelled because it ends.
     #[must_use]
     pub fn is_cancelling(&self) -> bool {
-        self.seat.cancelling
+        self.control.cancelling
     }
 
     /// Says that the watch has done everything that [`super::Teardown::Later`] put off.
     pub fn finish(&mut self) {
-        self.seat.finished = true;
+        self.control.finished = true;
     }
 
     /// Adds a watch for an accepted connection, whose room was granted.

@@ -47,14 +47,14 @@ mod transport;
 
 pub use connection::{ConnectionOrder, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
-pub use context::{Adoption, Alarm, Context, End, Grants, Seat};
+pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
 pub use fd::FdOrder;
 pub(crate) use listener::ACCEPTED;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,
-    Stdio, reap_strangers,
+    Stdio, reap_inherited,
 };
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;

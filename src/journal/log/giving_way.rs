@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{CLOSED, Island, Log};
 use crate::journal::Room;
-use crate::journal::board::Place;
 use crate::journal::labels::LabelSets;
+use crate::journal::monitor::WaiterId;
 use crate::journal::outbox::Entry;
 use crate::journal::watches::Fate;
 use crate::proto::EventKind;
@@ -232,7 +232,7 @@ impl Log {
     pub(in crate::journal) fn advance(
         &mut self,
         watch: u64,
-        place: Place,
+        waiter: WaiterId,
         after: u64,
         upto: Option<u64>,
         now: u64,
@@ -243,7 +243,7 @@ impl Log {
         } else {
             upto
         };
-        self.watches.advance(watch, place, after, upto, now);
+        self.watches.advance(watch, waiter, after, upto, now);
         self.drop_stale_islands(watch, labels);
     }
 
@@ -251,11 +251,11 @@ impl Log {
     pub(in crate::journal) fn detach(
         &mut self,
         watch: u64,
-        place: Place,
+        waiter: WaiterId,
         now: u64,
         labels: &mut LabelSets,
     ) {
-        let islands = self.watches.detach(watch, place, now);
+        let islands = self.watches.detach(watch, waiter, now);
         self.drop_islands(islands, labels);
         self.drop_stale_islands(watch, labels);
     }

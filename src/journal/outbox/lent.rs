@@ -11,7 +11,7 @@ impl Outbox {
     /// [`Outbox::room`] leaves it out, so that sources do not use it meanwhile. Nothing is lent while
     /// the journal is short of room, or has to be looked after.
     pub fn lend(&mut self) {
-        let busy = self.sources_paused || self.behind || self.unsettled || self.lacking;
+        let busy = self.sources_paused || self.behind || self.unsynchronized || self.marked_full;
         if busy || !self.entries.is_empty() {
             return;
         }

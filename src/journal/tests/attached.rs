@@ -143,7 +143,7 @@ fn a_watch_waits_for_its_slowest_attached_reader_and_nobody_else_does() {
         push(&mut outbox, 1, data(1000));
     }
     outbox.commit();
-    assert_eq!(outbox.crossed().collect::<Vec<_>>(), [1]);
+    assert_eq!(outbox.take_wait_changes().collect::<Vec<_>>(), [1]);
     assert_eq!(outbox.waits_for(1), Some(WaitsFor::Readers));
     assert_eq!(fast.read(1 << 20, 100).events, 10);
     outbox.refresh();
@@ -209,7 +209,7 @@ fn a_reader_that_reads_nothing_is_let_go_after_a_while() {
     assert_eq!(outbox.waits_for(1), Some(WaitsFor::Readers));
     outbox.expire(now(until));
     assert_eq!(outbox.waits_for(1), None);
-    assert_eq!(journal.status().let_go, 1);
+    assert_eq!(journal.status().readers_let_go, 1);
     assert_eq!(outbox.next_expiry(), None);
     // The reader reads on, and is told what it has missed.
     noise(&mut outbox, 1);
@@ -249,7 +249,7 @@ fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
         realtime: 0,
     };
     outbox.expire(at(&outbox));
-    let let_go = journal.status().let_go;
+    let let_go = journal.status().readers_let_go;
     assert!((1..=80).contains(&let_go), "{let_go}");
     assert_eq!(outbox.level(low), Level::Ample);
     outbox.set_sources_paused(false);
@@ -272,12 +272,12 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
         realtime: 0,
     };
     outbox.expire(now);
-    assert_eq!(journal.status().let_go, 0);
+    assert_eq!(journal.status().readers_let_go, 0);
     // Nor after the consumer is gone, before the loop has looked.
     journal.delete_consumer("stuck").unwrap();
     outbox.refresh();
     outbox.expire(now);
-    assert_eq!(journal.status().let_go, 0);
+    assert_eq!(journal.status().readers_let_go, 0);
 }
 
 fn fill(outbox: &mut Outbox) {
@@ -310,7 +310,7 @@ fn what_a_consumer_begins_with_stays_for_it_though_its_neighbours_are_gone() {
     outbox.commit();
     assert_eq!(journal.consumer("late").unwrap().lost_events, lost);
     assert_eq!(journal.status().dropped, 0);
-    journal.board.with(|inner| inner.log.check_accounts());
+    journal.monitor.with(|inner| inner.log.check_accounts());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::{Record, Watches};
 use crate::journal::Room;
-use crate::journal::board::Place;
+use crate::journal::monitor::WaiterId;
 
 /// Up to this many watches with unread events are looked at one by one; with more, all unread
 /// events are counted.
@@ -13,7 +13,7 @@ const EACH_MAX: usize = 64;
 /// A reader that a watch waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attached {
-    place: Place,
+    waiter: WaiterId,
     /// The sequence number up to which it has read or, at first, the newest one when it was
     /// attached, and the cost of the watch's events up to there.
     after: u64,
@@ -40,13 +40,19 @@ impl Record {
 }
 
 impl Watches {
-    /// Attaches the reader at `place`, which has read everything up to `after`: the watch waits for
+    /// Attaches the reader with the id `waiter`, which has read everything up to `after`: the watch waits for
     /// it from now on. Does nothing if the watch is gone.
-    pub(in crate::journal) fn attach(&mut self, watch: u64, place: Place, after: u64, now: u64) {
+    pub(in crate::journal) fn attach(
+        &mut self,
+        watch: u64,
+        waiter: WaiterId,
+        after: u64,
+        now: u64,
+    ) {
         if let Some(record) = self.records.get_mut(&watch) {
             let upto = record.total;
             record.rare().readers.push(Attached {
-                place,
+                waiter,
                 after,
                 upto,
                 read_at: now,
@@ -58,13 +64,13 @@ impl Watches {
     pub(in crate::journal) fn attach_first(
         &mut self,
         watch: u64,
-        place: Place,
+        waiter: WaiterId,
         after: u64,
         now: u64,
     ) {
         self.levels.add(0);
         self.records.insert(watch, Record::default());
-        self.attach(watch, place, after, now);
+        self.attach(watch, waiter, after, now);
     }
 
     /// Records that the reader has read everything up to `after`. `upto` is the cost of the watch's
@@ -72,13 +78,13 @@ impl Watches {
     pub(in crate::journal) fn advance(
         &mut self,
         watch: u64,
-        place: Place,
+        waiter: WaiterId,
         after: u64,
         upto: Option<u64>,
         now: u64,
     ) {
         self.change(watch, now, |readers, total| {
-            if let Some(reader) = readers.iter_mut().find(|reader| reader.place == place) {
+            if let Some(reader) = readers.iter_mut().find(|reader| reader.waiter == waiter) {
                 reader.after = reader.after.max(after);
                 reader.upto = reader.upto.max(upto.unwrap_or(0)).min(total);
                 reader.read_at = now;
@@ -88,9 +94,14 @@ impl Watches {
 
     /// Removes the reader. Returns the islands to drop, if the watch is removed and this was its
     /// last reader.
-    pub(in crate::journal) fn detach(&mut self, watch: u64, place: Place, now: u64) -> Vec<u64> {
+    pub(in crate::journal) fn detach(
+        &mut self,
+        watch: u64,
+        waiter: WaiterId,
+        now: u64,
+    ) -> Vec<u64> {
         self.change(watch, now, |readers, _| {
-            readers.retain(|reader| reader.place != place);
+            readers.retain(|reader| reader.waiter != waiter);
         });
         self.forget(watch)
     }
@@ -139,7 +150,7 @@ impl Watches {
         };
         let waits = unread > least;
         if std::mem::replace(&mut rare.waits, waits) != waits {
-            self.crossed.push(watch);
+            self.wait_changes.push(watch);
             if waits {
                 self.waiting += 1;
             } else {
@@ -167,8 +178,13 @@ impl Watches {
 
     /// Gives up readers that have read nothing for as long as `patience` although there was
     /// something to read, until no more than `enough` is unread. Returns how many were given up.
-    pub(in crate::journal) fn let_go(&mut self, now: u64, patience: u64, enough: u64) -> u64 {
-        let before = self.let_go;
+    pub(in crate::journal) fn drop_stalled_readers(
+        &mut self,
+        now: u64,
+        patience: u64,
+        enough: u64,
+    ) -> u64 {
+        let before = self.readers_let_go;
         while self.unread > enough
             && let Some(&(since, watch)) = self.behind.first()
             && since.saturating_add(patience) <= now
@@ -189,7 +205,7 @@ impl Watches {
                     stays
                 });
             });
-            self.let_go += gone;
+            self.readers_let_go += gone;
             let record = self.records.get_mut(&watch);
             if let Some(rare) = record.and_then(|record| record.rare.as_mut())
                 && rare.behind.is_some()
@@ -198,12 +214,12 @@ impl Watches {
                 self.behind.insert((next, watch));
             }
         }
-        self.let_go - before
+        self.readers_let_go - before
     }
 
     /// Returns how many readers were given up so far.
     pub(in crate::journal) const fn readers_let_go(&self) -> u64 {
-        self.let_go
+        self.readers_let_go
     }
 
     /// Returns the events that attached readers have not read.
@@ -228,7 +244,7 @@ impl Watches {
         self.room_of(before.map(Record::unread).sum())
     }
 
-    pub(in crate::journal) fn take_crossed(&mut self, into: &mut Vec<u64>) {
-        into.append(&mut self.crossed);
+    pub(in crate::journal) fn take_wait_changes(&mut self, into: &mut Vec<u64>) {
+        into.append(&mut self.wait_changes);
     }
 }

@@ -101,10 +101,10 @@ pub(super) struct Watches {
     behind: BTreeSet<(u64, u64)>,
     /// How many watches wait for their readers.
     waiting: usize,
-    /// Watches that began or ceased to wait since the loop last asked.
-    crossed: Vec<u64>,
+    /// Watches that began or ceased to wait since the loop last took these changes.
+    wait_changes: Vec<u64>,
     /// How many readers were given up.
-    let_go: u64,
+    readers_let_go: u64,
 }
 
 impl Watches {
@@ -121,8 +121,8 @@ impl Watches {
             spare: BTreeSet::new(),
             behind: BTreeSet::new(),
             waiting: 0,
-            crossed: Vec::new(),
-            let_go: 0,
+            wait_changes: Vec::new(),
+            readers_let_go: 0,
         }
     }
 

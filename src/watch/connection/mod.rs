@@ -98,7 +98,7 @@ enum Phase {
     Ready(OwnedFd),
     Connecting(Attempts),
     Open(Streams),
-    Over,
+    Closed,
 }
 
 #[derive(Debug)]
@@ -255,7 +255,7 @@ impl Connection {
 
 impl Watch for Connection {
     fn start(&mut self, cx: &mut Context<'_>) {
-        match std::mem::replace(&mut self.phase, Phase::Over) {
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::New(target, timeout) => self.connect(cx, target, timeout),
             Phase::Ready(fd) => self.opened(cx, fd, Nonblocking::Own),
             other => self.phase = other,

@@ -127,7 +127,7 @@ impl Child {
     }
 
     /// Leaves the child to the reaper, without ending it. It counts as a child until it has ended.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn leave_to_reaper(mut self) {
         self.hand_over();
     }
 

@@ -34,7 +34,7 @@ pub use drain::{Drain, DrainLimits};
 use exit::unread;
 pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 use reaper::CHECK_INTERVAL;
-pub use reaper::{Reaper, reap_strangers};
+pub use reaper::{Reaper, reap_inherited};
 use timeout::Timeout;
 use watcher::Waiter;
 
@@ -254,7 +254,7 @@ impl Watch for Process {
         (self.subscription, self.waiter) = (None, None);
         if let Some(mut child) = self.child.take() {
             child.reap();
-            child.let_go();
+            child.leave_to_reaper();
         }
         self.unsent
     }

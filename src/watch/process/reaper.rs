@@ -4,7 +4,7 @@
 //! the process that no watch started: the children that the process had before it executed the
 //! daemon, and orphans, which the kernel gives to process 1 of a container and to a subreaper
 //! (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. Watches start children
-//! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_strangers`],
+//! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_inherited`],
 //! which reaps children of the main thread only, never reaps a child of a watch.
 
 use std::convert::Infallible;
@@ -100,7 +100,7 @@ fn may_have_strangers() -> bool {
 }
 
 /// Reaps the strangers that end. To be polled on the main thread, for as long as there may be any.
-pub async fn reap_strangers(hub: &SignalHub) -> Infallible {
+pub async fn reap_inherited(hub: &SignalHub) -> Infallible {
     if !may_have_strangers() {
         return std::future::pending().await;
     }
