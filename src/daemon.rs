@@ -338,7 +338,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         handshake: config.server.handshake_timeout,
         receive: config.server.receive_timeout,
         calls: config.limits.connection_calls,
-        treasury: rpc::Treasury::new(registry.memory().budget(), config.server.max_connections),
+        quotas: rpc::MemoryQuotas::new(registry.memory().budget(), config.server.max_connections),
         routes,
     };
     let server = rpc::serve(server, stopped.clone());

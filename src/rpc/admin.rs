@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::server::admin_service_server::AdminService;
-use super::{Api, asker};
+use super::{Api, requester};
 use crate::event_loop::Handle;
 use crate::memory::Use;
 use crate::proto::*;
@@ -16,7 +16,7 @@ impl AdminService for Api {
         &self,
         request: Request<GetServerInfoRequest>,
     ) -> Result<Response<GetServerInfoResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let identity = &self.identity;
         Ok(Response::new(GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -27,8 +27,8 @@ impl AdminService for Api {
             started: Some(crate::clock::timestamp(identity.started)),
             socket: identity.socket.display().to_string(),
             handover_socket: identity.handover_socket.display().to_string(),
-            principal: asker.peer.principal.to_string(),
-            administrator: asker.peer.administrator,
+            principal: requester.peer.principal.to_string(),
+            administrator: requester.peer.administrator,
         }))
     }
 
@@ -36,7 +36,7 @@ impl AdminService for Api {
         &self,
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        let mut everybody = asker(&request)?.caller;
+        let mut everybody = requester(&request)?.caller;
         everybody.administrator = true;
         let loops = self.registry.list(&everybody, 0, false);
         let services = self.registry.services();
@@ -72,7 +72,7 @@ impl AdminService for Api {
         &self,
         request: Request<GetConfigRequest>,
     ) -> Result<Response<GetConfigResponse>, Status> {
-        asker(&request)?;
+        requester(&request)?;
         let config = Arc::clone(self.registry.config());
         let value = |(key, value, source)| ConfigValue { key, value, source };
         Ok(Response::new(GetConfigResponse {

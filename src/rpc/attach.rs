@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
-use super::Asker;
+use super::Requester;
 use super::convert;
 use super::events::{append, postings};
 use super::status::batch_error;
@@ -34,7 +34,7 @@ const REQUESTS_AT_ONCE: usize = 64;
 
 /// Both directions of one Attach call.
 pub struct AttachStream {
-    asker: Arc<Asker>,
+    requester: Arc<Requester>,
     on: Handle,
     events: EventStream<SubscribeHeader>,
     /// `None` once the client has half-closed the stream.
@@ -53,13 +53,13 @@ impl std::fmt::Debug for AttachStream {
 
 impl AttachStream {
     pub(super) fn new(
-        asker: Asker,
+        requester: Requester,
         on: Handle,
         events: EventStream<SubscribeHeader>,
         requests: Streaming<AttachRequest>,
     ) -> Self {
         Self {
-            asker: Arc::new(asker),
+            requester: Arc::new(requester),
             on,
             events,
             requests: Some(requests),
@@ -119,8 +119,8 @@ impl AttachStream {
             }
             Some(Message::Post(post)) => {
                 let drains = self.events.registry().check_draining();
-                let (asker, on) = (Arc::clone(&self.asker), self.on.clone());
-                self.work = Some(Box::pin(posted(asker, on, drains, post)));
+                let (requester, on) = (Arc::clone(&self.requester), self.on.clone());
+                self.work = Some(Box::pin(posted(requester, on, drains, post)));
                 None
             }
             Some(Message::Start(_)) => {
@@ -184,7 +184,7 @@ async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
 }
 
 async fn posted(
-    asker: Arc<Asker>,
+    requester: Arc<Requester>,
     on: Handle,
     drains: Result<()>,
     post: AttachPost,
@@ -192,7 +192,7 @@ async fn posted(
     let outcome = async {
         drains?;
         let postings = postings("post.posts", post.posts)?;
-        let cursor = Some(append(&asker, on, postings).await?.into());
+        let cursor = Some(append(&requester, on, postings).await?.into());
         Ok(Outcome::Posted(PostResponse { cursor }))
     };
     result(post.number, outcome.await)

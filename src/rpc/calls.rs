@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt;
 
-use super::purse::{Held, Purse};
+use super::quota::{Charge, MemoryQuota};
 use crate::error::Error;
 use crate::memory::Use;
 
@@ -48,11 +48,11 @@ impl Shape {
 pub(super) async fn carry_out(
     routes: Routes,
     request: http::Request<hyper::body::Incoming>,
-    purse: Arc<Purse>,
+    quota: Arc<MemoryQuota>,
     patience: Duration,
 ) -> http::Response<Body> {
     let shape = Shape::of(request.uri().path());
-    let held = Arc::new(Mutex::new(purse.open(Use::Requests)));
+    let held = Arc::new(Mutex::new(quota.empty_charge(Use::Requests)));
     let mut request = request.map(|body| {
         Body::new(Received {
             body,
@@ -63,7 +63,7 @@ pub(super) async fn carry_out(
             timer: None,
         })
     });
-    request.extensions_mut().insert(Arc::clone(&purse));
+    request.extensions_mut().insert(Arc::clone(&quota));
     let response = match routes.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -75,7 +75,7 @@ pub(super) async fn carry_out(
             rest: body,
             piece: STREAM_PIECE,
             // A stream counts what it sends, and sends no more than there is room for.
-            held: Arc::new(Mutex::new(purse.open(Use::Requests))),
+            held: Arc::new(Mutex::new(quota.empty_charge(Use::Requests))),
         };
         return http::Response::from_parts(parts, Body::new(answers));
     }
@@ -150,7 +150,7 @@ impl Progress {
 #[derive(Debug)]
 struct Received {
     body: hyper::body::Incoming,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<Charge>>,
     is_stream: bool,
     message: Progress,
     /// How long one message may take to arrive.
@@ -218,7 +218,7 @@ struct Answer {
     first: Bytes,
     rest: Body,
     piece: usize,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<Charge>>,
 }
 
 impl HttpBody for Answer {

@@ -1,5 +1,5 @@
 //! The service's connections: each is accepted on the Unix socket with its peer, and served by a
-//! [`Strand`].
+//! [`SerialExecutor`].
 
 use std::convert::Infallible;
 use std::io;
@@ -23,9 +23,9 @@ use tokio::time::{Sleep, sleep};
 use tonic::service::Routes;
 
 use super::calls::carry_out;
-use super::places::{Place, Places};
-use super::purse::{Purse, Treasury};
-use super::strand::{Strand, is_delivering, leave_input};
+use super::connection_limits::{ConnectionLimits, ConnectionPermit};
+use super::quota::{MemoryQuota, MemoryQuotas};
+use super::serial_executor::{SerialExecutor, is_delivering, leave_input};
 use crate::access::{Access, Peer};
 use crate::error::Error;
 use crate::sparing::Sparing;
@@ -76,7 +76,7 @@ pub struct Service {
     /// Most calls of one connection at once.
     pub calls: usize,
     /// The memory for the calls of all connections.
-    pub treasury: Treasury,
+    pub quotas: MemoryQuotas,
     /// The routes of all services.
     pub routes: Routes,
 }
@@ -93,25 +93,25 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         handshake,
         receive,
         calls,
-        treasury,
+        quotas,
         routes,
     } = service;
     let routes = routes.prepare();
-    let places = Places::new(max_connections, max_connections_per_principal);
+    let limits = ConnectionLimits::new(max_connections, max_connections_per_principal);
     let mut stopped = stop.clone();
     loop {
         let accepted = async {
             let stream = listener.accept().await?.0;
             let admitted = access.admit(&stream).map(Arc::new);
-            let (admitted, place) = places.take(admitted).await;
-            Ok(place.map(|place| (stream, admitted, place)))
+            let (admitted, permit) = limits.take(admitted).await;
+            Ok(permit.map(|permit| (stream, admitted, permit)))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok(Some((stream, admitted, place))) => {
+            Ok(Some((stream, admitted, permit))) => {
                 let connection = Connection {
                     stream,
                     admitted,
@@ -119,9 +119,9 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
                     handshake,
                     receive,
                     calls,
-                    purse: treasury.purse(place.party()),
+                    quota: quotas.quota(permit.usage()),
                     stop: stop.clone(),
-                    place,
+                    permit,
                 };
                 if let Err(error) = connection.start(routes.clone())
                     && let Some(left_out) = NOT_SERVED.one_more()
@@ -138,7 +138,7 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
         }
     }
     drop(listener);
-    places.all_free(max_connections).await;
+    limits.all_free(max_connections).await;
 }
 
 /// An accepted connection.
@@ -149,9 +149,9 @@ struct Connection {
     handshake: Duration,
     receive: Duration,
     calls: usize,
-    purse: Arc<Purse>,
+    quota: Arc<MemoryQuota>,
     stop: watch::Receiver<bool>,
-    place: Place,
+    permit: ConnectionPermit,
 }
 
 impl Connection {
@@ -165,21 +165,21 @@ impl Connection {
             handshake,
             receive,
             calls,
-            purse,
+            quota,
             mut stop,
-            place,
+            permit,
         } = self;
         let (greeted, greeting) = oneshot::channel();
         let transport = Transport::new(stream, greeted, keepalive * UNTAKEN)?;
         let lasts = admitted.is_err().then_some(TURNED_AWAY_FOR);
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(admitted.clone());
-            let call = carry_out(routes.clone(), request, Arc::clone(&purse), receive);
+            let call = carry_out(routes.clone(), request, Arc::clone(&quota), receive);
             async { Ok::<_, Infallible>(call.await) }
         });
         // The configuration bounds it below that.
         let calls = u32::try_from(calls).unwrap_or(u32::MAX);
-        Strand::start(|spawner| {
+        SerialExecutor::start(|spawner| {
             let connection = http2::Builder::new(spawner)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(calls)
@@ -189,7 +189,7 @@ impl Connection {
                 .keep_alive_timeout(keepalive)
                 .serve_connection(TokioIo::new(transport), service);
             async move {
-                let _place = place;
+                let _permit = permit;
                 let mut connection = pin!(connection);
                 let overdue = async {
                     // If the sender is dropped, the connection ends too.

@@ -1,7 +1,7 @@
 //! The calls of the EventService about consumers.
 
 use super::subscribe::ttl;
-use super::{Api, Asker, convert, mutate, object};
+use super::{Api, Requester, convert, mutate, object};
 use crate::clock::{self, Now};
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
@@ -54,16 +54,16 @@ fn start(request: &CreateConsumerRequest) -> Result<Start> {
 impl Api {
     pub(super) async fn consumer_created(
         self,
-        asker: Asker,
+        requester: Requester,
         request: CreateConsumerRequest,
     ) -> Result<CreateConsumerResponse> {
         check_loop_name("name", &request.name)?;
         let (start, ttl) = (start(&request)?, ttl("ttl", request.ttl)?);
         let or_existing = convert::if_exists(request.if_exists)?;
-        let on = self.on(&asker, request.r#loop, true)?;
+        let on = self.on(&requester, request.r#loop, true)?;
         convert::can_consume("loop", &on)?;
         let object = object(&on, &request.name);
-        mutate(&asker, "CreateConsumer", object, async move {
+        mutate(&requester, "CreateConsumer", object, async move {
             let created = on.journal().create_consumer(&request.name, start, ttl)?;
             if !created && !or_existing {
                 return Err(Error::NameTaken {
@@ -83,11 +83,11 @@ impl Api {
 
     pub(super) fn consumers_listed(
         &self,
-        asker: &Asker,
+        requester: &Requester,
         request: ListConsumersRequest,
     ) -> Result<ListConsumersResponse> {
         let (size, _) = convert::page(request.page_size, "")?;
-        let on = self.on(asker, request.r#loop, false)?;
+        let on = self.on(requester, request.r#loop, false)?;
         let mut page = on.journal().consumers(&request.page_token, size + 1);
         let more = page.len() > size;
         page.truncate(size);
@@ -100,10 +100,10 @@ impl Api {
 
     pub(super) fn consumer_described(
         &self,
-        asker: &Asker,
+        requester: &Requester,
         request: GetConsumerRequest,
     ) -> Result<GetConsumerResponse> {
-        let on = self.on(asker, request.r#loop, false)?;
+        let on = self.on(requester, request.r#loop, false)?;
         let status = on.journal().consumer(&request.name)?;
         Ok(GetConsumerResponse {
             consumer: Some(describe(&on, status)),
@@ -112,12 +112,12 @@ impl Api {
 
     pub(super) async fn consumer_deleted(
         self,
-        asker: Asker,
+        requester: Requester,
         request: DeleteConsumerRequest,
     ) -> Result<DeleteConsumerResponse> {
-        let on = self.on(&asker, request.r#loop, false)?;
+        let on = self.on(&requester, request.r#loop, false)?;
         let object = object(&on, &request.name);
-        mutate(&asker, "DeleteConsumer", object, async move {
+        mutate(&requester, "DeleteConsumer", object, async move {
             let acked = on.journal().delete_consumer(&request.name)?;
             Ok(DeleteConsumerResponse {
                 acked: Some(on.journal().cursor(acked).into()),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::attach::AttachStream;
-use super::purse::Purse;
+use super::quota::MemoryQuota;
 use super::server::event_service_server::EventService;
 use super::stream::EventStream;
 use super::watches::check_items;
 use super::wire;
-use super::{Api, Asker, asker, convert, mutate, object};
+use super::{Api, Requester, convert, mutate, object, requester};
 use crate::access::audit;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, PAYLOAD_MAX, Posted};
@@ -66,17 +66,21 @@ pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Post
 }
 
 /// Appends what a client posts, and writes that to the audit log, whatever becomes of the call.
-pub(super) async fn append(asker: &Asker, on: Handle, postings: Vec<Posting>) -> Result<Cursor> {
+pub(super) async fn append(
+    requester: &Requester,
+    on: Handle,
+    postings: Vec<Posting>,
+) -> Result<Cursor> {
     let object = object(&on, format_args!("{} posts", postings.len()));
     match on.post_at_once(postings) {
         Ok(cursor) => {
             let done = Ok(cursor);
-            audit(&asker.peer, "Post", object, &done);
+            audit(&requester.peer, "Post", object, &done);
             done
         }
         Err(postings) => {
             let work = async move { on.post(postings).await };
-            mutate(asker, "Post", object, work).await
+            mutate(requester, "Post", object, work).await
         }
     }
 }
@@ -90,9 +94,9 @@ impl EventService for Api {
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let (_, stream) = self
-            .subscription(&asker, request.into_inner(), false)
+            .subscription(&requester, request.into_inner(), false)
             .await?;
         Ok(Response::new(stream))
     }
@@ -101,22 +105,22 @@ impl EventService for Api {
         &self,
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|first| first.message);
         let Some(attach_request::Message::Start(start)) = first else {
             return Err(Error::invalid("start", "must be the first message").into());
         };
-        let (on, events) = self.subscription(&asker, start, true).await?;
+        let (on, events) = self.subscription(&requester, start, true).await?;
         Ok(Response::new(AttachStream::new(
-            asker, on, events, requests,
+            requester, on, events, requests,
         )))
     }
 
     async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: AckRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: AckRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             check_loop_name("consumer", &request.consumer)?;
             convert::can_consume("consumer", &on)?;
             let cursor = request.cursor.unwrap_or_default();
@@ -126,7 +130,9 @@ impl EventService for Api {
                 acked: Some(on.journal().cursor(acked).into()),
             })
         };
-        let answer = self.once(asker, "Ack", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "Ack", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 
@@ -134,10 +140,10 @@ impl EventService for Api {
         &self,
         request: Request<PollRequest>,
     ) -> Result<Response<wire::PollResponse>, Status> {
-        let asker = asker(&request)?;
-        let waits = asker.purse.hold(Use::Polls, WAITING)?;
+        let requester = requester(&request)?;
+        let waits = requester.quota.charge(Use::Polls, WAITING)?;
         let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, true)?;
+        let on = self.on(&requester, request.r#loop, true)?;
         let timeout = convert::duration(
             "timeout",
             request.timeout,
@@ -182,7 +188,7 @@ impl EventService for Api {
         } else {
             0
         };
-        let batch = read_or_wait(reader, timeout, max_events as usize, &asker.purse).await?;
+        let batch = read_or_wait(reader, timeout, max_events as usize, &requester.quota).await?;
         drop(waits);
         Ok(Response::new(wire::PollResponse {
             more: !batch.caught_up,
@@ -193,17 +199,19 @@ impl EventService for Api {
     }
 
     async fn post(&self, request: Request<PostRequest>) -> Result<Response<PostResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: PostRequest| async move {
-            let on = api.on(&asker, request.r#loop, true)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: PostRequest| async move {
+            let on = api.on(&requester, request.r#loop, true)?;
             api.registry.check_draining()?;
             let postings = postings("posts", request.posts)?;
-            let cursor = append(&asker, on, postings).await?;
+            let cursor = append(&requester, on, postings).await?;
             Ok(PostResponse {
                 cursor: Some(cursor.into()),
             })
         };
-        let answer = self.once(asker, "Post", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "Post", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 
@@ -211,9 +219,9 @@ impl EventService for Api {
         &self,
         request: Request<CreateConsumerRequest>,
     ) -> Result<Response<CreateConsumerResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let request = request.into_inner();
-        let answer = self.once(asker, "CreateConsumer", request, Self::consumer_created);
+        let answer = self.once(requester, "CreateConsumer", request, Self::consumer_created);
         Ok(Response::new(answer.await?))
     }
 
@@ -221,8 +229,8 @@ impl EventService for Api {
         &self,
         request: Request<ListConsumersRequest>,
     ) -> Result<Response<ListConsumersResponse>, Status> {
-        let asker = asker(&request)?;
-        let listed = self.consumers_listed(&asker, request.into_inner())?;
+        let requester = requester(&request)?;
+        let listed = self.consumers_listed(&requester, request.into_inner())?;
         Ok(Response::new(listed))
     }
 
@@ -230,8 +238,8 @@ impl EventService for Api {
         &self,
         request: Request<GetConsumerRequest>,
     ) -> Result<Response<GetConsumerResponse>, Status> {
-        let asker = asker(&request)?;
-        let described = self.consumer_described(&asker, request.into_inner())?;
+        let requester = requester(&request)?;
+        let described = self.consumer_described(&requester, request.into_inner())?;
         Ok(Response::new(described))
     }
 
@@ -239,9 +247,9 @@ impl EventService for Api {
         &self,
         request: Request<DeleteConsumerRequest>,
     ) -> Result<Response<DeleteConsumerResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let request = request.into_inner();
-        let answer = self.once(asker, "DeleteConsumer", request, Self::consumer_deleted);
+        let answer = self.once(requester, "DeleteConsumer", request, Self::consumer_deleted);
         Ok(Response::new(answer.await?))
     }
 }
@@ -252,14 +260,14 @@ async fn read_or_wait(
     mut reader: Reader,
     timeout: Duration,
     max_events: usize,
-    purse: &Purse,
+    quota: &MemoryQuota,
 ) -> Result<Read> {
     let after = reader.after();
     let deadline = tokio::time::Instant::now() + timeout;
-    let mut read = reader.read(purse.readable(POLL_BYTES), max_events);
+    let mut read = reader.read(quota.readable(POLL_BYTES), max_events);
     // A timeout of zero must not wait, not even for the next tick of the clock.
     while read.events == 0 && read.gaps.is_empty() && !timeout.is_zero() {
-        let next = poll_fn(|cx| reader.poll_read(cx, purse.readable(POLL_BYTES), max_events));
+        let next = poll_fn(|cx| reader.poll_read(cx, quota.readable(POLL_BYTES), max_events));
         match tokio::time::timeout_at(deadline, next).await {
             Ok(Ok(more)) => read = more,
             // The journal is closed and read to its end, or the timeout is over.

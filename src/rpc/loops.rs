@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::loop_service_server::LoopService;
-use super::{Api, Asker, asker, convert, mutate};
+use super::{Api, Requester, convert, mutate, requester};
 use crate::event_loop::Handle;
 use crate::proto::*;
 
@@ -13,12 +13,12 @@ impl LoopService for Api {
         &self,
         request: Request<ListLoopsRequest>,
     ) -> Result<Response<ListLoopsResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let request = request.into_inner();
         let (size, after) = convert::page(request.page_size, &request.page_token)?;
         let handles = self
             .registry
-            .list(&asker.caller, after, request.include_closed);
+            .list(&requester.caller, after, request.include_closed);
         let more = handles.len() > size;
         let loops: Vec<Loop> = handles.iter().take(size).map(Handle::view).collect();
         let next = loops.last().filter(|_| more);
@@ -34,8 +34,8 @@ impl LoopService for Api {
         &self,
         request: Request<GetLoopRequest>,
     ) -> Result<Response<GetLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let handle = self.on(&asker, request.into_inner().r#loop, false)?;
+        let requester = requester(&request)?;
+        let handle = self.on(&requester, request.into_inner().r#loop, false)?;
         Ok(Response::new(GetLoopResponse {
             r#loop: Some(handle.view()),
         }))
@@ -45,18 +45,23 @@ impl LoopService for Api {
         &self,
         request: Request<RunLoopRequest>,
     ) -> Result<Response<RunLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: RunLoopRequest| async move {
-            let handle = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: RunLoopRequest| async move {
+            let handle = api.on(&requester, request.r#loop, false)?;
             let object = handle.full_name().to_owned();
-            let cursor =
-                mutate(&asker, "RunLoop", object, async move { handle.run().await }).await?;
+            let cursor = mutate(
+                &requester,
+                "RunLoop",
+                object,
+                async move { handle.run().await },
+            )
+            .await?;
             Ok(RunLoopResponse {
                 cursor: Some(cursor.into()),
             })
         };
         let answer = self
-            .once(asker, "RunLoop", request.into_inner(), work)
+            .once(requester, "RunLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -65,23 +70,20 @@ impl LoopService for Api {
         &self,
         request: Request<StopLoopRequest>,
     ) -> Result<Response<StopLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: StopLoopRequest| async move {
-            let handle = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: StopLoopRequest| async move {
+            let handle = api.on(&requester, request.r#loop, false)?;
             let object = handle.full_name().to_owned();
-            let cursor = mutate(
-                &asker,
-                "StopLoop",
-                object,
-                async move { handle.stop().await },
-            )
+            let cursor = mutate(&requester, "StopLoop", object, async move {
+                handle.stop().await
+            })
             .await?;
             Ok(StopLoopResponse {
                 cursor: Some(cursor.into()),
             })
         };
         let answer = self
-            .once(asker, "StopLoop", request.into_inner(), work)
+            .once(requester, "StopLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -90,13 +92,13 @@ impl LoopService for Api {
         &self,
         request: Request<CloseLoopRequest>,
     ) -> Result<Response<CloseLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: CloseLoopRequest| async move {
-            let handle = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: CloseLoopRequest| async move {
+            let handle = api.on(&requester, request.r#loop, false)?;
             let readable_for = crate::clock::duration(handle.policy().closed_ttl);
             let (api, object) = (api.clone(), handle.full_name().to_owned());
             let stop = request.stop;
-            let cursor = mutate(&asker, "CloseLoop", object, async move {
+            let cursor = mutate(&requester, "CloseLoop", object, async move {
                 api.registry.close(&handle, stop).await
             })
             .await?;
@@ -106,7 +108,7 @@ impl LoopService for Api {
             })
         };
         let answer = self
-            .once(asker, "CloseLoop", request.into_inner(), work)
+            .once(requester, "CloseLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }

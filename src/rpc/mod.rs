@@ -24,19 +24,19 @@ mod admin;
 mod attach;
 mod calls;
 mod connection;
+mod connection_limits;
 mod consumers;
 mod convert;
 mod events;
 mod loops;
-mod places;
 mod policies;
 mod processes;
-mod purse;
+mod quota;
 mod repeat;
+mod serial_executor;
 mod snapshot;
 mod spec;
 pub mod status;
-mod strand;
 mod stream;
 mod subscribe;
 mod transports;
@@ -44,7 +44,7 @@ mod watches;
 pub mod wire;
 
 pub use connection::{Service, serve};
-pub use purse::Treasury;
+pub use quota::MemoryQuotas;
 pub use repeat::Repeats;
 
 /// The server side of the services, generated.
@@ -175,23 +175,28 @@ impl Api {
 
     /// Finds the loop that a request names. With `create`, the loop of the caller's context is made
     /// if there is none.
-    fn on(&self, asker: &Asker, named: Option<proto::LoopRef>, create: bool) -> Result<Handle> {
+    fn on(
+        &self,
+        requester: &Requester,
+        named: Option<proto::LoopRef>,
+        create: bool,
+    ) -> Result<Handle> {
         self.registry
-            .find(&asker.caller, &convert::loop_name(named), create)
+            .find(&requester.caller, &convert::loop_name(named), create)
     }
 }
 
 /// The caller of a request.
 #[derive(Debug, Clone)]
-struct Asker {
+struct Requester {
     peer: Arc<Peer>,
     caller: Caller,
     /// Counts the memory that the connection's calls hold.
-    purse: Arc<purse::Purse>,
+    quota: Arc<quota::MemoryQuota>,
 }
 
 /// Returns the caller of a request, or the error if the peer is not served.
-fn asker<T>(request: &Request<T>) -> Result<Asker> {
+fn requester<T>(request: &Request<T>) -> Result<Requester> {
     let peer = request.extensions().get::<connection::Admitted>();
     let peer = match peer {
         Some(Ok(peer)) => Arc::clone(peer),
@@ -214,25 +219,25 @@ fn asker<T>(request: &Request<T>) -> Result<Asker> {
         session,
         process: peer.process.clone(),
     };
-    let purse = request.extensions().get::<Arc<purse::Purse>>();
-    let purse = purse.map(Arc::clone);
-    let purse = purse.ok_or(Error::Internal("a call without a connection"))?;
-    Ok(Asker {
+    let quota = request.extensions().get::<Arc<quota::MemoryQuota>>();
+    let quota = quota.map(Arc::clone);
+    let quota = quota.ok_or(Error::Internal("a call without a connection"))?;
+    Ok(Requester {
         peer,
         caller,
-        purse,
+        quota,
     })
 }
 
 /// Carries out a mutation to its end, even if the call is cancelled, and writes it to the audit
 /// log.
 async fn mutate<T: Send + 'static>(
-    asker: &Asker,
+    requester: &Requester,
     action: &'static str,
     object: impl Display + Send + 'static,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let peer = Arc::clone(&asker.peer);
+    let peer = Arc::clone(&requester.peer);
     let task = tokio::spawn(async move {
         let result = work.await;
         audit(&peer, action, object, &result);

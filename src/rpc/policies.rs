@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::policy_service_server::PolicyService;
-use super::{Api, Asker, asker, convert, mutate};
+use super::{Api, Requester, convert, mutate, requester};
 use crate::config::Policy;
 use crate::driver::{Backend, backend, capability};
 use crate::error::Error;
@@ -17,8 +17,8 @@ impl PolicyService for Api {
         &self,
         request: Request<GetEventLoopRequest>,
     ) -> Result<Response<GetEventLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let (handle, created) = self.registry.get_event_loop(&asker.caller)?;
+        let requester = requester(&request)?;
+        let (handle, created) = self.registry.get_event_loop(&requester.caller)?;
         Ok(Response::new(GetEventLoopResponse {
             r#loop: Some(handle.view()),
             created,
@@ -29,19 +29,19 @@ impl PolicyService for Api {
         &self,
         request: Request<SetEventLoopRequest>,
     ) -> Result<Response<SetEventLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: SetEventLoopRequest| async move {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: SetEventLoopRequest| async move {
             let name = request.loop_name;
-            let (api, caller) = (api.clone(), asker.caller.clone());
+            let (api, caller) = (api.clone(), requester.caller.clone());
             let object = name.clone().unwrap_or_default();
-            mutate(&asker, "SetEventLoop", object, async move {
+            mutate(&requester, "SetEventLoop", object, async move {
                 api.registry.set_event_loop(&caller, name.as_deref())
             })
             .await?;
             Ok(SetEventLoopResponse {})
         };
         let answer = self
-            .once(asker, "SetEventLoop", request.into_inner(), work)
+            .once(requester, "SetEventLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -50,19 +50,19 @@ impl PolicyService for Api {
         &self,
         request: Request<NewEventLoopRequest>,
     ) -> Result<Response<NewEventLoopResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: NewEventLoopRequest| async move {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: NewEventLoopRequest| async move {
             let new = NewLoop {
                 or_existing: convert::if_exists(request.if_exists)?,
                 name: request.name,
                 policy: request.policy,
                 backend: request.backend,
                 history: convert::history(request.history)?,
-                lifetime: convert::lifetime(request.lifetime, &asker.peer)?.unwrap_or_default(),
+                lifetime: convert::lifetime(request.lifetime, &requester.peer)?.unwrap_or_default(),
             };
-            let (api, caller) = (api.clone(), asker.caller.clone());
+            let (api, caller) = (api.clone(), requester.caller.clone());
             let object = new.name.clone();
-            let (handle, created) = mutate(&asker, "NewEventLoop", object, async move {
+            let (handle, created) = mutate(&requester, "NewEventLoop", object, async move {
                 api.registry.new_event_loop(&caller, &new)
             })
             .await?;
@@ -72,7 +72,7 @@ impl PolicyService for Api {
             })
         };
         let answer = self
-            .once(asker, "NewEventLoop", request.into_inner(), work)
+            .once(requester, "NewEventLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -81,8 +81,8 @@ impl PolicyService for Api {
         &self,
         request: Request<GetEventLoopPolicyRequest>,
     ) -> Result<Response<GetEventLoopPolicyResponse>, Status> {
-        let asker = asker(&request)?;
-        let (policy, scope) = self.registry.policy_of(&asker.caller.principal);
+        let requester = requester(&request)?;
+        let (policy, scope) = self.registry.policy_of(&requester.caller.principal);
         Ok(Response::new(GetEventLoopPolicyResponse {
             policy: Some(describe(&policy)),
             scope: scope.into(),
@@ -93,8 +93,8 @@ impl PolicyService for Api {
         &self,
         request: Request<SetEventLoopPolicyRequest>,
     ) -> Result<Response<SetEventLoopPolicyResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: SetEventLoopPolicyRequest| async move {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: SetEventLoopPolicyRequest| async move {
             let SetEventLoopPolicyRequest {
                 policy_name, scope, ..
             } = request;
@@ -103,9 +103,9 @@ impl PolicyService for Api {
                 Ok(PolicyScope::Daemon) => PolicyScope::Daemon,
                 Err(_) => return Err(Error::invalid("scope", "must be PRINCIPAL or DAEMON")),
             };
-            let (api, caller) = (api.clone(), asker.caller.clone());
+            let (api, caller) = (api.clone(), requester.caller.clone());
             let object = policy_name.clone().unwrap_or_default();
-            let policy = mutate(&asker, "SetEventLoopPolicy", object, async move {
+            let policy = mutate(&requester, "SetEventLoopPolicy", object, async move {
                 let name = policy_name.as_deref();
                 api.registry.set_policy(&caller, name, scope).await
             })
@@ -115,7 +115,7 @@ impl PolicyService for Api {
             })
         };
         let answer = self
-            .once(asker, "SetEventLoopPolicy", request.into_inner(), work)
+            .once(requester, "SetEventLoopPolicy", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -124,7 +124,7 @@ impl PolicyService for Api {
         &self,
         request: Request<ListEventLoopPoliciesRequest>,
     ) -> Result<Response<ListEventLoopPoliciesResponse>, Status> {
-        asker(&request)?;
+        requester(&request)?;
         let policies = self.registry.policies().map(|policy| describe(policy));
         Ok(Response::new(ListEventLoopPoliciesResponse {
             policies: policies.collect(),
@@ -135,7 +135,7 @@ impl PolicyService for Api {
         &self,
         request: Request<ListBackendsRequest>,
     ) -> Result<Response<ListBackendsResponse>, Status> {
-        asker(&request)?;
+        requester(&request)?;
         let backends = Backend::ALL
             .iter()
             .map(|backend| describe_backend(*backend));

@@ -10,7 +10,7 @@ use super::server::process_service_server::ProcessService;
 use super::stream::{Acks, EventStream, Parts};
 use super::watches::added;
 use super::watches::look;
-use super::{Api, Asker, asker, convert, mutate, object, spec, subscribe};
+use super::{Api, Requester, convert, mutate, object, requester, spec, subscribe};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
@@ -24,7 +24,12 @@ const BATCH_BYTES: usize = 256 * 1024;
 
 impl Api {
     /// Starts the process, or finds the one to join.
-    async fn make_or_join(&self, asker: &Asker, on: &Handle, request: RunRequest) -> Result<Added> {
+    async fn make_or_join(
+        &self,
+        requester: &Requester,
+        on: &Handle,
+        request: RunRequest,
+    ) -> Result<Added> {
         let Some(process) = request.spec else {
             if request.name.is_empty() {
                 return Err(Error::invalid(
@@ -33,7 +38,7 @@ impl Api {
                 ));
             }
             let name = WatchName::Name(request.name);
-            let (watch, _held) = look(on, &asker.purse, name).await?;
+            let (watch, _held) = look(on, &requester.quota, name).await?;
             if watch.watch_kind != WatchKind::Process.name() {
                 return Err(Error::wrong_state(
                     "the watch of that name is not a process",
@@ -58,7 +63,7 @@ impl Api {
             finished_ttl: request.finished_ttl,
             ..AddWatchRequest::default()
         };
-        let (mut registration, order) = spec::registration(self, &asker.peer, on, add)?;
+        let (mut registration, order) = spec::registration(self, &requester.peer, on, add)?;
         registration.attached = true;
         on.add(registration, order).await
     }
@@ -86,11 +91,11 @@ impl ProcessService for Api {
     type RunStream = EventStream<RunHeader>;
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let asker = asker(&request)?;
-        let purse = Arc::clone(&asker.purse);
+        let requester = requester(&request)?;
+        let quota = Arc::clone(&requester.quota);
         let mut request = request.into_inner();
         let permit = self.streams.take()?;
-        let on = self.on(&asker, request.r#loop.take(), request.spec.is_some())?;
+        let on = self.on(&requester, request.r#loop.take(), request.spec.is_some())?;
         let heartbeat = subscribe::heartbeat(request.heartbeat.take())?;
         convert::skips_gap(request.on_gap)?;
         let after = request.after.take();
@@ -111,9 +116,9 @@ impl ProcessService for Api {
         // The reader of the process, if this call has started it.
         let made = Arc::new(Mutex::new(None));
         let maker = Arc::clone(&made);
-        let work = |api: Self, asker: Asker, request: RunRequest| async move {
-            let (who, object) = (asker.clone(), object(&handle, &request.name));
-            mutate(&asker, "Run", object, async move {
+        let work = |api: Self, requester: Requester, request: RunRequest| async move {
+            let (who, object) = (requester.clone(), object(&handle, &request.name));
+            mutate(&requester, "Run", object, async move {
                 let mut joined = api.make_or_join(&who, &handle, request).await?;
                 *maker.lock() = joined.reader.take();
                 Ok(added(joined))
@@ -121,7 +126,7 @@ impl ProcessService for Api {
             .await
         };
         let AddWatchResponse { watch, existed, .. } =
-            self.once(asker, "Run", request, work).await?;
+            self.once(requester, "Run", request, work).await?;
         let mut watch = watch.ok_or(Error::Internal("a process without its watch"))?;
         let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
         let reader = made.lock().take();
@@ -133,7 +138,7 @@ impl ProcessService for Api {
         // repeated request is as old as the first one, so the watch's state is asked again.
         let mut gone = false;
         if reader.after() >= added {
-            match look(&on, &purse, WatchName::Id(watch.watch_id)).await {
+            match look(&on, &quota, WatchName::Id(watch.watch_id)).await {
                 Ok((now, _held)) => watch = now,
                 // The watch was removed: no more events of it will come.
                 Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) => {
@@ -161,7 +166,7 @@ impl ProcessService for Api {
             heartbeat,
             linger: Duration::ZERO,
             snapshot: None,
-            purse,
+            quota,
             acks: Acks::None,
             until_closed: true,
             permit,
@@ -172,9 +177,9 @@ impl ProcessService for Api {
         &self,
         request: Request<SendSignalRequest>,
     ) -> Result<Response<SendSignalResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: SendSignalRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: SendSignalRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let number = convert::signal("signal", &request.signal)?;
             let target = match crate::proto::SignalTarget::try_from(request.target) {
@@ -185,14 +190,14 @@ impl ProcessService for Api {
                 Err(_) => return Err(Error::invalid("target", "must be PROCESS or GROUP")),
             };
             let object = object(&on, format!("{name} {}", request.signal));
-            mutate(&asker, "SendSignal", object, async move {
+            mutate(&requester, "SendSignal", object, async move {
                 on.signal(name, number, target).await
             })
             .await?;
             Ok(SendSignalResponse {})
         };
         let answer = self
-            .once(asker, "SendSignal", request.into_inner(), work)
+            .once(requester, "SendSignal", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::convert::TEXT_MAX;
-use super::{Api, Asker, status};
+use super::{Api, Requester, status};
 use crate::access::Principal;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
@@ -246,10 +246,10 @@ impl Api {
     /// other content.
     pub(super) async fn once<Req, Res, Work>(
         &self,
-        asker: Asker,
+        requester: Requester,
         method: &'static str,
         request: Req,
-        work: impl FnOnce(Self, Asker, Req) -> Work,
+        work: impl FnOnce(Self, Requester, Req) -> Work,
     ) -> Result<Res>
     where
         Req: Repeatable,
@@ -258,21 +258,21 @@ impl Api {
     {
         let request_id = request.request_id();
         if request_id.is_empty() {
-            return work(self.clone(), asker, request).await;
+            return work(self.clone(), requester, request).await;
         }
         if request_id.len() > TEXT_MAX {
             return Err(Error::invalid("request_id", "at most 128 bytes"));
         }
         let key = Key {
-            principal: asker.caller.principal.clone(),
-            context: self.registry.context_of(&asker.caller),
+            principal: requester.caller.principal.clone(),
+            context: self.registry.context_of(&requester.caller),
             method,
             request_id: request_id.to_owned(),
         };
         let answer = match self.repeats.attempt(key, digest(&request))? {
             Attempt::Repeat(answer) => answer,
             Attempt::First(first, answer) => {
-                let work = work(self.clone(), asker, request);
+                let work = work(self.clone(), requester, request);
                 tokio::spawn(async move {
                     let answer = work.await;
                     first.done(answer.map(|answer| answer.encode_to_vec().into()));

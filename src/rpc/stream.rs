@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::Status;
 
-use super::purse::{Held, LEAST, Purse};
+use super::quota::{Charge, LEAST, MemoryQuota};
 use super::snapshot::{PART_BYTES, Unread};
 use super::wire::Streamed;
 use crate::error::Error;
@@ -93,9 +93,9 @@ pub struct EventStream<H> {
     /// The error with which reading the snapshot failed.
     failed: Option<Error>,
     /// The memory of the part of the snapshot that is being sent.
-    held: Held,
+    held: Charge,
     /// The memory of the batch that is being sent.
-    sending: Held,
+    sending: Charge,
     reader: Reader,
     registry: Arc<Registry>,
     batch_bytes: usize,
@@ -129,7 +129,7 @@ struct Linger {
 pub(super) struct Parts<H> {
     pub(super) header: H,
     pub(super) snapshot: Option<Unread>,
-    pub(super) purse: Arc<Purse>,
+    pub(super) quota: Arc<MemoryQuota>,
     pub(super) reader: Reader,
     pub(super) registry: Arc<Registry>,
     pub(super) batch_bytes: usize,
@@ -154,8 +154,8 @@ impl<H> EventStream<H> {
             header: Some(parts.header),
             snapshot: parts.snapshot,
             failed: None,
-            held: parts.purse.open(Use::Snapshots),
-            sending: parts.purse.open(Use::Requests),
+            held: parts.quota.empty_charge(Use::Snapshots),
+            sending: parts.quota.empty_charge(Use::Requests),
             reader: parts.reader,
             registry: parts.registry,
             batch_bytes: parts.batch_bytes,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::snapshot::Unread;
 use super::stream::{Acks, EventStream, Parts, Window};
-use super::{Api, Asker, convert};
+use super::{Api, Requester, convert};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
 use crate::event_loop::Handle;
@@ -118,7 +118,7 @@ impl Api {
     /// Makes the stream of a request. `acks` means that the stream carries acknowledgements itself.
     pub(super) async fn subscription(
         &self,
-        asker: &Asker,
+        requester: &Requester,
         request: SubscribeRequest,
         acks: bool,
     ) -> Result<(Handle, EventStream<SubscribeHeader>)> {
@@ -150,7 +150,7 @@ impl Api {
         }
         let ttl = ttl("consumer_ttl", request.consumer_ttl)?;
         let filter = convert::filter(request.filter)?;
-        let on = self.on(asker, request.r#loop, true)?;
+        let on = self.on(requester, request.r#loop, true)?;
         if !consumer.is_empty() {
             convert::can_consume("consumer", &on)?;
         }
@@ -189,7 +189,7 @@ impl Api {
         let stream = EventStream::new(Parts {
             header,
             snapshot,
-            purse: Arc::clone(&asker.purse),
+            quota: Arc::clone(&requester.quota),
             acks: if request.auto_ack {
                 Acks::Auto
             } else if window {

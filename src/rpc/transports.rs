@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::transport_service_server::TransportService;
-use super::{Api, Asker, asker, convert, mutate, object};
+use super::{Api, Requester, convert, mutate, object, requester};
 use crate::error::Error;
 use crate::proto::*;
 
@@ -16,9 +16,9 @@ impl TransportService for Api {
         &self,
         request: Request<WriteRequest>,
     ) -> Result<Response<WriteResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: WriteRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: WriteRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             if request.data.len() > WRITE_MAX {
                 return Err(Error::invalid("data", "at most 1 MiB"));
@@ -31,7 +31,9 @@ impl TransportService for Api {
                 buffered_bytes: taken.buffered,
             })
         };
-        let answer = self.once(asker, "Write", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "Write", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 
@@ -39,14 +41,14 @@ impl TransportService for Api {
         &self,
         request: Request<WriteEofRequest>,
     ) -> Result<Response<WriteEofResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: WriteEofRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: WriteEofRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             on.write_eof(convert::watch_name(request.watch)?).await?;
             Ok(WriteEofResponse {})
         };
         let answer = self
-            .once(asker, "WriteEof", request.into_inner(), work)
+            .once(requester, "WriteEof", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -55,15 +57,15 @@ impl TransportService for Api {
         &self,
         request: Request<PauseReadingRequest>,
     ) -> Result<Response<PauseReadingResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: PauseReadingRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: PauseReadingRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             on.pause_reading(convert::watch_name(request.watch)?, true)
                 .await?;
             Ok(PauseReadingResponse {})
         };
         let answer = self
-            .once(asker, "PauseReading", request.into_inner(), work)
+            .once(requester, "PauseReading", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -72,15 +74,15 @@ impl TransportService for Api {
         &self,
         request: Request<ResumeReadingRequest>,
     ) -> Result<Response<ResumeReadingResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: ResumeReadingRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: ResumeReadingRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             on.pause_reading(convert::watch_name(request.watch)?, false)
                 .await?;
             Ok(ResumeReadingResponse {})
         };
         let answer = self
-            .once(asker, "ResumeReading", request.into_inner(), work)
+            .once(requester, "ResumeReading", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -89,18 +91,25 @@ impl TransportService for Api {
         &self,
         request: Request<AbortRequest>,
     ) -> Result<Response<AbortResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: AbortRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: AbortRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let object = object(&on, name.to_string());
-            let closed =
-                mutate(&asker, "Abort", object, async move { on.abort(name).await }).await?;
+            let closed = mutate(
+                &requester,
+                "Abort",
+                object,
+                async move { on.abort(name).await },
+            )
+            .await?;
             Ok(AbortResponse {
                 closed: Some(closed.into()),
             })
         };
-        let answer = self.once(asker, "Abort", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "Abort", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 }

@@ -8,9 +8,9 @@ use prost::Message as _;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
-use super::purse::{Held, Purse};
+use super::quota::{Charge, MemoryQuota};
 use super::server::watch_service_server::WatchService;
-use super::{Api, Asker, asker, convert, mutate, object, spec, status};
+use super::{Api, Requester, convert, mutate, object, requester, spec, status};
 use crate::error::{Error, Result};
 use crate::event_loop::{Added, Handle, WatchFilter, WatchName};
 use crate::kinds::WatchKind;
@@ -26,10 +26,10 @@ const BATCH_MAX: usize = 1024;
 /// Returns one watch, and the memory that it takes until the client has it.
 pub(super) async fn look(
     on: &Handle,
-    purse: &Arc<Purse>,
+    quota: &Arc<MemoryQuota>,
     name: WatchName,
-) -> Result<(Watch, Held)> {
-    let mut held = purse.open(Use::Requests);
+) -> Result<(Watch, Charge)> {
+    let mut held = quota.empty_charge(Use::Requests);
     let counted = move |watch: Watch| {
         held.grow(watch.encoded_len() as u64)?;
         Ok((watch, held))
@@ -41,31 +41,36 @@ impl Api {
     /// Adds one watch and waits until that is done.
     async fn add(
         &self,
-        asker: &Asker,
+        requester: &Requester,
         on: &Handle,
         request: AddWatchRequest,
     ) -> Result<AddWatchResponse> {
         self.registry.check_draining()?;
-        let (registration, order) = spec::registration(self, &asker.peer, on, request)?;
+        let (registration, order) = spec::registration(self, &requester.peer, on, request)?;
         on.add(registration, order).await.map(added)
     }
 
     /// Waits for the slots that the requests name and that may be under way: up to
     /// [`SLOT_WAIT`](crate::handover::SLOT_WAIT) for all of them together, and no longer than the
     /// call.
-    async fn await_slots(&self, asker: &Asker, requests: &[AddWatchRequest]) {
+    async fn await_slots(&self, requester: &Requester, requests: &[AddWatchRequest]) {
         let specs = requests.iter().filter_map(|request| request.spec.as_ref());
         let slots = specs.filter_map(spec::slot);
-        self.slots.arrived(&asker.peer, slots).await;
+        self.slots.arrived(&requester.peer, slots).await;
     }
 
     /// Begins to add a watch of a batch. Watches that need no preparation are added in order;
     /// preparations run in parallel.
-    async fn begin_add(&self, asker: &Asker, on: &Handle, request: AddWatchRequest) -> Begun {
+    async fn begin_add(
+        &self,
+        requester: &Requester,
+        on: &Handle,
+        request: AddWatchRequest,
+    ) -> Begun {
         let checked = self
             .registry
             .check_draining()
-            .and_then(|()| spec::registration(self, &asker.peer, on, request));
+            .and_then(|()| spec::registration(self, &requester.peer, on, request));
         match checked {
             Err(error) => Begun::Done(Box::new(Err(error))),
             Ok((registration, order @ Order::Now(_))) => {
@@ -130,20 +135,20 @@ impl WatchService for Api {
         &self,
         request: Request<AddWatchRequest>,
     ) -> Result<Response<AddWatchResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, mut request: AddWatchRequest| async move {
-            let on = api.on(&asker, request.r#loop.take(), true)?;
-            api.await_slots(&asker, std::slice::from_ref(&request))
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, mut request: AddWatchRequest| async move {
+            let on = api.on(&requester, request.r#loop.take(), true)?;
+            api.await_slots(&requester, std::slice::from_ref(&request))
                 .await;
-            let (api, who, object) = (api.clone(), asker.clone(), object(&on, &request.name));
-            let added = mutate(&asker, "AddWatch", object, async move {
+            let (api, who, object) = (api.clone(), requester.clone(), object(&on, &request.name));
+            let added = mutate(&requester, "AddWatch", object, async move {
                 api.add(&who, &on, request).await
             })
             .await?;
             Ok(added)
         };
         let answer = self
-            .once(asker, "AddWatch", request.into_inner(), work)
+            .once(requester, "AddWatch", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -152,8 +157,8 @@ impl WatchService for Api {
         &self,
         request: Request<BatchAddWatchesRequest>,
     ) -> Result<Response<BatchAddWatchesResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: BatchAddWatchesRequest| async move {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: BatchAddWatchesRequest| async move {
             if request.requests.len() > BATCH_MAX {
                 return Err(Error::invalid("requests", "at most 1024"));
             }
@@ -161,11 +166,11 @@ impl WatchService for Api {
                 let allowed = "must be absent: the batch names the loop";
                 return Err(Error::invalid(format!("requests[{index}].loop"), allowed));
             }
-            let on = api.on(&asker, request.r#loop, true)?;
-            api.await_slots(&asker, &request.requests).await;
-            let (api, who) = (api.clone(), asker.clone());
+            let on = api.on(&requester, request.r#loop, true)?;
+            api.await_slots(&requester, &request.requests).await;
+            let (api, who) = (api.clone(), requester.clone());
             let object = object(&on, format!("{} watches", request.requests.len()));
-            let results = mutate(&asker, "BatchAddWatches", object, async move {
+            let results = mutate(&requester, "BatchAddWatches", object, async move {
                 let mut started: Vec<Begun> = Vec::with_capacity(request.requests.len());
                 let mut asked: VecDeque<usize> = VecDeque::new();
                 let most = BATCH_ASKED.min(api.registry.config().limits.mailbox / 4);
@@ -194,7 +199,7 @@ impl WatchService for Api {
             })
         };
         let answer = self
-            .once(asker, "BatchAddWatches", request.into_inner(), work)
+            .once(requester, "BatchAddWatches", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -203,11 +208,11 @@ impl WatchService for Api {
         &self,
         request: Request<GetWatchRequest>,
     ) -> Result<Response<GetWatchResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
+        let on = self.on(&requester, request.r#loop, false)?;
         let watch = convert::watch_name(request.watch)?;
-        let (watch, _held) = look(&on, &asker.purse, watch).await?;
+        let (watch, _held) = look(&on, &requester.quota, watch).await?;
         Ok(Response::new(GetWatchResponse { watch: Some(watch) }))
     }
 
@@ -215,9 +220,9 @@ impl WatchService for Api {
         &self,
         request: Request<ListWatchesRequest>,
     ) -> Result<Response<ListWatchesResponse>, Status> {
-        let asker = asker(&request)?;
+        let requester = requester(&request)?;
         let request = request.into_inner();
-        let on = self.on(&asker, request.r#loop, false)?;
+        let on = self.on(&requester, request.r#loop, false)?;
         let (size, after) = convert::page(request.page_size, &request.page_token)?;
         if let Some(unknown) = request
             .watch_kinds
@@ -231,7 +236,7 @@ impl WatchService for Api {
             kinds: request.watch_kinds.into_iter().collect(),
             open_only: request.open_only,
         };
-        let mut held = asker.purse.open(Use::Requests);
+        let mut held = requester.quota.empty_charge(Use::Requests);
         let counted = move |step: &[Watch]| {
             let bytes: usize = step.iter().map(prost::Message::encoded_len).sum();
             held.grow(bytes as u64)
@@ -247,13 +252,13 @@ impl WatchService for Api {
         &self,
         request: Request<RemoveWatchRequest>,
     ) -> Result<Response<RemoveWatchResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: RemoveWatchRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: RemoveWatchRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let request_id = convert::short_text("request_id", request.request_id)?;
             let object = object(&on, name.to_string());
-            let removed = mutate(&asker, "RemoveWatch", object, async move {
+            let removed = mutate(&requester, "RemoveWatch", object, async move {
                 on.remove(name, request_id).await
             })
             .await?;
@@ -262,7 +267,7 @@ impl WatchService for Api {
             })
         };
         let answer = self
-            .once(asker, "RemoveWatch", request.into_inner(), work)
+            .once(requester, "RemoveWatch", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -271,13 +276,15 @@ impl WatchService for Api {
         &self,
         request: Request<RearmRequest>,
     ) -> Result<Response<RearmResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: RearmRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: RearmRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             check_items("items", &request.items)?;
             Ok(on.rearm(request.items).await?.answer)
         };
-        let answer = self.once(asker, "Rearm", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "Rearm", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 
@@ -285,13 +292,13 @@ impl WatchService for Api {
         &self,
         request: Request<TakeFdRequest>,
     ) -> Result<Response<TakeFdResponse>, Status> {
-        let asker = asker(&request)?;
-        let work = |api: Self, asker: Asker, request: TakeFdRequest| async move {
-            let on = api.on(&asker, request.r#loop, false)?;
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: TakeFdRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
-            let (api, principal) = (api.clone(), asker.peer.principal.clone());
+            let (api, principal) = (api.clone(), requester.peer.principal.clone());
             let object = object(&on, name.to_string());
-            let response = mutate(&asker, "TakeFd", object, async move {
+            let response = mutate(&requester, "TakeFd", object, async move {
                 // Reserved first: if there is no free slot, the watch must stay as it is.
                 let place = api.slots.reserve(&principal)?;
                 let taken = on.take_fd(name).await?;
@@ -305,7 +312,9 @@ impl WatchService for Api {
             .await?;
             Ok(response)
         };
-        let answer = self.once(asker, "TakeFd", request.into_inner(), work).await;
+        let answer = self
+            .once(requester, "TakeFd", request.into_inner(), work)
+            .await;
         Ok(Response::new(answer?))
     }
 }

@@ -1,5 +1,5 @@
-//! The futures of one connection. They are polled one at a time: by a task of the runtime, or by a
-//! loop's thread that has an event for one of them.
+//! Runs the futures of one connection. They are polled one at a time: by a task of the runtime, or
+//! by a loop's thread that has an event for one of them.
 //!
 //! The task does all the work. A loop's thread only delivers the events that its loop has just
 //! appended (see [`InlineTask`]); it leaves what the client sends to the task.
@@ -31,27 +31,27 @@ const ENDS_AT_ONCE: usize = 32;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The futures of one connection.
-pub(super) struct Strand {
+/// An executor of the futures of one connection.
+pub(super) struct SerialExecutor {
     runtime: Handle,
     tasks: Mutex<FuturesUnordered<Task>>,
     /// New futures that are not among `tasks` yet.
-    born: Mutex<Vec<Task>>,
+    spawned: Mutex<Vec<Task>>,
     /// The waker of the runtime's task.
-    driver: AtomicWaker,
+    task: AtomicWaker,
 }
 
-impl fmt::Debug for Strand {
+impl fmt::Debug for SerialExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Strand").finish_non_exhaustive()
+        f.debug_struct("SerialExecutor").finish_non_exhaustive()
     }
 }
 
 /// The delivery that this loop's thread carries out.
 struct Delivery {
-    /// The strand that it polls; null if there is none.
-    strand: Cell<*const Strand>,
-    /// A future of the strand was woken during the delivery.
+    /// The executor that it polls; null if there is none.
+    executor: Cell<*const SerialExecutor>,
+    /// A future of the executor was woken during the delivery.
     woken: Cell<bool>,
     /// The client has sent bytes.
     input: Cell<bool>,
@@ -59,7 +59,7 @@ struct Delivery {
 
 thread_local! {
     static DELIVERY: Delivery = const { Delivery {
-        strand: Cell::new(ptr::null()),
+        executor: Cell::new(ptr::null()),
         woken: Cell::new(false),
         input: Cell::new(false),
     } };
@@ -67,7 +67,7 @@ thread_local! {
 
 /// Returns whether a loop's thread polls now. Then nothing may be read from the client.
 pub(super) fn is_delivering() -> bool {
-    DELIVERY.with(|delivery| !delivery.strand.get().is_null())
+    DELIVERY.with(|delivery| !delivery.executor.get().is_null())
 }
 
 /// Leaves the client's bytes to the runtime's task.
@@ -76,21 +76,21 @@ pub(super) fn leave_input(cx: &Context<'_>) {
     cx.waker().wake_by_ref();
 }
 
-impl Strand {
+impl SerialExecutor {
     /// Polls the future that `first` makes, and the futures that it spawns, until all have ended.
     pub(super) fn start<F>(first: impl FnOnce(Spawner) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let strand = Arc::new(Self {
+        let executor = Arc::new(Self {
             runtime: Handle::current(),
             tasks: Mutex::default(),
-            born: Mutex::default(),
-            driver: AtomicWaker::new(),
+            spawned: Mutex::default(),
+            task: AtomicWaker::new(),
         });
-        let first = first(Spawner(Arc::downgrade(&strand)));
-        strand.tasks.lock().push(Box::pin(first));
-        strand.runtime.clone().spawn(Driver(strand));
+        let first = first(Spawner(Arc::downgrade(&executor)));
+        executor.tasks.lock().push(Box::pin(first));
+        executor.runtime.clone().spawn(RuntimeTask(executor));
     }
 
     /// Polls the futures that were woken. Once [`ENDS_AT_ONCE`] of them have ended, wakes the task
@@ -99,45 +99,45 @@ impl Strand {
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
         for _ in 0..ENDS_AT_ONCE {
-            tasks.extend(self.born.lock().drain(..));
+            tasks.extend(self.spawned.lock().drain(..));
             match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(&mut cx))) {
                 // One of the futures has ended. A panic ends only the future that panicked.
                 Ok(Poll::Ready(Some(()))) | Err(_) => {}
-                Ok(poll) if self.born.lock().is_empty() => return poll.map(drop),
+                Ok(poll) if self.spawned.lock().is_empty() => return poll.map(drop),
                 Ok(_) => {}
             }
         }
-        self.driver.wake();
+        self.task.wake();
         Poll::Pending
     }
 }
 
-impl Wake for Strand {
+impl Wake for SerialExecutor {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         let here = DELIVERY.with(|delivery| {
-            let here = ptr::eq(delivery.strand.get(), Arc::as_ptr(self));
+            let here = ptr::eq(delivery.executor.get(), Arc::as_ptr(self));
             delivery.woken.set(delivery.woken.get() || here);
             here
         });
         if !here && !offer_inline(self) {
-            self.driver.wake();
+            self.task.wake();
         }
     }
 }
 
-impl InlineTask for Strand {
+impl InlineTask for SerialExecutor {
     fn run(self: Arc<Self>) {
         // Another thread polls now, but may already be past the future that was woken.
         let Some(mut tasks) = self.tasks.try_lock() else {
-            return self.driver.wake();
+            return self.task.wake();
         };
         let _runtime = self.runtime.enter();
         let left = DELIVERY.with(|delivery| {
-            delivery.strand.set(Arc::as_ptr(&self));
+            delivery.executor.set(Arc::as_ptr(&self));
             delivery.input.set(false);
             let mut left = true;
             for _ in 0..ROUNDS_MAX {
@@ -148,50 +148,50 @@ impl InlineTask for Strand {
                     break;
                 }
             }
-            delivery.strand.set(ptr::null());
+            delivery.executor.set(ptr::null());
             left
         });
         drop(tasks);
         if left {
-            self.driver.wake();
+            self.task.wake();
         }
     }
 }
 
 /// The task of the runtime.
-struct Driver(Arc<Strand>);
+struct RuntimeTask(Arc<SerialExecutor>);
 
-impl Future for Driver {
+impl Future for RuntimeTask {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let strand = &self.0;
-        strand.driver.register(cx.waker());
+        let executor = &self.0;
+        executor.task.register(cx.waker());
         // If a loop's thread has the lock, this waits no longer than one delivery takes.
-        let mut tasks = strand.tasks.lock();
-        strand.poll(&mut tasks)
+        let mut tasks = executor.tasks.lock();
+        executor.poll(&mut tasks)
     }
 }
 
-impl Drop for Driver {
+impl Drop for RuntimeTask {
     fn drop(&mut self) {
         // The runtime is ending. The futures must be dropped here, because their wakers keep the
-        // strand alive.
+        // executor alive.
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         drop(tasks);
     }
 }
 
-/// Adds futures to a strand; hyper uses it for the calls of a connection.
+/// Adds futures to an executor; hyper uses it for the calls of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Spawner(std::sync::Weak<Strand>);
+pub(super) struct Spawner(std::sync::Weak<SerialExecutor>);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
     fn execute(&self, future: F) {
-        // Without the strand, the connection and its calls have ended.
-        if let Some(strand) = self.0.upgrade() {
-            strand.born.lock().push(Box::pin(future));
-            strand.wake();
+        // Without the executor, the connection and its calls have ended.
+        if let Some(executor) = self.0.upgrade() {
+            executor.spawned.lock().push(Box::pin(future));
+            executor.wake();
         }
     }
 }
@@ -209,14 +209,14 @@ mod tests {
     /// Longer than any step of these tests takes.
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Wakes a future of the strand in a way that only this thread notices, and polls it.
-    fn deliver(waker: &Waker, strand: &Arc<Strand>) {
+    /// Wakes a future of the executor in a way that only this thread notices, and polls it.
+    fn deliver(waker: &Waker, executor: &Arc<SerialExecutor>) {
         DELIVERY.with(|delivery| {
-            delivery.strand.set(Arc::as_ptr(strand));
+            delivery.executor.set(Arc::as_ptr(executor));
             waker.wake_by_ref();
-            delivery.strand.set(ptr::null());
+            delivery.executor.set(ptr::null());
         });
-        Arc::clone(strand).run();
+        Arc::clone(executor).run();
     }
 
     #[tokio::test]
@@ -224,12 +224,12 @@ mod tests {
         let (polled, first) = oneshot::channel();
         let (tell, told) = oneshot::channel();
         let place = Arc::new(OnceLock::new());
-        Strand::start(|Spawner(strand)| {
+        SerialExecutor::start(|Spawner(executor)| {
             let (mut tell, mut polled) = (Some(tell), Some(polled));
             let place = Arc::clone(&place);
             poll_fn(move |cx| {
                 if let Some(polled) = polled.take() {
-                    let _ = place.set((strand.upgrade().unwrap(), cx.waker().clone()));
+                    let _ = place.set((executor.upgrade().unwrap(), cx.waker().clone()));
                     let _ = polled.send(());
                 } else if is_delivering() {
                     leave_input(cx);
@@ -244,8 +244,8 @@ mod tests {
         });
         first.await.unwrap();
         let elsewhere = tokio::task::spawn_blocking(move || {
-            let (strand, waker) = place.get().unwrap();
-            deliver(waker, strand);
+            let (executor, waker) = place.get().unwrap();
+            deliver(waker, executor);
             std::thread::current().id()
         });
         let by = tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
@@ -255,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_one_future_and_the_strand_ends_with_the_last() {
         let (tell, told) = oneshot::channel::<()>();
-        Strand::start(|spawner| async move {
+        SerialExecutor::start(|spawner| async move {
             hyper::rt::Executor::execute(&spawner, async { panic!("on purpose") });
             hyper::rt::Executor::execute(&spawner, async move { tell.send(()).unwrap() });
         });

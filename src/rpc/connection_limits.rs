@@ -15,53 +15,52 @@ use crate::error::Error;
 /// More of them are closed at once.
 const TURNED_AWAY_AT_ONCE: usize = 16;
 
-/// The places of all connections.
+/// Counts the connections and enforces both limits.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionLimits {
     served: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     of_principal: usize,
-    parties: Mutex<HashMap<Principal, Weak<Party>>>,
+    usages: Mutex<HashMap<Principal, Weak<PrincipalUsage>>>,
 }
 
-/// The counts of all connections of one principal.
+/// What all connections of one principal take together.
 #[derive(Debug, Default)]
-pub(super) struct Party {
+pub(super) struct PrincipalUsage {
     connections: AtomicUsize,
     /// The bytes of the memory budget that their calls hold.
     pub(super) taken: AtomicU64,
 }
 
-/// The place of one connection. Dropping it frees the place.
+/// The permit of one connection. Dropping it returns the permit.
 #[derive(Debug)]
-pub(super) struct Place {
-    party: Arc<Party>,
+pub(super) struct ConnectionPermit {
+    usage: Arc<PrincipalUsage>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Places {
-    /// Makes `all` places, of which one principal gets at most `of_principal`.
+impl ConnectionLimits {
+    /// Allows `all` connections at once, and at most `of_principal` of one principal.
     pub(super) fn new(all: usize, of_principal: usize) -> Self {
         Self {
             served: Arc::new(Semaphore::new(all)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
             of_principal,
-            parties: Mutex::default(),
+            usages: Mutex::default(),
         }
     }
 
-    /// Waits for a place for a new connection; connections after it wait in the kernel meanwhile.
-    /// If the peer's principal already has all of its places, the peer is not served. Peers that
-    /// are not served take none of these places, but a few others; returns `None` if those are
-    /// taken.
-    pub(super) async fn take(&self, admitted: Admitted) -> (Admitted, Option<Place>) {
-        let party = match &admitted {
-            Ok(peer) => self.party(&peer.principal),
+    /// Waits for the permit of a new connection; later connections wait in the kernel meanwhile. If
+    /// the peer's principal already has all of its permits, the peer is not served. Peers that are
+    /// not served take permits of a small number of their own; returns `None` if those are taken.
+    pub(super) async fn take(&self, admitted: Admitted) -> (Admitted, Option<ConnectionPermit>) {
+        let usage = match &admitted {
+            Ok(peer) => self.usage(&peer.principal),
             Err(_) => Arc::default(),
         };
-        let before = party.connections.fetch_add(1, Ordering::Relaxed);
-        let mut place = Place {
-            party,
+        let before = usage.connections.fetch_add(1, Ordering::Relaxed);
+        let mut granted = ConnectionPermit {
+            usage,
             permit: None,
         };
         let admitted = match admitted {
@@ -71,42 +70,42 @@ impl Places {
             }
             admitted => admitted,
         };
-        place.permit = match admitted {
+        granted.permit = match admitted {
             Ok(_) => Arc::clone(&self.served).acquire_owned().await.ok(),
             Err(_) => Arc::clone(&self.turned_away).try_acquire_owned().ok(),
         };
-        let place = place.permit.is_some().then_some(place);
-        (admitted, place)
+        let granted = granted.permit.is_some().then_some(granted);
+        (admitted, granted)
     }
 
-    fn party(&self, principal: &Principal) -> Arc<Party> {
-        let mut parties = self.parties.lock();
-        if let Some(party) = parties.get(principal).and_then(Weak::upgrade) {
-            return party;
+    fn usage(&self, principal: &Principal) -> Arc<PrincipalUsage> {
+        let mut usages = self.usages.lock();
+        if let Some(usage) = usages.get(principal).and_then(Weak::upgrade) {
+            return usage;
         }
-        parties.retain(|_, party| party.strong_count() > 0);
-        let party = Arc::default();
-        parties.insert(principal.clone(), Arc::downgrade(&party));
-        party
+        usages.retain(|_, usage| usage.strong_count() > 0);
+        let usage = Arc::default();
+        usages.insert(principal.clone(), Arc::downgrade(&usage));
+        usage
     }
 
-    /// Waits until the places of all served connections are free.
+    /// Waits until all served connections have returned their permits.
     pub(super) async fn all_free(&self, all: usize) {
-        // The configuration bounds it below that.
+        // The configuration allows fewer than `u32::MAX`.
         let all = u32::try_from(all).unwrap_or(u32::MAX);
         let _ = self.served.acquire_many(all).await;
     }
 }
 
-impl Place {
-    pub(super) const fn party(&self) -> &Arc<Party> {
-        &self.party
+impl ConnectionPermit {
+    pub(super) const fn usage(&self) -> &Arc<PrincipalUsage> {
+        &self.usage
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.party.connections.fetch_sub(1, Ordering::Relaxed);
+        self.usage.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -127,26 +126,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_principal_leaves_places_to_others() {
-        let places = Places::new(4, 3);
+    async fn one_principal_leaves_connections_to_others() {
+        let limits = ConnectionLimits::new(4, 3);
         let mut held = Vec::new();
         for _ in 0..3 {
-            let (admitted, place) = places.take(peer(1)).await;
+            let (admitted, permit) = limits.take(peer(1)).await;
             assert!(admitted.is_ok());
-            held.push(place.unwrap());
+            held.push(permit.unwrap());
         }
-        let (refused, told) = places.take(peer(1)).await;
+        let (refused, told) = limits.take(peer(1)).await;
         assert!(matches!(refused, Err(Error::Limit { value: 3, .. })));
         assert!(told.is_some(), "it is told so");
-        let (admitted, other) = places.take(peer(2)).await;
+        let (admitted, other) = limits.take(peer(2)).await;
         assert!(admitted.is_ok() && other.is_some());
         // A refused connection counts until it is closed.
         drop((told, held.pop()));
-        let (admitted, place) = places.take(peer(1)).await;
+        let (admitted, permit) = limits.take(peer(1)).await;
         assert!(admitted.is_ok());
-        drop((held, place, other));
-        places.all_free(4).await;
-        places.take(peer(3)).await.1.unwrap();
-        assert_eq!(places.parties.lock().len(), 1);
+        drop((held, permit, other));
+        limits.all_free(4).await;
+        limits.take(peer(3)).await.1.unwrap();
+        assert_eq!(limits.usages.lock().len(), 1);
     }
 }

@@ -1,16 +1,17 @@
-//! Counts the daemon's memory that the calls of one connection hold.
+//! Limits and counts the daemon's memory that the calls of a connection hold.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::places::Party;
+use super::connection_limits::PrincipalUsage;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
 
 /// Bytes that the calls of a connection may hold whatever other connections hold, so that small
 /// calls go on when all other memory is taken.
 const FREE_MAX: u64 = 64 * 1024;
-/// Such bytes of all connections together are at most one part in this many of the limit.
+/// The bytes of `FREE_MAX` of all connections together are at most one part in this many of the
+/// limit.
 const ASIDE: u64 = 8;
 /// A principal may take at most one part in this many of the budget that others have left, and a
 /// connection the same part of what its principal's other connections have left of that.
@@ -19,15 +20,15 @@ const SHARE: u64 = 2;
 /// larger.
 pub(super) const LEAST: usize = 1024;
 
-/// The memory budget, as it is shared between connections.
+/// Divides the memory budget between connections.
 #[derive(Debug, Clone)]
-pub struct Treasury {
+pub struct MemoryQuotas {
     budget: Arc<Budget>,
     /// Bytes that each connection may hold whatever others hold.
     free: u64,
 }
 
-impl Treasury {
+impl MemoryQuotas {
     /// Divides the budget for at most this many connections.
     #[must_use]
     pub fn new(budget: &Arc<Budget>, connections: usize) -> Self {
@@ -40,43 +41,45 @@ impl Treasury {
         }
     }
 
-    /// Makes the account of one of the principal's connections. It holds nothing yet.
-    pub(super) fn purse(&self, party: &Arc<Party>) -> Arc<Purse> {
-        Arc::new(Purse {
-            treasury: self.clone(),
-            party: Arc::clone(party),
+    /// Makes the quota of one of the principal's connections. It holds nothing yet.
+    pub(super) fn quota(&self, usage: &Arc<PrincipalUsage>) -> Arc<MemoryQuota> {
+        Arc::new(MemoryQuota {
+            quotas: self.clone(),
+            usage: Arc::clone(usage),
             free: AtomicU64::new(0),
             taken: AtomicU64::new(0),
         })
     }
 }
 
-/// The account of one connection.
+/// The memory that one connection holds, and may hold.
 #[derive(Debug)]
-pub(super) struct Purse {
-    treasury: Treasury,
-    party: Arc<Party>,
+pub(super) struct MemoryQuota {
+    quotas: MemoryQuotas,
+    usage: Arc<PrincipalUsage>,
     /// Bytes held that are the connection's own.
     free: AtomicU64,
     /// Bytes held that were taken from the shared budget.
     taken: AtomicU64,
 }
 
-impl Purse {
-    /// Makes the account of one call. It holds nothing yet.
-    pub(super) fn open(self: &Arc<Self>, by: Use) -> Held {
-        Held {
-            purse: Arc::clone(self),
+impl MemoryQuota {
+    /// Makes the charge of one call. It holds nothing yet.
+    pub(super) fn empty_charge(self: &Arc<Self>, by: Use) -> Charge {
+        Charge {
+            quota: Arc::clone(self),
             by,
             free: 0,
             taken: None,
         }
     }
 
+    /// Makes the charge of one call, which holds `bytes`.
+    ///
     /// # Errors
-    /// The same as of [`Held::grow`].
-    pub(super) fn hold(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Held> {
-        let mut held = self.open(by);
+    /// The same as of [`Charge::grow`].
+    pub(super) fn charge(self: &Arc<Self>, by: Use, bytes: u64) -> Result<Charge> {
+        let mut held = self.empty_charge(by);
         held.grow(bytes)?;
         Ok(held)
     }
@@ -87,7 +90,7 @@ impl Purse {
             let taken = taken.load(Ordering::Relaxed);
             ((left + taken) / SHARE).saturating_sub(taken)
         };
-        let left = share(self.treasury.budget.left(), &self.party.taken);
+        let left = share(self.quotas.budget.left(), &self.usage.taken);
         share(left, &self.taken)
     }
 
@@ -98,10 +101,10 @@ impl Purse {
     }
 }
 
-/// The account of one call. Dropping it gives everything back.
+/// The memory that one call holds. Dropping it gives everything back.
 #[derive(Debug)]
-pub(super) struct Held {
-    purse: Arc<Purse>,
+pub(super) struct Charge {
+    quota: Arc<MemoryQuota>,
     by: Use,
     /// Bytes of the connection's own.
     free: u64,
@@ -109,29 +112,31 @@ pub(super) struct Held {
     taken: Option<Taken>,
 }
 
-impl Held {
+impl Charge {
+    /// Holds more bytes.
+    ///
     /// # Errors
     /// [`Error::Limit`] if the connection would hold too large a part of what is left. Then nothing
     /// has changed.
     pub(super) fn grow(&mut self, bytes: u64) -> Result<()> {
-        let purse = &self.purse;
-        let Treasury { budget, free, .. } = &purse.treasury;
+        let quota = &self.quota;
+        let MemoryQuotas { budget, free, .. } = &quota.quotas;
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| sum <= free);
         let order = Ordering::Relaxed;
-        if purse.free.fetch_update(order, order, fits).is_ok() {
+        if quota.free.fetch_update(order, order, fits).is_ok() {
             budget.lend(self.by, bytes);
             self.free += bytes;
             return Ok(());
         }
-        if bytes > purse.left() {
+        if bytes > quota.left() {
             return Err(Error::limit("limits.memory", budget.limit()));
         }
         match &mut self.taken {
             Some(taken) => taken.grow(bytes)?,
             None => self.taken = Some(budget.take(self.by, bytes)?),
         }
-        purse.taken.fetch_add(bytes, order);
-        purse.party.taken.fetch_add(bytes, order);
+        quota.taken.fetch_add(bytes, order);
+        quota.usage.taken.fetch_add(bytes, order);
         Ok(())
     }
 
@@ -140,15 +145,15 @@ impl Held {
         if let Some(taken) = &mut self.taken {
             let part = bytes.min(taken.bytes());
             taken.shrink(part);
-            self.purse.taken.fetch_sub(part, Ordering::Relaxed);
-            self.purse.party.taken.fetch_sub(part, Ordering::Relaxed);
+            self.quota.taken.fetch_sub(part, Ordering::Relaxed);
+            self.quota.usage.taken.fetch_sub(part, Ordering::Relaxed);
             bytes -= part;
         }
         let part = bytes.min(self.free);
         if part > 0 {
             self.free -= part;
-            self.purse.free.fetch_sub(part, Ordering::Relaxed);
-            self.purse.treasury.budget.give_back(self.by, part);
+            self.quota.free.fetch_sub(part, Ordering::Relaxed);
+            self.quota.quotas.budget.give_back(self.by, part);
         }
     }
 
@@ -157,13 +162,13 @@ impl Held {
         self.shrink(u64::MAX);
     }
 
-    /// Returns the same as [`Purse::readable`].
+    /// Returns the same as [`MemoryQuota::readable`].
     pub(super) fn readable(&self, bytes: usize) -> usize {
-        self.purse.readable(bytes)
+        self.quota.readable(bytes)
     }
 }
 
-impl Drop for Held {
+impl Drop for Charge {
     fn drop(&mut self) {
         self.clear();
     }
@@ -177,33 +182,33 @@ mod tests {
     fn nobody_takes_all_and_all_is_given_back() {
         const LIMIT: u64 = 64 << 20;
         let budget = Budget::new(LIMIT);
-        let treasury = Treasury::new(&budget, 128);
+        let quotas = MemoryQuotas::new(&budget, 128);
         let (ours, theirs) = (Arc::default(), Arc::default());
-        let greedy: Vec<_> = (0..8).map(|_| treasury.purse(&ours)).collect();
+        let greedy: Vec<_> = (0..8).map(|_| quotas.quota(&ours)).collect();
         let mut held = Vec::new();
-        for purse in &greedy {
-            while let Ok(part) = purse.hold(Use::Requests, 1 << 20) {
+        for quota in &greedy {
+            while let Ok(part) = quota.charge(Use::Requests, 1 << 20) {
                 held.push(part);
             }
         }
         assert!(budget.total() + budget.for_rest() <= LIMIT);
         assert!(budget.for_rest() >= LIMIT / 2);
         // A new connection gets its own bytes, and half of what is left.
-        let newcomer = treasury.purse(&ours);
-        held.push(newcomer.hold(Use::Requests, FREE_MAX).unwrap());
-        held.push(newcomer.hold(Use::Polls, 64 << 10).unwrap());
-        assert!(newcomer.hold(Use::Requests, 1 << 20).is_err());
+        let newcomer = quotas.quota(&ours);
+        held.push(newcomer.charge(Use::Requests, FREE_MAX).unwrap());
+        held.push(newcomer.charge(Use::Polls, 64 << 10).unwrap());
+        assert!(newcomer.charge(Use::Requests, 1 << 20).is_err());
         assert_eq!(budget.held(Use::Polls), 64 << 10);
         // The connection that holds most has all of its share.
         held[0].shrink(1 << 10);
         assert!(held[0].grow(1 << 20).is_err());
         // Another principal gets as much as if the first one had only one connection.
-        let other = treasury.purse(&theirs);
-        held.push(other.hold(Use::Requests, 3 << 20).unwrap());
+        let other = quotas.quota(&theirs);
+        held.push(other.charge(Use::Requests, 3 << 20).unwrap());
         drop(held);
         assert_eq!(budget.total(), 0);
         assert_eq!(newcomer.free.load(Ordering::Relaxed), 0);
-        let taken = [&ours, &theirs].map(|party| party.taken.load(Ordering::Relaxed));
+        let taken = [&ours, &theirs].map(|usage| usage.taken.load(Ordering::Relaxed));
         assert_eq!(taken, [0, 0]);
     }
 }
