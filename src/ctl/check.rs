@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome, USAGE, complain};
 use super::output;
-use crate::history::file::Tape;
+use crate::history::file::RecordingFile;
 use crate::history::{Recording, Summary, Violation, check_resumed, check_same};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -70,7 +70,7 @@ impl History {
 #[derive(Debug)]
 struct Read {
     name: String,
-    tape: Tape,
+    tape: RecordingFile,
 }
 
 pub(super) fn run(args: &Check, json: bool) -> Outcome {
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Check, json: bool) -> Outcome {
 
 fn open(path: &Path) -> Result<Read, Failure> {
     let name = path.display().to_string();
-    match Tape::read(path) {
+    match RecordingFile::read(path) {
         Ok(tape) => Ok(Read { name, tape }),
         Err(error) => Err(Failure::new(name, error).code(USAGE)),
     }
@@ -133,8 +133,8 @@ fn histories(files: Vec<Read>, resumed: bool) -> Result<Vec<History>, Found> {
     let mut histories: Vec<History> = Vec::new();
     for Read { name, tape } in files {
         let own = if resumed { 0 } else { histories.len() };
-        let (several, mut last) = (tape.lives.len() > 1, None);
-        for (number, life) in (1..).zip(&tape.lives) {
+        let (several, mut last) = (tape.subscriptions.len() > 1, None);
+        for (number, life) in (1..).zip(&tape.subscriptions) {
             let recording = life.recording().map_err(|violation| {
                 let place = if several {
                     format!("{name}: life {number}")

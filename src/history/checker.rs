@@ -6,8 +6,8 @@ use crate::kinds::event_kind_name;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, Gap, GapReason, LoopState};
 
+use super::coverage::Coverage;
 use super::grammar::{self, Origin};
-use super::sight::Sight;
 use super::violation::require;
 use super::watch::WatchHistory;
 use super::{Rule, Summary, View, Violation};
@@ -17,7 +17,7 @@ use super::{Rule, Summary, View, Violation};
 /// Its memory grows with the number of open watches, not with the length of the history.
 #[derive(Debug)]
 pub struct Checker {
-    sight: Sight,
+    coverage: Coverage,
     through: u64,
     monotonic_ns: u64,
     state: Option<(u64, LoopState)>,
@@ -41,7 +41,7 @@ impl Checker {
     #[must_use]
     pub fn new(start: u64, view: View, from_birth: bool) -> Self {
         Self {
-            sight: Sight {
+            coverage: Coverage {
                 view,
                 from_birth,
                 last_lost: 0,
@@ -105,7 +105,7 @@ impl Checker {
 
     /// Checks that every sequence number up to `last` has been delivered, or need not be.
     fn account(&self, last: u64) -> Result<(), Violation> {
-        let filtered = self.sight.view != View::All;
+        let filtered = self.coverage.view != View::All;
         require(filtered || last <= self.through, Rule::Unaccounted, || {
             format!(
                 "{} to {last} are neither delivered nor lost",
@@ -135,7 +135,7 @@ impl Checker {
         })?;
         self.account(from - 1)?;
         self.through = through;
-        self.sight.last_lost = through;
+        self.coverage.last_lost = through;
         self.summary.gaps += 1;
         self.summary.lost += through - from + 1;
         Ok(())
@@ -148,7 +148,7 @@ impl Checker {
             Rule::Outside,
             || format!("{seq} is outside ({}, {}]", batch.after, batch.through),
         )?;
-        let in_gap = self.sight.last_lost >= seq && self.through == self.sight.last_lost;
+        let in_gap = self.coverage.last_lost >= seq && self.through == self.coverage.last_lost;
         require(!in_gap, Rule::Overlap, || format!("{seq} is in a gap"))?;
         require(seq > self.through, Rule::EventOrder, || {
             format!("{seq} comes after {}", self.through)
@@ -188,10 +188,10 @@ impl Checker {
             format!("{seq} is of watch {id}, which was removed")
         })?;
         if let Some(watch) = self.watches.get_mut(&id) {
-            watch.next(event, kind, self.sight)?;
+            watch.next(event, kind, self.coverage)?;
         } else {
             self.summary.watches += 1;
-            let watch = WatchHistory::first(event, kind, self.sight)?;
+            let watch = WatchHistory::first(event, kind, self.coverage)?;
             self.watches.insert(id, watch);
         }
         if matches!(kind, Kind::Removed(_)) {
@@ -210,7 +210,7 @@ impl Checker {
         if let Kind::LoopStateChanged(change) = kind {
             let new = change.state();
             if let Some((since, old)) = self.state
-                && !self.sight.lossy_since(since)
+                && !self.coverage.lossy_since(since)
             {
                 require(may_become(old, new), Rule::LoopState, || {
                     format!("at {seq} the loop went from {old:?} to {new:?}")
@@ -220,7 +220,7 @@ impl Checker {
             return Ok(());
         }
         let idle = self.state.is_some_and(|(since, state)| {
-            state != LoopState::Running && !self.sight.lossy_since(since)
+            state != LoopState::Running && !self.coverage.lossy_since(since)
         });
         let polled = grammar::of_event(kind) == Origin::Polling;
         require(!(idle && polled), Rule::LoopIdle, || {
@@ -233,7 +233,7 @@ impl Checker {
 
     fn follow_accepted(&mut self, event: &Event, kind: &Kind) -> Result<(), Violation> {
         let accepted = self.accepted.take();
-        if self.sight.view != View::All {
+        if self.coverage.view != View::All {
             return Ok(());
         }
         let seq = event.seq;
@@ -270,8 +270,8 @@ impl Checker {
 
     /// Returns whether the event before `seq` was lost, or was before the recording.
     fn unseen_before(&self, seq: u64) -> bool {
-        let recording_begins = self.summary.events == 1 && self.sight.lossy_from_start();
-        recording_begins || self.sight.last_lost == seq - 1
+        let recording_begins = self.summary.events == 1 && self.coverage.lossy_from_start();
+        recording_begins || self.coverage.last_lost == seq - 1
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The format: the line [`MAGIC`], then messages, each preceded by its length in bytes as a
 //! protobuf varint. The first message is the `SubscribeRequest`; each other one is a
-//! `SubscribeResponse`. A second header among those begins a new life: the stream broke, and was
+//! `SubscribeResponse`. A second header among those begins a new subscription: the stream broke, and was
 //! resumed. The recorder writes each message at once, so that a crash can cut off only the last
 //! one.
 
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use bytes::{Buf as _, Bytes};
 
-use super::life::{Life, view_of};
+use super::subscription::{RecordedSubscription, view_of};
 use crate::proto::subscribe_response::Message;
 use crate::proto::{SubscribeRequest, SubscribeResponse};
 
@@ -73,11 +73,11 @@ impl Writer {
 
 /// A recording, read into memory as a whole.
 #[derive(Debug)]
-pub struct Tape {
-    /// The first request. Each later life asked for the events after the life before it.
+pub struct RecordingFile {
+    /// The first request. Each later subscription asked for the events after the one before it.
     pub request: SubscribeRequest,
-    /// The lives, in the order they were recorded.
-    pub lives: Vec<Life>,
+    /// The subscriptions, in the order in which they were recorded.
+    pub subscriptions: Vec<RecordedSubscription>,
     /// Bytes at the end that are not a whole message: the recorder was stopped while it wrote.
     pub cut_off: u64,
 }
@@ -101,7 +101,7 @@ pub enum Unreadable {
     },
 }
 
-impl Tape {
+impl RecordingFile {
     /// Reads a recording.
     ///
     /// # Errors
@@ -118,30 +118,32 @@ impl Tape {
             return Err(Unreadable::Foreign);
         }
         let mut messages = Messages { input, at: most };
-        let mut tape = Self {
+        let mut file = Self {
             request: SubscribeRequest::default(),
-            lives: Vec::new(),
+            subscriptions: Vec::new(),
             cut_off: 0,
         };
         match messages.next()? {
-            Next::Message(at, bytes) => tape.request = decoded(at, bytes)?,
-            Next::CutOff(bytes) => tape.cut_off = bytes,
+            Next::Message(at, bytes) => file.request = decoded(at, bytes)?,
+            Next::CutOff(bytes) => file.cut_off = bytes,
             Next::End => {}
         }
-        let view = view_of(tape.request.filter.as_ref());
+        let view = view_of(file.request.filter.as_ref());
         loop {
             let (at, bytes) = match messages.next()? {
                 Next::Message(at, bytes) => (at, bytes),
                 Next::CutOff(bytes) => {
-                    tape.cut_off = bytes;
-                    return Ok(tape);
+                    file.cut_off = bytes;
+                    return Ok(file);
                 }
-                Next::End => return Ok(tape),
+                Next::End => return Ok(file),
             };
             let response: SubscribeResponse = decoded(at, bytes)?;
-            match (response.message, tape.lives.last_mut()) {
-                (Some(Message::Header(header)), _) => tape.lives.push(Life::new(view, header)),
-                (Some(message), Some(life)) => life.messages.push(message),
+            match (response.message, file.subscriptions.last_mut()) {
+                (Some(Message::Header(header)), _) => file
+                    .subscriptions
+                    .push(RecordedSubscription::new(view, header)),
+                (Some(message), Some(subscription)) => subscription.messages.push(message),
                 (Some(_), None) => return Err(damaged(at, &"a stream begins with its header")),
                 // A kind of message newer than this program.
                 (None, _) => {}

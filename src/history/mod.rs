@@ -3,8 +3,8 @@
 //!
 //! It uses the wire messages but no other part of the daemon, so that it can judge the daemon.
 //! [`Checker`] takes one batch at a time and remembers open watches only; [`check`] and its
-//! companions take whole [`Recording`]s. A [`Life`] has the messages around the batches too, and
-//! [`mod@file`] stores lives in files.
+//! companions take whole [`Recording`]s. A [`RecordedSubscription`] has the messages around the batches too, and
+//! [`mod@file`] stores such subscriptions in files.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,10 +12,10 @@ use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, Gap};
 
 mod checker;
+mod coverage;
 pub mod file;
 mod grammar;
-mod life;
-mod sight;
+mod subscription;
 mod violation;
 mod watch;
 
@@ -23,7 +23,7 @@ mod watch;
 mod tests;
 
 pub use checker::Checker;
-pub use life::{Life, view_of};
+pub use subscription::{RecordedSubscription, view_of};
 pub use violation::{Rule, Violation};
 
 use violation::require;

@@ -6,8 +6,8 @@ use crate::proto::{
     CloseReason, Closed, Data, Event, EventKind, Stream, StreamEnd, StreamEndReason, TimerFired,
 };
 
+use super::coverage::Coverage;
 use super::grammar::{self, Completion, Grammar, Origin};
-use super::sight::Sight;
 use super::violation::require;
 use super::{Rule, Violation};
 
@@ -16,7 +16,7 @@ const MAX_DATA: usize = 256 * 1024;
 
 /// A number, and the sequence number of the event that told it.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct Observed {
     seq: u64,
     value: u64,
 }
@@ -24,7 +24,7 @@ struct Told {
 /// One byte stream. `bytes` is `None` if it is not known, because the recording begins later.
 #[derive(Debug, Clone, Copy, Default)]
 struct StreamHistory {
-    bytes: Option<Told>,
+    bytes: Option<Observed>,
     had_data: bool,
     ended: bool,
 }
@@ -47,15 +47,15 @@ pub(super) struct WatchHistory {
     closed: bool,
     streams: [StreamHistory; 3],
     /// Whether writing is paused (1) or not (0).
-    paused: Option<Told>,
-    tick: Option<Told>,
+    paused: Option<Observed>,
+    tick: Option<Observed>,
     scheduled_ns: u64,
     interval_ns: Option<u64>,
 }
 
 impl WatchHistory {
     /// Makes the history of a watch from the first of its events that was delivered.
-    pub(super) fn first(event: &Event, kind: &Kind, sight: Sight) -> Result<Self, Violation> {
+    pub(super) fn first(event: &Event, kind: &Kind, coverage: Coverage) -> Result<Self, Violation> {
         let (id, seq) = (event.watch_id, event.seq);
         let mut watch = Self {
             id,
@@ -74,7 +74,7 @@ impl WatchHistory {
             interval_ns: None,
         };
         if let Kind::Added(added) = kind {
-            let zero = Some(Told { seq, value: 0 });
+            let zero = Some(Observed { seq, value: 0 });
             watch.added = Some(seq);
             watch.kind = added.watch_kind.parse().ok();
             watch.paused = zero;
@@ -84,13 +84,13 @@ impl WatchHistory {
             }
             return Ok(watch);
         }
-        require(sight.lossy_from_start(), Rule::AddedFirst, || {
+        require(coverage.lossy_from_start(), Rule::AddedFirst, || {
             format!(
                 "{seq}, the first event of watch {id}, is {}",
                 event_kind_name(kind)
             )
         })?;
-        watch.next(event, kind, sight)?;
+        watch.next(event, kind, coverage)?;
         Ok(watch)
     }
 
@@ -104,7 +104,7 @@ impl WatchHistory {
         &mut self,
         event: &Event,
         kind: &Kind,
-        sight: Sight,
+        coverage: Coverage,
     ) -> Result<(), Violation> {
         let (id, seq) = (self.id, event.seq);
         require(event.user_data == self.user_data, Rule::UserData, || {
@@ -113,25 +113,25 @@ impl WatchHistory {
                 event.user_data, self.user_data
             )
         })?;
-        self.order(seq, kind, sight)?;
+        self.order(seq, kind, coverage)?;
         require(belongs(kind, self.kind), Rule::ForeignKind, || {
             let of = self.kind.map_or("watch", WatchKind::name);
             format!("{seq} is {} of watch {id}, a {of}", event_kind_name(kind))
         })?;
-        self.first_things_first(seq, kind, sight)?;
+        self.first_things_first(seq, kind, coverage)?;
         match kind {
-            Kind::Data(data) => self.data(seq, data, sight)?,
-            Kind::StreamEnd(end) => self.stream_end(seq, end, sight)?,
-            Kind::Eof(eof) => self.end(seq, Stream::Input, eof.offset, sight)?,
+            Kind::Data(data) => self.data(seq, data, coverage)?,
+            Kind::StreamEnd(end) => self.stream_end(seq, end, coverage)?,
+            Kind::Eof(eof) => self.end(seq, Stream::Input, eof.offset, coverage)?,
             Kind::Exited(_) => {
                 require(!self.exited, Rule::ExitedOnce, || {
                     format!("at {seq} watch {id} exits again")
                 })?;
                 self.exited = true;
             }
-            Kind::WritePaused(_) => self.write_flow(seq, 1, sight)?,
-            Kind::WriteResumed(_) => self.write_flow(seq, 0, sight)?,
-            Kind::TimerFired(fired) => self.fired(event, fired, sight)?,
+            Kind::WritePaused(_) => self.write_flow(seq, 1, coverage)?,
+            Kind::WriteResumed(_) => self.write_flow(seq, 0, coverage)?,
+            Kind::TimerFired(fired) => self.fired(event, fired, coverage)?,
             Kind::Ready(r) => {
                 let some = r.readable || r.writable || r.hangup || r.error || r.half_closed;
                 require(some, Rule::ReadyEmpty, || {
@@ -149,7 +149,7 @@ impl WatchHistory {
                     format!("{seq} stands for no signal")
                 })?;
             }
-            Kind::Closed(closed) => self.close(seq, closed, sight)?,
+            Kind::Closed(closed) => self.close(seq, closed, coverage)?,
             // No rule but the grammar applies to other kinds.
             _ => {}
         }
@@ -158,7 +158,7 @@ impl WatchHistory {
     }
 
     /// Checks `Added … Closed Removed`.
-    fn order(&self, seq: u64, kind: &Kind, sight: Sight) -> Result<(), Violation> {
+    fn order(&self, seq: u64, kind: &Kind, coverage: Coverage) -> Result<(), Violation> {
         let id = self.id;
         match kind {
             Kind::Added(_) => require(false, Rule::AddedFirst, || {
@@ -166,7 +166,7 @@ impl WatchHistory {
             }),
             Kind::Removed(_) => {
                 let excused = self.added.is_none() && self.last == seq;
-                let unseen = excused || sight.lossy_since(self.last);
+                let unseen = excused || coverage.lossy_since(self.last);
                 require(self.closed || unseen, Rule::RemovedUnclosed, || {
                     format!("{seq} removes watch {id} without Closed")
                 })
@@ -184,7 +184,12 @@ impl WatchHistory {
     }
 
     /// A process starts, and a connection connects, before it does anything else.
-    fn first_things_first(&mut self, seq: u64, kind: &Kind, sight: Sight) -> Result<(), Violation> {
+    fn first_things_first(
+        &mut self,
+        seq: u64,
+        kind: &Kind,
+        coverage: Coverage,
+    ) -> Result<(), Violation> {
         let id = self.id;
         match kind {
             Kind::Started(_) => {
@@ -197,7 +202,7 @@ impl WatchHistory {
                 format!("at {seq} watch {id} connects late, or again")
             })?,
             _ if self.begins_with() == Some(EventKind::Started) => {
-                let unseen = self.added.is_none_or(|added| sight.lossy_since(added));
+                let unseen = self.added.is_none_or(|added| coverage.lossy_since(added));
                 require(self.started || unseen, Rule::StartedFirst, || {
                     format!(
                         "{seq} is {} of watch {id} before Started",
@@ -227,7 +232,7 @@ impl WatchHistory {
         }
     }
 
-    fn data(&mut self, seq: u64, data: &Data, sight: Sight) -> Result<(), Violation> {
+    fn data(&mut self, seq: u64, data: &Data, coverage: Coverage) -> Result<(), Violation> {
         let id = self.id;
         let (stream, len) = (data.stream(), data.data.len());
         let grammar = self.grammar();
@@ -243,7 +248,7 @@ impl WatchHistory {
             format!("{seq} is data of watch {id} after the end of {stream:?}")
         })?;
         require(
-            agrees(history.bytes, data.offset, sight),
+            agrees(history.bytes, data.offset, coverage),
             Rule::DataOffset,
             || {
                 format!(
@@ -254,14 +259,19 @@ impl WatchHistory {
         )?;
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         history.had_data = true;
-        history.bytes = Some(Told {
+        history.bytes = Some(Observed {
             seq,
             value: data.offset.saturating_add(len),
         });
         Ok(())
     }
 
-    fn stream_end(&mut self, seq: u64, end: &StreamEnd, sight: Sight) -> Result<(), Violation> {
+    fn stream_end(
+        &mut self,
+        seq: u64,
+        end: &StreamEnd,
+        coverage: Coverage,
+    ) -> Result<(), Violation> {
         let failed = end.reason() == StreamEndReason::Error;
         require(failed == end.error.is_some(), Rule::ErrorSet, || {
             format!(
@@ -275,35 +285,50 @@ impl WatchHistory {
         require(outgoing, Rule::ForeignKind, || {
             format!("{seq} ends {stream:?}, which no process has")
         })?;
-        self.end(seq, stream, end.offset, sight)
+        self.end(seq, stream, end.offset, coverage)
     }
 
-    fn end(&mut self, seq: u64, of: Stream, offset: u64, sight: Sight) -> Result<(), Violation> {
+    fn end(
+        &mut self,
+        seq: u64,
+        of: Stream,
+        offset: u64,
+        coverage: Coverage,
+    ) -> Result<(), Violation> {
         let id = self.id;
         let stream = self.stream(of);
         require(!stream.ended, Rule::AfterEnd, || {
             format!("at {seq} {of:?} of watch {id} ends again")
         })?;
-        require(agrees(stream.bytes, offset, sight), Rule::EndOffset, || {
-            format!(
-                "at {seq} {of:?} of watch {id} ends at {offset}, after {:?}",
-                stream.bytes
-            )
-        })?;
+        require(
+            agrees(stream.bytes, offset, coverage),
+            Rule::EndOffset,
+            || {
+                format!(
+                    "at {seq} {of:?} of watch {id} ends at {offset}, after {:?}",
+                    stream.bytes
+                )
+            },
+        )?;
         stream.ended = true;
         Ok(())
     }
 
-    fn write_flow(&mut self, seq: u64, paused: u64, sight: Sight) -> Result<(), Violation> {
-        let before = self.paused.replace(Told { seq, value: paused });
-        let alternates = before.is_none_or(|b| b.value != paused || sight.lossy_since(b.seq));
+    fn write_flow(&mut self, seq: u64, paused: u64, coverage: Coverage) -> Result<(), Violation> {
+        let before = self.paused.replace(Observed { seq, value: paused });
+        let alternates = before.is_none_or(|b| b.value != paused || coverage.lossy_since(b.seq));
         require(alternates, Rule::WriteFlow, || {
             let what = if paused == 1 { "pauses" } else { "resumes" };
             format!("at {seq} watch {} {what} writing twice", self.id)
         })
     }
 
-    fn fired(&mut self, event: &Event, fired: &TimerFired, sight: Sight) -> Result<(), Violation> {
+    fn fired(
+        &mut self,
+        event: &Event,
+        fired: &TimerFired,
+        coverage: Coverage,
+    ) -> Result<(), Violation> {
         let (id, seq, scheduled) = (self.id, event.seq, fired.scheduled_ns);
         // The event does not name the clock of its schedule: it is the clock that now shows about
         // that time.
@@ -322,7 +347,7 @@ impl WatchHistory {
             .checked_sub(1)
             .and_then(|t| t.checked_sub(fired.missed));
         require(
-            seen.is_some_and(|t| agrees(self.tick, t, sight)),
+            seen.is_some_and(|t| agrees(self.tick, t, coverage)),
             Rule::TimerTick,
             || {
                 format!(
@@ -332,7 +357,7 @@ impl WatchHistory {
             },
         )?;
         self.rate(seq, tick, scheduled)?;
-        self.tick = Some(Told { seq, value: tick });
+        self.tick = Some(Observed { seq, value: tick });
         self.scheduled_ns = scheduled;
         Ok(())
     }
@@ -353,7 +378,7 @@ impl WatchHistory {
         })
     }
 
-    fn close(&mut self, seq: u64, closed: &Closed, sight: Sight) -> Result<(), Violation> {
+    fn close(&mut self, seq: u64, closed: &Closed, coverage: Coverage) -> Result<(), Violation> {
         let failed = closed.reason() == CloseReason::Error;
         require(failed == closed.error.is_some(), Rule::ErrorSet, || {
             format!(
@@ -363,7 +388,7 @@ impl WatchHistory {
             )
         })?;
         self.closed = true;
-        let whole = self.added.is_some_and(|added| !sight.lossy_since(added));
+        let whole = self.added.is_some_and(|added| !coverage.lossy_since(added));
         if !whole || closed.reason() != CloseReason::Completed {
             return Ok(());
         }
@@ -393,9 +418,9 @@ impl WatchHistory {
 }
 
 /// `value` is what was told last, or more if something in between may not have been seen.
-fn agrees(told: Option<Told>, value: u64, sight: Sight) -> bool {
+fn agrees(told: Option<Observed>, value: u64, coverage: Coverage) -> bool {
     told.is_none_or(|told| {
-        value == told.value || (value > told.value && sight.lossy_since(told.seq))
+        value == told.value || (value > told.value && coverage.lossy_since(told.seq))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use evloopd::history::file::{Tape, Writer};
+use evloopd::history::file::{RecordingFile, Writer};
 use evloopd::proto::subscribe_response::Message;
 use evloopd::proto::{SubscribeRequest, SubscribeResponse};
 
@@ -30,9 +30,9 @@ async fn work(scene: &mut Scene) -> u64 {
 }
 
 /// Writes the messages of a tape to another file.
-fn write(path: &Path, tape: &Tape) {
+fn write(path: &Path, tape: &RecordingFile) {
     let mut writer = Writer::create(path, true, &tape.request).unwrap();
-    for life in &tape.lives {
+    for life in &tape.subscriptions {
         let header = Message::Header(life.header.clone());
         for message in std::iter::once(&header).chain(&life.messages) {
             let message = Some(message.clone());
@@ -71,10 +71,13 @@ async fn a_consumer_that_is_killed_and_started_again_misses_nothing() {
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen, (1..=newest).collect::<Vec<_>>());
-    let (a, b) = (Tape::read(&a).unwrap(), Tape::read(&b).unwrap());
-    let batches: Vec<_> = a.lives[0].recording().unwrap().batches;
+    let (a, b) = (
+        RecordingFile::read(&a).unwrap(),
+        RecordingFile::read(&b).unwrap(),
+    );
+    let batches: Vec<_> = a.subscriptions[0].recording().unwrap().batches;
     let settled = batches.iter().rev().nth(1).map_or(0, |batch| batch.through);
-    let resumed = b.lives[0].header.after;
+    let resumed = b.subscriptions[0].header.after;
     assert!(
         resumed >= settled,
         "{resumed}: more than one batch is sent again"
@@ -116,7 +119,7 @@ async fn a_recording_goes_on_after_a_broken_connection() {
         seen.extend(reader.seqs(newest).await);
         assert_eq!(seen, (1..=newest).collect::<Vec<_>>(), "each once");
         reader.kill().await;
-        assert_eq!(Tape::read(&path).unwrap().lives.len(), 4);
+        assert_eq!(RecordingFile::read(&path).unwrap().subscriptions.len(), 4);
         let checked = ctl(nowhere(), &["--json", "check", &text]).await;
         assert_eq!(checked.values()[0]["events"], newest);
         checked.good();
@@ -141,8 +144,8 @@ async fn a_violation_is_named_and_differs_from_a_file_that_cannot_be_read() {
     ctl(nowhere(), &["check", &good_text]).await.good();
 
     let tape = |plant: &dyn Fn(&mut Message)| {
-        let mut tape = Tape::read(&good).unwrap();
-        plant(&mut tape.lives[0].messages[0]);
+        let mut tape = RecordingFile::read(&good).unwrap();
+        plant(&mut tape.subscriptions[0].messages[0]);
         write(&bad, &tape);
     };
     tape(&|message| {

@@ -250,9 +250,13 @@ async fn a_stream_that_breaks_before_its_first_batch_begins_where_it_would_have(
     assert_eq!(asked[1].start, Some(after));
     let of = asked[1].r#loop.as_ref().and_then(|of| of.r#ref.clone());
     assert_eq!(of, Some(loop_ref::Ref::LoopId(7)));
-    let recorded = crate::history::file::Tape::read(&path).unwrap();
+    let recorded = crate::history::file::RecordingFile::read(&path).unwrap();
     assert_eq!(recorded.request, now);
-    let lengths: Vec<_> = recorded.lives.iter().map(|l| l.messages.len()).collect();
+    let lengths: Vec<_> = recorded
+        .subscriptions
+        .iter()
+        .map(|l| l.messages.len())
+        .collect();
     assert_eq!(lengths, [0, 2]);
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::file::{MAGIC, Tape, Unreadable, Writer};
+use super::file::{MAGIC, RecordingFile, Unreadable, Writer};
 use super::*;
 use crate::proto::subscribe_response::Message;
 
 /// Returns a stream that begins with a snapshot of two parts after the fifth event of the good
 /// history, has three batches, and ends with a goodbye.
-fn good_life() -> Life {
+fn good_life() -> RecordedSubscription {
     let whole = record(&good(), 5);
     let header = SubscribeHeader {
         instance: "i".into(),
@@ -18,7 +18,7 @@ fn good_life() -> Life {
         snapshot: true,
         ..SubscribeHeader::default()
     };
-    let mut life = Life::new(View::All, header);
+    let mut life = RecordedSubscription::new(View::All, header);
     life.messages = vec![
         part(5, Some(Loop::default()), &[1, 2], false),
         part(5, None, &[3], true),
@@ -56,7 +56,7 @@ fn goodbye(seq: u64) -> Message {
 }
 
 /// Checks all rules of a life, those of its batches included.
-fn judge(life: &Life) -> Result<Summary, Violation> {
+fn judge(life: &RecordedSubscription) -> Result<Summary, Violation> {
     check(&life.recording()?)
 }
 
@@ -75,7 +75,7 @@ fn a_stream_with_a_snapshot_and_a_goodbye_is_accepted() {
     judge(&bare).unwrap();
 }
 
-type PlantLife = fn(&mut Life);
+type PlantLife = fn(&mut RecordedSubscription);
 
 #[rustfmt::skip]
 pub(super) const LIVES: &[(Rule, PlantLife)] = &[
@@ -144,7 +144,7 @@ fn a_difference_is_shown_without_what_is_the_same() {
 }
 
 /// Writes a file with these lives.
-fn recorded(lives: &[Life]) -> tempfile::NamedTempFile {
+fn recorded(lives: &[RecordedSubscription]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let request = SubscribeRequest {
         consumer: "c".into(),
@@ -168,30 +168,30 @@ fn a_file_gives_back_what_was_recorded() {
     second.header.after = 20;
     second.messages = vec![goodbye(20)];
     let lives = [good_life(), second];
-    let tape = Tape::read(recorded(&lives).path()).unwrap();
-    assert_eq!((tape.request.consumer.as_str(), tape.cut_off), ("c", 0));
-    assert_eq!(tape.lives, lives);
+    let file = RecordingFile::read(recorded(&lives).path()).unwrap();
+    assert_eq!((file.request.consumer.as_str(), file.cut_off), ("c", 0));
+    assert_eq!(file.subscriptions, lives);
 }
 
 #[test]
 fn a_file_that_is_cut_off_anywhere_gives_the_messages_before() {
     let file = recorded(&[good_life()]);
     let bytes = std::fs::read(file.path()).unwrap();
-    let whole = Tape::read(file.path()).unwrap();
+    let whole = RecordingFile::read(file.path()).unwrap();
     let mut lengths = BTreeSet::new();
     for end in MAGIC.len()..bytes.len() {
         std::fs::write(file.path(), &bytes[..end]).unwrap();
-        let tape = Tape::read(file.path()).unwrap();
-        let Some(life) = tape.lives.first() else {
+        let file = RecordingFile::read(file.path()).unwrap();
+        let Some(life) = file.subscriptions.first() else {
             continue;
         };
-        let expected = &whole.lives[0].messages[..life.messages.len()];
+        let expected = &whole.subscriptions[0].messages[..life.messages.len()];
         assert_eq!(life.messages, expected);
-        if tape.cut_off == 0 {
+        if file.cut_off == 0 {
             lengths.insert(life.messages.len());
         }
     }
-    let all: BTreeSet<_> = (0..whole.lives[0].messages.len()).collect();
+    let all: BTreeSet<_> = (0..whole.subscriptions[0].messages.len()).collect();
     assert_eq!(lengths, all, "between two messages nothing is cut off");
 }
 
@@ -200,7 +200,7 @@ fn what_is_no_recording_is_refused_with_where() {
     let read = |bytes: &[u8]| {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        Tape::read(file.path()).map(drop).unwrap_err()
+        RecordingFile::read(file.path()).map(drop).unwrap_err()
     };
     for foreign in [&b""[..], b"evloopd", b"evloopd recording 2\n", b"\x7fELF"] {
         assert!(matches!(read(foreign), Unreadable::Foreign));
@@ -223,7 +223,7 @@ fn what_is_no_recording_is_refused_with_where() {
     let mut headless = request.to_vec();
     prost::Message::encode_length_delimited(&batch, &mut headless).unwrap();
     assert!(damaged(&headless).contains("begins with its header"));
-    let missing = Tape::read(std::path::Path::new("/nonexistent")).unwrap_err();
+    let missing = RecordingFile::read(std::path::Path::new("/nonexistent")).unwrap_err();
     assert!(matches!(missing, Unreadable::Io(_)));
 }
 
@@ -233,7 +233,19 @@ fn a_recording_replaces_another_only_if_told_to() {
     let request = SubscribeRequest::default();
     let error = Writer::create(file.path(), false, &request).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
-    assert_eq!(Tape::read(file.path()).unwrap().lives.len(), 1);
+    assert_eq!(
+        RecordingFile::read(file.path())
+            .unwrap()
+            .subscriptions
+            .len(),
+        1
+    );
     Writer::create(file.path(), true, &request).unwrap();
-    assert_eq!(Tape::read(file.path()).unwrap().lives.len(), 0);
+    assert_eq!(
+        RecordingFile::read(file.path())
+            .unwrap()
+            .subscriptions
+            .len(),
+        0
+    );
 }

@@ -4,7 +4,7 @@ use super::View;
 
 /// How much of a history one reader received.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sight {
+pub(super) struct Coverage {
     /// What the reader's filter lets through.
     pub(super) view: View,
     /// Whether no watch is older than the recording.
@@ -13,7 +13,7 @@ pub(super) struct Sight {
     pub(super) last_lost: u64,
 }
 
-impl Sight {
+impl Coverage {
     /// Returns whether there may be events after `seq` that were not delivered.
     pub(super) fn lossy_since(self, seq: u64) -> bool {
         self.view == View::Kinds || self.last_lost > seq

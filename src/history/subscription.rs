@@ -7,7 +7,7 @@ use crate::proto::{Cursor, Filter, Goodbye, Snapshot, SubscribeHeader};
 
 /// The messages of one subscription from its header on, in their order.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Life {
+pub struct RecordedSubscription {
     /// What the subscription's filter lets through.
     pub view: View,
     /// The first message.
@@ -16,8 +16,8 @@ pub struct Life {
     pub messages: Vec<Message>,
 }
 
-impl Life {
-    /// Makes a life of which only the header has arrived.
+impl RecordedSubscription {
+    /// Makes a subscription of which only the header has arrived.
     #[must_use]
     pub const fn new(view: View, header: SubscribeHeader) -> Self {
         Self {
