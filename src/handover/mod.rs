@@ -114,27 +114,27 @@ pub async fn serve(
 
 async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slots: &Arc<Slots>) {
     // The set is dropped at shutdown, which ends all connections.
-    let mut connections = JoinSet::new();
-    let mut places: Vec<Place> = Vec::new();
+    let mut tasks = JoinSet::new();
+    let mut connections: Vec<Connection> = Vec::new();
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let accept = |listener: &Arc<OwnedFd>| Ok(accept_with(listener, flags)?);
         match listener.async_io(Interest::READABLE, accept).await {
             Ok(socket) => {
                 let (access, slots) = (Arc::clone(access), Arc::clone(slots));
-                while connections.try_join_next().is_some() {}
-                places.retain(|place| !place.task.is_finished());
-                if places.len() >= CONNECTIONS_MAX {
-                    end_most_silent(&mut places);
+                while tasks.try_join_next().is_some() {}
+                connections.retain(|connection| !connection.task.is_finished());
+                if connections.len() >= CONNECTIONS_MAX {
+                    close_longest_idle(&mut connections);
                 }
-                let heard = Arc::new(Mutex::new(Instant::now()));
-                let hears = Arc::clone(&heard);
-                let task = connections.spawn(async move {
-                    if let Err(error) = converse(socket, &access, &slots, &hears).await {
+                let last_request = Arc::new(Mutex::new(Instant::now()));
+                let last = Arc::clone(&last_request);
+                let task = tasks.spawn(async move {
+                    if let Err(error) = serve_connection(socket, &access, &slots, &last).await {
                         tracing::debug!(%error, "handover connection");
                     }
                 });
-                places.push(Place { task, heard });
+                connections.push(Connection { task, last_request });
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -146,29 +146,29 @@ async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slot
 }
 
 /// A connection that is served.
-struct Place {
+struct Connection {
     task: AbortHandle,
     /// The time of its last request.
-    heard: Arc<Mutex<Instant>>,
+    last_request: Arc<Mutex<Instant>>,
 }
 
 /// Closes the connection that has been idle the longest. A request in progress is undone: its
 /// descriptors are closed, and a slot that it was taking can be claimed again.
-fn end_most_silent(places: &mut Vec<Place>) {
-    let most_silent = places
+fn close_longest_idle(connections: &mut Vec<Connection>) {
+    let longest_idle = connections
         .iter()
         .enumerate()
-        .min_by_key(|(_, place)| *place.heard.lock());
-    if let Some((at, _)) = most_silent {
-        places.swap_remove(at).task.abort();
+        .min_by_key(|(_, connection)| *connection.last_request.lock());
+    if let Some((at, _)) = longest_idle {
+        connections.swap_remove(at).task.abort();
     }
 }
 
-async fn converse(
+async fn serve_connection(
     socket: OwnedFd,
     access: &Access,
     slots: &Arc<Slots>,
-    heard: &Mutex<Instant>,
+    last_request: &Mutex<Instant>,
 ) -> io::Result<()> {
     let peer = match access.admit(&socket) {
         Ok(peer) => peer,
@@ -181,7 +181,7 @@ async fn converse(
         let Some(datagram) = timeout(IDLE_MAX, received).await?? else {
             return Ok(());
         };
-        *heard.lock() = Instant::now();
+        *last_request.lock() = Instant::now();
         let (bytes, claimed) = match answer(datagram, &peer, slots) {
             Ok(reply) => reply,
             Err(refusal) => (protocol::refused(&refusal), None),

@@ -20,9 +20,9 @@ use crate::journal::Memory;
 use crate::watch::Services;
 
 mod backends;
+mod client_processes;
 mod context;
-mod departures;
-mod making;
+mod creation;
 mod table;
 
 pub use backends::backend_of;
@@ -30,7 +30,7 @@ pub use context::{
     Caller, ContextKey, LOOP_NAME_MAX, LoopName, SESSION_NAME_MAX, check_loop_name, is_loop_name,
 };
 use context::{context_key, shown};
-pub use making::NewLoop;
+pub use creation::NewLoop;
 use table::{Binding, Inner};
 
 /// The number of names that are tried for the loop of a context: `default`, `default-2`, ...
@@ -184,7 +184,7 @@ impl Registry {
                 message: "only administrators may switch the daemon's policy".to_owned(),
             });
         }
-        let (old, new, concerned) = {
+        let (old, new, affected) = {
             let mut inner = self.inner.lock();
             let old = inner.policy_of(&caller.principal, daemon);
             if daemon {
@@ -199,8 +199,8 @@ impl Registry {
                 }
             }
             let new = inner.policy_of(&caller.principal, daemon);
-            let concerned = inner.concerned(&caller.principal, daemon);
-            (old, new, concerned)
+            let affected = inner.affected(&caller.principal, daemon);
+            (old, new, affected)
         };
         if old.name != new.name {
             let changed = PolicyChanged {
@@ -209,7 +209,7 @@ impl Registry {
                 new_policy: new.name.clone(),
             };
             let mut noting = JoinSet::new();
-            for handle in concerned {
+            for handle in affected {
                 let changed = changed.clone();
                 noting.spawn(async move { handle.policy_changed(changed).await });
             }
@@ -279,14 +279,14 @@ impl Registry {
                 differs: None,
             })?;
         let backend = backends::choose(policy, "")?;
-        let mut place = self.reserve(&mut inner, &caller.principal, name)?;
-        place.make_for(&mut inner, key);
+        let mut reservation = self.reserve(&mut inner, &caller.principal, name)?;
+        reservation.make_for(&mut inner, key);
         drop(inner);
         let lifetime = match (key, &caller.process) {
             (ContextKey::Process(..), Some(process)) => Lifetime::Process(Arc::clone(process)),
             _ => Lifetime::Daemon,
         };
-        let (handle, mut inner) = place.fill(policy, backend, true, &lifetime)?;
+        let (handle, mut inner) = reservation.create(policy, backend, true, &lifetime)?;
         self.bind(&mut inner, key, Binding::Loop(handle.id()), caller);
         Ok(handle)
     }
@@ -405,7 +405,7 @@ impl Registry {
     ) -> Result<crate::event::Cursor> {
         let cursor = handle.close(force).await?;
         let id = handle.id();
-        if !self.inner.lock().let_go(id) {
+        if !self.inner.lock().release_closed(id) {
             // It was closed before.
             return Ok(cursor);
         }

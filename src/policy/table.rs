@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::client_processes::AwaitedProcess;
 use super::context::ContextKey;
-use super::departures::Awaited;
 use crate::access::{Principal, ProcessKey};
 use crate::config::Policy;
 use crate::event::LoopState;
@@ -36,7 +36,7 @@ pub(super) struct Inner {
     /// Ids of closed loops that are removed after `closed_ttl`.
     pub(super) closed: HashSet<u64>,
     /// Client processes to which loops or contexts are bound.
-    pub(super) processes: HashMap<ProcessKey, Awaited>,
+    pub(super) processes: HashMap<ProcessKey, AwaitedProcess>,
 }
 
 impl Inner {
@@ -46,7 +46,7 @@ impl Inner {
     }
 
     /// Returns the open loops whose owner is affected by a switch of the policy.
-    pub(super) fn concerned(&self, principal: &Principal, daemon: bool) -> Vec<Handle> {
+    pub(super) fn affected(&self, principal: &Principal, daemon: bool) -> Vec<Handle> {
         let about = |owner: &Principal| {
             if daemon {
                 !self.chosen.contains_key(owner)
@@ -90,7 +90,7 @@ impl Inner {
 
     /// Frees the name and the contexts of a loop that has closed. Returns false if they were free
     /// already, or if the loop was removed.
-    pub(super) fn let_go(&mut self, id: u64) -> bool {
+    pub(super) fn release_closed(&mut self, id: u64) -> bool {
         if !self.loops.contains_key(&id) || !self.closed.insert(id) {
             return false;
         }
@@ -108,7 +108,7 @@ impl Inner {
 
     pub(super) fn forget(&mut self, id: u64) {
         if !self.closed.remove(&id) {
-            // It closed without `let_go`, which would have unbound it.
+            // It closed without `release_closed`, which would have unbound it.
             self.unbind(id);
         }
         self.loops.remove(&id);

@@ -1,4 +1,4 @@
-//! Makes new loops.
+//! Creates loops.
 
 use std::sync::Arc;
 
@@ -85,19 +85,20 @@ impl Registry {
         }
         let backend = backends::choose(&policy, &new.backend)?;
         let name = new.name.clone();
-        let place = self.reserve(&mut inner, &caller.principal, name)?;
+        let reservation = self.reserve(&mut inner, &caller.principal, name)?;
         drop(inner);
-        let (handle, _) = place.fill(&policy, backend, false, &new.lifetime)?;
+        let (handle, _) = reservation.create(&policy, backend, false, &new.lifetime)?;
         Ok((handle, true))
     }
 
-    /// Reserves a place for a loop that will be made. Without a name it gets a generated one.
+    /// Reserves an id and the name of a loop that will be made. Without a name it gets a generated
+    /// one.
     pub(super) fn reserve(
         self: &Arc<Self>,
         inner: &mut Inner,
         principal: &Principal,
         mut name: String,
-    ) -> Result<Place<'_>> {
+    ) -> Result<Reservation<'_>> {
         self.check_draining()?;
         let open = inner
             .loops
@@ -115,7 +116,7 @@ impl Registry {
         }
         let key = (principal.clone(), name);
         inner.making.insert(key.clone());
-        Ok(Place {
+        Ok(Reservation {
             registry: self,
             id,
             key,
@@ -157,8 +158,9 @@ impl Registry {
     }
 }
 
-/// The place of a loop that is being made. Dropping it frees the loop's name and context again.
-pub(super) struct Place<'a> {
+/// The id and the name that are reserved for a loop while it is being made. Dropping the reservation
+/// frees the name and the context again.
+pub(super) struct Reservation<'a> {
     registry: &'a Arc<Registry>,
     id: u64,
     key: (Principal, String),
@@ -167,7 +169,7 @@ pub(super) struct Place<'a> {
     open: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Reservation<'a> {
     /// Makes calls that ask for the loop of `context` wait for this loop.
     pub(super) fn make_for(&mut self, inner: &mut Inner, context: &ContextKey) {
         inner.making_for.insert(context.clone());
@@ -177,7 +179,7 @@ impl<'a> Place<'a> {
     /// Makes the loop. It does not hold the registry's lock, since it starts a thread and opens
     /// descriptors. With `run` the loop runs whatever the policy's `start` says. The loop closes
     /// when the process that it is bound to ends.
-    pub(super) fn fill(
+    pub(super) fn create(
         mut self,
         policy: &Arc<Policy>,
         backend: Backend,
@@ -206,7 +208,7 @@ impl<'a> Place<'a> {
         inner.names.insert(self.key.clone(), self.id);
         inner.forget_old(registry.limits.loops);
         if let Lifetime::Process(process) = lifetime {
-            registry.end_with(&mut inner, process, Some(self.id));
+            registry.bind_to_process(&mut inner, process, Some(self.id));
         }
         self.free(&mut inner);
         Ok((handle, inner))
@@ -222,7 +224,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.open {
             let registry = self.registry;

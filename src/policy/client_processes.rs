@@ -1,5 +1,5 @@
-//! The end of client processes: it removes a process's context, and closes the loops bound to the
-//! process.
+//! Client processes to which a context or loops are bound: when such a process ends, its context is
+//! removed and its loops are closed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::event_loop::Handle;
 
 /// A process whose end the daemon waits for, with one task for everything that is bound to it.
 #[derive(Debug)]
-pub(super) struct Awaited {
+pub(super) struct AwaitedProcess {
     waiter: AbortHandle,
     loops: HashSet<u64>,
 }
@@ -29,13 +29,13 @@ impl Registry {
     ) {
         inner.contexts.insert(key.clone(), binding);
         if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
-            self.end_with(inner, process, None);
+            self.bind_to_process(inner, process, None);
         }
     }
 
     /// Arranges that the process's context is removed, and the loop `on` closed if there is one,
     /// when the process ends; at once if it has ended already.
-    pub(super) fn end_with(
+    pub(super) fn bind_to_process(
         self: &Arc<Self>,
         inner: &mut Inner,
         process: &Arc<ClientProcess>,
@@ -50,7 +50,7 @@ impl Registry {
                     registry.process_ended(key).await;
                 }
             });
-            Awaited {
+            AwaitedProcess {
                 waiter: waiter.abort_handle(),
                 loops: HashSet::new(),
             }
