@@ -70,7 +70,7 @@ impl Checker {
         let (after, through) = (batch.after, batch.through);
         require(after == self.through, Rule::BatchAfter, || {
             format!(
-                "a batch is after {after}, the one before ended at {}",
+                "a batch begins after {after}, but the batch before it ends at {}",
                 self.through
             )
         })?;
@@ -125,13 +125,16 @@ impl Checker {
             Rule::Outside,
             || {
                 format!(
-                    "the gap {from} to {through} is outside ({}, {}]",
+                    "the gap {from} to {through} is outside its batch, ({}, {}]",
                     batch.after, batch.through
                 )
             },
         )?;
         require(from > self.through, Rule::Overlap, || {
-            format!("the gap {from} to {through} overlaps {}", self.through)
+            format!(
+                "the gap {from} to {through} overlaps what precedes it, up to {}",
+                self.through
+            )
         })?;
         self.account(from - 1)?;
         self.through = through;
@@ -146,12 +149,19 @@ impl Checker {
         require(
             seq > batch.after && seq <= batch.through,
             Rule::Outside,
-            || format!("{seq} is outside ({}, {}]", batch.after, batch.through),
+            || {
+                format!(
+                    "event {seq} is outside its batch, ({}, {}]",
+                    batch.after, batch.through
+                )
+            },
         )?;
         let in_gap = self.coverage.last_lost >= seq && self.through == self.coverage.last_lost;
-        require(!in_gap, Rule::Overlap, || format!("{seq} is in a gap"))?;
+        require(!in_gap, Rule::Overlap, || {
+            format!("event {seq} is inside a gap")
+        })?;
         require(seq > self.through, Rule::EventOrder, || {
-            format!("{seq} comes after {}", self.through)
+            format!("event {seq} comes after event {}", self.through)
         })?;
         self.account(seq - 1)?;
         self.through = seq;
@@ -159,7 +169,7 @@ impl Checker {
         let now = event.monotonic_ns;
         require(now >= self.monotonic_ns, Rule::Clock, || {
             format!(
-                "at {seq} the monotonic clock went from {} back to {now}",
+                "at event {seq} the monotonic clock goes back from {} to {now}",
                 self.monotonic_ns
             )
         })?;
@@ -176,7 +186,10 @@ impl Checker {
             return require(
                 grammar::of_event(kind) == Origin::Loop,
                 Rule::ForeignKind,
-                || format!("{seq} is {} of the loop itself", event_kind_name(kind)),
+                || {
+                    let name = event_kind_name(kind);
+                    format!("event {seq}, {name}, names no watch")
+                },
             );
         }
         self.watch_rules(event, kind)
@@ -185,7 +198,7 @@ impl Checker {
     fn watch_rules(&mut self, event: &Event, kind: &Kind) -> Result<(), Violation> {
         let (seq, id) = (event.seq, event.watch_id);
         require(!self.removed.contains(id), Rule::AfterRemoved, || {
-            format!("{seq} is of watch {id}, which was removed")
+            format!("event {seq} is of watch {id}, which was removed before")
         })?;
         if let Some(watch) = self.watches.get_mut(&id) {
             watch.next(event, kind, self.coverage)?;
@@ -205,7 +218,7 @@ impl Checker {
         let seq = event.seq;
         let closed = matches!(self.state, Some((_, LoopState::Closed)));
         require(!closed, Rule::LoopClosed, || {
-            format!("{seq} comes after the loop was closed")
+            format!("event {seq} follows the closing of the loop")
         })?;
         if let Kind::LoopStateChanged(change) = kind {
             let new = change.state();
@@ -213,7 +226,7 @@ impl Checker {
                 && !self.coverage.lossy_since(since)
             {
                 require(may_become(old, new), Rule::LoopState, || {
-                    format!("at {seq} the loop went from {old:?} to {new:?}")
+                    format!("at event {seq} the loop goes from {old:?} to {new:?}")
                 })?;
             }
             self.state = Some((seq, new));
@@ -225,7 +238,7 @@ impl Checker {
         let polled = grammar::of_event(kind) == Origin::Polling;
         require(!(idle && polled), Rule::LoopIdle, || {
             format!(
-                "{seq} is {} of a loop that does not run",
+                "event {seq} is {}, but the loop does not run",
                 event_kind_name(kind)
             )
         })
@@ -247,7 +260,7 @@ impl Checker {
                 Rule::AcceptedAdded,
                 || {
                     format!(
-                        "{} accepts watch {}, but {seq} does not add it",
+                        "event {} accepts connection {}, but event {seq} does not add it",
                         accepted.seq, accepted.connection
                     )
                 },
@@ -255,7 +268,11 @@ impl Checker {
             None => require(
                 parent == 0 || self.unseen_before(seq),
                 Rule::AcceptedAdded,
-                || format!("{seq} adds a connection of listener {parent} without an Accepted"),
+                || {
+                    format!(
+                        "event {seq} adds a connection of listener {parent}, but no Accepted precedes it"
+                    )
+                },
             )?,
         }
         if let Kind::Accepted(of) = kind {

@@ -88,11 +88,11 @@ pub enum Unreadable {
     /// The file system reports an error.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It begins with something else.
-    #[error("it is no recording; `evloopctl events --record FILE` makes one")]
+    /// The file does not begin with [`MAGIC`].
+    #[error("this file is not a recording; `evloopctl events --record FILE` makes one")]
     Foreign,
-    /// There is something else where a message should be.
-    #[error("it is damaged at byte {at}: {what}")]
+    /// The bytes are not a message.
+    #[error("the recording is damaged at byte {at}: {what}")]
     Damaged {
         /// Where those bytes begin, counted from the start of the file.
         at: u64,
@@ -144,7 +144,12 @@ impl RecordingFile {
                     .subscriptions
                     .push(RecordedSubscription::new(view, header)),
                 (Some(message), Some(subscription)) => subscription.messages.push(message),
-                (Some(_), None) => return Err(damaged(at, &"a stream begins with its header")),
+                (Some(_), None) => {
+                    return Err(damaged(
+                        at,
+                        &"this message must be the header of a subscription",
+                    ));
+                }
                 // A kind of message newer than this program.
                 (None, _) => {}
             }
@@ -200,7 +205,7 @@ impl<R: Read> Messages<'_, R> {
             .and_then(|size| u64::try_from(size).ok())
             .filter(|size| *size <= MESSAGE_MAX);
         let Some(size) = size else {
-            let what = format!("a message has at most {MESSAGE_MAX} bytes");
+            let what = format!("the length of a message must be at most {MESSAGE_MAX} bytes");
             return Err(damaged(at, &what));
         };
         let mut bytes = Vec::new();

@@ -123,39 +123,44 @@ pub fn check(recording: &Recording) -> Result<Summary, Violation> {
     Ok(checker.finish())
 }
 
-/// Verifies the lives of one client, in their order, each resumed after a cursor of a life before
-/// it. Verifies each life by itself, then that all lives together have every event, and that an
-/// event delivered again is the same as before.
+/// Verifies the subscriptions of one client, in their order, each resumed after a cursor of one
+/// before it. Verifies each by itself, then that all together have every event, and that an event
+/// delivered again is the same as before.
 ///
 /// # Errors
 /// The first violation.
-pub fn check_resumed(lives: &[Recording]) -> Result<Summary, Violation> {
-    let Some(first) = lives.first() else {
+pub fn check_resumed(subscriptions: &[Recording]) -> Result<Summary, Violation> {
+    let Some(first) = subscriptions.first() else {
         return Ok(Summary::default());
     };
     let mut union = Checker::new(first.start, first.view, first.from_birth);
     let mut seen: HashMap<u64, &Event> = HashMap::new();
-    for (number, life) in (1..).zip(lives) {
-        check(life).map_err(|violation| match lives.len() {
+    for (number, subscription) in (1..).zip(subscriptions) {
+        check(subscription).map_err(|violation| match subscriptions.len() {
             1 => violation,
-            _ => violation.of(format_args!("life {number}")),
+            _ => violation.of(format_args!("subscription {number}")),
         })?;
-        same_epoch(first, life)?;
+        same_epoch(first, subscription)?;
         let known = union.through();
-        require(life.start <= known, Rule::ResumeHole, || {
+        require(subscription.start <= known, Rule::ResumeHole, || {
             format!(
-                "life {number} resumes after {}, but those before it end at {known}",
-                life.start
+                "subscription {number} resumes after {}, but those before it end at {known}",
+                subscription.start
             )
         })?;
-        for batch in &life.batches {
+        for batch in &subscription.batches {
             for event in &batch.events {
                 match seen.insert(event.seq, event) {
                     Some(before) => same_content(before, event)?,
                     None => require(
                         event.seq > known || event.seq <= first.start,
                         Rule::LostAndFound,
-                        || format!("life {number} gets {}, which was lost before", event.seq),
+                        || {
+                            let seq = event.seq;
+                            format!(
+                                "subscription {number} has event {seq}, which a gap before it covers"
+                            )
+                        },
                     )?,
                 }
             }
@@ -209,7 +214,10 @@ pub fn check_same(a: &Recording, b: &Recording) -> Result<(), Violation> {
 
 fn same_epoch(a: &Recording, b: &Recording) -> Result<(), Violation> {
     require(a.epoch == b.epoch, Rule::Epoch, || {
-        format!("one recording is of {}, the other of {}", a.epoch, b.epoch)
+        format!(
+            "one recording has the epoch {}, the other {}",
+            a.epoch, b.epoch
+        )
     })
 }
 
@@ -218,11 +226,14 @@ fn same_content(a: &Event, b: &Event) -> Result<(), Violation> {
         let (a_text, b_text) = (format!("{a:?}"), format!("{b:?}"));
         let pairs = a_text.char_indices().zip(b_text.chars());
         let differ = pairs.into_iter().find(|((_, a), b)| a != b);
-        // If the texts are equal, which is possible only for a kind newer than this program, shows
-        // their ends.
+        // The texts can be equal only for a kind of event newer than this program. Then their ends
+        // are shown.
         let at = differ.map_or(a_text.len().min(b_text.len()), |((at, _), _)| at);
         let (a_text, b_text) = (around(&a_text, at), around(&b_text, at));
-        format!("{} is once `{a_text}` and once `{b_text}`", a.seq)
+        format!(
+            "event {} has the content `{a_text}` in one place and `{b_text}` in another",
+            a.seq
+        )
     })
 }
 
@@ -252,7 +263,7 @@ pub fn check_fence(added: u64, watch_id: u64, recording: &Recording) -> Result<(
             Rule::AddedFence,
             || {
                 format!(
-                    "watch {watch_id} was added at {added}, but has an event at {}",
+                    "the reply says that event {added} adds watch {watch_id}, which has event {}",
                     event.seq
                 )
             },
@@ -278,7 +289,7 @@ pub fn check_removal_fence(
             Rule::RemovedFence,
             || {
                 format!(
-                    "watch {watch_id} was removed at {removed}, but has an event at {}",
+                    "the reply says that event {removed} removes watch {watch_id}, which has event {}",
                     event.seq
                 )
             },
@@ -292,6 +303,6 @@ fn present_at(seq: u64, watch_id: u64, recording: &Recording, rule: Rule) -> Res
     let here = |event: &Event| event.seq == seq && event.watch_id == watch_id;
     let excused = recording.view != View::All || !recording.covers(seq);
     require(excused || recording.events().any(here), rule, || {
-        format!("watch {watch_id} has no event at {seq}, the cursor of the reply")
+        format!("the cursor of the reply is {seq}, but watch {watch_id} has no event there")
     })
 }

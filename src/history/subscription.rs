@@ -95,18 +95,18 @@ impl<'a> Frame<'a> {
     fn push(&mut self, message: &Message) -> Result<(), Violation> {
         let through = self.through;
         require(!self.over, Rule::GoodbyeLast, || {
-            format!("something comes after the goodbye at {through}")
+            format!("a message follows the goodbye at {through}")
         })?;
         match message {
             Message::Header(_) => require(false, Rule::HeaderOnce, || {
-                format!("a second header comes after {through}")
+                format!("a second header follows {through}")
             }),
             Message::Snapshot(part) => self.snapshot(part),
             Message::Batch(batch) => {
                 let whole = matches!(self.parts, Parts::Never | Parts::Whole);
                 require(whole, Rule::SnapshotPlace, || {
                     format!(
-                        "a batch after {} comes before the snapshot is whole",
+                        "the batch after {} comes before the last part of the snapshot",
                         batch.after
                     )
                 })?;
@@ -122,26 +122,31 @@ impl<'a> Frame<'a> {
         let after = self.header.after;
         let awaited = matches!(self.parts, Parts::Awaited | Parts::Begun);
         require(awaited, Rule::SnapshotPlace, || match self.parts {
-            Parts::Whole => format!("a part of the snapshot at {after} comes after its last"),
-            _ => format!("a snapshot comes after {}, unannounced", self.through),
+            Parts::Whole => {
+                format!("another part of the snapshot at {after} follows the one marked as last")
+            }
+            _ => format!(
+                "a snapshot follows {}, but the header does not announce one",
+                self.through
+            ),
         })?;
         let here = self.is_at(part.cursor.as_ref(), after);
         require(here, Rule::SnapshotCursor, || {
             format!(
-                "a snapshot is of {}, the stream begins after {after}",
-                told(part.cursor.as_ref())
+                "the snapshot has the cursor {}, but the stream begins after {after}",
+                cursor_text(part.cursor.as_ref())
             )
         })?;
         let first = self.parts == Parts::Awaited;
         require(part.r#loop.is_some() == first, Rule::SnapshotLoop, || {
-            let place = if first { "first" } else { "later" };
+            let place = if first { "first" } else { "next" };
             let is = if first { "lacks" } else { "has" };
-            format!("a {place} part of the snapshot at {after} {is} the loop")
+            format!("the {place} part of the snapshot at {after} {is} the loop")
         })?;
         for watch in &part.watches {
             let (id, last) = (watch.watch_id, self.last_watch);
             require(id > last, Rule::SnapshotOrder, || {
-                format!("the snapshot at {after} has watch {id} after watch {last}")
+                format!("the snapshot at {after} lists watch {id} after watch {last}")
             })?;
             self.last_watch = id;
         }
@@ -158,8 +163,8 @@ impl<'a> Frame<'a> {
         let here = self.is_at(goodbye.cursor.as_ref(), through);
         require(here, Rule::GoodbyeCursor, || {
             format!(
-                "the goodbye says {}, the stream went through {through}",
-                told(goodbye.cursor.as_ref())
+                "the goodbye has the cursor {}, but the stream went through {through}",
+                cursor_text(goodbye.cursor.as_ref())
             )
         })?;
         self.over = true;
@@ -171,7 +176,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn told(cursor: Option<&Cursor>) -> String {
+fn cursor_text(cursor: Option<&Cursor>) -> String {
     cursor.map_or_else(
         || "no cursor".to_owned(),
         |cursor| format!("{}:{}", cursor.epoch, cursor.seq),

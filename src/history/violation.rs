@@ -61,11 +61,11 @@ rules! {
     AddedFirst = "added-first",
     /// `Closed` comes once.
     ClosedOnce = "closed-once",
-    /// Nothing but `Removed` follows `Closed`.
+    /// No event but `Removed` follows the `Closed` of a watch.
     AfterClosed = "after-closed",
     /// `Removed` follows `Closed`.
     RemovedUnclosed = "removed-unclosed",
-    /// Nothing follows `Removed`; a `watch_id` is never reused.
+    /// No event of a watch follows its `Removed`; a `watch_id` is never reused.
     AfterRemoved = "after-removed",
     /// `Closed` and `StreamEnd` carry an error if and only if their reason is an error.
     ErrorSet = "error-set",
@@ -110,11 +110,11 @@ rules! {
     LoopState = "loop-state",
     /// A loop that does not run has no events from its sources.
     LoopIdle = "loop-idle",
-    /// Nothing follows the end of a loop.
+    /// No event follows the closing of a loop.
     LoopClosed = "loop-closed",
     /// Recordings that are compared have the same epoch.
     Epoch = "epoch",
-    /// A life resumes at or before the end of the lives before it.
+    /// A subscription resumes at or before the end of those before it.
     ResumeHole = "resume-hole",
     /// A sequence number has the same content for every reader at every time.
     Content = "content",

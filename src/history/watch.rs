@@ -14,7 +14,7 @@ use super::{Rule, Violation};
 /// Most bytes of one `Data`.
 const MAX_DATA: usize = 256 * 1024;
 
-/// A number, and the sequence number of the event that told it.
+/// A value, and the sequence number of the event that reported it.
 #[derive(Debug, Clone, Copy)]
 struct Observed {
     seq: u64,
@@ -86,7 +86,7 @@ impl WatchHistory {
         }
         require(coverage.lossy_from_start(), Rule::AddedFirst, || {
             format!(
-                "{seq}, the first event of watch {id}, is {}",
+                "event {seq}, the first of watch {id}, is {} instead of Added",
                 event_kind_name(kind)
             )
         })?;
@@ -109,14 +109,17 @@ impl WatchHistory {
         let (id, seq) = (self.id, event.seq);
         require(event.user_data == self.user_data, Rule::UserData, || {
             format!(
-                "{seq} has user_data {}, watch {id} has {}",
+                "event {seq} has the user_data {}, but watch {id} has {}",
                 event.user_data, self.user_data
             )
         })?;
         self.order(seq, kind, coverage)?;
         require(belongs(kind, self.kind), Rule::ForeignKind, || {
             let of = self.kind.map_or("watch", WatchKind::name);
-            format!("{seq} is {} of watch {id}, a {of}", event_kind_name(kind))
+            format!(
+                "event {seq} is {}, which watch {id}, a {of}, cannot have",
+                event_kind_name(kind)
+            )
         })?;
         self.first_things_first(seq, kind, coverage)?;
         match kind {
@@ -125,7 +128,7 @@ impl WatchHistory {
             Kind::Eof(eof) => self.end(seq, Stream::Input, eof.offset, coverage)?,
             Kind::Exited(_) => {
                 require(!self.exited, Rule::ExitedOnce, || {
-                    format!("at {seq} watch {id} exits again")
+                    format!("event {seq} is a second Exited of watch {id}")
                 })?;
                 self.exited = true;
             }
@@ -135,18 +138,18 @@ impl WatchHistory {
             Kind::Ready(r) => {
                 let some = r.readable || r.writable || r.hangup || r.error || r.half_closed;
                 require(some, Rule::ReadyEmpty, || {
-                    format!("{seq} is ready for nothing")
+                    format!("event {seq} is Ready, but names nothing that is ready")
                 })?;
                 let read = r.readable || r.half_closed || r.read_fired;
                 let write = r.writable || r.write_fired;
                 let one = !(r.read_fired || r.write_fired) || !(read && write);
                 require(one, Rule::ReadyEmpty, || {
-                    format!("{seq} tells of another direction than the one that fired")
+                    format!("event {seq} reports readiness of a direction that did not fire")
                 })?;
             }
             Kind::Signal(signal) => {
                 require(signal.count >= 1, Rule::SignalCount, || {
-                    format!("{seq} stands for no signal")
+                    format!("event {seq} is Signal with a count of 0")
                 })?;
             }
             Kind::Closed(closed) => self.close(seq, closed, coverage)?,
@@ -162,21 +165,24 @@ impl WatchHistory {
         let id = self.id;
         match kind {
             Kind::Added(_) => require(false, Rule::AddedFirst, || {
-                format!("{seq} adds watch {id}, which had an event at {}", self.last)
+                format!(
+                    "event {seq} adds watch {id}, which has had event {}",
+                    self.last
+                )
             }),
             Kind::Removed(_) => {
                 let excused = self.added.is_none() && self.last == seq;
                 let unseen = excused || coverage.lossy_since(self.last);
                 require(self.closed || unseen, Rule::RemovedUnclosed, || {
-                    format!("{seq} removes watch {id} without Closed")
+                    format!("event {seq} removes watch {id}, which is not closed")
                 })
             }
             Kind::Closed(_) => require(!self.closed, Rule::ClosedOnce, || {
-                format!("at {seq} watch {id} closes again")
+                format!("event {seq} closes watch {id} a second time")
             }),
             _ => require(!self.closed, Rule::AfterClosed, || {
                 format!(
-                    "{seq} is {} of watch {id}, which is closed",
+                    "event {seq} is {} of watch {id}, which is closed",
                     event_kind_name(kind)
                 )
             }),
@@ -194,18 +200,20 @@ impl WatchHistory {
         match kind {
             Kind::Started(_) => {
                 require(!self.active, Rule::StartedFirst, || {
-                    format!("at {seq} watch {id} starts late, or again")
+                    format!(
+                        "event {seq} is Started, but watch {id} has had other events since Added"
+                    )
                 })?;
                 self.started = true;
             }
             Kind::Connected(_) => require(!self.active, Rule::ConnectedFirst, || {
-                format!("at {seq} watch {id} connects late, or again")
+                format!("event {seq} is Connected, but watch {id} has had other events since Added")
             })?,
             _ if self.begins_with() == Some(EventKind::Started) => {
                 let unseen = self.added.is_none_or(|added| coverage.lossy_since(added));
                 require(self.started || unseen, Rule::StartedFirst, || {
                     format!(
-                        "{seq} is {} of watch {id} before Started",
+                        "event {seq} is {}, but watch {id} has not started",
                         event_kind_name(kind)
                     )
                 })?;
@@ -238,22 +246,23 @@ impl WatchHistory {
         let grammar = self.grammar();
         let expected = grammar.is_none_or(|of| of.streams.contains(&stream));
         require(expected, Rule::ForeignKind, || {
-            format!("{seq} is of {stream:?}, which watch {id} does not have")
+            format!("event {seq} is of {stream:?}, which watch {id} does not have")
         })?;
         require((1..=MAX_DATA).contains(&len), Rule::DataSize, || {
-            format!("{seq} has {len} bytes")
+            format!("event {seq} has {len} bytes; Data has 1 to {MAX_DATA}")
         })?;
         let history = self.stream(stream);
         require(!history.ended, Rule::AfterEnd, || {
-            format!("{seq} is data of watch {id} after the end of {stream:?}")
+            format!("event {seq} has data of watch {id} after the end of {stream:?}")
         })?;
         require(
             agrees(history.bytes, data.offset, coverage),
             Rule::DataOffset,
             || {
                 format!(
-                    "{seq} is at {} of watch {id}'s {stream:?}, after {:?}",
-                    data.offset, history.bytes
+                    "event {seq} has the offset {} in {stream:?} of watch {id}, but {}",
+                    data.offset,
+                    ends(history.bytes)
                 )
             },
         )?;
@@ -275,7 +284,7 @@ impl WatchHistory {
         let failed = end.reason() == StreamEndReason::Error;
         require(failed == end.error.is_some(), Rule::ErrorSet, || {
             format!(
-                "{seq} ends with {:?}, its error is {:?}",
+                "event {seq} ends a stream with {:?}, but its error is {:?}",
                 end.reason(),
                 end.error
             )
@@ -283,7 +292,7 @@ impl WatchHistory {
         let stream = end.stream();
         let outgoing = matches!(stream, Stream::Stdout | Stream::Stderr);
         require(outgoing, Rule::ForeignKind, || {
-            format!("{seq} ends {stream:?}, which no process has")
+            format!("event {seq} ends {stream:?}, which no process has")
         })?;
         self.end(seq, stream, end.offset, coverage)
     }
@@ -298,15 +307,15 @@ impl WatchHistory {
         let id = self.id;
         let stream = self.stream(of);
         require(!stream.ended, Rule::AfterEnd, || {
-            format!("at {seq} {of:?} of watch {id} ends again")
+            format!("event {seq} ends {of:?} of watch {id} a second time")
         })?;
         require(
             agrees(stream.bytes, offset, coverage),
             Rule::EndOffset,
             || {
                 format!(
-                    "at {seq} {of:?} of watch {id} ends at {offset}, after {:?}",
-                    stream.bytes
+                    "event {seq} ends {of:?} of watch {id} at {offset}, but {}",
+                    ends(stream.bytes)
                 )
             },
         )?;
@@ -319,7 +328,10 @@ impl WatchHistory {
         let alternates = before.is_none_or(|b| b.value != paused || coverage.lossy_since(b.seq));
         require(alternates, Rule::WriteFlow, || {
             let what = if paused == 1 { "pauses" } else { "resumes" };
-            format!("at {seq} watch {} {what} writing twice", self.id)
+            format!(
+                "event {seq} {what} writing of watch {} a second time",
+                self.id
+            )
         })
     }
 
@@ -340,7 +352,7 @@ impl WatchHistory {
             realtime
         };
         require(scheduled <= clock, Rule::TimerEarly, || {
-            format!("{seq} fires at {clock} ns what is scheduled for {scheduled} ns")
+            format!("event {seq} fires at {clock} ns, but the tick is scheduled for {scheduled} ns")
         })?;
         let tick = fired.tick;
         let seen = tick
@@ -351,8 +363,10 @@ impl WatchHistory {
             Rule::TimerTick,
             || {
                 format!(
-                    "{seq} is tick {tick} of watch {id} with {} missed, after {:?}",
-                    fired.missed, self.tick
+                    "event {seq} is tick {tick} of watch {id} with {} missed, but the tick before \
+                     is {}",
+                    fired.missed,
+                    last_tick(self.tick)
                 )
             },
         )?;
@@ -373,7 +387,8 @@ impl WatchHistory {
         let fixed = elapsed > 0 && interval.checked_mul(ticks) == Some(elapsed);
         require(fixed, Rule::TimerRate, || {
             format!(
-                "{seq} is scheduled {elapsed} ns after the tick {ticks} before; the interval is {interval} ns"
+                "event {seq} is scheduled {elapsed} ns after an event {ticks} ticks before it, but the \
+                 interval is {interval} ns"
             )
         })
     }
@@ -382,7 +397,7 @@ impl WatchHistory {
         let failed = closed.reason() == CloseReason::Error;
         require(failed == closed.error.is_some(), Rule::ErrorSet, || {
             format!(
-                "{seq} closes with {:?}, its error is {:?}",
+                "event {seq} closes with {:?}, but its error is {:?}",
                 closed.reason(),
                 closed.error
             )
@@ -398,7 +413,7 @@ impl WatchHistory {
                 let done = self.exited && !self.streams.iter().any(unended);
                 require(done, Rule::CompletedEarly, || {
                     format!(
-                        "{seq} completes watch {} before its exit or a stream's end",
+                        "event {seq} completes watch {} before its Exited or the end of a stream",
                         self.id
                     )
                 })
@@ -407,8 +422,9 @@ impl WatchHistory {
                 let once = self.tick.is_some_and(|tick| tick.value == 1);
                 require(once, Rule::TimerCompleted, || {
                     format!(
-                        "{seq} completes watch {} after tick {:?}",
-                        self.id, self.tick
+                        "event {seq} completes watch {}, but the last tick is {}, not 1",
+                        self.id,
+                        last_tick(self.tick)
                     )
                 })
             }
@@ -417,11 +433,28 @@ impl WatchHistory {
     }
 }
 
-/// `value` is what was told last, or more if something in between may not have been seen.
-fn agrees(told: Option<Observed>, value: u64, coverage: Coverage) -> bool {
-    told.is_none_or(|told| {
-        value == told.value || (value > told.value && coverage.lossy_since(told.seq))
+/// Returns whether `value` is the one observed last, or more if events in between may be missing
+/// from the recording.
+fn agrees(last: Option<Observed>, value: u64, coverage: Coverage) -> bool {
+    last.is_none_or(|last| {
+        value == last.value || (value > last.value && coverage.lossy_since(last.seq))
     })
+}
+
+/// Returns how far a stream is known to go, for a report.
+fn ends(bytes: Option<Observed>) -> String {
+    bytes.map_or_else(
+        || "its length is not known".to_owned(),
+        |Observed { seq, value }| format!("the stream has {value} bytes at event {seq}"),
+    )
+}
+
+/// Returns the last tick that is known, for a report.
+fn last_tick(tick: Option<Observed>) -> String {
+    tick.map_or_else(
+        || "not known".to_owned(),
+        |Observed { seq, value }| format!("{value}, at event {seq}"),
+    )
 }
 
 /// Returns whether a watch of this kind may have such an event. If the kind is unknown, only events

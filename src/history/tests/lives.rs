@@ -222,7 +222,7 @@ fn what_is_no_recording_is_refused_with_where() {
     };
     let mut headless = request.to_vec();
     prost::Message::encode_length_delimited(&batch, &mut headless).unwrap();
-    assert!(damaged(&headless).contains("begins with its header"));
+    assert!(damaged(&headless).contains("must be the header"));
     let missing = RecordingFile::read(std::path::Path::new("/nonexistent")).unwrap_err();
     assert!(matches!(missing, Unreadable::Io(_)));
 }
