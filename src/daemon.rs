@@ -276,7 +276,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
 
 fn identity(sockets: &Sockets) -> Result<Identity> {
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|_| Error::Internal("no randomness"))?;
+    getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     Ok(Identity {
         instance: format!("{:032x}", u128::from_le_bytes(random)),
@@ -446,7 +446,7 @@ async fn within(
             tracing::warn!(?limit, "drain_timeout is over: open loops end with the daemon");
         }
         () = terminate(asked) => {
-            tracing::warn!("asked to end again: open loops end with the daemon");
+            tracing::warn!("asked to end a second time: open loops end with the daemon");
         }
     }
     false

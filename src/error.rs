@@ -47,7 +47,7 @@ pub enum Error {
         name: String,
     },
     /// Another reader has taken the consumer over.
-    #[error("somebody else reads as consumer `{name}` now")]
+    #[error("another reader holds consumer `{name}` now")]
     TakenOver {
         /// The consumer's name.
         name: String,
@@ -70,7 +70,8 @@ pub enum Error {
     },
     /// The slot was never given, is claimed already, has expired, or belongs to another client.
     #[error(
-        "{field}: no such slot: never given, claimed already, expired after 30 s, or not yours"
+        "{field}: there is no such slot: it was never given, is claimed already, has expired after \
+         30 s, or belongs to another client"
     )]
     SlotNotFound {
         /// Path of the field in the request.
@@ -132,7 +133,7 @@ pub enum Error {
     /// The journal has no room for the events that the operation would record.
     #[error(
         "the journal has room for {available} of {needed} {unit}: acknowledge events, delete \
-         consumers that nobody needs, let attached readers go on, remove watches, or wait for \
+         consumers that nobody needs, read on with attached readers, remove watches, or wait for \
          finished_ttl"
     )]
     JournalFull {

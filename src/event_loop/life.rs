@@ -142,7 +142,7 @@ impl EventLoop {
                 closed: cursor,
                 received: record.received(),
             });
-            let gone = crate::error::Error::Internal("the descriptor to take is gone");
+            let gone = crate::error::Error::Internal("a watch has no descriptor to take");
             self.reply(reply, taken.ok_or(gone));
         }
         let rare = self.watches[slot].rare_mut();

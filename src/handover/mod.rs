@@ -19,7 +19,7 @@
 //! | 1 | the datagram is neither GIVE nor TAKE | text |
 //! | 2 | not all descriptors arrived (`MSG_CTRUNC`) | text |
 //! | 3 | a descriptor cannot be watched | text |
-//! | 4 | no such slot: never given, claimed, expired, or of another principal | text |
+//! | 4 | there is no such slot: it was never given, is claimed, has expired, or belongs to another client | text |
 //! | 5 | no room for all descriptors (`limits.slots`) | text |
 //! | 6 | the caller is not served; the connection is closed | text |
 //! | 7 | the system refused | text |

@@ -162,7 +162,7 @@ impl Datagram {
             ""
         };
         let message = format!(
-            "{} bytes{more} with {} file descriptors; a GIVE is the 8 bytes `evloopd1` with 1 to \
+            "the datagram has {} bytes{more} and {} file descriptors; a GIVE is the 8 bytes `evloopd1` with 1 to \
              {FDS_MAX} file descriptors, and optionally {SLOT_BYTES} bytes of slot for each; a \
              TAKE is `evloopd1` and {SLOT_BYTES} bytes of slot, without file descriptors",
             self.bytes.len(),
@@ -201,7 +201,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     let mut control = control();
     let mut control = SendAncillaryBuffer::new(&mut control);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        let message = format!("at most {FDS_MAX} file descriptors fit in a datagram");
+        let message = format!("a datagram carries at most {FDS_MAX} file descriptors");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let bytes = [IoSlice::new(bytes)];

@@ -209,10 +209,7 @@ impl Slots {
     ) -> Result<Claimed> {
         let slot = Slot::try_from(slot).map_err(|_| {
             let given = slot.len();
-            Error::invalid(
-                field,
-                format!("{given} bytes: a slot has {SLOT_BYTES} bytes"),
-            )
+            Error::invalid(field, format!("must have {SLOT_BYTES} bytes, not {given}"))
         })?;
         let mut table = self.table.lock();
         let names = [Name::Issued(slot), Name::own(peer, slot)];

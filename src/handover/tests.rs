@@ -157,7 +157,7 @@ fn a_connection_survives_what_it_is_refused() {
             .starts_with("8 bytes with 0 file descriptors")
     );
     let unknown = served.client.take(&[7; SLOT_BYTES]).unwrap_err();
-    assert!(unknown.to_string().contains("no such slot"));
+    assert!(unknown.to_string().contains("there is no such slot"));
     let too_many = served
         .client
         .give(&[theirs.as_fd(), theirs.as_fd()])

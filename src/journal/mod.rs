@@ -189,7 +189,8 @@ impl Journal {
     /// # Errors
     /// When the system has no randomness for the epoch.
     pub fn new(limits: Limits, memory: &Arc<Memory>) -> Result<Arc<Self>> {
-        let epoch = Epoch::random().map_err(|_| Error::Internal("no randomness for an epoch"))?;
+        let epoch = Epoch::random()
+            .map_err(|_| Error::Internal("the system has no random bytes for an epoch"))?;
         let journal = Arc::new(Self {
             epoch,
             memory: Arc::clone(memory),

@@ -443,7 +443,7 @@ impl Outbox {
         if dropped > 0 {
             tracing::warn!(
                 readers = dropped,
-                "attached readers that read nothing are waited for no longer"
+                "watches no longer wait for attached readers that have read nothing"
             );
         }
         for consumer in expired {

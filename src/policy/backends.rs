@@ -30,7 +30,10 @@ pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
                 policy.backends.iter().map(String::as_str).collect()
             };
             let allowed = allowed.join(", ");
-            let message = format!("`{wanted}`: policy `{}` allows {allowed}", policy.name);
+            let message = format!(
+                "must not be `{wanted}`: policy `{}` allows {allowed}",
+                policy.name
+            );
             return Err(Error::invalid("backend", message));
         };
         return available(backend);
@@ -45,7 +48,7 @@ pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
             backend::auto(class).map_err(unavailable)
         } else {
             Backend::from_name(name)
-                .ok_or(Error::Internal("the configuration checks backends"))
+                .ok_or(Error::Internal("a policy names an unknown backend"))
                 .and_then(available)
         };
         match found {
@@ -53,7 +56,7 @@ pub(super) fn choose(policy: &Policy, wanted: &str) -> Result<Backend> {
             Err(error) => last = Some(error),
         }
     }
-    Err(last.unwrap_or(Error::Internal("a policy without a backend")))
+    Err(last.unwrap_or(Error::Internal("a policy names no backend")))
 }
 
 /// Returns the backend that a policy's loops get on this host.

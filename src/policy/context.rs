@@ -76,7 +76,10 @@ pub fn check_loop_name(field: &'static str, name: &str) -> Result<()> {
     if is_loop_name(name) {
         return Ok(());
     }
-    Err(Error::invalid(field, "must be [a-z0-9][a-z0-9._-]{0,62}"))
+    Err(Error::invalid(
+        field,
+        "must match [a-z0-9][a-z0-9._-]{0,62}",
+    ))
 }
 
 /// Returns the context of a call.
@@ -89,12 +92,12 @@ pub(super) fn context_key(policy: &Policy, caller: &Caller) -> Result<ContextKey
         (Context::Principal, _) => Ok(ContextKey::Principal(principal)),
         (Context::Process, Some(process)) => Ok(ContextKey::Process(principal, process.key())),
         (Context::Process, None) => Err(Error::wrong_state(
-            "the policy's context is the client process, which the daemon cannot see",
+            "the policy has a context for each client process, but the daemon cannot see yours",
         )),
         (Context::Session, _) => Err(Error::invalid(
             "evloopd-session",
             format!(
-                "policy `{}` needs this metadata: the session's name",
+                "must be set to the name of the session: policy `{}` has a context for each session",
                 policy.name
             ),
         )),

@@ -124,11 +124,11 @@ impl AttachStream {
                 None
             }
             Some(Message::Start(_)) => {
-                let error = Error::invalid("start", "comes first and once");
+                let error = Error::invalid("start", "must be set in the first message only");
                 Some(refused(0, &error))
             }
             None => {
-                let error = Error::invalid("message", "must be set: ack, rearm, write or post");
+                let error = Error::invalid("message", "must be set, to ack, rearm, write or post");
                 Some(refused(0, &error))
             }
         }
@@ -172,7 +172,7 @@ async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
     let outcome = async {
         let name = convert::watch_name(write.watch)?;
         if write.data.len() > WRITE_MAX {
-            return Err(Error::invalid("write.data", "at most 1 MiB"));
+            return Err(Error::invalid("write.data", "must be at most 1 MiB"));
         }
         let taken = on.write(name, write.data, write.offset).await?;
         Ok(Outcome::Written(WriteResponse {

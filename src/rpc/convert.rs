@@ -31,7 +31,10 @@ pub(super) fn loop_name(reference: Option<proto::LoopRef>) -> LoopName {
 
 pub(super) fn watch_name(reference: Option<proto::WatchRef>) -> Result<WatchName> {
     match reference.and_then(|r| r.r#ref) {
-        None => Err(Error::invalid("watch", "must be set: watch_id or name")),
+        None => Err(Error::invalid(
+            "watch",
+            "must be set, to a watch_id or a name",
+        )),
         Some(proto::watch_ref::Ref::WatchId(id)) => Ok(WatchName::Id(id)),
         Some(proto::watch_ref::Ref::Name(name)) => Ok(WatchName::Name(name)),
     }
@@ -65,7 +68,10 @@ pub(super) fn skips_gap(value: i32) -> Result<bool> {
     match on_gap(value)? {
         OnGap::Fail => Ok(false),
         OnGap::Skip => Ok(true),
-        OnGap::Snapshot => Err(Error::invalid("on_gap", "must be FAIL or SKIP here")),
+        OnGap::Snapshot => Err(Error::invalid(
+            "on_gap",
+            "must be FAIL or SKIP: this call sends no snapshots",
+        )),
     }
 }
 
@@ -121,13 +127,13 @@ pub(super) fn optional_duration(
 pub(super) fn labels(field: &'static str, labels: BTreeMap<String, String>) -> Result<Labels> {
     let long = |text: &String| text.len() > TEXT_MAX;
     if labels.len() > LABELS_MAX {
-        return Err(Error::invalid(field, "at most 16"));
+        return Err(Error::invalid(field, "must be at most 16 labels"));
     }
     if labels
         .iter()
         .any(|(k, v)| k.is_empty() || long(k) || long(v))
     {
-        let allowed = "keys of 1 to 128 bytes, values of at most 128 bytes";
+        let allowed = "must have keys of 1 to 128 bytes and values of at most 128 bytes";
         return Err(Error::invalid(field, allowed));
     }
     Ok(Arc::new(labels))
@@ -135,7 +141,7 @@ pub(super) fn labels(field: &'static str, labels: BTreeMap<String, String>) -> R
 
 pub(super) fn short_text(field: impl Into<Cow<'static, str>>, text: String) -> Result<String> {
     if text.len() > TEXT_MAX {
-        return Err(Error::invalid(field, "at most 128 bytes"));
+        return Err(Error::invalid(field, "must be at most 128 bytes"));
     }
     Ok(text)
 }
@@ -148,7 +154,7 @@ pub(super) fn new_watch_name(field: &'static str, name: &str) -> Result<Option<A
     let rest = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
     let first = name.as_bytes()[0].is_ascii_alphanumeric();
     if !first || name.len() > TEXT_MAX || !name.bytes().all(rest) || names_a_run(name) {
-        let allowed = "must be [A-Za-z0-9][A-Za-z0-9._:/@-]{0,127} and not end in @ and digits";
+        let allowed = "must match [A-Za-z0-9][A-Za-z0-9._:/@-]{0,127} and not end in @ and digits";
         return Err(Error::invalid(field, allowed));
     }
     Ok(Some(name.into()))
@@ -184,7 +190,12 @@ pub(super) fn lifetime(value: i32, peer: &Peer) -> Result<Option<Lifetime>> {
         Ok(proto::Lifetime::Unspecified) => Ok(None),
         Ok(proto::Lifetime::Daemon) => Ok(Some(Lifetime::Daemon)),
         Ok(proto::Lifetime::Process) => {
-            let unseen = || Error::invalid("lifetime", "your process cannot be seen from here");
+            let unseen = || {
+                Error::invalid(
+                    "lifetime",
+                    "must be DAEMON: the daemon cannot see your process",
+                )
+            };
             let process = peer.process.clone().ok_or_else(unseen)?;
             Ok(Some(Lifetime::Process(process)))
         }
@@ -198,7 +209,7 @@ pub(super) fn can_consume(field: &'static str, on: &Handle) -> Result<()> {
     if on.journal().keeps_history() {
         return Ok(());
     }
-    let allowed = "there is none on a loop without history: read as an observer";
+    let allowed = "must not be set on a loop without history: such a loop has no consumers";
     Err(Error::invalid(field, allowed))
 }
 
@@ -207,15 +218,16 @@ pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Filter> {
     if filter.watch_ids.len() > FILTER_MAX || filter.kinds.len() > FILTER_MAX {
         return Err(Error::invalid(
             "filter",
-            "at most 1024 watches and 1024 kinds",
+            "must name at most 1024 watches and 1024 kinds",
         ));
     }
     // The values of EventKind are field numbers and fit into a byte.
     let number = |kind| u8::try_from(i32::from(kind)).unwrap_or(0);
     let kind = |kind: &i32| match proto::EventKind::try_from(*kind) {
-        Ok(proto::EventKind::Unspecified) | Err(_) => {
-            Err(Error::invalid("filter.kinds", "must be kinds of EventKind"))
-        }
+        Ok(proto::EventKind::Unspecified) | Err(_) => Err(Error::invalid(
+            "filter.kinds",
+            "must be values of EventKind",
+        )),
         Ok(kind) => Ok(number(kind)),
     };
     let kinds = filter.kinds.iter().map(kind);
@@ -237,13 +249,18 @@ pub(super) fn page(size: u32, token: &str) -> Result<(usize, u64)> {
     let size = match size {
         0 => 100,
         1..=1000 => size as usize,
-        _ => return Err(Error::invalid("page_size", "at most 1000")),
+        _ => return Err(Error::invalid("page_size", "must be at most 1000")),
     };
     if token.is_empty() {
         return Ok((size, 0));
     }
     let after = token.parse();
-    let after = after.map_err(|_| Error::invalid("page_token", "must be a next_page_token"))?;
+    let after = after.map_err(|_| {
+        Error::invalid(
+            "page_token",
+            "must be the next_page_token of an earlier answer",
+        )
+    })?;
     Ok((size, after))
 }
 
@@ -255,7 +272,8 @@ pub(super) fn signal(field: &'static str, text: &str) -> Result<i32> {
         .filter(|n| (1..=64).contains(n))
         .or_else(|| crate::config::signal_number(text));
     number.ok_or_else(|| {
-        let allowed = format!("`{text}`: must be a name as in signal(7), SIGRTMIN+n, or a number");
+        let allowed =
+            format!("`{text}` must be a name as in signal(7), SIGRTMIN+n or a number from 1 to 64");
         Error::invalid(field, allowed)
     })
 }

@@ -34,7 +34,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Checks what a client posts; `field` is the list's.
 pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Posting>> {
     if posts.is_empty() || posts.len() > POSTS_MAX {
-        return Err(Error::invalid(field, "must be 1 to 1024"));
+        return Err(Error::invalid(field, "must be 1 to 1024 events"));
     }
     let checked = posts.into_iter().enumerate().map(|(index, post)| {
         let refused = |name: &str, allowed: &'static str| {
@@ -47,13 +47,13 @@ pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Post
             user_data,
         } = post;
         if request_id.len() > convert::TEXT_MAX {
-            return refused("request_id", "at most 128 bytes");
+            return refused("request_id", "must be at most 128 bytes");
         }
         if topic.len() > convert::TEXT_MAX {
-            return refused("topic", "at most 128 bytes");
+            return refused("topic", "must be at most 128 bytes");
         }
         if payload.len() > PAYLOAD_MAX {
-            return refused("payload", "at most 256 KiB");
+            return refused("payload", "must be at most 256 KiB");
         }
         let posted = Posted {
             request_id,
@@ -109,7 +109,7 @@ impl EventService for Api {
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|first| first.message);
         let Some(attach_request::Message::Start(start)) = first else {
-            return Err(Error::invalid("start", "must be the first message").into());
+            return Err(Error::invalid("start", "must be set in the first message").into());
         };
         let (on, events) = self.subscription(&requester, start, true).await?;
         Ok(Response::new(AttachStream::new(
@@ -153,7 +153,7 @@ impl EventService for Api {
         let max_events = match request.max_events {
             0 => POLL_EVENTS,
             1..=POLL_EVENTS_MAX => request.max_events,
-            _ => return Err(Error::invalid("max_events", "at most 65536").into()),
+            _ => return Err(Error::invalid("max_events", "must be at most 65536").into()),
         };
         check_items("rearm", &request.rearm)?;
         let fence = request.fence || (timeout.is_zero() && !request.rearm.is_empty());

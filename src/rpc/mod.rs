@@ -201,14 +201,14 @@ fn requester<T>(request: &Request<T>) -> Result<Requester> {
     let peer = match peer {
         Some(Ok(peer)) => Arc::clone(peer),
         Some(Err(error)) => return Err(error.clone()),
-        None => return Err(Error::Internal("a call without a connection")),
+        None => return Err(Error::Internal("a call does not belong to a connection")),
     };
     let session = match request.metadata().get(SESSION_HEADER) {
         None => None,
         Some(name) => {
             let name = name.to_str().ok();
             let good = name.filter(|n| n.len() <= SESSION_NAME_MAX && is_loop_name(n));
-            let allowed = "must be [a-z0-9][a-z0-9._-]{0,39}";
+            let allowed = "must match [a-z0-9][a-z0-9._-]{0,39}";
             let name = good.ok_or_else(|| Error::invalid(SESSION_HEADER, allowed))?;
             Some(name.to_owned())
         }
@@ -221,7 +221,7 @@ fn requester<T>(request: &Request<T>) -> Result<Requester> {
     };
     let quota = request.extensions().get::<Arc<quota::MemoryQuota>>();
     let quota = quota.map(Arc::clone);
-    let quota = quota.ok_or(Error::Internal("a call without a connection"))?;
+    let quota = quota.ok_or(Error::Internal("a call does not belong to a connection"))?;
     Ok(Requester {
         peer,
         caller,
@@ -243,7 +243,7 @@ async fn mutate<T: Send + 'static>(
         audit(&peer, action, object, &result);
         result
     });
-    let lost = |_| Error::Internal("the work was lost");
+    let lost = |_| Error::Internal("the task of the call ended without a result");
     task.await.map_err(lost)?
 }
 

@@ -34,7 +34,7 @@ impl Api {
             if request.name.is_empty() {
                 return Err(Error::invalid(
                     "spec",
-                    "must be set, or name: what to run or join",
+                    "must be set, to run a process, unless name is set, to join one",
                 ));
             }
             let name = WatchName::Name(request.name);
@@ -127,7 +127,7 @@ impl ProcessService for Api {
         };
         let AddWatchResponse { watch, existed, .. } =
             self.once(requester, "Run", request, work).await?;
-        let mut watch = watch.ok_or(Error::Internal("a process without its watch"))?;
+        let mut watch = watch.ok_or(Error::Internal("a process has no watch"))?;
         let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
         let reader = made.lock().take();
         let reader = match reader {

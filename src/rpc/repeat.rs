@@ -223,7 +223,7 @@ impl First {
 }
 
 async fn answered(mut answer: watch::Receiver<Option<Answer>>) -> Answer {
-    let lost = Error::Internal("the answer was lost");
+    let lost = Error::Internal("the task of the call ended without an answer");
     match answer.wait_for(Option::is_some).await {
         Ok(answer) => answer.clone().unwrap_or(Err(lost)),
         Err(_) => Err(lost),
@@ -261,7 +261,7 @@ impl Api {
             return work(self.clone(), requester, request).await;
         }
         if request_id.len() > TEXT_MAX {
-            return Err(Error::invalid("request_id", "at most 128 bytes"));
+            return Err(Error::invalid("request_id", "must be at most 128 bytes"));
         }
         let key = Key {
             principal: requester.caller.principal.clone(),
@@ -281,7 +281,8 @@ impl Api {
             }
         };
         let answer = answered(answer).await?;
-        Res::decode(answer).map_err(|_| Error::Internal("a kept answer does not decode"))
+        Res::decode(answer)
+            .map_err(|_| Error::Internal("an answer that was kept cannot be decoded"))
     }
 }
 

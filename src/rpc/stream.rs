@@ -223,7 +223,7 @@ impl<H> EventStream<H> {
         let message = match reason {
             GoodbyeReason::Done => "all of it was delivered",
             GoodbyeReason::Shutdown => "the daemon is ending",
-            GoodbyeReason::TakenOver => "somebody else reads as this consumer now",
+            GoodbyeReason::TakenOver => "another reader holds this consumer now",
             GoodbyeReason::ConsumerDeleted => "the consumer was deleted",
             GoodbyeReason::Unspecified | GoodbyeReason::LoopClosed => "the loop is closed",
         };

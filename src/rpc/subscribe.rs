@@ -144,9 +144,15 @@ impl Api {
         if !consumer.is_empty() {
             check_loop_name("consumer", consumer)?;
         } else if request.auto_ack {
-            return Err(Error::invalid("auto_ack", "needs a consumer"));
+            return Err(Error::invalid(
+                "auto_ack",
+                "must not be set without consumer",
+            ));
         } else if request.consumer_ttl.is_some() {
-            return Err(Error::invalid("consumer_ttl", "needs a consumer"));
+            return Err(Error::invalid(
+                "consumer_ttl",
+                "must not be set without consumer",
+            ));
         }
         let ttl = ttl("consumer_ttl", request.consumer_ttl)?;
         let filter = convert::filter(request.filter)?;

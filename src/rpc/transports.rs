@@ -21,7 +21,7 @@ impl TransportService for Api {
             let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             if request.data.len() > WRITE_MAX {
-                return Err(Error::invalid("data", "at most 1 MiB"));
+                return Err(Error::invalid("data", "must be at most 1 MiB"));
             }
             // The loop takes all of the data or none of it in one command, so the write needs no
             // detached task.

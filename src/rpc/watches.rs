@@ -114,7 +114,7 @@ impl Begun {
             Self::Done(result) => *result,
             Self::Asked(task) => task.await,
             Self::Under(task) => {
-                let lost = |_| Error::Internal("the work was lost");
+                let lost = |_| Error::Internal("the task of the call ended without a result");
                 task.await.map_err(lost)?
             }
         }
@@ -160,10 +160,10 @@ impl WatchService for Api {
         let requester = requester(&request)?;
         let work = |api: Self, requester: Requester, request: BatchAddWatchesRequest| async move {
             if request.requests.len() > BATCH_MAX {
-                return Err(Error::invalid("requests", "at most 1024"));
+                return Err(Error::invalid("requests", "must be at most 1024 requests"));
             }
             if let Some(index) = request.requests.iter().position(|r| r.r#loop.is_some()) {
-                let allowed = "must be absent: the batch names the loop";
+                let allowed = "must not be set: the field loop of the batch names the loop";
                 return Err(Error::invalid(format!("requests[{index}].loop"), allowed));
             }
             let on = api.on(&requester, request.r#loop, true)?;
@@ -321,12 +321,12 @@ impl WatchService for Api {
 
 pub(super) fn check_items(field: &'static str, items: &[RearmItem]) -> Result<()> {
     if items.len() > REARM_MAX {
-        return Err(Error::invalid(field, "at most 65536"));
+        return Err(Error::invalid(field, "must be at most 65536 items"));
     }
     let seen = |item: &RearmItem| item.disarm && item.seq != 0;
     if let Some(index) = items.iter().position(seen) {
         let field = format!("{field}[{index}].seq");
-        return Err(Error::invalid(field, "must be 0 with disarm"));
+        return Err(Error::invalid(field, "must be 0 if disarm is set"));
     }
     Ok(())
 }

@@ -30,7 +30,10 @@ impl UnixName {
         let name = match &address.name {
             Some(Name::Path(path)) if path.starts_with('/') => Self::Path(PathBuf::from(path)),
             Some(Name::Path(_)) => {
-                return Err(Error::invalid(format!("{field}.path"), "must be absolute"));
+                return Err(Error::invalid(
+                    format!("{field}.path"),
+                    "must be an absolute path",
+                ));
             }
             Some(Name::AbstractName(name)) if !name.is_empty() => Self::Abstract(name.to_vec()),
             _ => {

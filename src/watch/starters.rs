@@ -62,7 +62,9 @@ impl Starters {
         let job = Box::new(move || {
             // The thread has to last.
             let done = catch_unwind(AssertUnwindSafe(work));
-            tell(done.unwrap_or(Err(Error::Internal("the preparation was lost"))));
+            tell(done.unwrap_or(Err(Error::Internal(
+                "the thread that starts processes gave no result",
+            ))));
         });
         if let Some(jobs) = &mut *self.0.jobs.lock() {
             jobs.push_back(job);

@@ -42,7 +42,7 @@ async fn a_slot_is_claimed_once_and_by_its_owner() {
     let short = claim(&owner, &slot[1..]).unwrap_err();
     assert_eq!(
         short.to_string(),
-        "spec.fd.slot: 15 bytes: a slot has 16 bytes"
+        "spec.fd.slot: must have 16 bytes, not 15"
     );
 
     let claimed = claim(&owner, &slot).unwrap();

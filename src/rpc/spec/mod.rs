@@ -63,7 +63,7 @@ pub(super) fn registration(
     request: proto::AddWatchRequest,
 ) -> Result<(Registration, Order)> {
     let spec = request.spec.and_then(|spec| spec.spec);
-    let spec = spec.ok_or_else(|| Error::invalid("spec", "must be set: what to watch"))?;
+    let spec = spec.ok_or_else(|| Error::invalid("spec", "must be set: it says what to watch"))?;
     let kind = WatchKind::of(&spec);
     let checks = Checks { api, peer, on };
     checks.allow(kind)?;
@@ -76,7 +76,7 @@ pub(super) fn registration(
     if shown.encoded_len() > SPEC_MAX {
         return Err(Error::invalid(
             "spec",
-            "at most 256 KiB, inherited_env and inherited_attributes not counted",
+            "must be at most 256 KiB, not counting inherited_env and inherited_attributes",
         ));
     }
     let registration = Registration {
@@ -186,7 +186,10 @@ fn purpose(end: PipeEnd) -> Purpose {
 
 fn fifo(field: &'static str, path: &str, end: PipeEnd) -> Result<Order> {
     if !path.starts_with('/') || path.contains('\0') {
-        return Err(Error::invalid(field, "must be absolute, without NUL"));
+        return Err(Error::invalid(
+            field,
+            "must be an absolute path without NUL",
+        ));
     }
     let path = PathBuf::from(path);
     Ok(Order::Later(Box::new(move |_| {
@@ -242,7 +245,12 @@ impl Specification for proto::ReadPipeSpec {
             paused: spec.start_paused,
         };
         let (order, claimed_from) = match &mut spec.source {
-            None => return Err(Error::invalid("spec.read_pipe", "needs slot or fifo_path")),
+            None => {
+                return Err(Error::invalid(
+                    "spec.read_pipe",
+                    "must have slot or fifo_path",
+                ));
+            }
             Some(Source::Slot(slot)) => checks.handed_pipe("spec.read_pipe.slot", slot, end)?,
             Some(Source::FifoPath(path)) => (fifo("spec.read_pipe.fifo_path", path, end)?, None),
         };
@@ -270,7 +278,12 @@ impl Specification for proto::WritePipeSpec {
         let mut spec = self;
         let end = PipeEnd::Write;
         let (order, claimed_from) = match &mut spec.target {
-            None => return Err(Error::invalid("spec.write_pipe", "needs slot or fifo_path")),
+            None => {
+                return Err(Error::invalid(
+                    "spec.write_pipe",
+                    "must have slot or fifo_path",
+                ));
+            }
             Some(Target::Slot(slot)) => checks.handed_pipe("spec.write_pipe.slot", slot, end)?,
             Some(Target::FifoPath(path)) => (fifo("spec.write_pipe.fifo_path", path, end)?, None),
         };
@@ -287,7 +300,7 @@ impl Specification for proto::SignalSpec {
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         let field = "spec.signal.signals";
         if self.signals.is_empty() || self.signals.len() > SIGNALS_MAX {
-            return Err(Error::invalid(field, "must be 1 to 64"));
+            return Err(Error::invalid(field, "must be 1 to 64 signals"));
         }
         let mut numbers = Vec::new();
         for name in &self.signals {
@@ -318,7 +331,7 @@ impl Specification for proto::TimerSpec {
 
         let schedule = match self.schedule {
             None => {
-                let allowed = "needs after, at_monotonic_ns, at_realtime or every";
+                let allowed = "must have after, at_monotonic_ns, at_realtime or every";
                 return Err(Error::invalid("spec.timer", allowed));
             }
             // As in asyncio's `call_later`, a negative delay means now.
@@ -334,8 +347,8 @@ impl Specification for proto::TimerSpec {
             Some(Given::AtRealtime(at)) => {
                 let field = "spec.timer.at_realtime";
                 let nanos = u64::try_from(at.nanos).ok().filter(|n| *n < 1_000_000_000);
-                let nanos =
-                    nanos.ok_or_else(|| Error::invalid(field, "nanos must be 0 to 999999999"))?;
+                let nanos = nanos
+                    .ok_or_else(|| Error::invalid(field, "must have nanos from 0 to 999999999"))?;
                 let seconds = u64::try_from(at.seconds).unwrap_or(0);
                 Schedule::AtRealtime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
             }

@@ -26,7 +26,7 @@ impl Specification for proto::ProcessSpec {
         let mut process = self;
         let program = match &mut process.command {
             Some(command) => program(command)?,
-            None => return Err(Error::invalid("spec.process", "needs exec or shell")),
+            None => return Err(Error::invalid("spec.process", "must have exec or shell")),
         };
         let env = environment(&mut process)?;
         check_size(&program, &env)?;
@@ -166,7 +166,10 @@ fn program(command: &mut Command) -> Result<Program> {
         c_strings(bytes, &exec.argv_bytes)?
     };
     if argv.first().is_none_or(|program| program.is_empty()) {
-        return Err(Error::invalid(text, "needs a program"));
+        return Err(Error::invalid(
+            text,
+            "must begin with the name of a program",
+        ));
     }
     if let Some(words) = exec.argv_bytes.iter().map(utf8).collect::<Option<Vec<_>>>()
         && exec.argv.is_empty()
@@ -197,12 +200,12 @@ fn variables(
     for variable in &*bytes {
         let (name, value) = (variable.name.to_vec(), variable.value.to_vec());
         if variables.insert(name, value).is_some() {
-            return Err(Error::invalid(field, "a name may be there once"));
+            return Err(Error::invalid(field, "must have each name only once"));
         }
     }
     for (name, value) in &variables {
         if name.is_empty() || name.contains(&b'=') {
-            let allowed = "names must not be empty nor contain `=`";
+            let allowed = "must have names that are not empty and do not contain `=`";
             return Err(Error::invalid(field, allowed));
         }
         if name.contains(&0) || value.contains(&0) {
@@ -236,7 +239,7 @@ fn cwd(process: &mut proto::ProcessSpec) -> Result<CString> {
     let cwd = match path {
         [] => c"/".to_owned(),
         [b'/', ..] => c_string(field, path)?,
-        _ => return Err(Error::invalid(field, "must be absolute")),
+        _ => return Err(Error::invalid(field, "must be an absolute path")),
     };
     if let Some(text) = utf8(&process.cwd_bytes).filter(|text| !text.is_empty()) {
         process.cwd = text;
@@ -299,10 +302,10 @@ fn limits(
         let limit = match (soft.or(*hard), hard.or(*soft)) {
             (Some(soft), Some(hard)) if soft <= hard => Limit { soft, hard },
             (Some(_), Some(_)) => return Err(wrong("soft must be at most hard")),
-            _ => return Err(wrong("needs soft or hard")),
+            _ => return Err(wrong("soft or hard must be set")),
         };
         if limits.insert(parsed?, limit).is_some() {
-            return Err(wrong("may be there once"));
+            return Err(wrong("the resource must be there only once"));
         }
     }
     Ok(limits)
@@ -335,7 +338,7 @@ fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
     }
     Err(Error::invalid(
         bytes_field,
-        "must not be set beside the same as text",
+        "must not be set if the field of the same name without _bytes is set",
     ))
 }
 

@@ -41,7 +41,12 @@ impl Specification for proto::ConnectionSpec {
             Duration::from_millis(1)..=HOUR,
         )?;
         let target = match &mut spec.target {
-            None => return Err(Error::invalid("spec.connection", "needs tcp, unix or slot")),
+            None => {
+                return Err(Error::invalid(
+                    "spec.connection",
+                    "must have tcp, unix or slot",
+                ));
+            }
             Some(Given::Tcp(tcp)) => tcp_target(tcp)?,
             Some(Given::Unix(unix)) => Target::Unix(checks.unix("spec.connection.unix", unix)?),
             Some(Given::Slot(slot)) => {
@@ -99,15 +104,28 @@ impl Specification for proto::ListenerSpec {
         let backlog = match spec.backlog {
             0 => BACKLOG,
             1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),
-            _ => return Err(Error::invalid("spec.listener.backlog", "at most 4096")),
+            _ => {
+                return Err(Error::invalid(
+                    "spec.listener.backlog",
+                    "must be at most 4096",
+                ));
+            }
         };
         let mut claimed_from = None;
         let mut need = Need::sources(1);
         let order = match &mut spec.target {
-            None => return Err(Error::invalid("spec.listener", "needs tcp, unix or slot")),
+            None => {
+                return Err(Error::invalid(
+                    "spec.listener",
+                    "must have tcp, unix or slot",
+                ));
+            }
             Some(Given::Tcp(tcp)) => {
                 if tcp.hosts.len() > SOCKETS_MAX {
-                    return Err(Error::invalid("spec.listener.tcp.hosts", "at most 16"));
+                    return Err(Error::invalid(
+                        "spec.listener.tcp.hosts",
+                        "must be at most 16 hosts",
+                    ));
                 }
                 // A name may have many addresses, and they are bound before they are counted: this
                 // is the most.
@@ -168,7 +186,7 @@ fn tcp_target(tcp: &proto::TcpTarget) -> Result<Target> {
     if tcp.host.is_empty() || tcp.host.contains('\0') {
         return Err(Error::invalid(
             "spec.connection.tcp.host",
-            "needs a name or an address",
+            "must be the name or the IP address of a host",
         ));
     }
     let local = match tcp.local_ip.as_str() {

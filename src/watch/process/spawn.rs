@@ -162,7 +162,7 @@ fn lookup(name: &CStr, env: &[CString], cwd: &CStr) -> Result<CString> {
         match rustix::fs::accessat(CWD, &candidate, Access::EXEC_OK, AtFlags::EACCESS) {
             Ok(()) => {
                 let found = CString::new(candidate.into_os_string().into_encoded_bytes());
-                return found.map_err(|_| Error::Internal("a path with a NUL in it"));
+                return found.map_err(|_| Error::Internal("a path contains NUL"));
             }
             Err(_) => errno = Errno::ACCESS,
         }
