@@ -3,8 +3,8 @@
 use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
 
 /// A sum of bytes, and a mark. A thread that finds too few bytes left sets the mark; a thread that
-/// frees bytes reads it afterwards. Even if both act at once, at least one of them sees what the
-/// other did.
+/// frees bytes reads it afterwards. Even if both act at the same time, at least one of them sees
+/// the change of the other.
 #[derive(Debug)]
 pub(super) struct Committed {
     bytes: AtomicU64,

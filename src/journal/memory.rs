@@ -12,7 +12,8 @@ use crate::memory::{Budget, Rest};
 /// A reclaim goes below the limit by one part in this many, so that the next one is not due at
 /// once.
 const SLACK: u64 = 64;
-/// How often one commit reclaims history: other journals may use what it has freed.
+/// How often one commit reclaims history at most. It may have to repeat that, because other journals
+/// may use what it has freed.
 const RECLAIMS: usize = 4;
 
 /// The budget of all journals. The part that cannot give way (pinned events, facts, room that is set
@@ -113,7 +114,7 @@ impl Memory {
             .saturating_sub(committed.saturating_sub(unread))
     }
 
-    /// Calls all loops: each looks whether it can let go of attached readers.
+    /// Calls all loops, so that each of them checks whether it can give up attached readers.
     pub(super) fn call_all(&self) {
         for journal in self.all() {
             journal.call();

@@ -1,4 +1,4 @@
-//! The bounded log of one loop's events. Knows events only.
+//! The bounded log of one loop's events.
 //!
 //! The loop's thread is the only writer: it encodes events into its [`Outbox`] and hands all events
 //! of a turn over under one short lock. Readers have cursors of their own and take slices of
@@ -6,8 +6,8 @@
 //!
 //! Events after the lowest cursor that a consumer has acknowledged are *pinned*. All others are
 //! history, and give way when the budget is used up, first where there is most of it: every watch
-//! that is not removed keeps its newest bytes, as far as half of the budget goes. When everything is pinned,
-//! `when_full` decides: either the loop stops reading its sources ([`Outbox::room`] says how much
+//! that is not removed keeps its newest bytes, as far as half of the budget goes. When everything is
+//! pinned, `when_full` decides: either the loop stops reading its sources ([`Outbox::room`] says how much
 //! may be appended), or the oldest events give way although they are pinned. *Facts*, events that
 //! happen once to a watch (its start, its ends), stay until the watch is removed. An event that
 //! stays although its neighbours are gone is an *island*.
@@ -132,7 +132,7 @@ pub struct Status {
     pub consumers: usize,
 }
 
-/// Wakes the loop: there is room that it waits for, or something else to look at.
+/// Wakes the loop, so that it calls [`Outbox::refresh`].
 type Caller = Box<dyn Fn() + Send + Sync>;
 
 /// The bounded log of one loop's events.
@@ -187,7 +187,7 @@ impl Journal {
     /// Makes an empty journal with a new epoch.
     ///
     /// # Errors
-    /// When the system has no randomness for the epoch.
+    /// The system has no random bytes for the epoch.
     pub fn new(limits: Limits, memory: &Arc<Memory>) -> Result<Arc<Self>> {
         let epoch = Epoch::random()
             .map_err(|_| Error::Internal("the system has no random bytes for an epoch"))?;
@@ -459,7 +459,7 @@ struct Step {
     acked: u64,
     holder: Option<monitor::WaiterId>,
     released: bool,
-    /// The loop waits for room, which there may be now.
+    /// Whether the loop waits for room, which may be there now.
     awaited: bool,
 }
 

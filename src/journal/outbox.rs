@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 mod lent;
 mod push;
 
-/// Room beyond this is always ample, whatever the budget.
+/// With this much room the level is [`Level::Ample`], however large the budget is.
 const AMPLE: Room = Room {
     events: 1024,
     bytes: 256 * 1024,
@@ -103,20 +103,21 @@ pub struct Outbox {
     exposed: u64,
     /// Room that other threads may use while the loop waits.
     lent: Room,
-    /// Something is held for consumers or attached readers, or would be.
+    /// Whether events are held for consumers or attached readers, or would be if there were any.
     pins: bool,
     /// Whether the next [`Outbox::level`] reports the journal as full: some event found no room.
     marked_full: bool,
     /// The loop leaves some of its sources unread until there is room.
     sources_paused: bool,
-    /// The room it takes to go on reading, as the loop said, and to begin again.
+    /// The room that the loop needs to go on reading, as it said last, and the room that it needs to
+    /// resume after a pause.
     low: Room,
     ample: Room,
     /// Events that attached readers have not read and that are not pinned.
     unread: Room,
-    /// More has to give way than one commit may take.
+    /// Whether more events have to give way than one commit may trim.
     behind: bool,
-    /// The journal does not know the newest `reserved` or `sources_paused` yet.
+    /// Whether `reserved` or `sources_paused` has changed since the journal was told last.
     unsynchronized: bool,
     next_expiry: Option<u64>,
     wait_changes: Vec<u64>,
@@ -203,8 +204,9 @@ impl Outbox {
         }
     }
 
-    /// Whether there is room for this many events of at most [`UNRESERVED_EVENT_BYTES`](super::UNRESERVED_EVENT_BYTES). If not,
-    /// [`Outbox::level`] says so.
+    /// Returns whether there is room for this many events of at most
+    /// [`UNRESERVED_EVENT_BYTES`](super::UNRESERVED_EVENT_BYTES). If not, the next [`Outbox::level`]
+    /// reports the journal as full.
     pub fn has_room(&mut self, events: u64) -> bool {
         let room = self.room().holds(Room::unreserved(events));
         self.marked_full |= !room;
@@ -237,7 +239,8 @@ impl Outbox {
         if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
         } else if marked_full || !room.holds(low) {
-            // Also if there is room again by now: the source that found none waits to be told.
+            // This holds even if there is room again: a source that found none is paused, and must be
+            // resumed.
             Level::Full
         } else if room.holds(ample) {
             Level::Ample
@@ -317,7 +320,8 @@ impl Outbox {
         self.behind
     }
 
-    /// Returns whether the journal knows the newest `reserved` and `sources_paused`.
+    /// Returns whether `reserved` and `sources_paused` are unchanged since the journal was told
+    /// last.
     #[must_use]
     pub const fn is_synchronized(&self) -> bool {
         !self.unsynchronized
@@ -421,7 +425,8 @@ impl Outbox {
         })
     }
 
-    /// Deletes the consumers, and gives up the attached readers, whose time is over.
+    /// Deletes the consumers whose time to live is over, and gives up the attached readers that have
+    /// read nothing for too long.
     pub fn expire(&mut self, now: Now) {
         if self.next_expiry.is_none_or(|at| at > now.monotonic) {
             return;
@@ -431,7 +436,7 @@ impl Outbox {
             let expired = inner.consumers.expire(now);
             inner.repin();
             let watches = inner.log.watches_mut();
-            // Only as many readers as needed: the loop looks again.
+            // Gives up only as many readers as are needed now; the loop calls this again.
             let enough = if self.is_held_up() {
                 watches.unread().bytes / 2
             } else {

@@ -1,4 +1,5 @@
-//! How far each reader of a journal without history has read: once all have read an event, it goes.
+//! How far each reader of a journal without history has read. Such a journal drops an event once all
+//! readers have read it.
 
 use std::collections::BTreeSet;
 
@@ -71,8 +72,8 @@ impl Journal {
         });
     }
 
-    /// Returns whether consumers are possible: the events that one has not acknowledged are
-    /// history.
+    /// Returns whether consumers are possible: they need history, because the events that a consumer
+    /// has not acknowledged must stay.
     #[must_use]
     pub fn keeps_history(&self) -> bool {
         self.monitor.with(|inner| !inner.progress.noted)

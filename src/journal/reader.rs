@@ -186,7 +186,8 @@ impl Inner {
         island.unwrap_or(self.log.first()) - 1
     }
 
-    /// Why that reader gets nothing more, whatever there is.
+    /// Returns why the holder of a consumer gets nothing more even if there are events; `None` if it
+    /// does.
     fn ousted(&self, consumer: Option<&(String, Holder)>) -> Option<End> {
         let (name, holder) = consumer?;
         match self.consumers.get(name) {
@@ -342,7 +343,7 @@ impl Reader {
 /// What a read has freed.
 #[derive(Debug, Clone, Copy, Default)]
 struct Freed {
-    /// The loop waits for room and has to look.
+    /// Whether the loop waits for room and has to check it.
     awaited: bool,
     /// Memory was freed.
     memory: bool,

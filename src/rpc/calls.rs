@@ -21,9 +21,10 @@ use crate::memory::Use;
 
 /// The size of the pieces in which an answer goes to the connection, bytes.
 const PIECE: usize = 16 * 1024;
-/// The same of a stream: larger, since a stream may be long and fewer pieces cost less.
+/// The size of the pieces of a stream, bytes. It is larger, because a stream may be long and fewer
+/// pieces cost less.
 const STREAM_PIECE: usize = 64 * 1024;
-/// Of a gRPC message: whether it is compressed, and its length.
+/// The bytes that precede a gRPC message: a flag that says whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
 /// Which sides of a method are streams.
@@ -74,12 +75,12 @@ pub(super) async fn carry_out(
             first: Bytes::new(),
             rest: body,
             piece: STREAM_PIECE,
-            // A stream counts what it sends, and sends no more than there is room for.
+            // An `EventStream` counts the memory of what it sends, so it is not counted here.
             held: Arc::new(Mutex::new(quota.empty_charge(Use::Requests))),
         };
         return http::Response::from_parts(parts, Body::new(answers));
     }
-    // The one message of an answer is there at once.
+    // A unary answer is one message, which is complete before the body is polled.
     let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
     let first = match first {
         Poll::Ready(Some(Ok(frame))) => match frame.into_data() {

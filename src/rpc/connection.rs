@@ -177,7 +177,7 @@ impl Connection {
             let call = carry_out(routes.clone(), request, Arc::clone(&quota), receive);
             async { Ok::<_, Infallible>(call.await) }
         });
-        // The configuration bounds it below that.
+        // The configuration allows fewer than `u32::MAX`.
         let calls = u32::try_from(calls).unwrap_or(u32::MAX);
         SerialExecutor::start(|spawner| {
             let connection = http2::Builder::new(spawner)
@@ -233,7 +233,7 @@ struct Transport {
     full: Option<Full>,
     /// How long the socket may take no bytes.
     patience: Duration,
-    /// The sender that tells that HTTP/2 has begun, and the bytes still missing until then.
+    /// Signals that HTTP/2 has begun, once this many more bytes have arrived.
     greeting: Option<(oneshot::Sender<()>, usize)>,
 }
 

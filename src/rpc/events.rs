@@ -31,7 +31,7 @@ const POLL_EVENTS_MAX: u32 = 65_536;
 const POSTS_MAX: usize = 1024;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Checks what a client posts; `field` is the list's.
+/// Checks what a client posts. `field` is the name of the list in the request, for errors.
 pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Posting>> {
     if posts.is_empty() || posts.len() > POSTS_MAX {
         return Err(Error::invalid(field, "must be 1 to 1024 events"));
@@ -65,7 +65,7 @@ pub(super) fn postings(field: &'static str, posts: Vec<Post>) -> Result<Vec<Post
     checked.collect()
 }
 
-/// Appends what a client posts, and writes that to the audit log, whatever becomes of the call.
+/// Appends what a client posts and writes that to the audit log, even if the call is cancelled.
 pub(super) async fn append(
     requester: &Requester,
     on: Handle,

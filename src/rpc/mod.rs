@@ -1,8 +1,8 @@
 //! The gRPC services, one file each. Only this module uses tonic's server: it turns requests into
-//! checked values and errors into statuses; everything else happens below.
+//! checked values and errors into statuses, and leaves everything else to other modules.
 //!
-//! Mutations run detached from their call: a client that goes away does not leave half of one
-//! behind.
+//! Mutations run detached from their call: if the client goes away, the mutation is still
+//! carried out as a whole.
 
 use std::fmt::Display;
 use std::future::Future;

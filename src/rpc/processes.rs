@@ -110,7 +110,8 @@ impl ProcessService for Api {
             // an error. A cursor that is too old can only belong to a process that exists already.
             on.journal().check_cursor(cursor)?;
         }
-        // Where the stream begins must not matter when a repeat is compared with the first request.
+        // A repeated request may begin its stream elsewhere than the first one, so the comparison of
+        // the two must not include this field.
         request.on_gap = 0;
         let handle = on.clone();
         // The reader of the process, if this call has started it.
@@ -134,8 +135,9 @@ impl ProcessService for Api {
             Some(reader) => reader,
             None => join(&on, &watch, after)?,
         };
-        // A client that resumes after `Added` may be past the end of the process. The answer to a
-        // repeated request is as old as the first one, so the watch's state is asked again.
+        // A client that resumes after `Added` may be past the end of the process. A
+        // repeated request gets the answer of the first one, whose state of the watch may be old, so
+        // the loop is asked for the present state.
         let mut gone = false;
         if reader.after() >= added {
             match look(&on, &quota, WatchName::Id(watch.watch_id)).await {

@@ -13,8 +13,8 @@ const FREE_MAX: u64 = 64 * 1024;
 /// The bytes of `FREE_MAX` of all connections together are at most one part in this many of the
 /// limit.
 const ASIDE: u64 = 8;
-/// A principal may take at most one part in this many of the budget that others have left, and a
-/// connection the same part of what its principal's other connections have left of that.
+/// A principal may take at most one part in this many of the budget that other principals have left.
+/// One of its connections may take at most the same part of what its other connections have left.
 const SHARE: u64 = 2;
 /// Bytes that a stream may always send at a time, whatever others hold; or one event, if it is
 /// larger.

@@ -21,8 +21,8 @@ use tokio::runtime::Handle;
 
 use crate::journal::{InlineTask, offer_inline};
 
-/// How often a loop's thread polls again after its delivery has woken futures: the stream wakes the
-/// connection, and the connection wakes the stream.
+/// How often a loop's thread polls again after its delivery has woken futures. A delivery wakes the
+/// future of the connection, which wakes the future of the stream in turn.
 const ROUNDS_MAX: usize = 4;
 
 /// Most futures that may end in one poll before other tasks of the runtime, or the loop, get their

@@ -76,7 +76,7 @@ impl Window {
 /// How delivered events are acknowledged.
 #[derive(Debug)]
 pub(super) enum Acks {
-    /// They are not: the stream has no window.
+    /// They are not acknowledged: the stream has no window.
     None,
     /// Delivery acknowledges them.
     Auto,

@@ -61,12 +61,12 @@ impl Log {
         });
     }
 
-    /// Trims while there is too much: the oldest events of the ring, except that every watch keeps
-    /// its newest as islands; where that is not enough, islands of the watches that have most of
-    /// them. Does at most [`AT_ONCE`] steps under one lock.
+    /// Trims while the journal holds too much: the oldest events of the ring, of which every watch
+    /// keeps its newest as islands. If that is not enough, it trims islands of the watches that have
+    /// most of them. Does at most [`AT_ONCE`] steps under one lock.
     fn give_way_while(&mut self, labels: &mut LabelSets, is_too_much: impl Fn(&Self) -> bool) {
         self.watches.measure();
-        // Islands no longer need their place in the ring.
+        // The ring no longer holds the events that have become islands.
         if self.entries.len() < self.entries.capacity() / SPARE {
             self.entries.shrink_to(self.entries.len() * 2);
         }

@@ -55,7 +55,7 @@ pub(super) struct Log {
     facts: Room,
     /// The other islands that some consumer has not acknowledged.
     pinned_islands: Room,
-    /// More has to give way than one commit may take.
+    /// Whether more events have to give way than one commit may trim.
     is_behind: bool,
     watches: Watches,
     /// Room that is set aside.
@@ -180,7 +180,8 @@ impl Log {
         floor.filter(|_| self.pauses()).unwrap_or(u64::MAX)
     }
 
-    /// Returns whether more has to give way than one commit may take. The next commit goes on.
+    /// Returns whether more events have to give way than one commit may trim. The next commit goes
+    /// on.
     pub(super) const fn is_behind(&self) -> bool {
         self.is_behind
     }
@@ -227,7 +228,8 @@ impl Log {
         .less(held)
     }
 
-    /// Returns whether something is held for consumers or attached readers, or would be.
+    /// Returns whether events are held for consumers or attached readers, or would be if there were
+    /// any.
     pub(super) fn pins(&self) -> bool {
         (self.pauses() && self.floor.is_some()) || self.watches.unread().bytes > 0
     }

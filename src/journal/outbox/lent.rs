@@ -3,13 +3,13 @@
 use super::{AMPLE, Outbox};
 use crate::journal::Room;
 
-/// The part of the room that is lent: one in so many.
+/// One part in this many of the room is lent.
 const PART: u64 = 8;
 
 impl Outbox {
     /// Sets aside room for what other threads append while the loop's thread waits.
     /// [`Outbox::room`] leaves it out, so that sources do not use it meanwhile. Nothing is lent while
-    /// the journal is short of room, or has to be looked after.
+    /// the journal is short of room, or has work for the loop.
     pub fn lend(&mut self) {
         let busy = self.sources_paused || self.behind || self.unsynchronized || self.marked_full;
         if busy || !self.entries.is_empty() {
@@ -37,8 +37,8 @@ impl Outbox {
         fits
     }
 
-    /// As [`Outbox::commit`], on another thread than the loop's. Returns whether the loop has to look
-    /// after the journal earlier than it expects.
+    /// Does the same as [`Outbox::commit`], on another thread than the loop's. Returns whether the
+    /// loop has to call [`Outbox::expire`] earlier than it expects.
     pub fn commit_lent(&mut self) -> bool {
         let before = self.next_expiry;
         self.commit_and(|woken, _| woken.for_each(std::task::Waker::wake));

@@ -6,8 +6,8 @@ use super::{Record, Watches};
 use crate::journal::Room;
 use crate::journal::monitor::WaiterId;
 
-/// Up to this many watches with unread events are looked at one by one; with more, all unread
-/// events are counted.
+/// With at most this many watches that have unread events, [`Watches::unread_up_to`] counts the
+/// unread events of each; with more, it counts all unread events.
 const EACH_MAX: usize = 64;
 
 /// A reader that a watch waits for.

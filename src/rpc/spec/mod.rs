@@ -255,7 +255,7 @@ impl Specification for proto::ReadPipeSpec {
             Some(Source::FifoPath(path)) => (fifo("spec.read_pipe.fifo_path", path, end)?, None),
         };
         Ok(Plan {
-            // One event more: the end of file.
+            // The watch also needs room for an `Eof`.
             need: Need::sources(1).and(largest::EOF),
             order,
             claimed_from,

@@ -148,8 +148,9 @@ fn check_size(program: &Program, env: &[CString]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the program to execute. Words given as bytes become text if all of them are UTF-8, here
-/// and below, so that equal specifications compare as equal however they were given.
+/// Returns the program to execute. If all words are given as bytes and are UTF-8, they become text,
+/// so that a specification in bytes compares as equal to the same one as text. Variables and the
+/// working directory are treated in the same way.
 fn program(command: &mut Command) -> Result<Program> {
     let exec = match command {
         Command::Exec(exec) => exec,
@@ -331,7 +332,7 @@ fn number(
     }
 }
 
-/// Checks that the field in bytes is not set beside the same field as text.
+/// Fails unless `fine`: a field in bytes and the same field as text must not both be set.
 fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
     if fine {
         return Ok(());
