@@ -458,7 +458,7 @@ async fn kill_what_is_left(registry: &Registry) {
     for handle in registry.list(&everybody(), 0, false) {
         killing.spawn(async move { handle.kill_children().await });
     }
-    // A loop that does not answer this either is not waited for.
+    // The daemon does not wait for a loop that does not answer this command either.
     let _ = tokio::time::timeout(LAST_WAIT, killing.join_all()).await;
 }
 

@@ -53,7 +53,8 @@ impl ClientProcess {
         let pidfd = match getsockopt(stream, PeerPidfd) {
             Ok(pidfd) => Ok(pidfd),
             Err(Nix::ENODATA | Nix::EINVAL | Nix::ESRCH) => return Ok(None),
-            // Before Linux 6.5. If the peer has ended, another process may have got its pid since.
+            // Before Linux 6.5 there is only the pid, which another process may have if the peer has
+            // ended.
             Err(Nix::ENOPROTOOPT) => match Pid::from_raw(pid) {
                 Some(pid) => pidfd_open(pid, PidfdFlags::empty()),
                 None => return Ok(None),

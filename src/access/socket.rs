@@ -115,7 +115,7 @@ pub fn can_bind(path: &Path) -> Result<()> {
         let failed = |errno| SystemError::new(errno, "mkdir", parent.display().to_string());
         match parent.metadata() {
             Ok(found) if found.is_dir() => {
-                // Only an existing parent is checked: one that is missing will be made by us.
+                // A missing parent is not checked: the daemon will make it.
                 if Some(parent) == path.parent() {
                     check_parent(parent)?;
                 }
@@ -194,7 +194,8 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> Resu
     let probe = net::socket_with(AddressFamily::UNIX, kind, flags, None)
         .map_err(|errno| system(errno, "socket"))?;
     match net::connect(&probe, address) {
-        // A process listens. PROTOTYPE: on a socket of another type. AGAIN: its backlog is full.
+        // A process listens: PROTOTYPE means on a socket of another type, AGAIN that its backlog is
+        // full.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::AGAIN) => Err(in_use(path).into()),
         Err(Errno::CONNREFUSED) => {
             let removed = rustix::fs::unlink(path);

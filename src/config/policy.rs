@@ -274,7 +274,7 @@ words! {
     ChildWatcher {
         /// A pidfd that the loop watches, pidfd_open(2).
         Pidfd = "pidfd",
-        /// SIGCHLD; each child is then asked for with wait(2).
+        /// SIGCHLD; the daemon then checks each child with wait(2).
         Sigchld = "sigchld",
         /// One thread per child that waits for it.
         Thread = "thread",

@@ -48,7 +48,7 @@ impl Acceptor {
                 Err(error) => return without_ring(fd, &error),
             },
         };
-        // Kept only if nothing is in flight. On failure the ring is closed, which ends the accept.
+        // The ring is kept only if nothing is in flight. On failure it is closed, which ends the accept.
         let (ring, result) = accept(ring, fd).map_err(|error| CallError::from(errno(&error)))?;
         self.0 = Some(ring);
         match u32::try_from(result) {

@@ -262,7 +262,7 @@ pub fn inspect(fd: BorrowedFd<'_>) -> Result<FileKind, Refusal> {
     }
     let scratch = match epoll::create(epoll::CreateFlags::CLOEXEC) {
         Ok(scratch) => scratch,
-        // Without epoll on this host, the kind decides alone.
+        // Without epoll on this host, only the kind of the descriptor decides.
         Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(kind),
         Err(errno) => return Err(Refusal::system(kind.phrase(), "epoll_create", errno)),
     };
@@ -293,8 +293,8 @@ fn stream(
             kind: SocketType::STREAM,
             listening: false,
         } => Nonblocking::Socket,
-        // read(2) takes less than preadv2(2). Where the description cannot be had, as a pipe of
-        // another user's cannot, that does.
+        // A reopened pipe is read with read(2), which is faster than preadv2(2). A pipe of another
+        // user cannot be reopened, so it is read with preadv2(2).
         FileKind::Pipe if purpose == Purpose::Reader || !pipes_take_nowait() => {
             let own = reopen(fd, kind, flags);
             if own.is_ok() || !pipes_take_nowait() {
@@ -382,7 +382,8 @@ fn pipes_take_nowait() -> bool {
         return answer;
     }
     let Ok((reader, _writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else {
-        // Not cached, because a lack of descriptors may pass. Reopening works meanwhile.
+        // The failure is not cached, because a lack of descriptors may end. Until then pipes are
+        // reopened.
         return false;
     };
     let mut byte = [0];

@@ -5,11 +5,11 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-/// The largest number of bytes that is held in place: it makes a `Received` no larger.
+/// The largest number of bytes that is stored inline: with more, a `Received` would be larger.
 const FEW: usize = 22;
 
-/// Bytes that were received. A few bytes are held in place: most events of busy sources are small,
-/// and to copy them costs less than to share memory.
+/// Bytes that were received. A few bytes are stored inline: most events of busy sources are small,
+/// and copying them costs less than sharing memory.
 pub struct Received(Repr);
 
 enum Repr {
@@ -26,7 +26,7 @@ impl Received {
             return None;
         }
         let bytes = match memory.first_chunk() {
-            // All of them, whatever is behind: that is a matter of two moves.
+            // A copy of the whole array is faster than one of `len` bytes.
             Some(bytes) => *bytes,
             None => {
                 let mut bytes = [0; FEW];
@@ -34,7 +34,7 @@ impl Received {
                 bytes
             }
         };
-        // It is at most `FEW`.
+        // `len` is at most `FEW`, so it fits.
         let len = len as u8;
         Some(Self(Repr::Few { len, bytes }))
     }

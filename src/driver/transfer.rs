@@ -47,7 +47,7 @@ pub(super) type Attempt<T> = Result<T, CallError>;
 pub(super) struct Chunk(BytesMut);
 
 impl Chunk {
-    /// The first `len` bytes there.
+    /// Copies the first `len` bytes.
     #[inline]
     pub(super) fn copy(&mut self, memory: &[u8], len: usize) -> Received {
         match Received::few(memory, len) {

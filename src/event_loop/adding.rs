@@ -33,8 +33,8 @@ impl Handle {
         self.begin_add(registration, order).await?.await
     }
 
-    /// Starts as [`Self::add`] and returns once the command has its place in the loop's mailbox.
-    /// The returned future does the rest.
+    /// Begins to add a watch as [`Self::add`] does, and returns once the command is in the loop's
+    /// mailbox. The returned future waits for the result.
     ///
     /// # Errors
     /// The loop is closed, or its mailbox is full. The future returns the other errors.
@@ -53,7 +53,7 @@ impl Handle {
                 match on.await_reply(answer).await? {
                     AddOutcome::Exists(registered) => return Ok((*registered).into()),
                     AddOutcome::Undecided(decided, asked) => {
-                        // An error means decided as well: the other registration is gone.
+                        // An error also means that the other registration is decided: it no longer exists.
                         let _ = decided.await;
                         let (registration, order) = *asked;
                         answer = on.request_room(registration, order).await?;

@@ -20,9 +20,9 @@ pub(super) type Held = ArcMutexGuard<RawMutex, Outbox>;
 const BYTES_MAX: u64 = 16 * 1024;
 
 impl Handle {
-    /// Appends the events that a client posts, and returns the cursor of the last one; they can be
-    /// read then. Returns the postings if that takes the loop's thread: it is not waiting, has
-    /// commands to carry out first, or has to look for room.
+    /// Appends the events that a client posts on the caller's thread, and returns the cursor of the
+    /// last one. Readers can read the events then. If only the loop's thread can append them, because
+    /// it does not wait, has commands to carry out first, or has to make room, returns the postings.
     ///
     /// # Errors
     /// The postings, unchanged.

@@ -182,7 +182,7 @@ impl Handle {
         self.await_reply(answer).await
     }
 
-    /// Sends a command and returns once it has its place in the mailbox. The reply arrives on the
+    /// Sends a command and returns once it is in the mailbox. The reply arrives on the
     /// returned channel.
     pub(super) async fn send<T: Send + 'static>(
         &self,

@@ -201,9 +201,8 @@ impl EventLoop {
         self.reply(reply, result);
     }
 
-    /// Prepares the watch off the loop's thread, and makes it exist from there: no other command
-    /// comes between the two. The preparation begins with the turn's replies, when everybody can see
-    /// that room is set aside.
+    /// Prepares the watch on another thread, which then sends the loop the command to add it. The
+    /// preparation begins with the turn's replies, when the journal shows that room is set aside.
     fn prepare(
         &mut self,
         registration: Registration,
@@ -224,7 +223,7 @@ impl EventLoop {
                 reply,
             }),
             Err(error) => {
-                // The command that gives the room back is in the mailbox before the caller hears.
+                // Sends the loop the command that releases the room, before the caller gets the error.
                 drop(ticket);
                 reply.send(Err(error));
             }

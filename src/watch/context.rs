@@ -175,8 +175,8 @@ impl Context<'_> {
             .push_data(self.now, self.control.about, place, data);
     }
 
-    /// Whether an event for which nothing was set aside fits. If not, the watch is
-    /// [`held`](super::Watch::hold), and told when it does.
+    /// Returns whether an event for which no room was set aside fits. If not, the watch is
+    /// [held](super::Watch::hold) until it fits.
     pub fn has_room(&mut self) -> bool {
         self.outbox.has_room(1)
     }
@@ -376,7 +376,7 @@ impl Context<'_> {
         self.control.cancelling
     }
 
-    /// Says that the watch has done everything that [`super::Teardown::Later`] put off.
+    /// Records that the watch has ended its operations, as [`super::Teardown::Later`] requires.
     pub fn finish(&mut self) {
         self.control.finished = true;
     }

@@ -130,7 +130,7 @@ impl Watch for ReadPipe {
 /// Whoever takes it finds it as the one that was handed over: as yet, the description is ours alone.
 fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
     if let Some(fd) = source.and_then(|source| cx.fd(source)) {
-        // It fails for what is not open only.
+        // This fails only for a descriptor that is not open.
         let _ = rustix::io::ioctl_fionbio(fd, false);
     }
 }

@@ -57,7 +57,7 @@ pub struct Services {
     pub children: Arc<Count>,
     /// The count of the watches of all loops, with its limit.
     pub watches: Arc<Count>,
-    /// The reaper of children whose watch has let them go.
+    /// The reaper of children whose watch has left them to it.
     pub reaper: Reaper,
     /// The reader of pipes whose watch has ended.
     pub drain: Arc<Drain>,

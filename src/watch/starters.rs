@@ -13,14 +13,14 @@ use crate::error::{Error, Result, SystemError};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Some threads that do one thing after another. They last as long as this does, not as those of
-/// the runtime's pool, which end when they are idle: the children of a thread that ends become the
-/// main thread's, where strangers are reaped.
+/// A pool of threads that run jobs. The threads run as long as the pool exists; those of the
+/// runtime's pool end when they are idle, and then the kernel makes their children children of the
+/// main thread, on which [`reap_inherited`](super::reap_inherited) would reap them.
 pub struct Starters(Arc<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    /// `None`: nobody is left to ask for more.
+    /// The jobs that wait for a thread; `None` once the pool is dropped.
     jobs: Mutex<Option<VecDeque<Job>>>,
     more: Condvar,
 }
@@ -51,16 +51,16 @@ impl Starters {
         Ok(starters)
     }
 
-    /// Has it done when a thread is free, and what came of it told from there: an error if it was not
-    /// done to its end. What waits is bounded by who asks: registrations, which have their room set
-    /// aside.
+    /// Runs `work` on the next free thread, and then passes its result to `tell` on the same thread;
+    /// if `work` panics, the result is an error. The number of waiting jobs is bounded, because each
+    /// belongs to a registration whose room is set aside.
     pub fn run<T>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
         tell: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let job = Box::new(move || {
-            // The thread has to last.
+            // A panic must not end the thread.
             let done = catch_unwind(AssertUnwindSafe(work));
             tell(done.unwrap_or(Err(Error::Internal(
                 "the thread that starts processes gave no result",
@@ -81,14 +81,14 @@ impl Drop for Starters {
     }
 }
 
-/// Does what comes until nobody is left to ask for more.
+/// Runs jobs until the pool is dropped.
 fn work(queue: &Queue, runtime: &Handle) {
     let _entered = runtime.enter();
     let mut waiting = queue.jobs.lock();
     while let Some(jobs) = &mut *waiting {
         match jobs.pop_front() {
             Some(job) => MutexGuard::unlocked(&mut waiting, || {
-                // Nor what is told may end it.
+                // A panic of `tell` must not end the thread either.
                 let _ = catch_unwind(AssertUnwindSafe(job));
             }),
             None => queue.more.wait(&mut waiting),

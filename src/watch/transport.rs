@@ -106,7 +106,7 @@ impl Incoming {
         cx.is_live(self.lane)
     }
 
-    /// Takes what came of its operation; says if the stream ended by it.
+    /// Handles a completion of its operation. Returns whether the stream has ended with it.
     #[inline]
     pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: Done) -> Option<Ended> {
         let ended = match done {

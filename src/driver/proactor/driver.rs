@@ -297,7 +297,7 @@ impl Driver for Proactor {
         // Consecutive calls of io_uring_enter(2) that brought nothing.
         let mut quiet = 0;
         let mut calls = 0;
-        // The last one brought as much as it may.
+        // Whether the last call brought as many results as it may.
         let mut much = false;
         loop {
             self.read_files(turn.room(self.exposed()));

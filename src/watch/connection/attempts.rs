@@ -206,7 +206,8 @@ impl Attempts {
         let Attempt { source, to, .. } = self.live.remove(at);
         let failed = match *done {
             Done::Connected if cx.is_closing() => None,
-            // Nobody listens on that port: the kernel has chosen the same port as the local port.
+            // The socket is connected to itself: nobody listens on the port, and the kernel has
+            // chosen the same one as the local port.
             Done::Connected if cx.fd(source).is_some_and(is_self_connected) => {
                 Some(Errno::CONNREFUSED)
             }

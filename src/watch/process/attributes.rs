@@ -50,7 +50,7 @@ impl Attributes {
         self.limits.retain(|resource, limit| {
             let own = resource.own();
             *limit = limit.within(own);
-            // What we have ourselves a child has anyway.
+            // A child inherits the value of the daemon itself without a privilege.
             *limit != own
         });
         // It cannot fail for the calling process.

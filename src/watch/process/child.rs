@@ -26,7 +26,7 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: i32,
-    /// The pidfd. Present until the child is let go.
+    /// The pidfd. Present until the child is left to the reaper.
     pidfd: Option<Arc<OwnedFd>>,
     /// Whether its group can be signalled by number only (before Linux 6.9). The number is its own
     /// until the child is reaped; after that the kernel may reuse it.
@@ -41,7 +41,8 @@ impl Child {
     /// Returns a child that nobody has waited for, and that leads a process group.
     pub(super) fn new(pid: i32, pidfd: OwnedFd, permit: Permit, reaper: &Reaper) -> Self {
         static BY_NUMBER: OnceLock<bool> = OnceLock::new();
-        // Signal 0 asks only, and what the kernel can do it can of every child.
+        // Signal 0 only checks whether the kernel can signal a group by pidfd, which does not depend
+        // on the child.
         let ask = || sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
         let by_number = *BY_NUMBER.get_or_init(ask);
         Self {
@@ -58,7 +59,8 @@ impl Child {
         self.pidfd.as_ref().map(|fd| fd.as_fd()).ok_or(Errno::SRCH)
     }
 
-    /// Returns its pidfd, which is readable once the child has ended; `None` if it was let go.
+    /// Returns its pidfd, which is readable once the child has ended; `None` if it was left
+    /// to the reaper.
     pub(super) fn pidfd_shared(&self) -> Option<Arc<OwnedFd>> {
         self.pidfd.as_ref().map(Arc::clone)
     }
@@ -144,7 +146,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if !self.reaped && self.pidfd.is_some() {
             self.kill();
-            // The child may be in another group by now.
+            // The child may have moved to another group.
             let _ = self.signal(libc::SIGKILL);
             self.hand_over();
         }

@@ -89,7 +89,7 @@ impl Process {
         self.subscription = None;
         self.waiter = None;
         if self.stdin.is_some() {
-            // The child no longer reads stdin; at most other processes do.
+            // The child no longer reads stdin; only other processes may still read it.
             cx.cancel(STDIN);
         }
         if cx.is_closing() && !cx.is_polled() {
@@ -199,7 +199,7 @@ impl Process {
             Some(pidfd) if self.exited.is_none() => {
                 let notifier = Arc::clone(cx.notifier);
                 cx.services.reaper.notify_end(pidfd, cx.key(), notifier);
-                // For the case that the loop runs again before.
+                // The loop may run again before that.
                 cx.set_alarm_in(KILL_AGAIN);
                 Teardown::Later
             }

@@ -1,7 +1,7 @@
-//! Reaps children that no watch waits for any longer, and strangers.
+//! Reaps children that no watch waits for any longer, and inherited children.
 //!
-//! A child is reaped through its pidfd, by its watch or by [`Reaper`]. Strangers are children of
-//! the process that no watch started: the children that the process had before it executed the
+//! A child is reaped through its pidfd, by its watch or by [`Reaper`]. Inherited children
+//! are children of the process that no watch started: the children that the process had before it executed the
 //! daemon, and orphans, which the kernel gives to process 1 of a container and to a subreaper
 //! (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. Watches start children
 //! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_inherited`],
@@ -28,10 +28,10 @@ use crate::watch::{Notice, Notifier};
 const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// The time between two checks of a child that cannot be reaped although its pidfd reports its end.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The number of strangers that are reaped before other tasks of the runtime run.
-const STRANGERS_AT_ONCE: usize = 64;
+/// The number of inherited children that are reaped before other tasks of the runtime run.
+const INHERITED_AT_ONCE: usize = 64;
 
-/// Reaps the children that were let go, each in a task of the runtime. There are at most
+/// Reaps the children that were left to it, each in a task of the runtime. There are at most
 /// `limits.children` of them, because each holds its permit until it has ended.
 #[derive(Debug, Clone)]
 pub struct Reaper {
@@ -92,16 +92,17 @@ async fn wait_for_end(pidfd: &Arc<OwnedFd>) {
     }
 }
 
-/// Whether the main thread, which this is called on, has children, or may get some.
-fn may_have_strangers() -> bool {
+/// Returns whether the calling thread, the main thread, has children or may inherit some.
+fn may_inherit_children() -> bool {
     let adopts = rustix::process::getpid().is_init()
         || !matches!(rustix::process::child_subreaper(), Ok(None));
     adopts || sys::has_own() != Err(Errno::CHILD)
 }
 
-/// Reaps the strangers that end. To be polled on the main thread, for as long as there may be any.
+/// Reaps the inherited children that end. Must be polled on the main thread, as long as the daemon
+/// runs.
 pub async fn reap_inherited(hub: &SignalHub) -> Infallible {
-    if !may_have_strangers() {
+    if !may_inherit_children() {
         return std::future::pending().await;
     }
     let ended = Arc::new(Notify::new());
@@ -111,10 +112,10 @@ pub async fn reap_inherited(hub: &SignalHub) -> Infallible {
     };
     let _told = hub.subscribe(&[libc::SIGCHLD], Arc::new(sink));
     loop {
-        for _ in 0..STRANGERS_AT_ONCE {
+        for _ in 0..INHERITED_AT_ONCE {
             match sys::reap_own() {
                 Ok(true) => {}
-                // No stranger has ended, or there is none.
+                // No inherited child has ended, or there is none.
                 Ok(false) | Err(Errno::CHILD) => {
                     ended.notified().await;
                     break;
