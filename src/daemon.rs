@@ -386,7 +386,7 @@ fn control(hub: &Arc<SignalHub>) -> (mpsc::Receiver<i32>, Subscription) {
 async fn terminate(asked: &mut mpsc::Receiver<i32>) {
     while let Some(number) = asked.recv().await {
         if number != libc::SIGHUP {
-            tracing::info!(number, "asked to end");
+            tracing::info!(number, "a signal asks the daemon to end");
             return;
         }
         tracing::warn!("SIGHUP: this version does not reload; restart to apply changes");
@@ -443,10 +443,10 @@ async fn within(
             return true;
         }
         () = tokio::time::sleep(limit) => {
-            tracing::warn!(?limit, "drain_timeout is over: open loops end with the daemon");
+            tracing::warn!(?limit, "drain_timeout has passed: open loops end with the daemon");
         }
         () = terminate(asked) => {
-            tracing::warn!("asked to end a second time: open loops end with the daemon");
+            tracing::warn!("a second signal asks the daemon to end: open loops end with it");
         }
     }
     false

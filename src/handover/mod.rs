@@ -69,7 +69,7 @@ pub use protocol::{FDS_MAX, MAGIC, Status};
 pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOT_WAIT, SLOTS_DEFAULT, Slot, Slots};
 
 use protocol::{Datagram, Refusal, Request, control};
-use slots::close_aside;
+use slots::close_in_background;
 
 /// The largest number of connections at once. To accept one more, the daemon closes the connection
 /// that has been idle the longest.
@@ -138,7 +138,7 @@ async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slot
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "handover socket: accept");
+                tracing::warn!(%error, pause = ?ACCEPT_PAUSE, "cannot accept a connection on the handover socket");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -190,7 +190,7 @@ async fn serve_connection(
         let send = |socket: &Arc<OwnedFd>| protocol::send(socket.as_fd(), &bytes, &fds);
         timeout(IDLE_MAX, socket.async_io(Interest::WRITABLE, send)).await??;
         if let Some(claimed) = claimed {
-            close_aside(vec![claimed.keep().0]);
+            close_in_background(vec![claimed.keep().0]);
         }
     }
 }
@@ -235,7 +235,7 @@ fn answer(
             Ok((protocol::taken(), Some(claimed)))
         }
     });
-    close_aside(datagram.fds);
+    close_in_background(datagram.fds);
     result
 }
 

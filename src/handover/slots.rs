@@ -78,7 +78,7 @@ impl Slots {
         mut fds: Vec<OwnedFd>,
     ) -> Result<Vec<Slot>> {
         let given = self.try_give(giver, own, &mut fds);
-        close_aside(fds);
+        close_in_background(fds);
         given
     }
 
@@ -256,7 +256,7 @@ impl Slots {
             let expired = self.table.lock().take_expired(Instant::now());
             if !expired.is_empty() {
                 tracing::debug!(count = expired.len(), "slots expired");
-                close_aside(expired);
+                close_in_background(expired);
             }
         }
     }
@@ -350,7 +350,7 @@ fn random_slots(count: usize) -> Result<Vec<Slot>> {
 
 /// Closes descriptors on a thread that may block, since the last close(2) of a socket with
 /// SO_LINGER blocks.
-pub(super) fn close_aside(fds: Vec<OwnedFd>) {
+pub(super) fn close_in_background(fds: Vec<OwnedFd>) {
     if fds.is_empty() {
         return;
     }

@@ -154,7 +154,7 @@ fn a_connection_survives_what_it_is_refused() {
     assert!(
         malformed
             .to_string()
-            .starts_with("8 bytes with 0 file descriptors")
+            .starts_with("the datagram has 8 bytes and 0 file descriptors")
     );
     let unknown = served.client.take(&[7; SLOT_BYTES]).unwrap_err();
     assert!(unknown.to_string().contains("there is no such slot"));

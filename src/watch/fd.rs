@@ -80,8 +80,8 @@ impl FdWatch {
         self.side(lane).wanted = true;
         self.side(lane).disarmed = false;
         if self.side(lane).ending {
-            // A new operation starts once this one has ended, because it may have found readiness
-            // that is gone by now.
+            // A new operation starts once this one has ended, because this one may have found
+            // readiness that no longer holds.
             return;
         }
         let waits = cx.reserve().is_err();

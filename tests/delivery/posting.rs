@@ -50,7 +50,7 @@ async fn posts_are_where_their_answers_say(policy: &str, backend: &str) {
     }
     let mut posted = Vec::new();
     while posted.len() < CLIENTS as usize {
-        // Read as they come, so that nothing has to give way.
+        // The events are read as they come, so that none has to give way.
         tokio::select! {
             done = clients.join_next() => posted.push(done.unwrap().unwrap()),
             _ = scene.recorder.step() => {}
@@ -119,7 +119,7 @@ async fn posts_to_a_sleeping_loop_keep_within_its_journal() {
     .await;
     refused(full, tonic::Code::ResourceExhausted, "JOURNAL_FULL");
     assert!((100..=1000).contains(&last), "{last}");
-    // What was acknowledged makes room, and the loop learns of it.
+    // The acknowledgement makes room, which the loop then uses.
     let ack = AckRequest {
         r#loop: Some(scene.target.clone()),
         consumer: "slow".into(),

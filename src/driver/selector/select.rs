@@ -26,14 +26,14 @@ use super::{Event, Interest, Poller};
 use crate::driver::capability::SELECT_LIMIT;
 use crate::driver::wait::timespec;
 
-/// Most hang-ups taken from `Select::aside` at once; the next wait reports the others.
-const ASIDE_MAX: usize = 64;
+/// Most hang-ups taken from `Select::hangups` at once; the next wait reports the others.
+const HANGUPS_MAX: usize = 64;
 
 pub(super) struct Select {
     wanted: Sets,
     /// An epoll instance for the hang-ups that select(2) does not report. Created for the first
     /// descriptor that needs it.
-    aside: Option<OwnedFd>,
+    hangups: Option<OwnedFd>,
     /// A copy of `wanted`, which the kernel overwrites with the ready descriptors.
     found: Sets,
     /// Tokens by descriptor number, valid only for descriptors in `wanted`.
@@ -62,7 +62,7 @@ impl Poller for Select {
         let mut new = Self {
             wanted: Sets::default(),
             found: Sets::default(),
-            aside: None,
+            hangups: None,
             tokens: Vec::new(),
         };
         new.wait(Some(Duration::ZERO), &mut Vec::new())?;
@@ -71,7 +71,7 @@ impl Poller for Select {
 
     fn add(&mut self, token: usize, fd: BorrowedFd<'_>, interest: Interest) -> Result<(), Errno> {
         if interest.write && hides_hangup(fd) {
-            self.set_aside(token, fd);
+            self.watch_hangups(token, fd);
         }
         let number = self.place(fd)?;
         self.tokens[number] = token;
@@ -96,9 +96,9 @@ impl Poller for Select {
     }
 
     fn remove(&mut self, _token: usize, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        if let Some(aside) = &self.aside {
+        if let Some(hangups) = &self.hangups {
             // Fails for most descriptors, which were never added.
-            let _ = epoll::delete(aside, fd);
+            let _ = epoll::delete(hangups, fd);
         }
         let fd = fd.as_raw_fd();
         if usize::try_from(fd).is_ok_and(|number| number < self.tokens.len()) {
@@ -128,8 +128,8 @@ impl Poller for Select {
                 reads.next_if_eq(&fd).is_some(),
                 writes.next_if_eq(&fd).is_some(),
             );
-            match &self.aside {
-                Some(aside) if aside.as_raw_fd() == fd => look_aside(aside, events)?,
+            match &self.hangups {
+                Some(hangups) if hangups.as_raw_fd() == fd => take_hangups(hangups, events)?,
                 _ => events.push(Event {
                     token: self.tokens[number],
                     read,
@@ -155,24 +155,24 @@ impl Select {
         Ok(number)
     }
 
-    /// Adds the descriptor to `aside`. Without epoll on this host, only the read direction reports
+    /// Adds the descriptor to `hangups`. Without epoll on this host, only the read direction reports
     /// its hang-up.
-    fn set_aside(&mut self, token: usize, fd: BorrowedFd<'_>) {
-        if self.aside.is_none() {
-            let Ok(aside) = epoll::create(CreateFlags::CLOEXEC) else {
+    fn watch_hangups(&mut self, token: usize, fd: BorrowedFd<'_>) {
+        if self.hangups.is_none() {
+            let Ok(hangups) = epoll::create(CreateFlags::CLOEXEC) else {
                 return;
             };
-            if self.place(aside.as_fd()).is_err() {
+            if self.place(hangups.as_fd()).is_err() {
                 return;
             }
-            fd_set_insert(&mut self.wanted.read, aside.as_raw_fd());
-            self.aside = Some(aside);
+            fd_set_insert(&mut self.wanted.read, hangups.as_raw_fd());
+            self.hangups = Some(hangups);
         }
-        if let Some(aside) = &self.aside {
+        if let Some(hangups) = &self.hangups {
             // epoll reports EPOLLHUP and EPOLLERR even for an empty interest. Descriptors that
             // epoll refuses have neither.
             let data = EventData::new_u64(token as u64);
-            let _ = epoll::add(aside, fd, data, EventFlags::empty());
+            let _ = epoll::add(hangups, fd, data, EventFlags::empty());
         }
     }
 }
@@ -187,11 +187,11 @@ fn hides_hangup(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-fn look_aside(aside: &OwnedFd, events: &mut Vec<Event>) -> Result<(), Errno> {
-    let mut buffer = [const { MaybeUninit::uninit() }; ASIDE_MAX];
-    let (found, _) = epoll::wait(aside, &mut buffer, Some(&timespec(Duration::ZERO)))?;
+fn take_hangups(hangups: &OwnedFd, events: &mut Vec<Event>) -> Result<(), Errno> {
+    let mut buffer = [const { MaybeUninit::uninit() }; HANGUPS_MAX];
+    let (found, _) = epoll::wait(hangups, &mut buffer, Some(&timespec(Duration::ZERO)))?;
     events.extend(found.iter().map(|event| Event {
-        // A token, converted from `usize` in `set_aside`.
+        // A token, converted from `usize` in `watch_hangups`.
         token: usize::try_from(event.data.u64()).unwrap_or(usize::MAX),
         read: false,
         write: true,

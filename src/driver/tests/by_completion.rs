@@ -363,9 +363,9 @@ fn what_is_paused_again_and_again_takes_no_more_memory(mut rig: Rig) {
         assert_eq!(said, ["1 cancelled."]);
     }
     let shown = format!("{:?}", rig.driver);
-    let (_, lined_up) = shown.split_once("lined_up: ").unwrap();
-    let lined_up: usize = lined_up.split([',', ' ']).next().unwrap().parse().unwrap();
-    assert!(lined_up < 100, "{shown}");
+    let (_, waiting) = shown.split_once("waiting_receives: ").unwrap();
+    let waiting: usize = waiting.split([',', ' ']).next().unwrap().parse().unwrap();
+    assert!(waiting < 100, "{shown}");
     rig.driver.start(id(2), source, RECV);
     peer.write_all(b"x").unwrap();
     assert_eq!(rig.next(), ["2 data x"]);

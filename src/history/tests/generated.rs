@@ -243,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn lives_resumed_anywhere_make_the_whole(
+    fn subscriptions_resumed_anywhere_make_the_whole(
         facts in histories(),
         cuts in prop::collection::vec((any::<Index>(), 0..5_usize), 0..5),
     ) {
@@ -251,14 +251,14 @@ proptest! {
         let mut ends: Vec<_> = cuts.iter().map(|(c, back)| (c.index(facts.len()), *back)).collect();
         ends.sort_unstable();
         ends.push((facts.len(), 0));
-        let mut lives = Vec::new();
+        let mut subscriptions = Vec::new();
         let mut start = 0;
         for (end, back) in ends {
-            let mut life = Recording::new("e", u64::try_from(start).unwrap());
-            life.batches = whole.batches[start..end.max(start)].to_vec();
-            lives.push(life);
+            let mut subscription = Recording::new("e", u64::try_from(start).unwrap());
+            subscription.batches = whole.batches[start..end.max(start)].to_vec();
+            subscriptions.push(subscription);
             start = end.saturating_sub(back);
         }
-        prop_assert_eq!(check_resumed(&lives).unwrap(), check(&whole).unwrap());
+        prop_assert_eq!(check_resumed(&subscriptions).unwrap(), check(&whole).unwrap());
     }
 }

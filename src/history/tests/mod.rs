@@ -6,8 +6,8 @@ use super::*;
 use crate::proto::*;
 
 mod generated;
-mod lives;
 mod planted;
+mod subscriptions;
 
 /// An event without a sequence number.
 #[derive(Debug, Clone)]

@@ -177,13 +177,13 @@ fn every_planted_violation_is_found_by_its_rule() {
         assert_eq!(violation.rule, *rule, "batch {number}: {violation}");
         found.insert(*rule);
     }
-    found.extend(lives::LIVES.iter().map(|(rule, _)| *rule));
+    found.extend(subscriptions::PLANTED.iter().map(|(rule, _)| *rule));
     let all: BTreeSet<Rule> = Rule::ALL.iter().copied().collect();
     assert_eq!(found, all, "every rule has a planted violation");
 }
 
 /// Returns the part of the good history in (`start`, `through`].
-fn life(start: u64, through: u64) -> Recording {
+fn subscription(start: u64, through: u64) -> Recording {
     let mut recording = Recording::new("e", start);
     for mut batch in record(&good(), 1).batches {
         if batch.after >= start && batch.through <= through {
@@ -199,10 +199,15 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Violation>) -> Rule {
 }
 
 #[test]
-fn lives_that_resume_have_everything_once() {
+fn subscriptions_that_resume_have_everything_once() {
     let end = u64::try_from(good().len()).unwrap();
-    let lives = [life(0, 10), life(7, 20), life(20, 20), life(20, end)];
-    let summary = check_resumed(&lives).unwrap();
+    let subscriptions = [
+        subscription(0, 10),
+        subscription(7, 20),
+        subscription(20, 20),
+        subscription(20, end),
+    ];
+    let summary = check_resumed(&subscriptions).unwrap();
     assert_eq!((summary.events, summary.lost), (end, 0));
     assert_eq!(summary, check(&record(&good(), 1)).unwrap());
 }
@@ -210,45 +215,51 @@ fn lives_that_resume_have_everything_once() {
 #[test]
 fn a_life_that_resumes_too_late_is_found() {
     assert_eq!(
-        refused(check_resumed(&[life(0, 10), life(11, 20)])),
+        refused(check_resumed(&[subscription(0, 10), subscription(11, 20)])),
         Rule::ResumeHole
     );
 }
 
 #[test]
 fn a_redelivery_that_differs_is_found() {
-    let mut second = life(7, 20);
+    let mut second = subscription(7, 20);
     second.batches[0].events[0].realtime_ns += 1;
-    assert_eq!(refused(check_same(&life(0, 10), &second)), Rule::Content);
     assert_eq!(
-        refused(check_resumed(&[life(0, 10), second])),
+        refused(check_same(&subscription(0, 10), &second)),
         Rule::Content
     );
-    check_same(&life(0, 10), &life(7, 20)).unwrap();
+    assert_eq!(
+        refused(check_resumed(&[subscription(0, 10), second])),
+        Rule::Content
+    );
+    check_same(&subscription(0, 10), &subscription(7, 20)).unwrap();
 }
 
 #[test]
 fn a_lost_event_that_comes_later_is_found() {
-    let mut first = life(0, 10);
+    let mut first = subscription(0, 10);
     lose(&mut first, 8, 8);
     assert_eq!(
-        refused(check_resumed(&[first.clone(), life(7, 20)])),
+        refused(check_resumed(&[first.clone(), subscription(7, 20)])),
         Rule::LostAndFound
     );
-    let mut second = life(7, 20);
+    let mut second = subscription(7, 20);
     lose(&mut second, 8, 8);
     assert_eq!(check_resumed(&[first, second]).unwrap().lost, 1);
 }
 
 #[test]
 fn another_history_is_found() {
-    let mut second = life(10, 20);
+    let mut second = subscription(10, 20);
     second.epoch = "f".into();
     assert_eq!(
-        refused(check_resumed(&[life(0, 10), second.clone()])),
+        refused(check_resumed(&[subscription(0, 10), second.clone()])),
         Rule::Epoch
     );
-    assert_eq!(refused(check_same(&life(0, 10), &second)), Rule::Epoch);
+    assert_eq!(
+        refused(check_same(&subscription(0, 10), &second)),
+        Rule::Epoch
+    );
 }
 
 #[test]

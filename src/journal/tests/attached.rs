@@ -273,7 +273,7 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
     };
     outbox.expire(now);
     assert_eq!(journal.status().readers_let_go, 0);
-    // Nor after the consumer is gone, before the loop has looked.
+    // Nor once the consumer is deleted, before the loop has called `refresh`.
     journal.delete_consumer("stuck").unwrap();
     outbox.refresh();
     outbox.expire(now);

@@ -50,7 +50,8 @@ fn what_one_pins_is_taken_from_the_history_of_all_others() {
     }
     assert!(all(&journals) <= LIMIT);
     assert_eq!(journals[0].1.status().pinned, pinned);
-    // A journal that holds nothing gets a part of what is not pinned, and no journal loses all.
+    // A journal that holds nothing gets a part of the memory that is not pinned, and no journal
+    // loses all of its history.
     let fair = LIMIT / 4 / 63;
     for (_, journal) in &journals[1..] {
         assert!(cost(&journal.status()) > fair / 2, "{:?}", journal.status());

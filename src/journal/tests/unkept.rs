@@ -40,7 +40,7 @@ fn an_event_goes_once_every_reader_there_is_has_it() {
     assert_eq!(read(&mut quick).events.len(), 10);
     append(&mut outbox, 1);
     assert_eq!(journal.status().events, 11, "one has not read");
-    // A filter that leaves all of it out has read it.
+    // A reader whose filter leaves out all events counts as having read them.
     let filter = Filter {
         watches: [7].into(),
         ..Filter::default()

@@ -1,6 +1,6 @@
 //! A daemon that is process 1 of its pid namespace, as in a container, or that was executed in a
-//! process with children. It reaps strangers (children that it did not start), and never mistakes
-//! its own children for strangers.
+//! process with children. It reaps inherited children, which it did not start, and never
+//! mistakes the children of its watches for inherited ones.
 
 use std::process::Command;
 
@@ -78,7 +78,7 @@ fn zombies(process: Pid) -> usize {
 }
 
 /// Checks that a thread which outlives the child has started it. When a thread ends, its children
-/// become the main thread's, where the daemon would take them for strangers.
+/// become the main thread's, where the daemon would take them for inherited ones.
 async fn a_lasting_thread_starts_children(scene: &mut Scene, evloopd: Pid) {
     let id = scene.spawn(shell("exec sleep 3600")).await;
     let parents = threads(evloopd)
@@ -143,17 +143,17 @@ async fn as_process_1(policy: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_its_own_children_by_pidfd() {
+async fn process_1_reaps_inherited_children_and_its_own_children_by_pidfd() {
     as_process_1("pidfd").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_its_own_children_by_sigchld() {
+async fn process_1_reaps_inherited_children_and_its_own_children_by_sigchld() {
     as_process_1("sigchld").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn process_1_reaps_strangers_and_its_own_children_by_threads() {
+async fn process_1_reaps_inherited_children_and_its_own_children_by_threads() {
     as_process_1("thread").await;
 }
 

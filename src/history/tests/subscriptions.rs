@@ -8,7 +8,7 @@ use crate::proto::subscribe_response::Message;
 
 /// Returns a stream that begins with a snapshot of two parts after the fifth event of the good
 /// history, has three batches, and ends with a goodbye.
-fn good_life() -> RecordedSubscription {
+fn good_subscription() -> RecordedSubscription {
     let whole = record(&good(), 5);
     let header = SubscribeHeader {
         instance: "i".into(),
@@ -18,15 +18,15 @@ fn good_life() -> RecordedSubscription {
         snapshot: true,
         ..SubscribeHeader::default()
     };
-    let mut life = RecordedSubscription::new(View::All, header);
-    life.messages = vec![
+    let mut subscription = RecordedSubscription::new(View::All, header);
+    subscription.messages = vec![
         part(5, Some(Loop::default()), &[1, 2], false),
         part(5, None, &[3], true),
     ];
     let batches = whole.batches[1..4].iter().cloned();
-    life.messages.extend(batches.map(Message::Batch));
-    life.messages.push(goodbye(20));
-    life
+    subscription.messages.extend(batches.map(Message::Batch));
+    subscription.messages.push(goodbye(20));
+    subscription
 }
 
 fn at(seq: u64) -> Option<Cursor> {
@@ -55,30 +55,30 @@ fn goodbye(seq: u64) -> Message {
     })
 }
 
-/// Checks all rules of a life, those of its batches included.
-fn judge(life: &RecordedSubscription) -> Result<Summary, Violation> {
-    check(&life.recording()?)
+/// Checks all rules of a subscription, those of its batches included.
+fn judge(subscription: &RecordedSubscription) -> Result<Summary, Violation> {
+    check(&subscription.recording()?)
 }
 
 #[test]
 fn a_stream_with_a_snapshot_and_a_goodbye_is_accepted() {
-    let mut life = good_life();
-    let summary = judge(&life).unwrap();
+    let mut subscription = good_subscription();
+    let summary = judge(&subscription).unwrap();
     assert_eq!((summary.events, summary.through), (15, 20));
     // A stream may break off anywhere.
-    while life.messages.pop().is_some() {
-        judge(&life).unwrap();
+    while subscription.messages.pop().is_some() {
+        judge(&subscription).unwrap();
     }
-    let mut bare = good_life();
+    let mut bare = good_subscription();
     bare.header.snapshot = false;
     bare.messages = vec![goodbye(5)];
     judge(&bare).unwrap();
 }
 
-type PlantLife = fn(&mut RecordedSubscription);
+type PlantSubscription = fn(&mut RecordedSubscription);
 
 #[rustfmt::skip]
-pub(super) const LIVES: &[(Rule, PlantLife)] = &[
+pub(super) const PLANTED: &[(Rule, PlantSubscription)] = &[
     (Rule::HeaderOnce, |l| l.messages.insert(3, Message::Header(l.header.clone()))),
     (Rule::SnapshotPlace, |l| l.header.snapshot = false),
     (Rule::SnapshotPlace, |l| drop(l.messages.drain(..2))),
@@ -103,13 +103,13 @@ pub(super) const LIVES: &[(Rule, PlantLife)] = &[
 
 #[test]
 fn every_violation_planted_around_the_batches_is_found_by_its_rule() {
-    for (number, (rule, plant)) in LIVES.iter().enumerate() {
-        let mut life = good_life();
-        plant(&mut life);
-        let violation = judge(&life).expect_err(rule.name());
-        assert_eq!(violation.rule, *rule, "life {number}: {violation}");
+    for (number, (rule, plant)) in PLANTED.iter().enumerate() {
+        let mut subscription = good_subscription();
+        plant(&mut subscription);
+        let violation = judge(&subscription).expect_err(rule.name());
+        assert_eq!(violation.rule, *rule, "subscription {number}: {violation}");
     }
-    let rules: BTreeSet<_> = LIVES.iter().map(|(rule, _)| *rule).collect();
+    let rules: BTreeSet<_> = PLANTED.iter().map(|(rule, _)| *rule).collect();
     assert_eq!(rules.len(), 8, "each rule around the batches is planted");
 }
 
@@ -143,17 +143,17 @@ fn a_difference_is_shown_without_what_is_the_same() {
     assert!(text.len() < 400, "{text}");
 }
 
-/// Writes a file with these lives.
-fn recorded(lives: &[RecordedSubscription]) -> tempfile::NamedTempFile {
+/// Writes a file with these subscriptions.
+fn recorded(subscriptions: &[RecordedSubscription]) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let request = SubscribeRequest {
         consumer: "c".into(),
         ..SubscribeRequest::default()
     };
     let mut writer = Writer::create(file.path(), true, &request).unwrap();
-    for life in lives {
-        let header = Message::Header(life.header.clone());
-        for message in std::iter::once(&header).chain(&life.messages) {
+    for subscription in subscriptions {
+        let header = Message::Header(subscription.header.clone());
+        for message in std::iter::once(&header).chain(&subscription.messages) {
             let message = Some(message.clone());
             writer.push(&SubscribeResponse { message }).unwrap();
         }
@@ -163,32 +163,32 @@ fn recorded(lives: &[RecordedSubscription]) -> tempfile::NamedTempFile {
 
 #[test]
 fn a_file_gives_back_what_was_recorded() {
-    let mut second = good_life();
+    let mut second = good_subscription();
     second.header.snapshot = false;
     second.header.after = 20;
     second.messages = vec![goodbye(20)];
-    let lives = [good_life(), second];
-    let file = RecordingFile::read(recorded(&lives).path()).unwrap();
+    let subscriptions = [good_subscription(), second];
+    let file = RecordingFile::read(recorded(&subscriptions).path()).unwrap();
     assert_eq!((file.request.consumer.as_str(), file.cut_off), ("c", 0));
-    assert_eq!(file.subscriptions, lives);
+    assert_eq!(file.subscriptions, subscriptions);
 }
 
 #[test]
 fn a_file_that_is_cut_off_anywhere_gives_the_messages_before() {
-    let file = recorded(&[good_life()]);
+    let file = recorded(&[good_subscription()]);
     let bytes = std::fs::read(file.path()).unwrap();
     let whole = RecordingFile::read(file.path()).unwrap();
     let mut lengths = BTreeSet::new();
     for end in MAGIC.len()..bytes.len() {
         std::fs::write(file.path(), &bytes[..end]).unwrap();
         let file = RecordingFile::read(file.path()).unwrap();
-        let Some(life) = file.subscriptions.first() else {
+        let Some(subscription) = file.subscriptions.first() else {
             continue;
         };
-        let expected = &whole.subscriptions[0].messages[..life.messages.len()];
-        assert_eq!(life.messages, expected);
+        let expected = &whole.subscriptions[0].messages[..subscription.messages.len()];
+        assert_eq!(subscription.messages, expected);
         if file.cut_off == 0 {
-            lengths.insert(life.messages.len());
+            lengths.insert(subscription.messages.len());
         }
     }
     let all: BTreeSet<_> = (0..whole.subscriptions[0].messages.len()).collect();
@@ -229,7 +229,7 @@ fn what_is_no_recording_is_refused_with_where() {
 
 #[test]
 fn a_recording_replaces_another_only_if_told_to() {
-    let file = recorded(&[good_life()]);
+    let file = recorded(&[good_subscription()]);
     let request = SubscribeRequest::default();
     let error = Writer::create(file.path(), false, &request).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
