@@ -11,7 +11,7 @@ use crate::pipes::{EVENTS, PIPES, each};
 use crate::report::{Report, Side, Target, in_turns};
 use crate::throughput::Remote;
 
-/// At most, over plain epoll.
+/// Returns the largest allowed ratio to plain epoll.
 fn target_of(backend: &str) -> Option<Target> {
     match backend {
         "epoll" => Some(Target::AtMost(1.3)),

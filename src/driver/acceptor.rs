@@ -48,7 +48,8 @@ impl Acceptor {
                 Err(error) => return without_ring(fd, &error),
             },
         };
-        // The ring is kept only if nothing is in flight. On failure it is closed, which ends the accept.
+        // The ring is kept only if nothing is in flight. On failure it is closed, which ends the
+        // accept.
         let (ring, result) = accept(ring, fd).map_err(|error| CallError::from(errno(&error)))?;
         self.0 = Some(ring);
         match u32::try_from(result) {

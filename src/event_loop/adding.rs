@@ -53,7 +53,8 @@ impl Handle {
                 match on.await_reply(answer).await? {
                     AddOutcome::Exists(registered) => return Ok((*registered).into()),
                     AddOutcome::Undecided(decided, asked) => {
-                        // An error also means that the other registration is decided: it no longer exists.
+                        // An error also means that the other registration is decided: it no longer
+                        // exists.
                         let _ = decided.await;
                         let (registration, order) = *asked;
                         answer = on.request_room(registration, order).await?;

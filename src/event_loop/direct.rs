@@ -1,9 +1,9 @@
 //! Posts that the caller's thread appends itself, while the loop's thread waits: waking that thread,
 //! and being woken by it, takes several times as long as everything else that a post needs.
 //!
-//! The loop's thread holds the lock of the outbox except while it waits. A post is appended directly
-//! only if nothing is in the mailbox, so it never overtakes a command that came before it. It is
-//! then as if it had a turn of its own.
+//! The loop's thread holds the lock of the outbox except while it waits. A post is appended
+//! directly only if nothing is in the mailbox, so it never overtakes a command that came before it.
+//! The effect is the same as that of a turn in which the loop carries out only this post.
 
 use parking_lot::{ArcMutexGuard, RawMutex};
 
@@ -21,8 +21,9 @@ const BYTES_MAX: u64 = 16 * 1024;
 
 impl Handle {
     /// Appends the events that a client posts on the caller's thread, and returns the cursor of the
-    /// last one. Readers can read the events then. If only the loop's thread can append them, because
-    /// it does not wait, has commands to carry out first, or has to make room, returns the postings.
+    /// last one. Readers can read the events then. If only the loop's thread can append them,
+    /// because it does not wait, has commands to carry out first, or has to make room, returns the
+    /// postings.
     ///
     /// # Errors
     /// The postings, unchanged.

@@ -223,7 +223,8 @@ impl EventLoop {
                 reply,
             }),
             Err(error) => {
-                // Sends the loop the command that releases the room, before the caller gets the error.
+                // Sends the loop the command that releases the room, before the caller gets the
+                // error.
                 drop(ticket);
                 reply.send(Err(error));
             }

@@ -2,8 +2,8 @@
 //!
 //! The format: the line [`MAGIC`], then messages, each preceded by its length in bytes as a
 //! protobuf varint. The first message is the `SubscribeRequest`; each other one is a
-//! `SubscribeResponse`. A second header among those begins a new subscription: the stream broke, and was
-//! resumed. The recorder writes each message at once, so that a crash can cut off only the last
+//! `SubscribeResponse`. A second header among those begins a new subscription: the stream broke, and
+//! was resumed. The recorder writes each message at once, so that a crash can cut off only the last
 //! one.
 
 use std::fs::{File, OpenOptions};

@@ -3,8 +3,8 @@
 //!
 //! It uses the wire messages but no other part of the daemon, so that it can judge the daemon.
 //! [`Checker`] takes one batch at a time and remembers open watches only; [`check`] and its
-//! companions take whole [`Recording`]s. A [`RecordedSubscription`] has the messages around the batches too, and
-//! [`mod@file`] stores such subscriptions in files.
+//! companions take whole [`Recording`]s. A [`RecordedSubscription`] also has the messages around the
+//! batches, and [`mod@file`] stores such subscriptions in files.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -6,11 +6,11 @@
 //!
 //! Events after the lowest cursor that a consumer has acknowledged are *pinned*. All others are
 //! history, and give way when the budget is used up, first where there is most of it: every watch
-//! that is not removed keeps its newest bytes, as far as half of the budget goes. When everything is
-//! pinned, `when_full` decides: either the loop stops reading its sources ([`Outbox::room`] says how much
-//! may be appended), or the oldest events give way although they are pinned. *Facts*, events that
-//! happen once to a watch (its start, its ends), stay until the watch is removed. An event that
-//! stays although its neighbours are gone is an *island*.
+//! that is not removed keeps its newest bytes, as far as half of the budget goes. When everything
+//! is pinned, `when_full` decides: either the loop stops reading its sources ([`Outbox::room`] says
+//! how much may be appended), or the oldest events give way although they are pinned. *Facts*,
+//! events that happen once to a watch (its start, its ends), stay until the watch is removed. An
+//! event that stays although its neighbours are gone is an *island*.
 //!
 //! A journal without *history* drops an event, unless it is a fact, once all readers have it.
 //!

@@ -239,8 +239,8 @@ impl Outbox {
         if !room.holds(low) && own.holds(low) {
             Level::OutOfMemory
         } else if marked_full || !room.holds(low) {
-            // This holds even if there is room again: a source that found none is paused, and must be
-            // resumed.
+            // This holds even if there is room again: a source that found none is paused, and must
+            // be resumed.
             Level::Full
         } else if room.holds(ample) {
             Level::Ample

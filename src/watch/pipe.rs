@@ -127,7 +127,8 @@ impl Watch for ReadPipe {
     }
 }
 
-/// Whoever takes it finds it as the one that was handed over: as yet, the description is ours alone.
+/// Clears `O_NONBLOCK` of a descriptor that a client takes, because the one that was handed over
+/// blocks. Until then only the daemon has this open file description.
 fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
     if let Some(fd) = source.and_then(|source| cx.fd(source)) {
         // This fails only for a descriptor that is not open.

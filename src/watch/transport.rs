@@ -11,9 +11,10 @@ use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Stream, WritePaused, WriteResumed};
 
-/// A pipe is widened when so many bytes are read from it at once, because its writer is fast.
+/// A pipe is widened when this many bytes are read from it at once, because its writer is fast.
 const BUSY: usize = 32 * 1024;
-/// The size of a widened pipe, bytes: fewer turns read the same. The default is 64 KiB.
+/// The size of a widened pipe, bytes, so that fewer turns read as many bytes. The kernel's default
+/// is 64 KiB.
 const PIPE: usize = 256 * 1024;
 
 /// The end of an incoming stream.

@@ -24,9 +24,9 @@ use crate::driver::{
 /// The number of results that one io_uring_enter(2) brings at most, unless it asks for more.
 const CALL: usize = 20;
 
-/// If one io_uring_enter(2) brings this many results, the kernel probably has more. A turn does not go
-/// on for fewer results: it would keep collecting events as fast as they are produced and deliver
-/// none meanwhile.
+/// If one io_uring_enter(2) brings this many results, the kernel probably has more. A turn does not
+/// go on for fewer results: it would keep collecting events as fast as they are produced and
+/// deliver none meanwhile.
 const BATCH: usize = 16;
 
 /// Most calls of io_uring_enter(2) in one turn that already has something to report. Longer turns

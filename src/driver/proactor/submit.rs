@@ -10,7 +10,7 @@ use super::ring::Receive;
 use crate::driver::transfer::{self, CallError};
 use crate::driver::{Done, Op};
 
-/// One receive that had found no buffer is resubmitted for every this many exposed bytes.
+/// The number of exposed bytes for which one receive that had found no buffer is resubmitted.
 const SHARE: usize = 4 * 1024;
 
 impl Proactor {

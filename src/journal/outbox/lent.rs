@@ -8,8 +8,8 @@ const PART: u64 = 8;
 
 impl Outbox {
     /// Sets aside room for what other threads append while the loop's thread waits.
-    /// [`Outbox::room`] leaves it out, so that sources do not use it meanwhile. Nothing is lent while
-    /// the journal is short of room, or has work for the loop.
+    /// [`Outbox::room`] leaves it out, so that sources do not use it meanwhile. Nothing is lent
+    /// while the journal is short of room, or has work for the loop.
     pub fn lend(&mut self) {
         let busy = self.sources_paused || self.behind || self.unsynchronized || self.marked_full;
         if busy || !self.entries.is_empty() {

@@ -40,8 +40,8 @@ impl Record {
 }
 
 impl Watches {
-    /// Attaches the reader with the id `waiter`, which has read everything up to `after`: the watch waits for
-    /// it from now on. Does nothing if the watch is gone.
+    /// Attaches the reader with the id `waiter`, which has read everything up to `after`: the watch
+    /// waits for it from now on. Does nothing if the watch is gone.
     pub(in crate::journal) fn attach(
         &mut self,
         watch: u64,

@@ -166,7 +166,8 @@ impl ProcessOrder {
     }
 }
 
-/// A descriptor whose number a child's pidfd will have. Whatever it is of: ours are all open.
+/// Opens a descriptor whose number the duplicate of a child's pidfd will get. It is a duplicate of
+/// standard error only because that is always open.
 fn placeholder_fd() -> Result<OwnedFd> {
     let any = rustix::stdio::stderr();
     let placed = rustix::io::fcntl_dupfd_cloexec(any, 3);

@@ -1,9 +1,9 @@
 //! Reaps children that no watch waits for any longer, and inherited children.
 //!
 //! A child is reaped through its pidfd, by its watch or by [`Reaper`]. Inherited children
-//! are children of the process that no watch started: the children that the process had before it executed the
-//! daemon, and orphans, which the kernel gives to process 1 of a container and to a subreaper
-//! (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. Watches start children
+//! are children of the process that no watch started: the children that the process had before it
+//! executed the daemon, and orphans, which the kernel gives to process 1 of a container and to a
+//! subreaper (PR_SET_CHILD_SUBREAPER(2const)). Both are children of the main thread. Watches start children
 //! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_inherited`],
 //! which reaps children of the main thread only, never reaps a child of a watch.
 

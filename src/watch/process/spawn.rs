@@ -110,8 +110,8 @@ fn failed(
     SystemError::new(errno, step, detail)
 }
 
-/// One of the first three descriptors: the daemon's end of it, if it has one, and the child's. All that
-/// are `/dev/null` are one.
+/// Makes one of the child's first three descriptors. Returns the daemon's end, if it is a pipe, and
+/// the child's. All streams that are `/dev/null` share one descriptor.
 fn stream(
     stdio: Stdio,
     child_reads: bool,
