@@ -75,7 +75,7 @@ pub(super) async fn carry_out(
             first: Bytes::new(),
             rest: body,
             piece: STREAM_PIECE,
-            // An `EventStream` counts the memory of what it sends, so it is not counted here.
+            // The stream itself counts the memory of what it sends.
             held: Arc::new(Mutex::new(quota.empty_charge(Use::Requests))),
         };
         return http::Response::from_parts(parts, Body::new(answers));

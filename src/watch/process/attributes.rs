@@ -50,7 +50,7 @@ impl Attributes {
         self.limits.retain(|resource, limit| {
             let own = resource.own();
             *limit = limit.within(own);
-            // A child inherits the value of the daemon itself without a privilege.
+            // A limit that equals the daemon's own need not be set, because a child inherits it.
             *limit != own
         });
         // It cannot fail for the calling process.
