@@ -203,7 +203,7 @@ impl Sockets {
             }
             if place.replace(fd).is_some() {
                 return Err(Error::wrong_state(
-                    "LISTEN_FDS: more than one socket of the same type",
+                    "LISTEN_FDS passes more than one socket of the same type",
                 ));
             }
         }

@@ -221,7 +221,7 @@ impl<H> EventStream<H> {
     fn goodbye(&mut self, reason: GoodbyeReason) -> Streamed<H> {
         self.over = true;
         let message = match reason {
-            GoodbyeReason::Done => "all of it was delivered",
+            GoodbyeReason::Done => "all events of the stream were delivered",
             GoodbyeReason::Shutdown => "the daemon is ending",
             GoodbyeReason::TakenOver => "another reader holds this consumer now",
             GoodbyeReason::ConsumerDeleted => "the consumer was deleted",

@@ -46,19 +46,19 @@ fn limit(resource: &str, soft: u64, hard: u64) -> ResourceLimit {
 }
 
 /// A child that prints its umask, its nice value, and its limits as `/proc/self/limits` names them.
-fn teller() -> ProcessSpec {
+fn prints_attributes() -> ProcessSpec {
     shell("umask; nice; cat /proc/self/oom_score_adj /proc/self/limits")
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Told {
+struct PrintedAttributes {
     umask: String,
     nice: String,
     oom_score_adj: String,
     limits: String,
 }
 
-impl Told {
+impl PrintedAttributes {
     async fn of(scene: &mut Scene, spec: ProcessSpec) -> Self {
         let text = output(scene, spec).await;
         let mut lines = text.lines().map(str::to_owned);
@@ -212,7 +212,7 @@ async fn the_spec_overrides_the_configuration_which_overrides_inherited_values()
     let config = "[children]\numask = \"0070\"\nnice = 18\nlimits = { nofile = \"50:60\" }\n";
     let mut scene = scene(Daemon::start(config).await).await;
 
-    let configured = Told::of(&mut scene, teller()).await;
+    let configured = PrintedAttributes::of(&mut scene, prints_attributes()).await;
     assert_eq!(
         (configured.umask.as_str(), configured.nice.as_str()),
         ("0070", "18")
@@ -225,9 +225,9 @@ async fn the_spec_overrides_the_configuration_which_overrides_inherited_values()
             limits: vec![limit("nofile", 30, 40), limit("core", 0, 0)],
             nice: Some(19),
         }),
-        ..teller()
+        ..prints_attributes()
     };
-    let told = Told::of(&mut scene, inherited.clone()).await;
+    let told = PrintedAttributes::of(&mut scene, inherited.clone()).await;
     assert_eq!((told.umask.as_str(), told.nice.as_str()), ("0070", "18"));
     assert_eq!(told.limit("Max open files"), "50:60");
     assert_eq!(told.limit("Max core file size"), "0:0");
@@ -239,7 +239,7 @@ async fn the_spec_overrides_the_configuration_which_overrides_inherited_values()
         limits: vec![limit("nofile", 20, 25), limit("cpu", 1000, u64::MAX)],
         ..inherited
     };
-    let told = Told::of(&mut scene, asked).await;
+    let told = PrintedAttributes::of(&mut scene, asked).await;
     assert_eq!((told.umask.as_str(), told.nice.as_str()), ("0027", "19"));
     assert_eq!(told.oom_score_adj, "1000");
     assert_eq!(told.limit("Max open files"), "20:25");
@@ -247,7 +247,10 @@ async fn the_spec_overrides_the_configuration_which_overrides_inherited_values()
     assert_eq!(told.limit("Max core file size"), "0:0");
 
     // The attributes of one child have not changed those of the daemon.
-    assert_eq!(Told::of(&mut scene, teller()).await, configured);
+    assert_eq!(
+        PrintedAttributes::of(&mut scene, prints_attributes()).await,
+        configured
+    );
     scene.finish().await;
 }
 
@@ -255,7 +258,7 @@ async fn the_spec_overrides_the_configuration_which_overrides_inherited_values()
 async fn inherited_attributes_are_applied_as_far_as_the_daemon_can() {
     let launcher = ["prlimit", "--nofile=64:128", "nice", "-n", "5"];
     let mut scene = scene(Daemon::start_by(&launcher, "").await).await;
-    let own = Told::of(&mut scene, teller()).await;
+    let own = PrintedAttributes::of(&mut scene, prints_attributes()).await;
     assert_eq!(own.limit("Max open files"), "64:128");
     let spec = ProcessSpec {
         inherited_attributes: Some(InheritedAttributes {
@@ -263,9 +266,9 @@ async fn inherited_attributes_are_applied_as_far_as_the_daemon_can() {
             limits: vec![limit("nofile", 100, 1000)],
             nice: Some(-20),
         }),
-        ..teller()
+        ..prints_attributes()
     };
-    let told = Told::of(&mut scene, spec).await;
+    let told = PrintedAttributes::of(&mut scene, spec).await;
     assert_eq!((told.umask.as_str(), &told.nice), ("0007", &own.nice));
     assert_eq!(told.limit("Max open files"), "100:128");
     scene.finish().await;
