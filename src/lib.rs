@@ -11,6 +11,7 @@
 //! | [`text`] | makes text from outside safe to show; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
+//! | `id_map` | a map from ids to values; uses no other module |
 //! | [`error`] | the error type of the whole daemon |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | reads TOML into checked types; uses `similar`, [`words`] and [`kinds`] only |
@@ -43,6 +44,7 @@ pub mod event;
 pub mod event_loop;
 pub mod handover;
 pub mod history;
+mod id_map;
 pub mod journal;
 pub mod kinds;
 pub mod memory;

@@ -41,6 +41,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,19 +99,21 @@ pub struct OpId {
     pub lane: Lane,
 }
 
-/// Names a file descriptor that a driver owns.
+/// Names a file descriptor that a driver owns: its index in the driver's table, plus one, so that
+/// `Option<SourceId>` is as small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SourceId(u32);
+pub struct SourceId(NonZeroU32);
 
 impl SourceId {
     /// Returns the source at this index of a driver's table. A process cannot have so many
     /// descriptors that the index exceeds `u32::MAX`.
     fn at(index: usize) -> Self {
-        Self(u32::try_from(index).unwrap_or(u32::MAX))
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        Self(NonZeroU32::MIN.saturating_add(number))
     }
 
     const fn index(self) -> usize {
-        self.0 as usize
+        self.0.get() as usize - 1
     }
 }
 
@@ -132,7 +135,7 @@ pub enum Op {
     /// time: any number of [`Done::Data`], then [`Done::Eof`].
     Recv {
         /// Bytes, at least 1.
-        max: usize,
+        max: u32,
     },
     /// Reads a regular file once, at most `max` bytes, from the page cache or from storage:
     /// one or more [`Done::Data`], the last of which ends the operation, or [`Done::Eof`].
@@ -141,7 +144,7 @@ pub enum Op {
         /// From the start of the file, bytes; at most `i64::MAX`.
         offset: u64,
         /// Bytes, at least 1.
-        max: usize,
+        max: u32,
     },
     /// Accepts up to `limit` connections: [`Done::Accepted`] for each.
     Accept {

@@ -44,7 +44,7 @@ impl Ledger {
                 hint: "remove watches; closed ones count until their finished_ttl has passed",
             });
         }
-        if self.sources + need.sources > self.sources_max {
+        if self.sources + need.sources as usize > self.sources_max {
             return Err(Error::Limit {
                 limit: "watched_fds",
                 value: self.sources_max as u64,
@@ -61,7 +61,7 @@ impl Ledger {
             return Err(full);
         }
         self.watches += 1;
-        self.sources += need.sources;
+        self.sources += need.sources as usize;
         Ok(())
     }
 
@@ -70,12 +70,12 @@ impl Ledger {
         self.everywhere.release();
         outbox.unreserve(need.room());
         self.watches -= 1;
-        self.sources -= need.sources;
+        self.sources -= need.sources as usize;
     }
 
     /// Releases everything that a closed watch has reserved, except the room for its `Removed`.
     pub(super) fn release_closed(&mut self, outbox: &mut Outbox, need: &mut Need) {
-        self.sources -= need.sources;
+        self.sources -= need.sources as usize;
         outbox.unreserve(need.room() - Need::REMOVAL.room());
         *need = Need::REMOVAL;
     }
@@ -105,8 +105,8 @@ impl Grants for Ledger {
         granted
     }
 
-    fn give_back_sources(&mut self, count: usize) {
-        self.sources -= count;
+    fn give_back_sources(&mut self, count: u32) {
+        self.sources -= count as usize;
     }
 }
 

@@ -8,7 +8,7 @@ use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
-use crate::watch::{ACCEPTED, Adoption, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch};
+use crate::watch::{ACCEPTED, Adoption, Alarm, Context, End, ONE_BY_ONE, ControlBlock, Teardown, Watch};
 
 impl EventLoop {
     /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,
@@ -24,24 +24,17 @@ impl EventLoop {
         }
         let polled = self.is_polled();
         let result = self.call(slot, polled, action)?;
-        self.sync_alarm(slot);
         self.adopt(slot);
         self.close_if_ended(slot);
         Some(result)
     }
 
-    /// Sets or removes the watch's timer if it changed its alarm.
-    fn sync_alarm(&mut self, slot: usize) {
+    /// Sets or removes the alarm of a watch.
+    fn set_alarm(&mut self, slot: usize, alarm: Option<Alarm>) {
         let record = &mut self.watches[slot];
-        if !std::mem::take(&mut record.control.alarm_changed) {
-            return;
-        }
         let before = record.alarm.take();
         let key = record.control.key;
-        record.alarm = record
-            .control
-            .alarm
-            .map(|alarm| self.timers.set(alarm, key));
+        record.alarm = alarm.map(|alarm| self.timers.set(alarm, key));
         if let Some(before) = before {
             let watches = &self.watches;
             self.timers.mark_stale(before, |key, id| {
@@ -71,7 +64,7 @@ impl EventLoop {
         if !record.closing || record.is_closed() || !record.control.finished {
             return;
         }
-        if record.control.ops.is_empty() {
+        if record.control.sources.live().next().is_none() {
             self.watches.set_cancelling(slot, false);
             self.record_closed(slot);
         } else {
@@ -80,9 +73,8 @@ impl EventLoop {
             // Repeated for operations started meanwhile: cancelling an operation twice does
             // nothing.
             let watch = record.control.key;
-            for (lane, source) in &record.control.ops {
-                let id = OpId { watch, lane: *lane };
-                self.driver.cancel(id, *source);
+            for (lane, source) in record.control.sources.live() {
+                self.driver.cancel(OpId { watch, lane }, source);
             }
         }
     }
@@ -114,9 +106,8 @@ impl EventLoop {
             expires,
         });
         let take = rare.take.take();
-        record.control.set_alarm(None);
         let mut taken = None;
-        for source in std::mem::take(&mut record.control.sources) {
+        for source in record.control.sources.take() {
             let shared = self.driver.is_shared(source);
             let Some(fd) = self.driver.detach(source) else {
                 continue;
@@ -127,7 +118,7 @@ impl EventLoop {
             }
         }
         let record = &mut self.watches[slot];
-        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.control.reserved));
+        let one_by_one = ONE_BY_ONE.times(std::mem::take(&mut record.control.reserved).into());
         self.outbox.unreserve(one_by_one);
         self.ledger
             .release_closed(&mut self.outbox, &mut record.need);
@@ -150,7 +141,7 @@ impl EventLoop {
         for reply in waiting.unwrap_or_default() {
             self.reply(reply, Ok(cursor));
         }
-        self.sync_alarm(slot);
+        self.set_alarm(slot, None);
         self.watches.closed(slot, expires);
         let rare = self.watches[slot].rare();
         if rare.is_some_and(|rare| rare.removal.is_some()) {
@@ -178,9 +169,14 @@ impl EventLoop {
             adoptions: &mut self.adoptions,
             ledger: &mut self.ledger,
             polled,
+            alarm: None,
         };
         let result = action(&mut *watch, &mut cx);
+        let alarm = cx.alarm;
         record.watch = Some(watch);
+        if let Some(alarm) = alarm {
+            self.set_alarm(slot, alarm);
+        }
         Some(result)
     }
 
@@ -298,7 +294,7 @@ impl EventLoop {
         let mut record = Record {
             control: ControlBlock::new(key, about),
             watch: Some(watch),
-            spec: spec.as_deref().map(Encoded::new),
+            spec: Encoded::new(spec.as_deref()),
             lifetime,
             created: self.now.realtime,
             added,

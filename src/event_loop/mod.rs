@@ -33,7 +33,6 @@ mod compare;
 mod direct;
 mod fence;
 mod handle;
-mod index;
 mod ledger;
 mod life;
 mod mailbox;
@@ -371,8 +370,7 @@ impl EventLoop {
         };
         let record = &mut self.watches[slot];
         if completion.last {
-            let lane = completion.id.lane;
-            record.control.ops.retain(|(live, _)| *live != lane);
+            record.control.sources.end(completion.id.lane);
         }
         self.with_watch(slot, |watch, cx| {
             watch.complete(cx, completion.id.lane, completion.done);
@@ -390,7 +388,6 @@ impl EventLoop {
             let record = &mut self.watches[slot];
             if record.alarm == Some(id) {
                 record.alarm = None;
-                record.control.alarm = None;
                 self.with_watch(slot, |watch, cx| watch.alarm(cx));
             }
         }

@@ -96,7 +96,7 @@ pub struct TakenFd {
 pub(super) struct Record {
     pub(super) control: ControlBlock,
     pub(super) watch: Option<Box<dyn Watch>>,
-    pub(super) spec: Option<Encoded>,
+    pub(super) spec: Encoded,
     pub(super) lifetime: Lifetime,
     pub(super) created: u64,
     pub(super) added: u64,
@@ -107,18 +107,21 @@ pub(super) struct Record {
     pub(super) closing: bool,
 }
 
-/// An encoded specification, which is many times smaller than the decoded one.
+/// An encoded specification, which is many times smaller than the decoded one. Empty if there is
+/// none: no specification has an empty encoding, because it has a kind.
 #[derive(Debug)]
 pub(super) struct Encoded(SmallVec<[u8; 16]>);
 
 impl Encoded {
-    pub(super) fn new(spec: &proto::WatchSpec) -> Self {
-        Self(SmallVec::from_vec(spec.encode_to_vec()))
+    pub(super) fn new(spec: Option<&proto::WatchSpec>) -> Self {
+        let bytes = spec.map(|spec| spec.encode_to_vec());
+        Self(SmallVec::from_vec(bytes.unwrap_or_default()))
     }
 
-    pub(super) fn decode(&self) -> proto::WatchSpec {
+    pub(super) fn decode(&self) -> Option<proto::WatchSpec> {
         // `new` encoded it, so this does not fail.
-        proto::WatchSpec::decode(&*self.0).unwrap_or_default()
+        let decode = || proto::WatchSpec::decode(&*self.0).ok();
+        (!self.0.is_empty()).then(decode).flatten()
     }
 }
 
@@ -233,7 +236,7 @@ impl Record {
             user_data: self.control.about.user_data,
             watch_kind: self.kind.name().to_owned(),
             state: state.into(),
-            spec: self.spec.as_ref().map(Encoded::decode),
+            spec: self.spec.decode(),
             created: Some(clock::timestamp(self.created)),
             added: Some(journal.cursor(self.added).into()),
             closed: ending.map(|ending| ending.closed.clone()),
@@ -245,5 +248,16 @@ impl Record {
             source_pause: self.rare().and_then(|rare| rare.paused),
             status: self.watch.as_ref().and_then(|watch| watch.status()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop may have a million watches, and each has a record.
+    #[test]
+    fn a_record_is_small() {
+        assert!(size_of::<Record>() <= 152, "{} bytes", size_of::<Record>());
     }
 }

@@ -243,8 +243,8 @@ impl EventLoop {
         if !registration.or_existing {
             return Err(taken(None));
         }
-        let differs = match (&record.spec, &registration.spec) {
-            (Some(theirs), Some(ours)) => compare::difference(&theirs.decode(), ours),
+        let differs = match (record.spec.decode(), &registration.spec) {
+            (Some(theirs), Some(ours)) => compare::difference(&theirs, ours),
             (None, None) => None,
             _ => Some("spec".to_owned()),
         };

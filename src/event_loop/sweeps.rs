@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 use super::{EventLoop, Reply};
 use crate::access::ProcessKey;
-use crate::driver::{Completion, Done, OpId};
+use crate::driver::{Completion, Done, Lane, OpId};
 use crate::event::{CloseReason, LoopState};
 use crate::watch::Teardown;
 
@@ -189,8 +190,9 @@ impl EventLoop {
         let Some(record) = self.watches.get(slot) else {
             return;
         };
-        let (watch, live) = (record.control.key, record.control.ops.clone());
-        for (lane, _) in live {
+        let watch = record.control.key;
+        let live: SmallVec<[Lane; 4]> = record.control.sources.live().map(|(lane, _)| lane).collect();
+        for lane in live {
             self.handle_completion(Completion {
                 id: OpId { watch, lane },
                 done: Done::Failed(errno),

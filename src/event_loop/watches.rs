@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::index::Index;
 use super::record::{Lifetime, Record};
 use crate::access::ProcessKey;
 use crate::driver::Key;
+use crate::id_map::IdMap;
 
 /// The records of all watches that have not been removed, by slot, and the indexes over them.
 ///
@@ -24,7 +24,8 @@ pub(super) struct Watches {
     generation: u32,
     /// The newest id; 0 before the first watch.
     last_id: u64,
-    by_id: Index,
+    /// The slots of the watches.
+    by_id: IdMap<u32>,
     by_name: HashMap<Arc<str>, usize>,
     /// Open watches that are bound to a client process.
     bound: HashMap<ProcessKey, HashSet<Key>>,
@@ -76,7 +77,7 @@ impl Watches {
         let (key, name) = (record.control.key, record.name().map(Arc::clone));
         let process = record.lifetime.process();
         let slot = self.records.insert(record);
-        self.by_id.insert(&self.records, key.slot);
+        self.by_id.insert(self.last_id, key.slot);
         if let Some(name) = name {
             self.by_name.insert(name, slot);
         }
@@ -108,8 +109,8 @@ impl Watches {
 
     /// Removes a watch from all indexes.
     pub(super) fn remove(&mut self, slot: usize) -> Record {
-        self.by_id.remove(&self.records, self.records[slot].id());
         let record = self.records.remove(slot);
+        self.by_id.remove(record.id());
         if let Some(name) = record.name() {
             self.by_name.remove(name);
         }
@@ -140,7 +141,7 @@ impl Watches {
 
     /// Returns the slot of the watch with that id.
     pub(super) fn by_id(&self, id: u64) -> Option<usize> {
-        self.by_id.get(&self.records, id)
+        Some(*self.by_id.get(id)? as usize)
     }
 
     /// Returns the slot of the watch with that name.

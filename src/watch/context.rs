@@ -4,9 +4,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use thin_vec::ThinVec;
 
-use super::{Need, Notifier, Services, Watch};
+use super::{Need, Notifier, Services, Sources, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
@@ -61,16 +60,10 @@ pub struct ControlBlock {
     pub key: Key,
     /// The name of the watch in events.
     pub about: About,
-    /// The live operations and their sources.
-    pub ops: ThinVec<(Lane, SourceId)>,
-    /// The sources that the watch has attached.
-    pub sources: ThinVec<SourceId>,
+    /// The sources that the watch has attached, and their live operations.
+    pub sources: Sources,
     /// The number of events reserved one by one, beyond those of its [`Need`].
-    pub reserved: u64,
-    /// The time at which the watch wants to be called.
-    pub alarm: Option<Alarm>,
-    /// Whether the loop has not seen the present value of `alarm`.
-    pub alarm_changed: bool,
+    pub reserved: u32,
     /// The end of the watch, once it was requested.
     pub end: Option<Box<End>>,
     /// Whether the watch has ended its operations itself.
@@ -86,22 +79,11 @@ impl ControlBlock {
         Self {
             key,
             about,
-            ops: ThinVec::new(),
-            sources: ThinVec::new(),
+            sources: Sources::default(),
             reserved: 0,
-            alarm: None,
-            alarm_changed: false,
             end: None,
             finished: false,
             cancelling: false,
-        }
-    }
-
-    /// Sets the time at which the watch is called; `None` for no alarm.
-    pub fn set_alarm(&mut self, at: Option<Alarm>) {
-        if self.alarm != at {
-            self.alarm = at;
-            self.alarm_changed = true;
         }
     }
 }
@@ -123,6 +105,9 @@ pub struct Context<'a> {
     pub(crate) ledger: &'a mut dyn Grants,
     /// Whether the loop polls its sources, so that their operations complete.
     pub(crate) polled: bool,
+    /// The alarm that the watch sets or removes in this call; `None` if it leaves its alarm as it
+    /// is.
+    pub(crate) alarm: Option<Option<Alarm>>,
 }
 
 /// Reserves resources for watches that a listener will accept.
@@ -138,15 +123,7 @@ pub trait Grants: std::fmt::Debug {
     /// Reserves one more source for a watch that exists. Returns false if there is none.
     fn grant_source(&mut self) -> bool;
     /// Releases that many sources.
-    fn give_back_sources(&mut self, count: usize);
-}
-
-/// Appends an item to a list that mostly has one item: the first allocation has room for one.
-fn push_first<T>(list: &mut ThinVec<T>, item: T) {
-    if list.capacity() == 0 {
-        list.reserve_exact(1);
-    }
-    list.push(item);
+    fn give_back_sources(&mut self, count: u32);
 }
 
 impl Context<'_> {
@@ -225,12 +202,12 @@ impl Context<'_> {
     /// Reserves a source beyond those of its [`Need`]. Returns false if the loop has no more.
     pub fn one_more_source(&mut self) -> bool {
         let granted = self.ledger.grant_source();
-        self.need.sources += usize::from(granted);
+        self.need.sources += u32::from(granted);
         granted
     }
 
     /// Releases the sources reserved beyond `most` that it has not attached.
-    pub fn keep_sources(&mut self, most: usize) {
+    pub fn keep_sources(&mut self, most: u32) {
         let kept = self.control.sources.len().max(most).min(self.need.sources);
         self.ledger.give_back_sources(self.need.sources - kept);
         self.need.sources = kept;
@@ -241,7 +218,7 @@ impl Context<'_> {
     pub fn attach(&mut self, fd: OwnedFd, mode: Nonblocking) -> Option<SourceId> {
         match self.driver.attach(fd, mode) {
             Ok(source) => {
-                push_first(&mut self.control.sources, source);
+                self.control.sources.attach(source);
                 Some(source)
             }
             Err(error) => {
@@ -258,7 +235,7 @@ impl Context<'_> {
     /// Starts an operation. The lane must be free.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
         debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
-        push_first(&mut self.control.ops, (lane, source));
+        self.control.sources.start(lane, source, op.direction());
         let id = OpId {
             watch: self.control.key,
             lane,
@@ -269,14 +246,14 @@ impl Context<'_> {
     /// Returns whether the lane has a live operation.
     #[must_use]
     pub fn is_live(&self, lane: Lane) -> bool {
-        self.control.ops.iter().any(|(live, _)| *live == lane)
+        self.control.sources.of_lane(lane).is_some()
     }
 
     /// Cancels the lane's operation, if it has one.
     pub fn cancel(&mut self, lane: Lane) {
         let watch = self.control.key;
-        if let Some((_, source)) = self.control.ops.iter().find(|(live, _)| *live == lane) {
-            self.driver.cancel(OpId { watch, lane }, *source);
+        if let Some(source) = self.control.sources.of_lane(lane) {
+            self.driver.cancel(OpId { watch, lane }, source);
         }
     }
 
@@ -290,7 +267,7 @@ impl Context<'_> {
 
     /// Removes a source without live operations from the driver and returns its descriptor.
     pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
-        self.control.sources.retain(|s| *s != source);
+        self.control.sources.detach(source);
         self.driver.detach(source)
     }
 
@@ -302,7 +279,7 @@ impl Context<'_> {
 
     /// Sets the watch's one alarm.
     pub fn set_alarm(&mut self, at: Alarm) {
-        self.control.set_alarm(Some(at));
+        self.alarm = Some(Some(at));
     }
 
     /// Sets the watch's one alarm to `delay` after the time of the turn.
@@ -316,7 +293,7 @@ impl Context<'_> {
 
     /// Removes the alarm.
     pub fn clear_alarm(&mut self) {
-        self.control.set_alarm(None);
+        self.alarm = Some(None);
     }
 
     /// Requests the end of the watch. Only the first request counts.

@@ -38,6 +38,7 @@ impl FdOrder {
             kind: self.kind,
             read: side(self.readable),
             write: side(self.writable),
+            fired: [0; 2],
         })
     }
 }
@@ -53,8 +54,6 @@ struct Side {
     ending: bool,
     /// Whether it was disarmed, so that only a rearm that names this direction arms it.
     disarmed: bool,
-    /// The sequence number of its last Ready; 0 if there was none.
-    fired: u64,
 }
 
 #[derive(Debug)]
@@ -64,6 +63,9 @@ struct FdWatch {
     kind: FileKind,
     read: Side,
     write: Side,
+    /// The sequence number of the last Ready of each lane; 0 if there was none. Not in [`Side`], to
+    /// keep the watch small.
+    fired: [u64; 2],
 }
 
 impl FdWatch {
@@ -131,7 +133,7 @@ impl Watch for FdWatch {
         self.side(lane).wanted = false;
         match done {
             Done::Ready(ready) => {
-                self.side(lane).fired = cx.emit_reserved(Kind::Ready(Ready {
+                self.fired[usize::from(lane.0)] = cx.emit_reserved(Kind::Ready(Ready {
                     readable: ready.readable,
                     writable: ready.writable,
                     hangup: ready.hangup,
@@ -166,9 +168,10 @@ impl Watch for FdWatch {
                 armed |= (named || both) && self.disarm(cx, lane);
                 continue;
             }
+            let fired = self.fired[usize::from(lane.0)];
             let side = self.side(lane);
-            let seen = item.seq == 0 || side.fired <= item.seq;
-            let meant = named || (both && side.fired > 0 && !side.disarmed);
+            let seen = item.seq == 0 || fired <= item.seq;
+            let meant = named || (both && fired > 0 && !side.disarmed);
             if meant && seen && !side.wanted {
                 self.arm(cx, lane);
                 armed = true;

@@ -41,6 +41,7 @@ mod pipe;
 mod process;
 mod services;
 mod signal;
+mod sources;
 mod starters;
 mod timer;
 mod transport;
@@ -58,6 +59,7 @@ pub use process::{
 };
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
+pub use sources::Sources;
 pub use starters::Starters;
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 
@@ -65,7 +67,7 @@ pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     /// The number of sources of the backend.
-    pub sources: usize,
+    pub sources: u32,
     /// The number of journal events that must always fit: Added, all that happen at most once,
     /// Removed.
     pub events: u32,
@@ -76,7 +78,7 @@ pub struct Need {
 impl Need {
     /// Returns the need of Added, Closed and Removed, and of that many sources.
     #[must_use]
-    pub const fn sources(sources: usize) -> Self {
+    pub const fn sources(sources: u32) -> Self {
         Self {
             sources,
             events: 3,

@@ -73,7 +73,7 @@ impl Incoming {
     /// Starts a read, unless the stream is paused, held, ended or read already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
         if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
-            let max = cx.services.transport.read_size;
+            let max = u32::try_from(cx.services.transport.read_size).unwrap_or(u32::MAX);
             cx.start(self.lane, self.source, Op::Recv { max });
         }
     }

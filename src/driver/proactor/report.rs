@@ -60,7 +60,7 @@ impl Proactor {
                         turn.budget.bytes
                     };
                     let piece;
-                    (piece, rest) = data.split(max.min(room));
+                    (piece, rest) = data.split(room.min(max as usize));
                     self.held -= piece.len();
                     let last = once && rest.is_none();
                     if last {

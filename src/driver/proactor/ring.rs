@@ -166,14 +166,13 @@ impl Ring {
         token: Token,
         fd: BorrowedFd<'_>,
         way: Receive,
-        max: usize,
+        max: u32,
     ) -> Result<(), Errno> {
         let fd = Fd(fd.as_raw_fd());
         let entry = match way {
             Receive::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
             Receive::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
             Receive::Read => {
-                let max = u32::try_from(max).unwrap_or(u32::MAX >> 1);
                 opcode::Read::new(fd, ptr::null_mut(), max)
                     .offset(HERE)
                     .buf_group(GROUP)

@@ -94,7 +94,7 @@ impl Proactor {
             let (Op::ReadAt { offset, max }, Stage::Queued) = (&live.op, live.stage) else {
                 continue;
             };
-            let len = room.min(*max).min(transfer::READ_MAX);
+            let len = room.min(*max as usize).min(transfer::READ_MAX);
             if self.ring.read_at(token, fd, *offset, len).is_err() {
                 self.files.push_front(token);
                 return;

@@ -232,7 +232,7 @@ impl<P: Poller> Selector<P> {
         let was_fresh = std::mem::take(fresh);
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
-            Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max)) {
+            Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max as usize)) {
                 Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
                 other => other.map(|_| Done::Eof),
             },
@@ -381,5 +381,16 @@ impl<P: Poller> Driver for Selector<P> {
             Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop may have a million sources.
+    #[test]
+    fn a_source_is_small() {
+        assert!(size_of::<Source>() <= 80, "{} bytes", size_of::<Source>());
     }
 }

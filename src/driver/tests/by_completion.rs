@@ -104,7 +104,8 @@ fn a_read_of_a_file_is_told_as_far_as_the_budget_goes(mut rig: Rig) {
 /// Reads files whose pages must come from storage, files in the page cache, and sockets at the same
 /// time: each operation gets its own bytes, in whichever order they complete.
 fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
-    const SIZE: usize = 40_000;
+    const MAX: u32 = 40_000;
+    const SIZE: usize = MAX as usize;
     let mut expected = std::collections::HashMap::new();
     let mut got = std::collections::HashMap::<u32, Vec<u8>>::new();
     let mut peers = Vec::new();
@@ -126,7 +127,7 @@ fn files_and_sockets_are_read_beside_each_other(mut rig: Rig) {
             let source = rig.attach(file, Nonblocking::File);
             let op = Op::ReadAt {
                 offset: 0,
-                max: SIZE,
+                max: MAX,
             };
             rig.driver.start(id(number.into()), source, op);
         }

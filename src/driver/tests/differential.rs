@@ -11,7 +11,7 @@ const PEERS: usize = 3;
 #[derive(Debug, Clone)]
 enum Step {
     Ready(usize, bool),
-    Recv(usize, usize),
+    Recv(usize, u32),
     Send(usize, usize),
     Cancel(usize, bool),
     PeerWrites(usize, usize),
@@ -23,7 +23,7 @@ fn step() -> impl Strategy<Value = Step> {
     let peer = 0..PEERS;
     prop_oneof![
         3 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
-        3 => (peer.clone(), 1..5000_usize).prop_map(|(peer, max)| Step::Recv(peer, max)),
+        3 => (peer.clone(), 1..5000_u32).prop_map(|(peer, max)| Step::Recv(peer, max)),
         3 => (peer.clone(), 1..300_000_usize).prop_map(|(peer, len)| Step::Send(peer, len)),
         2 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Cancel(peer, read)),
         4 => (peer.clone(), 1..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),

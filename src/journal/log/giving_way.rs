@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CLOSED, Island, Log};
+use super::{Island, Log};
 use crate::journal::Room;
 use crate::journal::labels::LabelSets;
 use crate::journal::monitor::WaiterId;
@@ -10,19 +10,31 @@ use crate::journal::outbox::Entry;
 use crate::journal::watches::Fate;
 use crate::proto::EventKind;
 
-const STARTED: u8 = EventKind::Started as u8;
-const STREAM_END: u8 = EventKind::StreamEnd as u8;
-const EXITED: u8 = EventKind::Exited as u8;
-const CONNECTED: u8 = EventKind::Connected as u8;
-const EOF: u8 = EventKind::Eof as u8;
-
-/// Returns whether an event of this kind is a fact: it happens once to a watch and clients ask for
-/// it later, so it stays until the watch is removed.
-const fn is_fact(kind: u8) -> bool {
-    matches!(
-        kind,
-        CLOSED | STARTED | STREAM_END | EXITED | CONNECTED | EOF
-    )
+/// Returns whether an event of this kind is a fact: it happens once to a watch, or once to a stream
+/// of it, and clients ask for it later, so it stays until the watch is removed.
+const fn is_fact(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Closed
+        | EventKind::Started
+        | EventKind::StreamEnd
+        | EventKind::Exited
+        | EventKind::Connected
+        | EventKind::Eof => true,
+        EventKind::Unspecified
+        | EventKind::Posted
+        | EventKind::LoopStateChanged
+        | EventKind::PolicyChanged
+        | EventKind::Added
+        | EventKind::Removed
+        | EventKind::Ready
+        | EventKind::TimerFired
+        | EventKind::Accepted
+        | EventKind::AcceptPaused
+        | EventKind::Data
+        | EventKind::WritePaused
+        | EventKind::WriteResumed
+        | EventKind::Signal => false,
+    }
 }
 
 /// The ring is shrunk when its capacity is this many times its length.
@@ -107,7 +119,8 @@ impl Log {
         };
         let seq = self.first;
         let len = entry.end - self.start;
-        match self.watches.fate(seq, &entry, is_fact(entry.kind)) {
+        let is_fact = EventKind::try_from(i32::from(entry.kind)).is_ok_and(is_fact);
+        match self.watches.fate(seq, &entry, is_fact) {
             Fate::Lost => self.lose(seq, &entry, len, labels),
             fate => {
                 let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));

@@ -49,7 +49,7 @@ impl Watches {
         after: u64,
         now: u64,
     ) {
-        if let Some(record) = self.records.get_mut(&watch) {
+        if let Some(record) = self.records.get_mut(watch) {
             let upto = record.total;
             record.rare().readers.push(Attached {
                 waiter,
@@ -112,7 +112,7 @@ impl Watches {
         now: u64,
         change: impl FnOnce(&mut SmallVec<[Attached; 1]>, u64),
     ) {
-        let Some(record) = self.records.get_mut(&watch) else {
+        let Some(record) = self.records.get_mut(watch) else {
             return;
         };
         let before = record.unread();
@@ -127,7 +127,7 @@ impl Watches {
     /// Updates whether the watch waits for its readers: it begins to wait when they are more than
     /// the window behind, and ceases at half of it.
     pub(super) fn weigh(&mut self, watch: u64, now: u64) {
-        let Some(record) = self.records.get_mut(&watch) else {
+        let Some(record) = self.records.get_mut(watch) else {
             return;
         };
         let unread = record.unread();
@@ -161,7 +161,7 @@ impl Watches {
 
     /// Returns whether the watch waits for its readers.
     pub(in crate::journal) fn waits(&self, watch: u64) -> bool {
-        let rare = self.records.get(&watch).and_then(|r| r.rare.as_ref());
+        let rare = self.records.get(watch).and_then(|r| r.rare.as_ref());
         rare.is_some_and(|rare| rare.waits)
     }
 
@@ -206,7 +206,7 @@ impl Watches {
                 });
             });
             self.readers_let_go += gone;
-            let record = self.records.get_mut(&watch);
+            let record = self.records.get_mut(watch);
             if let Some(rare) = record.and_then(|record| record.rare.as_mut())
                 && rare.behind.is_some()
             {
@@ -239,7 +239,7 @@ impl Watches {
         if self.behind.len() > EACH_MAX {
             return self.unread();
         }
-        let records = self.behind.iter().filter_map(|(_, w)| self.records.get(w));
+        let records = self.behind.iter().filter_map(|(_, w)| self.records.get(*w));
         let before = records.filter(|record| record.awaits(seq));
         self.room_of(before.map(Record::unread).sum())
     }

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::Limits;
 use super::levels::Levels;
 use super::outbox::Entry;
+use crate::id_map::IdMap;
 
 mod attached;
 
@@ -85,7 +85,7 @@ impl Record {
 /// All watches of a log.
 #[derive(Debug)]
 pub(super) struct Watches {
-    records: HashMap<u64, Record>,
+    records: IdMap<Record>,
     levels: Levels,
     /// How much of its newest events every watch keeps, as of the last [`Watches::measure`].
     level: u64,
@@ -112,7 +112,7 @@ impl Watches {
         let unit = (limits.bytes / limits.events.max(1)).max(1);
         let promised = |bytes: u64| bytes.saturating_mul(unit.max(EVENT_MIN)) / EVENT_MIN;
         Self {
-            records: HashMap::new(),
+            records: IdMap::default(),
             levels: Levels::new(promised(limits.watch_keep), limits.bytes / 2),
             level: 0,
             unit,
@@ -134,7 +134,7 @@ impl Watches {
     /// one.
     pub(super) fn append(&mut self, watch: u64, bytes: u64, now: u64) -> u64 {
         let cost = self.cost(bytes);
-        let record = self.records.entry(watch).or_insert_with(|| {
+        let record = self.records.get_or_insert_with(watch, || {
             self.levels.add(0);
             Record::default()
         });
@@ -166,7 +166,7 @@ impl Watches {
 
     /// Returns what becomes of the ring's oldest event.
     pub(super) fn fate(&self, seq: u64, entry: &Entry, is_fact: bool) -> Fate {
-        let Some(record) = self.records.get(&entry.watch) else {
+        let Some(record) = self.records.get(entry.watch) else {
             return Fate::Lost;
         };
         let newer = record.total - entry.upto;
@@ -188,7 +188,7 @@ impl Watches {
     /// Records that an event of `bytes` became an island.
     pub(super) fn islanded(&mut self, watch: u64, seq: u64, bytes: u64, fate: Fate) {
         let cost = self.cost(bytes);
-        let Some(record) = self.records.get_mut(&watch) else {
+        let Some(record) = self.records.get_mut(watch) else {
             return;
         };
         let rare = record.rare();
@@ -202,7 +202,7 @@ impl Watches {
     }
 
     fn respare(&mut self, watch: u64, spare: u64) {
-        if let Some(record) = self.records.get_mut(&watch) {
+        if let Some(record) = self.records.get_mut(watch) {
             let before = std::mem::replace(&mut record.rare().spare, spare);
             self.spare.remove(&(before, watch));
             if spare > 0 {
@@ -214,7 +214,7 @@ impl Watches {
     /// Records that an event of `bytes` is lost.
     pub(super) fn lost(&mut self, watch: u64, seq: u64, bytes: u64) {
         let cost = self.cost(bytes);
-        let Some(record) = self.records.get_mut(&watch) else {
+        let Some(record) = self.records.get_mut(watch) else {
             return;
         };
         if !record.is_removed() {
@@ -229,7 +229,7 @@ impl Watches {
     /// Returns the oldest island of a watch that may give way, unless an attached reader waits for
     /// it or it lies after `pinned_after`, where consumers do.
     fn oldest_island(&self, watch: u64, pinned_after: u64) -> Option<u64> {
-        let record = self.records.get(&watch)?;
+        let record = self.records.get(watch)?;
         let seq = *record.rare.as_ref()?.islands.front()?;
         (seq <= pinned_after && !record.awaits(seq)).then_some(seq)
     }
@@ -243,7 +243,7 @@ impl Watches {
         upto: impl Fn(u64) -> u64,
     ) -> Option<u64> {
         let seq = self.oldest_island(watch, pinned_after)?;
-        let record = self.records.get(&watch)?;
+        let record = self.records.get(watch)?;
         let newer = record.total - upto(seq);
         (newer >= self.level || record.is_removed()).then_some(seq)
     }
@@ -258,7 +258,7 @@ impl Watches {
     /// Records that the oldest island of a watch, an event of `bytes`, is dropped.
     pub(super) fn gave_way(&mut self, watch: u64, bytes: u64) {
         let cost = self.cost(bytes);
-        if let Some(record) = self.records.get_mut(&watch) {
+        if let Some(record) = self.records.get_mut(watch) {
             let rare = record.rare();
             rare.islands.pop_front();
             let spare = rare.spare - cost;
@@ -268,7 +268,7 @@ impl Watches {
 
     /// Marks a watch as removed. Returns the islands to drop, unless a reader is still attached.
     pub(super) fn remove(&mut self, watch: u64) -> Vec<u64> {
-        let Some(record) = self.records.get_mut(&watch) else {
+        let Some(record) = self.records.get_mut(watch) else {
             return Vec::new();
         };
         if !record.is_removed() {
@@ -281,10 +281,10 @@ impl Watches {
     /// Forgets a watch that is removed and has no attached reader. Returns its islands.
     fn forget(&mut self, watch: u64) -> Vec<u64> {
         let done = |record: &Record| record.is_removed() && record.readers().is_empty();
-        if !self.records.get(&watch).is_some_and(done) {
+        if !self.records.get(watch).is_some_and(done) {
             return Vec::new();
         }
-        let record = self.records.remove(&watch);
+        let record = self.records.remove(watch);
         let Some(rare) = record.and_then(|record| record.rare) else {
             return Vec::new();
         };
@@ -294,13 +294,13 @@ impl Watches {
 
     /// Returns whether the watch was added and is not removed.
     pub(super) fn is_present(&self, watch: u64) -> bool {
-        let record = self.records.get(&watch);
+        let record = self.records.get(watch);
         record.is_some_and(|record| !record.is_removed())
     }
 
     /// Returns the newest lost event of a watch, 0 if none is lost. `None` if the watch is gone.
     pub(super) fn lost_through(&self, watch: u64) -> Option<u64> {
-        let record = self.records.get(&watch)?;
+        let record = self.records.get(watch)?;
         Some(record.rare.as_ref().map_or(0, |rare| rare.lost_through))
     }
 }

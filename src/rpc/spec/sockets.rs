@@ -129,7 +129,8 @@ impl Specification for proto::ListenerSpec {
                 }
                 // A name may have many addresses, and they are bound before they are counted: this
                 // is the most.
-                need.sources = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
+                let sockets = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
+                need.sources = u32::try_from(sockets).unwrap_or(u32::MAX);
                 let target = ListenTarget::Tcp {
                     hosts: tcp.hosts.clone(),
                     port: port("spec.listener.tcp.port", tcp.port, 0)?,

@@ -97,10 +97,10 @@ impl ProcessOrder {
     /// Returns what the watch needs.
     #[must_use]
     pub fn need(&self) -> Need {
-        let pipes = self.stdio.iter().filter(|s| **s == Stdio::Pipe).count();
+        let pipes = self.stdio.iter().map(|s| u32::from(*s == Stdio::Pipe));
         let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
-        let pidfd = usize::from(self.watcher == ChildWatcher::Pidfd);
-        let need = Need::sources(pipes + pidfd)
+        let pidfd = u32::from(self.watcher == ChildWatcher::Pidfd);
+        let need = Need::sources(pipes.sum::<u32>() + pidfd)
             .and(largest::STARTED)
             .and(largest::EXITED);
         streams.fold(need, |need, _| need.and(largest::STREAM_END))
