@@ -11,10 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::driver::Proactor;
 use super::entry::Token;
-use super::operation::{Report, Stage};
-use crate::driver::Done;
 use crate::driver::wait::timespec;
 
 /// Most sources taken from epoll at once; the next poll reports the others.
@@ -32,7 +29,8 @@ pub(super) struct EpollSet {
 }
 
 impl EpollSet {
-    fn add(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Makes a source wait until it is writable.
+    pub(super) fn add(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let epoll = match self.epoll.take() {
             Some(epoll) => epoll,
             None => epoll::create(CreateFlags::CLOEXEC)?,
@@ -43,7 +41,8 @@ impl EpollSet {
         added
     }
 
-    fn remove(&mut self, fd: BorrowedFd<'_>) {
+    /// Makes a source wait no longer.
+    pub(super) fn remove(&mut self, fd: BorrowedFd<'_>) {
         if let Some(epoll) = &self.epoll
             && epoll::delete(epoll, fd).is_ok()
         {
@@ -58,7 +57,7 @@ impl EpollSet {
     }
 
     /// Returns the operations whose sources are ready.
-    fn ready(&self) -> Vec<Token> {
+    pub(super) fn ready(&self) -> Vec<Token> {
         let Some(epoll) = &self.epoll else {
             return Vec::new();
         };
@@ -69,52 +68,5 @@ impl EpollSet {
         let found = found.map(|(found, _)| found).unwrap_or_default();
         let tokens = found.iter().map(|event| Token::numbered(event.data.u64()));
         tokens.collect()
-    }
-}
-
-impl Proactor {
-    /// Makes an operation wait in epoll after the ring's poll ended only because of `RDHUP`.
-    pub(super) fn wait_in_epoll(&mut self, token: Token) {
-        let Some(source) = self.sources.get_mut(token.source()) else {
-            return;
-        };
-        let Some((fd, live)) = source.parts(token.direction()) else {
-            return;
-        };
-        if live.cancelling {
-            return self.end(token, Done::Cancelled);
-        }
-        match self.epoll.add(token, fd) {
-            Ok(()) => live.stage = Stage::InEpoll,
-            Err(errno) => self.end(token, Done::Failed(errno)),
-        }
-    }
-
-    /// Removes an operation's source from epoll.
-    pub(super) fn leave_epoll(&mut self, token: Token) {
-        if let Some(source) = self.sources.get_mut(token.source())
-            && let Some((fd, _)) = source.parts(token.direction())
-        {
-            self.epoll.remove(fd);
-        }
-    }
-
-    /// Goes on with the operations that are ready, after the ring's poll of epoll has ended.
-    pub(super) fn process_epoll(&mut self) {
-        self.epoll.polled = false;
-        for token in self.epoll.ready() {
-            self.leave_epoll(token);
-            if let Some(live) = self.live(token)
-                && live.stage == Stage::InEpoll
-            {
-                if live.waits_to_transfer() {
-                    (live.poll_first, live.polled) = (false, true);
-                    self.resubmit(token);
-                } else {
-                    live.stage = Stage::Done;
-                    self.queue_report(token, Report::Ready);
-                }
-            }
-        }
     }
 }

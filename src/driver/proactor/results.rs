@@ -184,6 +184,51 @@ impl Proactor {
             Err(errno) => self.end(token, Done::Failed(errno)),
         }
     }
+
+    /// Makes an operation wait in epoll after the ring's poll ended only because of `RDHUP`.
+    pub(super) fn wait_in_epoll(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(token.source()) else {
+            return;
+        };
+        let Some((fd, live)) = source.parts(token.direction()) else {
+            return;
+        };
+        if live.cancelling {
+            return self.end(token, Done::Cancelled);
+        }
+        match self.epoll.add(token, fd) {
+            Ok(()) => live.stage = Stage::InEpoll,
+            Err(errno) => self.end(token, Done::Failed(errno)),
+        }
+    }
+
+    /// Removes an operation's source from epoll.
+    pub(super) fn leave_epoll(&mut self, token: Token) {
+        if let Some(source) = self.sources.get_mut(token.source())
+            && let Some((fd, _)) = source.parts(token.direction())
+        {
+            self.epoll.remove(fd);
+        }
+    }
+
+    /// Goes on with the operations that are ready, after the ring's poll of epoll has ended.
+    pub(super) fn process_epoll(&mut self) {
+        self.epoll.polled = false;
+        for token in self.epoll.ready() {
+            self.leave_epoll(token);
+            if let Some(live) = self.live(token)
+                && live.stage == Stage::InEpoll
+            {
+                if live.waits_to_transfer() {
+                    (live.poll_first, live.polled) = (false, true);
+                    self.resubmit(token);
+                } else {
+                    live.stage = Stage::Done;
+                    self.queue_report(token, Report::Ready);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
