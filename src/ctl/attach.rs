@@ -2,8 +2,10 @@
 
 use clap::Args;
 
-use super::attached::{Foreground, Forget, OnHangup, attached, named};
+use super::attached::{Foreground, Forget, attached};
 use super::failure::Outcome;
+use super::leaving::OnHangup;
+use super::lookup;
 use super::names::OneWatch;
 use super::session::Session;
 use crate::proto::{OnGap, RunRequest};
@@ -32,7 +34,7 @@ pub(super) struct Attach {
 pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
     let request = RunRequest {
         r#loop: session.loop_ref.clone(),
-        name: named(session, args.name.reference()).await?.name,
+        name: lookup::process(session, &args.name.reference()).await?.name,
         on_gap: OnGap::Skip.into(),
         ..RunRequest::default()
     };

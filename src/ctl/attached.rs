@@ -1,27 +1,17 @@
 //! The foreground of a process: its output is printed here, and stdin and signals are passed on to it.
 
-use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
+use super::exit::{exit_code, is_success};
 use super::failure::{Failure, Outcome, complain};
 use super::feed::{Feed, Header, Item, Source};
 use super::feeder::{Ended, Feeder, in_background, refused};
-use super::leaving::{Left, Process};
+use super::leaving::{Left, OnHangup, Process};
 use super::parse;
 use super::session::Session;
 use super::signals::{Signals, die_of};
-use super::transcript::{Links, Transcript, Until, exit_code, is_success, no_process};
-use super::watch;
-use crate::proto::{LoopRef, RunRequest, Watch, WatchRef, exited, loop_ref};
-
-/// What becomes of a process when its output has no reader any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum OnHangup {
-    /// The process is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe was closed.
-    End,
-    /// The process goes on, and a note on stderr says so.
-    Keep,
-}
+use super::transcript::{Links, Transcript, Until};
+use crate::proto::{LoopRef, RunRequest, exited, loop_ref};
 
 /// How to be in the foreground.
 #[derive(Debug, Clone, Copy)]
@@ -149,19 +139,4 @@ async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links:
         }
     }
     std::future::pending::<()>().await;
-}
-
-/// Finds the process that is to be joined. Processes are joined by their names; the output of one without a name can be
-/// looked at with `events` only.
-pub(super) async fn named(session: &Session, asked: WatchRef) -> Result<Watch, Failure> {
-    let found = watch::get(session, &asked).await?;
-    if !watch::show::is_process(&found) {
-        return Err(no_process(&parse::watch_name(&asked), &found));
-    }
-    if found.name.is_empty() {
-        let id = parse::watch_name(&asked);
-        let advice = format!("see its events with `evloopctl events --watch {id}`");
-        return Err(Failure::new(id, "it has no name").advice(advice));
-    }
-    Ok(found)
 }

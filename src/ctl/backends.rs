@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use super::failure::{Failure, Outcome, USAGE};
 use super::output;
 use super::session::{Session, answer};
-use super::table::{BAD, DIM, GOOD, NAME, PLAIN, Table, cell, plain};
+use super::style::{BAD, DIM, GOOD, NAME, PLAIN};
+use super::table::{Table, cell, plain};
 use crate::proto::{Backend, Capability, DocumentedLoop, ListBackendsRequest};
 
 pub(super) const EXAMPLES: &str = "Examples:

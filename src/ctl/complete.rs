@@ -4,18 +4,19 @@
 //! answers at once, it offers no names and prints no message.
 
 use std::io::Write;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use clap::{Command, CommandFactory as _, Parser as _};
+use clap::Command;
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 
+use super::description;
 use super::failure::Failure;
-use super::session::{Session, answer};
+use super::lookup;
+use super::session::{Global, Session, answer};
 use super::usage::verb_of;
-use super::watch::{list_all, show};
-use super::{Args, consumer, loops};
 use crate::config;
 use crate::proto::{
     ListBackendsRequest, ListEventLoopPoliciesRequest, ListWatchesRequest, LoopState, Watch,
@@ -29,11 +30,21 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Most candidates that are offered.
 const OFFERED_MAX: usize = 1000;
 
-/// Prints candidates and ends the program if a shell asks for them. Otherwise does nothing.
-pub fn complete() {
-    CompleteEnv::with_factory(|| without_aliases(Args::command()))
+/// Builds the command line of evloopctl, for candidates, which clap asks for by functions without arguments.
+static COMMAND: OnceLock<fn() -> Command> = OnceLock::new();
+
+/// Prints candidates and ends the program if a shell asks for them. Otherwise does nothing. `command` builds the command
+/// line of evloopctl.
+pub(super) fn complete(command: fn() -> Command) {
+    let command = *COMMAND.get_or_init(|| command);
+    CompleteEnv::with_factory(|| with_loops(without_aliases(command())))
         .var(VARIABLE)
         .complete();
+}
+
+/// Offers loops for `--loop`. The session declares this option, and candidates come by a session.
+fn with_loops(command: Command) -> Command {
+    command.mut_arg("loop_ref", |option| option.add(loops()))
 }
 
 /// Hides the aliases of verbs: they work, but a shell would offer them in place of the verbs' names.
@@ -222,12 +233,12 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
                 _ if at => Told::Reference,
                 _ => Told::Name,
             };
-            of_verb(&session, &verb_of(&Args::command(), &line), told).await
+            of_verb(&session, &verb(&line), told).await
         }
         Wanted::Processes => of_verb(&session, "", Told::Name).await,
-        Wanted::Loops => of_loops(&session, &verb_of(&Args::command(), &line)).await,
+        Wanted::Loops => of_loops(&session, &verb(&line)).await,
         Wanted::Consumers => {
-            let found = consumer::list_all(&session).await?;
+            let found = lookup::consumers(&session).await?;
             let found = found.into_iter().map(|consumer| Found {
                 help: format!("{} events behind", consumer.lag_events),
                 name: consumer.name,
@@ -266,25 +277,26 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
 
 /// Connects to the daemon that the line names so far, with its loop and session.
 async fn session(line: &[String]) -> Result<Session, Failure> {
-    let mut words = vec!["evloopctl".to_owned()];
+    let mut global = Global::default();
     // The last word is the one that is being typed.
-    let mut rest = line.iter().take(line.len().saturating_sub(1));
-    while let Some(word) = rest.next() {
-        for option in ["--socket", "--loop", "--session"] {
-            if word == option {
-                words.extend(rest.next().map(|value| format!("{option}={value}")));
-                break;
-            } else if word.starts_with(&format!("{option}=")) {
-                words.push(word.clone());
-            }
-        }
-        if word == "--" {
-            break;
+    let mut words = line.iter().take(line.len().saturating_sub(1));
+    while let Some(word) = words.next().filter(|word| *word != "--") {
+        let (option, value) = match word.split_once('=') {
+            Some((option, value)) => (option, Some(value)),
+            None => (word.as_str(), None),
+        };
+        if matches!(option, "--socket" | "--loop" | "--session") {
+            let value = value.or_else(|| words.next().map(String::as_str));
+            value.map_or(Ok(()), |value| global.set(option, value))?;
         }
     }
-    words.push("status".to_owned());
-    let args = Args::try_parse_from(words).map_err(|_| Failure::silent(1))?;
-    Session::open(args.global, String::new()).await
+    Session::open(global, String::new()).await
+}
+
+/// Returns the verb that the line names so far.
+fn verb(line: &[String]) -> String {
+    let command = COMMAND.get().map(|command| command());
+    command.map_or_else(String::new, |command| verb_of(&command, line))
 }
 
 /// How a watch is written.
@@ -327,20 +339,24 @@ async fn of_verb(session: &Session, verb: &str, told: Told) -> Result<Vec<Found>
             _ => ended,
         }
     };
-    let found = list_all(session, request).await?;
+    let found = lookup::watches(session, request).await?;
     let found = found
         .iter()
         .filter(|watch| !watch.name.is_empty() || !processes || told != Told::Name);
     let found = found.map(|watch| Found {
         name: match told {
-            Told::Name => show::reference(watch),
+            Told::Name => description::reference(watch),
             Told::Reference => format!("@{}", watch.watch_id),
             Told::Id => watch.watch_id.to_string(),
         },
         help: match (told, processes) {
-            (Told::Name, true) => show::state(watch).0,
-            (Told::Name, false) => format!("{}, {}", watch.watch_kind, show::state(watch).0),
-            _ => format!("{}, {}", show::reference(watch), show::state(watch).0),
+            (Told::Name, true) => description::state(watch).0,
+            (Told::Name, false) => format!("{}, {}", watch.watch_kind, description::state(watch).0),
+            _ => format!(
+                "{}, {}",
+                description::reference(watch),
+                description::state(watch).0
+            ),
         },
         order: usize::from(later(watch)),
     });
@@ -348,7 +364,7 @@ async fn of_verb(session: &Session, verb: &str, told: Told) -> Result<Vec<Found>
 }
 
 async fn of_loops(session: &Session, verb: &str) -> Result<Vec<Found>, Failure> {
-    let found = loops::list_all(session, false).await?;
+    let found = lookup::loops(session, false).await?;
     let found = found.iter().map(|found| {
         let runs = found.state() == LoopState::Running;
         Found {

@@ -3,7 +3,8 @@
 use super::failure::Outcome;
 use super::output;
 use super::session::{Session, answer};
-use super::table::{DIM, NAME, Table, cell, plain};
+use super::style::{DIM, NAME};
+use super::table::{Table, cell, plain};
 use crate::proto::GetConfigRequest;
 
 pub(super) const EXAMPLES: &str = "Example:

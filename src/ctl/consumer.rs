@@ -4,15 +4,16 @@ use clap::Subcommand;
 
 use super::complete;
 use super::failure::{Failure, Outcome};
-use super::loops;
+use super::lookup;
 use super::output;
 use super::parse::{self, cursor_text};
 use super::session::{Session, answer};
-use super::table::{BAD, DIM, GOOD, NAME, PLAIN, Sheet, Table, cell, plain, printable};
+use super::style::{BAD, DIM, GOOD, NAME, PLAIN, printable};
+use super::table::{Sheet, Table, cell, plain};
 use super::units::{counted, date_and_age, grouped, size, span};
 use crate::proto::{
-    Consumer, CreateConsumerRequest, Cursor, DeleteConsumerRequest, GetConsumerRequest, IfExists,
-    ListConsumersRequest, StartAt, create_consumer_request::Start,
+    Consumer, CreateConsumerRequest, Cursor, DeleteConsumerRequest, IfExists, StartAt,
+    create_consumer_request::Start,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -23,9 +24,6 @@ pub(super) const EXAMPLES: &str = "Examples:
 Events that a consumer has not acknowledged stay in the journal. When the journal is full of \
 them, sources are not read until it acknowledges some, or is deleted. A consumer that nobody reads \
 as is deleted when its --ttl is over.";
-
-/// Most consumers in one page of a list.
-const PAGE_SIZE: u32 = 1000;
 
 /// What to do with consumers.
 #[derive(Debug, Subcommand)]
@@ -72,7 +70,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
         Verb::List => list(session).await?,
         Verb::Show { name } => {
-            show(session, &get(session, name).await?)?;
+            show(session, &lookup::consumer(session, name).await?)?;
         }
         Verb::Create {
             name,
@@ -122,16 +120,6 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     Ok(0)
 }
 
-/// One consumer.
-pub(super) async fn get(session: &Session, name: String) -> Result<Consumer, Failure> {
-    let request = GetConsumerRequest {
-        r#loop: session.loop_ref.clone(),
-        name,
-    };
-    let got = session.events().get_consumer(request).await;
-    Ok(answer(got)?.consumer.unwrap_or_default())
-}
-
 /// One consumer: as JSON, or all about it.
 pub(super) fn show(session: &Session, consumer: &Consumer) -> Result<(), Failure> {
     if session.json {
@@ -140,40 +128,8 @@ pub(super) fn show(session: &Session, consumer: &Consumer) -> Result<(), Failure
     sheet(consumer).print()
 }
 
-/// Lists all consumers of the loop, page after page; none if the context has no loop.
-pub(super) async fn list_all(session: &Session) -> Result<Vec<Consumer>, Failure> {
-    Ok(listed(session).await?.unwrap_or_default())
-}
-
-async fn listed(session: &Session) -> Result<Option<Vec<Consumer>>, Failure> {
-    let mut request = ListConsumersRequest {
-        r#loop: session.loop_ref.clone(),
-        page_size: PAGE_SIZE,
-        ..ListConsumersRequest::default()
-    };
-    let mut found = Vec::new();
-    loop {
-        let page = session.events().list_consumers(request.clone()).await;
-        let page = match answer(page) {
-            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(None),
-            page => page?,
-        };
-        found.extend(page.consumers);
-        if page.next_page_token.is_empty() {
-            return Ok(Some(found));
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
 async fn list(session: &Session) -> Result<(), Failure> {
-    let found = match listed(session).await? {
-        Some(found) => found,
-        None => {
-            loops::tell_none_is_set(session).await;
-            Vec::new()
-        }
-    };
+    let found = lookup::consumers_or_note(session).await?;
     if session.json {
         return output::messages(&found);
     }

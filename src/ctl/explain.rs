@@ -6,12 +6,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::consumer;
+use super::description;
 use super::failure::Failure;
-use super::loops;
+use super::lookup;
 use super::parse;
-use super::session::{Session, answer};
-use super::watch::{self, show};
+use super::session::Session;
 use crate::proto::{GetWatchRequest, ListWatchesRequest, LoopRef, WatchRef, loop_ref, watch_ref};
 use crate::similar::did_you_mean;
 
@@ -52,6 +51,12 @@ pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
     }
 }
 
+/// Reports a failure that does not end the verb, such as that of one name among several. Returns the exit code.
+pub(super) async fn report(session: &Session, failure: Failure) -> u8 {
+    let failure = explained(session, failure).await;
+    failure.of_verb(&session.verb).report()
+}
+
 /// A message and advice in place of the daemon's.
 #[derive(Debug, Default)]
 struct Better {
@@ -68,7 +73,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
         return None;
     }
     let message = Some(format!("there is no `{name}` on loop `{on}`"));
-    let all = watch::list_all(session, ListWatchesRequest::default()).await;
+    let all = lookup::watches(session, ListWatchesRequest::default()).await;
     let all = all.unwrap_or_default();
     let names = all.iter().map(|watch| watch.name.as_str());
     let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
@@ -95,7 +100,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
 
 /// Returns advice if another loop of the caller has a watch of that name.
 async fn elsewhere(session: &Session, name: &str) -> Option<String> {
-    let loops = loops::list_all(session, false).await.ok()?;
+    let loops = lookup::loops(session, false).await.ok()?;
     for other in loops.iter().take(LOOPS_MAX) {
         let request = GetWatchRequest {
             r#loop: Some(LoopRef {
@@ -115,7 +120,7 @@ async fn elsewhere(session: &Session, name: &str) -> Option<String> {
 
 /// Explains the failure to a user who has no loop because nothing was run yet.
 async fn no_loop_yet(session: &Session) -> Option<Better> {
-    let loops = loops::list_all(session, false).await.ok()?;
+    let loops = lookup::loops(session, false).await.ok()?;
     loops.is_empty().then(|| Better {
         message: Some("nothing is there yet: you have no loop".to_owned()),
         advice: Some("`evloopctl run` makes one, for what it runs".to_owned()),
@@ -123,12 +128,12 @@ async fn no_loop_yet(session: &Session) -> Option<Better> {
 }
 
 async fn no_loop(session: &Session, name: &str) -> Option<Better> {
-    let loops = loops::list_all(session, true).await.ok()?;
+    let loops = lookup::loops(session, true).await.ok()?;
     Some(nearest(name, loops.iter().map(|found| found.name.as_str())))
 }
 
 async fn no_consumer(session: &Session, name: &str) -> Option<Better> {
-    let consumers = consumer::list_all(session).await.ok()?;
+    let consumers = lookup::consumers(session).await.ok()?;
     Some(nearest(
         name,
         consumers.iter().map(|found| found.name.as_str()),
@@ -143,13 +148,11 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Better {
 }
 
 async fn watch_closed(session: &Session, id: &str) -> Option<Better> {
-    let request = GetWatchRequest {
-        r#loop: session.loop_ref.clone(),
-        watch: Some(parse::watch_id(id).ok()?),
-    };
-    let found = answer(session.watches().get_watch(request).await).ok()?;
-    let found = found.watch?;
-    let message = show::end(&found).map(|end| format!("{} {end}", show::reference(&found)));
+    let found = lookup::watch(session, &parse::watch_id(id).ok()?)
+        .await
+        .ok()?;
+    let message =
+        description::end(&found).map(|end| format!("{} {end}", description::reference(&found)));
     Some(Better {
         message,
         ..Better::default()

@@ -8,9 +8,9 @@ use super::failure::Failure;
 use super::session::{Session, answer};
 use super::standstill::{self, Standstill};
 use crate::proto::{
-    AckRequest, Batch, Cursor, GetServerInfoRequest, Goodbye, GoodbyeReason, LoopRef, OnGap,
-    RunRequest, RunResponse, SubscribeRequest, SubscribeResponse, loop_ref, run_response,
-    subscribe_request, subscribe_response,
+    AckRequest, Batch, Cursor, EventKind, Filter, GetServerInfoRequest, Goodbye, GoodbyeReason,
+    LoopRef, OnGap, RunRequest, RunResponse, SubscribeRequest, SubscribeResponse, Watch, loop_ref,
+    run_response, subscribe_request, subscribe_response,
 };
 
 mod tape;
@@ -382,6 +382,29 @@ impl Feed {
             }
         }
     }
+}
+
+/// Subscribes to the ends of these processes and to nothing else of them, from the time when `first`, the oldest of
+/// them, was added.
+pub(super) fn end_feed(
+    session: &Session,
+    of: Option<LoopRef>,
+    first: &Watch,
+    watch_ids: Vec<u64>,
+) -> Feed {
+    let added = first.added.clone().unwrap_or_default();
+    let request = SubscribeRequest {
+        r#loop: of,
+        start: Some(subscribe_request::Start::After(added)),
+        on_gap: OnGap::Skip.into(),
+        filter: Some(Filter {
+            watch_ids,
+            kinds: vec![EventKind::Exited.into(), EventKind::Closed.into()],
+            ..Filter::default()
+        }),
+        ..SubscribeRequest::default()
+    };
+    Feed::new(session.clone(), Source::Subscribe(request))
 }
 
 /// What became of a consumer that is no longer ours.

@@ -5,9 +5,9 @@ use clap::builder::PossibleValuesParser;
 
 use super::complete;
 use super::failure::Failure;
+use super::lookup;
 use super::parse;
 use super::session::Session;
-use super::watch;
 use crate::kinds::EVENT_KINDS;
 use crate::proto::{self, EventKind, WatchRef, watch_ref};
 
@@ -47,7 +47,7 @@ impl Filter {
             watch_ids.push(match watch.r#ref {
                 // Also of a watch that is gone, whose events are still there.
                 Some(watch_ref::Ref::WatchId(id)) => id,
-                _ => watch::get(session, watch).await?.watch_id,
+                _ => lookup::watch(session, watch).await?.watch_id,
             });
         }
         Ok(proto::Filter {

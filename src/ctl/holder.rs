@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::consumer;
+use super::lookup;
 use super::session::Session;
-use super::table::printable;
+use super::style::printable;
 use super::units::size;
 use crate::proto::{Consumer, LoopRef, SourcePause, SourcePauseReason, loop_ref};
 
@@ -28,7 +28,7 @@ impl Holder {
     /// Asks for the consumer of the session's loop for which most events are held; none if there is none, or if the
     /// daemon does not tell.
     pub(super) async fn find(session: &Session) -> Option<Self> {
-        let consumers = consumer::list_all(session).await.ok()?;
+        let consumers = lookup::consumers(session).await.ok()?;
         let consumer = consumers.into_iter().max_by_key(|c| c.lag_bytes)?;
         (consumer.lag_bytes > 0).then(|| Self {
             consumer,

@@ -3,11 +3,13 @@
 use clap::Args;
 
 use super::complete;
+use super::description;
+use super::exit::no_process;
+use super::explain;
 use super::failure::{Failure, Outcome, USAGE};
+use super::lookup;
 use super::parse;
 use super::session::{Session, answer};
-use super::transcript::no_process;
-use super::watch::{self, show};
 use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -91,7 +93,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     for watch in watches {
         let sent = send(session, watch, &signal, target).await;
         if let Err(failure) = sent {
-            code = session.report(failure).await;
+            code = explain::report(session, failure).await;
         }
     }
     Ok(code)
@@ -121,8 +123,8 @@ pub(super) async fn send(
     Err(match failure.reason.as_str() {
         // These say the name themselves.
         "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
-        "WRONG_STATE" => match watch::get(session, &watch).await {
-            Ok(found) if !show::is_process(&found) => no_process(&name, &found),
+        "WRONG_STATE" => match lookup::watch(session, &watch).await {
+            Ok(found) if !description::is_process(&found) => no_process(&name, &found),
             Ok(_) | Err(_) => failure.about(name),
         },
         _ => failure.about(name),
@@ -132,11 +134,11 @@ pub(super) async fn send(
 /// Answers what signal 0 asks, see kill(2): whether the process runs.
 async fn runs(session: &Session, asked: &WatchRef) -> Result<(), Failure> {
     let name = parse::watch_name(asked);
-    let found = watch::get(session, asked).await?;
-    if !show::is_process(&found) {
+    let found = lookup::watch(session, asked).await?;
+    if !description::is_process(&found) {
         return Err(no_process(&name, &found));
     }
-    match show::end(&found) {
+    match description::end(&found) {
         Some(end) => Err(Failure::plain(format!("{name} {end}"))),
         None => Ok(()),
     }

@@ -3,20 +3,21 @@
 use std::fmt;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 
-use super::attached::OnHangup;
+use super::description;
+use super::exit::end_of;
 use super::failure::{Failure, Gone, complain};
-use super::feed::Item;
+use super::feed::{Item, end_feed};
 use super::feeder::refused;
+use super::lookup;
 use super::parse;
 use super::session::{Session, answer};
 use super::signals::{Heard, Signals};
 use super::standstill;
-use super::transcript::{Links, end_of};
-use super::wait::end_feed;
-use super::watch::show;
+use super::transcript::Links;
 use crate::proto::{
     GetWatchRequest, LoopRef, RemoveWatchRequest, SendSignalRequest, SignalTarget, Watch,
 };
@@ -24,6 +25,15 @@ use crate::proto::{
 /// When evloopctl is to end: how long the daemon may take to answer, the reader of our output to take bytes, and a process
 /// to end by a signal before it is removed.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What becomes of a process when its output has no reader any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnHangup {
+    /// The process is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe was closed.
+    End,
+    /// The process goes on, and a note on stderr says so.
+    Keep,
+}
 
 /// Why the foreground is left before the process has ended.
 #[derive(Debug)]
@@ -130,7 +140,7 @@ impl Process<'_> {
     /// Returns why the end of the process cannot be heard of, if that is so.
     async fn standstill(&self) -> Result<Option<String>, Failure> {
         let ids = [self.watch_id];
-        let look_up = || bounded(standstill::look_up(self.session, &self.loop_ref));
+        let look_up = || bounded(lookup::loop_of(self.session, self.loop_ref.clone()));
         let mut found = look_up().await?;
         if let Some(message) = standstill::message(&found) {
             return Ok(Some(message));
@@ -168,7 +178,7 @@ impl Process<'_> {
     /// Says that the process was there already, if it had ended before it was joined: nothing was started.
     pub(super) async fn tell_earlier_end(&self) {
         if let Ok(Some(watch)) = timeout(PATIENCE, self.look_up()).await
-            && let Some(end) = show::end(&watch)
+            && let Some(end) = description::end(&watch)
         {
             complain(format_args!("`{}` was there already: {end}", self.name));
         }

@@ -4,15 +4,15 @@ use clap::Args;
 use futures_util::future::select_all;
 use jiff::Timestamp;
 
-use super::attached::named;
+use super::explain;
 use super::failure::{Failure, Gone, OWN_FAILURE, Outcome, USAGE};
 use super::feed::{Feed, Source as From};
+use super::lookup;
 use super::names::Watches;
 use super::output;
 use super::parse;
 use super::session::Session;
 use super::transcript::{Links, Transcript, Until};
-use super::watch;
 use crate::proto::{OnGap, RunRequest, Watch, WatchRef};
 
 mod lines;
@@ -128,11 +128,11 @@ async fn found(session: &Session, asked: Vec<WatchRef>) -> Result<Vec<Watch>, Fa
     let mut processes: Vec<Watch> = Vec::new();
     let mut missing = false;
     for name in asked {
-        match named(session, name).await {
+        match lookup::process(session, &name).await {
             Ok(process) if processes.iter().any(|p| p.watch_id == process.watch_id) => {}
             Ok(process) => processes.push(process),
             Err(failure) => {
-                session.report(failure).await;
+                explain::report(session, failure).await;
                 missing = true;
             }
         }
@@ -182,7 +182,7 @@ async fn known(session: &Session, process: &Watch, follow: bool) -> Option<Watch
         return Some(process.clone());
     }
     let id = parse::by_id(process.watch_id);
-    watch::get(session, &id).await.ok()
+    lookup::watch(session, &id).await.ok()
 }
 
 fn ended(read: Result<(), Failure>, whole: bool) -> Outcome {

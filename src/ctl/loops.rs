@@ -5,26 +5,24 @@ use clap::builder::PossibleValuesParser;
 
 use super::complete;
 use super::explain;
-use super::failure::{Failure, Outcome, complain};
+use super::failure::{Failure, Outcome};
 use super::json::{self, word};
+use super::lookup;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
-use super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
+use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
+use super::table::{Sheet, Table, cell, plain};
 use super::units::{age, counted, date_and_age, grouped, size};
 use crate::proto::{
-    CloseLoopRequest, GetEventLoopRequest, GetLoopRequest, History, IfExists, JournalStatus,
-    ListLoopsRequest, Loop, LoopRef, LoopState, NewEventLoopRequest, RunLoopRequest,
-    SetEventLoopRequest, StopLoopRequest, Survives,
+    CloseLoopRequest, GetEventLoopRequest, History, IfExists, JournalStatus, Loop, LoopRef,
+    LoopState, NewEventLoopRequest, RunLoopRequest, SetEventLoopRequest, StopLoopRequest,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl loop new build --backend poll
   evloopctl loop set build
   evloopctl loop list";
-
-/// Most loops in one page of a list.
-const PAGE_SIZE: u32 = 1000;
 
 /// What to do with loops.
 #[derive(Debug, Subcommand)]
@@ -200,19 +198,14 @@ fn which(session: &Session, name: Option<LoopRef>) -> Option<LoopRef> {
 }
 
 async fn find(session: &Session, name: Option<LoopRef>) -> Result<Loop, Failure> {
-    let found = match which(session, name) {
-        Some(named) => {
-            let request = GetLoopRequest {
-                r#loop: Some(named),
-            };
-            answer(session.loops().get_loop(request).await)?.r#loop
-        }
+    match which(session, name) {
+        Some(named) => lookup::loop_of(session, named).await,
         None => {
             let request = GetEventLoopRequest {};
-            answer(session.policies().get_event_loop(request).await)?.r#loop
+            let found = answer(session.policies().get_event_loop(request).await)?;
+            Ok(found.r#loop.unwrap_or_default())
         }
-    };
-    Ok(found.unwrap_or_default())
+    }
 }
 
 async fn bind(session: &Session, loop_name: Option<String>) -> Result<(), Failure> {
@@ -223,41 +216,8 @@ async fn bind(session: &Session, loop_name: Option<String>) -> Result<(), Failur
     answer(session.policies().set_event_loop(request).await).map(drop)
 }
 
-/// Lists all loops of the caller, page after page.
-pub(super) async fn list_all(
-    session: &Session,
-    include_closed: bool,
-) -> Result<Vec<Loop>, Failure> {
-    let mut request = ListLoopsRequest {
-        page_size: PAGE_SIZE,
-        include_closed,
-        ..ListLoopsRequest::default()
-    };
-    let mut found = Vec::new();
-    loop {
-        let page = answer(session.loops().list_loops(request.clone()).await)?;
-        found.extend(page.loops);
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
-/// Says on stderr that no loop is set for the context, if its owner has loops.
-pub(super) async fn tell_none_is_set(session: &Session) {
-    let found = list_all(session, false).await.unwrap_or_default();
-    let names: Vec<_> = found.iter().map(|found| printable(&found.name)).collect();
-    if !names.is_empty() {
-        let names = names.join(", ");
-        complain(format_args!(
-            "no loop is set for your context; `evloopctl loop set NAME` sets one; you have {names}"
-        ));
-    }
-}
-
 async fn list(session: &Session, include_closed: bool, quiet: bool) -> Result<(), Failure> {
-    let found = list_all(session, include_closed).await?;
+    let found = lookup::loops(session, include_closed).await?;
     if quiet {
         let names = found.iter().map(|found| printable(&found.name) + "\n");
         return output::print(&names.collect::<String>());
@@ -314,11 +274,6 @@ fn state(found: &Loop) -> (String, anstyle::Style) {
     (word(found.state().as_str_name(), "LOOP_STATE_"), style)
 }
 
-/// What survives the daemon, as a word.
-pub(super) fn survives(survives: Survives) -> String {
-    word(survives.as_str_name(), "SURVIVES_")
-}
-
 /// All about a loop.
 pub(super) fn sheet(found: &Loop) -> Sheet {
     let (state, style) = state(found);
@@ -343,7 +298,7 @@ pub(super) fn sheet(found: &Loop) -> Sheet {
     let history = word(found.history().as_str_name(), "HISTORY_");
     sheet.line("history", history);
     let lifetime = word(found.lifetime().as_str_name(), "LIFETIME_");
-    let survives = survives(found.survives());
+    let survives = word(found.survives().as_str_name(), "SURVIVES_");
     sheet.line("lifetime", format!("{lifetime}, survives {survives}"));
     sheet.line("id", format!("@{}", found.loop_id));
     sheet.styled(

@@ -51,13 +51,14 @@ pub(super) struct ManPages {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &ManPages) -> Outcome {
+/// Prints or writes the pages; `evloopctl` is its whole command line.
+pub(super) fn run(args: &ManPages, evloopctl: Command) -> Outcome {
     let Some(dir) = &args.dir else {
-        output::raw(&page(&named(super::Args::command(), "evloopctl"), "1")?)?;
+        output::raw(&page(&named(evloopctl, "evloopctl"), "1")?)?;
         return Ok(0);
     };
     let mut pages = Vec::new();
-    of_all(&named(super::Args::command(), "evloopctl"), &mut pages);
+    of_all(&named(evloopctl, "evloopctl"), &mut pages);
     for command in &pages {
         write(dir, command, "1")?;
     }

@@ -13,7 +13,9 @@ mod command;
 mod complete;
 mod config;
 mod consumer;
+mod description;
 mod events;
+mod exit;
 mod explain;
 mod failure;
 mod feed;
@@ -28,6 +30,7 @@ mod kill;
 mod leaving;
 mod ledger;
 mod logs;
+mod lookup;
 mod loops;
 mod man;
 mod names;
@@ -47,7 +50,9 @@ mod sink;
 mod standstill;
 mod status;
 mod stop;
+mod style;
 mod table;
+mod target;
 mod timer;
 mod transcript;
 mod units;
@@ -57,8 +62,6 @@ mod wait;
 mod watch;
 mod write;
 
-pub use complete::complete;
-use explain::explained;
 use failure::{EXIT_CODES, Outcome};
 use session::{Global, Session};
 
@@ -170,6 +173,11 @@ const COMPLETIONS_EXAMPLES: &str = "Examples:
   source <(evloopctl completions bash)         # or zsh; in ~/.bashrc, ~/.zshrc
   evloopctl completions fish | source          # in ~/.config/fish/config.fish";
 
+/// Prints completions and ends the program if a shell asks for them. Otherwise does nothing.
+pub fn complete() {
+    complete::complete(Args::command);
+}
+
 /// The command line, parsed.
 #[derive(Debug)]
 pub struct Invocation {
@@ -221,14 +229,14 @@ async fn dispatch(args: Args, verb: String) -> Outcome {
             output::raw(&complete::registration(shell)?)?;
             return Ok(0);
         }
-        Verb::Man(args) => return man::run(&args),
+        Verb::Man(args) => return man::run(&args, Args::command()),
         Verb::Check(check) => return check::run(&check, args.global.json),
         Verb::Version => return version::run(args.global, verb).await,
         _ => {}
     }
     let session = Session::open(args.global, verb).await?;
     match carry_out(&session, args.verb).await {
-        Err(failure) => Err(explained(&session, failure).await),
+        Err(failure) => Err(explain::explained(&session, failure).await),
         outcome => outcome,
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 
 use super::failure::Failure;
 use super::json;
-use super::table::{DIM, printable};
+use super::style::{DIM, printable};
 use crate::sys::async_fd;
 use crate::text;
 

@@ -8,7 +8,8 @@ use super::json::word;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
-use super::table::{NAME, Sheet, Table, cell, plain, printable};
+use super::style::{NAME, printable};
+use super::table::{Sheet, Table, cell, plain};
 use super::units::{grouped, size, span};
 use crate::proto::{
     GetEventLoopPolicyRequest, ListEventLoopPoliciesRequest, Policy, PolicyScope,

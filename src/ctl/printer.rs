@@ -6,12 +6,12 @@ use jiff::tz::TimeZone;
 use super::failure::{Failure, GAP_MET, Outcome, complain_loudly};
 use super::feed::{Feed, Item, cut_short, ousted};
 use super::json;
+use super::lookup;
 use super::output;
 use super::parse::nanoseconds;
 use super::render::Renderer;
 use super::session::Session;
 use super::transcript::complain_gap;
-use super::watch;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, ListWatchesRequest};
 
@@ -46,7 +46,7 @@ impl Printer {
     pub(super) async fn new(session: &Session) -> Result<Self, Failure> {
         let mut renderer = Renderer::new(TimeZone::system());
         if !session.json {
-            for watch in watch::list_all(session, ListWatchesRequest::default()).await? {
+            for watch in lookup::watches(session, ListWatchesRequest::default()).await? {
                 renderer.learn(watch.watch_id, &watch.name);
             }
         }

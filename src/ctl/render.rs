@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::json::word;
-use super::table::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
+use super::style::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
 use crate::config;
 use crate::kinds::with_event;
 use crate::proto::event::Kind;

@@ -4,13 +4,14 @@ use clap::Args;
 use futures_util::{StreamExt as _, stream};
 
 use super::complete;
+use super::description;
+use super::explain;
 use super::failure::{Failure, Outcome};
+use super::lookup;
 use super::output;
 use super::parse;
-use super::ps::reference;
 use super::session::{Session, answer};
-use super::table::printable;
-use super::watch::list_all;
+use super::style::printable;
 use crate::proto::{ListWatchesRequest, RemoveWatchRequest, WatchRef, WatchState};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -50,11 +51,11 @@ pub(super) async fn run(session: &Session, args: Rm) -> Outcome {
     let force = args.force;
     let mut asked: Vec<_> = args.watches.into_iter().chain(args.watch_ids).collect();
     if args.all {
-        let found = list_all(session, ListWatchesRequest::default()).await?;
+        let found = lookup::watches(session, ListWatchesRequest::default()).await?;
         let found = found
             .iter()
             .filter(|watch| force || watch.state() == WatchState::Closed);
-        asked = found.map(reference).collect();
+        asked = found.map(description::watch_ref).collect();
     }
     let mut removals = stream::iter(asked)
         .map(|watch| async {
@@ -73,7 +74,7 @@ pub(super) async fn run(session: &Session, args: Rm) -> Outcome {
                 let failure = failure.saying("there is no `all`").advice(advice);
                 code = failure.of_verb(&session.verb).report();
             }
-            Err(failure) => code = session.report(failure).await,
+            Err(failure) => code = explain::report(session, failure).await,
         }
     }
     Ok(code)

@@ -2,17 +2,20 @@
 
 use clap::Args;
 
-use super::attached::{Foreground, Forget, OnHangup, attached};
+use super::attached::{Foreground, Forget, attached};
 use super::command::Command;
 use super::complete;
+use super::description;
 use super::explain::differing;
 use super::failure::{Failure, Outcome, complain};
 use super::json;
+use super::leaving::OnHangup;
+use super::lookup;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
-use super::table::printable;
-use super::watch;
+use super::style::printable;
+use super::target;
 use crate::proto::{
     AddWatchRequest, AddWatchResponse, IfExists, OnGap, ProcessSpec, RunRequest, Stdio, WatchRef,
     WatchSpec, watch_ref, watch_spec,
@@ -139,7 +142,7 @@ async fn not_started(
     name: &str,
     spec: ProcessSpec,
 ) -> Failure {
-    let program = watch::kinds::command(&spec);
+    let program = target::command(&spec);
     let program = shlex::split(&program).and_then(|words| words.into_iter().next());
     let program = program.unwrap_or_default();
     match (failure.told("step"), failure.told("errno_name")) {
@@ -178,7 +181,7 @@ async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpe
     let there = WatchRef {
         r#ref: Some(watch_ref::Ref::Name(name.to_owned())),
     };
-    let Ok(there) = watch::get(session, &there).await else {
+    let Ok(there) = lookup::watch(session, &there).await else {
         return failure;
     };
     let asked = WatchSpec {
@@ -237,7 +240,7 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
         output::line(&printable(&watch.name))?;
     }
     if added.existed {
-        let state = watch::show::state(&watch).0;
+        let state = description::state(&watch).0;
         complain(format_args!("`{}` was there already: {state}", watch.name));
     }
     Ok(0)

@@ -9,8 +9,6 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::complete;
-use super::explain::explained;
 use super::failure::Failure;
 use super::parse;
 use crate::client;
@@ -24,14 +22,14 @@ use crate::proto::transport_service_client::TransportServiceClient;
 use crate::proto::watch_service_client::WatchServiceClient;
 
 /// Options of every verb.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Options of every verb")]
 pub(super) struct Global {
     /// The daemon's socket [default: $EVLOOPD_SOCKET, the user's, the system's]
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     socket: Option<PathBuf>,
     /// The loop: its name, or `@7` for the id 7 [default: the one of your context]
-    #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
+    #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
     loop_ref: Option<LoopRef>,
     /// The session whose context counts
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::name)]
@@ -39,6 +37,22 @@ pub(super) struct Global {
     /// One JSON object per line
     #[arg(long, global = true)]
     pub(super) json: bool,
+}
+
+impl Global {
+    /// Sets the option `--socket`, `--loop` or `--session`.
+    ///
+    /// # Errors
+    /// The value is wrong.
+    pub(super) fn set(&mut self, option: &str, value: &str) -> Result<(), Failure> {
+        match option {
+            "--socket" => self.socket = Some(value.into()),
+            "--loop" => self.loop_ref = Some(parse::loop_ref(value).map_err(Failure::plain)?),
+            "--session" => self.session = Some(parse::name(value).map_err(Failure::plain)?),
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// Puts the session's name into every call.
@@ -82,11 +96,6 @@ impl Session {
             socket: connection.socket,
             verb,
         })
-    }
-
-    /// Says what failed of what a verb does for several; the exit code.
-    pub(super) async fn report(&self, failure: Failure) -> u8 {
-        explained(self, failure).await.of_verb(&self.verb).report()
     }
 
     pub(super) fn admin(&self) -> AdminServiceClient<Transport> {

@@ -4,16 +4,17 @@ use clap::{Args, ValueEnum};
 
 use super::complete;
 use super::consumer;
+use super::description;
+use super::explain;
 use super::failure::{Failure, Outcome};
 use super::holder::{Holder, is_held};
+use super::lookup;
 use super::loops;
 use super::output;
 use super::parse;
-use super::session::{Session, answer};
-use super::standstill;
-use super::table::{NOTICE, printable};
-use super::watch;
-use crate::proto::{GetLoopRequest, Loop, LoopRef, Watch, WatchRef, loop_ref};
+use super::session::Session;
+use super::style::{NOTICE, printable};
+use crate::proto::{Loop, LoopRef, Watch, WatchRef, loop_ref};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl show build
@@ -54,7 +55,7 @@ pub(super) async fn run(session: &Session, args: Show) -> Outcome {
             output::line("")?;
         }
         if let Err(failure) = one(session, asked, args.kind).await {
-            code = session.report(failure).await;
+            code = explain::report(session, failure).await;
         }
     }
     Ok(code)
@@ -68,19 +69,19 @@ async fn one(session: &Session, asked: &WatchRef, kind: Option<Kind>) -> Result<
     let mut nothing = None;
     let mut found = Vec::new();
     if sought(Kind::Watch) {
-        match watch::get(session, asked).await {
+        match lookup::watch(session, asked).await {
             Ok(watch) => found.push(Found::Watch(Box::new(watch))),
             Err(failure) => nothing = Some(missing(failure)?),
         }
     }
     if sought(Kind::Loop) {
-        match find_loop(session, &name).await {
+        match lookup::loop_of(session, parse::loop_ref(&name).map_err(Failure::plain)?).await {
             Ok(of) => found.push(Found::Loop(Box::new(of))),
             Err(failure) => nothing = nothing.or(Some(missing(failure)?)),
         }
     }
     if sought(Kind::Consumer) && !name.starts_with('@') {
-        match consumer::get(session, name.clone()).await {
+        match lookup::consumer(session, name.clone()).await {
             Ok(consumer) => found.push(Found::Consumer(consumer)),
             Err(failure) => nothing = nothing.or(Some(missing(failure)?)),
         }
@@ -125,14 +126,6 @@ fn missing(failure: Failure) -> Result<Failure, Failure> {
     }
 }
 
-async fn find_loop(session: &Session, name: &str) -> Result<Loop, Failure> {
-    let request = GetLoopRequest {
-        r#loop: Some(parse::loop_ref(name).map_err(Failure::plain)?),
-    };
-    let found = answer(session.loops().get_loop(request).await)?;
-    Ok(found.r#loop.unwrap_or_default())
-}
-
 /// A thing that has the name.
 enum Found {
     Watch(Box<Watch>),
@@ -168,8 +161,10 @@ pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failur
     };
     let of = session.loop_ref.as_ref().unwrap_or(&none);
     // The watch is shown without the loop's name too.
-    let on = standstill::look_up(session, of).await.unwrap_or_default();
-    let mut sheet = watch::show::sheet(found, &on.full_name);
+    let on = lookup::loop_of(session, of.clone())
+        .await
+        .unwrap_or_default();
+    let mut sheet = description::sheet(found, &on.full_name);
     if found.source_pause.as_ref().is_some_and(is_held)
         && let Some(holder) = Holder::find(session).await
     {

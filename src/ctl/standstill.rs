@@ -6,12 +6,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::failure::{Failure, complain};
+use super::failure::complain;
 use super::holder::{Holder, is_held};
-use super::session::{Session, answer};
-use super::table::printable;
+use super::lookup;
+use super::session::Session;
+use super::style::printable;
 use super::units::since;
-use crate::proto::{GetLoopRequest, Loop, LoopRef, LoopState, PausedSource, loop_ref};
+use crate::proto::{Loop, LoopRef, LoopState, PausedSource, loop_ref};
 
 /// The heartbeat of streams that are waited for: how soon a standstill is noticed.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -59,7 +60,7 @@ async fn tell(session: Session, loop_id: u64, watch_ids: Vec<u64>, quiet: Arc<No
     let mut told = false;
     loop {
         // A failure ends the stream as well, and is reported there.
-        if let Ok(found) = look_up(&session, &of).await {
+        if let Ok(found) = lookup::loop_of(&session, of.clone()).await {
             let message = match message(&found) {
                 None => held_up(&session, &found, &watch_ids).await,
                 message => message,
@@ -102,15 +103,6 @@ fn paused<'a>(found: &'a Loop, watch_ids: &[u64]) -> Option<(&'a PausedSource, D
         Some((source, since(pause.since).unwrap_or_default()))
     });
     held.max_by_key(|(_, time)| *time)
-}
-
-/// Looks a loop up.
-pub(super) async fn look_up(session: &Session, of: &LoopRef) -> Result<Loop, Failure> {
-    let request = GetLoopRequest {
-        r#loop: Some(of.clone()),
-    };
-    let found = answer(session.loops().get_loop(request).await)?;
-    Ok(found.r#loop.unwrap_or_default())
 }
 
 /// Returns why a loop that does not run delivers nothing, and what to do; `None` if it runs.

@@ -7,12 +7,13 @@ use super::complete;
 use super::failure::Outcome;
 use super::holder::{Holder, is_held};
 use super::json::{self, joined};
-use super::loops;
+use super::lookup;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use super::show;
-use super::table::{BAD, DIM, GOOD, NOTICE, Sheet};
+use super::style::{BAD, DIM, GOOD, NOTICE};
+use super::table::Sheet;
 use super::units::{counted, date_and_age, grouped, size};
 use crate::proto::{
     GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Loop,
@@ -45,7 +46,7 @@ pub(super) async fn run(session: &Session, args: Status) -> Outcome {
         output::json_lines([&value])?;
         return Ok(0);
     }
-    let loops = loops::list_all(session, false).await?;
+    let loops = lookup::loops(session, false).await?;
     let mut sheet = sheet(&info, &status, &loops);
     for found in loops.iter().filter(|found| is_held_up(found)) {
         let by_name = loop_ref::Ref::Name(found.full_name.clone());

@@ -7,15 +7,16 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::complete;
+use super::description;
+use super::exit::no_process;
+use super::explain;
 use super::failure::{Failure, Outcome};
-use super::feed::{Feed, Item, cut_short};
+use super::feed::{Feed, Item, cut_short, end_feed};
 use super::kill::send;
+use super::lookup;
 use super::names::Watches;
 use super::parse;
 use super::session::Session;
-use super::transcript::no_process;
-use super::wait::end_feed;
-use super::watch::{self, show};
 use crate::proto::{SignalTarget, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -50,7 +51,7 @@ pub(super) async fn run(session: &Session, args: Stop) -> Outcome {
     let mut code = 0;
     for stopped in join_all(stops).await {
         if let Err(failure) = stopped {
-            code = session.report(failure).await;
+            code = explain::report(session, failure).await;
         }
     }
     Ok(code)
@@ -62,12 +63,12 @@ async fn stop(
     signal: &str,
     time: Duration,
 ) -> Result<(), Failure> {
-    let found = watch::get(session, &asked).await?;
+    let found = lookup::watch(session, &asked).await?;
     let name = parse::watch_name(&asked);
-    if !show::is_process(&found) {
+    if !description::is_process(&found) {
         return Err(no_process(&name, &found));
     }
-    if show::end(&found).is_some() {
+    if description::end(&found).is_some() {
         return Ok(());
     }
     let id = parse::by_id(found.watch_id);
@@ -117,8 +118,8 @@ async fn ended(session: &Session, feed: &mut Feed, id: &WatchRef) -> Result<(), 
 
 /// Asks the daemon whether the process has ended, or is known no more.
 async fn has_ended(session: &Session, id: &WatchRef) -> Result<bool, Failure> {
-    match watch::get(session, id).await {
-        Ok(found) => Ok(show::end(&found).is_some()),
+    match lookup::watch(session, id).await {
+        Ok(found) => Ok(description::end(&found).is_some()),
         Err(failure) if has_gone(&failure) => Ok(true),
         Err(failure) => Err(failure),
     }

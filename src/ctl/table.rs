@@ -4,34 +4,20 @@
 use std::fmt::Write as _;
 use std::io;
 
-use anstyle::{AnsiColor, Effects, Style};
+use anstyle::Style;
 use rustix::termios::{isatty, tcgetwinsize};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::failure::Failure;
 use super::output::print;
-use crate::text;
+use super::style::{DIM, PLAIN, printable};
 
-pub(super) const PLAIN: Style = Style::new();
-pub(super) const DIM: Style = Style::new().effects(Effects::DIMMED);
-pub(super) const GOOD: Style = AnsiColor::Green.on_default();
-pub(super) const BAD: Style = AnsiColor::Red.on_default();
-pub(super) const NOTICE: Style = AnsiColor::Yellow.on_default();
-pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
-
-/// Longest text of one cell, bytes; JSON has all of it.
-const CELL_MAX: usize = 4096;
 /// No column is made narrower, however narrow the terminal is.
 const COLUMN_MIN: usize = 4;
 /// Of a terminal that does not say how many it has.
 const ROWS: usize = 24;
 /// Between two columns.
 const GAP: usize = 2;
-
-/// Escaped and bounded, so that nothing from elsewhere moves the cursor or hides.
-pub(super) fn printable(text: &str) -> String {
-    text::escaped(text, CELL_MAX).to_string()
-}
 
 /// Columns and rows of the terminal that stdout is; none if it is no terminal, or does not say.
 pub(super) fn terminal_size() -> Option<(usize, usize)> {

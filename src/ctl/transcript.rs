@@ -7,16 +7,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::failure::{Failure, TIMED_OUT, complain_loudly};
+use super::failure::{Failure, complain_loudly};
 use super::feed::{Feed, Item, cut_short};
 use super::json;
 use super::ledger::Ledger;
 use super::output::{json_lines, messages};
-use super::render;
 use super::sink::Sink;
 use crate::proto::event::Kind;
-use crate::proto::watch::Status;
-use crate::proto::{Batch, Exited, Gap, Stream, Watch, WatchState, exited};
+use crate::proto::{Batch, Gap, Stream};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,46 +146,6 @@ impl Links {
     }
 }
 
-/// How the process of a watch ended; none if it has not.
-pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failure> {
-    let Some(Status::Process(status)) = &watch.status else {
-        return Err(no_process(name, watch));
-    };
-    match &status.exited {
-        None if watch.state() == WatchState::Closed => {
-            Err(Failure::new(name, "its exit status is not known"))
-        }
-        exited => Ok(exited.clone()),
-    }
-}
-
-/// The watch is one of another kind.
-pub(super) fn no_process(name: &str, watch: &Watch) -> Failure {
-    let kind = watch.watch_kind.replace('_', " ");
-    let failure = Failure::new(name, format!("it is a {kind}, no process"));
-    failure.advice(format!(
-        "see its events with `evloopctl events --watch {name}`"
-    ))
-}
-
-/// It exited with 0, and in its time.
-pub(super) fn is_success(exited: &Exited) -> bool {
-    exited.status == Some(exited::Status::Code(0)) && !exited.timed_out
-}
-
-/// The exit code that stands for how a child ended: its own, or 128 + its signal, or that of timeout(1).
-pub(super) fn exit_code(name: &str, exited: &Exited) -> Result<u8, Failure> {
-    if exited.timed_out {
-        return Ok(TIMED_OUT);
-    }
-    let code = match &exited.status {
-        Some(exited::Status::Code(code)) => u8::try_from(*code).ok(),
-        Some(exited::Status::Signal(signal)) => u8::try_from(signal.saturating_add(128)).ok(),
-        Some(exited::Status::Unknown(_)) | None => None,
-    };
-    code.ok_or_else(|| Failure::new(name, render::exited(exited)))
-}
-
 /// Says that events are missing.
 pub(super) fn complain_gap(gap: &Gap) {
     let reason = json::word(gap.reason().as_str_name(), "GAP_REASON_");
@@ -196,26 +154,4 @@ pub(super) fn complain_gap(gap: &Gap) {
     complain_loudly(format_args!(
         "gap: {count} events lost, {from} to {through} ({reason})"
     ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_the_childs_or_128_and_the_signal_and_never_made_up() {
-        let code = |status| {
-            exit_code(
-                "x",
-                &Exited {
-                    status,
-                    ..Exited::default()
-                },
-            )
-        };
-        assert_eq!(code(Some(exited::Status::Code(255))).unwrap(), 255);
-        assert_eq!(code(Some(exited::Status::Signal(9))).unwrap(), 137);
-        let unknown = code(Some(exited::Status::Unknown("kept".to_owned()))).unwrap_err();
-        assert_eq!(unknown.to_string(), "x: exit status unknown: kept");
-    }
 }

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 
+use super::description;
+use super::exit::{end_of, exit_code};
+use super::explain;
 use super::failure::{Failure, OWN_FAILURE, Outcome, TIMED_OUT};
-use super::feed::{Feed, Item, Source, cut_short};
+use super::feed::{Item, cut_short, end_feed};
+use super::lookup;
 use super::names::Watches;
 use super::output;
 use super::parse;
 use super::render;
 use super::session::Session;
-use super::table::{NAME, printable};
-use super::transcript::{end_of, exit_code};
-use super::watch::{self, show};
+use super::style::{NAME, printable};
 use crate::proto::event::Kind;
 use crate::proto::watch::Status;
-use crate::proto::{
-    Batch, EventKind, Exited, Filter, LoopRef, OnGap, SubscribeRequest, Watch, subscribe_request,
-};
+use crate::proto::{Batch, Exited, Watch};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl wait build; echo \"make said $?\"
@@ -49,10 +49,10 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     let mut watches = Vec::new();
     let mut missing = false;
     for asked in args.names.references() {
-        match watch::get(session, &asked).await {
+        match lookup::watch(session, &asked).await {
             Ok(watch) => watches.push(watch),
             Err(failure) => {
-                session.report(failure).await;
+                explain::report(session, failure).await;
                 missing = true;
             }
         }
@@ -71,7 +71,7 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     let mut codes = Vec::new();
     for watch in &watches {
         if let Some(exited) = waiting.ended.get(&watch.watch_id) {
-            codes.push(exit_code(&show::reference(watch), exited)?);
+            codes.push(exit_code(&description::reference(watch), exited)?);
         }
     }
     Ok(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
@@ -91,7 +91,7 @@ impl<'a> Waiting<'a> {
     fn new(watches: &'a [Watch]) -> Result<Self, Failure> {
         // Refuses watches that are no processes, and processes whose end is unknown.
         for watch in watches {
-            end_of(&show::reference(watch), watch)?;
+            end_of(&description::reference(watch), watch)?;
         }
         Ok(Self {
             open: watches
@@ -145,14 +145,14 @@ impl<'a> Waiting<'a> {
             .filter(|id| !batch.gaps.is_empty() || told(id))
             .collect();
         for id in ids {
-            let watch = watch::get(session, &parse::by_id(id)).await?;
+            let watch = lookup::watch(session, &parse::by_id(id)).await?;
             self.look(session, &watch)?;
         }
         Ok(())
     }
 
     fn look(&mut self, session: &Session, watch: &Watch) -> Result<(), Failure> {
-        match end_of(&show::reference(watch), watch)? {
+        match end_of(&description::reference(watch), watch)? {
             Some(exited) => self.end(session, watch, exited),
             None => Ok(()),
         }
@@ -163,7 +163,10 @@ impl<'a> Waiting<'a> {
         if session.json {
             output::messages([watch])?;
         } else if self.several {
-            let (name, end) = (printable(&show::reference(watch)), render::exited(&exited));
+            let (name, end) = (
+                printable(&description::reference(watch)),
+                render::exited(&exited),
+            );
             output::line(&format!("{NAME}{name}{NAME:#}  {end}"))?;
         }
         self.ended.insert(watch.watch_id, exited);
@@ -174,7 +177,7 @@ impl<'a> Waiting<'a> {
         let names: Vec<_> = self
             .open
             .values()
-            .map(|watch| show::reference(watch))
+            .map(|watch| description::reference(watch))
             .collect();
         let names = names.join(", ");
         let what = format!(
@@ -192,27 +195,4 @@ fn ended(watch: &Watch, exited: Exited) -> Watch {
         process.exited = Some(exited);
     }
     watch
-}
-
-/// Subscribes to the ends of these processes and to nothing else of them, from the time when `first`, the oldest of
-/// them, was added.
-pub(super) fn end_feed(
-    session: &Session,
-    of: Option<LoopRef>,
-    first: &Watch,
-    watch_ids: Vec<u64>,
-) -> Feed {
-    let added = first.added.clone().unwrap_or_default();
-    let request = SubscribeRequest {
-        r#loop: of,
-        start: Some(subscribe_request::Start::After(added)),
-        on_gap: OnGap::Skip.into(),
-        filter: Some(Filter {
-            watch_ids,
-            kinds: vec![EventKind::Exited.into(), EventKind::Closed.into()],
-            ..Filter::default()
-        }),
-        ..SubscribeRequest::default()
-    };
-    Feed::new(session.clone(), Source::Subscribe(request))
 }

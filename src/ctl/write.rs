@@ -7,9 +7,9 @@ use super::complete;
 use super::failure::{Failure, Outcome};
 use super::feed::{Feed, Item, Source, cut_short};
 use super::feeder::{Ended, Feeder};
+use super::lookup;
 use super::parse;
 use super::session::Session;
-use super::watch;
 use crate::proto::{EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subscribe_request};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -34,7 +34,7 @@ pub(super) struct Write {
 }
 
 pub(super) async fn run(session: &Session, args: Write) -> Outcome {
-    let id = watch::get(session, &args.watch).await?.watch_id;
+    let id = lookup::watch(session, &args.watch).await?.watch_id;
     let request = SubscribeRequest {
         r#loop: session.loop_ref.clone(),
         start: Some(subscribe_request::Start::StartAt(StartAt::Now.into())),

@@ -2,9 +2,9 @@
 
 use glob::Pattern;
 
+use super::super::description;
+use super::super::exit::is_success;
 use super::super::parse;
-use super::super::transcript::is_success;
-use super::super::watch::show;
 use crate::proto::{Watch, WatchState, exited, watch::Status, watch_ref};
 
 /// A condition of `--filter`.
@@ -63,7 +63,7 @@ impl Condition {
             Self::Name(pattern) => pattern.matches(&process.name),
             Self::Status(status) => status.holds(process),
             Self::Exited(code) => {
-                let status = show::exited(process).and_then(|exited| exited.status.as_ref());
+                let status = description::exited(process).and_then(|exited| exited.status.as_ref());
                 status == Some(&exited::Status::Code(*code))
             }
             Self::Label(key, value) => {
@@ -90,7 +90,7 @@ impl Condition {
 impl Stage {
     fn holds(self, process: &Watch) -> bool {
         let closed = process.state() == WatchState::Closed;
-        let exited = show::exited(process);
+        let exited = description::exited(process);
         let status = match &process.status {
             Some(Status::Process(status)) => Some(status),
             _ => None,

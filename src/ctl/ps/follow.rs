@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::description;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Item, Source, cut_short};
 use super::super::json;
 use super::super::output;
 use super::super::session::Session;
-use super::super::table::{printable, terminal_size};
-use super::super::watch::show;
-use super::{Ps, table};
+use super::super::style::printable;
+use super::super::table::terminal_size;
+use super::listing::{Ps, table};
 use crate::proto::{
     EventKind, Filter, OnGap, StartAt, SubscribeRequest, Watch, WatchState,
     subscribe_request::Start, watch::Status,
@@ -94,7 +95,7 @@ impl State {
         };
         Self {
             state: process.state(),
-            exited: show::exited(process).is_some(),
+            exited: description::exited(process).is_some(),
             stopped: status.is_some_and(|status| status.stopped),
             ended_untold: status.is_some_and(|status| status.ended_untold),
         }
@@ -163,7 +164,7 @@ impl Shown {
                 let line = if as_json {
                     json::line(process)
                 } else {
-                    printable(&show::reference(process))
+                    printable(&description::reference(process))
                 };
                 output::raw(&format!("{line}\n"))?;
             }

@@ -2,16 +2,17 @@
 
 use clap::{Args, ValueEnum};
 
+use super::super::description;
 use super::super::explain::differing;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Source};
 use super::super::json;
+use super::super::lookup;
 use super::super::output;
 use super::super::parse;
 use super::super::printer::{Printer, Until};
 use super::super::session::{Session, answer};
-use super::super::table::printable;
-use super::{get, show};
+use super::super::style::printable;
 use crate::proto::{
     self, AddWatchRequest, AddWatchResponse, Filter, IfExists, OnGap, SubscribeRequest, WatchSpec,
     subscribe_request, watch_spec,
@@ -85,7 +86,7 @@ pub(super) async fn run(
     if session.json {
         output::messages([&watch])?;
     } else {
-        let (name, detail) = (show::reference(&watch), show::detail(&watch));
+        let (name, detail) = (description::reference(&watch), description::detail(&watch));
         let words = [printable(&name), printable(&detail)];
         let words = words.iter().filter(|word| !word.is_empty());
         let words: Vec<_> = words.map(String::as_str).collect();
@@ -124,7 +125,7 @@ pub(in crate::ctl) async fn request(
         Err(failure) if failure.reason == "NAME_TAKEN" => {
             let name = &request.name;
             let there = parse::watch_ref(name).map_err(Failure::plain)?;
-            let Ok(there) = get(session, &there).await else {
+            let Ok(there) = lookup::watch(session, &there).await else {
                 return Err(failure);
             };
             let advice =

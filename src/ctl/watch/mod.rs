@@ -2,18 +2,18 @@
 
 use clap::Subcommand;
 
+use super::description;
 use super::failure::{Failure, Outcome};
-use super::loops;
+use super::lookup;
 use super::names::OneWatch;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use crate::kinds::WatchKind;
-use crate::proto::{GetWatchRequest, ListWatchesRequest, RearmItem, RearmRequest, Watch, WatchRef};
+use crate::proto::{ListWatchesRequest, RearmItem, RearmRequest};
 
 pub(super) mod add;
 pub(super) mod kinds;
-pub(super) mod show;
 mod take_fd;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -21,9 +21,6 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl watch listen 127.0.0.1:7000 -f
   evloopctl watch fd 3 --read -f 3< /tmp/fifo
   evloopctl watch list";
-
-/// Most watches in one page of a list.
-const PAGE_SIZE: u32 = 1000;
 
 /// What to do with watches.
 #[derive(Debug, Subcommand)]
@@ -102,11 +99,14 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 open_only: open,
                 ..ListWatchesRequest::default()
             };
-            show::table(session.json, &list_and_tell(session, request).await?)?;
+            description::table(
+                session.json,
+                &lookup::watches_or_note(session, request).await?,
+            )?;
             Ok(0)
         }
         Verb::Get { watch } => {
-            let found = get(session, &watch.reference()).await?;
+            let found = lookup::watch(session, &watch.reference()).await?;
             super::show::watch(session, &found).await?;
             Ok(0)
         }
@@ -119,7 +119,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             write,
         } => {
             let asked = watch.reference();
-            let found = get(session, &asked).await?;
+            let found = lookup::watch(session, &asked).await?;
             if found.watch_kind != WatchKind::Fd.name() {
                 let (name, kind) = (
                     parse::watch_name(&asked),
@@ -156,61 +156,5 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             Ok(0)
         }
         Verb::TakeFd(args) => take_fd::run(session, args).await,
-    }
-}
-
-/// One watch.
-pub(super) async fn get(session: &Session, watch: &WatchRef) -> Result<Watch, Failure> {
-    let request = GetWatchRequest {
-        r#loop: session.loop_ref.clone(),
-        watch: Some(watch.clone()),
-    };
-    let got = answer(session.watches().get_watch(request).await)?;
-    Ok(got.watch.unwrap_or_default())
-}
-
-/// Lists all watches that match, page after page; none if the context has no loop.
-pub(super) async fn list_all(
-    session: &Session,
-    request: ListWatchesRequest,
-) -> Result<Vec<Watch>, Failure> {
-    Ok(listed(session, request).await?.unwrap_or_default())
-}
-
-/// As [`list_all`], and says on stderr if the context has no loop though its owner has others.
-pub(super) async fn list_and_tell(
-    session: &Session,
-    request: ListWatchesRequest,
-) -> Result<Vec<Watch>, Failure> {
-    match listed(session, request).await? {
-        Some(watches) => Ok(watches),
-        None => {
-            loops::tell_none_is_set(session).await;
-            Ok(Vec::new())
-        }
-    }
-}
-
-async fn listed(
-    session: &Session,
-    request: ListWatchesRequest,
-) -> Result<Option<Vec<Watch>>, Failure> {
-    let mut request = ListWatchesRequest {
-        r#loop: session.loop_ref.clone(),
-        page_size: PAGE_SIZE,
-        ..request
-    };
-    let mut watches = Vec::new();
-    loop {
-        let page = session.watches().list_watches(request.clone()).await;
-        let page = match answer(page) {
-            Err(failure) if failure.reason == "NO_LOOP_IN_CONTEXT" => return Ok(None),
-            page => page?,
-        };
-        watches.extend(page.watches);
-        if page.next_page_token.is_empty() {
-            return Ok(Some(watches));
-        }
-        request.page_token = page.next_page_token;
     }
 }

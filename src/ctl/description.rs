@@ -2,21 +2,21 @@
 
 use anstyle::Style;
 
-use super::super::failure::Failure;
-use super::super::json::word;
-use super::super::loops::survives;
-use super::super::output;
-use super::super::parse::cursor_text;
-use super::super::render::{self, address_or_unnamed, system_error};
-use super::super::table::{BAD, DIM, GOOD, NAME, NOTICE, Sheet, Table, cell, plain, printable};
-use super::super::transcript::is_success;
-use super::super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
-use super::kinds::{Target as _, command};
+use super::exit::is_success;
+use super::failure::Failure;
+use super::json::word;
+use super::output;
+use super::parse::{by_id, cursor_text};
+use super::render::{self, address_or_unnamed, system_error};
+use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
+use super::table::{Sheet, Table, cell, plain};
+use super::target::{Target as _, command};
+use super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
 use crate::config::Limit;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchState, watch::Status,
-    watch_spec::Spec,
+    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchRef, WatchState,
+    watch::Status, watch_ref, watch_spec::Spec,
 };
 
 /// Watches as a table, or a line of JSON each.
@@ -40,7 +40,7 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
 }
 
 /// What names it on a command line: its name, or its id.
-pub(in crate::ctl) fn reference(watch: &Watch) -> String {
+pub(super) fn reference(watch: &Watch) -> String {
     if watch.name.is_empty() {
         format!("@{}", watch.watch_id)
     } else {
@@ -48,13 +48,23 @@ pub(in crate::ctl) fn reference(watch: &Watch) -> String {
     }
 }
 
+/// As [`reference`], for a request.
+pub(super) fn watch_ref(watch: &Watch) -> WatchRef {
+    match watch.name.as_str() {
+        "" => by_id(watch.watch_id),
+        name => WatchRef {
+            r#ref: Some(watch_ref::Ref::Name(name.to_owned())),
+        },
+    }
+}
+
 /// Whether the watch is of a process.
-pub(in crate::ctl) fn is_process(watch: &Watch) -> bool {
+pub(super) fn is_process(watch: &Watch) -> bool {
     watch.watch_kind == WatchKind::Process.name()
 }
 
 /// How the process ended, if it is one and that is known.
-pub(in crate::ctl) fn exited(watch: &Watch) -> Option<&Exited> {
+pub(super) fn exited(watch: &Watch) -> Option<&Exited> {
     match &watch.status {
         Some(Status::Process(process)) => process.exited.as_ref(),
         _ => None,
@@ -62,7 +72,7 @@ pub(in crate::ctl) fn exited(watch: &Watch) -> Option<&Exited> {
 }
 
 /// Its state in words, as fine as its kind allows, and whether its source is not read.
-pub(in crate::ctl) fn state(watch: &Watch) -> (String, Style) {
+pub(super) fn state(watch: &Watch) -> (String, Style) {
     let (state, style) = words_and_style(watch);
     match &watch.source_pause {
         Some(_) => (format!("{state}, paused"), NOTICE),
@@ -125,7 +135,7 @@ fn labels(watch: &Watch) -> String {
 }
 
 /// What it watches, in a few words.
-pub(in crate::ctl) fn detail(watch: &Watch) -> String {
+pub(super) fn detail(watch: &Watch) -> String {
     let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
     match (&watch.status, spec) {
         (Some(Status::Listener(status)), _) => {
@@ -143,7 +153,7 @@ pub(in crate::ctl) fn detail(watch: &Watch) -> String {
 }
 
 /// All about it; `on` is its loop, as far as that is known.
-pub(in crate::ctl) fn sheet(watch: &Watch, on: &str) -> Sheet {
+pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     let (state, style) = state(watch);
     let (name, kind) = (printable(&reference(watch)), &watch.watch_kind);
     let title = format!("{NAME}{name}{NAME:#}  {kind}, {style}{state}{style:#}");
@@ -190,7 +200,10 @@ pub(in crate::ctl) fn sheet(watch: &Watch, on: &str) -> Sheet {
     let lifetime = word(watch.lifetime().as_str_name(), "LIFETIME_");
     sheet.line(
         "lifetime",
-        format!("{lifetime}, survives {}", survives(watch.survives())),
+        format!(
+            "{lifetime}, survives {}",
+            word(watch.survives().as_str_name(), "SURVIVES_")
+        ),
     );
     if watch.parent_watch_id > 0 {
         sheet.line("parent", format!("@{}", watch.parent_watch_id));
@@ -316,7 +329,7 @@ fn limit(limit: &ResourceLimit) -> String {
 
 /// Returns how the watch ended, such as `exited with 3, 10 min ago`, if it has. A process on a stopped loop has ended
 /// although no event tells how yet.
-pub(in crate::ctl) fn end(watch: &Watch) -> Option<String> {
+pub(super) fn end(watch: &Watch) -> Option<String> {
     let untold = matches!(&watch.status, Some(Status::Process(process)) if process.ended_untold);
     let ended = untold || exited(watch).is_some() || watch.state() == WatchState::Closed;
     // Without the time there is nothing more exact than that it has.

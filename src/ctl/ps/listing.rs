@@ -1,0 +1,112 @@
+//! The options of `ps`, and the processes that they select.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+
+use super::super::complete;
+use super::super::description;
+use super::super::failure::Failure;
+use super::super::lookup;
+use super::super::output;
+use super::super::session::Session;
+use super::super::style::{NAME, printable};
+use super::super::table::{Table, cell, plain};
+use super::super::units::age;
+use super::condition::{Condition, condition};
+use crate::kinds::WatchKind;
+use crate::proto::{ListWatchesRequest, Watch, watch::Status};
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Ps {
+    /// Those that have ended too; this is the default, and --running is not
+    #[arg(short, long, conflicts_with = "running")]
+    all: bool,
+    /// Only those that run
+    #[arg(short, long)]
+    running: bool,
+    /// Only their names, one a line (`@7` for one without)
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Only those with name=TEXT (a part of it, or a pattern with * and ?), status=running, stopped, ended or failed,
+    /// exited=CODE, label=KEY[=VALUE] or id=@7; may be repeated: any of one key, all keys
+    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = condition, add = complete::conditions())]
+    filters: Vec<Condition>,
+    /// Only the newest N
+    #[arg(short = 'n', long, value_name = "N")]
+    last: Option<usize>,
+    /// Only the newest
+    #[arg(short, long, conflicts_with = "last")]
+    latest: bool,
+    /// Cut nothing, however narrow the terminal is
+    #[arg(long)]
+    pub(super) no_trunc: bool,
+    /// Go on, and show them anew whenever something changes
+    #[arg(short, long)]
+    pub(super) watch: bool,
+}
+
+impl Ps {
+    pub(super) fn shows(&self, process: &Watch) -> bool {
+        let mut keys = BTreeMap::new();
+        for condition in &self.filters {
+            *keys.entry(condition.key()).or_insert(false) |= condition.holds(process);
+        }
+        keys.values().all(|holds| *holds)
+    }
+
+    pub(super) async fn list(&self, session: &Session) -> Result<Vec<Watch>, Failure> {
+        let request = ListWatchesRequest {
+            watch_kinds: vec![WatchKind::Process.name().to_owned()],
+            open_only: self.running,
+            ..ListWatchesRequest::default()
+        };
+        let mut processes = lookup::watches_or_note(session, request).await?;
+        processes.retain(|process| !self.running || description::end(process).is_none());
+        processes.retain(|process| self.shows(process));
+        if let Some(last) = self.last.or(self.latest.then_some(1)) {
+            processes.drain(..processes.len().saturating_sub(last));
+        }
+        Ok(processes)
+    }
+
+    pub(super) fn print(&self, session: &Session, processes: &[Watch]) -> Result<(), Failure> {
+        if session.json && !self.quiet {
+            return output::messages(processes);
+        }
+        if self.quiet {
+            let names = processes
+                .iter()
+                .map(|p| printable(&description::reference(p)) + "\n");
+            return output::print(&names.collect::<String>());
+        }
+        if self.no_trunc {
+            return output::print(&table(processes).text(None));
+        }
+        table(processes).print()
+    }
+}
+
+/// The processes as a table.
+pub(super) fn table(processes: &[Watch]) -> Table {
+    let mut table = Table::new(&["NAME", "ID", "PID", "STATE", "STARTED", "COMMAND"]);
+    for process in processes {
+        let pid = match &process.status {
+            Some(Status::Process(status)) if description::end(process).is_none() => {
+                status.pid.to_string()
+            }
+            _ => String::new(),
+        };
+        let (state, style) = description::state(process);
+        table.row([
+            cell(&process.name, NAME),
+            plain(&format!("@{}", process.watch_id)),
+            plain(&pid),
+            cell(&state, style),
+            plain(&age(process.created)),
+            plain(&description::detail(process)),
+        ]);
+    }
+    table
+}

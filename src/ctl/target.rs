@@ -1,0 +1,102 @@
+//! What a watch is of, in a few words, for each kind of watch.
+
+use super::render::unix_address;
+use super::units::span;
+use crate::proto::{
+    ConnectionSpec, FdSpec, ListenerSpec, ProcessSpec, ReadPipeSpec, SignalSpec, TimerSpec,
+    WritePipeSpec, connection_spec, listener_spec, process_spec, read_pipe_spec, timer_spec,
+    write_pipe_spec,
+};
+
+/// What a watch is of, in a few words; one implementation for each message of `WatchSpec.spec`.
+pub(super) trait Target {
+    fn target(&self) -> String;
+}
+
+const HANDED_OVER: &str = "handed over";
+
+impl Target for FdSpec {
+    fn target(&self) -> String {
+        "descriptor".to_owned()
+    }
+}
+
+impl Target for TimerSpec {
+    fn target(&self) -> String {
+        let of_time =
+            |time: prost_types::Duration| time.try_into().map_or_else(|_| time.to_string(), span);
+        match &self.schedule {
+            Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(*time)),
+            Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(*time)),
+            Some(timer_spec::Schedule::AtRealtime(time)) => format!("at {time}"),
+            Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
+            None => String::new(),
+        }
+    }
+}
+
+impl Target for ProcessSpec {
+    fn target(&self) -> String {
+        command(self)
+    }
+}
+
+/// A command as a shell would take it.
+pub(super) fn command(spec: &ProcessSpec) -> String {
+    match &spec.command {
+        Some(process_spec::Command::Exec(exec)) => {
+            let words = exec.argv_bytes.iter().map(|w| String::from_utf8_lossy(w));
+            let words: Vec<_> = exec.argv.iter().map(Into::into).chain(words).collect();
+            let words = words.iter().map(AsRef::as_ref);
+            shlex::try_join(words.clone()).unwrap_or_else(|_| words.collect::<Vec<_>>().join(" "))
+        }
+        Some(process_spec::Command::Shell(line)) => line.clone(),
+        None => String::new(),
+    }
+}
+
+impl Target for ConnectionSpec {
+    fn target(&self) -> String {
+        match &self.target {
+            Some(connection_spec::Target::Tcp(tcp)) => format!("{}:{}", tcp.host, tcp.port),
+            Some(connection_spec::Target::Unix(address)) => unix_address(address),
+            Some(connection_spec::Target::Slot(_)) | None => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for ListenerSpec {
+    fn target(&self) -> String {
+        match &self.target {
+            Some(listener_spec::Target::Tcp(tcp)) => {
+                format!("{}:{}", tcp.hosts.join(","), tcp.port)
+            }
+            Some(listener_spec::Target::Unix(address)) => unix_address(address),
+            Some(listener_spec::Target::Slot(_)) | None => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for ReadPipeSpec {
+    fn target(&self) -> String {
+        match &self.source {
+            Some(read_pipe_spec::Source::FifoPath(path)) => path.clone(),
+            Some(read_pipe_spec::Source::Slot(_)) | None => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for WritePipeSpec {
+    fn target(&self) -> String {
+        match &self.target {
+            Some(write_pipe_spec::Target::FifoPath(path)) => path.clone(),
+            Some(write_pipe_spec::Target::Slot(_)) | None => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for SignalSpec {
+    fn target(&self) -> String {
+        self.signals.join(" ")
+    }
+}
