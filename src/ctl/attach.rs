@@ -1,4 +1,4 @@
-//! `attach`: joins a process that exists.
+//! `attach`: joins a process that was started before.
 
 use clap::Args;
 
@@ -12,21 +12,21 @@ use crate::proto::{OnGap, RunRequest};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl attach build
-  evloopctl attach -n build            # only look
+  evloopctl attach -n build            # only watch its output
   evloopctl attach @7                  # by id
 
-All of its output, from the start; your input and signals go to it. Ctrl-C twice within a \
-second leaves, and so does a closed pipe or a lost terminal: the process runs on. The exit code \
-is the process's (128 + N if signal N ended it; by SIGINT evloopctl ends by SIGINT itself), \
-also of one that is finished, and also if some of its output is gone, which is said on stderr; \
-125 if evloopctl failed.";
+It prints all output of the process from the start, and passes your input and signals on to it. \
+Ctrl-C twice within a second leaves the process, and so does a closed pipe or terminal: the \
+process runs on. The exit code is the process's own, also if it ended before: 128 + N if signal N \
+ended it; if that was SIGINT, evloopctl ends by SIGINT too. If some output is gone, stderr says so \
+and the exit code is still the process's. It is 125 if evloopctl failed.";
 
 /// Options of `attach`.
 #[derive(Debug, Args)]
 pub(super) struct Attach {
     #[command(flatten)]
     name: OneWatch,
-    /// Only look: leave its stdin alone
+    /// Pass no input on to its stdin
     #[arg(short, long)]
     no_stdin: bool,
 }

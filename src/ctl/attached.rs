@@ -1,4 +1,4 @@
-//! The foreground of a process: its output is printed here, and stdin and signals are passed on to it.
+//! Runs a process in the foreground: prints its output, and passes stdin and signals on to it.
 
 use nix::sys::signal::Signal;
 
@@ -10,13 +10,13 @@ use super::leaving::{Left, OnHangup, Process};
 use super::parse;
 use super::session::Session;
 use super::signals::{Signals, die_of};
-use super::transcript::{Links, Transcript, Until};
+use super::transcript::{OutputState, Transcript, Until};
 use crate::proto::{LoopRef, RunRequest, exited, loop_ref};
 
-/// How to be in the foreground.
+/// How a process runs in the foreground.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Foreground {
-    /// Our stdin is passed on.
+    /// The stdin of evloopctl is passed on.
     pub(super) input: bool,
     pub(super) on_hangup: OnHangup,
     pub(super) forget: Forget,
@@ -36,11 +36,10 @@ pub(super) enum Forget {
 pub(super) async fn attached(session: &Session, request: RunRequest, how: Foreground) -> Outcome {
     let name = request.name.clone();
     let runs = request.spec.is_some();
-    // The end of our stdin ends the program's with `run` and at a terminal: an attach in a script must not end an
-    // interactive child.
+    // `attach` in a script must not end the stdin of an interactive process.
     let ends_stdin = runs || rustix::termios::isatty(std::io::stdin());
-    let mut signals = Signals::new().map_err(|error| Failure::new("signals", error))?;
-    let mut feed = Feed::new(session.clone(), Source::Run(request)).telling_standstill();
+    let mut signals = Signals::new().map_err(|error| Failure::new("receiving signals", error))?;
+    let mut feed = Feed::new(session.clone(), Source::Run(request)).reporting_standstill();
     let header = tokio::select! {
         header = first(&mut feed) => header?,
         heard = signals.next() => {
@@ -59,16 +58,18 @@ pub(super) async fn attached(session: &Session, request: RunRequest, how: Foregr
     if runs && header.existed {
         process.tell_earlier_end().await;
     }
-    let links = Links::default();
+    let output_state = OutputState::default();
     let mut transcript = Transcript::new(session.json);
     let input = how.input && !in_background();
     let left = tokio::select! {
-        left = pass_output(&mut transcript, &mut feed, &links) => left,
-        left = process.relay(&mut signals, &links) => Ok(Some(left)),
-        () = pass_input(&process, input, ends_stdin, &links) => Ok(Some(Left::HungUp)),
+        left = pass_output(&mut transcript, &mut feed, &output_state) => left,
+        left = process.relay(&mut signals, &output_state) => Ok(Some(left)),
+        () = pass_input(&process, input, ends_stdin, &output_state) => Ok(Some(Left::HungUp)),
     };
-    if matches!(left, Ok(None)) && transcript.ledger.is_open() {
-        transcript.ledger.settle(process.look_up().await.as_ref());
+    if matches!(left, Ok(None)) && transcript.ledger.is_incomplete() {
+        transcript
+            .ledger
+            .compare_with_totals(process.look_up().await.as_ref());
     }
     transcript.ledger.report(&name);
     if let Some(left) = left? {
@@ -93,34 +94,39 @@ async fn first(feed: &mut Feed) -> Result<Header, Failure> {
 }
 
 fn interrupted(name: &str) -> Failure {
-    let advice = "`evloopctl ps` shows whether it was started";
+    let advice = "`evloopctl ps` shows whether the process was started";
     Failure::new(name, "interrupted before the daemon answered").advice(advice)
 }
 
-/// Prints the output until the process has ended. Returns why not, if it was left before.
+/// Prints the output until the process has ended. Returns why evloopctl leaves the process if its output cannot be written.
 async fn pass_output(
     transcript: &mut Transcript,
     feed: &mut Feed,
-    links: &Links,
+    output_state: &OutputState,
 ) -> Result<Option<Left>, Failure> {
-    match transcript.run(feed, Until::Done, links).await {
+    match transcript.run(feed, Until::Done, output_state).await {
         Ok(()) => Ok(None),
         Err(failure) => failure.gone.map(Left::from).map(Some).ok_or(failure),
     }
 }
 
-/// Passes stdin on; returns when the terminal is lost.
-async fn pass_input(process: &Process<'_>, input: bool, ends_stdin: bool, links: &Links) {
+/// Passes stdin on. Returns only when the terminal is closed.
+async fn pass_input(
+    process: &Process<'_>,
+    input: bool,
+    ends_stdin: bool,
+    output_state: &OutputState,
+) {
     if input {
         let feeder = Feeder {
             session: process.session,
             loop_ref: Some(process.loop_ref.clone()),
             watch: parse::by_id(process.watch_id),
-            resumed: &links.resumed,
+            resumed: &output_state.resumed,
             eof: ends_stdin,
         };
         let ended = match feeder.send(tokio::io::stdin()).await {
-            // If our stdin cannot be read, the process's stdin ends too: it would wait for ever.
+            // Without an end of its stdin, the process would wait for ever.
             Ok(Ended::Unreadable(error)) => {
                 complain(Failure::new("stdin", error));
                 if ends_stdin {

@@ -1,4 +1,4 @@
-//! `backends`: what loops can wait with on this host, and what each can do.
+//! `backends`: prints the backends by which loops can wait on this host, and the capabilities of each.
 
 use std::fmt::Write as _;
 
@@ -13,15 +13,16 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl backends --json | jq 'select(.available) | .name'
   evloopctl backends --markdown";
 
+/// Options of `backends`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only what each can do, as a table in Markdown: the one in the README
+    /// Print only the capabilities, as the Markdown table of the README
     #[arg(long)]
     markdown: bool,
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Outcome {
-    // Not by clap's `conflicts_with`: that overlooks a global option before the verb.
+    // `conflicts_with` of clap overlooks a global option before the verb.
     if session.json && args.markdown {
         return Err(Failure::plain("--markdown cannot be used with --json").code(USAGE));
     }
@@ -58,10 +59,11 @@ const fn yes_or_no(yes: bool) -> (&'static str, anstyle::Style) {
     if yes { ("yes", GOOD) } else { ("no", BAD) }
 }
 
-/// Capabilities by backends, and beside them asyncio's loops as documented.
+/// A table of capabilities: of the backends, and beside them of asyncio's event loops as Python documents them.
 struct Matrix<'a> {
+    /// The heads of the columns, and the capabilities of each column.
     columns: Vec<(String, &'a [Capability])>,
-    /// Names of capabilities.
+    /// The names of the capabilities.
     rows: Vec<&'a str>,
 }
 
@@ -88,7 +90,7 @@ impl<'a> Matrix<'a> {
         can.iter().find(|capability| capability.name == name)
     }
 
-    /// Each reason once, with the columns it goes for.
+    /// Returns each reason why a capability is missing once, with the heads of the columns to which it applies.
     fn reasons(&self) -> Vec<(String, String)> {
         let mut reasons: Vec<(String, String)> = Vec::new();
         for row in &self.rows {

@@ -1,4 +1,4 @@
-//! `check`: recorded events against what evloopd promises.
+//! `check`: compares recorded events with what evloopd promises.
 
 use std::path::{Path, PathBuf};
 
@@ -11,37 +11,38 @@ use crate::history::file::RecordingFile;
 use crate::history::{Recording, Summary, Violation, check_resumed, check_same};
 
 pub(super) const EXAMPLES: &str = "Examples:
-  evloopctl events -f --record a.rec    # ... and stop it some time
+  evloopctl events -f --record a.rec    # Ctrl-C stops it
   evloopctl check a.rec
-  evloopctl check a.rec b.rec           # what both have must be the same
-  evloopctl check --resumed a.rec b.rec # one reader's lives: none is missing
+  evloopctl check a.rec b.rec           # events in both files must be equal
+  evloopctl check --resumed a.rec b.rec # b.rec goes on where a.rec ended
 
-The exit code is 0 if every promise of order and delivery is kept; 1 if not, with the first \
-that is broken on stderr; 2 if a file cannot be read. A message that is cut off at the end of a \
-file is reported and is no violation. Files are read into memory as a whole.";
+The exit code is 0 if every promise of order and delivery is kept; 1 if a promise is broken, and \
+stderr says which one is broken first; 2 if a file cannot be read. A message that is cut off at \
+the end of a file is reported, but breaks no promise. Each file is read into memory as a whole.";
 
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The files are the lives of one reader, in this order: each went on where the one before
-    /// was, so that together they have everything
+    /// The files are from one reader that was started again: each file goes on where the one before
+    /// it ends, and no event is missing between them
     #[arg(long)]
     resumed: bool,
-    /// What `evloopctl events --record` wrote
+    /// A file that `evloopctl events --record` wrote
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 }
 
-/// The lives of one loop, as far as they can be compared: of one run of the daemon.
+/// The recordings of one loop from one run of the daemon. Only these can be compared with each other.
 #[derive(Debug, Default)]
 struct History {
-    /// One, or with --resumed all that have a part of it.
+    /// The file of the recordings; with `--resumed`, all files that hold a recording of this loop.
     files: Vec<String>,
     instance: String,
     loop_id: u64,
     loop_name: String,
+    /// One recording for each time that the reader was started.
     lives: Vec<Recording>,
-    /// Bytes left out at the end of its files.
+    /// The number of bytes that are ignored at the ends of the files, because a message is cut off there.
     cut_off: u64,
 }
 
@@ -58,7 +59,7 @@ impl History {
         self.lives.first().map_or("", |life| life.epoch.as_str())
     }
 
-    /// As one recording, for comparisons by content only.
+    /// Returns all batches as one recording. It can be compared with another, but its order cannot be checked.
     fn flat(&self) -> Recording {
         let mut flat = Recording::new(self.epoch(), 0);
         flat.batches = self.lives.iter().flat_map(|l| l.batches.clone()).collect();
@@ -66,7 +67,7 @@ impl History {
     }
 }
 
-/// One file, read.
+/// The content of one file.
 #[derive(Debug)]
 struct Read {
     name: String,
@@ -108,10 +109,13 @@ fn open(path: &Path) -> Result<Read, Failure> {
     }
 }
 
-/// Where, and what.
+/// The files that a violation is in, and the violation.
 type Found = (String, Violation);
 
-/// What the files have, a history for each run of the daemon, judged; or the first violation.
+/// Checks the files. Returns one history for each loop of each run of the daemon.
+///
+/// # Errors
+/// The first promise that is broken.
 fn judged(files: Vec<Read>, resumed: bool) -> Result<Vec<(History, Summary)>, Found> {
     let mut judged: Vec<(History, Summary)> = Vec::new();
     for history in histories(files, resumed)? {
@@ -128,7 +132,7 @@ fn judged(files: Vec<Read>, resumed: bool) -> Result<Vec<(History, Summary)>, Fo
     Ok(judged)
 }
 
-/// Puts lives together that are of one reader of one loop: of a file, or if so `resumed` of all.
+/// Groups the recordings by loop: those within one file, or with `resumed` those of all files.
 fn histories(files: Vec<Read>, resumed: bool) -> Result<Vec<History>, Found> {
     let mut histories: Vec<History> = Vec::new();
     for Read { name, tape } in files {
@@ -167,7 +171,7 @@ fn histories(files: Vec<Read>, resumed: bool) -> Result<Vec<History>, Found> {
         }
         match last.and_then(|at| histories.get_mut(at)) {
             Some(history) => history.cut_off += tape.cut_off,
-            // It was stopped before the first answer.
+            // The recorder was stopped before the daemon's first answer.
             None => histories.push(History {
                 files: vec![name],
                 cut_off: tape.cut_off,

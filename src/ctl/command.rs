@@ -19,53 +19,54 @@ use crate::proto::{
     ResourceLimit, Stdio, process_spec,
 };
 
-/// Characters of a made-up name after the program's.
+/// The number of random characters at the end of a generated name.
 const SUFFIX_LEN: usize = 4;
-/// Characters of the program's name in a made-up one.
+/// The largest number of characters of the program's name in a generated name.
 const STEM_MAX: usize = 40;
 
-/// What becomes of a process that still runs when its watch ends.
+/// What happens to a process that still runs when its watch is removed or the daemon ends.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum AtEnd {
-    /// The process and its group are ended: SIGTERM and, after a while, SIGKILL.
+    /// The process and its group get SIGTERM and, if they do not end in time, SIGKILL.
     #[default]
     Kill,
-    /// The process runs on, and how it ends will not be known.
+    /// The process runs on; how it ends will not be known.
     Keep,
 }
 
-/// What to run and where.
+/// Options for the program to run: its arguments, its environment and its limits.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// Set a variable, over those of your environment
+    /// Set a variable, in addition to your environment; may be repeated
     #[arg(short, long = "env", value_name = "KEY=VALUE",
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<(OsString, OsString)>,
     /// Working directory [default: yours]
     #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR", value_hint = ValueHint::DirPath)]
     cwd: Option<PathBuf>,
-    /// Permissions that its files do not get, octal [default: the configuration's, else yours]
+    /// The umask: permissions that new files do not get, in octal [default: the configuration's, else yours]
     #[arg(long, value_name = "MODE", value_parser = parse::umask)]
     umask: Option<u32>,
-    /// Limit a resource of prlimit(1), such as nofile=1024:4096 [default: the configuration's, else yours]
+    /// Limit a resource of prlimit(1), such as nofile=1024:4096; may be repeated [default: the configuration's, else yours]
     #[arg(long = "limit", value_name = "NAME=SOFT[:HARD]", value_parser = parse::limit)]
     limits: Vec<(Resource, Limit)>,
     /// Nice value, -20 to 19 [default: the configuration's, else yours]
     #[arg(long, value_name = "N", allow_negative_numbers = true,
           value_parser = clap::value_parser!(i32).range(i64::from(NICE.0)..=i64::from(NICE.1)))]
     nice: Option<i32>,
-    /// How ready the kernel is to kill it when memory runs out, -1000 to 1000 [default: the configuration's, else the daemon's]
+    /// The higher, the sooner the kernel kills the program when memory runs out, -1000 to 1000 [default: the configuration's,
+    /// else the daemon's]
     #[arg(long, value_name = "N", allow_negative_numbers = true,
           value_parser = clap::value_parser!(i32)
               .range(i64::from(OOM_SCORE_ADJ.0)..=i64::from(OOM_SCORE_ADJ.1)))]
     oom_score_adj: Option<i32>,
-    /// End it after that long, by SIGTERM and then SIGKILL; a number alone is seconds
+    /// End the program after this time, by SIGTERM and then SIGKILL; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     timeout: Option<prost_types::Duration>,
-    /// What becomes of it if it still runs when its watch is removed or the daemon ends
+    /// What happens to the program if it still runs when its watch is removed or the daemon ends
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     at_end: AtEnd,
-    /// Once it has ended, read what others write to its output until they have closed it
+    /// After the program has ended, go on reading its output until all processes that write to it have closed it
     #[arg(long)]
     keep_reading: bool,
     /// The program and its arguments
@@ -74,10 +75,13 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// Returns the process to ask the daemon for.
+    /// Returns the request for the process.
+    ///
+    /// # Errors
+    /// The program's name is empty, or the working directory of evloopctl is not known.
     pub(super) fn spec(&self, stdin: Stdio) -> Result<ProcessSpec, Failure> {
         if self.argv.first().is_some_and(|program| program.is_empty()) {
-            let advice = "a variable may not be set";
+            let advice = "a variable of the shell may be unset";
             let failure = Failure::plain("the name of the program is empty");
             return Err(failure.advice(advice).code(USAGE));
         }
@@ -131,7 +135,7 @@ impl Command {
         })
     }
 
-    /// Returns the working directory of the program. With an absolute --cwd, that of evloopctl need not exist.
+    /// Returns the working directory of the program. If `--cwd` is absolute, the directory of evloopctl need not exist.
     fn directory(&self) -> Result<OsString, Failure> {
         let asked = self.cwd.clone().unwrap_or_default();
         let path = if asked.is_absolute() {
@@ -139,7 +143,7 @@ impl Command {
         } else {
             let failed = |error: io::Error| {
                 let why = match error.kind() {
-                    io::ErrorKind::NotFound => "yours was removed".to_owned(),
+                    io::ErrorKind::NotFound => "your working directory was removed".to_owned(),
                     _ => error.to_string(),
                 };
                 Failure::new(
@@ -155,8 +159,8 @@ impl Command {
         Ok(OsString::from_vec(path))
     }
 
-    /// Makes up a name, of the program's name and random characters, that is almost certainly free.
-    pub(super) fn made_up_name(&self) -> Result<String, Failure> {
+    /// Generates a name of the program's name and random characters. It is almost certainly unused.
+    pub(super) fn generated_name(&self) -> Result<String, Failure> {
         let program = self.argv.first().map(Path::new);
         let stem = program
             .and_then(Path::file_name)
@@ -204,7 +208,7 @@ fn limit((resource, limit): (Resource, Limit)) -> ResourceLimit {
 
 /// Returns what a program would inherit if evloopctl executed it.
 fn own_attributes() -> InheritedAttributes {
-    // umask(2) returns the mask only when it changes it; evloopctl makes no file in between.
+    // umask(2) returns the mask only if it sets one; evloopctl creates no file between the two calls.
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let limits = Resource::all().map(|resource| limit((resource, resource.own())));
@@ -237,7 +241,7 @@ mod tests {
     #[test]
     fn a_made_up_name_begins_with_the_programs() {
         for (program, stem) in [("/usr/bin/make", "make-"), ("./-x", "x-"), ("ü", "cmd-")] {
-            let name = command(program).made_up_name().unwrap();
+            let name = command(program).generated_name().unwrap();
             assert!(name.starts_with(stem), "{name}");
             assert_eq!(name.len(), stem.len() + SUFFIX_LEN);
         }

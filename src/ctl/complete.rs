@@ -1,4 +1,4 @@
-//! Completions of a shell's command line, names of processes, watches, loops, consumers and policies included.
+//! Completes command lines in a shell, with the names of processes, watches, loops, consumers and policies.
 //!
 //! The shell calls evloopctl with the words typed so far, and evloopctl asks the daemon for names that fit. If no daemon
 //! answers at once, it offers no names and prints no message.
@@ -25,12 +25,12 @@ use crate::proto::{
 
 /// The environment variable by which a shell asks for candidates.
 const VARIABLE: &str = "COMPLETE";
-/// How long the daemon may take for all its answers: a user waits at the Tab key.
+/// How long the daemon may take for all its answers: the user has pressed Tab and waits.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Most candidates that are offered.
+/// The largest number of candidates that are offered.
 const OFFERED_MAX: usize = 1000;
 
-/// Builds the command line of evloopctl, for candidates, which clap asks for by functions without arguments.
+/// Builds the command line of evloopctl. It is static because clap calls functions without arguments for candidates.
 static COMMAND: OnceLock<fn() -> Command> = OnceLock::new();
 
 /// Prints candidates and ends the program if a shell asks for them. Otherwise does nothing. `command` builds the command
@@ -42,7 +42,7 @@ pub(super) fn complete(command: fn() -> Command) {
         .complete();
 }
 
-/// Offers loops for `--loop`. The session declares this option, and candidates come by a session.
+/// Offers loops for `--loop`. Not in the declaration of this option: `session` cannot use this module, which uses it.
 fn with_loops(command: Command) -> Command {
     command.mut_arg("loop_ref", |option| option.add(loops()))
 }
@@ -54,7 +54,7 @@ fn without_aliases(command: Command) -> Command {
     verbs.into_iter().fold(command, |command, verb| {
         command.mut_subcommand(verb, |verb| {
             let aliases: Vec<_> = verb.get_all_aliases().map(str::to_owned).collect();
-            // The program ends once it has answered.
+            // A leak is harmless: the program ends after the answer.
             let aliases = aliases.into_iter().map(|alias| &*alias.leak());
             without_aliases(verb.alias(None).aliases(aliases))
         })
@@ -63,7 +63,7 @@ fn without_aliases(command: Command) -> Command {
 
 /// Returns the script that a shell sources to have completions.
 pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
-    let failed = |error| Failure::new("completions", error);
+    let failed = |error| Failure::new("writing the script", error);
     let name = shell.to_string();
     let mut script = Vec::new();
     match Shells::builtins().completer(&name) {
@@ -71,13 +71,19 @@ pub(super) fn registration(shell: Shell) -> Result<String, Failure> {
         Some(completer) => completer
             .write_registration(VARIABLE, "evloopctl", "evloopctl", "evloopctl", &mut script)
             .map_err(failed)?,
-        None => return Err(Failure::new(name, "there are no completions for it")),
+        None => {
+            return Err(Failure::new(
+                name,
+                "there are no completions for this shell",
+            ));
+        }
     }
-    String::from_utf8(script).map_err(|error| Failure::new("completions", error))
+    String::from_utf8(script).map_err(|error| Failure::new("writing the script", error))
 }
 
-/// Clap's own registration with two differences. Words that bash has split at `:`, `=` and `@` are joined again, for names
-/// and conditions hold them. Candidates are quoted: bash inserts them as they are, and a file may be called `a;b`.
+/// Clap's script for bash, with two differences. It joins words that bash has split at `:`, `=` and `@`, because names and
+/// conditions hold these characters. It quotes candidates, because bash inserts them unchanged, and a file may be called
+/// `a;b`.
 const BASH: &str = r#"_evloopctl() {
     local i current candidate part breaks='' words=() candidates=() index=0
     for part in : = @; do
@@ -114,12 +120,12 @@ complete -o bashdefault -o nosort -F _evloopctl evloopctl 2> /dev/null ||
 /// The highest signal number that has a name; real-time signals come after it.
 const MAX_NAMED_SIGNAL: i32 = 31;
 
-/// What the daemon is asked for.
+/// What the candidates are.
 #[derive(Debug, Clone, Copy)]
 enum Wanted {
-    /// Watches that the verb takes, those first that it is most likely meant for.
+    /// Names of watches that the verb accepts, the most likely ones first.
     Watches,
-    /// Ids of the same.
+    /// Ids of watches that the verb accepts, the most likely ones first.
     Ids,
     Processes,
     Loops,
@@ -128,17 +134,17 @@ enum Wanted {
     Backends,
 }
 
-/// Names of watches that the verb takes.
+/// Offers names of watches that the verb accepts.
 pub(super) fn watches() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Watches))
 }
 
-/// Ids of watches that the verb takes.
+/// Offers ids of watches that the verb accepts.
 pub(super) fn ids() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Ids))
 }
 
-/// Conditions of `ps --filter`.
+/// Offers conditions of `ps --filter`.
 pub(super) fn conditions() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let fixed = [
@@ -157,32 +163,32 @@ pub(super) fn conditions() -> ArgValueCandidates {
     })
 }
 
-/// Names of processes that can be joined.
+/// Offers names of processes that can be joined.
 pub(super) fn processes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Processes))
 }
 
-/// The caller's loops.
+/// Offers the caller's loops.
 pub(super) fn loops() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Loops))
 }
 
-/// The loop's consumers.
+/// Offers the loop's consumers.
 pub(super) fn consumers() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Consumers))
 }
 
-/// All policies.
+/// Offers all policies.
 pub(super) fn policies() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Policies))
 }
 
-/// Backends of this host.
+/// Offers all backends.
 pub(super) fn backends() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Wanted::Backends))
 }
 
-/// Names of signals.
+/// Offers names of signals.
 pub(super) fn signals() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let names = (1..=MAX_NAMED_SIGNAL).filter_map(config::signal_name);
@@ -220,7 +226,7 @@ fn candidates(wanted: Wanted) -> Vec<CompletionCandidate> {
 }
 
 async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
-    // The shell calls `evloopctl -- evloopctl WORD...`.
+    // The shell's script calls `evloopctl -- evloopctl WORD...`.
     let line = std::env::args_os().skip_while(|word| word != "--").skip(2);
     let line = line.map(|word| word.to_string_lossy().into_owned());
     let line: Vec<_> = line.collect();
@@ -228,14 +234,14 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
     match wanted {
         Wanted::Watches | Wanted::Ids => {
             let at = line.last().is_some_and(|word| word.starts_with('@'));
-            let told = match wanted {
-                Wanted::Ids => Told::Id,
-                _ if at => Told::Reference,
-                _ => Told::Name,
+            let form = match wanted {
+                Wanted::Ids => Form::Id,
+                _ if at => Form::Reference,
+                _ => Form::Name,
             };
-            of_verb(&session, &verb(&line), told).await
+            of_verb(&session, &verb(&line), form).await
         }
-        Wanted::Processes => of_verb(&session, "", Told::Name).await,
+        Wanted::Processes => of_verb(&session, "", Form::Name).await,
         Wanted::Loops => of_loops(&session, &verb(&line)).await,
         Wanted::Consumers => {
             let found = lookup::consumers(&session).await?;
@@ -275,7 +281,7 @@ async fn ask(wanted: Wanted) -> Result<Vec<Found>, Failure> {
     }
 }
 
-/// Connects to the daemon that the line names so far, with its loop and session.
+/// Connects to the daemon, with the options of the words before the one that is being typed.
 async fn session(line: &[String]) -> Result<Session, Failure> {
     let mut global = Global::default();
     // The last word is the one that is being typed.
@@ -293,15 +299,15 @@ async fn session(line: &[String]) -> Result<Session, Failure> {
     Session::open(global, String::new()).await
 }
 
-/// Returns the verb that the line names so far.
+/// Returns the verb among the words that are typed so far.
 fn verb(line: &[String]) -> String {
     let command = COMMAND.get().map(|command| command());
     command.map_or_else(String::new, |command| verb_of(&command, line))
 }
 
-/// How a watch is written.
+/// The form in which a watch is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Form {
     /// `build`; `@7` if it has no name.
     Name,
     /// `@7`
@@ -310,8 +316,8 @@ enum Told {
     Id,
 }
 
-/// Lists watches that the verb takes, those first that it is most likely meant for.
-async fn of_verb(session: &Session, verb: &str, told: Told) -> Result<Vec<Found>, Failure> {
+/// Lists watches that the verb accepts, the most likely ones first.
+async fn of_verb(session: &Session, verb: &str, form: Form) -> Result<Vec<Found>, Failure> {
     let processes = !matches!(
         verb,
         "rm" | "show"
@@ -342,16 +348,16 @@ async fn of_verb(session: &Session, verb: &str, told: Told) -> Result<Vec<Found>
     let found = lookup::watches(session, request).await?;
     let found = found
         .iter()
-        .filter(|watch| !watch.name.is_empty() || !processes || told != Told::Name);
+        .filter(|watch| !watch.name.is_empty() || !processes || form != Form::Name);
     let found = found.map(|watch| Found {
-        name: match told {
-            Told::Name => description::reference(watch),
-            Told::Reference => format!("@{}", watch.watch_id),
-            Told::Id => watch.watch_id.to_string(),
+        name: match form {
+            Form::Name => description::reference(watch),
+            Form::Reference => format!("@{}", watch.watch_id),
+            Form::Id => watch.watch_id.to_string(),
         },
-        help: match (told, processes) {
-            (Told::Name, true) => description::state(watch).0,
-            (Told::Name, false) => format!("{}, {}", watch.watch_kind, description::state(watch).0),
+        help: match (form, processes) {
+            (Form::Name, true) => description::state(watch).0,
+            (Form::Name, false) => format!("{}, {}", watch.watch_kind, description::state(watch).0),
             _ => format!(
                 "{}, {}",
                 description::reference(watch),

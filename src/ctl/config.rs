@@ -1,4 +1,4 @@
-//! `config`: the daemon's configuration, and where each value came from.
+//! `config`: prints the daemon's configuration, and where each value comes from.
 
 use super::failure::Outcome;
 use super::output;

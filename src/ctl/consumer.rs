@@ -1,4 +1,5 @@
-//! `consumer`: named readers. The daemon keeps their place, and the events after it.
+//! `consumer`: makes, shows and deletes consumers. A consumer is a named reader whose position the daemon keeps, together
+//! with the events after it.
 
 use clap::Subcommand;
 
@@ -22,45 +23,45 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl consumer list
 
 Events that a consumer has not acknowledged stay in the journal. When the journal is full of \
-them, sources are not read until it acknowledges some, or is deleted. A consumer that nobody reads \
-as is deleted when its --ttl is over.";
+them, the loop reads no source until the consumer acknowledges some, or is deleted. A consumer is \
+deleted when nobody has read as it for the time of --ttl.";
 
-/// What to do with consumers.
+/// Commands for consumers.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// The consumers of the loop
+    /// List the consumers of the loop
     #[command(after_help = "Example:\n  evloopctl consumer list --json | jq .lag_events")]
     List,
-    /// All about one consumer
+    /// Show one consumer
     #[command(after_help = "Example:\n  evloopctl consumer show audit")]
     Show {
-        /// Its name
+        /// The consumer's name
         #[arg(value_parser = parse::name, add = complete::consumers())]
         name: String,
     },
-    /// Make a consumer: from here on, what comes after its place is held
+    /// Make a consumer: the loop keeps all events after the consumer's position
     #[command(after_help = "Example:\n  evloopctl consumer create audit --oldest --ttl 7days")]
     Create {
-        /// Its name
+        /// The consumer's name
         #[arg(value_parser = parse::name)]
         name: String,
-        /// Its place: before the oldest event that is held [default: after the newest]
+        /// Start before the oldest event in the journal [default: after the newest event]
         #[arg(long)]
         oldest: bool,
-        /// Its place: after this position
+        /// Start after this position
         #[arg(long, value_name = "EPOCH:SEQ", value_parser = parse::cursor, conflicts_with = "oldest")]
         after: Option<Cursor>,
-        /// How long it is kept while nobody reads as it [default: the policy's]
+        /// How long the consumer is kept while nobody reads as it [default: as the policy says]
         #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
         ttl: Option<prost_types::Duration>,
-        /// If it exists, be content, wherever it is
+        /// Do nothing if the consumer exists, whatever its position; without it, that is an error
         #[arg(long)]
         if_missing: bool,
     },
-    /// Forget a consumer: what only it held may go; who reads as it is ended
+    /// Delete a consumer: the journal no longer keeps events for it, and the stream of its reader ends
     #[command(after_help = "Example:\n  evloopctl consumer delete audit")]
     Delete {
-        /// Its name
+        /// The consumer's name
         #[arg(value_parser = parse::name, add = complete::consumers())]
         name: String,
     },
@@ -113,14 +114,14 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 output::messages([&deleted])?;
             } else {
                 let acked = cursor_text(&deleted.acked.unwrap_or_default());
-                output::line(&format!("it had acknowledged {acked}"))?;
+                output::line(&format!("deleted; the consumer had acknowledged {acked}"))?;
             }
         }
     }
     Ok(0)
 }
 
-/// One consumer: as JSON, or all about it.
+/// Prints one consumer: as JSON, or as a sheet.
 pub(super) fn show(session: &Session, consumer: &Consumer) -> Result<(), Failure> {
     if session.json {
         return output::messages([consumer]);
@@ -161,13 +162,13 @@ fn table(consumers: &[Consumer]) -> Table {
     table
 }
 
-/// All about it.
+/// Returns all values of a consumer, as labelled lines.
 fn sheet(c: &Consumer) -> Sheet {
     let name = printable(&c.name);
     let (state, style) = if c.held {
-        ("somebody reads as it", GOOD)
+        ("has a reader", GOOD)
     } else {
-        ("nobody reads as it", DIM)
+        ("has no reader", DIM)
     };
     let mut sheet = Sheet::new(format!(
         "{NAME}{name}{NAME:#}  consumer, {style}{state}{style:#}"
@@ -179,7 +180,7 @@ fn sheet(c: &Consumer) -> Sheet {
     }
     sheet.line("since", date_and_age(c.created));
     let ttl = std::time::Duration::try_from(c.ttl.unwrap_or_default());
-    sheet.line("is kept", ttl.map_or_else(|_| String::new(), span));
+    sheet.line("ttl", ttl.map_or_else(|_| String::new(), span));
     sheet.line("expires", date_and_age(c.expires));
     sheet.line("taken over", counted(c.takeovers, "time", "times"));
     let acked = c.acked.as_ref().map_or_else(String::new, cursor_text);

@@ -1,4 +1,4 @@
-//! A watch, for people.
+//! Describes watches for people: state, target and all values.
 
 use anstyle::Style;
 
@@ -19,7 +19,7 @@ use crate::proto::{
     watch::Status, watch_ref, watch_spec::Spec,
 };
 
-/// Watches as a table, or a line of JSON each.
+/// Prints watches as a table, or as one line of JSON each.
 pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
     if as_json {
         return output::messages(watches);
@@ -39,7 +39,7 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
     table.print()
 }
 
-/// What names it on a command line: its name, or its id.
+/// Returns what names the watch on a command line: its name, or `@7` if it has no name.
 pub(super) fn reference(watch: &Watch) -> String {
     if watch.name.is_empty() {
         format!("@{}", watch.watch_id)
@@ -48,7 +48,7 @@ pub(super) fn reference(watch: &Watch) -> String {
     }
 }
 
-/// As [`reference`], for a request.
+/// Returns what names the watch in a request: its name, or its id if it has no name.
 pub(super) fn watch_ref(watch: &Watch) -> WatchRef {
     match watch.name.as_str() {
         "" => by_id(watch.watch_id),
@@ -58,12 +58,12 @@ pub(super) fn watch_ref(watch: &Watch) -> WatchRef {
     }
 }
 
-/// Whether the watch is of a process.
+/// Returns whether the watch is a process.
 pub(super) fn is_process(watch: &Watch) -> bool {
     watch.watch_kind == WatchKind::Process.name()
 }
 
-/// How the process ended, if it is one and that is known.
+/// Returns how the process ended; `None` if the watch is not a process, or that is not known.
 pub(super) fn exited(watch: &Watch) -> Option<&Exited> {
     match &watch.status {
         Some(Status::Process(process)) => process.exited.as_ref(),
@@ -71,7 +71,7 @@ pub(super) fn exited(watch: &Watch) -> Option<&Exited> {
     }
 }
 
-/// Its state in words, as fine as its kind allows, and whether its source is not read.
+/// Returns the state of the watch in words, such as `running, paused`, and their style.
 pub(super) fn state(watch: &Watch) -> (String, Style) {
     let (state, style) = words_and_style(watch);
     match &watch.source_pause {
@@ -134,7 +134,7 @@ fn labels(watch: &Watch) -> String {
     labels.collect::<Vec<_>>().join(" ")
 }
 
-/// What it watches, in a few words.
+/// Returns what is watched, in a few words, such as a command or an address.
 pub(super) fn detail(watch: &Watch) -> String {
     let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
     match (&watch.status, spec) {
@@ -152,7 +152,7 @@ pub(super) fn detail(watch: &Watch) -> String {
     }
 }
 
-/// All about it; `on` is its loop, as far as that is known.
+/// Returns all values of a watch, as labelled lines. `on` is the name of its loop; empty if it is not known.
 pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     let (state, style) = state(watch);
     let (name, kind) = (printable(&reference(watch)), &watch.watch_kind);
@@ -186,7 +186,7 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     }
     status(&mut sheet, watch);
     if let Some(spec) = spec {
-        of_process(&mut sheet, spec);
+        process_options(&mut sheet, spec);
     }
     if let Some(pause) = &watch.source_pause {
         let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
@@ -234,7 +234,7 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
             );
             sheet.line("wrote", text);
             if s.stdin_bytes > 0 {
-                sheet.line("was given", format!("{} on stdin", size(s.stdin_bytes)));
+                sheet.line("received", format!("{} on stdin", size(s.stdin_bytes)));
             }
             if let Some(usage) = s.exited.as_ref().and_then(|exited| exited.usage.as_ref()) {
                 let time = |d: Option<prost_types::Duration>| {
@@ -285,8 +285,8 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
     }
 }
 
-/// What was asked for beside the command, where it is not as usual.
-fn of_process(sheet: &mut Sheet, spec: &ProcessSpec) {
+/// Appends the options of a process that are not the defaults.
+fn process_options(sheet: &mut Sheet, spec: &ProcessSpec) {
     let env = spec
         .env
         .iter()
@@ -314,25 +314,24 @@ fn of_process(sheet: &mut Sheet, spec: &ProcessSpec) {
         sheet.line("oom score", adj);
     }
     let timeout = spec.timeout.and_then(|time| time.try_into().ok());
-    sheet.line("may run", timeout.map_or_else(String::new, span));
+    sheet.line("timeout", timeout.map_or_else(String::new, span));
     let at_end = word(spec.at_end().as_str_name(), "AT_END_");
     if at_end == "keep" {
         sheet.line("at end", "keep: it outlives its watch and the daemon");
     }
 }
 
-/// As the command line takes it.
+/// Returns a limit as `--limit` takes it.
 fn limit(limit: &ResourceLimit) -> String {
     let [soft, hard] = [limit.soft, limit.hard].map(|value| value.unwrap_or(u64::MAX));
     format!("{}={}", limit.resource, Limit { soft, hard })
 }
 
 /// Returns how the watch ended, such as `exited with 3, 10 min ago`, if it has. A process on a stopped loop has ended
-/// although no event tells how yet.
+/// although no event has reported its exit status yet.
 pub(super) fn end(watch: &Watch) -> Option<String> {
     let untold = matches!(&watch.status, Some(Status::Process(process)) if process.ended_untold);
     let ended = untold || exited(watch).is_some() || watch.state() == WatchState::Closed;
-    // Without the time there is nothing more exact than that it has.
     (ended || moment(watch.closed_at).is_some()).then(|| state(watch).0)
 }
 

@@ -1,4 +1,4 @@
-//! `events`: what happened on a loop.
+//! `events`: prints the events of a loop.
 
 use std::path::PathBuf;
 
@@ -16,48 +16,48 @@ use super::session::Session;
 use crate::proto::{Cursor, OnGap, StartAt, SubscribeRequest, subscribe_request::Start};
 
 pub(super) const EXAMPLES: &str = "Examples:
-  evloopctl events                               # all that is held
+  evloopctl events                               # all in the journal
   evloopctl events -f --filter 'kind:exited label:team=ci'
   evloopctl events --since 10m --until 5m
-  evloopctl events -f --json --after 1041        # go on where you were
-  evloopctl events -f --consumer audit           # held until it has printed it
+  evloopctl events -f --json --after 1041        # go on after event 1041
+  evloopctl events -f --consumer audit           # kept until printed
   evloopctl events -f --record build.rec         # for evloopctl check
 
-A broken connection is made again, and the events go on where they were. The exit code is 3 if \
-events were missing; each gap is reported on stderr.
+After the connection broke, evloopctl connects again and goes on after the last event. The exit \
+code is 3 if events are missing; each gap is reported on stderr.
 
-As a consumer, what is printed is acknowledged, batch by batch, after it was written: whoever \
-crashes and begins again with the same --consumer misses nothing, and sees at most the last \
-batch again.";
+With --consumer, each batch of events is acknowledged after it was written. If evloopctl crashes \
+and is started again with the same --consumer, no event is missed, and at most the last batch is \
+printed again.";
 
 /// Options of `events`.
 #[derive(Debug, Args)]
 pub(super) struct Events {
-    /// Go on with what is to come
+    /// Go on with new events as they come
     #[arg(short, long)]
     follow: bool,
     /// Begin after this position
     #[arg(long, value_name = "EPOCH:SEQ", value_parser = parse::cursor, conflicts_with = "oldest")]
     after: Option<Cursor>,
-    /// Begin with the oldest event that is held; without --follow and --consumer this is the default
+    /// Begin with the oldest event in the journal; the default without --follow and --consumer
     #[arg(long)]
     oldest: bool,
-    /// Only what happened at or after it: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
+    /// Only events at or after this time: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
     #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with_all = ["after", "consumer"])]
     since: Option<Timestamp>,
-    /// Only what happened at or before it; with --follow, end with the first event after it
+    /// Only events at or before this time; with --follow, end with the first later event
     #[arg(long, value_name = "WHEN", value_parser = parse::moment, conflicts_with = "consumer")]
     until: Option<Timestamp>,
     #[command(flatten)]
     filter: Filter,
-    /// Read as this consumer, made if there is none: begin after what it has acknowledged, a new
-    /// one with what is to come. Who reads as it already is ended
+    /// Read as this consumer: begin after what it has acknowledged. If it does not exist, it is made, and begins with new
+    /// events. If another reader reads as it, the other reader's stream ends
     #[arg(long, value_name = "NAME", value_parser = parse::name, add = complete::consumers())]
     consumer: Option<String>,
-    /// How long the consumer is kept while nobody reads as it [default: as it was; the policy's]
+    /// How long the consumer is kept while nobody reads as it [default: as before; for a new one, as the policy says]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, requires = "consumer")]
     ttl: Option<prost_types::Duration>,
-    /// Write all that comes to this file too, as it came, for `evloopctl check`; it must not exist
+    /// Write all events to this file too, for `evloopctl check`; the file must not exist
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// Replace the file of --record if it exists
@@ -71,14 +71,17 @@ impl Events {
         match &self.after {
             Some(cursor) => Some(Start::After(cursor.clone())),
             None if self.oldest || self.since.is_some() => at(StartAt::Oldest),
-            // Where the consumer is.
+            // The daemon begins at the consumer's position.
             None if self.consumer.is_some() => None,
             None if self.follow => at(StartAt::Now),
             None => at(StartAt::Oldest),
         }
     }
 
-    /// Where to record, if anywhere; before anything else, so that a wrong file costs nothing.
+    /// Returns the file of `--record`, if there is one.
+    ///
+    /// # Errors
+    /// The file exists, and `--force` is absent.
     fn tape(&self) -> Result<Option<Tape>, Failure> {
         let Some(path) = &self.record else {
             return Ok(None);
@@ -109,7 +112,7 @@ pub(super) async fn run(session: &Session, args: Events) -> Outcome {
         feed = feed.record(tape);
     }
     let until = if args.follow {
-        feed = feed.telling_standstill();
+        feed = feed.reporting_standstill();
         Until::Goodbye
     } else {
         Until::CaughtUp

@@ -1,11 +1,14 @@
-//! How processes ended, and the exit codes of evloopctl that tell so.
+//! How processes ended, and the exit codes of evloopctl that follow from it.
 
 use super::failure::{Failure, TIMED_OUT};
 use super::render;
 use crate::proto::watch::Status;
 use crate::proto::{Exited, Watch, WatchState, exited};
 
-/// How the process of a watch ended; none if it has not.
+/// Returns how the process of a watch ended; `None` if it has not ended.
+///
+/// # Errors
+/// The watch is not a process, or how the process ended is not known. `name` is for the message.
 pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failure> {
     let Some(Status::Process(status)) = &watch.status else {
         return Err(no_process(name, watch));
@@ -18,21 +21,25 @@ pub(super) fn end_of(name: &str, watch: &Watch) -> Result<Option<Exited>, Failur
     }
 }
 
-/// The watch is one of another kind.
+/// Returns the failure for a watch that is not a process.
 pub(super) fn no_process(name: &str, watch: &Watch) -> Failure {
     let kind = watch.watch_kind.replace('_', " ");
-    let failure = Failure::new(name, format!("it is a {kind}, no process"));
+    let failure = Failure::new(name, format!("it is a {kind}, not a process"));
     failure.advice(format!(
-        "see its events with `evloopctl events --watch {name}`"
+        "`evloopctl events --watch {name}` prints its events"
     ))
 }
 
-/// It exited with 0, and in its time.
+/// Returns whether the process exited with 0 before its timeout.
 pub(super) fn is_success(exited: &Exited) -> bool {
     exited.status == Some(exited::Status::Code(0)) && !exited.timed_out
 }
 
-/// The exit code that stands for how a child ended: its own, or 128 + its signal, or that of timeout(1).
+/// Returns the exit code of evloopctl for a process that ended: its own, 128 + the number of the signal that ended it, or
+/// that of timeout(1).
+///
+/// # Errors
+/// How the process ended is not known, or its code does not fit into 8 bits.
 pub(super) fn exit_code(name: &str, exited: &Exited) -> Result<u8, Failure> {
     if exited.timed_out {
         return Ok(TIMED_OUT);

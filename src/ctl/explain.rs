@@ -1,5 +1,5 @@
-//! Explains failures in the words of the command line: which name may have been meant, how a process ended that takes
-//! nothing any more, and in which values a command differs from the one that has its name.
+//! Explains failures in the words of the command line: which name may have been meant, how a process ended that takes no
+//! more input, and in which values a command differs from the one that has its name.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use super::session::Session;
 use crate::proto::{GetWatchRequest, ListWatchesRequest, LoopRef, WatchRef, loop_ref, watch_ref};
 use crate::similar::did_you_mean;
 
-/// How long the daemon may take to tell more about a failure.
+/// How long the calls that explain a failure may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The most other loops on which a name is looked for.
 const LOOPS_MAX: usize = 32;
 
-/// Returns the failure with what can be found out about it.
+/// Returns the failure with a better message and advice, if calls of the daemon yield them within [`PATIENCE`].
 pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
-    let told = |key: &str| failure.told(key).to_owned();
+    let told = |key: &str| failure.detail(key).to_owned();
     let better = async {
         match failure.reason.as_str() {
             "WATCH_NOT_FOUND" => no_watch(session, &told("name"), &told("loop")).await,
             "LOOP_NOT_FOUND" => no_loop(session, &told("name")).await,
             "CONSUMER_NOT_FOUND" => no_consumer(session, &told("name")).await,
-            // A call that makes a loop fails only if the policy forbids it.
+            // With another message, this reason means that the policy forbids to make a loop.
             "NO_LOOP_IN_CONTEXT" if failure.to_string().contains("this call makes none") => {
                 no_loop_yet(session).await
             }
@@ -39,7 +39,7 @@ pub(super) async fn explained(session: &Session, failure: Failure) -> Failure {
     match better.ok().flatten() {
         Some(Better { message, advice }) => {
             let failure = match message {
-                Some(message) => failure.saying(message),
+                Some(message) => failure.with_message(message),
                 None => failure,
             };
             match advice {
@@ -79,7 +79,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
     let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
     let mut advice = None;
     if !name.starts_with('@') {
-        // The id of a watch may have been meant: other tools take it without a sign.
+        // The name may be meant as an id: other tools take ids without `@`.
         let numbered = name
             .parse()
             .ok()
@@ -92,7 +92,7 @@ async fn no_watch(session: &Session, name: &str, on: &str) -> Option<Better> {
     }
     if all.is_empty() {
         advice = advice.or_else(|| {
-            Some("nothing is there; `evloopctl loop list` shows your loops".to_owned())
+            Some("the loop has no watches; `evloopctl loop list` lists your loops".to_owned())
         });
     }
     Some(Better { message, advice })
@@ -118,12 +118,12 @@ async fn elsewhere(session: &Session, name: &str) -> Option<String> {
     None
 }
 
-/// Explains the failure to a user who has no loop because nothing was run yet.
+/// Explains the failure to a user who has no loop yet.
 async fn no_loop_yet(session: &Session) -> Option<Better> {
     let loops = lookup::loops(session, false).await.ok()?;
     loops.is_empty().then(|| Better {
-        message: Some("nothing is there yet: you have no loop".to_owned()),
-        advice: Some("`evloopctl run` makes one, for what it runs".to_owned()),
+        message: Some("you have no loop yet".to_owned()),
+        advice: Some("`evloopctl run -- CMD` makes one and runs CMD on it".to_owned()),
     })
 }
 
@@ -168,7 +168,7 @@ pub(super) fn differing(
     asked: &Value,
     advice: &str,
 ) -> Failure {
-    let field = failure.told("field").to_owned();
+    let field = failure.detail("field").to_owned();
     if failure.reason != "NAME_TAKEN" || field.is_empty() {
         return failure;
     }
@@ -180,7 +180,7 @@ pub(super) fn differing(
         let (there, asked) = (kind(there), kind(asked));
         let what = format!("`{name}` is a {there}, you asked for a {asked}");
         let advice = format!("`evloopctl rm {name}` ends and forgets it; or choose another name");
-        return failure.saying(what).advice(advice);
+        return failure.with_message(what).advice(advice);
     }
     let [there, asked] = [there, asked].map(|value| value_at(value, &field));
     let last = field.rsplit('.').next().unwrap_or_default();
@@ -190,21 +190,21 @@ pub(super) fn differing(
         }
         _ => format!("`{name}` is there with {last} `{there}`, you asked for `{asked}`"),
     };
-    failure.saying(message).advice(advice)
+    failure.with_message(message).advice(advice)
 }
 
-/// Returns the value of a field as a person would write it.
+/// Returns the value of a field as a user would type it.
 fn value_at(mut value: &Value, path: &str) -> String {
     for key in path.split('.') {
         let of = value;
         value = of.get(key).unwrap_or(&Value::Null);
-        // A oneof's name leads to the name of its member.
+        // The value of a oneof is the name of the member that is set.
         if let Some(member) = value.as_str().and_then(|member| of.get(member)) {
             value = member;
         }
     }
     match worded(value) {
-        // Left out, it is the root.
+        // The root directory is sent as an empty text.
         text if text.is_empty() && path.ends_with("cwd") => "/".to_owned(),
         text => text,
     }

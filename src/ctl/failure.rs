@@ -1,4 +1,4 @@
-//! What ends a verb early: one line of what, why and what to do, and an exit code.
+//! Failures of verbs: one line on stderr that says what failed, why, and what to do, and the exit code.
 
 use std::fmt;
 use std::io;
@@ -14,70 +14,73 @@ use tonic_types::StatusExt as _;
 use crate::client::NoDaemon;
 use crate::text;
 
-/// What every verb exits with, for `--help`, the manual pages and the README.
+/// The exit codes of all verbs, for `--help`, the manual pages and the README.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes of run, attach, wait and logs:
-  0-255  the program's own; of logs 0
-  124    its time was over: --timeout of run or of wait
-  125    evloopctl failed, or the code is not known; of logs: part of it is gone
-  126    the program was found and cannot be executed
+  0-255  the program's own exit code; logs: 0
+  124    the program ran, or wait waited, longer than --timeout
+  125    evloopctl failed, or the exit code is not known; logs: output is gone
+  126    the program was found, but cannot be executed
   127    the program was not found
-  128+N  signal N ended it; of run and attach, SIGINT ends evloopctl too
-of all others:
-  0      it is done
-  1      it could not be done, or not for all that were named
-  2      the command line, or a file on it, is wrong
-  3      events were missing (events, and watches with --follow)";
+  128+N  signal N ended the program; run, attach: SIGINT ends evloopctl too
+Exit codes of all other commands:
+  0      success
+  1      the command failed, for at least one of the names
+  2      the command line, or a file that it names, is wrong
+  3      events are missing (events, and watch with --follow)";
 
-/// Exit code where a process ran out of its time, as of timeout(1).
+/// Exit code if a timeout ended the process or the wait, as of timeout(1).
 pub(super) const TIMED_OUT: u8 = 124;
-/// Exit code of failures of evloopctl itself where a child's own code is returned otherwise.
+/// Exit code of failures of evloopctl itself, for verbs whose exit code is otherwise that of a process.
 pub(super) const OWN_FAILURE: u8 = 125;
 /// Exit code if the program was found and cannot be executed, as of env(1).
 const NOT_EXECUTABLE: u8 = 126;
 /// Exit code if the program was not found, as of env(1).
 const NOT_FOUND: u8 = 127;
-/// Exit code when events were missed.
+/// Exit code if events are missing.
 pub(super) const GAP_MET: u8 = 3;
-/// Exit code of a wrong command line, wrong files on it included.
+/// Exit code if the command line, or a file that it names, is wrong.
 pub(super) const USAGE: u8 = 2;
+/// Exit code of any other failure.
 const FAILED: u8 = 1;
 
 const RED: Style = AnsiColor::Red.on_default();
 
-/// A verb's result; the number is the exit code.
+/// A verb's result: its exit code, or its failure.
 pub(super) type Outcome = Result<u8, Failure>;
 
-/// Who took our output is gone for good.
+/// Why stdout or stderr takes no more output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
-    /// The pipe that it went to is closed at the other end.
+    /// The reader of the pipe has closed it.
     Reader,
-    /// The terminal hung up.
+    /// The terminal is closed.
     Terminal,
 }
 
 /// Why a verb failed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// The verb as it was typed; empty if that does not matter.
+    /// The verb as it was typed; empty if the line on stderr should not name it.
     verb: String,
-    /// Empty: nothing is printed.
+    /// What failed and why; empty if no line is printed.
     message: String,
+    /// What to do; may be empty.
     advice: String,
-    /// The `reason` of google.rpc.ErrorInfo; empty if the daemon did not say.
+    /// The `reason` of the daemon's google.rpc.ErrorInfo; empty if the daemon sent none.
     pub(super) reason: String,
-    /// What else it said, by key.
+    /// The metadata of the daemon's ErrorInfo: keys and values.
     metadata: Box<[(String, String)]>,
-    /// The connection broke: worth another attempt.
+    /// The connection broke: another attempt may succeed.
     pub(super) lost: bool,
-    /// It is our output that nobody takes any more.
+    /// Why output could not be written, if that is the failure.
     pub(super) gone: Option<Gone>,
+    /// The exit code.
     pub(super) code: u8,
 }
 
 impl Failure {
-    /// A failure at `what`, in words; without the errno's number that [`io::Error`] puts behind them.
+    /// Returns a failure with the line `what: reason`. The number of an errno at the end of `reason` is left out.
     pub(super) fn new(what: impl fmt::Display, reason: impl fmt::Display) -> Self {
         let reason = reason.to_string();
         let words = match reason.rsplit_once(" (os error ") {
@@ -87,7 +90,7 @@ impl Failure {
         Self::plain(format!("{what}: {words}"))
     }
 
-    /// A failure in words.
+    /// Returns a failure with this line.
     pub(super) fn plain(message: impl Into<String>) -> Self {
         Self {
             verb: String::new(),
@@ -101,7 +104,7 @@ impl Failure {
         }
     }
 
-    /// What the daemon, or the connection to it, answered.
+    /// Returns the failure for an error of the daemon or of the connection to it.
     pub(super) fn rpc(status: &Status) -> Self {
         let details = status.get_error_details();
         let Some(info) = details.error_info() else {
@@ -116,7 +119,8 @@ impl Failure {
                 "the connection to the daemon is lost ({})",
                 status.message()
             );
-            let failure = Self::plain(what).advice("`evloopctl status` tells whether it runs");
+            let failure =
+                Self::plain(what).advice("`evloopctl status` shows whether the daemon runs");
             return Self { lost, ..failure };
         };
         let violation = details
@@ -128,19 +132,19 @@ impl Failure {
             }
             _ => status.message().to_owned(),
         };
-        let message = in_the_words_of_the_line(&message);
+        let message = in_words_of_options(&message);
         let failure = Self {
             reason: info.reason.clone(),
             metadata: info.metadata.clone().into_iter().collect(),
             ..Self::plain(message)
         };
         let advice = advice(&failure);
-        failure.executing().advice(advice)
+        failure.with_exec_code().advice(advice)
     }
 
-    /// One of a program that could not be executed has the code that env(1) has for it.
-    fn executing(self) -> Self {
-        let code = match (self.told("step"), self.told("errno_name")) {
+    /// Returns the failure with the exit code of env(1), if the daemon could not execute a program.
+    fn with_exec_code(self) -> Self {
+        let code = match (self.detail("step"), self.detail("errno_name")) {
             ("lookup" | "exec", "ENOENT") => NOT_FOUND,
             ("lookup" | "exec", _) => NOT_EXECUTABLE,
             _ => return self,
@@ -148,35 +152,36 @@ impl Failure {
         self.code(code)
     }
 
-    /// What the daemon's error says under this key; empty if it does not.
-    pub(super) fn told(&self, key: &str) -> &str {
+    /// Returns the value of this key in the metadata of the daemon's error; empty if it has none.
+    pub(super) fn detail(&self, key: &str) -> &str {
         let mut pairs = self.metadata.iter();
         let found = pairs.find(|(known, _)| known == key);
         found.map_or("", |(_, value)| value)
     }
 
-    /// In other words, all else as it is.
-    pub(super) fn saying(self, message: impl Into<String>) -> Self {
+    /// Returns the failure with another message.
+    pub(super) fn with_message(self, message: impl Into<String>) -> Self {
         let message = message.into();
         Self { message, ..self }
     }
 
-    /// With what it is about before it.
+    /// Returns the failure with `what` before its message.
     pub(super) fn about(self, what: impl fmt::Display) -> Self {
         if self.is_silent() {
             return self;
         }
         let message = format!("{what}: {}", self.message);
-        self.saying(message)
+        self.with_message(message)
     }
 
-    /// With the verb that it ended.
+    /// Returns the failure with the verb that failed.
     pub(super) fn of_verb(self, verb: &str) -> Self {
         let verb = verb.to_owned();
         Self { verb, ..self }
     }
 
-    /// Writing to stdout or stderr failed. A closed pipe is the reader's choice, not a failure.
+    /// Returns the failure for an error of writing to stdout or stderr. A pipe that its reader has closed is no error: no
+    /// line is printed, and the exit code is 0.
     pub(super) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             let gone = Some(Gone::Reader);
@@ -185,7 +190,7 @@ impl Failure {
                 ..Self::silent(0)
             };
         }
-        // What a write to a terminal that hung up fails with, but also one to a broken disk.
+        // A write to a closed terminal fails with EIO, but so does a write to a broken disk.
         let eio = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
         let hung_up = eio && (is_device(io::stdout()) || is_device(io::stderr()));
         let gone = hung_up.then_some(Gone::Terminal);
@@ -195,27 +200,29 @@ impl Failure {
         }
     }
 
-    /// Ends without a word.
+    /// Returns a failure that prints no line.
     pub(super) fn silent(code: u8) -> Self {
         Self::plain("").code(code)
     }
 
+    /// Returns whether the failure prints no line.
     pub(super) fn is_silent(&self) -> bool {
         self.message.is_empty()
     }
 
-    /// With another exit code.
+    /// Returns the failure with another exit code.
     pub(super) fn code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
-    /// With something to do about it.
+    /// Returns the failure with advice: what to do.
     pub(super) fn advice(self, advice: impl Into<String>) -> Self {
         let advice = advice.into();
         Self { advice, ..self }
     }
 
-    /// For verbs whose exit code is a child's: one that no child's code is taken for.
+    /// Returns the failure with an exit code for verbs that otherwise exit with a process's code: [`OWN_FAILURE`], unless it
+    /// has a code of timeout(1) or env(1).
     pub(super) fn of_run(self) -> Self {
         let code = match self.code {
             code @ (TIMED_OUT | NOT_EXECUTABLE | NOT_FOUND) => code,
@@ -225,7 +232,7 @@ impl Failure {
         Self { code, ..self }
     }
 
-    /// The failure's line on stderr; its exit code.
+    /// Writes the failure's line to stderr. Returns its exit code.
     pub(super) fn report(&self) -> u8 {
         if !self.is_silent() {
             complain(self);
@@ -254,23 +261,23 @@ impl From<NoDaemon> for Failure {
     }
 }
 
-/// A terminal is a character device, and stays one when it hangs up.
+/// Returns whether the descriptor is a character device. A terminal is one, even after it was closed.
 fn is_device(fd: impl AsFd) -> bool {
     let device = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
     rustix::fs::fstat(fd).is_ok_and(device)
 }
 
-/// Longest line on stderr, bytes.
+/// The longest line on stderr, in bytes.
 const LINE_MAX: usize = 4096;
-/// Longest of a failure's messages, bytes, so that there is room for the advice.
+/// The longest message of a failure, in bytes. The rest of the line is for the advice.
 const MESSAGE_MAX: usize = LINE_MAX - 512;
 
-/// A warning's or failure's line on stderr.
+/// Writes a warning or a failure to stderr, as one line.
 pub(super) fn complain(message: impl fmt::Display) {
     say(message, Style::new());
 }
 
-/// Says something in red, as what is lost deserves.
+/// Writes one line in red to stderr. It is for events and output that are lost.
 pub(super) fn complain_loudly(message: impl fmt::Display) {
     say(message, RED);
 }
@@ -282,16 +289,17 @@ fn say(message: impl fmt::Display, style: Style) {
         ColorChoice::Never => strip_str(&line).to_string(),
         _ => line,
     };
-    // In one piece, for others may write there too. With stderr gone there is nobody left to tell.
+    // One write, because other processes may write to stderr too. An error is ignored: stderr is where it would be reported.
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
-/// Leaves out what the advice says too, and the path of a field in the request: its own name is kept.
-fn in_the_words_of_the_line(message: &str) -> String {
+/// Rewrites the daemon's message for the command line: leaves out what the advice says too, and names a field as its option
+/// is named, without its path in the request.
+fn in_words_of_options(message: &str) -> String {
     if let Some(unset) = message.strip_suffix(": set it again") {
         return unset.to_owned();
     }
-    // A cursor without an epoch is typed without the colon.
+    // On the command line, a cursor without an epoch has no colon.
     let message = message.replace("cursor :", "cursor ");
     let message = match message.split_once("; readable is ") {
         Some((why, _)) => why.to_owned(),
@@ -309,54 +317,64 @@ fn in_the_words_of_the_line(message: &str) -> String {
     }
 }
 
-/// What to do about a refusal, by its reason.
+/// Returns what to do about an error of the daemon, by its reason; may be empty.
 fn advice(failure: &Failure) -> String {
-    let on = failure.told("loop").rsplit('/').next().unwrap_or_default();
+    let on = failure
+        .detail("loop")
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     let fixed = match failure.reason.as_str() {
-        "LOOP_NOT_FOUND" => "`evloopctl loop list` shows those that exist; an id is written `@7`",
-        "WATCH_NOT_FOUND" => "`evloopctl ps` and `evloopctl watch list` show what is there",
+        "LOOP_NOT_FOUND" => "`evloopctl loop list` lists your loops; an id is written `@7`",
+        "WATCH_NOT_FOUND" => {
+            "`evloopctl ps` lists processes, `evloopctl watch list` lists all watches"
+        }
         "NO_LOOP_IN_CONTEXT" => {
             "set one with `evloopctl loop set NAME`, or name one with --loop NAME"
         }
-        "CONSUMER_NOT_FOUND" => "`evloopctl consumer list` shows those that exist",
+        "CONSUMER_NOT_FOUND" => "`evloopctl consumer list` lists the consumers of the loop",
         "SLOT_NOT_FOUND" => "hand the descriptor over again",
-        "NAME_TAKEN" => "choose another name, or be content with it by --if-missing",
+        "NAME_TAKEN" => "choose another name, or add --if-missing to accept the one that exists",
         "LOOP_CLOSED" => return format!("make another with `evloopctl loop new {on}`"),
         "LOOP_RUNNING" => return format!("close it with `evloopctl loop close {on} --stop`"),
-        "LIMIT" => "remove what is finished with `evloopctl rm --all`, or raise the limit",
+        "LIMIT" => "remove finished watches with `evloopctl rm --all`, or raise the limit",
         "JOURNAL_FULL" => {
-            "`evloopctl consumer list` shows who holds it; remove what is finished with `evloopctl rm --all`"
+            "`evloopctl consumer list` shows which consumer has not acknowledged its events; `evloopctl rm --all` removes finished watches"
         }
         "MAILBOX_FULL" => "the loop is busy: try again",
         "CURSOR_OUT_OF_RANGE" => return range(failure),
-        "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => "`evloopctl backends` shows what works here",
+        "NOT_SUPPORTED" | "BACKEND_UNAVAILABLE" => {
+            "`evloopctl backends` shows what this host supports"
+        }
         "PERMISSION_DENIED" if failure.message.contains("not served") => {
             "`evloopd &` starts a daemon of your own"
         }
-        "SYSTEM" if failure.told("step") == "chdir" => {
+        "SYSTEM" if failure.detail("step") == "chdir" => {
             "check that the directory exists and may be entered"
         }
-        "SYSTEM" if failure.told("errno_name") == "EADDRINUSE" => {
-            "something else listens there: `ss -lntp` shows what"
+        "SYSTEM" if failure.detail("errno_name") == "EADDRINUSE" => {
+            "another program listens at this address: `ss -lntp` shows which"
         }
         "SYSTEM"
-            if matches!(failure.told("step"), "setrlimit" | "nice" | "oom_score_adj")
-                && matches!(failure.told("errno_name"), "EPERM" | "EACCES") =>
+            if matches!(
+                failure.detail("step"),
+                "setrlimit" | "nice" | "oom_score_adj"
+            ) && matches!(failure.detail("errno_name"), "EPERM" | "EACCES") =>
         {
-            "beyond what the daemon itself has it takes a privilege"
+            "a value beyond the daemon's own needs a privilege that the daemon does not have"
         }
-        "DRAINING" => "try again when it is back",
-        "INTERNAL" => "please report it, with the daemon's log",
+        "DRAINING" => "try again when the daemon runs again",
+        "INTERNAL" => "please report this error, with the daemon's log",
         _ => "",
     };
     fixed.to_owned()
 }
 
 fn range(failure: &Failure) -> String {
-    let [epoch, oldest, newest] = ["epoch", "oldest", "newest"].map(|key| failure.told(key));
+    let [epoch, oldest, newest] = ["epoch", "oldest", "newest"].map(|key| failure.detail(key));
     let first = oldest.parse::<u64>().unwrap_or(1).saturating_sub(1);
     format!(
-        "readable is --after {epoch}:{first} up to {epoch}:{newest}, or all of it with --oldest"
+        "the journal has events --after {epoch}:{first} up to {epoch}:{newest}; --oldest prints all of them"
     )
 }
 
@@ -387,9 +405,9 @@ mod tests {
         let taken = taken.about("build").of_verb("run");
         assert_eq!(
             taken.to_string(),
-            "run: build: refused; choose another name, or be content with it by --if-missing"
+            "run: build: refused; choose another name, or add --if-missing to accept the one that exists"
         );
-        assert_eq!(taken.told("field"), "spec.process.exec");
+        assert_eq!(taken.detail("field"), "spec.process.exec");
         assert_eq!((taken.lost, taken.code), (false, 1));
         assert_eq!(taken.of_run().code, OWN_FAILURE);
         let doubled = Failure::plain("every: must be 1 ms").of_verb("every");

@@ -1,4 +1,4 @@
-//! A stream of events that comes back after a broken connection, where it was.
+//! Reads a stream of events. After the connection broke, it connects again and goes on after the last batch.
 
 use std::time::Duration;
 
@@ -17,24 +17,26 @@ mod tape;
 
 pub(super) use tape::Tape;
 
-/// Attempts to get a broken stream back, and the waits between them: about 9 s in all.
+/// The largest number of attempts in a row to open a broken stream again. With the waits between them, they take about 9 s.
 const ATTEMPTS_MAX: u32 = 8;
+/// The wait before the first attempt; it doubles with each attempt.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
+/// The longest wait before an attempt.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Which stream.
+/// The request that opens the stream.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a command has one of them")]
 pub(super) enum Source {
     /// Events of a loop.
     Subscribe(SubscribeRequest),
-    /// Events of one process, by name: after the first answer it is only ever joined.
+    /// Events of one process, by its name. Only the first request may start the process; later requests join it.
     Run(RunRequest),
 }
 
 impl Source {
-    /// From the second attempt on: the same loop, whatever the context's is by now; nothing is
-    /// started, and nothing is seen twice.
+    /// Changes the request so that it opens the same stream again: on the same loop, even if the context has another loop
+    /// by now, after the cursor `after`, and without starting a process.
     fn resume(&mut self, loop_id: u64, after: Option<Cursor>) {
         let of = Some(LoopRef {
             r#ref: Some(loop_ref::Ref::LoopId(loop_id)),
@@ -57,28 +59,28 @@ impl Source {
     }
 }
 
-/// What a stream begins with.
+/// The first message of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Of the daemon.
+    /// The instance of the daemon; it changes when the daemon is restarted.
     instance: String,
     pub(super) loop_id: u64,
     pub(super) epoch: String,
-    /// The process; 0 for a subscription.
+    /// The id of the process's watch; 0 for a subscription.
     pub(super) watch_id: u64,
-    /// The process was there already.
+    /// Whether the process existed before the request.
     pub(super) existed: bool,
-    /// Of a subscription: where the first batch begins.
+    /// The sequence number after which the first batch begins; only for a subscription.
     after: Option<u64>,
 }
 
-/// One thing out of a feed.
+/// One message of a feed.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// Once, first.
+    /// Comes once, before all other items.
     Header(Header),
     Batch(Batch),
-    /// Once, last.
+    /// Comes once, after all other items.
     Goodbye(Goodbye),
 }
 
@@ -87,7 +89,7 @@ enum Stream {
     Run(Streaming<RunResponse>),
 }
 
-/// A message as it came.
+/// A message as the daemon sent it.
 enum Answer {
     Subscribe(Box<SubscribeResponse>),
     Run(RunResponse),
@@ -105,8 +107,8 @@ impl Stream {
     }
 }
 
-/// Nothing if it is not for us: a snapshot, which nobody here asks for, or a message newer
-/// than this program.
+/// Converts a message. Returns `None` for a snapshot, which no verb asks for, and for a kind of message that this program
+/// does not know.
 fn item(answer: Answer) -> Option<Item> {
     match answer {
         Answer::Subscribe(response) => response.message.and_then(of_loop),
@@ -144,19 +146,20 @@ fn of_process(message: run_response::Message) -> Item {
     }
 }
 
-/// Events, exactly once and in order, over as many connections as it takes.
+/// Reads each event exactly once and in order, over one connection or several.
 pub(super) struct Feed {
     session: Session,
     source: Source,
     stream: Option<Stream>,
     header: Option<Header>,
-    /// The `through` of the last batch; before it, where the first one begins, if that is known.
+    /// The last sequence number that was read; before the first batch, the number after which it begins, if known.
     through: Option<u64>,
-    /// Acknowledged by us, of a consumer.
+    /// The last sequence number that was acknowledged for the consumer.
     acked: Option<u64>,
     tape: Option<Tape>,
-    /// Says why nothing comes, if that is wanted.
+    /// Reports why no event comes, if that is wanted.
     standstill: Option<Standstill>,
+    /// The number of failed attempts since the last batch.
     failures: u32,
 }
 
@@ -175,13 +178,13 @@ impl Feed {
         }
     }
 
-    /// Records a subscription, each answer before [`Self::next`] gives it.
+    /// Records a subscription: each message is written to `tape` before [`Self::next`] returns it.
     pub(super) fn record(self, tape: Tape) -> Self {
         let tape = Some(tape);
         Self { tape, ..self }
     }
 
-    /// Asks for an empty batch whenever nothing came for [`standstill::HEARTBEAT`].
+    /// Asks the daemon for an empty batch whenever no event came for [`standstill::HEARTBEAT`].
     pub(super) fn with_heartbeat(mut self) -> Self {
         let heartbeat = prost_types::Duration::try_from(standstill::HEARTBEAT).ok();
         match &mut self.source {
@@ -191,8 +194,9 @@ impl Feed {
         self
     }
 
-    /// Says on stderr why nothing comes, when the loop does not run or a consumer holds its journal full.
-    pub(super) fn telling_standstill(self) -> Self {
+    /// Reports on stderr why no event comes, if the loop does not run or its journal is full of events that a consumer has
+    /// not acknowledged.
+    pub(super) fn reporting_standstill(self) -> Self {
         let standstill = Some(Standstill::default());
         Self {
             standstill,
@@ -200,7 +204,10 @@ impl Feed {
         }
     }
 
-    /// The next item. Cancelling it loses nothing.
+    /// Waits for the next item. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// The daemon refuses the request or was restarted, or the connection stays broken.
     pub(super) async fn next(&mut self) -> Result<Item, Failure> {
         loop {
             let received = match &mut self.stream {
@@ -215,7 +222,7 @@ impl Feed {
             };
             match received {
                 Ok(Some(answer)) => {
-                    self.keep(&answer)?;
+                    self.record_answer(&answer)?;
                     if let Some(item) = item(answer)
                         && let Some(item) = self.take(item)?
                     {
@@ -231,13 +238,13 @@ impl Feed {
         }
     }
 
-    /// Where to go on from; none before that is known.
+    /// Returns the cursor of the last event that was read; `None` if it is not known yet.
     pub(super) fn cursor(&self) -> Option<Cursor> {
         let epoch = self.header.as_ref()?.epoch.clone();
         self.through.map(|seq| Cursor { epoch, seq })
     }
 
-    /// The consumer that reads; empty if none does.
+    /// Returns the name of the consumer that reads; empty if the feed has no consumer.
     pub(super) fn consumer(&self) -> &str {
         match &self.source {
             Source::Subscribe(request) => &request.consumer,
@@ -245,9 +252,11 @@ impl Feed {
         }
     }
 
-    /// Everything given so far is dealt with: acknowledges it, if a consumer reads.
+    /// Acknowledges all items that were returned so far, if the feed has a consumer. After the connection broke, it makes
+    /// the call again: an acknowledgement can be repeated.
     ///
-    /// A broken connection is no failure, here as in [`Self::next`]: an acknowledgement can be repeated.
+    /// # Errors
+    /// As [`Self::next`].
     pub(super) async fn acknowledge(&mut self) -> Result<(), Failure> {
         let (Some(header), Some(cursor)) = (&self.header, self.cursor()) else {
             return Ok(());
@@ -272,7 +281,7 @@ impl Feed {
         Ok(())
     }
 
-    fn keep(&mut self, answer: &Answer) -> Result<(), Failure> {
+    fn record_answer(&mut self, answer: &Answer) -> Result<(), Failure> {
         match (&mut self.tape, &self.source, answer) {
             (Some(tape), Source::Subscribe(request), Answer::Subscribe(response)) => {
                 tape.push(request, response)
@@ -299,7 +308,7 @@ impl Feed {
     }
 
     fn take(&mut self, item: Item) -> Result<Option<Item>, Failure> {
-        self.look_after(&item);
+        self.check_standstill(&item);
         match &item {
             Item::Header(new) => match &self.header {
                 None => {
@@ -313,7 +322,7 @@ impl Feed {
             },
             Item::Batch(batch) => {
                 if self.through.is_some_and(|through| through != batch.after) {
-                    let broken = "the daemon's batches do not join";
+                    let broken = "the daemon left events out: a batch does not begin where the one before it ended";
                     return Err(Failure::plain(broken));
                 }
                 self.through = Some(batch.through);
@@ -324,8 +333,8 @@ impl Feed {
         Ok(Some(item))
     }
 
-    /// Looks at the loop at the start of a stream, and when nothing came.
-    fn look_after(&mut self, item: &Item) {
+    /// Looks for a standstill at the start of a stream, and when no event came.
+    fn check_standstill(&mut self, item: &Item) {
         match (&mut self.standstill, item) {
             (Some(standstill), Item::Header(header)) => {
                 let watch_ids = match &self.source {
@@ -342,7 +351,10 @@ impl Feed {
         }
     }
 
-    /// After a broken connection: waits before the next attempt, or gives up.
+    /// Waits before the next attempt after the connection broke.
+    ///
+    /// # Errors
+    /// Another attempt is useless: the daemon refused the request or was restarted, or there were [`ATTEMPTS_MAX`] attempts.
     async fn back_off(&mut self, status: &Status) -> Result<(), Failure> {
         self.stream = None;
         let mut failure = Failure::rpc(status);
@@ -368,24 +380,24 @@ impl Feed {
         Ok(())
     }
 
-    /// The daemon that answers now is not the one that began the stream.
+    /// Returns the failure for a stream whose daemon was restarted.
     fn restarted(&self) -> Failure {
-        let new = "the daemon was restarted, and the new one does not know";
+        let restarted = "the daemon was restarted";
         match &self.source {
-            Source::Subscribe(_) => {
-                Failure::plain(format!("{new} the events of this loop's history"))
-            }
+            Source::Subscribe(_) => Failure::plain(format!(
+                "{restarted}: it no longer has the events of this loop"
+            )),
             Source::Run(request) => {
                 let unknown =
-                    format_args!("{new} this process: whether it still runs is not known");
+                    format_args!("{restarted}: whether the process still runs is not known");
                 Failure::new(&request.name, unknown)
             }
         }
     }
 }
 
-/// Subscribes to the ends of these processes and to nothing else of them, from the time when `first`, the oldest of
-/// them, was added.
+/// Subscribes to the ends of these processes, and to no other events of them. `first` is the oldest of the processes: the
+/// subscription begins when it was added.
 pub(super) fn end_feed(
     session: &Session,
     of: Option<LoopRef>,
@@ -407,33 +419,33 @@ pub(super) fn end_feed(
     Feed::new(session.clone(), Source::Subscribe(request))
 }
 
-/// What became of a consumer that is no longer ours.
-pub(super) fn ousted(consumer: &str, goodbye: &Goodbye) -> Option<Failure> {
+/// Returns the failure for a consumer that this feed can no longer read as; `None` if the stream ended for another reason.
+pub(super) fn consumer_lost(consumer: &str, goodbye: &Goodbye) -> Option<Failure> {
     let (what, advice) = match goodbye.reason() {
         GoodbyeReason::TakenOver => (
-            "somebody else reads as it now",
+            "another reader has taken it over",
             "each reader needs a --consumer of its own",
         ),
         GoodbyeReason::ConsumerDeleted => (
             "it was deleted",
-            "`evloopctl consumer create` makes it again",
+            "`evloopctl consumer create` makes a new one",
         ),
         _ => return None,
     };
     Some(Failure::new(format!("consumer {consumer}"), what).advice(advice))
 }
 
-/// A stream that the daemon ended before what it was about did.
+/// Returns the failure for a stream that the daemon ended early; `None` if it is complete.
 pub(super) fn cut_short(goodbye: &Goodbye) -> Option<Failure> {
     let reason = match goodbye.reason() {
         GoodbyeReason::Done => return None,
-        GoodbyeReason::Shutdown => "the daemon is ending",
+        GoodbyeReason::Shutdown => "the daemon is shutting down",
         GoodbyeReason::LoopClosed => "the loop was closed",
-        GoodbyeReason::TakenOver => "somebody else reads as this consumer now",
+        GoodbyeReason::TakenOver => "another reader has taken the consumer over",
         GoodbyeReason::ConsumerDeleted => "the consumer was deleted",
-        GoodbyeReason::Unspecified => "the daemon ended the stream",
+        GoodbyeReason::Unspecified => "the daemon gave no reason",
     };
-    Some(Failure::new("stream", reason))
+    Some(Failure::new("the stream of events ended", reason))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Our input, on its way into a process's stdin or another transport.
+//! Writes input of evloopctl to a watch: the stdin of a process, a connection or a pipe.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,40 +14,45 @@ use super::failure::Failure;
 use super::session::{Session, answer};
 use crate::proto::{LoopRef, WatchRef, WriteEofRequest, WriteRequest};
 
-/// Bytes read at a time.
+/// The largest number of bytes that are read at a time.
 const CHUNK: usize = 64 * 1024;
-/// Above so many unsent bytes the daemon reports `WritePaused`, and `WriteResumed` later.
+/// The number of unsent bytes above which the daemon reports `WritePaused`. It reports `WriteResumed` once there are fewer.
 const HIGH_WATER: u64 = 64 * 1024;
-/// A `WriteResumed` may have been before our time: look again after this long.
+/// The longest wait for `WriteResumed` before the next attempt to write: the event may have come before evloopctl read
+/// events.
 const RECHECK: Duration = Duration::from_secs(1);
-/// Attempts to write over a broken connection, and the wait between them.
+/// The largest number of attempts of a call whose connection breaks.
 const ATTEMPTS_MAX: u32 = 8;
+/// The time between two attempts.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
-/// How the input ended.
+/// How sending the input ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// All of it was taken, and the end too if that was asked for.
+    /// The daemon has taken all input, and the end of the input if it was to be sent.
     Sent,
-    /// The terminal it came from is gone.
+    /// The terminal from which the input came is closed.
     TerminalLost,
-    /// It could not be read any further; its end was not sent.
+    /// Reading the input failed; the end of the input was not sent.
     Unreadable(io::Error),
 }
 
-/// Writes into one watch.
+/// Writes to one watch.
 pub(super) struct Feeder<'a> {
     pub(super) session: &'a Session,
     pub(super) loop_ref: Option<LoopRef>,
     pub(super) watch: WatchRef,
-    /// Hears of the watch's `WriteResumed` events.
+    /// Notified of each `WriteResumed` event of the watch.
     pub(super) resumed: &'a Notify,
-    /// End the outgoing direction at the end of the input.
+    /// Whether the end of the input ends the outgoing direction.
     pub(super) eof: bool,
 }
 
 impl Feeder<'_> {
-    /// Sends all of `input`, from where the watch's stream stands now.
+    /// Sends all of `input` after the bytes that the watch has taken before.
+    ///
+    /// # Errors
+    /// The daemon refuses a write, or the connection stays broken.
     pub(super) async fn send(&self, mut input: impl AsyncRead + Unpin) -> Result<Ended, Failure> {
         let terminal = isatty(io::stdin());
         let mut taken = self.write(Bytes::new(), None).await?.0;
@@ -71,7 +76,7 @@ impl Feeder<'_> {
         Ok(Ended::Sent)
     }
 
-    /// Sends `data` from offset `at`, as fast as it is taken; the offset after it.
+    /// Sends `data` at the offset `at`, as fast as the watch takes it. Returns the offset after it.
     async fn all(&self, mut at: u64, mut data: Bytes) -> Result<u64, Failure> {
         while !data.is_empty() {
             let (taken, buffered) = self.write(data.clone(), Some(at)).await?;
@@ -80,14 +85,14 @@ impl Feeder<'_> {
             let paused = buffered > HIGH_WATER || !rest.is_empty();
             (at, data) = (taken, rest);
             if paused {
-                // Whether it came or the time is up: the next write tells.
+                // After a timeout too, the next write shows whether the watch takes bytes.
                 let _ = tokio::time::timeout(RECHECK, self.resumed.notified()).await;
             }
         }
         Ok(at)
     }
 
-    /// Bytes taken so far, and of those the unsent ones.
+    /// Writes once. Returns how many bytes the watch has taken in all, and how many of them are unsent.
     async fn write(&self, data: Bytes, offset: Option<u64>) -> Result<(u64, u64), Failure> {
         let request = WriteRequest {
             r#loop: self.loop_ref.clone(),
@@ -115,7 +120,8 @@ impl Feeder<'_> {
     }
 }
 
-/// Makes a call again over a broken connection. A repeat is safe: writes carry offsets, and there is but one end.
+/// Makes a call, and makes it again after its connection broke. Repeats are safe: a write carries its offset, and a
+/// second end of the input changes nothing.
 async fn retried<T>(call: impl AsyncFn() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut attempts = 1;
     loop {
@@ -129,7 +135,7 @@ async fn retried<T>(call: impl AsyncFn() -> Result<T, Failure>) -> Result<T, Fai
     }
 }
 
-/// The watch or its loop is gone, has ended, or never took any bytes.
+/// Returns whether the daemon refused the call because the watch or its loop does not exist, has ended, or takes no bytes.
 pub(super) fn refused(failure: &Failure) -> bool {
     let reasons = [
         "WATCH_CLOSED",
@@ -140,13 +146,14 @@ pub(super) fn refused(failure: &Failure) -> bool {
     reasons.contains(&failure.reason.as_str())
 }
 
-/// In the background of a terminal, reading it would stop us.
+/// Returns whether evloopctl is a background job of its terminal. The kernel stops a background job that reads the
+/// terminal (SIGTTIN).
 pub(super) fn in_background() -> bool {
     let group = tcgetpgrp(io::stdin());
     group.is_ok_and(|group| group != rustix::process::getpgrp())
 }
 
-/// The end of a terminal's input is its user's Ctrl-D, or that it is gone.
+/// Returns whether the terminal is closed. A read returns its end also for Ctrl-D, after which it is still open.
 fn hung_up(terminal: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&terminal, PollFlags::IN)];
     let at_once = Timespec {

@@ -1,4 +1,4 @@
-//! Which events: by kind, watch and label.
+//! Options that select events by kind, watch and label.
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -11,26 +11,29 @@ use super::session::Session;
 use crate::kinds::EVENT_KINDS;
 use crate::proto::{self, EventKind, WatchRef, watch_ref};
 
-/// Options that choose events.
+/// Options that select events.
 #[derive(Debug, Args)]
 pub(super) struct Filter {
-    /// Terms `kind:KIND`, `watch:WATCH` and `label:KEY=VALUE`, separated by spaces or commas; may
-    /// be repeated. Any of the kinds, any of the watches, all of the labels
+    /// Select by terms `kind:KIND`, `watch:WATCH` and `label:KEY=VALUE`, separated by spaces or commas; may be repeated.
+    /// An event matches if it has one of the kinds, one of the watches and all of the labels
     #[arg(long = "filter", value_name = "EXPR", value_parser = expression)]
     expressions: Vec<Terms>,
-    /// Only this kind, or these, separated by commas; may be repeated. `closed` comes with `ready`
+    /// Only events of this kind, or of these kinds, separated by commas; may be repeated. `ready` selects `closed` too
     #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = PossibleValuesParser::new(EVENT_KINDS))]
     kinds: Vec<String>,
-    /// Only this watch: its name, or `@7` for the id 7 (`@0`: the loop itself); may be repeated
+    /// Only events of this watch: its name, or `@7` for the id 7 (`@0` for the loop itself); may be repeated
     #[arg(long = "watch", value_name = "WATCH", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
-    /// Only watches with this label; may be repeated
+    /// Only events of watches with this label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
 }
 
 impl Filter {
-    /// As the daemon takes it, names looked up.
+    /// Converts the options to the daemon's filter; names of watches are looked up.
+    ///
+    /// # Errors
+    /// There is no watch with one of the names.
     pub(super) async fn resolve(self, session: &Session) -> Result<proto::Filter, Failure> {
         let terms = self.expressions.into_iter().flat_map(|terms| terms.0);
         let mut kinds: Vec<i32> = self.kinds.iter().filter_map(|k| event_kind(k)).collect();
@@ -45,7 +48,7 @@ impl Filter {
         let mut watch_ids = Vec::new();
         for watch in &watches {
             watch_ids.push(match watch.r#ref {
-                // Also of a watch that is gone, whose events are still there.
+                // An id is not looked up: the journal may hold events of a watch that has been removed.
                 Some(watch_ref::Ref::WatchId(id)) => id,
                 _ => lookup::watch(session, watch).await?.watch_id,
             });
@@ -58,7 +61,7 @@ impl Filter {
     }
 }
 
-/// One condition of an expression.
+/// One term of an expression.
 #[derive(Debug, Clone, PartialEq)]
 enum Term {
     Kind(i32),
@@ -66,7 +69,7 @@ enum Term {
     Label(String, String),
 }
 
-/// What an expression says.
+/// The terms of one expression.
 #[derive(Debug, Clone, PartialEq)]
 struct Terms(Vec<Term>);
 
@@ -75,7 +78,7 @@ fn expression(text: &str) -> Result<Terms, String> {
     let terms: Result<Vec<_>, _> = words.filter(|word| !word.is_empty()).map(term).collect();
     let terms = terms?;
     if terms.is_empty() {
-        return Err("it has no term; `kind:exited` is one".to_owned());
+        return Err("an expression needs a term, such as `kind:exited`".to_owned());
     }
     Ok(Terms(terms))
 }
@@ -84,7 +87,7 @@ fn term(word: &str) -> Result<Term, String> {
     match word.split_once(':') {
         Some(("kind", kind)) => event_kind(kind).map(Term::Kind).ok_or_else(|| {
             let kinds = EVENT_KINDS.join(", ");
-            format!("`{kind}` is no kind of event; allowed are {kinds}")
+            format!("`{kind}` is not a kind of event; allowed are {kinds}")
         }),
         Some(("watch", watch)) => {
             let watch = parse::watch_ref(watch).map_err(|error| format!("`{word}`: {error}"))?;
@@ -96,7 +99,7 @@ fn term(word: &str) -> Result<Term, String> {
             Ok(Term::Label(key, value))
         }
         _ => Err(format!(
-            "`{word}` is no term; allowed are kind:KIND, watch:WATCH and label:KEY=VALUE"
+            "`{word}` is not a term; allowed are kind:KIND, watch:WATCH and label:KEY=VALUE"
         )),
     }
 }
@@ -143,10 +146,10 @@ mod tests {
                 "exited",
                 "allowed are kind:KIND, watch:WATCH and label:KEY=VALUE",
             ),
-            ("kinds:exited", "`kinds:exited` is no term"),
+            ("kinds:exited", "`kinds:exited` is not a term"),
             (
                 "kind:gone",
-                "`gone` is no kind of event; allowed are added, closed",
+                "`gone` is not a kind of event; allowed are added, closed",
             ),
             ("kind:", "policy_changed"),
             ("kind:Exited", "allowed are"),

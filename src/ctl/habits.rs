@@ -7,23 +7,27 @@ const COMMANDS: [Habit; 50] = [
         "add",
         "`evloopctl run -d -- CMD` starts something and returns",
     ),
-    ("", "at", "`evloopctl after 90s && CMD` waits first"),
+    ("", "at", "`evloopctl after 90s && CMD` runs CMD after 90 s"),
     (
         "",
         "cat",
-        "`evloopctl show NAME` tells how it was started, `evloopctl logs NAME` what it wrote",
+        "`evloopctl show NAME` shows how a process was started, `evloopctl logs NAME` prints its output",
     ),
-    ("", "clean", "`evloopctl rm --all` forgets what has ended"),
+    (
+        "",
+        "clean",
+        "`evloopctl rm --all` forgets all that has ended",
+    ),
     (
         "",
         "container",
-        "leave it out: `evloopctl ps`, `evloopctl rm NAME`",
+        "leave the word out: `evloopctl ps`, `evloopctl rm NAME`",
     ),
-    ("", "cp", "a process has its files where the host has them"),
+    ("", "cp", "processes use the host's files: copy with `cp`"),
     (
         "",
         "create",
-        "`evloopctl run -d --name NAME -- CMD` makes and starts it",
+        "`evloopctl run -d --name NAME -- CMD` starts CMD",
     ),
     (
         "",
@@ -33,7 +37,7 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "daemon",
-        "`evloopd` is the daemon; `evloopctl status` tells how it is",
+        "`evloopd` is the daemon; `evloopctl status` shows its state",
     ),
     (
         "",
@@ -43,7 +47,7 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "delete",
-        "`evloopctl rm NAME` forgets it, and ends it before that if it runs",
+        "`evloopctl rm NAME` ends a process if it runs, and forgets it",
     ),
     (
         "",
@@ -53,23 +57,23 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "down",
-        "`evloopctl stop NAME` ends a process, `evloopctl rm --all --force` everything",
+        "`evloopctl stop NAME` ends a process, `evloopctl rm --all --force` ends everything",
     ),
     (
         "",
         "enable",
-        "what starts with the host is up to the service manager: see deploy/README.md",
+        "the service manager starts programs with the host: see deploy/README.md",
     ),
     (
         "",
         "exec",
-        "a process is no container: run a second one beside it with `evloopctl run -- CMD`",
+        "processes are not in containers: `evloopctl run -- CMD` runs a second one",
     ),
     ("", "follow", "`evloopctl logs -f NAME`"),
     (
         "",
         "has-session",
-        "`evloopctl show NAME` fails if there is none",
+        "`evloopctl show NAME` fails if nothing has the name",
     ),
     (
         "",
@@ -79,20 +83,20 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "is-active",
-        "`evloopctl ps -q --running --filter name=NAME` prints it if it runs",
+        "`evloopctl ps -q --running --filter name=NAME` prints the name if the process runs",
     ),
     (
         "",
         "journal",
         "`evloopctl events`, or `evloopctl logs NAME` for one process's output",
     ),
-    ("", "kill-session", "`evloopctl stop NAME` ends it"),
+    ("", "kill-session", "`evloopctl stop NAME` ends a process"),
     ("", "list-sessions", "`evloopctl ps` lists processes"),
     ("", "list-timers", "`evloopctl watch list --kind timer`"),
     (
         "",
         "list-units",
-        "`evloopctl ps` lists processes, `evloopctl watch list` everything",
+        "`evloopctl ps` lists processes, `evloopctl watch list` lists all watches",
     ),
     (
         "",
@@ -108,14 +112,18 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "port",
-        "a process listens where it wants to; nothing is mapped",
+        "processes use the host's ports: none are mapped",
     ),
     (
         "",
         "process",
-        "leave it out: `evloopctl ps`, `evloopctl logs NAME`, `evloopctl stop NAME`",
+        "leave the word out: `evloopctl ps`, `evloopctl logs NAME`, `evloopctl stop NAME`",
     ),
-    ("", "prune", "`evloopctl rm --all` forgets what has ended"),
+    (
+        "",
+        "prune",
+        "`evloopctl rm --all` forgets all that has ended",
+    ),
     (
         "",
         "pull",
@@ -129,7 +137,7 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "rename",
-        "a name is for good: `evloopctl rm NAME`, and run it under another",
+        "a name cannot be changed: `evloopctl rm NAME`, then run the command under another name",
     ),
     (
         "",
@@ -149,48 +157,56 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "start",
-        "`evloopctl run -d --name NAME -- CMD`; what has ended runs again after `evloopctl rm NAME`",
+        "`evloopctl run -d --name NAME -- CMD`; to run it again after its end, first `evloopctl rm NAME`",
     ),
-    ("", "stats", "`evloopctl show NAME` tells what it used"),
+    (
+        "",
+        "stats",
+        "`evloopctl show NAME` shows the time and memory that a process used",
+    ),
     (
         "",
         "system",
-        "`evloopctl status`, or `evloopctl rm --all` for what `system prune` does",
+        "`evloopctl status` shows the daemon's state; `evloopctl rm --all` does what `system prune` does",
     ),
     ("", "tail", "`evloopctl logs -f NAME`"),
     (
         "",
         "top",
-        "`evloopctl ps --watch` shows processes as they come and go",
+        "`evloopctl ps --watch` lists processes again whenever one changes",
     ),
     ("", "unpause", "`evloopctl kill -CONT NAME`"),
     (
         "",
         "up",
-        "`evloopctl run -d --name NAME -- CMD` for each; `evloopd` starts the daemon",
+        "`evloopctl run -d --name NAME -- CMD` starts a process; `evloopd` starts the daemon",
     ),
     (
         "",
         "nohup",
-        "`evloopctl run -d -- CMD` goes on when you log out",
+        "`evloopctl run -d -- CMD` starts CMD, which goes on when you log out",
     ),
     ("", "timers", "`evloopctl watch list --kind timer`"),
     (
         "consumer",
         "remove",
-        "`evloopctl consumer delete NAME` forgets it",
+        "`evloopctl consumer delete NAME` deletes a consumer",
     ),
     (
         "consumer",
         "rm",
-        "`evloopctl consumer delete NAME` forgets it",
+        "`evloopctl consumer delete NAME` deletes a consumer",
     ),
     (
         "loop",
         "delete",
-        "`evloopctl loop close NAME --stop` ends it",
+        "`evloopctl loop close NAME --stop` closes a loop",
     ),
-    ("loop", "rm", "`evloopctl loop close NAME --stop` ends it"),
+    (
+        "loop",
+        "rm",
+        "`evloopctl loop close NAME --stop` closes a loop",
+    ),
     (
         "watch",
         "add",
@@ -204,72 +220,68 @@ const OPTIONS: [Habit; 23] = [
     (
         "",
         "-v",
-        "`evloopctl version`, or -V for this program's alone",
+        "`evloopctl version`, or -V for the version of evloopctl alone",
     ),
-    (
-        "attach",
-        "-t",
-        "the name alone is enough: `evloopctl attach NAME`",
-    ),
+    ("attach", "-t", "`evloopctl attach NAME` needs no option"),
     (
         "events",
         "--format",
-        "`--json` prints an object a line, for jq(1)",
+        "`--json` prints one object per line, for jq(1)",
     ),
-    (
-        "kill",
-        "-t",
-        "the name alone is enough: `evloopctl kill NAME`",
-    ),
+    ("kill", "-t", "`evloopctl kill NAME` needs no option"),
     (
         "ps",
         "--format",
-        "`--json` prints an object a line, for jq(1)",
+        "`--json` prints one object per line, for jq(1)",
     ),
-    ("ps", "-s", "`evloopctl show NAME` tells what it used"),
+    (
+        "ps",
+        "-s",
+        "`evloopctl show NAME` shows the time and memory that a process used",
+    ),
     (
         "rm",
         "-r",
-        "leave it out: `evloopctl rm -f NAME`, or `evloopctl rm --all`",
+        "leave the option out: `evloopctl rm -f NAME`, or `evloopctl rm --all`",
     ),
     (
         "run",
         "--cpus",
-        "`--limit NAME=SOFT` bounds a resource, as prlimit(1) does",
+        "`--limit NAME=SOFT` limits a resource, as prlimit(1) does",
     ),
     ("run", "--env-file", "give each variable with -e KEY=VALUE"),
     (
         "run",
         "--memory",
-        "`--limit as=BYTES` bounds its address space, as prlimit(1) does",
+        "`--limit as=BYTES` limits the address space, as prlimit(1) does",
     ),
     (
         "run",
         "-m",
-        "`--limit as=BYTES` bounds its address space, as prlimit(1) does",
+        "`--limit as=BYTES` limits the address space, as prlimit(1) does",
     ),
-    ("run", "--restart", "nothing is started again by itself"),
+    ("run", "--restart", "evloopd does not restart processes"),
     (
         "run",
         "--tty",
-        "a program gets pipes, no terminal: leave it out",
+        "a program gets pipes, not a terminal: leave the option out",
     ),
     (
         "run",
         "-p",
-        "a process listens where it wants to: leave it out",
+        "processes use the host's ports: leave the option out",
     ),
     (
         "run",
         "-t",
-        "a program gets pipes, no terminal: leave it out",
+        "a program gets pipes, not a terminal: leave the option out",
     ),
     ("run", "--user", "a process runs as the daemon's user"),
     ("run", "-u", "a process runs as the daemon's user"),
     (
         "run",
         "-v",
-        "a process sees the host's own files: leave it out",
+        "processes use the host's files: leave the option out",
     ),
     ("show", "--format", "`--json` prints an object, for jq(1)"),
     ("show", "-f", "`--json` prints an object, for jq(1)"),
@@ -297,7 +309,7 @@ pub(super) fn instead(verb: &str, word: &str) -> Option<&'static str> {
 pub(super) fn argument(verb: &str, word: &str) -> Option<String> {
     match verb {
         "ps" => Some(format!(
-            "`evloopctl show {word}` shows one, `evloopctl ps --filter name={word}` those like it"
+            "`evloopctl show {word}` shows one process, `evloopctl ps --filter name={word}` lists those whose names contain it"
         )),
         _ => None,
     }

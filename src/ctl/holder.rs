@@ -1,4 +1,4 @@
-//! The consumer for which a loop holds so many events that sources are not read.
+//! Finds the consumer whose unacknowledged events fill a journal, so that the loop does not read its sources.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::style::printable;
 use super::units::size;
 use crate::proto::{Consumer, LoopRef, SourcePause, SourcePauseReason, loop_ref};
 
-/// Whether the source is not read because of events that a consumer has not acknowledged.
+/// Returns whether the loop does not read the source because of events that a consumer has not acknowledged.
 pub(super) fn is_held(pause: &SourcePause) -> bool {
     matches!(
         pause.reason(),
@@ -16,17 +16,17 @@ pub(super) fn is_held(pause: &SourcePause) -> bool {
     )
 }
 
-/// The consumer of a loop for which most events are held.
+/// The consumer of a loop for which the journal keeps the most bytes.
 #[derive(Debug)]
 pub(super) struct Holder {
     consumer: Consumer,
-    /// The option that names its loop, with a blank before it; empty for the loop of the context.
+    /// The option that names the loop, with a space before it; empty for the loop of the context.
     on: String,
 }
 
 impl Holder {
-    /// Asks for the consumer of the session's loop for which most events are held; none if there is none, or if the
-    /// daemon does not tell.
+    /// Finds the consumer on the session's loop. Returns `None` if the journal keeps no event for a consumer, or the call
+    /// fails.
     pub(super) async fn find(session: &Session) -> Option<Self> {
         let consumers = lookup::consumers(session).await.ok()?;
         let consumer = consumers.into_iter().max_by_key(|c| c.lag_bytes)?;
@@ -37,7 +37,7 @@ impl Holder {
     }
 }
 
-/// What holds the events, and what to do about it.
+/// Says which consumer has not acknowledged how much, and what to do.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = printable(&self.consumer.name);
@@ -47,11 +47,11 @@ impl fmt::Display for Holder {
             "the consumer {name} has not acknowledged {bytes} of events"
         )?;
         if !self.consumer.held {
-            write!(f, " and nobody reads as it")?;
+            write!(f, ", and it has no reader")?;
         }
         write!(
             f,
-            "; `evloopctl consumer delete {name}{}` lets them go",
+            "; `evloopctl consumer delete {name}{}` frees the journal",
             self.on
         )
     }

@@ -1,4 +1,4 @@
-//! File descriptors that evloopctl inherited from the program that started it.
+//! Accesses file descriptors that evloopctl inherited from the program that started it.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -12,8 +12,8 @@ pub(super) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(rustix::io::Errno::BADF.into());
     }
-    // SAFETY: The number is not negative. It is borrowed for two calls of fcntl(2), which neither
-    // close nor change what it names, and which answer EBADF where it names nothing.
+    // SAFETY: The number is not negative. It is borrowed for two calls of fcntl(2), which neither close nor change a
+    // descriptor, and which fail with EBADF if no descriptor has the number.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     if rustix::io::fcntl_getfd(borrowed)?.contains(rustix::io::FdFlags::CLOEXEC) {
         return Err(rustix::io::Errno::BADF.into());

@@ -1,12 +1,12 @@
-//! Messages as JSON, in one shape that follows from the proto files, field by field:
+//! Converts messages to JSON. The form follows from the proto files, field by field:
 //!
-//! - A field has the name that it has there. Fields without a value of their own (messages, `optional`,
-//!   members of a oneof) are there if they are set, all others always.
-//! - A oneof has its own name too, with the name of the member that is set.
+//! - A field keeps its name. Messages, `optional` fields and members of a oneof are left out if they are not set; all
+//!   other fields are always present.
+//! - A oneof is a field too; its value is the name of the member that is set.
 //! - Enums are words: `CLOSE_REASON_REMOVED` is `"removed"`.
-//! - Bytes are an object: `{"text": …}` where they are UTF-8, else `{"base64": …}`.
-//! - Timestamps are RFC 3339, durations seconds with their unit (`"1.5s"`), cursors `"EPOCH:SEQ"`.
-//! - Numbers are numbers, also those of 64 bits.
+//! - Bytes are an object: `{"text": …}` if they are UTF-8, else `{"base64": …}`.
+//! - Timestamps are text as in RFC 3339, durations are seconds with their unit (`"1.5s"`), cursors are `"EPOCH:SEQ"`.
+//! - Integers are JSON numbers, those of 64 bits too.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,14 +24,14 @@ use super::parse::cursor_text;
 use crate::proto::{self, Gap};
 use crate::text;
 
-/// A message of the proto files.
+/// Converts a message to a JSON value.
 pub(super) fn of<M: Message + Name>(message: &M) -> Value {
     let dynamic = dynamic(message);
     let value = dynamic.map(|dynamic| serde_json::to_value(Shape(&dynamic)));
     value.and_then(Result::ok).unwrap_or_default()
 }
 
-/// The same as text, on one line without the newline; what is hidden in it is escaped.
+/// Converts a message to one line of JSON without a newline; invisible characters are escaped.
 pub(super) fn line<M: Message + Name>(message: &M) -> String {
     let dynamic = dynamic(message);
     let line = dynamic.map(|dynamic| serde_json::to_string(&Shape(&dynamic)));
@@ -42,18 +42,19 @@ pub(super) fn line<M: Message + Name>(message: &M) -> String {
     }
 }
 
-/// With its descriptor. It cannot fail: the message is one of ours, and its bytes come from it.
+/// Returns the message with its descriptor. `None` cannot happen: the descriptor is built in, and the bytes were encoded
+/// from the same message.
 fn dynamic<M: Message + Name>(message: &M) -> Option<DynamicMessage> {
     let descriptor = proto::descriptors().get_message_by_name(&M::full_name())?;
     DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok()
 }
 
-/// A gap, told apart from events by its `kind`.
+/// Converts a gap to JSON. Its `kind` is `gap`, so that scripts can tell it from an event.
 pub(super) fn gap(gap: &Gap) -> Value {
     json!({"kind": "gap", "gap": of(gap)})
 }
 
-/// The fields of `more` after those of `value`, both of them objects.
+/// Returns the object `value` with the fields of the object `more` after its own.
 pub(super) fn joined(mut value: Value, more: Value) -> Value {
     if let (Value::Object(object), Value::Object(more)) = (&mut value, more) {
         object.extend(more);
@@ -61,20 +62,20 @@ pub(super) fn joined(mut value: Value, more: Value) -> Value {
     value
 }
 
-/// An enum's value as a short word: `CLOSE_REASON_REMOVED` is `removed`.
+/// Returns an enum's value as a short word: `CLOSE_REASON_REMOVED` with the prefix `CLOSE_REASON_` is `removed`.
 pub(super) fn word(name: &str, prefix: &str) -> String {
     let short = name.strip_prefix(prefix).unwrap_or(name);
     short.to_ascii_lowercase()
 }
 
-/// A message, serialised in its shape.
+/// Serialises a message in the form that the module describes.
 struct Shape<'a>(&'a DynamicMessage);
 
 impl Serialize for Shape<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let message = self.0;
         let descriptor = message.descriptor();
-        if let Some(text) = in_words(message, descriptor.full_name()) {
+        if let Some(text) = as_text(message, descriptor.full_name()) {
             return serializer.serialize_str(&text);
         }
         let mut object = serializer.serialize_map(None)?;
@@ -93,8 +94,8 @@ impl Serialize for Shape<'_> {
     }
 }
 
-/// Messages that are told in a word.
-fn in_words(message: &DynamicMessage, name: &str) -> Option<String> {
+/// Returns the text of a timestamp, a duration or a cursor; `None` for any other message.
+fn as_text(message: &DynamicMessage, name: &str) -> Option<String> {
     match name {
         "google.protobuf.Timestamp" => {
             let time: prost_types::Timestamp = message.transcode_to().ok()?;
@@ -109,7 +110,7 @@ fn in_words(message: &DynamicMessage, name: &str) -> Option<String> {
     }
 }
 
-/// A field's value, with what its descriptor says of it.
+/// A field's value, with the type that its descriptor gives.
 struct Of<'a>(&'a Kind, &'a Field);
 
 impl Serialize for Of<'_> {
@@ -153,7 +154,7 @@ fn of_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Erro
     object.end()
 }
 
-/// A value that this program does not know stays a number.
+/// Returns an enum's value as a word, or as its number if this program does not know it.
 fn of_enum(descriptor: &EnumDescriptor, number: i32) -> Value {
     let Some(value) = descriptor.get_value(number) else {
         return number.into();
@@ -245,7 +246,8 @@ mod tests {
         assert_eq!(of(&variable)["value"], json!({"base64": "/wA="}));
     }
 
-    /// Every field set, of messages too as deep as that many.
+    /// Returns a message with every field set, and messages in it too, `depth` levels deep. Of a oneof, the member with the
+    /// number `member` is set.
     fn full(descriptor: &MessageDescriptor, member: usize, depth: usize) -> DynamicMessage {
         let mut message = DynamicMessage::new(descriptor.clone());
         let single = |kind: &prost_reflect::Kind| match kind {
@@ -288,7 +290,7 @@ mod tests {
         let mut count = 0;
         for descriptor in ours.filter(|message| message.name() != "Cursor") {
             let mut seen = std::collections::BTreeSet::new();
-            // More than any oneof has members.
+            // No oneof has 32 members or more.
             for member in 0..32 {
                 let value = serde_json::to_value(Shape(&full(&descriptor, member, 2))).unwrap();
                 seen.extend(names(&value).into_iter().map(str::to_owned));

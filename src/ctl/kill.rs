@@ -16,11 +16,11 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
   evloopctl kill -9 build
   evloopctl kill -HUP --process web
-  evloopctl kill -0 build         # only asks whether it runs
+  evloopctl kill -0 build         # only check whether it runs
   evloopctl kill @7               # by id
 
-It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if one \
-of them could not be sent the signal.";
+It sends, and does not wait: `evloopctl stop` ends a process. The exit code is 0, or 1 if \
+the signal could not be sent to one of them.";
 
 pub(super) const USAGE_LINE: &str = "evloopctl kill [OPTIONS] <NAME|--id <ID>>...";
 
@@ -28,21 +28,21 @@ pub(super) const USAGE_LINE: &str = "evloopctl kill [OPTIONS] <NAME|--id <ID>>..
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(super) struct Kill {
-    /// The signal, by name or number; `-9` and `-TERM` say it too [default: SIGTERM]
+    /// The signal, by name or number; `-9` and `-TERM` work too [default: SIGTERM]
     #[arg(short, long, value_parser = parse::signal, add = complete::signals())]
     signal: Option<String>,
-    /// To the process alone, not to its group
+    /// Send the signal to the process alone, not to its group
     #[arg(long)]
     process: bool,
     /// The names, or `@7` for the watch with the id 7
     #[arg(value_name = "NAME", required_unless_present = "watch_ids", allow_hyphen_values = true, value_parser = word, add = complete::watches())]
     words: Vec<Word>,
-    /// An id, instead of a name; may be repeated
+    /// The id of a process, instead of its name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
 }
 
-/// A word of the command line that is no option.
+/// A word of the command line that is not an option: a signal as `-9`, or a name.
 #[derive(Debug, Clone, PartialEq)]
 enum Word {
     Signal(String),
@@ -51,9 +51,9 @@ enum Word {
 
 fn word(text: &str) -> Result<Word, String> {
     match text.strip_prefix('-') {
-        Some("-all") => Err("there is no such option; `evloopctl kill $(evloopctl ps -q --running)` is for all that run".to_owned()),
+        Some("-all") => Err("there is no such option; `evloopctl kill $(evloopctl ps -q --running)` sends to all processes that run".to_owned()),
         Some(option) if option.starts_with('-') => Err("there is no such option".to_owned()),
-        // Names and numbers of signals, as kill(1) takes them.
+        // kill(1) takes names and numbers of signals in this form too.
         Some(signal)
             if signal.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_uppercase()) =>
         {
@@ -83,7 +83,7 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     watches.extend(args.watch_ids);
     if signals.len() > 1 {
         let both = signals.join(" and ");
-        return Err(Failure::plain(format!("one signal at a time, not {both}")).code(USAGE));
+        return Err(Failure::plain(format!("only one signal is allowed, not {both}")).code(USAGE));
     }
     if watches.is_empty() {
         return Err(Failure::plain("missing: <NAME>...").code(USAGE));
@@ -99,7 +99,10 @@ pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     Ok(code)
 }
 
-/// Sends the signal to the process, or to its group.
+/// Sends the signal to the process, or to its group. Signal 0 only checks whether the process runs.
+///
+/// # Errors
+/// The watch is not a process, the process has ended, or the daemon may not send the signal.
 pub(super) async fn send(
     session: &Session,
     watch: WatchRef,
@@ -121,7 +124,7 @@ pub(super) async fn send(
         return Ok(());
     };
     Err(match failure.reason.as_str() {
-        // These say the name themselves.
+        // The messages of these failures hold the name.
         "WATCH_NOT_FOUND" | "WATCH_CLOSED" => failure,
         "WRONG_STATE" => match lookup::watch(session, &watch).await {
             Ok(found) if !description::is_process(&found) => no_process(&name, &found),
@@ -131,7 +134,7 @@ pub(super) async fn send(
     })
 }
 
-/// Answers what signal 0 asks, see kill(2): whether the process runs.
+/// Returns an error if the process does not run, as signal 0 does in kill(2).
 async fn runs(session: &Session, asked: &WatchRef) -> Result<(), Failure> {
     let name = parse::watch_name(asked);
     let found = lookup::watch(session, asked).await?;

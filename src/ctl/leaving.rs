@@ -1,4 +1,4 @@
-//! Passes signals on to the process in the foreground, and leaves it before its end.
+//! Passes signals on to the process in the foreground, and leaves the process if evloopctl ends first.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use super::parse;
 use super::session::{Session, answer};
 use super::signals::{Heard, Signals};
 use super::standstill;
-use super::transcript::Links;
+use super::transcript::OutputState;
 use crate::proto::{
     GetWatchRequest, LoopRef, RemoveWatchRequest, SendSignalRequest, SignalTarget, Watch,
 };
 
-/// When evloopctl is to end: how long the daemon may take to answer, the reader of our output to take bytes, and a process
+/// When evloopctl is to end: how long the daemon may take to answer, the reader of the output to take bytes, and a process
 /// to end by a signal before it is removed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What becomes of a process when its output has no reader any more.
+/// What happens to a process when a pipe or terminal that gets its output is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnHangup {
-    /// The process is ended: by SIGHUP if the terminal is gone, by SIGPIPE if a pipe was closed.
+    /// The process is ended: by SIGHUP if the terminal was closed, by SIGPIPE if a pipe was closed.
     End,
-    /// The process goes on, and a note on stderr says so.
+    /// The process runs on, and a note on stderr reports that.
     Keep,
 }
 
 /// Why the foreground is left before the process has ended.
 #[derive(Debug)]
 pub(super) enum Left {
-    /// Our stdout or stderr was closed by its reader.
+    /// The reader of stdout or stderr has closed the pipe.
     ReaderGone,
-    /// The terminal is gone.
+    /// The terminal is closed.
     HungUp,
     /// This signal ends evloopctl itself, for this reason.
     Signal(Signal, String),
@@ -55,7 +55,7 @@ impl From<Gone> for Left {
     }
 }
 
-/// The process in our foreground.
+/// The process in the foreground of evloopctl.
 #[derive(Debug)]
 pub(super) struct Process<'a> {
     pub(super) session: &'a Session,
@@ -66,56 +66,62 @@ pub(super) struct Process<'a> {
 
 impl Process<'_> {
     /// Passes signals on to the process. Returns when one is to end evloopctl itself.
-    pub(super) async fn relay(&self, signals: &mut Signals, links: &Links) -> Left {
-        // A signal that came while another was passed on.
+    pub(super) async fn relay(&self, signals: &mut Signals, output_state: &OutputState) -> Left {
+        // A signal that came while another one was passed on.
         let mut next = None;
         loop {
             let signal = match next.take() {
                 Some(signal) => signal,
                 None => match signals.next().await {
                     Heard::Once(signal) => signal,
-                    heard => return self.told_to_go(heard),
+                    heard => return self.left_by(heard),
                 },
             };
             tokio::select! {
-                why = self.pass_on(signal, links) => if let Some(why) = why {
+                why = self.pass_on(signal, output_state) => if let Some(why) = why {
                     return Left::Signal(signal, why);
                 },
-                left = self.hear(signals, signal, &mut next) => return left,
+                left = self.receive_during(signals, signal, &mut next) => return left,
             }
         }
     }
 
-    /// Takes signals while `passed` is passed on. Returns when one is to end evloopctl itself.
-    async fn hear(&self, signals: &mut Signals, passed: Signal, next: &mut Option<Signal>) -> Left {
+    /// Receives signals while `passed` is passed on, and stores another one in `next`. Returns when a signal is to end
+    /// evloopctl itself.
+    async fn receive_during(
+        &self,
+        signals: &mut Signals,
+        passed: Signal,
+        next: &mut Option<Signal>,
+    ) -> Left {
         loop {
             match signals.next().await {
                 Heard::Once(signal) if signal == passed => {}
                 Heard::Once(signal) => *next = Some(signal),
-                heard => return self.told_to_go(heard),
+                heard => return self.left_by(heard),
             }
         }
     }
 
-    fn told_to_go(&self, heard: Heard) -> Left {
+    fn left_by(&self, heard: Heard) -> Left {
         match heard {
             Heard::HangUp => Left::HungUp,
             Heard::Once(signal) | Heard::Twice(signal) => {
                 let name = self.name;
                 let why = format!(
-                    "left before its end; unless the signal ends it, it runs on: `evloopctl attach {name}`"
+                    "left; unless the signal ends the process, it runs on: `evloopctl attach {name}` joins it"
                 );
                 Left::Signal(signal, why)
             }
         }
     }
 
-    /// Passes a signal on. Returns why evloopctl is to end then, if it would not hear how the process ends.
-    async fn pass_on(&self, signal: Signal, links: &Links) -> Option<String> {
+    /// Passes a signal on. If evloopctl would then not learn how the process ends, returns why, so that evloopctl ends.
+    async fn pass_on(&self, signal: Signal, output_state: &OutputState) -> Option<String> {
         let unknown = "whether it still runs is not known";
         match bounded(self.send(signal)).await {
             Ok(()) => {}
-            // It ended before the signal came.
+            // The process ended before the signal.
             Err(failure) if refused(&failure) => {}
             Err(failure) => {
                 return Some(format!("{signal} was not passed on: {failure}; {unknown}"));
@@ -128,16 +134,16 @@ impl Process<'_> {
                 return Some(format!("{signal} was passed on, but {failure}; {unknown}"));
             }
         }
-        // After a key, a second one leaves; SIGTERM has none.
-        if signal == Signal::SIGTERM && links.is_stuck(PATIENCE).await {
+        // A second Ctrl-C leaves the process, but a second SIGTERM does not.
+        if signal == Signal::SIGTERM && output_state.is_stuck(PATIENCE).await {
             return Some(format!(
-                "{signal} was passed on, but nobody takes its output"
+                "{signal} was passed on, but the reader of the output takes no bytes"
             ));
         }
         None
     }
 
-    /// Returns why the end of the process cannot be heard of, if that is so.
+    /// Returns why no event can report the end of the process; `None` if an event can.
     async fn standstill(&self) -> Result<Option<String>, Failure> {
         let ids = [self.watch_id];
         let look_up = || bounded(lookup::loop_of(self.session, self.loop_ref.clone()));
@@ -145,7 +151,7 @@ impl Process<'_> {
         if let Some(message) = standstill::message(&found) {
             return Ok(Some(message));
         }
-        if let Some(rest) = standstill::settles_in(&found, &ids) {
+        if let Some(rest) = standstill::held_up_in(&found, &ids) {
             tokio::time::sleep(rest).await;
             found = look_up().await?;
         }
@@ -175,21 +181,22 @@ impl Process<'_> {
         answer(removed).map(drop)
     }
 
-    /// Says that the process was there already, if it had ended before it was joined: nothing was started.
+    /// Reports on stderr that the process had ended before it was joined, if so: no program was started.
     pub(super) async fn tell_earlier_end(&self) {
         if let Ok(Some(watch)) = timeout(PATIENCE, self.look_up()).await
             && let Some(end) = description::end(&watch)
         {
-            complain(format_args!("`{}` was there already: {end}", self.name));
+            complain(format_args!("`{}` was started before: {end}", self.name));
         }
     }
 
-    /// Removes the process, which has ended. If that fails, it goes when its time is up.
+    /// Removes the process, which has ended. If the call fails, the daemon removes the process later.
     pub(super) async fn forget(&self) {
         let _ = bounded(self.remove()).await;
     }
 
-    /// Leaves the process, says what becomes of it, and returns the signal by which evloopctl ends.
+    /// Leaves the process, and ends it if `on_hangup` says so. Reports on stderr whether it runs on. Returns the signal by
+    /// which evloopctl ends.
     pub(super) async fn leave(&self, left: Left, on_hangup: OnHangup) -> Signal {
         let signal = match left {
             Left::Signal(signal, why) => {
@@ -201,12 +208,14 @@ impl Process<'_> {
         };
         match on_hangup {
             OnHangup::Keep => {
-                let advice = format!("it runs on: `evloopctl attach {}`", self.name);
-                self.say(format_args!("nobody takes its output any more; {advice}"));
+                let advice = format!("`evloopctl attach {}` joins it", self.name);
+                self.say(format_args!(
+                    "nobody reads its output any more; it runs on: {advice}"
+                ));
             }
             OnHangup::End => {
                 if let Err(failure) = self.end(signal).await {
-                    let what = "nobody takes its output any more, and it could not be ended";
+                    let what = "nobody reads its output any more, and it could not be ended";
                     self.say(format_args!("{what}: {failure}"));
                 }
             }
@@ -218,8 +227,8 @@ impl Process<'_> {
         complain(format_args!("{}: {what}", self.name));
     }
 
-    /// Waits for the end of the process without reading its output, of which there may be much. Returns too if the daemon
-    /// can no longer tell.
+    /// Waits for the end of the process without reading its output, which may be long. Returns also if the daemon no longer
+    /// knows the process.
     async fn ended(&self) {
         let Some(watch) = self.look_up().await else {
             return;
@@ -234,7 +243,7 @@ impl Process<'_> {
         }
     }
 
-    /// Looks the process up; none if that is no longer possible.
+    /// Returns the process; `None` if the call fails.
     pub(super) async fn look_up(&self) -> Option<Watch> {
         let request = GetWatchRequest {
             r#loop: Some(self.loop_ref.clone()),
@@ -244,7 +253,7 @@ impl Process<'_> {
         answer(found).ok()?.watch
     }
 
-    /// Ends the process by a signal. If it does not end of that, it is removed, and so ended by the daemon.
+    /// Ends the process by a signal. If it does not end within [`PATIENCE`], removes it: the daemon then ends it.
     async fn end(&self, signal: Signal) -> Result<(), Failure> {
         match bounded(self.send(signal)).await {
             Err(failure) if !refused(&failure) => return Err(failure),
@@ -254,7 +263,7 @@ impl Process<'_> {
             return Ok(());
         }
         match timeout(PATIENCE, self.remove()).await {
-            // The daemon has been asked, and goes on without us: it gives the process time to end.
+            // The daemon has the request, and gives the process time to end after evloopctl has ended.
             Err(_) => Ok(()),
             Ok(Err(failure)) if refused(&failure) => Ok(()),
             Ok(removed) => removed,
@@ -262,11 +271,11 @@ impl Process<'_> {
     }
 }
 
-/// Waits for the answer of a call for [`PATIENCE`] at most.
+/// Waits for the answer of a call, for [`PATIENCE`] at most.
 async fn bounded<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let silent = |_| {
         let seconds = PATIENCE.as_secs();
-        let advice = "`evloopctl status` tells how it is";
+        let advice = "`evloopctl status` shows the daemon's state";
         Failure::new("daemon", format_args!("no answer for {seconds} s")).advice(advice)
     };
     timeout(PATIENCE, call).await.map_err(silent)?

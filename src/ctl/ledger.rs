@@ -1,4 +1,4 @@
-//! The account of a process's output: which bytes were received, which are gone, and how the process ended.
+//! Counts the output of a process: which bytes were received, which are gone, and how the process ended.
 
 use super::failure::{Failure, complain_loudly};
 use super::units::grouped;
@@ -6,44 +6,45 @@ use crate::proto::event::Kind;
 use crate::proto::watch::Status;
 use crate::proto::{Data, Event, Exited, Stream, Watch};
 
-/// The bytes of one stream.
+/// The count of one stream.
 #[derive(Debug, Default, Clone, Copy)]
 struct Account {
     /// The offset up to which bytes were received or are known to be gone.
     through: u64,
+    /// The number of bytes that are gone.
     gone: u64,
-    /// Nothing after `through` counts: the stream has ended there, or what follows was not asked for.
+    /// Bytes after `through` are not counted: the stream has ended there, or later bytes were not asked for.
     complete: bool,
 }
 
 impl Account {
-    /// Takes note that the stream has had that many bytes by now: those not received are gone.
-    fn reach(&mut self, offset: u64) {
+    /// Counts bytes before `offset` that were not received as gone.
+    fn count_gone_before(&mut self, offset: u64) {
         self.gone += offset.saturating_sub(self.through);
         self.through = self.through.max(offset);
     }
 }
 
-/// Takes note of each event of a process.
+/// Counts the output of a process by its events.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     stdout: Account,
     stderr: Account,
     /// Events of the process may be missing.
     gap: bool,
-    /// The daemon could not tell whether they held output.
+    /// The daemon does not know whether the missing events held output.
     unsure: bool,
     exited: Option<Exited>,
 }
 
 impl Ledger {
-    /// Takes note of an event. Returns those of its bytes that were not seen before, if it brings bytes.
+    /// Counts an event. If it holds output, returns its bytes that were not received before.
     pub(super) fn event<'a>(&mut self, event: &'a Event) -> Option<&'a [u8]> {
         match &event.kind {
             Some(Kind::Data(data)) => return Some(self.data(data)),
             Some(Kind::StreamEnd(end)) => {
                 let account = self.account(end.stream());
-                account.reach(end.offset);
+                account.count_gone_before(end.offset);
                 account.complete = true;
             }
             Some(Kind::Exited(exited)) => self.exited = Some(exited.clone()),
@@ -52,9 +53,9 @@ impl Ledger {
         None
     }
 
-    /// Takes note of an event whose bytes were not asked for: what is missing before them counts, they themselves and
-    /// what follows do not.
-    pub(super) fn pass(&mut self, event: &Event) {
+    /// Counts an event after the output that was asked for: bytes that are missing before it are gone; its own bytes and
+    /// later bytes are not counted.
+    pub(super) fn end_before(&mut self, event: &Event) {
         let (stream, offset) = match &event.kind {
             Some(Kind::Data(data)) => (data.stream(), data.offset),
             Some(Kind::StreamEnd(end)) => (end.stream(), end.offset),
@@ -62,7 +63,7 @@ impl Ledger {
         };
         let account = self.account(stream);
         if !account.complete {
-            account.reach(offset);
+            account.count_gone_before(offset);
             account.complete = true;
         }
     }
@@ -70,7 +71,7 @@ impl Ledger {
     fn data<'a>(&mut self, data: &'a Data) -> &'a [u8] {
         let account = self.account(data.stream());
         let fresh = fresh(account.through, data);
-        account.reach(data.offset);
+        account.count_gone_before(data.offset);
         account.through = account.through.saturating_add(length(fresh));
         fresh
     }
@@ -82,35 +83,36 @@ impl Ledger {
         }
     }
 
-    /// Takes note that events may be missing. The offsets of later events tell how many bytes were in them.
+    /// Notes that events may be missing. The offsets of later events show how many bytes they held.
     pub(super) const fn gap(&mut self) {
         self.gap = true;
     }
 
-    /// The number of bytes that are gone.
+    /// Returns the number of bytes that are gone.
     pub(super) const fn gone(&self) -> u64 {
         self.stdout.gone + self.stderr.gone
     }
 
-    /// Forgets what is gone so far: it was not asked for.
-    pub(super) const fn forgive(&mut self) {
+    /// Ignores what is gone so far, because it was not asked for.
+    pub(super) const fn ignore_losses(&mut self) {
         (self.stdout.gone, self.stderr.gone) = (0, 0);
         (self.gap, self.unsure) = (false, false);
     }
 
-    /// Whether missing events may have held the end of a stream or of the process.
-    pub(super) const fn is_open(&self) -> bool {
-        self.output_is_open() || self.gap && self.exited.is_none()
+    /// Returns whether missing events may have held output, or the end of the process, that no later event shows.
+    pub(super) const fn is_incomplete(&self) -> bool {
+        self.output_is_incomplete() || self.gap && self.exited.is_none()
     }
 
-    /// Whether missing events may have held output of which no later event tells.
-    pub(super) const fn output_is_open(&self) -> bool {
+    /// Returns whether missing events may have held output that no later event shows.
+    pub(super) const fn output_is_incomplete(&self) -> bool {
         self.gap && !(self.stdout.complete && self.stderr.complete)
     }
 
-    /// Takes into account what the daemon says of the process as it was before the last event was received; `None` if
-    /// the daemon no longer knows the process.
-    pub(super) fn settle(&mut self, watch: Option<&Watch>) {
+    /// Counts bytes as gone that the daemon has read from the process and that were not received, and takes over how the
+    /// process ended. `watch` is the process as it was before the last event was received; `None` if the daemon no longer
+    /// knows the process.
+    pub(super) fn compare_with_totals(&mut self, watch: Option<&Watch>) {
         let Some(Status::Process(status)) = watch.and_then(|watch| watch.status.as_ref()) else {
             self.unsure = true;
             return;
@@ -120,13 +122,13 @@ impl Ledger {
             (&mut self.stderr, status.stderr_bytes),
         ] {
             if !account.complete {
-                account.reach(bytes);
+                account.count_gone_before(bytes);
             }
         }
         self.exited = self.exited.take().or_else(|| status.exited.clone());
     }
 
-    /// Reports on stderr what is gone of the output of the process called `name`. Returns true if nothing is.
+    /// Reports on stderr how many bytes of the output of the process `name` are gone. Returns true if none are.
     pub(super) fn report(&self, name: &str) -> bool {
         let bytes = |account: &Account, stream: &str| {
             let count = grouped(account.gone);
@@ -149,13 +151,16 @@ impl Ledger {
     }
 
     /// Returns how the process ended.
+    ///
+    /// # Errors
+    /// It is not known. `name` is for the message.
     pub(super) fn exited(&self, name: &str) -> Result<&Exited, Failure> {
         let exited = self.exited.as_ref();
         exited.ok_or_else(|| Failure::new(name, "its exit status is not known"))
     }
 }
 
-/// Returns the part of the data that was not seen before.
+/// Returns the bytes of the data after the offset `through`.
 fn fresh(through: u64, data: &Data) -> &[u8] {
     let known = through.saturating_sub(data.offset);
     let known = usize::try_from(known).unwrap_or(usize::MAX);
@@ -183,7 +188,7 @@ mod tests {
         }
     }
 
-    /// The ledger after these events, and the bytes that are gone of stdout and of stderr.
+    /// Returns the ledger after these events, and the numbers of bytes that are gone of stdout and of stderr.
     fn gone(events: &[Event]) -> (Ledger, [u64; 2]) {
         let mut ledger = Ledger::default();
         for event in events {
@@ -231,7 +236,7 @@ mod tests {
         let (mut ledger, lost) = gone(&events);
         assert_eq!(lost, [0, 7]);
         ledger.gap = true;
-        assert!(ledger.is_open(), "the end of stdout was in the gap");
+        assert!(ledger.is_incomplete(), "the end of stdout was in the gap");
         let status = ProcessStatus {
             stdout_bytes: 4,
             stderr_bytes: 9,
@@ -242,7 +247,7 @@ mod tests {
             status: Some(Status::Process(status)),
             ..Watch::default()
         };
-        ledger.settle(Some(&watch));
+        ledger.compare_with_totals(Some(&watch));
         assert_eq!((ledger.stdout.gone, ledger.stderr.gone), (4, 7));
         assert!(ledger.exited("x").is_ok() && !ledger.report("x"));
     }

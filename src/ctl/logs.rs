@@ -12,7 +12,7 @@ use super::names::Watches;
 use super::output;
 use super::parse;
 use super::session::Session;
-use super::transcript::{Links, Transcript, Until};
+use super::transcript::{OutputState, Transcript, Until};
 use crate::proto::{OnGap, RunRequest, Watch, WatchRef};
 
 mod lines;
@@ -23,44 +23,44 @@ use shown::Shown;
 use source::{Range, Source};
 
 pub(super) const EXAMPLES: &str = "Examples:
-  evloopctl logs build            # what there is
-  evloopctl logs -f build         # until it is done
-  evloopctl logs -n 20 -f build   # the last 20 lines, and what comes
+  evloopctl logs build            # all output so far
+  evloopctl logs -f build         # until the process has ended
+  evloopctl logs -n 20 -f build   # the last 20 lines, and new ones
   evloopctl logs --since 10m -t build
   evloopctl logs web worker       # of both, in the order they wrote
   evloopctl logs @7               # by id
 
-The process's stdout goes to stdout and its stderr to stderr, byte for byte. Of several \
-processes, and where only a part is asked for, whole lines are shown, in pieces if longer than \
-64 KiB: one without its end is shown at the end. Lines of several processes that are there at \
-the beginning are in the order in which they were written; with -f, later ones are shown as they \
-arrive. --since shows lines that began at or after that time. With --until, -f ends with what is \
-written after that time. The exit code is never the process's: 0 if this is all of what was asked \
-for, 125 if the journal no longer holds all of it (stderr says how much is gone of which stream) \
-or evloopctl failed.";
+The process's stdout goes to stdout and its stderr to stderr, byte for byte. For several \
+processes, or with an option that selects a part, whole lines are printed; a line longer than \
+64 KiB is split, and an incomplete line is printed last. The lines that exist at the start are \
+printed in the order in which they were written; with -f, new lines are printed as they arrive. \
+--since prints lines that began at or after that time. With --until, -f ends once a process has \
+written something after that time. The exit code is not the process's: it is 0 if all output that \
+was asked for is printed; 125 if the journal no longer has all of it, and stderr says how many \
+bytes of which stream are gone; or 125 if evloopctl failed.";
 
-/// The most processes at a time: each takes a stream of the daemon.
+/// The largest number of processes. Each needs a stream of the daemon.
 const NAMES_MAX: usize = 64;
 
 /// Options of `logs`.
 #[derive(Debug, Args)]
 pub(super) struct Logs {
-    /// Go on until the processes are done
+    /// Go on with new output until the processes have ended
     #[arg(short, long)]
     follow: bool,
-    /// Only the last N lines of what is there, of each; `all` is the default
+    /// Only the last N lines of each process's output so far, or `all` [default: all]
     #[arg(short = 'n', long, value_name = "N", value_parser = tail)]
     tail: Option<Tail>,
-    /// Only lines that began at or after it: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
+    /// Only lines that began at or after this time: `10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31T12:00:00Z`
     #[arg(long, value_name = "WHEN", value_parser = parse::moment)]
     since: Option<Timestamp>,
-    /// Only what was written at or before it
+    /// Only output that was written at or before this time
     #[arg(long, value_name = "WHEN", value_parser = parse::moment)]
     until: Option<Timestamp>,
     /// Begin each line with its time, in UTC
     #[arg(short, long)]
     timestamps: bool,
-    /// Of several, do not begin each line with the name
+    /// For several processes, do not begin each line with the process's name
     #[arg(long, visible_alias = "no-log-prefix")]
     no_prefix: bool,
     #[command(flatten)]
@@ -96,14 +96,17 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
         until_ns: args.until.map(parse::nanoseconds),
     };
     let (follow, timestamps, no_prefix) = (args.follow, args.timestamps, args.no_prefix);
-    // Not by clap's `conflicts_with`: that overlooks a global option before the verb.
+    // `conflicts_with` of clap overlooks a global option before the verb.
     if session.json && (args.tail.is_some() || !range.is_whole() || timestamps) {
-        let what = "--json prints all events: -n, --since, --until and -t cannot be used with it";
+        let what = "--json prints all events; it cannot be used with -n, --since, --until or -t";
         return Err(Failure::plain(what).code(USAGE));
     }
     let asked: Vec<_> = args.names.references().collect();
     if asked.len() > NAMES_MAX {
-        let what = format!("{} names; at most {NAMES_MAX} at a time", asked.len());
+        let what = format!(
+            "there are {} names; at most {NAMES_MAX} are allowed",
+            asked.len()
+        );
         return Err(Failure::plain(what).code(USAGE));
     }
     let processes = found(session, asked).await?;
@@ -114,7 +117,7 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
             by_line(session, vec![process], follow, range, shown).await
         }
         Err(_) if session.json => {
-            Err(Failure::plain("--json is for one process at a time").code(USAGE))
+            Err(Failure::plain("--json is allowed for one process only").code(USAGE))
         }
         Err(processes) => {
             let shown = Shown::new(&processes.iter().collect::<Vec<_>>(), timestamps, no_prefix);
@@ -123,7 +126,7 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
     }
 }
 
-/// Returns the processes, each once. Wrong names are reported before anything is shown.
+/// Returns the processes, each once. Reports all names that are wrong before any output is printed.
 async fn found(session: &Session, asked: Vec<WatchRef>) -> Result<Vec<Watch>, Failure> {
     let mut processes: Vec<Watch> = Vec::new();
     let mut missing = false;
@@ -152,7 +155,7 @@ fn feed(session: &Session, process: &Watch, follow: bool) -> Feed {
     };
     let feed = Feed::new(session.clone(), From::Run(request));
     if follow {
-        feed.telling_standstill()
+        feed.reporting_standstill()
     } else {
         feed
     }
@@ -162,21 +165,21 @@ fn feed(session: &Session, process: &Watch, follow: bool) -> Feed {
 async fn through(session: &Session, follow: bool, process: Watch) -> Outcome {
     let mut feed = feed(session, &process, follow);
     let until = if follow { Until::Done } else { Until::CaughtUp };
-    let (mut transcript, links) = (Transcript::new(session.json), Links::default());
+    let (mut transcript, output_state) = (Transcript::new(session.json), OutputState::default());
     let read = tokio::select! {
-        read = transcript.run(&mut feed, until, &links) => read.map(|()| true),
+        read = transcript.run(&mut feed, until, &output_state) => read.map(|()| true),
         () = output::reader_gone() => Ok(false),
     };
-    if matches!(read, Ok(true)) && transcript.ledger.is_open() {
+    if matches!(read, Ok(true)) && transcript.ledger.is_incomplete() {
         let known = known(session, &process, follow).await;
-        transcript.ledger.settle(known.as_ref());
+        transcript.ledger.compare_with_totals(known.as_ref());
     }
     let whole = transcript.ledger.report(&process.name);
     ended(read.map(drop), whole)
 }
 
-/// Returns what the daemon says of the process: now with --follow, else as it was at the beginning, for the process may
-/// have written more since then that was not asked for.
+/// Returns the process with the totals of its output: as it is now with `--follow`, else as it was at the start, because
+/// output after the start was not asked for. `None` if the daemon no longer knows the process.
 async fn known(session: &Session, process: &Watch, follow: bool) -> Option<Watch> {
     if !follow {
         return Some(process.clone());
@@ -193,7 +196,7 @@ fn ended(read: Result<(), Failure>, whole: bool) -> Outcome {
     }
 }
 
-/// Prints what is asked for of one process or several, line by line.
+/// Prints the output of one process or several, line by line.
 async fn by_line(
     session: &Session,
     processes: Vec<Watch>,
@@ -209,7 +212,7 @@ async fn by_line(
         })
         .collect();
     let reading = async {
-        let read = read(&mut sources, follow, &mut shown).await;
+        let read = print(&mut sources, follow, &mut shown).await;
         shown.flush().and(read)
     };
     let read = tokio::select! {
@@ -218,26 +221,26 @@ async fn by_line(
     };
     let mut whole = true;
     for source in &mut sources {
-        if matches!(read, Ok(true)) && source.is_open() {
-            // Output after --until does not count: what was there at the beginning is enough to know.
+        if matches!(read, Ok(true)) && source.is_incomplete() {
+            // After `--until`, the totals at the start are enough: later output was not asked for.
             let known = known(session, &source.watch, follow && !source.cut).await;
-            source.settle(known.as_ref());
+            source.compare_with_totals(known.as_ref());
         }
         whole &= source.report();
     }
     ended(read.map(drop), whole)
 }
 
-/// Prints lines that are there in the order of the loop's sequence numbers, then later ones as they arrive.
-async fn read(sources: &mut [Source], follow: bool, shown: &mut Shown) -> Result<(), Failure> {
-    held(sources, shown).await?;
+/// Prints the lines that exist in the order of their sequence numbers, then with `follow` new lines as they arrive.
+async fn print(sources: &mut [Source], follow: bool, shown: &mut Shown) -> Result<(), Failure> {
+    print_existing(sources, shown).await?;
     if follow {
-        coming(sources, shown).await?;
+        print_new(sources, shown).await?;
     }
     Ok(())
 }
 
-async fn held(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
+async fn print_existing(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
     loop {
         let mut first: Option<(u64, usize)> = None;
         for (index, source) in sources.iter_mut().enumerate() {
@@ -252,17 +255,17 @@ async fn held(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> 
         }
     }
     for source in sources {
-        source.settle_tail();
+        source.ignore_losses_before_tail();
     }
     shown.flush()
 }
 
-async fn coming(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
+async fn print_new(sources: &mut [Source], shown: &mut Shown) -> Result<(), Failure> {
     let mut last = 0;
     loop {
         let open = sources.iter_mut().enumerate();
         let mut open: Vec<_> = open.filter(|(_, source)| !source.done).collect();
-        // The processes take turns: one that always writes does not keep the others waiting.
+        // The processes take turns, so that one that always writes does not delay the others.
         open.sort_by_key(|(index, _)| (*index <= last, *index));
         let fills: Vec<_> = open
             .into_iter()

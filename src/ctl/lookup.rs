@@ -35,8 +35,8 @@ pub(super) async fn process(session: &Session, asked: &WatchRef) -> Result<Watch
     }
     if found.name.is_empty() {
         let id = parse::watch_name(asked);
-        let advice = format!("see its events with `evloopctl events --watch {id}`");
-        return Err(Failure::new(id, "it has no name").advice(advice));
+        let advice = format!("`evloopctl events --watch {id}` prints its events");
+        return Err(Failure::new(id, "the process has no name").advice(advice));
     }
     Ok(found)
 }
@@ -91,7 +91,7 @@ pub(super) async fn loop_of(session: &Session, asked: LoopRef) -> Result<Loop, F
     Ok(found.r#loop.unwrap_or_default())
 }
 
-/// Returns all loops of the caller. A closed loop can be listed until its events are gone.
+/// Returns all loops of the caller. With `include_closed`, also closed loops whose events can still be read.
 pub(super) async fn loops(session: &Session, include_closed: bool) -> Result<Vec<Loop>, Failure> {
     let mut request = ListLoopsRequest {
         page_size: PAGE_SIZE,

@@ -1,4 +1,4 @@
-//! `loop`: the life of loops.
+//! `loop`: makes, shows, runs, stops and closes loops.
 
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
@@ -24,29 +24,29 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl loop set build
   evloopctl loop list";
 
-/// What to do with loops.
+/// Commands for loops.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Make a loop by the policy's rules; it is not set for any context
+    /// Make a loop as the policy says; it does not become the loop of any context
     #[command(after_help = "Example:\n  evloopctl loop new build --backend poll")]
     New {
-        /// Its name [default: made up]
+        /// The loop's name [default: a generated name]
         #[arg(value_parser = parse::name)]
         name: Option<String>,
-        /// The policy to make it by [default: the one in force]
+        /// The policy by which the loop is made [default: the policy in force]
         #[arg(long, value_parser = parse::name, add = complete::policies())]
         policy: Option<String>,
-        /// What it waits with [default: the policy's first that works here]
+        /// The backend: how the loop waits, such as epoll [default: the policy's first that works here]
         #[arg(long, value_parser = parse::name, add = complete::backends())]
         backend: Option<String>,
-        /// Whether events stay once everybody who reads has them [default: as the policy says]
+        /// Whether the journal keeps events that all readers have received [default: as the policy says]
         #[arg(long, value_parser = PossibleValuesParser::new(["kept", "none"]))]
         history: Option<String>,
-        /// If it exists and is the same, be content
+        /// Do nothing if the same loop exists under this name; without it, that is an error
         #[arg(long)]
         if_missing: bool,
     },
-    /// The loop of your context, made if the policy says so; with a name, that one
+    /// Show a loop; without a name, the loop of your context, which is made if the policy says so
     #[command(
         visible_alias = "show",
         after_help = "Example:\n  evloopctl loop show build"
@@ -56,54 +56,54 @@ pub(super) enum Verb {
         #[arg(value_parser = parse::loop_ref, add = complete::loops())]
         name: Option<LoopRef>,
     },
-    /// Set the loop of your context
+    /// Make a loop the loop of your context
     #[command(after_help = "Example:\n  evloopctl --session ci loop set build")]
     Set {
-        /// Its name
+        /// The loop's name
         #[arg(value_parser = parse::name, add = complete::loops())]
         name: String,
     },
-    /// Unset the loop of your context; none is made for it until you set one
+    /// Unset the loop of your context; no loop is made for the context until you set one
     #[command(after_help = "Example:\n  evloopctl loop unset")]
     Unset,
-    /// Your loops
+    /// List your loops
     #[command(
         visible_alias = "ls",
         after_help = "Example:\n  evloopctl loop list --all"
     )]
     List {
-        /// Also closed ones that can still be read
+        /// Also list closed loops whose events can still be read
         #[arg(short, long)]
         all: bool,
-        /// Only their names
+        /// Print only the names
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Let a loop run
+    /// Run a loop that was stopped, or that does not run yet
     #[command(after_help = "Example:\n  evloopctl loop run build")]
     Run {
-        /// The loop: its name, or `@7` for the id 7 [default: that of --loop or your context]
+        /// The loop: its name, or `@7` for the id 7 [default: the loop of --loop, else of your context]
         #[arg(value_parser = parse::loop_ref, add = complete::loops())]
         name: Option<LoopRef>,
     },
-    /// Stop a loop: nothing is polled until it runs again
+    /// Stop a loop: it reads no source and delivers no event until it runs again
     #[command(
         after_help = "Examples:\n  evloopctl loop stop build\n  evloopctl loop stop @7          # by id
 
-Children run on; their output and end are told once the loop runs again."
+Processes go on; the loop reports their output and their ends once it runs again."
     )]
     Stop {
         /// The loop: its name, or `@7` for the id 7
         #[arg(value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
         name: LoopRef,
     },
-    /// Close a loop and all its watches, for good
+    /// Close a loop and all its watches; it cannot run again
     #[command(after_help = "Example:\n  evloopctl loop close build --stop")]
     Close {
         /// The loop: its name, or `@7` for the id 7
         #[arg(value_name = "LOOP", value_parser = parse::loop_ref, add = complete::loops())]
         name: LoopRef,
-        /// Also if it runs [default: only a loop that does not]
+        /// Stop the loop first; without it, a loop that runs is not closed
         #[arg(long)]
         stop: bool,
     },
@@ -153,7 +153,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ..RunLoopRequest::default()
             };
             let done = answer(session.loops().run_loop(request).await)?;
-            done_at(session, &done)?;
+            print_json(session, &done)?;
         }
         Verb::Stop { name } => {
             let request = StopLoopRequest {
@@ -161,7 +161,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ..StopLoopRequest::default()
             };
             let done = answer(session.loops().stop_loop(request).await)?;
-            done_at(session, &done)?;
+            print_json(session, &done)?;
         }
         Verb::Close { name, stop } => {
             let request = CloseLoopRequest {
@@ -170,13 +170,13 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ..CloseLoopRequest::default()
             };
             let done = answer(session.loops().close_loop(request).await)?;
-            done_at(session, &done)?;
+            print_json(session, &done)?;
         }
     }
     Ok(0)
 }
 
-/// Why a loop of that name is not the one that was asked for.
+/// Explains the failure to make a loop whose name another loop has, with the values in which the two differ.
 async fn taken(session: &Session, failure: Failure, asked: &NewEventLoopRequest) -> Failure {
     let there = parse::loop_ref(&asked.name).map_err(Failure::plain);
     let found = async { find(session, Some(there?)).await }.await;
@@ -247,7 +247,7 @@ async fn list(session: &Session, include_closed: bool, quiet: bool) -> Result<()
     table.print()
 }
 
-/// One loop: as JSON, or all about it.
+/// Prints one loop: as JSON, or as a sheet.
 pub(super) fn show(session: &Session, found: &Loop) -> Result<(), Failure> {
     if session.json {
         return output::messages([found]);
@@ -255,8 +255,8 @@ pub(super) fn show(session: &Session, found: &Loop) -> Result<(), Failure> {
     sheet(found).print()
 }
 
-/// What a change of a loop's state is answered with.
-fn done_at<M: prost::Message + prost::Name>(session: &Session, done: &M) -> Result<(), Failure> {
+/// Prints the daemon's answer to a change of a loop's state if JSON is asked for.
+fn print_json<M: prost::Message + prost::Name>(session: &Session, done: &M) -> Result<(), Failure> {
     if session.json {
         output::messages([done])
     } else {
@@ -274,7 +274,7 @@ fn state(found: &Loop) -> (String, anstyle::Style) {
     (word(found.state().as_str_name(), "LOOP_STATE_"), style)
 }
 
-/// All about a loop.
+/// Returns all values of a loop, as labelled lines.
 pub(super) fn sheet(found: &Loop) -> Sheet {
     let (state, style) = state(found);
     let name = printable(&found.full_name);
@@ -282,7 +282,7 @@ pub(super) fn sheet(found: &Loop) -> Sheet {
         "{NAME}{name}{NAME:#}  loop, {style}{state}{style:#}"
     ));
     let (class, backend) = (&found.loop_class, &found.backend);
-    sheet.line("waits with", format!("{backend} ({class})"));
+    sheet.line("backend", format!("{backend} ({class})"));
     sheet.line("policy", &found.policy);
     sheet.line("child watcher", &found.child_watcher);
     sheet.line("since", date_and_age(found.created));
@@ -311,7 +311,7 @@ pub(super) fn sheet(found: &Loop) -> Sheet {
 
 fn of_journal(sheet: &mut Sheet, journal: &JournalStatus) {
     let (oldest, newest) = (grouped(journal.oldest_seq), grouped(journal.newest_seq));
-    sheet.line("events", format!("{oldest} to {newest} are held"));
+    sheet.line("events", format!("{oldest} to {newest} can be read"));
     let held = format!(
         "{} of {}, {} of {}",
         counted(journal.events, "event", "events"),
@@ -328,7 +328,7 @@ fn of_journal(sheet: &mut Sheet, journal: &JournalStatus) {
     }
     let room = counted(journal.reserved_events, "event", "events");
     sheet.line(
-        "set aside",
+        "reserved",
         format!("{room}, {}", size(journal.reserved_bytes)),
     );
     sheet.line("readers", journal.readers);
@@ -338,13 +338,13 @@ fn of_journal(sheet: &mut Sheet, journal: &JournalStatus) {
     }
     if journal.readers_let_go > 0 {
         sheet.styled(
-            "let go",
+            "readers lost",
             counted(journal.readers_let_go, "reader", "readers"),
             NOTICE,
         );
     }
     let gone = counted(journal.trimmed, "event", "events");
-    sheet.line("gave way", gone);
+    sheet.line("trimmed", gone);
     if journal.dropped > 0 {
         let dropped = counted(journal.dropped, "event", "events");
         sheet.styled("dropped", format!("{dropped} that were pinned"), BAD);

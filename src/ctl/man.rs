@@ -1,4 +1,4 @@
-//! `man`: manual pages, from what `--help` says.
+//! `man`: makes manual pages from the texts of `--help`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,31 +16,31 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl man | man -l -
   evloopctl man --dir ~/.local/share/man
 
-With --dir, all pages: those of evloopctl and of each of its verbs to man1/ below it, evloopd.8 \
-to man8/.";
+With --dir, all pages are written: evloopctl(1) and a page for each of its verbs to DIR/man1/, \
+evloopd(8) to DIR/man8/.";
 
 const FILES: &str = ".SH FILES
 .TP
 $XDG_RUNTIME_DIR/evloopd/evloopd.sock
-The user's daemon.
+Socket of a user's daemon.
 .TP
 /run/evloopd/evloopd.sock
-The system's.
+Socket of the system's daemon.
 .TP
 ~/.config/evloopd/evloopd.toml, /etc/evloopd/evloopd.toml
-Configurations of either.
+Configuration of a user's daemon, and of the system's.
 ";
 
 const ENVIRONMENT: &str = ".SH ENVIRONMENT
 .TP
 EVLOOPD_SOCKET
-The daemon's socket, for clients.
+The daemon's socket to which evloopctl connects.
 .TP
 XDG_RUNTIME_DIR
-Where the user's socket is.
+The directory of the socket of a user's daemon.
 .TP
 NO_COLOR
-If it is set, and not empty, nothing is coloured.
+If it is set and not empty, output has no colours.
 ";
 
 /// Options of `man`.
@@ -54,26 +54,26 @@ pub(super) struct ManPages {
 /// Prints or writes the pages; `evloopctl` is its whole command line.
 pub(super) fn run(args: &ManPages, evloopctl: Command) -> Outcome {
     let Some(dir) = &args.dir else {
-        output::raw(&page(&named(evloopctl, "evloopctl"), "1")?)?;
+        output::raw(&page(&full(evloopctl, "evloopctl"), "1")?)?;
         return Ok(0);
     };
     let mut pages = Vec::new();
-    of_all(&named(evloopctl, "evloopctl"), &mut pages);
+    of_all(&full(evloopctl, "evloopctl"), &mut pages);
     for command in &pages {
         write(dir, command, "1")?;
     }
-    write(dir, &named(Arguments::command(), "evloopd"), "8")?;
+    write(dir, &full(Arguments::command(), "evloopd"), "8")?;
     Ok(0)
 }
 
-/// The command with all that clap adds to it, and its whole name.
-fn named(mut command: Command, name: &str) -> Command {
+/// Returns the command with the options that clap adds, such as `--help`, and with its full name.
+fn full(mut command: Command, name: &str) -> Command {
     command = command.disable_help_subcommand(true);
     command.build();
     command.display_name(name.to_owned())
 }
 
-/// It and all below it.
+/// Appends the command and all its subcommands to `pages`.
 fn of_all(command: &Command, pages: &mut Vec<Command>) {
     pages.push(command.clone());
     let name = command
@@ -146,7 +146,7 @@ fn rendered(man: &Man, command: &Command, page: &mut Vec<u8>) -> io::Result<()> 
     Ok(())
 }
 
-/// The examples of a verb's help, and what it says beside them.
+/// Splits the text after a verb's options: returns the lines of the examples, and the rest.
 fn parts(help: &str) -> (&str, &str) {
     let (examples, notes) = help.split_once("\n\n").unwrap_or((help, ""));
     let examples = examples.split_once('\n').map_or("", |(_, lines)| lines);
@@ -157,7 +157,7 @@ fn parts(help: &str) -> (&str, &str) {
     (examples, notes.trim())
 }
 
-/// As it stands.
+/// Returns text that roff does not fill: each line stays as it is.
 fn preformatted(text: &str) -> String {
     let lines: Vec<_> = text.lines().map(escaped).collect();
     format!(".nf\n{}\n.fi", lines.join("\n"))
@@ -168,7 +168,7 @@ fn paragraphs(text: &str) -> String {
     lines.join("\n").replace("\n\n", "\n.PP\n")
 }
 
-/// A line of text for roff: nothing in it is a request or an escape.
+/// Escapes a line of text, so that roff finds no request and no escape in it.
 fn escaped(line: &str) -> String {
     let line = line
         .replace('\\', "\\e")
@@ -189,7 +189,7 @@ mod tests {
     fn every_verb_has_a_page_with_examples() {
         let mut pages = Vec::new();
         of_all(
-            &named(super::super::Args::command(), "evloopctl"),
+            &full(super::super::Args::command(), "evloopctl"),
             &mut pages,
         );
         assert!(pages.len() > 40, "{}", pages.len());
@@ -207,7 +207,7 @@ mod tests {
         }
         let names: Vec<_> = pages.iter().filter_map(Command::get_display_name).collect();
         assert!(names.contains(&"evloopctl-run") && names.contains(&"evloopctl-loop-new"));
-        let daemon = page(&named(Arguments::command(), "evloopd"), "8").unwrap();
+        let daemon = page(&full(Arguments::command(), "evloopd"), "8").unwrap();
         assert!(
             daemon.contains("\\-\\-check\\-config") && daemon.contains("EVLOOPD 8"),
             "{daemon}"

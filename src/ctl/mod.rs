@@ -1,4 +1,19 @@
-//! `evloopctl`: the daemon's client for people and scripts. A file for each verb.
+//! `evloopctl`: the daemon's client for people and scripts.
+//!
+//! Each verb has a file of its own, with its options and its code. Below the verbs, lowest layer first:
+//!
+//! | modules | contents |
+//! |---|---|
+//! | `failure`, `parse`, `units`, `style`, `json` | failures and exit codes; forms of values and texts |
+//! | `output`, `table`, `sink` | what is written to stdout |
+//! | `render`, `exit`, `target`, `description` | events, exit statuses and watches in words |
+//! | `session`, `lookup` | the connection to the daemon; watches, loops and consumers by name |
+//! | `habits`, `usage` | what is wrong with a command line, and what to type instead |
+//! | `complete`, `explain` | completions in a shell; explanations of failures |
+//! | `names`, `filter`, `command`, `inherited` | options that several verbs have |
+//! | `holder`, `standstill`, `feed` | a stream of events, and why no event comes |
+//! | `ledger`, `transcript`, `printer` | output of processes and events as text |
+//! | `feeder`, `signals`, `leaving`, `attached` | a process in the foreground: its input, its signals, its end |
 
 use std::process::ExitCode;
 
@@ -66,14 +81,14 @@ use failure::{EXIT_CODES, Outcome};
 use session::{Global, Session};
 
 const EXAMPLES: &str = "Examples:
-  evloopctl run --name build -d -- make -j8    # start it, go away
-  evloopctl attach build                       # come back to it
+  evloopctl run --name build -d -- make -j8    # start it and return
+  evloopctl attach build                       # print its output, live too
   evloopctl ps                                 # what runs, what ended and how
   evloopctl events -f                          # what happens
 
 A daemon is started with `evloopd`.";
 
-/// Run, watch and follow things in evloopd.
+/// Run and follow processes, timers, sockets and other sources of events in evloopd.
 #[derive(Debug, Parser)]
 #[command(name = "evloopctl", version, after_help = help())]
 struct Args {
@@ -89,7 +104,7 @@ fn help() -> String {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a program, or join it if its name is there
+    /// Run a program, or join the process that has its name
     #[command(after_help = run::EXAMPLES)]
     Run(run::Run),
     /// List processes
@@ -98,40 +113,40 @@ enum Verb {
     /// Print what processes wrote
     #[command(visible_alias = "log", after_help = logs::EXAMPLES)]
     Logs(logs::Logs),
-    /// Join a process: its output, your input
+    /// Join a process: print its output, pass your input on
     #[command(after_help = attach::EXAMPLES)]
     Attach(attach::Attach),
-    /// Wait for processes; their exit code
+    /// Wait until processes end, and exit with their exit code
     #[command(after_help = wait::EXAMPLES)]
     Wait(wait::Wait),
-    /// End processes: by a signal, and by SIGKILL after a while
+    /// End processes by a signal, and by SIGKILL if they do not end in time
     #[command(after_help = stop::EXAMPLES)]
     Stop(stop::Stop),
     /// Send a signal to processes
     #[command(after_help = kill::EXAMPLES, override_usage = kill::USAGE_LINE)]
     Kill(kill::Kill),
-    /// End and forget watches
+    /// End and forget processes and other watches
     #[command(visible_alias = "remove", after_help = rm::EXAMPLES, override_usage = rm::USAGE_LINES)]
     Rm(rm::Rm),
-    /// All about one process, watch, loop or consumer
+    /// Show one process, watch, loop or consumer
     #[command(visible_alias = "inspect", after_help = show::EXAMPLES)]
     Show(show::Show),
     /// Print a line at an interval
     #[command(after_help = timer::EVERY_EXAMPLES)]
     Every(timer::Timer),
-    /// Print a line after a while, and end
+    /// Print a line after a delay, and end
     #[command(after_help = timer::AFTER_EXAMPLES)]
     After(timer::Timer),
-    /// Print what happened on a loop
+    /// Print the events of a loop
     #[command(after_help = events::EXAMPLES)]
     Events(events::Events),
     /// Check recorded events against what evloopd promises; needs no daemon
     #[command(after_help = check::EXAMPLES)]
     Check(check::Check),
-    /// Consumers: readers that a loop holds events for
+    /// Consumers, for which a loop keeps events: list, show, create, delete
     #[command(subcommand, after_help = consumer::EXAMPLES)]
     Consumer(consumer::Verb),
-    /// The daemon's state and identity
+    /// Show the daemon's state and identity
     #[command(visible_alias = "info", after_help = status::EXAMPLES)]
     Status(status::Status),
     /// Policies by which loops are made: list, get, set
@@ -146,25 +161,25 @@ enum Verb {
     /// Write to a process, a connection or a pipe
     #[command(visible_alias = "send", after_help = write::EXAMPLES)]
     Write(write::Write),
-    /// Post an event of your own
+    /// Append an event of your own to a loop
     #[command(after_help = post::EXAMPLES)]
     Post(post::Post),
-    /// What loops can wait with on this host
+    /// Show the backends: how loops can wait on this host
     #[command(after_help = backends::EXAMPLES)]
     Backends(backends::Args),
-    /// The daemon's configuration, and where it came from
+    /// Show the daemon's configuration, and where each value comes from
     #[command(after_help = config::EXAMPLES)]
     Config,
-    /// The version of this program, and of the daemon that answers
+    /// Print the versions of evloopctl and of the daemon
     #[command(after_help = version::EXAMPLES)]
     Version,
-    /// Completions for your shell, names included
+    /// Print the script that completes command lines in your shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// Your shell
         shell: Shell,
     },
-    /// Manual pages
+    /// Print or write the manual pages
     #[command(after_help = man::EXAMPLES)]
     Man(man::ManPages),
 }
@@ -186,10 +201,10 @@ pub struct Invocation {
     verb: String,
 }
 
-/// Parses the command line. Prints help if it is asked for, and one line if the command line is wrong.
+/// Parses the command line. Prints help if the user asks for it, and one line on stderr if the command line is wrong.
 ///
 /// # Errors
-/// The exit code: 0 after help, else 2, or 125 where the code is otherwise a process's own.
+/// The exit code: 0 after help, else 2, or 125 for a verb whose exit code is that of a process.
 pub fn parse() -> Result<Invocation, ExitCode> {
     let command = Args::command();
     let words = std::env::args_os().skip(1);
@@ -203,8 +218,8 @@ pub fn parse() -> Result<Invocation, ExitCode> {
     }
 }
 
-/// Carries out the command line. Results go to stdout, a failure is one line on stderr; `evloopctl --help` lists the exit
-/// codes.
+/// Carries out the command line: writes results to stdout, or one line with the failure to stderr. Returns the exit code;
+/// `evloopctl --help` lists the exit codes.
 pub async fn main(invocation: Invocation) -> ExitCode {
     let Invocation { args, verb } = invocation;
     let of_run = matches!(
@@ -264,7 +279,7 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Backends(args) => backends::run(session, &args).await,
         Verb::Config => config::run(session).await,
         Verb::Consumer(verb) => consumer::run(session, verb).await,
-        // Carried out before there was a session.
+        // `dispatch` carries these out without a session.
         Verb::Check(_) | Verb::Version | Verb::Completions { .. } | Verb::Man(_) => Ok(0),
     }
 }

@@ -1,4 +1,4 @@
-//! How watches are named on the command line. A number is a name too; an id is written `@7`, or given by `--id`.
+//! Options that name watches. A number alone is a name; an id is written `@7`, or given by `--id`.
 
 use clap::Args;
 
@@ -6,14 +6,14 @@ use super::complete;
 use super::parse;
 use crate::proto::WatchRef;
 
-/// One watch.
+/// Names one watch, by its name or its id.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct OneWatch {
     /// The name, or `@7` for the watch with the id 7
     #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watch: Option<WatchRef>,
-    /// The id, instead of a name
+    /// The id of the watch, instead of its name
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_id: Option<WatchRef>,
 }
@@ -24,14 +24,14 @@ impl OneWatch {
     }
 }
 
-/// At least one watch.
+/// Names at least one watch, by names and ids.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(super) struct Watches {
     /// The names, or `@7` for the watch with the id 7
     #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
-    /// An id, instead of a name; may be repeated
+    /// The id of a watch, instead of its name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
 }

@@ -1,4 +1,4 @@
-//! What goes to stdout: text for people, one JSON object per line for scripts.
+//! Writes results to stdout: text for people, one JSON object per line for scripts.
 
 use std::fmt::Write as _;
 use std::future::pending;
@@ -17,19 +17,19 @@ use super::style::{DIM, printable};
 use crate::sys::async_fd;
 use crate::text;
 
-/// Writes text, colours included where stdout takes them.
+/// Writes text to stdout. Colours are left out if stdout is not a terminal, or `NO_COLOR` is set.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::output(&error))
 }
 
-/// Writes one line.
+/// Writes one line to stdout, as [`print`] does.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
-/// Writes a line on stderr that is no result, such as how to go on; nothing is said if nobody reads it.
+/// Writes a hint to stderr, such as how to go on. An error is ignored: the hint is not part of the result.
 pub(super) fn note(text: &str) {
     let _ = anstream::stderr().write_all(format!("{DIM}{text}{DIM:#}\n").as_bytes());
 }
@@ -53,22 +53,22 @@ pub(super) fn messages<'a, M: Message + Name + 'a>(
     raw(&lines.collect::<String>())
 }
 
-/// A value as JSON on one line, without the newline; what is hidden in it is escaped.
+/// Returns a value as one line of JSON without a newline; invisible characters are escaped.
 pub(super) fn json_line(value: &Value) -> String {
     text::json(&value.to_string()).into_owned()
 }
 
-/// Writes text as it is, whatever it looks like.
+/// Writes text to stdout unchanged, even if it looks like colours.
 pub(super) fn raw(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::output(&error))
 }
 
-/// Waits until nobody reads stdout any more: the pipe it goes to was closed at the other end.
-/// For ever, if it goes anywhere else. So `events -f | head -1` ends on a quiet loop too.
+/// Waits until the reader of the pipe that stdout is has closed it. Never returns if stdout is not a pipe or a socket. So
+/// `events -f | head -1` ends even if no further event comes.
 pub(super) async fn reader_gone() {
-    // A file cannot be waited for, and has no reader that leaves.
+    // epoll does not take regular files, and they have no reader.
     let own = io::stdout().as_fd().try_clone_to_owned();
     let Ok(stdout) = own.and_then(|fd| async_fd(Arc::new(fd), Interest::ERROR)) else {
         return pending().await;
@@ -90,7 +90,7 @@ fn broken(pipe: &impl AsFd) -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
-/// One object: as JSON, or as aligned lines of `key  value`, nested keys joined by dots.
+/// Writes one object: as a line of JSON, or as lines of key and value, in which nested keys are joined by dots.
 pub(super) fn object(json: bool, value: &Value) -> Result<(), Failure> {
     if json {
         return json_lines([value]);

@@ -1,4 +1,4 @@
-//! The forms of values on the command line.
+//! Reads the values of arguments and options.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -10,7 +10,7 @@ use jiff::{Timestamp, ZonedDateTime};
 use crate::config::{Limit, Resource, UMASK_MAX, signal_name, signal_number};
 use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
 
-/// The loop called `NAME`, or the one with the id `@ID`.
+/// Reads a loop: its name, or its id as `@7`.
 pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
     let by = match text.strip_prefix('@') {
         Some(digits) => loop_ref::Ref::LoopId(id(digits)?),
@@ -19,7 +19,7 @@ pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
     Ok(LoopRef { r#ref: Some(by) })
 }
 
-/// The watch called `NAME`, or the one with the id `@ID`. No name begins with `@`.
+/// Reads a watch: its name, or its id as `@7`. No name begins with `@`.
 pub(super) fn watch_ref(text: &str) -> Result<WatchRef, String> {
     match text.strip_prefix('@') {
         Some(digits) => Ok(by_id(id(digits)?)),
@@ -34,14 +34,14 @@ pub(super) fn watch_id(text: &str) -> Result<WatchRef, String> {
     Ok(by_id(id(text.strip_prefix('@').unwrap_or(text))?))
 }
 
-/// The watch with that id.
+/// Returns the reference to the watch with this id.
 pub(super) const fn by_id(id: u64) -> WatchRef {
     WatchRef {
         r#ref: Some(watch_ref::Ref::WatchId(id)),
     }
 }
 
-/// What [`watch_ref`] reads the same watch from.
+/// Returns the text from which [`watch_ref`] reads the same watch.
 pub(super) fn watch_name(watch: &WatchRef) -> String {
     match &watch.r#ref {
         Some(watch_ref::Ref::WatchId(id)) => format!("@{id}"),
@@ -54,14 +54,14 @@ fn id(digits: &str) -> Result<u64, String> {
     let plain = digits.bytes().all(|c| c.is_ascii_digit());
     let id = digits.parse().ok().filter(|_| plain);
     id.ok_or_else(|| {
-        format!("`{digits}` is no id; a number as `evloopctl ps` shows it is expected")
+        format!("`{digits}` is not an id; a number is expected, as `evloopctl ps` shows it")
     })
 }
 
-/// Reads a name. An empty one is refused: it is a mistake, such as a variable that is not set.
+/// Reads a name. An empty name is refused: it is a mistake, such as an unset variable of the shell.
 pub(super) fn name(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("it is empty; a name is needed".to_owned());
+        return Err("a name is needed; the text is empty".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -73,7 +73,7 @@ fn not_empty(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// `KEY=VALUE`; the value may be empty and may hold further `=`.
+/// Reads `KEY=VALUE`. The value may be empty, and may contain `=`.
 pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -81,7 +81,7 @@ pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// As [`key_value`], for a variable of the environment: neither side need be UTF-8.
+/// Reads a variable of the environment, `KEY=VALUE`. Neither side has to be UTF-8.
 pub(super) fn variable(text: &OsStr) -> Result<(OsString, OsString), String> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -90,31 +90,31 @@ pub(super) fn variable(text: &OsStr) -> Result<(OsString, OsString), String> {
             Ok((side(&bytes[..at]), side(&bytes[at + 1..])))
         }
         _ => Err(
-            "KEY=VALUE is expected; variables of your environment are passed on without it"
+            "KEY=VALUE is expected; all variables of your environment are passed on anyway"
                 .to_owned(),
         ),
     }
 }
 
-/// Octal digits, as the shell's `umask` takes them.
+/// Reads a umask in octal digits, as the shell's `umask` takes it.
 pub(super) fn umask(text: &str) -> Result<u32, String> {
     let bits = u32::from_str_radix(text, 8).ok();
     let bits = bits.filter(|bits| *bits <= UMASK_MAX);
     bits.ok_or_else(|| "octal digits are expected, 0 to 0777".to_owned())
 }
 
-/// `NAME=SOFT[:HARD]`, with `unlimited` for either; HARD left out is the same as SOFT.
+/// Reads `NAME=SOFT[:HARD]`. Each limit is a number or `unlimited`; without HARD, it is the same as SOFT.
 pub(super) fn limit(text: &str) -> Result<(Resource, Limit), String> {
     let (name, limit) = text.split_once('=').ok_or("NAME=SOFT[:HARD] is expected")?;
     Ok((name.parse()?, limit.parse()?))
 }
 
-/// `EPOCH:SEQ`, or `SEQ` alone for the current epoch.
+/// Reads a cursor: `EPOCH:SEQ`, or `SEQ` alone for the current epoch.
 pub(super) fn cursor(text: &str) -> Result<Cursor, String> {
     let (epoch, seq) = text.split_once(':').unwrap_or(("", text));
     let seq = seq
         .parse()
-        .map_err(|_| "EPOCH:SEQ or SEQ is expected, SEQ a number")?;
+        .map_err(|_| "EPOCH:SEQ or SEQ is expected; SEQ is a number")?;
     let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
     if text.contains(':') && (epoch.len() != 32 || !epoch.bytes().all(hex)) {
         return Err("EPOCH is 32 lower-case hexadecimal digits".to_owned());
@@ -123,7 +123,7 @@ pub(super) fn cursor(text: &str) -> Result<Cursor, String> {
     Ok(Cursor { epoch, seq })
 }
 
-/// A cursor as `EPOCH:SEQ`.
+/// Returns a cursor as `EPOCH:SEQ`.
 pub(super) fn cursor_text(cursor: &Cursor) -> String {
     format!("{}:{}", cursor.epoch, cursor.seq)
 }
@@ -136,7 +136,9 @@ pub(super) fn duration(text: &str) -> Result<prost_types::Duration, String> {
         None => humantime::parse_duration(text)
             .map_err(|error| format!("{error}; `5s`, `0.5s`, `100ms` or `1h 30m` is expected"))?,
     };
-    duration.try_into().map_err(|_| "too long".to_owned())
+    duration
+        .try_into()
+        .map_err(|_| "the duration is too long".to_owned())
 }
 
 /// Reads one number, with or without a fraction, and one unit of humantime or none, which is seconds.
@@ -153,14 +155,15 @@ fn decimal(text: &str) -> Option<Duration> {
     unit.checked_mul(whole)?.checked_add(part)
 }
 
-/// `2030-01-31 12:00:00` (UTC) or `2030-01-31T12:00:00Z`.
+/// Reads a time in UTC: `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z`.
 pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
     let time = humantime::parse_rfc3339_weak(text)
         .map_err(|error| format!("{error}; `2030-01-31T12:00:00Z` is expected"))?;
     Ok(time.into())
 }
 
-/// The most digits of a number of seconds ago: 115 days. A longer number is meant as a date, or as seconds since 1970.
+/// The largest number of digits of seconds ago: 115 days. A longer number is probably meant as a date, or as seconds since
+/// 1970, and is refused.
 const SECONDS_AGO_DIGITS: usize = 7;
 
 /// Reads a point in time: so long ago (`10m`; a number alone is seconds), a time of today (`12:00`, `12:00:00`), a date and
@@ -180,11 +183,13 @@ fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
     }
     let number = text.bytes().all(|byte| byte.is_ascii_digit());
     if number && text.len() > SECONDS_AGO_DIGITS {
-        return Err(format!("`{text}` is no number of seconds ago; {MOMENTS}"));
+        return Err(format!(
+            "`{text}` has too many digits for seconds ago; {MOMENTS}"
+        ));
     }
     if let Some(ago) = decimal(text).or_else(|| humantime::parse_duration(text).ok()) {
         let time = now.timestamp().checked_sub(ago);
-        return time.map_err(|_| "that is too long ago".to_owned());
+        return time.map_err(|_| "the time is too long ago".to_owned());
     }
     let local = text.parse::<DateTime>().ok().or_else(|| {
         let time: Time = text.parse().ok()?;
@@ -195,8 +200,8 @@ fn moment_at(text: &str, now: &ZonedDateTime) -> Result<Timestamp, String> {
     time.ok_or_else(|| MOMENTS.to_owned())
 }
 
-/// The forms of a point in time.
-const MOMENTS: &str = "`10m` or `600` (so long ago), `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected";
+/// The allowed forms of a point in time, for error messages.
+const MOMENTS: &str = "`10m` or `600` (seconds) ago, `12:00:00`, `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z` is expected";
 
 /// Reads a signal, and returns it as the daemon takes it: `TERM`, `sigterm` and `SIGTERM` are the same.
 pub(super) fn signal(text: &str) -> Result<String, String> {
@@ -207,7 +212,7 @@ pub(super) fn signal(text: &str) -> Result<String, String> {
         false => format!("SIG{upper}"),
     };
     let known = match name.parse() {
-        // Signal 0 asks whether the process runs, see kill(2).
+        // Signal 0 checks whether the process runs, see kill(2).
         Ok(number) => number == 0 || signal_name(number).is_some(),
         Err(_) => signal_number(&name).is_some(),
     };
@@ -219,7 +224,7 @@ pub(super) fn signal(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Where something is connected to or listened at.
+/// An address to connect to, or to listen at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp {
@@ -227,11 +232,11 @@ pub(super) enum Address {
         port: u16,
     },
     Unix(proto::unix_address::Name),
-    /// A descriptor inherited by evloopctl.
+    /// The number of a file descriptor that evloopctl has inherited.
     Fd(i32),
 }
 
-/// `HOST:PORT`, `[IPv6]:PORT`, `unix:PATH`, `unix:@NAME` (abstract) or `fd:N` (inherited).
+/// Reads an address: `HOST:PORT`, `[IPv6]:PORT`, `unix:PATH`, `unix:@NAME` (abstract) or `fd:N` (inherited).
 pub(super) fn address(text: &str) -> Result<Address, String> {
     if let Some(fd) = text.strip_prefix("fd:") {
         return Ok(Address::Fd(fd_number(fd)?));
@@ -257,17 +262,17 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
     })
 }
 
-/// The number of a file descriptor.
+/// Reads the number of a file descriptor.
 pub(super) fn fd_number(text: &str) -> Result<i32, String> {
     let fd = text.parse().ok().filter(|fd| *fd >= 0);
-    fd.ok_or_else(|| "a descriptor's number is expected".to_owned())
+    fd.ok_or_else(|| "the number of a file descriptor is expected".to_owned())
 }
 
-/// A path as the daemon takes it, which has a working directory of its own.
+/// Returns an absolute path, because the daemon has another working directory.
 pub(super) fn absolute(path: &str) -> Result<String, String> {
     let path = std::path::absolute(path).map_err(|error| error.to_string())?;
     let utf8 = path.into_os_string().into_string();
-    utf8.map_err(|path| format!("{} is not UTF-8", path.display()))
+    utf8.map_err(|path| format!("the path {} is not UTF-8", path.display()))
 }
 
 #[cfg(test)]

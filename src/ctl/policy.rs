@@ -1,4 +1,4 @@
-//! `policy`: how loops are made.
+//! `policy`: shows and sets the policy by which loops are made.
 
 use clap::Subcommand;
 
@@ -21,23 +21,23 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl policy set windows-selector-compat
   evloopctl policy set                          # back to the default";
 
-/// What to do with policies.
+/// Commands for policies.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// The policy in force for you
+    /// Show the policy that is in force for you
     #[command(after_help = "Example:\n  evloopctl policy get")]
     Get,
-    /// Switch the policy in force; existing loops stay as they are
+    /// Set the policy that is in force for you; existing loops stay as they are
     #[command(after_help = "Example:\n  evloopctl policy set windows-selector-compat")]
     Set {
-        /// The policy [default: the default]
+        /// The policy's name; without it, the default is in force again
         #[arg(value_parser = parse::name, add = complete::policies())]
         name: Option<String>,
-        /// For everybody who has chosen none, not for you
+        /// Set it for everybody who has set no policy, instead of for you
         #[arg(long)]
         daemon: bool,
     },
-    /// All policies
+    /// List all policies
     #[command(after_help = "Example:\n  evloopctl policy list --json")]
     List,
 }
@@ -118,11 +118,11 @@ fn print(as_json: bool, policies: &[Policy]) -> Result<(), Failure> {
     table.print()
 }
 
-/// All about it.
+/// Returns all values of a policy, as labelled lines.
 fn sheet(p: &Policy) -> Sheet {
     let name = printable(&p.name);
     let mut sheet = Sheet::new(format!("{NAME}{name}{NAME:#}  policy"));
-    sheet.line("is for", &p.description);
+    sheet.line("description", &p.description);
     sheet.line("extends", &p.extends);
     sheet.line("class", &p.loop_class);
     sheet.line("backends", p.backends.join(", "));
@@ -139,14 +139,14 @@ fn sheet(p: &Policy) -> Sheet {
             String::new()
         }
     };
-    sheet.line("most sources", most(p.max_sources));
-    sheet.line("most watches", most(p.max_watches));
+    sheet.line("max sources", most(p.max_sources));
+    sheet.line("max watches", most(p.max_watches));
     let events = grouped(p.journal_events);
     sheet.line(
         "journal",
         format!("{events} events, {}", size(p.journal_bytes)),
     );
-    sheet.line("of one watch", size(p.journal_watch_bytes));
+    sheet.line("journal of a watch", size(p.journal_watch_bytes));
     sheet.line("history", &p.history);
     sheet.line("when full", &p.when_full);
     let time = |d: &Option<prost_types::Duration>| {
@@ -155,8 +155,15 @@ fn sheet(p: &Policy) -> Sheet {
     };
     let (bytes, patience) = (size(p.attached_bytes), time(&p.attached_patience));
     sheet.line("attached", format!("{bytes}, patience {patience}"));
-    sheet.line("finished are kept", time(&p.finished_ttl));
-    sheet.line("closed are kept", time(&p.closed_ttl));
-    sheet.line("consumers are kept", time(&p.consumer_ttl));
+    let kept = |time: String| {
+        if time.is_empty() {
+            time
+        } else {
+            format!("kept for {time}")
+        }
+    };
+    sheet.line("finished watches", kept(time(&p.finished_ttl)));
+    sheet.line("closed loops", kept(time(&p.closed_ttl)));
+    sheet.line("idle consumers", kept(time(&p.consumer_ttl)));
     sheet
 }

@@ -1,4 +1,4 @@
-//! `post`: an event of one's own.
+//! `post`: appends an event of the caller's own to a loop.
 
 use bytes::Bytes;
 use clap::Args;
@@ -12,17 +12,17 @@ use crate::proto::{Post as Message, PostRequest};
 pub(super) const EXAMPLES: &str = "Example:
   evloopctl post deploy '{\"version\": 7}'
 
-Readers of the loop's events see it as `posted`, after all that happened before.";
+Readers of the loop's events see it as `posted`, after all earlier events.";
 
 /// Options of `post`.
 #[derive(Debug, Args)]
 pub(super) struct Post {
-    /// What it is about
+    /// The event's topic, any text
     topic: String,
-    /// What it says
+    /// The event's payload, any text
     #[arg(default_value = "")]
     payload: String,
-    /// A number of your own
+    /// A number of your own that the event carries
     #[arg(long, default_value_t = 0)]
     user_data: u64,
 }

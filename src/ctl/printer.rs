@@ -1,10 +1,10 @@
-//! Prints events on stdout, one a line.
+//! Prints events on stdout, one per line.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::failure::{Failure, GAP_MET, Outcome, complain_loudly};
-use super::feed::{Feed, Item, cut_short, ousted};
+use super::feed::{Feed, Item, consumer_lost, cut_short};
 use super::json;
 use super::lookup;
 use super::output;
@@ -15,14 +15,14 @@ use super::transcript::complain_gap;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Event, ListWatchesRequest};
 
-/// When to stop printing.
+/// When printing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// The daemon ends the stream.
+    /// When the daemon ends the stream.
     Goodbye,
-    /// Nothing more is there now.
+    /// When all events that exist by then are printed.
     CaughtUp,
-    /// This watch closed.
+    /// When the watch with this id is closed or removed.
     Closed(u64),
 }
 
@@ -31,18 +31,20 @@ pub(super) enum Until {
 pub(super) struct Printer {
     json: bool,
     renderer: Renderer,
-    /// Only what happened between these two, ns since 1970.
+    /// Only events at or after this time are printed, in ns since 1970.
     since_ns: u64,
+    /// Only events at or before this time are printed, in ns since 1970.
     until_ns: u64,
+    /// The number of gaps so far.
     gaps: u64,
-    /// Events in gaps.
+    /// The number of events that are missing in the gaps.
     lost: u64,
-    /// Stdout had a reader to the end.
+    /// Whether stdout still had a reader when printing ended.
     pub(super) was_read: bool,
 }
 
 impl Printer {
-    /// One that knows the names of the watches that are there.
+    /// Makes a printer that knows the names of the watches of the session's loop.
     pub(super) async fn new(session: &Session) -> Result<Self, Failure> {
         let mut renderer = Renderer::new(TimeZone::system());
         if !session.json {
@@ -61,7 +63,7 @@ impl Printer {
         })
     }
 
-    /// Only what happened in that time.
+    /// Prints only events from `since` to `until`.
     pub(super) fn between(self, since: Option<Timestamp>, until: Option<Timestamp>) -> Self {
         Self {
             since_ns: since.map_or(0, nanoseconds),
@@ -75,8 +77,8 @@ impl Printer {
         self.renderer.learn(watch_id, name);
     }
 
-    /// Prints until there is no more, or stdout has no reader any more. The exit code tells whether events were missing.
-    /// A consumer's batch is acknowledged once it is written.
+    /// Prints events as far as `until` says, or until the reader of stdout closes it. A consumer's batch is acknowledged after
+    /// it was written. Returns the exit code: [`GAP_MET`] if events are missing.
     pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
         let ended = tokio::select! {
             ended = self.print_all(feed, until) => ended,
@@ -85,7 +87,7 @@ impl Printer {
         self.was_read = !matches!(&ended, Err(failure) if failure.is_silent());
         if self.gaps > 1 {
             let (gaps, lost) = (self.gaps, self.lost);
-            complain_loudly(format_args!("{gaps} gaps, {lost} events lost in all"));
+            complain_loudly(format_args!("{gaps} gaps, {lost} events lost in total"));
         }
         match ended {
             Err(failure) if !failure.is_silent() => Err(failure),
@@ -112,7 +114,7 @@ impl Printer {
                     }
                 }
                 Item::Goodbye(goodbye) => {
-                    let failure = ousted(feed.consumer(), &goodbye);
+                    let failure = consumer_lost(feed.consumer(), &goodbye);
                     return failure.or_else(|| cut_short(&goodbye)).map_or(Ok(()), Err);
                 }
             }
@@ -123,7 +125,7 @@ impl Printer {
         if self.gaps > 0 { GAP_MET } else { 0 }
     }
 
-    /// Events and gaps, in the order of their sequence numbers.
+    /// Prints events and gaps in the order of their sequence numbers.
     fn batch(&mut self, batch: &Batch) -> Result<(), Failure> {
         let mut gaps = batch.gaps.iter().peekable();
         let mut text = String::new();
@@ -171,7 +173,7 @@ impl Printer {
     }
 }
 
-/// The watch's end is in the batch.
+/// Returns whether the batch holds the end of the watch.
 fn closes(batch: &Batch, watch_id: u64) -> bool {
     let ends = |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
     let mut events = batch.events.iter();

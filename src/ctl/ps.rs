@@ -20,9 +20,9 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill $(evloopctl ps -q --running)
   evloopctl ps --watch
 
-Finished processes are shown until `evloopctl rm NAME`, or until their time is up. A process is \
-`stopped` after SIGSTOP or SIGTSTP, until SIGCONT. One that is `ended, not told yet` is on a \
-stopped loop, which tells how it ended once it runs (`evloopctl loop run`).";
+Finished processes are listed until `evloopctl rm NAME`, or until the daemon forgets them. A \
+process is `stopped` after SIGSTOP or SIGTSTP, until SIGCONT. A process that is `ended, not told \
+yet` is on a stopped loop; the loop reports how it ended once it runs (`evloopctl loop run`).";
 
 pub(super) async fn run(session: &Session, args: Ps) -> Outcome {
     if args.watch {

@@ -1,4 +1,4 @@
-//! An event as one line for people: time, sequence number, watch, what.
+//! Renders an event as one line for people: time, sequence number, watch, and what happened.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,12 +17,12 @@ use crate::proto::{
     self, CloseReason, Event, StreamEndReason, exited, socket_address, unix_address,
 };
 
-/// Bytes of data shown in an event's line; `logs` shows all.
+/// The largest number of bytes of data in an event's line; `logs` prints all bytes.
 const PREVIEW_BYTES: usize = 60;
-/// Most names remembered; watches beyond it show by their id.
+/// The largest number of watches whose names are kept; further watches are shown by their ids.
 const NAMES_MAX: usize = 65_536;
 
-/// Turns events into lines. Learns the watches' names as their `Added` events pass.
+/// Turns events into lines. It learns the names of watches from their `Added` events.
 #[derive(Debug)]
 pub(super) struct Renderer {
     names: BTreeMap<u64, String>,
@@ -42,7 +42,7 @@ impl Renderer {
         }
     }
 
-    /// An event's line, without the newline.
+    /// Returns an event's line without a newline.
     pub(super) fn line(&mut self, event: &Event) -> String {
         if let Some(Kind::Added(added)) = &event.kind {
             self.learn(event.watch_id, &added.name);
@@ -75,8 +75,7 @@ fn time_of_day(realtime_ns: u64, zone: &TimeZone) -> String {
     }
 }
 
-/// An event in a few words, and how they are coloured; one implementation for each message of
-/// `Event.kind`.
+/// Describes an event in a few words, with their style. Each message of `Event.kind` has an implementation.
 pub(super) trait Words {
     fn words(&self) -> (String, Style);
 }
@@ -127,7 +126,7 @@ impl Words for proto::Ready {
             (self.half_closed, "half-closed"),
             (self.hangup, "hangup"),
             (self.error, "error"),
-            // What else is told does not say it.
+            // The interest that ended with this event, unless a condition above says it too.
             (self.read_fired && !self.readable, "(to read)"),
             (self.write_fired && !self.writable, "(to write)"),
         ];
@@ -277,23 +276,23 @@ impl Words for proto::PolicyChanged {
     }
 }
 
-/// A system error in one phrase.
+/// Returns a system error as one phrase.
 pub(super) fn system_error(e: &proto::SystemError) -> String {
-    // The message says the other two itself.
+    // The message holds the step and the name too.
     if !e.message.is_empty() {
         return printable(&e.message);
     }
     format!("{}: {}", printable(&e.step), printable(&e.name))
 }
 
-/// The beginning of some bytes, quoted.
+/// Returns the first [`PREVIEW_BYTES`] bytes as quoted and escaped text.
 fn preview(bytes: &[u8]) -> String {
     let head = bytes.get(..PREVIEW_BYTES).unwrap_or(bytes);
     let dots = if head.len() < bytes.len() { "…" } else { "" };
     format!("\"{}\"{dots}", head.escape_ascii())
 }
 
-/// How a child ended, in words.
+/// Says how a process ended, such as `exited with 3`.
 pub(super) fn exited(e: &proto::Exited) -> String {
     if e.timed_out {
         let after = proto::Exited {
@@ -311,7 +310,7 @@ pub(super) fn exited(e: &proto::Exited) -> String {
     }
 }
 
-/// Green for success, red for the rest.
+/// Returns green for exit code 0, and red for anything else.
 pub(super) fn exit_style(e: &proto::Exited) -> Style {
     match &e.status {
         Some(exited::Status::Code(0)) => GOOD,
@@ -319,12 +318,12 @@ pub(super) fn exit_style(e: &proto::Exited) -> Style {
     }
 }
 
-/// `SIGTERM`, or the number of what is no signal here.
+/// Returns a signal's name, such as `SIGTERM`; `signal 99` if this host has no such signal.
 fn signal_name(number: i32) -> String {
     config::signal_name(number).unwrap_or_else(|| format!("signal {number}"))
 }
 
-/// An address in one word.
+/// Returns an address as one word, such as `[::1]:80`; `unnamed` if there is none.
 pub(super) fn address_or_unnamed(a: Option<&proto::SocketAddress>) -> String {
     match a.and_then(|a| a.address.as_ref()) {
         Some(socket_address::Address::Inet(a)) if a.ip.contains(':') => {
@@ -336,7 +335,7 @@ pub(super) fn address_or_unnamed(a: Option<&proto::SocketAddress>) -> String {
     }
 }
 
-/// A Unix socket's address in one word.
+/// Returns the address of a Unix socket as one word, such as `unix:/run/app.sock`; `unnamed` if it has none.
 pub(super) fn unix_address(a: &proto::UnixAddress) -> String {
     match &a.name {
         Some(unix_address::Name::Path(path)) => format!("unix:{}", printable(path)),

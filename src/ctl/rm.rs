@@ -1,4 +1,4 @@
-//! `rm`: ends and forgets watches.
+//! `rm`: ends and removes watches.
 
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
@@ -17,16 +17,16 @@ use crate::proto::{ListWatchesRequest, RemoveWatchRequest, WatchRef, WatchState}
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl rm build test
   evloopctl rm @7                 # by id
-  evloopctl rm --all              # all that has ended
+  evloopctl rm --all              # all watches that have ended
   evloopctl rm --all --force      # everything on the loop
 
-A watch that has not ended is ended first: a process gets SIGTERM and, after a while, SIGKILL. \
+A watch that has not ended is ended first: a process gets SIGTERM, and SIGKILL if it does not end. \
 The exit code is 0, or 1 if one of the watches could not be removed.";
 
 pub(super) const USAGE_LINES: &str = "evloopctl rm [OPTIONS] <NAME|--id <ID>>...
        evloopctl rm --all [--force]";
 
-/// The most removals at a time: each may wait for a process to end.
+/// The largest number of removals at the same time. Each may wait for a process to end.
 const AT_ONCE: usize = 32;
 
 /// Options of `rm`.
@@ -36,13 +36,13 @@ pub(super) struct Rm {
     /// The names, or `@7` for the watch with the id 7
     #[arg(value_name = "NAME", required_unless_present_any = ["watch_ids", "all"], value_parser = parse::watch_ref, add = complete::watches())]
     watches: Vec<WatchRef>,
-    /// An id, instead of a name; may be repeated
+    /// The id of a watch, instead of its name; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
     watch_ids: Vec<WatchRef>,
-    /// All watches on the loop that have ended, of whatever kind; prints their names
+    /// Remove all watches of the loop that have ended, of any kind, and print their names
     #[arg(short, long, conflicts_with_all = ["watches", "watch_ids"])]
     all: bool,
-    /// With --all, also watches that have not ended; with names, those that do not exist are no failure
+    /// With --all, remove also watches that have not ended; with names, ignore names that do not exist
     #[arg(short, long)]
     force: bool,
 }
@@ -71,7 +71,7 @@ pub(super) async fn run(session: &Session, args: Rm) -> Outcome {
             Err(failure) if failure.reason == "WATCH_NOT_FOUND" && (force || args.all) => {}
             Err(failure) if failure.reason == "WATCH_NOT_FOUND" && name == "all" => {
                 let advice = "`evloopctl rm --all` forgets all that has ended";
-                let failure = failure.saying("there is no `all`").advice(advice);
+                let failure = failure.with_message("there is no `all`").advice(advice);
                 code = failure.of_verb(&session.verb).report();
             }
             Err(failure) => code = explain::report(session, failure).await,

@@ -1,4 +1,4 @@
-//! `run`: starts a process, or joins the one that has its name.
+//! `run`: starts a process, or joins the process that has its name.
 
 use clap::Args;
 
@@ -24,25 +24,26 @@ use crate::proto::{
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl run -- make -j8
   evloopctl run --name build -d -- make -j8    # goes on when you log out
-  evloopctl run --name build -- make -j8       # the same again joins it
+  evloopctl run --name build -- make -j8       # the same command joins it
   while read host; do evloopctl run -n -- ping -c1 $host; done < hosts
 
-Attached, the exit code is the program's (128 + N if signal N ended it), also if some of its \
-output is gone, which is said on stderr; 124 if its --timeout was over; 125 if evloopctl itself \
-failed, 126 if the program cannot be executed, 127 if it was not found. If SIGINT ended the \
-program, evloopctl ends by SIGINT too, so that a shell's loop does. A program without --name \
-that exits with 0 is forgotten at once, any other 10 minutes after its end.
+Without --detach, the exit code is the program's own, or 128 + N if signal N ended it; 124 if it \
+ran longer than --timeout; 125 if evloopctl itself failed, 126 if the program cannot be executed, \
+127 if it was not found. If some output is gone, stderr says so and the exit code is still the \
+program's. If SIGINT ended the program, evloopctl ends by SIGINT too, so that a loop in a shell \
+ends. A program without --name is forgotten at once if it exits with 0, else 10 minutes after its \
+end.
 
-Signals are passed on. Ctrl-C twice within a second leaves, and the program runs on; so does \
-any signal while the loop is stopped or the daemon does not answer. When nobody takes the \
-output any more, because a pipe was closed or the terminal is gone, a program without --name \
-ends as in a pipeline, one with a name runs on. If evloopctl itself is killed by SIGKILL, the \
-program runs on, and without --name it is forgotten 10 minutes after its end.
+Signals are passed on. Ctrl-C twice within a second leaves the program, which runs on. One signal \
+is enough while the loop is stopped or the daemon does not answer. When a pipe or terminal that \
+gets the output is closed, a program without --name ends as in a pipeline, and a program with a \
+name runs on. If SIGKILL ends evloopctl itself, the program runs on; without --name it is \
+forgotten 10 minutes after its end.
 
-Your stdin is read ahead and passed on, whether the program reads it or not, as ssh does: in a \
-`while read` loop, use -n or </dev/null.";
+Your stdin is passed on, even if the program does not read it, as ssh does: in a `while read` \
+loop, use -n or </dev/null.";
 
-/// How long a program without a name is kept after its end, if it failed or evloopctl was gone by then.
+/// How long a program without a name is kept after its end, if it failed or evloopctl ended before it.
 const UNNAMED_IS_KEPT: prost_types::Duration = prost_types::Duration {
     seconds: 600,
     nanos: 0,
@@ -51,25 +52,25 @@ const UNNAMED_IS_KEPT: prost_types::Duration = prost_types::Duration {
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// Its name; if it exists it is joined, running or finished [default: made up]
+    /// The process's name; if a process has it, running or finished, it is joined [default: a generated name]
     #[arg(long, value_parser = parse::name, add = complete::processes())]
     name: Option<String>,
-    /// Start it and return; prints its name
+    /// Start the program, print its name and return
     #[arg(short, long)]
     detach: bool,
-    /// With --detach, leave its stdin open for a later `attach` or `write`
+    /// With --detach, leave the program's stdin open for a later `attach` or `write`
     #[arg(short, long)]
     interactive: bool,
-    /// Forget it as soon as it has ended, however that was
+    /// Forget the process as soon as it has ended, whatever its exit code
     #[arg(long)]
     rm: bool,
-    /// Attach a label
+    /// Attach a label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
-    /// Give it /dev/null as stdin, and leave yours alone
+    /// Give the program /dev/null as stdin, and do not read yours
     #[arg(short, long, conflicts_with = "interactive")]
     no_stdin: bool,
-    /// What becomes of it when nobody takes its output any more [default: end; keep with --name]
+    /// What happens to the program when a pipe or terminal that gets its output is closed [default: end; with --name: keep]
     #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "detach")]
     on_hangup: Option<OnHangup>,
     #[command(flatten)]
@@ -79,7 +80,7 @@ pub(super) struct Run {
 pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => args.command.made_up_name()?,
+        None => args.command.generated_name()?,
     };
     if args.detach {
         return start(session, args, name).await;
@@ -116,7 +117,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         ..RunRequest::default()
     };
     let outcome = match attached(session, request.clone(), how).await {
-        // The same command started with another stdin is still the same command.
+        // A process that was started with another kind of stdin is joined too.
         Err(failure) if differs_in_stdin(&failure) => {
             if let Some(spec) = &mut request.spec {
                 spec.set_stdin(other);
@@ -135,7 +136,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     }
 }
 
-/// Why it could not be started, in the words of who typed the command.
+/// Explains why the program could not be started, in the words of the command line.
 async fn not_started(
     session: &Session,
     failure: Failure,
@@ -145,32 +146,31 @@ async fn not_started(
     let program = target::command(&spec);
     let program = shlex::split(&program).and_then(|words| words.into_iter().next());
     let program = program.unwrap_or_default();
-    match (failure.told("step"), failure.told("errno_name")) {
+    match (failure.detail("step"), failure.detail("errno_name")) {
         ("lookup", "ENOENT") if program.contains(' ') => {
-            let advice =
-                format!("a command line is for a shell: `evloopctl run sh -c '{program}'`");
+            let advice = format!("a shell runs a command line: `evloopctl run sh -c '{program}'`");
             failure
-                .saying(format!("{program}: not found in PATH"))
+                .with_message(format!("{program}: not found in PATH"))
                 .advice(advice)
         }
-        ("lookup", "ENOENT") => failure.saying(format!("{program}: not found in PATH")),
-        ("lookup", "EACCES") => failure.saying(format!(
+        ("lookup", "ENOENT") => failure.with_message(format!("{program}: not found in PATH")),
+        ("lookup", "EACCES") => failure.with_message(format!(
             "{program}: found in PATH, but it is not executable"
         )),
-        ("exec", "ENOENT") if std::path::Path::new(&program).exists() => failure.saying(format!(
-            "{program}: the interpreter that it names was not found"
-        )),
-        ("exec", "ENOENT") => failure.saying(format!("{program}: no such file")),
+        ("exec", "ENOENT") if std::path::Path::new(&program).exists() => failure.with_message(
+            format!("{program}: the interpreter that it names was not found"),
+        ),
+        ("exec", "ENOENT") => failure.with_message(format!("{program}: no such file")),
         ("exec", "EACCES") => {
-            let advice = format!("`chmod +x {program}` makes it so, if it is a program");
+            let advice = format!("`chmod +x {program}` makes it executable, if it is a program");
             failure
-                .saying(format!("{program}: it is not executable"))
+                .with_message(format!("{program}: it is not executable"))
                 .advice(advice)
         }
         ("exec", "ENOEXEC") => {
             let advice = "a script begins with a line such as `#!/bin/sh`";
-            let what = format!("{program}: it is no program");
-            failure.saying(what).advice(advice)
+            let what = format!("{program}: it is not a program");
+            failure.with_message(what).advice(advice)
         }
         _ if failure.reason == "NAME_TAKEN" => taken(session, failure, name, spec).await,
         _ => failure,
@@ -194,7 +194,7 @@ async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpe
     differing(failure, name, &json::of(&there), &asked, &advice)
 }
 
-/// Starts it, if it is not there, and leaves it.
+/// Starts the program, unless a process has the name, prints the name and returns.
 async fn start(session: &Session, args: Run, name: String) -> Outcome {
     let stdin = if args.interactive {
         Stdio::Pipe
@@ -241,7 +241,7 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
     }
     if added.existed {
         let state = description::state(&watch).0;
-        complain(format_args!("`{}` was there already: {state}", watch.name));
+        complain(format_args!("`{}` was started before: {state}", watch.name));
     }
     Ok(0)
 }
@@ -251,5 +251,5 @@ async fn add(session: &Session, request: &AddWatchRequest) -> Result<AddWatchRes
 }
 
 fn differs_in_stdin(failure: &Failure) -> bool {
-    failure.reason == "NAME_TAKEN" && failure.told("field").ends_with("stdin")
+    failure.reason == "NAME_TAKEN" && failure.detail("field").ends_with("stdin")
 }

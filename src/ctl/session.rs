@@ -1,4 +1,4 @@
-//! A connection to the daemon, with what the global options say about every call.
+//! A connection to the daemon, with the options that apply to every call.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::failure::Failure;
+use super::failure::{Failure, USAGE};
 use super::parse;
 use crate::client;
 use crate::proto::LoopRef;
@@ -25,16 +25,16 @@ use crate::proto::watch_service_client::WatchServiceClient;
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Options of every verb")]
 pub(super) struct Global {
-    /// The daemon's socket [default: $EVLOOPD_SOCKET, the user's, the system's]
+    /// The daemon's socket [default: $EVLOOPD_SOCKET, else the user's daemon, else the system's]
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     socket: Option<PathBuf>,
-    /// The loop: its name, or `@7` for the id 7 [default: the one of your context]
+    /// The loop: its name, or `@7` for the id 7 [default: the loop of your context]
     #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
     loop_ref: Option<LoopRef>,
-    /// The session whose context counts
+    /// The session: its context decides which loop is the default
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::name)]
     session: Option<String>,
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long, global = true)]
     pub(super) json: bool,
 }
@@ -55,7 +55,7 @@ impl Global {
     }
 }
 
-/// Puts the session's name into every call.
+/// Puts the value of `--session` into the metadata of every call.
 #[derive(Debug, Clone)]
 pub(super) struct WithSession(Option<MetadataValue<Ascii>>);
 
@@ -72,22 +72,32 @@ impl Interceptor for WithSession {
 
 type Transport = InterceptedService<Channel, WithSession>;
 
-/// What a verb works with.
+/// The connection and the options with which a verb calls the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     transport: Transport,
-    /// In every request that names a loop. Absent: the loop of the caller's context.
+    /// The loop that requests name; `None` means the loop of the caller's context.
     pub(super) loop_ref: Option<LoopRef>,
     pub(super) json: bool,
     pub(super) socket: PathBuf,
-    /// As it was typed, such as `loop close`.
+    /// The verb as it was typed, such as `loop close`.
     pub(super) verb: String,
 }
 
 impl Session {
+    /// Connects to the daemon.
+    ///
+    /// # Errors
+    /// The value of `--session` cannot be sent as metadata, or no daemon answers.
     pub(super) async fn open(global: Global, verb: String) -> Result<Self, Failure> {
         let name = global.session.map(MetadataValue::try_from).transpose();
-        let name = name.map_err(|_| Failure::new("--session", "not a name").code(2))?;
+        let name = name.map_err(|_| {
+            Failure::new(
+                "--session",
+                "a name of visible ASCII characters is expected",
+            )
+            .code(USAGE)
+        })?;
         let connection = client::connect(global.socket.as_deref()).await?;
         Ok(Self {
             transport: InterceptedService::new(connection.channel, WithSession(name)),
@@ -127,7 +137,7 @@ impl Session {
     }
 }
 
-/// The answer of a call.
+/// Returns the message that a call was answered with, or the daemon's error as a failure.
 pub(super) fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, Failure> {
     match result {
         Ok(response) => Ok(response.into_inner()),

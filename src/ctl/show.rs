@@ -1,4 +1,4 @@
-//! `show`: all about one process, watch, loop or consumer.
+//! `show`: prints all values of one process, watch, loop or consumer.
 
 use clap::{Args, ValueEnum};
 
@@ -43,7 +43,7 @@ pub(super) struct Show {
     /// The names, or `@7` for the watch with the id 7
     #[arg(required = true, value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     names: Vec<WatchRef>,
-    /// Only among these
+    /// Look only among things of this kind
     #[arg(long, value_enum)]
     kind: Option<Kind>,
 }
@@ -63,7 +63,6 @@ pub(super) async fn run(session: &Session, args: Show) -> Outcome {
 
 async fn one(session: &Session, asked: &WatchRef, kind: Option<Kind>) -> Result<(), Failure> {
     let name = parse::watch_name(asked);
-    // An id without --kind is the id of a watch.
     let kind = kind.or(name.starts_with('@').then_some(Kind::Watch));
     let sought = |sought| kind.is_none_or(|only| only == sought);
     let mut nothing = None;
@@ -90,27 +89,34 @@ async fn one(session: &Session, asked: &WatchRef, kind: Option<Kind>) -> Result<
     match (found.next(), nothing) {
         (Some(first), _) => first.show(session).await?,
         (None, Some(nothing)) => return Err(nothing),
-        (None, None) => return Err(Failure::plain(format!("a consumer has no id: `{name}`"))),
+        (None, None) => {
+            return Err(Failure::plain(format!(
+                "`{name}` is an id, but consumers have only names"
+            )));
+        }
     }
     if !session.json {
         for other in found {
             let (what, name) = (other.kind(), printable(&name));
             output::note(&format!(
-                "a {what} has this name too: `evloopctl show --kind {what} {name}`"
+                "a {what} has this name too: `evloopctl show --kind {what} {name}` shows it"
             ));
         }
     }
     Ok(())
 }
 
-/// Prints all about watches.
+/// Prints all values of watches.
 pub(super) async fn watches(session: &Session, asked: &[WatchRef]) -> Outcome {
     let names = asked.to_vec();
     let kind = Some(Kind::Watch);
     run(session, Show { names, kind }).await
 }
 
-/// Passes a failure on as a value if it says that there is no such thing; other failures end the verb.
+/// Returns a failure as a value if it means that the thing does not exist.
+///
+/// # Errors
+/// Any other failure; it ends the verb.
 fn missing(failure: Failure) -> Result<Failure, Failure> {
     let reasons = [
         "WATCH_NOT_FOUND",
@@ -126,7 +132,7 @@ fn missing(failure: Failure) -> Result<Failure, Failure> {
     }
 }
 
-/// A thing that has the name.
+/// A thing that was found under the name.
 enum Found {
     Watch(Box<Watch>),
     Loop(Box<Loop>),
@@ -151,7 +157,7 @@ impl Found {
     }
 }
 
-/// Prints one watch: as JSON, or all about it.
+/// Prints one watch: as JSON, or as a sheet.
 pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failure> {
     if session.json {
         return output::messages([found]);
@@ -160,7 +166,7 @@ pub(super) async fn watch(session: &Session, found: &Watch) -> Result<(), Failur
         r#ref: None::<loop_ref::Ref>,
     };
     let of = session.loop_ref.as_ref().unwrap_or(&none);
-    // The watch is shown without the loop's name too.
+    // If the look-up fails, the watch is shown without the loop's name.
     let on = lookup::loop_of(session, of.clone())
         .await
         .unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The signals that mean the process in our foreground, and how to end by one.
+//! Receives the signals that are meant for the process in the foreground, and ends evloopctl by a signal.
 
 use std::future::pending;
 use std::io;
@@ -10,22 +10,22 @@ use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::sys;
 
-/// A second Ctrl-C or Ctrl-\ within this time is meant for us.
+/// A second Ctrl-C or Ctrl-\ within this time ends evloopctl instead of being passed on.
 const TWICE: Duration = Duration::from_secs(1);
 
-/// What was heard.
+/// A signal that evloopctl received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// To be passed on: SIGINT, SIGQUIT or SIGTERM.
+    /// SIGINT, SIGQUIT or SIGTERM, to be passed on to the process.
     Once(Signal),
-    /// The second from the keyboard in a short time: we are to go.
+    /// The second SIGINT or SIGQUIT within [`TWICE`]: evloopctl is to leave the process.
     Twice(Signal),
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: the terminal is closed.
     HangUp,
 }
 
 impl Heard {
-    /// The one that came.
+    /// Returns the signal itself.
     pub(super) const fn signal(self) -> Signal {
         match self {
             Self::Once(signal) | Self::Twice(signal) => signal,
@@ -34,18 +34,18 @@ impl Heard {
     }
 }
 
-/// Takes signals in place of their default actions.
+/// Receives SIGINT, SIGTERM, SIGQUIT and SIGHUP; their default actions no longer happen.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Source,
     terminate: Source,
     quit: Source,
     hangup: Source,
-    /// When the keyboard's last one came.
+    /// The time of the last SIGINT or SIGQUIT.
     key: Option<Instant>,
 }
 
-/// One that was ignored when we were started stays so, as nohup(1) and shells want it.
+/// Receives one signal. A signal that was ignored when evloopctl was started stays ignored, as nohup(1) and shells expect.
 #[derive(Debug)]
 struct Source(Option<unix::Signal>);
 
@@ -81,12 +81,12 @@ impl Signals {
         })
     }
 
-    /// The next one. Cancelling it loses nothing.
+    /// Waits for the next signal. Cancelling it loses no signal.
     pub(super) async fn next(&mut self) -> Heard {
         let signal = tokio::select! {
             () = self.interrupt.next() => Signal::SIGINT,
             () = self.quit.next() => Signal::SIGQUIT,
-            // timeout(1) sends it twice: it says nothing about how urgent it is.
+            // A second SIGTERM is passed on too: timeout(1) sends it to the process and to its group.
             () = self.terminate.next() => return Heard::Once(Signal::SIGTERM),
             () = self.hangup.next() => return Heard::HangUp,
         };
@@ -98,15 +98,15 @@ impl Signals {
     }
 }
 
-/// Ends this process by the signal, so that who waits for it, such as a shell's loop, sees that; without a core
-/// dump. Where the signal is blocked it returns the exit code that stands for it.
+/// Ends evloopctl by the signal, without a core dump, so that its parent, such as a shell with a loop, sees which signal
+/// ended it. Returns only if the signal is blocked: the exit code 128 + the signal's number.
 pub(super) fn die_of(signal: Signal) -> u8 {
     let core = getrlimit(Resource::Core);
     let none = Rlimit {
         current: Some(0),
         ..core
     };
-    // Without a core is better; with one it is still the end that was asked for.
+    // If the limit cannot be set, a core dump may be written.
     let _ = setrlimit(Resource::Core, none);
     if sys::default_action(signal).is_ok() {
         let _ = raise(signal);

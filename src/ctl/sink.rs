@@ -27,18 +27,20 @@ pub(super) struct Sink {
     waits: Waits,
 }
 
-/// How to wait until the stream takes more bytes.
+/// How [`Sink::write`] waits until the stream takes more bytes.
 #[derive(Debug)]
 enum Waits {
     /// No write has had to wait yet.
     Unknown,
     /// Until epoll(7) reports that it can be written.
-    Here(AsyncFd<Arc<OwnedFd>>),
+    Epoll(AsyncFd<Arc<OwnedFd>>),
     /// In a blocking write of another thread.
-    Elsewhere,
+    Thread,
 }
 
 impl Sink {
+    /// Makes a sink for a stream, of which it keeps a duplicate.
+    ///
     /// # Errors
     /// The stream is closed, or too many files are open.
     pub(super) fn new(stream: impl AsFd) -> io::Result<Self> {
@@ -48,7 +50,7 @@ impl Sink {
         })
     }
 
-    /// Writes all of it, in order. `taken` hears whenever some was taken from us.
+    /// Writes all pieces in order. Calls `taken` after each write that has written bytes.
     pub(super) async fn write(
         &mut self,
         mut pieces: Vec<Bytes>,
@@ -63,12 +65,12 @@ impl Sink {
                 .collect();
             let written = match &self.waits {
                 Waits::Unknown => write_now(&self.fd, &slices),
-                Waits::Here(fd) => {
+                Waits::Epoll(fd) => {
                     let write = |fd: &Arc<OwnedFd>| write_now(fd, &slices);
                     fd.async_io(Interest::WRITABLE, write).await
                 }
-                Waits::Elsewhere => {
-                    return write_elsewhere(Arc::clone(&self.fd), pieces.split_off(first)).await;
+                Waits::Thread => {
+                    return write_in_thread(Arc::clone(&self.fd), pieces.split_off(first)).await;
                 }
             };
             match written {
@@ -82,19 +84,22 @@ impl Sink {
         Ok(())
     }
 
-    /// Returns how to go on after a write that has written nothing.
+    /// Returns how to wait after a write that has written no bytes.
+    ///
+    /// # Errors
+    /// The error is not one that waiting can solve.
     fn after(&self, error: io::Error) -> io::Result<Waits> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => {
                 if fcntl_getpipe_size(&self.fd).is_ok_and(|size| size < PIPE) {
-                    // Fails beyond the user's limit for pipes: then the size stays as it is.
+                    // An error, such as of the user's limit for pipes, is ignored: a larger pipe only saves time.
                     let _ = fcntl_setpipe_size(&self.fd, PIPE);
                 }
                 let fd = async_fd(Arc::clone(&self.fd), Interest::WRITABLE);
                 // epoll does not take regular files.
-                Ok(fd.map_or(Waits::Elsewhere, Waits::Here))
+                Ok(fd.map_or(Waits::Thread, Waits::Epoll))
             }
-            Some(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Waits::Elsewhere),
+            Some(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Waits::Thread),
             _ => Err(error),
         }
     }
@@ -109,7 +114,7 @@ fn write_now(fd: &OwnedFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     }
 }
 
-async fn write_elsewhere(fd: Arc<OwnedFd>, pieces: Vec<Bytes>) -> io::Result<()> {
+async fn write_in_thread(fd: Arc<OwnedFd>, pieces: Vec<Bytes>) -> io::Result<()> {
     let written = tokio::task::spawn_blocking(move || {
         let mut file = File::from(fd.try_clone()?);
         pieces.iter().try_for_each(|piece| file.write_all(piece))

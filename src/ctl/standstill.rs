@@ -1,4 +1,5 @@
-//! Why nothing comes from a loop: it does not run, or a consumer holds its journal full. Verbs that wait say so on stderr.
+//! Finds out why no event comes from a loop: the loop does not run, or its journal is full of events that a consumer has not
+//! acknowledged. Verbs that wait for events report this on stderr.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,12 @@ use super::style::printable;
 use super::units::since;
 use crate::proto::{Loop, LoopRef, LoopState, PausedSource, loop_ref};
 
-/// The heartbeat of streams that are waited for: how soon a standstill is noticed.
+/// The heartbeat of streams whose events a verb waits for, and so the time after which a standstill is noticed.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long a source must have been paused: shorter pauses are part of usual work.
+/// How long a source must have been paused before that is reported. Shorter pauses are normal.
 const PAUSED: Duration = Duration::from_secs(2);
 
-/// Watches over the loop of one stream.
+/// Looks for a standstill of the loop of one stream.
 #[derive(Debug, Default)]
 pub(super) struct Standstill {
     quiet: Arc<Notify>,
@@ -27,14 +28,14 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
-    /// Looks at the loop at once, and says so if nothing can come from it, or from these watches.
+    /// Looks at the loop now, and reports why no event can come from it, or from these watches.
     pub(super) fn begin(&mut self, session: Session, loop_id: u64, watch_ids: Vec<u64>) {
         let quiet = Arc::clone(&self.quiet);
         self.end();
         self.task = Some(tokio::spawn(tell(session, loop_id, watch_ids, quiet)));
     }
 
-    /// Looks at the loop again, since nothing came for a while.
+    /// Looks at the loop again, because no event came for the time of [`HEARTBEAT`].
     pub(super) fn look(&self) {
         self.quiet.notify_one();
     }
@@ -59,7 +60,7 @@ async fn tell(session: Session, loop_id: u64, watch_ids: Vec<u64>, quiet: Arc<No
     };
     let mut told = false;
     loop {
-        // A failure ends the stream as well, and is reported there.
+        // A failure is ignored: it ends the stream too, whose reader reports it.
         if let Ok(found) = lookup::loop_of(&session, of.clone()).await {
             let message = match message(&found) {
                 None => held_up(&session, &found, &watch_ids).await,
@@ -74,7 +75,7 @@ async fn tell(session: Session, loop_id: u64, watch_ids: Vec<u64>, quiet: Arc<No
     }
 }
 
-/// Returns why nothing comes from one of these watches, and what to do, if its source has not been read for [`PAUSED`]
+/// Returns why no event comes from one of these watches, and what to do, if the loop has not read its source for [`PAUSED`]
 /// because of a consumer.
 pub(super) async fn held_up(session: &Session, found: &Loop, watch_ids: &[u64]) -> Option<String> {
     let (source, _) = paused(found, watch_ids).filter(|(_, time)| *time >= PAUSED)?;
@@ -84,17 +85,17 @@ pub(super) async fn held_up(session: &Session, found: &Loop, watch_ids: &[u64]) 
         name => printable(name),
     };
     Some(format!(
-        "the output of {name} is not read, for the journal is full: {holder}"
+        "the loop does not read the output of {name}, because the journal is full: {holder}"
     ))
 }
 
-/// Returns how long to wait until [`held_up`] counts a pause of one of these watches; none if none is paused.
-pub(super) fn settles_in(found: &Loop, watch_ids: &[u64]) -> Option<Duration> {
+/// Returns how long to wait until [`held_up`] reports a pause of one of these watches; `None` if no source is paused.
+pub(super) fn held_up_in(found: &Loop, watch_ids: &[u64]) -> Option<Duration> {
     let (_, time) = paused(found, watch_ids)?;
     Some(PAUSED.saturating_sub(time))
 }
 
-/// The source of these watches that a consumer has kept from being read for longest, and for how long.
+/// Returns the source of these watches that has been paused for the longest time because of a consumer, and that time.
 fn paused<'a>(found: &'a Loop, watch_ids: &[u64]) -> Option<(&'a PausedSource, Duration)> {
     let sources = found.journal.as_ref()?.paused_sources.iter();
     let ours = sources.filter(|source| watch_ids.contains(&source.watch_id));
@@ -105,7 +106,7 @@ fn paused<'a>(found: &'a Loop, watch_ids: &[u64]) -> Option<(&'a PausedSource, D
     held.max_by_key(|(_, time)| *time)
 }
 
-/// Returns why a loop that does not run delivers nothing, and what to do; `None` if it runs.
+/// Returns why no event comes from a loop that does not run, and what to do; `None` if it runs.
 pub(super) fn message(found: &Loop) -> Option<String> {
     let state = match found.state() {
         LoopState::Created => "does not run yet",
@@ -114,6 +115,6 @@ pub(super) fn message(found: &Loop) -> Option<String> {
     };
     let name = printable(&found.name);
     Some(format!(
-        "the loop {name} {state}: nothing is delivered until `evloopctl loop run {name}`"
+        "the loop {name} {state}: it delivers no events until `evloopctl loop run {name}`"
     ))
 }

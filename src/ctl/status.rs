@@ -1,4 +1,4 @@
-//! `status`: how the daemon is, and who it is.
+//! `status`: prints the state of the daemon, its identity and its use of resources.
 
 use clap::Args;
 use serde_json::json;
@@ -22,13 +22,13 @@ use crate::proto::{
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl status
-  evloopctl status build          # of one process: as `evloopctl show build`
+  evloopctl status build          # the same as `evloopctl show build`
   evloopctl status --json | jq .open_watches";
 
 /// Options of `status`.
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Show these processes or watches, in place of the daemon
+    /// Show these processes or watches instead of the daemon
     #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
     names: Vec<WatchRef>,
 }
@@ -62,22 +62,22 @@ pub(super) async fn run(session: &Session, args: Status) -> Outcome {
     Ok(0)
 }
 
-/// Whether a source of the loop is not read because of a consumer.
+/// Returns whether the loop does not read a source because a consumer has not acknowledged its events.
 fn is_held_up(found: &Loop) -> bool {
     let mut sources = found.journal.iter().flat_map(|j| &j.paused_sources);
     sources.any(|source| source.pause.as_ref().is_some_and(is_held))
 }
 
-/// How much of something is used before it is worth a word: nine tenths.
+/// Returns whether at least nine tenths of a limit are used.
 const fn nearly(used: u64, of: u64) -> bool {
     used >= of - of / 10
 }
 
-/// What is the matter, if anything is.
+/// Returns what is wrong with the daemon or its loops; empty if all is well.
 fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
     let mut troubles = Vec::new();
     if status.draining {
-        troubles.push("it is ending".to_owned());
+        troubles.push("it is shutting down".to_owned());
     }
     if nearly(status.memory_used_bytes, status.memory_limit_bytes) {
         troubles.push("its memory is nearly used up".to_owned());
@@ -223,6 +223,6 @@ mod tests {
             draining: true,
             ..well
         };
-        assert_eq!(first_line(&ending, &[]), "evloopd: it is ending");
+        assert_eq!(first_line(&ending, &[]), "evloopd: it is shutting down");
     }
 }

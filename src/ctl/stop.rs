@@ -1,4 +1,4 @@
-//! `stop`: ends processes, and waits until they have.
+//! `stop`: ends processes, and waits for their ends.
 
 use std::time::Duration;
 
@@ -24,20 +24,20 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl stop --time 30s web worker
   evloopctl stop -s INT @7
 
-Each process group gets the signal and, if the process has not ended in time, SIGKILL. A process \
-that has ended can still be looked at; `evloopctl rm` ends and forgets. The exit code is 0 if all \
-have ended, also those that had before.";
+Each process group gets the signal, and SIGKILL if the process has not ended in time. A process \
+that has ended can still be looked at; `evloopctl rm` ends and forgets processes. The exit code is \
+0 if all processes have ended, also if they ended before.";
 
-/// How long a process may take to end after SIGKILL. It ends at once, unless a tracer or a device holds it.
+/// How long a process may take to end after SIGKILL. Only a debugger or a device can delay its end.
 const KILLED: Duration = Duration::from_secs(5);
 
 /// Options of `stop`.
 #[derive(Debug, Args)]
 pub(super) struct Stop {
-    /// How long each may take before it gets SIGKILL; a number alone is seconds
+    /// How long each process may take before it gets SIGKILL; a number alone is seconds
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     time: prost_types::Duration,
-    /// The signal to begin with, by name or number
+    /// The first signal, by name or number
     #[arg(short, long, default_value = "SIGTERM", value_parser = parse::signal, add = complete::signals())]
     signal: String,
     #[command(flatten)]
@@ -73,15 +73,15 @@ async fn stop(
     }
     let id = parse::by_id(found.watch_id);
     let ids = vec![found.watch_id];
-    // A stopped loop delivers no end: with each heartbeat the process is looked at.
+    // A stopped loop delivers no events, so each heartbeat makes `ended` look at the process.
     let feed = end_feed(session, session.loop_ref.clone(), &found, ids);
     let mut feed = feed.with_heartbeat();
-    // SIGCONT: a stopped process acts on no other signal.
+    // A stopped process acts on the signal only after SIGCONT.
     for (signal, time) in [(signal, time), ("SIGKILL", KILLED)] {
         for signal in [signal, "SIGCONT"] {
             match send(session, id.clone(), signal, SignalTarget::Group).await {
                 Err(failure) if has_gone(&failure) => return Ok(()),
-                // The process has ended, and the event that tells is still to come.
+                // The process has ended, but the event of its end has not been delivered yet.
                 Err(failure) if failure.reason == "WRONG_STATE" => {}
                 sent => sent?,
             }
@@ -94,8 +94,8 @@ async fn stop(
         }
     }
     Err(
-        Failure::new(name, "it does not end, not even by SIGKILL").advice(
-            "it may wait for a device, or a debugger may hold it; `evloopctl show` tells its pid",
+        Failure::new(name, "the process does not end, not even by SIGKILL").advice(
+            "it may wait for a device, or a debugger may hold it; `evloopctl show` shows its pid",
         ),
     )
 }
@@ -104,7 +104,7 @@ fn has_gone(failure: &Failure) -> bool {
     matches!(failure.reason.as_str(), "WATCH_CLOSED" | "WATCH_NOT_FOUND")
 }
 
-/// Waits for the end of the process. Cancelling it loses nothing.
+/// Waits for the end of the process. Cancelling this loses nothing.
 async fn ended(session: &Session, feed: &mut Feed, id: &WatchRef) -> Result<(), Failure> {
     loop {
         match feed.next().await? {
@@ -116,7 +116,7 @@ async fn ended(session: &Session, feed: &mut Feed, id: &WatchRef) -> Result<(), 
     }
 }
 
-/// Asks the daemon whether the process has ended, or is known no more.
+/// Asks the daemon whether the process has ended. A process that the daemon no longer knows has ended.
 async fn has_ended(session: &Session, id: &WatchRef) -> Result<bool, Failure> {
     match lookup::watch(session, id).await {
         Ok(found) => Ok(description::end(&found).is_some()),

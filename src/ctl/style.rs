@@ -11,10 +11,11 @@ pub(super) const BAD: Style = AnsiColor::Red.on_default();
 pub(super) const NOTICE: Style = AnsiColor::Yellow.on_default();
 pub(super) const NAME: Style = AnsiColor::Cyan.on_default();
 
-/// Longest text of one cell, bytes; JSON has all of it.
-const CELL_MAX: usize = 4096;
+/// The longest text that is printed, in bytes; longer text is cut. JSON is never cut.
+const TEXT_MAX: usize = 4096;
 
-/// Escaped and bounded, so that nothing from elsewhere moves the cursor or hides.
+/// Returns text that is safe to print: control characters and invisible characters are escaped, and text longer than
+/// [`TEXT_MAX`] is cut.
 pub(super) fn printable(text: &str) -> String {
-    text::escaped(text, CELL_MAX).to_string()
+    text::escaped(text, TEXT_MAX).to_string()
 }

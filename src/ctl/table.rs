@@ -1,5 +1,5 @@
-//! Tables and sheets for people: rows under heads, and labelled lines. For a terminal they are cut to its
-//! width, for anything else they are whole.
+//! Tables, and sheets of labelled lines, for people. On a terminal they are cut to its width; in a pipe or a file they are
+//! not cut.
 
 use std::fmt::Write as _;
 use std::io;
@@ -12,14 +12,15 @@ use super::failure::Failure;
 use super::output::print;
 use super::style::{DIM, PLAIN, printable};
 
-/// No column is made narrower, however narrow the terminal is.
+/// The least width of a column, in terminal columns, however narrow the terminal is.
 const COLUMN_MIN: usize = 4;
-/// Of a terminal that does not say how many it has.
+/// The height of a terminal that does not report its height, in lines.
 const ROWS: usize = 24;
-/// Between two columns.
+/// The space between two columns of a table, in terminal columns.
 const GAP: usize = 2;
 
-/// Columns and rows of the terminal that stdout is; none if it is no terminal, or does not say.
+/// Returns the width and the height of the terminal that stdout is; `None` if stdout is not a terminal, or its width is
+/// not known.
 pub(super) fn terminal_size() -> Option<(usize, usize)> {
     let stdout = io::stdout();
     if !isatty(&stdout) {
@@ -27,7 +28,7 @@ pub(super) fn terminal_size() -> Option<(usize, usize)> {
     }
     let size = tcgetwinsize(&stdout).ok()?;
     let [columns, rows] = [size.ws_col, size.ws_row].map(usize::from);
-    // A terminal need not know its height to have a width.
+    // Some terminals report a width but no height.
     let rows = if rows > 0 { rows } else { ROWS };
     (columns > 0).then_some((columns, rows))
 }
@@ -36,25 +37,25 @@ fn terminal_width() -> Option<usize> {
     terminal_size().map(|(columns, _)| columns)
 }
 
-/// A cell of a table.
+/// Printable text with a style: a cell of a table, or the value of a line.
 #[derive(Debug)]
 pub(super) struct Cell {
     text: String,
     style: Style,
 }
 
-/// A cell with a style.
+/// Returns a cell with a style.
 pub(super) fn cell(text: &impl ToString, style: Style) -> Cell {
     let text = printable(&text.to_string());
     Cell { text, style }
 }
 
-/// A cell without one.
+/// Returns a cell without a style.
 pub(super) fn plain(text: &impl ToString) -> Cell {
     cell(text, PLAIN)
 }
 
-/// Rows under a head line, in columns as wide as their widest cell.
+/// Rows of cells under a head row. Each column is as wide as its widest cell.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<Cell>>,
@@ -74,7 +75,7 @@ impl Table {
         print(&self.text(terminal_width()))
     }
 
-    /// Its lines, none wider than `width` as far as [`COLUMN_MIN`] allows: the widest columns are cut.
+    /// Returns the table as text. If it is wider than `width`, its widest columns are cut, down to [`COLUMN_MIN`].
     pub(super) fn text(&self, width: Option<usize>) -> String {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
@@ -103,7 +104,7 @@ impl Table {
     }
 }
 
-/// Makes the widest columns narrower, all to one width, until the line fits.
+/// Makes the widest columns narrower, all to the same width, until a row fits into `line` terminal columns.
 fn fit(widths: &mut [usize], line: usize) {
     let room = line.saturating_sub(GAP * widths.len().saturating_sub(1));
     let mut most = widths.iter().copied().max().unwrap_or(0);
@@ -113,7 +114,7 @@ fn fit(widths: &mut [usize], line: usize) {
     let mut spare = room.saturating_sub(widths.iter().map(|w| (*w).min(most)).sum());
     for width in widths {
         if *width > most {
-            // What is left over by dividing evenly.
+            // The columns that remain because the width does not divide evenly.
             let more = (*width - most).min(usize::from(spare > 0));
             spare -= more;
             *width = most + more;
@@ -121,7 +122,7 @@ fn fit(widths: &mut [usize], line: usize) {
     }
 }
 
-/// At most that many columns of it, with an ellipsis where something is left out.
+/// Cuts text to `width` terminal columns. Text that is cut ends with an ellipsis.
 fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -139,7 +140,7 @@ fn cut(text: &str, width: usize) -> String {
     short
 }
 
-/// One thing, told in labelled lines under its title.
+/// A title and labelled lines that describe one thing.
 #[derive(Debug)]
 pub(super) struct Sheet {
     title: String,
@@ -147,18 +148,18 @@ pub(super) struct Sheet {
 }
 
 impl Sheet {
-    /// The title comes with its styles, and printable.
+    /// Makes a sheet without lines. `title` may hold styles; text from elsewhere in it must be [`printable`].
     pub(super) const fn new(title: String) -> Self {
         let lines = Vec::new();
         Self { title, lines }
     }
 
-    /// One more line; without a value there is none.
+    /// Appends a line; an empty value appends none.
     pub(super) fn line(&mut self, label: &str, value: impl ToString) {
         self.styled(label, value, PLAIN);
     }
 
-    /// As [`Self::line`], with a style.
+    /// Appends a line whose value has a style; an empty value appends none.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "numbers are given as they are"
@@ -174,7 +175,7 @@ impl Sheet {
         print(&self.text(terminal_width()))
     }
 
-    /// Its lines, the values cut so that they are no wider than `width`.
+    /// Returns the sheet as text. Values are cut so that no line is wider than `width`.
     pub(super) fn text(&self, width: Option<usize>) -> String {
         let labels = self.lines.iter().map(|(label, _)| label.width());
         let labels = labels.max().unwrap_or(0);
@@ -232,7 +233,7 @@ mod tests {
         let whole = bare(&table.text(Some(140)));
         assert_eq!(whole, bare(&table.text(None)));
         assert!(!whole.contains('…'));
-        // It does not get narrower than can be read.
+        // Columns are not made narrower than `COLUMN_MIN`.
         assert!(
             bare(&table.text(Some(3)))
                 .lines()

@@ -1,4 +1,4 @@
-//! What a watch is of, in a few words, for each kind of watch.
+//! Says in a few words what a watch watches, for each kind of watch.
 
 use super::render::unix_address;
 use super::units::span;
@@ -8,11 +8,13 @@ use crate::proto::{
     write_pipe_spec,
 };
 
-/// What a watch is of, in a few words; one implementation for each message of `WatchSpec.spec`.
+/// Says what a watch watches. Each message of `WatchSpec.spec` has an implementation.
 pub(super) trait Target {
+    /// Returns a few words, such as a command or an address.
     fn target(&self) -> String;
 }
 
+/// The target of a watch whose descriptor a client has handed over.
 const HANDED_OVER: &str = "handed over";
 
 impl Target for FdSpec {
@@ -41,7 +43,7 @@ impl Target for ProcessSpec {
     }
 }
 
-/// A command as a shell would take it.
+/// Returns the command line of a process, quoted for a shell.
 pub(super) fn command(spec: &ProcessSpec) -> String {
     match &spec.command {
         Some(process_spec::Command::Exec(exec)) => {

@@ -1,4 +1,4 @@
-//! `every` and `after`: a timer, and its ticks as they come.
+//! `every` and `after`: add a timer and print its ticks.
 
 use clap::Args;
 
@@ -22,10 +22,10 @@ Without a name the timer ends with this command.";
 /// Options of `every` and `after`.
 #[derive(Debug, Args)]
 pub(super) struct Timer {
-    /// How long: `100ms`, `5s`, `1h 30m`
+    /// The interval or the delay: `100ms`, `5s`, `1h 30m`; a number alone is seconds
     #[arg(value_parser = parse::duration)]
     duration: prost_types::Duration,
-    /// Its name; if it exists it is joined
+    /// The timer's name; if a timer has it, that timer is joined
     #[arg(long, value_parser = parse::name)]
     name: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a process wrote, on our own stdout and stderr, byte for byte.
+//! Writes the output of a process to stdout and stderr of evloopctl, byte for byte.
 
 use std::cell::Cell;
 use std::io;
@@ -16,16 +16,16 @@ use super::sink::Sink;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Gap, Stream};
 
-/// When to stop.
+/// When writing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// The process is done.
+    /// When the daemon ends the stream, because the process has ended.
     Done,
-    /// Nothing more is there now.
+    /// When all output that exists by then is written.
     CaughtUp,
 }
 
-/// Writes a process's streams through and keeps the account of them.
+/// Writes the output of a process, and counts in a [`Ledger`] which bytes were received and which are gone.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     json: bool,
@@ -34,7 +34,7 @@ pub(super) struct Transcript {
     sinks: [Option<Sink>; 2],
 }
 
-/// Bytes of one stream that follow each other.
+/// Consecutive bytes of one stream.
 #[derive(Debug, Default)]
 struct Stretch {
     is_stderr: bool,
@@ -49,18 +49,21 @@ impl Transcript {
         }
     }
 
-    /// Takes what comes, until there is no more. `links` hears of what others wait for.
+    /// Writes output until the stream ends or `until` is reached. Updates `output_state` meanwhile.
+    ///
+    /// # Errors
+    /// The feed fails, or writing to stdout or stderr fails.
     pub(super) async fn run(
         &mut self,
         feed: &mut Feed,
         until: Until,
-        links: &Links,
+        output_state: &OutputState,
     ) -> Result<(), Failure> {
         loop {
             match feed.next().await? {
                 Item::Header(_) => {}
                 Item::Batch(batch) => {
-                    self.batch(&batch, links).await?;
+                    self.batch(&batch, output_state).await?;
                     if batch.caught_up && until == Until::CaughtUp {
                         return Ok(());
                     }
@@ -70,7 +73,7 @@ impl Transcript {
         }
     }
 
-    async fn batch(&mut self, batch: &Batch, links: &Links) -> Result<(), Failure> {
+    async fn batch(&mut self, batch: &Batch, output_state: &OutputState) -> Result<(), Failure> {
         for gap in &batch.gaps {
             self.ledger.gap();
             if self.json {
@@ -87,26 +90,26 @@ impl Transcript {
                     let is_stderr = data.stream() == Stream::Stderr;
                     if stretch.is_stderr != is_stderr {
                         let before = std::mem::take(&mut stretch);
-                        self.write(before, links).await?;
+                        self.write(before, output_state).await?;
                         stretch.is_stderr = is_stderr;
                     }
                     stretch.pieces.push(data.data.slice_ref(fresh));
                 }
-                (Some(Kind::WriteResumed(_)), _) => links.resumed.notify_one(),
+                (Some(Kind::WriteResumed(_)), _) => output_state.resumed.notify_one(),
                 _ => {}
             }
         }
-        self.write(stretch, links).await
+        self.write(stretch, output_state).await
     }
 
-    async fn write(&mut self, stretch: Stretch, links: &Links) -> Result<(), Failure> {
+    async fn write(&mut self, stretch: Stretch, output_state: &OutputState) -> Result<(), Failure> {
         if stretch.pieces.is_empty() {
             return Ok(());
         }
-        let waits = || links.writing.set(Some(Instant::now()));
+        let waits = || output_state.writing.set(Some(Instant::now()));
         waits();
         let written = self.pass_on(stretch, waits).await;
-        links.writing.set(None);
+        output_state.writing.set(None);
         written.map_err(|error| Failure::output(&error))
     }
 
@@ -121,18 +124,18 @@ impl Transcript {
     }
 }
 
-/// What the output side tells those who send input and signals meanwhile.
+/// The state of the output, for the tasks that send input and signals at the same time.
 #[derive(Debug, Default)]
-pub(super) struct Links {
-    /// Hears of every `WriteResumed`.
+pub(super) struct OutputState {
+    /// Notified of each `WriteResumed` event of the process.
     pub(super) resumed: Notify,
-    /// Since when bytes wait to be taken from us.
+    /// Since when the reader of stdout or stderr has taken no bytes although some wait; `None` if no bytes wait.
     writing: Cell<Option<Instant>>,
 }
 
-impl Links {
-    /// Waits until nothing waits to be taken from us, or the same bytes have for `bound`;
-    /// whether that is so.
+impl OutputState {
+    /// Waits until no bytes wait to be written, and returns false; or until the reader has taken none for `bound`, and
+    /// returns true.
     pub(super) async fn is_stuck(&self, bound: Duration) -> bool {
         loop {
             let Some(since) = self.writing.get() else {
@@ -146,7 +149,7 @@ impl Links {
     }
 }
 
-/// Says that events are missing.
+/// Reports on stderr that events are missing.
 pub(super) fn complain_gap(gap: &Gap) {
     let reason = json::word(gap.reason().as_str_name(), "GAP_REASON_");
     let (from, through) = (gap.from_seq, gap.through_seq);

@@ -1,4 +1,4 @@
-//! Times, sizes and counts, as people read them.
+//! Formats times, sizes and counts for people.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use jiff::tz::TimeZone;
 
 pub(super) use crate::text::grouped;
 
-/// `1 watch`, `2 watches`: what is counted, in the singular and with its plural's ending.
+/// Returns a number with the word for one thing or for many: `1 watch`, `2 watches`.
 pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
     let what = if number == 1 { one } else { many };
     format!("{} {what}", grouped(number))
 }
 
-/// `0 B`, `1.5 KiB`, `64.0 MiB`.
+/// Returns a number of bytes with its unit: `0 B`, `1.5 KiB`, `64.0 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
-/// The two largest units of a time: `850 ms`, `42 s`, `3 min 20 s`, `2 h 5 min`, `4 days 1 h`.
+/// Returns a length of time in its two largest units: `850 ms`, `42 s`, `3 min 20 s`, `2 h 5 min`, `4 days 1 h`.
 pub(super) fn span(time: Duration) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400, "days"), (3_600, "h"), (60, "min"), (1, "s")];
     let seconds = time.as_secs();
@@ -52,7 +52,7 @@ pub(super) fn span(time: Duration) -> String {
     text
 }
 
-/// How long ago, in its largest unit: `now`, `5 s ago`, `3 min ago`, `2 h ago`, `4 days ago`.
+/// Returns how long before `now` a time was, in its largest unit: `now`, `5 s ago`, `3 min ago`, `2 h ago`, `4 days ago`.
 pub(super) fn ago(time: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(time).as_secs();
     match seconds {
@@ -64,12 +64,12 @@ pub(super) fn ago(time: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// [`ago`] of what a message tells, by this host's clock; empty for none.
+/// Returns how long ago a message's time was, by this host's clock; empty if there is no time.
 pub(super) fn age(time: Option<prost_types::Timestamp>) -> String {
     moment(time).map_or_else(String::new, |time| ago(time, Timestamp::now()))
 }
 
-/// A date and time in the local zone, and how long ago that is; empty for none.
+/// Returns a message's time as date and time in the local zone, and how long ago it was; empty if there is no time.
 pub(super) fn date_and_age(time: Option<prost_types::Timestamp>) -> String {
     let Some(time) = moment(time) else {
         return String::new();
@@ -83,7 +83,7 @@ pub(super) fn date_and_age(time: Option<prost_types::Timestamp>) -> String {
     format!("{date}, {}", ago(time, now))
 }
 
-/// How long it was between two times that messages tell; none if one of them does not.
+/// Returns how long after `from` the time `to` is; `None` if one of them is absent.
 pub(super) fn lasted(
     from: Option<prost_types::Timestamp>,
     to: Option<prost_types::Timestamp>,
@@ -91,17 +91,17 @@ pub(super) fn lasted(
     Some(between(moment(from)?, moment(to)?))
 }
 
-/// How long ago that was, by this host's clock; none for none.
+/// Returns how long ago a message's time was, by this host's clock; `None` if there is no time.
 pub(super) fn since(time: Option<prost_types::Timestamp>) -> Option<Duration> {
     Some(between(moment(time)?, Timestamp::now()))
 }
 
 fn between(from: Timestamp, to: Timestamp) -> Duration {
-    // A clock that was set back meanwhile.
+    // The result is negative, and becomes 0, if the clock was set back in between.
     to.duration_since(from).try_into().unwrap_or_default()
 }
 
-/// A message's time.
+/// Converts a message's time; `None` if there is none, or if it is out of range.
 pub(super) fn moment(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
 }
@@ -156,7 +156,7 @@ mod tests {
             (3_599, "59 min ago"),
             (7_200, "2 h ago"),
             (172_800, "2 days ago"),
-            // Told by a clock that was set back since.
+            // The clock was set back in between.
             (-5, "now"),
         ] {
             assert_eq!(ago(at(1000), at(1000 + seconds)), text);

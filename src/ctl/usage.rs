@@ -1,4 +1,4 @@
-//! Prints what the parser of the command line answers: help as it is, a mistake in one line with what to type instead.
+//! Prints help, or what is wrong with a command line: one line, with what to type instead if that is known.
 
 use std::process::ExitCode;
 
@@ -8,18 +8,19 @@ use clap::{Command, Error};
 use super::failure::{self, OWN_FAILURE, USAGE};
 use super::habits;
 
-/// Verbs that exit with a process's code. A wrong command line of theirs has another code.
+/// Verbs that exit with a process's code. For a wrong command line they exit with [`OWN_FAILURE`].
 pub(super) const OF_PROCESSES: [&str; 4] = ["run", "attach", "wait", "logs"];
 
-/// Prints the answer. Returns the exit code: 0 for help, else 2, or 125 for verbs that exit with a process's code.
+/// Prints the help or the error of clap. Returns the exit code: 0 for help, else 2, or 125 for a verb that exits with a
+/// process's code.
 pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode {
     if !error.use_stderr() {
-        // An error means that stdout has no reader.
+        // An error is ignored: the reader of stdout has closed it.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
     if verb.is_empty() && error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // The program's name alone asks for help.
+        // A command line without a verb gets the help.
         let _ = error.print();
         return ExitCode::from(USAGE);
     }
@@ -34,7 +35,7 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
     } else {
         format!("evloopctl {verb} --help")
     };
-    if wrong.leads_on {
+    if wrong.has_advice {
         failure::complain(format_args!("{path}{}", wrong.what));
     } else {
         failure::complain(format_args!("{path}{}; see `{help}`", wrong.what));
@@ -51,23 +52,23 @@ pub(super) fn explain(error: &Error, command: &Command, verb: &str) -> ExitCode 
 struct Wrong {
     what: String,
     /// The text says what to type instead.
-    leads_on: bool,
+    has_advice: bool,
 }
 
 fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
     let said = |kind| told(error, kind);
     let plain = |what| Wrong {
         what,
-        leads_on: false,
+        has_advice: false,
     };
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
             let word = said(ContextKind::InvalidSubcommand);
             let instead = habits::instead(verb, &word).map(str::to_owned);
-            match instead.or_else(|| close(error, ContextKind::SuggestedSubcommand)) {
+            match instead.or_else(|| suggestion(error, ContextKind::SuggestedSubcommand)) {
                 Some(instead) => Wrong {
                     what: format!("there is no `{word}`; {instead}"),
-                    leads_on: true,
+                    has_advice: true,
                 },
                 None => plain(format!("there is no `{word}`; {}", one_of(command, verb))),
             }
@@ -83,10 +84,10 @@ fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
             } else {
                 ("argument", habits::argument(verb, &word))
             };
-            match instead.or_else(|| close(error, ContextKind::SuggestedArg)) {
+            match instead.or_else(|| suggestion(error, ContextKind::SuggestedArg)) {
                 Some(instead) => Wrong {
                     what: format!("there is no {what} `{word}` here; {instead}"),
-                    leads_on: true,
+                    has_advice: true,
                 },
                 None => plain(format!("there is no {what} `{word}` here")),
             }
@@ -98,13 +99,13 @@ fn wrong(error: &Error, command: &Command, verb: &str) -> Wrong {
     }
 }
 
-/// Returns what clap thinks was meant.
-fn close(error: &Error, kind: ContextKind) -> Option<String> {
+/// Returns a question with the words that clap suggests; `None` if it suggests none.
+fn suggestion(error: &Error, kind: ContextKind) -> Option<String> {
     let words = told(error, kind);
-    (!words.is_empty()).then(|| format!("did you mean {}?", ticked(&words)))
+    (!words.is_empty()).then(|| format!("did you mean {}?", quoted(&words)))
 }
 
-/// Returns the first paragraph of clap's text, which says what is wrong, as one line, and what is allowed.
+/// Returns the first paragraph of clap's text, which says what is wrong, as one line, with the allowed values.
 fn first_paragraph(error: &Error) -> String {
     let text = error.to_string();
     let lines = text.lines().take_while(|line| !line.trim().is_empty());
@@ -116,7 +117,7 @@ fn first_paragraph(error: &Error) -> String {
         "" => String::new(),
         values => format!("; allowed are {values}"),
     };
-    match close(error, ContextKind::SuggestedValue) {
+    match suggestion(error, ContextKind::SuggestedValue) {
         Some(close) => format!(
             "{what}; {close} Allowed are {}",
             told(error, ContextKind::ValidValue)
@@ -136,13 +137,13 @@ fn told(error: &Error, kind: ContextKind) -> String {
     }
 }
 
-/// `a, b` as "`a` or `b`".
-fn ticked(words: &str) -> String {
+/// Turns `a, b` into "`a` or `b`".
+fn quoted(words: &str) -> String {
     let words: Vec<_> = words.split(", ").map(|word| format!("`{word}`")).collect();
     words.join(" or ")
 }
 
-/// Lists the subcommands of the verb.
+/// Returns the list of the subcommands of the verb.
 fn one_of(command: &Command, verb: &str) -> String {
     let mut reached = command;
     for word in verb.split(' ').filter(|word| !word.is_empty()) {
@@ -156,7 +157,7 @@ fn one_of(command: &Command, verb: &str) -> String {
     format!("one of {}", names.join(", "))
 }
 
-/// Returns the verbs among the words of a command line, such as `loop close`.
+/// Returns the verb and its subcommand among the words of a command line, such as `loop close`.
 pub(super) fn verb_of(command: &Command, words: &[String]) -> String {
     let mut reached = command;
     let mut verbs = Vec::new();

@@ -1,4 +1,4 @@
-//! `version`: of this program, and of the daemon that answers.
+//! `version`: prints the versions of evloopctl and of the daemon.
 
 use serde_json::json;
 
@@ -10,8 +10,9 @@ use crate::proto::GetServerInfoRequest;
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl version
-  evloopctl --version             # of this program alone, without a daemon";
+  evloopctl --version             # of evloopctl alone; needs no daemon";
 
+/// The version of evloopctl.
 const OWN: &str = env!("CARGO_PKG_VERSION");
 
 pub(super) async fn run(global: Global, verb: String) -> Outcome {
@@ -21,7 +22,7 @@ pub(super) async fn run(global: Global, verb: String) -> Outcome {
     }
     let session = match Session::open(global, verb).await {
         Ok(session) => session,
-        Err(failure) => return Err(alone(as_json, failure)?),
+        Err(failure) => return Err(without_daemon(as_json, failure)?),
     };
     let info = answer(
         session
@@ -38,8 +39,8 @@ pub(super) async fn run(global: Global, verb: String) -> Outcome {
     Ok(0)
 }
 
-/// Without a daemon our own version is still told.
-fn alone(as_json: bool, failure: Failure) -> Result<Failure, Failure> {
+/// Prints evloopctl's own version as JSON, although no daemon was reached. Returns the failure to reach it.
+fn without_daemon(as_json: bool, failure: Failure) -> Result<Failure, Failure> {
     if as_json {
         output::json_lines([&json!({"client_version": OWN})])?;
     }

@@ -26,12 +26,11 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl wait --timeout 5min build
   evloopctl wait @7               # by id
 
-The exit code is the process's (128 + N if signal N ended it, SIGINT too); of several that of \
-the first, as they were named, that is not 0. 124 if their time is over (of this wait, or of \
-one that was run with --timeout), 125 if evloopctl itself failed or an exit status is not \
-known.";
+The exit code is the process's own, or 128 + N if signal N ended it. Of several processes, it is \
+the first that is not 0, in the order of the names. It is 124 if --timeout of this command, or of \
+`run`, was exceeded; 125 if evloopctl itself failed or an exit status is not known.";
 
-/// The daemon that was asked for the processes is not the one that answered the subscription.
+/// The message if the daemon was restarted between the look-up of the processes and the subscription.
 const RESTARTED: &str = "the daemon was restarted: whether the processes still run is not known";
 
 /// Options of `wait`.
@@ -39,7 +38,7 @@ const RESTARTED: &str = "the daemon was restarted: whether the processes still r
 pub(super) struct Wait {
     #[command(flatten)]
     names: Watches,
-    /// Wait no longer than that; a number alone is seconds
+    /// Wait at most this long; a number alone is seconds
     #[arg(short, long, value_name = "DURATION", value_parser = parse::duration)]
     timeout: Option<prost_types::Duration>,
 }
@@ -77,19 +76,20 @@ pub(super) async fn run(session: &Session, args: Wait) -> Outcome {
     Ok(codes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-/// Processes whose ends are waited for.
+/// The processes for whose ends `wait` waits.
 #[derive(Debug)]
 struct Waiting<'a> {
-    /// The processes of which no end is known yet, by their ids.
+    /// The processes that have not ended yet, by their ids.
     open: BTreeMap<u64, &'a Watch>,
+    /// How the other processes ended, by their ids.
     ended: BTreeMap<u64, Exited>,
-    /// Several processes are waited for: the end of each is printed.
+    /// Several processes were named: the end of each is printed.
     several: bool,
 }
 
 impl<'a> Waiting<'a> {
     fn new(watches: &'a [Watch]) -> Result<Self, Failure> {
-        // Refuses watches that are no processes, and processes whose end is unknown.
+        // Fails for a watch that is not a process, and for a process whose exit status is not known.
         for watch in watches {
             end_of(&description::reference(watch), watch)?;
         }
@@ -103,7 +103,7 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    /// Returns when all have ended.
+    /// Waits until all processes have ended.
     async fn all(&mut self, session: &Session) -> Result<(), Failure> {
         for watch in self.open.values().copied().collect::<Vec<_>>() {
             self.look(session, watch)?;
@@ -114,7 +114,7 @@ impl<'a> Waiting<'a> {
         let ids = self.open.keys().copied().collect();
         let epoch = first.added.clone().unwrap_or_default().epoch;
         let feed = end_feed(session, session.loop_ref.clone(), first, ids);
-        let mut feed = feed.telling_standstill();
+        let mut feed = feed.reporting_standstill();
         while !self.open.is_empty() {
             match feed.next().await? {
                 Item::Header(header) if header.epoch == epoch => {}
@@ -122,7 +122,9 @@ impl<'a> Waiting<'a> {
                 Item::Batch(batch) => self.batch(session, &batch).await?,
                 Item::Goodbye(goodbye) => {
                     let short = cut_short(&goodbye);
-                    return Err(short.unwrap_or_else(|| Failure::plain("the stream ended")));
+                    return Err(short.unwrap_or_else(|| {
+                        Failure::plain("the stream of events ended before all processes ended")
+                    }));
                 }
             }
         }
@@ -131,7 +133,7 @@ impl<'a> Waiting<'a> {
 
     async fn batch(&mut self, session: &Session, batch: &Batch) -> Result<(), Failure> {
         for event in &batch.events {
-            // The event is enough: the watch may have been removed since.
+            // The watch is not looked up: it may have been removed by now.
             if let (Some(Kind::Exited(exited)), Some(watch)) =
                 (&event.kind, self.open.get(&event.watch_id))
             {

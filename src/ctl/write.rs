@@ -1,4 +1,4 @@
-//! `write`: bytes into a process's stdin, a connection or a pipe.
+//! `write`: writes bytes to a process's stdin, a connection or a pipe.
 
 use clap::Args;
 use tokio::sync::Notify;
@@ -17,8 +17,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write sink --eof < big.file
   evloopctl write @7 hello               # by id
 
-It returns when the daemon has taken all of it. One writer at a time: two would mix. The exit \
-code is 0, or 1 if not all of it could be read or was taken.";
+It returns when the daemon has taken all bytes. Use one writer at a time: bytes of two writers \
+mix. The exit code is 0, or 1 if reading stdin failed or the daemon did not take all bytes.";
 
 /// Options of `write`.
 #[derive(Debug, Args)]
@@ -26,9 +26,9 @@ pub(super) struct Write {
     /// The watch: its name, or `@7` for the id 7
     #[arg(value_parser = parse::watch_ref, add = complete::watches())]
     watch: WatchRef,
-    /// What to write [default: stdin]
+    /// The text to write [default: what stdin holds]
     text: Option<String>,
-    /// End the outgoing direction afterwards
+    /// End the outgoing direction afterwards: the reader gets end of file
     #[arg(long)]
     eof: bool,
 }
@@ -69,20 +69,20 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
     }
 }
 
-/// Why a process takes nothing, and how it would.
+/// Adds advice to the failure of a write to a process whose stdin is closed.
 fn closed_stdin(failure: Failure, watch: &WatchRef) -> Failure {
     let name = parse::watch_name(watch);
     match failure.reason.as_str() {
         "WRONG_STATE" => {
-            let advice = "a process takes input if it was run with -i, until its stdin is ended";
+            let advice = "a process takes input only if it was run with -i, and only until its stdin is ended";
             failure.about(name).advice(advice)
         }
         _ => failure,
     }
 }
 
-/// Passes on that the watch takes bytes again, or takes none ever after: the next
-/// write tells which.
+/// Notifies `resumed` of each event, after which the watch takes bytes again or is closed; the next write shows which.
+/// Returns the failure that ends the stream of events.
 async fn listen(feed: &mut Feed, resumed: &Notify) -> Failure {
     loop {
         match feed.next().await {

@@ -33,7 +33,7 @@ async fn a_child_has_the_umask_and_the_limits_of_the_caller() {
         "umask 0022; \"$0\" run -d --name one -- sleep 3600",
     )
     .await;
-    assert!(joined.stderr.contains("was there already"), "{joined:?}");
+    assert!(joined.stderr.contains("was started before"), "{joined:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

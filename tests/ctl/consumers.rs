@@ -107,7 +107,7 @@ async fn a_reader_that_is_no_longer_the_consumer_says_why() {
     let mut second = Following::start(&socket, &args);
     second.seqs(newest).await;
     let ended = first.ended().await;
-    ended.failed(1, &["consumer c: somebody else reads as it now"]);
+    ended.failed(1, &["consumer c: another reader has taken it over"]);
     let delete = ["--loop", "scene", "consumer", "delete", "c"];
     ctl(&socket, &delete).await.good();
     second

@@ -25,10 +25,10 @@ async fn only_descriptors_that_were_passed_on_are_taken() {
         let words = ["watch", "fd", &number.to_string(), "--read"];
         let refused = from_bash(&daemon, "", &words).await;
         let advice = format!("; open it for this command, as in `{number}< FILE`");
-        refused.failed(1, &["evloopctl was not given this descriptor", &advice]);
+        refused.failed(1, &["evloopctl has not inherited this descriptor", &advice]);
     }
     let connect = from_bash(&daemon, "", &["watch", "connect", "fd:5"]).await;
-    connect.failed(1, &["evloopctl was not given this descriptor"]);
+    connect.failed(1, &["evloopctl has not inherited this descriptor"]);
     let fifo = daemon.dir.path().join("fifo");
     let open = format!("mkfifo {0}; exec 7<> {0}", fifo.display());
     from_bash(&daemon, &open, &["watch", "fd", "7", "--read"])

@@ -58,7 +58,7 @@ async fn output_that_is_lost_entirely_is_reported() {
     assert_eq!(run.code, Some(0), "{run:?}");
     let lines: Vec<_> = run.stderr.lines().collect();
     assert_eq!(lines.len(), 2, "{run:?}");
-    assert!(lines[0].contains("`job` was there already: exited with 0"));
+    assert!(lines[0].contains("`job` was started before: exited with 0"));
     assert!(lines[1].contains(told), "{run:?}");
     scene.finish().await;
 }

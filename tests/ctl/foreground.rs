@@ -164,7 +164,7 @@ async fn after_a_killed_daemon_only_known_facts_are_reported() {
         &[
             "build: ",
             "was restarted",
-            "whether it still runs is not known",
+            "whether the process still runs is not known",
         ],
     );
     assert!(!ended.stderr.contains("ended with it"), "{ended:?}");

@@ -26,7 +26,7 @@ async fn a_second_interrupt_ends_evloopctl_and_the_program_runs_on() {
         let ended = client.ended().await;
         assert_eq!(ended.signal, Some(signal as i32), "{ended:?}");
         let told = format!(
-            "{name}: left before its end; unless the signal ends it, it runs on: `evloopctl attach {name}`"
+            "{name}: left; unless the signal ends the process, it runs on: `evloopctl attach {name}` joins it"
         );
         assert!(ended.stderr.contains(&told), "{ended:?}");
         let shown = ctl(&daemon.socket, &["--json", "watch", "get", &name]).await;
@@ -71,7 +71,7 @@ async fn evloopctl_ends_by_the_interrupt_that_ended_its_program() {
     let again = ["run", "--name", "job", "--", "sh", "-c", "kill -INT $$"];
     let again = ctl(&daemon.socket, &again).await;
     assert_eq!(again.signal, Some(2), "{again:?}");
-    let told = "evloopctl: `job` was there already: killed by SIGINT";
+    let told = "evloopctl: `job` was started before: killed by SIGINT";
     assert!(again.stderr.starts_with(told), "{again:?}");
 }
 
@@ -131,8 +131,7 @@ async fn a_named_program_runs_on_without_a_reader_unless_an_option_ends_it() {
     let daemon = Daemon::start("").await;
     let ended = read_one(&daemon, &["--name", "kept"], "exec yes").await;
     assert_eq!(ended.signal, Some(13), "{ended:?}");
-    let told =
-        "evloopctl: kept: nobody takes its output any more; it runs on: `evloopctl attach kept`\n";
+    let told = "evloopctl: kept: nobody reads its output any more; it runs on: `evloopctl attach kept` joins it\n";
     assert_eq!(ended.stderr, told);
     assert_eq!(newest(&daemon).await.unwrap()["state"], "open");
     let options = ["--name", "ended", "--on-hangup", "end"];
@@ -151,7 +150,7 @@ async fn a_program_whose_client_is_killed_runs_on_and_can_be_looked_at_after_its
     let daemon = Daemon::start("").await;
     let help = ctl(&daemon.socket, &["run", "--help"]).await.good();
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    let told = "If evloopctl itself is killed by SIGKILL, the program runs on, and without --name it is forgotten 10 minutes after its end.";
+    let told = "If SIGKILL ends evloopctl itself, the program runs on; without --name it is forgotten 10 minutes after its end.";
     assert!(help.contains(told), "{help}");
     let line = "trap 'exit 0' USR1; echo up; while :; do sleep 0.01; done";
     let mut client = Following::start(&daemon.socket, &["run", "--", "sh", "-c", line]);

@@ -157,7 +157,7 @@ async fn a_part_is_selected_by_lines_and_by_time() {
     timer.failed(
         125,
         &[
-            "logs: tick: it is a timer, no process",
+            "logs: tick: it is a timer, not a process",
             "evloopctl events --watch tick",
         ],
     );

@@ -89,7 +89,7 @@ async fn an_empty_name_and_a_missing_one_are_mistakes_on_the_command_line() {
     )
     .await;
     refused(125, &["logs", ""], "a name, or an id").await;
-    refused(125, &["wait", "@x"], "is no id").await;
+    refused(125, &["wait", "@x"], "is not an id").await;
     refused(2, &["kill", ""], "a name, or an id").await;
     refused(2, &["every", "1s", "--name", ""], "--name").await;
     refused(2, &["watch", "timer", "--every", "1s", "--name="], "--name").await;

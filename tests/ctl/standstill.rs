@@ -13,7 +13,7 @@ use crate::common::{Daemon, directory, within};
 use crate::program::{Ended, Following, ctl};
 
 const STOPPED: &str =
-    "the loop scene is stopped: nothing is delivered until `evloopctl loop run scene`";
+    "the loop scene is stopped: it delivers no events until `evloopctl loop run scene`";
 
 async fn scene() -> Daemon {
     let daemon = Daemon::start("").await;
@@ -137,7 +137,9 @@ async fn who_waits_for_what_a_consumer_holds_up_hears_of_it_and_can_be_ended() {
         let holder = "the consumer left has not acknowledged ";
         let advice = format!("`evloopctl consumer delete left --loop {on}`");
         let told = run.complaint().await;
-        let why = format!("the output of job is not read, for the journal is full: {holder}");
+        let why = format!(
+            "the loop does not read the output of job, because the journal is full: {holder}"
+        );
         assert!(told.contains(&why) && told.contains(&advice), "{told}");
         let mut wait = follow(&["wait", "job"]);
         assert!(wait.complaint().await.contains(&why));

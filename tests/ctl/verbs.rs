@@ -104,7 +104,7 @@ async fn several_processes_are_waited_for_at_once_and_the_first_failure_is_the_e
     .good();
     ctl(&daemon.socket, &["wait", "tick"])
         .await
-        .failed(125, &["tick: it is a timer, no process"]);
+        .failed(125, &["tick: it is a timer, not a process"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,4 +1,4 @@
-//! Where `events --record` puts what it is told.
+//! Writes the messages of a subscription to the file of `events --record`.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use super::super::failure::Failure;
 use crate::history::file::Writer;
 use crate::proto::{SubscribeRequest, SubscribeResponse};
 
-/// Where a subscription is recorded, answer by answer.
+/// The file to which a subscription is recorded, message by message.
 #[derive(Debug)]
 pub(in crate::ctl) struct Tape {
     path: PathBuf,
-    /// A file that exists gives way.
+    /// Whether a file that exists is replaced.
     replace: bool,
-    /// From the first answer on, so that a refused subscription leaves no file.
+    /// Made with the first message, so that a refused subscription leaves no file.
     writer: Option<Writer>,
 }
 

@@ -1,4 +1,4 @@
-//! Against a daemon that says what it is told to and breaks off.
+//! Tests of feeds against a daemon that gives prepared answers and breaks connections.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -191,7 +191,7 @@ async fn another_instance_of_the_daemon_is_never_taken_for_the_same_history() {
 async fn batches_that_do_not_join_are_an_error() {
     let (mut feed, _) = feed(vec![vec![header("i"), batch(0, 2), batch(3, 4), done()]]).await;
     let failure = read(&mut feed).await.unwrap_err();
-    assert!(failure.to_string().contains("do not join"), "{failure}");
+    assert!(failure.to_string().contains("left events out"), "{failure}");
 }
 
 fn told(message: subscribe_response::Message) -> Result<SubscribeResponse, Status> {
@@ -278,10 +278,10 @@ fn who_lost_a_consumer_hears_which_and_why() {
     let goodbye = |reason| {
         let mut goodbye = Goodbye::default();
         goodbye.set_reason(reason);
-        ousted("c", &goodbye).map(|failure| failure.to_string())
+        consumer_lost("c", &goodbye).map(|failure| failure.to_string())
     };
     let taken = goodbye(GoodbyeReason::TakenOver).unwrap();
-    assert!(taken.starts_with("consumer c: somebody else"), "{taken}");
+    assert!(taken.starts_with("consumer c: another reader"), "{taken}");
     let deleted = goodbye(GoodbyeReason::ConsumerDeleted).unwrap();
     assert!(
         deleted.starts_with("consumer c: it was deleted"),

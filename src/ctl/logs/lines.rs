@@ -1,5 +1,4 @@
-//! Lines, put together from the pieces in which the output came. Each has the time and the sequence number of its
-//! beginning.
+//! Joins pieces of output to lines. Each line has the time and the sequence number of the event with its first byte.
 
 use crate::proto::Stream;
 
@@ -16,11 +15,11 @@ pub(super) struct Line {
     pub(super) stream: Stream,
     /// The line without its newline.
     pub(super) bytes: Vec<u8>,
-    /// The line has a newline at its end.
+    /// Whether the line ended with a newline.
     pub(super) whole: bool,
 }
 
-/// The lines that have begun and not ended, one of each stream.
+/// The incomplete lines: at most one for each stream.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     stdout: Option<Line>,
@@ -64,12 +63,12 @@ impl Lines {
         }
     }
 
-    /// Takes the line of the stream that has begun and not ended.
+    /// Takes the incomplete line of the stream.
     pub(super) const fn take(&mut self, stream: Stream) -> Option<Line> {
         self.begun(stream).take()
     }
 
-    /// Takes the lines that have begun and not ended, in the order in which they began.
+    /// Takes the incomplete lines, in the order in which they began.
     pub(super) fn rest(&mut self) -> impl Iterator<Item = Line> + use<> {
         let mut rest = [self.stdout.take(), self.stderr.take()];
         rest.sort_by_key(|line| line.as_ref().map_or(0, |line| line.seq));

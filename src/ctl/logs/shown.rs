@@ -1,4 +1,4 @@
-//! Lines on stdout and stderr, with their names and times before them.
+//! Writes lines to stdout and stderr, with the names of processes and times before them.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -13,17 +13,18 @@ use super::super::failure::Failure;
 use super::lines::Line;
 use crate::proto::{Stream, Watch};
 
-/// Bytes that are written at a time, as far as no one waits for them.
+/// The number of bytes from which lines are written at once; fewer wait for [`Shown::flush`].
 const PIECE: usize = 64 * 1024;
 
-/// How lines are shown, and those that are not written yet.
+/// The options for writing lines, and the lines that are not written yet.
 #[derive(Debug)]
 pub(super) struct Shown {
-    /// Before each line of a process, for stdout and for stderr; empty if nothing is.
+    /// The text before each line of a process, for stdout and for stderr; may be empty.
     prefixes: Vec<[String; 2]>,
     timestamps: bool,
-    /// Lines that wait, all of one stream.
+    /// Lines that are not written yet, all of one stream.
     waiting: Vec<u8>,
+    /// The stream of the waiting lines.
     stream: Stream,
 }
 
@@ -41,7 +42,10 @@ impl Shown {
             let style: Style = colour.on_default();
             // Names are ASCII.
             let prefix = format!("{style}{:width$} |{style:#} ", process.name);
-            [of(&io::stdout(), &prefix), of(&io::stderr(), &prefix)]
+            [
+                for_stream(&io::stdout(), &prefix),
+                for_stream(&io::stderr(), &prefix),
+            ]
         };
         let prefixes = if no_prefix {
             vec![Default::default(); processes.len()]
@@ -57,7 +61,7 @@ impl Shown {
         }
     }
 
-    /// Takes a line of the process with that index.
+    /// Appends a line of the process with this index. It may be written later, with other lines.
     pub(super) fn line(&mut self, index: usize, line: &Line) -> Result<(), Failure> {
         if line.stream != self.stream {
             self.flush()?;
@@ -81,7 +85,7 @@ impl Shown {
             self.waiting.extend_from_slice(text.as_bytes());
         }
         self.waiting.extend_from_slice(&line.bytes);
-        // One that others may follow ends, so that they begin on a line of their own.
+        // A fragment gets a newline if a prefix or a time could follow it on the same line.
         if line.whole || self.timestamps || !prefix.is_empty() {
             self.waiting.push(b'\n');
         }
@@ -91,7 +95,7 @@ impl Shown {
         self.flush()
     }
 
-    /// Writes what waits.
+    /// Writes all waiting lines.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         let written = match self.stream {
             Stream::Stderr => put(io::stderr(), &self.waiting),
@@ -102,15 +106,15 @@ impl Shown {
     }
 }
 
-/// With colours, if they are wanted there.
-fn of(stream: &impl RawStream, text: &str) -> String {
+/// Returns the text without colours if the stream takes none.
+fn for_stream(stream: &impl RawStream, text: &str) -> String {
     match AutoStream::choice(stream) {
         ColorChoice::Never => strip_str(text).to_string(),
         _ => text.to_owned(),
     }
 }
 
-/// In one piece, for others may write there too; what a process wrote goes as it is.
+/// Writes bytes unchanged.
 fn put(mut out: impl Write, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes)?;
     out.flush()

@@ -1,4 +1,4 @@
-//! The output of one process as lines: first those that are there at the beginning, then those that come.
+//! Reads the output of one process as lines: first the lines that exist when `logs` begins, then new lines.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use crate::proto::{Batch, Event, Gap, Stream, Watch};
 /// Which lines are asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Range {
-    /// The number of last lines, of those that are there at the beginning; absent: all of them.
+    /// How many of the last lines that exist when `logs` begins; `None` means all of them.
     pub(super) tail: Option<usize>,
     /// The time, in ns since 1970, at or after which a line began.
     pub(super) since_ns: Option<u64>,
@@ -21,7 +21,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Whether all of the output is asked for.
+    /// Returns whether all of the output is asked for.
     pub(super) const fn is_whole(&self) -> bool {
         self.tail.is_none() && self.since_ns.is_none() && self.until_ns.is_none()
     }
@@ -33,25 +33,27 @@ pub(super) struct Source {
     feed: Feed,
     range: Range,
     ledger: Ledger,
+    /// Lines whose end has not been received.
     begun: Lines,
+    /// Lines that were received and not taken by `next` yet.
     ready: VecDeque<Line>,
-    /// Lines received so far, those before `since_ns` apart.
+    /// The number of lines received so far, without those before `since_ns`.
     count: usize,
-    /// Of so many of the first lines some are not whole, or bytes before them are gone.
+    /// The number of the last line that is not whole, or before which bytes are gone; 0 if there is none.
     damaged: usize,
     /// What `count` was at the last gap.
     gap_at: usize,
     /// The first sequence number of the last gap.
     gap_seq: u64,
-    /// Bytes of these streams are gone, and the line that was received next may be a fragment.
+    /// The streams of which bytes are gone and no line was received since. Their next line may be a fragment.
     torn: Vec<Stream>,
-    /// Everything that was there at the beginning has been received.
+    /// All output that existed when `logs` began has been received.
     pub(super) caught_up: bool,
-    /// There will be no more lines.
+    /// No more lines will be received.
     pub(super) done: bool,
-    /// An event after `until_ns` has come: from there on no output is taken.
+    /// An event after `until_ns` was received: output from there on is ignored.
     pub(super) cut: bool,
-    /// What comes after the beginning is read too.
+    /// New lines are read too.
     follow: bool,
 }
 
@@ -76,11 +78,11 @@ impl Source {
         }
     }
 
-    /// Returns the next line of those that were there at the beginning, and reads until there is one; none after the
-    /// last. Cancelling it loses nothing.
+    /// Waits for the next line of those that existed when `logs` began; `None` after the last of them. Cancelling it loses
+    /// nothing.
     pub(super) async fn peek(&mut self) -> Result<Option<&Line>, Failure> {
         let enough = |source: &Self| match source.range.tail {
-            // All must have come before the last ones are known.
+            // Which lines are the last ones is known only after all lines were received.
             Some(_) => source.caught_up,
             None => !source.ready.is_empty() || source.caught_up,
         };
@@ -90,12 +92,12 @@ impl Source {
         Ok(self.ready.front())
     }
 
-    /// Takes the next line that has been read.
+    /// Takes the next line that was received.
     pub(super) fn next(&mut self) -> Option<Line> {
         self.ready.pop_front()
     }
 
-    /// Waits for the next message of the stream and takes it. Cancelling it loses nothing.
+    /// Waits for the next message of the stream and processes it. Cancelling it loses nothing.
     pub(super) async fn fill(&mut self) -> Result<(), Failure> {
         match self.feed.next().await? {
             Item::Header(_) => {}
@@ -117,8 +119,8 @@ impl Source {
             self.event(event);
         }
         gaps.for_each(|gap| self.gap(gap));
-        // After `until_ns`, what is held is read on only while it may tell of missing output.
-        let enough = self.caught_up || batch.caught_up || !self.ledger.output_is_open();
+        // After `until_ns`, reading goes on only while an event in the journal may show that output is missing.
+        let enough = self.caught_up || batch.caught_up || !self.ledger.output_is_incomplete();
         if self.cut && enough {
             self.end();
         } else if batch.caught_up {
@@ -142,20 +144,20 @@ impl Source {
         } = self.range;
         self.cut |= until_ns.is_some_and(|until| event.realtime_ns > until);
         if self.cut {
-            self.ledger.pass(event);
+            self.ledger.end_before(event);
             return;
         }
         let gone = self.ledger.gone();
         let fresh = self.ledger.event(event);
         let lost = self.ledger.gone() > gone;
         if since_ns.is_some_and(|since| event.realtime_ns < since) {
-            // What is gone up to here was not asked for.
-            self.ledger.forgive();
+            // Output before `since_ns` was not asked for, so its loss is not reported.
+            self.ledger.ignore_losses();
         }
         match (&event.kind, fresh) {
             (Some(Kind::Data(data)), Some(fresh)) => {
                 if lost {
-                    self.tear(data.stream());
+                    self.break_line(data.stream());
                     self.torn.push(data.stream());
                 }
                 let at = (event.seq, event.realtime_ns);
@@ -164,13 +166,13 @@ impl Source {
                     .push(at, data.stream(), fresh, |line| ended.push(line));
                 self.take(ended);
             }
-            (Some(Kind::StreamEnd(end)), _) if lost => self.tear(end.stream()),
+            (Some(Kind::StreamEnd(end)), _) if lost => self.break_line(end.stream()),
             _ => {}
         }
     }
 
-    /// Bytes of the stream are gone: the line that had begun does not go on with what comes after them.
-    fn tear(&mut self, stream: Stream) {
+    /// Ends the incomplete line of a stream after bytes of the stream were lost: later bytes do not belong to it.
+    fn break_line(&mut self, stream: Stream) {
         self.damaged = self.damaged.max(self.gap_at);
         if let Some(line) = self.begun.take(stream) {
             self.take(vec![line]);
@@ -178,8 +180,8 @@ impl Source {
         }
     }
 
-    /// Adds lines to those that were read. Of what was there at the beginning only the last `tail` are kept. A line
-    /// counts at the time when it began: those that began before `since_ns` are left out.
+    /// Appends lines to those that were received. Lines that began before `since_ns` are left out. Of the lines that existed
+    /// when `logs` began, only the last `tail` are kept.
     fn take(&mut self, lines: Vec<Line>) {
         let tail = self.range.tail.filter(|_| !self.caught_up);
         for line in lines {
@@ -199,7 +201,7 @@ impl Source {
         }
     }
 
-    /// Takes lines that have begun and not ended as they are: their end is not waited for.
+    /// Takes the incomplete lines without waiting for their ends.
     fn finish_lines(&mut self) {
         let rest: Vec<_> = self.begun.rest().collect();
         let spans_gap = rest.iter().any(|line| line.seq < self.gap_seq);
@@ -215,9 +217,9 @@ impl Source {
         self.caught_up = true;
     }
 
-    /// With `tail`, forgets what is gone before the last lines that were asked for.
-    pub(super) fn settle_tail(&mut self) {
-        let damaged = if self.ledger.is_open() {
+    /// With `tail`, ignores output that is gone before the last lines that were asked for.
+    pub(super) fn ignore_losses_before_tail(&mut self) {
+        let damaged = if self.ledger.is_incomplete() {
             self.damaged.max(self.gap_at)
         } else {
             self.damaged
@@ -225,25 +227,25 @@ impl Source {
         if let Some(tail) = self.range.tail
             && self.count.saturating_sub(damaged) >= tail
         {
-            self.ledger.forgive();
+            self.ledger.ignore_losses();
         }
     }
 
-    /// Whether only the daemon knows what is gone at the end.
-    pub(super) const fn is_open(&self) -> bool {
+    /// Returns whether bytes may be gone that no received event shows.
+    pub(super) const fn is_incomplete(&self) -> bool {
         if self.cut {
-            self.ledger.output_is_open()
+            self.ledger.output_is_incomplete()
         } else {
-            self.ledger.is_open()
+            self.ledger.is_incomplete()
         }
     }
 
-    /// Takes into account what the daemon says of the process; see [`Ledger::settle`].
-    pub(super) fn settle(&mut self, watch: Option<&Watch>) {
-        self.ledger.settle(watch);
+    /// Counts what is gone by the daemon's totals; see [`Ledger::compare_with_totals`].
+    pub(super) fn compare_with_totals(&mut self, watch: Option<&Watch>) {
+        self.ledger.compare_with_totals(watch);
     }
 
-    /// Reports on stderr how much of what was asked for is gone. Returns true if nothing is.
+    /// Reports on stderr how many bytes of the output that was asked for are gone. Returns true if none are.
     pub(super) fn report(&self) -> bool {
         self.ledger.report(&self.watch.name)
     }

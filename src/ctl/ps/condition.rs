@@ -1,4 +1,4 @@
-//! Conditions of `ps --filter`.
+//! The conditions of `ps --filter`.
 
 use glob::Pattern;
 
@@ -26,8 +26,9 @@ pub(super) enum Stage {
     Failed,
 }
 
+/// Reads a condition, `KEY=VALUE`.
 pub(super) fn condition(text: &str) -> Result<Condition, String> {
-    let keys = "name=, status=, exited=, label= and id= are allowed";
+    let keys = "allowed are name=, status=, exited=, label= and id=";
     let (key, value) = text.split_once('=').ok_or(keys)?;
     Ok(match key {
         "name" => {
@@ -42,18 +43,18 @@ pub(super) fn condition(text: &str) -> Result<Condition, String> {
             "stopped" | "paused" => Stage::Stopped,
             "ended" | "exited" | "done" | "finished" => Stage::Ended,
             "failed" => Stage::Failed,
-            _ => return Err("status is running, stopped, ended or failed".to_owned()),
+            _ => return Err("status= is running, stopped, ended or failed".to_owned()),
         }),
-        "exited" => Condition::Exited(value.parse().map_err(|_| "exited=CODE is a number")?),
+        "exited" => Condition::Exited(value.parse().map_err(|_| "exited= needs a number")?),
         "label" => match value.split_once('=') {
             Some((key, value)) => Condition::Label(key.to_owned(), Some(value.to_owned())),
             None => Condition::Label(value.to_owned(), None),
         },
         "id" => match parse::watch_id(value.trim_start_matches('@'))?.r#ref {
             Some(watch_ref::Ref::WatchId(id)) => Condition::Id(id),
-            _ => return Err("id=@7 is a number".to_owned()),
+            _ => return Err("id= needs a number, such as id=@7".to_owned()),
         },
-        _ => return Err(format!("`{key}` is no key; {keys}")),
+        _ => return Err(format!("there is no key `{key}`; {keys}")),
     })
 }
 
@@ -74,8 +75,8 @@ impl Condition {
         }
     }
 
-    /// Returns the key of the condition: of conditions with the same key one has to hold, of each key there is. Each
-    /// label is a key of its own.
+    /// Returns the key of the condition. Of the conditions with the same key, one has to hold. Each label is a key of its
+    /// own.
     pub(super) fn key(&self) -> (u8, &str) {
         match self {
             Self::Name(_) => (0, ""),

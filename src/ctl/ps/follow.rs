@@ -1,4 +1,4 @@
-//! `ps --watch`: lists processes again whenever something changes.
+//! `ps --watch`: lists processes again whenever one of them changes.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -21,13 +21,13 @@ use crate::proto::{
     subscribe_request::Start, watch::Status,
 };
 
-/// How often processes are listed without an event: no event tells that a process was stopped or continued, and on a
-/// terminal their ages are shown.
+/// How often processes are listed if no event comes: no event reports that a process was stopped or continued, and the ages
+/// on a terminal change.
 const TICK: Duration = Duration::from_secs(1);
-/// The least time between two lists, however much happens.
+/// The shortest time between two lists.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Lists processes, and again whenever something changes, until stdout has no reader any more.
+/// Lists processes, and again whenever one changes, until the reader of stdout closes it.
 pub(super) async fn run(session: &Session, args: &Ps) -> Outcome {
     tokio::select! {
         outcome = refresh(session, args) => outcome,
@@ -52,8 +52,8 @@ async fn refresh(session: &Session, args: &Ps) -> Outcome {
         }),
         ..SubscribeRequest::default()
     };
-    let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).telling_standstill();
-    // The subscription comes before the first list, so that no event is missed between them.
+    let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).reporting_standstill();
+    // The subscription begins before the first list, so that no event between them is missed.
     while !matches!(feed.next().await?, Item::Header(_)) {}
     let mut shown = Shown {
         first: true,
@@ -78,7 +78,7 @@ async fn refresh(session: &Session, args: &Ps) -> Outcome {
     }
 }
 
-/// What is shown anew when it changes.
+/// The values of a process whose change makes it be printed again.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
     state: WatchState,
@@ -128,7 +128,7 @@ impl Shown {
             let (columns, rows) = terminal_size().unwrap_or((80, 24));
             let text = table(processes).text(Some(columns).filter(|_| !args.no_trunc));
             let all = text.lines().count();
-            // A line for what does not fit, and one for the cursor.
+            // One line says how many processes do not fit, and one line is for the cursor.
             let fits = if all < rows {
                 all
             } else {
@@ -139,10 +139,10 @@ impl Shown {
                 0 => String::new(),
                 more => format!("… {more} more\n"),
             };
-            // From the top of a screen that is erased: ED and CUP of ECMA-48.
+            // ECMA-48: CUP moves the cursor to the top, ED erases the screen.
             return output::print(&format!("\x1b[H\x1b[2J{lines}{more}"));
         }
-        // Ages alone are no change.
+        // A changed age alone does not print the table again.
         let states = processes.iter().map(|p| (p.watch_id, State::of(p)));
         let states: Vec<_> = states.collect();
         let first = std::mem::replace(&mut self.first, false);

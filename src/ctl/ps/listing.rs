@@ -20,29 +20,30 @@ use crate::proto::{ListWatchesRequest, Watch, watch::Status};
 /// Options of `ps`.
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Ps {
-    /// Those that have ended too; this is the default, and --running is not
+    /// List processes that have ended too; this is the default
     #[arg(short, long, conflicts_with = "running")]
     all: bool,
-    /// Only those that run
+    /// List only processes that run
     #[arg(short, long)]
     running: bool,
-    /// Only their names, one a line (`@7` for one without)
+    /// Print only the names, one per line; for a process without a name, its id as `@7`
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Only those with name=TEXT (a part of it, or a pattern with * and ?), status=running, stopped, ended or failed,
-    /// exited=CODE, label=KEY[=VALUE] or id=@7; may be repeated: any of one key, all keys
+    /// List only processes with name=TEXT (a part of the name, or a pattern with * and ?), status=running, stopped, ended or
+    /// failed, exited=CODE, label=KEY[=VALUE] or id=@7. May be repeated: a process is listed if, for each key, one of its
+    /// conditions holds
     #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = condition, add = complete::conditions())]
     filters: Vec<Condition>,
-    /// Only the newest N
+    /// List only the newest N processes
     #[arg(short = 'n', long, value_name = "N")]
     last: Option<usize>,
-    /// Only the newest
+    /// List only the newest process
     #[arg(short, long, conflicts_with = "last")]
     latest: bool,
-    /// Cut nothing, however narrow the terminal is
+    /// Do not cut columns, even if they do not fit into the terminal
     #[arg(long)]
     pub(super) no_trunc: bool,
-    /// Go on, and show them anew whenever something changes
+    /// Go on, and print the list again whenever it changes
     #[arg(short, long)]
     pub(super) watch: bool,
 }
@@ -88,7 +89,7 @@ impl Ps {
     }
 }
 
-/// The processes as a table.
+/// Returns the processes as a table.
 pub(super) fn table(processes: &[Watch]) -> Table {
     let mut table = Table::new(&["NAME", "ID", "PID", "STATE", "STARTED", "COMMAND"]);
     for process in processes {

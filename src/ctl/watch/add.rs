@@ -1,4 +1,4 @@
-//! What all ways to add a watch have in common.
+//! Adds a watch of any kind, and prints its events if asked to.
 
 use clap::{Args, ValueEnum};
 
@@ -18,44 +18,45 @@ use crate::proto::{
     subscribe_request, watch_spec,
 };
 
-/// What a watch is bound to.
+/// How long a watch stays.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(in crate::ctl) enum Lifetime {
-    /// Until it closes or is removed.
+    /// The watch stays until it closes or is removed.
     #[default]
     Daemon,
-    /// At most as long as this command runs.
+    /// The watch ends when this command ends, or before.
     Process,
 }
 
-/// Options of every way to add a watch.
+/// Options of every command that adds a watch.
 #[derive(Debug, Default, Args)]
 pub(in crate::ctl) struct Registration {
-    /// Its name, unique on the loop
+    /// The watch's name, unique on the loop
     #[arg(long, value_parser = parse::name)]
     name: Option<String>,
-    /// Attach a label
+    /// Attach a label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
-    /// A number of your own, in every event of it
+    /// A number of your own that every event of the watch carries
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     user_data: u64,
-    /// If it exists and is the same, be content
+    /// Do nothing if the same watch exists under this name; without it, that is an error
     #[arg(long)]
     if_missing: bool,
-    /// What it is bound to
+    /// How long the watch stays
     #[arg(long, value_enum, default_value_t)]
     lifetime: Lifetime,
-    /// How long it can be looked at after its end [default: the policy's]
+    /// How long the watch can be looked at after its end [default: as the policy says]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     finished_ttl: Option<prost_types::Duration>,
-    /// Print its events until it closes
+    /// Print the watch's events until it closes
     #[arg(short, long)]
     follow: bool,
 }
 
 impl Registration {
-    /// Of a watch that a command shows while it runs: with a name it stays, and is joined.
+    /// Options for a watch whose events a command prints while it runs. With a name, the watch stays when the command ends,
+    /// and a watch that exists under the name is joined.
     pub(in crate::ctl) fn in_foreground(name: Option<String>) -> Self {
         let lifetime = if name.is_some() {
             Lifetime::Daemon
@@ -72,7 +73,7 @@ impl Registration {
     }
 }
 
-/// Adds a watch and says so.
+/// Adds a watch, and prints its name, or its events with `--follow`.
 pub(super) async fn run(
     session: &Session,
     spec: watch_spec::Spec,
@@ -95,7 +96,10 @@ pub(super) async fn run(
     Ok(0)
 }
 
-/// Adds a watch.
+/// Adds a watch. With `--if-missing`, returns the watch that has the name if it is the same.
+///
+/// # Errors
+/// The name is taken, or the daemon refuses the watch.
 pub(in crate::ctl) async fn request(
     session: &Session,
     spec: watch_spec::Spec,
@@ -137,7 +141,7 @@ pub(in crate::ctl) async fn request(
     }
 }
 
-/// Prints a watch's events from its first until it closes.
+/// Prints a watch's events from its first event until it closes.
 pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) -> Outcome {
     let watch_id = added.watch.as_ref().map_or(0, |watch| watch.watch_id);
     let after = added.added.clone().unwrap_or_default();
@@ -155,6 +159,6 @@ pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) 
     if let Some(watch) = &added.watch {
         printer.learn(watch_id, &watch.name);
     }
-    let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).telling_standstill();
+    let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).reporting_standstill();
     printer.run(&mut feed, Until::Closed(watch_id)).await
 }

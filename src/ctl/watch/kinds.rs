@@ -18,33 +18,33 @@ use crate::proto::{
     read_pipe_spec, timer_spec, watch_spec, write_pipe_spec,
 };
 
-/// What to watch.
+/// Commands that add a watch, one for each kind.
 #[derive(Debug, Subcommand)]
 pub(in crate::ctl) enum Kind {
-    /// A timer
+    /// Watch a timer
     #[command(after_help = "Example:\n  evloopctl watch timer --at 2030-01-01T00:00:00Z -f")]
     Timer(Timer),
-    /// A program, run without a stdin (see also `evloopctl run`)
+    /// Run a program without a stdin (see also `evloopctl run`)
     #[command(after_help = "Example:\n  evloopctl watch process --name job -- ./job --fast")]
     Process(Process),
-    /// A connection to be made, or handed over
+    /// Connect to an address, or watch a connection that you hand over
     #[command(after_help = "Examples:\n  evloopctl watch connect localhost:80 -f
   evloopctl watch connect unix:/run/app.sock --name app")]
     Connect(Connect),
-    /// Accept connections; each becomes a watch of its own
+    /// Accept connections; each connection becomes a watch of its own
     #[command(after_help = "Examples:\n  evloopctl watch listen 127.0.0.1:7000 -f
   evloopctl watch listen :7000          # every address of the host")]
     Listen(Listen),
     /// Read from a FIFO
     #[command(after_help = "Example:\n  evloopctl watch read-pipe /tmp/fifo -f")]
     ReadPipe(ReadPipe),
-    /// Write to a FIFO that somebody reads
+    /// Write to a FIFO that another program reads
     #[command(after_help = "Example:\n  evloopctl watch write-pipe /tmp/fifo --name sink")]
     WritePipe(WritePipe),
-    /// Signals that the daemon itself gets
+    /// Watch signals that the daemon process receives
     #[command(after_help = "Example:\n  evloopctl watch signal USR1 USR2 -f")]
     Signal(Signal),
-    /// Readiness of a descriptor that you have opened for this command
+    /// Watch the readiness of a descriptor that you have opened for this command
     #[command(after_help = "Example:\n  evloopctl watch fd 3 --read -f 3< /tmp/fifo")]
     Fd(Fd),
 }
@@ -60,13 +60,13 @@ pub(in crate::ctl) struct Timer {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Schedule {
-    /// Once, this long from now
+    /// Fire once, after this time; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     after: Option<prost_types::Duration>,
-    /// Again and again
+    /// Fire again and again, at this interval; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     every: Option<prost_types::Duration>,
-    /// Once, at a time (UTC)
+    /// Fire once, at this time in UTC, such as 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = parse::time)]
     at: Option<prost_types::Timestamp>,
 }
@@ -84,10 +84,10 @@ pub(in crate::ctl) struct Connect {
     /// HOST:PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
     #[arg(value_parser = parse::address)]
     address: Address,
-    /// Keep it after the peer has sent all it will
+    /// Keep the connection after the peer has ended its direction
     #[arg(long)]
     keep_half_open: bool,
-    /// Do not read until told so
+    /// Read nothing until reading is resumed
     #[arg(long)]
     start_paused: bool,
     /// How long connecting may take [default: 60s]
@@ -102,16 +102,16 @@ pub(in crate::ctl) struct Listen {
     /// HOST:PORT, :PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
     #[arg(value_parser = parse::address)]
     address: Address,
-    /// Connections the kernel may hold for us [default: 128]
+    /// The most connections that the kernel keeps until they are accepted [default: 128]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     backlog: u32,
-    /// Share the port with others who do
+    /// Share the port with other listeners that set this option too (SO_REUSEPORT)
     #[arg(long)]
     reuse_port: bool,
-    /// Keep connections after the peer has sent all it will
+    /// Keep a connection after the peer has ended its direction
     #[arg(long)]
     keep_half_open: bool,
-    /// Do not read from connections until told so
+    /// Read nothing from a connection until reading is resumed
     #[arg(long)]
     start_paused: bool,
     #[command(flatten)]
@@ -122,7 +122,7 @@ pub(in crate::ctl) struct Listen {
 pub(in crate::ctl) struct ReadPipe {
     /// Path of a FIFO, or fd:N (inherited)
     path: String,
-    /// Do not read until told so
+    /// Read nothing until reading is resumed
     #[arg(long)]
     start_paused: bool,
     #[command(flatten)]
@@ -139,7 +139,7 @@ pub(in crate::ctl) struct WritePipe {
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Signal {
-    /// The signals, by name
+    /// The signals, by name, such as USR1
     #[arg(required = true, value_parser = parse::signal)]
     signals: Vec<String>,
     #[command(flatten)]
@@ -151,10 +151,10 @@ pub(in crate::ctl) struct Fd {
     /// The descriptor's number
     #[arg(value_parser = parse::fd_number)]
     fd: i32,
-    /// Report when it can be read
+    /// Report when the descriptor can be read
     #[arg(long)]
     read: bool,
-    /// Report when it can be written
+    /// Report when the descriptor can be written
     #[arg(long)]
     write: bool,
     #[command(flatten)]
@@ -290,7 +290,7 @@ async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
     let fd = inherited::duplicate(number).map_err(|error| {
         let none = error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error());
         let failure = match none {
-            true => Failure::new(&what, "evloopctl was not given this descriptor"),
+            true => Failure::new(&what, "evloopctl has not inherited this descriptor"),
             false => Failure::new(&what, error),
         };
         failure.advice(format!("open it for this command, as in `{number}< FILE`"))

@@ -1,4 +1,4 @@
-//! `watch`: registrations on loops.
+//! `watch`: adds, shows, arms and removes watches. A watch is a source of events that is registered on a loop.
 
 use clap::Subcommand;
 
@@ -22,28 +22,28 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl watch fd 3 --read -f 3< /tmp/fifo
   evloopctl watch list";
 
-/// What to do with watches.
+/// Commands for watches.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     #[command(flatten)]
     Add(kinds::Kind),
-    /// The watches of the loop
+    /// List the watches of the loop
     #[command(
         visible_alias = "ls",
         after_help = "Example:\n  evloopctl watch list --kind timer --open"
     )]
     List {
-        /// Only this kind; may be repeated
+        /// Only watches of this kind; may be repeated
         #[arg(long = "kind")]
         kinds: Vec<String>,
         /// Only watches with this label; may be repeated
         #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
         labels: Vec<(String, String)>,
-        /// Only open ones
+        /// Only open watches
         #[arg(long)]
         open: bool,
     },
-    /// All about one watch
+    /// Show one watch
     #[command(
         visible_alias = "show",
         after_help = "Examples:\n  evloopctl watch get tick --json\n  evloopctl watch get @7"
@@ -52,7 +52,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         watch: OneWatch,
     },
-    /// End and forget watches
+    /// End and remove watches
     #[command(after_help = "Example:\n  evloopctl watch rm tick")]
     Rm(super::rm::Rm),
     /// Arm an fd watch again after its `ready`, or disarm it
@@ -62,7 +62,7 @@ pub(super) enum Verb {
     Rearm {
         #[command(flatten)]
         watch: OneWatch,
-        /// The newest `ready` you have seen: a later one stays the last [default: whatever there is]
+        /// Do not arm if there is a `ready` event after this sequence number [default: arm in any case]
         #[arg(
             long,
             default_value_t = 0,
@@ -70,13 +70,13 @@ pub(super) enum Verb {
             conflicts_with = "disarm"
         )]
         seq: u64,
-        /// No `ready` from here on, until it is armed again; the watch stays
+        /// Disarm instead: no `ready` comes until the watch is armed again
         #[arg(long)]
         disarm: bool,
-        /// For reading
+        /// Arm or disarm for reading
         #[arg(long)]
         read: bool,
-        /// For writing; with neither, what has fired, or with --disarm both
+        /// Arm or disarm for writing [default, without --read: what has fired; with --disarm: both]
         #[arg(long)]
         write: bool,
     },
@@ -125,7 +125,7 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                     parse::watch_name(&asked),
                     found.watch_kind.replace('_', " "),
                 );
-                let what = format!("it is a {kind}, no descriptor: there is nothing to arm");
+                let what = format!("it is a {kind}; only an fd watch can be armed");
                 return Err(Failure::new(name, what));
             }
             let watch_id = found.watch_id;
@@ -150,8 +150,8 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             output::line(match (changed, disarm) {
                 (true, false) => "armed",
                 (true, true) => "disarmed",
-                (false, false) => "not armed: a later ready exists, or it was armed",
-                (false, true) => "not disarmed: it was not armed",
+                (false, false) => "not armed: there is a later `ready`, or it was armed before",
+                (false, true) => "not disarmed: it was not armed before",
             })?;
             Ok(0)
         }

@@ -1,4 +1,4 @@
-//! `watch take-fd`: a descriptor back out of the daemon.
+//! `watch take-fd`: takes a file descriptor out of the daemon and passes it to a program.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use clap::Args;
 
-use super::super::failure::{Failure, Outcome};
+use super::super::failure::{Failure, Outcome, USAGE};
 use super::super::names::OneWatch;
 use super::super::session::{Session, answer};
 use crate::handover::{Client, Slot};
@@ -15,7 +15,8 @@ use crate::proto::{GetServerInfoRequest, TakeFdRequest};
 pub(super) const EXAMPLES: &str = "Example:
   evloopctl watch take-fd @9 -- sh -c 'echo hello >&0'
 
-For accepted connections and fd watches. The watch closes; the program replaces this command.";
+It works for accepted connections and fd watches. The watch is closed, and the program runs in \
+place of evloopctl, with the descriptor as its stdin.";
 
 /// Options of `watch take-fd`.
 #[derive(Debug, Args)]
@@ -29,7 +30,7 @@ pub(in crate::ctl) struct TakeFd {
 
 pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
     let Some((program, arguments)) = args.argv.split_first() else {
-        return Err(Failure::new("watch take-fd", "a program is needed").code(2));
+        return Err(Failure::plain("a program is needed after `--`").code(USAGE));
     };
     let info = session
         .admin()
@@ -44,8 +45,12 @@ pub(super) async fn run(session: &Session, args: TakeFd) -> Outcome {
         ..TakeFdRequest::default()
     };
     let taken = answer(session.watches().take_fd(request).await)?;
-    let slot = Slot::try_from(&*taken.slot)
-        .map_err(|_| Failure::new("watch take-fd", "the daemon answered no slot"))?;
+    let slot = Slot::try_from(&*taken.slot).map_err(|_| {
+        Failure::new(
+            "watch take-fd",
+            "the daemon sent a descriptor slot that is not valid",
+        )
+    })?;
     let fd = handover
         .take(&slot)
         .map_err(|error| Failure::new("watch take-fd", error))?;
