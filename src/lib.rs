@@ -12,6 +12,7 @@
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
 //! | `id_map` | a map from ids to values; uses no other module |
+//! | `paged` | a slab that grows without copying; uses no other module |
 //! | [`error`] | the error type of the whole daemon |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | reads TOML into checked types; uses `similar`, [`words`] and [`kinds`] only |
@@ -48,6 +49,7 @@ mod id_map;
 pub mod journal;
 pub mod kinds;
 pub mod memory;
+mod paged;
 pub mod policy;
 pub mod proto;
 pub mod rpc;

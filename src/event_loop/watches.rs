@@ -5,12 +5,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Index as At, IndexMut as AtMut};
 use std::sync::Arc;
 
-use slab::Slab;
 
 use super::record::{Lifetime, Record};
 use crate::access::ProcessKey;
 use crate::driver::Key;
 use crate::id_map::IdMap;
+use crate::paged::Paged;
 
 /// The records of all watches that have not been removed, by slot, and the indexes over them.
 ///
@@ -19,7 +19,7 @@ use crate::id_map::IdMap;
 /// while it is open, and by its expiry once it is closed.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
-    records: Slab<Record>,
+    records: Paged<Record>,
     /// The generation of the newest key, so that a slot that is used again gets another key.
     generation: u32,
     /// The newest id; 0 before the first watch.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use slab::Slab;
 
 use super::entry::Token;
 use super::epoll::EpollSet;
@@ -20,6 +19,7 @@ use crate::driver::turn::TurnState;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
+use crate::paged::Paged;
 
 /// The number of results that one io_uring_enter(2) brings at most, unless it asks for more.
 const CALL: usize = 20;
@@ -47,7 +47,7 @@ pub(super) struct Proactor {
     pub(super) woken: bool,
     pub(super) epoll: EpollSet,
     pub(super) acceptor: Acceptor,
-    pub(super) sources: Slab<Source>,
+    pub(super) sources: Paged<Source>,
     /// Operations to submit in the next turn.
     pub(super) queued: Vec<Token>,
     /// Reads of regular files that wait for room in the budget.
@@ -93,7 +93,7 @@ impl Proactor {
             woken: false,
             epoll: EpollSet::default(),
             acceptor: Acceptor::default(),
-            sources: Slab::new(),
+            sources: Paged::default(),
             queued: Vec::new(),
             files: VecDeque::new(),
             waiting_receives: VecDeque::new(),

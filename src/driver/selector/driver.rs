@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use slab::Slab;
 
 use super::{Event, Interest, Poller};
 use crate::driver::acceptor::Acceptor;
@@ -17,6 +16,7 @@ use crate::driver::wait::wait;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
+use crate::paged::Paged;
 
 /// The waker's token; a source's is one more than its index.
 const WAKER: usize = 0;
@@ -78,7 +78,7 @@ impl Source {
 pub(super) struct Selector<P> {
     poller: P,
     waker: Arc<OwnedFd>,
-    sources: Slab<Source>,
+    sources: Paged<Source>,
     /// Indices of sources whose registration may have to change, or that have a fresh operation.
     dirty: Vec<usize>,
     /// Ends of cancelled and refused operations, to be reported in the next turn.
@@ -109,7 +109,7 @@ impl<P: Poller> Selector<P> {
         Ok(Self {
             poller,
             waker,
-            sources: Slab::new(),
+            sources: Paged::default(),
             dirty: Vec::new(),
             endings: Vec::new(),
             events: Vec::new(),
