@@ -58,6 +58,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// The error that keeps the daemon from starting.
 pub fn run(config: Config) -> Result<()> {
+    sys::keep_freed_memory();
     let allowed: Vec<i32> = config
         .signals
         .allow

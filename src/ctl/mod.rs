@@ -221,6 +221,7 @@ pub fn parse() -> Result<Invocation, ExitCode> {
 /// Carries out the command line: writes results to stdout, or one line with the failure to stderr. Returns the exit code;
 /// `evloopctl --help` lists the exit codes.
 pub async fn main(invocation: Invocation) -> ExitCode {
+    crate::sys::keep_freed_memory();
     let Invocation { args, verb } = invocation;
     let of_run = matches!(
         args.verb,

@@ -8,7 +8,9 @@ use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
-use crate::watch::{ACCEPTED, Adoption, Alarm, Context, End, ONE_BY_ONE, ControlBlock, Teardown, Watch};
+use crate::watch::{
+    ACCEPTED, Adoption, Alarm, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch,
+};
 
 impl EventLoop {
     /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,

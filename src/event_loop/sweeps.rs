@@ -191,7 +191,12 @@ impl EventLoop {
             return;
         };
         let watch = record.control.key;
-        let live: SmallVec<[Lane; 4]> = record.control.sources.live().map(|(lane, _)| lane).collect();
+        let live: SmallVec<[Lane; 4]> = record
+            .control
+            .sources
+            .live()
+            .map(|(lane, _)| lane)
+            .collect();
         for lane in live {
             self.handle_completion(Completion {
                 id: OpId { watch, lane },

@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Index as At, IndexMut as AtMut};
 use std::sync::Arc;
 
-
 use super::record::{Lifetime, Record};
 use crate::access::ProcessKey;
 use crate::driver::Key;

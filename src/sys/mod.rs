@@ -22,6 +22,25 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     Ok(result)
 }
 
+/// The size of a freed block up to which the allocator keeps its memory, in bytes.
+#[cfg(target_env = "gnu")]
+const FREED_KEPT: libc::c_int = 4 << 20;
+
+/// Has glibc's allocator keep freed blocks of up to 4 MiB and return larger ones to the system at
+/// once, see mallopt(3).
+///
+/// Without this, it adapts both limits to the largest block that was freed. Messages of a few
+/// hundred KiB then cost page faults each time, and after one large message the memory of many
+/// small objects stays scattered: for 12,000 watches, 630 bytes each instead of 480.
+pub(crate) fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for limit in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: mallopt takes two integers and locks what it changes. If it refuses, the limit
+        // stays as it was.
+        unsafe { libc::mallopt(limit, FREED_KEPT) };
+    }
+}
+
 /// The end of a child: its kind, its status and the resources that the child used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waited {

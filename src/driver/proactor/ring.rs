@@ -172,13 +172,11 @@ impl Ring {
         let entry = match way {
             Receive::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
             Receive::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
-            Receive::Read => {
-                opcode::Read::new(fd, ptr::null_mut(), max)
-                    .offset(HERE)
-                    .buf_group(GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
+            Receive::Read => opcode::Read::new(fd, ptr::null_mut(), max)
+                .offset(HERE)
+                .buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT),
         };
         self.push(entry, token)
     }

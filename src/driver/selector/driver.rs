@@ -232,10 +232,15 @@ impl<P: Poller> Selector<P> {
         let was_fresh = std::mem::take(fresh);
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
-            Op::Recv { max } => match self.intake.read(fd, mode, turn.budget.bytes.min(*max as usize)) {
-                Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
-                other => other.map(|_| Done::Eof),
-            },
+            Op::Recv { max } => {
+                match self
+                    .intake
+                    .read(fd, mode, turn.budget.bytes.min(*max as usize))
+                {
+                    Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
+                    other => other.map(|_| Done::Eof),
+                }
+            }
             // `Source::refuses` does not let it start.
             Op::ReadAt { .. } => return,
             Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, id, limit) {
