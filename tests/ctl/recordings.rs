@@ -164,7 +164,15 @@ async fn a_violation_is_named_and_differs_from_a_file_that_cannot_be_read() {
     });
     ctl(nowhere(), &["check", &bad_text]).await.good();
     let compared = ctl(nowhere(), &["check", &good_text, &bad_text]).await;
-    compared.failed(1, &["good.rec and", "bad.rec", "content", "event 4 has the content"]);
+    compared.failed(
+        1,
+        &[
+            "good.rec and",
+            "bad.rec",
+            "content",
+            "event 4 has the content",
+        ],
+    );
 
     let bytes = std::fs::read(&good).unwrap();
     std::fs::write(&bad, &bytes[..bytes.len() - 1]).unwrap();
