@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 
 /// The number of neighbouring ids whose values are stored together. A single id takes the memory of
 /// a whole page if it has no neighbours, so a page is small.
-const PAGE: u64 = 16;
+const PAGE: usize = 16;
 
 /// A map from ids to values, in ascending order of the ids.
 ///
@@ -20,13 +20,14 @@ struct Page<T> {
     /// One bit for each id that has a value.
     present: u16,
     /// The values; a default for an id that has none.
-    values: [T; PAGE as usize],
+    values: [T; PAGE],
 }
 
 /// Returns the key of the page of an id, its index there, and its bit.
 const fn place(id: u64) -> (u64, usize, u16) {
-    let index = id % PAGE;
-    (id / PAGE, index as usize, 1 << index)
+    // The index is the id's lowest bits.
+    let index = id.to_le_bytes()[0] as usize % PAGE;
+    (id / PAGE as u64, index, 1 << index)
 }
 
 impl<T: Default> IdMap<T> {
@@ -85,7 +86,7 @@ impl<T: Default> IdMap<T> {
             // In its own page, only ids above it count.
             let below = if *key == first { bit - 1 } else { 0 };
             let above = page.present & !below;
-            (above != 0).then(|| key * PAGE + u64::from(above.trailing_zeros()))
+            (above != 0).then(|| key * PAGE as u64 + u64::from(above.trailing_zeros()))
         })
     }
 }

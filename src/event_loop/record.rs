@@ -114,7 +114,7 @@ pub(super) struct Encoded(SmallVec<[u8; 16]>);
 
 impl Encoded {
     pub(super) fn new(spec: Option<&proto::WatchSpec>) -> Self {
-        let bytes = spec.map(|spec| spec.encode_to_vec());
+        let bytes = spec.map(prost::Message::encode_to_vec);
         Self(SmallVec::from_vec(bytes.unwrap_or_default()))
     }
 

@@ -208,7 +208,12 @@ impl Context<'_> {
 
     /// Releases the sources reserved beyond `most` that it has not attached.
     pub fn keep_sources(&mut self, most: u32) {
-        let kept = self.control.sources.len().max(most).min(self.need.sources);
+        let kept = self
+            .control
+            .sources
+            .count()
+            .max(most)
+            .min(self.need.sources);
         self.ledger.give_back_sources(self.need.sources - kept);
         self.need.sources = kept;
     }

@@ -47,7 +47,7 @@ impl Sources {
 
     /// Returns the number of sources.
     #[must_use]
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap_or(u32::MAX)
     }
 
