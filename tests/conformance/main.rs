@@ -64,6 +64,7 @@ macro_rules! on_each_child_watcher {
     )+};
 }
 
+mod churn;
 mod closes;
 mod connecting;
 mod connections;
