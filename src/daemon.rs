@@ -36,8 +36,8 @@ use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
 use crate::text;
 use crate::watch::{
-    Attributes, Closer, Count, Drain, DrainLimits, Reaper, Services, Starters, TransportLimits,
-    reap_inherited,
+    Attributes, Closer, Count, Drain, DrainLimits, Reaper, Resolver, Services, Starters,
+    TransportLimits, reap_inherited,
 };
 
 pub use arguments::{Arguments, Show};
@@ -254,6 +254,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         reaper: Reaper::new(runtime.clone(), limits.children),
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
+        resolver: Resolver::new(limits.resolver_threads),
         closer: Closer::default(),
         runtime,
         signals,

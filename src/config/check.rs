@@ -211,6 +211,13 @@ fn limits(limits: &Limits, found: &mut Findings) {
         size(found, "limits.write_high_water", high, 4 << 10, most);
     }
     duration(found, "limits.close_linger", limits.close_linger, HOUR);
+    number(
+        found,
+        "limits.resolver_threads",
+        limits.resolver_threads,
+        1,
+        256,
+    );
 }
 
 fn children(children: &Children, found: &mut Findings) {

@@ -177,6 +177,9 @@ pub struct Limits {
     /// its unsent bytes and to discard the bytes that it still receives, at most 1 h.
     #[serde(with = "units::duration")]
     pub close_linger: Duration,
+    /// Threads that resolve names, 1 to 256. A principal may use at most half of those that the
+    /// others leave.
+    pub resolver_threads: usize,
 }
 
 impl Default for Limits {
@@ -201,6 +204,7 @@ impl Default for Limits {
             write_buffer: 1 << 20,
             write_high_water: 64 << 10,
             close_linger: Duration::from_secs(5),
+            resolver_threads: 16,
         }
     }
 }

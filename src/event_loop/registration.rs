@@ -11,6 +11,7 @@ use super::command::Command;
 use super::compare;
 use super::mailbox::{Mailbox, Message, Reply};
 use super::{EventLoop, Registration};
+use crate::access::Principal;
 use crate::error::{Error, Result};
 use crate::journal::Reader;
 use crate::proto;
@@ -183,7 +184,10 @@ impl EventLoop {
     ) {
         let result = match (self.admit(&registration), order) {
             (Ok(Admission::Ticket(ticket)), Order::Later(prepare)) => {
-                return self.prepare(registration, prepare, ticket, reply);
+                return self.prepare(registration, None, prepare, ticket, reply);
+            }
+            (Ok(Admission::Ticket(ticket)), Order::Resolved(owner, prepare)) => {
+                return self.prepare(registration, Some(owner), prepare, ticket, reply);
             }
             (Ok(Admission::Ticket(ticket)), Order::Now(build)) => {
                 let ticket = ticket.into_number();
@@ -201,11 +205,13 @@ impl EventLoop {
         self.reply(reply, result);
     }
 
-    /// Prepares the watch on another thread, which then sends the loop the command to add it. The
-    /// preparation begins with the turn's replies, when the journal shows that room is set aside.
+    /// Prepares the watch on another thread, which then sends the loop the command to add it: a
+    /// thread that resolves names for `resolves`, if that is set. The preparation begins with the
+    /// turn's replies, when the journal shows that room is set aside.
     fn prepare(
         &mut self,
         registration: Registration,
+        resolves: Option<Principal>,
         prepare: Prepare,
         ticket: Ticket,
         reply: Reply<AddOutcome>,
@@ -229,8 +235,10 @@ impl EventLoop {
                 reply.send(Err(error));
             }
         };
-        self.replies
-            .push(Box::new(move || services.starters.run(work, tell)));
+        self.replies.push(Box::new(move || match resolves {
+            Some(owner) => services.resolver.run(&owner, work, tell).keep(),
+            None => services.starters.run(work, tell),
+        }));
     }
 
     fn existing(&self, slot: usize, registration: &Registration) -> Result<Admission> {

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::access::Principal;
 use crate::driver::{Done, Lane};
 use crate::error::{Error, Result};
 use crate::event::{CloseReason, largest};
@@ -39,6 +40,7 @@ mod fd;
 mod listener;
 mod pipe;
 mod process;
+mod resolver;
 mod services;
 mod signal;
 mod sources;
@@ -57,6 +59,7 @@ pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,
     Stdio, reap_inherited,
 };
+pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use sources::Sources;
@@ -136,7 +139,7 @@ impl Need {
 #[derive(Debug)]
 pub enum Notice {
     /// The result of resolving a name.
-    Resolved(std::result::Result<Vec<std::net::SocketAddr>, crate::error::SystemError>),
+    Resolved(Result<Vec<std::net::SocketAddr>>),
     /// The thread that waits for the child says that it has ended.
     ChildEnded,
     /// Some child of the daemon has ended (SIGCHLD).
@@ -268,7 +271,7 @@ fn unsupported(what: &str) -> Error {
 /// Builds a watch on its loop's thread, after room is reserved; must not block.
 pub type Build = Box<dyn FnOnce() -> Result<Box<dyn Watch>> + Send>;
 
-/// Builds a watch on one of the [`Starters`], after room is reserved.
+/// Builds a watch on one of the [`Starters`], or on the [`Resolver`], after room is reserved.
 pub type Prepare = Box<dyn FnOnce(&Services) -> Result<Box<dyn Watch>> + Send>;
 
 /// A watch to add to a loop.
@@ -278,6 +281,9 @@ pub enum Order {
     /// A watch that needs something that may block first, such as starting a program or binding an
     /// address.
     Later(Prepare),
+    /// As [`Order::Later`], of a watch that needs names to be resolved first: its preparation runs on
+    /// the [`Resolver`], as a job of this principal.
+    Resolved(Principal, Prepare),
 }
 
 impl fmt::Debug for Order {
@@ -285,6 +291,7 @@ impl fmt::Debug for Order {
         f.write_str(match self {
             Self::Now(_) => "Now",
             Self::Later(_) => "Later",
+            Self::Resolved(..) => "Resolved",
         })
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
-use super::{Attributes, Notice, Starters};
+use super::{Attributes, Notice, Resolver, Starters};
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
@@ -63,6 +63,8 @@ pub struct Services {
     pub drain: Arc<Drain>,
     /// The threads on which the blocking part of registrations runs.
     pub starters: Starters,
+    /// The threads on which names are resolved.
+    pub resolver: Resolver,
     /// The closer of sockets whose close(2) may block.
     pub closer: Closer,
 }

@@ -66,7 +66,7 @@ async fn a_full_backlog_is_waited_for(scene: &mut Scene) {
 
 /// Starts a daemon in namespaces of its own, prepared by a line of shell. `None` where that is not
 /// permitted, which is printed.
-async fn apart(unshare: &str, ready: &str, config: &str) -> Option<Daemon> {
+pub(crate) async fn apart(unshare: &str, ready: &str, config: &str) -> Option<Daemon> {
     let trial = Command::new("unshare")
         .args([unshare, "sh", "-c", ready])
         .status();

@@ -77,6 +77,7 @@ mod pipes;
 mod posts_and_signals;
 mod processes;
 mod registrations;
+mod resolving;
 mod scenario;
 mod timeouts;
 mod timers;

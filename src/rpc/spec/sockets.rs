@@ -6,12 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Checks, HOUR, Plan, Specification, fitted};
+use crate::access::Principal;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::{
-    ConnectionOrder, ListenOrder, ListenTarget, Need, Order, SOCKETS_MAX, StreamOptions, Target,
+    ConnectionOrder, ListenOrder, ListenTarget, Need, Order, Prepare, SOCKETS_MAX, StreamOptions,
+    Target,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -47,7 +49,7 @@ impl Specification for proto::ConnectionSpec {
                     "must have tcp, unix or slot",
                 ));
             }
-            Some(Given::Tcp(tcp)) => tcp_target(tcp)?,
+            Some(Given::Tcp(tcp)) => tcp_target(tcp, &checks.peer.principal)?,
             Some(Given::Unix(unix)) => Target::Unix(checks.unix("spec.connection.unix", unix)?),
             Some(Given::Slot(slot)) => {
                 let field = "spec.connection.slot";
@@ -136,11 +138,18 @@ impl Specification for proto::ListenerSpec {
                     port: port("spec.listener.tcp.port", tcp.port, 0)?,
                     reuse_port: tcp.reuse_port,
                 };
-                listen(target, backlog, options)
+                let order = listen(target, backlog, options);
+                // Only names need a thread that may wait for name servers.
+                let name = |host: &String| host.parse::<IpAddr>().is_err();
+                let owner = &checks.peer.principal;
+                match tcp.hosts.iter().any(name) {
+                    true => Order::Resolved(owner.clone(), order),
+                    false => Order::Later(order),
+                }
             }
             Some(Given::Unix(unix)) => {
                 let name = checks.unix("spec.listener.unix", unix)?;
-                listen(ListenTarget::Unix(name), backlog, options)
+                Order::Later(listen(ListenTarget::Unix(name), backlog, options))
             }
             Some(Given::Slot(slot)) => {
                 let field = "spec.listener.slot";
@@ -167,15 +176,15 @@ impl Specification for proto::ListenerSpec {
     }
 }
 
-fn listen(target: ListenTarget, backlog: i32, options: StreamOptions) -> Order {
-    Order::Later(Box::new(move |_| {
+fn listen(target: ListenTarget, backlog: i32, options: StreamOptions) -> Prepare {
+    Box::new(move |_| {
         let order = ListenOrder {
             target,
             backlog,
             options,
         };
         order.build()
-    }))
+    })
 }
 
 fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
@@ -183,7 +192,7 @@ fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
     checked.ok_or_else(|| Error::invalid(field, format!("must be {least} to 65535")))
 }
 
-fn tcp_target(tcp: &proto::TcpTarget) -> Result<Target> {
+fn tcp_target(tcp: &proto::TcpTarget, owner: &Principal) -> Result<Target> {
     if tcp.host.is_empty() || tcp.host.contains('\0') {
         return Err(Error::invalid(
             "spec.connection.tcp.host",
@@ -202,5 +211,6 @@ fn tcp_target(tcp: &proto::TcpTarget) -> Result<Target> {
         host: tcp.host.clone(),
         port: port("spec.connection.tcp.port", tcp.port, 1)?,
         local,
+        owner: owner.clone(),
     })
 }

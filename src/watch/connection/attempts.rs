@@ -3,16 +3,18 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
 use super::CancelledOps;
+use crate::access::Principal;
 use crate::clock::nanos;
 use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
-use crate::error::SystemError;
-use crate::watch::{Alarm, Context, Notice};
+use crate::error::{Error, Result, SystemError};
+use crate::watch::{Alarm, Context, Lookup, Notice};
 
 /// The largest number of addresses of a name that are tried, and so of attempts at once.
 const ADDRESSES_MAX: usize = 16;
@@ -37,7 +39,8 @@ pub(super) struct Attempts {
     retry: Duration,
     /// When connecting fails as a whole, in nanoseconds of the monotonic clock.
     deadline: u64,
-    resolving: bool,
+    /// The lookup of the name, until its addresses are known.
+    lookup: Option<Lookup>,
     error: SystemError,
 }
 
@@ -46,19 +49,6 @@ struct Attempt {
     lane: Lane,
     source: SourceId,
     to: SocketAddrAny,
-}
-
-/// Resolves a name on the blocking pool, which reports the result by a notice.
-pub(super) fn resolve(cx: &Context<'_>, host: String, port: u16) {
-    let (key, notifier) = (cx.key(), std::sync::Arc::clone(cx.notifier));
-    cx.services.runtime.spawn_blocking(move || {
-        let found = (host.as_str(), port).to_socket_addrs();
-        let found = match found {
-            Ok(addresses) => Ok(alternate(addresses)),
-            Err(error) => Err(SystemError::from_io(&error, "resolve", host)),
-        };
-        notifier.notify(key, Notice::Resolved(found));
-    });
 }
 
 /// Returns the addresses in the resolver's order, but with the address families alternating (RFC
@@ -91,7 +81,7 @@ impl Attempts {
             next: 0,
             retry: RETRY_MIN,
             deadline,
-            resolving: false,
+            lookup: None,
             error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
         }
     }
@@ -102,22 +92,28 @@ impl Attempts {
     }
 
     /// Resolves a name, whose addresses are tried once they are [known](Self::resolved).
-    pub(super) fn resolve(&mut self, cx: &Context<'_>, host: String, port: u16) {
-        self.resolving = true;
+    /// The lookup is a job of `owner`, which reports its result by a notice.
+    pub(super) fn resolve(&mut self, cx: &Context<'_>, owner: &Principal, host: String, port: u16) {
         self.error.step = "resolve";
-        resolve(cx, host, port);
+        let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+        let work = move || match (host.as_str(), port).to_socket_addrs() {
+            Ok(addresses) => Ok(alternate(addresses)),
+            Err(error) => Err(SystemError::from_io(&error, "resolve", host).into()),
+        };
+        let tell = move |found| notifier.notify(key, Notice::Resolved(found));
+        self.lookup = Some(cx.services.resolver.run(owner, work, tell));
     }
 
-    pub(super) fn resolved(
-        &mut self,
-        cx: &mut Context<'_>,
-        found: Result<Vec<SocketAddr>, SystemError>,
-    ) {
-        self.resolving = false;
+    pub(super) fn resolved(&mut self, cx: &mut Context<'_>, found: Result<Vec<SocketAddr>>) {
+        self.lookup = None;
         self.error.step = "connect";
         match found {
             Ok(addresses) => self.waiting.extend(addresses.into_iter().map(Into::into)),
-            Err(error) => self.error = error,
+            Err(Error::System(error)) => self.error = error,
+            Err(other) => {
+                let detail = other.to_string();
+                self.error = SystemError::new(Errno::IO, "resolve", detail);
+            }
         }
         self.advance(cx);
     }
@@ -138,7 +134,7 @@ impl Attempts {
         {
             self.begin(cx, to);
         }
-        if self.live.is_empty() && self.waiting.is_empty() && !self.resolving {
+        if self.live.is_empty() && self.waiting.is_empty() && self.lookup.is_none() {
             cx.close_with_error(self.error.clone());
             return;
         }

@@ -1,6 +1,6 @@
 //! Stream connections: made by the daemon, accepted by it, or handed over by a client.
 //!
-//! A name is resolved on the blocking pool, then its addresses are tried as in RFC 8305 (Happy
+//! A name is resolved by the [`Resolver`](super::Resolver), then its addresses are tried as in RFC 8305 (Happy
 //! Eyeballs): address families alternate, and the next address is tried when one fails or 250 ms
 //! after the one before, however many attempts are pending.
 //!
@@ -20,6 +20,7 @@ use self::linger::Linger;
 use super::address::{self, UnixName};
 use super::transport::{Ended, Incoming, Outgoing};
 use super::{Context, Need, Notice, Taken, Teardown, Watch};
+use crate::access::Principal;
 use crate::clock::nanos;
 use crate::driver::{Claim, Done, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result};
@@ -52,6 +53,8 @@ pub enum Target {
         port: u16,
         /// The address to connect from; `None` lets the kernel choose.
         local: Option<IpAddr>,
+        /// The principal for whom the name is resolved.
+        owner: Principal,
     },
     /// A Unix socket to connect to.
     Unix(UnixName),
@@ -152,11 +155,16 @@ impl Connection {
                 Ok(kernel) => attempts.add(kernel),
                 Err(errno) => cx.fail(errno, "connect"),
             },
-            Target::Tcp { host, port, local } => {
+            Target::Tcp {
+                host,
+                port,
+                local,
+                owner,
+            } => {
                 attempts = Attempts::new(deadline, local);
                 match host.parse::<IpAddr>() {
                     Ok(ip) => attempts.add(SocketAddr::new(ip, port)),
-                    Err(_) => attempts.resolve(cx, host, port),
+                    Err(_) => attempts.resolve(cx, &owner, host, port),
                 }
             }
         }
