@@ -100,6 +100,14 @@ impl Words for proto::Closed {
         if let Some(error) = &self.error {
             let _ = write!(text, ", {}", system_error(error));
         }
+        for attempt in &self.failed_attempts {
+            let address = address_or_unnamed(attempt.address.as_ref());
+            let why = attempt
+                .error
+                .as_ref()
+                .map_or_else(String::new, |e| e.name.clone());
+            let _ = write!(text, ", {address}: {why}");
+        }
         if self.unsent_bytes > 0 {
             let _ = write!(text, ", {} bytes unsent", self.unsent_bytes);
         }

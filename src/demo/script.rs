@@ -168,7 +168,7 @@ impl Script {
             target: Some(connection_spec::Target::Tcp(TcpTarget {
                 host: "127.0.0.1".to_owned(),
                 port: port(&listener)?,
-                local_ip: String::new(),
+                ..TcpTarget::default()
             })),
             ..ConnectionSpec::default()
         });

@@ -47,6 +47,8 @@ pub const DETAIL: u32 = MESSAGE_MAX - PLAIN_MAX;
 pub const ADDED: u32 = ENVELOPE + 2 * bytes(TEXT_MAX) + KIND + NUMBER;
 /// `Closed`, with an error that has no detail; a detail takes up to [`DETAIL`] more.
 pub const CLOSED: u32 = ENVELOPE + CHOICE + ERROR + NUMBER;
+/// What each attempt to connect adds to `Closed`, if none of them succeeds.
+pub const FAILED_ATTEMPT: u32 = bytes(ADDRESS + ERROR);
 /// `Removed`.
 pub const REMOVED: u32 = ENVELOPE + bytes(TEXT_MAX);
 /// The events that a watch sets room aside for one at a time: `Ready`, `WritePaused`,
@@ -105,6 +107,7 @@ mod tests {
             reason: i32::from(u8::MAX >> 1),
             error: Some(error.into()),
             unsent_bytes: u64::MAX,
+            failed_attempts: Vec::new(),
         })
     }
 
@@ -126,6 +129,22 @@ mod tests {
             text().repeat(99),
         );
         assert!(size(closed(&detailed)) <= CLOSED + DETAIL);
+        let failed = |error: SystemError| {
+            size(Kind::Closed(Closed {
+                reason: i32::from(u8::MAX >> 1),
+                error: Some((&detailed).into()),
+                unsent_bytes: u64::MAX,
+                failed_attempts: vec![
+                    FailedAttempt {
+                        address: address(),
+                        error: Some((&error).into()),
+                    };
+                    16
+                ],
+            }))
+        };
+        let attempted = errors().map(failed).max().unwrap();
+        assert!(attempted <= CLOSED + DETAIL + 16 * FAILED_ATTEMPT);
         let error = errors()
             .max_by_key(|error| error.to_string().len())
             .unwrap();

@@ -93,6 +93,7 @@ impl EventLoop {
             reason: end.reason.into(),
             error: end.error.as_ref().map(Into::into),
             unsent_bytes: unsent.unwrap_or_default(),
+            failed_attempts: end.failed_attempts,
         };
         let kind = Kind::Closed(closed.clone());
         let seq = self.outbox.push(self.now, record.control.about, kind);

@@ -99,10 +99,19 @@ pub(super) fn duration(
     absent: Duration,
     bounds: std::ops::RangeInclusive<Duration>,
 ) -> Result<Duration> {
-    let Some(given) = given else {
-        return Ok(absent);
-    };
-    let duration = Duration::try_from(given).ok();
+    match given {
+        None => Ok(absent),
+        Some(given) => within(field, &given, bounds),
+    }
+}
+
+/// Checks a duration that is given.
+pub(super) fn within(
+    field: impl Into<Cow<'static, str>>,
+    given: &prost_types::Duration,
+    bounds: std::ops::RangeInclusive<Duration>,
+) -> Result<Duration> {
+    let duration = Duration::try_from(*given).ok();
     duration.filter(|d| bounds.contains(d)).ok_or_else(|| {
         let (least, most) = (*bounds.start(), *bounds.end());
         let (least, most) = (

@@ -9,7 +9,7 @@ use super::{Need, Notifier, Services, Sources, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
-use crate::event::{CloseReason, Kind, Stream, largest};
+use crate::event::{CloseReason, FailedAttempt, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
 
 /// The room that [`Context::reserve`] reserves.
@@ -31,6 +31,8 @@ pub struct End {
     pub reason: CloseReason,
     /// The error of the system, with [`CloseReason::Error`].
     pub error: Option<SystemError>,
+    /// The attempts to connect, if none of them succeeded.
+    pub failed_attempts: Vec<FailedAttempt>,
 }
 
 impl End {
@@ -40,6 +42,7 @@ impl End {
         Self {
             reason: CloseReason::Completed,
             error: None,
+            failed_attempts: Vec::new(),
         }
     }
 }
@@ -206,6 +209,16 @@ impl Context<'_> {
         granted
     }
 
+    /// Releases room of its [`Need`] in the journal, that many bytes.
+    pub fn release_room(&mut self, bytes: u32) {
+        let bytes = bytes.min(self.need.bytes);
+        self.need.bytes -= bytes;
+        self.outbox.unreserve(Room {
+            events: 0,
+            bytes: bytes.into(),
+        });
+    }
+
     /// Releases the sources reserved beyond `most` that it has not attached.
     pub fn keep_sources(&mut self, most: u32) {
         let kept = self
@@ -307,6 +320,7 @@ impl Context<'_> {
             self.control.end = Some(Box::new(End {
                 reason,
                 error: None,
+                failed_attempts: Vec::new(),
             }));
         }
     }
@@ -318,10 +332,17 @@ impl Context<'_> {
 
     /// As [`Context::fail`], with a whole error.
     pub fn close_with_error(&mut self, error: SystemError) {
+        self.close_with_attempts(error, Vec::new());
+    }
+
+    /// As [`Context::close_with_error`], for a connection that could not be made. The watch has
+    /// reserved room for its attempts, see [`largest::FAILED_ATTEMPT`].
+    pub fn close_with_attempts(&mut self, error: SystemError, failed_attempts: Vec<FailedAttempt>) {
         if self.control.end.is_none() {
             self.control.end = Some(Box::new(End {
                 reason: CloseReason::Error,
                 error: Some(error),
+                failed_attempts,
             }));
         }
     }

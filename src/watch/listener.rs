@@ -8,9 +8,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::address::{self, UnixName};
+use super::address::{self, HostAddress, UnixName};
 use super::connection::{self, StreamOptions};
-use super::{Adoption, Context, Need, Watch};
+use super::{Adoption, Context, Need, TcpOptions, Watch};
 use crate::driver::{Claim, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind, largest};
@@ -50,6 +50,8 @@ pub struct ListenOrder {
     pub backlog: i32,
     /// The options of accepted connections.
     pub options: StreamOptions,
+    /// The options of their sockets, which are set on the listening sockets.
+    pub tcp: TcpOptions,
 }
 
 impl ListenOrder {
@@ -78,6 +80,9 @@ impl ListenOrder {
                 reuse_port,
             } => bind_tcp(&hosts, port, reuse_port, self.backlog)?,
         };
+        for socket in &sockets {
+            self.tcp.set(socket.as_fd())?;
+        }
         let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
         Ok(Box::new(Listener {
             addresses: addresses.collect(),
@@ -100,6 +105,14 @@ fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error
 fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Result<Vec<OwnedFd>> {
     let mut addresses = Vec::new();
     for host in hosts {
+        if let Some(address) = HostAddress::parse(host) {
+            let address = address.with_port(port);
+            let address = address.map_err(|errno| refused(errno, "resolve", host))?;
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+            continue;
+        }
         let found = (host.as_str(), port)
             .to_socket_addrs()
             .map_err(|error| SystemError::from_io(&error, "resolve", host))?;

@@ -45,10 +45,11 @@ mod services;
 mod signal;
 mod sources;
 mod starters;
+mod tcp;
 mod timer;
 mod transport;
 
-pub use connection::{ConnectionOrder, StreamOptions, Target};
+pub use connection::{ConnectionOrder, Dialling, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
 pub use fd::FdOrder;
@@ -64,6 +65,7 @@ pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use sources::Sources;
 pub use starters::Starters;
+pub use tcp::{KeepAlive, TcpOptions};
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
 
 /// The resources of a loop that a watch needs, reserved before it exists.

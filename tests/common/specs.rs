@@ -91,7 +91,7 @@ pub(crate) fn tcp(host: &str, port: u32) -> ConnectionSpec {
     connection(connection_spec::Target::Tcp(TcpTarget {
         host: host.into(),
         port,
-        local_ip: String::new(),
+        ..TcpTarget::default()
     }))
 }
 

@@ -8,13 +8,16 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
-use evloopd::proto::{ConnectionSpec, connection_spec};
+use evloopd::proto::{
+    Closed, ConnectionSpec, TcpListen, TcpTarget, connection_spec, listener_spec, socket_address,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::CONFIG;
-use crate::common::{Daemon, Scene, connection, directory, millis, tcp, unix_path};
+use crate::common::{Daemon, Scene, connection, directory, listener, millis, tcp, unix_path};
 
 on_each_backend!(a_full_backlog_is_waited_for);
 
@@ -163,6 +166,150 @@ async fn silent_addresses_do_not_block_one_that_answers() {
         };
         let id = connect(&mut scene, hasty).await;
         assert_eq!(scene.closed(id).await.error.unwrap().name, "ETIMEDOUT");
+        scene.finish().await;
+    }
+}
+
+const BACKENDS: [(&str, &str); 4] = [
+    ("", "epoll"),
+    ("", "poll"),
+    ("", "select"),
+    ("proactor", "io_uring"),
+];
+
+/// A connection to the name `many`, whose attempts have that delay.
+fn many(port: u16, delay: Duration, timeout: Duration) -> ConnectionSpec {
+    let target = connection_spec::Target::Tcp(TcpTarget {
+        host: "many".into(),
+        port: port.into(),
+        attempt_delay: Some(delay.try_into().unwrap()),
+        ..TcpTarget::default()
+    });
+    ConnectionSpec {
+        connect_timeout: Some(timeout.try_into().unwrap()),
+        ..connection(target)
+    }
+}
+
+/// Returns the addresses of the failed attempts, and their errors.
+fn failures(closed: &Closed) -> Vec<(String, String)> {
+    let attempts = closed.failed_attempts.iter();
+    let pairs = attempts.map(|attempt| {
+        let address = attempt.address.clone().unwrap().address;
+        let Some(socket_address::Address::Inet(inet)) = address else {
+            panic!("{address:?}");
+        };
+        let error = attempt.error.clone().unwrap();
+        assert_eq!(error.step, "connect");
+        (inet.ip, error.name)
+    });
+    pairs.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn attempts_begin_after_the_delay_that_was_asked_for() {
+    let dir = directory();
+    let hosts = dir.path().join("hosts");
+    let holes = Holes::dig(3, &hosts);
+    let own_hosts = format!("mount --bind {} /etc/hosts", hosts.display());
+    for (policy, backend) in BACKENDS {
+        let Some(daemon) = apart("--mount", &own_hosts, "").await else {
+            return;
+        };
+        let mut scene = Scene::new(daemon, policy, backend).await;
+        let began = std::time::Instant::now();
+        let (delay, hour) = (Duration::from_millis(200), Duration::from_secs(3600));
+        let id = connect(&mut scene, many(holes.port, delay, hour)).await;
+        scene.recorder.first(id, "connected").await;
+        assert!(began.elapsed() >= 3 * delay, "three addresses are silent");
+        scene.remove(id).await;
+
+        // One after the other: the first address is silent, so no other is tried, and all are told.
+        let id = connect(&mut scene, many(holes.port, hour, delay)).await;
+        let closed = scene.closed(id).await;
+        let error = closed.error.clone().unwrap();
+        assert_eq!(
+            (error.name.as_str(), error.step.as_str()),
+            ("ETIMEDOUT", "connect")
+        );
+        let all = (1..=4).map(|n| (format!("127.0.9.{n}"), "ETIMEDOUT".to_owned()));
+        assert_eq!(failures(&closed), all.collect::<Vec<_>>());
+        scene.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_error_of_every_attempt_is_told() {
+    let dir = directory();
+    let hosts = dir.path().join("hosts");
+    // Nobody listens at these addresses, but the port is taken.
+    let first = bound(SocketAddr::from(([127, 0, 9, 1], 0)));
+    let address = rustix::net::getsockname(&first).unwrap();
+    let port = SocketAddr::try_from(address).unwrap().port();
+    let _second = bound(SocketAddr::from(([127, 0, 9, 2], port)));
+    std::fs::write(&hosts, "127.0.9.1 many\n127.0.9.2 many\n").unwrap();
+    let own_hosts = format!("mount --bind {} /etc/hosts", hosts.display());
+    for (policy, backend) in BACKENDS {
+        let Some(daemon) = apart("--mount", &own_hosts, "").await else {
+            return;
+        };
+        let mut scene = Scene::new(daemon, policy, backend).await;
+        let hour = Duration::from_secs(3600);
+        let id = connect(&mut scene, many(port, hour, hour)).await;
+        let closed = scene.closed(id).await;
+        let refused = |ip: &str| (ip.to_owned(), "ECONNREFUSED".to_owned());
+        assert_eq!(
+            failures(&closed),
+            [refused("127.0.9.1"), refused("127.0.9.2")]
+        );
+        let error = closed.error.unwrap();
+        assert!(error.message.contains("127.0.9.2"), "{}", error.message);
+        scene.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_link_local_address_keeps_its_interface() {
+    let link = "ip link set lo up && ip link add d0 type veth peer name d1 && \
+                ip link set d0 up && ip link set d1 up && \
+                ip addr add fe80::1/64 dev d0 nodad && ip addr add fe80::2/64 dev d1 nodad";
+    for (policy, backend) in BACKENDS {
+        let Some(daemon) = apart("--net", link, "").await else {
+            return;
+        };
+        let mut scene = Scene::new(daemon, policy, backend).await;
+        let spec = listener(listener_spec::Target::Tcp(TcpListen {
+            hosts: vec!["fe80::1%d0".into()],
+            ..TcpListen::default()
+        }));
+        let listener = scene.add(Spec::Listener(spec)).await;
+        let port = crate::listeners::port(&scene, listener).await;
+        let spec = connection(connection_spec::Target::Tcp(TcpTarget {
+            host: "fe80::1%d0".into(),
+            port: port.into(),
+            local_ip: "fe80::1%d0".into(),
+            ..TcpTarget::default()
+        }));
+        let id = connect(&mut scene, spec).await;
+        match scene.recorder.first(id, "connected").await.kind {
+            Some(Kind::Connected(connected)) => {
+                for address in [connected.local, connected.peer] {
+                    let address = address.unwrap().address;
+                    let Some(socket_address::Address::Inet(inet)) = address else {
+                        panic!("{address:?}");
+                    };
+                    assert_eq!(inet.ip, "fe80::1%d0");
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+        let nowhere = connect(&mut scene, tcp("fe80::1%nothing", 80)).await;
+        let error = scene.closed(nowhere).await.error.unwrap();
+        assert_eq!(
+            (error.name.as_str(), error.step.as_str()),
+            ("ENODEV", "resolve")
+        );
+        scene.remove(id).await;
         scene.finish().await;
     }
 }

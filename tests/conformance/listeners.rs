@@ -25,11 +25,11 @@ on_each_backend!(
     removing_a_listener_keeps_its_connections,
 );
 
-async fn listen(scene: &mut Scene, spec: ListenerSpec) -> u64 {
+pub(crate) async fn listen(scene: &mut Scene, spec: ListenerSpec) -> u64 {
     scene.add(Spec::Listener(spec)).await
 }
 
-async fn port(scene: &Scene, id: u64) -> u16 {
+pub(crate) async fn port(scene: &Scene, id: u64) -> u16 {
     let Some(watch::Status::Listener(status)) = scene.get(id).await.status else {
         panic!("a listener has a listener's status");
     };
@@ -40,11 +40,24 @@ async fn port(scene: &Scene, id: u64) -> u16 {
 }
 
 /// Returns the `nth` connection that the listener accepted.
-async fn accepted(scene: &mut Scene, id: u64, nth: usize) -> u64 {
+pub(crate) async fn accepted(scene: &mut Scene, id: u64, nth: usize) -> u64 {
     match scene.recorder.nth(id, "accepted", nth).await.kind {
         Some(Kind::Accepted(accepted)) => accepted.watch_id,
         other => panic!("{other:?}"),
     }
+}
+
+/// Takes a connection out of the daemon.
+pub(crate) async fn take(scene: &mut Scene, id: u64) -> TcpStream {
+    let request = TakeFdRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: by_id(id),
+        ..TakeFdRequest::default()
+    };
+    let taken = scene.daemon.watches().take_fd(request).await.unwrap();
+    let slot = taken.into_inner().slot;
+    let fd = scene.daemon.handover().await.take(&slot);
+    TcpStream::from(fd)
 }
 
 async fn each_connection_becomes_a_watch(scene: &mut Scene) {

@@ -79,6 +79,7 @@ mod processes;
 mod registrations;
 mod resolving;
 mod scenario;
+mod socket_options;
 mod timeouts;
 mod timers;
 mod writing;

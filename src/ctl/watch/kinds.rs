@@ -8,13 +8,13 @@ use clap::{Args, Subcommand};
 use super::super::command::Command;
 use super::super::failure::{Failure, Outcome};
 use super::super::inherited;
-use super::super::parse::{self, Address};
+use super::super::parse;
 use super::super::session::{Session, answer};
 use super::add::{self, Registration};
+use super::sockets::{self, Connect, Listen};
 use crate::handover::Client;
 use crate::proto::{
-    ConnectionSpec, FdSpec, GetServerInfoRequest, ListenerSpec, ReadPipeSpec, SignalSpec, Stdio,
-    TcpListen, TcpTarget, TimerSpec, UnixAddress, WritePipeSpec, connection_spec, listener_spec,
+    FdSpec, GetServerInfoRequest, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec,
     read_pipe_spec, timer_spec, watch_spec, write_pipe_spec,
 };
 
@@ -80,45 +80,6 @@ pub(in crate::ctl) struct Process {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::ctl) struct Connect {
-    /// HOST:PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
-    #[arg(value_parser = parse::address)]
-    address: Address,
-    /// Keep the connection after the peer has ended its direction
-    #[arg(long)]
-    keep_half_open: bool,
-    /// Read nothing until reading is resumed
-    #[arg(long)]
-    start_paused: bool,
-    /// How long connecting may take [default: 60s]
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
-    timeout: Option<prost_types::Duration>,
-    #[command(flatten)]
-    registration: Registration,
-}
-
-#[derive(Debug, Args)]
-pub(in crate::ctl) struct Listen {
-    /// HOST:PORT, :PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
-    #[arg(value_parser = parse::address)]
-    address: Address,
-    /// The most connections that the kernel keeps until they are accepted [default: 128]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
-    backlog: u32,
-    /// Share the port with other listeners that set this option too (SO_REUSEPORT)
-    #[arg(long)]
-    reuse_port: bool,
-    /// Keep a connection after the peer has ended its direction
-    #[arg(long)]
-    keep_half_open: bool,
-    /// Read nothing from a connection until reading is resumed
-    #[arg(long)]
-    start_paused: bool,
-    #[command(flatten)]
-    registration: Registration,
-}
-
-#[derive(Debug, Args)]
 pub(in crate::ctl) struct ReadPipe {
     /// Path of a FIFO, or fd:N (inherited)
     path: String,
@@ -168,8 +129,8 @@ pub(super) async fn run(session: &Session, kind: Kind) -> Outcome {
             let spec = args.command.spec(Stdio::Null)?;
             (watch_spec::Spec::Process(spec), args.registration)
         }
-        Kind::Connect(args) => connect(session, args).await?,
-        Kind::Listen(args) => listen(session, args).await?,
+        Kind::Connect(args) => sockets::connect(session, args).await?,
+        Kind::Listen(args) => sockets::listen(session, args).await?,
         Kind::ReadPipe(args) => read_pipe(session, args).await?,
         Kind::WritePipe(args) => write_pipe(session, args).await?,
         Kind::Signal(args) => {
@@ -200,52 +161,7 @@ fn timer(schedule: &Schedule) -> watch_spec::Spec {
     })
 }
 
-type Made = Result<(watch_spec::Spec, Registration), Failure>;
-
-async fn connect(session: &Session, args: Connect) -> Made {
-    let target = match args.address {
-        Address::Tcp { host, port } => {
-            let port = u32::from(port);
-            connection_spec::Target::Tcp(TcpTarget {
-                host,
-                port,
-                local_ip: String::new(),
-            })
-        }
-        Address::Unix(name) => connection_spec::Target::Unix(UnixAddress { name: Some(name) }),
-        Address::Fd(fd) => connection_spec::Target::Slot(hand_over(session, fd).await?),
-    };
-    let spec = ConnectionSpec {
-        target: Some(target),
-        keep_half_open: args.keep_half_open,
-        start_paused: args.start_paused,
-        connect_timeout: args.timeout,
-    };
-    Ok((watch_spec::Spec::Connection(spec), args.registration))
-}
-
-async fn listen(session: &Session, args: Listen) -> Made {
-    let target = match args.address {
-        Address::Tcp { host, port } => {
-            let hosts = if host.is_empty() { vec![] } else { vec![host] };
-            let (port, reuse_port) = (u32::from(port), args.reuse_port);
-            listener_spec::Target::Tcp(TcpListen {
-                hosts,
-                port,
-                reuse_port,
-            })
-        }
-        Address::Unix(name) => listener_spec::Target::Unix(UnixAddress { name: Some(name) }),
-        Address::Fd(fd) => listener_spec::Target::Slot(hand_over(session, fd).await?),
-    };
-    let spec = ListenerSpec {
-        target: Some(target),
-        backlog: args.backlog,
-        keep_half_open: args.keep_half_open,
-        start_paused: args.start_paused,
-    };
-    Ok((watch_spec::Spec::Listener(spec), args.registration))
-}
+pub(super) type Made = Result<(watch_spec::Spec, Registration), Failure>;
 
 async fn read_pipe(session: &Session, args: ReadPipe) -> Made {
     let source = match pipe(session, &args.path).await? {
@@ -285,7 +201,7 @@ async fn pipe(session: &Session, text: &str) -> Result<Pipe, Failure> {
 }
 
 /// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.
-async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
+pub(super) async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
     let what = format!("fd {number}");
     let fd = inherited::duplicate(number).map_err(|error| {
         let none = error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error());

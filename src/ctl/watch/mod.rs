@@ -14,6 +14,7 @@ use crate::proto::{ListWatchesRequest, RearmItem, RearmRequest};
 
 pub(super) mod add;
 pub(super) mod kinds;
+pub(super) mod sockets;
 mod take_fd;
 
 pub(super) const EXAMPLES: &str = "Examples:

@@ -70,7 +70,7 @@ fn closed(reason: CloseReason) -> Kind {
     Kind::Closed(Closed {
         reason: reason.into(),
         error: (reason == CloseReason::Error).then(SystemError::default),
-        unsent_bytes: 0,
+        ..Closed::default()
     })
 }
 

@@ -1,6 +1,7 @@
 //! Checks of specifications of connections and listeners.
 
-use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,12 +12,20 @@ use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
+use crate::watch::address::HostAddress;
 use crate::watch::{
-    ConnectionOrder, ListenOrder, ListenTarget, Need, Order, Prepare, SOCKETS_MAX, StreamOptions,
-    Target,
+    ConnectionOrder, Dialling, KeepAlive, ListenOrder, ListenTarget, Need, Order, Prepare,
+    SOCKETS_MAX, StreamOptions, Target, TcpOptions,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
+const INTERLEAVE_MAX: usize = 16;
+const USER_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+/// The kernel's limits of TCP_KEEPIDLE and TCP_KEEPINTVL are 1 s to 32,767 s.
+const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(9 * 3600);
+const KEEP_ALIVE_COUNT_MAX: u32 = 127;
 const BACKLOG: i32 = 128;
 const BACKLOG_MAX: u32 = 4096;
 
@@ -42,6 +51,8 @@ impl Specification for proto::ConnectionSpec {
             CONNECT_TIMEOUT,
             Duration::from_millis(1)..=HOUR,
         )?;
+        let tcp_field = "spec.connection.tcp_options";
+        let tcp = tcp_options(tcp_field, spec.tcp_options.as_ref())?;
         let target = match &mut spec.target {
             None => {
                 return Err(Error::invalid(
@@ -49,14 +60,18 @@ impl Specification for proto::ConnectionSpec {
                     "must have tcp, unix or slot",
                 ));
             }
-            Some(Given::Tcp(tcp)) => tcp_target(tcp, &checks.peer.principal)?,
-            Some(Given::Unix(unix)) => Target::Unix(checks.unix("spec.connection.unix", unix)?),
+            Some(Given::Tcp(given)) => tcp_target(given, by_default(tcp), &checks.peer.principal)?,
+            Some(Given::Unix(unix)) => {
+                not_with_unix(tcp_field, spec.tcp_options.as_ref())?;
+                Target::Unix(checks.unix("spec.connection.unix", unix)?)
+            }
             Some(Given::Slot(slot)) => {
                 let field = "spec.connection.slot";
                 let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
                 let order = Order::Now(Box::new(move || {
                     let claim = fitted(claimed, field, Purpose::Connection)?;
+                    tcp.set(claim.fd.as_fd())?;
                     let target = Target::Adopted(claim);
                     let order = ConnectionOrder {
                         target,
@@ -79,7 +94,7 @@ impl Specification for proto::ConnectionSpec {
             timeout,
         };
         Ok(Plan {
-            need: ConnectionOrder::NEED,
+            need: order.need(),
             order: Order::Now(Box::new(move || Ok(order.build()))),
             claimed_from: None,
             spec: Spec::Connection(spec),
@@ -113,6 +128,15 @@ impl Specification for proto::ListenerSpec {
                 ));
             }
         };
+        let tcp_field = "spec.listener.tcp_options";
+        let tcp = tcp_options(tcp_field, spec.tcp_options.as_ref())?;
+        let order = |target, tcp| ListenOrder {
+            target,
+            backlog,
+            options,
+            tcp,
+        };
+        let later = |order: ListenOrder| -> Prepare { Box::new(move |_| order.build()) };
         let mut claimed_from = None;
         let mut need = Need::sources(1);
         let order = match &mut spec.target {
@@ -122,34 +146,24 @@ impl Specification for proto::ListenerSpec {
                     "must have tcp, unix or slot",
                 ));
             }
-            Some(Given::Tcp(tcp)) => {
-                if tcp.hosts.len() > SOCKETS_MAX {
-                    return Err(Error::invalid(
-                        "spec.listener.tcp.hosts",
-                        "must be at most 16 hosts",
-                    ));
-                }
+            Some(Given::Tcp(given)) => {
+                let target = tcp_listen(given)?;
                 // A name may have many addresses, and they are bound before they are counted: this
                 // is the most.
-                let sockets = SOCKETS_MAX.min(tcp.hosts.len().max(1) * 2);
+                let sockets = SOCKETS_MAX.min(given.hosts.len().max(1) * 2);
                 need.sources = u32::try_from(sockets).unwrap_or(u32::MAX);
-                let target = ListenTarget::Tcp {
-                    hosts: tcp.hosts.clone(),
-                    port: port("spec.listener.tcp.port", tcp.port, 0)?,
-                    reuse_port: tcp.reuse_port,
-                };
-                let order = listen(target, backlog, options);
+                let prepare = later(order(target, by_default(tcp)));
                 // Only names need a thread that may wait for name servers.
-                let name = |host: &String| host.parse::<IpAddr>().is_err();
-                let owner = &checks.peer.principal;
-                match tcp.hosts.iter().any(name) {
-                    true => Order::Resolved(owner.clone(), order),
-                    false => Order::Later(order),
+                let name = |host: &String| HostAddress::parse(host).is_none();
+                match given.hosts.iter().any(name) {
+                    true => Order::Resolved(checks.peer.principal.clone(), prepare),
+                    false => Order::Later(prepare),
                 }
             }
             Some(Given::Unix(unix)) => {
+                not_with_unix(tcp_field, spec.tcp_options.as_ref())?;
                 let name = checks.unix("spec.listener.unix", unix)?;
-                Order::Later(listen(ListenTarget::Unix(name), backlog, options))
+                Order::Later(later(order(ListenTarget::Unix(name), tcp)))
             }
             Some(Given::Slot(slot)) => {
                 let field = "spec.listener.slot";
@@ -162,6 +176,7 @@ impl Specification for proto::ListenerSpec {
                         target: ListenTarget::Adopted(claim),
                         backlog,
                         options,
+                        tcp,
                     };
                     order.build()
                 }))
@@ -176,14 +191,17 @@ impl Specification for proto::ListenerSpec {
     }
 }
 
-fn listen(target: ListenTarget, backlog: i32, options: StreamOptions) -> Prepare {
-    Box::new(move |_| {
-        let order = ListenOrder {
-            target,
-            backlog,
-            options,
-        };
-        order.build()
+fn tcp_listen(tcp: &proto::TcpListen) -> Result<ListenTarget> {
+    if tcp.hosts.len() > SOCKETS_MAX {
+        return Err(Error::invalid(
+            "spec.listener.tcp.hosts",
+            "must be at most 16 hosts",
+        ));
+    }
+    Ok(ListenTarget::Tcp {
+        hosts: tcp.hosts.clone(),
+        port: port("spec.listener.tcp.port", tcp.port, 0)?,
+        reuse_port: tcp.reuse_port,
     })
 }
 
@@ -192,7 +210,7 @@ fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
     checked.ok_or_else(|| Error::invalid(field, format!("must be {least} to 65535")))
 }
 
-fn tcp_target(tcp: &proto::TcpTarget, owner: &Principal) -> Result<Target> {
+fn tcp_target(tcp: &proto::TcpTarget, options: TcpOptions, owner: &Principal) -> Result<Target> {
     if tcp.host.is_empty() || tcp.host.contains('\0') {
         return Err(Error::invalid(
             "spec.connection.tcp.host",
@@ -202,15 +220,94 @@ fn tcp_target(tcp: &proto::TcpTarget, owner: &Principal) -> Result<Target> {
     let local = match tcp.local_ip.as_str() {
         "" => None,
         ip => {
-            let parsed = ip.parse::<IpAddr>();
+            let parsed = HostAddress::parse(ip);
             let field = "spec.connection.tcp.local_ip";
-            Some(parsed.map_err(|_| Error::invalid(field, "must be an IP address"))?)
+            Some(parsed.ok_or_else(|| Error::invalid(field, "must be an IP address"))?)
         }
     };
+    let dialling = Dialling::default();
+    let interleave = match tcp.interleave {
+        None => dialling.interleave,
+        Some(count) => usize::try_from(count)
+            .ok()
+            .filter(|count| *count <= INTERLEAVE_MAX)
+            .ok_or_else(|| {
+                Error::invalid("spec.connection.tcp.interleave", "must be at most 16")
+            })?,
+    };
+    let delay = convert::duration(
+        "spec.connection.tcp.attempt_delay",
+        tcp.attempt_delay,
+        dialling.delay,
+        ATTEMPT_DELAY_MIN..=HOUR,
+    )?;
     Ok(Target::Tcp {
         host: tcp.host.clone(),
         port: port("spec.connection.tcp.port", tcp.port, 1)?,
-        local,
+        dialling: Box::new(Dialling {
+            local,
+            local_port: port("spec.connection.tcp.local_port", tcp.local_port, 0)?,
+            delay,
+            interleave,
+            options,
+        }),
         owner: owner.clone(),
     })
+}
+
+fn tcp_options(field: &str, options: Option<&proto::TcpOptions>) -> Result<TcpOptions> {
+    let Some(options) = options else {
+        return Ok(TcpOptions::default());
+    };
+    let keep_alive = options.keep_alive.as_ref();
+    let keep_alive = keep_alive.map(|given| keep_alive_options(field, given));
+    let user_timeout = optional(&options.user_timeout, |given| {
+        let field = format!("{field}.user_timeout");
+        convert::within(field, given, USER_TIMEOUT)
+    })?;
+    Ok(TcpOptions {
+        nodelay: options.nodelay,
+        keep_alive: keep_alive.transpose()?,
+        user_timeout: user_timeout.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
+    })
+}
+
+fn keep_alive_options(field: &str, given: &proto::TcpKeepAlive) -> Result<KeepAlive> {
+    let seconds = |name, time: &Option<prost_types::Duration>| {
+        optional(time, |time| {
+            let field = format!("{field}.keep_alive.{name}");
+            let checked = convert::within(field.clone(), time, KEEP_ALIVE)?;
+            match checked.subsec_nanos() {
+                0 => Ok(checked),
+                _ => Err(Error::invalid(field, "must be whole seconds, 1 s to 9 h")),
+            }
+        })
+    };
+    if given.count > KEEP_ALIVE_COUNT_MAX {
+        let field = format!("{field}.keep_alive.count");
+        return Err(Error::invalid(field, "must be at most 127"));
+    }
+    Ok(KeepAlive {
+        idle: seconds("idle", &given.idle)?,
+        interval: seconds("interval", &given.interval)?,
+        count: Some(given.count).filter(|count| *count > 0),
+    })
+}
+
+fn optional<T, U>(value: &Option<T>, check: impl FnOnce(&T) -> Result<U>) -> Result<Option<U>> {
+    value.as_ref().map(check).transpose()
+}
+
+/// Returns the options of a socket that the daemon makes: small writes are sent at once, as in
+/// asyncio since 3.6, unless the request says otherwise.
+fn by_default(mut options: TcpOptions) -> TcpOptions {
+    options.nodelay = options.nodelay.or(Some(true));
+    options
+}
+
+fn not_with_unix(field: &'static str, options: Option<&proto::TcpOptions>) -> Result<()> {
+    match options {
+        None => Ok(()),
+        Some(_) => Err(Error::invalid(field, "must be absent for a Unix socket")),
+    }
 }

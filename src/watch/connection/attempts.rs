@@ -1,11 +1,12 @@
 //! Connects to one of several addresses, whichever answers first (RFC 8305).
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
@@ -14,12 +15,13 @@ use crate::access::Principal;
 use crate::clock::nanos;
 use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
+use crate::event::FailedAttempt;
+use crate::watch::address::{self, HostAddress};
+use crate::watch::tcp::TcpOptions;
 use crate::watch::{Alarm, Context, Lookup, Notice};
 
 /// The largest number of addresses of a name that are tried, and so of attempts at once.
-const ADDRESSES_MAX: usize = 16;
-/// RFC 8305's Connection Attempt Delay.
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+pub(super) const ADDRESSES_MAX: usize = 16;
 /// The first and the longest delay before an address that could not be tried is tried again. The
 /// delay doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(1);
@@ -27,13 +29,42 @@ const RETRY_MAX: Duration = Duration::from_millis(100);
 /// The first lane that attempts use.
 const FIRST_LANE: u8 = 2;
 
+/// How the attempts to connect are made.
+#[derive(Debug)]
+pub struct Dialling {
+    /// The address to connect from; `None` lets the kernel choose.
+    pub local: Option<HostAddress>,
+    /// The port to connect from; 0 lets the kernel choose.
+    pub local_port: u16,
+    /// How long an attempt has no answer before the next one begins (RFC 8305's Connection Attempt
+    /// Delay).
+    pub delay: Duration,
+    /// The number of addresses of the first family that are tried before the families take turns
+    /// (RFC 8305's First Address Family Count); 0 keeps the resolver's order.
+    pub interleave: usize,
+    /// The options of each socket.
+    pub options: TcpOptions,
+}
+
+impl Default for Dialling {
+    fn default() -> Self {
+        Self {
+            local: None,
+            local_port: 0,
+            delay: Duration::from_millis(250),
+            interleave: 1,
+            options: TcpOptions::default(),
+        }
+    }
+}
+
 /// The progress of connecting.
 #[derive(Debug)]
 pub(super) struct Attempts {
     waiting: VecDeque<SocketAddrAny>,
     /// The attempts in progress, the oldest first.
     live: Vec<Attempt>,
-    local: Option<IpAddr>,
+    dialling: Dialling,
     /// The time before which no attempt begins, in nanoseconds of the monotonic clock.
     next: u64,
     retry: Duration,
@@ -41,7 +72,10 @@ pub(super) struct Attempts {
     deadline: u64,
     /// The lookup of the name, until its addresses are known.
     lookup: Option<Lookup>,
+    /// The reason why connecting fails if no attempt succeeds.
     error: SystemError,
+    /// The attempts that have failed.
+    failed: Vec<FailedAttempt>,
 }
 
 #[derive(Debug)]
@@ -51,9 +85,12 @@ struct Attempt {
     to: SocketAddrAny,
 }
 
-/// Returns the addresses in the resolver's order, but with the address families alternating (RFC
-/// 8305, section 4).
-fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+/// Returns the addresses in the resolver's order, but with the address families alternating after
+/// `count` addresses of the first one (RFC 8305, section 4). If that is 0, the order stays as it is.
+fn interleave(addresses: impl Iterator<Item = SocketAddr>, count: usize) -> Vec<SocketAddr> {
+    if count == 0 {
+        return addresses.take(ADDRESSES_MAX).collect();
+    }
     let mut first = VecDeque::new();
     let mut other = VecDeque::new();
     for address in addresses {
@@ -62,27 +99,29 @@ fn alternate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
             .is_none_or(|f: &SocketAddr| f.is_ipv6() == address.is_ipv6());
         if same { &mut first } else { &mut other }.push_back(address);
     }
-    let mut found = Vec::new();
+    let ahead = first.len().min(count - 1).min(ADDRESSES_MAX);
+    let mut found: Vec<_> = first.drain(..ahead).collect();
     while found.len() < ADDRESSES_MAX && !(first.is_empty() && other.is_empty()) {
         found.extend(first.pop_front());
         found.extend(other.pop_front());
     }
+    found.truncate(ADDRESSES_MAX);
     found
 }
 
 impl Attempts {
-    /// Returns attempts that fail at `deadline`, in nanoseconds of the monotonic clock; `local` is
-    /// the address to connect from.
-    pub(super) fn new(deadline: u64, local: Option<IpAddr>) -> Self {
+    /// Returns attempts that fail at `deadline`, in nanoseconds of the monotonic clock.
+    pub(super) fn new(deadline: u64, dialling: Dialling) -> Self {
         Self {
             waiting: VecDeque::new(),
             live: Vec::new(),
-            local,
+            dialling,
             next: 0,
             retry: RETRY_MIN,
             deadline,
             lookup: None,
             error: SystemError::new(Errno::TIMEDOUT, "connect", "no address answered in time"),
+            failed: Vec::new(),
         }
     }
 
@@ -96,8 +135,9 @@ impl Attempts {
     pub(super) fn resolve(&mut self, cx: &Context<'_>, owner: &Principal, host: String, port: u16) {
         self.error.step = "resolve";
         let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+        let count = self.dialling.interleave;
         let work = move || match (host.as_str(), port).to_socket_addrs() {
-            Ok(addresses) => Ok(alternate(addresses)),
+            Ok(addresses) => Ok(interleave(addresses, count)),
             Err(error) => Err(SystemError::from_io(&error, "resolve", host).into()),
         };
         let tell = move |found| notifier.notify(key, Notice::Resolved(found));
@@ -125,8 +165,16 @@ impl Attempts {
         }
         let now = cx.now.monotonic;
         if now >= self.deadline {
-            let (step, detail) = (self.error.step, "connect_timeout");
-            cx.close_with_error(SystemError::new(Errno::TIMEDOUT, step, detail));
+            let step = if self.lookup.is_some() {
+                "resolve"
+            } else {
+                "connect"
+            };
+            self.error = SystemError::new(Errno::TIMEDOUT, step, "connect_timeout");
+            let silent = self.live.iter().map(|live| &live.to).chain(&self.waiting);
+            let silent = silent.map(|to| failed_attempt(to, Errno::TIMEDOUT, "connect"));
+            self.failed.extend(silent);
+            self.fail(cx);
             return;
         }
         while now >= self.next
@@ -135,7 +183,7 @@ impl Attempts {
             self.begin(cx, to);
         }
         if self.live.is_empty() && self.waiting.is_empty() && self.lookup.is_none() {
-            cx.close_with_error(self.error.clone());
+            self.fail(cx);
             return;
         }
         let alarm = if self.waiting.is_empty() {
@@ -146,8 +194,23 @@ impl Attempts {
         cx.set_alarm(Alarm::Monotonic(alarm));
     }
 
+    /// Requests the end of the watch, because no attempt can succeed any more.
+    fn fail(&mut self, cx: &mut Context<'_>) {
+        let mut failed = std::mem::take(&mut self.failed);
+        // A retry of a full backlog adds nothing, so there is one for each address.
+        failed.truncate(ADDRESSES_MAX);
+        cx.close_with_attempts(self.error.clone(), failed);
+    }
+
+    /// Records why an attempt failed.
+    fn record(&mut self, to: &SocketAddrAny, errno: Errno, step: &'static str) {
+        self.error = SystemError::new(errno, step, address::text(to));
+        self.failed.push(failed_attempt(to, errno, step));
+    }
+
     fn begin(&mut self, cx: &mut Context<'_>, to: SocketAddrAny) {
-        self.next = cx.now.monotonic.saturating_add(nanos(ATTEMPT_DELAY));
+        let delay = nanos(self.dialling.delay);
+        self.next = cx.now.monotonic.saturating_add(delay);
         if !self.live.is_empty() && !cx.one_more_source() {
             // The loop has no source left for one more attempt: the oldest attempt is cancelled,
             // and this one begins when that has ended.
@@ -166,28 +229,50 @@ impl Attempts {
             }
             // `attach` failed and has requested the end of the watch.
             (Ok(_), _) => {}
-            (Err(error), _) => {
-                self.error = error;
+            (Err((errno, step)), _) => {
+                self.record(&to, errno, step);
                 self.next = cx.now.monotonic;
                 cx.keep_sources(1);
             }
         }
     }
 
-    fn socket(&self, to: &SocketAddrAny) -> Result<OwnedFd, SystemError> {
+    /// Makes the socket of an attempt. An error names its step.
+    fn socket(&self, to: &SocketAddrAny) -> Result<OwnedFd, (Errno, &'static str)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let failed = |errno, step| SystemError::new(errno, step, "");
         let family = to.address_family();
         let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| failed(errno, "socket"))?;
-        if family != AddressFamily::UNIX {
-            // Small writes are sent at once, as in asyncio since 3.6.
-            rustix::net::sockopt::set_tcp_nodelay(&fd, true).map_err(|e| failed(e, "socket"))?;
+            .map_err(|errno| (errno, "socket"))?;
+        if family == AddressFamily::UNIX {
+            return Ok(fd);
         }
-        if let Some(local) = self.local {
-            rustix::net::bind(&fd, &SocketAddr::new(local, 0)).map_err(|e| failed(e, "bind"))?;
-        }
+        let set = self.dialling.options.set(fd.as_fd());
+        set.map_err(|error| (Errno::from_raw_os_error(error.errno), "setsockopt"))?;
+        self.bind(&fd, family).map_err(|errno| (errno, "bind"))?;
         Ok(fd)
+    }
+
+    /// Binds a socket to the local address, if there is one to connect from.
+    fn bind(&self, fd: &OwnedFd, family: AddressFamily) -> Result<(), Errno> {
+        let port = self.dialling.local_port;
+        let local = match &self.dialling.local {
+            Some(local) => local.with_port(port)?,
+            None if port == 0 => return Ok(()),
+            None if family == AddressFamily::INET6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+            None => (Ipv4Addr::UNSPECIFIED, port).into(),
+        };
+        if local.is_ipv6() != (family == AddressFamily::INET6) {
+            return Err(Errno::AFNOSUPPORT);
+        }
+        if port == 0 {
+            // Without this, each port of the address would serve one connection only, whatever its
+            // destination. Without the option, connecting still works.
+            let _ = nix::sys::socket::setsockopt(fd, IpBindAddressNoPort, &true);
+        } else {
+            // Attempts side by side have the same port, and earlier connections may be in TIME_WAIT.
+            rustix::net::sockopt::set_socket_reuseaddr(fd, true)?;
+        }
+        rustix::net::bind(fd, &local)
     }
 
     /// Handles a completion of an attempt. Once one is connected, cancels the others and returns
@@ -227,13 +312,20 @@ impl Attempts {
                 self.next = self.next.saturating_add(nanos(self.retry));
                 self.retry = RETRY_MAX.min(self.retry * 2);
             }
-            Some(errno) => self.error = SystemError::new(errno, "connect", ""),
+            Some(errno) => self.record(&to, errno, "connect"),
             None => {}
         }
         cx.release(source);
         cx.keep_sources(1);
         self.advance(cx);
         None
+    }
+}
+
+fn failed_attempt(to: &SocketAddrAny, errno: Errno, step: &'static str) -> FailedAttempt {
+    FailedAttempt {
+        address: address::describe(to),
+        error: Some((&SystemError::new(errno, step, "")).into()),
     }
 }
 
@@ -249,8 +341,6 @@ fn is_self_connected(socket: BorrowedFd<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -259,7 +349,18 @@ mod tests {
         let found = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.2:1"];
         let mixed = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "[::3]:1"];
         let expected: Vec<_> = mixed.iter().map(parse).collect();
-        assert_eq!(alternate(found.iter().map(parse)), expected);
+        assert_eq!(interleave(found.iter().map(parse), 1), expected);
+
+        let mixed = ["[::1]:1", "[::2]:1", "1.1.1.1:1", "[::3]:1", "1.1.1.2:1"];
+        let expected: Vec<_> = mixed.iter().map(parse).collect();
+        assert_eq!(interleave(found.iter().map(parse), 2), expected);
+        let as_found: Vec<_> = found.iter().map(parse).collect();
+        assert_eq!(interleave(found.iter().map(parse), 0), as_found);
+        assert_eq!(interleave(found.iter().map(parse), 16), as_found);
+        for count in [0, 1, 5, 16] {
+            let many = (0..40).map(|n| SocketAddr::from(([10, 0, 0, n], 1)));
+            assert_eq!(interleave(many, count).len(), ADDRESSES_MAX);
+        }
     }
 
     #[test]

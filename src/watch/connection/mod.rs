@@ -1,29 +1,29 @@
 //! Stream connections: made by the daemon, accepted by it, or handed over by a client.
 //!
 //! A name is resolved by the [`Resolver`](super::Resolver), then its addresses are tried as in RFC 8305 (Happy
-//! Eyeballs): address families alternate, and the next address is tried when one fails or 250 ms
+//! Eyeballs): address families alternate, and the next address is tried when one fails or a delay
 //! after the one before, however many attempts are pending.
 //!
 //! An end from outside is an orderly close: the connection sends the bytes that it has taken, ends
 //! the outgoing stream, and [lingers](linger) so that none of them are lost. Only an abort resets
 //! the connection.
 
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::net::Shutdown;
 
-use self::attempts::Attempts;
+pub use self::attempts::Dialling;
+use self::attempts::{ADDRESSES_MAX, Attempts};
 use self::linger::Linger;
-use super::address::{self, UnixName};
+use super::address::{self, HostAddress, UnixName};
 use super::transport::{Ended, Incoming, Outgoing};
 use super::{Context, Need, Notice, Taken, Teardown, Watch};
 use crate::access::Principal;
 use crate::clock::nanos;
 use crate::driver::{Claim, Done, Lane, Nonblocking, SourceId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Connected, Eof, Kind, Stream, largest};
 use crate::proto;
 
@@ -51,8 +51,8 @@ pub enum Target {
         host: String,
         /// The port, 1 to 65535.
         port: u16,
-        /// The address to connect from; `None` lets the kernel choose.
-        local: Option<IpAddr>,
+        /// How the attempts are made.
+        dialling: Box<Dialling>,
         /// The principal for whom the name is resolved.
         owner: Principal,
     },
@@ -60,6 +60,19 @@ pub enum Target {
     Unix(UnixName),
     /// A connected socket that a client handed over.
     Adopted(Claim),
+}
+
+impl Target {
+    /// Returns the number of addresses that are tried at most.
+    fn attempts(&self) -> u32 {
+        match self {
+            Self::Tcp { host, .. } if HostAddress::parse(host).is_none() => {
+                u32::try_from(ADDRESSES_MAX).unwrap_or(u32::MAX)
+            }
+            Self::Tcp { .. } | Self::Unix(_) => 1,
+            Self::Adopted(_) => 0,
+        }
+    }
 }
 
 /// The checked order of a connection.
@@ -79,6 +92,15 @@ impl ConnectionOrder {
         .and(largest::CONNECTED)
         .and(largest::EOF)
         .and_detail();
+
+    /// The need of the watch. The room for failed attempts is released once it is connected.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        Need {
+            bytes: Self::NEED.bytes + self.target.attempts() * largest::FAILED_ATTEMPT,
+            ..Self::NEED
+        }
+    }
 
     /// Builds the watch.
     #[must_use]
@@ -126,6 +148,8 @@ struct Connection {
     connected: bool,
     /// Whether it is not read because the journal has no room.
     held: bool,
+    /// The number of attempts to connect for which room is reserved.
+    attempts_max: u32,
     /// The attempts that were cancelled because another one succeeded.
     losers: CancelledOps,
 }
@@ -139,13 +163,15 @@ impl Connection {
             peer: None,
             connected: false,
             held: false,
+            attempts_max: 0,
             losers: Vec::new(),
         }
     }
 
     fn connect(&mut self, cx: &mut Context<'_>, target: Target, timeout: Duration) {
         let deadline = cx.now.monotonic.saturating_add(nanos(timeout));
-        let mut attempts = Attempts::new(deadline, None);
+        self.attempts_max = target.attempts();
+        let mut attempts = Attempts::new(deadline, Dialling::default());
         match target {
             Target::Adopted(claim) => {
                 self.opened(cx, claim.fd, claim.mode);
@@ -158,13 +184,16 @@ impl Connection {
             Target::Tcp {
                 host,
                 port,
-                local,
+                dialling,
                 owner,
             } => {
-                attempts = Attempts::new(deadline, local);
-                match host.parse::<IpAddr>() {
-                    Ok(ip) => attempts.add(SocketAddr::new(ip, port)),
-                    Err(_) => attempts.resolve(cx, &owner, host, port),
+                attempts = Attempts::new(deadline, *dialling);
+                match HostAddress::parse(&host).map(|ip| ip.with_port(port)) {
+                    Some(Ok(address)) => attempts.add(address),
+                    Some(Err(errno)) => {
+                        cx.close_with_error(SystemError::new(errno, "resolve", host));
+                    }
+                    None => attempts.resolve(cx, &owner, host, port),
                 }
             }
         }
@@ -183,6 +212,8 @@ impl Connection {
             (self.local, self.peer) = (address::local(fd), address::peer(fd));
         }
         cx.clear_alarm();
+        let attempts = std::mem::take(&mut self.attempts_max);
+        cx.release_room(attempts * largest::FAILED_ATTEMPT);
         self.connected = true;
         cx.emit(Kind::Connected(Connected {
             local: self.local.clone(),
