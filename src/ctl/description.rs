@@ -266,6 +266,13 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
         }
         Some(Status::Listener(s)) => {
             sheet.line("accepted", counted(s.accepted, "connection", "connections"));
+            let most = match spec(watch) {
+                Some(Spec::Listener(spec)) if spec.max_connections > 0 => {
+                    format!(", at most {}", spec.max_connections)
+                }
+                _ => String::new(),
+            };
+            sheet.line("open", format!("{}{most}", s.open_connections));
         }
         Some(Status::Timer(s)) => {
             sheet.line("fired", counted(s.fired, "time", "times"));
@@ -283,6 +290,10 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
         }
         None => {}
     }
+}
+
+fn spec(watch: &Watch) -> Option<&Spec> {
+    watch.spec.as_ref()?.spec.as_ref()
 }
 
 /// Appends the options of a process that are not the defaults.

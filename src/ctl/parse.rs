@@ -262,6 +262,13 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
     })
 }
 
+/// Reads a size: a number of bytes, or a number with a unit, such as `64KiB`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>();
+    size.map(|size| size.as_u64())
+        .map_err(|_| "a size is expected, such as 64KiB".to_owned())
+}
+
 /// Reads the number of a file descriptor.
 pub(super) fn fd_number(text: &str) -> Result<i32, String> {
     let fd = text.parse().ok().filter(|fd| *fd >= 0);

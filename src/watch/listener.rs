@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -10,8 +11,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::address::{self, HostAddress, UnixName};
 use super::connection::{self, StreamOptions};
-use super::{Adoption, Context, Need, TcpOptions, Watch};
-use crate::driver::{Claim, Done, Lane, Nonblocking, Op, SourceId};
+use super::places::Places;
+use super::{Adoption, Context, Need, Notice, TcpOptions, Watch};
+use crate::driver::{Claim, Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind, largest};
 use crate::proto;
@@ -34,6 +36,8 @@ pub enum ListenTarget {
         port: u16,
         /// Whether to set SO_REUSEPORT.
         reuse_port: bool,
+        /// Whether IPv6 sockets accept IPv6 connections only.
+        ipv6_only: bool,
     },
     /// A Unix socket.
     Unix(UnixName),
@@ -50,6 +54,8 @@ pub struct ListenOrder {
     pub backlog: i32,
     /// The options of accepted connections.
     pub options: StreamOptions,
+    /// The number of connections that may be open at once.
+    pub max_connections: u32,
     /// The options of their sockets, which are set on the listening sockets.
     pub tcp: TcpOptions,
 }
@@ -78,7 +84,15 @@ impl ListenOrder {
                 hosts,
                 port,
                 reuse_port,
-            } => bind_tcp(&hosts, port, reuse_port, self.backlog)?,
+                ipv6_only,
+            } => {
+                let how = Binding {
+                    reuse_port,
+                    ipv6_only,
+                    backlog: self.backlog,
+                };
+                bind_tcp(&hosts, port, how)?
+            }
         };
         for socket in &sockets {
             self.tcp.set(socket.as_fd())?;
@@ -93,6 +107,9 @@ impl ListenOrder {
             accepted: 0,
             held: false,
             granted: Vec::new(),
+            ready: Vec::new(),
+            max_connections: self.max_connections,
+            places: None,
             file,
         }))
     }
@@ -102,7 +119,15 @@ fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error
     SystemError::new(errno, step, detail).into()
 }
 
-fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Result<Vec<OwnedFd>> {
+/// How TCP sockets are bound.
+#[derive(Debug, Clone, Copy)]
+struct Binding {
+    reuse_port: bool,
+    ipv6_only: bool,
+    backlog: i32,
+}
+
+fn bind_tcp(hosts: &[String], port: u16, how: Binding) -> Result<Vec<OwnedFd>> {
     let mut addresses = Vec::new();
     for host in hosts {
         if let Some(address) = HostAddress::parse(host) {
@@ -139,8 +164,13 @@ fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Resu
         {
             address.set_port(bound.port());
         }
-        match bind_one(address, reuse_port, backlog) {
-            Ok(socket) => sockets.push(socket),
+        match bind_one(address, how) {
+            Ok(socket) => {
+                sockets.push(socket);
+                if any && !how.ipv6_only {
+                    break;
+                }
+            }
             // A host without IPv6 listens on its IPv4 addresses only.
             Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if any && address.is_ipv6() => {}
             Err(errno) => return Err(refused(errno, "bind", address.to_string())),
@@ -149,7 +179,7 @@ fn bind_tcp(hosts: &[String], port: u16, reuse_port: bool, backlog: i32) -> Resu
     Ok(sockets)
 }
 
-fn bind_one(address: SocketAddr, reuse_port: bool, backlog: i32) -> Result<OwnedFd, Errno> {
+fn bind_one(address: SocketAddr, how: Binding) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -158,14 +188,14 @@ fn bind_one(address: SocketAddr, reuse_port: bool, backlog: i32) -> Result<Owned
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    if reuse_port {
+    if how.reuse_port {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
     if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
+        sockopt::set_ipv6_v6only(&socket, how.ipv6_only)?;
     }
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, backlog)?;
+    rustix::net::listen(&socket, how.backlog)?;
     Ok(socket)
 }
 
@@ -228,8 +258,13 @@ struct Listener {
     addresses: Vec<proto::SocketAddress>,
     sources: Vec<SourceId>,
     /// For each socket, the number of connections that it may still accept, for which room is
-    /// reserved.
+    /// reserved and places are taken.
     granted: Vec<u32>,
+    /// For each socket, whether a connection waits. Only known if the sockets share a limit.
+    ready: Vec<bool>,
+    max_connections: u32,
+    /// The places of its connections, from its start on.
+    places: Option<Arc<Places>>,
     options: StreamOptions,
     accepted: u64,
     /// Whether accepting is paused because the journal has no room.
@@ -241,14 +276,44 @@ struct Listener {
 pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and(largest::ACCEPTED);
 
 impl Listener {
+    /// Starts to accept from each socket that does not.
+    fn accept_all(&mut self, cx: &mut Context<'_>) {
+        for index in 0..self.sources.len() {
+            self.accept(cx, index);
+        }
+    }
+
     fn accept(&mut self, cx: &mut Context<'_>, index: usize) {
-        let lane = lane(index);
+        let (lane, source) = (lane(index), self.sources[index]);
         if cx.is_closing() || cx.is_live(lane) || self.held {
             return;
         }
-        let granted = match cx.grant(ACCEPTED, ACCEPT_AT_ONCE) {
+        let Some(places) = self.places.as_ref().map(Arc::clone) else {
+            return;
+        };
+        if self.shares_limit() && !self.ready[index] {
+            // A socket takes a place only when a connection waits, so that the last places are where
+            // clients are.
+            cx.start(lane, source, Op::Ready(Direction::Read));
+            return;
+        }
+        let most = if self.shares_limit() {
+            1
+        } else {
+            ACCEPT_AT_ONCE
+        };
+        let most = places.take(most);
+        if most == 0 {
+            // A place may be held for a connection that was gone when it was to be accepted.
+            for (other, _) in self.granted.iter().enumerate().filter(|(_, n)| **n > 0) {
+                cx.cancel(self::lane(other));
+            }
+            return;
+        }
+        let granted = match cx.grant(ACCEPTED, most) {
             Ok(granted) => granted,
             Err(full) => {
+                places.give_back(most);
                 let error = proto::SystemError {
                     step: "accept".to_owned(),
                     message: full.to_string(),
@@ -258,8 +323,14 @@ impl Listener {
                 return;
             }
         };
+        places.give_back(most - granted);
         self.granted[index] = granted;
-        cx.start(lane, self.sources[index], Op::Accept { limit: granted });
+        cx.start(lane, source, Op::Accept { limit: granted });
+    }
+
+    /// Returns whether several sockets share a limit of open connections.
+    fn shares_limit(&self) -> bool {
+        self.max_connections < u32::MAX && self.sources.len() > 1
     }
 
     fn pause(&self, cx: &mut Context<'_>, error: proto::SystemError) {
@@ -274,8 +345,12 @@ impl Listener {
     }
 
     fn give_back(&mut self, cx: &mut Context<'_>, index: usize) {
+        self.ready[index] = false;
         let unused = std::mem::take(&mut self.granted[index]);
         cx.give_back(ACCEPTED, unused);
+        if let Some(places) = &self.places {
+            places.give_back(unused);
+        }
     }
 }
 
@@ -292,10 +367,11 @@ impl Watch for Listener {
             };
             self.sources.push(source);
             self.granted.push(0);
+            self.ready.push(false);
         }
-        for index in 0..self.sources.len() {
-            self.accept(cx, index);
-        }
+        let notifier = Arc::clone(cx.notifier);
+        self.places = Some(Places::new(self.max_connections, cx.key(), notifier));
+        self.accept_all(cx);
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, at: Lane, done: Done) {
@@ -305,8 +381,14 @@ impl Watch for Listener {
                 self.accepted += 1;
                 self.granted[index] -= 1;
                 let peer = peer.and_then(|p| address::describe(&p));
-                let watch = connection::accepted(fd, self.options);
+                let place = self.places.as_ref().map(Places::fill);
+                let watch = connection::accepted(fd, self.options, place);
                 cx.adopt(Adoption { watch, peer });
+            }
+            Done::Ready(_) => {
+                self.ready[index] = true;
+                self.accept(cx, index);
+                return;
             }
             Done::Failed(errno) => {
                 self.give_back(cx, index);
@@ -323,13 +405,17 @@ impl Watch for Listener {
         }
         if !cx.is_live(at) {
             self.give_back(cx, index);
-            self.accept(cx, index);
+            self.accept_all(cx);
         }
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        for index in 0..self.sources.len() {
-            self.accept(cx, index);
+        self.accept_all(cx);
+    }
+
+    fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        if matches!(notice, Notice::PlaceFree) {
+            self.accept_all(cx);
         }
     }
 
@@ -361,6 +447,9 @@ impl Watch for Listener {
         Some(proto::watch::Status::Listener(proto::ListenerStatus {
             addresses: self.addresses.clone(),
             accepted: self.accepted,
+            open_connections: self.places.as_ref().map_or(0, |places| {
+                places.taken() - self.granted.iter().sum::<u32>()
+            }),
         }))
     }
 }

@@ -39,6 +39,7 @@ mod context;
 mod fd;
 mod listener;
 mod pipe;
+mod places;
 mod process;
 mod resolver;
 mod services;
@@ -67,6 +68,7 @@ pub use sources::Sources;
 pub use starters::Starters;
 pub use tcp::{KeepAlive, TcpOptions};
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
+pub use transport::WaterMarks;
 
 /// The resources of a loop that a watch needs, reserved before it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +144,8 @@ impl Need {
 pub enum Notice {
     /// The result of resolving a name.
     Resolved(Result<Vec<std::net::SocketAddr>>),
+    /// A place for one more connection of the listener is free.
+    PlaceFree,
     /// The thread that waits for the child says that it has ended.
     ChildEnded,
     /// Some child of the daemon has ended (SIGCHLD).

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::transport::{Ended, Incoming, Outgoing};
+use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
 use super::{Alarm, Context, Taken, Teardown, Watch};
 use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
 use crate::error::Result;
@@ -24,7 +24,10 @@ pub enum PipeEnd {
         paused: bool,
     },
     /// The daemon writes.
-    Write,
+    Write {
+        /// When WritePaused and WriteResumed are appended.
+        marks: WaterMarks,
+    },
 }
 
 /// The checked order of a pipe.
@@ -47,7 +50,8 @@ impl PipeOrder {
                 paused,
                 input: None,
             }),
-            PipeEnd::Write => Box::new(WritePipe {
+            PipeEnd::Write { marks } => Box::new(WritePipe {
+                marks,
                 blocks: self.claim.blocks,
                 claim: Some(self.claim),
                 output: None,
@@ -150,6 +154,7 @@ fn fail_now(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) 
 #[derive(Debug)]
 struct WritePipe {
     claim: Option<Claim>,
+    marks: WaterMarks,
     blocks: bool,
     output: Option<Outgoing>,
 }
@@ -162,7 +167,7 @@ impl Watch for WritePipe {
         let Some(source) = cx.attach(claim.fd, claim.mode) else {
             return;
         };
-        self.output = Some(Outgoing::new(DATA, source));
+        self.output = Some(Outgoing::new(DATA, source, self.marks));
         cx.start(PEER, source, Op::Ready(Direction::Read));
     }
 

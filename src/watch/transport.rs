@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::{Context, Taken};
+use super::{Context, Taken, TransportLimits};
 use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Stream, WritePaused, WriteResumed};
@@ -144,6 +144,36 @@ impl Incoming {
     }
 }
 
+/// When a transport reports that too many bytes are unsent, and that there is room again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaterMarks {
+    /// WritePaused is appended when more bytes than this are unsent.
+    pub high: u32,
+    /// WriteResumed is appended when at most this many bytes are unsent; not above `high`.
+    pub low: u32,
+}
+
+impl WaterMarks {
+    /// The part of a high mark that is its low mark, unless that is given.
+    const PART: usize = 4;
+
+    /// Returns the marks of a transport for which none are given.
+    #[must_use]
+    pub fn of(limits: TransportLimits) -> Self {
+        Self::with_high(limits.high_water)
+    }
+
+    /// Returns a high mark with its low mark, a quarter of it.
+    #[must_use]
+    pub fn with_high(high: usize) -> Self {
+        let mark = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self {
+            high: mark(high),
+            low: mark(high / Self::PART),
+        }
+    }
+}
+
 /// The outgoing half: sends bytes in order, as fast as the kernel takes them.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -152,21 +182,22 @@ pub(super) struct Outgoing {
     queue: VecDeque<Bytes>,
     buffered: usize,
     pub(super) taken: u64,
-    /// Whether WritePaused was appended: more bytes than the high-water mark were unsent, and not
-    /// yet a quarter of it or less.
+    marks: WaterMarks,
+    /// Whether WritePaused was appended and WriteResumed was not yet.
     paused: bool,
     /// Whether the stream was ended, so that it takes no more bytes.
     pub(super) eof: bool,
 }
 
 impl Outgoing {
-    pub(super) const fn new(lane: Lane, source: SourceId) -> Self {
+    pub(super) const fn new(lane: Lane, source: SourceId, marks: WaterMarks) -> Self {
         Self {
             lane,
             source,
             queue: VecDeque::new(),
             buffered: 0,
             taken: 0,
+            marks,
             paused: false,
             eof: false,
         }
@@ -200,11 +231,14 @@ impl Outgoing {
         }
         let limits = cx.services.transport;
         let room = limits.write_buffer.saturating_sub(self.buffered);
-        if fresh.len() > room {
+        let is_cut = fresh.len() > room;
+        if is_cut {
             // Copied, because a slice would keep the whole request in memory.
             fresh = Bytes::copy_from_slice(&fresh[..room]);
         }
-        let pauses = self.buffered + fresh.len() > limits.high_water && !self.paused;
+        // Whoever is told that not all was taken waits for WriteResumed.
+        let over = is_cut || self.buffered + fresh.len() > self.marks.high as usize;
+        let pauses = over && !self.paused;
         if pauses {
             // Room for WritePaused, and for the WriteResumed that must follow.
             cx.reserve()?;
@@ -215,12 +249,12 @@ impl Outgoing {
             self.buffered += fresh.len();
             self.queue.push_back(fresh);
             self.send(cx);
-            if pauses {
-                self.paused = true;
-                cx.emit_reserved(Kind::WritePaused(WritePaused {
-                    buffered_bytes: self.buffered(),
-                }));
-            }
+        }
+        if pauses {
+            self.paused = true;
+            cx.emit_reserved(Kind::WritePaused(WritePaused {
+                buffered_bytes: self.buffered(),
+            }));
         }
         Ok(Taken {
             taken: self.taken,
@@ -250,7 +284,7 @@ impl Outgoing {
                         self.queue.pop_front();
                     }
                 }
-                if self.paused && self.buffered <= cx.services.transport.high_water / 4 {
+                if self.paused && self.buffered <= self.marks.low as usize {
                     self.paused = false;
                     cx.emit_reserved(Kind::WriteResumed(WriteResumed {
                         buffered_bytes: self.buffered(),

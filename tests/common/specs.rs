@@ -138,6 +138,7 @@ pub(crate) fn read_pipe(slot: Bytes) -> Spec {
 pub(crate) fn write_pipe(slot: Bytes) -> Spec {
     Spec::WritePipe(WritePipeSpec {
         target: Some(write_pipe_spec::Target::Slot(slot)),
+        ..WritePipeSpec::default()
     })
 }
 

@@ -206,7 +206,7 @@ async fn all_addresses_are_bound_or_none(scene: &mut Scene) {
     let spec = listener(listener_spec::Target::Tcp(TcpListen {
         hosts,
         port: port.into(),
-        reuse_port: false,
+        ..TcpListen::default()
     }));
     let request = scene.request(Spec::Listener(spec.clone()));
     let error = scene.try_add(request).await.unwrap_err();

@@ -72,6 +72,7 @@ mod disarming;
 mod ends;
 mod exec_failures;
 mod fds;
+mod limits;
 mod listeners;
 mod pipes;
 mod posts_and_signals;

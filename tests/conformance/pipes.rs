@@ -117,6 +117,7 @@ async fn a_fifo_is_written_by_path(scene: &mut Scene) {
         target: Some(write_pipe_spec::Target::FifoPath(
             path.to_str().unwrap().into(),
         )),
+        ..WritePipeSpec::default()
     });
     let request = scene.request(spec.clone());
     let nobody = refused(

@@ -5,15 +5,19 @@ use std::os::unix::net::UnixStream;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
-use evloopd::proto::{Event, WriteEofRequest};
+use evloopd::proto::{
+    ConnectionSpec, Event, WaterMarks, WriteEofRequest, WritePipeSpec, write_pipe_spec,
+};
 use tonic::Code;
 
-use crate::common::{Scene, adopted, after, by_id, refused, write_pipe};
+use crate::common::{Scene, adopted, after, by_id, refused, tcp, write_pipe};
 
 on_each_backend!(
     bytes_already_taken_are_ignored_and_a_hole_is_refused,
     writing_pauses_above_the_high_mark_and_resumes_at_a_quarter,
     a_full_buffer_takes_what_fits,
+    water_marks_are_those_that_were_asked_for,
+    water_marks_out_of_range_are_refused,
     nothing_is_taken_after_the_end,
     writes_without_an_outgoing_stream_are_refused,
 );
@@ -144,4 +148,103 @@ async fn writes_without_an_outgoing_stream_are_refused(scene: &mut Scene) {
         scene.try_add(request).await.is_err(),
         "a read pipe has no outgoing stream"
     );
+}
+
+/// Returns the amounts of WritePaused and WriteResumed in their order.
+fn flow(scene: &Scene, id: u64) -> Vec<(&'static str, u64)> {
+    let events = scene.recorder.recording.events();
+    let of_watch = events.filter(|event| event.watch_id == id);
+    of_watch
+        .filter_map(|event| match &event.kind {
+            Some(Kind::WritePaused(paused)) => Some(("paused", paused.buffered_bytes)),
+            Some(Kind::WriteResumed(resumed)) => Some(("resumed", resumed.buffered_bytes)),
+            _ => None,
+        })
+        .collect()
+}
+
+async fn water_marks_are_those_that_were_asked_for(scene: &mut Scene) {
+    const HIGH: u64 = 8 * KIB;
+    const LOW: u64 = 8 * KIB - 1;
+    let marks = |high, low| WaterMarks {
+        high_bytes: high,
+        low_bytes: low,
+    };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let slot = scene.daemon.handover().await.give(&theirs);
+    let spec = ConnectionSpec {
+        water_marks: Some(marks(Some(HIGH), Some(LOW))),
+        ..adopted(slot)
+    };
+    let id = scene.add(Spec::Connection(spec)).await;
+    scene.recorder.first(id, "connected").await;
+    // Small pieces: the kernel takes all or nothing of one, and then some stay.
+    let piece = vec![b'x'; 1000];
+    let mut taken = 0;
+    while !scene.recorder.kinds(id).contains(&"write_paused") {
+        taken = scene.write(id, &piece).await;
+        scene.settle().await;
+    }
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut all = vec![0; usize::try_from(taken).unwrap()];
+        ours.read_exact(&mut all).unwrap();
+        ours
+    });
+    scene.recorder.first(id, "write_resumed").await;
+    drop(reading.await.unwrap());
+    scene.closed(id).await;
+    match flow(scene, id)[..] {
+        [("paused", paused), ("resumed", resumed)] => {
+            assert!(paused > HIGH && paused <= HIGH + 1000, "{paused}");
+            // Far above a quarter of the high mark.
+            assert!(resumed <= LOW && resumed > LOW / 2, "{resumed}");
+        }
+        ref other => panic!("{other:?}"),
+    }
+
+    // With 0, each Write is told when it waits and when it is sent, on every kind of transport.
+    let (mut reading, writing) = std::io::pipe().unwrap();
+    let slot = scene.daemon.handover().await.give(&writing);
+    drop(writing);
+    let spec = Spec::WritePipe(WritePipeSpec {
+        target: Some(write_pipe_spec::Target::Slot(slot)),
+        water_marks: Some(marks(Some(0), None)),
+    });
+    let id = scene.add(spec).await;
+    for nth in 1..=3 {
+        scene.write(id, b"abc").await;
+        scene.recorder.nth(id, "write_resumed", nth).await;
+    }
+    assert_eq!(flow(scene, id), [("paused", 3), ("resumed", 0)].repeat(3));
+    scene.write_eof(id).await;
+    let mut all = String::new();
+    reading.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "abcabcabc");
+    scene.closed(id).await;
+}
+
+async fn water_marks_out_of_range_are_refused(scene: &mut Scene) {
+    let with = |high_bytes, low_bytes| {
+        Spec::Connection(ConnectionSpec {
+            water_marks: Some(WaterMarks {
+                high_bytes,
+                low_bytes,
+            }),
+            ..tcp("127.0.0.1", 80)
+        })
+    };
+    for (spec, field) in [
+        (with(Some((1 << 20) + 1), None), "high_bytes"),
+        (with(None, Some((1 << 20) + 1)), "low_bytes"),
+        (with(Some(10), Some(11)), "low_bytes"),
+        (with(Some(u64::MAX), None), "high_bytes"),
+    ] {
+        let request = scene.request(spec);
+        let bad = refused(
+            scene.try_add(request).await,
+            Code::InvalidArgument,
+            "INVALID_FIELD",
+        );
+        assert_eq!(bad.fields, [format!("spec.connection.water_marks.{field}")]);
+    }
 }

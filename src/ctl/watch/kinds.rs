@@ -11,7 +11,7 @@ use super::super::inherited;
 use super::super::parse;
 use super::super::session::{Session, answer};
 use super::add::{self, Registration};
-use super::sockets::{self, Connect, Listen};
+use super::sockets::{self, Connect, Listen, Marks};
 use crate::handover::Client;
 use crate::proto::{
     FdSpec, GetServerInfoRequest, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec,
@@ -94,6 +94,8 @@ pub(in crate::ctl) struct ReadPipe {
 pub(in crate::ctl) struct WritePipe {
     /// Path of a FIFO, or fd:N (inherited)
     path: String,
+    #[command(flatten)]
+    marks: Marks,
     #[command(flatten)]
     registration: Registration,
 }
@@ -182,6 +184,7 @@ async fn write_pipe(session: &Session, args: WritePipe) -> Made {
     };
     let spec = WritePipeSpec {
         target: Some(target),
+        water_marks: args.marks.water_marks(),
     };
     Ok((watch_spec::Spec::WritePipe(spec), args.registration))
 }

@@ -9,7 +9,7 @@ use super::add::Registration;
 use super::kinds::{Made, hand_over};
 use crate::proto::{
     ConnectionSpec, ListenerSpec, TcpKeepAlive, TcpListen, TcpOptions, TcpTarget, UnixAddress,
-    connection_spec, listener_spec, watch_spec,
+    WaterMarks, connection_spec, listener_spec, watch_spec,
 };
 
 #[derive(Debug, Args)]
@@ -39,6 +39,8 @@ pub(in crate::ctl) struct Connect {
     #[arg(long, value_name = "NUMBER")]
     interleave: Option<u32>,
     #[command(flatten)]
+    marks: Marks,
+    #[command(flatten)]
     tcp: Tcp,
     #[command(flatten)]
     registration: Registration,
@@ -61,10 +63,44 @@ pub(in crate::ctl) struct Listen {
     /// Read nothing from a connection until reading is resumed
     #[arg(long)]
     start_paused: bool,
+    /// The most connections that may be open at once; more wait in the kernel [default: no limit]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    max_conns: u32,
+    /// Accept IPv4 connections on IPv6 sockets too
+    #[arg(long)]
+    dual_stack: bool,
+    #[command(flatten)]
+    marks: Marks,
     #[command(flatten)]
     tcp: Tcp,
     #[command(flatten)]
     registration: Registration,
+}
+
+/// When too many bytes are unsent.
+#[derive(Debug, Args)]
+pub(super) struct Marks {
+    /// Report that writing pauses above this many unsent bytes [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    high_water: Option<u64>,
+    /// Report that writing resumes at this many unsent bytes [default: a quarter of --high-water]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    low_water: Option<u64>,
+}
+
+impl Marks {
+    pub(super) fn water_marks(&self) -> Option<WaterMarks> {
+        let marks = WaterMarks {
+            high_bytes: self.high_water,
+            low_bytes: self.low_water,
+        };
+        (marks != WaterMarks::default()).then_some(marks)
+    }
 }
 
 /// Options of TCP sockets.
@@ -138,6 +174,7 @@ pub(super) async fn connect(session: &Session, args: Connect) -> Made {
         start_paused: args.start_paused,
         connect_timeout: args.timeout,
         tcp_options: args.tcp.options(),
+        water_marks: args.marks.water_marks(),
     };
     Ok((watch_spec::Spec::Connection(spec), args.registration))
 }
@@ -151,6 +188,7 @@ pub(super) async fn listen(session: &Session, args: Listen) -> Made {
                 hosts,
                 port,
                 reuse_port,
+                ipv6_only: args.dual_stack.then_some(false),
             })
         }
         Address::Unix(name) => listener_spec::Target::Unix(UnixAddress { name: Some(name) }),
@@ -162,6 +200,8 @@ pub(super) async fn listen(session: &Session, args: Listen) -> Made {
         keep_half_open: args.keep_half_open,
         start_paused: args.start_paused,
         tcp_options: args.tcp.options(),
+        max_connections: args.max_conns,
+        water_marks: args.marks.water_marks(),
     };
     Ok((watch_spec::Spec::Listener(spec), args.registration))
 }

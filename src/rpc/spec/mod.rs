@@ -20,6 +20,7 @@ use crate::proto::{self, read_pipe_spec, watch_spec::Spec, write_pipe_spec};
 use crate::watch::address::UnixName;
 use crate::watch::{
     FdOrder, INTERVAL_MIN, Need, Order, PipeEnd, PipeOrder, Schedule, SignalOrder, TimerOrder,
+    WaterMarks,
 };
 
 mod process;
@@ -161,6 +162,39 @@ impl Checks<'_> {
         UnixName::check(field, address)
     }
 
+    /// Checks water marks; `None` means those of the configuration.
+    fn water_marks(&self, field: &str, given: Option<&proto::WaterMarks>) -> Result<WaterMarks> {
+        let limits = self.api.registry.services().transport;
+        let Some(given) = given else {
+            return Ok(WaterMarks::of(limits));
+        };
+        let most = limits.write_buffer;
+        let bytes = |name: &str, given: u64, most: usize, what: &str| {
+            let checked = usize::try_from(given).ok().filter(|bytes| *bytes <= most);
+            checked.ok_or_else(|| {
+                let allowed = format!("must be at most {what}, {most} bytes");
+                Error::invalid(format!("{field}.{name}"), allowed)
+            })
+        };
+        let buffer = "the configuration's [limits] write_buffer";
+        let low = given
+            .low_bytes
+            .map(|low| bytes("low_bytes", low, most, buffer))
+            .transpose()?;
+        let high = match (given.high_bytes, low) {
+            (Some(high), _) => bytes("high_bytes", high, most, buffer)?,
+            // As asyncio's set_write_buffer_limits has it.
+            (None, Some(low)) => most.min(low.saturating_mul(4)),
+            (None, None) => limits.high_water,
+        };
+        let mut marks = WaterMarks::with_high(high);
+        if let Some(low) = low {
+            let low = bytes("low_bytes", low as u64, high, "the high mark")?;
+            marks.low = u32::try_from(low).unwrap_or(marks.high);
+        }
+        Ok(marks)
+    }
+
     fn handed_pipe(
         &self,
         field: &'static str,
@@ -180,7 +214,7 @@ impl Checks<'_> {
 fn purpose(end: PipeEnd) -> Purpose {
     match end {
         PipeEnd::Read { .. } => Purpose::Reader,
-        PipeEnd::Write => Purpose::Writer,
+        PipeEnd::Write { .. } => Purpose::Writer,
     }
 }
 
@@ -276,7 +310,9 @@ impl Specification for proto::WritePipeSpec {
         use write_pipe_spec::Target;
 
         let mut spec = self;
-        let end = PipeEnd::Write;
+        let field = "spec.write_pipe.water_marks";
+        let marks = checks.water_marks(field, spec.water_marks.as_ref())?;
+        let end = PipeEnd::Write { marks };
         let (order, claimed_from) = match &mut spec.target {
             None => {
                 return Err(Error::invalid(

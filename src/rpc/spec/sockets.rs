@@ -44,6 +44,7 @@ impl Specification for proto::ConnectionSpec {
         let options = StreamOptions {
             keep_half_open: spec.keep_half_open,
             paused: spec.start_paused,
+            marks: checks.water_marks("spec.connection.water_marks", spec.water_marks.as_ref())?,
         };
         let timeout = convert::duration(
             "spec.connection.connect_timeout",
@@ -117,6 +118,11 @@ impl Specification for proto::ListenerSpec {
         let options = StreamOptions {
             keep_half_open: spec.keep_half_open,
             paused: spec.start_paused,
+            marks: checks.water_marks("spec.listener.water_marks", spec.water_marks.as_ref())?,
+        };
+        let max_connections = match spec.max_connections {
+            0 => u32::MAX,
+            most => most,
         };
         let backlog = match spec.backlog {
             0 => BACKLOG,
@@ -134,6 +140,7 @@ impl Specification for proto::ListenerSpec {
             target,
             backlog,
             options,
+            max_connections,
             tcp,
         };
         let later = |order: ListenOrder| -> Prepare { Box::new(move |_| order.build()) };
@@ -176,6 +183,7 @@ impl Specification for proto::ListenerSpec {
                         target: ListenTarget::Adopted(claim),
                         backlog,
                         options,
+                        max_connections,
                         tcp,
                     };
                     order.build()
@@ -202,6 +210,7 @@ fn tcp_listen(tcp: &proto::TcpListen) -> Result<ListenTarget> {
         hosts: tcp.hosts.clone(),
         port: port("spec.listener.tcp.port", tcp.port, 0)?,
         reuse_port: tcp.reuse_port,
+        ipv6_only: tcp.ipv6_only.unwrap_or(true),
     })
 }
 

@@ -18,7 +18,8 @@ pub use self::attempts::Dialling;
 use self::attempts::{ADDRESSES_MAX, Attempts};
 use self::linger::Linger;
 use super::address::{self, HostAddress, UnixName};
-use super::transport::{Ended, Incoming, Outgoing};
+use super::places::Place;
+use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
 use super::{Context, Need, Notice, Taken, Teardown, Watch};
 use crate::access::Principal;
 use crate::clock::nanos;
@@ -34,12 +35,14 @@ const IN: Lane = Lane(0);
 const OUT: Lane = Lane(1);
 
 /// The options of an established connection.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct StreamOptions {
     /// Whether to stay open after the peer's end of file.
     pub keep_half_open: bool,
     /// Whether reading starts only with ResumeReading.
     pub paused: bool,
+    /// When WritePaused and WriteResumed are appended.
+    pub marks: WaterMarks,
 }
 
 /// The origin of a connection.
@@ -113,8 +116,14 @@ impl ConnectionOrder {
 }
 
 /// Builds a watch of a connection that a listener accepted. It is connected from the start.
-pub(super) fn accepted(fd: OwnedFd, options: StreamOptions) -> Box<dyn Watch> {
-    Box::new(Connection::new(Phase::Ready(fd), options))
+pub(super) fn accepted(
+    fd: OwnedFd,
+    options: StreamOptions,
+    place: Option<Place>,
+) -> Box<dyn Watch> {
+    let mut connection = Connection::new(Phase::Ready(fd), options);
+    connection.place = place;
+    Box::new(connection)
 }
 
 #[derive(Debug)]
@@ -150,6 +159,8 @@ struct Connection {
     held: bool,
     /// The number of attempts to connect for which room is reserved.
     attempts_max: u32,
+    /// Its place among the connections of the listener that accepted it.
+    place: Option<Place>,
     /// The attempts that were cancelled because another one succeeded.
     losers: CancelledOps,
 }
@@ -164,6 +175,7 @@ impl Connection {
             connected: false,
             held: false,
             attempts_max: 0,
+            place: None,
             losers: Vec::new(),
         }
     }
@@ -224,7 +236,7 @@ impl Connection {
         input.start(cx);
         self.phase = Phase::Open(Streams {
             input,
-            output: Outgoing::new(OUT, source),
+            output: Outgoing::new(OUT, source, self.options.marks),
             shut: false,
             linger: None,
         });
@@ -374,6 +386,7 @@ impl Watch for Connection {
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.connected = false;
+        self.place = None;
         let Phase::Open(streams) = &self.phase else {
             return 0;
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::transport::{Ended, Incoming, Outgoing};
+use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
 use super::{Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Done, Lane, Nonblocking, SourceId};
@@ -90,7 +90,8 @@ impl Watch for Process {
         let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
         let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
-        self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source));
+        let marks = WaterMarks::of(cx.services.transport);
+        self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source, marks));
         let output = |lane, source: Option<SourceId>, stream| {
             source.map(|source| Incoming::of_pipe(lane, source, stream))
         };
