@@ -74,6 +74,7 @@ mod exec_failures;
 mod fds;
 mod limits;
 mod listeners;
+mod paused;
 mod pipes;
 mod posts_and_signals;
 mod processes;
