@@ -94,7 +94,7 @@ async fn options_of_an_adopted_socket_are_as_asked(scene: &mut Scene) {
         let (peer, _) = server.accept().unwrap();
         let slot = scene.daemon.handover().await.give(&ours);
         let spec = ConnectionSpec {
-            tcp_options: options.clone(),
+            tcp_options: options,
             ..adopted(slot)
         };
         let id = scene.add(Spec::Connection(spec)).await;
