@@ -44,7 +44,7 @@ pub struct Policy {
     /// The kinds of watches that its loops accept. In TOML, `all` stands for every kind.
     #[serde(with = "kinds")]
     pub watch_kinds: BTreeSet<WatchKind>,
-    /// Whether connections and listeners may use Unix sockets.
+    /// Whether connections, listeners and datagram watches may use Unix sockets.
     pub unix_sockets: bool,
     /// Whether file descriptors that clients hand over must be sockets.
     pub sockets_only: bool,
@@ -166,6 +166,7 @@ pub(super) fn shipped() -> [Policy; 4] {
             WatchKind::Timer,
             WatchKind::Connection,
             WatchKind::Listener,
+            WatchKind::Datagram,
         ]
         .into(),
         unix_sockets: false,

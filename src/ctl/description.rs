@@ -15,8 +15,8 @@ use super::units::{age, counted, date_and_age, grouped, lasted, moment, size, sp
 use crate::config::Limit;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    CloseReason, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchRef, WatchState,
-    watch::Status, watch_ref, watch_spec::Spec,
+    CloseReason, DatagramSpec, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchRef,
+    WatchState, watch::Status, watch_ref, watch_spec::Spec,
 };
 
 /// Prints watches as a table, or as one line of JSON each.
@@ -143,6 +143,14 @@ pub(super) fn detail(watch: &Watch) -> String {
             all.collect::<Vec<_>>().join(" ")
         }
         (Some(Status::Fd(status)), _) => status.fd_type.clone(),
+        (Some(Status::Datagram(status)), _) => {
+            let spec = DatagramSpec {
+                local: status.local.clone(),
+                peer: status.peer.clone(),
+                ..DatagramSpec::default()
+            };
+            spec.target()
+        }
         (Some(Status::Transport(status)), spec) if status.connected => match (&status.peer, spec) {
             (None, Some(spec)) => with_spec!(spec, message => message.target()),
             (peer, _) => address_or_unnamed(peer.as_ref()),
@@ -262,6 +270,28 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
                 "sent",
                 format!("{} taken, {unsent} of them unsent", size(s.taken_bytes)),
             );
+            sheet.line("reading", if s.reading_paused { "paused" } else { "" });
+        }
+        Some(Status::Datagram(s)) => {
+            let way = |a: &Option<_>| {
+                a.as_ref()
+                    .map_or_else(String::new, |a| address_or_unnamed(Some(a)))
+            };
+            sheet.line("local", way(&s.local));
+            sheet.line("peer", way(&s.peer));
+            sheet.line("received", counted(s.received, "datagram", "datagrams"));
+            sheet.line("sent", counted(s.sent, "datagram", "datagrams"));
+            if s.buffered_bytes > 0 {
+                sheet.line("unsent", size(s.buffered_bytes));
+            }
+            if s.dropped > 0 {
+                let text = format!(
+                    "{} by the kernel",
+                    counted(s.dropped, "datagram", "datagrams")
+                );
+                sheet.styled("dropped", text, NOTICE);
+            }
+            sheet.line("buffer", size(s.receive_buffer));
             sheet.line("reading", if s.reading_paused { "paused" } else { "" });
         }
         Some(Status::Listener(s)) => {

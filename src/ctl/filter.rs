@@ -120,9 +120,9 @@ mod tests {
             .iter()
             .map(|kind| event_kind(kind).unwrap())
             .collect();
-        let all: Vec<_> = (10..=28).collect();
+        let all: Vec<_> = (10..=31).collect();
         assert_eq!(kinds, all);
-        assert!(EventKind::try_from(29).is_err(), "a kind without a word");
+        assert!(EventKind::try_from(32).is_err(), "a kind without a word");
     }
 
     #[test]

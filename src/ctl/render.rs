@@ -244,6 +244,41 @@ impl Words for proto::WriteResumed {
     }
 }
 
+impl Words for proto::Datagram {
+    fn words(&self) -> (String, Style) {
+        let peer = address_or_unnamed(self.peer.as_ref());
+        let cut = match self.full_length {
+            0 => String::new(),
+            full => format!(" of {full}"),
+        };
+        let len = self.data.len();
+        let text = format!("from {peer} {len}{cut} bytes: {}", preview(&self.data));
+        (text, if cut.is_empty() { PLAIN } else { NOTICE })
+    }
+}
+
+impl Words for proto::DatagramError {
+    fn words(&self) -> (String, Style) {
+        let error = self.error.as_ref().map_or_else(String::new, system_error);
+        let mut text = match &self.peer {
+            Some(peer) => format!("to {}: {error}", address_or_unnamed(Some(peer))),
+            None => error,
+        };
+        if !self.reporter_ip.is_empty() {
+            let _ = write!(text, ", says {}", printable(&self.reporter_ip));
+        }
+        (text, BAD)
+    }
+}
+
+impl Words for proto::DatagramsDropped {
+    fn words(&self) -> (String, Style) {
+        let (count, total) = (self.count, self.total);
+        let text = format!("the kernel dropped {count} datagrams, {total} in all");
+        (text, NOTICE)
+    }
+}
+
 impl Words for proto::Signal {
     fn words(&self) -> (String, Style) {
         let mut text = signal_name(self.number);
@@ -420,6 +455,41 @@ mod tests {
             "killed by signal 99"
         );
         assert_eq!(exit(None), "exit status unknown");
+    }
+
+    #[test]
+    fn a_datagram_tells_its_peer_and_what_was_cut() {
+        let ip = "::1".to_owned();
+        let inet = proto::InetAddress { ip, port: 9 };
+        let peer = proto::SocketAddress {
+            address: Some(socket_address::Address::Inet(inet)),
+        };
+        let mut datagram = proto::Datagram {
+            peer: Some(peer.clone()),
+            data: bytes::Bytes::from_static(b"ab"),
+            ..proto::Datagram::default()
+        };
+        assert_eq!(
+            datagram.words(),
+            ("from [::1]:9 2 bytes: \"ab\"".to_owned(), PLAIN)
+        );
+        datagram.full_length = 5;
+        let cut = "from [::1]:9 2 of 5 bytes: \"ab\"".to_owned();
+        assert_eq!(datagram.words(), (cut, NOTICE));
+        let error = proto::DatagramError {
+            peer: Some(peer),
+            error: Some(proto::SystemError {
+                message: "deliver: refused".to_owned(),
+                ..proto::SystemError::default()
+            }),
+            reporter_ip: "::2".to_owned(),
+        };
+        assert_eq!(error.words().0, "to [::1]:9: deliver: refused, says ::2");
+        let dropped = proto::DatagramsDropped { count: 2, total: 3 };
+        assert_eq!(
+            dropped.words().0,
+            "the kernel dropped 2 datagrams, 3 in all"
+        );
     }
 
     #[test]

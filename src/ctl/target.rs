@@ -1,11 +1,11 @@
 //! Says in a few words what a watch watches, for each kind of watch.
 
-use super::render::unix_address;
+use super::render::{address_or_unnamed, unix_address};
 use super::units::span;
 use crate::proto::{
-    ConnectionSpec, FdSpec, ListenerSpec, ProcessSpec, ReadPipeSpec, SignalSpec, TimerSpec,
-    WritePipeSpec, connection_spec, listener_spec, process_spec, read_pipe_spec, timer_spec,
-    write_pipe_spec,
+    ConnectionSpec, DatagramSpec, FdSpec, ListenerSpec, ProcessSpec, ReadPipeSpec, SignalSpec,
+    TimerSpec, WritePipeSpec, connection_spec, listener_spec, process_spec, read_pipe_spec,
+    timer_spec, write_pipe_spec,
 };
 
 /// Says what a watch watches. Each message of `WatchSpec.spec` has an implementation.
@@ -93,6 +93,18 @@ impl Target for WritePipeSpec {
         match &self.target {
             Some(write_pipe_spec::Target::FifoPath(path)) => path.clone(),
             Some(write_pipe_spec::Target::Slot(_)) | None => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for DatagramSpec {
+    fn target(&self) -> String {
+        let shown = |a: &Option<_>| a.as_ref().map(|a| address_or_unnamed(Some(a)));
+        match (shown(&self.local), shown(&self.peer)) {
+            (Some(local), Some(peer)) => format!("{local} → {peer}"),
+            (Some(local), None) => local,
+            (None, Some(peer)) => format!("→ {peer}"),
+            (None, None) => HANDED_OVER.to_owned(),
         }
     }
 }

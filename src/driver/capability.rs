@@ -57,9 +57,6 @@ const DOCUMENTED_ON_UNIX: [&str; 9] = [
     "post",
 ];
 
-/// What asyncio has and no kind of watch covers.
-const MISSING: [(&str, &str); 1] = [("datagram", "this version has no kind of watch for it")];
-
 /// Returns the backend's capabilities, kinds of watch first. Empty for a backend that this version
 /// does not have.
 #[must_use]
@@ -98,15 +95,7 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         .map(WatchKind::name)
         .into_iter()
         .chain(["post"]);
-    let missing = MISSING
-        .into_iter()
-        .filter(|(name, _)| name.parse::<WatchKind>().is_err());
-    let missing = missing.map(|(name, reason)| Capability::no(name, reason));
-    watches
-        .map(Capability::yes)
-        .chain(missing)
-        .chain(others)
-        .collect()
+    watches.map(Capability::yes).chain(others).collect()
 }
 
 /// A loop of asyncio, as its documentation describes it. None of these loops was run.

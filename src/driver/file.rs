@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use rustix::event::epoll;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags};
-use rustix::net::SocketType;
+use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
 use super::Op;
 use crate::error::SystemError;
@@ -88,6 +88,8 @@ pub enum Purpose {
     Connection,
     /// To accept connections.
     Listener,
+    /// To receive and send datagrams.
+    Datagram,
 }
 
 /// Why a file descriptor is refused.
@@ -189,6 +191,18 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
                 ));
             }
         },
+        Purpose::Datagram => match kind {
+            FileKind::Socket {
+                kind: SocketType::DGRAM,
+                ..
+            } if has_datagrams(fd) => Nonblocking::Socket,
+            _ => {
+                return Err(Refusal::new(
+                    kind.phrase(),
+                    "a datagram watch takes a UDP socket or a Unix datagram socket",
+                ));
+            }
+        },
         Purpose::Listener => match kind {
             FileKind::Socket {
                 kind: SocketType::STREAM,
@@ -217,6 +231,17 @@ pub fn fit(fd: BorrowedFd<'_>, purpose: Purpose) -> Result<Fit, Refusal> {
         mode,
         reopened: None,
     })
+}
+
+/// Returns whether a socket of type DGRAM is one of UDP or Unix.
+fn has_datagrams(fd: BorrowedFd<'_>) -> bool {
+    match sockopt::socket_domain(fd) {
+        Ok(AddressFamily::UNIX) => true,
+        Ok(AddressFamily::INET | AddressFamily::INET6) => {
+            sockopt::socket_protocol(fd) == Ok(Some(ipproto::UDP))
+        }
+        _ => false,
+    }
 }
 
 /// Returns what the descriptor refers to, if it can be watched.

@@ -28,6 +28,8 @@ const WORD: u32 = bytes(16);
 const PLAIN_MAX: u32 = 80;
 /// A path of `sockaddr_un`, the longest address.
 const ADDRESS: u32 = bytes(bytes(bytes(110)));
+/// An IP address as text.
+const IP: u32 = 45;
 /// Seconds and nanoseconds.
 const DURATION: u32 = bytes(NUMBER + SMALL);
 
@@ -68,6 +70,11 @@ pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
 pub const ACCEPTED: u32 = ENVELOPE + NUMBER + ADDRESS;
 /// `Eof`.
 pub const EOF: u32 = ENVELOPE + NUMBER;
+/// `Datagram` without its data. An event of 16 KiB or more takes one byte more for each of its
+/// three lengths.
+pub const DATAGRAM: u32 = ENVELOPE + ADDRESS + bytes(0) + 3 + NUMBER + bytes(IP) + SMALL;
+/// `DatagramError`.
+pub const DATAGRAM_ERROR: u32 = ENVELOPE + ADDRESS + ERROR + bytes(IP);
 /// `LoopStateChanged`.
 pub const LOOP_STATE: u32 = ENVELOPE + CHOICE;
 
@@ -163,6 +170,7 @@ mod tests {
             voluntary_switches: u64::MAX,
             involuntary_switches: u64::MAX,
         };
+        let ip = std::net::Ipv6Addr::from([0xff; 16]);
         let sizes = [
             (
                 ADDED,
@@ -236,12 +244,30 @@ mod tests {
             ),
             (EOF, Kind::Eof(Eof { offset: u64::MAX })),
             (
+                DATAGRAM + (256 << 10),
+                Kind::Datagram(Datagram {
+                    peer: address(),
+                    data: vec![0; 256 << 10].into(),
+                    full_length: u64::MAX,
+                    local_ip: ip.to_string(),
+                    interface_index: u32::MAX,
+                }),
+            ),
+            (
+                DATAGRAM_ERROR,
+                Kind::DatagramError(DatagramError {
+                    peer: address(),
+                    error: Some((&error).into()),
+                    reporter_ip: ip.to_string(),
+                }),
+            ),
+            (
                 LOOP_STATE,
                 Kind::LoopStateChanged(LoopStateChanged { state: 4 }),
             ),
         ];
         for (set_aside, kind) in sizes {
-            let name = format!("{kind:?}");
+            let name = crate::kinds::event_kind_name(&kind);
             let size = size(kind);
             assert!(size <= set_aside, "{size} of {set_aside}: {name}");
             assert!(set_aside < size + 64, "{size} of {set_aside}: {name}");

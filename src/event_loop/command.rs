@@ -16,7 +16,7 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
-use crate::watch::{Order, SignalTarget, Taken, Watch};
+use crate::watch::{Order, Parcel, SignalTarget, Taken, Watch};
 
 /// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
@@ -67,6 +67,11 @@ pub(super) enum Command {
     WriteEof {
         name: WatchName,
         reply: Reply<()>,
+    },
+    SendTo {
+        name: WatchName,
+        parcel: Box<Parcel>,
+        reply: Reply<u64>,
     },
     PauseReading {
         name: WatchName,
@@ -141,6 +146,7 @@ impl Command {
         match self {
             Self::Rearm { items, .. } => size_of_val(items.as_slice()),
             Self::Write { data, .. } => data.len(),
+            Self::SendTo { parcel, .. } => parcel.data.len(),
             Self::Post { postings, .. } => postings.iter().map(Posting::bytes).sum(),
             // Their registrations hold memory of their own.
             Self::Add { .. } | Self::Register { .. } => 0,
@@ -223,6 +229,14 @@ impl EventLoop {
             }
             Command::WriteEof { name, reply } => {
                 let result = self.write_eof(&name);
+                self.reply(reply, result);
+            }
+            Command::SendTo {
+                name,
+                parcel,
+                reply,
+            } => {
+                let result = self.send_to(&name, *parcel);
                 self.reply(reply, result);
             }
             Command::PauseReading { name, pause, reply } => {

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
 use crate::proto;
-use crate::watch::{SignalTarget, Taken};
+use crate::watch::{Parcel, SignalTarget, Taken};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
@@ -234,6 +234,10 @@ impl EventLoop {
         self.with_live_watch(name, |watch, cx| watch.write_eof(cx))
     }
 
+    pub(super) fn send_to(&mut self, name: &WatchName, parcel: Parcel) -> Result<u64> {
+        self.with_live_watch(name, |watch, cx| watch.send_to(cx, parcel))
+    }
+
     pub(super) fn pause_reading(&mut self, name: &WatchName, pause: bool) -> Result<()> {
         self.with_live_watch(name, |watch, cx| watch.pause_reading(cx, pause))
     }
@@ -255,7 +259,9 @@ impl EventLoop {
                 self.with_watch(slot, |watch, cx| watch.abort(cx));
             }
             Ok((false, _)) => {
-                let error = Error::wrong_state("only connections and pipes can be aborted");
+                let error = Error::wrong_state(
+                    "only connections, pipes and datagram sockets can be aborted",
+                );
                 self.reply(reply, Err(error));
             }
             Err(error) => self.reply(reply, Err(error)),

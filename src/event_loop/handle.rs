@@ -19,7 +19,7 @@ use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::proto;
-use crate::watch::{SignalTarget, Taken};
+use crate::watch::{Parcel, SignalTarget, Taken};
 
 /// The largest number of paused sources in the view of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -306,6 +306,20 @@ impl Handle {
     /// There is no such watch, or it has no outgoing stream.
     pub async fn write_eof(&self, name: WatchName) -> Result<()> {
         self.call(|reply| Command::WriteEof { name, reply }).await
+    }
+
+    /// Sends one datagram. Returns the bytes that wait to be sent.
+    ///
+    /// # Errors
+    /// There is no such watch, it sends no datagrams, or this one cannot be sent.
+    pub async fn send_to(&self, name: WatchName, parcel: Parcel) -> Result<u64> {
+        let parcel = Box::new(parcel);
+        self.call(|reply| Command::SendTo {
+            name,
+            parcel,
+            reply,
+        })
+        .await
     }
 
     /// Pauses or resumes reading.

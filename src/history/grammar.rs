@@ -41,8 +41,8 @@ const PLAIN: Grammar = Grammar {
 /// Returns the grammar of a kind of watch.
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
-        AcceptPaused, Accepted, Connected, Data, Eof, Exited, Ready, Signal, Started, StreamEnd,
-        TimerFired, WritePaused, WriteResumed,
+        AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Eof,
+        Exited, Ready, Signal, Started, StreamEnd, TimerFired, WritePaused, WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
 
@@ -84,6 +84,16 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
             events: &[Signal],
             ..PLAIN
         },
+        WatchKind::Datagram => Grammar {
+            events: &[
+                Datagram,
+                DatagramError,
+                DatagramsDropped,
+                WritePaused,
+                WriteResumed,
+            ],
+            ..PLAIN
+        },
     }
 }
 
@@ -107,6 +117,9 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::TimerFired(_)
         | Kind::Accepted(_)
         | Kind::Connected(_)
+        | Kind::Datagram(_)
+        | Kind::DatagramError(_)
+        | Kind::DatagramsDropped(_)
         | Kind::Signal(_) => Origin::Polling,
         Kind::Added(_)
         | Kind::Closed(_)

@@ -42,7 +42,7 @@ repeatable! {
     AbortRequest, AckRequest, AddWatchRequest, BatchAddWatchesRequest, CloseLoopRequest,
     CreateConsumerRequest, DeleteConsumerRequest, NewEventLoopRequest, PauseReadingRequest,
     PostRequest, RearmRequest, RemoveWatchRequest, ResumeReadingRequest, RunLoopRequest, RunRequest,
-    SendSignalRequest, SetEventLoopPolicyRequest, SetEventLoopRequest, StopLoopRequest,
+    SendSignalRequest, SendToRequest, SetEventLoopPolicyRequest, SetEventLoopRequest, StopLoopRequest,
     TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 

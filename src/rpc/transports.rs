@@ -5,7 +5,9 @@ use tonic::{Request, Response, Status};
 use super::server::transport_service_server::TransportService;
 use super::{Api, Requester, convert, mutate, object, requester};
 use crate::error::Error;
+use crate::event::PAYLOAD_MAX;
 use crate::proto::*;
+use crate::watch::Parcel;
 
 /// Most bytes of one Write.
 pub(super) const WRITE_MAX: usize = 1 << 20;
@@ -49,6 +51,29 @@ impl TransportService for Api {
         };
         let answer = self
             .once(requester, "WriteEof", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn send_to(
+        &self,
+        request: Request<SendToRequest>,
+    ) -> Result<Response<SendToResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: SendToRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            if request.data.len() > PAYLOAD_MAX {
+                return Err(Error::invalid("data", "must be at most 256 KiB"));
+            }
+            let parcel = Parcel::check(request.data, request.peer.as_ref(), &request.source_ip)?;
+            // As for Write: one command sends it.
+            Ok(SendToResponse {
+                buffered_bytes: on.send_to(name, parcel).await?,
+            })
+        };
+        let answer = self
+            .once(requester, "SendTo", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub(crate) mod datagram;
 mod spawn;
 
 pub(crate) use spawn::{Launch, Step, close_inherited_on_exec, spawn};

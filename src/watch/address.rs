@@ -136,6 +136,15 @@ impl UnixName {
         Ok(name)
     }
 
+    /// Returns the name as text: the path, or `@` and the abstract name.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Abstract(name) => format!("@{}", String::from_utf8_lossy(name)),
+        }
+    }
+
     /// Returns the address in the kernel's form.
     ///
     /// # Errors

@@ -161,6 +161,23 @@ impl Context<'_> {
         self.outbox.has_room(1)
     }
 
+    /// Returns whether an event of at most that many bytes, for which no room was set aside, fits.
+    /// If not, the rest is as with [`Context::has_room`].
+    pub fn has_room_for(&mut self, bytes: u32) -> bool {
+        let room = self.outbox.room().holds(Room::event(bytes));
+        if !room {
+            self.outbox.mark_full();
+        }
+        room
+    }
+
+    /// Returns how many bytes the watch may read now, without the driver, so that all loops together
+    /// stay within the memory.
+    #[must_use]
+    pub fn read_budget(&self) -> u64 {
+        self.outbox.turn_bytes() / 2
+    }
+
     /// Reserves room for an event to come: `Ready`, `WritePaused` or `WriteResumed`.
     ///
     /// # Errors

@@ -74,7 +74,9 @@ impl ListenOrder {
                 vec![claim.fd]
             }
             ListenTarget::Unix(name) => {
-                let socket = bind_unix(&name, self.backlog)?;
+                let socket = bind_unix(&name, SocketType::STREAM)?;
+                rustix::net::listen(&socket, self.backlog)
+                    .map_err(|e| refused(e, "listen", name.shown()))?;
                 if let UnixName::Path(path) = name {
                     file = Some(SocketFile::new(path));
                 }
@@ -115,7 +117,7 @@ impl ListenOrder {
     }
 }
 
-fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error {
+pub(super) fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error {
     SystemError::new(errno, step, detail).into()
 }
 
@@ -199,14 +201,12 @@ fn bind_one(address: SocketAddr, how: Binding) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-fn bind_unix(name: &UnixName, backlog: i32) -> Result<OwnedFd> {
-    let shown = || match name {
-        UnixName::Path(path) => path.display().to_string(),
-        UnixName::Abstract(name) => format!("@{}", String::from_utf8_lossy(name)),
-    };
+/// Makes a Unix socket of that type and binds it. A socket file that no process uses is replaced.
+pub(super) fn bind_unix(name: &UnixName, kind: SocketType) -> Result<OwnedFd> {
+    let shown = || name.shown();
     let kernel = name.kernel().map_err(|e| refused(e, "bind", shown()))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let new = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let new = || rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None);
     let socket = new().map_err(|e| refused(e, "socket", ""))?;
     let mut bound = rustix::net::bind(&socket, &kernel);
     if bound == Err(Errno::ADDRINUSE)
@@ -217,20 +217,18 @@ fn bind_unix(name: &UnixName, backlog: i32) -> Result<OwnedFd> {
         bound = rustix::net::bind(&socket, &kernel);
     }
     bound.map_err(|e| refused(e, "bind", shown()))?;
-    rustix::net::listen(&socket, backlog).map_err(|e| refused(e, "listen", shown()))?;
     Ok(socket)
 }
 
-/// The file of a Unix socket, which is removed on drop if it is still the one that the listener
-/// made.
+/// The file of a Unix socket, which is removed on drop if it is still the one that the watch made.
 #[derive(Debug)]
-struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     inode: Option<(u64, u64)>,
 }
 
 impl SocketFile {
-    fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf) -> Self {
         let inode = inode(&path);
         Self { path, inode }
     }

@@ -36,6 +36,7 @@ use crate::proto;
 pub mod address;
 mod connection;
 mod context;
+mod datagram;
 mod fd;
 mod listener;
 mod pipe;
@@ -53,6 +54,7 @@ mod transport;
 pub use connection::{ConnectionOrder, Dialling, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
+pub use datagram::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Parcel};
 pub use fd::FdOrder;
 pub(crate) use listener::ACCEPTED;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
@@ -228,6 +230,14 @@ pub trait Watch: Send + fmt::Debug {
     /// The kind has no outgoing stream.
     fn write_eof(&mut self, _cx: &mut Context<'_>) -> Result<()> {
         Err(unsupported("an outgoing stream"))
+    }
+
+    /// Sends one datagram. Returns the bytes that wait to be sent.
+    ///
+    /// # Errors
+    /// The kind sends no datagrams, the datagram cannot be sent, or too many wait.
+    fn send_to(&mut self, _cx: &mut Context<'_>, _parcel: Parcel) -> Result<u64> {
+        Err(unsupported("datagrams to send"))
     }
 
     /// Pauses or resumes reading. Idempotent.

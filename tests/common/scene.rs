@@ -172,6 +172,61 @@ impl Scene {
         Ok(answer.into_inner())
     }
 
+    /// Sends a datagram; without a peer to the one that the socket is connected to.
+    pub(crate) async fn send_to(
+        &self,
+        watch_id: u64,
+        data: &[u8],
+        peer: Option<SocketAddress>,
+    ) -> Result<u64, Status> {
+        let request = SendToRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            data: bytes::Bytes::copy_from_slice(data),
+            peer,
+            ..SendToRequest::default()
+        };
+        let answer = self.daemon.transports().send_to(request).await?;
+        Ok(answer.into_inner().buffered_bytes)
+    }
+
+    /// Pauses or resumes reading.
+    pub(crate) async fn pause_reading(&self, watch_id: u64, pause: bool) {
+        let (target, watch) = (Some(self.target.clone()), by_id(watch_id));
+        let mut transports = self.daemon.transports();
+        if pause {
+            let request = PauseReadingRequest {
+                r#loop: target,
+                watch,
+                ..PauseReadingRequest::default()
+            };
+            transports.pause_reading(request).await.unwrap();
+        } else {
+            let request = ResumeReadingRequest {
+                r#loop: target,
+                watch,
+                ..ResumeReadingRequest::default()
+            };
+            transports.resume_reading(request).await.unwrap();
+        }
+    }
+
+    /// Returns the status of a datagram socket.
+    pub(crate) async fn datagram(&self, watch_id: u64) -> DatagramStatus {
+        match self.get(watch_id).await.status {
+            Some(watch::Status::Datagram(status)) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Returns the datagram of a watch that has this number, from 0.
+    pub(crate) async fn datagram_at(&mut self, watch_id: u64, nth: usize) -> Datagram {
+        match self.recorder.nth(watch_id, "datagram", nth + 1).await.kind {
+            Some(event::Kind::Datagram(datagram)) => datagram,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) async fn write_eof(&self, watch_id: u64) {
         let request = WriteEofRequest {
             r#loop: Some(self.target.clone()),

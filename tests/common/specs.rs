@@ -142,6 +142,29 @@ pub(crate) fn write_pipe(slot: Bytes) -> Spec {
     })
 }
 
+pub(crate) fn inet(ip: &str, port: u16) -> SocketAddress {
+    SocketAddress {
+        address: Some(socket_address::Address::Inet(InetAddress {
+            ip: ip.into(),
+            port: port.into(),
+        })),
+    }
+}
+
+pub(crate) fn unix_socket(path: &std::path::Path) -> SocketAddress {
+    SocketAddress {
+        address: Some(socket_address::Address::Unix(unix_path(path))),
+    }
+}
+
+/// A datagram socket bound to that address.
+pub(crate) fn datagrams_at(local: SocketAddress) -> DatagramSpec {
+    DatagramSpec {
+        local: Some(local),
+        ..DatagramSpec::default()
+    }
+}
+
 pub(crate) fn signals(names: &[&str]) -> Spec {
     Spec::Signal(SignalSpec {
         signals: names.iter().map(|&name| name.into()).collect(),

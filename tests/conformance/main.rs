@@ -32,6 +32,30 @@ macro_rules! on_each_backend {
     )+};
 }
 
+/// Runs each case as a separate test on each backend, with a journal of 256 KiB.
+macro_rules! on_each_backend_with_a_small_journal {
+    ($($case:ident),+ $(,)?) => {$(
+        mod $case {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn epoll() {
+                crate::on("tight", "epoll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn poll() {
+                crate::on("tight", "poll", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn select() {
+                crate::on("tight", "select", super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn io_uring() {
+                crate::on("tight-proactor", "io_uring", super::$case).await;
+            }
+        }
+    )+};
+}
+
 /// Runs each case as a separate test on each backend and with each child watcher.
 macro_rules! on_each_child_watcher {
     ($($case:ident),+ $(,)?) => {$(
@@ -68,6 +92,9 @@ mod churn;
 mod closes;
 mod connecting;
 mod connections;
+mod datagram_peers;
+mod datagram_room;
+mod datagrams;
 mod disarming;
 mod ends;
 mod exec_failures;
@@ -95,6 +122,14 @@ child_watcher = "sigchld"
 [policy.thread]
 extends = "default"
 child_watcher = "thread"
+[policy.tight]
+extends = "default"
+journal_bytes = "256KiB"
+journal_watch_bytes = "256KiB"
+[policy.tight-proactor]
+extends = "tight"
+class = "proactor"
+backends = ["io_uring"]
 "#;
 
 /// Runs one case on a daemon and a loop of its own.

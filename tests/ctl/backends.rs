@@ -63,9 +63,11 @@ async fn backends_differ_from_loops_that_are_only_documented() {
             let documented = can
                 .iter()
                 .any(|c| c["name"] == kind && c["supported"] == true);
-            // No policy allows datagrams yet, although they are documented.
-            let expected = documented && kind != "datagram";
-            assert_eq!(watched.contains(&kind.into()), expected, "{kind} of {name}");
+            assert_eq!(
+                watched.contains(&kind.into()),
+                documented,
+                "{kind} of {name}"
+            );
         }
     }
     // The limit of 512 sockets in the documentation (18.5.2.3.1) is that of the compatible policy

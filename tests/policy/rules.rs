@@ -8,8 +8,8 @@ use evloopd::proto::*;
 use tonic::Code;
 
 use crate::common::{
-    Daemon, Scene, connection, exec, listener, loop_named, never, read_pipe, reader, refused,
-    signals, tcp, tcp_listener, unix_path, write_pipe, writer,
+    Daemon, Scene, connection, datagrams_at, exec, inet, listener, loop_named, never, read_pipe,
+    reader, refused, signals, tcp, tcp_listener, unix_path, unix_socket, write_pipe, writer,
 };
 use crate::{get, new, start};
 
@@ -204,6 +204,10 @@ async fn windows_selector_loops_watch_sockets_only() {
     let mut scene = Scene::new(start().await, "windows-selector-compat", "").await;
     scene.add(never()).await;
     scene.add(Spec::Listener(tcp_listener())).await;
+    scene
+        .add(Spec::Datagram(datagrams_at(inet("127.0.0.1", 0))))
+        .await;
+    let unix = std::os::unix::net::UnixDatagram::unbound().unwrap();
     let (reading, writing) = std::io::pipe().unwrap();
     let handover = scene.daemon.handover().await;
     let path = unix_path(std::path::Path::new("/tmp/some.sock"));
@@ -215,6 +219,13 @@ async fn windows_selector_loops_watch_sockets_only() {
         reader(handover.give(&reading)),
         Spec::Connection(connection(connection_spec::Target::Unix(path.clone()))),
         Spec::Listener(listener(listener_spec::Target::Unix(path))),
+        Spec::Datagram(datagrams_at(unix_socket(std::path::Path::new(
+            "/tmp/d.sock",
+        )))),
+        Spec::Datagram(DatagramSpec {
+            slot: handover.give(&unix),
+            ..DatagramSpec::default()
+        }),
     ] {
         let request = scene.request(spec);
         let lacks = refused(
@@ -226,12 +237,12 @@ async fn windows_selector_loops_watch_sockets_only() {
             assert!(!lacks.word(key).is_empty(), "{key} in {lacks:?}");
         }
     }
-    assert_eq!(scene.open_watches().await, 2);
+    assert_eq!(scene.open_watches().await, 3);
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn windows_proactor_loops_watch_no_readers_unix_sockets_or_signals() {
+async fn windows_proactor_loops_watch_no_readers_datagrams_unix_sockets_or_signals() {
     let mut scene = Scene::new(start().await, "windows-proactor-compat", "").await;
     let (reading, writing) = std::io::pipe().unwrap();
     let (ours, _theirs) = UnixStream::pair().unwrap();
@@ -254,6 +265,7 @@ async fn windows_proactor_loops_watch_no_readers_unix_sockets_or_signals() {
         reader(handover.give(&ours)),
         writer(handover.give(&ours)),
         signals(&["SIGUSR1"]),
+        Spec::Datagram(datagrams_at(inet("127.0.0.1", 0))),
         Spec::Connection(connection(connection_spec::Target::Unix(path.clone()))),
         Spec::Listener(listener(listener_spec::Target::Unix(path))),
     ] {

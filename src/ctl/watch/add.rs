@@ -1,11 +1,15 @@
 //! Adds a watch of any kind, and prints its events if asked to.
 
+use std::path::Path;
+
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::super::description;
 use super::super::explain::differing;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Source};
+use super::super::inherited;
 use super::super::json;
 use super::super::lookup;
 use super::super::output;
@@ -13,10 +17,14 @@ use super::super::parse;
 use super::super::printer::{Printer, Until};
 use super::super::session::{Session, answer};
 use super::super::style::printable;
+use crate::handover::Client;
 use crate::proto::{
-    self, AddWatchRequest, AddWatchResponse, Filter, IfExists, OnGap, SubscribeRequest, WatchSpec,
-    subscribe_request, watch_spec,
+    self, AddWatchRequest, AddWatchResponse, Filter, GetServerInfoRequest, IfExists, OnGap,
+    SubscribeRequest, WatchSpec, subscribe_request, watch_spec,
 };
+
+/// A specification, and how to register it.
+pub(super) type Made = Result<(watch_spec::Spec, Registration), Failure>;
 
 /// How long a watch stays.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -161,4 +169,26 @@ pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) 
     }
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).reporting_standstill();
     printer.run(&mut feed, Until::Closed(watch_id)).await
+}
+
+/// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.
+pub(super) async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
+    let what = format!("fd {number}");
+    let fd = inherited::duplicate(number).map_err(|error| {
+        let none = error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error());
+        let failure = match none {
+            true => Failure::new(&what, "evloopctl has not inherited this descriptor"),
+            false => Failure::new(&what, error),
+        };
+        failure.advice(format!("open it for this command, as in `{number}< FILE`"))
+    })?;
+    let info = session
+        .admin()
+        .get_server_info(GetServerInfoRequest {})
+        .await;
+    let socket = answer(info)?.handover_socket;
+    let slots = Client::connect(Path::new(&socket))
+        .and_then(|handover| handover.give(&[std::os::fd::AsFd::as_fd(&fd)]))
+        .map_err(|error| Failure::new(&what, error))?;
+    Ok(slots.iter().flatten().copied().collect())
 }

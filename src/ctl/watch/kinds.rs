@@ -1,21 +1,18 @@
 //! The kinds of watch that can be added, and the options of each kind.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 
 use super::super::command::Command;
 use super::super::failure::{Failure, Outcome};
-use super::super::inherited;
 use super::super::parse;
-use super::super::session::{Session, answer};
-use super::add::{self, Registration};
+use super::super::session::Session;
+use super::add::{self, Made, Registration, hand_over};
+use super::datagram::{self, Udp};
 use super::sockets::{self, Connect, Listen, Marks};
-use crate::handover::Client;
 use crate::proto::{
-    FdSpec, GetServerInfoRequest, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec,
-    read_pipe_spec, timer_spec, watch_spec, write_pipe_spec,
+    FdSpec, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec, read_pipe_spec, timer_spec,
+    watch_spec, write_pipe_spec,
 };
 
 /// Commands that add a watch, one for each kind.
@@ -35,6 +32,12 @@ pub(in crate::ctl) enum Kind {
     #[command(after_help = "Examples:\n  evloopctl watch listen 127.0.0.1:7000 -f
   evloopctl watch listen :7000          # every address of the host")]
     Listen(Listen),
+    /// Send and receive datagrams: UDP, or Unix datagrams
+    #[command(after_help = "Examples:\n  evloopctl watch udp 127.0.0.1:7000 -f
+  evloopctl watch udp --to 192.0.2.1:53 --name dns
+  evloopctl watch udp :5353 --join 224.0.0.251 --reuse-address -f
+  evloopctl watch udp unix:/run/log.sock -f")]
+    Udp(Udp),
     /// Read from a FIFO
     #[command(after_help = "Example:\n  evloopctl watch read-pipe /tmp/fifo -f")]
     ReadPipe(ReadPipe),
@@ -133,6 +136,7 @@ pub(super) async fn run(session: &Session, kind: Kind) -> Outcome {
         }
         Kind::Connect(args) => sockets::connect(session, args).await?,
         Kind::Listen(args) => sockets::listen(session, args).await?,
+        Kind::Udp(args) => datagram::udp(session, args).await?,
         Kind::ReadPipe(args) => read_pipe(session, args).await?,
         Kind::WritePipe(args) => write_pipe(session, args).await?,
         Kind::Signal(args) => {
@@ -162,8 +166,6 @@ fn timer(schedule: &Schedule) -> watch_spec::Spec {
         schedule: after.or(every).or(at),
     })
 }
-
-pub(super) type Made = Result<(watch_spec::Spec, Registration), Failure>;
 
 async fn read_pipe(session: &Session, args: ReadPipe) -> Made {
     let source = match pipe(session, &args.path).await? {
@@ -201,26 +203,4 @@ async fn pipe(session: &Session, text: &str) -> Result<Pipe, Failure> {
         return Ok(Pipe::Slot(hand_over(session, fd).await?));
     }
     Ok(Pipe::Path(parse::absolute(text).map_err(usage)?))
-}
-
-/// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.
-pub(super) async fn hand_over(session: &Session, number: i32) -> Result<Bytes, Failure> {
-    let what = format!("fd {number}");
-    let fd = inherited::duplicate(number).map_err(|error| {
-        let none = error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error());
-        let failure = match none {
-            true => Failure::new(&what, "evloopctl has not inherited this descriptor"),
-            false => Failure::new(&what, error),
-        };
-        failure.advice(format!("open it for this command, as in `{number}< FILE`"))
-    })?;
-    let info = session
-        .admin()
-        .get_server_info(GetServerInfoRequest {})
-        .await;
-    let socket = answer(info)?.handover_socket;
-    let slots = Client::connect(Path::new(&socket))
-        .and_then(|handover| handover.give(&[std::os::fd::AsFd::as_fd(&fd)]))
-        .map_err(|error| Failure::new(&what, error))?;
-    Ok(slots.iter().flatten().copied().collect())
 }

@@ -1,12 +1,11 @@
-//! The kinds of watch that are connections and listeners, with their options. Their names are those that socat and ncat use.
+//! The verbs that add connections and listeners. Their options have the names that socat and ncat use.
 
 use clap::Args;
 
 use super::super::failure::Failure;
 use super::super::parse::{self, Address};
 use super::super::session::Session;
-use super::add::Registration;
-use super::kinds::{Made, hand_over};
+use super::add::{Made, Registration, hand_over};
 use crate::proto::{
     ConnectionSpec, ListenerSpec, TcpKeepAlive, TcpListen, TcpOptions, TcpTarget, UnixAddress,
     WaterMarks, connection_spec, listener_spec, watch_spec,

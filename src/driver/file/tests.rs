@@ -33,6 +33,26 @@ fn unfit(refusal: Refusal) -> &'static str {
 }
 
 #[test]
+fn a_datagram_watch_takes_only_udp_and_unix_datagrams() {
+    use rustix::net::SocketFlags;
+
+    let udp = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mode = |fd: OwnedFd| claim(fd, Purpose::Datagram).unwrap().mode;
+    assert_eq!(mode(udp().into()), Nonblocking::Socket);
+    assert_eq!(
+        mode(UnixDatagram::unbound().unwrap().into()),
+        Nonblocking::Socket
+    );
+    let (stream, _peer) = UnixStream::pair().unwrap();
+    assert_eq!(refusal(stream, Purpose::Datagram), "a stream socket");
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::DGRAM);
+    let flags = SocketFlags::CLOEXEC;
+    let other = rustix::net::socket_with(family, kind, flags, None).unwrap();
+    assert_eq!(refusal(other, Purpose::Datagram), "a datagram socket");
+    assert_eq!(refusal(udp(), Purpose::Connection), "a datagram socket");
+}
+
+#[test]
 fn what_is_always_ready_is_refused() {
     let file = tempfile::tempfile().unwrap();
     assert_eq!(refusal(file, Purpose::Readiness), "a regular file");

@@ -31,6 +31,9 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Accepted
         | EventKind::AcceptPaused
         | EventKind::Data
+        | EventKind::Datagram
+        | EventKind::DatagramError
+        | EventKind::DatagramsDropped
         | EventKind::WritePaused
         | EventKind::WriteResumed
         | EventKind::Signal => false,

@@ -23,6 +23,7 @@ use crate::watch::{
     WaterMarks,
 };
 
+mod datagram;
 mod process;
 mod sockets;
 

@@ -1,0 +1,126 @@
+//! The verb that adds a watch of a datagram socket.
+
+use clap::Args;
+
+use super::super::failure::Failure;
+use super::super::parse::{self, Address};
+use super::super::session::Session;
+use super::add::{Made, Registration, hand_over};
+use crate::proto::{
+    DatagramSpec, InetAddress, MulticastGroup, SocketAddress, UnixAddress, socket_address,
+    watch_spec,
+};
+
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Udp {
+    /// Bind to HOST:PORT, :PORT, unix:PATH or unix:@NAME (abstract), or watch fd:N (inherited)
+    #[arg(value_parser = parse::address, required_unless_present = "to")]
+    local: Option<Address>,
+    /// Connect to HOST:PORT, unix:PATH or unix:@NAME: only its datagrams arrive
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
+    to: Option<Address>,
+    /// Be a member of this multicast group, GROUP or GROUP%INTERFACE; may be repeated
+    #[arg(long = "join", value_name = "GROUP", value_parser = multicast_group)]
+    groups: Vec<MulticastGroup>,
+    /// Send to multicast groups on this interface
+    #[arg(
+        long,
+        value_name = "INTERFACE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    multicast_interface: String,
+    /// How many hops datagrams to a multicast group go [default: 1]
+    #[arg(long, value_name = "HOPS")]
+    multicast_ttl: Option<u32>,
+    /// How many hops other datagrams go [default: the system's]
+    #[arg(long, value_name = "HOPS")]
+    ttl: Option<u32>,
+    /// Allow datagrams to broadcast addresses
+    #[arg(long)]
+    broadcast: bool,
+    /// Share the port; each datagram goes to one of the sockets (SO_REUSEPORT)
+    #[arg(long)]
+    reuse_port: bool,
+    /// Share the address; each socket gets what is sent to a group (SO_REUSEADDR)
+    #[arg(long)]
+    reuse_address: bool,
+    /// Serve only IPv6 where the address would serve IPv4 too
+    #[arg(long)]
+    ipv6_only: bool,
+    /// Keep at most this many bytes of a datagram [default: 65536]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    max_size: u32,
+    /// Ask the kernel for a receive buffer of this many bytes [default: the system's]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    receive_buffer: u32,
+    /// Read nothing until reading is resumed
+    #[arg(long)]
+    start_paused: bool,
+    #[command(flatten)]
+    registration: Registration,
+}
+
+pub(super) async fn udp(session: &Session, args: Udp) -> Made {
+    let mut spec = DatagramSpec {
+        peer: args.to.map(endpoint).transpose()?,
+        start_paused: args.start_paused,
+        max_size: args.max_size,
+        broadcast: args.broadcast,
+        reuse_port: args.reuse_port,
+        reuse_address: args.reuse_address,
+        ipv6_only: args.ipv6_only,
+        ttl: args.ttl,
+        multicast_ttl: args.multicast_ttl,
+        multicast_interface: args.multicast_interface,
+        groups: args.groups,
+        receive_buffer: args.receive_buffer,
+        ..DatagramSpec::default()
+    };
+    match args.local {
+        Some(Address::Fd(fd)) => spec.slot = hand_over(session, fd).await?,
+        local => spec.local = local.map(endpoint).transpose()?,
+    }
+    Ok((watch_spec::Spec::Datagram(spec), args.registration))
+}
+
+/// Returns the address of a datagram socket, which is not an inherited descriptor.
+fn endpoint(address: Address) -> Result<SocketAddress, Failure> {
+    let address = match address {
+        Address::Tcp { host, port } => socket_address::Address::Inet(InetAddress {
+            ip: host,
+            port: port.into(),
+        }),
+        Address::Unix(name) => socket_address::Address::Unix(UnixAddress { name: Some(name) }),
+        Address::Fd(fd) => {
+            let failure = Failure::new(format!("fd:{fd}"), "a descriptor is no address to send to");
+            return Err(failure.code(2));
+        }
+    };
+    Ok(SocketAddress {
+        address: Some(address),
+    })
+}
+
+/// Reads a multicast group and the interface to join it on: `GROUP` or `GROUP%INTERFACE`.
+fn multicast_group(text: &str) -> Result<MulticastGroup, String> {
+    let (ip, interface) = text.split_once('%').unwrap_or((text, ""));
+    let group = ip.parse::<std::net::IpAddr>();
+    if !group.is_ok_and(|group| group.is_multicast()) {
+        return Err("the address of a multicast group is expected, such as 224.0.0.251".to_owned());
+    }
+    Ok(MulticastGroup {
+        ip: ip.to_owned(),
+        interface: interface.to_owned(),
+    })
+}

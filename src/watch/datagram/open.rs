@@ -1,0 +1,320 @@
+//! Makes the socket of a datagram watch. May block.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use rustix::net::{SocketAddrUnix, SocketFlags, SocketType};
+
+use super::names::{self, Family};
+use super::{DatagramWatch, Socket};
+use crate::driver::{Claim, Nonblocking};
+use crate::error::{Error, Result, SystemError};
+use crate::sys::datagram;
+use crate::watch::Watch;
+use crate::watch::address::UnixName;
+use crate::watch::listener::{SocketFile, bind_unix, refused};
+
+/// An address to bind or to connect to.
+#[derive(Debug, Clone)]
+pub enum Endpoint {
+    /// A host and a port.
+    Ip {
+        /// Its name or address; empty for every address of this host.
+        host: String,
+        /// The port; 0 lets the kernel choose one.
+        port: u16,
+    },
+    /// A Unix socket.
+    Unix(UnixName),
+}
+
+/// A multicast group.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Its address.
+    pub ip: IpAddr,
+    /// The name of the interface to join on; empty if the kernel chooses.
+    pub interface: String,
+}
+
+/// The options of a new socket.
+#[derive(Debug, Clone, Default)]
+pub struct DatagramOptions {
+    /// Whether to allow datagrams to broadcast addresses.
+    pub broadcast: bool,
+    /// Whether to set SO_REUSEPORT.
+    pub reuse_port: bool,
+    /// Whether to set SO_REUSEADDR.
+    pub reuse_address: bool,
+    /// Whether an IPv6 socket takes no part in IPv4.
+    pub ipv6_only: bool,
+    /// The time to live of datagrams to one host, hops.
+    pub ttl: Option<u8>,
+    /// The time to live of datagrams to a group, hops.
+    pub multicast_ttl: Option<u8>,
+    /// Whether datagrams to a group reach this host.
+    pub multicast_loop: Option<bool>,
+    /// The name of the interface for datagrams to a group; empty if the kernel chooses.
+    pub multicast_interface: String,
+    /// The groups to join.
+    pub groups: Vec<Group>,
+    /// The size of the receive buffer to ask for, bytes.
+    pub receive_buffer: Option<usize>,
+}
+
+/// The socket of a datagram watch.
+#[derive(Debug)]
+pub enum DatagramSocket {
+    /// A socket to make. At least one of the addresses is there.
+    New {
+        /// The address to bind to.
+        local: Option<Endpoint>,
+        /// The peer to connect to.
+        peer: Option<Endpoint>,
+        /// Its options.
+        options: Box<DatagramOptions>,
+    },
+    /// A socket that a client handed over.
+    Adopted(Claim),
+}
+
+/// The checked order of a datagram watch.
+#[derive(Debug)]
+pub struct DatagramOrder {
+    /// The socket.
+    pub socket: DatagramSocket,
+    /// Whether reading starts only with ResumeReading.
+    pub paused: bool,
+    /// The most bytes of a datagram that are kept.
+    pub max_size: u32,
+}
+
+impl DatagramOrder {
+    /// Builds the watch, bound and connected. May block.
+    ///
+    /// # Errors
+    /// An address cannot be resolved, bound or connected to, or an option is refused.
+    pub fn build(self) -> Result<Box<dyn Watch>> {
+        let socket = match self.socket {
+            DatagramSocket::Adopted(claim) => adopt(claim)?,
+            DatagramSocket::New {
+                local,
+                peer,
+                options,
+            } => match (local, peer) {
+                (Some(Endpoint::Unix(local)), None) => unix(Some(local), None, &options)?,
+                (None, Some(Endpoint::Unix(peer))) => unix(None, Some(&peer), &options)?,
+                (Some(Endpoint::Unix(local)), Some(Endpoint::Unix(peer))) => {
+                    unix(Some(local), Some(&peer), &options)?
+                }
+                (local, peer) => udp(local.as_ref(), peer.as_ref(), &options)?,
+            },
+        };
+        Ok(Box::new(DatagramWatch::new(
+            socket,
+            self.paused,
+            self.max_size,
+        )))
+    }
+}
+
+fn step(name: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| refused(errno, name, "")
+}
+
+fn adopt(claim: Claim) -> Result<Socket> {
+    let unknown = || refused(Errno::AFNOSUPPORT, "getsockopt", "");
+    let family = Family::of(claim.fd.as_fd()).ok_or_else(unknown)?;
+    if family != Family::Unix {
+        datagram::tell_all(claim.fd.as_fd(), family == Family::V6).map_err(step("setsockopt"))?;
+    }
+    Ok(Socket::new(claim.fd, claim.mode, family))
+}
+
+fn set_buffer(socket: &OwnedFd, options: &DatagramOptions) -> Result<()> {
+    match options.receive_buffer {
+        Some(bytes) => {
+            sockopt::set_socket_recv_buffer_size(socket, bytes).map_err(step("setsockopt"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn unix(
+    local: Option<UnixName>,
+    peer: Option<&UnixName>,
+    options: &DatagramOptions,
+) -> Result<Socket> {
+    let socket = match &local {
+        Some(local) => bind_unix(local, SocketType::DGRAM)?,
+        None => new_socket(Family::Unix).map_err(step("socket"))?,
+    };
+    let mut made = Socket::new(socket, Nonblocking::Own, Family::Unix);
+    if let Some(UnixName::Path(path)) = local {
+        made.file = Some(SocketFile::new(path));
+    }
+    set_buffer(&made.fd, options)?;
+    if let Some(peer) = peer {
+        let failed = |errno| refused(errno, "connect", peer.shown());
+        let kernel: SocketAddrUnix = peer.kernel().map_err(failed)?;
+        rustix::net::connect(&made.fd, &kernel).map_err(failed)?;
+        made.reconnect = Some(kernel);
+    }
+    made.look_up();
+    Ok(made)
+}
+
+fn udp(
+    local: Option<&Endpoint>,
+    peer: Option<&Endpoint>,
+    options: &DatagramOptions,
+) -> Result<Socket> {
+    let local = resolve(local)?;
+    let peer = resolve(peer)?;
+    let everywhere = local.first().is_some_and(|ip| ip.ip().is_unspecified());
+    let made = match (local.first(), peer.first()) {
+        (Some(first), _) => match bind(Some(*first), Family::of_ip(first.ip()), options) {
+            // A host without IPv6 serves its IPv4 addresses only.
+            Err(error) if everywhere && local.len() > 1 && lacks_v6(&error) => {
+                bind(local.get(1).copied(), Family::V4, options)?
+            }
+            made => made?,
+        },
+        (None, Some(first)) => bind(None, Family::of_ip(first.ip()), options)?,
+        (None, None) => return Err(Error::Internal("a datagram watch has no address")),
+    };
+    if !peer.is_empty() {
+        let reachable = peer.iter().find_map(|to| made.family.fit_socket(*to));
+        let to = reachable.unwrap_or(peer[0]);
+        let failed = |errno| refused(errno, "connect", to.to_string());
+        rustix::net::connect(&made.fd, &to).map_err(failed)?;
+    }
+    let mut made = made;
+    made.look_up();
+    Ok(made)
+}
+
+fn lacks_v6(error: &Error) -> bool {
+    let lacking = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].map(Errno::raw_os_error);
+    matches!(error, Error::System(error) if lacking.contains(&error.errno))
+}
+
+/// Returns the addresses of an endpoint, in the order in which they are tried.
+fn resolve(endpoint: Option<&Endpoint>) -> Result<Vec<SocketAddr>> {
+    match endpoint {
+        None => Ok(Vec::new()),
+        Some(Endpoint::Unix(_)) => Err(Error::Internal("a UDP socket has a Unix address")),
+        Some(Endpoint::Ip { host, port }) if host.is_empty() => Ok(vec![
+            SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), *port),
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port),
+        ]),
+        Some(Endpoint::Ip { host, port }) => {
+            if let Some(ip) = names::parse_ip(host, *port) {
+                return Ok(vec![ip]);
+            }
+            let found = (host.as_str(), *port).to_socket_addrs();
+            let found: Vec<_> = found
+                .map_err(|error| SystemError::from_io(&error, "resolve", host))?
+                .collect();
+            if found.is_empty() {
+                return Err(refused(Errno::ADDRNOTAVAIL, "resolve", host));
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn new_socket(family: Family) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(family.kernel(), SocketType::DGRAM, flags, None)
+}
+
+/// Makes a UDP socket with these options, and binds it.
+fn bind(local: Option<SocketAddr>, family: Family, options: &DatagramOptions) -> Result<Socket> {
+    let shown = || local.map(|local| local.to_string()).unwrap_or_default();
+    let socket = new_socket(family).map_err(|e| refused(e, "socket", shown()))?;
+    set_options(&socket, family, options)?;
+    set_buffer(&socket, options)?;
+    if let Some(local) = local {
+        rustix::net::bind(&socket, &local).map_err(|e| refused(e, "bind", shown()))?;
+    }
+    for group in &options.groups {
+        join(&socket, group)?;
+    }
+    Ok(Socket::new(socket, Nonblocking::Own, family))
+}
+
+fn set_options(socket: &OwnedFd, family: Family, options: &DatagramOptions) -> Result<()> {
+    let v6 = family == Family::V6;
+    let set = || {
+        datagram::tell_all(socket.as_fd(), v6)?;
+        datagram::only_own_groups(socket.as_fd(), v6)?;
+        if v6 {
+            sockopt::set_ipv6_v6only(socket, options.ipv6_only)?;
+        }
+        if options.broadcast {
+            sockopt::set_socket_broadcast(socket, true)?;
+        }
+        if options.reuse_address {
+            sockopt::set_socket_reuseaddr(socket, true)?;
+        }
+        if options.reuse_port {
+            sockopt::set_socket_reuseport(socket, true)?;
+        }
+        // An IPv6 socket needs the options of IPv4 too, for the peers that it reaches by IPv4.
+        if let Some(ttl) = options.ttl {
+            sockopt::set_ip_ttl(socket, ttl.into())?;
+            if v6 {
+                sockopt::set_ipv6_unicast_hops(socket, Some(ttl))?;
+            }
+        }
+        if let Some(ttl) = options.multicast_ttl {
+            sockopt::set_ip_multicast_ttl(socket, ttl.into())?;
+            if v6 {
+                sockopt::set_ipv6_multicast_hops(socket, ttl.into())?;
+            }
+        }
+        if let Some(loops) = options.multicast_loop {
+            sockopt::set_ip_multicast_loop(socket, loops)?;
+            if v6 {
+                sockopt::set_ipv6_multicast_loop(socket, loops)?;
+            }
+        }
+        Ok(())
+    };
+    set().map_err(step("setsockopt"))?;
+    let name = &options.multicast_interface;
+    if name.is_empty() {
+        return Ok(());
+    }
+    let set = || {
+        let index = names::interface(name)?;
+        let any = Ipv4Addr::UNSPECIFIED;
+        sockopt::set_ip_multicast_if_with_ifindex(socket, &any, &any, index)?;
+        if v6 {
+            sockopt::set_ipv6_multicast_if(socket, index)?;
+        }
+        Ok(())
+    };
+    set().map_err(|errno| refused(errno, "interface", name))
+}
+
+fn join(socket: &OwnedFd, group: &Group) -> Result<()> {
+    let index = names::interface(&group.interface)
+        .map_err(|errno| refused(errno, "interface", &group.interface))?;
+    let joined = match group.ip {
+        IpAddr::V4(ip) => {
+            sockopt::set_ip_add_membership_with_ifindex(socket, &ip, &Ipv4Addr::UNSPECIFIED, index)
+        }
+        IpAddr::V6(ip) => sockopt::set_ipv6_add_membership(socket, &ip, index),
+    };
+    joined.map_err(|errno| {
+        let mut detail = group.ip.to_string();
+        if errno == Errno::NOBUFS && group.ip.is_ipv4() {
+            detail.push_str(" (the limit is the sysctl net.ipv4.igmp_max_memberships)");
+        }
+        refused(errno, "join", detail)
+    })
+}
