@@ -354,20 +354,36 @@ fn stream(
 /// Opens the FIFO at `path` for [`Purpose::Reader`] or [`Purpose::Writer`].
 ///
 /// # Errors
-/// The errors of open(2): for a writer, `ENXIO` if no process has the FIFO open for reading.
-/// `EINVAL` if `path` is not a FIFO; it is not opened then.
-pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Errno> {
+/// The errors of open(2): for a writer, `ENXIO` if no process has the FIFO open for reading. If
+/// `path` is not a FIFO, the refusal says what it is; it is not opened then.
+pub fn open_fifo(path: &Path, purpose: Purpose) -> Result<Claim, Refusal> {
+    let failed = |errno| {
+        let detail = path.display().to_string();
+        Refusal::System(SystemError::new(errno, "open", detail))
+    };
     // The kind is checked before the file is opened, because opening a device may have effects.
-    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Fifo {
-        return Err(Errno::INVAL);
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let found = found.map_err(failed)?;
+    let stat = rustix::fs::fstat(&found).map_err(failed)?;
+    let what = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => None,
+        FileType::RegularFile => Some("a regular file"),
+        FileType::Directory => Some("a directory"),
+        FileType::CharacterDevice => Some("a character device"),
+        FileType::BlockDevice => Some("a block device"),
+        FileType::Socket => Some("a socket"),
+        _ => Some("not a FIFO"),
+    };
+    if let Some(what) = what {
+        let reason = "only a FIFO is opened by its path; hand over the descriptor of another pipe";
+        return Err(Refusal::new(what, reason));
     }
     let access = match purpose {
         Purpose::Writer => OFlags::WRONLY,
         _ => OFlags::RDONLY,
     };
     Ok(Claim {
-        fd: open_own(found.as_fd(), access)?,
+        fd: open_own(found.as_fd(), access).map_err(failed)?,
         kind: FileKind::Fifo,
         mode: Nonblocking::Own,
         blocks: false,

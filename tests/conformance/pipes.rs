@@ -191,9 +191,27 @@ async fn a_path_that_is_no_fifo_is_refused(scene: &mut Scene) {
             start_paused: false,
         })
     };
-    let regular = scene.daemon.dir.path().join("evloopd.toml");
-    let request = scene.request(path(regular.to_str().unwrap()));
-    assert!(scene.try_add(request).await.is_err());
+    let dir = scene.daemon.dir.path().to_owned();
+    let socket = scene.daemon.socket.clone();
+    for (file, what) in [
+        (dir.join("evloopd.toml"), "a regular file"),
+        (dir, "a directory"),
+        (PathBuf::from("/dev/null"), "a character device"),
+        (socket, "a socket"),
+    ] {
+        let file = file.to_str().unwrap();
+        let writing = Spec::WritePipe(WritePipeSpec {
+            target: Some(write_pipe_spec::Target::FifoPath(file.into())),
+            ..WritePipeSpec::default()
+        });
+        for (spec, kind) in [(path(file), "read_pipe"), (writing, "write_pipe")] {
+            let request = scene.request(spec);
+            let error = scene.try_add(request).await.unwrap_err();
+            assert!(error.message().contains(what), "{}", error.message());
+            let bad = refused(Err::<(), _>(error), Code::InvalidArgument, "INVALID_FIELD");
+            assert_eq!(bad.fields, [format!("spec.{kind}.fifo_path")]);
+        }
+    }
     let request = scene.request(path("relative"));
     let bad = refused(
         scene.try_add(request).await,

@@ -11,7 +11,7 @@ use super::Api;
 use super::convert;
 use crate::access::Peer;
 use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
-use crate::error::{Error, Result, SystemError};
+use crate::error::{Error, Result};
 use crate::event::largest;
 use crate::event_loop::{Handle, Lifetime, Registration};
 use crate::handover::Claimed;
@@ -228,10 +228,8 @@ fn fifo(field: &'static str, path: &str, end: PipeEnd) -> Result<Order> {
     }
     let path = PathBuf::from(path);
     Ok(Order::Later(Box::new(move |_| {
-        let claim = file::open_fifo(&path, purpose(end)).map_err(|errno| {
-            let detail = path.display().to_string();
-            Error::from(SystemError::new(errno, "open", detail))
-        })?;
+        let claim = file::open_fifo(&path, purpose(end));
+        let claim = claim.map_err(|refusal| refused(field, refusal))?;
         Ok(PipeOrder { claim, end }.build())
     })))
 }
