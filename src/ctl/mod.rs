@@ -158,6 +158,12 @@ enum Verb {
     /// Watches: fd, timer, listen, connect and others; list, get, remove
     #[command(subcommand, after_help = watch::EXAMPLES)]
     Watch(watch::Verb),
+    /// Connect to an address; as `watch connect`
+    #[command(after_help = watch::sockets::CONNECT_EXAMPLES)]
+    Connect(Box<watch::sockets::Connect>),
+    /// Accept connections; as `watch listen`
+    #[command(after_help = watch::sockets::LISTEN_EXAMPLES)]
+    Listen(Box<watch::sockets::Listen>),
     /// Write to a process, a connection or a pipe
     #[command(visible_alias = "send", after_help = write::EXAMPLES)]
     Write(write::Write),
@@ -275,6 +281,8 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Policy(verb) => policy::run(session, verb).await,
         Verb::Loop(verb) => loops::run(session, verb).await,
         Verb::Watch(verb) => watch::run(session, verb).await,
+        Verb::Connect(args) => watch::add(session, watch::kinds::Kind::Connect(args)).await,
+        Verb::Listen(args) => watch::add(session, watch::kinds::Kind::Listen(args)).await,
         Verb::Write(args) => write::run(session, args).await,
         Verb::Post(args) => post::run(session, args).await,
         Verb::Backends(args) => backends::run(session, &args).await,

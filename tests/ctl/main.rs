@@ -21,6 +21,7 @@ mod program;
 mod readers;
 mod recordings;
 mod shapes;
+mod sockets;
 mod standstill;
 mod terminal;
 mod texts;

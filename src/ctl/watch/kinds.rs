@@ -25,19 +25,17 @@ pub(in crate::ctl) enum Kind {
     #[command(after_help = "Example:\n  evloopctl watch process --name job -- ./job --fast")]
     Process(Process),
     /// Connect to an address, or watch a connection that you hand over
-    #[command(after_help = "Examples:\n  evloopctl watch connect localhost:80 -f
-  evloopctl watch connect unix:/run/app.sock --name app")]
-    Connect(Connect),
+    #[command(after_help = sockets::CONNECT_EXAMPLES)]
+    Connect(Box<Connect>),
     /// Accept connections; each connection becomes a watch of its own
-    #[command(after_help = "Examples:\n  evloopctl watch listen 127.0.0.1:7000 -f
-  evloopctl watch listen :7000          # every address of the host")]
-    Listen(Listen),
+    #[command(after_help = sockets::LISTEN_EXAMPLES)]
+    Listen(Box<Listen>),
     /// Send and receive datagrams: UDP, or Unix datagrams
     #[command(after_help = "Examples:\n  evloopctl watch udp 127.0.0.1:7000 -f
   evloopctl watch udp --to 192.0.2.1:53 --name dns
   evloopctl watch udp :5353 --join 224.0.0.251 --reuse-address -f
   evloopctl watch udp unix:/run/log.sock -f")]
-    Udp(Udp),
+    Udp(Box<Udp>),
     /// Read from a FIFO
     #[command(after_help = "Example:\n  evloopctl watch read-pipe /tmp/fifo -f")]
     ReadPipe(ReadPipe),
@@ -134,9 +132,9 @@ pub(super) async fn run(session: &Session, kind: Kind) -> Outcome {
             let spec = args.command.spec(Stdio::Null)?;
             (watch_spec::Spec::Process(spec), args.registration)
         }
-        Kind::Connect(args) => sockets::connect(session, args).await?,
-        Kind::Listen(args) => sockets::listen(session, args).await?,
-        Kind::Udp(args) => datagram::udp(session, args).await?,
+        Kind::Connect(args) => sockets::connect(session, *args).await?,
+        Kind::Listen(args) => sockets::listen(session, *args).await?,
+        Kind::Udp(args) => datagram::udp(session, *args).await?,
         Kind::ReadPipe(args) => read_pipe(session, args).await?,
         Kind::WritePipe(args) => write_pipe(session, args).await?,
         Kind::Signal(args) => {

@@ -87,6 +87,11 @@ pub(super) enum Verb {
     TakeFd(take_fd::TakeFd),
 }
 
+/// Adds a watch of that kind.
+pub(super) async fn add(session: &Session, kind: kinds::Kind) -> Outcome {
+    kinds::run(session, kind).await
+}
+
 pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
         Verb::Add(kind) => kinds::run(session, kind).await,

@@ -11,6 +11,15 @@ use crate::proto::{
     WaterMarks, connection_spec, listener_spec, watch_spec,
 };
 
+pub(in crate::ctl) const CONNECT_EXAMPLES: &str = "Examples:
+  evloopctl connect localhost:80 -f
+  evloopctl connect unix:/run/app.sock --name app
+  evloopctl connect '[fe80::1%eth0]:80' --keepidle 30s --user-timeout 1m";
+
+pub(in crate::ctl) const LISTEN_EXAMPLES: &str = "Examples:
+  evloopctl listen 127.0.0.1:7000 -f
+  evloopctl listen :7000 --max-conns 100       # every address of the host";
+
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Connect {
     /// HOST:PORT, unix:PATH, unix:@NAME (abstract) or fd:N (inherited)
