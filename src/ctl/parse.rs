@@ -7,8 +7,12 @@ use std::time::Duration;
 use jiff::civil::{DateTime, Time};
 use jiff::{Timestamp, ZonedDateTime};
 
+use super::failure::Failure;
 use crate::config::{Limit, Resource, UMASK_MAX, signal_name, signal_number};
-use crate::proto::{self, Cursor, LoopRef, WatchRef, loop_ref, watch_ref};
+use crate::proto::{
+    self, Cursor, InetAddress, LoopRef, SocketAddress, UnixAddress, WatchRef, loop_ref,
+    socket_address, watch_ref,
+};
 
 /// Reads a loop: its name, or its id as `@7`.
 pub(super) fn loop_ref(text: &str) -> Result<LoopRef, String> {
@@ -280,6 +284,24 @@ pub(super) fn absolute(path: &str) -> Result<String, String> {
     let path = std::path::absolute(path).map_err(|error| error.to_string())?;
     let utf8 = path.into_os_string().into_string();
     utf8.map_err(|path| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// Returns the address of a datagram socket, which is not an inherited descriptor.
+pub(super) fn endpoint(address: Address) -> Result<SocketAddress, Failure> {
+    let address = match address {
+        Address::Tcp { host, port } => socket_address::Address::Inet(InetAddress {
+            ip: host,
+            port: port.into(),
+        }),
+        Address::Unix(name) => socket_address::Address::Unix(UnixAddress { name: Some(name) }),
+        Address::Fd(fd) => {
+            let failure = Failure::new(format!("fd:{fd}"), "a descriptor is no address to send to");
+            return Err(failure.code(2));
+        }
+    };
+    Ok(SocketAddress {
+        address: Some(address),
+    })
 }
 
 #[cfg(test)]

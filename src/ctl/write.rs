@@ -1,6 +1,8 @@
-//! `write`: writes bytes to a process's stdin, a connection or a pipe.
+//! `write`: writes bytes to a process's stdin, a connection or a pipe, or sends a datagram.
 
+use bytes::Bytes;
 use clap::Args;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
 use super::complete;
@@ -9,14 +11,21 @@ use super::feed::{Feed, Item, Source, cut_short};
 use super::feeder::{Ended, Feeder};
 use super::lookup;
 use super::parse;
-use super::session::Session;
-use crate::proto::{EventKind, Filter, StartAt, SubscribeRequest, WatchRef, subscribe_request};
+use super::parse::Address;
+use super::session::{Session, answer};
+use crate::event::PAYLOAD_MAX;
+use crate::kinds::WatchKind;
+use crate::proto::{
+    EventKind, Filter, SendToRequest, StartAt, SubscribeRequest, WatchRef, subscribe_request,
+};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write shell 'echo hello'$'\\n'
   evloopctl write sink --eof < big.file
   evloopctl write @7 hello               # by id
+  evloopctl write dns hello --to 192.0.2.1:7
 
+To a `watch udp` it sends all bytes as one datagram. \
 It returns when the daemon has taken all bytes. Use one writer at a time: bytes of two writers \
 mix. The exit code is 0, or 1 if reading stdin failed or the daemon did not take all bytes.";
 
@@ -31,10 +40,21 @@ pub(super) struct Write {
     /// End the outgoing direction afterwards: the reader gets end of file
     #[arg(long)]
     eof: bool,
+    /// Send the datagram to IP:PORT, unix:PATH or unix:@NAME [default: the peer that the watch is connected to]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::address, conflicts_with = "eof")]
+    to: Option<Address>,
 }
 
 pub(super) async fn run(session: &Session, args: Write) -> Outcome {
-    let id = lookup::watch(session, &args.watch).await?.watch_id;
+    let watch = lookup::watch(session, &args.watch).await?;
+    let id = watch.watch_id;
+    if watch.watch_kind == WatchKind::Datagram.name() {
+        return send_to(session, id, args).await;
+    }
+    if args.to.is_some() {
+        let name = parse::watch_name(&args.watch);
+        return Err(Failure::new(name, "only a `watch udp` takes --to").code(2));
+    }
     let request = SubscribeRequest {
         r#loop: session.loop_ref.clone(),
         start: Some(subscribe_request::Start::StartAt(StartAt::Now.into())),
@@ -67,6 +87,30 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
         },
         failure = listen(&mut feed, &resumed) => Err(failure),
     }
+}
+
+/// Sends the text, or all of stdin, as one datagram.
+async fn send_to(session: &Session, id: u64, args: Write) -> Outcome {
+    let data = match args.text {
+        Some(text) => text.into_bytes(),
+        None => {
+            let mut data = Vec::new();
+            // One byte more than the daemon takes, so that it refuses what is too long.
+            let most = PAYLOAD_MAX as u64 + 1;
+            let read = tokio::io::stdin().take(most).read_to_end(&mut data).await;
+            read.map_err(|error| Failure::new("stdin", error))?;
+            data
+        }
+    };
+    let request = SendToRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(parse::by_id(id)),
+        data: Bytes::from(data),
+        peer: args.to.map(parse::endpoint).transpose()?,
+        ..SendToRequest::default()
+    };
+    answer(session.transports().send_to(request).await)?;
+    Ok(0)
 }
 
 /// Adds advice to the failure of a write to a process whose stdin is closed.

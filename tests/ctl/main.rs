@@ -11,6 +11,7 @@ mod backends;
 mod children;
 mod completions;
 mod consumers;
+mod datagrams;
 mod descriptors;
 mod events;
 mod foreground;

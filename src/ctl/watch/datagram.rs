@@ -2,14 +2,10 @@
 
 use clap::Args;
 
-use super::super::failure::Failure;
 use super::super::parse::{self, Address};
 use super::super::session::Session;
 use super::add::{Made, Registration, hand_over};
-use crate::proto::{
-    DatagramSpec, InetAddress, MulticastGroup, SocketAddress, UnixAddress, socket_address,
-    watch_spec,
-};
+use crate::proto::{DatagramSpec, MulticastGroup, watch_spec};
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Udp {
@@ -73,7 +69,7 @@ pub(in crate::ctl) struct Udp {
 
 pub(super) async fn udp(session: &Session, args: Udp) -> Made {
     let mut spec = DatagramSpec {
-        peer: args.to.map(endpoint).transpose()?,
+        peer: args.to.map(parse::endpoint).transpose()?,
         start_paused: args.start_paused,
         max_size: args.max_size,
         broadcast: args.broadcast,
@@ -89,27 +85,9 @@ pub(super) async fn udp(session: &Session, args: Udp) -> Made {
     };
     match args.local {
         Some(Address::Fd(fd)) => spec.slot = hand_over(session, fd).await?,
-        local => spec.local = local.map(endpoint).transpose()?,
+        local => spec.local = local.map(parse::endpoint).transpose()?,
     }
     Ok((watch_spec::Spec::Datagram(spec), args.registration))
-}
-
-/// Returns the address of a datagram socket, which is not an inherited descriptor.
-fn endpoint(address: Address) -> Result<SocketAddress, Failure> {
-    let address = match address {
-        Address::Tcp { host, port } => socket_address::Address::Inet(InetAddress {
-            ip: host,
-            port: port.into(),
-        }),
-        Address::Unix(name) => socket_address::Address::Unix(UnixAddress { name: Some(name) }),
-        Address::Fd(fd) => {
-            let failure = Failure::new(format!("fd:{fd}"), "a descriptor is no address to send to");
-            return Err(failure.code(2));
-        }
-    };
-    Ok(SocketAddress {
-        address: Some(address),
-    })
 }
 
 /// Reads a multicast group and the interface to join it on: `GROUP` or `GROUP%INTERFACE`.

@@ -221,7 +221,9 @@ impl DatagramWatch {
         };
         let mut bytes = BYTES_AT_ONCE.min(cx.read_budget());
         for taken in 0..AT_ONCE {
-            if !cx.has_room_for(largest::DATAGRAM + self.max_size) {
+            // A datagram, or an error.
+            let most = (largest::DATAGRAM + self.max_size).max(largest::DATAGRAM_ERROR);
+            if !cx.has_room_for(most) {
                 return Err(Stop::NoRoom);
             }
             match self.next(cx, queue, buffer) {
