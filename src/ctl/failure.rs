@@ -353,7 +353,7 @@ fn advice(failure: &Failure) -> String {
             "check that the directory exists and may be entered"
         }
         "SYSTEM" if failure.detail("errno_name") == "EADDRINUSE" => {
-            "another program listens at this address: `ss -lntp` shows which"
+            "another program listens at this address: `ss -lntup` shows which"
         }
         "SYSTEM"
             if matches!(
