@@ -74,7 +74,7 @@ async fn killed_and_resumed(config: &str, way: Way) {
     let mut random = Random::new();
     // A batch takes a few steps of the client. The batches of Run are larger.
     let steps = match way {
-        Way::Consumer => 20,
+        Way::Consumer => 12,
         Way::Run => 8,
     };
     for life in 0..KILLS {
