@@ -164,6 +164,9 @@ enum Verb {
     /// Accept connections; as `watch listen`
     #[command(after_help = watch::sockets::LISTEN_EXAMPLES)]
     Listen(Box<watch::sockets::Listen>),
+    /// Send and receive datagrams; as `watch udp`
+    #[command(after_help = watch::datagram::UDP_EXAMPLES)]
+    Udp(Box<watch::datagram::Udp>),
     /// Write to a process, a connection or a pipe
     #[command(visible_alias = "send", after_help = write::EXAMPLES)]
     Write(write::Write),
@@ -283,6 +286,7 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Watch(verb) => watch::run(session, verb).await,
         Verb::Connect(args) => watch::add(session, watch::kinds::Kind::Connect(args)).await,
         Verb::Listen(args) => watch::add(session, watch::kinds::Kind::Listen(args)).await,
+        Verb::Udp(args) => watch::add(session, watch::kinds::Kind::Udp(args)).await,
         Verb::Write(args) => write::run(session, args).await,
         Verb::Post(args) => post::run(session, args).await,
         Verb::Backends(args) => backends::run(session, &args).await,

@@ -32,7 +32,7 @@ async fn udp_is_bound_or_connected_and_write_sends_one_datagram() {
     );
 
     let options = ["--broadcast", "--ttl", "3", "--max-size", "100"];
-    let words = ["watch", "udp", "127.0.0.1:0", "--name", "any"];
+    let words = ["udp", "127.0.0.1:0", "--name", "any"];
     on(&[&words[..], &options].concat()).await.good();
     on(&["write", "any", "", "--to", &at]).await.good();
     assert_eq!(received().0, b"");

@@ -7,6 +7,12 @@ use super::super::session::Session;
 use super::add::{Made, Registration, hand_over};
 use crate::proto::{DatagramSpec, MulticastGroup, watch_spec};
 
+pub(in crate::ctl) const UDP_EXAMPLES: &str = "Examples:
+  evloopctl udp 127.0.0.1:7000 -f
+  evloopctl udp --to 192.0.2.1:53 --name dns
+  evloopctl udp :5353 --join 224.0.0.251 --reuse-address -f
+  evloopctl udp unix:/run/log.sock -f";
+
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Udp {
     /// Bind to HOST:PORT, :PORT, unix:PATH or unix:@NAME (abstract), or watch fd:N (inherited)

@@ -31,10 +31,7 @@ pub(in crate::ctl) enum Kind {
     #[command(after_help = sockets::LISTEN_EXAMPLES)]
     Listen(Box<Listen>),
     /// Send and receive datagrams: UDP, or Unix datagrams
-    #[command(after_help = "Examples:\n  evloopctl watch udp 127.0.0.1:7000 -f
-  evloopctl watch udp --to 192.0.2.1:53 --name dns
-  evloopctl watch udp :5353 --join 224.0.0.251 --reuse-address -f
-  evloopctl watch udp unix:/run/log.sock -f")]
+    #[command(after_help = datagram::UDP_EXAMPLES)]
     Udp(Box<Udp>),
     /// Read from a FIFO
     #[command(after_help = "Example:\n  evloopctl watch read-pipe /tmp/fifo -f")]

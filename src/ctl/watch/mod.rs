@@ -13,7 +13,7 @@ use crate::kinds::WatchKind;
 use crate::proto::{ListWatchesRequest, RearmItem, RearmRequest};
 
 pub(super) mod add;
-mod datagram;
+pub(super) mod datagram;
 pub(super) mod kinds;
 pub(super) mod sockets;
 mod take_fd;
