@@ -122,7 +122,8 @@ pub(in crate::ctl) struct Fd {
     registration: Registration,
 }
 
-pub(super) async fn run(session: &Session, kind: Kind) -> Outcome {
+/// Adds a watch of that kind.
+pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
     let (spec, registration) = match kind {
         Kind::Timer(args) => (timer(&args.schedule), args.registration),
         Kind::Process(args) => {

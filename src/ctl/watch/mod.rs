@@ -87,11 +87,6 @@ pub(super) enum Verb {
     TakeFd(take_fd::TakeFd),
 }
 
-/// Adds a watch of that kind.
-pub(super) async fn add(session: &Session, kind: kinds::Kind) -> Outcome {
-    kinds::run(session, kind).await
-}
-
 pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
         Verb::Add(kind) => kinds::run(session, kind).await,
