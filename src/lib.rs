@@ -19,6 +19,7 @@
 //! | [`event`] | events and cursors, the types that all modules below use |
 //! | [`journal`] | the bounded log of a loop's events, and its readers |
 //! | [`driver`] | the contract between watches and backends, and the backends |
+//! | [`tls`] | certificates and keys, and the sessions of TLS; no I/O on sockets |
 //! | [`access`] | principals, peers, the audit log |
 //! | [`signals`] | the one thread that receives signals |
 //! | [`watch`] | one file per kind of watch, written against the driver contract |
@@ -60,5 +61,6 @@ mod sync;
 #[allow(unsafe_code)]
 mod sys;
 pub mod text;
+pub mod tls;
 pub mod watch;
 pub mod words;

@@ -15,7 +15,9 @@ use super::findings::Findings;
 use super::rlimit::{NICE, OOM_SCORE_ADJ, UMASK_MAX};
 use super::shape::{meant, unknown};
 use super::units::show_size;
-use super::{Children, Config, Limits, Policy, Server, signal_name, signal_number, unwatchable};
+use super::{
+    Children, Config, Limits, Policy, Server, TlsSection, signal_name, signal_number, unwatchable,
+};
 
 const DAYS_30: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The classes of loops, and for each the backends that a policy of it may name.
@@ -47,6 +49,9 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     if let Err(why) = filter(&config.log.filter) {
         let allowed = format!("{LEVELS} or directives `target=level`, separated by commas");
         found.wrong("log.filter", format!("{why}; allowed is {allowed}"));
+    }
+    for (name, section) in &config.tls {
+        tls(config, name, section, found);
     }
     for policy in config.policies.values() {
         self::policy(policy, found);
@@ -218,6 +223,55 @@ fn limits(limits: &Limits, found: &mut Findings) {
         1,
         256,
     );
+    let handshakes = limits.tls_handshakes;
+    number(found, "limits.tls_handshakes", handshakes, 1, 65_536);
+    number(found, "limits.tls_threads", limits.tls_threads, 1, 64);
+}
+
+fn tls(config: &Config, name: &str, section: &TlsSection, found: &mut Findings) {
+    let key = |of: &str| format!("tls.{name}.{of}");
+    self::name(&format!("tls.{name}"), name, found);
+    let files = [
+        ("cert", &section.cert),
+        ("key", &section.key),
+        ("ca", &section.ca),
+        ("client_ca", &section.client_ca),
+    ];
+    for (of, path) in files {
+        if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            found.wrong(&key(of), "must be an absolute path");
+        }
+    }
+    match (&section.cert, &section.key) {
+        (Some(_), None) => found.wrong(&key("cert"), format!("needs {} too", key("key"))),
+        (None, Some(_)) => found.wrong(&key("key"), format!("needs {} too", key("cert"))),
+        (None, None) if section.client_ca.is_some() || !section.sni.is_empty() => {
+            let of = if section.client_ca.is_some() {
+                "client_ca"
+            } else {
+                "sni"
+            };
+            let what = format!(
+                "is for servers, which need {} and {}",
+                key("cert"),
+                key("key")
+            );
+            found.wrong(&key(of), what);
+        }
+        _ => {}
+    }
+    for other in &section.sni {
+        let what = match config.tls.get(other) {
+            None => unknown(
+                "section of TLS",
+                other,
+                config.tls.keys().map(String::as_str),
+            ),
+            Some(section) if section.cert.is_none() => format!("tls.{other} has no cert"),
+            Some(_) => continue,
+        };
+        found.wrong(&key("sni"), what);
+    }
 }
 
 fn children(children: &Children, found: &mut Findings) {

@@ -48,6 +48,8 @@ pub struct Config {
     pub signals: Signals,
     /// The daemon's own log.
     pub log: Log,
+    /// The certificates and keys of TLS, by name.
+    pub tls: BTreeMap<String, TlsSection>,
     /// The policies by name, with all inherited values filled in.
     #[serde(rename = "policy")]
     pub policies: BTreeMap<String, Policy>,
@@ -68,6 +70,7 @@ impl Default for Config {
             children: Children::default(),
             signals: Signals::default(),
             log: Log::default(),
+            tls: BTreeMap::new(),
             policies: policy::shipped().map(|p| (p.name.clone(), p)).into(),
             loops: Vec::new(),
             sources: BTreeMap::new(),
@@ -106,6 +109,8 @@ pub struct Server {
     /// How long a request, or one message of a stream, may take to arrive, 1 s to 1 h.
     #[serde(with = "units::duration")]
     pub receive_timeout: Duration,
+    /// Whether requests may contain private keys for TLS.
+    pub tls_keys_in_requests: bool,
 }
 
 impl Default for Server {
@@ -121,6 +126,7 @@ impl Default for Server {
             keepalive: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),
             receive_timeout: Duration::from_secs(30),
+            tls_keys_in_requests: false,
         }
     }
 }
@@ -180,6 +186,11 @@ pub struct Limits {
     /// Threads that resolve names, 1 to 256. A principal may use at most half of those that the
     /// others leave.
     pub resolver_threads: usize,
+    /// TLS handshakes of one listener at once, 1 to 65,536; while so many are under way, it accepts
+    /// no connection.
+    pub tls_handshakes: usize,
+    /// Threads for the handshakes of TLS, 1 to 64.
+    pub tls_threads: usize,
 }
 
 impl Default for Limits {
@@ -205,6 +216,8 @@ impl Default for Limits {
             write_high_water: 64 << 10,
             close_linger: Duration::from_secs(5),
             resolver_threads: 16,
+            tls_handshakes: 1024,
+            tls_threads: 2,
         }
     }
 }
@@ -309,6 +322,28 @@ pub enum LogFormat {
     Json,
     /// Text without time, with the `<N>` priority prefix of sd-daemon(3).
     Journald,
+}
+
+/// `[tls.NAME]`: certificates and keys of TLS, in PEM files with absolute paths.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSection {
+    /// The daemon's own certificate, with those of its issuers after it. None: it has none.
+    pub cert: Option<PathBuf>,
+    /// The private key of `cert`. Both or none must be set.
+    pub key: Option<PathBuf>,
+    /// The certificates by which servers are verified: of authorities, or of a server itself. None:
+    /// the host's trusted authorities.
+    pub ca: Option<PathBuf>,
+    /// The same for clients, which then must have a certificate. None: clients are not asked for
+    /// one.
+    pub client_ca: Option<PathBuf>,
+    /// Further sections, whose certificates a server shows to clients that ask for a name that is
+    /// theirs and not that of `cert`.
+    pub sni: Vec<String>,
+    /// Whether a server refuses clients that ask for no name, or for a name that no certificate
+    /// has, instead of showing `cert`.
+    pub strict_sni: bool,
 }
 
 /// `[[loop]]`: a loop that the daemon makes when it starts.

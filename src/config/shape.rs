@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::file::join;
 use super::findings::Findings;
-use super::{Children, Limits, Log, LoopEntry, Policy, Resource, Server, Signals};
+use super::{Children, Limits, Log, LoopEntry, Policy, Resource, Server, Signals, TlsSection};
 use crate::similar::did_you_mean;
 
 /// The version of the files' layout.
@@ -26,6 +26,7 @@ struct Top {
     children: Option<IgnoredAny>,
     signals: Option<IgnoredAny>,
     log: Option<IgnoredAny>,
+    tls: Option<IgnoredAny>,
     policy: Option<IgnoredAny>,
     r#loop: Option<IgnoredAny>,
 }
@@ -50,15 +51,8 @@ pub(super) fn check(table: &mut Table, loops: usize, found: &mut Findings) {
     }
     section::<Signals>(table, "signals", found);
     section::<Log>(table, "log", found);
-    if let Some(policies) = inner(table, "policy", "policy", found) {
-        let names: Vec<String> = policies.keys().cloned().collect();
-        for name in names {
-            let key = join("policy", &name);
-            if let Some(policy) = inner(policies, &name, &key, found) {
-                keys::<Policy>(policy, &key, found);
-            }
-        }
-    }
+    named_sections::<TlsSection>(table, "tls", found);
+    named_sections::<Policy>(table, "policy", found);
     match table.get_mut("loop") {
         None => {}
         Some(Value::Array(entries)) if entries.iter().all(Value::is_table) => {
@@ -86,6 +80,19 @@ fn inner<'a>(
         found.wrong(key, format!("is not a table, write `[{key}]`"));
     }
     table.get_mut(name)?.as_table_mut()
+}
+
+/// Checks the tables `[SECTION.NAME]`.
+fn named_sections<T: DeserializeOwned>(table: &mut Table, section: &str, found: &mut Findings) {
+    if let Some(named) = inner(table, section, section, found) {
+        let names: Vec<String> = named.keys().cloned().collect();
+        for name in names {
+            let key = join(section, &name);
+            if let Some(one) = inner(named, &name, &key, found) {
+                keys::<T>(one, &key, found);
+            }
+        }
+    }
 }
 
 fn section<'a, T: DeserializeOwned>(

@@ -264,6 +264,12 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
             };
             sheet.line("local", way(&s.local));
             sheet.line("peer", way(&s.peer));
+            if let Some(tls) = &s.tls {
+                sheet.line("tls", render::tls_session(tls));
+                if let Some(expires) = tls.peer_certificate_expires {
+                    certificate(sheet, "peer's certificate", expires);
+                }
+            }
             sheet.line("received", size(s.received_bytes));
             let unsent = size(s.buffered_bytes);
             sheet.line(
@@ -303,6 +309,13 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
                 _ => String::new(),
             };
             sheet.line("open", format!("{}{most}", s.open_connections));
+            if s.handshakes > 0 || s.failed_handshakes > 0 {
+                let (now, failed) = (s.handshakes, s.failed_handshakes);
+                sheet.line("handshakes", format!("{now} under way, {failed} failed"));
+            }
+            if let Some(expires) = s.certificate_expires {
+                certificate(sheet, "certificate", expires);
+            }
         }
         Some(Status::Timer(s)) => {
             sheet.line("fired", counted(s.fired, "time", "times"));
@@ -320,6 +333,21 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
         }
         None => {}
     }
+}
+
+/// Appends how long a certificate is valid.
+fn certificate(sheet: &mut Sheet, label: &str, expires: prost_types::Timestamp) {
+    const DAY: i64 = 24 * 3600;
+    /// Fewer days are few.
+    const FEW: i64 = 14;
+
+    let left = (expires.seconds - jiff::Timestamp::now().as_second()).div_euclid(DAY);
+    let text = match left {
+        ..0 => format!("expired on {expires}"),
+        days => format!("valid for {days} more days, until {expires}"),
+    };
+    let style = if left < FEW { NOTICE } else { Style::new() };
+    sheet.styled(label, text, style);
 }
 
 fn spec(watch: &Watch) -> Option<&Spec> {

@@ -17,6 +17,10 @@ use crate::proto::{
     self, CloseReason, Event, StreamEndReason, exited, socket_address, unix_address,
 };
 
+mod network;
+
+pub(super) use network::tls_session;
+
 /// The largest number of bytes of data in an event's line; `logs` prints all bytes.
 const PREVIEW_BYTES: usize = 60;
 /// The largest number of watches whose names are kept; further watches are shown by their ids.
@@ -195,87 +199,6 @@ impl Words for proto::StreamEnd {
 impl Words for proto::Exited {
     fn words(&self) -> (String, Style) {
         (exited(self), exit_style(self))
-    }
-}
-
-impl Words for proto::Connected {
-    fn words(&self) -> (String, Style) {
-        let local = address_or_unnamed(self.local.as_ref());
-        let peer = address_or_unnamed(self.peer.as_ref());
-        (format!("connected {local} → {peer}"), GOOD)
-    }
-}
-
-impl Words for proto::Accepted {
-    fn words(&self) -> (String, Style) {
-        let from = address_or_unnamed(self.peer.as_ref());
-        (
-            format!("accepted watch {} from {from}", self.watch_id),
-            GOOD,
-        )
-    }
-}
-
-impl Words for proto::AcceptPaused {
-    fn words(&self) -> (String, Style) {
-        let why = self.error.as_ref().map_or_else(String::new, system_error);
-        let again = self.retry_after.unwrap_or_default();
-        (format!("accepting paused for {again}: {why}"), NOTICE)
-    }
-}
-
-impl Words for proto::Eof {
-    fn words(&self) -> (String, Style) {
-        (format!("end of file after {} bytes", self.offset), PLAIN)
-    }
-}
-
-impl Words for proto::WritePaused {
-    fn words(&self) -> (String, Style) {
-        let text = format!("write paused, {} bytes unsent", self.buffered_bytes);
-        (text, NOTICE)
-    }
-}
-
-impl Words for proto::WriteResumed {
-    fn words(&self) -> (String, Style) {
-        let text = format!("write resumed, {} bytes unsent", self.buffered_bytes);
-        (text, PLAIN)
-    }
-}
-
-impl Words for proto::Datagram {
-    fn words(&self) -> (String, Style) {
-        let peer = address_or_unnamed(self.peer.as_ref());
-        let cut = match self.full_length {
-            0 => String::new(),
-            full => format!(" of {full}"),
-        };
-        let len = self.data.len();
-        let text = format!("from {peer} {len}{cut} bytes: {}", preview(&self.data));
-        (text, if cut.is_empty() { PLAIN } else { NOTICE })
-    }
-}
-
-impl Words for proto::DatagramError {
-    fn words(&self) -> (String, Style) {
-        let error = self.error.as_ref().map_or_else(String::new, system_error);
-        let mut text = match &self.peer {
-            Some(peer) => format!("to {}: {error}", address_or_unnamed(Some(peer))),
-            None => error,
-        };
-        if !self.reporter_ip.is_empty() {
-            let _ = write!(text, ", says {}", printable(&self.reporter_ip));
-        }
-        (text, BAD)
-    }
-}
-
-impl Words for proto::DatagramsDropped {
-    fn words(&self) -> (String, Style) {
-        let (count, total) = (self.count, self.total);
-        let text = format!("the kernel dropped {count} datagrams, {total} in all");
-        (text, NOTICE)
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::access::can_bind;
 use crate::config::{Children, Config, Limit, Refusal, Resource};
 use crate::policy::backend_of;
+use crate::tls::Sections;
 
 const OOM_SCORE_ADJ_FILE: &str = "/proc/self/oom_score_adj";
 
@@ -29,6 +30,12 @@ pub fn refusals(config: &Config) -> Vec<Refusal> {
             let what = format!("no backend of policy `{name}` is available on this host: {error}");
             refused.push((format!("loop[{index}].policy"), what));
         }
+    }
+    if let Err(wrong) = Sections::load(&config.tls) {
+        refused.extend(wrong.into_iter().map(|(name, error)| {
+            let key = format!("tls.{name}.{}", error.part);
+            (key, error.why)
+        }));
     }
     refused
 }

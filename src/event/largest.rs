@@ -64,8 +64,20 @@ pub const STARTED: u32 = ENVELOPE + SMALL;
 pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
 /// `Exited`.
 pub const EXITED: u32 = ENVELOPE + bytes(TEXT_MAX) + 2 * FLAG + bytes(2 * DURATION + 7 * NUMBER);
-/// `Connected`.
+/// `Connected`, without TLS.
 pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
+/// Most bytes of the name of a host or protocol in a `TlsSession`.
+pub const TLS_NAME_MAX: u32 = 255;
+/// What a `TlsSession` without certificates adds to `Connected`.
+pub const TLS_SESSION: u32 =
+    bytes(bytes(8) + bytes(48) + 2 * bytes(TLS_NAME_MAX) + FLAG + SMALL + DURATION);
+/// Most bytes of the certificates in a `TlsSession`. With them an event takes 16 KiB or more, so one
+/// byte more for each of its three lengths.
+pub const CERTIFICATES_MAX: u32 = 16 * 1024;
+/// `TlsStarted`, without certificates.
+pub const TLS_STARTED: u32 = ENVELOPE + TLS_SESSION + 2 * NUMBER;
+/// `HandshakesFailed`, with an error that has a detail.
+pub const HANDSHAKES_FAILED: u32 = ENVELOPE + 2 * NUMBER + ERROR + DETAIL + ADDRESS;
 /// `Accepted`.
 pub const ACCEPTED: u32 = ENVELOPE + NUMBER + ADDRESS;
 /// `Eof`.
@@ -170,6 +182,22 @@ mod tests {
             voluntary_switches: u64::MAX,
             involuntary_switches: u64::MAX,
         };
+        let name = || "n".repeat(TLS_NAME_MAX as usize);
+        let tls = |peer_certificates| TlsSession {
+            version: "TLSv1.3".to_owned(),
+            cipher_suite: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256".to_owned(),
+            alpn: name(),
+            server_name: name(),
+            resumed: true,
+            peer_certificates,
+            omitted_certificates: u32::MAX,
+            peer_certificate_expires: Some(prost_types::Timestamp {
+                seconds: i64::MAX,
+                nanos: 999_999_999,
+            }),
+        };
+        // The key of the field and the length take up to 4 bytes.
+        let certificates = vec![vec![0; CERTIFICATES_MAX as usize / 2 - 4].into(); 2];
         let ip = std::net::Ipv6Addr::from([0xff; 16]);
         let sizes = [
             (
@@ -232,6 +260,40 @@ mod tests {
                 CONNECTED,
                 Kind::Connected(Connected {
                     local: address(),
+                    peer: address(),
+                    tls: None,
+                }),
+            ),
+            (
+                CONNECTED + TLS_SESSION,
+                Kind::Connected(Connected {
+                    local: address(),
+                    peer: address(),
+                    tls: Some(tls(Vec::new())),
+                }),
+            ),
+            (
+                CONNECTED + TLS_SESSION + CERTIFICATES_MAX,
+                Kind::Connected(Connected {
+                    local: address(),
+                    peer: address(),
+                    tls: Some(tls(certificates.clone())),
+                }),
+            ),
+            (
+                TLS_STARTED + CERTIFICATES_MAX,
+                Kind::TlsStarted(TlsStarted {
+                    tls: Some(tls(certificates)),
+                    input_offset: u64::MAX,
+                    output_offset: u64::MAX,
+                }),
+            ),
+            (
+                HANDSHAKES_FAILED,
+                Kind::HandshakesFailed(HandshakesFailed {
+                    count: u64::MAX,
+                    total: u64::MAX,
+                    error: Some((&detailed).into()),
                     peer: address(),
                 }),
             ),

@@ -16,7 +16,7 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
-use crate::watch::{Order, Parcel, SignalTarget, Taken, Watch};
+use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Watch};
 
 /// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
@@ -72,6 +72,11 @@ pub(super) enum Command {
         name: WatchName,
         parcel: Box<Parcel>,
         reply: Reply<u64>,
+    },
+    StartTls {
+        name: WatchName,
+        order: StartTls,
+        reply: Reply<()>,
     },
     PauseReading {
         name: WatchName,
@@ -155,6 +160,7 @@ impl Command {
             | Self::List { .. }
             | Self::Remove { .. }
             | Self::WriteEof { .. }
+            | Self::StartTls { .. }
             | Self::PauseReading { .. }
             | Self::Signal { .. }
             | Self::Abort { .. }
@@ -237,6 +243,10 @@ impl EventLoop {
                 reply,
             } => {
                 let result = self.send_to(&name, *parcel);
+                self.reply(reply, result);
+            }
+            Command::StartTls { name, order, reply } => {
+                let result = self.start_tls(&name, order);
                 self.reply(reply, result);
             }
             Command::PauseReading { name, pause, reply } => {

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
 use crate::proto;
-use crate::watch::{Parcel, SignalTarget, Taken};
+use crate::watch::{Parcel, SignalTarget, StartTls, Taken};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
@@ -232,6 +232,10 @@ impl EventLoop {
 
     pub(super) fn write_eof(&mut self, name: &WatchName) -> Result<()> {
         self.with_live_watch(name, |watch, cx| watch.write_eof(cx))
+    }
+
+    pub(super) fn start_tls(&mut self, name: &WatchName, order: StartTls) -> Result<()> {
+        self.with_live_watch(name, |watch, cx| watch.start_tls(cx, order))
     }
 
     pub(super) fn send_to(&mut self, name: &WatchName, parcel: Parcel) -> Result<u64> {

@@ -19,7 +19,7 @@ use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::proto;
-use crate::watch::{Parcel, SignalTarget, Taken};
+use crate::watch::{Parcel, SignalTarget, StartTls, Taken};
 
 /// The largest number of paused sources in the view of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -306,6 +306,16 @@ impl Handle {
     /// There is no such watch, or it has no outgoing stream.
     pub async fn write_eof(&self, name: WatchName) -> Result<()> {
         self.call(|reply| Command::WriteEof { name, reply }).await
+    }
+
+    /// Begins TLS on a connection in mid-stream.
+    ///
+    /// # Errors
+    /// There is no such open connection, it has TLS already or has ended a direction, or the offset
+    /// is wrong.
+    pub async fn start_tls(&self, name: WatchName, order: StartTls) -> Result<()> {
+        self.call(|reply| Command::StartTls { name, order, reply })
+            .await
     }
 
     /// Sends one datagram. Returns the bytes that wait to be sent.

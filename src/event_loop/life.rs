@@ -8,9 +8,7 @@ use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
-use crate::watch::{
-    ACCEPTED, Adoption, Alarm, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch,
-};
+use crate::watch::{Adoption, Alarm, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch};
 
 impl EventLoop {
     /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,
@@ -223,9 +221,9 @@ impl EventLoop {
 
     /// Adds a watch for each connection that a listener has just accepted.
     fn adopt(&mut self, listener: usize) {
-        for Adoption { watch, peer } in std::mem::take(&mut self.adoptions) {
+        for Adoption { watch, need, peer } in std::mem::take(&mut self.adoptions) {
             let parent = &self.watches[listener];
-            let mut registration = Registration {
+            let registration = Registration {
                 name: None,
                 labels: parent.labels().map(Arc::clone).unwrap_or_default(),
                 user_data: parent.control.about.user_data,
@@ -235,7 +233,7 @@ impl EventLoop {
                 request_id: String::new(),
                 lifetime: parent.lifetime.clone(),
                 finished_ttl: parent.finished_ttl(),
-                need: ACCEPTED,
+                need: need.without(largest::ACCEPTED),
                 attached: false,
                 memory: None,
             };
@@ -247,7 +245,6 @@ impl EventLoop {
             self.outbox.push(self.now, about, Kind::Accepted(accepted));
             // The room was reserved with that of the new watch.
             self.outbox.unreserve(Room::event(largest::ACCEPTED));
-            registration.need = ACCEPTED.without(largest::ACCEPTED);
             let slot = self.insert(registration, watch, parent);
             if self.closing.is_some() {
                 self.end(slot, CloseReason::LoopClosed);

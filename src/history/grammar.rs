@@ -42,7 +42,8 @@ const PLAIN: Grammar = Grammar {
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
         AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Eof,
-        Exited, Ready, Signal, Started, StreamEnd, TimerFired, WritePaused, WriteResumed,
+        Exited, HandshakesFailed, Ready, Signal, Started, StreamEnd, TimerFired, TlsStarted,
+        WritePaused, WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
 
@@ -63,12 +64,12 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
             completes: Completion::ExitAndStreamEnds,
         },
         WatchKind::Connection => Grammar {
-            events: &[Connected, Data, Eof, WritePaused, WriteResumed],
+            events: &[Connected, TlsStarted, Data, Eof, WritePaused, WriteResumed],
             streams: &[Input],
             ..PLAIN
         },
         WatchKind::Listener => Grammar {
-            events: &[Accepted, AcceptPaused],
+            events: &[Accepted, AcceptPaused, HandshakesFailed],
             ..PLAIN
         },
         WatchKind::ReadPipe => Grammar {
@@ -117,6 +118,8 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::TimerFired(_)
         | Kind::Accepted(_)
         | Kind::Connected(_)
+        | Kind::TlsStarted(_)
+        | Kind::HandshakesFailed(_)
         | Kind::Datagram(_)
         | Kind::DatagramError(_)
         | Kind::DatagramsDropped(_)

@@ -12,6 +12,7 @@ use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
 
 mod lent;
+mod look_back;
 mod push;
 
 /// With this much room the level is [`Level::Ample`], however large the budget is.
@@ -101,6 +102,8 @@ pub struct Outbox {
     room: Room,
     /// Bytes that sources may still hand over, even if the loop stops reading them.
     exposed: u64,
+    /// Bytes that watches have taken from sources and may still append.
+    kept: u64,
     /// Room that other threads may use while the loop waits.
     lent: Room,
     /// Whether events are held for consumers or attached readers, or would be if there were any.
@@ -145,6 +148,7 @@ impl Outbox {
             reserved: Room::default(),
             room,
             exposed: 0,
+            kept: 0,
             lent: Room::default(),
             pins: false,
             marked_full: false,
@@ -173,7 +177,7 @@ impl Outbox {
     pub fn room(&self) -> Room {
         let bytes = self.room.bytes.min(self.memory());
         let room = Room {
-            bytes: bytes.saturating_sub(self.exposed),
+            bytes: bytes.saturating_sub(self.to_come()),
             ..self.room
         };
         room.less(self.lent)
@@ -183,6 +187,17 @@ impl Outbox {
     /// [`Outbox::room`] leaves them out.
     pub const fn set_exposed(&mut self, bytes: u64) {
         self.exposed = bytes;
+    }
+
+    /// Records that a watch which kept `before` bytes to append later now keeps `after`.
+    /// [`Outbox::room`] leaves them out.
+    pub const fn keep(&mut self, before: u64, after: u64) {
+        self.kept = self.kept.saturating_sub(before).saturating_add(after);
+    }
+
+    /// Returns the bytes that may come in any case.
+    const fn to_come(&self) -> u64 {
+        self.exposed.saturating_add(self.kept)
     }
 
     /// Returns the bytes left in the memory of all journals; without limit while nothing is held
@@ -228,7 +243,7 @@ impl Outbox {
         let room = self.room();
         // The room of this journal alone, without the limit on the memory of all.
         let own = Room {
-            bytes: self.room.bytes.saturating_sub(self.exposed),
+            bytes: self.room.bytes.saturating_sub(self.to_come()),
             ..self.room
         };
         let ample = Room {
@@ -266,7 +281,7 @@ impl Outbox {
         let mut room = self.room;
         // Room that is set aside counts against the memory even while nothing is pinned.
         let memory = self.journal.memory.available(wanted.cost());
-        room.bytes = room.bytes.min(memory).saturating_sub(self.exposed);
+        room.bytes = room.bytes.min(memory).saturating_sub(self.to_come());
         if !room.holds(wanted) {
             return Err(full(room, wanted));
         }

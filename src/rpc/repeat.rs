@@ -42,8 +42,8 @@ repeatable! {
     AbortRequest, AckRequest, AddWatchRequest, BatchAddWatchesRequest, CloseLoopRequest,
     CreateConsumerRequest, DeleteConsumerRequest, NewEventLoopRequest, PauseReadingRequest,
     PostRequest, RearmRequest, RemoveWatchRequest, ResumeReadingRequest, RunLoopRequest, RunRequest,
-    SendSignalRequest, SendToRequest, SetEventLoopPolicyRequest, SetEventLoopRequest, StopLoopRequest,
-    TakeFdRequest, WriteEofRequest, WriteRequest,
+    SendSignalRequest, SendToRequest, SetEventLoopPolicyRequest, SetEventLoopRequest, StartTlsRequest,
+    StopLoopRequest, TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 
 /// The kept answers take at most one part in this many of `limits.memory`.

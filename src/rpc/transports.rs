@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::server::transport_service_server::TransportService;
+use super::spec::tls;
 use super::{Api, Requester, convert, mutate, object, requester};
 use crate::error::Error;
 use crate::event::PAYLOAD_MAX;
@@ -74,6 +75,25 @@ impl TransportService for Api {
         };
         let answer = self
             .once(requester, "SendTo", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn start_tls(
+        &self,
+        request: Request<StartTlsRequest>,
+    ) -> Result<Response<StartTlsResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, mut request: StartTlsRequest| async move {
+            let on = api.on(&requester, request.r#loop.take(), false)?;
+            let order = tls::start(&api.registry, &mut request)?;
+            let name = convert::watch_name(request.watch)?;
+            // As for Write: one command begins it.
+            on.start_tls(name, order).await?;
+            Ok(StartTlsResponse {})
+        };
+        let answer = self
+            .once(requester, "StartTls", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }

@@ -52,6 +52,8 @@ impl End {
 pub struct Adoption {
     /// The watch to add.
     pub watch: Box<dyn Watch>,
+    /// Its need, which was granted, with that of its Accepted.
+    pub need: Need,
     /// The address of the peer.
     pub peer: Option<crate::proto::SocketAddress>,
 }
@@ -155,6 +157,22 @@ impl Context<'_> {
             .push_data(self.now, self.control.about, place, data);
     }
 
+    /// Records that the watch, which kept `before` bytes to append as `Data` later, now keeps
+    /// `after`, so that the loop reads no more than the journal has room for.
+    pub fn keep(&mut self, before: usize, after: usize) {
+        if before != after {
+            self.outbox.keep(before as u64, after as u64);
+        }
+    }
+
+    /// Returns the bytes of the watch's incoming stream from `offset` on, of which `end` were
+    /// appended. `None` if the journal does not have them any more.
+    #[must_use]
+    pub fn data_since(&self, offset: u64, end: u64) -> Option<Vec<u8>> {
+        self.outbox
+            .data_since(self.control.about.watch, offset, end)
+    }
+
     /// Returns whether an event for which no room was set aside fits. If not, the watch is
     /// [held](super::Watch::hold) until it fits.
     pub fn has_room(&mut self) -> bool {
@@ -190,6 +208,25 @@ impl Context<'_> {
             self.outbox.mark_full();
         }
         reserved
+    }
+
+    /// Reserves room for one event to come, of at most that many bytes, as part of its [`Need`].
+    ///
+    /// # Errors
+    /// There is no room; the rest is as with [`Context::has_room`].
+    pub fn reserve_event(&mut self, bytes: u32) -> Result<()> {
+        let reserved = self.outbox.reserve(Room::event(bytes));
+        match reserved {
+            Ok(()) => *self.need = self.need.and(bytes),
+            Err(_) => self.outbox.mark_full(),
+        }
+        reserved
+    }
+
+    /// Releases the room of [`Context::reserve_event`], right before that event.
+    pub fn release_event(&mut self, bytes: u32) {
+        *self.need = self.need.without(bytes);
+        self.outbox.unreserve(Room::event(bytes));
     }
 
     /// As [`Context::emit`], for an event whose room was reserved by [`Context::reserve`].

@@ -28,7 +28,7 @@ use bytes::Bytes;
 
 use crate::access::Principal;
 use crate::driver::{Done, Lane};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
 use crate::proto;
@@ -38,6 +38,7 @@ mod connection;
 mod context;
 mod datagram;
 mod fd;
+mod handshakes;
 mod listener;
 mod pipe;
 mod places;
@@ -51,12 +52,12 @@ mod tcp;
 mod timer;
 mod transport;
 
-pub use connection::{ConnectionOrder, Dialling, StreamOptions, Target};
+pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
 pub use datagram::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Parcel};
 pub use fd::FdOrder;
-pub(crate) use listener::ACCEPTED;
+pub use handshakes::{Handshakes, Secured, TlsOrder};
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
@@ -146,6 +147,8 @@ impl Need {
 pub enum Notice {
     /// The result of resolving a name.
     Resolved(Result<Vec<std::net::SocketAddr>>),
+    /// A handshake of TLS has ended. It has the number that the watch gave it.
+    Handshake(usize, std::result::Result<Box<Secured>, SystemError>),
     /// A place for one more connection of the listener is free.
     PlaceFree,
     /// The thread that waits for the child says that it has ended.
@@ -238,6 +241,14 @@ pub trait Watch: Send + fmt::Debug {
     /// The kind sends no datagrams, the datagram cannot be sent, or too many wait.
     fn send_to(&mut self, _cx: &mut Context<'_>, _parcel: Parcel) -> Result<u64> {
         Err(unsupported("datagrams to send"))
+    }
+
+    /// Begins TLS in mid-stream.
+    ///
+    /// # Errors
+    /// The kind cannot begin TLS, not in its present state, or not at that offset.
+    fn start_tls(&mut self, _cx: &mut Context<'_>, _order: StartTls) -> Result<()> {
+        Err(unsupported("a stream on which TLS can begin"))
     }
 
     /// Pauses or resumes reading. Idempotent.

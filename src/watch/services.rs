@@ -10,10 +10,11 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
-use super::{Attributes, Notice, Resolver, Starters};
+use super::{Attributes, Handshakes, Notice, Resolver, Starters};
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
+use crate::tls::Sections;
 
 /// Sends reports to a watch from outside its loop's thread.
 pub trait Notifier: Send + Sync + fmt::Debug {
@@ -65,6 +66,10 @@ pub struct Services {
     pub starters: Starters,
     /// The threads on which names are resolved.
     pub resolver: Resolver,
+    /// The certificates and keys of the configuration.
+    pub tls: Arc<Sections>,
+    /// The threads on which handshakes of TLS run.
+    pub handshakes: Handshakes,
     /// The closer of sockets whose close(2) may block.
     pub closer: Closer,
 }

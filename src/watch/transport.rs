@@ -112,9 +112,7 @@ impl Incoming {
     pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: Done) -> Option<Ended> {
         let ended = match done {
             Done::Data(data) => {
-                let offset = self.offset;
-                self.offset += data.len() as u64;
-                cx.emit_data(self.stream, offset, &data);
+                self.deliver(cx, &data);
                 if self.widens && data.len() >= BUSY {
                     self.widen(cx);
                 }
@@ -132,6 +130,14 @@ impl Incoming {
         };
         self.ended = true;
         Some(ended)
+    }
+
+    /// Appends bytes of the stream as `Data`.
+    #[inline]
+    pub(super) fn deliver(&mut self, cx: &mut Context<'_>, data: &[u8]) {
+        let offset = self.offset;
+        self.offset += data.len() as u64;
+        cx.emit_data(self.stream, offset, data);
     }
 
     #[cold]
@@ -174,6 +180,25 @@ impl WaterMarks {
     }
 }
 
+/// What is done with the bytes before they are sent.
+#[derive(Debug)]
+enum Encoding {
+    /// They are sent as they are.
+    Plain,
+    /// So many more are sent as they are; those after them wait.
+    PlainUntil(usize),
+    /// They are encoded by somebody else, and these are, the oldest first.
+    Encoded(VecDeque<Encoded>),
+}
+
+/// Bytes as they go over the wire.
+#[derive(Debug)]
+struct Encoded {
+    wire: Bytes,
+    /// The number of bytes of the stream that they stand for.
+    plain: usize,
+}
+
 /// The outgoing half: sends bytes in order, as fast as the kernel takes them.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -187,6 +212,7 @@ pub(super) struct Outgoing {
     paused: bool,
     /// Whether the stream was ended, so that it takes no more bytes.
     pub(super) eof: bool,
+    encoding: Encoding,
 }
 
 impl Outgoing {
@@ -200,6 +226,7 @@ impl Outgoing {
             marks,
             paused: false,
             eof: false,
+            encoding: Encoding::Plain,
         }
     }
 
@@ -262,11 +289,92 @@ impl Outgoing {
         })
     }
 
-    fn send(&mut self, cx: &mut Context<'_>) {
-        if !cx.is_live(self.lane)
-            && let Some(front) = self.queue.front()
+    /// Starts to send, if there is something to send and nothing is being sent.
+    pub(super) fn send(&mut self, cx: &mut Context<'_>) {
+        if cx.is_live(self.lane) {
+            return;
+        }
+        let next = match &self.encoding {
+            Encoding::Plain => self.queue.front(),
+            Encoding::PlainUntil(0) => None,
+            // The limit lies between two elements of the queue.
+            Encoding::PlainUntil(_) => self.queue.front(),
+            Encoding::Encoded(chunks) => chunks.front().map(|chunk| &chunk.wire),
+        };
+        if let Some(next) = next {
+            let send = Op::Send(Box::new(next.clone()));
+            cx.start(self.lane, self.source, send);
+        }
+    }
+
+    /// Sends the bytes that were taken so far, and holds back those that are taken from now on.
+    pub(super) fn hold_back(&mut self) {
+        self.encoding = Encoding::PlainUntil(self.buffered);
+    }
+
+    /// Returns whether all bytes are sent that are not held back.
+    pub(super) const fn is_held_back(&self) -> bool {
+        matches!(self.encoding, Encoding::PlainUntil(0))
+    }
+
+    /// Sends from now on what [`Outgoing::push_encoded`] gives it.
+    pub(super) fn encode(&mut self) {
+        self.encoding = Encoding::Encoded(VecDeque::new());
+    }
+
+    /// Moves up to `most` bytes that wait to be encoded to the end of `onto`.
+    pub(super) fn pull(&mut self, onto: &mut Vec<u8>, most: usize) {
+        let end = onto.len() + most;
+        while onto.len() < end
+            && let Some(front) = self.queue.front_mut()
         {
-            cx.start(self.lane, self.source, Op::Send(Box::new(front.clone())));
+            let taken = front.split_to(front.len().min(end - onto.len()));
+            onto.extend_from_slice(&taken);
+            if front.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Adds encoded bytes, which stand for `plain` bytes of the stream.
+    pub(super) fn push_encoded(&mut self, wire: Vec<u8>, plain: usize) {
+        if let Encoding::Encoded(chunks) = &mut self.encoding
+            && !wire.is_empty()
+        {
+            let wire = wire.into();
+            chunks.push_back(Encoded { wire, plain });
+        }
+    }
+
+    /// Returns how many chunks of encoded bytes wait to be sent.
+    pub(super) fn encoded(&self) -> usize {
+        match &self.encoding {
+            Encoding::Encoded(chunks) => chunks.len(),
+            Encoding::Plain | Encoding::PlainUntil(_) => 0,
+        }
+    }
+
+    /// Takes the sent bytes from the front.
+    fn advance(&mut self, sent: usize) {
+        if let Encoding::Encoded(chunks) = &mut self.encoding {
+            if let Some(front) = chunks.front_mut() {
+                let _ = front.wire.split_to(sent.min(front.wire.len()));
+                if front.wire.is_empty() {
+                    self.buffered -= front.plain;
+                    chunks.pop_front();
+                }
+            }
+            return;
+        }
+        if let Encoding::PlainUntil(left) = &mut self.encoding {
+            *left = left.saturating_sub(sent);
+        }
+        self.buffered -= sent;
+        if let Some(front) = self.queue.front_mut() {
+            let _ = front.split_to(sent.min(front.len()));
+            if front.is_empty() {
+                self.queue.pop_front();
+            }
         }
     }
 
@@ -277,13 +385,7 @@ impl Outgoing {
     pub(super) fn complete(&mut self, cx: &mut Context<'_>, done: &Done) -> Result<(), Errno> {
         match *done {
             Done::Sent(sent) => {
-                self.buffered -= sent;
-                if let Some(front) = self.queue.front_mut() {
-                    let _ = front.split_to(sent.min(front.len()));
-                    if front.is_empty() {
-                        self.queue.pop_front();
-                    }
-                }
+                self.advance(sent);
                 if self.paused && self.buffered <= self.marks.low as usize {
                     self.paused = false;
                     cx.emit_reserved(Kind::WriteResumed(WriteResumed {
@@ -300,8 +402,13 @@ impl Outgoing {
         }
     }
 
-    /// Returns whether all bytes that were taken are sent, and the stream was ended.
+    /// Returns whether all bytes that were taken are sent, or are held back, and the stream was ended.
     pub(super) fn is_finished(&self) -> bool {
-        self.eof && self.buffered == 0
+        let sent = match &self.encoding {
+            Encoding::Plain => self.buffered == 0,
+            Encoding::PlainUntil(left) => *left == 0,
+            Encoding::Encoded(chunks) => self.buffered == 0 && chunks.is_empty(),
+        };
+        self.eof && sent
     }
 }

@@ -17,6 +17,7 @@ pub(super) mod datagram;
 pub(super) mod kinds;
 pub(super) mod sockets;
 mod take_fd;
+mod tls;
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl watch timer --every 10s --name tick
@@ -85,6 +86,9 @@ pub(super) enum Verb {
     /// Take a descriptor out of the daemon and run a program with it as stdin
     #[command(after_help = take_fd::EXAMPLES)]
     TakeFd(take_fd::TakeFd),
+    /// Begin TLS on a connection that has none yet
+    #[command(after_help = tls::EXAMPLES)]
+    StartTls(Box<tls::StartTls>),
 }
 
 pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
@@ -158,5 +162,6 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             Ok(0)
         }
         Verb::TakeFd(args) => take_fd::run(session, args).await,
+        Verb::StartTls(args) => tls::start_tls(session, *args).await,
     }
 }

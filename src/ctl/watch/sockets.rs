@@ -6,19 +6,22 @@ use super::super::failure::Failure;
 use super::super::parse::{self, Address};
 use super::super::session::Session;
 use super::add::{Made, Registration, hand_over};
+use super::tls::Tls;
 use crate::proto::{
-    ConnectionSpec, ListenerSpec, TcpKeepAlive, TcpListen, TcpOptions, TcpTarget, UnixAddress,
-    WaterMarks, connection_spec, listener_spec, watch_spec,
+    ConnectionSpec, ListenerSpec, TcpKeepAlive, TcpListen, TcpOptions, TcpTarget, TlsOptions,
+    UnixAddress, WaterMarks, connection_spec, listener_spec, watch_spec,
 };
 
 pub(in crate::ctl) const CONNECT_EXAMPLES: &str = "Examples:
   evloopctl connect localhost:80 -f
   evloopctl connect unix:/run/app.sock --name app
-  evloopctl connect '[fe80::1%eth0]:80' --keepidle 30s --user-timeout 1m";
+  evloopctl connect '[fe80::1%eth0]:80' --keepidle 30s --user-timeout 1m
+  evloopctl connect example.org:443 --tls --alpn h2,http/1.1";
 
 pub(in crate::ctl) const LISTEN_EXAMPLES: &str = "Examples:
   evloopctl listen 127.0.0.1:7000 -f
-  evloopctl listen :7000 --max-conns 100       # every address of the host";
+  evloopctl listen :7000 --max-conns 100       # every address of the host
+  evloopctl listen :7443 --tls=web             # with the certificate of [tls.web]";
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Connect {
@@ -50,6 +53,16 @@ pub(in crate::ctl) struct Connect {
     marks: Marks,
     #[command(flatten)]
     tcp: Tcp,
+    #[command(flatten)]
+    tls: Tls,
+    /// The name that the server's certificate must be valid for [default: HOST]
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "tls",
+        help_heading = "Options of TLS"
+    )]
+    servername: Option<String>,
     #[command(flatten)]
     registration: Registration,
 }
@@ -86,6 +99,8 @@ pub(in crate::ctl) struct Listen {
     marks: Marks,
     #[command(flatten)]
     tcp: Tcp,
+    #[command(flatten)]
+    tls: Tls,
     #[command(flatten)]
     registration: Registration,
 }
@@ -183,6 +198,10 @@ pub(super) async fn connect(session: &Session, args: Connect) -> Made {
         connect_timeout: args.timeout,
         tcp_options: args.tcp.options(),
         water_marks: args.marks.water_marks(),
+        tls: args.tls.options()?.map(|options| TlsOptions {
+            server_name: args.servername.unwrap_or_default(),
+            ..options
+        }),
     };
     Ok((watch_spec::Spec::Connection(spec), args.registration))
 }
@@ -210,6 +229,7 @@ pub(super) async fn listen(session: &Session, args: Listen) -> Made {
         tcp_options: args.tcp.options(),
         max_connections: args.max_conns,
         water_marks: args.marks.water_marks(),
+        tls: args.tls.options()?,
     };
     Ok((watch_spec::Spec::Listener(spec), args.registration))
 }

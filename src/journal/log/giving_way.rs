@@ -19,6 +19,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::StreamEnd
         | EventKind::Exited
         | EventKind::Connected
+        | EventKind::TlsStarted
         | EventKind::Eof => true,
         EventKind::Unspecified
         | EventKind::Posted
@@ -30,6 +31,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::TimerFired
         | EventKind::Accepted
         | EventKind::AcceptPaused
+        | EventKind::HandshakesFailed
         | EventKind::Data
         | EventKind::Datagram
         | EventKind::DatagramError

@@ -15,7 +15,7 @@ const BLOCK_MIN: usize = 4 * 1024;
 const SPARE: u64 = 8;
 
 /// The number of the kind `Data`.
-const DATA: u8 = EventKind::Data as u8;
+pub(super) const DATA: u8 = EventKind::Data as u8;
 
 impl Outbox {
     /// Appends an event and returns its sequence number.

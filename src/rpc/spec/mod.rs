@@ -26,6 +26,7 @@ use crate::watch::{
 mod datagram;
 mod process;
 mod sockets;
+pub(super) mod tls;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

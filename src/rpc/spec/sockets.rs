@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::tls::{self, Role};
 use super::{Checks, HOUR, Plan, Specification, fitted};
 use crate::access::Principal;
 use crate::driver::file::Purpose;
@@ -15,7 +16,7 @@ use crate::rpc::convert;
 use crate::watch::address::HostAddress;
 use crate::watch::{
     ConnectionOrder, Dialling, KeepAlive, ListenOrder, ListenTarget, Need, Order, Prepare,
-    SOCKETS_MAX, StreamOptions, Target, TcpOptions,
+    SOCKETS_MAX, StreamOptions, Target, TcpOptions, TlsOrder,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,6 +55,7 @@ impl Specification for proto::ConnectionSpec {
         )?;
         let tcp_field = "spec.connection.tcp_options";
         let tcp = tcp_options(tcp_field, spec.tcp_options.as_ref())?;
+        let mut host = None;
         let target = match &mut spec.target {
             None => {
                 return Err(Error::invalid(
@@ -61,7 +63,10 @@ impl Specification for proto::ConnectionSpec {
                     "must have tcp, unix or slot",
                 ));
             }
-            Some(Given::Tcp(given)) => tcp_target(given, by_default(tcp), &checks.peer.principal)?,
+            Some(Given::Tcp(given)) => {
+                host = Some(given.host.clone());
+                tcp_target(given, by_default(tcp), &checks.peer.principal)?
+            }
             Some(Given::Unix(unix)) => {
                 not_with_unix(tcp_field, spec.tcp_options.as_ref())?;
                 Target::Unix(checks.unix("spec.connection.unix", unix)?)
@@ -70,6 +75,8 @@ impl Specification for proto::ConnectionSpec {
                 let field = "spec.connection.slot";
                 let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
+                let tls = checks.connection_tls(spec.tls.as_mut(), None)?;
+                let need = ConnectionOrder::adopted_need(tls.is_some());
                 let order = Order::Now(Box::new(move || {
                     let claim = fitted(claimed, field, Purpose::Connection)?;
                     tcp.set(claim.fd.as_fd())?;
@@ -78,11 +85,12 @@ impl Specification for proto::ConnectionSpec {
                         target,
                         options,
                         timeout,
+                        tls,
                     };
                     Ok(order.build())
                 }));
                 return Ok(Plan {
-                    need: ConnectionOrder::NEED,
+                    need,
                     order,
                     claimed_from: Some(lifetime),
                     spec: Spec::Connection(spec),
@@ -93,6 +101,7 @@ impl Specification for proto::ConnectionSpec {
             target,
             options,
             timeout,
+            tls: checks.connection_tls(spec.tls.as_mut(), host.as_deref())?,
         };
         Ok(Plan {
             need: order.need(),
@@ -136,12 +145,21 @@ impl Specification for proto::ListenerSpec {
         };
         let tcp_field = "spec.listener.tcp_options";
         let tcp = tcp_options(tcp_field, spec.tcp_options.as_ref())?;
+        let tls = match &mut spec.tls {
+            None => None,
+            Some(given) => {
+                let registry = &checks.api.registry;
+                let order = tls::order(registry, "spec.listener.tls", given, Role::Server)?;
+                Some((order, registry.config().limits.tls_handshakes))
+            }
+        };
         let order = |target, tcp| ListenOrder {
             target,
             backlog,
             options,
             max_connections,
             tcp,
+            tls: tls.clone(),
         };
         let later = |order: ListenOrder| -> Prepare { Box::new(move |_| order.build()) };
         let mut claimed_from = None;
@@ -177,6 +195,7 @@ impl Specification for proto::ListenerSpec {
                 let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
                 claimed_from = Some(lifetime);
+                let tls = tls.clone();
                 Order::Now(Box::new(move || {
                     let claim = fitted(claimed, field, Purpose::Listener)?;
                     let order = ListenOrder {
@@ -185,6 +204,7 @@ impl Specification for proto::ListenerSpec {
                         options,
                         max_connections,
                         tcp,
+                        tls,
                     };
                     order.build()
                 }))
@@ -196,6 +216,21 @@ impl Specification for proto::ListenerSpec {
             claimed_from,
             spec: Spec::Listener(spec),
         })
+    }
+}
+
+impl Checks<'_> {
+    fn connection_tls(
+        &self,
+        given: Option<&mut proto::TlsOptions>,
+        host: Option<&str>,
+    ) -> Result<Option<TlsOrder>> {
+        let registry = &self.api.registry;
+        let check = |given| {
+            let role = Role::Client { host };
+            tls::order(registry, "spec.connection.tls", given, role)
+        };
+        given.map(check).transpose()
     }
 }
 

@@ -9,140 +9,53 @@
 //! the connection.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::net::Shutdown;
 
+use self::attempts::Attempts;
 pub use self::attempts::Dialling;
-use self::attempts::{ADDRESSES_MAX, Attempts};
-use self::linger::Linger;
-use super::address::{self, HostAddress, UnixName};
+pub(super) use self::order::{Accepted, accepted, accepted_need};
+pub use self::order::{ConnectionOrder, StreamOptions, Target};
+pub use self::secure::StartTls;
+use self::secure::{Starting, TLS_STARTED};
+use self::streams::Streams;
+use super::address::{self, HostAddress};
+use super::handshakes::Handshake;
 use super::places::Place;
-use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
-use super::{Context, Need, Notice, Taken, Teardown, Watch};
-use crate::access::Principal;
+use super::{Context, Notice, Secured, Taken, Teardown, TlsOrder, Watch};
 use crate::clock::nanos;
-use crate::driver::{Claim, Done, Lane, Nonblocking, SourceId};
+use crate::driver::{Done, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{CloseReason, Connected, Eof, Kind, Stream, largest};
+use crate::event::{CloseReason, Connected, Kind, TlsSession, TlsStarted, largest};
 use crate::proto;
+use crate::tls::Session;
 
 mod attempts;
 mod linger;
+mod order;
+mod secure;
+mod streams;
 
 const IN: Lane = Lane(0);
 const OUT: Lane = Lane(1);
-
-/// The options of an established connection.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamOptions {
-    /// Whether to stay open after the peer's end of file.
-    pub keep_half_open: bool,
-    /// Whether reading starts only with ResumeReading.
-    pub paused: bool,
-    /// When WritePaused and WriteResumed are appended.
-    pub marks: WaterMarks,
-}
-
-/// The origin of a connection.
-#[derive(Debug)]
-pub enum Target {
-    /// A TCP connection to make.
-    Tcp {
-        /// The name or address of the host.
-        host: String,
-        /// The port, 1 to 65535.
-        port: u16,
-        /// How the attempts are made.
-        dialling: Box<Dialling>,
-        /// The principal for whom the name is resolved.
-        owner: Principal,
-    },
-    /// A Unix socket to connect to.
-    Unix(UnixName),
-    /// A connected socket that a client handed over.
-    Adopted(Claim),
-}
-
-impl Target {
-    /// Returns the number of addresses that are tried at most.
-    fn attempts(&self) -> u32 {
-        match self {
-            Self::Tcp { host, .. } if HostAddress::parse(host).is_none() => {
-                u32::try_from(ADDRESSES_MAX).unwrap_or(u32::MAX)
-            }
-            Self::Tcp { .. } | Self::Unix(_) => 1,
-            Self::Adopted(_) => 0,
-        }
-    }
-}
-
-/// The checked order of a connection.
-#[derive(Debug)]
-pub struct ConnectionOrder {
-    /// The origin of the connection.
-    pub target: Target,
-    /// The options of the connection.
-    pub options: StreamOptions,
-    /// The time limit for resolving and connecting together.
-    pub timeout: Duration,
-}
-
-impl ConnectionOrder {
-    /// The need of the watch, including its Connected and Eof.
-    pub const NEED: Need = Need::sources(1)
-        .and(largest::CONNECTED)
-        .and(largest::EOF)
-        .and_detail();
-
-    /// The need of the watch. The room for failed attempts is released once it is connected.
-    #[must_use]
-    pub fn need(&self) -> Need {
-        Need {
-            bytes: Self::NEED.bytes + self.target.attempts() * largest::FAILED_ATTEMPT,
-            ..Self::NEED
-        }
-    }
-
-    /// Builds the watch.
-    #[must_use]
-    pub fn build(self) -> Box<dyn Watch> {
-        Box::new(Connection::new(
-            Phase::New(self.target, self.timeout),
-            self.options,
-        ))
-    }
-}
-
-/// Builds a watch of a connection that a listener accepted. It is connected from the start.
-pub(super) fn accepted(
-    fd: OwnedFd,
-    options: StreamOptions,
-    place: Option<Place>,
-) -> Box<dyn Watch> {
-    let mut connection = Connection::new(Phase::Ready(fd), options);
-    connection.place = place;
-    Box::new(connection)
-}
 
 #[derive(Debug)]
 enum Phase {
     New(Target, Duration),
     Ready(OwnedFd),
+    /// Accepted, with its handshake complete.
+    Secured(Box<Secured>),
     Connecting(Attempts),
-    Open(Streams),
+    /// The socket is given away for the handshake of TLS, at the begin or in mid-stream.
+    Securing {
+        streams: Option<Box<Streams>>,
+        /// Is given up if this is dropped.
+        _handshake: Handshake,
+    },
+    Open(Box<Streams>),
     Closed,
-}
-
-#[derive(Debug)]
-struct Streams {
-    input: Incoming,
-    output: Outgoing,
-    /// Whether shutdown(2) of the outgoing direction was called.
-    shut: bool,
-    /// The state of its orderly close, once that has begun.
-    linger: Option<Linger>,
 }
 
 /// Operations that were cancelled, and their sources.
@@ -163,6 +76,12 @@ struct Connection {
     place: Option<Place>,
     /// The attempts that were cancelled because another one succeeded.
     losers: CancelledOps,
+    /// How the socket avoids to block.
+    mode: Nonblocking,
+    /// How TLS begins once it is connected.
+    tls: Option<TlsOrder>,
+    /// What TLS has negotiated, without certificates.
+    negotiated: Option<Box<TlsSession>>,
 }
 
 impl Connection {
@@ -177,6 +96,9 @@ impl Connection {
             attempts_max: 0,
             place: None,
             losers: Vec::new(),
+            mode: Nonblocking::Own,
+            tls: None,
+            negotiated: None,
         }
     }
 
@@ -214,11 +136,13 @@ impl Connection {
     }
 
     fn opened(&mut self, cx: &mut Context<'_>, fd: OwnedFd, mode: Nonblocking) {
+        self.mode = mode;
         if let Some(source) = cx.attach(fd, mode) {
             self.open(cx, source);
         }
     }
 
+    /// Goes on with a connected socket: by the handshake of TLS, if there is one.
     fn open(&mut self, cx: &mut Context<'_>, source: SourceId) {
         if let Some(fd) = cx.fd(source) {
             (self.local, self.peer) = (address::local(fd), address::peer(fd));
@@ -226,81 +150,140 @@ impl Connection {
         cx.clear_alarm();
         let attempts = std::mem::take(&mut self.attempts_max);
         cx.release_room(attempts * largest::FAILED_ATTEMPT);
+        match self.tls.take() {
+            Some(order) => self.shake(cx, source, &order, None),
+            None => self.established(cx, source, None),
+        }
+    }
+
+    /// Gives the socket away for the handshake.
+    fn shake(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: SourceId,
+        order: &TlsOrder,
+        streams: Option<(Box<Streams>, Vec<u8>)>,
+    ) {
+        let Some(fd) = cx.take(source) else { return };
+        let (streams, before) = streams.map_or((None, Vec::new()), |(s, b)| (Some(s), b));
+        let services = Arc::clone(cx.services);
+        match services.handshakes.begin(cx, (0, fd), order, before) {
+            Ok(handshake) => {
+                self.phase = Phase::Securing {
+                    streams,
+                    _handshake: handshake,
+                }
+            }
+            Err(error) => cx.close_with_error(error),
+        }
+    }
+
+    /// Handles the end of the handshake.
+    fn shaken(&mut self, cx: &mut Context<'_>, shaken: Result<Box<Secured>, SystemError>) {
+        let Phase::Securing { streams, .. } = std::mem::replace(&mut self.phase, Phase::Closed)
+        else {
+            return;
+        };
+        match shaken {
+            Ok(secured) => self.secured(cx, *secured, streams),
+            Err(error) => {
+                // They have the bytes that were taken and will not be sent.
+                if let Some(streams) = streams {
+                    self.phase = Phase::Open(streams);
+                }
+                cx.close_with_error(error);
+            }
+        }
+    }
+
+    fn secured(
+        &mut self,
+        cx: &mut Context<'_>,
+        Secured { fd, session }: Secured,
+        streams: Option<Box<Streams>>,
+    ) {
+        let Some(source) = cx.attach(fd, self.mode) else {
+            return;
+        };
+        let Some(mut streams) = streams else {
+            if let Some(fd) = cx.fd(source) {
+                (self.local, self.peer) = (address::local(fd), address::peer(fd));
+            }
+            self.established(cx, source, Some(session));
+            return;
+        };
+        let description = self.negotiated(&session);
+        cx.release_event(TLS_STARTED);
+        cx.emit(Kind::TlsStarted(TlsStarted {
+            tls: Some(description),
+            input_offset: streams.input.offset,
+            output_offset: streams.output.taken - streams.output.buffered(),
+        }));
+        streams.secure(cx, source, session);
+        self.phase = Phase::Open(streams);
+        self.start_streams(cx);
+    }
+
+    /// Remembers what was negotiated and returns it with the certificates.
+    fn negotiated(&mut self, session: &Session) -> TlsSession {
+        let description = session.description();
+        self.negotiated = Some(Box::new(TlsSession {
+            peer_certificates: Vec::new(),
+            omitted_certificates: 0,
+            ..description.clone()
+        }));
+        description
+    }
+
+    fn established(&mut self, cx: &mut Context<'_>, source: SourceId, session: Option<Session>) {
         self.connected = true;
+        let tls = session.as_ref().map(|session| self.negotiated(session));
         cx.emit(Kind::Connected(Connected {
             local: self.local.clone(),
             peer: self.peer.clone(),
+            tls,
         }));
-        let mut input = Incoming::new(IN, source, Stream::Input, self.options.paused);
-        input.hold(cx, self.held);
-        input.start(cx);
-        self.phase = Phase::Open(Streams {
-            input,
-            output: Outgoing::new(OUT, source, self.options.marks),
-            shut: false,
-            linger: None,
-        });
+        let mut streams = Box::new(Streams::new(source, self.options));
+        if let Some(session) = session {
+            cx.release_room(ConnectionOrder::TLS);
+            streams.secure(cx, source, session);
+        }
+        self.phase = Phase::Open(streams);
+        self.start_streams(cx);
     }
 
-    /// Sends the end of the outgoing stream, and closes the connection, as far as its directions
-    /// have ended.
-    fn close_if_ended(&mut self, cx: &mut Context<'_>) {
+    fn start_streams(&mut self, cx: &mut Context<'_>) {
+        if let Phase::Open(streams) = &mut self.phase {
+            (streams.input.held, streams.input.paused) = (self.held, self.options.paused);
+            streams.start(cx);
+        }
+    }
+
+    /// Begins the handshake that StartTls asked for, once nothing is under way in the clear.
+    fn shake_if_due(&mut self, cx: &mut Context<'_>) {
         let Phase::Open(streams) = &mut self.phase else {
             return;
         };
-        if cx.is_closing() && streams.linger.is_none() {
-            // The connection was aborted, is broken, or its socket was taken: the socket is left as
-            // it is.
-            return;
-        }
-        if streams.input.ended && !self.options.keep_half_open {
-            streams.output.eof = true;
-        }
-        if !streams.output.is_finished() {
-            return;
-        }
-        if !streams.shut {
-            streams.shut = true;
-            if let Some(fd) = cx.fd(streams.output.source) {
-                // This fails if the peer is gone, which the incoming stream reports.
-                let _ = rustix::net::shutdown(fd, Shutdown::Write);
-            }
-        }
-        match &streams.linger {
-            None if streams.input.ended => cx.close(CloseReason::Completed),
-            Some(linger) if linger.peer_ended => cx.finish(),
-            _ => {}
-        }
-    }
-
-    fn received(&mut self, cx: &mut Context<'_>, done: Done) {
-        let Phase::Open(streams) = &mut self.phase else {
+        let due = |starting: &mut Box<Starting>| starting.is_due(cx, &streams.output);
+        let Some(starting) = streams.starting.take_if(due) else {
             return;
         };
         let source = streams.input.source;
-        match (done, &mut streams.linger) {
-            (Done::Ready(found), Some(linger)) => linger.ready(cx, source, found),
-            (done, linger) => match streams.input.complete(cx, done) {
-                Some(Ended::Eof) => {
-                    let offset = streams.input.offset;
-                    cx.emit(Kind::Eof(Eof { offset }));
-                    if let Some(linger) = linger {
-                        linger.peer_ended = true;
-                    }
-                }
-                Some(Ended::Failed(errno)) => {
-                    cx.fail(errno, "read");
-                    cx.finish();
-                }
-                Some(Ended::Cancelled) => {
-                    if let Some(linger) = linger {
-                        linger.listen(cx, source);
-                    }
-                }
-                None => return,
-            },
+        if let Phase::Open(streams) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            let Starting { order, before } = *starting;
+            self.shake(cx, source, &order, Some((streams, before)));
         }
-        self.close_if_ended(cx);
+    }
+
+    const fn streams(&self) -> Option<&Streams> {
+        match &self.phase {
+            Phase::Open(streams)
+            | Phase::Securing {
+                streams: Some(streams),
+                ..
+            } => Some(streams),
+            _ => None,
+        }
     }
 }
 
@@ -309,6 +292,7 @@ impl Watch for Connection {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::New(target, timeout) => self.connect(cx, target, timeout),
             Phase::Ready(fd) => self.opened(cx, fd, Nonblocking::Own),
+            Phase::Secured(secured) => self.secured(cx, *secured, None),
             other => self.phase = other,
         }
     }
@@ -320,15 +304,10 @@ impl Watch for Connection {
                     self.losers = losers;
                     self.open(cx, source);
                 }
+                return;
             }
-            Phase::Open(_) if lane == IN => self.received(cx, done),
-            Phase::Open(streams) if lane == OUT => {
-                if let Err(errno) = streams.output.complete(cx, &done) {
-                    cx.fail(errno, "write");
-                    cx.finish();
-                }
-                self.close_if_ended(cx);
-            }
+            Phase::Open(streams) if lane == IN => streams.received(cx, done),
+            Phase::Open(streams) if lane == OUT => streams.sent(cx, &done),
             // A cancelled attempt may have connected: its socket is closed, so that the peer does
             // not keep an unused connection.
             _ => {
@@ -338,86 +317,87 @@ impl Watch for Connection {
                 }
             }
         }
+        self.shake_if_due(cx);
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
         match &mut self.phase {
             Phase::Connecting(attempts) => attempts.advance(cx),
-            Phase::Open(streams) => {
-                let sent = streams.output.is_finished();
-                if let Some(linger) = &mut streams.linger
-                    && linger.is_over(cx, streams.input.source, sent)
-                {
-                    cx.finish();
-                }
-            }
+            Phase::Open(streams) => streams.look(cx),
             _ => {}
         }
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
-        if let (Phase::Connecting(attempts), Notice::Resolved(found)) = (&mut self.phase, notice) {
-            attempts.resolved(cx, found);
+        match (&mut self.phase, notice) {
+            (Phase::Connecting(attempts), Notice::Resolved(found)) => attempts.resolved(cx, found),
+            (Phase::Securing { .. }, Notice::Handshake(_, shaken)) => self.shaken(cx, shaken),
+            _ => {}
         }
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> Teardown {
         cx.clear_alarm();
-        let (Phase::Open(streams), Some(deadline)) = (&mut self.phase, cx.linger_deadline()) else {
-            return Teardown::Now;
-        };
-        let source = streams.input.source;
-        streams.output.eof = true;
-        if streams.output.is_finished() && linger::is_idle(cx, source) {
-            return Teardown::Now;
+        match (&mut self.phase, cx.linger_deadline()) {
+            (Phase::Open(streams), Some(deadline)) => streams.closing(cx, deadline),
+            _ => Teardown::Now,
         }
-        let mut linger = Linger::until(deadline, streams.input.ended);
-        if !streams.input.ended && !streams.input.end(cx) {
-            streams.input.ended = true;
-            linger.listen(cx, source);
-        }
-        if linger.is_over(cx, source, false) {
-            return Teardown::Now;
-        }
-        streams.linger = Some(linger);
-        self.close_if_ended(cx);
-        Teardown::Later
     }
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.connected = false;
         self.place = None;
-        let Phase::Open(streams) = &self.phase else {
-            return 0;
-        };
-        if cx.ends_in_order() {
-            linger::drop_unread(cx, streams.input.source);
+        match &mut self.phase {
+            Phase::Open(streams) => streams.closed(cx),
+            Phase::Securing {
+                streams: Some(streams),
+                ..
+            } => streams.output.buffered(),
+            _ => 0,
         }
-        streams.output.buffered()
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
         match &mut self.phase {
-            Phase::Open(streams) => streams.output.write(cx, data, at),
-            _ => Err(Error::wrong_state("the connection is not established yet")),
+            Phase::Open(streams) => streams.write(cx, data, at),
+            // It waits for the end of the handshake.
+            Phase::Securing {
+                streams: Some(streams),
+                ..
+            } => streams.output.write(cx, data, at),
+            _ => Err(not_established()),
         }
     }
 
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
         match &mut self.phase {
-            Phase::Open(streams) => streams.output.eof = true,
-            _ => return Err(Error::wrong_state("the connection is not established yet")),
+            Phase::Open(streams) => streams.write_eof(cx),
+            Phase::Securing {
+                streams: Some(streams),
+                ..
+            } => streams.output.eof = true,
+            _ => return Err(not_established()),
         }
-        self.close_if_ended(cx);
+        Ok(())
+    }
+
+    fn start_tls(&mut self, cx: &mut Context<'_>, order: StartTls) -> Result<()> {
+        let Phase::Open(streams) = &mut self.phase else {
+            return Err(match self.streams() {
+                Some(_) => Error::wrong_state("TLS is being started already"),
+                None => not_established(),
+            });
+        };
+        streams.start_tls(cx, order)?;
+        self.shake_if_due(cx);
         Ok(())
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         match &mut self.phase {
-            // Input is dropped during a linger, so it takes no room.
-            Phase::Open(streams) if streams.linger.is_some() => false,
-            Phase::Open(streams) => streams.input.hold(cx, hold),
+            Phase::Open(streams) => streams.hold(cx, hold),
+            Phase::Securing { .. } => true,
             _ => false,
         }
     }
@@ -425,7 +405,7 @@ impl Watch for Connection {
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         self.options.paused = pause;
         if let Phase::Open(streams) = &mut self.phase {
-            streams.input.pause(cx, pause);
+            streams.pause(cx, pause);
         }
         Ok(())
     }
@@ -447,10 +427,7 @@ impl Watch for Connection {
     }
 
     fn status(&self) -> Option<proto::watch::Status> {
-        let streams = match &self.phase {
-            Phase::Open(streams) => Some(streams),
-            _ => None,
-        };
+        let streams = self.streams();
         Some(proto::watch::Status::Transport(proto::TransportStatus {
             local: self.local.clone(),
             peer: self.peer.clone(),
@@ -459,14 +436,22 @@ impl Watch for Connection {
             received_bytes: streams.map_or(0, |s| s.input.offset),
             taken_bytes: streams.map_or(0, |s| s.output.taken),
             buffered_bytes: streams.map_or(0, |s| s.output.buffered()),
+            tls: self.negotiated.as_deref().cloned(),
         }))
     }
 
     fn takeable(&self) -> Result<SourceId> {
         match &self.phase {
+            Phase::Open(streams) if streams.tls.is_some() || streams.starting.is_some() => Err(
+                Error::wrong_state("the keys of its TLS session stay in the daemon"),
+            ),
             Phase::Open(streams) if streams.output.buffered() == 0 => Ok(streams.input.source),
             Phase::Open(_) => Err(Error::wrong_state("bytes taken by Write are not sent yet")),
-            _ => Err(Error::wrong_state("the connection is not established yet")),
+            _ => Err(not_established()),
         }
     }
+}
+
+fn not_established() -> Error {
+    Error::wrong_state("the connection is not established yet")
 }

@@ -1,22 +1,28 @@
 //! Listeners. Each accepted connection becomes a watch of its own.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::SocketType;
 
-use super::address::{self, HostAddress, UnixName};
-use super::connection::{self, StreamOptions};
+use self::bind::{Binding, bind_tcp};
+pub(super) use self::bind::{SocketFile, bind_unix, refused};
+use self::secure::Securing;
+use super::address::{self, UnixName};
+use super::connection::{self, Accepted, StreamOptions};
 use super::places::Places;
-use super::{Adoption, Context, Need, Notice, TcpOptions, Watch};
+use super::{Adoption, Alarm, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
+use crate::clock::nanos;
 use crate::driver::{Claim, Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{AcceptPaused, Kind, largest};
+use crate::event::{AcceptPaused, Kind};
 use crate::proto;
+use crate::tls::session::timestamp;
+
+mod bind;
+mod secure;
 
 /// The number of connections accepted from one socket before other sources are served.
 const ACCEPT_AT_ONCE: u32 = 16;
@@ -58,6 +64,8 @@ pub struct ListenOrder {
     pub max_connections: u32,
     /// The options of their sockets, which are set on the listening sockets.
     pub tcp: TcpOptions,
+    /// How they speak TLS, and how many handshakes may be under way at once.
+    pub tls: Option<(TlsOrder, usize)>,
 }
 
 impl ListenOrder {
@@ -112,140 +120,10 @@ impl ListenOrder {
             ready: Vec::new(),
             max_connections: self.max_connections,
             places: None,
+            securing: self.tls.map(|(order, most)| Securing::new(order, most)),
+            retry_at: None,
             file,
         }))
-    }
-}
-
-pub(super) fn refused(errno: Errno, step: &'static str, detail: impl Into<String>) -> Error {
-    SystemError::new(errno, step, detail).into()
-}
-
-/// How TCP sockets are bound.
-#[derive(Debug, Clone, Copy)]
-struct Binding {
-    reuse_port: bool,
-    ipv6_only: bool,
-    backlog: i32,
-}
-
-fn bind_tcp(hosts: &[String], port: u16, how: Binding) -> Result<Vec<OwnedFd>> {
-    let mut addresses = Vec::new();
-    for host in hosts {
-        if let Some(address) = HostAddress::parse(host) {
-            let address = address.with_port(port);
-            let address = address.map_err(|errno| refused(errno, "resolve", host))?;
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-            continue;
-        }
-        let found = (host.as_str(), port)
-            .to_socket_addrs()
-            .map_err(|error| SystemError::from_io(&error, "resolve", host))?;
-        for address in found {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-    }
-    let any = hosts.is_empty();
-    if any {
-        addresses.push(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
-        addresses.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
-    }
-    if addresses.len() > SOCKETS_MAX {
-        return Err(Error::limit("sockets of a listener", SOCKETS_MAX as u64));
-    }
-    let mut sockets: Vec<OwnedFd> = Vec::new();
-    for mut address in addresses {
-        if port == 0
-            && let Some(first) = sockets.first()
-            && let Ok(bound) = rustix::net::getsockname(first)
-            && let Ok(bound) = SocketAddr::try_from(bound)
-        {
-            address.set_port(bound.port());
-        }
-        match bind_one(address, how) {
-            Ok(socket) => {
-                sockets.push(socket);
-                if any && !how.ipv6_only {
-                    break;
-                }
-            }
-            // A host without IPv6 listens on its IPv4 addresses only.
-            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if any && address.is_ipv6() => {}
-            Err(errno) => return Err(refused(errno, "bind", address.to_string())),
-        }
-    }
-    Ok(sockets)
-}
-
-fn bind_one(address: SocketAddr, how: Binding) -> Result<OwnedFd, Errno> {
-    let family = if address.is_ipv6() {
-        AddressFamily::INET6
-    } else {
-        AddressFamily::INET
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if how.reuse_port {
-        sockopt::set_socket_reuseport(&socket, true)?;
-    }
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, how.ipv6_only)?;
-    }
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, how.backlog)?;
-    Ok(socket)
-}
-
-/// Makes a Unix socket of that type and binds it. A socket file that no process uses is replaced.
-pub(super) fn bind_unix(name: &UnixName, kind: SocketType) -> Result<OwnedFd> {
-    let shown = || name.shown();
-    let kernel = name.kernel().map_err(|e| refused(e, "bind", shown()))?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let new = || rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None);
-    let socket = new().map_err(|e| refused(e, "socket", ""))?;
-    let mut bound = rustix::net::bind(&socket, &kernel);
-    if bound == Err(Errno::ADDRINUSE)
-        && let UnixName::Path(path) = name
-        && new().and_then(|probe| rustix::net::connect(&probe, &kernel)) == Err(Errno::CONNREFUSED)
-        && std::fs::remove_file(path).is_ok()
-    {
-        bound = rustix::net::bind(&socket, &kernel);
-    }
-    bound.map_err(|e| refused(e, "bind", shown()))?;
-    Ok(socket)
-}
-
-/// The file of a Unix socket, which is removed on drop if it is still the one that the watch made.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    inode: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    pub(super) fn new(path: PathBuf) -> Self {
-        let inode = inode(&path);
-        Self { path, inode }
-    }
-}
-
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::lstat(path).ok()?;
-    Some((stat.st_dev, stat.st_ino))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.inode.is_some() && inode(&self.path) == self.inode {
-            // If the removal fails, the next listener that binds this path finds the file stale and
-            // removes it.
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -263,6 +141,10 @@ struct Listener {
     max_connections: u32,
     /// The places of its connections, from its start on.
     places: Option<Arc<Places>>,
+    /// The connections between being accepted and their Accepted, with TLS.
+    securing: Option<Securing>,
+    /// When accepting is tried again after a failure, in nanoseconds of the monotonic clock.
+    retry_at: Option<u64>,
     options: StreamOptions,
     accepted: u64,
     /// Whether accepting is paused because the journal has no room.
@@ -270,8 +152,8 @@ struct Listener {
     file: Option<SocketFile>,
 }
 
-/// The need of an accepted connection, including its Accepted.
-pub(crate) const ACCEPTED: Need = connection::ConnectionOrder::NEED.and(largest::ACCEPTED);
+/// The need of an accepted connection without TLS.
+const PLAIN: Need = connection::accepted_need(false);
 
 impl Listener {
     /// Starts to accept from each socket that does not.
@@ -284,6 +166,15 @@ impl Listener {
     fn accept(&mut self, cx: &mut Context<'_>, index: usize) {
         let (lane, source) = (lane(index), self.sources[index]);
         if cx.is_closing() || cx.is_live(lane) || self.held {
+            return;
+        }
+        if let Some(securing) = &self.securing {
+            let granted: u32 = self.granted.iter().sum();
+            let limit = securing.room().saturating_sub(granted).min(ACCEPT_AT_ONCE);
+            if limit > 0 {
+                self.granted[index] = limit;
+                cx.start(lane, source, Op::Accept { limit });
+            }
             return;
         }
         let Some(places) = self.places.as_ref().map(Arc::clone) else {
@@ -308,16 +199,11 @@ impl Listener {
             }
             return;
         }
-        let granted = match cx.grant(ACCEPTED, most) {
+        let granted = match cx.grant(PLAIN, most) {
             Ok(granted) => granted,
             Err(full) => {
                 places.give_back(most);
-                let error = proto::SystemError {
-                    step: "accept".to_owned(),
-                    message: full.to_string(),
-                    ..proto::SystemError::default()
-                };
-                self.pause(cx, error);
+                self.pause(cx, no_room(&full));
                 return;
             }
         };
@@ -331,7 +217,59 @@ impl Listener {
         self.max_connections < u32::MAX && self.sources.len() > 1
     }
 
-    fn pause(&self, cx: &mut Context<'_>, error: proto::SystemError) {
+    /// Makes watches of the connections whose handshake is complete, as far as there are places and
+    /// room, and accepts others in their stead.
+    fn admit(&mut self, cx: &mut Context<'_>) {
+        let Some(places) = self.places.as_ref().map(Arc::clone) else {
+            return;
+        };
+        while !self.held
+            && !cx.is_closing()
+            && self.securing.as_ref().is_some_and(Securing::waits)
+            && places.take(1) == 1
+        {
+            let need = connection::accepted_need(true);
+            if let Err(full) = cx.grant(need, 1) {
+                places.give_back(1);
+                self.pause(cx, no_room(&full));
+                break;
+            }
+            let Some((secured, peer)) = self.securing.as_mut().and_then(Securing::next) else {
+                break;
+            };
+            self.adopt(cx, Accepted::Secured(secured), need, peer);
+        }
+        self.accept_all(cx);
+        self.set_timer(cx);
+    }
+
+    /// Adds a watch for a connection, for which a place is taken and room is granted.
+    fn adopt(
+        &mut self,
+        cx: &mut Context<'_>,
+        accepted: Accepted,
+        need: Need,
+        peer: Option<proto::SocketAddress>,
+    ) {
+        self.accepted += 1;
+        let place = self.places.as_ref().map(Places::fill);
+        let watch = connection::accepted(accepted, self.options, place);
+        cx.adopt(Adoption { watch, need, peer });
+    }
+
+    /// Sets the alarm for what is due next, and reports failed handshakes if that is due.
+    fn set_timer(&mut self, cx: &mut Context<'_>) {
+        let report = self
+            .securing
+            .as_mut()
+            .and_then(|securing| securing.report(cx));
+        match [self.retry_at, report].into_iter().flatten().min() {
+            Some(at) => cx.set_alarm(Alarm::Monotonic(at)),
+            None => cx.clear_alarm(),
+        }
+    }
+
+    fn pause(&mut self, cx: &mut Context<'_>, error: proto::SystemError) {
         // If the event has no room, the client sees that from the state of the journal.
         if cx.has_room() {
             cx.emit(Kind::AcceptPaused(AcceptPaused {
@@ -339,16 +277,36 @@ impl Listener {
                 retry_after: Some(crate::clock::duration(RETRY)),
             }));
         }
-        cx.set_alarm_in(RETRY);
+        self.retry_at = Some(cx.now.monotonic.saturating_add(nanos(RETRY)));
+        self.set_timer(cx);
+    }
+
+    /// Returns the places that are taken for connections that are not accepted yet.
+    fn accepting(&self) -> u32 {
+        match &self.securing {
+            Some(_) => 0,
+            None => self.granted.iter().sum(),
+        }
     }
 
     fn give_back(&mut self, cx: &mut Context<'_>, index: usize) {
         self.ready[index] = false;
         let unused = std::mem::take(&mut self.granted[index]);
-        cx.give_back(ACCEPTED, unused);
+        if self.securing.is_some() {
+            return;
+        }
+        cx.give_back(PLAIN, unused);
         if let Some(places) = &self.places {
             places.give_back(unused);
         }
+    }
+}
+
+fn no_room(full: &Error) -> proto::SystemError {
+    proto::SystemError {
+        step: "accept".to_owned(),
+        message: full.to_string(),
+        ..proto::SystemError::default()
     }
 }
 
@@ -376,12 +334,13 @@ impl Watch for Listener {
         let index = usize::from(at.0);
         match done {
             Done::Accepted(fd, peer) => {
-                self.accepted += 1;
                 self.granted[index] -= 1;
                 let peer = peer.and_then(|p| address::describe(&p));
-                let place = self.places.as_ref().map(Places::fill);
-                let watch = connection::accepted(fd, self.options, place);
-                cx.adopt(Adoption { watch, peer });
+                if let Some(securing) = &mut self.securing {
+                    securing.begin(cx, fd, peer);
+                } else {
+                    self.adopt(cx, Accepted::Plain(fd), PLAIN, peer);
+                }
             }
             Done::Ready(_) => {
                 self.ready[index] = true;
@@ -408,13 +367,17 @@ impl Watch for Listener {
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        self.accept_all(cx);
+        self.retry_at = self.retry_at.filter(|at| *at > cx.now.monotonic);
+        self.admit(cx);
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
-        if matches!(notice, Notice::PlaceFree) {
-            self.accept_all(cx);
+        match (notice, &mut self.securing) {
+            (Notice::Handshake(number, result), Some(securing)) => securing.ended(number, result),
+            (Notice::PlaceFree, _) => {}
+            _ => return,
         }
+        self.admit(cx);
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
@@ -425,6 +388,9 @@ impl Watch for Listener {
             } else {
                 self.accept(cx, index);
             }
+        }
+        if !hold {
+            self.admit(cx);
         }
         true
     }
@@ -445,8 +411,15 @@ impl Watch for Listener {
         Some(proto::watch::Status::Listener(proto::ListenerStatus {
             addresses: self.addresses.clone(),
             accepted: self.accepted,
-            open_connections: self.places.as_ref().map_or(0, |places| {
-                places.taken() - self.granted.iter().sum::<u32>()
+            open_connections: self
+                .places
+                .as_ref()
+                .map_or(0, |places| places.taken() - self.accepting()),
+            handshakes: self.securing.as_ref().map_or(0, Securing::count),
+            failed_handshakes: self.securing.as_ref().map_or(0, |securing| securing.failed),
+            certificate_expires: self.securing.as_ref().and_then(|securing| {
+                let expires = securing.order.setup.expires()?;
+                timestamp(expires)
             }),
         }))
     }

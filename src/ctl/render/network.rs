@@ -1,0 +1,126 @@
+//! Events of connections, listeners, pipes and datagram sockets in words.
+
+use std::fmt::Write as _;
+
+use anstyle::Style;
+
+use super::{Words, address_or_unnamed, preview, system_error};
+use crate::ctl::style::{BAD, GOOD, NOTICE, PLAIN, printable};
+use crate::proto;
+
+impl Words for proto::Connected {
+    fn words(&self) -> (String, Style) {
+        let local = address_or_unnamed(self.local.as_ref());
+        let peer = address_or_unnamed(self.peer.as_ref());
+        let mut text = format!("connected {local} → {peer}");
+        if let Some(tls) = &self.tls {
+            let _ = write!(text, ", {}", tls_session(tls));
+        }
+        (text, GOOD)
+    }
+}
+
+impl Words for proto::Accepted {
+    fn words(&self) -> (String, Style) {
+        let from = address_or_unnamed(self.peer.as_ref());
+        (
+            format!("accepted watch {} from {from}", self.watch_id),
+            GOOD,
+        )
+    }
+}
+
+impl Words for proto::AcceptPaused {
+    fn words(&self) -> (String, Style) {
+        let why = self.error.as_ref().map_or_else(String::new, system_error);
+        let again = self.retry_after.unwrap_or_default();
+        (format!("accepting paused for {again}: {why}"), NOTICE)
+    }
+}
+
+impl Words for proto::Eof {
+    fn words(&self) -> (String, Style) {
+        (format!("end of file after {} bytes", self.offset), PLAIN)
+    }
+}
+
+impl Words for proto::WritePaused {
+    fn words(&self) -> (String, Style) {
+        let text = format!("write paused, {} bytes unsent", self.buffered_bytes);
+        (text, NOTICE)
+    }
+}
+
+impl Words for proto::WriteResumed {
+    fn words(&self) -> (String, Style) {
+        let text = format!("write resumed, {} bytes unsent", self.buffered_bytes);
+        (text, PLAIN)
+    }
+}
+
+impl Words for proto::Datagram {
+    fn words(&self) -> (String, Style) {
+        let peer = address_or_unnamed(self.peer.as_ref());
+        let cut = match self.full_length {
+            0 => String::new(),
+            full => format!(" of {full}"),
+        };
+        let len = self.data.len();
+        let text = format!("from {peer} {len}{cut} bytes: {}", preview(&self.data));
+        (text, if cut.is_empty() { PLAIN } else { NOTICE })
+    }
+}
+
+impl Words for proto::DatagramError {
+    fn words(&self) -> (String, Style) {
+        let error = self.error.as_ref().map_or_else(String::new, system_error);
+        let mut text = match &self.peer {
+            Some(peer) => format!("to {}: {error}", address_or_unnamed(Some(peer))),
+            None => error,
+        };
+        if !self.reporter_ip.is_empty() {
+            let _ = write!(text, ", says {}", printable(&self.reporter_ip));
+        }
+        (text, BAD)
+    }
+}
+
+impl Words for proto::DatagramsDropped {
+    fn words(&self) -> (String, Style) {
+        let (count, total) = (self.count, self.total);
+        let text = format!("the kernel dropped {count} datagrams, {total} in all");
+        (text, NOTICE)
+    }
+}
+
+/// Returns what TLS has negotiated, in words.
+pub(in crate::ctl) fn tls_session(tls: &proto::TlsSession) -> String {
+    let mut text = format!("{}, {}", tls.version, tls.cipher_suite);
+    if !tls.alpn.is_empty() {
+        let _ = write!(text, ", {}", printable(&tls.alpn));
+    }
+    if !tls.server_name.is_empty() {
+        let _ = write!(text, ", for {}", printable(&tls.server_name));
+    }
+    if tls.resumed {
+        text.push_str(", resumed");
+    }
+    text
+}
+
+impl Words for proto::TlsStarted {
+    fn words(&self) -> (String, Style) {
+        let tls = self.tls.as_ref().map_or_else(String::new, tls_session);
+        (format!("TLS started: {tls}"), GOOD)
+    }
+}
+
+impl Words for proto::HandshakesFailed {
+    fn words(&self) -> (String, Style) {
+        let (count, total) = (self.count, self.total);
+        let peer = address_or_unnamed(self.peer.as_ref());
+        let why = self.error.as_ref().map_or_else(String::new, system_error);
+        let text = format!("{count} handshakes failed, {total} in all; last {peer}: {why}");
+        (text, NOTICE)
+    }
+}

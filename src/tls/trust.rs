@@ -1,0 +1,204 @@
+//! Verifies the certificates of peers.
+//!
+//! A certificate passes if a trusted authority has signed it, as RFC 5280 has it, or if it is itself
+//! one of the trusted certificates, byte for byte. The latter is what people mean who generate a
+//! self-signed certificate and give it to both sides; as an authority it would be refused, because
+//! most such certificates are marked as those of an authority and are used as a server's own.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
+};
+
+use super::facts::Facts;
+use super::{Unusable, provider};
+
+/// The trusted certificates.
+#[derive(Debug, Clone)]
+pub(super) struct Trust {
+    roots: Arc<RootCertStore>,
+    /// The certificates that pass as the peer's own.
+    own: Arc<Vec<CertificateDer<'static>>>,
+}
+
+impl Trust {
+    /// Trusts these certificates, at least one, as authorities and as the peer's own.
+    pub(super) fn of(
+        part: &'static str,
+        certificates: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, Unusable> {
+        let mut roots = RootCertStore::empty();
+        for (index, certificate) in certificates.iter().enumerate() {
+            let added = roots.add(certificate.clone());
+            if added.is_err() || Facts::of(certificate).is_none() {
+                let why = format!("its certificate {} is damaged", index + 1);
+                return Err(Unusable::new(part, why));
+            }
+        }
+        Ok(Self {
+            roots: Arc::new(roots),
+            own: Arc::new(certificates),
+        })
+    }
+
+    /// Trusts the authorities that this host trusts. May block.
+    pub(super) fn of_host() -> Result<Self, Unusable> {
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            let why = match found.errors.first() {
+                Some(error) => format!("the host's trusted authorities cannot be read: {error}"),
+                None => "the host trusts no authorities (package ca-certificates)".to_owned(),
+            };
+            return Err(Unusable::new("ca", why));
+        }
+        Ok(Self {
+            roots: Arc::new(roots),
+            own: Arc::default(),
+        })
+    }
+
+    /// Returns the verifier of servers.
+    pub(super) fn servers(&self) -> Result<Arc<dyn ServerCertVerifier>, Unusable> {
+        let inner =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider());
+        let inner = inner.build();
+        let inner = inner.map_err(|error| Unusable::new("ca", error.to_string()))?;
+        Ok(Arc::new(Servers {
+            inner,
+            own: Arc::clone(&self.own),
+        }))
+    }
+
+    /// Returns the verifier of clients.
+    pub(super) fn clients(&self) -> Result<Arc<dyn ClientCertVerifier>, Unusable> {
+        let inner =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider());
+        let inner = inner.build();
+        let inner = inner.map_err(|error| Unusable::new("client_ca", error.to_string()))?;
+        Ok(Arc::new(Clients {
+            inner,
+            own: Arc::clone(&self.own),
+        }))
+    }
+}
+
+/// Returns whether the certificate is one of the trusted ones. If it is, checks its date.
+fn is_own(
+    own: &[CertificateDer<'_>],
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<bool, Error> {
+    if !own.iter().any(|trusted| trusted == certificate) {
+        return Ok(false);
+    }
+    let facts = Facts::of(certificate).ok_or(CertificateError::BadEncoding)?;
+    facts.check_date(now)?;
+    Ok(true)
+}
+
+#[derive(Debug)]
+struct Servers {
+    inner: Arc<WebPkiServerVerifier>,
+    own: Arc<Vec<CertificateDer<'static>>>,
+}
+
+impl ServerCertVerifier for Servers {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if is_own(&self.own, end_entity, now)? {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        self.inner
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+#[derive(Debug)]
+struct Clients {
+    inner: Arc<dyn ClientCertVerifier>,
+    own: Arc<Vec<CertificateDer<'static>>>,
+}
+
+impl ClientCertVerifier for Clients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if is_own(&self.own, end_entity, now)? {
+            return Ok(ClientCertVerified::assertion());
+        }
+        self.inner
+            .verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

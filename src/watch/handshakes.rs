@@ -1,0 +1,208 @@
+//! Runs the handshakes of TLS beside the loops, because their cryptography takes milliseconds and
+//! reading the host's trusted authorities can block.
+//!
+//! A watch gives its socket away for the time of the handshake and gets it back, with the session,
+//! by a [`Notice`]. So a handshake is the same on every backend, and a listener has no watch of a
+//! connection before its handshake is complete.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::{Context, Notice};
+use crate::error::SystemError;
+use crate::sys;
+use crate::tls::{Session, Setup};
+
+/// The bytes of one read.
+const READ: usize = 16 * 1024;
+/// How long the peer of a failed handshake may take to read the alert that says why.
+const ALERT_LINGER: Duration = Duration::from_secs(1);
+const STEP: &str = "handshake";
+
+/// How a connection speaks TLS.
+#[derive(Debug, Clone)]
+pub struct TlsOrder {
+    /// How its sessions are made.
+    pub setup: Arc<Setup>,
+    /// The time limit of the handshake.
+    pub timeout: Duration,
+}
+
+/// A connection whose handshake is complete.
+#[derive(Debug)]
+pub struct Secured {
+    pub(super) fd: OwnedFd,
+    pub(super) session: Session,
+}
+
+/// The threads on which handshakes run. They start with the first handshake.
+#[derive(Debug)]
+pub struct Handshakes {
+    threads: usize,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+/// A handshake that is under way. It is given up when this is dropped, and its socket is closed.
+#[derive(Debug)]
+pub(super) struct Handshake(AbortHandle);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Handshakes {
+    /// Returns handshakes that run on `threads` threads, at least one.
+    #[must_use]
+    pub const fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            runtime: Mutex::new(None),
+        }
+    }
+
+    /// Begins the handshake of a connected socket, as a job of the watch that `cx` is of. `before`
+    /// are bytes that were received and belong to it. [`Notice::Handshake`] with this number follows.
+    ///
+    /// # Errors
+    /// The system refuses the threads.
+    pub(super) fn begin(
+        &self,
+        cx: &Context<'_>,
+        (number, fd): (usize, OwnedFd),
+        order: &TlsOrder,
+        before: Vec<u8>,
+    ) -> Result<Handshake, SystemError> {
+        let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+        let TlsOrder {
+            setup,
+            timeout: limit,
+        } = order.clone();
+        let work = async move {
+            let shaken = timeout(limit, shake(fd, &setup, &before));
+            let shaken = match AssertUnwindSafe(shaken).catch_unwind().await {
+                Ok(Ok(shaken)) => shaken.map(Box::new),
+                Ok(Err(_)) => {
+                    let what = "the peer did not complete it within handshake_timeout";
+                    Err(SystemError::new(Errno::TIMEDOUT, STEP, what))
+                }
+                Err(_) => Err(SystemError::new(Errno::IO, STEP, "it broke off")),
+            };
+            notifier.notify(key, Notice::Handshake(number, shaken));
+        };
+        let mut runtime = self.runtime.lock();
+        if runtime.is_none() {
+            *runtime = Some(self.start()?);
+        }
+        let task = runtime.as_ref().map(|runtime| runtime.spawn(work));
+        let none = || SystemError::new(Errno::AGAIN, STEP, "");
+        Ok(Handshake(task.ok_or_else(none)?.abort_handle()))
+    }
+
+    fn start(&self) -> Result<Runtime, SystemError> {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(self.threads.max(1));
+        let built = builder.thread_name("tls").enable_all().build();
+        built.map_err(|error| SystemError::from_io(&error, STEP, ""))
+    }
+}
+
+impl Drop for Handshakes {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.lock().take() {
+            // The daemon's own runtime may be dropping this, where waiting is not allowed.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Carries out a handshake.
+async fn shake(fd: OwnedFd, setup: &Setup, before: &[u8]) -> Result<Secured, SystemError> {
+    let system = |error: io::Error| SystemError::from_io(&error, STEP, "");
+    let mut session = setup.session()?;
+    let socket = sys::async_fd(Arc::new(fd), Interest::READABLE | Interest::WRITABLE);
+    let socket = socket.map_err(system)?;
+    let mut buffer = vec![0; READ];
+    let mut fed = session.feed_handshake(before);
+    loop {
+        let mut output = Vec::new();
+        session.take_output(&mut output);
+        let sent = send(&socket, &output).await;
+        if let Err(error) = fed {
+            if sent.is_ok() {
+                let _ = timeout(ALERT_LINGER, leave(&socket, &mut buffer)).await;
+            }
+            return Err(error);
+        }
+        sent.map_err(system)?;
+        if !session.is_handshaking() {
+            // Nobody else has the descriptor.
+            let fd = Arc::into_inner(socket.into_inner());
+            let fd = fd.ok_or_else(|| SystemError::new(Errno::BADF, STEP, ""))?;
+            return Ok(Secured { fd, session });
+        }
+        let received = receive(&socket, &mut buffer).await.map_err(system)?;
+        if received == 0 {
+            let what = "the peer closed the connection before it was complete";
+            return Err(SystemError::new(Errno::CONNRESET, STEP, what));
+        }
+        fed = session.feed_handshake(&buffer[..received]);
+    }
+}
+
+async fn send(socket: &AsyncFd<Arc<OwnedFd>>, mut bytes: &[u8]) -> io::Result<()> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    while !bytes.is_empty() {
+        let mut ready = socket.writable().await?;
+        let sent = ready.try_io(|socket| {
+            rustix::net::send(socket.as_fd(), bytes, flags).map_err(io::Error::from)
+        });
+        match sent {
+            Ok(Ok(sent)) => bytes = bytes.get(sent..).unwrap_or_default(),
+            Ok(Err(error)) => return Err(error),
+            // It was not ready after all.
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn receive(socket: &AsyncFd<Arc<OwnedFd>>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| {
+            let received = rustix::net::recv(socket.as_fd(), &mut *buffer, RecvFlags::DONTWAIT);
+            received
+                .map(|(received, _)| received)
+                .map_err(io::Error::from)
+        });
+        if let Ok(received) = received {
+            return received;
+        }
+    }
+}
+
+/// Ends a connection so that the peer can read the alert: closing it with unread input would reset
+/// it.
+async fn leave(socket: &AsyncFd<Arc<OwnedFd>>, buffer: &mut [u8]) {
+    if rustix::net::shutdown(socket.as_fd(), Shutdown::Write).is_ok() {
+        while receive(socket, buffer)
+            .await
+            .is_ok_and(|received| received > 0)
+        {}
+    }
+}
