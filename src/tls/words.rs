@@ -134,6 +134,9 @@ fn of_certificate(error: &CertificateError) -> String {
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
             "the peer's certificate is not meant for this side of a connection".to_owned()
         }
+        E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "the peer's certificate is an authority's own, and it is not itself trusted".to_owned()
+        }
         other => format!("the peer's certificate is refused: {other}"),
     }
 }

@@ -18,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -30,6 +31,8 @@ use crate::tls::{Session, Setup};
 const READ: usize = 16 * 1024;
 /// How long the peer of a failed handshake may take to read the alert that says why.
 const ALERT_LINGER: Duration = Duration::from_secs(1);
+/// The most peers that may take so long at once; the sockets of others are closed at once.
+const LEAVING_MAX: usize = 256;
 const STEP: &str = "handshake";
 
 /// How a connection speaks TLS.
@@ -53,6 +56,8 @@ pub struct Secured {
 pub struct Handshakes {
     threads: usize,
     runtime: Mutex<Option<Runtime>>,
+    /// The sockets of failed handshakes that may be open for a while longer.
+    leaving: Arc<Semaphore>,
 }
 
 /// A handshake that is under way. It is given up when this is dropped, and its socket is closed.
@@ -68,10 +73,11 @@ impl Drop for Handshake {
 impl Handshakes {
     /// Returns handshakes that run on `threads` threads, at least one.
     #[must_use]
-    pub const fn new(threads: usize) -> Self {
+    pub fn new(threads: usize) -> Self {
         Self {
             threads,
             runtime: Mutex::new(None),
+            leaving: Arc::new(Semaphore::new(LEAVING_MAX)),
         }
     }
 
@@ -92,8 +98,9 @@ impl Handshakes {
             setup,
             timeout: limit,
         } = order.clone();
+        let leaving = Arc::clone(&self.leaving);
         let work = async move {
-            let shaken = timeout(limit, shake(fd, &setup, &before));
+            let shaken = timeout(limit, shake(fd, &setup, &before, leaving));
             let shaken = match AssertUnwindSafe(shaken).catch_unwind().await {
                 Ok(Ok(shaken)) => shaken.map(Box::new),
                 Ok(Err(_)) => {
@@ -131,7 +138,12 @@ impl Drop for Handshakes {
 }
 
 /// Carries out a handshake.
-async fn shake(fd: OwnedFd, setup: &Setup, before: &[u8]) -> Result<Secured, SystemError> {
+async fn shake(
+    fd: OwnedFd,
+    setup: &Setup,
+    before: &[u8],
+    leaving: Arc<Semaphore>,
+) -> Result<Secured, SystemError> {
     let system = |error: io::Error| SystemError::from_io(&error, STEP, "");
     let mut session = setup.session()?;
     let socket = sys::async_fd(Arc::new(fd), Interest::READABLE | Interest::WRITABLE);
@@ -143,8 +155,11 @@ async fn shake(fd: OwnedFd, setup: &Setup, before: &[u8]) -> Result<Secured, Sys
         session.take_output(&mut output);
         let sent = send(&socket, &output).await;
         if let Err(error) = fed {
-            if sent.is_ok() {
-                let _ = timeout(ALERT_LINGER, leave(&socket, &mut buffer)).await;
+            if let (Ok(()), Ok(permit)) = (sent, leaving.try_acquire_owned()) {
+                tokio::spawn(async move {
+                    let _ = timeout(ALERT_LINGER, leave(&socket, &mut buffer)).await;
+                    drop(permit);
+                });
             }
             return Err(error);
         }

@@ -217,7 +217,7 @@ impl Watch for WritePipe {
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         let source = self.output.as_ref().map(|o| o.source);
         block_again(cx, source.filter(|_| self.blocks));
-        self.output.as_ref().map_or(0, Outgoing::buffered)
+        self.output.as_mut().map_or(0, Outgoing::close)
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {

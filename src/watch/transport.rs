@@ -402,6 +402,16 @@ impl Outgoing {
         }
     }
 
+    /// Drops the unsent bytes and returns how many they are. They stay counted as
+    /// [buffered](Self::buffered).
+    pub(super) fn close(&mut self) -> u64 {
+        self.queue = VecDeque::new();
+        if let Encoding::Encoded(chunks) = &mut self.encoding {
+            *chunks = VecDeque::new();
+        }
+        self.buffered()
+    }
+
     /// Returns whether all bytes that were taken are sent, or are held back, and the stream was ended.
     pub(super) fn is_finished(&self) -> bool {
         let sent = match &self.encoding {

@@ -109,8 +109,12 @@ mod registrations;
 mod resolving;
 mod scenario;
 mod socket_options;
+mod start_tls;
 mod timeouts;
 mod timers;
+mod tls;
+mod tls_listeners;
+mod tls_peers;
 mod writing;
 
 const CONFIG: &str = r#"

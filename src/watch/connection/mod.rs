@@ -347,12 +347,21 @@ impl Watch for Connection {
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.connected = false;
         self.place = None;
-        match &mut self.phase {
-            Phase::Open(streams) => streams.closed(cx),
+        // A handshake that is under way is given up.
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Open(mut streams) => {
+                let unsent = streams.closed(cx);
+                self.phase = Phase::Open(streams);
+                unsent
+            }
             Phase::Securing {
-                streams: Some(streams),
+                streams: Some(mut streams),
                 ..
-            } => streams.output.buffered(),
+            } => {
+                let unsent = streams.output.close();
+                self.phase = Phase::Open(streams);
+                unsent
+            }
             _ => 0,
         }
     }

@@ -328,13 +328,14 @@ impl Streams {
 
     /// Returns the bytes that were taken and never sent, or that the peer refused.
     pub(super) fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mut unsent = self.output.buffered();
+        let sent = self.output.encoded() == 0;
+        let mut unsent = self.output.close();
         let in_order = cx.ends_in_order();
-        if let Some(tls) = &mut self.tls {
+        if let Some(mut tls) = self.tls.take() {
             if tls.refused {
                 unsent = self.output.taken;
             }
-            if in_order && self.output.encoded() == 0 && unsent == 0 {
+            if in_order && sent && unsent == 0 {
                 // On a stopped loop nothing was sent since the close began.
                 tls.send_end(cx, self.output.source);
             }

@@ -401,6 +401,9 @@ impl Watch for Listener {
     }
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        if let Some(securing) = &mut self.securing {
+            securing.close();
+        }
         if let Some(file) = self.file.take() {
             cx.services.runtime.spawn_blocking(move || drop(file));
         }

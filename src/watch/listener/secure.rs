@@ -95,6 +95,12 @@ impl Securing {
         !self.complete.is_empty()
     }
 
+    /// Gives up all handshakes and closes the connections.
+    pub(super) fn close(&mut self) {
+        self.live = Slab::new();
+        self.complete = VecDeque::new();
+    }
+
     /// Returns the connection that has waited longest.
     pub(super) fn next(&mut self) -> Option<(Box<Secured>, Option<SocketAddress>)> {
         self.complete.pop_front()
