@@ -11,6 +11,7 @@
 //! | [`text`] | makes text from outside safe to show; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
+//! | `descriptors` | tells who waits for it that a file descriptor was closed; uses no other module |
 //! | `id_map` | a map from ids to values; uses no other module |
 //! | `paged` | a slab that grows without copying; uses no other module |
 //! | [`error`] | the error type of the whole daemon |
@@ -40,6 +41,7 @@ pub mod config;
 pub mod ctl;
 pub mod daemon;
 pub mod demo;
+mod descriptors;
 pub mod driver;
 pub mod error;
 pub mod event;

@@ -115,6 +115,10 @@ impl Words for proto::Closed {
         if self.unsent_bytes > 0 {
             let _ = write!(text, ", {} bytes unsent", self.unsent_bytes);
         }
+        if let Some(waiting @ 1..) = self.unaccepted_connections {
+            let s = if waiting == 1 { "" } else { "s" };
+            let _ = write!(text, ", {waiting} connection{s} not accepted");
+        }
         let style = if self.reason() == CloseReason::Error {
             BAD
         } else {
@@ -311,113 +315,4 @@ pub(super) fn unix_address(a: &proto::UnixAddress) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(renderer: &mut Renderer, watch_id: u64, kind: Kind) -> String {
-        let event = Event {
-            seq: 7,
-            realtime_ns: 1_500_000_000,
-            watch_id,
-            kind: Some(kind),
-            ..Event::default()
-        };
-        anstream::adapter::strip_str(&renderer.line(&event)).to_string()
-    }
-
-    #[test]
-    fn a_line_is_time_seq_watch_what_and_names_are_learnt_and_forgotten() {
-        let mut renderer = Renderer::new(TimeZone::UTC);
-        let added = proto::Added {
-            name: "build".to_owned(),
-            watch_kind: "process".to_owned(),
-            ..proto::Added::default()
-        };
-        let head = "00:00:01.500      7  build           ";
-        let text = line(&mut renderer, 3, Kind::Added(added));
-        assert_eq!(text, format!("{head}added process"));
-        let bytes = proto::Data {
-            stream: proto::Stream::Stderr.into(),
-            data: bytes::Bytes::from_static(b"a\x1b\n"),
-            offset: 0,
-        };
-        let text = line(&mut renderer, 3, Kind::Data(bytes));
-        assert_eq!(text, format!("{head}stderr 3 bytes: \"a\\x1b\\n\""));
-        line(&mut renderer, 3, Kind::Removed(proto::Removed::default()));
-        let ready = proto::Ready {
-            readable: true,
-            hangup: true,
-            ..proto::Ready::default()
-        };
-        let text = line(&mut renderer, 3, Kind::Ready(ready));
-        assert_eq!(
-            text,
-            "00:00:01.500      7  @3              ready: readable hangup"
-        );
-        let state = proto::LoopState::Stopped.into();
-        let text = line(
-            &mut renderer,
-            0,
-            Kind::LoopStateChanged(proto::LoopStateChanged { state }),
-        );
-        assert!(text.ends_with("loop            loop stopped"), "{text}");
-    }
-
-    #[test]
-    fn an_exit_is_a_code_a_signal_or_unknown_and_never_made_up() {
-        let exit = |status| {
-            exited(&proto::Exited {
-                status,
-                ..proto::Exited::default()
-            })
-        };
-        assert_eq!(exit(Some(exited::Status::Code(3))), "exited with 3");
-        assert_eq!(exit(Some(exited::Status::Signal(15))), "killed by SIGTERM");
-        assert_eq!(
-            exit(Some(exited::Status::Signal(99))),
-            "killed by signal 99"
-        );
-        assert_eq!(exit(None), "exit status unknown");
-    }
-
-    #[test]
-    fn a_datagram_tells_its_peer_and_what_was_cut() {
-        let ip = "::1".to_owned();
-        let inet = proto::InetAddress { ip, port: 9 };
-        let peer = proto::SocketAddress {
-            address: Some(socket_address::Address::Inet(inet)),
-        };
-        let mut datagram = proto::Datagram {
-            peer: Some(peer.clone()),
-            data: bytes::Bytes::from_static(b"ab"),
-            ..proto::Datagram::default()
-        };
-        assert_eq!(
-            datagram.words(),
-            ("from [::1]:9 2 bytes: \"ab\"".to_owned(), PLAIN)
-        );
-        datagram.full_length = 5;
-        let cut = "from [::1]:9 2 of 5 bytes: \"ab\"".to_owned();
-        assert_eq!(datagram.words(), (cut, NOTICE));
-        let error = proto::DatagramError {
-            peer: Some(peer),
-            error: Some(proto::SystemError {
-                message: "deliver: refused".to_owned(),
-                ..proto::SystemError::default()
-            }),
-            reporter_ip: "::2".to_owned(),
-        };
-        assert_eq!(error.words().0, "to [::1]:9: deliver: refused, says ::2");
-        let dropped = proto::DatagramsDropped { count: 2, total: 3 };
-        assert_eq!(
-            dropped.words().0,
-            "the kernel dropped 2 datagrams, 3 in all"
-        );
-    }
-
-    #[test]
-    fn long_data_is_cut() {
-        let text = preview(&[b'x'; PREVIEW_BYTES + 1]);
-        assert_eq!(text, format!("\"{}\"…", "x".repeat(PREVIEW_BYTES)));
-    }
-}
+mod tests;

@@ -26,6 +26,7 @@ use budgets::{
     a_budget_of_nothing_waits_and_loses_nothing, a_turn_says_whether_it_got_to_everything,
     sends_leave_room_for_receiving, sources_take_turns_under_a_budget,
 };
+use failing_accept::accept_fails_with_an_error_that_stays;
 use half_closed::{
     a_full_send_to_a_half_closed_peer_waits, a_full_writer_of_a_half_closed_peer_waits,
     what_is_only_watched_keeps_its_error,
@@ -37,6 +38,8 @@ use rig::{Rig, blocking_pipe, id, words};
 mod budgets;
 mod by_completion;
 mod differential;
+#[allow(unsafe_code)]
+mod failing_accept;
 mod half_closed;
 mod random;
 mod readiness;
@@ -92,6 +95,7 @@ conformance! {
     an_adopted_blocking_pipe_keeps_its_flags,
     a_reader_that_is_gone_fails_the_send,
     accept_stops_at_its_limit,
+    accept_fails_with_an_error_that_stays,
     connect_succeeds_or_is_refused,
     cancel_is_told_once_and_last,
     misuse_fails_in_a_later_turn,

@@ -146,7 +146,7 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> Attempt<(OwnedFd, Option<SocketAddrA
 }
 
 /// Returns whether an error of accept(2) concerns the connection and not the listener. The man
-/// page says to try again after such errors.
+/// page says to try again after such errors, or names them as those of some kernels.
 pub(super) const fn concerns_one_connection(errno: Errno) -> bool {
     matches!(
         errno,
@@ -160,6 +160,10 @@ pub(super) const fn concerns_one_connection(errno: Errno) -> bool {
             | Errno::OPNOTSUPP
             | Errno::NETUNREACH
             | Errno::PERM
+            | Errno::NOSR
+            | Errno::SOCKTNOSUPPORT
+            | Errno::PROTONOSUPPORT
+            | Errno::TIMEDOUT
     )
 }
 

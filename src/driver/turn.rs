@@ -60,7 +60,8 @@ impl<'a> TurnState<'a> {
     }
 
     /// Accepts connections until none is waiting or the budget is spent. Returns true when the
-    /// operation's limit is reached.
+    /// operation's limit is reached. A failure that concerns one connection is skipped; if there
+    /// were only such, the last of them is the result, because it may be one that stays.
     pub(super) fn accept(
         &mut self,
         acceptor: &mut Acceptor,
@@ -69,6 +70,7 @@ impl<'a> TurnState<'a> {
         id: OpId,
         limit: &mut u32,
     ) -> Result<bool, CallError> {
+        let mut skipped = 0;
         for attempt in 0..ACCEPTS_MAX {
             let accepted = if mode == Nonblocking::Listener {
                 acceptor.accept(fd)
@@ -80,7 +82,12 @@ impl<'a> TurnState<'a> {
                     self.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
                     *limit -= 1;
                 }
-                Err(CallError::Failed(errno)) if transfer::concerns_one_connection(errno) => {}
+                Err(CallError::Failed(errno)) if transfer::concerns_one_connection(errno) => {
+                    skipped += 1;
+                    if skipped == ACCEPTS_MAX {
+                        return Err(CallError::Failed(errno));
+                    }
+                }
                 Err(CallError::WouldBlock) if attempt > 0 => break,
                 Err(refused) => return Err(refused),
             }

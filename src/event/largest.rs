@@ -48,7 +48,7 @@ pub const DETAIL: u32 = MESSAGE_MAX - PLAIN_MAX;
 /// `Added`.
 pub const ADDED: u32 = ENVELOPE + 2 * bytes(TEXT_MAX) + KIND + NUMBER;
 /// `Closed`, with an error that has no detail; a detail takes up to [`DETAIL`] more.
-pub const CLOSED: u32 = ENVELOPE + CHOICE + ERROR + NUMBER;
+pub const CLOSED: u32 = ENVELOPE + CHOICE + ERROR + 2 * NUMBER;
 /// What each attempt to connect adds to `Closed`, if none of them succeeds.
 pub const FAILED_ATTEMPT: u32 = bytes(ADDRESS + ERROR);
 /// `Removed`.
@@ -127,6 +127,7 @@ mod tests {
             error: Some(error.into()),
             unsent_bytes: u64::MAX,
             failed_attempts: Vec::new(),
+            unaccepted_connections: Some(u64::MAX),
         })
     }
 
@@ -153,6 +154,7 @@ mod tests {
                 reason: i32::from(u8::MAX >> 1),
                 error: Some((&detailed).into()),
                 unsent_bytes: u64::MAX,
+                unaccepted_connections: Some(u64::MAX),
                 failed_attempts: vec![
                     FailedAttempt {
                         address: address(),

@@ -83,15 +83,19 @@ impl EventLoop {
     /// All operations of the watch have ended.
     fn record_closed(&mut self, slot: usize) {
         // The watch may append its last events.
-        let unsent = self.call(slot, false, |watch, cx| watch.closed(cx));
+        let left = self.call(slot, false, |watch, cx| {
+            (watch.closed(cx), watch.unaccepted(cx))
+        });
+        let (unsent_bytes, unaccepted_connections) = left.unwrap_or_default();
         let record = &mut self.watches[slot];
         let end = record.control.end.take();
         let end = end.map_or_else(End::completed, |end| *end);
         let closed = Closed {
             reason: end.reason.into(),
             error: end.error.as_ref().map(Into::into),
-            unsent_bytes: unsent.unwrap_or_default(),
+            unsent_bytes,
             failed_attempts: end.failed_attempts,
+            unaccepted_connections,
         };
         let kind = Kind::Closed(closed.clone());
         let seq = self.outbox.push(self.now, record.control.about, kind);

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::access::{Principal, ProcessKey};
 use crate::clock::Now;
 use crate::config::{Limits, Policy, Start};
+use crate::descriptors::Closing;
 use crate::driver::{self, Backend, Completion, Driver, Key};
 use crate::error::Result;
 use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
@@ -262,7 +263,10 @@ impl EventLoop {
             .name(format!("loop-{id}"))
             .stack_size(512 * 1024);
         thread
-            .spawn(move || event_loop.run())
+            .spawn(move || {
+                event_loop.run();
+                drop(Closing);
+            })
             .map_err(|error| system(&error, "thread"))?;
         Ok(Handle::new(shared, mailbox))
     }

@@ -55,6 +55,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::access::{Access, BoundSocket, Peer, audit, bind_unix};
+use crate::descriptors::Closing;
 use crate::driver::file;
 use crate::error::{Error, Result, SystemError};
 use crate::sys;
@@ -130,6 +131,8 @@ async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slot
                 let last_request = Arc::new(Mutex::new(Instant::now()));
                 let last = Arc::clone(&last_request);
                 let task = tasks.spawn(async move {
+                    // Dropped after the socket.
+                    let _closing = Closing;
                     if let Err(error) = serve_connection(socket, &access, &slots, &last).await {
                         tracing::debug!(%error, "handover connection");
                     }

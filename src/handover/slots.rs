@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::table::{Held, Name, Table};
 use crate::access::{ClientProcess, Peer, Principal};
+use crate::descriptors::Closing;
 use crate::error::{Error, Result, SystemError};
 
 /// The number of bytes of a slot.
@@ -355,7 +356,7 @@ pub(super) fn close_in_background(fds: Vec<OwnedFd>) {
         return;
     }
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn_blocking(move || drop(fds));
+        runtime.spawn_blocking(move || drop((fds, Closing)));
     }
 }
 

@@ -27,6 +27,7 @@ use super::connection_limits::{ConnectionLimits, ConnectionPermit};
 use super::quota::{MemoryQuota, MemoryQuotas};
 use super::serial_executor::{SerialExecutor, is_delivering, leave_input};
 use crate::access::{Access, Peer};
+use crate::descriptors::Closing;
 use crate::error::Error;
 use crate::sparing::Sparing;
 use crate::sys::async_fd;
@@ -235,6 +236,8 @@ struct Transport {
     patience: Duration,
     /// Signals that HTTP/2 has begun, once this many more bytes have arrived.
     greeting: Option<(oneshot::Sender<()>, usize)>,
+    /// Dropped after the socket, as the last field.
+    _closing: Closing,
 }
 
 /// The state of a socket that takes no bytes: its client does not read, and may never do so again.
@@ -257,6 +260,7 @@ impl Transport {
             full: None,
             patience,
             greeting: Some((greeted, GREETING)),
+            _closing: Closing,
         })
     }
 

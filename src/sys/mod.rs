@@ -202,6 +202,27 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
 }
 
+/// Returns the number of connections that wait in the queue of a listening TCP socket; `None` for
+/// any other socket.
+pub(crate) fn waiting_connections(socket: BorrowedFd<'_>) -> Option<u64> {
+    // SAFETY: tcp_info consists of numbers, for which zeros are valid.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: `info` is valid for writes of `len` bytes, and `len` for a write.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    check(result.into()).ok()?;
+    // For a listening socket the kernel puts the length of its queue there.
+    Some(info.tcpi_unacked.into())
+}
+
 /// Makes a timerfd(2) that becomes readable when the realtime clock is set.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::{Context, Notice};
+use crate::descriptors::Closing;
 use crate::error::SystemError;
 use crate::sys;
 use crate::tls::{Session, Setup};
@@ -147,7 +148,10 @@ async fn shake(
     let system = |error: io::Error| SystemError::from_io(&error, STEP, "");
     let mut session = setup.session()?;
     let socket = sys::async_fd(Arc::new(fd), Interest::READABLE | Interest::WRITABLE);
-    let socket = socket.map_err(system)?;
+    let socket = Socket {
+        fd: socket.map_err(system)?,
+        _closing: Closing,
+    };
     let mut buffer = vec![0; READ];
     let mut fed = session.feed_handshake(before);
     loop {
@@ -166,7 +170,7 @@ async fn shake(
         sent.map_err(system)?;
         if !session.is_handshaking() {
             // Nobody else has the descriptor.
-            let fd = Arc::into_inner(socket.into_inner());
+            let fd = Arc::into_inner(socket.fd.into_inner());
             let fd = fd.ok_or_else(|| SystemError::new(Errno::BADF, STEP, ""))?;
             return Ok(Secured { fd, session });
         }
@@ -179,7 +183,15 @@ async fn shake(
     }
 }
 
-async fn send(socket: &AsyncFd<Arc<OwnedFd>>, mut bytes: &[u8]) -> io::Result<()> {
+/// A socket during its handshake.
+#[derive(Debug)]
+struct Socket {
+    fd: AsyncFd<Arc<OwnedFd>>,
+    /// Tells of its close, so it is dropped last.
+    _closing: Closing,
+}
+
+async fn send(Socket { fd: socket, .. }: &Socket, mut bytes: &[u8]) -> io::Result<()> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     while !bytes.is_empty() {
         let mut ready = socket.writable().await?;
@@ -196,7 +208,7 @@ async fn send(socket: &AsyncFd<Arc<OwnedFd>>, mut bytes: &[u8]) -> io::Result<()
     Ok(())
 }
 
-async fn receive(socket: &AsyncFd<Arc<OwnedFd>>, buffer: &mut [u8]) -> io::Result<usize> {
+async fn receive(Socket { fd: socket, .. }: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         let mut ready = socket.readable().await?;
         let received = ready.try_io(|socket| {
@@ -213,8 +225,8 @@ async fn receive(socket: &AsyncFd<Arc<OwnedFd>>, buffer: &mut [u8]) -> io::Resul
 
 /// Ends a connection so that the peer can read the alert: closing it with unread input would reset
 /// it.
-async fn leave(socket: &AsyncFd<Arc<OwnedFd>>, buffer: &mut [u8]) {
-    if rustix::net::shutdown(socket.as_fd(), Shutdown::Write).is_ok() {
+async fn leave(socket: &Socket, buffer: &mut [u8]) {
+    if rustix::net::shutdown(socket.fd.as_fd(), Shutdown::Write).is_ok() {
         while receive(socket, buffer)
             .await
             .is_ok_and(|received| received > 0)

@@ -151,6 +151,8 @@ pub enum Notice {
     Handshake(usize, std::result::Result<Box<Secured>, SystemError>),
     /// A place for one more connection of the listener is free.
     PlaceFree,
+    /// The daemon has closed a file descriptor.
+    DescriptorClosed,
     /// The thread that waits for the child says that it has ended.
     ChildEnded,
     /// Some child of the daemon has ended (SIGCHLD).
@@ -208,6 +210,12 @@ pub trait Watch: Send + fmt::Debug {
     /// events before `Closed`. Returns the number of bytes that the watch took and never sent.
     fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
         0
+    }
+
+    /// Returns the number of connections that wait to be accepted when the watch closes; `None` if it
+    /// is not a listener, or the kernel does not tell.
+    fn unaccepted(&self, _cx: &Context<'_>) -> Option<u64> {
+        None
     }
 
     /// Returns the state that is special to its kind.

@@ -13,6 +13,7 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::access::Principal;
+use crate::descriptors::Closing;
 use crate::error::{Error, Result, SystemError};
 
 /// A job, which is called with an error if there is no thread for it.
@@ -184,6 +185,8 @@ impl Pool {
     fn carry_out(&self, principal: &Principal, job: Job, thread: Result<()>) {
         // A panic of `tell` must not end the thread.
         let _ = catch_unwind(AssertUnwindSafe(|| job(thread)));
+        // It may have had descriptors open for a while.
+        drop(Closing);
         self.state.lock().ended(principal);
     }
 }

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
 use super::{Attributes, Handshakes, Notice, Resolver, Starters};
+use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
@@ -140,17 +141,19 @@ impl Services {
     /// SO_LINGER waits for its peer (socket(7)); if the socket is `shared`, another process may set
     /// SO_LINGER at any moment. A terminal waits for its output.
     pub fn close(&self, fd: OwnedFd, shared: bool) {
-        match sockopt::socket_domain(&fd) {
+        // Dropped after the descriptor.
+        let fd = (fd, Closing);
+        match sockopt::socket_domain(&fd.0) {
             Ok(AddressFamily::UNIX) => drop(fd),
             Ok(_) => {
-                let linger = sockopt::socket_linger(&fd);
+                let linger = sockopt::socket_linger(&fd.0);
                 if matches!(linger, Ok(Some(time)) if !time.is_zero()) {
                     self.runtime.spawn_blocking(move || drop(fd));
                 } else if shared {
                     self.closer.close(&self.runtime, fd);
                 }
             }
-            Err(_) if rustix::termios::isatty(&fd) => {
+            Err(_) if rustix::termios::isatty(&fd.0) => {
                 self.runtime.spawn_blocking(move || drop(fd));
             }
             Err(_) => drop(fd),
@@ -160,10 +163,10 @@ impl Services {
 
 /// Closes sockets, many in one job, on a thread that may block.
 #[derive(Debug, Clone, Default)]
-pub struct Closer(Arc<Mutex<Vec<OwnedFd>>>);
+pub struct Closer(Arc<Mutex<Vec<(OwnedFd, Closing)>>>);
 
 impl Closer {
-    fn close(&self, runtime: &tokio::runtime::Handle, fd: OwnedFd) {
+    fn close(&self, runtime: &tokio::runtime::Handle, fd: (OwnedFd, Closing)) {
         let mut waiting = self.0.lock();
         waiting.push(fd);
         if waiting.len() == 1 {

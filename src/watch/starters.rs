@@ -9,6 +9,7 @@ use std::thread;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
+use crate::descriptors::Closing;
 use crate::error::{Error, Result, SystemError};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -62,6 +63,8 @@ impl Starters {
         let job = Box::new(move || {
             // A panic must not end the thread.
             let done = catch_unwind(AssertUnwindSafe(work));
+            // It may have had descriptors open for a while.
+            drop(Closing);
             tell(done.unwrap_or(Err(Error::Internal(
                 "the thread that starts processes gave no result",
             ))));

@@ -23,6 +23,7 @@ on_each_backend!(
     all_addresses_are_bound_or_none,
     a_stale_socket_file_is_replaced_and_a_live_one_is_not,
     removing_a_listener_keeps_its_connections,
+    removing_a_listener_tells_how_many_connections_waited,
 );
 
 pub(crate) async fn listen(scene: &mut Scene, spec: ListenerSpec) -> u64 {
@@ -273,4 +274,38 @@ async fn removing_a_listener_keeps_its_connections(scene: &mut Scene) {
         "INVALID_FIELD",
     );
     assert_eq!(bad.fields, ["spec.listener.backlog"]);
+}
+
+async fn removing_a_listener_tells_how_many_connections_waited(scene: &mut Scene) {
+    let full = |target| ListenerSpec {
+        max_connections: 1,
+        ..listener(target)
+    };
+    let hosts = vec!["127.0.0.1".into(), "127.0.0.2".into()];
+    let both = full(listener_spec::Target::Tcp(TcpListen {
+        hosts,
+        ..TcpListen::default()
+    }));
+    let id = listen(scene, both).await;
+    let port = port(scene, id).await;
+    let connect = |host: &str| TcpStream::connect((host, port)).unwrap();
+    let _open = connect("127.0.0.1");
+    accepted(scene, id, 1).await;
+    let _waiting = ["127.0.0.1", "127.0.0.2", "127.0.0.2"].map(connect);
+    scene.remove(id).await;
+    assert_eq!(scene.closed(id).await.unaccepted_connections, Some(3));
+
+    let id = listen(scene, tcp_listener()).await;
+    scene.remove(id).await;
+    assert_eq!(scene.closed(id).await.unaccepted_connections, Some(0));
+
+    let path = scene.daemon.dir.path().join("full.sock");
+    let unix = full(listener_spec::Target::Unix(unix_path(&path)));
+    let id = listen(scene, unix).await;
+    let _open = UnixStream::connect(&path).unwrap();
+    accepted(scene, id, 1).await;
+    let _waiting = UnixStream::connect(&path).unwrap();
+    scene.remove(id).await;
+    let unknown = scene.closed(id).await.unaccepted_connections;
+    assert_eq!(unknown, None, "the kernel does not tell");
 }

@@ -108,6 +108,7 @@ mod processes;
 mod registrations;
 mod resolving;
 mod scenario;
+mod shortage;
 mod socket_options;
 mod start_tls;
 mod timeouts;

@@ -34,7 +34,8 @@ impl Words for proto::AcceptPaused {
     fn words(&self) -> (String, Style) {
         let why = self.error.as_ref().map_or_else(String::new, system_error);
         let again = self.retry_after.unwrap_or_default();
-        (format!("accepting paused for {again}: {why}"), NOTICE)
+        let text = format!("accepting paused, tried again within {again}: {why}");
+        (text, NOTICE)
     }
 }
 

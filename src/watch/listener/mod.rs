@@ -15,10 +15,12 @@ use super::connection::{self, Accepted, StreamOptions};
 use super::places::Places;
 use super::{Adoption, Alarm, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
 use crate::clock::nanos;
+use crate::descriptors;
 use crate::driver::{Claim, Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind};
 use crate::proto;
+use crate::sys;
 use crate::tls::session::timestamp;
 
 mod bind;
@@ -26,7 +28,8 @@ mod secure;
 
 /// The number of connections accepted from one socket before other sources are served.
 const ACCEPT_AT_ONCE: u32 = 16;
-/// How long accepting pauses after a failure (asyncio's `ACCEPT_RETRY_DELAY`).
+/// How long accepting pauses after a failure at most (asyncio's `ACCEPT_RETRY_DELAY`). A shortage is
+/// over once no accept has failed for as long.
 const RETRY: Duration = Duration::from_secs(1);
 /// The largest number of sockets of one listener.
 pub const SOCKETS_MAX: usize = 16;
@@ -118,6 +121,7 @@ impl ListenOrder {
             held: false,
             granted: Vec::new(),
             ready: Vec::new(),
+            shortage: Shortage::default(),
             max_connections: self.max_connections,
             places: None,
             securing: self.tls.map(|(order, most)| Securing::new(order, most)),
@@ -125,6 +129,19 @@ impl ListenOrder {
             file,
         }))
     }
+}
+
+/// What a listener knows of a shortage, usually of file descriptors, that keeps it from accepting.
+#[derive(Debug, Default)]
+struct Shortage {
+    /// Whether AcceptPaused was appended.
+    told: bool,
+    /// Whether an accept has failed since the last alarm.
+    failed: bool,
+    /// Whether a notice comes when a descriptor is closed.
+    waits: bool,
+    /// For each socket, how many descriptors had been closed when it began to accept.
+    closings: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -138,6 +155,7 @@ struct Listener {
     granted: Vec<u32>,
     /// For each socket, whether a connection waits. Only known if the sockets share a limit.
     ready: Vec<bool>,
+    shortage: Shortage,
     max_connections: u32,
     /// The places of its connections, from its start on.
     places: Option<Arc<Places>>,
@@ -186,6 +204,7 @@ impl Listener {
             cx.start(lane, source, Op::Ready(Direction::Read));
             return;
         }
+        self.shortage.closings[index] = descriptors::closings();
         let most = if self.shares_limit() {
             1
         } else {
@@ -203,7 +222,8 @@ impl Listener {
             Ok(granted) => granted,
             Err(full) => {
                 places.give_back(most);
-                self.pause(cx, no_room(&full));
+                let seen = self.shortage.closings[index];
+                self.pause(cx, seen, no_room(&full));
                 return;
             }
         };
@@ -231,7 +251,7 @@ impl Listener {
             let need = connection::accepted_need(true);
             if let Err(full) = cx.grant(need, 1) {
                 places.give_back(1);
-                self.pause(cx, no_room(&full));
+                self.pause(cx, descriptors::closings(), no_room(&full));
                 break;
             }
             let Some((secured, peer)) = self.securing.as_mut().and_then(Securing::next) else {
@@ -269,9 +289,13 @@ impl Listener {
         }
     }
 
-    fn pause(&mut self, cx: &mut Context<'_>, error: proto::SystemError) {
+    /// Waits until more descriptors of the daemon are closed than `seen`, which may also free a place
+    /// within a limit, or [`RETRY`] is over.
+    fn pause(&mut self, cx: &mut Context<'_>, seen: u64, error: proto::SystemError) {
+        self.shortage.failed = true;
         // If the event has no room, the client sees that from the state of the journal.
-        if cx.has_room() {
+        if !self.shortage.told && cx.has_room() {
+            self.shortage.told = true;
             cx.emit(Kind::AcceptPaused(AcceptPaused {
                 error: Some(error),
                 retry_after: Some(crate::clock::duration(RETRY)),
@@ -279,6 +303,13 @@ impl Listener {
         }
         self.retry_at = Some(cx.now.monotonic.saturating_add(nanos(RETRY)));
         self.set_timer(cx);
+        if !self.shortage.waits {
+            self.shortage.waits = true;
+            let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+            descriptors::when_closed(seen, move || {
+                notifier.notify(key, Notice::DescriptorClosed);
+            });
+        }
     }
 
     /// Returns the places that are taken for connections that are not accepted yet.
@@ -324,6 +355,7 @@ impl Watch for Listener {
             self.sources.push(source);
             self.granted.push(0);
             self.ready.push(false);
+            self.shortage.closings.push(0);
         }
         let notifier = Arc::clone(cx.notifier);
         self.places = Some(Places::new(self.max_connections, cx.key(), notifier));
@@ -350,11 +382,15 @@ impl Watch for Listener {
             Done::Failed(errno) => {
                 self.give_back(cx, index);
                 match errno {
-                    Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
-                        let error = SystemError::new(errno, "accept", "");
-                        self.pause(cx, (&error).into());
+                    // The socket accepts no more: it was shut down, for example.
+                    Errno::BADF | Errno::FAULT | Errno::INVAL | Errno::NOTSOCK | Errno::NOSYS => {
+                        cx.fail(errno, "accept");
                     }
-                    _ => cx.fail(errno, "accept"),
+                    _ => {
+                        let error = SystemError::new(errno, "accept", "");
+                        let seen = self.shortage.closings[index];
+                        self.pause(cx, seen, (&error).into());
+                    }
                 }
                 return;
             }
@@ -367,13 +403,19 @@ impl Watch for Listener {
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        self.retry_at = self.retry_at.filter(|at| *at > cx.now.monotonic);
+        if self.retry_at.is_some_and(|at| at <= cx.now.monotonic) {
+            let failed = std::mem::take(&mut self.shortage.failed);
+            self.shortage.told &= failed;
+            let again = cx.now.monotonic.saturating_add(nanos(RETRY));
+            self.retry_at = failed.then_some(again);
+        }
         self.admit(cx);
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
         match (notice, &mut self.securing) {
             (Notice::Handshake(number, result), Some(securing)) => securing.ended(number, result),
+            (Notice::DescriptorClosed, _) => self.shortage.waits = false,
             (Notice::PlaceFree, _) => {}
             _ => return,
         }
@@ -408,6 +450,11 @@ impl Watch for Listener {
             cx.services.runtime.spawn_blocking(move || drop(file));
         }
         0
+    }
+
+    fn unaccepted(&self, cx: &Context<'_>) -> Option<u64> {
+        let waiting = |source: &SourceId| sys::waiting_connections(cx.fd(*source)?);
+        self.sources.iter().map(waiting).sum()
     }
 
     fn status(&self) -> Option<proto::watch::Status> {

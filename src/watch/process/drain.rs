@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
 
+use crate::descriptors::Closing;
 use crate::event::Stream;
 use crate::sys;
 use crate::watch::services::{Count, Permit};
@@ -85,6 +86,8 @@ impl Drain {
     }
 
     async fn read(self: Arc<Self>, pipe: OwnedFd, _permit: Permit) {
+        // Dropped after the pipe.
+        let _closing = Closing;
         let pipe = match sys::async_fd(Arc::new(pipe), Interest::READABLE) {
             Ok(pipe) => pipe,
             Err(error) => return log_closed(&error),

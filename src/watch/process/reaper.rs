@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::signals::{Received, SignalHub};
 use crate::sys;
@@ -66,7 +67,7 @@ impl Reaper {
             while sys::reap(pidfd.as_fd()) == Ok(false) {
                 tokio::time::sleep(CHECK_INTERVAL).await;
             }
-            drop((kept, permit));
+            drop((kept, permit, pidfd, Closing));
         });
     }
 
