@@ -67,7 +67,11 @@ fn what_the_shipped_file_shows_commented_out_is_valid() {
     let uncommented: Vec<&str> = SHIPPED
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(code) if code.contains(" = ") || code.starts_with("[[") => code,
+            Some(code)
+                if code.contains(" = ") || code.starts_with("[[") || code.starts_with("[tls.") =>
+            {
+                code
+            }
             _ => line,
         })
         .filter(|line| *line != "extends = \"default\"")

@@ -78,6 +78,7 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         ),
         Capability::up_to("watched_fds", watched_fds.0, watched_fds.1),
         Capability::yes("unix_socket"),
+        Capability::yes("tls"),
         Capability::yes("character_device"),
         Capability::up_to(
             "child_watcher",
@@ -121,6 +122,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
     unix.extend([
         Capability::up_to("watched_fds", 0, "the limit of the most efficient selector"),
         Capability::yes("unix_socket"),
+        Capability::yes("tls"),
         Capability::yes("datagram"),
         Capability::up_to("child_watcher", 0, "set_child_watcher()"),
     ]);
@@ -145,6 +147,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
         Capability::no("write_pipe", "pipes are not supported"),
         Capability::yes("post"),
         Capability::up_to("watched_fds", 512, "SelectSelector: 512 sockets"),
+        Capability::yes("tls"),
         Capability::yes("datagram"),
     ];
     windows_selector.extend(not_on_windows);
@@ -157,6 +160,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
         Capability::yes("read_pipe"),
         Capability::yes("write_pipe"),
         Capability::yes("post"),
+        Capability::up_to("tls", 0, "SSL since Python 3.5"),
         Capability::no("datagram", "create_datagram_endpoint() is not supported"),
     ];
     windows_proactor.extend(not_on_windows);

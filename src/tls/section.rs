@@ -163,7 +163,7 @@ fn read(config: &TlsSection) -> Result<Material, Unusable> {
     let pair = match (cert, key) {
         (Some((cert, chain)), Some((key, path))) => {
             let secret = content(key, path, true)?;
-            let secret = pem::key(key, &secret).map_err(|error| at(path, error))?;
+            let secret = pem::key(key, &secret).map_err(|error| at(path, &error))?;
             Some((certificates(cert, chain)?, secret))
         }
         _ => None,
@@ -178,17 +178,17 @@ fn read(config: &TlsSection) -> Result<Material, Unusable> {
 
 fn certificates(part: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let pem = content(part, path, false)?;
-    pem::certificates(part, &pem).map_err(|error| at(path, error))
+    pem::certificates(part, &pem).map_err(|error| at(path, &error))
 }
 
-fn at(path: &Path, error: Unusable) -> Unusable {
+fn at(path: &Path, error: &Unusable) -> Unusable {
     let why = format!("`{}` {}", path.display(), error.why);
     Unusable::new(error.part, why)
 }
 
 /// Reads a file, which must not be readable or writable by everybody if it is `secret`.
 fn content(part: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Unusable> {
-    let failed = |why: String| at(path, Unusable::new(part, why));
+    let failed = |why: String| at(path, &Unusable::new(part, why));
     let file = File::open(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
     let found = file.metadata();
     let found = found.map_err(|error| failed(format!("cannot be read: {error}")))?;

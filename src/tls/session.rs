@@ -262,6 +262,7 @@ fn fitting(chain: &[CertificateDer<'_>]) -> (Vec<bytes::Bytes>, u32) {
 }
 
 fn shortened(text: &str) -> String {
-    let end = text.floor_char_boundary(TLS_NAME_MAX as usize);
-    text[..end].to_owned()
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=text.len().min(TLS_NAME_MAX as usize)).rev().find(fits);
+    text[..end.unwrap_or_default()].to_owned()
 }

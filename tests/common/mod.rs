@@ -34,6 +34,7 @@ pub(crate) mod handover;
 pub(crate) mod recorder;
 pub(crate) mod scene;
 pub(crate) mod specs;
+pub(crate) mod tls;
 
 pub(crate) use handover::Handover;
 pub(crate) use recorder::Recorder;

@@ -115,7 +115,6 @@ mod timeouts;
 mod timers;
 mod tls;
 mod tls_listeners;
-mod tls_peers;
 mod writing;
 
 const CONFIG: &str = r#"

@@ -10,9 +10,9 @@ use evloopd::proto::{
 };
 use tonic::{Code, Status};
 
+use crate::common::tls;
 use crate::common::{Scene, by_id, refused, tcp};
 use crate::tls::on_each_backend_with_tls;
-use crate::tls_peers as tls;
 
 on_each_backend_with_tls!(
     a_client_starts_it_after_the_servers_answer,

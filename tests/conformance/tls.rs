@@ -13,8 +13,8 @@ use evloopd::proto::{
 use tonic::Code;
 
 use crate::CONFIG;
+use crate::common::tls::{self, Served};
 use crate::common::{Daemon, Scene, by_id, millis, refused, tcp};
-use crate::tls_peers::{self as tls, Served};
 
 /// Runs one case on a daemon with certificates.
 pub(crate) async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {

@@ -11,10 +11,10 @@ use evloopd::proto::{
 };
 use tonic::Code;
 
+use crate::common::tls;
 use crate::common::{Scene, millis, refused, tcp_listener};
 use crate::listeners::{accepted, listen, port};
 use crate::tls::{on_each_backend_with_tls, session};
-use crate::tls_peers as tls;
 
 on_each_backend_with_tls!(
     a_connection_is_accepted_after_its_handshake,

@@ -68,7 +68,7 @@ async fn policies_that_extend_each_other_are_refused() {
 
 /// Returns what `evloopd` reports, in a check and on start alike, about a configuration that names
 /// its own sockets. `DIR` in it stands for the directory of the file.
-async fn refused(config: &str, prepare: impl Fn(&std::path::Path)) -> String {
+pub(crate) async fn refused(config: &str, prepare: impl Fn(&std::path::Path)) -> String {
     let mut said = Vec::new();
     for check in [true, false] {
         let dir = directory();

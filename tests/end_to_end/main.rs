@@ -27,6 +27,7 @@ mod runs;
 mod starts;
 mod streams;
 mod texts;
+mod tls_files;
 mod unread;
 
 /// The entry of the client process that some tests start: see [`common::another`].

@@ -199,9 +199,26 @@ async fn configured_loops_exist_from_start() {
     assert_eq!(answer.into_inner().loops.len(), 2);
 }
 
+/// Both of Windows' loops have SSL, the proactor since Python 3.5.
+async fn tls_is_allowed(scene: &mut Scene) {
+    let listener = ListenerSpec {
+        tls: Some(TlsOptions {
+            config: "web".into(),
+            ..TlsOptions::default()
+        }),
+        ..tcp_listener()
+    };
+    scene.add(Spec::Listener(listener)).await;
+}
+
+async fn start_with_tls() -> Daemon {
+    let config = format!("{}{}", crate::CONFIG, crate::common::tls::sections());
+    Daemon::start(&config).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn windows_selector_loops_watch_sockets_only() {
-    let mut scene = Scene::new(start().await, "windows-selector-compat", "").await;
+    let mut scene = Scene::new(start_with_tls().await, "windows-selector-compat", "").await;
     scene.add(never()).await;
     scene.add(Spec::Listener(tcp_listener())).await;
     scene
@@ -211,6 +228,7 @@ async fn windows_selector_loops_watch_sockets_only() {
     let (reading, writing) = std::io::pipe().unwrap();
     let handover = scene.daemon.handover().await;
     let path = unix_path(std::path::Path::new("/tmp/some.sock"));
+    tls_is_allowed(&mut scene).await;
     for spec in [
         Spec::Process(exec(&["true"])),
         signals(&["SIGUSR1"]),
@@ -237,13 +255,13 @@ async fn windows_selector_loops_watch_sockets_only() {
             assert!(!lacks.word(key).is_empty(), "{key} in {lacks:?}");
         }
     }
-    assert_eq!(scene.open_watches().await, 3);
+    assert_eq!(scene.open_watches().await, 4);
     scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn windows_proactor_loops_watch_no_readers_datagrams_unix_sockets_or_signals() {
-    let mut scene = Scene::new(start().await, "windows-proactor-compat", "").await;
+    let mut scene = Scene::new(start_with_tls().await, "windows-proactor-compat", "").await;
     let (reading, writing) = std::io::pipe().unwrap();
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let handover = scene.daemon.handover().await;
@@ -261,6 +279,7 @@ async fn windows_proactor_loops_watch_no_readers_datagrams_unix_sockets_or_signa
     scene.closed(child).await;
 
     let path = unix_path(std::path::Path::new("/tmp/some.sock"));
+    tls_is_allowed(&mut scene).await;
     for spec in [
         reader(handover.give(&ours)),
         writer(handover.give(&ours)),

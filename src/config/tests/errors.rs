@@ -36,6 +36,36 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "is 5KiB, allowed is 1MiB to 1TiB",
         ),
         (
+            "[tls.web]\ncert = \"web.pem\"\nkey = \"/web.key\"",
+            "e.toml:3: tls.web.cert: ",
+            "must be an absolute path",
+        ),
+        (
+            "[tls.web]\ncert = \"/web.pem\"",
+            "e.toml:3: tls.web.cert: ",
+            "needs tls.web.key too",
+        ),
+        (
+            "[tls.web]\nclient_ca = \"/ca.pem\"",
+            "e.toml:3: tls.web.client_ca: ",
+            "is for servers, which need tls.web.cert and tls.web.key",
+        ),
+        (
+            "[tls.web]\ncert = \"/w.pem\"\nkey = \"/w.key\"\nsni = [\"wbe\"]",
+            "e.toml:5: tls.web.sni: ",
+            "did you mean `web`?",
+        ),
+        (
+            "[tls.Web]\nca = \"/c.pem\"",
+            "e.toml:2: tls.Web: ",
+            "[a-z0-9]",
+        ),
+        (
+            "[tls.web]\ncertificate = \"/c.pem\"",
+            "e.toml:3: tls.web.certificate: ",
+            "allowed are cert, key, ca, client_ca, sni, strict_sni",
+        ),
+        (
             "[children]\nkill_grace = 5",
             "e.toml:3: children.kill_grace: ",
             "duration with its unit, such as \"250ms\"",

@@ -63,7 +63,7 @@ fn content(path: Option<&Path>) -> Result<Bytes, Failure> {
         return Ok(Bytes::new());
     };
     let read = std::fs::read(path);
-    let read = read.map_err(|error| Failure::new(&path.display().to_string(), error))?;
+    let read = read.map_err(|error| Failure::new(path.display().to_string(), error))?;
     Ok(read.into())
 }
 

@@ -5,6 +5,7 @@ use nix::libc;
 use super::*;
 
 /// Makes each accept4(2) of this thread fail with ECONNABORTED, for ever.
+#[allow(clippy::cast_possible_truncation)] // The codes of BPF fit into 16 bits.
 fn forbid_accepting() {
     let errno = libc::SECCOMP_RET_ERRNO | libc::ECONNABORTED.cast_unsigned();
     let word = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;

@@ -47,7 +47,7 @@ enum Phase {
     Ready(OwnedFd),
     /// Accepted, with its handshake complete.
     Secured(Box<Secured>),
-    Connecting(Attempts),
+    Connecting(Box<Attempts>),
     /// The socket is given away for the handshake of TLS, at the begin or in mid-stream.
     Securing {
         streams: Option<Box<Streams>>,
@@ -132,7 +132,7 @@ impl Connection {
             }
         }
         attempts.advance(cx);
-        self.phase = Phase::Connecting(attempts);
+        self.phase = Phase::Connecting(Box::new(attempts));
     }
 
     fn opened(&mut self, cx: &mut Context<'_>, fd: OwnedFd, mode: Nonblocking) {
