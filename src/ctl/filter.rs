@@ -120,9 +120,9 @@ mod tests {
             .iter()
             .map(|kind| event_kind(kind).unwrap())
             .collect();
-        let all: Vec<_> = (10..=31).collect();
+        let known = |number: &i32| EventKind::try_from(*number).is_ok();
+        let all: Vec<_> = (1..1000).filter(known).collect();
         assert_eq!(kinds, all);
-        assert!(EventKind::try_from(32).is_err(), "a kind without a word");
     }
 
     #[test]

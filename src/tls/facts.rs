@@ -15,6 +15,8 @@ pub(super) struct Facts {
     pub(super) not_after: u64,
     /// The DNS names that it is valid for, in lower case.
     pub(super) names: Vec<String>,
+    /// It names itself as its issuer.
+    pub(super) self_issued: bool,
 }
 
 impl Facts {
@@ -34,6 +36,7 @@ impl Facts {
             not_before: seconds(&validity.not_before),
             not_after: seconds(&validity.not_after),
             names: names.collect(),
+            self_issued: certificate.issuer() == certificate.subject(),
         })
     }
 

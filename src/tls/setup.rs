@@ -1,14 +1,16 @@
 //! How one side of a connection speaks TLS.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustls::client::Resumption;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::ServerName;
 use rustls::server::NoServerSessionStorage;
-use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection, SignatureScheme,
+};
 
 use super::material::Material;
 use super::names::ByName;
@@ -168,7 +170,7 @@ impl Setup {
                 let resolver = SingleCertAndKey::from(Arc::clone(certified));
                 builder.with_client_cert_resolver(Arc::new(resolver))
             }
-            None => builder.with_no_client_auth(),
+            None => builder.with_client_cert_resolver(no_certificate()),
         };
         // A resumed session is not verified again, so it is resumed only under the same trust.
         config.resumption = match (&material, given) {
@@ -225,6 +227,28 @@ impl Setup {
         config.alpn_protocols.clone_from(&self.alpn);
         Ok(config)
     }
+}
+
+/// Shows no certificate to a server.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+/// Returns what shows no certificate: always the same object, because a session is resumed only
+/// with the one that it began with.
+fn no_certificate() -> Arc<dyn ResolvesClientCert> {
+    static NO_CERTIFICATE: LazyLock<Arc<dyn ResolvesClientCert>> =
+        LazyLock::new(|| Arc::new(NoCertificate));
+    Arc::clone(&NO_CERTIFICATE)
 }
 
 /// Returns the host's trusted authorities, read at most [`HOST_TRUST_AGE`] ago.

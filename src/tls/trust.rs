@@ -5,7 +5,7 @@
 //! self-signed certificate and give it to both sides; as an authority it would be refused, because
 //! most such certificates are marked as those of an authority and are used as a server's own.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -27,6 +27,9 @@ pub(super) struct Trust {
     roots: Arc<RootCertStore>,
     /// The certificates that pass as the peer's own.
     own: Arc<Vec<CertificateDer<'static>>>,
+    /// The verifier of servers, made when it is first needed. It is one and the same for all
+    /// sessions, because a session is resumed only under the verifier that it began with.
+    servers: Arc<OnceLock<Arc<dyn ServerCertVerifier>>>,
 }
 
 impl Trust {
@@ -46,6 +49,7 @@ impl Trust {
         Ok(Self {
             roots: Arc::new(roots),
             own: Arc::new(certificates),
+            servers: Arc::default(),
         })
     }
 
@@ -64,19 +68,25 @@ impl Trust {
         Ok(Self {
             roots: Arc::new(roots),
             own: Arc::default(),
+            servers: Arc::default(),
         })
     }
 
     /// Returns the verifier of servers.
     pub(super) fn servers(&self) -> Result<Arc<dyn ServerCertVerifier>, Unusable> {
+        if let Some(made) = self.servers.get() {
+            return Ok(Arc::clone(made));
+        }
         let inner =
             WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider());
         let inner = inner.build();
         let inner = inner.map_err(|error| Unusable::new("ca", error.to_string()))?;
-        Ok(Arc::new(Servers {
+        let made = Servers {
             inner,
             own: Arc::clone(&self.own),
-        }))
+        };
+        let made = self.servers.get_or_init(|| Arc::new(made));
+        Ok(Arc::clone(made))
     }
 
     /// Returns the verifier of clients.
@@ -106,6 +116,16 @@ fn is_own(
     Ok(true)
 }
 
+/// Says why a certificate is refused that its owner has signed. Most of these are marked as an
+/// authority's, and the library tells only that; but they would pass if they were trusted.
+fn explain(certificate: &CertificateDer<'_>, error: Error) -> Error {
+    let is_other = matches!(error, Error::InvalidCertificate(CertificateError::Other(_)));
+    match Facts::of(certificate) {
+        Some(facts) if is_other && facts.self_issued => CertificateError::UnknownIssuer.into(),
+        _ => error,
+    }
+}
+
 #[derive(Debug)]
 struct Servers {
     inner: Arc<WebPkiServerVerifier>,
@@ -125,8 +145,14 @@ impl ServerCertVerifier for Servers {
             verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        self.inner
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let verified = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        verified.map_err(|error| explain(end_entity, error))
     }
 
     fn verify_tls12_signature(
@@ -174,8 +200,10 @@ impl ClientCertVerifier for Clients {
         if is_own(&self.own, end_entity, now)? {
             return Ok(ClientCertVerified::assertion());
         }
-        self.inner
-            .verify_client_cert(end_entity, intermediates, now)
+        let verified = self
+            .inner
+            .verify_client_cert(end_entity, intermediates, now);
+        verified.map_err(|error| explain(end_entity, error))
     }
 
     fn verify_tls12_signature(

@@ -43,6 +43,8 @@ fn text(error: &Error, first: &[u8]) -> String {
         Error::DecryptError => "a record was damaged on its way".to_owned(),
         Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13)
         | Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled)
+        // Clients without TLS 1.2 do not know this extension, and it is looked at first.
+        | Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired)
         | Error::PeerIncompatible(PeerIncompatible::SupportedVersionsExtensionRequired) => {
             "the peer speaks neither TLS 1.3 nor TLS 1.2".to_owned()
         }
@@ -134,9 +136,7 @@ fn of_certificate(error: &CertificateError) -> String {
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
             "the peer's certificate is not meant for this side of a connection".to_owned()
         }
-        E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "the peer's certificate is an authority's own, and it is not itself trusted".to_owned()
-        }
+        E::Other(why) => format!("the peer's certificate is refused: {why}"),
         other => format!("the peer's certificate is refused: {other}"),
     }
 }

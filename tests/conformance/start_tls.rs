@@ -19,6 +19,7 @@ on_each_backend_with_tls!(
     a_server_starts_it_with_what_was_read_ahead,
     what_was_injected_before_it_is_never_taken_for_encrypted,
     unsent_plaintext_goes_first,
+    an_end_during_the_handshake_comes_after_it,
     a_call_that_does_not_fit_leaves_the_connection_as_it_is,
 );
 
@@ -237,6 +238,34 @@ async fn unsent_plaintext_goes_first(scene: &mut Scene) {
     let kinds = scene.recorder.kinds(id);
     let count = |kind| kinds.iter().filter(|k| **k == kind).count();
     assert_eq!(count("write_paused"), count("write_resumed"));
+}
+
+async fn an_end_during_the_handshake_comes_after_it(scene: &mut Scene) {
+    for large in [false, true] {
+        let (id, mut peer) = connected(scene).await;
+        // With unsent plaintext the handshake has not begun when the end is requested.
+        let mut plain = 0;
+        while large {
+            let answer = scene.write_at(id, &vec![b'p'; 1 << 20], Some(plain)).await;
+            let taken = answer.unwrap().taken;
+            if taken == plain {
+                break;
+            }
+            plain = taken;
+        }
+        start(scene, id, 0, false).await.unwrap();
+        if !large {
+            scene.write(id, b"secret").await;
+        }
+        scene.write_eof(id).await;
+        let mut read = vec![0; usize::try_from(plain).unwrap()];
+        peer.read_exact(&mut read).unwrap();
+        let mut peer = tls::serve(peer, tls::server("web", false)).unwrap();
+        let wanted: &[u8] = if large { b"" } else { b"secret" };
+        assert_eq!(tls::read_to_end(&mut peer), wanted, "then close_notify");
+        drop(peer);
+        scene.closed(id).await;
+    }
 }
 
 async fn a_call_that_does_not_fit_leaves_the_connection_as_it_is(scene: &mut Scene) {

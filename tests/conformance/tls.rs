@@ -208,7 +208,7 @@ async fn certificates_that_do_not_fit_are_refused_in_words(scene: &mut Scene) {
         (
             "self",
             with("ca.pem", ""),
-            "an authority's own, and it is not itself trusted",
+            "no trusted authority has signed",
         ),
         (
             "self",

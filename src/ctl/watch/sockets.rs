@@ -21,7 +21,7 @@ pub(in crate::ctl) const CONNECT_EXAMPLES: &str = "Examples:
 pub(in crate::ctl) const LISTEN_EXAMPLES: &str = "Examples:
   evloopctl listen 127.0.0.1:7000 -f
   evloopctl listen :7000 --max-conns 100       # every address of the host
-  evloopctl listen :7443 --tls=web             # with the certificate of [tls.web]";
+  evloopctl listen :7443 --tls=web             # as [tls.web] is configured";
 
 #[derive(Debug, Args)]
 pub(in crate::ctl) struct Connect {

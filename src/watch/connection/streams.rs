@@ -246,6 +246,10 @@ impl Streams {
     /// Sends the end of the outgoing stream, and closes the connection, as far as its directions
     /// have ended.
     fn close_if_ended(&mut self, cx: &mut Context<'_>) {
+        if self.starting.is_some() {
+            // What ends the streams is encrypted.
+            return;
+        }
         if cx.is_closing() && self.linger.is_none() {
             // The connection was aborted, is broken, or its socket was taken: the socket is left as
             // it is.
