@@ -1,12 +1,13 @@
 //! A section `[tls.NAME]`: reads its files, and reads them again when they change.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 use rustls::pki_types::CertificateDer;
 
 use super::material::Material;
@@ -89,12 +90,11 @@ impl Section {
         Arc::clone(&self.current.lock())
     }
 
-    /// Returns its certificate and those of the other sections that are shown by name.
-    pub(super) fn shown(&self, own: &Arc<Material>) -> Vec<Arc<Material>> {
+    /// Returns the certificates of the other sections that are shown by name.
+    pub(super) fn others(&self) -> impl Iterator<Item = Arc<Material>> {
         let others = self.others.get().into_iter().flatten();
         let others = others.filter_map(Weak::upgrade);
-        let others = others.map(|section| section.current());
-        std::iter::once(Arc::clone(own)).chain(others).collect()
+        others.map(|section| section.current())
     }
 
     pub(super) const fn is_strict(&self) -> bool {
@@ -189,9 +189,16 @@ fn at(path: &Path, error: &Unusable) -> Unusable {
 /// Reads a file, which must not be readable or writable by everybody if it is `secret`.
 fn content(part: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Unusable> {
     let failed = |why: String| at(path, &Unusable::new(part, why));
-    let file = File::open(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
-    let found = file.metadata();
-    let found = found.map_err(|error| failed(format!("cannot be read: {error}")))?;
+    let unreadable = |error: io::Error| failed(format!("cannot be read: {error}"));
+    // Opening a FIFO would wait for its writer otherwise.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty());
+    let file = file.map_err(|errno| unreadable(errno.into()))?;
+    let file = File::from(file);
+    let found = file.metadata().map_err(unreadable)?;
+    if !found.is_file() {
+        return Err(failed("is no regular file".to_owned()));
+    }
     if secret && found.mode() & OTHERS != 0 {
         let mode = found.mode() & 0o7777;
         return Err(failed(format!(
@@ -200,7 +207,7 @@ fn content(part: &'static str, path: &Path, secret: bool) -> Result<Vec<u8>, Unu
     }
     let mut bytes = Vec::new();
     let read = file.take(FILE_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(|error| failed(format!("cannot be read: {error}")))?;
+    read.map_err(unreadable)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(failed("is larger than 1 MiB".to_owned()));
     }

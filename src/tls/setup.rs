@@ -208,16 +208,13 @@ impl Setup {
             Some(trust) => builder.with_client_cert_verifier(trust.clients()?),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_cert_resolver(match &self.identity {
-            Identity::Section(section) => Arc::new(ByName {
-                certificates: section.shown(material),
-                strict: section.is_strict(),
-            }),
-            Identity::Nobody | Identity::Given(_) => Arc::new(ByName {
-                certificates: vec![Arc::clone(material)],
-                strict: false,
-            }),
-        });
+        let mut config = builder.with_cert_resolver(Arc::new(ByName {
+            own: Arc::clone(material),
+            section: match &self.identity {
+                Identity::Section(section) => Some(Arc::clone(section)),
+                Identity::Nobody | Identity::Given(_) => None,
+            },
+        }));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         match clients {
             // A resumed session would skip the verification of the client's certificate.

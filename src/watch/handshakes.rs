@@ -6,9 +6,9 @@
 //! connection before its handshake is complete.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -63,12 +63,30 @@ pub struct Handshakes {
 
 /// A handshake that is under way. It is given up when this is dropped, and its socket is closed.
 #[derive(Debug)]
-pub(super) struct Handshake(AbortHandle);
+pub(super) struct Handshake {
+    task: AbortHandle,
+    socket: Weak<OwnedFd>,
+}
+
+impl Handshake {
+    /// Lets the connection be reset, as far as it can be, when the handshake is given up.
+    pub(super) fn reset_when_closed(&self) {
+        if let Some(socket) = self.socket.upgrade() {
+            reset_when_closed(socket.as_fd());
+        }
+    }
+}
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
+}
+
+/// Lets a TCP connection be reset when its socket is closed. Other sockets cannot be reset.
+pub(super) fn reset_when_closed(socket: BorrowedFd<'_>) {
+    // A linger time of 0 does that (socket(7), SO_LINGER).
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
 }
 
 impl Handshakes {
@@ -100,6 +118,8 @@ impl Handshakes {
             timeout: limit,
         } = order.clone();
         let leaving = Arc::clone(&self.leaving);
+        let fd = Arc::new(fd);
+        let socket = Arc::downgrade(&fd);
         let work = async move {
             let shaken = timeout(limit, shake(fd, &setup, &before, leaving));
             let shaken = match AssertUnwindSafe(shaken).catch_unwind().await {
@@ -118,7 +138,8 @@ impl Handshakes {
         }
         let task = runtime.as_ref().map(|runtime| runtime.spawn(work));
         let none = || SystemError::new(Errno::AGAIN, STEP, "");
-        Ok(Handshake(task.ok_or_else(none)?.abort_handle()))
+        let task = task.ok_or_else(none)?.abort_handle();
+        Ok(Handshake { task, socket })
     }
 
     fn start(&self) -> Result<Runtime, SystemError> {
@@ -140,14 +161,14 @@ impl Drop for Handshakes {
 
 /// Carries out a handshake.
 async fn shake(
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     setup: &Setup,
     before: &[u8],
     leaving: Arc<Semaphore>,
 ) -> Result<Secured, SystemError> {
     let system = |error: io::Error| SystemError::from_io(&error, STEP, "");
     let mut session = setup.session()?;
-    let socket = sys::async_fd(Arc::new(fd), Interest::READABLE | Interest::WRITABLE);
+    let socket = sys::async_fd(fd, Interest::READABLE | Interest::WRITABLE);
     let socket = Socket {
         fd: socket.map_err(system)?,
         _closing: Closing,
@@ -169,7 +190,7 @@ async fn shake(
         }
         sent.map_err(system)?;
         if !session.is_handshaking() {
-            // Nobody else has the descriptor.
+            // Nobody else has the descriptor, unless the connection is being aborted.
             let fd = Arc::into_inner(socket.fd.into_inner());
             let fd = fd.ok_or_else(|| SystemError::new(Errno::BADF, STEP, ""))?;
             return Ok(Secured { fd, session });

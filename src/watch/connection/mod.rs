@@ -22,7 +22,7 @@ pub use self::secure::StartTls;
 use self::secure::{Starting, TLS_STARTED};
 use self::streams::Streams;
 use super::address::{self, HostAddress};
-use super::handshakes::Handshake;
+use super::handshakes::{Handshake, reset_when_closed};
 use super::places::Place;
 use super::{Context, Notice, Secured, Taken, Teardown, TlsOrder, Watch};
 use crate::clock::nanos;
@@ -52,7 +52,7 @@ enum Phase {
     Securing {
         streams: Option<Box<Streams>>,
         /// Is given up if this is dropped.
-        _handshake: Handshake,
+        handshake: Handshake,
     },
     Open(Box<Streams>),
     Closed,
@@ -168,12 +168,7 @@ impl Connection {
         let (streams, before) = streams.map_or((None, Vec::new()), |(s, b)| (Some(s), b));
         let services = Arc::clone(cx.services);
         match services.handshakes.begin(cx, (0, fd), order, before) {
-            Ok(handshake) => {
-                self.phase = Phase::Securing {
-                    streams,
-                    _handshake: handshake,
-                }
-            }
+            Ok(handshake) => self.phase = Phase::Securing { streams, handshake },
             Err(error) => cx.close_with_error(error),
         }
     }
@@ -424,12 +419,14 @@ impl Watch for Connection {
     }
 
     fn abort(&mut self, cx: &mut Context<'_>) {
-        if let Phase::Open(streams) = &self.phase
-            && let Some(fd) = cx.fd(streams.input.source)
-        {
-            // A TCP socket with a linger time of 0 is reset when it is closed (socket(7),
-            // SO_LINGER). Other sockets cannot be reset.
-            let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+        match &self.phase {
+            Phase::Open(streams) => {
+                if let Some(fd) = cx.fd(streams.input.source) {
+                    reset_when_closed(fd);
+                }
+            }
+            Phase::Securing { handshake, .. } => handshake.reset_when_closed(),
+            _ => {}
         }
         cx.close(CloseReason::Aborted);
         cx.finish();
