@@ -45,6 +45,9 @@ pub enum Nonblocking {
     Pipe,
     /// The daemon set `O_NONBLOCK`: no other process shares the open file description.
     Own,
+    /// The master side of a client's pseudoterminal, which cannot be opened a second time. Its
+    /// `O_NONBLOCK` is looked at before each call, because the client can clear it.
+    Terminal,
     /// A client's listening socket, whose flags the client can change: see `acceptor`. Only
     /// [`Op::Accept`] is possible.
     Listener,
@@ -57,7 +60,7 @@ pub enum Nonblocking {
 
 impl Nonblocking {
     const fn is_stream(self) -> bool {
-        matches!(self, Self::Socket | Self::Pipe | Self::Own)
+        matches!(self, Self::Socket | Self::Pipe | Self::Own | Self::Terminal)
     }
 
     /// Returns whether an operation is valid and can be carried out without blocking the loop.
@@ -331,10 +334,12 @@ fn stream(
         FileKind::Fifo | FileKind::Tty | FileKind::CharDevice => {
             return reopen(fd, kind, flags);
         }
+        // It cannot be reopened: that would make another pseudoterminal.
+        FileKind::PtyMaster if flags.contains(OFlags::NONBLOCK) => Nonblocking::Terminal,
         FileKind::PtyMaster => {
             return Err(Refusal::new(
                 kind.phrase(),
-                "reading it could block, and it cannot be reopened; hand over the terminal side",
+                "reading it could block: set O_NONBLOCK before handing it over",
             ));
         }
         _ => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, sockopt};
 
@@ -110,6 +111,9 @@ impl Intake {
                 u64::MAX,
                 ReadWriteFlags::NOWAIT,
             ),
+            Nonblocking::Terminal => {
+                still_nonblocking(fd).and_then(|()| rustix::io::read(fd, buffer))
+            }
             Nonblocking::Own => rustix::io::read(fd, buffer),
             Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => {
                 Err(Errno::INVAL)
@@ -117,10 +121,16 @@ impl Intake {
         };
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch, len)),
-            // The other side of a pseudoterminal is closed, see ioctl_tty(2).
-            Err(Errno::IO) if rustix::termios::isatty(fd) => Ok(Received::default()),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+/// Fails with `EINVAL` if a client has cleared `O_NONBLOCK`.
+fn still_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    match rustix::fs::fcntl_getfl(fd)?.contains(OFlags::NONBLOCK) {
+        true => Ok(()),
+        false => Err(Errno::INVAL),
     }
 }
 
@@ -133,6 +143,7 @@ pub(super) fn send(fd: BorrowedFd<'_>, mode: Nonblocking, bytes: &[u8]) -> Attem
         Nonblocking::Pipe => {
             rustix::io::pwritev2(fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
         }
+        Nonblocking::Terminal => still_nonblocking(fd).and_then(|()| rustix::io::write(fd, bytes)),
         Nonblocking::Own => rustix::io::write(fd, bytes),
         Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
     };

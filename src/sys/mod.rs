@@ -202,6 +202,15 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
 }
 
+/// Returns whether the terminal of this pseudoterminal master is locked, so that nobody can open it;
+/// `None` if this is no master.
+pub(crate) fn terminal_is_locked(master: BorrowedFd<'_>) -> Option<bool> {
+    let mut locked: libc::c_int = 0;
+    // SAFETY: the request writes one int, and `locked` is one.
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTLCK, &raw mut locked) };
+    check(result.into()).ok().map(|_| locked != 0)
+}
+
 /// Returns the number of connections that wait in the queue of a listening TCP socket; `None` for
 /// any other socket.
 pub(crate) fn waiting_connections(socket: BorrowedFd<'_>) -> Option<u64> {

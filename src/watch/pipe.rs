@@ -1,7 +1,11 @@
 //! Read and write pipes: one end of a FIFO, socket or character device (asyncio's connect_read_pipe
 //! and connect_write_pipe).
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
 use super::{Alarm, Context, Taken, Teardown, Watch};
@@ -9,11 +13,16 @@ use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
 use crate::error::Result;
 use crate::event::{CloseReason, Eof, Kind, Stream};
 use crate::proto;
+use crate::sys;
 
 const DATA: Lane = Lane(0);
 /// The lane that detects that the reader of a write pipe has gone. On every backend a write end
 /// becomes readable by that.
 const PEER: Lane = Lane(1);
+
+/// How long a pipe waits before it looks again at a terminal that no process has open. The kernel
+/// reports nothing when one opens it.
+const TERMINAL_RETRY: Duration = Duration::from_millis(100);
 
 /// The end that the daemon holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +93,25 @@ impl Watch for ReadPipe {
     fn complete(&mut self, cx: &mut Context<'_>, _lane: Lane, done: Done) {
         let Some(input) = &mut self.input else { return };
         match input.complete(cx, done) {
-            Some(Ended::Eof) => {
-                let offset = input.offset;
-                cx.emit(Kind::Eof(Eof { offset }));
-                cx.close(CloseReason::Completed);
-            }
+            Some(Ended::Eof) => end(cx, input.offset),
+            Some(Ended::Failed(Errno::IO)) => match terminal(cx, input.source) {
+                Terminal::MayReturn => {
+                    input.ended = false;
+                    cx.set_alarm_in(TERMINAL_RETRY);
+                }
+                Terminal::Gone => end(cx, input.offset),
+                Terminal::None => cx.fail(Errno::IO, "read"),
+            },
             Some(Ended::Failed(errno)) => cx.fail(errno, "read"),
             Some(Ended::Cancelled) | None => {}
+        }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) {
+        if let Some(input) = &self.input
+            && !cx.is_closing()
+        {
+            input.start(cx);
         }
     }
 
@@ -131,6 +152,41 @@ impl Watch for ReadPipe {
     }
 }
 
+fn end(cx: &mut Context<'_>, offset: u64) {
+    cx.emit(Kind::Eof(Eof { offset }));
+    cx.close(CloseReason::Completed);
+}
+
+/// What EIO says of a descriptor that is read or written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// No process has the terminal of this master open. One may open it again, by its name.
+    MayReturn,
+    /// The other side has gone, and nothing brings it back.
+    Gone,
+    /// It is an error and not an end.
+    None,
+}
+
+/// Finds out what EIO means. Only the kernel knows: a terminal can be opened again unless it is
+/// locked (TIOCSPTLCK of ioctl_tty(2)). One whose master is closed has hung up.
+fn terminal(cx: &Context<'_>, source: SourceId) -> Terminal {
+    let Some(fd) = cx.fd(source) else {
+        return Terminal::None;
+    };
+    match sys::terminal_is_locked(fd) {
+        Some(false) => return Terminal::MayReturn,
+        Some(true) => return Terminal::Gone,
+        None => {}
+    }
+    let mut found = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    let polled = rustix::event::poll(&mut found, Some(&Timespec::default()));
+    match polled.is_ok() && found[0].revents().contains(PollFlags::HUP) {
+        true => Terminal::Gone,
+        false => Terminal::None,
+    }
+}
+
 /// Clears `O_NONBLOCK` of a descriptor that a client takes, because the one that was handed over
 /// blocks. Until then only the daemon has this open file description.
 fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
@@ -146,7 +202,7 @@ fn takeable(source: Option<SourceId>) -> Result<SourceId> {
 
 /// Ends the watch with an error. If it is ending already, ends it now, without sending the bytes
 /// that are left.
-fn fail_now(cx: &mut Context<'_>, errno: rustix::io::Errno, step: &'static str) {
+fn fail_now(cx: &mut Context<'_>, errno: Errno, step: &'static str) {
     cx.fail(errno, step);
     cx.finish();
 }
@@ -159,6 +215,14 @@ struct WritePipe {
     output: Option<Outgoing>,
 }
 
+impl WritePipe {
+    fn watch_peer(&self, cx: &mut Context<'_>, source: SourceId) {
+        if !cx.is_live(PEER) {
+            cx.start(PEER, source, Op::Ready(Direction::Read));
+        }
+    }
+}
+
 impl Watch for WritePipe {
     fn start(&mut self, cx: &mut Context<'_>) {
         let Some(claim) = self.claim.take() else {
@@ -168,7 +232,7 @@ impl Watch for WritePipe {
             return;
         };
         self.output = Some(Outgoing::new(DATA, source, self.marks));
-        cx.start(PEER, source, Op::Ready(Direction::Read));
+        self.watch_peer(cx, source);
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
@@ -177,10 +241,14 @@ impl Watch for WritePipe {
         };
         match (lane, done) {
             (PEER, Done::Ready(ready)) => {
-                // If none of these is set, the peer of a socket has sent something, which a write
-                // pipe ignores.
-                if ready.error || ready.hangup || ready.half_closed {
-                    fail_now(cx, rustix::io::Errno::PIPE, "write");
+                let gone = ready.error || ready.hangup || ready.half_closed;
+                let locked = cx.fd(output.source).and_then(sys::terminal_is_locked);
+                match (gone, locked) {
+                    (true, None | Some(true)) => fail_now(cx, Errno::PIPE, "write"),
+                    // The other side of a pseudoterminal has written, or may be opened again.
+                    (_, Some(_)) if !cx.is_closing() => cx.set_alarm_in(TERMINAL_RETRY),
+                    // The peer of a socket has sent something, which a write pipe ignores.
+                    _ => {}
                 }
             }
             (PEER, Done::Failed(errno)) => fail_now(cx, errno, "watch"),
@@ -197,7 +265,10 @@ impl Watch for WritePipe {
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
-        cx.finish();
+        match &self.output {
+            Some(output) if !cx.is_closing() => self.watch_peer(cx, output.source),
+            _ => cx.finish(),
+        }
     }
 
     /// On an orderly end, first sends the bytes that were taken, for as long as `close_linger`

@@ -111,6 +111,7 @@ mod scenario;
 mod shortage;
 mod socket_options;
 mod start_tls;
+mod terminals;
 mod timeouts;
 mod timers;
 mod tls;

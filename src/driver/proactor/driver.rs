@@ -175,6 +175,7 @@ impl Driver for Proactor {
         let socket = match mode {
             Nonblocking::Socket => true,
             Nonblocking::Pipe
+            | Nonblocking::Terminal
             | Nonblocking::Listener
             | Nonblocking::ReadinessOnly
             | Nonblocking::File => false,

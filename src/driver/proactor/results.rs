@@ -177,10 +177,6 @@ impl Proactor {
                 source.reads_many = false;
                 self.resubmit(token);
             }
-            // The other side of a pseudoterminal is closed, see ioctl_tty(2).
-            Err(Errno::IO) if receives && rustix::termios::isatty(fd) => {
-                self.end(token, Done::Eof);
-            }
             Err(errno) => self.end(token, Done::Failed(errno)),
         }
     }
