@@ -12,6 +12,7 @@ use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 
+use super::close;
 use super::description;
 use super::failure::Failure;
 use super::lookup;
@@ -320,7 +321,8 @@ enum Form {
 async fn of_verb(session: &Session, verb: &str, form: Form) -> Result<Vec<Found>, Failure> {
     let processes = !matches!(
         verb,
-        "rm" | "show"
+        "rm" | "close"
+            | "show"
             | "status"
             | "write"
             | "events"
@@ -330,12 +332,12 @@ async fn of_verb(session: &Session, verb: &str, form: Form) -> Result<Vec<Found>
             | "watch take-fd"
     );
     let request = ListWatchesRequest {
-        watch_kinds: if processes {
-            vec!["process".to_owned()]
-        } else {
-            Vec::new()
+        watch_kinds: match verb {
+            "close" => close::KINDS.map(|kind| kind.name().to_owned()).into(),
+            _ if processes => vec!["process".to_owned()],
+            _ => Vec::new(),
         },
-        open_only: matches!(verb, "kill" | "stop" | "write"),
+        open_only: matches!(verb, "kill" | "stop" | "write" | "close"),
         ..ListWatchesRequest::default()
     };
     let later = |watch: &Watch| {

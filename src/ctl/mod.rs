@@ -24,6 +24,7 @@ mod attach;
 mod attached;
 mod backends;
 mod check;
+mod close;
 mod command;
 mod complete;
 mod config;
@@ -170,6 +171,9 @@ enum Verb {
     /// Write to a process, a connection or a pipe
     #[command(visible_alias = "send", after_help = write::EXAMPLES)]
     Write(write::Write),
+    /// Close connections, listeners, pipes and datagram sockets, and say what they left
+    #[command(after_help = close::EXAMPLES)]
+    Close(close::Close),
     /// Append an event of your own to a loop
     #[command(after_help = post::EXAMPLES)]
     Post(post::Post),
@@ -288,6 +292,7 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Listen(args) => watch::kinds::run(session, watch::kinds::Kind::Listen(args)).await,
         Verb::Udp(args) => watch::kinds::run(session, watch::kinds::Kind::Udp(args)).await,
         Verb::Write(args) => write::run(session, args).await,
+        Verb::Close(args) => close::run(session, args).await,
         Verb::Post(args) => post::run(session, args).await,
         Verb::Backends(args) => backends::run(session, &args).await,
         Verb::Config => config::run(session).await,

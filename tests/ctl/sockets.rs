@@ -2,6 +2,8 @@
 
 use std::net::{TcpListener, TcpStream};
 
+use serde_json::Value;
+
 use crate::common::{Daemon, within};
 use crate::program::{Following, ctl};
 
@@ -111,4 +113,77 @@ async fn listen_shows_how_many_connections_are_open() {
     };
     let sheet = within("the first connection", full).await;
     assert_eq!(shown(&sheet, "accepted"), "1 connection");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn close_says_what_a_watch_left_and_abort_drops_it() {
+    let daemon = Daemon::start("[limits]\nclose_linger = \"10ms\"\n").await;
+    let on = async |args: &[&str]| ctl(&daemon.socket, args).await;
+    let listen = ["listen", "127.0.0.1:0", "--name", "web", "--max-conns", "1"];
+    on(&listen).await.good();
+    let sheet = on(&["show", "web"]).await.good();
+    let address = shown(&sheet, "address").to_owned();
+    let _clients: Vec<TcpStream> = (0..3)
+        .map(|_| TcpStream::connect(&address).unwrap())
+        .collect();
+    let accepted = async {
+        let one = |sheet: String| shown(&sheet, "accepted").starts_with('1');
+        while !one(on(&["show", "web"]).await.good()) {}
+    };
+    within("the first connection", accepted).await;
+    let closed = on(&["close", "web"]).await.good();
+    assert_eq!(closed, "web closed: removed, 2 connections not accepted\n");
+    on(&["show", "web"]).await.failed(1, &["web"]);
+
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap().to_string();
+    on(&["connect", &address, "--name", "idle"]).await.good();
+    assert_eq!(
+        on(&["close", "idle"]).await.good(),
+        "idle closed: removed\n"
+    );
+    // These peers never read, so that bytes are left. The whole write fits the daemon's buffer.
+    let mut peers = vec![server.accept().unwrap()];
+    let much = "x".repeat(100_000);
+    for (name, args, code, words) in [
+        ("slow", &["close", "slow"][..], 1, "slow closed: removed, "),
+        (
+            "gone",
+            &["close", "--abort", "gone"],
+            0,
+            "gone closed: aborted, ",
+        ),
+        (
+            "json",
+            &["--json", "close", "json"],
+            1,
+            "CLOSE_REASON_REMOVED",
+        ),
+    ] {
+        on(&["connect", &address, "--name", name]).await.good();
+        peers.push(server.accept().unwrap());
+        let waits = async {
+            let status = ["--json", "watch", "get", name];
+            let unsent = |watch: &Value| watch["transport"]["buffered_bytes"].as_u64();
+            while unsent(&on(&status).await.values()[0]) == Some(0) {
+                on(&["write", name, &much]).await.good();
+            }
+        };
+        within("a full socket", waits).await;
+        let closed = on(args).await;
+        let text = closed.stdout.clone();
+        assert!(text.contains(words) && text.contains("unsent"), "{text}");
+        match code {
+            0 => drop(closed.good()),
+            code => closed.failed(code, &[name, "bytes were not sent"]),
+        }
+    }
+    on(&["watch", "timer", "--every", "1h", "--name", "tick"])
+        .await
+        .good();
+    on(&["close", "tick"])
+        .await
+        .failed(1, &["it is a timer", "rm tick"]);
+    on(&["close", "nobody"]).await.failed(1, &["nobody"]);
+    on(&["close"]).await.failed(2, &["missing"]);
 }
