@@ -1,5 +1,6 @@
 //! The commands that a loop carries out on its thread.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
-use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Watch};
+use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Watch, WaterMarks};
 
 /// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
@@ -77,6 +78,15 @@ pub(super) enum Command {
         name: WatchName,
         order: StartTls,
         reply: Reply<()>,
+    },
+    SetWaterMarks {
+        name: WatchName,
+        marks: WaterMarks,
+        reply: Reply<()>,
+    },
+    GroupSocket {
+        name: WatchName,
+        reply: Reply<OwnedFd>,
     },
     PauseReading {
         name: WatchName,
@@ -161,6 +171,8 @@ impl Command {
             | Self::Remove { .. }
             | Self::WriteEof { .. }
             | Self::StartTls { .. }
+            | Self::SetWaterMarks { .. }
+            | Self::GroupSocket { .. }
             | Self::PauseReading { .. }
             | Self::Signal { .. }
             | Self::Abort { .. }
@@ -247,6 +259,14 @@ impl EventLoop {
             }
             Command::StartTls { name, order, reply } => {
                 let result = self.start_tls(&name, order);
+                self.reply(reply, result);
+            }
+            Command::SetWaterMarks { name, marks, reply } => {
+                let result = self.set_water_marks(&name, marks);
+                self.reply(reply, result);
+            }
+            Command::GroupSocket { name, reply } => {
+                let result = self.group_socket(&name);
                 self.reply(reply, result);
             }
             Command::PauseReading { name, pause, reply } => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -12,11 +13,11 @@ use super::record::TakenFd;
 use super::sweeps::{STEP, Sweep};
 use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState, STATE_CHANGE};
 use crate::clock::Now;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
 use crate::proto;
-use crate::watch::{Parcel, SignalTarget, StartTls, Taken};
+use crate::watch::{Parcel, SignalTarget, StartTls, Taken, WaterMarks};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
@@ -240,6 +241,20 @@ impl EventLoop {
 
     pub(super) fn send_to(&mut self, name: &WatchName, parcel: Parcel) -> Result<u64> {
         self.with_live_watch(name, |watch, cx| watch.send_to(cx, parcel))
+    }
+
+    pub(super) fn set_water_marks(&mut self, name: &WatchName, marks: WaterMarks) -> Result<()> {
+        self.with_live_watch(name, |watch, cx| watch.set_water_marks(cx, marks))
+    }
+
+    /// Returns a duplicate of the socket, so that what may block is done on another thread.
+    pub(super) fn group_socket(&mut self, name: &WatchName) -> Result<OwnedFd> {
+        self.with_live_watch(name, |watch, cx| {
+            let source = watch.group_socket()?;
+            let socket = cx.fd(source).ok_or(Errno::BADF);
+            let copy = socket.and_then(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0));
+            copy.map_err(|errno| SystemError::new(errno, "dup", "").into())
+        })
     }
 
     pub(super) fn pause_reading(&mut self, name: &WatchName, pause: bool) -> Result<()> {

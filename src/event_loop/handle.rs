@@ -1,5 +1,6 @@
 //! Access to a loop from outside its thread.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,12 +15,13 @@ use super::{Blueprint, EventLoop, Shared};
 use crate::access::{Principal, ProcessKey};
 use crate::clock;
 use crate::config::Policy;
+use crate::descriptors::Closing;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::proto;
-use crate::watch::{Parcel, SignalTarget, StartTls, Taken};
+use crate::watch::{Group, Membership, Parcel, SignalTarget, StartTls, Taken, WaterMarks};
 
 /// The largest number of paused sources in the view of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -330,6 +332,32 @@ impl Handle {
             reply,
         })
         .await
+    }
+
+    /// Moves the water marks of a watch's outgoing stream or datagrams.
+    ///
+    /// # Errors
+    /// There is no such watch, it has no outgoing stream, or its journal has no room.
+    pub async fn set_water_marks(&self, name: WatchName, marks: WaterMarks) -> Result<()> {
+        self.call(|reply| Command::SetWaterMarks { name, marks, reply })
+            .await
+    }
+
+    /// Makes the socket of a watch a member of a multicast group, or ends that.
+    ///
+    /// # Errors
+    /// There is no such watch, it has no groups, or the system refuses.
+    pub async fn change_group(
+        &self,
+        name: WatchName,
+        change: Membership,
+        group: Group,
+    ) -> Result<()> {
+        let socket = self.call(|reply| Command::GroupSocket { name, reply });
+        let socket = (socket.await?, Closing);
+        let work = move || change.change(socket.0.as_fd(), &group);
+        let lost = |_| Error::Internal("the thread of the call ended without a result");
+        tokio::task::spawn_blocking(work).await.map_err(lost)?
     }
 
     /// Pauses or resumes reading.

@@ -1,5 +1,5 @@
-//! Attach: a subscription that also takes acknowledgements, re-arming, writing and posting, in the
-//! order in which they come.
+//! Attach: a subscription that also takes acknowledgements, re-arming, writing, datagrams to send
+//! and posting, in the order in which they come.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use super::convert;
 use super::events::{append, postings};
 use super::status::batch_error;
 use super::stream::EventStream;
-use super::transports::WRITE_MAX;
+use super::transports::{WRITE_MAX, parcel};
 use super::watches::check_items;
 use super::wire::AttachResponse;
 use crate::error::{Error, Result};
@@ -22,8 +22,8 @@ use crate::event_loop::Handle;
 use crate::proto::attach_request::Message;
 use crate::proto::attach_result::Result as Outcome;
 use crate::proto::{
-    AttachPost, AttachRearm, AttachRequest, AttachResult, AttachWrite, Cursor, PostResponse,
-    SubscribeHeader, WriteResponse,
+    AttachPost, AttachRearm, AttachRequest, AttachResult, AttachSendTo, AttachWrite, Cursor,
+    PostResponse, SendToResponse, SubscribeHeader, WriteResponse,
 };
 
 /// A request that is being carried out. Its result is `None` if the client did not ask for one.
@@ -117,6 +117,10 @@ impl AttachStream {
                 self.work = Some(Box::pin(written(self.on.clone(), write)));
                 None
             }
+            Some(Message::SendTo(send)) => {
+                self.work = Some(Box::pin(sent(self.on.clone(), send)));
+                None
+            }
             Some(Message::Post(post)) => {
                 let drains = self.events.registry().check_draining();
                 let (requester, on) = (Arc::clone(&self.requester), self.on.clone());
@@ -128,7 +132,8 @@ impl AttachStream {
                 Some(refused(0, &error))
             }
             None => {
-                let error = Error::invalid("message", "must be set, to ack, rearm, write or post");
+                let error =
+                    Error::invalid("message", "must be set, to ack, rearm, write, send or post");
                 Some(refused(0, &error))
             }
         }
@@ -181,6 +186,17 @@ async fn written(on: Handle, write: AttachWrite) -> Option<AttachResult> {
         }))
     };
     result(write.number, outcome.await)
+}
+
+async fn sent(on: Handle, send: AttachSendTo) -> Option<AttachResult> {
+    let outcome = async {
+        let name = convert::watch_name(send.watch)?;
+        let interface = send.source_interface_index;
+        let parcel = parcel(send.data, send.peer.as_ref(), &send.source_ip, interface)?;
+        let buffered_bytes = on.send_to(name, parcel).await?;
+        Ok(Outcome::Sent(SendToResponse { buffered_bytes }))
+    };
+    result(send.number, outcome.await)
 }
 
 async fn posted(

@@ -40,10 +40,11 @@ macro_rules! repeatable {
 
 repeatable! {
     AbortRequest, AckRequest, AddWatchRequest, BatchAddWatchesRequest, CloseLoopRequest,
-    CreateConsumerRequest, DeleteConsumerRequest, NewEventLoopRequest, PauseReadingRequest,
-    PostRequest, RearmRequest, RemoveWatchRequest, ResumeReadingRequest, RunLoopRequest, RunRequest,
-    SendSignalRequest, SendToRequest, SetEventLoopPolicyRequest, SetEventLoopRequest, StartTlsRequest,
-    StopLoopRequest, TakeFdRequest, WriteEofRequest, WriteRequest,
+    CreateConsumerRequest, DeleteConsumerRequest, JoinGroupRequest, LeaveGroupRequest,
+    NewEventLoopRequest, PauseReadingRequest, PostRequest, RearmRequest, RemoveWatchRequest,
+    ResumeReadingRequest, RunLoopRequest, RunRequest, SendSignalRequest, SendToRequest,
+    SetEventLoopPolicyRequest, SetEventLoopRequest, SetWaterMarksRequest, StartTlsRequest, StopLoopRequest,
+    TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 
 /// The kept answers take at most one part in this many of `limits.memory`.

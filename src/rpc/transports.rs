@@ -3,12 +3,12 @@
 use tonic::{Request, Response, Status};
 
 use super::server::transport_service_server::TransportService;
-use super::spec::tls;
+use super::spec::{group, tls, water_marks};
 use super::{Api, Requester, convert, mutate, object, requester};
 use crate::error::Error;
 use crate::event::PAYLOAD_MAX;
 use crate::proto::*;
-use crate::watch::Parcel;
+use crate::watch::{Membership, Parcel};
 
 /// Most bytes of one Write.
 pub(super) const WRITE_MAX: usize = 1 << 20;
@@ -64,10 +64,12 @@ impl TransportService for Api {
         let work = |api: Self, requester: Requester, request: SendToRequest| async move {
             let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
-            if request.data.len() > PAYLOAD_MAX {
-                return Err(Error::invalid("data", "must be at most 256 KiB"));
-            }
-            let parcel = Parcel::check(request.data, request.peer.as_ref(), &request.source_ip)?;
+            let parcel = parcel(
+                request.data,
+                request.peer.as_ref(),
+                &request.source_ip,
+                request.source_interface_index,
+            )?;
             // As for Write: one command sends it.
             Ok(SendToResponse {
                 buffered_bytes: on.send_to(name, parcel).await?,
@@ -94,6 +96,71 @@ impl TransportService for Api {
         };
         let answer = self
             .once(requester, "StartTls", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn set_water_marks(
+        &self,
+        request: Request<SetWaterMarksRequest>,
+    ) -> Result<Response<SetWaterMarksResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: SetWaterMarksRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let limits = api.registry.services().transport;
+            let marks = water_marks(limits, "water_marks", request.water_marks.as_ref())?;
+            on.set_water_marks(name, marks).await?;
+            Ok(SetWaterMarksResponse {
+                water_marks: Some(marks.into()),
+            })
+        };
+        let answer = self
+            .once(requester, "SetWaterMarks", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn join_group(
+        &self,
+        request: Request<JoinGroupRequest>,
+    ) -> Result<Response<JoinGroupResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: JoinGroupRequest| async move {
+            let JoinGroupRequest {
+                r#loop,
+                watch,
+                group,
+                ..
+            } = request;
+            let change = (Membership::Join, "JoinGroup");
+            change_group(api, requester, (r#loop, watch), change, group).await?;
+            Ok(JoinGroupResponse {})
+        };
+        let answer = self
+            .once(requester, "JoinGroup", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn leave_group(
+        &self,
+        request: Request<LeaveGroupRequest>,
+    ) -> Result<Response<LeaveGroupResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: LeaveGroupRequest| async move {
+            let LeaveGroupRequest {
+                r#loop,
+                watch,
+                group,
+                ..
+            } = request;
+            let change = (Membership::Leave, "LeaveGroup");
+            change_group(api, requester, (r#loop, watch), change, group).await?;
+            Ok(LeaveGroupResponse {})
+        };
+        let answer = self
+            .once(requester, "LeaveGroup", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
@@ -157,4 +224,33 @@ impl TransportService for Api {
             .await;
         Ok(Response::new(answer?))
     }
+}
+
+/// Checks a datagram to send.
+pub(super) fn parcel(
+    data: bytes::Bytes,
+    peer: Option<&SocketAddress>,
+    source_ip: &str,
+    source_interface: u32,
+) -> Result<Parcel, Error> {
+    if data.len() > PAYLOAD_MAX {
+        return Err(Error::invalid("data", "must be at most 256 KiB"));
+    }
+    Parcel::check(data, peer, source_ip, source_interface)
+}
+
+async fn change_group(
+    api: Api,
+    requester: Requester,
+    (on, watch): (Option<LoopRef>, Option<WatchRef>),
+    (change, action): (Membership, &'static str),
+    asked: Option<MulticastGroup>,
+) -> Result<(), Error> {
+    let on = api.on(&requester, on, false)?;
+    let name = convert::watch_name(watch)?;
+    let asked = asked.ok_or_else(|| Error::invalid("group", "must be set"))?;
+    let group = group("group", &asked)?;
+    let object = object(&on, name.to_string());
+    let work = async move { on.change_group(name, change, group).await };
+    mutate(&requester, action, object, work).await
 }

@@ -210,8 +210,17 @@ fn reported(data: &[u8]) -> Option<Reported> {
     Some(Reported { errno, by })
 }
 
+/// Where to send a datagram from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Source {
+    /// The address, of the family of the socket; `None` if the kernel chooses.
+    pub(crate) ip: Option<IpAddr>,
+    /// The index of the interface, which an int holds; 0 if the kernel chooses.
+    pub(crate) interface: u32,
+}
+
 /// Sends one datagram, without blocking, to the peer that the socket is connected to if `peer` is
-/// `None`. `source` is the address to send from, of the family of the socket.
+/// `None`.
 ///
 /// # Errors
 /// Those of sendmsg(2); EAGAIN if there is no room for it.
@@ -219,7 +228,7 @@ pub(crate) fn send(
     fd: BorrowedFd<'_>,
     data: &[u8],
     peer: Option<&SocketAddrAny>,
-    source: Option<IpAddr>,
+    source: Source,
 ) -> Result<(), Errno> {
     let mut control = Control([0; 512]);
     let mut part = libc::iovec {
@@ -234,10 +243,10 @@ pub(crate) fn send(
     }
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    match source {
+    match source.ip {
         Some(IpAddr::V4(ip)) => {
             let info = libc::in_pktinfo {
-                ipi_ifindex: 0,
+                ipi_ifindex: source.interface.cast_signed(),
                 ipi_spec_dst: libc::in_addr {
                     s_addr: u32::from_ne_bytes(ip.octets()),
                 },
@@ -256,7 +265,7 @@ pub(crate) fn send(
                 ipi6_addr: libc::in6_addr {
                     s6_addr: ip.octets(),
                 },
-                ipi6_ifindex: 0,
+                ipi6_ifindex: source.interface,
             };
             let (level, kind) = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
             write_control(&mut message, &mut control, level, kind, info);

@@ -96,7 +96,7 @@ pub fn text(address: &SocketAddrAny) -> String {
 }
 
 /// The checked address of a Unix socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UnixName {
     /// An absolute path.
     Path(PathBuf),

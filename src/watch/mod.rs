@@ -51,11 +51,14 @@ mod starters;
 mod tcp;
 mod timer;
 mod transport;
+mod water;
 
 pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
-pub use datagram::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Parcel};
+pub use datagram::{
+    DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Membership, Parcel,
+};
 pub use fd::FdOrder;
 pub use handshakes::{Handshakes, Secured, TlsOrder};
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
@@ -71,7 +74,7 @@ pub use sources::Sources;
 pub use starters::Starters;
 pub use tcp::{KeepAlive, TcpOptions};
 pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
-pub use transport::WaterMarks;
+pub use water::WaterMarks;
 
 /// The resources of a loop that a watch needs, reserved before it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,6 +260,22 @@ pub trait Watch: Send + fmt::Debug {
     /// The kind cannot begin TLS, not in its present state, or not at that offset.
     fn start_tls(&mut self, _cx: &mut Context<'_>, _order: StartTls) -> Result<()> {
         Err(unsupported("a stream on which TLS can begin"))
+    }
+
+    /// Returns the source whose socket can be a member of multicast groups.
+    ///
+    /// # Errors
+    /// The kind has none.
+    fn group_socket(&self) -> Result<crate::driver::SourceId> {
+        Err(unsupported("multicast groups"))
+    }
+
+    /// Moves the water marks of its outgoing stream or datagrams.
+    ///
+    /// # Errors
+    /// The kind has none, or the journal has no room for the event that follows from it.
+    fn set_water_marks(&mut self, _cx: &mut Context<'_>, _marks: WaterMarks) -> Result<()> {
+        Err(unsupported("an outgoing stream"))
     }
 
     /// Pauses or resumes reading. Idempotent.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
+use super::transport::{Ended, Incoming, Outgoing};
+use super::water::WaterMarks;
 use super::{Alarm, Context, Taken, Teardown, Watch};
 use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
 use crate::error::Result;
@@ -298,6 +299,14 @@ impl Watch for WritePipe {
         }
     }
 
+    fn set_water_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        if let Some(output) = &mut self.output {
+            output.set_marks(cx, marks)?;
+        }
+        self.marks = marks;
+        Ok(())
+    }
+
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if let Some(output) = &mut self.output {
             output.eof = true;
@@ -318,6 +327,7 @@ impl Watch for WritePipe {
             connected: output.is_some(),
             taken_bytes: output.map_or(0, |o| o.taken),
             buffered_bytes: output.map_or(0, Outgoing::buffered),
+            water_marks: Some(self.marks.into()),
             ..proto::TransportStatus::default()
         }))
     }

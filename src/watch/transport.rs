@@ -6,10 +6,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::{Context, Taken, TransportLimits};
+use super::water::{Gauge, WaterMarks};
+use super::{Context, Taken};
 use crate::driver::{Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
-use crate::event::{Kind, Stream, WritePaused, WriteResumed};
+use crate::event::Stream;
 
 /// A pipe is widened when this many bytes are read from it at once, because its writer is fast.
 const BUSY: usize = 32 * 1024;
@@ -150,36 +151,6 @@ impl Incoming {
     }
 }
 
-/// When a transport reports that too many bytes are unsent, and that there is room again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WaterMarks {
-    /// WritePaused is appended when more bytes than this are unsent.
-    pub high: u32,
-    /// WriteResumed is appended when at most this many bytes are unsent; not above `high`.
-    pub low: u32,
-}
-
-impl WaterMarks {
-    /// The part of a high mark that is its low mark, unless that is given.
-    const PART: usize = 4;
-
-    /// Returns the marks of a transport for which none are given.
-    #[must_use]
-    pub fn of(limits: TransportLimits) -> Self {
-        Self::with_high(limits.high_water)
-    }
-
-    /// Returns a high mark with its low mark, a quarter of it.
-    #[must_use]
-    pub fn with_high(high: usize) -> Self {
-        let mark = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-        Self {
-            high: mark(high),
-            low: mark(high / Self::PART),
-        }
-    }
-}
-
 /// What is done with the bytes before they are sent.
 #[derive(Debug)]
 enum Encoding {
@@ -207,9 +178,7 @@ pub(super) struct Outgoing {
     queue: VecDeque<Bytes>,
     buffered: usize,
     pub(super) taken: u64,
-    marks: WaterMarks,
-    /// Whether WritePaused was appended and WriteResumed was not yet.
-    paused: bool,
+    gauge: Gauge,
     /// Whether the stream was ended, so that it takes no more bytes.
     pub(super) eof: bool,
     encoding: Encoding,
@@ -223,8 +192,7 @@ impl Outgoing {
             queue: VecDeque::new(),
             buffered: 0,
             taken: 0,
-            marks,
-            paused: false,
+            gauge: Gauge::new(marks),
             eof: false,
             encoding: Encoding::Plain,
         }
@@ -264,13 +232,9 @@ impl Outgoing {
             fresh = Bytes::copy_from_slice(&fresh[..room]);
         }
         // Whoever is told that not all was taken waits for WriteResumed.
-        let over = is_cut || self.buffered + fresh.len() > self.marks.high as usize;
-        let pauses = over && !self.paused;
-        if pauses {
-            // Room for WritePaused, and for the WriteResumed that must follow.
-            cx.reserve()?;
-            cx.reserve().inspect_err(|_| cx.unreserve())?;
-        }
+        let pauses = self
+            .gauge
+            .prepare(cx, self.buffered + fresh.len(), is_cut)?;
         if !fresh.is_empty() {
             self.taken += fresh.len() as u64;
             self.buffered += fresh.len();
@@ -278,10 +242,7 @@ impl Outgoing {
             self.send(cx);
         }
         if pauses {
-            self.paused = true;
-            cx.emit_reserved(Kind::WritePaused(WritePaused {
-                buffered_bytes: self.buffered(),
-            }));
+            self.gauge.pause(cx, self.buffered);
         }
         Ok(Taken {
             taken: self.taken,
@@ -386,12 +347,7 @@ impl Outgoing {
         match *done {
             Done::Sent(sent) => {
                 self.advance(sent);
-                if self.paused && self.buffered <= self.marks.low as usize {
-                    self.paused = false;
-                    cx.emit_reserved(Kind::WriteResumed(WriteResumed {
-                        buffered_bytes: self.buffered(),
-                    }));
-                }
+                self.gauge.sink(cx, self.buffered);
                 if !cx.is_cancelling() {
                     self.send(cx);
                 }
@@ -410,6 +366,16 @@ impl Outgoing {
             *chunks = VecDeque::new();
         }
         self.buffered()
+    }
+
+    /// Returns the water marks.
+    pub(super) const fn marks(&self) -> WaterMarks {
+        self.gauge.marks()
+    }
+
+    /// Moves the water marks, see [`Gauge::set`].
+    pub(super) fn set_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        self.gauge.set(cx, marks, self.buffered)
     }
 
     /// Returns whether all bytes that were taken are sent, or are held back, and the stream was ended.

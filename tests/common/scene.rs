@@ -190,6 +190,48 @@ impl Scene {
         Ok(answer.into_inner().buffered_bytes)
     }
 
+    /// Moves the water marks, and returns them as the daemon has them.
+    pub(crate) async fn set_water_marks(
+        &self,
+        watch_id: u64,
+        marks: Option<WaterMarks>,
+    ) -> Result<WaterMarks, Status> {
+        let request = SetWaterMarksRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            water_marks: marks,
+            ..SetWaterMarksRequest::default()
+        };
+        let answer = self.daemon.transports().set_water_marks(request).await?;
+        Ok(answer.into_inner().water_marks.expect("the marks"))
+    }
+
+    /// Makes a datagram socket a member of a group on the loopback interface.
+    pub(crate) async fn join(&self, watch_id: u64, ip: &str) -> Result<(), Status> {
+        let request = JoinGroupRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            group: Some(super::on_loopback(ip)),
+            ..JoinGroupRequest::default()
+        };
+        let answer = self.daemon.transports().join_group(request).await?;
+        let JoinGroupResponse {} = answer.into_inner();
+        Ok(())
+    }
+
+    /// Ends such a membership.
+    pub(crate) async fn leave(&self, watch_id: u64, ip: &str) -> Result<(), Status> {
+        let request = LeaveGroupRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            group: Some(super::on_loopback(ip)),
+            ..LeaveGroupRequest::default()
+        };
+        let answer = self.daemon.transports().leave_group(request).await?;
+        let LeaveGroupResponse {} = answer.into_inner();
+        Ok(())
+    }
+
     /// Pauses or resumes reading.
     pub(crate) async fn pause_reading(&self, watch_id: u64, pause: bool) {
         let (target, watch) = (Some(self.target.clone()), by_id(watch_id));

@@ -165,6 +165,14 @@ pub(crate) fn datagrams_at(local: SocketAddress) -> DatagramSpec {
     }
 }
 
+/// A multicast group on the loopback interface.
+pub(crate) fn on_loopback(ip: &str) -> MulticastGroup {
+    MulticastGroup {
+        ip: ip.into(),
+        interface: "lo".into(),
+    }
+}
+
 pub(crate) fn signals(names: &[&str]) -> Spec {
     Spec::Signal(SignalSpec {
         signals: names.iter().map(|&name| name.into()).collect(),

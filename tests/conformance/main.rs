@@ -92,6 +92,7 @@ mod churn;
 mod closes;
 mod connecting;
 mod connections;
+mod datagram_groups;
 mod datagram_peers;
 mod datagram_room;
 mod datagrams;
@@ -116,6 +117,7 @@ mod timeouts;
 mod timers;
 mod tls;
 mod tls_listeners;
+mod water_marks;
 mod writing;
 
 const CONFIG: &str = r#"

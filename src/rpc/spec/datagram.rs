@@ -38,6 +38,7 @@ impl Specification for proto::DatagramSpec {
         let mut spec = self;
         let max_size = max_size(spec.max_size, checks.on.policy().journal_bytes)?;
         let paused = spec.start_paused;
+        let marks = checks.water_marks("spec.datagram.water_marks", spec.water_marks.as_ref())?;
         // One event of each kind is not reserved: each is told when there is room.
         let need = Need::sources(1);
         if !spec.slot.is_empty() {
@@ -46,6 +47,7 @@ impl Specification for proto::DatagramSpec {
                 slot: spec.slot.clone(),
                 start_paused: spec.start_paused,
                 max_size: spec.max_size,
+                water_marks: spec.water_marks,
                 ..Self::default()
             };
             if spec != bare {
@@ -66,6 +68,7 @@ impl Specification for proto::DatagramSpec {
                     socket,
                     paused,
                     max_size,
+                    marks,
                 };
                 order.build()
             }));
@@ -111,6 +114,7 @@ impl Specification for proto::DatagramSpec {
             socket,
             paused,
             max_size,
+            marks,
         };
         Ok(Plan {
             need,
@@ -208,7 +212,8 @@ fn options(spec: &proto::DatagramSpec, unix: bool) -> Result<DatagramOptions> {
             "must be at most 64 groups",
         ));
     }
-    let groups = spec.groups.iter().map(group);
+    let groups = spec.groups.iter();
+    let groups = groups.map(|asked| group("spec.datagram.groups", asked));
     interface(
         "spec.datagram.multicast_interface",
         &spec.multicast_interface,
@@ -227,26 +232,25 @@ fn options(spec: &proto::DatagramSpec, unix: bool) -> Result<DatagramOptions> {
     })
 }
 
-fn group(group: &proto::MulticastGroup) -> Result<Group> {
+/// Checks a multicast group.
+pub(in crate::rpc) fn group(field: &str, group: &proto::MulticastGroup) -> Result<Group> {
     let ip = group.ip.parse::<IpAddr>().ok();
     let ip = ip.filter(IpAddr::is_multicast);
     let wrong = || {
-        Error::invalid(
-            "spec.datagram.groups.ip",
-            "must be the IP address of a multicast group",
-        )
+        let allowed = "must be the IP address of a multicast group";
+        Error::invalid(format!("{field}.ip"), allowed)
     };
-    interface("spec.datagram.groups.interface", &group.interface)?;
+    interface(&format!("{field}.interface"), &group.interface)?;
     Ok(Group {
         ip: ip.ok_or_else(wrong)?,
         interface: group.interface.clone(),
     })
 }
 
-fn interface(field: &'static str, name: &str) -> Result<()> {
+fn interface(field: &str, name: &str) -> Result<()> {
     if name.len() > INTERFACE_MAX || name.contains('\0') {
         return Err(Error::invalid(
-            field,
+            field.to_owned(),
             "must be the name of an interface, at most 15 bytes",
         ));
     }

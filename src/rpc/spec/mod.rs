@@ -27,6 +27,10 @@ mod datagram;
 mod process;
 mod sockets;
 pub(super) mod tls;
+mod water;
+
+pub(super) use datagram::group;
+pub(super) use water::water_marks;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -166,35 +170,7 @@ impl Checks<'_> {
 
     /// Checks water marks; `None` means those of the configuration.
     fn water_marks(&self, field: &str, given: Option<&proto::WaterMarks>) -> Result<WaterMarks> {
-        let limits = self.api.registry.services().transport;
-        let Some(given) = given else {
-            return Ok(WaterMarks::of(limits));
-        };
-        let most = limits.write_buffer;
-        let bytes = |name: &str, given: u64, most: usize, what: &str| {
-            let checked = usize::try_from(given).ok().filter(|bytes| *bytes <= most);
-            checked.ok_or_else(|| {
-                let allowed = format!("must be at most {what}, {most} bytes");
-                Error::invalid(format!("{field}.{name}"), allowed)
-            })
-        };
-        let buffer = "the configuration's [limits] write_buffer";
-        let low = given
-            .low_bytes
-            .map(|low| bytes("low_bytes", low, most, buffer))
-            .transpose()?;
-        let high = match (given.high_bytes, low) {
-            (Some(high), _) => bytes("high_bytes", high, most, buffer)?,
-            // As asyncio's set_write_buffer_limits has it.
-            (None, Some(low)) => most.min(low.saturating_mul(4)),
-            (None, None) => limits.high_water,
-        };
-        let mut marks = WaterMarks::with_high(high);
-        if let Some(low) = low {
-            let low = bytes("low_bytes", low as u64, high, "the high mark")?;
-            marks.low = u32::try_from(low).unwrap_or(marks.high);
-        }
-        Ok(marks)
+        water_marks(self.api.registry.services().transport, field, given)
     }
 
     fn handed_pipe(

@@ -30,15 +30,23 @@ impl Specification for proto::ProcessSpec {
         };
         let env = environment(&mut process)?;
         check_size(&program, &env)?;
+        let stdin = stdio("spec.process.stdin", process.stdin, Stdio::Null)?;
+        let field = "spec.process.stdin_water_marks";
+        let given = process.stdin_water_marks.as_ref();
+        if given.is_some() && stdin != Stdio::Pipe {
+            return Err(Error::invalid(field, "must be absent: stdin is not a pipe"));
+        }
+        let stdin_marks = checks.water_marks(field, given)?;
         let order = ProcessOrder {
             program,
             env,
             cwd: cwd(&mut process)?,
             stdio: [
-                stdio("spec.process.stdin", process.stdin, Stdio::Null)?,
+                stdin,
                 stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
                 stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
             ],
+            stdin_marks,
             attributes: asked(&mut process)?,
             inherited: inherited(process.inherited_attributes.take())?,
             pipe_grace: convert::optional_duration(

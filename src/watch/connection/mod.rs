@@ -24,6 +24,7 @@ use self::streams::Streams;
 use super::address::{self, HostAddress};
 use super::handshakes::{Handshake, reset_when_closed};
 use super::places::Place;
+use super::water::WaterMarks;
 use super::{Context, Notice, Secured, Taken, Teardown, TlsOrder, Watch};
 use crate::clock::nanos;
 use crate::driver::{Done, Lane, Nonblocking, SourceId};
@@ -270,6 +271,17 @@ impl Connection {
         }
     }
 
+    const fn streams_mut(&mut self) -> Option<&mut Streams> {
+        match &mut self.phase {
+            Phase::Open(streams)
+            | Phase::Securing {
+                streams: Some(streams),
+                ..
+            } => Some(streams),
+            _ => None,
+        }
+    }
+
     const fn streams(&self) -> Option<&Streams> {
         match &self.phase {
             Phase::Open(streams)
@@ -397,6 +409,14 @@ impl Watch for Connection {
         Ok(())
     }
 
+    fn set_water_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        if let Some(streams) = self.streams_mut() {
+            streams.output.set_marks(cx, marks)?;
+        }
+        self.options.marks = marks;
+        Ok(())
+    }
+
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         match &mut self.phase {
@@ -443,6 +463,7 @@ impl Watch for Connection {
             taken_bytes: streams.map_or(0, |s| s.output.taken),
             buffered_bytes: streams.map_or(0, |s| s.output.buffered()),
             tls: self.negotiated.as_deref().cloned(),
+            water_marks: Some(self.options.marks.into()),
         }))
     }
 

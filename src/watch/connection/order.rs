@@ -10,7 +10,7 @@ use crate::driver::Claim;
 use crate::event::largest;
 use crate::watch::address::{HostAddress, UnixName};
 use crate::watch::places::Place;
-use crate::watch::transport::WaterMarks;
+use crate::watch::water::WaterMarks;
 use crate::watch::{Need, Secured, TlsOrder, Watch};
 
 /// The options of an established connection.

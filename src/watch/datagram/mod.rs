@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::listener::SocketFile;
-use super::{Alarm, Context, Teardown, Watch};
+use super::{Alarm, Context, Teardown, Watch, WaterMarks};
 use crate::driver::{Direction, Done, Lane, Nonblocking, Op, Readiness, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Datagram, DatagramError, DatagramsDropped, Kind, largest};
@@ -26,7 +26,7 @@ mod open;
 mod outgoing;
 
 pub use names::Parcel;
-pub use open::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group};
+pub use open::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Membership};
 
 const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
@@ -132,7 +132,7 @@ const fn passes(errno: Errno) -> bool {
 }
 
 impl DatagramWatch {
-    fn new(socket: Socket, paused: bool, max_size: u32) -> Self {
+    fn new(socket: Socket, paused: bool, max_size: u32, marks: WaterMarks) -> Self {
         let drops = datagram::dropped(socket.fd.as_fd());
         let buffer = rustix::net::sockopt::socket_recv_buffer_size(&socket.fd);
         Self {
@@ -149,7 +149,7 @@ impl DatagramWatch {
             ready: Readiness::default(),
             due: Due::default(),
             received: 0,
-            output: Outgoing::default(),
+            output: Outgoing::new(marks),
             drops_seen: drops.unwrap_or(0),
             dropped: 0,
             receive_buffer: buffer.unwrap_or(0) as u64,
@@ -404,6 +404,17 @@ impl Watch for DatagramWatch {
         Ok(())
     }
 
+    fn set_water_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        self.output.set_marks(cx, marks)
+    }
+
+    fn group_socket(&self) -> Result<SourceId> {
+        if self.family == Family::Unix {
+            return Err(Error::wrong_state("a Unix socket has no multicast groups"));
+        }
+        self.takeable()
+    }
+
     fn send_to(&mut self, cx: &mut Context<'_>, parcel: Parcel) -> Result<u64> {
         let sent = self.send_or_queue(cx, parcel);
         self.set_alarm(cx);
@@ -453,6 +464,7 @@ impl Watch for DatagramWatch {
             dropped: self.dropped,
             receive_buffer: self.receive_buffer,
             max_size: self.max_size,
+            water_marks: Some(self.output.marks().into()),
         }))
     }
 

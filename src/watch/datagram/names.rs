@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketAddrAny};
 
 use crate::error::{Error, Result};
 use crate::proto::{self, socket_address::Address};
+use crate::sys::datagram::Source;
 use crate::watch::address::{self, UnixName};
 
 /// The family of a socket.
@@ -74,12 +75,12 @@ pub struct Parcel {
     pub data: Bytes,
     /// The receiver; `None` for the peer that the socket is connected to.
     pub(super) peer: Option<Receiver>,
-    /// The address to send from, if it is not left to the kernel.
-    pub(super) source: Option<IpAddr>,
+    /// Where to send it from.
+    pub(super) source: Source,
 }
 
 /// The receiver of a datagram.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Receiver {
     Ip(SocketAddr),
     Unix(UnixName),
@@ -90,7 +91,12 @@ impl Parcel {
     ///
     /// # Errors
     /// An address is not valid; the error names the field.
-    pub fn check(data: Bytes, peer: Option<&proto::SocketAddress>, source: &str) -> Result<Self> {
+    pub fn check(
+        data: Bytes,
+        peer: Option<&proto::SocketAddress>,
+        source: &str,
+        interface: u32,
+    ) -> Result<Self> {
         let peer = match peer.map(|peer| &peer.address) {
             None => None,
             Some(Some(Address::Unix(unix))) => {
@@ -106,7 +112,11 @@ impl Parcel {
             }
             Some(None) => return Err(Error::invalid("peer", "must have inet or unix")),
         };
-        let source = match source {
+        if i32::try_from(interface).is_err() {
+            let allowed = "must be the index of an interface, at most 2147483647";
+            return Err(Error::invalid("source_interface_index", allowed));
+        }
+        let ip = match source {
             "" => None,
             ip => {
                 let parsed = ip.parse::<IpAddr>();
@@ -114,6 +124,7 @@ impl Parcel {
                 Some(parsed.map_err(wrong)?)
             }
         };
+        let source = Source { ip, interface };
         Ok(Self { data, peer, source })
     }
 
@@ -121,10 +132,7 @@ impl Parcel {
     ///
     /// # Errors
     /// The socket cannot reach such an address; the error names the field.
-    pub(super) fn addressed(
-        &self,
-        family: Family,
-    ) -> Result<(Option<SocketAddrAny>, Option<IpAddr>)> {
+    pub(super) fn addressed(&self, family: Family) -> Result<(Option<SocketAddrAny>, Source)> {
         let peer = match &self.peer {
             None => None,
             Some(Receiver::Unix(name)) if family == Family::Unix => {
@@ -145,19 +153,18 @@ impl Parcel {
                 ));
             }
         };
-        let source = match self.source {
-            None => None,
-            Some(_) if family == Family::Unix => {
-                return Err(Error::invalid(
-                    "source_ip",
-                    "must be empty: this is a Unix socket",
-                ));
-            }
-            Some(ip) => {
-                let v4 = || Error::invalid("source_ip", "must be IPv4: the socket has no IPv6");
-                Some(family.fit(ip).ok_or_else(v4)?)
-            }
-        };
+        let mut source = self.source;
+        if family == Family::Unix && source != Source::default() {
+            let (field, allowed) = match source.ip {
+                Some(_) => ("source_ip", "must be empty: this is a Unix socket"),
+                None => ("source_interface_index", "must be 0: this is a Unix socket"),
+            };
+            return Err(Error::invalid(field, allowed));
+        }
+        if let Some(ip) = source.ip {
+            let v4 = || Error::invalid("source_ip", "must be IPv4: the socket has no IPv6");
+            source.ip = Some(family.fit(ip).ok_or_else(v4)?);
+        }
         Ok((peer, source))
     }
 
@@ -197,6 +204,14 @@ pub(super) fn interface(name: &str) -> rustix::io::Result<u32> {
     rustix::net::netdevice::name_to_index(any, name)
 }
 
+/// Returns the IP address of an address as clients see it.
+pub(super) fn ip_of(address: &proto::SocketAddress) -> Option<IpAddr> {
+    match &address.address {
+        Some(Address::Inet(inet)) => parse_ip(&inet.ip, 0).map(|ip| ip.ip()),
+        _ => None,
+    }
+}
+
 fn inet(of: SocketAddr) -> proto::SocketAddress {
     let ip = match (of.ip().to_canonical(), of) {
         (IpAddr::V6(ip), SocketAddr::V6(v6)) if v6.scope_id() != 0 => {
@@ -233,7 +248,7 @@ mod tests {
     }
 
     fn parcel(ip: &str, source: &str) -> Result<Parcel> {
-        Parcel::check(Bytes::new(), Some(&peer(ip, 9)), source)
+        Parcel::check(Bytes::new(), Some(&peer(ip, 9)), source, 0)
     }
 
     #[test]
@@ -242,7 +257,7 @@ mod tests {
         let (to, from) = sent.addressed(Family::V6).unwrap();
         let to = SocketAddr::try_from(to.unwrap()).unwrap();
         assert_eq!(to.to_string(), "[::ffff:192.0.2.1]:9");
-        assert_eq!(from.unwrap().to_string(), "::ffff:192.0.2.2");
+        assert_eq!(from.ip.unwrap().to_string(), "::ffff:192.0.2.2");
         assert_eq!(describe(&to.into()).unwrap(), peer("192.0.2.1", 9));
         let sent = parcel("2001:db8::1", "").unwrap();
         assert!(sent.addressed(Family::V4).is_err());
@@ -256,10 +271,8 @@ mod tests {
         let loopback = interface("lo").unwrap();
         let shown = describe(&to.unwrap()).unwrap();
         assert_eq!(shown, peer(&format!("fe80::1%{loopback}"), 9));
-        assert_eq!(
-            Parcel::check(Bytes::new(), Some(&shown), "").unwrap().peer,
-            sent.peer
-        );
+        let again = Parcel::check(Bytes::new(), Some(&shown), "", 0).unwrap();
+        assert_eq!(again.peer, sent.peer);
     }
 
     #[test]
@@ -271,7 +284,9 @@ mod tests {
         assert_eq!(field(parcel("localhost", "")), "peer.inet.ip");
         assert_eq!(field(parcel("fe80::1%nosuch0", "")), "peer.inet.ip");
         assert_eq!(field(parcel("::1", "x")), "source_ip");
-        let without = |peer| field(Parcel::check(Bytes::new(), Some(&peer), ""));
+        let without = |peer| field(Parcel::check(Bytes::new(), Some(&peer), "", 0));
+        let odd = Parcel::check(Bytes::new(), None, "", u32::MAX);
+        assert_eq!(field(odd), "source_interface_index");
         assert_eq!(without(peer("::1", 0)), "peer.inet.port");
         assert_eq!(without(peer("::1", 65_536)), "peer.inet.port");
         assert_eq!(without(proto::SocketAddress::default()), "peer");

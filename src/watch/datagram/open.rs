@@ -1,7 +1,7 @@
 //! Makes the socket of a datagram watch. May block.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -12,9 +12,9 @@ use super::{DatagramWatch, Socket};
 use crate::driver::{Claim, Nonblocking};
 use crate::error::{Error, Result, SystemError};
 use crate::sys::datagram;
-use crate::watch::Watch;
 use crate::watch::address::UnixName;
 use crate::watch::listener::{SocketFile, bind_unix, refused};
+use crate::watch::{Watch, WaterMarks};
 
 /// An address to bind or to connect to.
 #[derive(Debug, Clone)]
@@ -89,6 +89,8 @@ pub struct DatagramOrder {
     pub paused: bool,
     /// The most bytes of a datagram that are kept.
     pub max_size: u32,
+    /// When WritePaused and WriteResumed are appended.
+    pub marks: WaterMarks,
 }
 
 impl DatagramOrder {
@@ -116,6 +118,7 @@ impl DatagramOrder {
             socket,
             self.paused,
             self.max_size,
+            self.marks,
         )))
     }
 }
@@ -241,7 +244,7 @@ fn bind(local: Option<SocketAddr>, family: Family, options: &DatagramOptions) ->
         rustix::net::bind(&socket, &local).map_err(|e| refused(e, "bind", shown()))?;
     }
     for group in &options.groups {
-        join(&socket, group)?;
+        Membership::Join.change(socket.as_fd(), group)?;
     }
     Ok(Socket::new(socket, Nonblocking::Own, family))
 }
@@ -301,20 +304,45 @@ fn set_options(socket: &OwnedFd, family: Family, options: &DatagramOptions) -> R
     set().map_err(|errno| refused(errno, "interface", name))
 }
 
-fn join(socket: &OwnedFd, group: &Group) -> Result<()> {
-    let index = names::interface(&group.interface)
-        .map_err(|errno| refused(errno, "interface", &group.interface))?;
-    let joined = match group.ip {
-        IpAddr::V4(ip) => {
-            sockopt::set_ip_add_membership_with_ifindex(socket, &ip, &Ipv4Addr::UNSPECIFIED, index)
-        }
-        IpAddr::V6(ip) => sockopt::set_ipv6_add_membership(socket, &ip, index),
-    };
-    joined.map_err(|errno| {
-        let mut detail = group.ip.to_string();
-        if errno == Errno::NOBUFS && group.ip.is_ipv4() {
-            detail.push_str(" (the limit is the sysctl net.ipv4.igmp_max_memberships)");
-        }
-        refused(errno, "join", detail)
-    })
+/// A change of the groups of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Membership {
+    /// The socket becomes a member.
+    Join,
+    /// The socket is no member any more.
+    Leave,
+}
+
+impl Membership {
+    /// Makes the change. May block, because the kernel does one change of its network setup at a
+    /// time.
+    ///
+    /// # Errors
+    /// There is no such interface, or the system refuses.
+    pub fn change(self, socket: BorrowedFd<'_>, group: &Group) -> Result<()> {
+        let index = names::interface(&group.interface)
+            .map_err(|errno| refused(errno, "interface", &group.interface))?;
+        let any = Ipv4Addr::UNSPECIFIED;
+        let changed = match (self, group.ip) {
+            (Self::Join, IpAddr::V4(ip)) => {
+                sockopt::set_ip_add_membership_with_ifindex(socket, &ip, &any, index)
+            }
+            (Self::Join, IpAddr::V6(ip)) => sockopt::set_ipv6_add_membership(socket, &ip, index),
+            (Self::Leave, IpAddr::V4(ip)) => {
+                sockopt::set_ip_drop_membership_with_ifindex(socket, &ip, &any, index)
+            }
+            (Self::Leave, IpAddr::V6(ip)) => sockopt::set_ipv6_drop_membership(socket, &ip, index),
+        };
+        let step = match self {
+            Self::Join => "join",
+            Self::Leave => "leave",
+        };
+        changed.map_err(|errno| {
+            let mut detail = group.ip.to_string();
+            if errno == Errno::NOBUFS && group.ip.is_ipv4() {
+                detail.push_str(" (the limit is the sysctl net.ipv4.igmp_max_memberships)");
+            }
+            refused(errno, step, detail)
+        })
+    }
 }

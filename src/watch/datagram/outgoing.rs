@@ -1,6 +1,8 @@
 //! Sends datagrams, and keeps those that the kernel has no room for.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
 
 use rustix::io::Errno;
 
@@ -8,9 +10,11 @@ use super::names::{Family, Parcel};
 use super::{AT_ONCE, DatagramWatch, RETRY, WRITE, names, passes, tell_error};
 use crate::driver::{Direction, Op};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{Kind, WritePaused, WriteResumed, largest};
+use crate::event::largest;
 use crate::sys::datagram;
-use crate::watch::Context;
+use crate::watch::address::UnixName;
+use crate::watch::water::Gauge;
+use crate::watch::{Context, WaterMarks};
 
 /// The bytes that a datagram which waits counts beside its own.
 const HEADER: usize = 64;
@@ -19,20 +23,52 @@ const RETRY_SOON: u64 = 1_000_000;
 /// How often a send is tried that errors of earlier sends fail.
 const ATTEMPTS: usize = 8;
 
-/// The datagrams that wait to be sent.
-#[derive(Debug, Default)]
+/// The datagrams that wait to be sent. Those to one receiver are sent in order; the others do not
+/// wait for it.
+#[derive(Debug)]
 pub(super) struct Outgoing {
-    queue: VecDeque<Parcel>,
+    /// The datagrams that wait, for each receiver; no queue is empty.
+    queues: BTreeMap<Receiver, VecDeque<Parcel>>,
+    /// The receiver that was tried last.
+    last: Receiver,
+    count: usize,
     buffered: usize,
-    /// Whether WritePaused was appended, and WriteResumed is due.
-    paused: bool,
+    gauge: Gauge,
     /// The datagrams that the kernel has taken.
     pub(super) sent: u64,
 }
 
+/// The receiver whose queue a datagram waits in: the name of a Unix socket that the watch is not
+/// connected to. `None` is everything else, which waits for the buffer of the watch's own socket.
+type Receiver = Option<UnixName>;
+
+/// Whether the queue of a receiver can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// A datagram was sent, or dropped with its error.
+    Made,
+    /// There is no room for the first datagram.
+    Full,
+    /// The error of the first datagram cannot be told now.
+    Untold,
+    /// The socket is broken.
+    Broken,
+}
+
 impl Outgoing {
+    pub(super) const fn new(marks: WaterMarks) -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            last: None,
+            count: 0,
+            buffered: 0,
+            gauge: Gauge::new(marks),
+            sent: 0,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queues.is_empty()
     }
 
     pub(super) const fn buffered(&self) -> u64 {
@@ -40,11 +76,19 @@ impl Outgoing {
     }
 
     /// Returns the bytes of the datagrams that wait, without anything beside them.
-    pub(super) fn unsent(&self) -> u64 {
-        (self.buffered - self.queue.len() * HEADER) as u64
+    pub(super) const fn unsent(&self) -> u64 {
+        (self.buffered - self.count * HEADER) as u64
     }
 
-    fn push(&mut self, cx: &mut Context<'_>, parcel: Parcel) -> Result<()> {
+    pub(super) const fn marks(&self) -> WaterMarks {
+        self.gauge.marks()
+    }
+
+    pub(super) fn set_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        self.gauge.set(cx, marks, self.buffered)
+    }
+
+    fn push(&mut self, cx: &mut Context<'_>, to: Receiver, parcel: Parcel) -> Result<()> {
         let limits = cx.services.transport;
         let buffered = self.buffered + parcel.data.len() + HEADER;
         if buffered > limits.write_buffer && !self.is_empty() {
@@ -53,33 +97,44 @@ impl Outgoing {
                 limits.write_buffer as u64,
             ));
         }
-        let pauses = buffered > limits.high_water && !self.paused;
-        if pauses {
-            // Room for WritePaused, and for the WriteResumed that must follow.
-            cx.reserve()?;
-            cx.reserve().inspect_err(|_| cx.unreserve())?;
-        }
+        let pauses = self.gauge.prepare(cx, buffered, false)?;
         self.buffered = buffered;
-        self.queue.push_back(parcel);
+        self.count += 1;
+        self.queues.entry(to).or_default().push_back(parcel);
         if pauses {
-            self.paused = true;
-            cx.emit_reserved(Kind::WritePaused(WritePaused {
-                buffered_bytes: self.buffered(),
-            }));
+            self.gauge.pause(cx, buffered);
         }
         Ok(())
     }
 
-    fn pop(&mut self, cx: &mut Context<'_>) {
-        if let Some(parcel) = self.queue.pop_front() {
-            self.buffered -= parcel.data.len() + HEADER;
+    /// Returns the receiver after the one that was tried last, in turns.
+    fn next(&self) -> Option<Receiver> {
+        let after = (Bound::Excluded(&self.last), Bound::Unbounded);
+        let next = self.queues.range(after).next();
+        next.or_else(|| self.queues.first_key_value())
+            .map(|(receiver, _)| receiver.clone())
+    }
+
+    /// Takes the first datagram to that receiver out of its queue. It still counts.
+    fn take(&mut self, to: &Receiver) -> Option<Parcel> {
+        self.queues.get_mut(to)?.pop_front()
+    }
+
+    /// Puts the datagram back that was taken last.
+    fn put_back(&mut self, to: &Receiver, parcel: Parcel) {
+        if let Some(queue) = self.queues.get_mut(to) {
+            queue.push_front(parcel);
         }
-        if self.paused && self.buffered <= cx.services.transport.high_water / 4 {
-            self.paused = false;
-            cx.emit_reserved(Kind::WriteResumed(WriteResumed {
-                buffered_bytes: self.buffered(),
-            }));
+    }
+
+    /// Counts the datagram that was taken last as gone.
+    fn gone(&mut self, cx: &mut Context<'_>, to: &Receiver, parcel: &Parcel) {
+        if self.queues.get(to).is_some_and(VecDeque::is_empty) {
+            self.queues.remove(to);
         }
+        self.count -= 1;
+        self.buffered -= parcel.data.len() + HEADER;
+        self.gauge.sink(cx, self.buffered);
     }
 }
 
@@ -93,72 +148,128 @@ impl DatagramWatch {
                 "must be set: the socket is not connected",
             ));
         }
-        if self.output.is_empty() && cx.is_polled() {
+        let to = match &parcel.peer {
+            Some(names::Receiver::Unix(name)) => Some(name.clone()),
+            Some(names::Receiver::Ip(_)) | None => None,
+        };
+        if !self.output.queues.contains_key(&to) && cx.is_polled() {
             match self.transmit(cx, &parcel) {
                 Ok(()) => return Ok(0),
                 Err(Errno::AGAIN) => {}
                 Err(errno) => return Err(SystemError::new(errno, "send", "").into()),
             }
         }
-        self.output.push(cx, parcel)?;
-        self.wait_to_send(cx, false);
+        let elsewhere = to.is_some();
+        self.output.push(cx, to, parcel)?;
+        if !elsewhere {
+            self.send_when_ready(cx);
+        } else if self.due.send.is_none() {
+            self.send_in(cx, RETRY_SOON);
+        }
         Ok(self.output.buffered())
     }
 
-    /// Sends what waits, in order, as far as there is room.
+    /// Sends what waits, as far as there is room, to one receiver after the other.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) {
-        let mut stuck = false;
-        for tried in 0..AT_ONCE {
-            let Some(parcel) = self.output.queue.pop_front() else {
-                break;
-            };
-            let sent = self.transmit(cx, &parcel);
-            let peer = parcel.shown().or_else(|| self.peer.clone());
-            // It still counts, until `pop`.
-            self.output.queue.push_front(parcel);
-            match sent {
-                Ok(()) => self.output.pop(cx),
-                Err(Errno::AGAIN) => {
-                    stuck = tried == 0;
-                    break;
-                }
-                Err(errno) if !passes(errno) => {
-                    cx.fail(errno, "send");
-                    cx.finish();
-                    return;
-                }
-                // It is tried again when its error can be told.
-                Err(_) if !cx.has_room_for(largest::DATAGRAM_ERROR) => {
-                    stuck = true;
-                    break;
-                }
-                Err(errno) => {
-                    tell_error(cx, peer, &SystemError::new(errno, "send", ""), None);
-                    self.output.pop(cx);
-                }
+        let mut full = BTreeSet::new();
+        let (mut made, mut untold) = (false, false);
+        let mut left = AT_ONCE;
+        while left > 0
+            && !untold
+            && full.len() < self.output.queues.len()
+            && let Some(to) = self.output.next()
+        {
+            self.output.last.clone_from(&to);
+            if full.contains(&to) {
+                continue;
+            }
+            left -= 1;
+            match self.send_first(cx, &to) {
+                Progress::Made => made = true,
+                Progress::Full => drop(full.insert(to)),
+                Progress::Untold => untold = true,
+                Progress::Broken => return,
             }
         }
-        if !self.output.is_empty() {
-            self.wait_to_send(cx, stuck);
-        } else if cx.is_closing() {
-            cx.finish();
+        if self.output.is_empty() {
+            if cx.is_closing() {
+                cx.finish();
+            }
+            return;
+        }
+        // A timer is used where the readiness of the socket tells nothing: it is writable and yet has
+        // taken nothing, or the receiver is one that the socket is not connected to.
+        let own = self.output.queues.contains_key(&None);
+        if left == 0 && made {
+            self.send_in(cx, 0);
+        } else if untold || !made {
+            self.send_in(cx, RETRY);
+        } else {
+            if own {
+                self.send_when_ready(cx);
+            }
+            if !own || self.output.queues.len() > 1 {
+                self.send_in(cx, RETRY_SOON);
+            }
         }
     }
 
-    /// Waits until there may be room for the next datagram. A timer is used if the readiness of the
-    /// socket tells nothing: it is writable and yet has taken nothing (`stuck`), or the receiver is
-    /// one that a Unix socket is not connected to, whose queue may be full.
-    fn wait_to_send(&mut self, cx: &mut Context<'_>, stuck: bool) {
-        let front = self.output.queue.front();
-        let elsewhere = self.family == Family::Unix && front.is_some_and(|p| p.peer.is_some());
-        if stuck || elsewhere {
-            let delay = if stuck { RETRY } else { RETRY_SOON };
-            let at = cx.now.monotonic.saturating_add(delay);
-            self.due.send.get_or_insert(at);
-        } else if let Some(source) = self.source
+    /// Sends the first datagram that waits for that receiver.
+    fn send_first(&mut self, cx: &mut Context<'_>, to: &Receiver) -> Progress {
+        let Some(parcel) = self.output.take(to) else {
+            return Progress::Full;
+        };
+        let progress = match self.transmit(cx, &parcel) {
+            Ok(()) => Progress::Made,
+            Err(Errno::AGAIN) => Progress::Full,
+            Err(errno) if !passes(errno) => {
+                cx.fail(errno, "send");
+                cx.finish();
+                Progress::Broken
+            }
+            Err(_) if !cx.has_room_for(largest::DATAGRAM_ERROR) => Progress::Untold,
+            Err(errno) => {
+                let peer = parcel.shown().or_else(|| self.peer.clone());
+                tell_error(cx, peer, &SystemError::new(errno, "send", ""), None);
+                Progress::Made
+            }
+        };
+        if progress == Progress::Made {
+            self.output.gone(cx, to, &parcel);
+        } else {
+            self.output.put_back(to, parcel);
+        }
+        progress
+    }
+
+    /// Sends what waits after that time, in nanoseconds, at the latest.
+    fn send_in(&mut self, cx: &Context<'_>, delay: u64) {
+        let at = cx.now.monotonic.saturating_add(delay);
+        let due = self.due.send.get_or_insert(at);
+        *due = at.min(*due);
+    }
+
+    /// Sends what waits when the socket has room.
+    fn send_when_ready(&self, cx: &mut Context<'_>) {
+        if let Some(source) = self.source
             && !cx.is_live(WRITE)
         {
             cx.start(WRITE, source, Op::Ready(Direction::Write));
+        }
+    }
+
+    /// Returns the address, of the family in which the datagram is sent, that leaves the choice to the
+    /// kernel.
+    fn any_address(&self, parcel: &Parcel) -> IpAddr {
+        let peer = match (&parcel.peer, &self.peer) {
+            (Some(names::Receiver::Ip(ip)), _) => Some(ip.ip().to_canonical()),
+            (_, Some(peer)) => names::ip_of(peer),
+            _ => None,
+        };
+        match (self.family, peer) {
+            (Family::V6, Some(IpAddr::V4(_))) => Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(),
+            (Family::V6, _) => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
         }
     }
 
@@ -167,7 +278,10 @@ impl DatagramWatch {
     fn transmit(&mut self, cx: &Context<'_>, parcel: &Parcel) -> Result<(), Errno> {
         let fd = self.source.and_then(|source| cx.fd(source));
         let fd = fd.ok_or(Errno::BADF)?;
-        let (peer, source) = parcel.addressed(self.family).map_err(|_| Errno::INVAL)?;
+        let (peer, mut source) = parcel.addressed(self.family).map_err(|_| Errno::INVAL)?;
+        if source.interface != 0 && source.ip.is_none() {
+            source.ip = Some(self.any_address(parcel));
+        }
         let mut last = None;
         let mut reconnected = false;
         for _ in 0..ATTEMPTS {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::transport::{Ended, Incoming, Outgoing, WaterMarks};
+use super::transport::{Ended, Incoming, Outgoing};
+use super::water::WaterMarks;
 use super::{Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Done, Lane, Nonblocking, SourceId};
@@ -61,6 +62,7 @@ struct Process {
     waiter: Option<Waiter>,
     subscription: Option<(Subscription, Arc<AtomicBool>)>,
     pipes: [Option<OwnedFd>; 3],
+    stdin_marks: WaterMarks,
     stdin: Option<Outgoing>,
     outputs: [Option<Incoming>; 2],
     exited: Option<Exited>,
@@ -90,7 +92,7 @@ impl Watch for Process {
         let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
         let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
-        let marks = WaterMarks::of(cx.services.transport);
+        let marks = self.stdin_marks;
         self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source, marks));
         let output = |lane, source: Option<SourceId>, stream| {
             source.map(|source| Incoming::of_pipe(lane, source, stream))
@@ -271,6 +273,11 @@ impl Watch for Process {
         }
     }
 
+    fn set_water_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
+        let closed = || Error::wrong_state("stdin is not a pipe, or is closed");
+        self.stdin.as_mut().ok_or_else(closed)?.set_marks(cx, marks)
+    }
+
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
         if let Some(stdin) = &mut self.stdin {
             stdin.eof = true;
@@ -333,6 +340,7 @@ impl Watch for Process {
             stderr_bytes: bytes(stderr),
             stopped: matches!(state, State::Stopped),
             ended_untold: matches!(state, State::Ended(_)),
+            stdin_water_marks: self.stdin.as_ref().map(|stdin| stdin.marks().into()),
         }))
     }
 }

@@ -15,7 +15,7 @@ use super::{Attributes, Process};
 use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
 use crate::event::largest;
-use crate::watch::{Need, Services, Watch};
+use crate::watch::{Need, Services, Watch, WaterMarks};
 
 /// The program to execute.
 #[derive(Debug, Clone)]
@@ -74,6 +74,8 @@ pub struct ProcessOrder {
     pub cwd: CString,
     /// The targets of stdin, stdout and stderr.
     pub stdio: [Stdio; 3],
+    /// When WritePaused and WriteResumed are appended for a stdin that is a pipe.
+    pub stdin_marks: WaterMarks,
     /// The attributes that the client requests; they override all others.
     pub attributes: Attributes,
     /// The attributes of the client itself.
@@ -147,6 +149,7 @@ impl ProcessOrder {
             waiter,
             subscription: None,
             pipes,
+            stdin_marks: self.stdin_marks,
             stdin: None,
             outputs: [None, None],
             exited: None,
