@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    AddWatchRequest, Event, ProcessSpec, RearmItem, Stdio, TimerSpec, socket_address, watch,
+    AddWatchRequest, Datagram, DatagramSpec, Event, ProcessSpec, RearmItem, Stdio, TimerSpec,
+    WaterMarks, socket_address, watch,
 };
 use nix::sys::signal::Signal;
 
 use crate::CONFIG;
 use crate::common::{
-    Daemon, Scene, adopted, after, hang_up, post, read_pipe, reader, shell, signals, tcp_listener,
+    Daemon, Scene, adopted, after, datagrams_at, hang_up, inet, post, read_pipe, reader, shell,
+    signals, tcp_listener, unix_socket,
 };
+use crate::datagrams::{port, socket};
+use crate::terminals::Pty;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_same_script_gives_the_same_history_on_every_backend() {
@@ -40,6 +44,8 @@ async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     descriptors(&mut scene).await;
     streams(&mut scene).await;
     child(&mut scene).await;
+    datagrams(&mut scene).await;
+    terminal(&mut scene).await;
     let usr1 = add(&mut scene, "signal", signals(&["SIGUSR1"])).await;
     scene.daemon.signal(Signal::SIGUSR1);
     scene.recorder.first(usr1, "signal").await;
@@ -138,9 +144,87 @@ async fn streams(scene: &mut Scene) {
     scene.remove(listener).await;
 }
 
+async fn datagrams(scene: &mut Scene) {
+    let spec = DatagramSpec {
+        multicast_interface: "lo".into(),
+        max_size: 8,
+        ..datagrams_at(inet("0.0.0.0", 0))
+    };
+    let udp = add(scene, "udp", Spec::Datagram(spec)).await;
+    let port = port(scene, udp).await;
+    scene.join(udp, "239.1.2.7").await.unwrap();
+    for (n, (ip, text)) in [
+        ("127.0.0.1", "one"),
+        ("239.1.2.7", "two"),
+        ("127.0.0.1", ""),
+        ("127.0.0.1", "much too long"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = Some(inet(ip, port));
+        scene.send_to(udp, text.as_bytes(), to).await.unwrap();
+        scene.datagram_at(udp, n).await;
+    }
+    scene.leave(udp, "239.1.2.7").await.unwrap();
+    let gone = socket().1;
+    let to = Some(inet("127.0.0.1", gone));
+    scene.send_to(udp, b"to nobody", to).await.unwrap();
+    scene.recorder.first(udp, "datagram_error").await;
+    scene.remove(udp).await;
+
+    let path = scene.daemon.dir.path().join("receiver");
+    let ours = UnixDatagram::bind(&path).unwrap();
+    let spec = DatagramSpec {
+        peer: Some(unix_socket(&path)),
+        water_marks: Some(WaterMarks {
+            high_bytes: Some(100),
+            low_bytes: None,
+        }),
+        ..DatagramSpec::default()
+    };
+    let unix = add(scene, "unix", Spec::Datagram(spec)).await;
+    scene.stop().await;
+    for _ in 0..2 {
+        scene.send_to(unix, b"waits", None).await.unwrap();
+    }
+    let high = WaterMarks {
+        high_bytes: Some(1000),
+        low_bytes: Some(200),
+    };
+    scene.set_water_marks(unix, Some(high)).await.unwrap();
+    scene.run().await;
+    for _ in 0..2 {
+        let mut read = [0; 9];
+        ours.set_read_timeout(Some(crate::common::PATIENCE))
+            .unwrap();
+        assert_eq!(ours.recv(&mut read).unwrap(), 5);
+    }
+    scene.remove(unix).await;
+}
+
+async fn terminal(scene: &mut Scene) {
+    let pty = Pty::new();
+    let slot = scene.daemon.handover().await.give(&pty.master);
+    let id = add(scene, "terminal", read_pipe(slot)).await;
+    for (n, word) in [(1, "once"), (2, "again")] {
+        let mut terminal = pty.open();
+        terminal.write_all(word.as_bytes()).unwrap();
+        scene.recorder.nth(id, "data", n).await;
+        drop(terminal);
+        scene.settle().await;
+    }
+    pty.lock();
+    scene.closed(id).await;
+}
+
 async fn child(scene: &mut Scene) {
     let spec = ProcessSpec {
         stdin: Stdio::Pipe.into(),
+        stdin_water_marks: Some(WaterMarks {
+            high_bytes: Some(0),
+            low_bytes: None,
+        }),
         ..shell("read word; echo $word; read word; echo $word >&2; read word; exit 3")
     };
     let id = add(scene, "child", Spec::Process(spec)).await;
@@ -186,6 +270,14 @@ fn line(event: &Event) -> String {
         Kind::Closed(closed) => format!("closed {:?} {:?}", closed.reason(), closed.error),
         Kind::Posted(posted) => format!("{} {:?}", posted.topic, posted.payload),
         Kind::Signal(signal) => format!("signal {} {}", signal.number, signal.count),
+        Kind::Datagram(datagram) => {
+            let Datagram {
+                data, full_length, ..
+            } = datagram;
+            format!("datagram {data:?} of {full_length}")
+        }
+        Kind::DatagramError(error) => format!("{:?} by {}", error.error, error.reporter_ip),
+        Kind::WritePaused(paused) if paused.buffered_bytes < 1000 => format!("{paused:?}"),
         Kind::Eof(eof) => format!("eof {}", eof.offset),
         Kind::TimerFired(fired) => format!("tick {} missed {}", fired.tick, fired.missed),
         Kind::LoopStateChanged(change) => format!("{:?}", change.state()),

@@ -1,12 +1,18 @@
 //! The same program gives the same results on every backend.
 
 use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
 
 use proptest::test_runner::{Config, TestRunner};
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::*;
 
 const PEERS: usize = 3;
+/// Two more sources are datagram sockets, of Unix and of UDP. The driver only tells whether they are
+/// ready; their watch itself receives and sends.
+const SOURCES: usize = PEERS + 2;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -17,18 +23,24 @@ enum Step {
     PeerWrites(usize, usize),
     PeerReads(usize),
     PeerCloses(usize),
+    OwnReceives(usize),
+    OwnSends(usize, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let peer = 0..PEERS;
+    let any_peer = 0..SOURCES;
+    let datagrams = PEERS..SOURCES;
     prop_oneof![
-        3 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
+        4 => (any_peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
         3 => (peer.clone(), 1..5000_u32).prop_map(|(peer, max)| Step::Recv(peer, max)),
         3 => (peer.clone(), 1..300_000_usize).prop_map(|(peer, len)| Step::Send(peer, len)),
-        2 => (peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Cancel(peer, read)),
-        4 => (peer.clone(), 1..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),
-        2 => peer.clone().prop_map(Step::PeerReads),
-        1 => peer.prop_map(Step::PeerCloses),
+        2 => (any_peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Cancel(peer, read)),
+        4 => (any_peer.clone(), 0..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),
+        2 => any_peer.clone().prop_map(Step::PeerReads),
+        1 => any_peer.prop_map(Step::PeerCloses),
+        2 => datagrams.clone().prop_map(Step::OwnReceives),
+        2 => (datagrams, 0..20_000_usize).prop_map(|(peer, len)| Step::OwnSends(peer, len)),
     ]
 }
 
@@ -45,21 +57,36 @@ struct World {
 }
 
 impl World {
-    /// Attaches one socket, one pipe to read from and one pipe to write to.
+    /// Attaches one socket, one pipe to read from and one pipe to write to, and two datagram sockets.
     fn new(mut rig: Rig) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
         let (reader, writes) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
         let (reads, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let (unix, unix_peer) = UnixDatagram::pair().unwrap();
+        let [udp, udp_peer] = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        udp.connect(udp_peer.local_addr().unwrap()).unwrap();
+        udp_peer.connect(udp.local_addr().unwrap()).unwrap();
+        unix_peer.set_nonblocking(true).unwrap();
+        udp_peer.set_nonblocking(true).unwrap();
         let sources = vec![
             rig.attach(socket, Nonblocking::Socket),
             rig.attach(reader, Nonblocking::Own),
             rig.attach(writer, Nonblocking::Pipe),
+            rig.attach(unix, Nonblocking::Socket),
+            rig.attach(udp, Nonblocking::Socket),
+        ];
+        let peers: [OwnedFd; SOURCES] = [
+            peer.into(),
+            writes,
+            reads,
+            unix_peer.into(),
+            udp_peer.into(),
         ];
         Self {
             rig,
             sources,
-            peers: vec![Some(peer.into()), Some(writes), Some(reads)],
+            peers: peers.map(Some).into(),
             live: BTreeMap::new(),
             bytes: BTreeMap::new(),
             history: History::new(),
@@ -92,6 +119,18 @@ impl World {
                 }
             }
             Step::PeerCloses(peer) => self.peers[peer] = None,
+            Step::OwnReceives(peer) => {
+                let mut bytes = vec![0; 20_000];
+                if let Some(fd) = self.rig.driver.fd(self.sources[peer]) {
+                    let _ = rustix::net::recv(fd, &mut bytes[..], RecvFlags::DONTWAIT);
+                }
+            }
+            Step::OwnSends(peer, len) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                if let Some(fd) = self.rig.driver.fd(self.sources[peer]) {
+                    let _ = rustix::net::send(fd, &vec![2; len], flags);
+                }
+            }
         }
         self.settle();
     }
