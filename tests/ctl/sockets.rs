@@ -122,7 +122,7 @@ async fn close_says_what_a_watch_left_and_abort_drops_it() {
     let listen = ["listen", "127.0.0.1:0", "--name", "web", "--max-conns", "1"];
     on(&listen).await.good();
     let sheet = on(&["show", "web"]).await.good();
-    let address = shown(&sheet, "address").to_owned();
+    let address = shown(&sheet, "what").to_owned();
     let _clients: Vec<TcpStream> = (0..3)
         .map(|_| TcpStream::connect(&address).unwrap())
         .collect();
