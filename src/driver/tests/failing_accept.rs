@@ -8,9 +8,10 @@ use super::*;
 #[allow(clippy::cast_possible_truncation)] // The codes of BPF fit into 16 bits.
 fn forbid_accepting() {
     let errno = libc::SECCOMP_RET_ERRNO | libc::ECONNABORTED.cast_unsigned();
-    let word = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    let end = (libc::BPF_RET | libc::BPF_K) as u16;
+    let code = |parts: u32| u16::try_from(parts).unwrap();
+    let word = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
+    let equal = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let end = code(libc::BPF_RET | libc::BPF_K);
     let call = u32::try_from(libc::SYS_accept4).unwrap();
     // SAFETY: these only build instructions.
     let mut program = unsafe {
