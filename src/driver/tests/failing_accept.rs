@@ -5,7 +5,6 @@ use nix::libc;
 use super::*;
 
 /// Makes each accept4(2) of this thread fail with ECONNABORTED, for ever.
-#[allow(clippy::cast_possible_truncation)] // The codes of BPF fit into 16 bits.
 fn forbid_accepting() {
     let errno = libc::SECCOMP_RET_ERRNO | libc::ECONNABORTED.cast_unsigned();
     let code = |parts: u32| u16::try_from(parts).unwrap();

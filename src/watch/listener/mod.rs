@@ -443,8 +443,9 @@ impl Watch for Listener {
     }
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        // The watch stays to be read, but it keeps no sockets.
         if let Some(securing) = &mut self.securing {
-            securing.close();
+            securing.give_up();
         }
         if let Some(file) = self.file.take() {
             cx.services.runtime.spawn_blocking(move || drop(file));

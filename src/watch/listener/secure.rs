@@ -74,6 +74,12 @@ impl Securing {
         }
     }
 
+    /// Closes all connections.
+    pub(super) fn give_up(&mut self) {
+        self.live.clear();
+        self.complete.clear();
+    }
+
     /// Handles the end of a handshake.
     pub(super) fn ended(&mut self, number: usize, result: Result<Box<Secured>, SystemError>) {
         let Some((_, peer)) = self.live.try_remove(number) else {
@@ -93,12 +99,6 @@ impl Securing {
     /// Returns whether a connection waits for a place.
     pub(super) fn waits(&self) -> bool {
         !self.complete.is_empty()
-    }
-
-    /// Gives up all handshakes and closes the connections.
-    pub(super) fn close(&mut self) {
-        self.live = Slab::new();
-        self.complete = VecDeque::new();
     }
 
     /// Returns the connection that has waited longest.
