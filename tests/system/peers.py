@@ -1,10 +1,22 @@
 """Programs at the other end of a connection."""
 import contextlib
+import os
 import re
+import shutil
 import subprocess
 import threading
 
+import pytest
+
 import api
+
+
+def needs(*programs, root=False):
+    """Skips the tests of a file where a program is missing, or without root if they need that."""
+    missing = [program for program in programs if not shutil.which(program)]
+    if root and os.geteuid() != 0:
+        missing.append("root")
+    return pytest.mark.skipif(bool(missing), reason=f"SKIPPED for want of {' and '.join(missing)}")
 
 
 class Program:

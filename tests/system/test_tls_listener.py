@@ -2,9 +2,11 @@
 import api
 import pytest
 from api import reason
-from peers import curl, s_client
+from peers import curl, needs, s_client
 
 from evloopd.v1 import watch_service_pb2 as watches
+
+pytestmark = needs("curl")
 
 BODY = bytes(range(256)) * 4096
 REFUSED_AT_ONCE = "-verify_return_error"
