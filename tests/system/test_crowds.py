@@ -9,6 +9,7 @@ import sys
 import time
 
 import api
+import daemon as daemons
 import pytest
 
 from evloopd.v1 import watch_service_pb2 as watches
@@ -216,6 +217,8 @@ def test_servers_that_are_gone_at_every_step_of_a_handshake_leave_nothing(loop, 
 
 HOLDER = """
 import sys
+import daemon as daemons
+
 import api
 from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import watch_service_pb2 as watches
@@ -245,3 +248,63 @@ def test_a_listener_that_closes_lets_go_of_handshakes(daemon):
             client.settimeout(api.PATIENCE)
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
+
+
+def test_a_handshake_in_single_bytes_is_a_handshake(loop, files):
+    listener, port = loop.listen(tls=tls())
+    context = ssl.create_default_context(cafile=files.ca)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = context.wrap_bio(incoming, outgoing, server_hostname=NAME)
+    with connect(port) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send():
+            for byte in outgoing.read():
+                client.sendall(bytes([byte]))
+
+        while True:
+            try:
+                session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                send()
+                incoming.write(client.recv(1))
+        session.write(b"hello")
+        send()
+        loop.received(loop.accepted(listener), b"hello")
+
+
+def test_clients_beyond_the_limit_of_handshakes_wait_and_are_then_served(files):
+    """The silent ones give their places back when their time is over."""
+    most = 8
+    with daemons.running(f"[limits]\ntls_handshakes = {most}\n" + files.configuration()) as daemon:
+        with api.connect(daemon) as channel, api.Loop(channel) as loop, contextlib.ExitStack() as crowd:
+            listener, port = loop.listen(tls=tls(handshake_timeout=api.seconds(1)))
+            for _ in range(most):
+                crowd.enter_context(connect(port))
+            with secured(files, connect(port)) as client:
+                client.sendall(b"hello")
+                loop.received(loop.accepted(listener), b"hello")
+            assert loop.get(listener).listener.failed_handshakes == most
+
+
+@pytest.mark.parametrize("end", ["close", "unwrap"])
+def test_a_limit_of_open_connections_holds_for_secured_ones(loop, files, end):
+    """A handshake is no open connection, and a connection beyond the limit waits after it."""
+    listener, port = loop.listen(tls=tls(), max_connections=1)
+    with secured(files, connect(port)) as first, secured(files, connect(port)) as second:
+        connection = loop.accepted(listener)
+        first.sendall(b"first")
+        loop.received(connection, b"first")
+        second.sendall(b"second")
+        loop.poll(0)
+        assert len(loop.of("accepted")) == 1
+        assert loop.get(listener).listener.open_connections == 1
+        if end == "unwrap":
+            # The daemon answers with its own close_notify, as both directions end.
+            first.unwrap()
+        first.close()
+        loop.received(loop.accepted(listener, 2), b"second")
+        assert loop.closed(connection)
+        second.sendall(b"more")
+        loop.received(loop.accepted(listener, 2), b"secondmore")

@@ -2,8 +2,9 @@
 import api
 import pytest
 from api import reason
-from peers import curl, needs, s_client
+from peers import Program, curl, needs, s_client
 
+from evloopd.v1 import common_pb2 as common
 from evloopd.v1 import watch_service_pb2 as watches
 
 pytestmark = needs("curl")
@@ -232,3 +233,47 @@ def test_a_session_with_a_client_certificate_is_not_resumed(one_loop, files, fla
     with s_client(port, flag, "-sess_in", path) as client:
         client.until(b"alert")
     assert failure(one_loop, listener) == "the client showed no certificate"
+
+
+def test_keys_are_updated_in_mid_stream(loop, files):
+    """s_client's command K asks for new keys of both sides."""
+    listener, port = loop.listen(tls=tls())
+    with s_client(port, "-tls1_3", "-CAfile", files.ca) as client:
+        connection = loop.accepted(listener)
+        for number in range(3):
+            client.send(b"line %d\n" % number)
+            loop.received(connection, b"line %d\n" % number)
+            client.send(b"K\n")
+            client.until(rb"KEYUPDATE")
+            loop.write(connection, b"answer %d\n" % number)
+            client.until(b"answer %d\n" % number)
+        client.finish()
+        assert reason(loop.closed(connection)) == "COMPLETED"
+
+
+def test_a_new_handshake_in_mid_stream_is_refused(loop, files):
+    """s_client's command R begins one, which TLS 1.2 knows; it is what attackers like (CVE-2009-3555)."""
+    listener, port = loop.listen(tls=tls())
+    with s_client(port, "-tls1_2", "-CAfile", files.ca) as client:
+        connection = loop.accepted(listener)
+        client.send(b"before\n")
+        loop.received(connection, b"before\n")
+        client.send(b"R\n")
+        client.until(b"RENEGOTIATING")
+        client.until(b"no renegotiation|alert|error")
+    loop.closed(connection)
+    assert loop.data(connection) == b"before\n"
+
+
+def test_a_unix_socket_speaks_tls_too(loop, files, tmp_path):
+    where = tmp_path / "socket"
+    address = common.UnixAddress(path=str(where))
+    listener = loop.add(listener=watches.ListenerSpec(unix=address, tls=tls()))
+    with Program("openssl", "s_client", "-unix", where, "-CAfile", files.ca, REFUSED_AT_ONCE) as client:
+        connection = loop.accepted(listener)
+        client.send(b"hello\n")
+        loop.received(connection, b"hello\n")
+        loop.write(connection, b"welcome\n", eof=True)
+        client.until(b"welcome\n")
+        client.finish()
+    assert reason(loop.closed(connection)) == "COMPLETED"
