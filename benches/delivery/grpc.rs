@@ -1,38 +1,32 @@
 //! The yardstick for gRPC: a tonic server that does nothing else, in a process of its own.
 
 use std::convert::Infallible;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::runtime::Builder;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tonic::server::{NamedService, ServerStreamingService, StreamingService};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
-use tower::{Service, service_fn};
+use tower::Service;
 
 use crate::Outcome;
+use crate::common::grpc::{self, Server};
 use crate::raw::Raw;
-use crate::yardstick::Process;
 
 /// The first argument of the process that serves; the second is the path of the socket.
 pub(crate) const YARDSTICK: &str = "grpc-yardstick";
 
-const SOCKET: &str = "socket";
 const ECHO: &str = "/bench.Yardstick/Echo";
 /// Streams the messages that the server was started with.
 pub(crate) const REPLAY: &str = "/bench.Yardstick/Replay";
@@ -42,34 +36,27 @@ pub(crate) const CHILD: &str = "/bench.Yardstick/Child";
 /// The number of chunks that fit between the reader of a child's output and the stream.
 const CHUNKS: usize = 16;
 
-/// Connects over a Unix socket, in the same way to the daemon and to the yardstick.
-pub(crate) async fn connect(socket: PathBuf) -> Outcome<Channel> {
-    let connector = service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost");
-    Ok(endpoint.connect_with_connector(connector).await?)
+/// Starts a server that has no messages to stream.
+pub(crate) fn start() -> Outcome<Server> {
+    start_with(&[])
 }
 
-/// Serves until standard input ends, which happens when the process that started this one ends.
+/// Starts a server that streams these messages.
+pub(crate) fn start_with(messages: &[Bytes]) -> Outcome<Server> {
+    let directory = tempfile::tempdir()?;
+    let mut saved = Vec::new();
+    for message in messages {
+        saved.put_u64(message.len() as u64);
+        saved.put_slice(message);
+    }
+    std::fs::write(directory.path().join(MESSAGES), saved)?;
+    Server::start(YARDSTICK, directory)
+}
+
+/// Serves in the process that [`start`] started.
 pub(crate) fn serve(socket: &Path) -> Outcome<()> {
-    let yardstick = Yardstick(load(&socket.with_file_name(MESSAGES))?);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = UnixListenerStream::new(UnixListener::bind(socket)?);
-        println!("serving");
-        let (end, ended) = oneshot::channel();
-        std::thread::spawn(move || {
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-            let _ = end.send(());
-        });
-        let server = tonic::transport::Server::builder().add_service(yardstick);
-        tokio::select! {
-            served = server.serve_with_incoming(listener) => Ok(served?),
-            _ = ended => Ok(()),
-        }
-    })
+    let messages = load(&socket.with_file_name(MESSAGES))?;
+    grpc::serve(socket, Yardstick(messages))
 }
 
 /// Returns the messages that were saved, or none.
@@ -183,42 +170,6 @@ impl ServerStreamingService<Bytes> for Child {
             });
             Ok(Response::new(ReceiverStream::new(stream)))
         })
-    }
-}
-
-/// The process that serves; it ends when dropped.
-pub(crate) struct Server {
-    _process: Process,
-    directory: TempDir,
-}
-
-impl Server {
-    pub(crate) fn start() -> Outcome<Self> {
-        Self::start_with(&[])
-    }
-
-    /// Starts a server that streams these messages.
-    pub(crate) fn start_with(messages: &[Bytes]) -> Outcome<Self> {
-        let directory = tempfile::tempdir()?;
-        let mut saved = Vec::new();
-        for message in messages {
-            saved.put_u64(message.len() as u64);
-            saved.put_slice(message);
-        }
-        std::fs::write(directory.path().join(MESSAGES), saved)?;
-        let socket = directory.path().join(SOCKET);
-        let socket = socket.to_str().ok_or("the socket's path is not UTF-8")?;
-        let mut process = Process::start(&[YARDSTICK, socket])?;
-        process.line()?;
-        Ok(Self {
-            _process: process,
-            directory,
-        })
-    }
-
-    /// Opens another connection.
-    pub(crate) async fn connect(&self) -> Outcome<Channel> {
-        connect(self.directory.path().join(SOCKET)).await
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon, Subscription};
-use crate::grpc::{EchoStream, Server};
+use crate::grpc::{self, EchoStream};
 use crate::pipes::pipes;
 use crate::report::{Report, Target, alternate};
 
@@ -49,7 +49,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
 
 fn measure(runtime: &Runtime, backend: &str) -> Outcome<(Vec<Samples>, Vec<Samples>)> {
     let daemon = Daemon::start_on(backend)?;
-    let yardstick = Server::start()?;
+    let yardstick = grpc::start()?;
     let (readers, writers) = pipes(1)?;
     let mut events = runtime.block_on(async {
         let channel = daemon.connect().await?;

@@ -8,34 +8,23 @@
 //! The client is this process. The daemon is a process of its own, and so is each yardstick that
 //! consists of more than system calls.
 
-use std::error::Error;
+use common::{Case, Failure, Outcome, daemon, raw, report, spent, yardstick};
 
-use tokio::runtime::{Builder, Runtime};
-
+#[path = "../common/mod.rs"]
+mod common;
 mod cpu;
-mod daemon;
 mod grpc;
 mod latency;
 mod peers;
 mod pipes;
 mod posts;
-mod raw;
 mod redis;
 mod replay;
-mod report;
 mod run_output;
 mod scale;
 mod spawn;
-mod spent;
 mod stdout;
 mod throughput;
-mod yardstick;
-
-use report::Report;
-
-type Failure = Box<dyn Error>;
-type Outcome<T> = Result<T, Failure>;
-type Case = fn(&Runtime, &mut Report) -> Outcome<()>;
 
 const CASES: [(&str, Case); 17] = [
     ("throughput", throughput::run),
@@ -67,34 +56,5 @@ fn main() -> Outcome<()> {
         [peers::YARDSTICK, which] => return peers::measure(which),
         _ => {}
     }
-    // Cargo passes --bench to benchmarks. `cargo test` runs them too, in a build that is useless
-    // for measurements.
-    if !arguments.iter().any(|a| a == "--bench") {
-        println!("run it with `cargo bench --bench delivery`");
-        return Ok(());
-    }
-    raise_open_files()?;
-    let chosen: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let mut report = Report::default();
-    for (name, case) in CASES {
-        if chosen.is_empty() || chosen.iter().any(|c| name.contains(c.as_str())) {
-            eprintln!("{name} ...");
-            case(&runtime, &mut report).map_err(|e| format!("{name}: {e}"))?;
-        }
-    }
-    report.print();
-    Ok(())
-}
-
-/// Raises the limit for this process, and for the daemon, which inherits it.
-fn raise_open_files() -> Outcome<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < OPEN_FILES) {
-        limit.current = Some(OPEN_FILES);
-        setrlimit(Resource::Nofile, limit)
-            .map_err(|e| format!("{OPEN_FILES} open files are needed: {e}"))?;
-    }
-    Ok(())
+    common::run("delivery", &CASES, &arguments, OPEN_FILES)
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::daemon::Daemon;
-use crate::grpc::{REPLAY, Server};
+use crate::grpc::{self, REPLAY};
 use crate::report::{Report, Target, alternate};
 use crate::{Outcome, raw};
 
@@ -80,7 +80,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     let oldest = from_oldest();
     let capture = raw::capture(channel.clone(), &oldest, last);
     let messages = runtime.block_on(capture)?;
-    let yardstick = Server::start_with(&messages)?;
+    let yardstick = grpc::start_with(&messages)?;
     drop(messages);
     let bare = runtime.block_on(yardstick.connect())?;
     let rates = alternate(
@@ -121,7 +121,7 @@ pub(crate) fn run_fanout(runtime: &Runtime, report: &mut Report) -> Outcome<()> 
         .filter_map(|m| raw::through(m).ok().flatten())
         .max();
     let last = last.ok_or("nothing was captured")?;
-    let yardstick = Server::start_with(&messages)?;
+    let yardstick = grpc::start_with(&messages)?;
     let connect = |ours: bool| {
         runtime.block_on(async {
             let mut channels = Vec::with_capacity(SUBSCRIBERS);

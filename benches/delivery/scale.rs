@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use crate::Outcome;
 use crate::daemon::{Daemon, Subscription, add_watches};
 use crate::pipes::{pipes, rate};
-use crate::report::{Report, Target, alternate};
+use crate::report::{Report, Target, alternate, p99_micros};
 use crate::throughput::Remote;
 
 /// The number of daemons whose memory and start are measured.
@@ -235,7 +235,7 @@ async fn lateness(channel: Channel, fired: &mut Subscription) -> Outcome<f64> {
             }
         }
     }
-    Ok(p99(late))
+    Ok(p99_micros(late))
 }
 
 /// Returns the same for a thread that sleeps.
@@ -247,14 +247,7 @@ fn slept_late() -> f64 {
         let late = begun.elapsed().saturating_sub(tick);
         u64::try_from(late.as_nanos()).unwrap_or(u64::MAX)
     });
-    p99(late.collect())
-}
-
-fn p99(mut late: Vec<u64>) -> f64 {
-    late.sort_unstable();
-    let at = late.len() * 99 / 100;
-    let nanos = late.get(at).and_then(|late| u32::try_from(*late).ok());
-    nanos.map_or(f64::NAN, |nanos| f64::from(nanos) / 1000.0)
+    p99_micros(late.collect())
 }
 
 /// Removes some of the idle timers, many at a time, and returns the rate per millisecond.

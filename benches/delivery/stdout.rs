@@ -19,7 +19,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::daemon::{BACKENDS, Daemon};
-use crate::grpc::{CHILD, REPLAY, Server};
+use crate::grpc::{self, CHILD, REPLAY};
 use crate::report::{Report, Side, Target, in_turns};
 use crate::{Outcome, raw};
 
@@ -42,11 +42,11 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         let channel = runtime.block_on(daemon.connect())?;
         // The yardstick streams the same chunks as this backend makes.
         let messages = runtime.block_on(capture(channel.clone()))?;
-        let server = Server::start_with(&messages)?;
+        let server = grpc::start_with(&messages)?;
         bare.push((runtime.block_on(server.connect())?, server));
         daemons.push((channel, daemon));
     }
-    let runs_it = Server::start()?;
+    let runs_it = grpc::start()?;
     let runner = runtime.block_on(runs_it.connect())?;
     let mut sides: Vec<Side<'_, f64>> = Vec::new();
     for ((channel, _), (bare, _)) in daemons.iter().zip(&bare) {

@@ -13,17 +13,15 @@ use evloopd::proto::subscribe_request::Start;
 use evloopd::proto::subscribe_response::Message;
 use evloopd::proto::watch_service_client::WatchServiceClient;
 use evloopd::proto::{
-    AddWatchRequest, Batch, BatchAddWatchesRequest, EventKind, FdSpec, Filter, ReadPipeSpec,
-    StartAt, SubscribeRequest, SubscribeResponse, WatchSpec, batch_add_watches_result,
-    read_pipe_spec, watch_spec,
+    AddWatchRequest, Batch, BatchAddWatchesRequest, EventKind, FdSpec, Filter, LoopRef,
+    ReadPipeSpec, StartAt, SubscribeRequest, SubscribeResponse, Watch, WatchSpec,
+    batch_add_watches_result, read_pipe_spec, watch_spec,
 };
-use nix::time::clock_getcpuclockid;
-use nix::unistd::Pid;
 use tempfile::TempDir;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use crate::{Outcome, grpc};
+use super::{Outcome, grpc, spent};
 
 /// The backends that are measured.
 pub(crate) const BACKENDS: [&str; 4] = ["epoll", "io_uring", "poll", "select"];
@@ -121,13 +119,12 @@ impl Daemon {
 
     /// Returns the CPU time that all its threads have used.
     pub(crate) fn cpu(&self) -> Outcome<Duration> {
-        let process = Pid::from_raw(i32::try_from(self.process.id())?);
-        Ok(clock_getcpuclockid(process)?.now()?.into())
+        spent::by_process(self.process.id())
     }
 
     /// Returns the CPU seconds of the daemon and of the children that it has reaped.
     pub(crate) fn cpu_with_children(&self) -> Outcome<f64> {
-        crate::spent::with_children(&self.process.id().to_string())
+        spent::with_children(&self.process.id().to_string())
     }
 
     /// Hands over file descriptors and returns a slot for each.
@@ -214,10 +211,26 @@ pub(crate) async fn add_watches(
     Ok(())
 }
 
-/// A stream of the events of one kind on the caller's loop, from the call of `open` on.
+/// Adds a watch to a loop, the caller's own if that is `None`.
+pub(crate) async fn add_watch(
+    channel: Channel,
+    r#loop: Option<LoopRef>,
+    spec: watch_spec::Spec,
+) -> Outcome<Watch> {
+    let request = AddWatchRequest {
+        r#loop,
+        spec: Some(WatchSpec { spec: Some(spec) }),
+        ..AddWatchRequest::default()
+    };
+    let added = WatchServiceClient::new(channel).add_watch(request).await?;
+    Ok(added.into_inner().watch.ok_or("no watch in the answer")?)
+}
+
+/// A stream of events.
 pub(crate) struct Subscription(Streaming<SubscribeResponse>);
 
 impl Subscription {
+    /// Subscribes to the events of one kind on the caller's loop from now on.
     pub(crate) async fn open(channel: Channel, kind: EventKind) -> Outcome<Self> {
         let request = SubscribeRequest {
             start: Some(Start::StartAt(StartAt::Now.into())),
@@ -227,6 +240,11 @@ impl Subscription {
             }),
             ..SubscribeRequest::default()
         };
+        Self::begin(channel, request).await
+    }
+
+    /// Subscribes as the request says.
+    pub(crate) async fn begin(channel: Channel, request: SubscribeRequest) -> Outcome<Self> {
         let mut events = EventServiceClient::new(channel);
         let mut stream = events.subscribe(request).await?.into_inner();
         match stream.message().await?.and_then(|m| m.message) {

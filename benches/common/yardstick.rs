@@ -4,8 +4,9 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
-use crate::Outcome;
+use super::{Outcome, spent};
 
 /// A yardstick that runs.
 pub(crate) struct Process {
@@ -42,6 +43,11 @@ impl Process {
             0 => Err("the yardstick has ended".into()),
             _ => Ok(line.trim_end().to_owned()),
         }
+    }
+
+    /// Returns the CPU time that all its threads have used.
+    pub(crate) fn cpu(&self) -> Outcome<Duration> {
+        spent::by_process(self.process.id())
     }
 }
 

@@ -1,8 +1,12 @@
 //! CPU time, as the system counts it.
 
+use std::time::Duration;
+
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::Outcome;
+use super::Outcome;
 
 /// Returns the CPU time that this thread has used, in nanoseconds.
 pub(crate) fn own_nanos() -> u128 {
@@ -10,6 +14,12 @@ pub(crate) fn own_nanos() -> u128 {
     let [seconds, nanos] =
         [taken.tv_sec, taken.tv_nsec].map(|part| u128::try_from(part).unwrap_or(0));
     seconds * 1_000_000_000 + nanos
+}
+
+/// Returns the CPU time that all threads of a process have used.
+pub(crate) fn by_process(id: u32) -> Outcome<Duration> {
+    let process = Pid::from_raw(i32::try_from(id)?);
+    Ok(clock_getcpuclockid(process)?.now()?.into())
 }
 
 /// Returns the CPU seconds of a process and of the children that it has waited for.

@@ -8,7 +8,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use crate::Outcome;
+use super::Outcome;
 
 const SUBSCRIBE: &str = "/evloopd.v1.EventService/Subscribe";
 

@@ -1,6 +1,8 @@
 //! Rounds, medians, and the printed report.
 
-use crate::Outcome;
+use std::time::Duration;
+
+use super::Outcome;
 
 /// The number of rounds of each case. It is odd, so that the median is a measured value.
 const ROUNDS: usize = 15;
@@ -185,6 +187,14 @@ fn spread(values: &[f64], digits: usize) -> String {
         return format!("{median:.digits$}");
     }
     format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
+}
+
+/// Returns the 99th percentile of nanoseconds, in µs.
+pub(crate) fn p99_micros(mut nanos: Vec<u64>) -> f64 {
+    nanos.sort_unstable();
+    let at = nanos.len() * 99 / 100;
+    let at = nanos.get(at).map(|nanos| Duration::from_nanos(*nanos));
+    at.map_or(f64::NAN, |at| at.as_secs_f64() * 1e6)
 }
 
 fn median(values: &[f64]) -> f64 {
