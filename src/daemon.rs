@@ -2,6 +2,7 @@
 
 mod arguments;
 mod host;
+mod tls;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -35,7 +36,6 @@ use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
 use crate::text;
-use crate::tls::Sections;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Reaper, Resolver, Services,
     Starters, TransportLimits, reap_inherited,
@@ -256,7 +256,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
         resolver: Resolver::new(limits.resolver_threads),
-        tls: tls_sections(config)?,
+        tls: tls::sections(&config.tls)?,
         handshakes: Handshakes::new(limits.tls_threads),
         closer: Closer::default(),
         runtime,
@@ -277,34 +277,6 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         children: Count::new("limits.children", limits.children),
         watches: Count::new("limits.watches", limits.watches),
     })
-}
-
-/// How often the files of TLS are looked at: a change is noticed within a second.
-const TLS_FILES: Duration = Duration::from_millis(500);
-
-/// Reads the files of TLS, and starts the thread that notices when they change.
-fn tls_sections(config: &Config) -> Result<Arc<Sections>> {
-    let sections = Sections::load(&config.tls).map_err(|wrong| {
-        let lines = wrong.into_iter();
-        let lines = lines.map(|(name, error)| format!("tls.{name}.{}: {}", error.part, error.why));
-        Error::wrong_state(lines.collect::<Vec<_>>().join("; "))
-    })?;
-    let sections = Arc::new(sections);
-    if sections.names().next().is_some() {
-        let watched = Arc::downgrade(&sections);
-        let refresh = move || {
-            while let Some(sections) = watched.upgrade() {
-                sections.refresh();
-                drop(sections);
-                std::thread::sleep(TLS_FILES);
-            }
-        };
-        std::thread::Builder::new()
-            .name("tls-files".to_owned())
-            .spawn(refresh)
-            .map_err(|error| SystemError::from_io(&error, "thread", ""))?;
-    }
-    Ok(sections)
 }
 
 fn identity(sockets: &Sockets) -> Result<Identity> {

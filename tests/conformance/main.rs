@@ -116,6 +116,7 @@ mod terminals;
 mod timeouts;
 mod timers;
 mod tls;
+mod tls_handshakes;
 mod tls_listeners;
 mod water_marks;
 mod writing;

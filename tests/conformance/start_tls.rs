@@ -76,6 +76,19 @@ async fn received(scene: &mut Scene, id: u64, len: usize) {
     }
 }
 
+/// Writes until no more is taken, because nobody reads. Returns how many bytes were.
+async fn fill(scene: &Scene, id: u64) -> u64 {
+    let plain = [b'p'; 1 << 20];
+    let mut taken = 0;
+    loop {
+        let answer = scene.write_at(id, &plain, Some(taken)).await.unwrap();
+        if answer.taken == taken {
+            return taken;
+        }
+        taken = answer.taken;
+    }
+}
+
 async fn a_client_starts_it_after_the_servers_answer(scene: &mut Scene) {
     let (id, mut peer) = connected(scene).await;
     peer.write_all(b"220 hello\r\n").unwrap();
@@ -199,18 +212,9 @@ async fn what_was_injected_before_it_is_never_taken_for_encrypted(scene: &mut Sc
 }
 
 async fn unsent_plaintext_goes_first(scene: &mut Scene) {
-    const SIZE: usize = 1 << 20;
     let (id, mut peer) = connected(scene).await;
-    // Nobody reads: the kernel's buffers and the daemon's are full.
-    let mut plain = 0;
-    loop {
-        let answer = scene.write_at(id, &vec![b'p'; SIZE], Some(plain)).await;
-        let taken = answer.unwrap().taken;
-        if taken == plain {
-            break;
-        }
-        plain = taken;
-    }
+    // The kernel's buffers and the daemon's are full.
+    let plain = fill(scene, id).await;
     start(scene, id, 0, false).await.unwrap();
     let reader = std::thread::spawn(move || {
         let mut read = vec![0; usize::try_from(plain).unwrap()];
@@ -244,15 +248,7 @@ async fn an_end_during_the_handshake_comes_after_it(scene: &mut Scene) {
     for large in [false, true] {
         let (id, mut peer) = connected(scene).await;
         // With unsent plaintext the handshake has not begun when the end is requested.
-        let mut plain = 0;
-        while large {
-            let answer = scene.write_at(id, &vec![b'p'; 1 << 20], Some(plain)).await;
-            let taken = answer.unwrap().taken;
-            if taken == plain {
-                break;
-            }
-            plain = taken;
-        }
+        let plain = if large { fill(scene, id).await } else { 0 };
         start(scene, id, 0, false).await.unwrap();
         if !large {
             scene.write(id, b"secret").await;

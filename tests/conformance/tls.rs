@@ -1,20 +1,20 @@
 //! Connections with TLS on which the daemon is the client.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    AbortRequest, CloseReason, Closed, ConnectionSpec, Stream, TakeFdRequest, TlsOptions,
-    TlsSession, WaterMarks, watch,
+    AbortRequest, CloseReason, ConnectionSpec, Stream, TakeFdRequest, TlsOptions, TlsSession,
+    WaterMarks, watch,
 };
 use tonic::Code;
 
 use crate::CONFIG;
 use crate::common::tls::{self, Served};
-use crate::common::{Daemon, Scene, by_id, millis, refused, tcp};
+use crate::common::{Daemon, Scene, by_id, refused, tcp};
 
 /// Runs one case on a daemon with certificates.
 pub(crate) async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
@@ -51,18 +51,13 @@ pub(crate) use on_each_backend_with_tls;
 
 on_each_backend_with_tls!(
     a_connection_is_encrypted_and_tells_what_was_negotiated,
-    certificates_that_do_not_fit_are_refused_in_words,
-    a_refused_client_certificate_is_told_with_its_alert,
     a_cut_stream_is_told_from_a_clean_end,
     a_close_flushes_and_does_not_wait_for_an_answer,
     the_stream_is_bounded_and_ordered_in_both_directions,
     a_paused_connection_reads_what_came_with_the_handshake_later,
-    a_handshake_that_does_not_end_is_given_up,
-    a_handshake_under_way_can_be_ended,
-    options_that_do_not_fit_are_refused,
 );
 
-fn spec(port: u16, options: TlsOptions) -> ConnectionSpec {
+pub(crate) fn spec(port: u16, options: TlsOptions) -> ConnectionSpec {
     ConnectionSpec {
         tls: Some(options),
         ..tcp("localhost", port.into())
@@ -70,14 +65,14 @@ fn spec(port: u16, options: TlsOptions) -> ConnectionSpec {
 }
 
 /// Trusts the authority of the tests.
-fn trusting() -> TlsOptions {
+pub(crate) fn trusting() -> TlsOptions {
     TlsOptions {
         config: "trusting".into(),
         ..TlsOptions::default()
     }
 }
 
-fn listener() -> (TcpListener, u16) {
+pub(crate) fn listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
@@ -107,17 +102,6 @@ pub(crate) async fn session(scene: &mut Scene, id: u64) -> TlsSession {
         Some(Kind::Connected(connected)) => connected.tls.expect("what was negotiated"),
         other => panic!("{other:?}"),
     }
-}
-
-/// Returns the text of the error with which a handshake failed.
-fn why(closed: &Closed) -> &str {
-    assert_eq!(closed.reason(), CloseReason::Error, "{closed:?}");
-    let error = closed.error.as_ref().expect("an error");
-    assert_eq!(
-        (error.step.as_str(), error.name.as_str()),
-        ("handshake", "EPROTO")
-    );
-    &error.message
 }
 
 async fn a_connection_is_encrypted_and_tells_what_was_negotiated(scene: &mut Scene) {
@@ -185,103 +169,6 @@ async fn a_connection_is_encrypted_and_tells_what_was_negotiated(scene: &mut Sce
         peer.flush().unwrap();
         scene.closed(id).await;
     }
-}
-
-async fn certificates_that_do_not_fit_are_refused_in_words(scene: &mut Scene) {
-    let with = |ca: &str, server_name: &str| TlsOptions {
-        ca_pem: tls::pem(ca),
-        server_name: server_name.into(),
-        ..TlsOptions::default()
-    };
-    let cases = [
-        (
-            "other",
-            with("ca.pem", ""),
-            "valid for other.test, not for localhost",
-        ),
-        ("expired", with("ca.pem", ""), "expired on 2020-05-17"),
-        (
-            "stranger",
-            with("ca.pem", ""),
-            "no trusted authority has signed",
-        ),
-        (
-            "self",
-            with("ca.pem", ""),
-            "no trusted authority has signed",
-        ),
-        (
-            "self",
-            with("self.pem", "elsewhere.test"),
-            "not for elsewhere.test",
-        ),
-        (
-            "web",
-            TlsOptions::default(),
-            "no trusted authority has signed",
-        ),
-    ];
-    for (server, options, wanted) in cases {
-        let (listener, port) = listener();
-        let id = scene.add(Spec::Connection(spec(port, options))).await;
-        let socket = listener.accept().unwrap().0;
-        let error = tls::serve(socket, tls::server(server, false)).unwrap_err();
-        let closed = scene.closed(id).await;
-        assert!(why(&closed).contains(wanted), "{closed:?}");
-        assert!(
-            error.to_string().contains("lert"),
-            "the server is told: {error}"
-        );
-        assert_eq!(scene.recorder.kinds(id), ["added", "closed"]);
-    }
-    // A self-signed certificate that is itself trusted passes, though it is marked as an authority's.
-    let (listener, port) = listener();
-    let id = scene
-        .add(Spec::Connection(spec(port, with("self.pem", "localhost"))))
-        .await;
-    let socket = listener.accept().unwrap().0;
-    let _peer = tls::serve(socket, tls::server("self", false)).unwrap();
-    session(scene, id).await;
-}
-
-async fn a_refused_client_certificate_is_told_with_its_alert(scene: &mut Scene) {
-    let cases = [
-        ("trusting", "it requires one"),
-        ("stranger", "it does not know the authority"),
-    ];
-    for (config, wanted) in cases {
-        for _ in 0..5 {
-            let (listener, port) = listener();
-            let options = TlsOptions {
-                config: config.into(),
-                ..TlsOptions::default()
-            };
-            let id = scene.add(Spec::Connection(spec(port, options))).await;
-            let socket = listener.accept().unwrap().0;
-            let served = std::thread::spawn(|| tls::serve(socket, tls::server("web", true)));
-            // In TLS 1.3 the client is done before the server has seen its certificate.
-            let written = scene.write_at(id, b"secret", None).await;
-            served.join().unwrap().unwrap_err();
-            let closed = scene.closed(id).await;
-            let text = why(&closed);
-            assert!(text.contains("the peer refuses the certificate"), "{text}");
-            assert!(text.contains(wanted), "{text}");
-            let unsent = if written.is_ok() { 6 } else { 0 };
-            assert_eq!(closed.unsent_bytes, unsent);
-        }
-    }
-    let (listener, port) = listener();
-    let options = TlsOptions {
-        config: "client".into(),
-        ..TlsOptions::default()
-    };
-    let id = scene.add(Spec::Connection(spec(port, options))).await;
-    let socket = listener.accept().unwrap().0;
-    let mut peer = tls::serve(socket, tls::server("web", true)).unwrap();
-    session(scene, id).await;
-    scene.write(id, b"secret").await;
-    let mut secret = [0; 6];
-    peer.read_exact(&mut secret).unwrap();
 }
 
 async fn a_cut_stream_is_told_from_a_clean_end(scene: &mut Scene) {
@@ -439,128 +326,4 @@ async fn a_paused_connection_reads_what_came_with_the_handshake_later(scene: &mu
     scene.pause_reading(id, false).await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.recorder.bytes(id, Stream::Input), b"220 ready");
-}
-
-async fn a_handshake_that_does_not_end_is_given_up(scene: &mut Scene) {
-    let (listener, port) = listener();
-    let options = TlsOptions {
-        handshake_timeout: Some(millis(50)),
-        ..trusting()
-    };
-    let id = scene.add(Spec::Connection(spec(port, options))).await;
-    let silent = listener.accept().unwrap().0;
-    let closed = scene.closed(id).await;
-    let error = closed.error.expect("an error");
-    assert_eq!(
-        (error.name.as_str(), error.step.as_str()),
-        ("ETIMEDOUT", "handshake")
-    );
-    drop(silent);
-
-    let id = scene.add(Spec::Connection(spec(port, trusting()))).await;
-    drop(listener.accept().unwrap());
-    let closed = scene.closed(id).await;
-    assert_eq!(closed.error.expect("an error").step, "handshake");
-
-    let id = scene.add(Spec::Connection(spec(port, trusting()))).await;
-    let mut web = listener.accept().unwrap().0;
-    web.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-    let closed = scene.closed(id).await;
-    assert!(
-        why(&closed).contains("does not speak TLS: it sent `HTTP/1.1`"),
-        "{closed:?}"
-    );
-}
-
-async fn a_handshake_under_way_can_be_ended(scene: &mut Scene) {
-    let (listener, port) = listener();
-    let accepted = |listener: &TcpListener| listener.accept().unwrap().0;
-    let ended = |mut socket: TcpStream| {
-        let mut hello = Vec::new();
-        // The ClientHello, then the end or a reset.
-        let _ = socket.read_to_end(&mut hello);
-    };
-    let id = scene.add(Spec::Connection(spec(port, trusting()))).await;
-    let silent = accepted(&listener);
-    scene.remove(id).await;
-    ended(silent);
-    let id = scene.add(Spec::Connection(spec(port, trusting()))).await;
-    let silent = accepted(&listener);
-    refused(
-        scene.write_at(id, b"x", None).await,
-        Code::FailedPrecondition,
-        "WRONG_STATE",
-    );
-    let request = AbortRequest {
-        r#loop: Some(scene.target.clone()),
-        watch: by_id(id),
-        ..AbortRequest::default()
-    };
-    scene.daemon.transports().abort(request).await.unwrap();
-    ended(silent);
-    assert_eq!(scene.closed(id).await.reason(), CloseReason::Aborted);
-    // A handshake completes while the loop is stopped, and counts once it runs again.
-    let id = scene.add(Spec::Connection(spec(port, trusting()))).await;
-    let socket = accepted(&listener);
-    scene.stop().await;
-    let _peer = tls::serve(socket, tls::server("web", false)).unwrap();
-    scene.run().await;
-    session(scene, id).await;
-}
-
-async fn options_that_do_not_fit_are_refused(scene: &mut Scene) {
-    let cases = [
-        (
-            "spec.connection.tls.config",
-            TlsOptions {
-                config: "absent".into(),
-                ..TlsOptions::default()
-            },
-        ),
-        (
-            "spec.connection.tls.server_name",
-            TlsOptions {
-                server_name: "-no name-".into(),
-                ..TlsOptions::default()
-            },
-        ),
-        (
-            "spec.connection.tls.alpn",
-            TlsOptions {
-                alpn: vec![String::new()],
-                ..TlsOptions::default()
-            },
-        ),
-        (
-            "spec.connection.tls.ca_pem",
-            TlsOptions {
-                ca_pem: (&b"no PEM"[..]).into(),
-                ..TlsOptions::default()
-            },
-        ),
-        (
-            "spec.connection.tls.handshake_timeout",
-            TlsOptions {
-                handshake_timeout: Some(millis(0)),
-                ..TlsOptions::default()
-            },
-        ),
-        (
-            "spec.connection.tls.key_pem",
-            TlsOptions {
-                key_pem: tls::pem("client.key"),
-                certificate_pem: tls::pem("client.pem"),
-                ..TlsOptions::default()
-            },
-        ),
-    ];
-    for (field, options) in cases {
-        let request = scene.request(Spec::Connection(spec(1, options)));
-        let refusal = refused(
-            scene.try_add(request).await,
-            Code::InvalidArgument,
-            "INVALID_FIELD",
-        );
-        assert_eq!(refusal.fields, [field]);
-    }
 }
