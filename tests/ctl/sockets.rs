@@ -157,7 +157,7 @@ async fn close_says_what_a_watch_left_and_abort_drops_it() {
             "json",
             &["--json", "close", "json"],
             1,
-            "CLOSE_REASON_REMOVED",
+            "\"reason\":\"removed\"",
         ),
     ] {
         on(&["connect", &address, "--name", name]).await.good();
