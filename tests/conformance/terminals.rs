@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use evloopd::proto::{CloseReason, Stream, TransportStatus, watch};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tonic::Code;
 
 use crate::common::{Scene, read_pipe, refused, write_pipe};
@@ -142,12 +143,20 @@ async fn written(scene: &Scene, id: u64) -> TransportStatus {
     }
 }
 
+fn set_echo(terminal: &File, echo: bool) {
+    let mut attributes = tcgetattr(terminal).unwrap();
+    attributes.local_modes.set(LocalModes::ECHO, echo);
+    tcsetattr(terminal, OptionalActions::Now, &attributes).unwrap();
+}
+
 async fn a_terminal_is_written_as_long_as_it_can_be_opened(scene: &mut Scene) {
     let pty = Pty::new();
     let slot = scene.daemon.handover().await.give(&pty.master);
     let id = scene.add(write_pipe(slot)).await;
     let mut terminal = pty.open();
     for round in 0..2_u8 {
+        // With an echo, the other side of the terminal has something to read too.
+        set_echo(&terminal, round == 1);
         let line = [b'a' + round, b'\n'];
         scene.write(id, &line).await;
         let reading = tokio::task::spawn_blocking(move || {
