@@ -20,6 +20,7 @@ on_each_backend_with_tls!(
     a_connection_is_accepted_after_its_handshake,
     the_certificate_is_chosen_by_name,
     client_certificates_are_verified_and_never_resumed_away,
+    a_peer_that_has_ended_its_stream_may_be_gone,
     a_session_is_resumed,
     the_silent_hold_nobodys_place,
     failed_handshakes_are_counted_and_told_rarely,
@@ -103,6 +104,37 @@ async fn a_connection_is_accepted_after_its_handshake(scene: &mut Scene) {
         CloseReason::Completed
     );
     assert_eq!(scene.recorder.bytes(connection, Stream::Input), b"ping");
+}
+
+/// Clients that read nothing leave the session tickets unread, so that the kernel resets their
+/// connections when they close: after close_notify, which ends their stream in order.
+async fn a_peer_that_has_ended_its_stream_may_be_gone(scene: &mut Scene) {
+    let paused = ListenerSpec {
+        start_paused: true,
+        ..spec("web")
+    };
+    let (id, port) = listening(scene, paused).await;
+    for nth in 1..=20 {
+        let raw = reach(port);
+        // Else close_notify would wait until the daemon's host acknowledges the bytes before it.
+        raw.set_nodelay(true).unwrap();
+        let mut peer = tls::shake(raw, tls::client(None), "localhost").unwrap();
+        let connection = accepted(scene, id, nth).await;
+        peer.write_all(b"all").unwrap();
+        peer.conn.send_close_notify();
+        peer.flush().unwrap();
+        drop(peer);
+        scene.pause_reading(connection, false).await;
+        let closed = scene.closed(connection).await;
+        let kinds = scene.recorder.kinds(connection);
+        assert_eq!(
+            closed.reason(),
+            CloseReason::Completed,
+            "{closed:?} after {kinds:?}"
+        );
+        assert!(kinds.contains(&"eof"));
+        assert_eq!(scene.recorder.bytes(connection, Stream::Input), b"all");
+    }
 }
 
 async fn the_certificate_is_chosen_by_name(scene: &mut Scene) {

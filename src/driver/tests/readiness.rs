@@ -281,6 +281,14 @@ impl Watched<'_> {
         }
     }
 
+    /// Returns whether something is still to be reported, by what poll(2) found.
+    fn waits(&self, found: &[Option<String>; 2]) -> bool {
+        [0, 1].into_iter().any(|lane| {
+            let told = self.armed[lane] && found[lane].is_none();
+            self.live[lane].is_some() && !told
+        })
+    }
+
     /// Arms directions and checks that exactly the readiness that poll(2) finds is reported.
     fn check(&mut self) -> Result<(), TestCaseError> {
         for (lane, op) in [(0, READ), (1, WRITE)] {
@@ -298,11 +306,7 @@ impl Watched<'_> {
         }
         let mut before = self.expected();
         let began = Instant::now();
-        let waits = |lane: usize, watched: &Self| {
-            let told = watched.armed[lane] && before[lane].is_none();
-            watched.live[lane].is_some() && !told
-        };
-        while waits(0, self) || waits(1, self) {
+        while self.waits(&before) {
             prop_assert!(began.elapsed() < PATIENCE, "nothing of {before:?}");
             self.turn(&before, Duration::from_millis(100))?;
             // On a busy host a terminal may pass an action on after it seemed to be settled.

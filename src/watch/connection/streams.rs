@@ -195,6 +195,9 @@ impl Streams {
         let offset = self.input.offset;
         cx.emit(Kind::Eof(Eof { offset }));
         self.input.end(cx);
+        if let Some(errno) = self.tls.as_ref().and_then(|tls| tls.broken) {
+            self.cannot_send(cx, errno);
+        }
     }
 
     /// Handles the end of the connection below TLS without close_notify.
@@ -228,12 +231,26 @@ impl Streams {
         match (self.output.complete(cx, done), &mut self.tls) {
             (Ok(()), _) => self.pump(cx),
             // The peer may have sent an alert that says why, so what it sent is read first.
-            (Err(errno), Some(tls)) if cx.is_live(IN) && self.linger.is_none() => {
+            (Err(errno), Some(tls))
+                if !self.input.ended && cx.is_live(IN) && self.linger.is_none() =>
+            {
                 tls.broken = Some(errno);
             }
-            (Err(errno), _) => fail_now(cx, errno, "write"),
+            (Err(errno), _) => self.cannot_send(cx, errno),
         }
         self.close_if_ended(cx);
+    }
+
+    /// Handles that the kernel takes no more bytes.
+    fn cannot_send(&mut self, cx: &mut Context<'_>, errno: Errno) {
+        let closes = self.output.eof || !self.keep_half_open;
+        if self.input.ended && closes && self.output.buffered() == 0 && self.linger.is_none() {
+            // Both streams are complete. Only close_notify is left, which a peer that is gone does
+            // not need.
+            self.output.close();
+        } else {
+            fail_now(cx, errno, "write");
+        }
     }
 
     /// Encrypts what waits to be sent.
