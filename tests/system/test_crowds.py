@@ -308,3 +308,17 @@ def test_a_limit_of_open_connections_holds_for_secured_ones(loop, files, end):
         assert loop.closed(connection)
         second.sendall(b"more")
         loop.received(loop.accepted(listener, 2), b"secondmore")
+
+
+def test_garbage_after_the_end_of_the_daemons_stream_is_an_error(loop, files):
+    listener, port = loop.listen(tls=tls(), keep_half_open=True)
+    with connect(port) as client:
+        secured_client = secured(files, client.dup())
+        connection = loop.accepted(listener)
+        loop.wait("connected", connection)
+        loop.call("WriteEof", connection)
+        assert secured_client.recv(1) == b""
+        client.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        closed = loop.closed(connection)
+        assert "a record was damaged on its way" in closed.error.message
+        secured_client.close()
