@@ -1,7 +1,7 @@
 //! The parts that all end-to-end tests share: the real daemon on a private socket, recorders that
 //! check what they receive, and a client of the handover socket.
 
-#![allow(dead_code)] // each test program uses only some of this
+#![allow(dead_code, unused_imports)] // each test program uses only some of this
 
 use std::future::Future;
 use std::os::fd::AsFd;
