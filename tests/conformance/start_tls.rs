@@ -78,7 +78,7 @@ async fn received(scene: &mut Scene, id: u64, len: usize) {
 
 /// Writes until no more is taken, because nobody reads. Returns how many bytes were.
 async fn fill(scene: &Scene, id: u64) -> u64 {
-    let plain = [b'p'; 1 << 20];
+    let plain = vec![b'p'; 1 << 20];
     let mut taken = 0;
     loop {
         let answer = scene.write_at(id, &plain, Some(taken)).await.unwrap();
