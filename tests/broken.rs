@@ -6,7 +6,6 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 #![allow(unsafe_code)]
 
-#[allow(unused_imports)]
 mod common;
 
 use std::collections::BTreeSet;

@@ -10,7 +10,6 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 #[path = "../common/mod.rs"]
-#[allow(unused_imports)]
 mod common;
 
 use common::{Daemon, within};
