@@ -44,6 +44,19 @@ impl Room {
         self.events >= other.events && self.bytes >= other.bytes
     }
 
+    /// Returns how many times `one` fits into it, which is not nothing.
+    #[must_use]
+    pub const fn over(self, one: Self) -> u64 {
+        let events = self.events.checked_div(one.events);
+        let bytes = self.bytes.checked_div(one.bytes);
+        match (events, bytes) {
+            (Some(events), Some(bytes)) if events < bytes => events,
+            (_, Some(bytes)) => bytes,
+            (Some(events), None) => events,
+            (None, None) => 0,
+        }
+    }
+
     /// Returns `count` times as much.
     #[must_use]
     pub const fn times(self, count: u64) -> Self {

@@ -69,50 +69,85 @@ fn size<T>() -> libc::socklen_t {
     libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
 }
 
-/// Receives one datagram, or one error, without blocking.
+/// The most datagrams of one call of [`receive`].
+pub(crate) const RECEIVED_AT_ONCE: usize = 16;
+
+/// What the kernel fills for one datagram beside its bytes.
+struct Beside {
+    address: MaybeUninit<SocketAddrStorage>,
+    control: MaybeUninit<Control>,
+}
+
+/// Receives as many datagrams, or errors, as wait and as the buffer has room for, without blocking;
+/// each gets `size` bytes of it, and at most [`RECEIVED_AT_ONCE`] are received. Calls `take` with
+/// each, in order, and with those of its bytes that the buffer has. Returns their number.
 ///
 /// # Errors
-/// Those of recvmsg(2); EAGAIN if there is none.
+/// Those of recvmmsg(2), which receives nothing then; EAGAIN if nothing waits.
 pub(crate) fn receive(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
+    size: usize,
     queue: Queue,
-) -> Result<Incoming, Errno> {
-    let mut address = MaybeUninit::<SocketAddrStorage>::zeroed();
-    let mut control = Control([0; 512]);
-    let mut part = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
+    mut take: impl FnMut(&Incoming, &[u8]),
+) -> Result<usize, Errno> {
+    const BESIDE: Beside = Beside {
+        address: MaybeUninit::zeroed(),
+        control: MaybeUninit::uninit(),
     };
-    // SAFETY: all-zero bytes are a valid msghdr: null pointers with no lengths.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_name = address.as_mut_ptr().cast();
-    message.msg_namelen = size::<SocketAddrStorage>();
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    if queue != Queue::Unix {
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = size_of::<Control>();
+    let mut beside = [BESIDE; RECEIVED_AT_ONCE];
+    // SAFETY: all-zero bytes are valid for both: null pointers with no lengths.
+    let mut parts: [libc::iovec; RECEIVED_AT_ONCE] = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: as above.
+    let mut headers: [libc::mmsghdr; RECEIVED_AT_ONCE] =
+        unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut count: libc::c_uint = 0;
+    let spaces = buffer.chunks_exact_mut(size);
+    for (((header, part), beside), space) in headers
+        .iter_mut()
+        .zip(&mut parts)
+        .zip(&mut beside)
+        .zip(spaces)
+    {
+        *part = libc::iovec {
+            iov_base: space.as_mut_ptr().cast(),
+            iov_len: space.len(),
+        };
+        let header = &mut header.msg_hdr;
+        header.msg_name = beside.address.as_mut_ptr().cast();
+        header.msg_namelen = self::size::<SocketAddrStorage>();
+        header.msg_iov = part;
+        header.msg_iovlen = 1;
+        if queue != Queue::Unix {
+            header.msg_control = beside.control.as_mut_ptr().cast();
+            header.msg_controllen = size_of::<Control>();
+        }
+        count += 1;
     }
     let mut flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
     if queue == Queue::Errors {
         flags |= libc::MSG_ERRQUEUE;
     }
-    // SAFETY: all pointers in `message` are valid for writes of the lengths beside them, for the
-    // whole call.
-    let len = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
-    let len = check(len as libc::c_long)?;
-    let mut incoming = Incoming {
-        len: usize::try_from(len).unwrap_or(0),
-        peer: read_address(&address, message.msg_namelen),
-        local: None,
-        interface: 0,
-        reported: None,
-    };
-    if queue != Queue::Unix {
-        read_control(&message, &mut incoming);
+    let (fd, no_timeout) = (fd.as_raw_fd(), std::ptr::null_mut());
+    // SAFETY: there are `count` headers, and all pointers in them are valid for writes of the
+    // lengths beside them, for the whole call.
+    let received = unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), count, flags, no_timeout) };
+    let received = usize::try_from(check(received.into())?).unwrap_or(0);
+    let bytes = buffer.chunks_exact(size);
+    for ((header, beside), bytes) in headers.iter().zip(&beside).zip(bytes).take(received) {
+        let mut incoming = Incoming {
+            len: header.msg_len as usize,
+            peer: read_address(&beside.address, header.msg_hdr.msg_namelen),
+            local: None,
+            interface: 0,
+            reported: None,
+        };
+        if queue != Queue::Unix {
+            read_control(&header.msg_hdr, &mut incoming);
+        }
+        take(&incoming, &bytes[..bytes.len().min(incoming.len)]);
     }
-    Ok(incoming)
+    Ok(received)
 }
 
 fn read_address(

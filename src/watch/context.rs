@@ -182,11 +182,17 @@ impl Context<'_> {
     /// Returns whether an event of at most that many bytes, for which no room was set aside, fits.
     /// If not, the rest is as with [`Context::has_room`].
     pub fn has_room_for(&mut self, bytes: u32) -> bool {
-        let room = self.outbox.room().holds(Room::event(bytes));
-        if !room {
+        self.room_for(bytes) > 0
+    }
+
+    /// Returns how many events of at most that many bytes each fit, for which no room was set aside.
+    /// If none does, the rest is as with [`Context::has_room`].
+    pub fn room_for(&mut self, bytes: u32) -> u64 {
+        let fit = self.outbox.room().over(Room::event(bytes));
+        if fit == 0 {
             self.outbox.mark_full();
         }
-        room
+        fit
     }
 
     /// Returns how many bytes the watch may read now, without the driver, so that all loops together

@@ -15,6 +15,7 @@ on_each_backend!(
     a_connected_socket_hears_only_its_peer,
     empty_datagrams_are_events,
     a_datagram_that_is_cut_says_its_full_length,
+    datagrams_that_wait_together_keep_their_order_lengths_and_senders,
     a_unix_socket_receives_and_leaves_no_file,
     a_paused_unix_socket_makes_its_sender_wait,
     what_the_kernel_dropped_is_counted_after_a_burst_and_silence,
@@ -148,6 +149,34 @@ async fn a_datagram_that_is_cut_says_its_full_length(scene: &mut Scene) {
     ours.send_to(&[0; 5000], &path).unwrap();
     let got = scene.datagram_at(unix, 0).await;
     assert_eq!((got.data.len(), got.full_length), (100, 5000));
+}
+
+async fn datagrams_that_wait_together_keep_their_order_lengths_and_senders(scene: &mut Scene) {
+    const MOST: usize = 300;
+    let spec = DatagramSpec {
+        max_size: MOST as u32,
+        start_paused: true,
+        ..DatagramSpec::default()
+    };
+    let (id, at) = bound(scene, spec).await;
+    let senders = [socket(), socket(), socket()];
+    // More than one system call receives, with empty ones and ones that are cut between others.
+    let lens: Vec<usize> = (0..50).map(|nth| nth * 37 % 400).collect();
+    for (nth, len) in lens.iter().enumerate() {
+        let data = vec![nth as u8; *len];
+        senders[nth % 3]
+            .0
+            .send_to(&data, ("127.0.0.1", at))
+            .unwrap();
+    }
+    scene.pause_reading(id, false).await;
+    for (nth, len) in lens.into_iter().enumerate() {
+        let got = scene.datagram_at(id, nth).await;
+        assert_eq!(got.data, vec![nth as u8; len.min(MOST)]);
+        assert_eq!(got.full_length, if len > MOST { len as u64 } else { 0 });
+        assert_eq!(got.peer, Some(inet("127.0.0.1", senders[nth % 3].1)));
+        assert_eq!(got.local_ip, "127.0.0.1");
+    }
 }
 
 async fn a_unix_socket_receives_and_leaves_no_file(scene: &mut Scene) {

@@ -36,6 +36,9 @@ const AT_ONCE: usize = 64;
 /// The most bytes of datagrams that one turn takes from a socket, though it may exceed them by the
 /// last one.
 const BYTES_AT_ONCE: u64 = 256 * 1024;
+/// The size in bytes of the buffer for what one system call receives. A datagram that is larger has
+/// the buffer for itself.
+const BUFFER_BYTES: usize = 1 << 20;
 /// How long a watch waits before it tries again what the system or the journal had no room for, in
 /// nanoseconds.
 const RETRY: u64 = 10_000_000;
@@ -198,19 +201,29 @@ impl DatagramWatch {
         self.arm(cx);
     }
 
-    /// Receives the next datagram, or the next error, into the buffer.
-    fn next(&self, cx: &Context<'_>, queue: Queue, buffer: &mut [u8]) -> Result<Incoming, Errno> {
+    /// Receives the datagrams, or the errors, that wait and fit into the buffer.
+    fn next(
+        &self,
+        cx: &Context<'_>,
+        queue: Queue,
+        buffer: &mut [u8],
+        size: usize,
+        mut take: impl FnMut(&Incoming, &[u8]),
+    ) -> Result<usize, Errno> {
         let fd = self.source.and_then(|source| cx.fd(source));
-        rustix::io::retry_on_intr(|| datagram::receive(fd.ok_or(Errno::BADF)?, buffer, queue))
+        let fd = fd.ok_or(Errno::BADF)?;
+        rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take))
     }
 
     fn receive_all(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
         BUFFER.with_borrow_mut(|buffer| {
             let size = self.max_size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
+            let len = size * (BUFFER_BYTES / size).clamp(1, datagram::RECEIVED_AT_ONCE);
+            if buffer.len() < len {
+                // New zeros cost nothing until they are used, unlike those that a resize writes.
+                *buffer = vec![0; len];
             }
-            self.receive_into(cx, &mut buffer[..size])
+            self.receive_into(cx, &mut buffer[..len])
         })
     }
 
@@ -219,22 +232,36 @@ impl DatagramWatch {
             Family::Unix => Queue::Unix,
             Family::V4 | Family::V6 => Queue::Ip,
         };
+        let size = self.max_size as usize;
+        // A datagram, or an error.
+        let most = (largest::DATAGRAM + self.max_size).max(largest::DATAGRAM_ERROR);
         let mut bytes = BYTES_AT_ONCE.min(cx.read_budget());
-        for taken in 0..AT_ONCE {
-            // A datagram, or an error.
-            let most = (largest::DATAGRAM + self.max_size).max(largest::DATAGRAM_ERROR);
-            if !cx.has_room_for(most) {
+        let mut taken = 0;
+        while taken < AT_ONCE {
+            let fit = cx.room_for(most);
+            if fit == 0 {
                 return Err(Stop::NoRoom);
             }
-            match self.next(cx, queue, buffer) {
-                Ok(incoming) => {
-                    let len = incoming.len.min(buffer.len());
-                    self.tell(cx, &incoming, &buffer[..len]);
-                    // An empty one counts what its event takes.
-                    let cost = u64::from(largest::DATAGRAM) + len as u64;
-                    match bytes.checked_sub(cost) {
-                        Some(left) => bytes = left,
-                        None => return Ok(()),
+            // As many as fit even if all are as large as one can be.
+            let count = fit.min((bytes / u64::from(most)).max(1));
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            let count = count.min(AT_ONCE - taken).min(buffer.len() / size);
+            let mut got = Vec::with_capacity(count);
+            let space = &mut buffer[..count * size];
+            let received = self.next(cx, queue, space, size, |incoming, data| {
+                // An empty one counts what its event takes.
+                bytes = bytes.saturating_sub(u64::from(largest::DATAGRAM) + data.len() as u64);
+                got.push(told(incoming, data));
+            });
+            match received {
+                Ok(received) => {
+                    taken += received;
+                    self.received += received as u64;
+                    for datagram in got {
+                        cx.emit(Kind::Datagram(datagram));
+                    }
+                    if received < count || bytes == 0 {
+                        return Ok(());
                     }
                 }
                 // Somebody has shut the socket down: it stays readable, and nothing comes.
@@ -242,8 +269,12 @@ impl DatagramWatch {
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) if !passes(errno) => return Err(Stop::Failed(errno)),
                 // The errors of IP are in the error queue too, with the peer.
-                Err(_) if queue == Queue::Ip => self.receive_errors(cx)?,
+                Err(_) if queue == Queue::Ip => {
+                    taken += 1;
+                    self.receive_errors(cx)?;
+                }
                 Err(errno) => {
+                    taken += 1;
                     let peer = self.peer.clone();
                     tell_error(cx, peer, &SystemError::new(errno, "receive", ""), None);
                 }
@@ -256,36 +287,24 @@ impl DatagramWatch {
         self.ready.half_closed || self.ready.hangup
     }
 
-    fn tell(&mut self, cx: &mut Context<'_>, incoming: &Incoming, data: &[u8]) {
-        self.received += 1;
-        let whole = incoming.len == data.len();
-        let local_ip = incoming.local.map(|ip| ip.to_string());
-        cx.emit(Kind::Datagram(Datagram {
-            peer: incoming.peer.as_ref().and_then(names::describe),
-            data: Bytes::copy_from_slice(data),
-            full_length: if whole { 0 } else { incoming.len as u64 },
-            local_ip: local_ip.unwrap_or_default(),
-            interface_index: incoming.interface,
-        }));
-    }
-
     /// Takes what hosts have reported by ICMP.
     fn receive_errors(&self, cx: &mut Context<'_>) -> Result<(), Stop> {
         for _ in 0..AT_ONCE {
             if !cx.has_room_for(largest::DATAGRAM_ERROR) {
                 return Err(Stop::NoRoom);
             }
-            match self.next(cx, Queue::Errors, &mut []) {
-                // What no host has reported concerns a send that has failed, and was told there.
-                Ok(Incoming { reported: None, .. }) => {}
-                Ok(Incoming {
-                    reported: Some(reported),
-                    peer,
-                    ..
-                }) => {
-                    let peer = peer.as_ref().and_then(names::describe);
-                    let error = SystemError::new(reported.errno, "deliver", "");
-                    tell_error(cx, peer, &error, reported.by);
+            // The datagram that comes with an error is not kept, but recvmmsg(2) needs some space.
+            let mut found = None;
+            let take =
+                |error: &Incoming, _: &[u8]| found = error.reported.zip(Some(error.peer.clone()));
+            match self.next(cx, Queue::Errors, &mut [0], 1, take) {
+                Ok(_) => {
+                    // What no host has reported concerns a send that has failed, and was told there.
+                    if let Some((reported, peer)) = found {
+                        let peer = peer.as_ref().and_then(names::describe);
+                        let error = SystemError::new(reported.errno, "deliver", "");
+                        tell_error(cx, peer, &error, reported.by);
+                    }
                 }
                 Err(errno) if passes(errno) => break,
                 Err(errno) => return Err(Stop::Failed(errno)),
@@ -313,6 +332,19 @@ impl DatagramWatch {
                 total: self.dropped,
             }));
         }
+    }
+}
+
+/// Returns what a client is told of a datagram.
+fn told(incoming: &Incoming, data: &[u8]) -> Datagram {
+    let whole = incoming.len == data.len();
+    let local_ip = incoming.local.map(|ip| ip.to_string());
+    Datagram {
+        peer: incoming.peer.as_ref().and_then(names::describe),
+        data: Bytes::copy_from_slice(data),
+        full_length: if whole { 0 } else { incoming.len as u64 },
+        local_ip: local_ip.unwrap_or_default(),
+        interface_index: incoming.interface,
     }
 }
 
