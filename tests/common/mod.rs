@@ -267,6 +267,16 @@ pub(crate) async fn connect_with(path: &Path, endpoint: Endpoint) -> Channel {
     endpoint.connect_with_connector(connector).await.unwrap()
 }
 
+/// Returns the processor time that a process has used, in steps of a clock tick (10 ms).
+pub(crate) fn processor_time(pid: Pid) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The second field, the program's name in brackets, may have spaces.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let [user, system] = [fields[11], fields[12]].map(|ticks| ticks.parse::<u64>().unwrap());
+    Duration::from_millis((user + system) * 1000 / rustix::param::clock_ticks_per_second())
+}
+
 /// Shuts a socket down at once. Closing it is not enough: a program that another test is just
 /// starting holds a copy of the descriptor until it calls exec.
 pub(crate) fn hang_up(socket: impl AsFd) {

@@ -11,7 +11,7 @@ use evloopd::proto::{
     CloseReason, ConnectionSpec, PauseReadingRequest, ResumeReadingRequest, Stream,
 };
 
-use crate::common::{Scene, adopted, by_id};
+use crate::common::{Scene, adopted, by_id, processor_time};
 
 on_each_backend!(
     a_peer_that_closes_is_told_when_reading_resumes,
@@ -51,25 +51,12 @@ async fn paused(scene: &mut Scene, theirs: impl std::os::fd::AsFd, start: bool) 
     id
 }
 
-/// Returns the processor time that the daemon has used.
-fn used(scene: &Scene) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", scene.daemon.pid())).unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
-}
-
 /// Checks that nothing was told and nothing spins, then resumes reading.
 async fn idle_until_resumed(scene: &mut Scene, id: u64) {
     scene.settle().await;
-    let before = used(scene);
+    let before = processor_time(scene.daemon.pid());
     tokio::time::sleep(WINDOW).await;
-    let spent = used(scene) - before;
+    let spent = processor_time(scene.daemon.pid()) - before;
     assert!(spent < MOST, "the loop spins: {spent:?} of {WINDOW:?}");
     scene.settle().await;
     assert_eq!(scene.recorder.kinds(id), ["added", "connected"]);

@@ -14,9 +14,10 @@ use prost::Message;
 use tokio::net::UnixStream;
 use tonic::Code;
 
-use crate::common::{Daemon, PATIENCE, Scene, lasting, refused, shell, within};
+use crate::common::{Daemon, PATIENCE, Scene, lasting, processor_time, refused, shell, within};
 
-/// Far longer than a call takes beside a hostile client, and far shorter than one that is held up.
+/// Far more processor time than the daemon uses until it answers a call beside a hostile client, and
+/// far less than where the call is held up.
 const SOON: Duration = Duration::from_secs(5);
 
 /// The most bytes that the calls of a well-behaved client hold, including the call that asks.
@@ -62,19 +63,20 @@ async fn status(response: ResponseFuture) -> Option<Code> {
     Some(Code::from_bytes(status.as_bytes()))
 }
 
-/// Repeats the calls of another client until it is asked for the result: the longest time that one
-/// of them took.
+/// Repeats the calls of another client until it is asked for the result: the most processor time
+/// that the daemon used until one of them was answered.
 fn neighbour(daemon: &Daemon) -> impl AsyncFnOnce() -> Duration {
+    let pid = daemon.pid();
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let path = daemon.socket.clone();
     let calls = tokio::spawn(async move {
         let mut admin = AdminServiceClient::new(crate::common::connect(&path).await);
         let mut longest = Duration::ZERO;
         while stopped.try_recv().is_err() {
-            let begun = Instant::now();
+            let before = processor_time(pid);
             let request = GetServerInfoRequest {};
             admin.get_server_info(request).await.unwrap();
-            longest = longest.max(begun.elapsed());
+            longest = longest.max(processor_time(pid) - before);
         }
         longest
     });
