@@ -91,14 +91,18 @@ pub(crate) fn receive(
     queue: Queue,
     mut take: impl FnMut(&Incoming, &[u8]),
 ) -> Result<usize, Errno> {
+    // Most of the space is never used, and is not worth to be zeroed.
     const BESIDE: Beside = Beside {
-        address: MaybeUninit::zeroed(),
+        address: MaybeUninit::uninit(),
         control: MaybeUninit::uninit(),
     };
     let mut beside = [BESIDE; RECEIVED_AT_ONCE];
-    // SAFETY: all-zero bytes are valid for both: null pointers with no lengths.
-    let mut parts: [libc::iovec; RECEIVED_AT_ONCE] = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: as above.
+    const NOTHING: libc::iovec = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    let mut parts = [NOTHING; RECEIVED_AT_ONCE];
+    // SAFETY: all-zero bytes are valid for it: null pointers with no lengths.
     let mut headers: [libc::mmsghdr; RECEIVED_AT_ONCE] =
         unsafe { MaybeUninit::zeroed().assume_init() };
     let mut count: libc::c_uint = 0;
@@ -158,7 +162,7 @@ fn read_address(
     if !known.contains(&(len as usize)) {
         return None;
     }
-    // SAFETY: the kernel has written an address of `len` bytes, and bytes beyond are zero.
+    // SAFETY: the kernel has written an address of `len` bytes.
     Some(unsafe { SocketAddrAny::read(address.as_ptr(), len) })
 }
 

@@ -18,7 +18,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Datagram, DatagramError, DatagramsDropped, Kind, largest};
 use crate::proto;
 use crate::sys::datagram::{self, Incoming, Queue};
-use names::Family;
+use names::{Described, Family};
 use outgoing::Outgoing;
 
 mod names;
@@ -32,7 +32,7 @@ const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
 
 /// The most datagrams, or errors, that one turn takes from a socket.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 256;
 /// The most bytes of datagrams that one turn takes from a socket, though it may exceed them by the
 /// last one.
 const BYTES_AT_ONCE: u64 = 256 * 1024;
@@ -118,6 +118,7 @@ struct DatagramWatch {
     ready: Readiness,
     due: Due,
     received: u64,
+    described: Described,
     output: Outgoing,
     /// The kernel's number of drops that was told last, modulo 2^32.
     drops_seen: u32,
@@ -152,6 +153,7 @@ impl DatagramWatch {
             ready: Readiness::default(),
             due: Due::default(),
             received: 0,
+            described: Described::default(),
             output: Outgoing::new(marks),
             drops_seen: drops.unwrap_or(0),
             dropped: 0,
@@ -201,20 +203,6 @@ impl DatagramWatch {
         self.arm(cx);
     }
 
-    /// Receives the datagrams, or the errors, that wait and fit into the buffer.
-    fn next(
-        &self,
-        cx: &Context<'_>,
-        queue: Queue,
-        buffer: &mut [u8],
-        size: usize,
-        mut take: impl FnMut(&Incoming, &[u8]),
-    ) -> Result<usize, Errno> {
-        let fd = self.source.and_then(|source| cx.fd(source));
-        let fd = fd.ok_or(Errno::BADF)?;
-        rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take))
-    }
-
     fn receive_all(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
         BUFFER.with_borrow_mut(|buffer| {
             let size = self.max_size as usize;
@@ -248,10 +236,11 @@ impl DatagramWatch {
             let count = count.min(AT_ONCE - taken).min(buffer.len() / size);
             let mut got = Vec::with_capacity(count);
             let space = &mut buffer[..count * size];
-            let received = self.next(cx, queue, space, size, |incoming, data| {
+            let described = &mut self.described;
+            let received = next(cx, self.source, queue, (space, size), |incoming, data| {
                 // An empty one counts what its event takes.
                 bytes = bytes.saturating_sub(u64::from(largest::DATAGRAM) + data.len() as u64);
-                got.push(told(incoming, data));
+                got.push(told(described, incoming, data));
             });
             match received {
                 Ok(received) => {
@@ -297,7 +286,7 @@ impl DatagramWatch {
             let mut found = None;
             let take =
                 |error: &Incoming, _: &[u8]| found = error.reported.zip(Some(error.peer.clone()));
-            match self.next(cx, Queue::Errors, &mut [0], 1, take) {
+            match next(cx, self.source, Queue::Errors, (&mut [0], 1), take) {
                 Ok(_) => {
                     // What no host has reported concerns a send that has failed, and was told there.
                     if let Some((reported, peer)) = found {
@@ -335,15 +324,28 @@ impl DatagramWatch {
     }
 }
 
+/// Receives the datagrams, or the errors, that wait and fit into the buffer, which has room for
+/// datagrams of that size.
+fn next(
+    cx: &Context<'_>,
+    source: Option<SourceId>,
+    queue: Queue,
+    (buffer, size): (&mut [u8], usize),
+    mut take: impl FnMut(&Incoming, &[u8]),
+) -> Result<usize, Errno> {
+    let fd = source.and_then(|source| cx.fd(source));
+    let fd = fd.ok_or(Errno::BADF)?;
+    rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take))
+}
+
 /// Returns what a client is told of a datagram.
-fn told(incoming: &Incoming, data: &[u8]) -> Datagram {
+fn told(described: &mut Described, incoming: &Incoming, data: &[u8]) -> Datagram {
     let whole = incoming.len == data.len();
-    let local_ip = incoming.local.map(|ip| ip.to_string());
     Datagram {
-        peer: incoming.peer.as_ref().and_then(names::describe),
+        peer: described.peer(incoming.peer.as_ref()),
         data: Bytes::copy_from_slice(data),
         full_length: if whole { 0 } else { incoming.len as u64 },
-        local_ip: local_ip.unwrap_or_default(),
+        local_ip: described.local(incoming.local),
         interface_index: incoming.interface,
     }
 }

@@ -236,6 +236,45 @@ pub(super) fn describe(of: &SocketAddrAny) -> Option<proto::SocketAddress> {
     }
 }
 
+/// The addresses of the last datagram as clients see them: most often the next one has the same, and
+/// to make their texts takes longer than to copy them.
+#[derive(Debug, Default)]
+pub(super) struct Described {
+    peer: Option<(SocketAddrAny, proto::SocketAddress)>,
+    local: Option<(IpAddr, String)>,
+}
+
+impl Described {
+    /// Does the same as [`describe`].
+    pub(super) fn peer(&mut self, of: Option<&SocketAddrAny>) -> Option<proto::SocketAddress> {
+        let of = of?;
+        match &self.peer {
+            Some((known, described)) if known == of => Some(described.clone()),
+            _ => {
+                let described = describe(of)?;
+                // The interface of a link-local address may get another name.
+                let fixed = match SocketAddr::try_from(of.clone()) {
+                    Ok(SocketAddr::V6(v6)) => v6.scope_id() == 0,
+                    Ok(SocketAddr::V4(_)) | Err(_) => true,
+                };
+                self.peer = fixed.then(|| (of.clone(), described.clone()));
+                Some(described)
+            }
+        }
+    }
+
+    /// Returns the text of an address, which is empty if there is none.
+    pub(super) fn local(&mut self, of: Option<IpAddr>) -> String {
+        let Some(of) = of else {
+            return String::new();
+        };
+        match &self.local {
+            Some((known, text)) if *known == of => text.clone(),
+            _ => self.local.insert((of, of.to_string())).1.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
