@@ -1,15 +1,16 @@
-//! An encoder for `Data` events, the most frequent ones, that takes the payload straight from the
-//! bytes that were read.
+//! Encoders for `Data` and `Datagram` events, the most frequent ones, that take the payload straight
+//! from the bytes that were read.
 
 use bytes::{BufMut as _, BytesMut};
-use prost::encoding::encoded_len_varint;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::Stream;
 use crate::clock::Now;
+use crate::proto::EventKind;
 
-/// A `Data` event without its payload.
+/// An event without what is of its kind.
 #[derive(Debug, Clone, Copy)]
-pub struct DataHead {
+pub struct EventHead {
     /// The sequence number in the journal.
     pub seq: u64,
     /// When it happened.
@@ -18,10 +19,19 @@ pub struct DataHead {
     pub watch: u64,
     /// The watch's `user_data`, a number that the client chose.
     pub user_data: u64,
-    /// The stream of the watch that the payload belongs to.
-    pub stream: Stream,
-    /// How many bytes of the stream came before.
-    pub offset: u64,
+}
+
+/// A `Datagram` without its payload.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DatagramHead<'a> {
+    /// The peer, encoded as the field of the message; empty if there is none.
+    pub peer: &'a [u8],
+    /// The whole length if the payload is cut, else 0.
+    pub full_length: u64,
+    /// The local address.
+    pub local_ip: &'a str,
+    /// The index of the interface.
+    pub interface_index: u32,
 }
 
 /// Enough for seven numbers and two lengths of at most ten bytes, two fixed numbers of eight, and
@@ -37,6 +47,36 @@ struct Head {
 }
 
 impl Head {
+    /// Begins an event of this kind, the message of which takes `len` bytes, as an element of
+    /// `Batch.events`.
+    #[inline]
+    fn begin(of: &EventHead, kind: u64, len: usize) -> Self {
+        let mut out = Self {
+            bytes: [0; HEAD_MAX + FEW],
+            len: 0,
+        };
+        let key = kind << 3 | 2;
+        let event_len = number_len(of.seq)
+            + fixed_len(of.now.monotonic)
+            + fixed_len(of.now.realtime)
+            + number_len(of.watch)
+            + number_len(of.user_data)
+            + encoded_len_varint(key)
+            + encoded_len_varint(len as u64)
+            + len;
+        // A key is the number of the field, and in the last three bits how the field is encoded.
+        out.byte(3 << 3 | 2);
+        out.varint(event_len as u64);
+        out.number(1 << 3, of.seq);
+        out.fixed(2 << 3 | 1, of.now.monotonic);
+        out.fixed(3 << 3 | 1, of.now.realtime);
+        out.number(4 << 3, of.watch);
+        out.number(5 << 3, of.user_data);
+        out.varint(key);
+        out.varint(len as u64);
+        out
+    }
+
     /// The bytes themselves, if they are few.
     #[inline]
     fn few(&mut self, data: &[u8]) -> bool {
@@ -95,40 +135,28 @@ const fn fixed_len(value: u64) -> usize {
     if value == 0 { 0 } else { 9 }
 }
 
-/// Appends the same bytes as [`encode`](super::encode) does, and returns their number.
-pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
-    let before = buf.len();
-    let stream = u64::from(i32::from(head.stream).unsigned_abs());
-    let bytes_len = match data.len() {
-        0 => 0,
-        len => 1 + encoded_len_varint(len as u64) + len,
-    };
-    let data_len = number_len(stream) + number_len(head.offset) + bytes_len;
-    let event_len = number_len(head.seq)
-        + fixed_len(head.now.monotonic)
-        + fixed_len(head.now.realtime)
-        + number_len(head.watch)
-        + number_len(head.user_data)
-        + 2
-        + encoded_len_varint(data_len as u64)
-        + data_len;
+const fn bytes_len(len: usize) -> usize {
+    if len == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(len as u64) + len
+    }
+}
 
-    let mut out = Head {
-        bytes: [0; HEAD_MAX + FEW],
-        len: 0,
-    };
-    // A key is the number of the field, and in the last three bits how the field is encoded.
-    out.byte(3 << 3 | 2);
-    out.varint(event_len as u64);
-    out.number(1 << 3, head.seq);
-    out.fixed(2 << 3 | 1, head.now.monotonic);
-    out.fixed(3 << 3 | 1, head.now.realtime);
-    out.number(4 << 3, head.watch);
-    out.number(5 << 3, head.user_data);
-    out.varint(16 << 3 | 2);
-    out.varint(data_len as u64);
+/// Appends a `Data` of a stream that has `offset` bytes before it: the same bytes as
+/// [`encode`](super::encode) does. Returns their number.
+pub fn encode_data(
+    head: &EventHead,
+    (stream, offset): (Stream, u64),
+    data: &[u8],
+    buf: &mut BytesMut,
+) -> usize {
+    let before = buf.len();
+    let stream = u64::from(i32::from(stream).unsigned_abs());
+    let len = number_len(stream) + number_len(offset) + bytes_len(data.len());
+    let mut out = Head::begin(head, EventKind::Data as u64, len);
     out.number(1 << 3, stream);
-    out.number(2 << 3, head.offset);
+    out.number(2 << 3, offset);
     if !data.is_empty() {
         out.byte(3 << 3 | 2);
         out.varint(data.len() as u64);
@@ -141,12 +169,55 @@ pub fn encode_data(head: &DataHead, data: &[u8], buf: &mut BytesMut) -> usize {
     buf.len() - before
 }
 
+/// Does the same for a `Datagram`.
+pub fn encode_datagram(
+    head: &EventHead,
+    of: &DatagramHead<'_>,
+    data: &[u8],
+    buf: &mut BytesMut,
+) -> usize {
+    let before = buf.len();
+    let interface = u64::from(of.interface_index);
+    let len = bytes_len(of.peer.len())
+        + bytes_len(data.len())
+        + number_len(of.full_length)
+        + bytes_len(of.local_ip.len())
+        + number_len(interface);
+    let out = Head::begin(head, EventKind::Datagram as u64, len);
+    buf.put_slice(&out.bytes[..out.len]);
+    for (field, bytes) in [(1, of.peer), (2, data)] {
+        put_bytes(field, bytes, buf);
+    }
+    put_number(3, of.full_length, buf);
+    put_bytes(4, of.local_ip.as_bytes(), buf);
+    put_number(5, interface, buf);
+    buf.len() - before
+}
+
+fn put_bytes(field: u32, bytes: &[u8], buf: &mut BytesMut) {
+    if !bytes.is_empty() {
+        encode_key(field, WireType::LengthDelimited, buf);
+        encode_varint(bytes.len() as u64, buf);
+        buf.put_slice(bytes);
+    }
+}
+
+fn put_number(field: u32, number: u64, buf: &mut BytesMut) {
+    if number != 0 {
+        encode_key(field, WireType::Varint, buf);
+        encode_varint(number, buf);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Data, Event, Kind, encode};
+    use prost::Message as _;
+
+    use crate::event::{Data, Datagram, Event, Kind, encode};
+    use crate::proto::{InetAddress, SocketAddress, socket_address::Address};
 
     fn any_number() -> impl Strategy<Value = u64> {
         prop_oneof![Just(0), 0..300_u64, any::<u64>()]
@@ -162,9 +233,9 @@ mod tests {
         ) {
             let now = Now { monotonic, realtime };
             let stream = Stream::try_from(stream).unwrap_or(Stream::Input);
-            let head = DataHead { seq, now, watch, user_data, stream, offset };
+            let head = EventHead { seq, now, watch, user_data };
             let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
-            let len = encode_data(&head, &data, &mut by_hand);
+            let len = encode_data(&head, (stream, offset), &data, &mut by_hand);
             let event = Event {
                 seq,
                 monotonic_ns: monotonic,
@@ -172,6 +243,42 @@ mod tests {
                 watch_id: watch,
                 user_data,
                 kind: Some(Kind::Data(Data { stream: stream.into(), offset, data: data.into() })),
+            };
+            prop_assert_eq!(encode(&event, &mut other), len);
+            prop_assert_eq!(by_hand, other);
+        }
+
+        #[test]
+        fn a_datagram_is_encoded_as_any_other_event(
+            [seq, monotonic, realtime, watch, user_data, full_length] in
+                [any_number(), any_number(), any_number(), any_number(), any_number(), any_number()],
+            interface_index in prop_oneof![Just(0), any::<u32>()],
+            local_ip in prop_oneof![Just(""), Just("127.0.0.1"), Just("2001:db8::1")],
+            port in prop::option::of(0..70_000_u32),
+            data in prop::collection::vec(any::<u8>(), 0..150),
+        ) {
+            let now = Now { monotonic, realtime };
+            let head = EventHead { seq, now, watch, user_data };
+            let peer = port.map(|port| SocketAddress {
+                address: Some(Address::Inet(InetAddress { ip: local_ip.to_owned(), port })),
+            });
+            let encoded = peer.as_ref().map_or_else(Vec::new, SocketAddress::encode_to_vec);
+            let of = DatagramHead { peer: &encoded, full_length, local_ip, interface_index };
+            let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
+            let len = encode_datagram(&head, &of, &data, &mut by_hand);
+            let event = Event {
+                seq,
+                monotonic_ns: monotonic,
+                realtime_ns: realtime,
+                watch_id: watch,
+                user_data,
+                kind: Some(Kind::Datagram(Datagram {
+                    peer,
+                    data: data.into(),
+                    full_length,
+                    local_ip: local_ip.to_owned(),
+                    interface_index,
+                })),
             };
             prop_assert_eq!(encode(&event, &mut other), len);
             prop_assert_eq!(by_hand, other);

@@ -15,7 +15,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 mod data;
 pub mod largest;
 
-pub use data::{DataHead, encode_data};
+pub use data::{DatagramHead, EventHead, encode_data, encode_datagram};
 
 pub use crate::proto::event::Kind;
 pub use crate::proto::{

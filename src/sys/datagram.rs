@@ -24,7 +24,7 @@ const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
 
 /// A datagram, or an entry of a socket's error queue.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Incoming {
     /// The whole length in bytes, which may be more than the buffer has.
     pub(crate) len: usize,

@@ -9,7 +9,7 @@ use super::{Need, Notifier, Services, Sources, Watch};
 use crate::clock::Now;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
-use crate::event::{CloseReason, FailedAttempt, Kind, Stream, largest};
+use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
 
 /// The room that [`Context::reserve`] reserves.
@@ -155,6 +155,12 @@ impl Context<'_> {
         let place = (stream, offset);
         self.outbox
             .push_data(self.now, self.control.about, place, data);
+    }
+
+    /// Appends a `Datagram` event of this watch.
+    pub fn emit_datagram(&mut self, of: &DatagramHead<'_>, data: &[u8]) {
+        self.outbox
+            .push_datagram(self.now, self.control.about, of, data);
     }
 
     /// Records that the watch, which kept `before` bytes to append as `Data` later, now keeps

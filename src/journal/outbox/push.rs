@@ -2,7 +2,7 @@
 
 use super::{About, Entry, Outbox};
 use crate::clock::Now;
-use crate::event::{self, DataHead, Event, Kind, Stream};
+use crate::event::{self, DatagramHead, Event, EventHead, Kind, Stream};
 use crate::journal::Room;
 use crate::kinds::event_kind;
 use crate::proto::EventKind;
@@ -36,24 +36,34 @@ impl Outbox {
 
     /// Appends a `Data` event with the bytes at that offset of a stream. Returns its sequence number.
     #[inline]
-    pub fn push_data(
+    pub fn push_data(&mut self, now: Now, about: About, place: (Stream, u64), data: &[u8]) -> u64 {
+        let head = self.head(now, about);
+        self.make_room();
+        let bytes = event::encode_data(&head, place, data, &mut self.buf);
+        self.pushed(now, about, DATA, bytes)
+    }
+
+    /// Appends a `Datagram` with this payload. Returns its sequence number.
+    pub fn push_datagram(
         &mut self,
         now: Now,
         about: About,
-        (stream, offset): (Stream, u64),
+        of: &DatagramHead<'_>,
         data: &[u8],
     ) -> u64 {
-        let head = DataHead {
+        let head = self.head(now, about);
+        self.make_room();
+        let bytes = event::encode_datagram(&head, of, data, &mut self.buf);
+        self.pushed(now, about, EventKind::Datagram as u8, bytes)
+    }
+
+    const fn head(&self, now: Now, about: About) -> EventHead {
+        EventHead {
             seq: self.newest + 1,
             now,
             watch: about.watch,
             user_data: about.user_data,
-            stream,
-            offset,
-        };
-        self.make_room();
-        let bytes = event::encode_data(&head, data, &mut self.buf);
-        self.pushed(now, about, DATA, bytes)
+        }
     }
 
     #[inline]

@@ -4,10 +4,8 @@
 //! way on every backend. It receives at the end of a turn's completions, by its alarm, because only
 //! then is it known how much room the journal has left.
 
-use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
@@ -15,12 +13,13 @@ use super::listener::SocketFile;
 use super::{Alarm, Context, Teardown, Watch, WaterMarks};
 use crate::driver::{Direction, Done, Lane, Nonblocking, Op, Readiness, SourceId};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{CloseReason, Datagram, DatagramError, DatagramsDropped, Kind, largest};
+use crate::event::{DatagramError, Kind};
 use crate::proto;
-use crate::sys::datagram::{self, Incoming, Queue};
+use crate::sys::datagram;
 use names::{Described, Family};
 use outgoing::Outgoing;
 
+mod incoming;
 mod names;
 mod open;
 mod outgoing;
@@ -31,22 +30,11 @@ pub use open::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, 
 const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
 
-/// The most datagrams, or errors, that one turn takes from a socket.
+/// The most datagrams, or errors, that one turn takes from a socket or sends.
 const AT_ONCE: usize = 256;
-/// The most bytes of datagrams that one turn takes from a socket, though it may exceed them by the
-/// last one.
-const BYTES_AT_ONCE: u64 = 256 * 1024;
-/// The size in bytes of the buffer for what one system call receives. A datagram that is larger has
-/// the buffer for itself.
-const BUFFER_BYTES: usize = 1 << 20;
 /// How long a watch waits before it tries again what the system or the journal had no room for, in
 /// nanoseconds.
 const RETRY: u64 = 10_000_000;
-
-thread_local! {
-    /// The buffer into which the watches of a loop receive, as large as the largest has needed.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A socket that is made, bound and connected, with what is known of it.
 #[derive(Debug)]
@@ -127,14 +115,6 @@ struct DatagramWatch {
     receive_buffer: u64,
 }
 
-/// Whether a failure to receive or to send concerns only one datagram, or passes by itself.
-const fn passes(errno: Errno) -> bool {
-    !matches!(
-        errno,
-        Errno::BADF | Errno::NOTSOCK | Errno::FAULT | Errno::OPNOTSUPP
-    )
-}
-
 impl DatagramWatch {
     fn new(socket: Socket, paused: bool, max_size: u32, marks: WaterMarks) -> Self {
         let drops = datagram::dropped(socket.fd.as_fd());
@@ -184,181 +164,14 @@ impl DatagramWatch {
             None => cx.clear_alarm(),
         }
     }
-
-    /// Takes a bounded number of datagrams and errors from the socket, then waits for more.
-    fn receive(&mut self, cx: &mut Context<'_>) {
-        if self.paused || self.held || cx.is_closing() {
-            return;
-        }
-        let found = match self.ready.error && self.family != Family::Unix {
-            true => self.receive_errors(cx).and_then(|()| self.receive_all(cx)),
-            false => self.receive_all(cx),
-        };
-        match found {
-            Ok(()) => self.tell_drops(cx),
-            Err(Stop::NoRoom) => self.due.arm = Some(cx.now.monotonic.saturating_add(RETRY)),
-            Err(Stop::Failed(errno)) => cx.fail(errno, "receive"),
-            Err(Stop::Shut) => cx.close(CloseReason::Completed),
-        }
-        self.arm(cx);
-    }
-
-    fn receive_all(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
-        BUFFER.with_borrow_mut(|buffer| {
-            let size = self.max_size as usize;
-            let len = size * (BUFFER_BYTES / size).clamp(1, datagram::RECEIVED_AT_ONCE);
-            if buffer.len() < len {
-                // New zeros cost nothing until they are used, unlike those that a resize writes.
-                *buffer = vec![0; len];
-            }
-            self.receive_into(cx, &mut buffer[..len])
-        })
-    }
-
-    fn receive_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<(), Stop> {
-        let queue = match self.family {
-            Family::Unix => Queue::Unix,
-            Family::V4 | Family::V6 => Queue::Ip,
-        };
-        let size = self.max_size as usize;
-        // A datagram, or an error.
-        let most = (largest::DATAGRAM + self.max_size).max(largest::DATAGRAM_ERROR);
-        let mut bytes = BYTES_AT_ONCE.min(cx.read_budget());
-        let mut taken = 0;
-        while taken < AT_ONCE {
-            let fit = cx.room_for(most);
-            if fit == 0 {
-                return Err(Stop::NoRoom);
-            }
-            // As many as fit even if all are as large as one can be.
-            let count = fit.min((bytes / u64::from(most)).max(1));
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            let count = count.min(AT_ONCE - taken).min(buffer.len() / size);
-            let mut got = Vec::with_capacity(count);
-            let space = &mut buffer[..count * size];
-            let described = &mut self.described;
-            let received = next(cx, self.source, queue, (space, size), |incoming, data| {
-                // An empty one counts what its event takes.
-                bytes = bytes.saturating_sub(u64::from(largest::DATAGRAM) + data.len() as u64);
-                got.push(told(described, incoming, data));
-            });
-            match received {
-                Ok(received) => {
-                    taken += received;
-                    self.received += received as u64;
-                    for datagram in got {
-                        cx.emit(Kind::Datagram(datagram));
-                    }
-                    if received < count || bytes == 0 {
-                        return Ok(());
-                    }
-                }
-                // Somebody has shut the socket down: it stays readable, and nothing comes.
-                Err(Errno::AGAIN) if taken == 0 && self.is_shut() => return Err(Stop::Shut),
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(errno) if !passes(errno) => return Err(Stop::Failed(errno)),
-                // The errors of IP are in the error queue too, with the peer.
-                Err(_) if queue == Queue::Ip => {
-                    taken += 1;
-                    self.receive_errors(cx)?;
-                }
-                Err(errno) => {
-                    taken += 1;
-                    let peer = self.peer.clone();
-                    tell_error(cx, peer, &SystemError::new(errno, "receive", ""), None);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    const fn is_shut(&self) -> bool {
-        self.ready.half_closed || self.ready.hangup
-    }
-
-    /// Takes what hosts have reported by ICMP.
-    fn receive_errors(&self, cx: &mut Context<'_>) -> Result<(), Stop> {
-        for _ in 0..AT_ONCE {
-            if !cx.has_room_for(largest::DATAGRAM_ERROR) {
-                return Err(Stop::NoRoom);
-            }
-            // The datagram that comes with an error is not kept, but recvmmsg(2) needs some space.
-            let mut found = None;
-            let take =
-                |error: &Incoming, _: &[u8]| found = error.reported.zip(Some(error.peer.clone()));
-            match next(cx, self.source, Queue::Errors, (&mut [0], 1), take) {
-                Ok(_) => {
-                    // What no host has reported concerns a send that has failed, and was told there.
-                    if let Some((reported, peer)) = found {
-                        let peer = peer.as_ref().and_then(names::describe);
-                        let error = SystemError::new(reported.errno, "deliver", "");
-                        tell_error(cx, peer, &error, reported.by);
-                    }
-                }
-                Err(errno) if passes(errno) => break,
-                Err(errno) => return Err(Stop::Failed(errno)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells what the kernel has dropped. It drops only while the buffer is full, and a full buffer
-    /// is read, so nothing is missed by looking after each read.
-    fn tell_drops(&mut self, cx: &mut Context<'_>) {
-        if self.family == Family::Unix {
-            return;
-        }
-        let fd = self.source.and_then(|source| cx.fd(source));
-        let Some(Ok(drops)) = fd.map(datagram::dropped) else {
-            return;
-        };
-        let count = u64::from(drops.wrapping_sub(self.drops_seen));
-        if count > 0 && cx.has_room() {
-            self.drops_seen = drops;
-            self.dropped += count;
-            cx.emit(Kind::DatagramsDropped(DatagramsDropped {
-                count,
-                total: self.dropped,
-            }));
-        }
-    }
 }
 
-/// Receives the datagrams, or the errors, that wait and fit into the buffer, which has room for
-/// datagrams of that size.
-fn next(
-    cx: &Context<'_>,
-    source: Option<SourceId>,
-    queue: Queue,
-    (buffer, size): (&mut [u8], usize),
-    mut take: impl FnMut(&Incoming, &[u8]),
-) -> Result<usize, Errno> {
-    let fd = source.and_then(|source| cx.fd(source));
-    let fd = fd.ok_or(Errno::BADF)?;
-    rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take))
-}
-
-/// Returns what a client is told of a datagram.
-fn told(described: &mut Described, incoming: &Incoming, data: &[u8]) -> Datagram {
-    let whole = incoming.len == data.len();
-    Datagram {
-        peer: described.peer(incoming.peer.as_ref()),
-        data: Bytes::copy_from_slice(data),
-        full_length: if whole { 0 } else { incoming.len as u64 },
-        local_ip: described.local(incoming.local),
-        interface_index: incoming.interface,
-    }
-}
-
-/// Why a watch stops receiving.
-#[derive(Debug, Clone, Copy)]
-enum Stop {
-    /// The journal has no room.
-    NoRoom,
-    /// The socket cannot be used.
-    Failed(Errno),
-    /// The socket was shut down.
-    Shut,
+/// Whether a failure to receive or to send concerns only one datagram, or passes by itself.
+const fn passes(errno: Errno) -> bool {
+    !matches!(
+        errno,
+        Errno::BADF | Errno::NOTSOCK | Errno::FAULT | Errno::OPNOTSUPP
+    )
 }
 
 fn tell_error(

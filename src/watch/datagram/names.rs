@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 
 use bytes::Bytes;
+use prost::Message as _;
 use rustix::net::{AddressFamily, SocketAddrAny};
 
 use crate::error::{Error, Result};
+use crate::event::DatagramHead;
 use crate::proto::{self, socket_address::Address};
-use crate::sys::datagram::Source;
+use crate::sys::datagram::{Incoming, Source};
 use crate::watch::address::{self, UnixName};
 
 /// The family of a socket.
@@ -236,43 +238,45 @@ pub(super) fn describe(of: &SocketAddrAny) -> Option<proto::SocketAddress> {
     }
 }
 
-/// The addresses of the last datagram as clients see them: most often the next one has the same, and
-/// to make their texts takes longer than to copy them.
+/// The addresses of the last datagram as clients see them, the peer's encoded: most often the next
+/// one has the same, and to make their texts takes longer than to copy them.
 #[derive(Debug, Default)]
 pub(super) struct Described {
-    peer: Option<(SocketAddrAny, proto::SocketAddress)>,
-    local: Option<(IpAddr, String)>,
+    peer: Option<SocketAddrAny>,
+    encoded: Vec<u8>,
+    local: Option<IpAddr>,
+    text: String,
 }
 
 impl Described {
-    /// Does the same as [`describe`].
-    pub(super) fn peer(&mut self, of: Option<&SocketAddrAny>) -> Option<proto::SocketAddress> {
-        let of = of?;
-        match &self.peer {
-            Some((known, described)) if known == of => Some(described.clone()),
-            _ => {
-                let described = describe(of)?;
-                // The interface of a link-local address may get another name.
-                let fixed = match SocketAddr::try_from(of.clone()) {
-                    Ok(SocketAddr::V6(v6)) => v6.scope_id() == 0,
-                    Ok(SocketAddr::V4(_)) | Err(_) => true,
-                };
-                self.peer = fixed.then(|| (of.clone(), described.clone()));
-                Some(described)
-            }
+    /// Returns what a client is told of a datagram, of which so many bytes are kept.
+    pub(super) fn of(&mut self, incoming: &Incoming, kept: usize) -> DatagramHead<'_> {
+        if self.peer != incoming.peer {
+            let described = incoming.peer.as_ref().and_then(describe);
+            self.encoded = described.map_or_else(Vec::new, |peer| peer.encode_to_vec());
+            // The interface of a link-local address may get another name.
+            self.peer = incoming.peer.clone().filter(|peer| !is_link_local(peer));
+        }
+        if self.local != incoming.local {
+            self.local = incoming.local;
+            self.text = self.local.map_or_else(String::new, |ip| ip.to_string());
+        }
+        let whole = incoming.len == kept;
+        DatagramHead {
+            peer: if incoming.peer.is_some() {
+                &self.encoded
+            } else {
+                &[]
+            },
+            full_length: if whole { 0 } else { incoming.len as u64 },
+            local_ip: &self.text,
+            interface_index: incoming.interface,
         }
     }
+}
 
-    /// Returns the text of an address, which is empty if there is none.
-    pub(super) fn local(&mut self, of: Option<IpAddr>) -> String {
-        let Some(of) = of else {
-            return String::new();
-        };
-        match &self.local {
-            Some((known, text)) if *known == of => text.clone(),
-            _ => self.local.insert((of, of.to_string())).1.clone(),
-        }
-    }
+fn is_link_local(of: &SocketAddrAny) -> bool {
+    matches!(SocketAddr::try_from(of.clone()), Ok(SocketAddr::V6(v6)) if v6.scope_id() != 0)
 }
 
 #[cfg(test)]
