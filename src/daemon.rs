@@ -269,6 +269,7 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         },
         pipe_grace: children.pipe_grace,
         kill_grace: children.kill_grace,
+        reap_wait: children.reap_wait,
         configured: Attributes::from(children),
         own: Attributes {
             limits: [(Resource::NOFILE, file_limit)].into(),

@@ -77,6 +77,14 @@ pub enum Error {
         /// Path of the field in the request.
         field: Cow<'static, str>,
     },
+    /// There is no such process, or not any more.
+    #[error("{field}: {why}")]
+    ProcessNotFound {
+        /// Path of the field in the request.
+        field: Cow<'static, str>,
+        /// What is wrong with it, such as `there is no process 7`.
+        why: String,
+    },
     /// The name is taken by another object.
     #[error("{}", name_taken(.what, .name, .differs.as_deref()))]
     NameTaken {

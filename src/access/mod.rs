@@ -18,6 +18,7 @@ use crate::text;
 mod process;
 mod socket;
 
+pub(crate) use process::start_ticks;
 pub use process::{ClientProcess, ProcessKey};
 pub use socket::{BoundSocket, SocketFile, bind_unix, can_bind};
 

@@ -132,7 +132,7 @@ fn has_ended(pidfd: &OwnedFd) -> rustix::io::Result<bool> {
 }
 
 /// Reads field 22 of `/proc/PID/stat`, the start time in clock ticks.
-fn start_ticks(pid: i32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may contain any characters.
     let (_, fields) = stat.rsplit_once(')')?;

@@ -277,6 +277,7 @@ fn tls(config: &Config, name: &str, section: &TlsSection, found: &mut Findings) 
 fn children(children: &Children, found: &mut Findings) {
     duration(found, "children.pipe_grace", children.pipe_grace, HOUR);
     duration(found, "children.kill_grace", children.kill_grace, HOUR);
+    duration(found, "children.reap_wait", children.reap_wait, HOUR);
     number(
         found,
         "children.spawn_threads",

@@ -232,6 +232,10 @@ pub struct Children {
     /// The time between SIGTERM and SIGKILL, at most 1 h.
     #[serde(with = "units::duration")]
     pub kill_grace: Duration,
+    /// How long the Exited of a pid watch waits until the process's parent has reaped it, at most
+    /// 1 h.
+    #[serde(with = "units::duration")]
+    pub reap_wait: Duration,
     /// Threads that start children, 1 to 64. They run as long as the daemon.
     pub spawn_threads: usize,
     /// The umask of children, at most 0777. None: that of the client that asks, or the daemon's.
@@ -260,6 +264,7 @@ impl Default for Children {
         Self {
             pipe_grace: Duration::from_secs(5),
             kill_grace: Duration::from_secs(5),
+            reap_wait: Duration::from_secs(10),
             spawn_threads: 4,
             umask: None,
             nice: None,

@@ -317,6 +317,14 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
                 certificate(sheet, "certificate", expires);
             }
         }
+        Some(Status::Pid(s)) => {
+            sheet.line("pid", s.pid);
+            if let Some(exited) = &s.exited {
+                sheet.line("exit", render::exited(exited));
+            } else if s.ended {
+                sheet.line("exit", "not known yet: its parent has not reaped it");
+            }
+        }
         Some(Status::Timer(s)) => {
             sheet.line("fired", counted(s.fired, "time", "times"));
         }

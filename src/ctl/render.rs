@@ -206,6 +206,12 @@ impl Words for proto::Exited {
     }
 }
 
+impl Words for proto::Ended {
+    fn words(&self) -> (String, Style) {
+        ("ended".to_owned(), PLAIN)
+    }
+}
+
 impl Words for proto::Signal {
     fn words(&self) -> (String, Style) {
         let mut text = signal_name(self.number);

@@ -3,9 +3,9 @@
 use super::render::{address_or_unnamed, unix_address};
 use super::units::span;
 use crate::proto::{
-    ConnectionSpec, DatagramSpec, FdSpec, ListenerSpec, ProcessSpec, ReadPipeSpec, SignalSpec,
-    TimerSpec, WritePipeSpec, connection_spec, listener_spec, process_spec, read_pipe_spec,
-    timer_spec, write_pipe_spec,
+    ConnectionSpec, DatagramSpec, FdSpec, ListenerSpec, PidSpec, ProcessSpec, ReadPipeSpec,
+    SignalSpec, TimerSpec, WritePipeSpec, connection_spec, listener_spec, pid_spec, process_spec,
+    read_pipe_spec, timer_spec, write_pipe_spec,
 };
 
 /// Says what a watch watches. Each message of `WatchSpec.spec` has an implementation.
@@ -105,6 +105,15 @@ impl Target for DatagramSpec {
             (Some(local), None) => local,
             (None, Some(peer)) => format!("→ {peer}"),
             (None, None) => HANDED_OVER.to_owned(),
+        }
+    }
+}
+
+impl Target for PidSpec {
+    fn target(&self) -> String {
+        match &self.process {
+            Some(pid_spec::Process::Pid(pid)) => format!("pid {pid}"),
+            Some(pid_spec::Process::Slot(_)) | None => HANDED_OVER.to_owned(),
         }
     }
 }

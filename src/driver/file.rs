@@ -66,7 +66,7 @@ impl Nonblocking {
     /// Returns whether an operation is valid and can be carried out without blocking the loop.
     pub(super) fn allows(self, op: &Op) -> bool {
         match op {
-            Op::Ready(_) => !matches!(self, Self::File | Self::Listener),
+            Op::Ready(_) | Op::HangUp => !matches!(self, Self::File | Self::Listener),
             Op::Send(_) => self.is_stream(),
             Op::Recv { max } => self.is_stream() && *max > 0,
             Op::ReadAt { offset, max } => {

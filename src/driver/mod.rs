@@ -131,6 +131,10 @@ pub enum Direction {
 pub enum Op {
     /// Reports readiness in one direction, once: [`Done::Ready`].
     Ready(Direction),
+    /// Reports a hang-up or an error, once, and nothing else that the source may be ready for:
+    /// [`Done::Ready`]. An operation of the read direction. On a pidfd this waits until the process
+    /// was reaped, where the kernel tells that.
+    HangUp,
     /// Receives repeatedly until end of file, failure or cancellation, at most `max` bytes at a
     /// time: any number of [`Done::Data`], then [`Done::Eof`].
     Recv {
@@ -164,13 +168,15 @@ impl Op {
     pub const fn direction(&self) -> Direction {
         match self {
             Self::Ready(direction) => *direction,
-            Self::Recv { .. } | Self::ReadAt { .. } | Self::Accept { .. } => Direction::Read,
+            Self::HangUp | Self::Recv { .. } | Self::ReadAt { .. } | Self::Accept { .. } => {
+                Direction::Read
+            }
             Self::Connect(_) | Self::Send(_) => Direction::Write,
         }
     }
 }
 
-/// What [`Op::Ready`] found.
+/// What [`Op::Ready`] or [`Op::HangUp`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
     /// Reading will not block. Set only for [`Direction::Read`].

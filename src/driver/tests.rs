@@ -88,6 +88,8 @@ conformance! {
     what_is_only_watched_keeps_its_error,
     readiness_is_what_poll_says,
     hangup_of_what_is_not_live_is_silent,
+    a_hang_up_is_waited_for_whatever_else_is_ready,
+    the_hang_up_of_a_pidfd_is_the_reaping,
     data_then_eof,
     a_terminal_that_nobody_has_open_is_an_error,
     a_fifo_without_writers_is_not_at_its_end,
@@ -121,6 +123,43 @@ fn readiness_is_one_shot_and_comes_again_if_asked(rig: &mut Rig) {
     rig.assert_silent();
     rig.driver.start(id(2), source, READ);
     assert_eq!(rig.next(), ["2 readable."]);
+}
+
+fn a_hang_up_is_waited_for_whatever_else_is_ready(rig: &mut Rig) {
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    peer.write_all(b"unread").unwrap();
+    let source = rig.attach(ours, Nonblocking::ReadinessOnly);
+    rig.driver.start(id(1), source, Op::HangUp);
+    rig.assert_silent();
+    // A writer beside it is told as ever.
+    rig.driver.start(id(2), source, WRITE);
+    assert_eq!(rig.next(), ["2 writable."]);
+    rig.assert_silent();
+    rig.driver.cancel(id(1), source);
+    assert_eq!(rig.next(), ["1 cancelled."]);
+    rig.driver.start(id(3), source, Op::HangUp);
+    rig.assert_silent();
+    drop(peer);
+    assert_eq!(rig.next(), ["3 hangup."]);
+    rig.assert_silent();
+    assert!(rig.driver.detach(source).is_some());
+}
+
+fn the_hang_up_of_a_pidfd_is_the_reaping(rig: &mut Rig) {
+    let mut child = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pidfd = crate::sys::pidfd::open(child.id().try_into().unwrap()).unwrap();
+    let source = rig.attach(pidfd, Nonblocking::ReadinessOnly);
+    rig.driver.start(id(1), source, READ);
+    rig.assert_silent();
+    drop(child.stdin.take());
+    assert_eq!(rig.next(), ["1 readable."]);
+    rig.driver.start(id(2), source, Op::HangUp);
+    rig.assert_silent();
+    child.wait().unwrap();
+    assert_eq!(rig.next(), ["2 hangup."]);
 }
 
 fn a_file_is_read_only_by_completion(rig: &mut Rig) {

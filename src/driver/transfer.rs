@@ -197,10 +197,16 @@ pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
 
 /// Calls poll(2) on one descriptor without waiting.
 fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
-    let wanted = match direction {
-        Direction::Read => PollFlags::IN | PollFlags::RDHUP,
-        Direction::Write => PollFlags::OUT,
-    };
+    poll_for(
+        fd,
+        match direction {
+            Direction::Read => PollFlags::IN | PollFlags::RDHUP,
+            Direction::Write => PollFlags::OUT,
+        },
+    )
+}
+
+fn poll_for(fd: BorrowedFd<'_>, wanted: PollFlags) -> Attempt<PollFlags> {
     let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
     if rustix::event::poll(&mut fds, Some(&timespec(Duration::ZERO)))? == 0 {
         return Err(CallError::WouldBlock);
@@ -226,6 +232,16 @@ pub(super) fn readiness(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<Rea
         hangup: found.contains(PollFlags::HUP),
         half_closed: found.contains(PollFlags::RDHUP),
         error: found.intersects(PollFlags::ERR | PollFlags::NVAL),
+    })
+}
+
+/// Returns whether the descriptor has hung up or failed, whatever else it is ready for.
+pub(super) fn hang_up(fd: BorrowedFd<'_>) -> Attempt<Readiness> {
+    let found = poll_for(fd, PollFlags::empty())?;
+    Ok(Readiness {
+        hangup: found.contains(PollFlags::HUP),
+        error: found.intersects(PollFlags::ERR | PollFlags::NVAL),
+        ..Readiness::default()
     })
 }
 

@@ -60,6 +60,8 @@ pub const ONE_BY_ONE: u32 = ENVELOPE + 8 * FLAG;
 pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER;
 /// `Started`.
 pub const STARTED: u32 = ENVELOPE + SMALL;
+/// `Ended`.
+pub const ENDED: u32 = ENVELOPE;
 /// `StreamEnd`.
 pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
 /// `Exited`.
@@ -239,6 +241,7 @@ mod tests {
                     tick: u64::MAX,
                 }),
             ),
+            (ENDED, Kind::Ended(Ended {})),
             (STARTED, Kind::Started(Started { pid: i32::MAX })),
             (
                 STREAM_END,

@@ -20,7 +20,7 @@ pub use data::{DatagramHead, EventHead, encode_data, encode_datagram};
 pub use crate::proto::event::Kind;
 pub use crate::proto::{
     AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Datagram, DatagramError,
-    DatagramsDropped, Eof, Event, Exited, FailedAttempt, Gap, GapReason, HandshakesFailed,
+    DatagramsDropped, Ended, Eof, Event, Exited, FailedAttempt, Gap, GapReason, HandshakesFailed,
     LoopState, LoopStateChanged, PolicyChanged, PolicyScope, Posted, Ready, Removed, Signal,
     Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession, TlsStarted, WritePaused,
     WriteResumed,

@@ -41,8 +41,8 @@ const PLAIN: Grammar = Grammar {
 /// Returns the grammar of a kind of watch.
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
-        AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Eof,
-        Exited, HandshakesFailed, Ready, Signal, Started, StreamEnd, TimerFired, TlsStarted,
+        AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Ended,
+        Eof, Exited, HandshakesFailed, Ready, Signal, Started, StreamEnd, TimerFired, TlsStarted,
         WritePaused, WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
@@ -85,6 +85,12 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
             events: &[Signal],
             ..PLAIN
         },
+        WatchKind::Pid => Grammar {
+            events: &[Ended, Exited],
+            begins_with: Some(Ended),
+            completes: Completion::ExitAndStreamEnds,
+            ..PLAIN
+        },
         WatchKind::Datagram => Grammar {
             events: &[
                 Datagram,
@@ -116,6 +122,7 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => Origin::Loop,
         Kind::Ready(_)
         | Kind::TimerFired(_)
+        | Kind::Ended(_)
         | Kind::Accepted(_)
         | Kind::Connected(_)
         | Kind::TlsStarted(_)

@@ -40,6 +40,7 @@ pub fn describe(error: &Error) -> Described {
         Error::PolicyNotFound { .. } => (Code::NotFound, Reason::PolicyNotFound),
         Error::NoLoopInContext { .. } => (Code::NotFound, Reason::NoLoopInContext),
         Error::SlotNotFound { .. } => (Code::NotFound, Reason::SlotNotFound),
+        Error::ProcessNotFound { .. } => (Code::NotFound, Reason::ProcessNotFound),
         Error::NameTaken { .. } => (Code::AlreadyExists, Reason::NameTaken),
         Error::LoopClosed { .. } => (Code::FailedPrecondition, Reason::LoopClosed),
         Error::LoopRunning { .. } => (Code::FailedPrecondition, Reason::LoopRunning),
@@ -95,7 +96,9 @@ fn system_code(errno: i32) -> Code {
 
 fn metadata(error: &Error) -> HashMap<String, String> {
     let pairs: Vec<(&str, String)> = match error {
-        Error::InvalidField { field, .. } | Error::SlotNotFound { field } => {
+        Error::InvalidField { field, .. }
+        | Error::SlotNotFound { field }
+        | Error::ProcessNotFound { field, .. } => {
             vec![("field", field.to_string())]
         }
         Error::LoopNotFound { name }
@@ -200,7 +203,12 @@ impl From<Error> for Status {
         } = describe(&error);
         let trailers = trailers(reason, &metadata);
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-        if let Error::InvalidField { field, allowed } = &error {
+        if let Error::InvalidField { field, allowed }
+        | Error::ProcessNotFound {
+            field,
+            why: allowed,
+        } = &error
+        {
             let allowed = text::escaped(allowed, TEXT_MAX).to_string();
             details.add_bad_request_violation(value(field), allowed);
         }

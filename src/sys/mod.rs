@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub(crate) mod datagram;
+pub(crate) mod pidfd;
 mod spawn;
 
 pub(crate) use spawn::{Launch, Step, close_inherited_on_exec, spawn};

@@ -40,6 +40,7 @@ mod datagram;
 mod fd;
 mod handshakes;
 mod listener;
+mod pid;
 mod pipe;
 mod places;
 mod process;
@@ -62,6 +63,7 @@ pub use datagram::{
 pub use fd::FdOrder;
 pub use handshakes::{Handshakes, Secured, TlsOrder};
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
+pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,

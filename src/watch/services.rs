@@ -51,6 +51,8 @@ pub struct Services {
     pub pipe_grace: Duration,
     /// The time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
+    /// How long a pid watch waits until its process is reaped.
+    pub reap_wait: Duration,
     /// The configured attributes of children, which their spec can override.
     pub configured: Attributes,
     /// The attributes that children would inherit if the daemon had not changed its own.

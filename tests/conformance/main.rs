@@ -103,6 +103,7 @@ mod fds;
 mod limits;
 mod listeners;
 mod paused;
+mod pids;
 mod pipes;
 mod posts_and_signals;
 mod processes;

@@ -9,6 +9,7 @@ use super::super::parse;
 use super::super::session::Session;
 use super::add::{self, Made, Registration, hand_over};
 use super::datagram::{self, Udp};
+use super::pid;
 use super::sockets::{self, Connect, Listen, Marks};
 use crate::proto::{
     FdSpec, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec, read_pipe_spec, timer_spec,
@@ -42,6 +43,9 @@ pub(in crate::ctl) enum Kind {
     /// Watch signals that the daemon process receives
     #[command(after_help = "Example:\n  evloopctl watch signal USR1 USR2 -f")]
     Signal(Signal),
+    /// Watch for the end of a process that the daemon has not started
+    #[command(after_help = pid::EXAMPLES)]
+    Pid(pid::Process),
     /// Watch the readiness of a descriptor that you have opened for this command
     #[command(after_help = "Example:\n  evloopctl watch fd 3 --read -f 3< /tmp/fifo")]
     Fd(Fd),
@@ -141,6 +145,7 @@ pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
             };
             (watch_spec::Spec::Signal(spec), args.registration)
         }
+        Kind::Pid(args) => pid::pid(session, args).await?,
         Kind::Fd(args) => {
             let slot = hand_over(session, args.fd).await?;
             let spec = FdSpec {

@@ -15,6 +15,7 @@ use crate::proto::{ListWatchesRequest, RearmItem, RearmRequest};
 pub(super) mod add;
 pub(super) mod datagram;
 pub(super) mod kinds;
+pub(super) mod pid;
 pub(super) mod sockets;
 mod take_fd;
 mod tls;

@@ -96,6 +96,7 @@ impl Proactor {
         };
         let attempt = match &mut live.op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
+            Op::HangUp => transfer::hang_up(fd).map(Done::Ready),
             Op::Accept { limit } => match turn.accept(&mut self.acceptor, fd, mode, live.id, limit)
             {
                 Ok(false) => return self.resubmit(token),
@@ -110,7 +111,9 @@ impl Proactor {
             Err(CallError::Failed(errno)) => self.report_end(token, Done::Failed(errno), turn),
             // A watched source is no longer ready. `stuck` is not called for it, because that
             // would take the pending error out of a client's socket.
-            Err(CallError::WouldBlock) if matches!(live.op, Op::Ready(_)) => self.resubmit(token),
+            Err(CallError::WouldBlock) if matches!(live.op, Op::Ready(_) | Op::HangUp) => {
+                self.resubmit(token);
+            }
             Err(CallError::WouldBlock) => match transfer::stuck(fd, token.direction()) {
                 Some(errno) => self.report_end(token, Done::Failed(errno), turn),
                 None => self.resubmit(token),

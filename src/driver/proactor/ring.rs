@@ -156,6 +156,20 @@ impl Ring {
             Direction::Read => PollFlags::IN | PollFlags::RDHUP,
             Direction::Write => PollFlags::OUT,
         };
+        self.poll_for(token, fd, wanted)
+    }
+
+    /// As [`Self::poll`], for a hang-up or an error alone, which the kernel always reports.
+    pub(super) fn poll_hang_up(&mut self, token: Token, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.poll_for(token, fd, PollFlags::empty())
+    }
+
+    fn poll_for(
+        &mut self,
+        token: Token,
+        fd: BorrowedFd<'_>,
+        wanted: PollFlags,
+    ) -> Result<(), Errno> {
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), wanted.bits().into()).build();
         self.push(entry, token)
     }

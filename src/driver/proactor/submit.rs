@@ -146,6 +146,11 @@ impl Proactor {
                 live.stage = Stage::Submitted;
                 return Ok(());
             }
+            Op::HangUp => {
+                self.ring.poll_hang_up(token, fd)?;
+                live.stage = Stage::Polling;
+                return Ok(());
+            }
             _ => {}
         }
         self.ring.poll(token, fd)?;

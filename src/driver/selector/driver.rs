@@ -54,9 +54,12 @@ impl Source {
     }
 
     fn interest(&self) -> Interest {
+        let waits = |live: &Live| matches!(live.op, Op::HangUp);
+        let hang_up = self.read.as_ref().is_some_and(waits);
         Interest {
-            read: self.read.is_some(),
+            read: self.read.is_some() && !hang_up,
             write: self.write.is_some(),
+            hang_up,
         }
     }
 
@@ -232,6 +235,7 @@ impl<P: Poller> Selector<P> {
         let was_fresh = std::mem::take(fresh);
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
+            Op::HangUp => transfer::hang_up(fd).map(Done::Ready),
             Op::Recv { max } => {
                 match self
                     .intake
@@ -258,7 +262,9 @@ impl<P: Poller> Selector<P> {
             Err(CallError::Failed(errno)) => Done::Failed(errno),
             // A watched source is no longer ready. `stuck` is not called for it, because that
             // would take the pending error out of a client's socket.
-            Err(CallError::WouldBlock) if was_fresh || matches!(op, Op::Ready(_)) => return,
+            Err(CallError::WouldBlock) if was_fresh || matches!(op, Op::Ready(_) | Op::HangUp) => {
+                return;
+            }
             Err(CallError::WouldBlock) => match transfer::stuck(fd, direction) {
                 Some(errno) => Done::Failed(errno),
                 None => return,

@@ -63,16 +63,19 @@ pub(super) fn probe(backend: Backend) -> Result<(), Errno> {
 struct Interest {
     read: bool,
     write: bool,
+    /// Hang-ups and errors alone, in the read direction. Any other interest reports them too.
+    hang_up: bool,
 }
 
 impl Interest {
     const NONE: Self = Self {
         read: false,
         write: false,
+        hang_up: false,
     };
     const READ: Self = Self {
         read: true,
-        write: false,
+        ..Self::NONE
     };
 }
 

@@ -6,7 +6,8 @@
 //! select(2) does not report `POLLHUP` in the write set. It stays silent about a hang-up if the
 //! write direction is armed on a pipe's reading end, on a full Unix socket that was shut down, or
 //! on a terminal. Descriptors that may hang up like this are also added to an epoll(7) instance,
-//! without any interest, so that it reports the hang-up; the instance itself is in the read set.
+//! without any interest, so that it reports the hang-up; the instance itself is in the read set. So
+//! are descriptors that are watched for a hang-up alone, for which select(2) has no set.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -28,6 +29,10 @@ use crate::driver::wait::timespec;
 
 /// Most hang-ups taken from `Select::hangups` at once; the next wait reports the others.
 const HANGUPS_MAX: usize = 64;
+
+/// Marks the events of descriptors whose read direction waits for a hang-up alone. No token is as
+/// large.
+const HANG_UP: u64 = 1 << 63;
 
 pub(super) struct Select {
     wanted: Sets,
@@ -70,8 +75,12 @@ impl Poller for Select {
     }
 
     fn add(&mut self, token: usize, fd: BorrowedFd<'_>, interest: Interest) -> Result<(), Errno> {
-        if interest.write && hides_hangup(fd) {
-            self.watch_hangups(token, fd);
+        if interest.hang_up {
+            self.add_hangup(token, HANG_UP, fd)?;
+        } else if interest.write && hides_hangup(fd) {
+            // Without epoll on this host, only the read direction reports its hang-up. Descriptors
+            // that epoll refuses have none.
+            let _ = self.add_hangup(token, 0, fd);
         }
         let number = self.place(fd)?;
         self.tokens[number] = token;
@@ -155,25 +164,20 @@ impl Select {
         Ok(number)
     }
 
-    /// Adds the descriptor to `hangups`. Without epoll on this host, only the read direction reports
-    /// its hang-up.
-    fn watch_hangups(&mut self, token: usize, fd: BorrowedFd<'_>) {
-        if self.hangups.is_none() {
-            let Ok(hangups) = epoll::create(CreateFlags::CLOEXEC) else {
-                return;
-            };
-            if self.place(hangups.as_fd()).is_err() {
-                return;
+    /// Adds the descriptor to `hangups`, with a mark for its events.
+    fn add_hangup(&mut self, token: usize, mark: u64, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let hangups = match self.hangups.take() {
+            Some(hangups) => hangups,
+            None => {
+                let hangups = epoll::create(CreateFlags::CLOEXEC)?;
+                self.place(hangups.as_fd())?;
+                fd_set_insert(&mut self.wanted.read, hangups.as_raw_fd());
+                hangups
             }
-            fd_set_insert(&mut self.wanted.read, hangups.as_raw_fd());
-            self.hangups = Some(hangups);
-        }
-        if let Some(hangups) = &self.hangups {
-            // epoll reports EPOLLHUP and EPOLLERR even for an empty interest. Descriptors that
-            // epoll refuses have neither.
-            let data = EventData::new_u64(token as u64);
-            let _ = epoll::add(hangups, fd, data, EventFlags::empty());
-        }
+        };
+        // epoll reports EPOLLHUP and EPOLLERR even for an empty interest.
+        let data = EventData::new_u64(token as u64 | mark);
+        epoll::add(self.hangups.insert(hangups), fd, data, EventFlags::empty())
     }
 }
 
@@ -190,11 +194,14 @@ fn hides_hangup(fd: BorrowedFd<'_>) -> bool {
 fn take_hangups(hangups: &OwnedFd, events: &mut Vec<Event>) -> Result<(), Errno> {
     let mut buffer = [const { MaybeUninit::uninit() }; HANGUPS_MAX];
     let (found, _) = epoll::wait(hangups, &mut buffer, Some(&timespec(Duration::ZERO)))?;
-    events.extend(found.iter().map(|event| Event {
-        // A token, converted from `usize` in `watch_hangups`.
-        token: usize::try_from(event.data.u64()).unwrap_or(usize::MAX),
-        read: false,
-        write: true,
+    events.extend(found.iter().map(|event| {
+        let data = event.data.u64();
+        Event {
+            // A token, converted from `usize` in `add_hangup`.
+            token: usize::try_from(data & !HANG_UP).unwrap_or(usize::MAX),
+            read: data & HANG_UP != 0,
+            write: true,
+        }
     }));
     Ok(())
 }

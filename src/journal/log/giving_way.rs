@@ -20,6 +20,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Exited
         | EventKind::Connected
         | EventKind::TlsStarted
+        | EventKind::Ended
         | EventKind::Eof => true,
         EventKind::Unspecified
         | EventKind::Posted

@@ -24,6 +24,7 @@ use crate::watch::{
 };
 
 mod datagram;
+mod pid;
 mod process;
 mod sockets;
 pub(super) mod tls;
