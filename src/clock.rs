@@ -28,6 +28,14 @@ pub fn resolution() -> u64 {
     in_nanos(clock_getres(ClockId::Monotonic))
 }
 
+/// Returns the time since boot in clock ticks, in which /proc counts the start of a process:
+/// field 22 of proc_pid_stat(5).
+#[must_use]
+pub fn boot_ticks() -> u64 {
+    let each = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    read(ClockId::Boottime) / each
+}
+
 fn read(clock: ClockId) -> u64 {
     in_nanos(clock_gettime(clock))
 }

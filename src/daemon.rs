@@ -70,6 +70,9 @@ pub fn run(config: Config) -> Result<()> {
     if let Err(error) = sys::close_inherited_on_exec() {
         tracing::warn!(%error, "cannot find out which file descriptors were inherited");
     }
+    if let Err(error) = rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)) {
+        tracing::warn!(%error, "cannot adopt orphans: what escapes from a child is not counted");
+    }
     let file_limit = raise_file_limit();
     let slack = rustix::thread::current_timer_slack().unwrap_or_default();
     let slack = std::num::NonZeroU64::new(slack);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum, ValueHint};
 
+use super::complete;
 use super::failure::{Failure, USAGE};
 use super::parse;
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
@@ -63,6 +64,9 @@ pub(super) struct Command {
     /// End the program after this time, by SIGTERM and then SIGKILL; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     timeout: Option<prost_types::Duration>,
+    /// The signal that asks the program to end, in place of SIGTERM
+    #[arg(long, value_name = "SIGNAL", value_parser = parse::signal, add = complete::signals())]
+    stop_signal: Option<String>,
     /// What happens to the program if it still runs when its watch is removed or the daemon ends
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     at_end: AtEnd,
@@ -122,6 +126,7 @@ impl Command {
             oom_score_adj: self.oom_score_adj,
             inherited_attributes: Some(own_attributes()),
             timeout: self.timeout,
+            stop_signal: self.stop_signal.clone().unwrap_or_default(),
             at_end: match self.at_end {
                 AtEnd::Kill => proto::AtEnd::Unspecified.into(),
                 AtEnd::Keep => proto::AtEnd::Keep.into(),

@@ -16,6 +16,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
   evloopctl kill -9 build
   evloopctl kill -HUP --process web
+  evloopctl kill -STOP --tree build   # to all of its descendants too
   evloopctl kill -0 build         # only check whether it runs
   evloopctl kill @7               # by id
 
@@ -34,6 +35,9 @@ pub(super) struct Kill {
     /// Send the signal to the process alone, not to its group
     #[arg(long)]
     process: bool,
+    /// Send the signal to the process and all of its descendants
+    #[arg(long, conflicts_with = "process")]
+    tree: bool,
     /// The names, or `@7` for the watch with the id 7
     #[arg(value_name = "NAME", required_unless_present = "watch_ids", allow_hyphen_values = true, value_parser = word, add = complete::watches())]
     words: Vec<Word>,
@@ -69,6 +73,8 @@ fn word(text: &str) -> Result<Word, String> {
 pub(super) async fn run(session: &Session, args: Kill) -> Outcome {
     let target = if args.process {
         SignalTarget::Process
+    } else if args.tree {
+        SignalTarget::Tree
     } else {
         SignalTarget::Group
     };

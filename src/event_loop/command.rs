@@ -17,7 +17,7 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
 use crate::proto;
-use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Watch, WaterMarks};
+use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Tree, Watch, WaterMarks};
 
 /// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
@@ -99,6 +99,10 @@ pub(super) enum Command {
         target: SignalTarget,
         reply: Reply<()>,
     },
+    Tree {
+        name: WatchName,
+        reply: Reply<Tree>,
+    },
     Abort {
         name: WatchName,
         reply: Reply<Cursor>,
@@ -175,6 +179,7 @@ impl Command {
             | Self::GroupSocket { .. }
             | Self::PauseReading { .. }
             | Self::Signal { .. }
+            | Self::Tree { .. }
             | Self::Abort { .. }
             | Self::TakeFd { .. }
             | Self::Fence { .. }
@@ -280,6 +285,10 @@ impl EventLoop {
                 reply,
             } => {
                 let result = self.signal(&name, number, target);
+                self.reply(reply, result);
+            }
+            Command::Tree { name, reply } => {
+                let result = self.tree(&name);
                 self.reply(reply, result);
             }
             Command::Abort { name, reply } => self.abort(&name, reply),

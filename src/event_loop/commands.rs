@@ -17,7 +17,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
 use crate::proto;
-use crate::watch::{Parcel, SignalTarget, StartTls, Taken, WaterMarks};
+use crate::watch::{Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
@@ -268,6 +268,10 @@ impl EventLoop {
         target: SignalTarget,
     ) -> Result<()> {
         self.with_open_watch(name, |watch, _| watch.signal(number, target))
+    }
+
+    pub(super) fn tree(&mut self, name: &WatchName) -> Result<Tree> {
+        self.with_open_watch(name, |watch, cx| watch.tree(cx))
     }
 
     pub(super) fn abort(&mut self, name: &WatchName, reply: Reply<Cursor>) {

@@ -21,7 +21,7 @@ use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
 use crate::proto;
-use crate::watch::{Group, Membership, Parcel, SignalTarget, StartTls, Taken, WaterMarks};
+use crate::watch::{Group, Membership, Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
 /// The largest number of paused sources in the view of a loop.
 const PAUSED_SHOWN: usize = 100;
@@ -381,6 +381,14 @@ impl Handle {
             reply,
         })
         .await
+    }
+
+    /// Returns a child process with its descendants, after its exit was appended if it has ended.
+    ///
+    /// # Errors
+    /// There is no such watch, it is not a process, or the process has ended.
+    pub async fn tree(&self, name: WatchName) -> Result<Tree> {
+        self.call(|reply| Command::Tree { name, reply }).await
     }
 
     /// Closes a transport at once, without sending the bytes it holds. Returns the cursor of its

@@ -6,6 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
+use super::quota::MemoryQuota;
 use super::server::process_service_server::ProcessService;
 use super::stream::{Acks, EventStream, Parts};
 use super::watches::added;
@@ -16,11 +17,13 @@ use crate::event::Cursor;
 use crate::event_loop::{Added, Handle, WatchName};
 use crate::journal::{Filter, Reader, Start};
 use crate::kinds::WatchKind;
-use crate::proto::*;
-use crate::watch::SignalTarget;
+use crate::proto::{self, *};
+use crate::watch::{Reached, SignalTarget};
 
 /// Most bytes of events in one batch of Run.
 const BATCH_BYTES: usize = 256 * 1024;
+/// Longest time between the first signal and SIGKILL.
+const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 impl Api {
     /// Starts the process, or finds the one to join.
@@ -184,23 +187,97 @@ impl ProcessService for Api {
             let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let number = convert::signal("signal", &request.signal)?;
-            let target = match crate::proto::SignalTarget::try_from(request.target) {
-                Ok(
-                    crate::proto::SignalTarget::Unspecified | crate::proto::SignalTarget::Process,
-                ) => SignalTarget::Process,
-                Ok(crate::proto::SignalTarget::Group) => SignalTarget::Group,
-                Err(_) => return Err(Error::invalid("target", "must be PROCESS or GROUP")),
-            };
             let object = object(&on, format!("{name} {}", request.signal));
+            let target = match proto::SignalTarget::try_from(request.target) {
+                Ok(proto::SignalTarget::Unspecified | proto::SignalTarget::Process) => {
+                    Some(SignalTarget::Process)
+                }
+                Ok(proto::SignalTarget::Group) => Some(SignalTarget::Group),
+                Ok(proto::SignalTarget::Tree) => None,
+                Err(_) => {
+                    return Err(Error::invalid("target", "must be PROCESS, GROUP or TREE"));
+                }
+            };
             mutate(&requester, "SendSignal", object, async move {
-                on.signal(name, number, target).await
+                let Some(target) = target else {
+                    let Reached { processes, refused } =
+                        on.tree(name).await?.signal(number).await?;
+                    return Ok(SendSignalResponse { processes, refused });
+                };
+                on.signal(name, number, target).await?;
+                Ok(SendSignalResponse::default())
             })
-            .await?;
-            Ok(SendSignalResponse {})
+            .await
         };
         let answer = self
             .once(requester, "SendSignal", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }
+
+    async fn stop_process(
+        &self,
+        request: Request<StopProcessRequest>,
+    ) -> Result<Response<StopProcessResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: StopProcessRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let grace = convert::optional_duration("grace", request.grace, GRACE_MAX)?;
+            let signal = match request.signal.as_str() {
+                "" => None,
+                signal => Some(convert::signal("signal", signal)?),
+            };
+            let object = object(&on, &name);
+            let quota = Arc::clone(&requester.quota);
+            mutate(&requester, "StopProcess", object, async move {
+                stop(&on, &quota, name, signal, grace).await
+            })
+            .await
+        };
+        let answer = self
+            .once(requester, "StopProcess", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+}
+
+/// Ends a child with its descendants.
+async fn stop(
+    on: &Handle,
+    quota: &Arc<MemoryQuota>,
+    name: WatchName,
+    signal: Option<i32>,
+    grace: Option<Duration>,
+) -> Result<StopProcessResponse> {
+    let mut response = StopProcessResponse::default();
+    match on.tree(name.clone()).await {
+        Ok(tree) => {
+            let stopped = tree.stop(signal, grace).await?;
+            response.ended = stopped.ended;
+            response.killed = stopped.killed;
+            response.survivor_pids = stopped.survivors;
+            response.may_have_escaped = stopped.escaped;
+            response.escaped_pids = stopped.escaped_pids;
+            // This appends the Exited, if the loop runs and has not done so yet. An error means that
+            // the watch is closed, so that it has done.
+            let _ = on.tree(name.clone()).await;
+        }
+        // Its status says how it ended.
+        Err(Error::WatchClosed { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    match look(on, quota, name).await {
+        Ok((watch, _held)) => match watch.status {
+            Some(watch::Status::Process(process)) => response.exited = process.exited,
+            _ => {
+                let what = "this kind of watch does not have a process that the daemon has started";
+                return Err(Error::wrong_state(what));
+            }
+        },
+        // It was removed when it closed.
+        Err(Error::WatchNotFound { .. } | Error::LoopClosed { .. }) if response.ended > 0 => {}
+        Err(error) => return Err(error),
+    }
+    Ok(response)
 }

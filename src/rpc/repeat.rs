@@ -44,7 +44,7 @@ repeatable! {
     NewEventLoopRequest, PauseReadingRequest, PostRequest, RearmRequest, RemoveWatchRequest,
     ResumeReadingRequest, RunLoopRequest, RunRequest, SendSignalRequest, SendToRequest,
     SetEventLoopPolicyRequest, SetEventLoopRequest, SetWaterMarksRequest, StartTlsRequest, StopLoopRequest,
-    TakeFdRequest, WriteEofRequest, WriteRequest,
+    StopProcessRequest,    TakeFdRequest, WriteEofRequest, WriteRequest,
 }
 
 /// The kept answers take at most one part in this many of `limits.memory`.

@@ -66,8 +66,8 @@ pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
-    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, ProcessOrder, Program, Reaper, SignalTarget,
-    Stdio, reap_inherited,
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, ProcessOrder, Program, Reached,
+    Reaper, SignalTarget, Stdio, Stopped, Tree, reap_inherited,
 };
 pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
@@ -294,6 +294,14 @@ pub trait Watch: Send + fmt::Debug {
     /// The kind has no process, the process has ended, or the system refuses.
     fn signal(&mut self, _number: i32, _target: SignalTarget) -> Result<()> {
         Err(unsupported("a process"))
+    }
+
+    /// Returns the process with its descendants, to be signalled off the loop's thread.
+    ///
+    /// # Errors
+    /// The kind has no process of the daemon's own, or its child has ended.
+    fn tree(&mut self, _cx: &mut Context<'_>) -> Result<Tree> {
+        Err(unsupported("a process that the daemon has started"))
     }
 
     /// Kills everything that must not outlive the daemon, which ends and can wait no longer.

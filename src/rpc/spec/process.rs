@@ -13,7 +13,9 @@ use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
-use crate::watch::{AfterGrace, AtEnd, Attributes, Order, ProcessOrder, Program, Stdio};
+use crate::watch::{
+    AfterGrace, AtEnd, Attributes, EndSignals, Order, ProcessOrder, Program, Stdio,
+};
 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
@@ -81,6 +83,7 @@ impl Specification for proto::ProcessSpec {
                 }
             },
             watcher: checks.on.policy().child_watcher,
+            signals: end_signals(&process)?,
         };
         Ok(Plan {
             need: order.need(),
@@ -89,6 +92,15 @@ impl Specification for proto::ProcessSpec {
             spec: Spec::Process(process),
         })
     }
+}
+
+/// Returns the signals that ask the child to end.
+fn end_signals(process: &proto::ProcessSpec) -> Result<EndSignals> {
+    let mut signals = EndSignals::default();
+    if !process.stop_signal.is_empty() {
+        signals.first = convert::signal("spec.process.stop_signal", &process.stop_signal)?;
+    }
+    Ok(signals)
 }
 
 /// Longest time that a child may be given.

@@ -3,15 +3,50 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use nix::libc;
 use rustix::io::Errno;
 
 use super::reaper::Reaper;
+use super::tree::Tree;
 use crate::event::Exited;
 use crate::proto::{ResourceUsage, exited::Status};
 use crate::sys::{self, ChildState, Waited};
 use crate::watch::services::Permit;
+
+/// The signals that ask a child to end, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndSignals {
+    /// The first signal: SIGTERM, or the `stop_signal` of the spec.
+    pub first: i32,
+    /// Whether SIGHUP follows: for the shell of a terminal, which ignores SIGTERM.
+    pub hang_up: bool,
+}
+
+impl EndSignals {
+    /// Returns one signal.
+    pub(super) const fn only(first: i32) -> Self {
+        Self {
+            first,
+            hang_up: false,
+        }
+    }
+
+    /// Returns the signals. The last one is SIGCONT, since a stopped process does not act on others
+    /// until it continues.
+    pub(super) fn in_order(self) -> impl Iterator<Item = i32> {
+        let hang_up = self.hang_up.then_some(libc::SIGHUP);
+        let all = [Some(self.first), hang_up, Some(libc::SIGCONT)];
+        all.into_iter().flatten()
+    }
+}
+
+impl Default for EndSignals {
+    fn default() -> Self {
+        Self::only(libc::SIGTERM)
+    }
+}
 
 /// The state of a child as the kernel reports it.
 #[derive(Debug)]
@@ -35,16 +70,26 @@ pub(super) struct Child {
     /// Its unit of `limits.children`, held until it is reaped.
     permit: Option<Permit>,
     reaper: Reaper,
+    signals: EndSignals,
+    born: u64,
 }
 
 impl Child {
-    /// Returns a child that nobody has waited for, and that leads a process group.
-    pub(super) fn new(pid: i32, pidfd: OwnedFd, permit: Permit, reaper: &Reaper) -> Self {
+    /// Returns a child that nobody has waited for, and that leads a process group. It was started
+    /// not earlier than `born`, in clock ticks since boot.
+    pub(super) fn new(
+        (pid, pidfd): (i32, OwnedFd),
+        born: u64,
+        permit: Permit,
+        reaper: &Reaper,
+        signals: EndSignals,
+    ) -> Self {
         static BY_NUMBER: OnceLock<bool> = OnceLock::new();
         // Signal 0 only checks whether the kernel can signal a group by pidfd, which does not depend
         // on the child.
         let ask = || sys::signal_group(pidfd.as_fd(), 0) == Err(Errno::INVAL);
         let by_number = *BY_NUMBER.get_or_init(ask);
+        reaper.started(pid);
         Self {
             pid,
             pidfd: Some(Arc::new(pidfd)),
@@ -52,7 +97,21 @@ impl Child {
             reaped: false,
             permit: Some(permit),
             reaper: reaper.clone(),
+            signals,
+            born,
         }
+    }
+
+    /// Returns the child with its descendants; `None` if it was left to the reaper.
+    pub(super) fn tree(&self, kill_grace: Duration) -> Option<Tree> {
+        Some(Tree {
+            pid: self.pid,
+            pidfd: self.pidfd_shared()?,
+            born: self.born,
+            signals: self.signals,
+            kill_grace,
+            reaper: self.reaper.clone(),
+        })
     }
 
     fn pidfd(&self) -> Result<BorrowedFd<'_>, Errno> {
@@ -88,6 +147,7 @@ impl Child {
         if !self.reaped && self.pidfd().and_then(sys::reap) != Ok(false) {
             self.reaped = true;
             self.permit = None;
+            self.reaper.reaped(self.pid);
         }
     }
 
@@ -114,12 +174,12 @@ impl Child {
         }
     }
 
-    /// Asks its whole group to end with SIGTERM. A stopped process does not handle SIGTERM until it
-    /// continues, so SIGCONT follows.
+    /// Asks its whole group to end.
     pub(super) fn ask_to_end(&self) {
-        // ESRCH: no process of the group is left. EPERM: they belong to another user now.
-        let _ = self.signal_group(libc::SIGTERM);
-        let _ = self.signal_group(libc::SIGCONT);
+        for number in self.signals.in_order() {
+            // ESRCH: no process of the group is left. EPERM: they belong to another user now.
+            let _ = self.signal_group(number);
+        }
     }
 
     /// Kills its whole group.
@@ -137,7 +197,7 @@ impl Child {
         if !self.reaped
             && let Some(pidfd) = self.pidfd.take()
         {
-            self.reaper.take(pidfd, self.permit.take());
+            self.reaper.take(self.pid, pidfd, self.permit.take());
         }
     }
 }

@@ -25,11 +25,14 @@ mod drain;
 mod exit;
 mod order;
 mod reaper;
+mod relatives;
 mod spawn;
 mod timeout;
+mod tree;
 mod watcher;
 
 pub use attributes::Attributes;
+pub use child::EndSignals;
 use child::{Child, State};
 pub use drain::{Drain, DrainLimits};
 use exit::unread;
@@ -37,6 +40,7 @@ pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_inherited};
 use timeout::Timeout;
+pub use tree::{Reached, Stopped, Tree};
 use watcher::Waiter;
 
 const EXIT: Lane = Lane(0);
@@ -319,6 +323,17 @@ impl Watch for Process {
             Errno::SRCH => gone(),
             errno => SystemError::new(errno, "signal", "").into(),
         })
+    }
+
+    fn tree(&mut self, cx: &mut Context<'_>) -> Result<Tree> {
+        if cx.is_polled() {
+            self.check_exit(cx);
+        }
+        let tree = self
+            .child
+            .as_ref()
+            .and_then(|child| child.tree(self.kill_grace));
+        tree.ok_or_else(|| Error::wrong_state("the child has ended"))
     }
 
     fn kill_now(&mut self) {

@@ -11,7 +11,7 @@ use super::child::Child;
 use super::spawn::{self, Recipe, Spawned};
 use super::timeout::Timeout;
 use super::watcher::Waiter;
-use super::{Attributes, Process};
+use super::{Attributes, EndSignals, Process};
 use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
 use crate::event::largest;
@@ -93,6 +93,8 @@ pub struct ProcessOrder {
     pub after_grace: AfterGrace,
     /// How its end is detected.
     pub watcher: ChildWatcher,
+    /// The signals that ask it to end.
+    pub signals: EndSignals,
 }
 
 impl ProcessOrder {
@@ -128,6 +130,7 @@ impl ProcessOrder {
             ChildWatcher::Thread => (None, Some(Waiter::start()?)),
             ChildWatcher::Sigchld => (None, None),
         };
+        let born = crate::clock::boot_ticks();
         let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
         let watched_fd = match place {
             Some(mut place) => {
@@ -137,7 +140,7 @@ impl ProcessOrder {
             }
             None => None,
         };
-        let child = Child::new(pid, pidfd, permit, &services.reaper);
+        let child = Child::new((pid, pidfd), born, permit, &services.reaper, self.signals);
         if let Some(waiter) = &waiter {
             waiter.set_child(&child);
         }

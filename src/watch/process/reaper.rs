@@ -7,12 +7,14 @@
 //! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_inherited`],
 //! which reaps children of the main thread only, never reaps a child of a watch.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::runtime::Handle;
@@ -25,8 +27,8 @@ use crate::sys;
 use crate::watch::services::{Count, Permit};
 use crate::watch::{Notice, Notifier};
 
-/// The longest time to wait for the end of a killed child while its loop is stopped.
-const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// The longest time to wait for the end of a killed child while its loop is stopped, or of a tree.
+pub(super) const KILLED_WITHIN: Duration = Duration::from_secs(5);
 /// The time between two checks of a child that cannot be reaped although its pidfd reports its end.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The number of inherited children that are reaped before other tasks of the runtime run.
@@ -38,6 +40,9 @@ const INHERITED_AT_ONCE: usize = 64;
 pub struct Reaper {
     runtime: Handle,
     kept: Arc<Count>,
+    /// How often each pid is that of a child that was not reaped yet. A pid may be given to a new
+    /// child while the old one is still counted.
+    children: Arc<Mutex<BTreeMap<i32, u32>>>,
 }
 
 impl Reaper {
@@ -47,7 +52,29 @@ impl Reaper {
         Self {
             runtime,
             kept: Count::new("limits.children", children),
+            children: Arc::default(),
         }
+    }
+
+    /// Counts a child that was started.
+    pub(super) fn started(&self, pid: i32) {
+        *self.children.lock().entry(pid).or_default() += 1;
+    }
+
+    /// Counts a child that was reaped.
+    pub(super) fn reaped(&self, pid: i32) {
+        let mut children = self.children.lock();
+        if let Some(count) = children.get_mut(&pid) {
+            *count -= 1;
+            if *count == 0 {
+                children.remove(&pid);
+            }
+        }
+    }
+
+    /// Returns whether the pid is that of a child that was started by a watch and not reaped yet.
+    pub(super) fn is_child(&self, pid: i32) -> bool {
+        self.children.lock().contains_key(&pid)
     }
 
     /// Returns the number of children that it waits for.
@@ -57,9 +84,10 @@ impl Reaper {
     }
 
     /// Reaps the child once it has ended.
-    pub(super) fn take(&self, pidfd: Arc<OwnedFd>, permit: Option<Permit>) {
+    pub(super) fn take(&self, pid: i32, pidfd: Arc<OwnedFd>, permit: Option<Permit>) {
         // This is not refused, because each child has one of as many permits.
         let kept = self.kept.take();
+        let reaper = self.clone();
         self.runtime.spawn(async move {
             wait_for_end(&pidfd).await;
             // The child cannot be reaped yet because a tracer is to get its exit first (ptrace(2)),
@@ -67,6 +95,7 @@ impl Reaper {
             while sys::reap(pidfd.as_fd()) == Ok(false) {
                 tokio::time::sleep(CHECK_INTERVAL).await;
             }
+            reaper.reaped(pid);
             drop((kept, permit, pidfd, Closing));
         });
     }
@@ -83,7 +112,7 @@ impl Reaper {
 }
 
 /// Returns once the process has ended, or at once if waiting for that fails.
-async fn wait_for_end(pidfd: &Arc<OwnedFd>) {
+pub(super) async fn wait_for_end(pidfd: &Arc<OwnedFd>) {
     let readable = async {
         let watched = sys::async_fd(Arc::clone(pidfd), Interest::READABLE)?;
         watched.readable().await.map(drop)
