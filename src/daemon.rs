@@ -26,8 +26,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::access::{Access, SocketFile, bind_unix};
+use crate::cgroup::Cgroups;
 use crate::clock::Now;
-use crate::config::{Config, Limit, LogFormat, Resource, signal_number};
+use crate::config::{CgroupUse, Config, Limit, LogFormat, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
@@ -246,7 +247,12 @@ fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
-fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Result<Services> {
+fn services(
+    config: &Config,
+    signals: Arc<SignalHub>,
+    file_limit: Limit,
+    instance: &str,
+) -> Result<Services> {
     let (limits, children) = (&config.limits, &config.children);
     let runtime = Handle::current();
     let drain = DrainLimits {
@@ -255,6 +261,10 @@ fn services(config: &Config, signals: Arc<SignalHub>, file_limit: Limit) -> Resu
         time: children.drain_time,
     };
     Ok(Services {
+        cgroups: match children.cgroups {
+            CgroupUse::Auto => Cgroups::open(instance, runtime.clone()),
+            CgroupUse::Off => Cgroups::off("[children] cgroups = \"off\"", runtime.clone()),
+        },
         reaper: Reaper::new(runtime.clone(), limits.children),
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
@@ -301,12 +311,13 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     let sockets = Sockets::open(&config)?;
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let services = Arc::new(services(&config, hub, file_limit)?);
+    let identity = identity(&sockets)?;
+    let services = Arc::new(services(&config, hub, file_limit, &identity.instance)?);
+    let cgroups = Arc::clone(&services.cgroups);
     let registry = Registry::new(Arc::clone(&config), services, memory)?;
     registry.start_configured()?;
     let slots = Slots::new(config.limits.slots, SLOT_TTL);
     let access = Arc::new(Access::new());
-    let identity = identity(&sockets)?;
     let Sockets {
         service,
         handover,
@@ -377,6 +388,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     if !within(config.server.drain_timeout, &mut asked, drained).await {
         kill_what_is_left(&registry).await;
     }
+    cgroups.close();
     Ok(())
 }
 

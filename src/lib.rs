@@ -22,6 +22,7 @@
 //! | [`driver`] | the contract between watches and backends, and the backends |
 //! | [`tls`] | certificates and keys, and the sessions of TLS; no I/O on sockets |
 //! | [`access`] | principals, peers, the audit log |
+//! | [`cgroup`] | a cgroup for each child |
 //! | [`signals`] | the one thread that receives signals |
 //! | [`watch`] | one file per kind of watch, written against the driver contract |
 //! | [`event_loop`] | the thread of a loop: turns, timers, mailbox, registrations |
@@ -35,6 +36,7 @@
 //! [`demo`], which demonstrates them.
 
 pub mod access;
+pub mod cgroup;
 pub mod client;
 pub mod clock;
 pub mod config;

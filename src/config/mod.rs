@@ -236,6 +236,8 @@ pub struct Children {
     /// 1 h.
     #[serde(with = "units::duration")]
     pub reap_wait: Duration,
+    /// Whether each child gets a cgroup of its own.
+    pub cgroups: CgroupUse,
     /// Threads that start children, 1 to 64. They run as long as the daemon.
     pub spawn_threads: usize,
     /// The umask of children, at most 0777. None: that of the client that asks, or the daemon's.
@@ -265,6 +267,7 @@ impl Default for Children {
             pipe_grace: Duration::from_secs(5),
             kill_grace: Duration::from_secs(5),
             reap_wait: Duration::from_secs(10),
+            cgroups: CgroupUse::Auto,
             spawn_threads: 4,
             umask: None,
             nice: None,
@@ -313,6 +316,16 @@ impl Default for Log {
             format: LogFormat::Auto,
         }
     }
+}
+
+/// Whether each child gets a cgroup of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CgroupUse {
+    /// Where the daemon may make one.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// The format of lines of the daemon's log.

@@ -15,8 +15,8 @@ use super::units::{age, counted, date_and_age, grouped, lasted, moment, size, sp
 use crate::config::Limit;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    CloseReason, DatagramSpec, Exited, ProcessSpec, ResourceLimit, Stdio, Watch, WatchRef,
-    WatchState, watch::Status, watch_ref, watch_spec::Spec,
+    CgroupUsage, CloseReason, DatagramSpec, Exited, ProcessSpec, ProcessStatus, ResourceLimit,
+    Stdio, Watch, WatchRef, WatchState, watch::Status, watch_ref, watch_spec::Spec,
 };
 
 /// Prints watches as a table, or as one line of JSON each.
@@ -231,6 +231,13 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     sheet
 }
 
+/// Returns what a process and its descendants have used, if it has a cgroup of its own.
+pub(super) fn tree_usage(process: &ProcessStatus) -> Option<&CgroupUsage> {
+    let ended = process.exited.as_ref();
+    let ended = ended.and_then(|exited| exited.cgroup_usage.as_ref());
+    ended.or(process.cgroup_usage.as_ref())
+}
+
 fn status(sheet: &mut Sheet, watch: &Watch) {
     match &watch.status {
         Some(Status::Process(s)) => {
@@ -244,11 +251,11 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
             if s.stdin_bytes > 0 {
                 sheet.line("received", format!("{} on stdin", size(s.stdin_bytes)));
             }
+            let time = |d: Option<prost_types::Duration>| {
+                std::time::Duration::try_from(d.unwrap_or_default())
+                    .map_or_else(|_| String::new(), span)
+            };
             if let Some(usage) = s.exited.as_ref().and_then(|exited| exited.usage.as_ref()) {
-                let time = |d: Option<prost_types::Duration>| {
-                    std::time::Duration::try_from(d.unwrap_or_default())
-                        .map_or_else(|_| String::new(), span)
-                };
                 let (user, system) = (time(usage.user_time), time(usage.system_time));
                 let memory = size(usage.max_rss_kib.saturating_mul(1024));
                 sheet.line(
@@ -256,6 +263,16 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
                     format!("{user} user, {system} system, {memory} at most"),
                 );
             }
+            if let Some(usage) = tree_usage(s) {
+                let (user, system) = (time(usage.user_time), time(usage.system_time));
+                let memory = usage.memory_peak_bytes.map(size);
+                let memory = memory.map_or_else(String::new, |peak| format!(", {peak} at most"));
+                sheet.line(
+                    "with descendants",
+                    format!("{user} user, {system} system{memory}"),
+                );
+            }
+            sheet.line("cgroup", &s.cgroup);
         }
         Some(Status::Transport(s)) => {
             let way = |a: &Option<_>| {

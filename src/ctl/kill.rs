@@ -15,8 +15,8 @@ use crate::proto::{SendSignalRequest, SignalTarget, WatchRef};
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl kill build            # SIGTERM to its process group
   evloopctl kill -9 build
-  evloopctl kill -HUP --process web
-  evloopctl kill -STOP --tree build   # to all of its descendants too
+  evloopctl kill --process -HUP web
+  evloopctl kill --tree -STOP build   # to all of its descendants too
   evloopctl kill -0 build         # only check whether it runs
   evloopctl kill @7               # by id
 

@@ -170,6 +170,17 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
         let bytes = size(status.drained_bytes);
         sheet.line("discarded", format!("{bytes}, by {pipes} now"));
     }
+    if status.cgroups.is_empty() {
+        let why = &status.cgroups_missing;
+        if !why.is_empty() {
+            sheet.line("cgroups", format!("none for each process: {why}"));
+        }
+    } else {
+        sheet.line(
+            "cgroups",
+            format!("one for each process, below {}", status.cgroups),
+        );
+    }
     let role = if info.administrator {
         ", an administrator"
     } else {

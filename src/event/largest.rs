@@ -65,7 +65,11 @@ pub const ENDED: u32 = ENVELOPE;
 /// `StreamEnd`.
 pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
 /// `Exited`.
-pub const EXITED: u32 = ENVELOPE + bytes(TEXT_MAX) + 2 * FLAG + bytes(2 * DURATION + 7 * NUMBER);
+pub const EXITED: u32 = ENVELOPE
+    + bytes(TEXT_MAX)
+    + 2 * FLAG
+    + bytes(2 * DURATION + 7 * NUMBER)
+    + bytes(2 * DURATION + NUMBER);
 /// `Connected`, without TLS.
 pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
 /// Most bytes of the name of a host or protocol in a `TlsSession`.
@@ -259,6 +263,11 @@ mod tests {
                     core_dumped: true,
                     usage: Some(usage),
                     timed_out: true,
+                    cgroup_usage: Some(proto::CgroupUsage {
+                        user_time: time,
+                        system_time: time,
+                        memory_peak_bytes: Some(u64::MAX),
+                    }),
                 }),
             ),
             (

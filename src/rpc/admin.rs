@@ -42,6 +42,7 @@ impl AdminService for Api {
         let services = self.registry.services();
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let usage = tokio::task::spawn_blocking(usage).await.unwrap_or_default();
+        let place = services.cgroups.place();
         let memory = self.registry.memory();
         let (budget, journal_bytes) = (memory.budget(), memory.used());
         Ok(Response::new(GetStatusResponse {
@@ -65,6 +66,11 @@ impl AdminService for Api {
             snapshot_bytes: budget.held(Use::Snapshots),
             poll_bytes: budget.held(Use::Polls),
             command_bytes: budget.held(Use::Commands),
+            cgroups: place.as_ref().map_or_else(
+                |_| String::new(),
+                |path| path.to_string_lossy().into_owned(),
+            ),
+            cgroups_missing: place.err().unwrap_or_default(),
         }))
     }
 

@@ -37,6 +37,28 @@ pub(super) async fn look(
     on.get(name, counted).await
 }
 
+/// Adds what running processes have used so far, off the loop's thread.
+async fn with_usage(mut watches: Vec<Watch>) -> Result<Vec<Watch>> {
+    fn running(watch: &mut Watch) -> Option<&mut ProcessStatus> {
+        match &mut watch.status {
+            Some(watch::Status::Process(process)) if !process.cgroup.is_empty() => Some(process),
+            _ => None,
+        }
+    }
+    if watches.iter_mut().all(|watch| running(watch).is_none()) {
+        return Ok(watches);
+    }
+    let work = move || {
+        for process in watches.iter_mut().filter_map(running) {
+            let usage = crate::cgroup::usage(std::path::Path::new(&process.cgroup));
+            process.cgroup_usage = usage.map(Into::into);
+        }
+        watches
+    };
+    let lost = |_| Error::Internal("the thread that reads what processes use gave no result");
+    tokio::task::spawn_blocking(work).await.map_err(lost)
+}
+
 impl Api {
     /// Adds one watch and waits until that is done.
     async fn add(
@@ -213,7 +235,8 @@ impl WatchService for Api {
         let on = self.on(&requester, request.r#loop, false)?;
         let watch = convert::watch_name(request.watch)?;
         let (watch, _held) = look(&on, &requester.quota, watch).await?;
-        Ok(Response::new(GetWatchResponse { watch: Some(watch) }))
+        let watch = with_usage(vec![watch]).await?.pop();
+        Ok(Response::new(GetWatchResponse { watch }))
     }
 
     async fn list_watches(
@@ -243,7 +266,7 @@ impl WatchService for Api {
         };
         let (page, _counted) = on.list(after, size, filter, counted).await?;
         Ok(Response::new(ListWatchesResponse {
-            watches: page.items,
+            watches: with_usage(page.items).await?,
             next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),
         }))
     }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+mod clone3;
 pub(crate) mod datagram;
 pub(crate) mod pidfd;
 mod spawn;

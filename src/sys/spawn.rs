@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, waitid};
 
-use super::check;
+use super::{check, clone3};
 
 /// The program to start and its attributes, all prepared before the child exists.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) nice: Option<i32>,
     /// The value in decimal digits.
     pub(crate) oom_score_adj: Option<&'a [u8]>,
+    /// The directory of the cgroup to start it in. `None`: the daemon's.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
 
 /// The steps of starting a program, in this order.
@@ -88,18 +90,37 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
         Some(stack) => stack,
         None => Stack::new().map_err(|errno| (Step::Fork, errno))?,
     };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
     let mut pidfd: c_int = -1;
     // Signals are blocked, since a handler of the daemon that ran in the child would change the
     // daemon's memory.
     let before = set_signal_mask(u64::MAX);
     let given = (&raw mut plan).cast();
-    // SAFETY: the child runs `child` with the plan, on a stack of its own. Both outlive the call,
-    // which returns once the child no longer uses our memory (CLONE_VFORK). The child writes only
-    // to the plan, and its descriptor table is a copy (no CLONE_FILES). The kernel stores the
+    // SAFETY, both: the child runs `child` with the plan, on a stack of its own. Both outlive the
+    // call, which returns once the child no longer uses our memory (CLONE_VFORK). The child writes
+    // only to the plan, and its descriptor table is a copy (no CLONE_FILES). The kernel stores the
     // pidfd.
-    let cloned = unsafe { libc::clone(child, stack.top(), flags, given, &raw mut pidfd) };
-    let cloned = check(cloned.into());
+    let cloned = match launch.cgroup {
+        None => {
+            let flags = flags | libc::SIGCHLD;
+            // SAFETY: as above.
+            let cloned = unsafe { libc::clone(child, stack.top(), flags, given, &raw mut pidfd) };
+            check(cloned.into())
+        }
+        Some(cgroup) => {
+            let arguments = clone3::Arguments {
+                flags: u64::from(flags.cast_unsigned()) | clone3::INTO_CGROUP,
+                pidfd: (&raw mut pidfd).addr() as u64,
+                exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+                stack: stack.bottom().addr() as u64,
+                stack_size: Stack::SIZE as u64,
+                cgroup: u64::from(cgroup.as_raw_fd().cast_unsigned()),
+                ..clone3::Arguments::default()
+            };
+            // SAFETY: as above.
+            unsafe { clone3::clone3(&arguments, child, given) }
+        }
+    };
     set_signal_mask(before);
     STACK.set(Some(stack));
     let pid = cloned.map_err(|errno| (Step::Fork, errno))?;
@@ -275,6 +296,12 @@ impl Stack {
         // SAFETY: this protects the lowest page of the new mapping, which is not in use.
         unsafe { rustix::mm::mprotect(stack.0, guard, MprotectFlags::empty()) }?;
         Ok(stack)
+    }
+
+    /// Returns the lowest usable byte.
+    fn bottom(&self) -> *mut c_void {
+        // SAFETY: the guard page is a part of the mapping.
+        unsafe { self.0.byte_add(self.1 - Self::SIZE) }
     }
 
     /// Returns the end of the mapping, where the stack begins: it grows downwards.

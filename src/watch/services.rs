@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
 use super::{Attributes, Handshakes, Notice, Resolver, Starters};
+use crate::cgroup::Cgroups;
 use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::error::{Error, Result};
@@ -57,6 +58,8 @@ pub struct Services {
     pub configured: Attributes,
     /// The attributes that children would inherit if the daemon had not changed its own.
     pub own: Attributes,
+    /// The cgroups of children.
+    pub cgroups: Arc<Cgroups>,
     /// The count of running children, with its limit.
     pub children: Arc<Count>,
     /// The count of the watches of all loops, with its limit.

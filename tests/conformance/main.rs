@@ -88,6 +88,34 @@ macro_rules! on_each_child_watcher {
     )+};
 }
 
+/// Runs each case as a separate test on each backend and with each child watcher, once with a cgroup
+/// of its own for each child, and once without.
+macro_rules! with_and_without_cgroups {
+    ($($case:ident),+ $(,)?) => {$(
+        mod $case {
+            with_and_without_cgroups! { @ $case epoll "" "epoll" }
+            with_and_without_cgroups! { @ $case poll "" "poll" }
+            with_and_without_cgroups! { @ $case select "" "select" }
+            with_and_without_cgroups! { @ $case io_uring "proactor" "io_uring" }
+            with_and_without_cgroups! { @ $case sigchld "sigchld" "epoll" }
+            with_and_without_cgroups! { @ $case thread "thread" "epoll" }
+        }
+    )+};
+    (@ $case:ident $name:ident $policy:literal $backend:literal) => {
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn with() {
+                crate::on($policy, $backend, super::super::$case).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn without() {
+                let off = "[children]\ncgroups = \"off\"\n";
+                crate::on_with(off, $policy, $backend, super::super::$case).await;
+            }
+        }
+    };
+}
+
 mod churn;
 mod closes;
 mod connecting;
@@ -119,6 +147,7 @@ mod timers;
 mod tls;
 mod tls_handshakes;
 mod tls_listeners;
+mod trees;
 mod water_marks;
 mod writing;
 
@@ -143,7 +172,13 @@ backends = ["io_uring"]
 
 /// Runs one case on a daemon and a loop of its own.
 async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
-    let mut scene = Scene::new(Daemon::start(CONFIG).await, policy, backend).await;
+    on_with("", policy, backend, case).await;
+}
+
+/// As [`on`], with more configuration.
+async fn on_with(more: &str, policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
+    let daemon = Daemon::start(&format!("{CONFIG}{more}")).await;
+    let mut scene = Scene::new(daemon, policy, backend).await;
     case(&mut scene).await;
     scene.finish().await;
 }

@@ -10,15 +10,15 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    AddWatchRequest, Datagram, DatagramSpec, Event, ProcessSpec, RearmItem, Stdio, TimerSpec,
-    WaterMarks, socket_address, watch,
+    AddWatchRequest, Datagram, DatagramSpec, Event, PidSpec, ProcessSpec, ProcessStatus, RearmItem,
+    Stdio, TimerSpec, WaterMarks, pid_spec, socket_address, watch,
 };
 use nix::sys::signal::Signal;
 
 use crate::CONFIG;
 use crate::common::{
-    Daemon, Scene, adopted, after, datagrams_at, hang_up, inet, post, read_pipe, reader, shell,
-    signals, tcp_listener, unix_socket,
+    Daemon, Scene, adopted, after, datagrams_at, hang_up, inet, millis, post, read_pipe, reader,
+    shell, signals, tcp_listener, unix_socket,
 };
 use crate::datagrams::{port, socket};
 use crate::terminals::Pty;
@@ -26,12 +26,18 @@ use crate::terminals::Pty;
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_same_script_gives_the_same_history_on_every_backend() {
     let epoll = history("", "epoll").await;
-    assert!(epoll.len() >= 9);
-    for (policy, backend) in [("", "poll"), ("", "select"), ("proactor", "io_uring")] {
+    assert!(epoll.len() >= 11);
+    for (policy, backend) in [
+        ("", "poll"),
+        ("", "select"),
+        ("proactor", "io_uring"),
+        ("sigchld", "epoll"),
+        ("thread", "epoll"),
+    ] {
         assert_eq!(
             history(policy, backend).await,
             epoll,
-            "{backend} differs from epoll"
+            "{backend} with {policy:?} differs from epoll"
         );
     }
 }
@@ -44,6 +50,8 @@ async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     descriptors(&mut scene).await;
     streams(&mut scene).await;
     child(&mut scene).await;
+    ended_on_a_stopped_loop(&mut scene).await;
+    stranger(&mut scene).await;
     datagrams(&mut scene).await;
     terminal(&mut scene).await;
     let usr1 = add(&mut scene, "signal", signals(&["SIGUSR1"])).await;
@@ -236,6 +244,39 @@ async fn child(scene: &mut Scene) {
     scene.closed(id).await;
 }
 
+/// A child that has ended, and whose time is over, when its loop first looks.
+async fn ended_on_a_stopped_loop(scene: &mut Scene) {
+    scene.stop().await;
+    let spec = ProcessSpec {
+        timeout: Some(millis(1)),
+        ..shell("exit 5")
+    };
+    let began = std::time::Instant::now();
+    let id = add(scene, "late", Spec::Process(spec)).await;
+    let ended = |process: &ProcessStatus| {
+        process.ended_untold && began.elapsed() > Duration::from_millis(100)
+    };
+    scene.process_until(id, "its end", ended).await;
+    scene.run().await;
+    scene.closed(id).await;
+}
+
+/// A process that is not the daemon's child.
+async fn stranger(scene: &mut Scene) {
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", "read word; exit 7"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let spec = PidSpec {
+        process: Some(pid_spec::Process::Pid(child.id().try_into().unwrap())),
+        ..PidSpec::default()
+    };
+    let id = add(scene, "stranger", Spec::Pid(spec)).await;
+    child.wait().unwrap();
+    scene.closed(id).await;
+}
+
 fn normalised(scene: &Scene) -> BTreeMap<String, Vec<String>> {
     let mut names = BTreeMap::from([(0, "loop".to_owned())]);
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -254,9 +295,11 @@ fn normalised(scene: &Scene) -> BTreeMap<String, Vec<String>> {
         all.entry(name).or_default().push(line(event));
     }
     // The daemon learns of the child's end and of the ends of its pipes in any order.
-    if let Some(child) = all.get_mut("child") {
-        let last = child.len() - 1;
-        child[last - 3..last].sort();
+    for name in ["child", "late"] {
+        if let Some(child) = all.get_mut(name) {
+            let last = child.len() - 1;
+            child[last - 3..last].sort();
+        }
     }
     all
 }
@@ -265,7 +308,7 @@ fn line(event: &Event) -> String {
     match event.kind.as_ref().unwrap() {
         Kind::Data(data) => format!("{:?} {} {:?}", data.stream(), data.offset, data.data),
         Kind::StreamEnd(end) => format!("end {:?} {} {:?}", end.stream(), end.offset, end.reason()),
-        Kind::Exited(exited) => format!("exited {:?}", exited.status),
+        Kind::Exited(exited) => format!("exited {:?} {}", exited.status, exited.timed_out),
         Kind::Ready(ready) => format!("{ready:?}"),
         Kind::Closed(closed) => format!("closed {:?} {:?}", closed.reason(), closed.error),
         Kind::Posted(posted) => format!("{} {:?}", posted.topic, posted.payload),

@@ -26,5 +26,6 @@ mod sockets;
 mod standstill;
 mod terminal;
 mod texts;
+mod trees;
 mod verbs;
 mod waits;

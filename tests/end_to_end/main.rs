@@ -9,6 +9,7 @@ mod common;
 
 mod bytes;
 mod cancellation;
+mod cgroups;
 #[allow(unsafe_code)]
 mod children;
 mod config;

@@ -1,6 +1,7 @@
 //! The options of `ps`, and the processes that they select.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -12,7 +13,7 @@ use super::super::output;
 use super::super::session::Session;
 use super::super::style::{NAME, printable};
 use super::super::table::{Table, cell, plain};
-use super::super::units::age;
+use super::super::units::{age, size, span};
 use super::condition::{Condition, condition};
 use crate::kinds::WatchKind;
 use crate::proto::{ListWatchesRequest, Watch, watch::Status};
@@ -91,8 +92,17 @@ impl Ps {
 
 /// Returns the processes as a table.
 pub(super) fn table(processes: &[Watch]) -> Table {
-    let mut table = Table::new(&["NAME", "ID", "PID", "STATE", "STARTED", "COMMAND"]);
-    for process in processes {
+    // What a process and its descendants use is known only if it has a cgroup of its own.
+    let usages: Vec<_> = processes.iter().map(usage).collect();
+    let cpu = usages.iter().any(Option::is_some);
+    let memory = usages.iter().flatten().any(|usage| usage.memory.is_some());
+    let mut columns = vec!["NAME", "ID", "PID", "STATE", "STARTED"];
+    columns.extend(cpu.then_some("CPU"));
+    columns.extend(memory.then_some("MEMORY"));
+    columns.push("COMMAND");
+    let mut table = Table::new(&columns);
+    for (process, usage) in processes.iter().zip(usages) {
+        let usage = usage.unwrap_or_default();
         let pid = match &process.status {
             Some(Status::Process(status)) if description::end(process).is_none() => {
                 status.pid.to_string()
@@ -100,14 +110,38 @@ pub(super) fn table(processes: &[Watch]) -> Table {
             _ => String::new(),
         };
         let (state, style) = description::state(process);
-        table.row([
+        let mut row = vec![
             cell(&process.name, NAME),
             plain(&format!("@{}", process.watch_id)),
             plain(&pid),
             cell(&state, style),
             plain(&age(process.created)),
-            plain(&description::detail(process)),
-        ]);
+        ];
+        row.extend(cpu.then(|| plain(&usage.cpu)));
+        row.extend(memory.then(|| plain(&usage.memory.unwrap_or_default())));
+        row.push(plain(&description::detail(process)));
+        table.row(row);
     }
     table
+}
+
+/// What a process and all of its descendants have used, as text.
+#[derive(Debug, Default)]
+struct Used {
+    cpu: String,
+    /// The most memory at one time; `None` where it is not counted.
+    memory: Option<String>,
+}
+
+fn usage(process: &Watch) -> Option<Used> {
+    let Some(Status::Process(status)) = &process.status else {
+        return None;
+    };
+    let usage = description::tree_usage(status)?;
+    let times = [usage.user_time, usage.system_time];
+    let times = times.map(|time| Duration::try_from(time.unwrap_or_default()).unwrap_or_default());
+    Some(Used {
+        cpu: span(times.iter().sum()),
+        memory: usage.memory_peak_bytes.map(size),
+    })
 }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::reaper::Reaper;
 use super::tree::Tree;
+use crate::cgroup::Group;
 use crate::event::Exited;
 use crate::proto::{ResourceUsage, exited::Status};
 use crate::sys::{self, ChildState, Waited};
@@ -72,6 +73,8 @@ pub(super) struct Child {
     reaper: Reaper,
     signals: EndSignals,
     born: u64,
+    /// The cgroup of its own.
+    group: Option<Arc<Group>>,
 }
 
 impl Child {
@@ -83,6 +86,7 @@ impl Child {
         permit: Permit,
         reaper: &Reaper,
         signals: EndSignals,
+        group: Option<Arc<Group>>,
     ) -> Self {
         static BY_NUMBER: OnceLock<bool> = OnceLock::new();
         // Signal 0 only checks whether the kernel can signal a group by pidfd, which does not depend
@@ -99,7 +103,13 @@ impl Child {
             reaper: reaper.clone(),
             signals,
             born,
+            group,
         }
+    }
+
+    /// Returns the cgroup of its own, if it has one.
+    pub(super) fn group(&self) -> Option<&Arc<Group>> {
+        self.group.as_ref()
     }
 
     /// Returns the child with its descendants; `None` if it was left to the reaper.
@@ -111,6 +121,7 @@ impl Child {
             signals: self.signals,
             kill_grace,
             reaper: self.reaper.clone(),
+            group: self.group.clone(),
         })
     }
 
@@ -182,10 +193,22 @@ impl Child {
         }
     }
 
-    /// Kills its whole group.
+    /// Kills its whole group, and all of its descendants if it has a cgroup of its own.
     pub(super) fn kill(&self) {
         // As in `ask_to_end`.
         let _ = self.signal_group(libc::SIGKILL);
+        if let Some(group) = &self.group {
+            self.reaper.kill(Arc::clone(group));
+        }
+    }
+
+    /// As [`Self::kill`], on the calling thread, which may have to wait for other changes of cgroups.
+    pub(super) fn kill_now(&self) {
+        let _ = self.signal_group(libc::SIGKILL);
+        if let Some(group) = &self.group {
+            // Before Linux 5.14 there is no such file: its group was killed.
+            let _ = group.kill();
+        }
     }
 
     /// Leaves the child to the reaper, without ending it. It counts as a child until it has ended.
@@ -197,7 +220,8 @@ impl Child {
         if !self.reaped
             && let Some(pidfd) = self.pidfd.take()
         {
-            self.reaper.take(self.pid, pidfd, self.permit.take());
+            let rest = (self.permit.take(), self.group.take());
+            self.reaper.take(self.pid, pidfd, rest);
         }
     }
 }
@@ -233,6 +257,7 @@ fn describe(waited: &Waited) -> Exited {
         core_dumped: waited.code == libc::CLD_DUMPED,
         usage: Some(usage(&waited.usage)),
         timed_out: false,
+        cgroup_usage: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Detects and reports the exit of a child, and ends its output afterwards.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use crate::driver::{Direction, Lane, Nonblocking, Op, SourceId};
 use crate::error::SystemError;
 use crate::event::{CloseReason, Exited, Kind, StreamEnd, StreamEndReason};
 use crate::watch::transport::Incoming;
-use crate::watch::{Context, Teardown};
+use crate::watch::{Context, Notice, Teardown};
 
 /// The largest number of bytes that a driver has read from a pipe and not reported yet.
 const UNDER_WAY: u64 = 1 << 20;
@@ -50,7 +50,13 @@ impl Process {
                 let subscription = cx.services.signals.subscribe(&[libc::SIGCHLD], sink);
                 self.subscription = Some((subscription, told));
                 // The child may have ended before the subscription.
-                self.check_exit(cx);
+                if cx.is_polled() {
+                    self.check_exit(cx);
+                } else if let Some((_, told)) = &self.subscription {
+                    // The notice waits until the loop runs: a stopped loop appends no exit.
+                    told.store(true, Ordering::Release);
+                    cx.notifier.notify(cx.key(), Notice::ChildSignal);
+                }
             }
         }
     }
@@ -77,6 +83,8 @@ impl Process {
 
     pub(super) fn exited(&mut self, cx: &mut Context<'_>, mut exited: Exited) {
         exited.timed_out = self.timeout.is_over();
+        let group = self.child.as_ref().and_then(Child::group);
+        exited.cgroup_usage = group.and_then(|group| group.usage()).map(Into::into);
         cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);

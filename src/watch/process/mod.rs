@@ -337,8 +337,10 @@ impl Watch for Process {
     }
 
     fn kill_now(&mut self) {
-        if self.at_end == AtEnd::KillTree {
-            self.kill();
+        if self.at_end == AtEnd::KillTree
+            && let Some(child) = &self.child
+        {
+            child.kill_now();
         }
     }
 
@@ -356,6 +358,12 @@ impl Watch for Process {
             stopped: matches!(state, State::Stopped),
             ended_untold: matches!(state, State::Ended(_)),
             stdin_water_marks: self.stdin.as_ref().map(|stdin| stdin.marks().into()),
+            cgroup: alive
+                .and_then(Child::group)
+                .map_or_else(String::new, |group| {
+                    group.path().to_string_lossy().into_owned()
+                }),
+            cgroup_usage: None,
         }))
     }
 }

@@ -131,7 +131,13 @@ impl ProcessOrder {
             ChildWatcher::Sigchld => (None, None),
         };
         let born = crate::clock::boot_ticks();
-        let Spawned { pid, pidfd, pipes } = spawn::spawn(recipe)?;
+        let spawned = spawn::spawn(recipe, &services.cgroups)?;
+        let Spawned {
+            pid,
+            pidfd,
+            pipes,
+            group,
+        } = spawned;
         let watched_fd = match place {
             Some(mut place) => {
                 // dup3(2) needs no free descriptor here, because it replaces an open one.
@@ -140,7 +146,14 @@ impl ProcessOrder {
             }
             None => None,
         };
-        let child = Child::new((pid, pidfd), born, permit, &services.reaper, self.signals);
+        let child = Child::new(
+            (pid, pidfd),
+            born,
+            permit,
+            &services.reaper,
+            self.signals,
+            group.map(Arc::new),
+        );
         if let Some(waiter) = &waiter {
             waiter.set_child(&child);
         }

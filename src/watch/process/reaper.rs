@@ -20,6 +20,7 @@ use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::cgroup::Group;
 use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::signals::{Received, SignalHub};
@@ -84,7 +85,12 @@ impl Reaper {
     }
 
     /// Reaps the child once it has ended.
-    pub(super) fn take(&self, pid: i32, pidfd: Arc<OwnedFd>, permit: Option<Permit>) {
+    pub(super) fn take(
+        &self,
+        pid: i32,
+        pidfd: Arc<OwnedFd>,
+        rest: (Option<Permit>, Option<Arc<Group>>),
+    ) {
         // This is not refused, because each child has one of as many permits.
         let kept = self.kept.take();
         let reaper = self.clone();
@@ -96,7 +102,16 @@ impl Reaper {
                 tokio::time::sleep(CHECK_INTERVAL).await;
             }
             reaper.reaped(pid);
-            drop((kept, permit, pidfd, Closing));
+            drop((kept, rest, pidfd, Closing));
+        });
+    }
+
+    /// Kills all processes of a cgroup, on a thread that may wait for other changes of cgroups.
+    pub(super) fn kill(&self, group: Arc<Group>) {
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = group.kill() {
+                tracing::warn!(path = %group.path().display(), %error, "cannot kill a cgroup");
+            }
         });
     }
 

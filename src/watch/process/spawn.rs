@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::{Attributes, Program, Stdio};
+use crate::cgroup::{Cgroups, Group};
 use crate::error::{Error, Result, SystemError};
 use crate::sys::{self, Step};
 
@@ -38,6 +39,8 @@ pub(super) struct Spawned {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     pub(super) pipes: [Option<OwnedFd>; 3],
+    /// The cgroup that it was started in.
+    pub(super) group: Option<Group>,
 }
 
 /// Starts the child, in a session of its own.
@@ -45,7 +48,7 @@ pub(super) struct Spawned {
 /// # Errors
 /// The errno, and the step: `lookup`, `pipe`, `fork`, or one that the child takes: `setsid`,
 /// `stdio`, `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. No child runs after an error.
-pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
+pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
     let (path, argv) = match recipe.program {
         Program::Shell(line) => (SHELL.to_owned(), vec![c"sh".into(), c"-c".into(), line]),
         Program::Exec(argv) => {
@@ -62,7 +65,12 @@ pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
     let limits = attributes.limits.iter();
     let limits: Vec<_> = limits.map(|(r, l)| (r.kernel(), (*l).into())).collect();
     let oom_score_adj = attributes.oom_score_adj.map(|adj| adj.to_string());
-    let launch = sys::Launch {
+    let mut group = cgroups.make();
+    let directory = match &group {
+        Some(group) => group.open().ok(),
+        None => None,
+    };
+    let mut launch = sys::Launch {
         path: &path,
         argv: &argv,
         env: &recipe.env,
@@ -72,13 +80,26 @@ pub(super) fn spawn(recipe: Recipe) -> Result<Spawned> {
         limits: &limits,
         nice: attributes.nice,
         oom_score_adj: oom_score_adj.as_ref().map(String::as_bytes),
+        cgroup: directory.as_ref().map(AsFd::as_fd),
     };
-    let (pid, pidfd) = sys::spawn(&launch)
-        .map_err(|(step, errno)| failed(step, errno, &path, &recipe.cwd, attributes))?;
+    let mut spawned = sys::spawn(&launch);
+    if let Err((Step::Fork, errno)) = spawned
+        && launch.cgroup.is_some()
+        && cgroups.refused(errno)
+    {
+        launch.cgroup = None;
+        spawned = sys::spawn(&launch);
+    }
+    if launch.cgroup.is_none() {
+        group = None;
+    }
+    let (pid, pidfd) =
+        spawned.map_err(|(step, errno)| failed(step, errno, &path, &recipe.cwd, attributes))?;
     Ok(Spawned {
         pid,
         pidfd,
         pipes: [our_stdin, our_stdout, our_stderr],
+        group,
     })
 }
 

@@ -1,8 +1,8 @@
 //! The whole tree of a child: the child and all of its descendants, as far as they can be found.
 //!
 //! Each process is held by a pidfd that was opened and then compared with what was seen, so that no
-//! later process with the same pid gets a signal. A descendant is known by its parent, its group or
-//! its session. One that has left all three (double fork and setsid(2)) is an orphan that the daemon
+//! later process with the same pid gets a signal. If the child has a cgroup of its own, that tells its
+//! descendants. Else a descendant is known by its parent, its group or its session. One that has left all three (double fork and setsid(2)) is an orphan that the daemon
 //! adopts as a subreaper: it may belong to any child, so it is counted and not ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::child::EndSignals;
 use super::reaper::{KILLED_WITHIN, Reaper, wait_for_end};
 use super::relatives::{self, Relative};
+use crate::cgroup::Group;
 use crate::error::{Error, Result, SystemError};
 use crate::sys::{self, pidfd};
 
@@ -42,6 +43,7 @@ pub struct Tree {
     pub(super) signals: EndSignals,
     pub(super) kill_grace: Duration,
     pub(super) reaper: Reaper,
+    pub(super) group: Option<Arc<Group>>,
 }
 
 /// What a signal to a tree has reached.
@@ -135,11 +137,14 @@ struct Member {
 }
 
 impl Member {
-    /// Holds a process that was seen; `None` if it has ended, or is another one by now.
-    fn hold(seen: Relative) -> Option<Self> {
+    /// Holds a process that was seen, in that cgroup if one is given; `None` if it has ended, or is
+    /// another one by now.
+    fn hold(seen: Relative, group: Option<&Group>) -> Option<Self> {
         let pidfd = pidfd::open(seen.pid).ok()?;
         let still = Relative::of(seen.pid)?;
-        let same = still.start == seen.start && pidfd::is_there(pidfd.as_fd());
+        let same = still.start == seen.start
+            && group.is_none_or(|group| group.contains(seen.pid))
+            && pidfd::is_there(pidfd.as_fd());
         (same && !has_ended(&pidfd)).then(|| Self {
             seen,
             pidfd: Arc::new(pidfd),
@@ -190,7 +195,7 @@ impl Hunt {
         for seen in self.seen()? {
             let key = (seen.pid, seen.start);
             if let std::collections::btree_map::Entry::Vacant(place) = self.members.entry(key)
-                && let Some(member) = Member::hold(seen)
+                && let Some(member) = Member::hold(seen, self.tree.group.as_deref())
             {
                 place.insert(member);
                 found += 1;
@@ -199,8 +204,14 @@ impl Hunt {
         Ok(found)
     }
 
-    /// Returns the processes of the tree that /proc shows.
+    /// Returns the processes of the tree.
     fn seen(&self) -> Result<Vec<Relative>> {
+        if let Some(group) = &self.tree.group {
+            let pids = group.processes();
+            let pids =
+                pids.map_err(|error| SystemError::from_io(&error, "read", "cgroup.procs"))?;
+            return Ok(pids.into_iter().filter_map(Relative::of).collect());
+        }
         let all = processes()?;
         // Numbers are compared only now: what has not been reaped by now had its number to itself
         // while the processes were looked at.
@@ -254,6 +265,13 @@ impl Hunt {
     /// Kills all processes of the tree. Each is stopped first: a stopped process starts no others,
     /// and its children keep their parent until all are found.
     fn kill(&mut self) -> Result<()> {
+        if let Some(group) = self.tree.group.clone() {
+            // What has been started since is counted too.
+            self.find()?;
+            if group.kill().is_ok() {
+                return Ok(());
+            }
+        }
         for _ in 0..LOOKS_MAX {
             self.tell(libc::SIGSTOP);
             if self.find()? == 0 {
@@ -303,6 +321,9 @@ impl Hunt {
     /// Returns the orphans that the daemon has adopted since the child's start, and that are not
     /// known to descend from another child.
     fn escaped(&self) -> Result<Vec<Relative>> {
+        if self.tree.group.is_some() {
+            return Ok(Vec::new());
+        }
         let own = rustix::process::getpid().as_raw_pid();
         let mut orphans = processes()?;
         orphans.retain(|one| {
@@ -314,7 +335,7 @@ impl Hunt {
         orphans.retain(|one| {
             let known = [one.pid, one.session, one.group];
             let is_anothers = known.iter().any(|pid| self.tree.reaper.is_child(*pid));
-            !is_anothers && Member::hold(*one).is_some()
+            !is_anothers && Member::hold(*one, None).is_some()
         });
         Ok(orphans)
     }
