@@ -236,6 +236,7 @@ mod tests {
             limits: vec![],
             nice: None,
             oom_score_adj: None,
+            stop_signal: None,
             timeout: None,
             at_end: AtEnd::Kill,
             keep_reading: false,

@@ -219,7 +219,7 @@ mod tests {
         let short = GetStatusResponse {
             memory_used_bytes: 900,
             open_fds: Some(950),
-            ..well
+            ..well.clone()
         };
         let line = first_line(&short, &[]);
         assert!(

@@ -105,8 +105,9 @@ async fn stop_ends_descendants_in_other_groups_and_sessions(scene: &mut Scene) {
 }
 
 async fn stop_ends_or_counts_what_has_escaped_and_nothing_else_dies(scene: &mut Scene) {
-    // Neighbours, and a process of this test.
-    let (other, neighbours) = family(scene, shell(FAMILY), 3).await;
+    // Neighbours, of which one is an orphan that the daemon has adopted, and a process of this test.
+    let others = format!("(sh -c '{SLEEPS}' &); {FAMILY}");
+    let (other, neighbours) = family(scene, shell(&others), 4).await;
     let mut stranger = std::process::Command::new("sleep")
         .arg("3600")
         .spawn()
@@ -134,7 +135,7 @@ async fn stop_ends_or_counts_what_has_escaped_and_nothing_else_dies(scene: &mut 
     }
     assert_eq!(alive(&neighbours), neighbours);
     assert_eq!(stranger.try_wait().unwrap(), None);
-    assert_eq!(stop(scene, other, seconds(60)).await.ended, 3);
+    assert_eq!(stop(scene, other, seconds(60)).await.ended, 4);
     stranger.kill().unwrap();
     stranger.wait().unwrap();
 }
