@@ -9,6 +9,7 @@
 //! | [`kinds`] | the kinds of watch and of event, generated from [`proto`] |
 //! | [`clock`] | the monotonic and the realtime clock, sampled once a turn |
 //! | [`text`] | makes text from outside safe to show; uses no other module |
+//! | [`screen`] | the screen of a terminal, kept from the bytes written to it; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
 //! | `descriptors` | tells who waits for it that a file descriptor was closed; uses no other module |
@@ -58,6 +59,7 @@ mod paged;
 pub mod policy;
 pub mod proto;
 pub mod rpc;
+pub mod screen;
 pub mod signals;
 mod similar;
 pub mod sparing;

@@ -1,5 +1,5 @@
 //! Random input for whatever parses bytes from outside: requests, handover datagrams, the records of
-//! TLS, and the search for bytes that were received before.
+//! TLS, what programs write to terminals, and the search for bytes that were received before.
 //!
 //! Each target runs a fixed number of cases from a fixed seed. `EVLOOPD_FUZZ_SECONDS=600 cargo test
 //! --test fuzz` goes on with random seeds for that long, each target by itself. A failure shows the
@@ -22,6 +22,7 @@ mod handover;
 mod look_back;
 mod messages;
 mod requests;
+mod screen;
 mod tls;
 
 /// Runs `cases` cases from the fixed seed, then others as long as the environment says.

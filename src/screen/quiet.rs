@@ -1,0 +1,152 @@
+//! Leaves out of recorded output what a terminal would answer or take away from its user.
+
+use super::framer::Framer;
+use super::sequence::{self, Csi};
+use super::sink::{Kind, Sink};
+
+/// A filter for recorded output that is shown on a terminal.
+///
+/// It leaves out what a terminal would answer, as the answer would be typed into whatever reads the
+/// terminal now: DA1, DA2, DA3, DECID and ENQ; DSR; DECRQM, DECRQSS, DECRQPSR, DECREQTPARM, DECRQCRA,
+/// DECRQUPSS and presentation state reports; XTVERSION, XTGETTCAP, XTQMODKEYS, XTSMGRAPHICS, reports
+/// of the window (XTWINOPS 11 to 21) and of colours; questions for the kitty keyboard flags, kitty
+/// graphics, and the colours, fonts and cursors of OSC 4, 5, 10 to 19, 21, 22, 50, 60 and 61. It leaves
+/// out the clipboard (OSC 52, 5522 and iTerm's), titles (OSC 0 to 3, `ESC k`, and XTWINOPS 22 and 23),
+/// and what tmux would pass to the terminal around it.
+///
+/// All else passes byte for byte, however it is cut into calls. A sequence is held back until its end:
+/// at most 256 bytes of a control sequence, and longer ones are left out; at most 4 KiB of a string,
+/// of which longer ones pass or not by their beginning (colours do not).
+#[derive(Debug, Default)]
+pub struct Quiet {
+    framer: Framer,
+    passed: Passed,
+}
+
+#[derive(Debug, Default)]
+struct Passed {
+    out: Vec<u8>,
+    /// Whether the long string that is under way passes.
+    passes: bool,
+}
+
+impl Quiet {
+    /// A filter at the beginning of the output.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What passes of the next bytes and of those that were held back.
+    pub fn filter(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.framer.feed(bytes, &mut self.passed);
+        std::mem::take(&mut self.passed.out)
+    }
+}
+
+impl Sink for Passed {
+    fn text(&mut self, bytes: &[u8]) {
+        const ENQ: u8 = 0x05;
+        let runs = bytes.split(|byte| *byte == ENQ);
+        runs.for_each(|run| self.out.extend_from_slice(run));
+    }
+
+    fn control(&mut self, _byte: u8) {}
+
+    fn escape(&mut self, raw: &[u8]) {
+        if sequence::escape(raw) != b"Z" {
+            self.text(raw);
+        }
+    }
+
+    fn csi(&mut self, raw: &[u8]) {
+        if !Csi::new(raw).is_some_and(|csi| is_question(&csi)) {
+            self.text(raw);
+        }
+    }
+
+    fn string(&mut self, kind: Kind, raw: &[u8]) {
+        if passes(kind, raw, true) {
+            self.out.extend_from_slice(raw);
+        }
+    }
+
+    fn cancelled(&mut self, raw: &[u8]) {
+        self.text(raw);
+    }
+
+    fn long(&mut self, kind: Kind, raw: &[u8]) {
+        self.passes = passes(kind, raw, false);
+        if self.passes {
+            self.out.extend_from_slice(raw);
+        }
+    }
+
+    fn long_more(&mut self, bytes: &[u8]) {
+        if self.passes {
+            self.out.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// Whether a control sequence makes a terminal answer, or is about its titles.
+fn is_question(csi: &Csi) -> bool {
+    match csi.function() {
+        // DA1 to DA3, DSR (not XTMODKEYS, which ends in n too), DECREQTPARM.
+        (0 | b'>' | b'=' | b'?', 0, b'c') | (0 | b'?', 0, b'n') | (0, 0, b'x') => true,
+        // DECRQM, DECRQPSR, DECRQTSR, DECRQUPSS, DECRQCRA, DECRQLP.
+        (_, b'$', b'p' | b'w' | b'u') | (_, b'&', b'u') | (_, b'*', b'y') | (_, b'\'', b'|') => {
+            true
+        }
+        // XTVERSION, XTQMODKEYS and XTQFMTKEYS, XTSMGRAPHICS, kitty keyboard flags.
+        (b'>', 0, b'q') | (b'?', 0, b'm' | b'g' | b'S' | b'u') => true,
+        // XTREPORTCOLORS, XTREPORTSGR.
+        (_, b'#', b'R' | b'|') => true,
+        (0, 0, b't') => matches!(csi.number(0), 11..=23),
+        _ => false,
+    }
+}
+
+/// Whether a string passes; if it is not `whole`, what may still come of it counts.
+fn passes(kind: Kind, raw: &[u8], whole: bool) -> bool {
+    let contents = sequence::contents(raw);
+    match kind {
+        Kind::Osc => command_passes(&contents, whole),
+        // DECRQSS, XTGETTCAP, and what tmux passes on.
+        Kind::Dcs => {
+            let has = |part: &[u8]| contents.starts_with(part);
+            let parameters = contents
+                .iter()
+                .take_while(|byte| (b'0'..=b';').contains(*byte));
+            let function = &contents[parameters.count()..];
+            !(function.starts_with(b"$q") || function.starts_with(b"+q") || has(b"tmux;"))
+        }
+        Kind::Other => !sequence::is_title(raw) && !is_graphics_question(&contents),
+    }
+}
+
+fn command_passes(contents: &[u8], whole: bool) -> bool {
+    const OF_ITERM: [&[u8]; 3] = [b"Copy", b"Report", b"RequestUpload"];
+    // Titles in the form of Sun's terminals.
+    if let Some(b'l' | b'L' | b'I') = contents.first() {
+        return false;
+    }
+    let (number, value) = sequence::command(contents);
+    match number {
+        0..=3 | 52 | 5522 => false,
+        1337 => !OF_ITERM.iter().any(|name| value.starts_with(name)),
+        4 | 5 | 10..=19 | 21 | 22 | 50 | 60 | 61 => whole && !value.contains(&b'?'),
+        _ => true,
+    }
+}
+
+/// Whether kitty graphics are asked whether they are there (`a=q`).
+fn is_graphics_question(contents: &[u8]) -> bool {
+    let Some(contents) = contents.strip_prefix(b"G") else {
+        return false;
+    };
+    let keys = contents
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default();
+    keys.split(|byte| *byte == b',').any(|key| key == b"a=q")
+}
