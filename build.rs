@@ -15,10 +15,14 @@ use prost::Message as _;
 use protox::prost_reflect::DescriptorPool;
 use protox::prost_reflect::prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 
-const STREAMED: [(&str, &str); 4] = [
+const STREAMED: [(&str, &str); 5] = [
     ("SubscribeResponse", "crate::rpc::wire::SubscribeResponse"),
     ("AttachResponse", "crate::rpc::wire::AttachResponse"),
     ("RunResponse", "crate::rpc::wire::RunResponse"),
+    (
+        "AttachTerminalResponse",
+        "crate::rpc::wire::AttachTerminalResponse",
+    ),
     ("PollResponse", "crate::rpc::wire::PollResponse"),
 ];
 

@@ -36,6 +36,7 @@ use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::sys;
+use crate::terminals::Terminals;
 use crate::text;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Reaper, Resolver, Services,
@@ -331,6 +332,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
+        terminals: Arc::new(Terminals::new(config.limits.screen_threads)),
         repeats: Repeats::new(
             config.limits.requests,
             config.limits.request_ttl,

@@ -27,6 +27,7 @@
 //! | [`signals`] | the one thread that receives signals |
 //! | [`watch`] | one file per kind of watch, written against the driver contract |
 //! | [`event_loop`] | the thread of a loop: turns, timers, mailbox, registrations |
+//! | [`terminals`] | the screens of processes with terminals, and who views them |
 //! | [`handover`] | passes file descriptors between clients and the daemon |
 //! | [`policy`] | finds or makes the loop of a context |
 //! | [`rpc`] | one file per gRPC service; the only module that uses tonic's server |
@@ -66,6 +67,7 @@ pub mod sparing;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
+pub mod terminals;
 pub mod text;
 pub mod tls;
 pub mod watch;

@@ -226,6 +226,7 @@ fn limits(limits: &Limits, found: &mut Findings) {
     let handshakes = limits.tls_handshakes;
     number(found, "limits.tls_handshakes", handshakes, 1, 65_536);
     number(found, "limits.tls_threads", limits.tls_threads, 1, 64);
+    number(found, "limits.screen_threads", limits.screen_threads, 1, 64);
 }
 
 fn tls(config: &Config, name: &str, section: &TlsSection, found: &mut Findings) {

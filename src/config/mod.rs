@@ -191,6 +191,8 @@ pub struct Limits {
     pub tls_handshakes: usize,
     /// Threads for the handshakes of TLS, 1 to 64.
     pub tls_threads: usize,
+    /// Threads for the screens of terminals, 1 to 64.
+    pub screen_threads: usize,
 }
 
 impl Default for Limits {
@@ -218,6 +220,7 @@ impl Default for Limits {
             resolver_threads: 16,
             tls_handshakes: 1024,
             tls_threads: 2,
+            screen_threads: 1,
         }
     }
 }

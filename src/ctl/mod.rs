@@ -69,6 +69,7 @@ mod stop;
 mod style;
 mod table;
 mod target;
+mod terminal;
 mod timer;
 mod transcript;
 mod units;

@@ -171,6 +171,13 @@ impl Words for proto::Started {
     }
 }
 
+impl Words for proto::Resized {
+    fn words(&self) -> (String, Style) {
+        let size = self.size.unwrap_or_default();
+        (format!("resized to {}x{}", size.columns, size.rows), DIM)
+    }
+}
+
 impl Words for proto::Data {
     fn words(&self) -> (String, Style) {
         let stream = word(self.stream().as_str_name(), "STREAM_");

@@ -16,9 +16,10 @@ use super::parse;
 use super::session::{Session, answer};
 use super::style::printable;
 use super::target;
+use super::terminal::{self, DetachKeys, is_one_terminal};
 use crate::proto::{
-    AddWatchRequest, AddWatchResponse, IfExists, OnGap, ProcessSpec, RunRequest, Stdio, WatchRef,
-    WatchSpec, watch_ref, watch_spec,
+    AddWatchRequest, AddWatchResponse, IfExists, OnGap, ProcessSpec, RunRequest, Stdio,
+    TerminalOptions, WatchRef, WatchSpec, watch_ref, watch_spec,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -34,7 +35,10 @@ program's. If SIGINT ended the program, evloopctl ends by SIGINT too, so that a 
 ends. A program without --name is forgotten at once if it exits with 0, else 10 minutes after its \
 end.
 
-Signals are passed on. Ctrl-C twice within a second leaves the program, which runs on. One signal \
+A program with a terminal gets your keys as they are, and shows its screen on yours; Ctrl-P Ctrl-Q \
+leaves it, and it runs on. A program with a --name gets none unless you say -t, so that its log is what it wrote, byte for byte.
+
+Without a terminal, signals are passed on. Ctrl-C twice within a second leaves the program, which runs on. One signal \
 is enough while the loop is stopped or the daemon does not answer. When a pipe or terminal that \
 gets the output is closed, a program without --name ends as in a pipeline, and a program with a \
 name runs on. If SIGKILL ends evloopctl itself, the program runs on; without --name it is \
@@ -67,6 +71,15 @@ pub(super) struct Run {
     /// Attach a label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
+    /// Give the program a terminal [default: only without --name, if stdin, stdout and stderr are your terminal]
+    #[arg(short, long, overrides_with = "no_tty")]
+    tty: bool,
+    /// Give the program no terminal
+    #[arg(short = 'T', long, overrides_with = "tty")]
+    no_tty: bool,
+    /// The keys that leave the terminal, such as `ctrl-a,d`; empty: none do
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
     /// Give the program /dev/null as stdin, and do not read yours
     #[arg(short, long, conflicts_with = "interactive")]
     no_stdin: bool,
@@ -89,7 +102,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         Some(_) => OnHangup::Keep,
         None => OnHangup::End,
     };
-    let mut how = Foreground {
+    let how = Foreground {
         input: !args.no_stdin,
         on_hangup: args.on_hangup.unwrap_or(unnamed),
         forget: match &args.name {
@@ -98,6 +111,11 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
             Some(_) => Forget::Never,
         },
     };
+    let by_itself = args.name.is_none() && how.input && !session.json && is_one_terminal();
+    if !args.no_tty && (args.tty || by_itself) {
+        return at_terminal(session, args, name, how).await;
+    }
+    let mut how = how;
     let (stdin, other) = if how.input {
         (Stdio::Pipe, Stdio::Null)
     } else {
@@ -134,6 +152,42 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         }
         outcome => outcome,
     }
+}
+
+/// Runs the program with a terminal, or joins the one that has the name.
+async fn at_terminal(session: &Session, args: Run, name: String, how: Foreground) -> Outcome {
+    let (named, rm) = (args.name.is_some(), args.rm);
+    let (keys, input) = (args.detach_keys.clone(), how.input);
+    let request = args.registration(session, name, if input { Stdio::Pty } else { Stdio::Null })?;
+    let request = AddWatchRequest {
+        finished_ttl: match (named, rm) {
+            (_, true) => Some(prost_types::Duration::default()),
+            (false, false) => Some(UNNAMED_IS_KEPT),
+            (true, false) => None,
+        },
+        ..request
+    };
+    let added = match add(session, &request).await {
+        Ok(added) => added,
+        Err(failure) => return Err(not_added(session, failure, request).await),
+    };
+    let watch = added.watch.unwrap_or_default();
+    if !terminal::is_of(&watch) {
+        // It was started without a terminal.
+        let request = RunRequest {
+            r#loop: session.loop_ref.clone(),
+            name: watch.name,
+            on_gap: OnGap::Skip.into(),
+            ..RunRequest::default()
+        };
+        return attached(session, request, how).await;
+    }
+    let options = terminal::Options {
+        foreground: how,
+        detach_keys: keys,
+        started: !added.existed,
+    };
+    terminal::attached(session, &watch, options).await
 }
 
 /// Explains why the program could not be started, in the words of the command line.
@@ -196,25 +250,16 @@ async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpe
 
 /// Starts the program, unless a process has the name, prints the name and returns.
 async fn start(session: &Session, args: Run, name: String) -> Outcome {
-    let stdin = if args.interactive {
-        Stdio::Pipe
-    } else {
-        Stdio::Null
+    let (interactive, rm) = (args.interactive, args.rm);
+    let stdin = match (args.tty && !args.no_tty, interactive) {
+        (true, _) => Stdio::Pty,
+        (false, true) => Stdio::Pipe,
+        (false, false) => Stdio::Null,
     };
-    let spec = args.command.spec(stdin)?;
-    let mut request = AddWatchRequest {
-        r#loop: session.loop_ref.clone(),
-        spec: Some(WatchSpec {
-            spec: Some(watch_spec::Spec::Process(spec)),
-        }),
-        name,
-        labels: args.labels.into_iter().collect(),
-        if_exists: IfExists::Return.into(),
-        finished_ttl: args.rm.then(prost_types::Duration::default),
-        ..AddWatchRequest::default()
-    };
+    let mut request = args.registration(session, name, stdin)?;
+    request.finished_ttl = rm.then(prost_types::Duration::default);
     let added = match add(session, &request).await {
-        Err(failure) if differs_in_stdin(&failure) && !args.interactive => {
+        Err(failure) if differs_in_stdin(&failure) && !interactive => {
             let spec = request.spec.as_mut().and_then(|spec| spec.spec.as_mut());
             if let Some(watch_spec::Spec::Process(process)) = spec {
                 process.set_stdin(Stdio::Pipe);
@@ -225,13 +270,7 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
     };
     let added = match added {
         Ok(added) => added,
-        Err(failure) => {
-            let spec = request.spec.and_then(|spec| spec.spec);
-            let Some(watch_spec::Spec::Process(spec)) = spec else {
-                return Err(failure);
-            };
-            return Err(not_started(session, failure, &request.name, spec).await);
-        }
+        Err(failure) => return Err(not_added(session, failure, request).await),
     };
     let watch = added.watch.unwrap_or_default();
     if session.json {
@@ -244,6 +283,46 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
         complain(format_args!("`{}` was started before: {state}", watch.name));
     }
     Ok(0)
+}
+
+/// As [`not_started`], for a registration.
+async fn not_added(session: &Session, failure: Failure, request: AddWatchRequest) -> Failure {
+    match request.spec.and_then(|spec| spec.spec) {
+        Some(watch_spec::Spec::Process(spec)) => {
+            not_started(session, failure, &request.name, spec).await
+        }
+        _ => failure,
+    }
+}
+
+impl Run {
+    /// Returns the request to add the process, with a terminal if `-t` is given or stdin is one.
+    fn registration(
+        self,
+        session: &Session,
+        name: String,
+        stdin: Stdio,
+    ) -> Result<AddWatchRequest, Failure> {
+        let mut spec = self.command.spec(stdin)?;
+        if stdin == Stdio::Pty || self.tty {
+            spec.set_stdout(Stdio::Pty);
+            spec.set_stderr(Stdio::Pty);
+            spec.terminal = Some(TerminalOptions {
+                size: terminal::local_size(),
+                ..TerminalOptions::default()
+            });
+        }
+        Ok(AddWatchRequest {
+            r#loop: session.loop_ref.clone(),
+            spec: Some(WatchSpec {
+                spec: Some(watch_spec::Spec::Process(spec)),
+            }),
+            name,
+            labels: self.labels.into_iter().collect(),
+            if_exists: IfExists::Return.into(),
+            ..AddWatchRequest::default()
+        })
+    }
 }
 
 async fn add(session: &Session, request: &AddWatchRequest) -> Result<AddWatchResponse, Failure> {

@@ -62,6 +62,8 @@ pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER;
 pub const STARTED: u32 = ENVELOPE + SMALL;
 /// `Ended`.
 pub const ENDED: u32 = ENVELOPE;
+/// `Resized`.
+pub const RESIZED: u32 = ENVELOPE + bytes(2 * SMALL);
 /// `StreamEnd`.
 pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
 /// `Exited`.
@@ -101,6 +103,7 @@ mod tests {
     use super::*;
     use crate::error::SystemError;
     use crate::event::*;
+    use crate::proto::TerminalSize;
     use crate::proto::{self, SocketAddress, UnixAddress, exited, socket_address, unix_address};
 
     fn size(kind: Kind) -> u32 {
@@ -319,6 +322,15 @@ mod tests {
                 }),
             ),
             (EOF, Kind::Eof(Eof { offset: u64::MAX })),
+            (
+                RESIZED,
+                Kind::Resized(Resized {
+                    size: Some(TerminalSize {
+                        rows: 1000,
+                        columns: 1000,
+                    }),
+                }),
+            ),
             (
                 DATAGRAM + (256 << 10),
                 Kind::Datagram(Datagram {

@@ -16,7 +16,7 @@ use super::sweeps::Sweep;
 use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{Cursor, PolicyChanged};
-use crate::proto;
+use crate::proto::{self, TerminalSize};
 use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Tree, Watch, WaterMarks};
 
 /// A command for the loop's thread, with the channel for its reply.
@@ -91,6 +91,11 @@ pub(super) enum Command {
     PauseReading {
         name: WatchName,
         pause: bool,
+        reply: Reply<()>,
+    },
+    Resize {
+        name: WatchName,
+        size: TerminalSize,
         reply: Reply<()>,
     },
     Signal {
@@ -178,6 +183,7 @@ impl Command {
             | Self::SetWaterMarks { .. }
             | Self::GroupSocket { .. }
             | Self::PauseReading { .. }
+            | Self::Resize { .. }
             | Self::Signal { .. }
             | Self::Tree { .. }
             | Self::Abort { .. }
@@ -289,6 +295,10 @@ impl EventLoop {
             }
             Command::Tree { name, reply } => {
                 let result = self.tree(&name);
+                self.reply(reply, result);
+            }
+            Command::Resize { name, size, reply } => {
+                let result = self.resize(&name, size);
                 self.reply(reply, result);
             }
             Command::Abort { name, reply } => self.abort(&name, reply),

@@ -16,7 +16,7 @@ use crate::clock::Now;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
-use crate::proto;
+use crate::proto::{self, TerminalSize};
 use crate::watch::{Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
@@ -272,6 +272,10 @@ impl EventLoop {
 
     pub(super) fn tree(&mut self, name: &WatchName) -> Result<Tree> {
         self.with_open_watch(name, |watch, cx| watch.tree(cx))
+    }
+
+    pub(super) fn resize(&mut self, name: &WatchName, size: TerminalSize) -> Result<()> {
+        self.with_live_watch(name, |watch, cx| watch.resize(cx, size))
     }
 
     pub(super) fn abort(&mut self, name: &WatchName, reply: Reply<Cursor>) {

@@ -3,7 +3,7 @@
 use prost_reflect::{DynamicMessage, MessageDescriptor, ReflectMessage as _, Value};
 
 use crate::kinds::WatchKind;
-use crate::proto::{self, WatchSpec};
+use crate::proto::{self, ProcessSpec, WatchSpec, watch_spec::Spec};
 
 /// Returns the path of the first field in which two specifications differ; `None` if they are
 /// equal.
@@ -22,12 +22,26 @@ pub(super) fn difference(a: &WatchSpec, b: &WatchSpec) -> Option<String> {
     if kind != WatchKind::of(second) {
         return Some("spec".to_owned());
     }
+    if let (Spec::Process(first), Spec::Process(second)) = (first, second)
+        && (first.terminal.is_some() || second.terminal.is_some())
+    {
+        return difference(&without_terminal(first), &without_terminal(second));
+    }
     let field = different_field(kind, a, b);
     Some(match field {
         Some(field) => format!("spec.{kind}.{field}"),
         // The difference is in a field of a later version of the protocol.
         None => format!("spec.{kind}"),
     })
+}
+
+/// Returns a process without what tells whether and how it has a terminal.
+fn without_terminal(process: &ProcessSpec) -> WatchSpec {
+    let mut without = process.clone();
+    (without.stdin, without.stdout, without.stderr) = (0, 0, 0);
+    (without.terminal, without.stdin_water_marks) = (None, None);
+    let spec = Some(Spec::Process(without));
+    WatchSpec { spec }
 }
 
 fn different_field(kind: WatchKind, a: &WatchSpec, b: &WatchSpec) -> Option<String> {

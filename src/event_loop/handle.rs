@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
-use crate::proto;
+use crate::proto::{self, TerminalSize};
 use crate::watch::{Group, Membership, Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
 /// The largest number of paused sources in the view of a loop.
@@ -389,6 +389,15 @@ impl Handle {
     /// There is no such watch, it is not a process, or the process has ended.
     pub async fn tree(&self, name: WatchName) -> Result<Tree> {
         self.call(|reply| Command::Tree { name, reply }).await
+    }
+
+    /// Changes the size of the terminal of a process.
+    ///
+    /// # Errors
+    /// There is no such watch, it has no terminal, or the process has ended.
+    pub async fn resize_pty(&self, name: WatchName, size: TerminalSize) -> Result<()> {
+        self.call(|reply| Command::Resize { name, size, reply })
+            .await
     }
 
     /// Closes a transport at once, without sending the bytes it holds. Returns the cursor of its

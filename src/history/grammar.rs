@@ -42,8 +42,8 @@ const PLAIN: Grammar = Grammar {
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
         AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Ended,
-        Eof, Exited, HandshakesFailed, Ready, Signal, Started, StreamEnd, TimerFired, TlsStarted,
-        WritePaused, WriteResumed,
+        Eof, Exited, HandshakesFailed, Ready, Resized, Signal, Started, StreamEnd, TimerFired,
+        TlsStarted, WritePaused, WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
 
@@ -58,7 +58,15 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
             ..PLAIN
         },
         WatchKind::Process => Grammar {
-            events: &[Started, Data, StreamEnd, Exited, WritePaused, WriteResumed],
+            events: &[
+                Started,
+                Data,
+                StreamEnd,
+                Exited,
+                WritePaused,
+                WriteResumed,
+                Resized,
+            ],
             streams: &[Stdout, Stderr],
             begins_with: Some(Started),
             completes: Completion::ExitAndStreamEnds,
@@ -135,6 +143,7 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::Closed(_)
         | Kind::Removed(_)
         | Kind::Started(_)
+        | Kind::Resized(_)
         | Kind::Data(_)
         | Kind::StreamEnd(_)
         | Kind::Exited(_)

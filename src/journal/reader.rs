@@ -217,6 +217,30 @@ impl Reader {
         self
     }
 
+    /// Makes another reader of the same events, from the same place on. It is attached to the same
+    /// watch, if this one is.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        let waiter = self.journal.monitor.add_waiter(|inner, waiter| {
+            inner.join(waiter, self.after);
+            if let Some(watch) = self.attached {
+                inner
+                    .log
+                    .watches_mut()
+                    .attach_beside(watch, self.waiter, waiter);
+            }
+            waiter
+        });
+        Self {
+            journal: Arc::clone(&self.journal),
+            waiter,
+            after: self.after,
+            filter: self.filter.clone(),
+            consumer: None,
+            attached: self.attached,
+        }
+    }
+
     /// Returns the sequence number up to which everything was read.
     #[must_use]
     pub const fn after(&self) -> u64 {

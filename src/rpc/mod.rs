@@ -18,6 +18,7 @@ use crate::event_loop::Handle;
 use crate::handover::Slots;
 use crate::policy::{Caller, Registry, SESSION_NAME_MAX, is_loop_name};
 use crate::proto;
+use crate::terminals::Terminals;
 use crate::watch::Count;
 
 mod admin;
@@ -39,6 +40,7 @@ mod spec;
 pub mod status;
 mod stream;
 mod subscribe;
+mod terminal;
 mod transports;
 mod watches;
 pub mod wire;
@@ -100,6 +102,8 @@ pub struct Shared {
     pub slots: Arc<Slots>,
     /// The number of Subscribe, Attach and Run streams, and its limit.
     pub streams: Arc<Count>,
+    /// The screens of processes with terminals.
+    pub terminals: Arc<Terminals>,
     /// The answers to mutations, kept for calls that repeat them.
     pub repeats: Arc<Repeats>,
     /// The facts about the daemon.

@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::quota::MemoryQuota;
 use super::server::process_service_server::ProcessService;
 use super::stream::{Acks, EventStream, Parts};
+use super::terminal::{MESSAGES, View};
 use super::watches::added;
 use super::watches::look;
+use super::wire::AttachTerminalResponse;
 use super::{Api, Requester, convert, mutate, object, requester, spec, subscribe};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
@@ -18,6 +22,7 @@ use crate::event_loop::{Added, Handle, WatchName};
 use crate::journal::{Filter, Reader, Start};
 use crate::kinds::WatchKind;
 use crate::proto::{self, *};
+use crate::terminals::SizeOf;
 use crate::watch::{Reached, SignalTarget};
 
 /// Most bytes of events in one batch of Run.
@@ -68,21 +73,49 @@ impl Api {
         };
         let (mut registration, order) = spec::registration(self, &requester.peer, on, add)?;
         registration.attached = true;
-        on.add(registration, order).await
+        let added = on.add(registration, order).await?;
+        self.keep_screen(on, &added)?;
+        Ok(added)
+    }
+
+    /// Keeps the screen of a process, if it is new and has a terminal.
+    ///
+    /// # Errors
+    /// The system refuses the threads.
+    pub(super) fn keep_screen(&self, on: &Handle, added: &Added) -> Result<()> {
+        let Added { watch, reader, .. } = added;
+        let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
+        if let Some(watch_spec::Spec::Process(process)) = spec
+            && let (Some(terminal), Some(reader)) = (&process.terminal, reader)
+        {
+            let size_of = match terminal.size_of() {
+                TerminalSizeOf::Smallest => SizeOf::Smallest,
+                TerminalSizeOf::Unspecified | TerminalSizeOf::Latest => SizeOf::Latest,
+            };
+            let size = terminal.size.unwrap_or_default();
+            let reader = reader.sibling();
+            self.terminals
+                .keep(on, watch.watch_id, (size, size_of), reader)?;
+        }
+        Ok(())
     }
 }
 
-/// Makes a reader of all events of a process, attached to it: the process waits for the reader.
-fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
+/// Returns a start right before the first event of a watch.
+fn from_birth(watch: &Watch) -> Start {
     let added = watch.added.as_ref().map_or(0, |cursor| cursor.seq);
-    let from_birth = Start::After {
+    Start::After {
         cursor: Cursor {
             epoch: None,
             seq: added.saturating_sub(1),
         },
         skip: true,
-    };
-    let start = after.unwrap_or(from_birth);
+    }
+}
+
+/// Makes a reader of all events of a process, attached to it: the process waits for the reader.
+fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
+    let start = after.unwrap_or_else(|| from_birth(watch));
     let reader = on
         .journal()
         .reader(start, Filter::life_of(watch.watch_id))?;
@@ -92,6 +125,7 @@ fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
 #[tonic::async_trait]
 impl ProcessService for Api {
     type RunStream = EventStream<RunHeader>;
+    type AttachTerminalStream = ReceiverStream<Result<AttachTerminalResponse, Status>>;
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let requester = requester(&request)?;
@@ -178,6 +212,90 @@ impl ProcessService for Api {
         })))
     }
 
+    async fn attach_terminal(
+        &self,
+        request: Request<Streaming<AttachTerminalRequest>>,
+    ) -> Result<Response<Self::AttachTerminalStream>, Status> {
+        let requester = requester(&request)?;
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|first| first.message);
+        let Some(attach_terminal_request::Message::Open(open)) = first else {
+            return Err(Error::invalid("open", "must be set in the first message").into());
+        };
+        let permit = self.streams.take()?;
+        let on = self.on(&requester, open.r#loop, false)?;
+        let heartbeat = subscribe::heartbeat(open.heartbeat)?;
+        let size = open.size.map(|size| spec::terminal_size("open.size", size));
+        let size = size.transpose()?;
+        let name = convert::watch_name(open.watch)?;
+        let (watch, _held) = look(&on, &requester.quota, name).await?;
+        let terminal = self.terminals.get(on.id(), watch.watch_id);
+        let none = || Error::wrong_state("the watch is not a process with a terminal");
+        let view = terminal.ok_or_else(none)?.view(size, open.read_only).await;
+        let start = if open.from_start {
+            from_birth(&watch)
+        } else {
+            Start::Now
+        };
+        let reader = on
+            .journal()
+            .reader(start, Filter::life_of(watch.watch_id))?;
+        let header = RunHeader {
+            instance: self.identity.instance.clone(),
+            loop_id: on.id(),
+            loop_name: on.full_name().to_owned(),
+            epoch: on.journal().epoch().to_string(),
+            watch_id: watch.watch_id,
+            existed: true,
+            added: watch.added,
+        };
+        let view = View {
+            watch_id: watch.watch_id,
+            read_only: open.read_only,
+            open: view,
+            from_start: open.from_start,
+            events: EventStream::new(Parts {
+                header,
+                done: false,
+                reader,
+                registry: Arc::clone(&self.registry),
+                batch_bytes: BATCH_BYTES,
+                heartbeat,
+                linger: Duration::ZERO,
+                snapshot: None,
+                quota: Arc::clone(&requester.quota),
+                acks: Acks::None,
+                until_closed: true,
+                permit,
+            }),
+            requests,
+        };
+        let (answers, answer) = mpsc::channel(MESSAGES);
+        tokio::spawn(view.serve(answers));
+        Ok(Response::new(ReceiverStream::new(answer)))
+    }
+
+    async fn resize_pty(
+        &self,
+        request: Request<ResizePtyRequest>,
+    ) -> Result<Response<ResizePtyResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, request: ResizePtyRequest| async move {
+            let on = api.on(&requester, request.r#loop, false)?;
+            let name = convert::watch_name(request.watch)?;
+            let size = spec::terminal_size("size", request.size.unwrap_or_default())?;
+            mutate(&requester, "ResizePty", object(&on, &name), async move {
+                on.resize_pty(name, size).await
+            })
+            .await?;
+            Ok(ResizePtyResponse {})
+        };
+        let answer = self
+            .once(requester, "ResizePty", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
     async fn send_signal(
         &self,
         request: Request<SendSignalRequest>,
@@ -193,9 +311,11 @@ impl ProcessService for Api {
                     Some(SignalTarget::Process)
                 }
                 Ok(proto::SignalTarget::Group) => Some(SignalTarget::Group),
+                Ok(proto::SignalTarget::Foreground) => Some(SignalTarget::Foreground),
                 Ok(proto::SignalTarget::Tree) => None,
                 Err(_) => {
-                    return Err(Error::invalid("target", "must be PROCESS, GROUP or TREE"));
+                    let allowed = "must be PROCESS, GROUP, TREE or FOREGROUND";
+                    return Err(Error::invalid("target", allowed));
                 }
             };
             mutate(&requester, "SendSignal", object, async move {

@@ -42,7 +42,7 @@ repeatable! {
     AbortRequest, AckRequest, AddWatchRequest, BatchAddWatchesRequest, CloseLoopRequest,
     CreateConsumerRequest, DeleteConsumerRequest, JoinGroupRequest, LeaveGroupRequest,
     NewEventLoopRequest, PauseReadingRequest, PostRequest, RearmRequest, RemoveWatchRequest,
-    ResumeReadingRequest, RunLoopRequest, RunRequest, SendSignalRequest, SendToRequest,
+    ResizePtyRequest, ResumeReadingRequest, RunLoopRequest, RunRequest, SendSignalRequest, SendToRequest,
     SetEventLoopPolicyRequest, SetEventLoopRequest, SetWaterMarksRequest, StartTlsRequest, StopLoopRequest,
     StopProcessRequest,    TakeFdRequest, WriteEofRequest, WriteRequest,
 }

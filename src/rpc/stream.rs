@@ -180,6 +180,18 @@ impl<H> EventStream<H> {
         &self.reader
     }
 
+    /// Returns the sequence number up to which everything was sent.
+    pub(super) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Goes on with the events of another reader. What the one before would still have brought is
+    /// left out.
+    pub(super) fn go_on_with(&mut self, reader: Reader) {
+        self.sent = reader.after();
+        self.reader = reader;
+    }
+
     /// Records that everything up to `seq` is acknowledged, which makes room for more.
     pub(super) fn ack(&mut self, seq: u64) {
         if let Acks::Window(window) = &mut self.acks {

@@ -69,7 +69,14 @@ impl Api {
     ) -> Result<AddWatchResponse> {
         self.registry.check_draining()?;
         let (registration, order) = spec::registration(self, &requester.peer, on, request)?;
-        on.add(registration, order).await.map(added)
+        let done = on.add(registration, order).await?;
+        self.added(on, done)
+    }
+
+    /// Keeps the screen of a new process with a terminal, and returns the answer.
+    fn added(&self, on: &Handle, done: Added) -> Result<AddWatchResponse> {
+        self.keep_screen(on, &done)?;
+        Ok(added(done))
     }
 
     /// Waits for the slots that the requests name and that may be under way: up to
@@ -98,12 +105,18 @@ impl Api {
             Ok((registration, order @ Order::Now(_))) => {
                 match on.begin_add(registration, order).await {
                     Err(error) => Begun::Done(Box::new(Err(error))),
-                    Ok(rest) => Begun::Asked(Box::pin(async move { rest.await.map(added) })),
+                    Ok(rest) => {
+                        let (api, on) = (self.clone(), on.clone());
+                        Begun::Asked(Box::pin(async move { api.added(&on, rest.await?) }))
+                    }
                 }
             }
             Ok((registration, order)) => {
-                let on = on.clone();
-                let task = async move { on.add(registration, order).await.map(added) };
+                let (api, on) = (self.clone(), on.clone());
+                let task = async move {
+                    let done = on.add(registration, order).await?;
+                    api.added(&on, done)
+                };
                 Begun::Under(tokio::spawn(task))
             }
         }

@@ -66,6 +66,8 @@ pub type SubscribeResponse = Streamed<proto::SubscribeHeader>;
 pub type AttachResponse = Streamed<proto::SubscribeHeader>;
 /// `RunResponse` on the wire.
 pub type RunResponse = Streamed<proto::RunHeader>;
+/// `AttachTerminalResponse` on the wire.
+pub type AttachTerminalResponse = Streamed<proto::RunHeader>;
 
 /// A message of a stream: header, batch, goodbye, snapshot or result, in the fields 1 to 5.
 #[derive(Debug, Clone)]
@@ -80,6 +82,10 @@ pub enum Streamed<H> {
     Snapshot(Box<proto::Snapshot>),
     /// The answer to a request; only of Attach.
     Result(proto::AttachResult),
+    /// The screen of a terminal; only of AttachTerminal.
+    Screen(Box<proto::Screen>),
+    /// The state of a view; only of AttachTerminal.
+    View(proto::ViewState),
 }
 
 impl<H: Default> Default for Streamed<H> {
@@ -114,6 +120,8 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Goodbye(goodbye) => prost::encoding::message::encode(3, goodbye, buf),
             Self::Snapshot(snapshot) => prost::encoding::message::encode(4, &**snapshot, buf),
             Self::Result(result) => prost::encoding::message::encode(5, result, buf),
+            Self::Screen(screen) => prost::encoding::message::encode(6, &**screen, buf),
+            Self::View(state) => prost::encoding::message::encode(7, state, buf),
         }
     }
 
@@ -124,6 +132,8 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Goodbye(goodbye) => prost::encoding::message::encoded_len(3, goodbye),
             Self::Snapshot(snapshot) => prost::encoding::message::encoded_len(4, &**snapshot),
             Self::Result(result) => prost::encoding::message::encoded_len(5, result),
+            Self::Screen(screen) => prost::encoding::message::encoded_len(6, &**screen),
+            Self::View(state) => prost::encoding::message::encoded_len(7, state),
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Launch<'a> {
     /// stdin, stdout and stderr. None of these descriptors is 0, 1 or 2: if those are closed, the
     /// standard library opens them before `main`.
     pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// The terminal to control, which is one of `stdio`.
+    pub(crate) terminal: Option<BorrowedFd<'a>>,
     pub(crate) umask: Option<Mode>,
     pub(crate) limits: &'a [(Resource, Rlimit)],
     pub(crate) nice: Option<i32>,
@@ -47,6 +49,7 @@ pub(crate) struct Launch<'a> {
 pub(crate) enum Step {
     Fork,
     Setsid,
+    Terminal,
     Stdio,
     OomScoreAdj,
     Chdir,
@@ -160,6 +163,9 @@ fn prepare_child(launch: &Launch<'_>, signals: u64) -> Result<(), Failed> {
     let at = |step| move |errno| (step, errno);
     default_signal_actions(signals);
     rustix::process::setsid().map_err(at(Step::Setsid))?;
+    if let Some(terminal) = launch.terminal {
+        rustix::process::ioctl_tiocsctty(terminal).map_err(at(Step::Terminal))?;
+    }
     let [stdin, stdout, stderr] = launch.stdio;
     rustix::stdio::dup2_stdin(stdin)
         .and_then(|()| rustix::stdio::dup2_stdout(stdout))

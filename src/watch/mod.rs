@@ -304,6 +304,14 @@ pub trait Watch: Send + fmt::Debug {
         Err(unsupported("a process that the daemon has started"))
     }
 
+    /// Changes the size of its terminal.
+    ///
+    /// # Errors
+    /// It has no terminal, the journal has no room, or the system refuses the size.
+    fn resize(&mut self, _cx: &mut Context<'_>, _size: proto::TerminalSize) -> Result<()> {
+        Err(unsupported("a process with a terminal"))
+    }
+
     /// Kills everything that must not outlive the daemon, which ends and can wait no longer.
     fn kill_now(&mut self) {}
 

@@ -250,6 +250,14 @@ impl Outgoing {
         })
     }
 
+    /// Sends bytes after those that were taken. They are not a part of the stream: no offset counts
+    /// them.
+    pub(super) fn insert(&mut self, cx: &mut Context<'_>, bytes: Bytes) {
+        self.buffered += bytes.len();
+        self.queue.push_back(bytes);
+        self.send(cx);
+    }
+
     /// Starts to send, if there is something to send and nothing is being sent.
     pub(super) fn send(&mut self, cx: &mut Context<'_>) {
         if cx.is_live(self.lane) {

@@ -135,6 +135,7 @@ mod pids;
 mod pipes;
 mod posts_and_signals;
 mod processes;
+mod ptys;
 mod registrations;
 mod resolving;
 mod scenario;

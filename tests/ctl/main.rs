@@ -28,4 +28,5 @@ mod terminal;
 mod texts;
 mod trees;
 mod verbs;
+mod views;
 mod waits;

@@ -14,7 +14,7 @@ use crate::common::{Daemon, within};
 use crate::program::{Following, ctl};
 
 /// Opens a terminal and returns the test's end and the program's.
-fn terminal() -> (OwnedFd, OwnedFd) {
+pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
@@ -25,7 +25,7 @@ fn terminal() -> (OwnedFd, OwnedFd) {
 }
 
 /// Starts a program with this terminal as its three streams.
-fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
+pub(crate) fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
     let stream = || Stdio::from(terminal.try_clone().unwrap());
     let mut command = Command::new(words[0]);
     command
@@ -41,7 +41,7 @@ fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
 }
 
 /// Reads a terminal until `wanted` is shown, and returns everything that was shown.
-async fn shows(terminal: &OwnedFd, wanted: &str) -> String {
+pub(crate) async fn shows(terminal: &OwnedFd, wanted: &str) -> String {
     let terminal = File::from(terminal.try_clone().unwrap());
     let wanted = wanted.to_owned();
     let reading = tokio::task::spawn_blocking(move || {

@@ -19,6 +19,7 @@ mod programs;
 mod repeats;
 mod snapshots;
 mod unkept;
+mod views;
 
 /// The entry of the client process that some tests start: see [`common::another`].
 #[test]

@@ -29,6 +29,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Added
         | EventKind::Removed
         | EventKind::Ready
+        | EventKind::Resized
         | EventKind::TimerFired
         | EventKind::Accepted
         | EventKind::AcceptPaused

@@ -73,6 +73,27 @@ impl Watches {
         self.attach(watch, waiter, after, now);
     }
 
+    /// Attaches another reader at the place of one that is attached. Does nothing if that one was let
+    /// go.
+    pub(in crate::journal) fn attach_beside(
+        &mut self,
+        watch: u64,
+        there: WaiterId,
+        waiter: WaiterId,
+    ) {
+        let Some(record) = self.records.get_mut(watch) else {
+            return;
+        };
+        let readers = record.readers();
+        if let Some(there) = readers
+            .iter()
+            .find(|reader| reader.waiter == there)
+            .copied()
+        {
+            record.rare().readers.push(Attached { waiter, ..there });
+        }
+    }
+
     /// Records that the reader has read everything up to `after`. `upto` is the cost of the watch's
     /// events up to there, if the read had any.
     pub(in crate::journal) fn advance(

@@ -31,6 +31,7 @@ pub(super) mod tls;
 mod water;
 
 pub(super) use datagram::group;
+pub(super) use process::terminal_size;
 pub(super) use water::water_marks;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -87,6 +88,9 @@ pub(super) fn registration(
             "must be at most 256 KiB, not counting inherited_env and inherited_attributes",
         ));
     }
+    // Its screen is kept from its first byte on.
+    let has_terminal =
+        matches!(&shown.spec, Some(Spec::Process(process)) if process.terminal.is_some());
     let registration = Registration {
         name: convert::new_watch_name("name", &request.name)?,
         labels: convert::labels("labels", request.labels)?,
@@ -102,7 +106,7 @@ pub(super) fn registration(
             FINISHED_TTL_MAX,
         )?,
         need: plan.need,
-        attached: false,
+        attached: has_terminal,
         memory: None,
     };
     Ok((registration, plan.order))

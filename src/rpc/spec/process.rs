@@ -20,6 +20,9 @@ use crate::watch::{
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
 
+/// The most rows, and the most columns, of a terminal.
+const TERMINAL_MAX: u32 = 1000;
+
 /// Variables: names and values.
 type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -35,19 +38,21 @@ impl Specification for proto::ProcessSpec {
         let stdin = stdio("spec.process.stdin", process.stdin, Stdio::Null)?;
         let field = "spec.process.stdin_water_marks";
         let given = process.stdin_water_marks.as_ref();
-        if given.is_some() && stdin != Stdio::Pipe {
-            return Err(Error::invalid(field, "must be absent: stdin is not a pipe"));
+        if given.is_some() && stdin == Stdio::Null {
+            return Err(Error::invalid(field, "must be absent: stdin is /dev/null"));
         }
         let stdin_marks = checks.water_marks(field, given)?;
+        let stdio = [
+            stdin,
+            stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
+            stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
+        ];
         let order = ProcessOrder {
             program,
             env,
             cwd: cwd(&mut process)?,
-            stdio: [
-                stdin,
-                stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
-                stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
-            ],
+            stdio,
+            terminal: terminal(stdio, &mut process)?,
             stdin_marks,
             attributes: asked(&mut process)?,
             inherited: inherited(process.inherited_attributes.take())?,
@@ -399,6 +404,48 @@ fn stdio(field: &'static str, value: i32, absent: Stdio) -> Result<Stdio> {
         Ok(proto::Stdio::Unspecified) => Ok(absent),
         Ok(proto::Stdio::Null) => Ok(Stdio::Null),
         Ok(proto::Stdio::Pipe) => Ok(Stdio::Pipe),
-        Err(_) => Err(Error::invalid(field, "must be NULL or PIPE")),
+        Ok(proto::Stdio::Pty) => Ok(Stdio::Pty),
+        Err(_) => Err(Error::invalid(field, "must be NULL, PIPE or PTY")),
     }
+}
+
+/// Checks the streams that are the terminal, and returns its size.
+fn terminal(stdio: [Stdio; 3], process: &mut proto::ProcessSpec) -> Result<proto::TerminalSize> {
+    if stdio[1] != Stdio::Pty {
+        if stdio.contains(&Stdio::Pty) {
+            let both = "must be PTY, because stdin or stderr is";
+            return Err(Error::invalid("spec.process.stdout", both));
+        }
+        if process.terminal.is_some() {
+            let none = "must be absent: stdout is not PTY";
+            return Err(Error::invalid("spec.process.terminal", none));
+        }
+        return Ok(proto::TerminalSize::default());
+    }
+    let terminal = process.terminal.get_or_insert_default();
+    let size = terminal.size.unwrap_or(proto::TerminalSize {
+        rows: 24,
+        columns: 80,
+    });
+    terminal.size = Some(terminal_size("spec.process.terminal.size", size)?);
+    match proto::TerminalSizeOf::try_from(terminal.size_of) {
+        Ok(_) => Ok(size),
+        Err(_) => Err(Error::invalid(
+            "spec.process.terminal.size_of",
+            "must be LATEST or SMALLEST",
+        )),
+    }
+}
+
+/// Checks the size of a terminal.
+pub(in crate::rpc) fn terminal_size(
+    field: &'static str,
+    size: proto::TerminalSize,
+) -> Result<proto::TerminalSize> {
+    let fits = |number| (1..=TERMINAL_MAX).contains(&number);
+    if fits(size.rows) && fits(size.columns) {
+        return Ok(size);
+    }
+    let allowed = format!("must have 1 to {TERMINAL_MAX} rows and columns");
+    Err(Error::invalid(field, allowed))
 }

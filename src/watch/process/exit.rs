@@ -88,6 +88,7 @@ impl Process {
         cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
+        self.leave_terminal(cx);
         if let Some(child) = &mut self.child {
             child.exit_reported();
         }
@@ -132,6 +133,7 @@ impl Process {
         errno: Option<Errno>,
     ) {
         let index = usize::from(lane == STDERR);
+        let is_terminal = self.is_terminal(lane);
         let Some(output) = &mut self.outputs[index] else {
             return;
         };
@@ -151,6 +153,8 @@ impl Process {
                     cx.services.drain.take(pipe, self.pid, output.stream);
                 }
             }
+            // The other direction of a terminal may still be in use.
+            _ if is_terminal && cx.is_live(STDIN) => {}
             _ => cx.release(output.source),
         }
     }
@@ -185,7 +189,9 @@ impl Process {
         {
             self.unsent = stdin.buffered();
             self.stdin_bytes = stdin.taken;
-            cx.release(stdin.source);
+            if !self.typed_into {
+                cx.release(stdin.source);
+            }
             self.stdin = None;
         }
     }

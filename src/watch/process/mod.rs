@@ -16,7 +16,7 @@ use crate::config::ChildWatcher;
 use crate::driver::{Done, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Exited, Kind, Started, Stream, StreamEndReason};
-use crate::proto::{self, exited::Status};
+use crate::proto::{self, TerminalSize, exited::Status};
 use crate::signals::Subscription;
 
 mod attributes;
@@ -27,6 +27,7 @@ mod order;
 mod reaper;
 mod relatives;
 mod spawn;
+mod terminal;
 mod timeout;
 mod tree;
 mod watcher;
@@ -39,6 +40,7 @@ use exit::unread;
 pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
 use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_inherited};
+use terminal::{Pty, Terminal, no_terminal};
 use timeout::Timeout;
 pub use tree::{Reached, Stopped, Tree};
 use watcher::Waiter;
@@ -66,6 +68,10 @@ struct Process {
     waiter: Option<Waiter>,
     subscription: Option<(Subscription, Arc<AtomicBool>)>,
     pipes: [Option<OwnedFd>; 3],
+    /// The terminal until the watch starts, and whether it is stdin.
+    pty: Option<Pty>,
+    typed_into: bool,
+    terminal: Option<Terminal>,
     stdin_marks: WaterMarks,
     stdin: Option<Outgoing>,
     outputs: [Option<Incoming>; 2],
@@ -105,6 +111,7 @@ impl Watch for Process {
             output(STDOUT, sources[1], Stream::Stdout),
             output(STDERR, sources[2], Stream::Stderr),
         ];
+        self.attach_terminal(cx);
         for output in self.outputs.iter().flatten() {
             output.start(cx);
         }
@@ -135,6 +142,9 @@ impl Watch for Process {
                 match output.complete(cx, done) {
                     None => return,
                     Some(Ended::Eof) => self.end_stream(cx, lane, StreamEndReason::Eof),
+                    Some(Ended::Failed(Errno::IO)) if self.is_terminal(lane) => {
+                        self.end_terminal(cx);
+                    }
                     Some(Ended::Failed(errno)) => {
                         self.end_stream_with(cx, lane, StreamEndReason::Error, Some(errno));
                     }
@@ -156,6 +166,7 @@ impl Watch for Process {
         if self.exited.is_none() {
             // Checked in case the watcher failed.
             self.check_exit(cx);
+            self.look_at_terminal(cx);
             if self.exited.is_none() && cx.is_closing() {
                 if self.kills == KILLS_MAX {
                     cx.finish();
@@ -258,7 +269,7 @@ impl Watch for Process {
             cx.emit(Kind::Exited(exited.clone()));
             self.exited = Some(exited);
         }
-        (self.subscription, self.waiter) = (None, None);
+        (self.subscription, self.waiter, self.terminal) = (None, None, None);
         if let Some(mut child) = self.child.take() {
             child.reap();
             child.leave_to_reaper();
@@ -269,8 +280,15 @@ impl Watch for Process {
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
         match &mut self.stdin {
             Some(stdin) => {
+                let line = match &self.terminal {
+                    Some(terminal) if self.typed_into => Some(terminal.line_after(&data)?),
+                    _ => None,
+                };
                 let taken = stdin.write(cx, data, at)?;
                 self.stdin_bytes = taken.taken;
+                if let (Some(terminal), Some(line)) = (&mut self.terminal, line) {
+                    terminal.set_line(line);
+                }
                 Ok(taken)
             }
             None => Err(Error::wrong_state("stdin is not a pipe, or is closed")),
@@ -283,6 +301,9 @@ impl Watch for Process {
     }
 
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.typed_into {
+            return self.type_end(cx);
+        }
         if let Some(stdin) = &mut self.stdin {
             stdin.eof = true;
             if stdin.is_finished() {
@@ -318,6 +339,8 @@ impl Watch for Process {
             SignalTarget::Process if self.exited.is_some() => Err(Errno::SRCH),
             SignalTarget::Process => child.signal(number),
             SignalTarget::Group => child.signal_group(number),
+            SignalTarget::Foreground if self.terminal.is_none() => return Err(no_terminal()),
+            SignalTarget::Foreground => self.signal_foreground(number),
         };
         sent.map_err(|errno| match errno {
             Errno::SRCH => gone(),
@@ -334,6 +357,10 @@ impl Watch for Process {
             .as_ref()
             .and_then(|child| child.tree(self.kill_grace));
         tree.ok_or_else(|| Error::wrong_state("the child has ended"))
+    }
+
+    fn resize(&mut self, cx: &mut Context<'_>, size: TerminalSize) -> Result<()> {
+        self.resize_terminal(cx, size)
     }
 
     fn kill_now(&mut self) {
@@ -364,6 +391,7 @@ impl Watch for Process {
                     group.path().to_string_lossy().into_owned()
                 }),
             cgroup_usage: None,
+            terminal: self.terminal_status(),
         }))
     }
 }

@@ -15,6 +15,7 @@ use super::{Attributes, EndSignals, Process};
 use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
 use crate::event::largest;
+use crate::proto::TerminalSize;
 use crate::watch::{Need, Services, Watch, WaterMarks};
 
 /// The program to execute.
@@ -33,6 +34,8 @@ pub enum Stdio {
     Null,
     /// A pipe to the daemon.
     Pipe,
+    /// The child's terminal.
+    Pty,
 }
 
 /// The treatment of a child that still runs when its watch ends.
@@ -61,6 +64,8 @@ pub enum SignalTarget {
     Process,
     /// The child's process group.
     Group,
+    /// The process group in the foreground of the child's terminal.
+    Foreground,
 }
 
 /// The checked order of a process watch.
@@ -74,6 +79,8 @@ pub struct ProcessOrder {
     pub cwd: CString,
     /// The targets of stdin, stdout and stderr.
     pub stdio: [Stdio; 3],
+    /// The size of its terminal, if one of them is it.
+    pub terminal: TerminalSize,
     /// When WritePaused and WriteResumed are appended for a stdin that is a pipe.
     pub stdin_marks: WaterMarks,
     /// The attributes that the client requests; they override all others.
@@ -102,9 +109,12 @@ impl ProcessOrder {
     #[must_use]
     pub fn need(&self) -> Need {
         let pipes = self.stdio.iter().map(|s| u32::from(*s == Stdio::Pipe));
-        let streams = self.stdio[1..].iter().filter(|s| **s == Stdio::Pipe);
+        let terminal = u32::from(self.stdio.contains(&Stdio::Pty));
+        let [_, stdout, stderr] = self.stdio;
+        let streams = [stdout != Stdio::Null, stderr == Stdio::Pipe];
+        let streams = streams.into_iter().filter(|is_stream| *is_stream);
         let pidfd = u32::from(self.watcher == ChildWatcher::Pidfd);
-        let need = Need::sources(pipes.sum::<u32>() + pidfd)
+        let need = Need::sources(pipes.sum::<u32>() + terminal + pidfd)
             .and(largest::STARTED)
             .and(largest::EXITED);
         streams.fold(need, |need, _| need.and(largest::STREAM_END))
@@ -122,6 +132,7 @@ impl ProcessOrder {
             env: self.env,
             cwd: self.cwd,
             stdio: self.stdio,
+            terminal: self.terminal,
             attributes: self.attributes.over(&services.configured).over(&inherited),
         };
         // Everything that can be refused is done before the child starts.
@@ -137,6 +148,7 @@ impl ProcessOrder {
             pidfd,
             pipes,
             group,
+            terminal,
         } = spawned;
         let watched_fd = match place {
             Some(mut place) => {
@@ -165,6 +177,9 @@ impl ProcessOrder {
             waiter,
             subscription: None,
             pipes,
+            pty: terminal,
+            typed_into: self.stdio[0] == Stdio::Pty,
+            terminal: None,
             stdin_marks: self.stdin_marks,
             stdin: None,
             outputs: [None, None],

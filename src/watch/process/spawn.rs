@@ -1,7 +1,7 @@
 //! Starts a child, and reports at which step that failed.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -11,9 +11,11 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use super::terminal::Pty;
 use super::{Attributes, Program, Stdio};
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Error, Result, SystemError};
+use crate::proto::TerminalSize;
 use crate::sys::{self, Step};
 
 /// The directories in which programs are looked up if the environment has no PATH, as execvp(3)
@@ -30,6 +32,8 @@ pub(super) struct Recipe {
     pub(super) cwd: CString,
     /// The targets of stdin, stdout and stderr.
     pub(super) stdio: [Stdio; 3],
+    /// The size of the terminal, if one of them is it.
+    pub(super) terminal: TerminalSize,
     pub(super) attributes: Attributes,
 }
 
@@ -41,13 +45,15 @@ pub(super) struct Spawned {
     pub(super) pipes: [Option<OwnedFd>; 3],
     /// The cgroup that it was started in.
     pub(super) group: Option<Group>,
+    pub(super) terminal: Option<Pty>,
 }
 
 /// Starts the child, in a session of its own.
 ///
 /// # Errors
-/// The errno, and the step: `lookup`, `pipe`, `fork`, or one that the child takes: `setsid`,
-/// `stdio`, `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. No child runs after an error.
+/// The errno, and the step: `lookup`, `pipe`, `pty`, `fork`, or one that the child takes: `setsid`,
+/// `terminal`, `stdio`, `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. No child runs after
+/// an error.
 pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
     let (path, argv) = match recipe.program {
         Program::Shell(line) => (SHELL.to_owned(), vec![c"sh".into(), c"-c".into(), line]),
@@ -58,9 +64,14 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
     };
     let [stdin, stdout, stderr] = recipe.stdio;
     let mut null = None;
+    let has_terminal = recipe.stdio.contains(&Stdio::Pty);
+    let terminal = has_terminal.then(|| Pty::open(recipe.terminal));
+    let terminal = terminal.transpose()?;
     let (our_stdin, stdin) = stream(stdin, true, &mut null)?;
     let (our_stdout, stdout) = stream(stdout, false, &mut null)?;
     let (our_stderr, stderr) = stream(stderr, false, &mut null)?;
+    // A stream that is none of its own is the terminal.
+    let slave = terminal.as_ref().map(|pty| pty.slave.as_fd());
     let attributes = &recipe.attributes;
     let limits = attributes.limits.iter();
     let limits: Vec<_> = limits.map(|(r, l)| (r.kernel(), (*l).into())).collect();
@@ -75,7 +86,12 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
         argv: &argv,
         env: &recipe.env,
         cwd: &recipe.cwd,
-        stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        stdio: [
+            child_end(&stdin, slave)?,
+            child_end(&stdout, slave)?,
+            child_end(&stderr, slave)?,
+        ],
+        terminal: slave,
         umask: attributes.umask.map(Mode::from_bits_truncate),
         limits: &limits,
         nice: attributes.nice,
@@ -100,6 +116,7 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
         pidfd,
         pipes: [our_stdin, our_stdout, our_stderr],
         group,
+        terminal,
     })
 }
 
@@ -116,6 +133,7 @@ fn failed(
     let (step, detail) = match step {
         Step::Fork => ("fork", text(path)),
         Step::Setsid => ("setsid", String::new()),
+        Step::Terminal => ("terminal", String::new()),
         Step::Stdio => ("stdio", String::new()),
         Step::OomScoreAdj => ("oom_score_adj", number(attributes.oom_score_adj)),
         Step::Chdir => ("chdir", text(cwd)),
@@ -131,21 +149,33 @@ fn failed(
     SystemError::new(errno, step, detail)
 }
 
+/// Returns the child's end of a stream: its own, or the terminal.
+fn child_end<'a>(
+    own: &'a Option<Rc<OwnedFd>>,
+    terminal: Option<BorrowedFd<'a>>,
+) -> Result<BorrowedFd<'a>> {
+    let end = own.as_ref().map(|own| own.as_fd()).or(terminal);
+    end.ok_or(Error::Internal("a stream has no descriptor"))
+}
+
 /// Makes one of the child's first three descriptors. Returns the daemon's end, if it is a pipe, and
-/// the child's. All streams that are `/dev/null` share one descriptor.
+/// the child's, unless it is the terminal. All streams that are `/dev/null` share one descriptor.
 fn stream(
     stdio: Stdio,
     child_reads: bool,
     null: &mut Option<Rc<OwnedFd>>,
-) -> Result<(Option<OwnedFd>, Rc<OwnedFd>), SystemError> {
+) -> Result<(Option<OwnedFd>, Option<Rc<OwnedFd>>), SystemError> {
     match (stdio, &*null) {
-        (Stdio::Pipe, _) => pipe(child_reads).map(|(ours, theirs)| (Some(ours), theirs.into())),
-        (Stdio::Null, Some(null)) => Ok((None, Rc::clone(null))),
+        (Stdio::Pty, _) => Ok((None, None)),
+        (Stdio::Pipe, _) => {
+            pipe(child_reads).map(|(ours, theirs)| (Some(ours), Some(theirs.into())))
+        }
+        (Stdio::Null, Some(null)) => Ok((None, Some(Rc::clone(null)))),
         (Stdio::Null, None) => {
             let flags = OFlags::RDWR | OFlags::CLOEXEC;
             let opened = rustix::fs::open(c"/dev/null", flags, Mode::empty());
             let opened = opened.map_err(|errno| SystemError::new(errno, "stdio", "/dev/null"))?;
-            Ok((None, Rc::clone(null.insert(opened.into()))))
+            Ok((None, Some(Rc::clone(null.insert(opened.into())))))
         }
     }
 }
