@@ -39,7 +39,7 @@ pub(super) unsafe fn clone3(
     run: extern "C" fn(*mut c_void) -> c_int,
     given: *mut c_void,
 ) -> Result<libc::c_long, Errno> {
-    let result: isize;
+    let result: libc::c_long;
     // The child begins with a copy of the registers, on its own stack, from which it must not return:
     // so it calls `run` from here, and exits.
     // SAFETY: the caller's. In this process only the registers that are named change.
@@ -58,7 +58,7 @@ pub(super) unsafe fn clone3(
             "ud2",
             "2:",
             exit = const libc::SYS_exit_group,
-            inlateout("rax") libc::SYS_clone3 as isize => result,
+            inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") arguments,
             in("rsi") size_of::<Arguments>(),
             in("r8") run,
@@ -91,11 +91,11 @@ pub(super) unsafe fn clone3(
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         let _ = (arguments, run, given);
-        result = -(libc::ENOSYS as isize);
+        result = -libc::c_long::from(libc::ENOSYS);
     }
     if result < 0 {
         let errno = i32::try_from(result.unsigned_abs()).unwrap_or(0);
         return Err(Errno::from_raw_os_error(errno));
     }
-    libc::c_long::try_from(result).map_err(|_| Errno::OVERFLOW)
+    Ok(result)
 }

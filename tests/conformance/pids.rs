@@ -117,7 +117,7 @@ async fn a_zombie_that_nobody_reaps_has_an_unknown_status(scene: &mut Scene) {
     assert!(exited.monotonic_ns >= ended.monotonic_ns + 50_000_000);
     match scene.exited(id).await.status {
         Some(Status::Unknown(why)) => {
-            assert!(why.contains("has not reaped it within 50ms"), "{why}")
+            assert!(why.contains("has not reaped it within 50ms"), "{why}");
         }
         other => panic!("{other:?}"),
     }
