@@ -38,7 +38,7 @@ async fn watch_pid_prints_how_a_stranger_ends_and_names_the_field_of_one_that_is
     assert!(shown.contains("exited with 7"), "{shown}");
     ctl(&daemon.socket, &["watch", "pid", &pid])
         .await
-        .failed(1, &["spec.pid.pid", &format!("there is no process {pid}")]);
+        .failed(1, &["pid: ", &format!("there is no process {pid}")]);
     ctl(&daemon.socket, &["watch", "pid", "fd:9"])
         .await
         .failed(1, &["fd 9"]);
