@@ -10,7 +10,7 @@ use crate::proto::{PidSpec, pid_spec, watch_spec};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl watch pid 4711 -f
-  evloopctl watch pid 4711 --start-ticks 420106 --name editor   # field 22 of /proc/4711/stat
+  evloopctl watch pid 4711 --start-ticks 420106 --name editor
 
 The watch ends with the process, once its parent has reaped it: only then the exit status is known.";
 
