@@ -8,6 +8,9 @@ use super::sink::{Kind, Sink};
 use super::text::ascii_function;
 use super::{ALTERNATE_AND_CURSOR, State, followed, sgr};
 
+/// The introducer of control sequences.
+const CSI: &str = "\x1b[";
+
 impl State {
     pub(super) fn is_alternate(&self) -> bool {
         self.terminal.active_screen_kind() == ScreenKind::Alternate
@@ -56,11 +59,13 @@ impl State {
         }
     }
 
-    /// Executes what `avt` makes of a complete sequence, given without ESC.
-    fn forward(&mut self, sequence: &[u8]) {
-        let mut function = self.parser.feed('\x1b');
-        for byte in sequence {
-            function = function.or(self.parser.feed(char::from(*byte)));
+    /// Executes what `avt` makes of a complete sequence, given without its introducer.
+    fn forward(&mut self, introducer: &str, sequence: &[u8]) {
+        let bytes = sequence.iter().map(|byte| char::from(*byte));
+        let characters = introducer.chars().chain(bytes);
+        let mut function = None;
+        for character in characters {
+            function = function.or(self.parser.feed(character));
         }
         match function {
             // A repetition over more than a line is no use to anyone, and may be a flood.
@@ -103,14 +108,14 @@ impl Sink for State {
         self.give_up_partial();
         match sequence::escape(raw).as_slice() {
             b"c" => {
-                self.forward(b"c");
+                self.forward("\x1b", b"c");
                 self.modes.reset();
                 self.alternate_by = ALTERNATE_AND_CURSOR;
             }
             b"=" => self.modes.set_keypad(true),
             b">" => self.modes.set_keypad(false),
             b"Z" => self.answers.attributes(),
-            sequence => self.forward(sequence),
+            sequence => self.forward("\x1b", sequence),
         }
     }
 
@@ -120,9 +125,8 @@ impl Sink for State {
             return;
         };
         self.modes.csi(&csi, self.is_alternate());
-        let sequence = |body: &[u8]| [b"[", body].concat();
         match csi.function() {
-            (0, 0, b'm') => self.forward(&sequence(&sgr::simplified(csi.body()))),
+            (0, 0, b'm') => self.forward(CSI, &sgr::simplified(csi.body())),
             (0, 0, b'c') if csi.number(0) == 0 => self.answers.attributes(),
             (0, 0, b'n') => match csi.number(0) {
                 5 => self.answers.status(),
@@ -137,9 +141,9 @@ impl Sink for State {
                 if let (Some(by), false) = (by, self.is_alternate()) {
                     self.alternate_by = by;
                 }
-                self.forward(&sequence(csi.body()));
+                self.forward(CSI, csi.body());
             }
-            (0, 0, _) | (b'?', 0, b'l') | (0, b'!', b'p') => self.forward(&sequence(csi.body())),
+            (0, 0, _) | (b'?', 0, b'l') | (0, b'!', b'p') => self.forward(CSI, csi.body()),
             _ => {}
         }
     }
@@ -152,6 +156,10 @@ impl Sink for State {
     }
 
     fn cancelled(&mut self, _raw: &[u8]) {
+        self.give_up_partial();
+    }
+
+    fn too_long(&mut self, _raw: &[u8]) {
         self.give_up_partial();
     }
 

@@ -218,19 +218,20 @@ impl Framer {
                 self.begin(State::Escape);
             }
             (_, CAN | SUB) => {
-                self.push(byte);
+                self.push(byte, sink);
                 self.cancel(sink);
             }
+            (_, 0..0x20) if self.is_long() => sink.text(&[byte]),
             (_, 0..0x20) => {
-                self.push(byte);
+                self.push(byte, sink);
                 sink.control(byte);
             }
             (State::Escape, b'0'..=b'~') if !self.raw.iter().any(is_intermediate) => {
-                self.push(byte);
+                self.push(byte, sink);
                 self.introduce(byte, sink);
             }
             (State::Escape, b'0'..=b'~') | (State::Csi, b'@'..=b'~') => {
-                self.push(byte);
+                self.push(byte, sink);
                 self.end_sequence(sink);
             }
             (_, 0x80..0xa0) if self.raw.last() == Some(&C1) => {
@@ -240,14 +241,18 @@ impl Framer {
                 self.introduce(byte - 0x40, sink);
             }
             // Parameters and intermediates, and bytes that belong into no sequence: DEL and above.
-            _ => self.push(byte),
+            _ => self.push(byte, sink),
         }
         1
     }
 
-    fn push(&mut self, byte: u8) {
+    /// Adds to the unfinished sequence.
+    fn push(&mut self, byte: u8, sink: &mut impl Sink) {
         if self.raw.len() <= SEQUENCE_LIMIT {
             self.raw.push(byte);
+            if self.is_long() {
+                sink.too_long(&self.raw);
+            }
         }
     }
 

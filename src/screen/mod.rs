@@ -25,6 +25,8 @@ mod sequence;
 mod sgr;
 mod sink;
 mod skip;
+#[cfg(test)]
+mod tests;
 mod text;
 mod undo;
 

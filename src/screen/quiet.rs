@@ -1,8 +1,14 @@
 //! Leaves out of recorded output what a terminal would answer or take away from its user.
 
+#[cfg(test)]
+mod tests;
+
 use super::framer::Framer;
 use super::sequence::{self, Csi};
 use super::sink::{Kind, Sink};
+
+/// The control that asks for an answerback.
+const ENQ: u8 = 0x05;
 
 /// A filter for recorded output that is shown on a terminal.
 ///
@@ -14,7 +20,8 @@ use super::sink::{Kind, Sink};
 /// out the clipboard (OSC 52, 5522 and iTerm's), titles (OSC 0 to 3, `ESC k`, and XTWINOPS 22 and 23),
 /// and what tmux would pass to the terminal around it.
 ///
-/// All else passes byte for byte, however it is cut into calls. A sequence is held back until its end:
+/// All else passes byte for byte, however it is cut into calls. Only where what is left out has cut
+/// something short, ST (`ESC \`) comes in its place. A sequence is held back until its end:
 /// at most 256 bytes of a control sequence, and longer ones are left out; at most 4 KiB of a string,
 /// of which longer ones pass or not by their beginning (colours do not).
 #[derive(Debug, Default)]
@@ -28,6 +35,10 @@ struct Passed {
     out: Vec<u8>,
     /// Whether the long string that is under way passes.
     passes: bool,
+    /// Whether the sequence that passed last may be unfinished: it was cut short by what came next.
+    open: bool,
+    /// The last bytes that passed, which may be the beginning of a character.
+    last: [u8; 3],
 }
 
 impl Quiet {
@@ -43,49 +54,116 @@ impl Quiet {
     }
 }
 
+impl Passed {
+    fn pass(&mut self, bytes: &[u8]) {
+        for byte in &bytes[bytes.len().saturating_sub(self.last.len())..] {
+            self.last.rotate_left(1);
+            self.last[2] = *byte;
+            self.open = false;
+        }
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Passes a sequence without the questions between its bytes.
+    fn sequence(&mut self, raw: &[u8]) {
+        let kept: Vec<u8> = raw.iter().copied().filter(|byte| *byte != ENQ).collect();
+        self.pass(&kept);
+    }
+
+    /// Passes the controls between the bytes of a sequence that does not pass.
+    fn controls(&mut self, raw: &[u8]) {
+        let inside = raw.get(1..).unwrap_or_default().iter().copied();
+        let controls: Vec<u8> = inside.filter(|byte| *byte < 0x20 && *byte != ENQ).collect();
+        self.pass(&controls);
+    }
+
+    /// Nothing passes of what came. What it has cut short is ended in its place, by ST.
+    fn leave_out(&mut self) {
+        if self.open || ends_inside_character(self.last) {
+            self.pass(b"\x1b\\");
+        }
+    }
+}
+
 impl Sink for Passed {
     fn text(&mut self, bytes: &[u8]) {
-        const ENQ: u8 = 0x05;
-        let runs = bytes.split(|byte| *byte == ENQ);
-        runs.for_each(|run| self.out.extend_from_slice(run));
+        let mut runs = bytes.split(|byte| *byte == ENQ);
+        self.pass(runs.next().unwrap_or_default());
+        for run in runs {
+            self.leave_out();
+            self.pass(run);
+        }
     }
 
     fn control(&mut self, _byte: u8) {}
 
     fn escape(&mut self, raw: &[u8]) {
-        if sequence::escape(raw) != b"Z" {
-            self.text(raw);
+        if sequence::escape(raw) == b"Z" {
+            self.leave_out();
+            self.controls(raw);
+        } else {
+            self.sequence(raw);
         }
     }
 
     fn csi(&mut self, raw: &[u8]) {
-        if !Csi::new(raw).is_some_and(|csi| is_question(&csi)) {
-            self.text(raw);
+        if Csi::new(raw).is_some_and(|csi| is_question(&csi)) {
+            self.leave_out();
+            self.controls(raw);
+        } else {
+            self.sequence(raw);
         }
     }
 
     fn string(&mut self, kind: Kind, raw: &[u8]) {
         if passes(kind, raw, true) {
-            self.out.extend_from_slice(raw);
+            self.pass(raw);
+            self.open |= !sequence::is_terminated(raw);
+        } else {
+            self.leave_out();
         }
     }
 
     fn cancelled(&mut self, raw: &[u8]) {
-        self.text(raw);
+        self.sequence(raw);
+        self.open = true;
+    }
+
+    fn too_long(&mut self, raw: &[u8]) {
+        self.leave_out();
+        self.controls(raw);
     }
 
     fn long(&mut self, kind: Kind, raw: &[u8]) {
         self.passes = passes(kind, raw, false);
         if self.passes {
-            self.out.extend_from_slice(raw);
+            self.long_more(raw);
+        } else {
+            self.leave_out();
         }
     }
 
     fn long_more(&mut self, bytes: &[u8]) {
         if self.passes {
-            self.out.extend_from_slice(bytes);
+            self.pass(bytes);
+            self.open = true;
         }
     }
+}
+
+/// Whether the bytes end with the beginning of a character: behind what is left out, it could find the
+/// rest of one.
+fn ends_inside_character(last: [u8; 3]) -> bool {
+    let begins = last.iter().rposition(|byte| !(0x80..0xc0).contains(byte));
+    begins.is_some_and(|at| {
+        let length = match last[at] {
+            0xc0..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0.. => 4,
+            _ => 1,
+        };
+        length > last.len() - at
+    })
 }
 
 /// Whether a control sequence makes a terminal answer, or is about its titles.

@@ -134,3 +134,10 @@ pub(super) fn escape(raw: &[u8]) -> Vec<u8> {
 pub(super) fn is_title(raw: &[u8]) -> bool {
     raw.iter().find(|byte| (0x30..0x7f).contains(*byte)) == Some(&b'k')
 }
+
+/// Whether a string has a terminator.
+pub(super) fn is_terminated(raw: &[u8]) -> bool {
+    [&b"\x1b\\"[..], b"\xc2\x9c", b"\x07"]
+        .iter()
+        .any(|end| raw.ends_with(end))
+}

@@ -26,6 +26,9 @@ pub(super) trait Sink {
     fn string(&mut self, kind: Kind, raw: &[u8]);
     /// A sequence that was cancelled, or cut short by the next; for the latter, `raw` ends before.
     fn cancelled(&mut self, raw: &[u8]);
+    /// A sequence has become longer than sequences may be. Nothing of it counts but the controls: those
+    /// after these bytes come as text.
+    fn too_long(&mut self, raw: &[u8]);
     /// A string has become longer than [`STRING_LIMIT`](super::framer::STRING_LIMIT); these are its bytes so far.
     fn long(&mut self, kind: Kind, raw: &[u8]);
     /// More bytes of a long string, up to its last one.

@@ -1,6 +1,6 @@
 //! A terminal's screen, from whatever a program may write to it.
 
-use evloopd::screen::Screen;
+use evloopd::screen::{Quiet, Screen};
 use proptest::prelude::*;
 
 use crate::fuzz;
@@ -208,4 +208,45 @@ fn what_follows_a_restored_screen_does_the_same() {
             Ok(())
         },
     );
+}
+
+#[test]
+fn quiet_output_asks_nothing_and_shows_the_same() {
+    fuzz(2_000, &(written(), cuts()), |(mut bytes, cuts)| {
+        // Ends what is unfinished, of which nothing has passed yet.
+        bytes.extend_from_slice(b"\x18\x1b\\");
+        let quiet = Quiet::new().filter(&bytes);
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let mut filter = Quiet::new();
+        let ranges = cuts.windows(2).map(|range| &bytes[range[0]..range[1]]);
+        let cut: Vec<u8> = ranges.flat_map(|range| filter.filter(range)).collect();
+        prop_assert_eq!(
+            quiet.escape_ascii().to_string(),
+            cut.escape_ascii().to_string()
+        );
+        let again = Quiet::new().filter(&quiet);
+        prop_assert_eq!(
+            quiet.escape_ascii().to_string(),
+            again.escape_ascii().to_string()
+        );
+
+        let mut screen = Screen::new(5, 12);
+        screen.feed(&bytes);
+        let mut quiet_screen = Screen::new(5, 12);
+        quiet_screen.feed(&quiet);
+        prop_assert!(quiet_screen.take_answers().is_empty());
+        let without_titles = |screen: &Screen| {
+            let shown = Quiet::new().filter(&screen.restore());
+            shown.escape_ascii().to_string()
+        };
+        prop_assert_eq!(
+            without_titles(&screen),
+            without_titles(&quiet_screen),
+            "{}",
+            bytes.escape_ascii()
+        );
+        Ok(())
+    });
 }
