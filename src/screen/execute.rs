@@ -17,6 +17,7 @@ impl State {
     }
 
     pub(super) fn execute(&mut self, function: Function) {
+        self.last = None;
         self.followed.follow(&function, self.is_alternate());
         if self.followed.marks_blanks() && followed::erases(&function) {
             self.without_marks(function);

@@ -1,6 +1,6 @@
 //! State that `avt` keeps to itself and that is needed while bytes are fed.
 
-use avt::parser::{DecMode, Function, SgrOp, SgrOps};
+use avt::parser::{AnsiMode, DecMode, Function, SgrOp, SgrOps};
 
 /// The attributes that would be seen on a blank, except colours. Terminals erase with the background
 /// of the pen only, `avt` with all of it.
@@ -16,6 +16,8 @@ const ON_BLANKS: [(SgrOp, SgrOp); 4] = [
 struct Pen {
     /// Whether positions count from the top margin (DECOM).
     origin: bool,
+    /// Whether text does not go on in the next line (DECAWM is reset).
+    no_wrap: bool,
     /// Which of [`ON_BLANKS`] are set.
     on_blanks: [bool; ON_BLANKS.len()],
 }
@@ -27,6 +29,8 @@ pub(super) struct Followed {
     /// The first and the last row of the region, from 0.
     pub(super) top: usize,
     pub(super) bottom: usize,
+    /// Whether text moves what is right of it (IRM).
+    inserts: bool,
     pen: Pen,
     /// Of the main and of the alternate screen.
     saved: [Pen; 2],
@@ -38,6 +42,7 @@ impl Followed {
             rows,
             top: 0,
             bottom: rows - 1,
+            inserts: false,
             pen: Pen::default(),
             saved: [Pen::default(); 2],
         }
@@ -46,6 +51,14 @@ impl Followed {
     /// The row from which positions count.
     pub(super) fn origin(&self) -> usize {
         if self.pen.origin { self.top } else { 0 }
+    }
+
+    pub(super) fn wraps(&self) -> bool {
+        !self.pen.no_wrap
+    }
+
+    pub(super) fn inserts(&self) -> bool {
+        self.inserts
     }
 
     /// Whether a blank that is erased with this pen would be seen.
@@ -86,10 +99,13 @@ impl Followed {
             Function::Decrst(modes) => self.reset_modes(modes.as_slice(), screen),
             Function::Decstr => {
                 self.unset_margins();
+                self.inserts = false;
                 self.pen = Pen::default();
                 self.saved[screen] = Pen::default();
             }
             Function::Sgr(ops) => ops.as_slice().iter().for_each(|op| self.pen.apply(*op)),
+            Function::Sm(modes) => self.inserts |= modes.as_slice().contains(&AnsiMode::Insert),
+            Function::Rm(modes) => self.inserts &= !modes.as_slice().contains(&AnsiMode::Insert),
             Function::Ris => *self = Self::new(self.rows),
             _ => {}
         }
@@ -111,6 +127,7 @@ impl Followed {
         for mode in modes {
             match mode {
                 DecMode::Origin => self.pen.origin = true,
+                DecMode::AutoWrap => self.pen.no_wrap = false,
                 DecMode::SaveCursor => self.saved[screen] = self.pen,
                 DecMode::AltScreenBuffer => screen = 1,
                 DecMode::SaveCursorAltScreenBuffer => {
@@ -126,6 +143,7 @@ impl Followed {
         for mode in modes {
             match mode {
                 DecMode::Origin => self.pen.origin = false,
+                DecMode::AutoWrap => self.pen.no_wrap = true,
                 DecMode::SaveCursor => self.pen = self.saved[screen],
                 DecMode::AltScreenBuffer => screen = 0,
                 DecMode::SaveCursorAltScreenBuffer => {

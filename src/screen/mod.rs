@@ -10,10 +10,10 @@
 //! that are not complete yet.
 //!
 //! Known limits: no scrollback; no left and right margins; no underline styles and colours, hidden
-//! text, hyperlinks, palettes or images; G2, G3 and national character sets count as ASCII; of
-//! characters without a width (combining marks) nothing is kept.
+//! text, hyperlinks, palettes or images; G2, G3 and national character sets count as ASCII.
 
 mod answers;
+mod clusters;
 mod execute;
 mod followed;
 mod framer;
@@ -35,6 +35,7 @@ use avt::{Parser, Terminal};
 pub use quiet::Quiet;
 
 use answers::Answers;
+use clusters::Clusters;
 use followed::Followed;
 use framer::Framer;
 use modes::Modes;
@@ -58,6 +59,9 @@ struct State {
     parser: Parser,
     /// The bytes of a character that is not complete.
     partial: Vec<u8>,
+    /// The character that was written just before, if it was one.
+    last: Option<char>,
+    clusters: Clusters,
     modes: Modes,
     followed: Followed,
     /// The mode by which the alternate screen was entered last.
@@ -90,6 +94,8 @@ impl Screen {
                 terminal,
                 parser: Parser::new(),
                 partial: Vec::new(),
+                last: None,
+                clusters: Clusters::default(),
                 modes: Modes::default(),
                 followed: Followed::new(rows),
                 alternate_by: ALTERNATE_AND_CURSOR,
@@ -103,7 +109,7 @@ impl Screen {
     pub const fn memory(rows: u16, columns: u16) -> usize {
         const BUFFERS: usize = 2;
         const LINE: usize = 128;
-        const REST: usize = 32 << 10;
+        const REST: usize = 512 << 10;
         let line = columns as usize * size_of::<avt::Cell>() + LINE;
         BUFFERS * rows as usize * line + REST
     }
@@ -117,6 +123,7 @@ impl Screen {
     /// [`Screen::new`].
     pub fn resize(&mut self, rows: u16, columns: u16) {
         let (rows, columns) = (usize::from(rows.max(1)), usize::from(columns.max(1)));
+        self.state.last = None;
         self.state.terminal.resize(columns, rows);
         self.state.followed.resize(rows);
     }

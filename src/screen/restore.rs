@@ -2,11 +2,12 @@
 
 use avt::{Cell, Line, Pen, Terminal};
 
+use super::clusters::Clusters;
 use super::hidden::{Hidden, Saved};
 use super::modes::put;
 use super::sgr::{write_ops, write_pen};
 use super::sink::Kind;
-use super::{ALTERNATE_AND_CURSOR, Screen};
+use super::{ALTERNATE_AND_CURSOR, Screen, State};
 
 /// The beginning of an operating system command that does nothing.
 const IGNORED: &[u8] = b"\x1b]9999;";
@@ -25,9 +26,13 @@ impl Screen {
     pub fn restore(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let state = &self.state;
-        let terminal = &state.terminal;
+        let (terminal, clusters) = (&state.terminal, &state.clusters);
         let hidden = Hidden::of(terminal);
-        write_lines(terminal.primary_screen().visible_lines(), &mut out);
+        write_lines(
+            terminal.primary_screen().visible_lines(),
+            clusters,
+            &mut out,
+        );
         if let Some(tabs) = &hidden.tabs {
             write_tabs(tabs, &mut out);
         }
@@ -41,7 +46,7 @@ impl Screen {
             };
             write_saved(&hidden.saved[0], saves, by, &mut out);
             out.extend_from_slice(b"\x1b[m\x1b[H\x1b[2J");
-            write_lines(terminal.screen().visible_lines(), &mut out);
+            write_lines(terminal.screen().visible_lines(), clusters, &mut out);
             self.write_alternate(&hidden, &mut out);
         } else {
             let mut alternate = Vec::new();
@@ -63,7 +68,7 @@ impl Screen {
             out.extend_from_slice(b"\x1b[?6h");
         }
         let saved = &hidden.saved[usize::from(state.is_alternate())];
-        write_position(terminal, &hidden, saved, &mut out);
+        write_position(state, &hidden, saved, &mut out);
         write_ops(&hidden.pen, &mut out);
         write_switches(terminal, &hidden, &mut out);
         state.modes.write(&mut out);
@@ -102,7 +107,7 @@ impl Screen {
 
 /// Draws lines from the top left corner on. A line that goes on in the next is filled, so that the
 /// terminal knows it too; cells after the last one in use are left alone.
-fn write_lines<'a>(lines: impl Iterator<Item = &'a Line>, out: &mut Vec<u8>) {
+fn write_lines<'a>(lines: impl Iterator<Item = &'a Line>, clusters: &Clusters, out: &mut Vec<u8>) {
     let mut pen = Pen::default();
     let mut newlines = 0;
     let mut continues = false;
@@ -123,7 +128,7 @@ fn write_lines<'a>(lines: impl Iterator<Item = &'a Line>, out: &mut Vec<u8>) {
                 pen = *cell.pen();
                 write_pen(&pen, out);
             }
-            write_character(cell, out);
+            write_character(cell, clusters, out);
         }
         continues = line.is_wrapped();
         newlines += usize::from(!continues);
@@ -133,8 +138,11 @@ fn write_lines<'a>(lines: impl Iterator<Item = &'a Line>, out: &mut Vec<u8>) {
     }
 }
 
-fn write_character(cell: &Cell, out: &mut Vec<u8>) {
-    put(out, format_args!("{}", cell.char()));
+fn write_character(cell: &Cell, clusters: &Clusters, out: &mut Vec<u8>) {
+    match clusters.text(cell.char()) {
+        Some(text) => out.extend_from_slice(text.as_bytes()),
+        None => put(out, format_args!("{}", cell.char())),
+    }
 }
 
 fn write_tabs(tabs: &[u16], out: &mut Vec<u8>) {
@@ -171,7 +179,8 @@ fn write_saved(saved: &Saved, save: &str, alternate: u16, out: &mut Vec<u8>) {
 }
 
 /// Moves the cursor. If the next character will go to the next line, the last one is written again.
-fn write_position(terminal: &Terminal, hidden: &Hidden, saved: &Saved, out: &mut Vec<u8>) {
+fn write_position(state: &State, hidden: &Hidden, saved: &Saved, out: &mut Vec<u8>) {
+    let (terminal, clusters) = (&state.terminal, &state.clusters);
     let cursor = terminal.cursor();
     let (columns, rows) = terminal.size();
     let last = terminal
@@ -202,7 +211,7 @@ fn write_position(terminal: &Terminal, hidden: &Hidden, saved: &Saved, out: &mut
         let cells = terminal.screen().line(cursor.row).map(Line::cells);
         if let Some(cell) = cells.and_then(|cells| cells.get(column)) {
             write_pen(cell.pen(), out);
-            write_character(cell, out);
+            write_character(cell, clusters, out);
         }
     }
 }

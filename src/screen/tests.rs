@@ -208,3 +208,64 @@ fn a_thousand_by_a_thousand_is_kept_and_restored() {
     screen.resize(1_000, 1_000);
     assert!(screen.restore().len() < 10_000);
 }
+
+#[test]
+fn marks_stay_with_their_characters() {
+    let texts = [
+        "e\u{301}x",
+        "\u{65e5}\u{302}x",
+        "a\u{301}\u{302}\u{303}x",
+        "\u{2764}\u{fe0f}x",
+        "क\u{94d}x",
+    ];
+    for written in texts {
+        let mut screen = screen(format!("{written}\x1b[6n\r").as_bytes());
+        let restored = text(&screen.restore());
+        assert!(restored.starts_with(written), "{written:?} in {restored:?}");
+        let column = if written.starts_with('\u{65e5}') {
+            4
+        } else {
+            3
+        };
+        assert_eq!(
+            text(&screen.take_answers()),
+            format!("\x1b[1;{column}R"),
+            "{written:?}"
+        );
+    }
+    let at_the_edge = format!("{}e\u{301}", "-".repeat(19));
+    let restored = text(&screen(format!("{at_the_edge}x").as_bytes()).restore());
+    assert!(
+        restored.starts_with(&format!("{at_the_edge}x")),
+        "{restored:?}"
+    );
+}
+
+#[test]
+fn marks_without_a_character_are_left_out() {
+    for written in [
+        "\u{301}",
+        "a\r\u{301}",
+        "a\x1b[m\u{301}",
+        "\u{100000}",
+        "\u{3f000}",
+    ] {
+        let restored = text(&screen(written.as_bytes()).restore());
+        let unknown = |character| matches!(character, '\u{301}' | '\u{100000}' | '\u{3f000}');
+        assert!(!restored.contains(unknown), "{written:?} in {restored:?}");
+    }
+    let many = format!("a{}b", "\u{301}".repeat(1_000));
+    assert!(screen(many.as_bytes()).restore().len() < 60);
+}
+
+#[test]
+fn marks_find_room_again_when_others_have_left_the_screen() {
+    let mut screen = Screen::new(4, 20);
+    for base in '\u{4e00}'..'\u{6000}' {
+        screen.feed(format!("{base}\u{302}\r\n").as_bytes());
+    }
+    let bases: String = ('a'..='z').map(|base| format!("{base}\u{302}")).collect();
+    screen.feed(bases.as_bytes());
+    let restored = text(&screen.restore());
+    assert_eq!(restored.matches('\u{302}').count(), 28, "{restored:?}");
+}

@@ -4,6 +4,7 @@ use avt::parser::{ElScope, Function};
 use unicode_width::UnicodeWidthChar;
 
 use super::State;
+use super::clusters::Clusters;
 
 impl State {
     /// Text that begins with no part of a character.
@@ -14,6 +15,8 @@ impl State {
             let (run, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
             if ascii {
                 self.functions(run.iter().filter_map(|byte| ascii_function(*byte)));
+                let last = run.last().filter(|byte| matches!(byte, 0x20..=0x7e));
+                self.last = last.map(|byte| char::from(*byte));
             } else {
                 self.characters(run, rest.is_empty());
             }
@@ -41,11 +44,47 @@ impl State {
         }
     }
 
-    fn print(&mut self, text: &str) {
-        let shown = text
-            .chars()
-            .filter(|character| character.width() != Some(0));
-        self.functions(shown.map(Function::Print));
+    fn print(&mut self, mut text: &str) {
+        while !text.is_empty() {
+            let mark = text.find(|character: char| character.width() == Some(0));
+            let (shown, rest) = text.split_at(mark.unwrap_or(text.len()));
+            if let Some(last) = shown.chars().next_back() {
+                self.functions(
+                    shown
+                        .chars()
+                        .map(|kept| Function::Print(Clusters::kept(kept))),
+                );
+                self.last = Some(Clusters::kept(last));
+            }
+            let mut rest = rest.chars();
+            if let Some(mark) = rest.next() {
+                self.mark(mark);
+            }
+            text = rest.as_str();
+        }
+    }
+
+    /// Adds a character without a width to the one that was written just before. Where that is may be
+    /// unknown at the end of a line that does not wrap.
+    fn mark(&mut self, mark: char) {
+        let (columns, _) = self.terminal.size();
+        let Some(base) = self.last else {
+            return;
+        };
+        let behind = self.terminal.cursor().col;
+        let column = behind.checked_sub(base.width().unwrap_or(1));
+        let wraps = self.followed.wraps() || behind + 1 < columns;
+        let certain = wraps && !self.followed.inserts();
+        let (Some(column), true) = (column, certain) else {
+            return;
+        };
+        let Some(marked) = self.clusters.with_mark(base, mark, &self.terminal) else {
+            return;
+        };
+        let column = u16::try_from(column + 1).unwrap_or(u16::MAX);
+        self.terminal
+            .execute([Function::Cha(column), Function::Print(marked)]);
+        self.last = Some(marked);
     }
 
     /// Executes what text is made of: characters and controls.

@@ -1,6 +1,6 @@
 //! What a program may write, by the part of a terminal that it is about.
 
-pub(crate) const SCRIPTS: [(&str, &str); 27] = [
+pub(crate) const SCRIPTS: [(&str, &str); 28] = [
     ("text", "one\r\ntwo\r\n\r\n  three  \r\n"),
     (
         "colours",
@@ -49,6 +49,10 @@ pub(crate) const SCRIPTS: [(&str, &str); 27] = [
         "\x1b[3;10r\x1b[?6h\x1b[2;2Hinside\x1b[20;1Hlast",
     ),
     ("wide characters", "日本語 and 한국어\r\n\x1b[2;79H日本"),
+    (
+        "characters with marks",
+        "e\u{301}a\u{308} n\u{303}\r\n\x1b[31mo\u{302}\x1b[0m end\x1b[5;80He\u{301}",
+    ),
     (
         "wrapped line",
         "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234\r\nend",
