@@ -5,6 +5,7 @@
 //! once. C1 controls count in the UTF-8 form (U+0080 to U+009F), as in xterm and VTE, and not as
 //! single bytes.
 
+use super::sequence::is_intermediate;
 use super::sink::{Kind, Sink};
 
 /// The most bytes that a control sequence (`CSI`) or an escape sequence may have. Longer ones are
@@ -51,6 +52,10 @@ impl Framer {
             let used = match self.state {
                 State::Ground => self.ground(bytes, sink),
                 State::String(kind) => self.string(kind, bytes, sink),
+                State::Csi => match self.parameters(bytes) {
+                    0 => self.step(byte, sink),
+                    run => run,
+                },
                 _ => self.step(byte, sink),
             };
             bytes = &bytes[used..];
@@ -117,6 +122,17 @@ impl Framer {
             Some(end) => sink.text(&bytes[..end]),
         }
         end.unwrap_or(bytes.len())
+    }
+
+    /// Adds the parameters and intermediates that come next, unless they are too many; how many.
+    fn parameters(&mut self, bytes: &[u8]) -> usize {
+        let is_inside = |byte: &&u8| (0x20..0x40).contains(*byte);
+        let run = bytes.iter().take_while(is_inside).count();
+        if self.raw.len() + run > SEQUENCE_LIMIT {
+            return 0;
+        }
+        self.raw.extend_from_slice(&bytes[..run]);
+        run
     }
 
     /// The part of a string up to a byte that may end it, or that byte.
@@ -280,8 +296,4 @@ impl Framer {
             }
         };
     }
-}
-
-pub(super) fn is_intermediate(byte: &u8) -> bool {
-    (0x20..0x30).contains(byte)
 }

@@ -1,32 +1,36 @@
 //! The parts of a finished control sequence or string.
 
+use std::borrow::Cow;
+
 /// The most parameters that are looked at.
 const PARAMETERS: usize = 32;
 
 /// A control sequence: an optional private marker, parameters, intermediates, a final byte.
 #[derive(Debug)]
-pub(super) struct Csi {
+pub(super) struct Csi<'a> {
     /// Everything after the introducer.
-    body: Vec<u8>,
+    body: Cow<'a, [u8]>,
     /// How many bytes of `body` are parameters, after the marker.
     parameters: usize,
 }
 
-impl Csi {
+impl<'a> Csi<'a> {
     /// Of the bytes of a sequence from its introducer to its final byte; controls and other bytes
     /// that came between them are left out. `None` if its parts are out of order: terminals ignore
     /// such a sequence.
-    pub(super) fn new(raw: &[u8]) -> Option<Self> {
+    pub(super) fn new(raw: &'a [u8]) -> Option<Self> {
         let is_part = |byte: &u8| (0x20..0x7f).contains(byte);
-        let inside = after_introducer(raw).iter().copied();
-        let body: Vec<u8> = inside.filter(is_part).collect();
+        let inside = after_introducer(raw);
+        let body: Cow<[u8]> = if inside.iter().all(is_part) {
+            inside.into()
+        } else {
+            inside.iter().copied().filter(is_part).collect()
+        };
         let (_, rest) = body.split_last()?;
         let rest = rest.strip_prefix(&[marker(&body)]).unwrap_or(rest);
         let is_parameter = |byte: &&u8| (b'0'..=b';').contains(*byte);
         let parameters = rest.iter().take_while(is_parameter).count();
-        let are_intermediates = rest[parameters..]
-            .iter()
-            .all(super::framer::is_intermediate);
+        let are_intermediates = rest[parameters..].iter().all(is_intermediate);
         are_intermediates.then_some(Self { body, parameters })
     }
 
@@ -140,4 +144,9 @@ pub(super) fn is_terminated(raw: &[u8]) -> bool {
     [&b"\x1b\\"[..], b"\xc2\x9c", b"\x07"]
         .iter()
         .any(|end| raw.ends_with(end))
+}
+
+/// Whether a byte stands between the parameters and the final byte of a sequence.
+pub(super) fn is_intermediate(byte: &u8) -> bool {
+    (0x20..0x30).contains(byte)
 }

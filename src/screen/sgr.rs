@@ -11,8 +11,8 @@ use super::sequence::number;
 /// The body of an SGR sequence with the attributes that `avt` does not know left out or replaced:
 /// its parameters would be taken for attributes of their own.
 pub(super) fn simplified(body: &[u8]) -> Cow<'_, [u8]> {
-    let has = |part: &[u8]| body.windows(part.len()).any(|bytes| bytes == part);
-    if !(has(b"58") || has(b"21") || has(b"4:")) {
+    let misread = |pair: &[u8]| matches!(pair, b"58" | b"21" | b"4:");
+    if !body.windows(2).any(misread) {
         return body.into();
     }
     let body = body.strip_suffix(b"m").unwrap_or(body);
