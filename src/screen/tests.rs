@@ -141,6 +141,10 @@ fn nothing_that_a_program_repeats_makes_the_screen_larger() {
         let screen = screen(&flood.repeat(20_000).into_bytes());
         assert!(screen.restore().len() < 10_000, "{flood:?}");
     }
+    for begun in ["\x1b[", "\x1b ", "\x1b]2;", "\x1bP", "\x1b_"] {
+        let screen = screen(&[begun, &"1;".repeat(20_000)].concat().into_bytes());
+        assert!(screen.restore().len() < 5_000, "{begun:?}");
+    }
     let title = [&b"\x1b]2;"[..], "é".repeat(1_500).as_bytes(), b"\x07"].concat();
     let restored = text(&screen(&title).restore());
     assert_eq!(restored.matches('é').count(), 512);

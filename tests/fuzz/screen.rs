@@ -114,6 +114,12 @@ pub(crate) fn written() -> impl Strategy<Value = Vec<u8>> {
         long.resize(count + 4, b'x');
         long
     });
+    let parameters = (
+        0..300_usize,
+        prop::sample::select(&["m", "6n", "\x0eH", ""][..]),
+    );
+    let parameters = parameters
+        .prop_map(|(count, last)| format!("\x1b[{}{last}", "0".repeat(count)).into_bytes());
     let piece = prop_oneof![
         30 => part,
         20 => sequence,
@@ -121,6 +127,7 @@ pub(crate) fn written() -> impl Strategy<Value = Vec<u8>> {
         3 => noise,
         4 => lines,
         1 => long,
+        1 => parameters,
     ];
     prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
 }
