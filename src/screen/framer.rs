@@ -6,14 +6,7 @@
 //! single bytes.
 
 use super::sequence::is_intermediate;
-use super::sink::{Kind, Sink};
-
-/// The most bytes that a control sequence (`CSI`) or an escape sequence may have. Longer ones are
-/// swallowed whole, as no terminal acts on them in one way.
-pub(super) const SEQUENCE_LIMIT: usize = 256;
-
-/// The most bytes of a string (OSC, DCS and their like) that are held back until its end.
-pub(super) const STRING_LIMIT: usize = 4096;
+use super::sink::{Kind, SEQUENCE_LIMIT, STRING_LIMIT, Sink};
 
 const BEL: u8 = 0x07;
 const CAN: u8 = 0x18;
@@ -124,14 +117,20 @@ impl Framer {
         end.unwrap_or(bytes.len())
     }
 
-    /// Adds the parameters and intermediates that come next, unless they are too many; how many.
+    /// Adds the parameters and intermediates that come next, up to the limit; how many.
     fn parameters(&mut self, bytes: &[u8]) -> usize {
+        let long = self.is_long();
+        let room = SEQUENCE_LIMIT.saturating_sub(self.raw.len());
+        let bytes = if long {
+            bytes
+        } else {
+            &bytes[..room.min(bytes.len())]
+        };
         let is_inside = |byte: &&u8| (0x20..0x40).contains(*byte);
         let run = bytes.iter().take_while(is_inside).count();
-        if self.raw.len() + run > SEQUENCE_LIMIT {
-            return 0;
+        if !long {
+            self.raw.extend_from_slice(&bytes[..run]);
         }
-        self.raw.extend_from_slice(&bytes[..run]);
         run
     }
 

@@ -114,7 +114,9 @@ impl Screen {
         BUFFERS * rows as usize * line + REST
     }
 
-    /// Takes what the program wrote next.
+    /// Takes what the program wrote next. Much at once costs less: of a long run of lines without
+    /// sequences only those are looked at that will be seen. No more than a line is ever written for
+    /// one sequence, but a sequence of four bytes may erase the whole screen.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.framer.feed(bytes, &mut self.state);
     }

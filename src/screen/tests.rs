@@ -237,6 +237,8 @@ fn marks_stay_with_their_characters() {
             "{written:?}"
         );
     }
+    let drawn = text(&screen("\x1b(0q\u{302}".as_bytes()).restore());
+    assert!(drawn.starts_with("─\u{302}"), "{drawn:?}");
     let at_the_edge = format!("{}e\u{301}", "-".repeat(19));
     let restored = text(&screen(format!("{at_the_edge}x").as_bytes()).restore());
     assert!(

@@ -68,16 +68,23 @@ impl State {
     /// unknown at the end of a line that does not wrap.
     fn mark(&mut self, mark: char) {
         let (columns, _) = self.terminal.size();
-        let Some(base) = self.last else {
+        let Some(last) = self.last else {
             return;
         };
-        let behind = self.terminal.cursor().col;
-        let column = behind.checked_sub(base.width().unwrap_or(1));
+        let cursor = self.terminal.cursor();
+        let behind = cursor.col;
+        let column = behind.checked_sub(last.width().unwrap_or(1));
         let wraps = self.followed.wraps() || behind + 1 < columns;
         let certain = wraps && !self.followed.inserts();
         let (Some(column), true) = (column, certain) else {
             return;
         };
+        // The cell, as what was written may have been a line drawing character.
+        let line = self.terminal.screen().line(cursor.row);
+        let Some(cell) = line.and_then(|line| line.cells().get(column)) else {
+            return;
+        };
+        let base = cell.char();
         let Some(marked) = self.clusters.with_mark(base, mark, &self.terminal) else {
             return;
         };
