@@ -215,7 +215,7 @@ const COMMANDS: [Habit; 50] = [
 ];
 
 /// Options that do not exist, with their verb, and what to do instead.
-const OPTIONS: [Habit; 23] = [
+const OPTIONS: [Habit; 21] = [
     ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
         "",
@@ -263,18 +263,8 @@ const OPTIONS: [Habit; 23] = [
     ("run", "--restart", "evloopd does not restart processes"),
     (
         "run",
-        "--tty",
-        "a program gets pipes, not a terminal: leave the option out",
-    ),
-    (
-        "run",
         "-p",
         "processes use the host's ports: leave the option out",
-    ),
-    (
-        "run",
-        "-t",
-        "a program gets pipes, not a terminal: leave the option out",
     ),
     ("run", "--user", "a process runs as the daemon's user"),
     ("run", "-u", "a process runs as the daemon's user"),

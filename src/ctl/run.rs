@@ -156,6 +156,10 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
 
 /// Runs the program with a terminal, or joins the one that has the name.
 async fn at_terminal(session: &Session, args: Run, name: String, how: Foreground) -> Outcome {
+    if args.interactive && !rustix::termios::isatty(std::io::stdin()) {
+        let advice = "leave out -t to pass it on, or -i to pass on nothing";
+        return Err(Failure::new("-i", "stdin is not a terminal").advice(advice));
+    }
     let (named, rm) = (args.name.is_some(), args.rm);
     let (keys, input) = (args.detach_keys.clone(), how.input);
     let request = args.registration(session, name, if input { Stdio::Pty } else { Stdio::Null })?;

@@ -37,7 +37,7 @@ struct Shape {
 impl Shape {
     fn of(path: &str) -> Self {
         let method = path.rsplit('/').next().unwrap_or_default();
-        let both = matches!(method, "Attach" | "ServerReflectionInfo");
+        let both = matches!(method, "Attach" | "AttachTerminal" | "ServerReflectionInfo");
         Self {
             requests: both,
             answers: both || matches!(method, "Subscribe" | "Run" | "Watch"),

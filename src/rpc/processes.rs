@@ -232,14 +232,9 @@ impl ProcessService for Api {
         let terminal = self.terminals.get(on.id(), watch.watch_id);
         let none = || Error::wrong_state("the watch is not a process with a terminal");
         let view = terminal.ok_or_else(none)?.view(size, open.read_only).await;
-        let start = if open.from_start {
-            from_birth(&watch)
-        } else {
-            Start::Now
-        };
-        let reader = on
-            .journal()
-            .reader(start, Filter::life_of(watch.watch_id))?;
+        // A screen, if one comes first, moves it forward.
+        let filter = Filter::life_of(watch.watch_id);
+        let reader = on.journal().reader(from_birth(&watch), filter)?;
         let header = RunHeader {
             instance: self.identity.instance.clone(),
             loop_id: on.id(),

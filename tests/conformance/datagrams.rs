@@ -152,29 +152,30 @@ async fn a_datagram_that_is_cut_says_its_full_length(scene: &mut Scene) {
 }
 
 async fn datagrams_that_wait_together_keep_their_order_lengths_and_senders(scene: &mut Scene) {
-    const MOST: usize = 300;
+    const MOST: u16 = 300;
     let spec = DatagramSpec {
-        max_size: MOST as u32,
+        max_size: MOST.into(),
         start_paused: true,
         ..DatagramSpec::default()
     };
     let (id, at) = bound(scene, spec).await;
     let senders = [socket(), socket(), socket()];
     // More than one system call receives, with empty ones and ones that are cut between others.
-    let lens: Vec<usize> = (0..50).map(|nth| nth * 37 % 400).collect();
-    for (nth, len) in lens.iter().enumerate() {
-        let data = vec![nth as u8; *len];
-        senders[nth % 3]
-            .0
-            .send_to(&data, ("127.0.0.1", at))
-            .unwrap();
+    let sent: Vec<(u8, u16)> = (0..50)
+        .map(|nth| (nth, u16::from(nth) * 37 % 400))
+        .collect();
+    let sender = |nth: u8| &senders[usize::from(nth) % 3];
+    for (nth, len) in &sent {
+        let data = vec![*nth; usize::from(*len)];
+        sender(*nth).0.send_to(&data, ("127.0.0.1", at)).unwrap();
     }
     scene.pause_reading(id, false).await;
-    for (nth, len) in lens.into_iter().enumerate() {
-        let got = scene.datagram_at(id, nth).await;
-        assert_eq!(got.data, vec![nth as u8; len.min(MOST)]);
-        assert_eq!(got.full_length, if len > MOST { len as u64 } else { 0 });
-        assert_eq!(got.peer, Some(inet("127.0.0.1", senders[nth % 3].1)));
+    for (nth, len) in sent {
+        let got = scene.datagram_at(id, nth.into()).await;
+        assert_eq!(got.data, vec![nth; len.min(MOST).into()]);
+        let cut = if len > MOST { len } else { 0 };
+        assert_eq!(got.full_length, u64::from(cut));
+        assert_eq!(got.peer, Some(inet("127.0.0.1", sender(nth).1)));
         assert_eq!(got.local_ip, "127.0.0.1");
     }
 }

@@ -21,6 +21,7 @@ on_each_child_watcher!(
     a_new_size_is_told_to_the_program_and_to_clients,
     the_foreground_gets_signals,
     a_removed_child_is_hung_up,
+    a_shell_that_ignores_sigterm_ends_when_it_is_removed,
     no_child_has_the_terminal_of_another,
     a_terminal_is_not_compared,
     what_is_no_terminal_is_refused,
@@ -224,6 +225,15 @@ async fn a_removed_child_is_hung_up(scene: &mut Scene) {
     ];
     scene.recorder.first(id, "removed").await;
     assert_eq!(scene.recorder.kinds(id), kinds);
+}
+
+async fn a_shell_that_ignores_sigterm_ends_when_it_is_removed(scene: &mut Scene) {
+    let mut spec = at_terminal(shell("trap '' TERM; echo ready; while :; do read x; done"));
+    spec.kill_grace = Some(crate::common::seconds(3000));
+    let id = scene.spawn(spec).await;
+    shows(scene, id, "ready").await;
+    scene.remove(id).await;
+    assert_eq!(scene.exited(id).await.status, Some(Status::Signal(1)));
 }
 
 async fn no_child_has_the_terminal_of_another(scene: &mut Scene) {

@@ -92,7 +92,7 @@ pub(super) async fn attached(session: &Session, watch: &Watch, options: Options)
         over = view.run() => over,
         left = process.relay(&mut signals, &state) => Ok(Over::Left(left)),
     };
-    view.leave().await;
+    view.leave();
     let exited = view.exited.take();
     // The user's terminal is as it was before the daemon is told anything.
     drop(view);
@@ -348,7 +348,7 @@ impl<'a> View<'a> {
         let (before, rest) = keys.split_at(at);
         self.send(before.to_vec());
         if self.suspends().await {
-            self.leave().await;
+            self.leave();
             if let Some(local) = &mut self.local {
                 local.restore();
                 let _ = local.stop_job();
@@ -433,7 +433,7 @@ impl<'a> View<'a> {
     }
 
     /// Undoes what the program has turned on in the user's terminal.
-    async fn leave(&mut self) {
+    fn leave(&mut self) {
         if self.stdout_is_terminal {
             let undo = self.modes.undo();
             if !undo.is_empty() {

@@ -102,7 +102,10 @@ impl Specification for proto::ProcessSpec {
 /// Returns the signals that ask the child to end.
 fn end_signals(process: &proto::ProcessSpec) -> Result<EndSignals> {
     let mut signals = EndSignals::default();
-    if !process.stop_signal.is_empty() {
+    if process.stop_signal.is_empty() {
+        // An interactive shell ignores SIGTERM, and ends when its terminal hangs up.
+        signals.hang_up = process.terminal.is_some();
+    } else {
         signals.first = convert::signal("spec.process.stop_signal", &process.stop_signal)?;
     }
     Ok(signals)

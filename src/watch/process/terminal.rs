@@ -266,7 +266,7 @@ impl Process {
 
     pub(super) fn terminal_status(&self) -> Option<TerminalStatus> {
         let terminal = self.terminal.as_ref()?;
-        let foreground = terminal.foreground().map_or(0, |pid| pid.as_raw_pid());
+        let foreground = terminal.foreground().map_or(0, Pid::as_raw_pid);
         let modes = terminal.modes().ok();
         let signals = modes.is_some_and(|modes| modes.local_modes.contains(LocalModes::ISIG));
         Some(TerminalStatus {
