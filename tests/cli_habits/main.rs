@@ -100,7 +100,7 @@ async fn run(daemon: &Daemon, command: &str) -> (String, i32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn habits_of_other_tools_work_or_name_the_right_command() {
-    let daemon = Daemon::start("").await;
+    let daemon = Daemon::start("[children]\ncgroups = \"off\"").await;
     let mut wrong = Vec::new();
     let steps = steps(HABITS);
     assert!(steps.len() >= 30, "{}", steps.len());
