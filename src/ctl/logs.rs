@@ -63,6 +63,9 @@ pub(super) struct Logs {
     /// For several processes, do not begin each line with the process's name
     #[arg(long, visible_alias = "no-log-prefix")]
     no_prefix: bool,
+    /// At a terminal, print also what it would answer (queries), and titles and clipboard writes
+    #[arg(long)]
+    raw: bool,
     #[command(flatten)]
     names: Watches,
 }
@@ -96,6 +99,7 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
         until_ns: args.until.map(parse::nanoseconds),
     };
     let (follow, timestamps, no_prefix) = (args.follow, args.timestamps, args.no_prefix);
+    let raw = args.raw;
     // `conflicts_with` of clap overlooks a global option before the verb.
     if session.json && (args.tail.is_some() || !range.is_whole() || timestamps) {
         let what = "--json prints all events; it cannot be used with -n, --since, --until or -t";
@@ -111,16 +115,23 @@ pub(super) async fn run(session: &Session, args: Logs) -> Outcome {
     }
     let processes = found(session, asked).await?;
     match <[Watch; 1]>::try_from(processes) {
-        Ok([process]) if range.is_whole() && !timestamps => through(session, follow, process).await,
+        Ok([process]) if range.is_whole() && !timestamps => {
+            through(session, follow, raw, process).await
+        }
         Ok([process]) => {
-            let shown = Shown::new(&[&process], timestamps, true);
+            let shown = Shown::new(&[&process], timestamps, true, raw);
             by_line(session, vec![process], follow, range, shown).await
         }
         Err(_) if session.json => {
             Err(Failure::plain("--json is allowed for one process only").code(USAGE))
         }
         Err(processes) => {
-            let shown = Shown::new(&processes.iter().collect::<Vec<_>>(), timestamps, no_prefix);
+            let shown = Shown::new(
+                &processes.iter().collect::<Vec<_>>(),
+                timestamps,
+                no_prefix,
+                raw,
+            );
             by_line(session, processes, follow, range, shown).await
         }
     }
@@ -162,10 +173,13 @@ fn feed(session: &Session, process: &Watch, follow: bool) -> Feed {
 }
 
 /// Prints all output of one process, byte for byte.
-async fn through(session: &Session, follow: bool, process: Watch) -> Outcome {
+async fn through(session: &Session, follow: bool, raw: bool, process: Watch) -> Outcome {
     let mut feed = feed(session, &process, follow);
     let until = if follow { Until::Done } else { Until::CaughtUp };
     let (mut transcript, output_state) = (Transcript::new(session.json), OutputState::default());
+    if !raw {
+        transcript = transcript.without_questions();
+    }
     let read = tokio::select! {
         read = transcript.run(&mut feed, until, &output_state) => read.map(|()| true),
         () = output::reader_gone() => Ok(false),

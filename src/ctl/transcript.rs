@@ -1,7 +1,7 @@
 //! Writes the output of a process to stdout and stderr of evloopctl, byte for byte.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use super::output::{json_lines, messages};
 use super::sink::Sink;
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Gap, Stream};
+use crate::screen::Quiet;
 
 /// When writing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) struct Transcript {
     pub(super) ledger: Ledger,
     /// stdout and stderr; `None` before the first write.
     sinks: [Option<Sink>; 2],
+    /// For stdout and stderr, what leaves out what a terminal would answer; `None` if all is written.
+    quiet: [Option<Quiet>; 2],
 }
 
 /// Consecutive bytes of one stream.
@@ -47,6 +50,13 @@ impl Transcript {
             json,
             ..Self::default()
         }
+    }
+
+    /// Leaves out what a terminal would answer or take away from its user, where the output goes to one.
+    pub(super) fn without_questions(mut self) -> Self {
+        let terminals = [io::stdout().is_terminal(), io::stderr().is_terminal()];
+        self.quiet = terminals.map(|is_terminal| is_terminal.then(Quiet::new));
+        self
     }
 
     /// Writes output until the stream ends or `until` is reached. Updates `output_state` meanwhile.
@@ -113,7 +123,12 @@ impl Transcript {
         written.map_err(|error| Failure::output(&error))
     }
 
-    async fn pass_on(&mut self, stretch: Stretch, taken: impl Fn()) -> io::Result<()> {
+    async fn pass_on(&mut self, mut stretch: Stretch, taken: impl Fn()) -> io::Result<()> {
+        if let Some(quiet) = &mut self.quiet[usize::from(stretch.is_stderr)] {
+            for piece in &mut stretch.pieces {
+                *piece = quiet.filter(piece).into();
+            }
+        }
         let sink = &mut self.sinks[usize::from(stretch.is_stderr)];
         let sink = match sink {
             Some(sink) => sink,

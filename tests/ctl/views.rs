@@ -167,6 +167,46 @@ async fn a_daemon_that_does_not_answer_keeps_nobody_at_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ctrl_z_stops_evloopctl_where_a_shell_can_continue_it() {
+    let Some(user) = User::new() else { return };
+    let daemon = Daemon::start("").await;
+    let shell = ["setsid", "--ctty", "--wait", "sh", "-i"];
+    let mut shell = at(&user.theirs, &daemon, &shell);
+    let evloopctl = env!("CARGO_BIN_EXE_evloopctl");
+    let line = format!("{evloopctl} run -- sh -c 'echo be''gun; exec sleep 1000'\r");
+    user.types(line.as_bytes());
+    user.sees("begun").await;
+    user.types(b"\x1a");
+    user.sees("topped").await;
+    user.types(b"fg\r");
+    user.sees("begun").await;
+    user.types(b"\x10\x11");
+    user.sees("it runs on").await;
+    user.types(b"exit\r");
+    within("the shell's end", shell.wait()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn logs_ask_a_terminal_nothing() {
+    let Some(user) = User::new() else { return };
+    let daemon = Daemon::start("").await;
+    let output = "\x1b[c\x1b]52;c;eA==\x07\x1b]2;title\x07text\n";
+    let run = ["run", "--name", "asks", "--", "printf", output];
+    ctl(&daemon.socket, &run).await;
+    for options in [&[][..], &["-t"]] {
+        let client = user.runs(&daemon, &[&["logs"], options, &["asks"]].concat());
+        let seen = user.sees("text").await;
+        assert!(!seen.contains('\x1b'), "{seen:?}");
+        assert_eq!(code(client).await, Some(0));
+    }
+    let client = user.runs(&daemon, &["logs", "--raw", "asks"]);
+    let seen = user.sees("text").await;
+    assert!(seen.contains("\x1b[c") && seen.contains("52;c"), "{seen:?}");
+    assert_eq!(code(client).await, Some(0));
+    assert_eq!(ctl(&daemon.socket, &["logs", "asks"]).await.stdout, output);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_terminal_has_the_size_of_the_view_that_was_typed_into_last() {
     let (Some(first), Some(second)) = (User::new(), User::new()) else {
         return;

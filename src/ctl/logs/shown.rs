@@ -1,7 +1,7 @@
 //! Writes lines to stdout and stderr, with the names of processes and times before them.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use anstream::adapter::strip_str;
 use anstream::stream::RawStream;
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::super::failure::Failure;
 use super::lines::Line;
 use crate::proto::{Stream, Watch};
+use crate::screen::Quiet;
 
 /// The number of bytes from which lines are written at once; fewer wait for [`Shown::flush`].
 const PIECE: usize = 64 * 1024;
@@ -21,6 +22,9 @@ const PIECE: usize = 64 * 1024;
 pub(super) struct Shown {
     /// The text before each line of a process, for stdout and for stderr; may be empty.
     prefixes: Vec<[String; 2]>,
+    /// For stdout and stderr of each process, what leaves out what a terminal would answer; `None` if
+    /// all is written.
+    quiet: Vec<[Option<Quiet>; 2]>,
     timestamps: bool,
     /// Lines that are not written yet, all of one stream.
     waiting: Vec<u8>,
@@ -29,7 +33,7 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn new(processes: &[&Watch], timestamps: bool, no_prefix: bool) -> Self {
+    pub(super) fn new(processes: &[&Watch], timestamps: bool, no_prefix: bool, raw: bool) -> Self {
         const COLOURS: [AnsiColor; 5] = [
             AnsiColor::Cyan,
             AnsiColor::Yellow,
@@ -53,7 +57,10 @@ impl Shown {
             let colours = COLOURS.iter().cycle();
             processes.iter().zip(colours).map(prefix).collect()
         };
+        let terminals = [io::stdout().is_terminal(), io::stderr().is_terminal()];
+        let quiet = || terminals.map(|is_terminal| (is_terminal && !raw).then(Quiet::new));
         Self {
+            quiet: processes.iter().map(|_| quiet()).collect(),
             prefixes,
             timestamps,
             waiting: Vec::new(),
@@ -84,7 +91,11 @@ impl Shown {
             let _ = write!(text, " ");
             self.waiting.extend_from_slice(text.as_bytes());
         }
-        self.waiting.extend_from_slice(&line.bytes);
+        let quiet = self.quiet.get_mut(index);
+        match quiet.map(|both| &mut both[usize::from(line.stream == Stream::Stderr)]) {
+            Some(Some(quiet)) => self.waiting.extend(quiet.filter(&line.bytes)),
+            _ => self.waiting.extend_from_slice(&line.bytes),
+        }
         // A fragment gets a newline if a prefix or a time could follow it on the same line.
         if line.whole || self.timestamps || !prefix.is_empty() {
             self.waiting.push(b'\n');
