@@ -169,6 +169,7 @@ impl View {
             restore: shot.restore.into(),
             size: Some(shot.size),
             through,
+            exited: shot.exited,
         })))
     }
 }

@@ -21,7 +21,7 @@ use crate::error::{Result, SystemError};
 use crate::event_loop::{Handle, WatchName};
 use crate::journal::{Read, Reader};
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Stream, TerminalSize};
+use crate::proto::{Batch, Exited, Stream, TerminalSize};
 use crate::screen::Screen;
 use views::Views;
 
@@ -48,6 +48,8 @@ pub struct Shot {
     pub size: TerminalSize,
     /// The sequence number of the last event of the terminal that it shows.
     pub shown: u64,
+    /// How the process has ended, which may be before that.
+    pub exited: Option<Exited>,
 }
 
 /// What a screen shows, and how far it has come.
@@ -57,6 +59,7 @@ struct Shown {
     size: TerminalSize,
     /// The sequence number of the last event that it shows.
     seq: u64,
+    exited: Option<Exited>,
 }
 
 /// The terminal of a process.
@@ -86,6 +89,7 @@ impl Terminal {
             restore: shown.screen.restore(),
             size: shown.size,
             shown: shown.seq,
+            exited: shown.exited.clone(),
         }
     }
 
@@ -121,7 +125,10 @@ impl Terminal {
 
     fn fit_later(self: &Arc<Self>) {
         let terminal = Arc::clone(self);
-        tokio::spawn(async move { terminal.fit().await });
+        // A view that closes because the daemon ends needs no size.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { terminal.fit().await });
+        }
     }
 
     /// Writes input to the terminal, as fast as it takes it.
@@ -166,6 +173,10 @@ impl Terminal {
                         shown.screen.resize(rows, columns);
                         shown.size = size;
                     }
+                    Some(Kind::Exited(exited)) => {
+                        shown.exited = Some(exited);
+                        continue;
+                    }
                     kind => {
                         removed |= matches!(kind, Some(Kind::Removed(_)));
                         continue;
@@ -183,8 +194,9 @@ impl Terminal {
             let (answers, removed) = self.feed(&read);
             self.through.send_replace(read.through);
             if !answers.is_empty() && !self.views.borrow().has_active() {
-                // A process that has ended waits for no answer.
-                let _ = self.take(Bytes::from(answers)).await;
+                // A process that has ended waits for no answer, and one that reads none gets no more
+                // of them than its input holds: the screen must not wait for it.
+                let _ = self.on.write(self.name(), answers.into(), None).await;
             }
             if removed {
                 break;
@@ -299,6 +311,7 @@ impl Terminals {
                 screen: Screen::new(rows, columns),
                 size,
                 seq: reader.after(),
+                exited: None,
             }),
             through: watch::Sender::new(reader.after()),
             views: watch::Sender::default(),

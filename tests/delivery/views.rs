@@ -14,8 +14,10 @@ use tonic::{Code, Streaming};
 
 use crate::common::{Daemon, Scene, by_id, connect_with, refused, shell, within};
 
-/// A journal that is far smaller than the output of the processes.
+/// A journal that is far smaller than the output of the processes, and small buffers for input.
 const CONFIG: &str = r#"
+[limits]
+write_buffer = "64KiB"
 [policy.small]
 extends = "default"
 journal_bytes = "512KiB"
@@ -98,6 +100,7 @@ impl View {
                 self.screens += 1;
                 self.seen = screen.restore.to_vec();
                 self.cursor = screen.through.unwrap().seq;
+                self.exited = screen.exited.or(self.exited.take());
             }
             Some(Told::Batch(batch)) => {
                 assert!(
@@ -219,6 +222,19 @@ async fn while_nobody_views_it_a_terminal_answers_by_itself() {
         for answer in ["033   [   5   ;   7   R", "033   [   0   n", "033   [   ?"] {
             assert!(seen.contains(answer), "{answer}: {seen:?}");
         }
+        scene.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_that_reads_no_answers_is_not_held_up() {
+    for mut scene in scenes().await {
+        // More answers than its input can hold.
+        let ask = "stty raw -echo; head -c 600000 /dev/zero | sed 's/\\x00/\\x1b[c/g'; echo done";
+        let id = spawn(&mut scene, ask).await;
+        scene.closed(id).await;
+        let seen = scene.recorder.bytes(id, Stream::Stdout);
+        assert!(seen.ends_with(b"done\n"));
         scene.finish().await;
     }
 }

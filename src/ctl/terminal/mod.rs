@@ -307,7 +307,10 @@ impl<'a> View<'a> {
                     }
                 }
             }
-            Told::Screen(screen) => out.push(self.painted_with(&screen)),
+            Told::Screen(screen) => {
+                out.push(self.painted_with(&screen));
+                self.exited = screen.exited.or(self.exited.take());
+            }
             Told::State(state) => self.active = state.active,
             Told::Header(_) | Told::Goodbye(_) => {}
         }
