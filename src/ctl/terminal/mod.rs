@@ -160,6 +160,7 @@ struct View<'a> {
 }
 
 /// What comes next.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Next {
     Keys(io::Result<Vec<u8>>),
     Release,
