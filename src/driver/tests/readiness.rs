@@ -273,7 +273,7 @@ impl Watched<'_> {
     fn settle(&self) {
         let mut same = 0;
         let mut before = self.expected();
-        while same < 3 {
+        while same < 10 {
             std::thread::sleep(Duration::from_millis(1));
             let now = self.expected();
             same = if now == before { same + 1 } else { 0 };
