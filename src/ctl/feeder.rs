@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{isatty, tcgetpgrp};
+use rustix::termios::isatty;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::Notify;
 
 use super::failure::Failure;
 use super::session::{Session, answer};
+use super::terminal::is_foreground;
 use crate::proto::{LoopRef, WatchRef, WriteEofRequest, WriteRequest};
 
 /// The largest number of bytes that are read at a time.
@@ -149,8 +150,7 @@ pub(super) fn refused(failure: &Failure) -> bool {
 /// Returns whether evloopctl is a background job of its terminal. The kernel stops a background job that reads the
 /// terminal (SIGTTIN).
 pub(super) fn in_background() -> bool {
-    let group = tcgetpgrp(io::stdin());
-    group.is_ok_and(|group| group != rustix::process::getpgrp())
+    is_foreground(io::stdin()) == Some(false)
 }
 
 /// Returns whether the terminal is closed. A read returns its end also for Ctrl-D, after which it is still open.

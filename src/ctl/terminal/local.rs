@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Signal, getpgrp, kill_current_process_group};
+use rustix::process::{Signal, kill_current_process_group};
 use rustix::termios::{
     OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
 };
@@ -42,7 +42,7 @@ impl Local {
 
     /// Returns whether evloopctl is in the terminal's foreground.
     pub(in crate::ctl) fn is_foreground(&self) -> bool {
-        tcgetpgrp(&self.tty).is_ok_and(|group| group == getpgrp())
+        is_foreground(&self.tty) == Some(true)
     }
 
     /// Returns the size of the terminal; `None` if it has none.
@@ -129,5 +129,16 @@ pub(in crate::ctl) fn is_one_terminal() -> bool {
     let device = |fd| rustix::fs::fstat(fd).ok().map(|stat| stat.st_rdev);
     let terminal = device(streams[0]);
     let same = |fd| isatty(fd) && terminal.is_some() && device(fd) == terminal;
-    streams.into_iter().all(same) && tcgetpgrp(streams[0]).is_ok_and(|group| group == getpgrp())
+    streams.into_iter().all(same) && is_foreground(streams[0]) == Some(true)
+}
+
+/// Returns whether evloopctl is in the foreground of a terminal; `None` if `fd` is not its controlling terminal.
+pub(in crate::ctl) fn is_foreground(fd: impl AsFd) -> Option<bool> {
+    let foreground = match tcgetpgrp(fd) {
+        Ok(group) => group.as_raw_pid(),
+        // A group outside evloopctl's pid namespace.
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(_) => return None,
+    };
+    Some(foreground == nix::unistd::getpgrp().as_raw())
 }

@@ -39,7 +39,7 @@ mod keys;
 mod local;
 
 pub(super) use keys::DetachKeys;
-pub(super) use local::{is_one_terminal, local_size};
+pub(super) use local::{is_foreground, is_one_terminal, local_size};
 
 /// The input that may wait for the daemon, in reads of at most 4 KiB. More is dropped with a bell,
 /// as a terminal drops what nobody reads.

@@ -105,10 +105,7 @@ mod tests {
         assert_eq!(Relative::parse(stat), Some(relative));
         let own = i32::try_from(std::process::id()).unwrap();
         let own = Relative::of(own).unwrap();
-        assert_eq!(
-            own.session,
-            rustix::process::getsid(None).unwrap().as_raw_pid()
-        );
+        assert_eq!(own.session, nix::unistd::getsid(None).unwrap().as_raw());
         assert_eq!(Some(own.start), crate::access::start_ticks(own.pid));
     }
 

@@ -240,10 +240,8 @@ impl Hunt {
 
     /// Returns whether the daemon itself is in that session or group, so that it is not the tree's.
     fn is_of_daemon(&self, leader: i32, own: i32) -> bool {
-        let of = |found: rustix::io::Result<rustix::process::Pid>| {
-            found.is_ok_and(|found| found.as_raw_pid() == leader)
-        };
-        leader == own || of(rustix::process::getsid(None)) || of(Ok(rustix::process::getpgrp()))
+        let session = nix::unistd::getsid(None).map(nix::unistd::Pid::as_raw);
+        leader == own || session == Ok(leader) || nix::unistd::getpgrp().as_raw() == leader
     }
 
     /// Sends a signal to all members that live.
