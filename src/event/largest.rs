@@ -65,7 +65,7 @@ pub const ENDED: u32 = ENVELOPE;
 /// `Resized`.
 pub const RESIZED: u32 = ENVELOPE + bytes(2 * SMALL);
 /// `StreamEnd`.
-pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + NUMBER + ERROR;
+pub const STREAM_END: u32 = ENVELOPE + 2 * CHOICE + 2 * NUMBER + ERROR;
 /// `Exited`.
 pub const EXITED: u32 = ENVELOPE
     + bytes(TEXT_MAX)
@@ -257,6 +257,7 @@ mod tests {
                     offset: u64::MAX,
                     reason: 4,
                     error: Some((&error).into()),
+                    flushes: u64::MAX,
                 }),
             ),
             (

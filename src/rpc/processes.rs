@@ -71,6 +71,9 @@ impl Api {
             finished_ttl: request.finished_ttl,
             ..AddWatchRequest::default()
         };
+        if let Some(spec) = &add.spec {
+            self.slots.arrived(&requester.peer, spec::slots(spec)).await;
+        }
         let (mut registration, order) = spec::registration(self, &requester.peer, on, add)?;
         registration.attached = true;
         let added = on.add(registration, order).await?;

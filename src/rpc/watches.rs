@@ -84,7 +84,7 @@ impl Api {
     /// call.
     async fn await_slots(&self, requester: &Requester, requests: &[AddWatchRequest]) {
         let specs = requests.iter().filter_map(|request| request.spec.as_ref());
-        let slots = specs.filter_map(spec::slot);
+        let slots = specs.flat_map(spec::slots);
         self.slots.arrived(&requester.peer, slots).await;
     }
 

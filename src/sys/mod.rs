@@ -14,8 +14,12 @@ mod clone3;
 pub(crate) mod datagram;
 pub(crate) mod pidfd;
 mod spawn;
+mod terminal;
 
-pub(crate) use spawn::{Launch, Step, close_inherited_on_exec, spawn};
+pub(crate) use spawn::{
+    Credentials, Launch, Origin, Place, Scheduling, Step, close_inherited_on_exec, spawn,
+};
+pub(crate) use terminal::{PACKET_FLUSHED, set_packet_mode, signal_foreground, terminal_is_locked};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 {
@@ -202,15 +206,6 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     // SAFETY: the request, whose name for sockets is SIOCOUTQ, writes one int, and `bytes` is one.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
-}
-
-/// Returns whether the terminal of this pseudoterminal master is locked, so that nobody can open it;
-/// `None` if this is no master.
-pub(crate) fn terminal_is_locked(master: BorrowedFd<'_>) -> Option<bool> {
-    let mut locked: libc::c_int = 0;
-    // SAFETY: the request writes one int, and `locked` is one.
-    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTLCK, &raw mut locked) };
-    check(result.into()).ok().map(|_| locked != 0)
 }
 
 /// Returns the number of connections that wait in the queue of a listening TCP socket; `None` for

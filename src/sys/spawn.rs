@@ -6,20 +6,29 @@
 //! Before execve(2) the child only makes system calls with data that `spawn` has prepared. It takes
 //! no lock, allocates nothing and cannot panic, since other threads of the daemon may hold any lock
 //! at that moment.
+//!
+//! A child that runs as another user has a copy of the daemon's memory instead, since from then on
+//! that user may trace it (ptrace(2)), and since a change of user makes the memory that it shares
+//! undumpable (prctl(2)).
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Gid, Resource, Rlimit, Uid, WaitId, WaitIdOptions, waitid};
 
 use super::{check, clone3};
+use prepare::prepare_child;
+
+mod prepare;
 
 /// The program to start and its attributes, all prepared before the child exists.
 #[derive(Debug)]
@@ -30,18 +39,63 @@ pub(crate) struct Launch<'a> {
     /// The environment: strings `NAME=value`.
     pub(crate) env: &'a [CString],
     pub(crate) cwd: &'a CStr,
-    /// stdin, stdout and stderr. None of these descriptors is 0, 1 or 2: if those are closed, the
-    /// standard library opens them before `main`.
-    pub(crate) stdio: [BorrowedFd<'a>; 3],
-    /// The terminal to control, which is one of `stdio`.
+    /// The descriptors that it gets, by ascending number from 0; at least 0, 1 and 2.
+    pub(crate) descriptors: &'a [Place<'a>],
+    /// Whether it leads a new session, not only a new process group.
+    pub(crate) new_session: bool,
+    /// The controlling terminal of the new session.
     pub(crate) terminal: Option<BorrowedFd<'a>>,
     pub(crate) umask: Option<Mode>,
     pub(crate) limits: &'a [(Resource, Rlimit)],
     pub(crate) nice: Option<i32>,
     /// The value in decimal digits.
     pub(crate) oom_score_adj: Option<&'a [u8]>,
+    pub(crate) scheduling: Option<Scheduling>,
+    /// The user that it runs as; `None`: the daemon's.
+    pub(crate) user: Option<&'a Credentials>,
+    /// The signal that it gets when the calling thread ends.
+    pub(crate) death_signal: Option<i32>,
     /// The directory of the cgroup to start it in. `None`: the daemon's.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// A descriptor of the child.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    /// Its number in the child.
+    pub(crate) number: c_int,
+    pub(crate) origin: Origin<'a>,
+}
+
+/// Where a descriptor of the child comes from.
+#[derive(Debug)]
+pub(crate) enum Origin<'a> {
+    /// A descriptor of the daemon. It is not 0, 1 or 2: if those are closed, the standard library
+    /// opens them before `main`.
+    Given(BorrowedFd<'a>),
+    /// A file, which is opened by the child with the rights of its user.
+    File {
+        path: &'a CStr,
+        flags: OFlags,
+        permissions: Mode,
+    },
+    /// The same open file as another descriptor of the child, of a lower number.
+    Same(c_int),
+}
+
+/// A user and groups. The groups are supplementary.
+#[derive(Debug, Clone)]
+pub(crate) struct Credentials {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// The arguments of sched_setscheduler(2).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scheduling {
+    pub(crate) policy: c_int,
+    pub(crate) priority: c_int,
 }
 
 /// The steps of starting a program, in this order.
@@ -49,12 +103,21 @@ pub(crate) struct Launch<'a> {
 pub(crate) enum Step {
     Fork,
     Setsid,
+    Setpgid,
+    /// To make the terminal the controlling one.
     Terminal,
-    Stdio,
     OomScoreAdj,
+    /// To take the user's rights, or all of its identity.
+    User,
     Chdir,
+    /// To open the file for the descriptor of this number.
+    Open(c_int),
+    /// To give the descriptors their numbers.
+    Stdio,
     Setrlimit(Resource),
     Nice,
+    Scheduler,
+    DeathSignal,
     Exec,
 }
 
@@ -67,12 +130,17 @@ struct Plan<'a> {
     env: *const *const c_char,
     /// Signals whose action is another than the default.
     signals: u64,
-    failed: Option<Failed>,
+    /// For each descriptor, the number under which the child has it until all are there.
+    sources: &'a mut [c_int],
+    /// The daemon's effective user.
+    own: Uid,
+    /// Where the child says what failed.
+    report: *mut Slot,
 }
 
-/// Starts a child. It leads a session of its own, has only the descriptors 0, 1 and 2, blocks no
-/// signal, and has the default action for every signal. Returns its process id and its pidfd once
-/// it has executed the program.
+/// Starts a child. It leads a process group of its own, has only the descriptors that it is given,
+/// blocks no signal, and has the default action for every signal. Returns its process id and its
+/// pidfd once it has executed the program.
 ///
 /// # Errors
 /// The step that failed and its errno. Then there is no child.
@@ -82,27 +150,39 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
         pointers.chain([ptr::null()]).collect()
     };
     let (argv, env) = (pointers(launch.argv), pointers(launch.env));
+    let report = match REPORT.take() {
+        Some(report) => report,
+        None => Report::new().map_err(|errno| (Step::Fork, errno))?,
+    };
+    report.reset();
+    let mut sources = vec![-1; launch.descriptors.len()];
     let mut plan = Plan {
         launch,
         argv: argv.as_ptr(),
         env: env.as_ptr(),
         signals: own_actions(),
-        failed: None,
+        sources: &mut sources,
+        own: rustix::process::geteuid(),
+        report: report.0,
     };
     let stack = match STACK.take() {
         Some(stack) => stack,
         None => Stack::new().map_err(|errno| (Step::Fork, errno))?,
     };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+    let memory = match launch.user {
+        None => libc::CLONE_VM,
+        Some(_) => 0,
+    };
+    let flags = memory | libc::CLONE_VFORK | libc::CLONE_PIDFD;
     let mut pidfd: c_int = -1;
     // Signals are blocked, since a handler of the daemon that ran in the child would change the
     // daemon's memory.
     let before = set_signal_mask(u64::MAX);
     let given = (&raw mut plan).cast();
     // SAFETY, both: the child runs `child` with the plan, on a stack of its own. Both outlive the
-    // call, which returns once the child no longer uses our memory (CLONE_VFORK). The child writes
-    // only to the plan, and its descriptor table is a copy (no CLONE_FILES). The kernel stores the
-    // pidfd.
+    // call, which returns once the child no longer uses our memory (CLONE_VFORK), or it has a copy
+    // of it. The child writes only to what the plan names, and its descriptor table is a copy (no
+    // CLONE_FILES). The kernel stores the pidfd.
     let cloned = match launch.cgroup {
         None => {
             let flags = flags | libc::SIGCHLD;
@@ -126,10 +206,12 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     };
     set_signal_mask(before);
     STACK.set(Some(stack));
+    let failed = report.take();
+    REPORT.set(Some(report));
     let pid = cloned.map_err(|errno| (Step::Fork, errno))?;
     // SAFETY: the kernel has just made it for us (CLONE_PIDFD), close-on-exec.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    if let Some(failed) = plan.failed {
+    if let Some(failed) = failed {
         // The child has ended, and is reaped here so that it does not stay a zombie.
         let ended = WaitIdOptions::EXITED;
         let wait = || waitid(WaitId::PidFd(pidfd.as_fd()), ended);
@@ -143,55 +225,23 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
 extern "C" fn child(plan: *mut c_void) -> c_int {
     // SAFETY: `spawn` passes its plan, and does not use it before the child has executed or ended.
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
-    plan.failed = Some(match prepare_child(plan.launch, plan.signals) {
+    let failed = match prepare_child(plan) {
         Err(failed) => failed,
         Ok(()) => {
             // SAFETY: the path ends with NUL, both lists with null, and their strings with NUL.
             unsafe { libc::execve(plan.launch.path.as_ptr(), plan.argv, plan.env) };
             (Step::Exec, last_errno())
         }
-    });
+    };
+    // SAFETY: it points to the memory of a `Report`, which the daemon reads when the child has ended.
+    unsafe { (&raw mut (*plan.report).failed).write(MaybeUninit::new(failed)) };
+    // SAFETY: as above. It comes last: somebody may kill the child in between.
+    unsafe { (*plan.report).is_there.store(true, Ordering::Release) };
     127
 }
 
 fn last_errno() -> Errno {
     Errno::from_raw_os_error(nix::errno::Errno::last_raw())
-}
-
-/// Sets the child's attributes. Runs in the child.
-fn prepare_child(launch: &Launch<'_>, signals: u64) -> Result<(), Failed> {
-    let at = |step| move |errno| (step, errno);
-    default_signal_actions(signals);
-    rustix::process::setsid().map_err(at(Step::Setsid))?;
-    if let Some(terminal) = launch.terminal {
-        rustix::process::ioctl_tiocsctty(terminal).map_err(at(Step::Terminal))?;
-    }
-    let [stdin, stdout, stderr] = launch.stdio;
-    rustix::stdio::dup2_stdin(stdin)
-        .and_then(|()| rustix::stdio::dup2_stdout(stdout))
-        .and_then(|()| rustix::stdio::dup2_stderr(stderr))
-        .map_err(at(Step::Stdio))?;
-    close_above_stderr();
-    if let Some(digits) = launch.oom_score_adj {
-        let path = c"/proc/self/oom_score_adj";
-        rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .and_then(|file| rustix::io::write(file, digits))
-            .map_err(at(Step::OomScoreAdj))?;
-    }
-    rustix::process::chdir(launch.cwd).map_err(at(Step::Chdir))?;
-    if let Some(umask) = launch.umask {
-        rustix::process::umask(umask);
-    }
-    // The limits are set after the last descriptor is opened, because of RLIMIT_NOFILE, and before
-    // the nice value, which RLIMIT_NICE bounds.
-    for (resource, limit) in launch.limits {
-        rustix::process::setrlimit(*resource, *limit).map_err(at(Step::Setrlimit(*resource)))?;
-    }
-    if let Some(nice) = launch.nice {
-        rustix::process::setpriority_process(None, nice).map_err(at(Step::Nice))?;
-    }
-    set_signal_mask(0);
-    Ok(())
 }
 
 /// The size of the kernel's signal set in bytes: one bit for each of 64 signals.
@@ -253,12 +303,50 @@ fn set_signal_mask(mask: u64) -> u64 {
     old
 }
 
-/// Closes all descriptors above 2. If the call fails, before Linux 5.9 or because of a seccomp
-/// filter, execve(2) closes them: all descriptors that the daemon opens are close-on-exec, and so
-/// are those that it inherited, by [`close_inherited_on_exec`].
-fn close_above_stderr() {
-    // SAFETY: this closes descriptors in the child's own table, which the child no longer uses.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+/// What a child says.
+struct Slot {
+    is_there: AtomicBool,
+    failed: MaybeUninit<Failed>,
+}
+
+/// Memory in which a child says what has failed, whether it shares the daemon's memory or not.
+struct Report(*mut Slot);
+
+impl Report {
+    fn new() -> Result<Self, Errno> {
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED;
+        // SAFETY: this maps new memory at an address that the kernel chooses.
+        let page = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), size_of::<Slot>(), rights, flags)
+        }?;
+        Ok(Self(page.cast()))
+    }
+
+    fn reset(&self) {
+        let empty = Slot {
+            is_there: AtomicBool::new(false),
+            failed: MaybeUninit::uninit(),
+        };
+        // SAFETY: `new` has mapped enough memory, and a page is aligned for every type. No child uses
+        // it now.
+        unsafe { self.0.write(empty) };
+    }
+
+    /// Returns what the child has said. It has ended, or has executed its program.
+    fn take(&self) -> Option<Failed> {
+        // SAFETY: `reset` has written a whole value, and nothing else writes to it any more.
+        let slot = unsafe { &*self.0 };
+        // SAFETY: the child has written it before it has set the flag. It contains no pointer.
+        (slot.is_there.load(Ordering::Acquire)).then(|| unsafe { slot.failed.assume_init() })
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // SAFETY: `new` has mapped it, and no child uses it any more.
+        let _ = unsafe { rustix::mm::munmap(self.0.cast(), size_of::<Slot>()) };
+    }
 }
 
 /// Sets close-on-exec for every descriptor from 3 on, since the parent of the daemon may have left
@@ -282,6 +370,8 @@ pub(crate) fn close_inherited_on_exec() -> std::io::Result<()> {
 thread_local! {
     /// The stack of the thread's last child: to map one takes longer than a child uses it.
     static STACK: Cell<Option<Stack>> = const { Cell::new(None) };
+    /// The memory for the report of the thread's last child.
+    static REPORT: Cell<Option<Report>> = const { Cell::new(None) };
 }
 
 /// The stack of a child until it executes its program, with a guard page below: address and length.

@@ -66,8 +66,9 @@ pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
-    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, ProcessOrder, Program, Reached,
-    Reaper, SignalTarget, Stdio, Stopped, Tree, reap_inherited,
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, ProcessOrder,
+    Program, Reached, Reaper, Scheduling, SignalTarget, Stdio, Stopped, Tree, UserOrder,
+    reap_inherited,
 };
 pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::water::{Gauge, WaterMarks};
 use super::{Context, Taken};
-use crate::driver::{Done, Lane, Op, SourceId};
+use crate::driver::{Direction, Done, Lane, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::Stream;
 
@@ -46,6 +46,8 @@ pub(super) struct Incoming {
     ending: bool,
     /// Whether the source is a pipe that may be widened.
     widens: bool,
+    /// Whether the driver only waits for bytes, and the watch reads them.
+    by_readiness: bool,
 }
 
 impl Incoming {
@@ -61,6 +63,7 @@ impl Incoming {
             own_end: u64::MAX,
             ending: false,
             widens: false,
+            by_readiness: false,
         }
     }
 
@@ -71,12 +74,39 @@ impl Incoming {
         new
     }
 
+    /// As [`Incoming::new`], of a terminal, which the watch reads itself when the operation reports
+    /// that it is ready; then it calls [`Incoming::go_on`].
+    pub(super) const fn of_terminal(lane: Lane, source: SourceId, stream: Stream) -> Self {
+        let mut new = Self::new(lane, source, stream, false);
+        new.by_readiness = true;
+        new
+    }
+
+    /// Returns whether the stream is to be read now.
+    pub(super) const fn is_read(&self) -> bool {
+        !self.paused && !self.held && !self.ended
+    }
+
     /// Starts a read, unless the stream is paused, held, ended or read already.
     pub(super) fn start(&self, cx: &mut Context<'_>) {
-        if !self.paused && !self.held && !self.ended && !cx.is_live(self.lane) {
+        if self.is_read() && !cx.is_live(self.lane) {
             let max = u32::try_from(cx.services.transport.read_size).unwrap_or(u32::MAX);
-            cx.start(self.lane, self.source, Op::Recv { max });
+            let read = if self.by_readiness {
+                Op::Ready(Direction::Read)
+            } else {
+                Op::Recv { max }
+            };
+            cx.start(self.lane, self.source, read);
         }
+    }
+
+    /// Waits for more bytes after the watch has read some itself, or ends if `ended` says so or the
+    /// end of the stream was requested. Returns whether it has ended.
+    pub(super) fn go_on(&mut self, cx: &mut Context<'_>, ended: Option<Ended>) -> Option<Ended> {
+        let ended = ended.or((self.ending || cx.is_cancelling()).then_some(Ended::Cancelled));
+        self.ended = ended.is_some();
+        self.start(cx);
+        ended
     }
 
     pub(super) fn pause(&mut self, cx: &mut Context<'_>, pause: bool) {
@@ -151,6 +181,20 @@ impl Incoming {
     }
 }
 
+/// Returns those bytes of `data` that come after the `taken` ones of the stream. `at` is the offset of
+/// `data`, `None` the end of the taken bytes.
+///
+/// # Errors
+/// `at` leaves a hole.
+pub(super) fn fresh(mut data: Bytes, at: Option<u64>, taken: u64) -> Result<Bytes> {
+    let offset = at.unwrap_or(taken);
+    if offset > taken {
+        return Err(Error::WriteHole { offset, taken });
+    }
+    let known = usize::try_from(taken - offset).unwrap_or(usize::MAX);
+    Ok(data.split_off(known.min(data.len())))
+}
+
 /// What is done with the bytes before they are sent.
 #[derive(Debug)]
 enum Encoding {
@@ -207,18 +251,10 @@ impl Outgoing {
     pub(super) fn write(
         &mut self,
         cx: &mut Context<'_>,
-        mut data: Bytes,
+        data: Bytes,
         at: Option<u64>,
     ) -> Result<Taken> {
-        let offset = at.unwrap_or(self.taken);
-        if offset > self.taken {
-            return Err(Error::WriteHole {
-                offset,
-                taken: self.taken,
-            });
-        }
-        let known = usize::try_from(self.taken - offset).unwrap_or(usize::MAX);
-        let mut fresh = data.split_off(known.min(data.len()));
+        let mut fresh = fresh(data, at, self.taken)?;
         if self.eof && !fresh.is_empty() {
             return Err(Error::wrong_state(
                 "the outgoing stream was ended by WriteEof",
@@ -248,14 +284,6 @@ impl Outgoing {
             taken: self.taken,
             buffered: self.buffered(),
         })
-    }
-
-    /// Sends bytes after those that were taken. They are not a part of the stream: no offset counts
-    /// them.
-    pub(super) fn insert(&mut self, cx: &mut Context<'_>, bytes: Bytes) {
-        self.buffered += bytes.len();
-        self.queue.push_back(bytes);
-        self.send(cx);
     }
 
     /// Starts to send, if there is something to send and nothing is being sent.

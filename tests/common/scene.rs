@@ -270,12 +270,64 @@ impl Scene {
     }
 
     pub(crate) async fn write_eof(&self, watch_id: u64) {
+        self.try_write_eof(watch_id).await.unwrap();
+    }
+
+    pub(crate) async fn try_write_eof(&self, watch_id: u64) -> Result<(), Status> {
         let request = WriteEofRequest {
             r#loop: Some(self.target.clone()),
             watch: by_id(watch_id),
             ..WriteEofRequest::default()
         };
-        self.daemon.transports().write_eof(request).await.unwrap();
+        let answer = self.daemon.transports().write_eof(request).await?;
+        let WriteEofResponse {} = answer.into_inner();
+        Ok(())
+    }
+
+    /// Changes the size of a child's terminal.
+    pub(crate) async fn resize(
+        &self,
+        watch_id: u64,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), Status> {
+        let request = ResizePtyRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_id(watch_id),
+            size: Some(TerminalSize { rows, columns }),
+            ..ResizePtyRequest::default()
+        };
+        let answer = self.daemon.processes().resize_pty(request).await?;
+        let ResizePtyResponse {} = answer.into_inner();
+        Ok(())
+    }
+
+    /// Returns the status of a child's terminal.
+    pub(crate) async fn terminal(&self, watch_id: u64) -> TerminalStatus {
+        self.process(watch_id).await.terminal.expect("a terminal")
+    }
+
+    /// Returns the end of a child's stream.
+    pub(crate) async fn stream_end(&mut self, watch_id: u64) -> StreamEnd {
+        match self.recorder.first(watch_id, "stream_end").await.kind {
+            Some(event::Kind::StreamEnd(end)) => end,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until a stream of the watch contains `text`, and returns all of it.
+    pub(crate) async fn output(&mut self, watch_id: u64, text: &str) -> String {
+        within(text, async {
+            loop {
+                let bytes = self.recorder.bytes(watch_id, Stream::Stdout);
+                let all = String::from_utf8_lossy(&bytes).into_owned();
+                if all.contains(text) {
+                    return all;
+                }
+                assert!(self.recorder.step().await, "the stream ended: {all:?}");
+            }
+        })
+        .await
     }
 
     pub(crate) async fn post(&self, posts: Vec<Post>) -> u64 {

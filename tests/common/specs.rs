@@ -87,6 +87,16 @@ pub(crate) fn exec(argv: &[&str]) -> ProcessSpec {
     }
 }
 
+/// The process with a terminal.
+pub(crate) fn in_terminal(spec: ProcessSpec) -> ProcessSpec {
+    ProcessSpec {
+        stdin: Stdio::Pty.into(),
+        stdout: Stdio::Pty.into(),
+        stderr: Stdio::Pty.into(),
+        ..spec
+    }
+}
+
 pub(crate) fn tcp(host: &str, port: u32) -> ConnectionSpec {
     connection(connection_spec::Target::Tcp(TcpTarget {
         host: host.into(),

@@ -116,6 +116,8 @@ macro_rules! with_and_without_cgroups {
     };
 }
 
+mod child_streams;
+mod child_users;
 mod churn;
 mod closes;
 mod connecting;
@@ -135,6 +137,8 @@ mod pids;
 mod pipes;
 mod posts_and_signals;
 mod processes;
+mod pty_input;
+mod pty_output;
 mod ptys;
 mod registrations;
 mod resolving;

@@ -1,23 +1,17 @@
 //! Children with a terminal, with every child watcher.
 
-use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    ProcessSpec, ResizePtyRequest, SignalTarget, Stdio, Stream, StreamEndReason, TerminalOptions,
-    TerminalSize, WriteEofRequest, exited::Status,
+    ProcessSpec, SignalTarget, Stdio, Stream, TerminalOptions, TerminalSize, exited::Status,
 };
 use tonic::Code;
 
-use crate::common::{Scene, by_id, exec, refused, shell};
+use crate::common::{Scene, exec, in_terminal, refused, shell};
 
 on_each_child_watcher!(
     the_size_is_there_before_the_program,
     all_streams_are_one_terminal_that_the_child_controls,
     a_program_that_ends_at_once_loses_no_output,
-    a_terminal_that_nobody_has_open_is_opened_again,
-    a_grandchild_that_keeps_the_terminal_is_given_grace,
-    a_line_that_the_terminal_cannot_hold_is_refused,
-    the_end_of_the_input_is_typed,
     a_new_size_is_told_to_the_program_and_to_clients,
     the_foreground_gets_signals,
     a_removed_child_is_hung_up,
@@ -27,53 +21,15 @@ on_each_child_watcher!(
     what_is_no_terminal_is_refused,
 );
 
-fn at_terminal(spec: ProcessSpec) -> ProcessSpec {
-    let mut spec = spec;
-    spec.set_stdin(Stdio::Pty);
-    spec.set_stdout(Stdio::Pty);
-    spec.set_stderr(Stdio::Pty);
-    spec
-}
-
 fn size(rows: u32, columns: u32) -> TerminalSize {
     TerminalSize { rows, columns }
 }
 
-/// Waits until the terminal has shown this.
-async fn shows(scene: &mut Scene, id: u64, wanted: &str) {
-    loop {
-        let seen = String::from_utf8_lossy(&scene.recorder.bytes(id, Stream::Stdout)).into_owned();
-        if seen.contains(wanted) {
-            return;
-        }
-        assert!(scene.recorder.step().await, "{seen:?}");
-    }
-}
-
 /// Runs a process to its end and returns what its terminal has shown.
 async fn shown(scene: &mut Scene, spec: ProcessSpec) -> String {
-    let id = scene.spawn(at_terminal(spec)).await;
+    let id = scene.spawn(in_terminal(spec)).await;
     scene.closed(id).await;
     String::from_utf8(scene.recorder.bytes(id, Stream::Stdout)).unwrap()
-}
-
-async fn resize(scene: &Scene, id: u64, size: TerminalSize) -> Result<(), tonic::Status> {
-    let request = ResizePtyRequest {
-        r#loop: Some(scene.target.clone()),
-        watch: by_id(id),
-        size: Some(size),
-        ..ResizePtyRequest::default()
-    };
-    scene.daemon.processes().resize_pty(request).await.map(drop)
-}
-
-async fn type_end(scene: &Scene, id: u64) -> Result<(), tonic::Status> {
-    let request = WriteEofRequest {
-        r#loop: Some(scene.target.clone()),
-        watch: by_id(id),
-        ..WriteEofRequest::default()
-    };
-    scene.daemon.transports().write_eof(request).await.map(drop)
 }
 
 async fn the_size_is_there_before_the_program(scene: &mut Scene) {
@@ -90,7 +46,7 @@ async fn the_size_is_there_before_the_program(scene: &mut Scene) {
 
 async fn all_streams_are_one_terminal_that_the_child_controls(scene: &mut Scene) {
     let line = "test -t 0 -a -t 1 -a -t 2 && echo out && echo err >&2 && echo tty >/dev/tty";
-    let id = scene.spawn(at_terminal(shell(line))).await;
+    let id = scene.spawn(in_terminal(shell(line))).await;
     scene.closed(id).await;
     let seen = scene.recorder.bytes(id, Stream::Stdout);
     assert_eq!(String::from_utf8(seen).unwrap(), "out\r\nerr\r\ntty\r\n");
@@ -119,100 +75,45 @@ async fn a_program_that_ends_at_once_loses_no_output(scene: &mut Scene) {
     );
 }
 
-async fn a_terminal_that_nobody_has_open_is_opened_again(scene: &mut Scene) {
-    let line = "tty=$(tty); exec <&- >&- 2>&-; read x < /dev/null; sleep 0.3; echo late > $tty";
-    assert_eq!(shown(scene, shell(line)).await, "late\r\n");
-}
-
-async fn a_grandchild_that_keeps_the_terminal_is_given_grace(scene: &mut Scene) {
-    // It ignores the hang-up that the end of its session's leader sends it.
-    let line = "trap '' HUP; sleep 1000 & echo here";
-    let mut spec = at_terminal(shell(line));
-    spec.pipe_grace = Some(crate::common::millis(200));
-    let id = scene.spawn(spec).await;
-    scene.closed(id).await;
-    assert_eq!(scene.recorder.bytes(id, Stream::Stdout), b"here\r\n");
-    let end = scene.recorder.first(id, "stream_end").await.kind;
-    match end {
-        // The kernel may also hang the terminal up for everybody.
-        Some(Kind::StreamEnd(end)) => assert!(
-            [StreamEndReason::GraceExpired, StreamEndReason::Eof].contains(&end.reason()),
-            "{end:?}"
-        ),
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn a_line_that_the_terminal_cannot_hold_is_refused(scene: &mut Scene) {
-    let id = scene.spawn(at_terminal(exec(&["cat"]))).await;
-    scene.started(id).await;
-    let long = scene.write_at(id, &[b'x'; 4096], None).await;
-    refused(long, Code::FailedPrecondition, "WRONG_STATE");
-    let whole = [&[b'x'; 4095][..], b"\n"].concat();
-    scene.write(id, &whole).await;
-    let echoed_and_written = format!("{0}\r\n{0}\r\n", "x".repeat(4095));
-    shows(scene, id, &echoed_and_written).await;
-    type_end(scene, id).await.unwrap();
-    assert_eq!(scene.exited(id).await.status, Some(Status::Code(0)));
-}
-
-async fn the_end_of_the_input_is_typed(scene: &mut Scene) {
-    let id = scene.spawn(at_terminal(exec(&["cat"]))).await;
-    scene.started(id).await;
-    let taken = scene.write(id, b"half a line").await;
-    type_end(scene, id).await.unwrap();
-    assert_eq!(scene.exited(id).await.status, Some(Status::Code(0)));
-    scene.closed(id).await;
-    let seen = scene.recorder.bytes(id, Stream::Stdout);
-    assert_eq!(seen, b"half a linehalf a line");
-    assert_eq!(scene.process(id).await.stdin_bytes, taken);
-    let line = "stty raw -echo; echo ready; exec cat";
-    let raw = scene.spawn(at_terminal(shell(line))).await;
-    shows(scene, raw, "ready").await;
-    let no_end = type_end(scene, raw).await;
-    refused(no_end, Code::FailedPrecondition, "WRONG_STATE");
-    scene.remove(raw).await;
-}
-
 async fn a_new_size_is_told_to_the_program_and_to_clients(scene: &mut Scene) {
     let line = "trap 'stty size; exit' WINCH; echo ready; while :; do read x; done";
-    let id = scene.spawn(at_terminal(shell(line))).await;
-    shows(scene, id, "ready").await;
+    let id = scene.spawn(in_terminal(shell(line))).await;
+    scene.output(id, "ready").await;
     // The same size is no change.
-    resize(scene, id, size(24, 80)).await.unwrap();
-    resize(scene, id, size(30, 90)).await.unwrap();
-    shows(scene, id, "30 90").await;
+    scene.resize(id, 24, 80).await.unwrap();
+    scene.resize(id, 30, 90).await.unwrap();
+    scene.output(id, "30 90").await;
     scene.closed(id).await;
     let kinds = scene.recorder.kinds(id);
     let told = kinds.iter().filter(|kind| **kind == "resized").count();
     assert_eq!(told, 1, "{kinds:?}");
-    for (wrong, size) in [("rows", size(0, 80)), ("columns", size(24, 1001))] {
-        let bad = resize(scene, id, size).await;
+    for (rows, columns) in [(0, 80), (24, 1001)] {
+        let bad = scene.resize(id, rows, columns).await;
         let bad = refused(bad, Code::InvalidArgument, "INVALID_FIELD");
-        assert_eq!(bad.fields, ["size"], "{wrong}");
+        assert_eq!(bad.fields, ["size"], "{rows} {columns}");
     }
     let piped = scene.spawn(exec(&["sleep", "1000"])).await;
-    let none = resize(scene, piped, size(24, 80)).await;
+    let none = scene.resize(piped, 24, 80).await;
     refused(none, Code::FailedPrecondition, "WRONG_STATE");
     scene.remove(piped).await;
 }
 
 async fn the_foreground_gets_signals(scene: &mut Scene) {
     let line = "set -m; sh -c 'trap \"echo job; exit 3\" USR1; echo ready; while :; do read x; done'; echo status $?";
-    let id = scene.spawn(at_terminal(shell(line))).await;
-    shows(scene, id, "ready").await;
+    let id = scene.spawn(in_terminal(shell(line))).await;
+    scene.output(id, "ready").await;
     let status = scene.process(id).await;
     let foreground = status.terminal.unwrap().foreground_group;
     assert!(foreground > 0 && foreground != status.pid, "{status:?}");
     scene
         .send_signal(id, "SIGUSR1", SignalTarget::Foreground)
         .await;
-    shows(scene, id, "job\r\nstatus 3").await;
+    scene.output(id, "job\r\nstatus 3").await;
     assert_eq!(scene.exited(id).await.status, Some(Status::Code(0)));
 }
 
 async fn a_removed_child_is_hung_up(scene: &mut Scene) {
-    let id = scene.spawn(at_terminal(exec(&["sleep", "1000"]))).await;
+    let id = scene.spawn(in_terminal(exec(&["sleep", "1000"]))).await;
     scene.started(id).await;
     scene.remove(id).await;
     let kinds = [
@@ -228,16 +129,16 @@ async fn a_removed_child_is_hung_up(scene: &mut Scene) {
 }
 
 async fn a_shell_that_ignores_sigterm_ends_when_it_is_removed(scene: &mut Scene) {
-    let mut spec = at_terminal(shell("trap '' TERM; echo ready; while :; do read x; done"));
+    let mut spec = in_terminal(shell("trap '' TERM; echo ready; while :; do read x; done"));
     spec.kill_grace = Some(crate::common::seconds(3000));
     let id = scene.spawn(spec).await;
-    shows(scene, id, "ready").await;
+    scene.output(id, "ready").await;
     scene.remove(id).await;
     assert_eq!(scene.exited(id).await.status, Some(Status::Signal(1)));
 }
 
 async fn no_child_has_the_terminal_of_another(scene: &mut Scene) {
-    let first = scene.spawn(at_terminal(exec(&["sleep", "1000"]))).await;
+    let first = scene.spawn(in_terminal(exec(&["sleep", "1000"]))).await;
     scene.started(first).await;
     let seen = shown(scene, exec(&["ls", "/proc/self/fd"])).await;
     // The fourth is the directory itself.
@@ -248,7 +149,7 @@ async fn no_child_has_the_terminal_of_another(scene: &mut Scene) {
 
 async fn a_terminal_is_not_compared(scene: &mut Scene) {
     let plain = exec(&["sleep", "1000"]);
-    let mut large = at_terminal(plain.clone());
+    let mut large = in_terminal(plain.clone());
     large.terminal = Some(TerminalOptions {
         size: Some(size(50, 132)),
         ..TerminalOptions::default()
@@ -256,10 +157,10 @@ async fn a_terminal_is_not_compared(scene: &mut Scene) {
     for (name, first, then) in [
         (
             "terminal",
-            at_terminal(plain.clone()),
+            in_terminal(plain.clone()),
             [plain.clone(), large.clone()],
         ),
-        ("plain", plain.clone(), [at_terminal(plain.clone()), large]),
+        ("plain", plain.clone(), [in_terminal(plain.clone()), large]),
     ] {
         let template = scene.request(Spec::Process(plain.clone()));
         let named = |spec: ProcessSpec| {
@@ -283,7 +184,7 @@ async fn a_terminal_is_not_compared(scene: &mut Scene) {
             assert!(added.existed);
             assert_eq!(added.watch.unwrap().watch_id, id);
         }
-        let mut other = at_terminal(plain.clone());
+        let mut other = in_terminal(plain.clone());
         other.umask = Some(0);
         let differs = scene.try_add(named(other)).await;
         let differs = refused(differs, Code::AlreadyExists, "NAME_TAKEN");
@@ -297,7 +198,7 @@ async fn what_is_no_terminal_is_refused(scene: &mut Scene) {
     only_stdin.set_stdin(Stdio::Pty);
     let mut without = plain.clone();
     without.terminal = Some(TerminalOptions::default());
-    let mut flat = at_terminal(plain);
+    let mut flat = in_terminal(plain);
     flat.terminal = Some(TerminalOptions {
         size: Some(size(0, 80)),
         ..TerminalOptions::default()

@@ -11,14 +11,14 @@ use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
     AddWatchRequest, Datagram, DatagramSpec, Event, PidSpec, ProcessSpec, ProcessStatus, RearmItem,
-    Stdio, TimerSpec, WaterMarks, pid_spec, socket_address, watch,
+    SignalTarget, Stdio, Stream, TimerSpec, WaterMarks, pid_spec, socket_address, watch,
 };
 use nix::sys::signal::Signal;
 
 use crate::CONFIG;
 use crate::common::{
-    Daemon, Scene, adopted, after, datagrams_at, hang_up, inet, millis, post, read_pipe, reader,
-    shell, signals, tcp_listener, unix_socket,
+    Daemon, Scene, adopted, after, datagrams_at, exec, hang_up, in_terminal, inet, millis, post,
+    read_pipe, reader, shell, signals, tcp_listener, unix_socket,
 };
 use crate::datagrams::{port, socket};
 use crate::terminals::Pty;
@@ -54,6 +54,7 @@ async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     stranger(&mut scene).await;
     datagrams(&mut scene).await;
     terminal(&mut scene).await;
+    let typed = child_with_a_terminal(&mut scene).await;
     let usr1 = add(&mut scene, "signal", signals(&["SIGUSR1"])).await;
     scene.daemon.signal(Signal::SIGUSR1);
     scene.recorder.first(usr1, "signal").await;
@@ -61,7 +62,12 @@ async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
         .post(vec![post("topic", b"one"), post("topic", b"two")])
         .await;
     scene.settle().await;
-    let normal = normalised(&scene);
+    let mut normal = normalised(&scene);
+    // The kernel hands its output over in any pieces.
+    let output = scene.recorder.bytes(typed, Stream::Stdout);
+    let lines = normal.entry("typed".to_owned()).or_default();
+    lines.retain(|line| !line.starts_with("Stdout"));
+    lines.push(String::from_utf8_lossy(&output).into_owned());
     scene.finish().await;
     normal
 }
@@ -275,6 +281,25 @@ async fn stranger(scene: &mut Scene) {
     let id = add(scene, "stranger", Spec::Pid(spec)).await;
     child.wait().unwrap();
     scene.closed(id).await;
+}
+
+async fn child_with_a_terminal(scene: &mut Scene) -> u64 {
+    let line = "trap 'stty size' WINCH; trap 'echo interrupted' INT; stty -echo; echo up; \
+                while read word; do echo got $word; done; echo end; exit 3";
+    let spec = in_terminal(exec(&["bash", "-c", line]));
+    let id = add(scene, "typed", Spec::Process(spec)).await;
+    scene.output(id, "up\r\n").await;
+    scene.write(id, b"one\n").await;
+    scene.output(id, "got one\r\n").await;
+    scene.resize(id, 33, 99).await.unwrap();
+    scene.write(id, b"two\n").await;
+    scene.output(id, "got two\r\n").await;
+    let foreground = SignalTarget::Foreground;
+    scene.send_signal(id, "SIGINT", foreground).await;
+    scene.output(id, "interrupted\r\n").await;
+    scene.write_eof(id).await;
+    scene.closed(id).await;
+    id
 }
 
 fn normalised(scene: &Scene) -> BTreeMap<String, Vec<String>> {

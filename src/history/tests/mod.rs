@@ -91,7 +91,7 @@ fn stream_end(stream: Stream, offset: u64) -> Kind {
         stream: stream.into(),
         offset,
         reason: StreamEndReason::Eof.into(),
-        error: None,
+        ..StreamEnd::default()
     })
 }
 

@@ -58,7 +58,7 @@ const FACTS: &[(Rule, PlantFact)] = &[
     (Rule::ErrorSet, |f| replace(f, 9, "closed", 0, Kind::Closed(Closed {
         reason: CloseReason::Error.into(), ..Closed::default() }))),
     (Rule::ErrorSet, |f| replace(f, 3, "stream_end", 0, Kind::StreamEnd(StreamEnd {
-        stream: Stream::Stdout.into(), offset: 9, reason: StreamEndReason::Error.into(), error: None }))),
+        stream: Stream::Stdout.into(), offset: 9, reason: StreamEndReason::Error.into(), ..StreamEnd::default() }))),
     (Rule::ForeignKind, |f| insert_after(f, 1, "added", ready())),
     (Rule::ForeignKind, |f| insert_after(f, 3, "started", data(Stream::Input, 0, 1))),
     (Rule::ForeignKind, |f| insert_after(f, 0, "posted", exited())),

@@ -27,11 +27,12 @@ mod datagram;
 mod pid;
 mod process;
 mod sockets;
+mod stdio;
 pub(super) mod tls;
 mod water;
 
 pub(super) use datagram::group;
-pub(super) use process::terminal_size;
+pub(super) use stdio::terminal_size;
 pub(super) use water::water_marks;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -58,6 +59,11 @@ trait Specification {
     /// Returns the slot that it names, if the kind takes a descriptor that was handed over.
     fn slot(&self) -> Option<&Bytes> {
         None
+    }
+
+    /// Returns all slots that it names.
+    fn slots(&self) -> Vec<&Bytes> {
+        self.slot().into_iter().collect()
     }
 
     /// Checks the specification. An error names the field and what is allowed.
@@ -112,10 +118,13 @@ pub(super) fn registration(
     Ok((registration, plan.order))
 }
 
-/// Returns the slot that a specification names.
-pub(super) fn slot(spec: &proto::WatchSpec) -> Option<&[u8]> {
-    let slot = with_spec!(spec.spec.as_ref()?, message => message.slot())?;
-    Some(slot)
+/// Returns the slots that a specification names.
+pub(super) fn slots(spec: &proto::WatchSpec) -> impl Iterator<Item = &[u8]> {
+    let slots = match &spec.spec {
+        Some(spec) => with_spec!(spec, message => message.slots()),
+        None => Vec::new(),
+    };
+    slots.into_iter().map(|slot| &slot[..])
 }
 
 fn refused(field: &'static str, refusal: Refusal) -> Error {

@@ -2,31 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Checks, HOUR, Plan, Specification};
+use super::{Checks, HOUR, Plan, Specification, stdio};
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::{
-    AfterGrace, AtEnd, Attributes, EndSignals, Order, ProcessOrder, Program, Stdio,
+    AfterGrace, AtEnd, Attributes, EndSignals, Order, ProcessOrder, Program, Scheduling, Stdio,
+    UserOrder,
 };
 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
 const ARGUMENTS_MAX: usize = 2 << 20;
 
-/// The most rows, and the most columns, of a terminal.
-const TERMINAL_MAX: u32 = 1000;
-
 /// Variables: names and values.
 type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Specification for proto::ProcessSpec {
+    fn slots(&self) -> Vec<&Bytes> {
+        stdio::slots(self).collect()
+    }
+
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         let mut process = self;
         let program = match &mut process.command {
@@ -35,24 +38,29 @@ impl Specification for proto::ProcessSpec {
         };
         let env = environment(&mut process)?;
         check_size(&program, &env)?;
-        let stdin = stdio("spec.process.stdin", process.stdin, Stdio::Null)?;
+        let descriptors = stdio::descriptors(checks, &mut process)?;
+        let [stdin, stdout, _] = &descriptors.stdio;
+        let has_terminal = *stdout == Stdio::Pty;
         let field = "spec.process.stdin_water_marks";
         let given = process.stdin_water_marks.as_ref();
-        if given.is_some() && stdin == Stdio::Null {
-            return Err(Error::invalid(field, "must be absent: stdin is /dev/null"));
+        if given.is_some() && *stdin != Stdio::Pipe {
+            return Err(Error::invalid(field, "must be absent: stdin is not a pipe"));
         }
         let stdin_marks = checks.water_marks(field, given)?;
-        let stdio = [
-            stdin,
-            stdio("spec.process.stdout", process.stdout, Stdio::Pipe)?,
-            stdio("spec.process.stderr", process.stderr, Stdio::Pipe)?,
-        ];
         let order = ProcessOrder {
             program,
             env,
             cwd: cwd(&mut process)?,
-            stdio,
-            terminal: terminal(stdio, &mut process)?,
+            stdio: descriptors.stdio,
+            passed: descriptors.passed,
+            terminal: stdio::terminal(has_terminal, &mut process.terminal)?,
+            user: user(&process)?,
+            scheduling: process.scheduling.as_ref().map(scheduling).transpose()?,
+            new_session: new_session(process.session, has_terminal)?,
+            death_signal: match &*process.parent_death_signal {
+                "" => None,
+                name => Some(convert::signal("spec.process.parent_death_signal", name)?),
+            },
             stdin_marks,
             attributes: asked(&mut process)?,
             inherited: inherited(process.inherited_attributes.take())?,
@@ -90,9 +98,16 @@ impl Specification for proto::ProcessSpec {
             watcher: checks.on.policy().child_watcher,
             signals: end_signals(&process)?,
         };
+        let claimed = descriptors.claimed;
         Ok(Plan {
             need: order.need(),
-            order: Order::Later(Box::new(move |services| order.build(services))),
+            order: Order::Later(Box::new(move |services| {
+                let given: Vec<_> = claimed.iter().map(AsFd::as_fd).collect();
+                let watch = order.build(services, &given)?;
+                // The child has them now, and the slots are used up.
+                claimed.into_iter().for_each(|claimed| drop(claimed.keep()));
+                Ok(watch)
+            })),
             claimed_from: None,
             spec: Spec::Process(process),
         })
@@ -125,7 +140,10 @@ fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
 
 /// Returns the whole environment, as `NAME=value`.
 fn environment(process: &mut proto::ProcessSpec) -> Result<Arc<[CString]>> {
-    let adds = !process.env.is_empty() || !process.env_bytes.is_empty();
+    let terminal = process.terminal.as_ref();
+    let adds = !process.env.is_empty()
+        || !process.env_bytes.is_empty()
+        || terminal.is_some_and(|terminal| !terminal.term.is_empty());
     if process.inherited_env.is_none() && !adds {
         static OWN: OnceLock<Arc<[CString]>> = OnceLock::new();
         if let Some(own) = OWN.get() {
@@ -144,6 +162,11 @@ fn environment(process: &mut proto::ProcessSpec) -> Result<Arc<[CString]>> {
         )?,
         None => own_environment(),
     };
+    if let Some(terminal) = &process.terminal
+        && !terminal.term.is_empty()
+    {
+        whole.insert("TERM".into(), terminal.term.clone().into());
+    }
     whole.extend(variables(
         "spec.process.env",
         &mut process.env,
@@ -361,7 +384,7 @@ fn number(
 }
 
 /// Fails unless `fine`: a field in bytes and the same field as text must not both be set.
-fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
+pub(super) fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
     if fine {
         return Ok(());
     }
@@ -371,11 +394,11 @@ fn either(bytes_field: &'static str, fine: bool) -> Result<()> {
     ))
 }
 
-fn utf8(bytes: &Bytes) -> Option<String> {
+pub(super) fn utf8(bytes: &Bytes) -> Option<String> {
     std::str::from_utf8(bytes).ok().map(str::to_owned)
 }
 
-fn c_string(field: &'static str, bytes: impl Into<Vec<u8>>) -> Result<CString> {
+pub(super) fn c_string(field: &'static str, bytes: impl Into<Vec<u8>>) -> Result<CString> {
     CString::new(bytes).map_err(|_| Error::invalid(field, "must not contain NUL"))
 }
 
@@ -402,53 +425,69 @@ fn own_environment() -> Environment {
         .collect()
 }
 
-fn stdio(field: &'static str, value: i32, absent: Stdio) -> Result<Stdio> {
-    match proto::Stdio::try_from(value) {
-        Ok(proto::Stdio::Unspecified) => Ok(absent),
-        Ok(proto::Stdio::Null) => Ok(Stdio::Null),
-        Ok(proto::Stdio::Pipe) => Ok(Stdio::Pipe),
-        Ok(proto::Stdio::Pty) => Ok(Stdio::Pty),
-        Err(_) => Err(Error::invalid(field, "must be NULL, PIPE or PTY")),
+/// Most supplementary groups.
+const GROUPS_MAX: usize = 256;
+
+fn user(process: &proto::ProcessSpec) -> Result<UserOrder> {
+    let order = UserOrder {
+        user: process.user.clone(),
+        group: process.group.clone(),
+        groups: process.groups.clone(),
+    };
+    if order.user.is_empty() && !order.group.is_empty() {
+        let allowed = "must be empty without user";
+        return Err(Error::invalid("spec.process.group", allowed));
     }
+    if order.user.is_empty() && !order.groups.is_empty() {
+        let allowed = "must be empty without user";
+        return Err(Error::invalid("spec.process.groups", allowed));
+    }
+    if order.groups.len() > GROUPS_MAX {
+        let allowed = "must be at most 256 groups";
+        return Err(Error::invalid("spec.process.groups", allowed));
+    }
+    Ok(order)
 }
 
-/// Checks the streams that are the terminal, and returns its size.
-fn terminal(stdio: [Stdio; 3], process: &mut proto::ProcessSpec) -> Result<proto::TerminalSize> {
-    if stdio[1] != Stdio::Pty {
-        if stdio.contains(&Stdio::Pty) {
-            let both = "must be PTY, because stdin or stderr is";
-            return Err(Error::invalid("spec.process.stdout", both));
-        }
-        if process.terminal.is_some() {
-            let none = "must be absent: stdout is not PTY";
-            return Err(Error::invalid("spec.process.terminal", none));
-        }
-        return Ok(proto::TerminalSize::default());
-    }
-    let terminal = process.terminal.get_or_insert_default();
-    let size = terminal.size.unwrap_or(proto::TerminalSize {
-        rows: 24,
-        columns: 80,
-    });
-    terminal.size = Some(terminal_size("spec.process.terminal.size", size)?);
-    match proto::TerminalSizeOf::try_from(terminal.size_of) {
-        Ok(_) => Ok(size),
-        Err(_) => Err(Error::invalid(
-            "spec.process.terminal.size_of",
-            "must be LATEST or SMALLEST",
+fn new_session(session: i32, has_terminal: bool) -> Result<bool> {
+    let field = "spec.process.session";
+    match proto::ChildSession::try_from(session) {
+        Ok(proto::ChildSession::Unspecified | proto::ChildSession::NewSession) => Ok(true),
+        Ok(proto::ChildSession::NewGroup) if has_terminal => Err(Error::invalid(
+            field,
+            "must be NEW_SESSION: a terminal needs a session of its own",
         )),
+        Ok(proto::ChildSession::NewGroup) => Ok(false),
+        Err(_) => Err(Error::invalid(field, "must be NEW_SESSION or NEW_GROUP")),
     }
 }
 
-/// Checks the size of a terminal.
-pub(in crate::rpc) fn terminal_size(
-    field: &'static str,
-    size: proto::TerminalSize,
-) -> Result<proto::TerminalSize> {
-    let fits = |number| (1..=TERMINAL_MAX).contains(&number);
-    if fits(size.rows) && fits(size.columns) {
-        return Ok(size);
-    }
-    let allowed = format!("must have 1 to {TERMINAL_MAX} rows and columns");
-    Err(Error::invalid(field, allowed))
+fn scheduling(given: &proto::Scheduling) -> Result<Scheduling> {
+    use nix::libc;
+    use proto::SchedulingPolicy as Policy;
+    let (policy, priorities) = match Policy::try_from(given.policy) {
+        Ok(Policy::Other) => (libc::SCHED_OTHER, 0..=0),
+        Ok(Policy::Batch) => (libc::SCHED_BATCH, 0..=0),
+        Ok(Policy::Idle) => (libc::SCHED_IDLE, 0..=0),
+        Ok(Policy::Fifo) => (libc::SCHED_FIFO, 1..=99),
+        Ok(Policy::Rr) => (libc::SCHED_RR, 1..=99),
+        Ok(Policy::Unspecified) | Err(_) => {
+            let allowed = "must be OTHER, BATCH, IDLE, FIFO or RR";
+            return Err(Error::invalid("spec.process.scheduling.policy", allowed));
+        }
+    };
+    let priority = i32::try_from(given.priority).ok();
+    let priority = priority.filter(|priority| priorities.contains(priority));
+    let priority = priority.ok_or_else(|| {
+        let allowed = "must be 1 to 99 for FIFO and RR, and 0 for the other policies";
+        Error::invalid("spec.process.scheduling.priority", allowed)
+    })?;
+    let reset = match given.reset_on_fork {
+        true => libc::SCHED_RESET_ON_FORK,
+        false => 0,
+    };
+    Ok(Scheduling {
+        policy: policy | reset,
+        priority,
+    })
 }

@@ -1,6 +1,6 @@
 //! Reads the pipes of watches that have ended and whose writer lives on. If such a pipe were
 //! closed, the writer's next write would end the writer by SIGPIPE. So the pipe is read on, and its
-//! bytes are discarded.
+//! bytes are discarded. The same holds for a terminal, whose processes would get SIGHUP.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -111,7 +111,8 @@ impl Drain {
             let mut ready = pipe.readable().await?;
             let mut turn = self.turn.lock().await;
             match rustix::io::read(pipe, &mut turn[..]) {
-                Ok(0) => return Ok(true),
+                // The second one is a terminal that no process has open any more.
+                Ok(0) | Err(Errno::IO) => return Ok(true),
                 Ok(read) => {
                     let read = read as u64;
                     self.discarded.fetch_add(read, Ordering::Relaxed);

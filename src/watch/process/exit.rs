@@ -88,7 +88,6 @@ impl Process {
         cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
-        self.leave_terminal(cx);
         if let Some(child) = &mut self.child {
             child.exit_reported();
         }
@@ -97,6 +96,10 @@ impl Process {
         }
         self.subscription = None;
         self.waiter = None;
+        if let Some(terminal) = &mut self.terminal {
+            terminal.child_ended();
+            cx.cancel(STDIN);
+        }
         if self.stdin.is_some() {
             // The child no longer reads stdin; only other processes may still read it.
             cx.cancel(STDIN);
@@ -133,29 +136,43 @@ impl Process {
         errno: Option<Errno>,
     ) {
         let index = usize::from(lane == STDERR);
-        let is_terminal = self.is_terminal(lane);
         let Some(output) = &mut self.outputs[index] else {
             return;
         };
         output.ended = true;
+        // The terminal is stdout.
+        let terminal = self.terminal.take_if(|_| lane == STDOUT);
         cx.emit(Kind::StreamEnd(StreamEnd {
             stream: output.stream.into(),
             offset: output.offset,
             reason: reason.into(),
             error: errno.map(|e| (&SystemError::new(e, "read", "")).into()),
+            flushes: terminal.as_ref().map_or(0, |terminal| terminal.flushes),
         }));
+        let goes_on = matches!(
+            reason,
+            StreamEndReason::GraceExpired | StreamEndReason::Released
+        );
+        if let Some(terminal) = terminal {
+            if goes_on {
+                let rest = terminal.into_rest();
+                cx.services.drain.take(rest, self.pid, output.stream);
+            }
+            // It may still wait to be typed into. Then it is released with the watch.
+            cx.cancel(STDIN);
+            let is_typed = self.types && cx.is_live(STDIN);
+            if !cx.is_live(lane) && !is_typed {
+                cx.release(output.source);
+            }
+            return;
+        }
         if cx.is_live(lane) {
             return;
         }
-        match reason {
-            StreamEndReason::GraceExpired | StreamEndReason::Released => {
-                if let Some(pipe) = cx.take(output.source) {
-                    cx.services.drain.take(pipe, self.pid, output.stream);
-                }
-            }
-            // The other direction of a terminal may still be in use.
-            _ if is_terminal && cx.is_live(STDIN) => {}
-            _ => cx.release(output.source),
+        if !goes_on {
+            cx.release(output.source);
+        } else if let Some(pipe) = cx.take(output.source) {
+            cx.services.drain.take(pipe, self.pid, output.stream);
         }
     }
 
@@ -189,9 +206,7 @@ impl Process {
         {
             self.unsent = stdin.buffered();
             self.stdin_bytes = stdin.taken;
-            if !self.typed_into {
-                cx.release(stdin.source);
-            }
+            cx.release(stdin.source);
             self.stdin = None;
         }
     }

@@ -30,6 +30,8 @@ mod spawn;
 mod terminal;
 mod timeout;
 mod tree;
+mod typed;
+mod user;
 mod watcher;
 
 pub use attributes::Attributes;
@@ -37,12 +39,15 @@ pub use child::EndSignals;
 use child::{Child, State};
 pub use drain::{Drain, DrainLimits};
 use exit::unread;
-pub use order::{AfterGrace, AtEnd, ProcessOrder, Program, SignalTarget, Stdio};
+pub use order::{
+    AfterGrace, AtEnd, FileTarget, ProcessOrder, Program, Scheduling, SignalTarget, Stdio,
+};
 use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_inherited};
-use terminal::{Pty, Terminal, no_terminal};
+use terminal::Terminal;
 use timeout::Timeout;
 pub use tree::{Reached, Stopped, Tree};
+pub use user::UserOrder;
 use watcher::Waiter;
 
 const EXIT: Lane = Lane(0);
@@ -67,11 +72,12 @@ struct Process {
     watched: Option<SourceId>,
     waiter: Option<Waiter>,
     subscription: Option<(Subscription, Arc<AtomicBool>)>,
+    /// The daemon's ends of its pipes, until the driver has them; that of its terminal as stdout.
     pipes: [Option<OwnedFd>; 3],
-    /// The terminal until the watch starts, and whether it is stdin.
-    pty: Option<Pty>,
-    typed_into: bool,
+    /// Its terminal, until the terminal's output has ended.
     terminal: Option<Terminal>,
+    /// Whether its stdin is the terminal.
+    types: bool,
     stdin_marks: WaterMarks,
     stdin: Option<Outgoing>,
     outputs: [Option<Incoming>; 2],
@@ -104,14 +110,19 @@ impl Watch for Process {
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
         let marks = self.stdin_marks;
         self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source, marks));
-        let output = |lane, source: Option<SourceId>, stream| {
-            source.map(|source| Incoming::of_pipe(lane, source, stream))
+        let stdout = match &mut self.terminal {
+            None => Incoming::of_pipe,
+            Some(terminal) => {
+                if let Some(source) = sources[1].filter(|_| self.types) {
+                    terminal.take_input(source);
+                }
+                Incoming::of_terminal
+            }
         };
         self.outputs = [
-            output(STDOUT, sources[1], Stream::Stdout),
-            output(STDERR, sources[2], Stream::Stderr),
+            sources[1].map(|source| stdout(STDOUT, source, Stream::Stdout)),
+            sources[2].map(|source| Incoming::of_pipe(STDERR, source, Stream::Stderr)),
         ];
-        self.attach_terminal(cx);
         for output in self.outputs.iter().flatten() {
             output.start(cx);
         }
@@ -128,6 +139,9 @@ impl Watch for Process {
                 self.check_reported_exit(cx);
             }
             STDIN => {
+                if let (Some(terminal), Done::Ready(_)) = (&mut self.terminal, &done) {
+                    terminal.takes_more(cx);
+                }
                 let Some(stdin) = &mut self.stdin else { return };
                 let broken = stdin.complete(cx, &done).is_err();
                 if broken || stdin.is_finished() || matches!(done, Done::Cancelled) {
@@ -139,12 +153,16 @@ impl Watch for Process {
                 let Some(output) = &mut self.outputs[index] else {
                     return;
                 };
-                match output.complete(cx, done) {
+                let ended = match (done, &mut self.terminal) {
+                    (Done::Ready(_), Some(terminal)) => {
+                        let ended = terminal.read(cx, output);
+                        output.go_on(cx, ended)
+                    }
+                    (done, _) => output.complete(cx, done),
+                };
+                match ended {
                     None => return,
                     Some(Ended::Eof) => self.end_stream(cx, lane, StreamEndReason::Eof),
-                    Some(Ended::Failed(Errno::IO)) if self.is_terminal(lane) => {
-                        self.end_terminal(cx);
-                    }
                     Some(Ended::Failed(errno)) => {
                         self.end_stream_with(cx, lane, StreamEndReason::Error, Some(errno));
                     }
@@ -166,7 +184,6 @@ impl Watch for Process {
         if self.exited.is_none() {
             // Checked in case the watcher failed.
             self.check_exit(cx);
-            self.look_at_terminal(cx);
             if self.exited.is_none() && cx.is_closing() {
                 if self.kills == KILLS_MAX {
                     cx.finish();
@@ -278,21 +295,14 @@ impl Watch for Process {
     }
 
     fn write(&mut self, cx: &mut Context<'_>, data: Bytes, at: Option<u64>) -> Result<Taken> {
-        match &mut self.stdin {
-            Some(stdin) => {
-                let line = match &self.terminal {
-                    Some(terminal) if self.typed_into => Some(terminal.line_after(&data)?),
-                    _ => None,
-                };
-                let taken = stdin.write(cx, data, at)?;
-                self.stdin_bytes = taken.taken;
-                if let (Some(terminal), Some(line)) = (&mut self.terminal, line) {
-                    terminal.set_line(line);
-                }
-                Ok(taken)
-            }
-            None => Err(Error::wrong_state("stdin is not a pipe, or is closed")),
-        }
+        let closed = || Error::wrong_state("stdin is not a pipe or terminal, or is closed");
+        let taken = match (&mut self.stdin, &mut self.terminal) {
+            (Some(stdin), _) => stdin.write(cx, data, at)?,
+            (None, Some(terminal)) => terminal.write(cx, self.outputs[0].as_mut(), data, at)?,
+            (None, None) => return Err(closed()),
+        };
+        self.stdin_bytes = taken.taken;
+        Ok(taken)
     }
 
     fn set_water_marks(&mut self, cx: &mut Context<'_>, marks: WaterMarks) -> Result<()> {
@@ -301,8 +311,8 @@ impl Watch for Process {
     }
 
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        if self.typed_into {
-            return self.type_end(cx);
+        if let Some(terminal) = &mut self.terminal {
+            terminal.write_eof(cx)?;
         }
         if let Some(stdin) = &mut self.stdin {
             stdin.eof = true;
@@ -339,8 +349,10 @@ impl Watch for Process {
             SignalTarget::Process if self.exited.is_some() => Err(Errno::SRCH),
             SignalTarget::Process => child.signal(number),
             SignalTarget::Group => child.signal_group(number),
-            SignalTarget::Foreground if self.terminal.is_none() => return Err(no_terminal()),
-            SignalTarget::Foreground => self.signal_foreground(number),
+            SignalTarget::Foreground => match &self.terminal {
+                Some(terminal) => terminal.signal_foreground(self.pid, number),
+                None => return Err(no_terminal()),
+            },
         };
         sent.map_err(|errno| match errno {
             Errno::SRCH => gone(),
@@ -360,7 +372,8 @@ impl Watch for Process {
     }
 
     fn resize(&mut self, cx: &mut Context<'_>, size: TerminalSize) -> Result<()> {
-        self.resize_terminal(cx, size)
+        let terminal = self.terminal.as_mut().ok_or_else(no_terminal)?;
+        terminal.resize(cx, size)
     }
 
     fn kill_now(&mut self) {
@@ -391,7 +404,14 @@ impl Watch for Process {
                     group.path().to_string_lossy().into_owned()
                 }),
             cgroup_usage: None,
-            terminal: self.terminal_status(),
+            terminal: self
+                .terminal
+                .as_ref()
+                .map(|terminal| terminal.status(self.pid)),
         }))
     }
+}
+
+fn no_terminal() -> Error {
+    Error::wrong_state("the child has no terminal, or its output has ended")
 }

@@ -1,15 +1,18 @@
 //! The order of a process watch: a child, and how to watch it.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
 
 use super::child::Child;
 use super::spawn::{self, Recipe, Spawned};
+use super::terminal::Terminal;
 use super::timeout::Timeout;
+use super::user::UserOrder;
 use super::watcher::Waiter;
 use super::{Attributes, EndSignals, Process};
 use crate::config::ChildWatcher;
@@ -28,7 +31,7 @@ pub enum Program {
 }
 
 /// The target of a child's stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stdio {
     /// `/dev/null`.
     Null,
@@ -36,6 +39,32 @@ pub enum Stdio {
     Pipe,
     /// The child's terminal.
     Pty,
+    /// A file.
+    File(FileTarget),
+    /// The descriptor that was handed over and has this index.
+    Given(usize),
+    /// The target of stdout; for stderr only.
+    Stdout,
+}
+
+/// A file that a child's stream is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTarget {
+    /// Its absolute path.
+    pub path: CString,
+    /// How it is opened.
+    pub flags: OFlags,
+    /// The permissions if it is made, less the umask.
+    pub permissions: Mode,
+}
+
+/// How the kernel schedules the child, see sched_setscheduler(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduling {
+    /// The policy, with `SCHED_RESET_ON_FORK` if that is wanted.
+    pub policy: i32,
+    /// The priority.
+    pub priority: i32,
 }
 
 /// The treatment of a child that still runs when its watch ends.
@@ -77,10 +106,21 @@ pub struct ProcessOrder {
     pub env: Arc<[CString]>,
     /// Working directory, absolute.
     pub cwd: CString,
-    /// The targets of stdin, stdout and stderr.
+    /// The targets of stdin, stdout and stderr. If stdin or stderr is the terminal, stdout is too.
     pub stdio: [Stdio; 3],
-    /// The size of its terminal, if one of them is it.
+    /// Further descriptors, by ascending number from 3: the number, and the index of the descriptor
+    /// that was handed over.
+    pub passed: Vec<(i32, usize)>,
+    /// The size of the terminal, if there is one.
     pub terminal: TerminalSize,
+    /// The user that it runs as.
+    pub user: UserOrder,
+    /// How it is scheduled; `None`: as the daemon.
+    pub scheduling: Option<Scheduling>,
+    /// Whether it leads a new session, not only a new process group.
+    pub new_session: bool,
+    /// The signal that it gets when the daemon ends.
+    pub death_signal: Option<i32>,
     /// When WritePaused and WriteResumed are appended for a stdin that is a pipe.
     pub stdin_marks: WaterMarks,
     /// The attributes that the client requests; they override all others.
@@ -108,11 +148,14 @@ impl ProcessOrder {
     /// Returns what the watch needs.
     #[must_use]
     pub fn need(&self) -> Need {
+        let [_, stdout, stderr] = &self.stdio;
         let pipes = self.stdio.iter().map(|s| u32::from(*s == Stdio::Pipe));
-        let terminal = u32::from(self.stdio.contains(&Stdio::Pty));
-        let [_, stdout, stderr] = self.stdio;
-        let streams = [stdout != Stdio::Null, stderr == Stdio::Pipe];
-        let streams = streams.into_iter().filter(|is_stream| *is_stream);
+        let terminal = u32::from(*stdout == Stdio::Pty);
+        let streams = [
+            matches!(stdout, Stdio::Pipe | Stdio::Pty),
+            *stderr == Stdio::Pipe,
+        ];
+        let streams = streams.iter().filter(|is_read| **is_read);
         let pidfd = u32::from(self.watcher == ChildWatcher::Pidfd);
         let need = Need::sources(pipes.sum::<u32>() + terminal + pidfd)
             .and(largest::STARTED)
@@ -120,19 +163,29 @@ impl ProcessOrder {
         streams.fold(need, |need, _| need.and(largest::STREAM_END))
     }
 
-    /// Starts the child and builds the watch. May block.
+    /// Starts the child and builds the watch. `given` are the descriptors that were handed over. May
+    /// block.
     ///
     /// # Errors
-    /// The limit on children is reached, or the system refused a step. Then no child runs.
-    pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
+    /// The limit on children is reached, the user is not known or not allowed, or the system refused
+    /// a step. Then no child runs.
+    pub fn build(self, services: &Services, given: &[BorrowedFd<'_>]) -> Result<Box<dyn Watch>> {
         let permit = services.children.take()?;
+        let user = self.user.resolve()?;
+        let types = self.stdio[0] == Stdio::Pty;
         let inherited = self.inherited.over(&services.own).within_our_own();
         let recipe = Recipe {
             program: self.program,
             env: self.env,
             cwd: self.cwd,
             stdio: self.stdio,
+            given,
+            passed: self.passed,
             terminal: self.terminal,
+            user,
+            scheduling: self.scheduling,
+            new_session: self.new_session,
+            death_signal: self.death_signal,
             attributes: self.attributes.over(&services.configured).over(&inherited),
         };
         // Everything that can be refused is done before the child starts.
@@ -142,14 +195,18 @@ impl ProcessOrder {
             ChildWatcher::Sigchld => (None, None),
         };
         let born = crate::clock::boot_ticks();
-        let spawned = spawn::spawn(recipe, &services.cgroups)?;
         let Spawned {
             pid,
             pidfd,
-            pipes,
+            mut pipes,
             group,
             terminal,
-        } = spawned;
+        } = spawn::spawn(&recipe, &services.cgroups)?;
+        let terminal = terminal.map(|opened| {
+            let (terminal, master) = Terminal::new(opened, self.terminal);
+            pipes[1] = Some(master);
+            terminal
+        });
         let watched_fd = match place {
             Some(mut place) => {
                 // dup3(2) needs no free descriptor here, because it replaces an open one.
@@ -177,9 +234,8 @@ impl ProcessOrder {
             waiter,
             subscription: None,
             pipes,
-            pty: terminal,
-            typed_into: self.stdio[0] == Stdio::Pty,
-            terminal: None,
+            terminal,
+            types,
             stdin_marks: self.stdin_marks,
             stdin: None,
             outputs: [None, None],

@@ -11,12 +11,13 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::terminal::Pty;
+use super::order::{FileTarget, Scheduling};
+use super::terminal::Opened;
 use super::{Attributes, Program, Stdio};
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::TerminalSize;
-use crate::sys::{self, Step};
+use crate::sys::{self, Credentials, Origin, Place, Step};
 
 /// The directories in which programs are looked up if the environment has no PATH, as execvp(3)
 /// does.
@@ -25,19 +26,27 @@ const SHELL: &CStr = c"/bin/sh";
 
 /// Everything that is set up before the program is executed.
 #[derive(Debug)]
-pub(super) struct Recipe {
+pub(super) struct Recipe<'a> {
     pub(super) program: Program,
     /// `NAME=value`
     pub(super) env: Arc<[CString]>,
     pub(super) cwd: CString,
     /// The targets of stdin, stdout and stderr.
     pub(super) stdio: [Stdio; 3],
-    /// The size of the terminal, if one of them is it.
+    /// The descriptors that were handed over.
+    pub(super) given: &'a [BorrowedFd<'a>],
+    /// Further descriptors: their number, and their index in `given`.
+    pub(super) passed: Vec<(i32, usize)>,
+    /// The size of the terminal, if one of the streams is it.
     pub(super) terminal: TerminalSize,
+    pub(super) user: Option<Credentials>,
+    pub(super) scheduling: Option<Scheduling>,
+    pub(super) new_session: bool,
+    pub(super) death_signal: Option<i32>,
     pub(super) attributes: Attributes,
 }
 
-/// A running child, and the daemon's ends of its pipes (non-blocking).
+/// A running child, and the daemon's ends of its pipes (non-blocking) and of its terminal.
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) pid: i32,
@@ -45,33 +54,77 @@ pub(super) struct Spawned {
     pub(super) pipes: [Option<OwnedFd>; 3],
     /// The cgroup that it was started in.
     pub(super) group: Option<Group>,
-    pub(super) terminal: Option<Pty>,
+    pub(super) terminal: Option<Opened>,
 }
 
-/// Starts the child, in a session of its own.
+/// What the child gets as a stream.
+enum Theirs {
+    Own(Rc<OwnedFd>),
+    Terminal,
+    Given(usize),
+    File(FileTarget),
+    Stdout,
+}
+
+/// Starts the child.
 ///
 /// # Errors
-/// The errno, and the step: `lookup`, `pipe`, `pty`, `fork`, or one that the child takes: `setsid`,
-/// `terminal`, `stdio`, `oom_score_adj`, `chdir`, `setrlimit`, `nice` or `exec`. No child runs after
-/// an error.
-pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
-    let (path, argv) = match recipe.program {
-        Program::Shell(line) => (SHELL.to_owned(), vec![c"sh".into(), c"-c".into(), line]),
+/// The errno, and the step: `lookup`, `pty`, `pipe`, `fork`, or one that the child takes: `setsid`,
+/// `setpgid`, `terminal`, `oom_score_adj`, `setuid`, `chdir`, `open`, `stdio`, `setrlimit`, `nice`,
+/// `sched_setscheduler`, `parent_death_signal` or `exec`. No child runs after an error.
+pub(super) fn spawn(recipe: &Recipe<'_>, cgroups: &Cgroups) -> Result<Spawned> {
+    let shell;
+    let (path, argv) = match &recipe.program {
+        Program::Shell(line) => {
+            shell = [c"sh".into(), c"-c".into(), line.clone()];
+            (SHELL.to_owned(), &shell[..])
+        }
         Program::Exec(argv) => {
             let name = argv.first().ok_or(Error::Internal("argv is empty"))?;
-            (lookup(name, &recipe.env, &recipe.cwd)?, argv)
+            (lookup(name, &recipe.env, &recipe.cwd)?, &argv[..])
         }
     };
-    let [stdin, stdout, stderr] = recipe.stdio;
-    let mut null = None;
-    let has_terminal = recipe.stdio.contains(&Stdio::Pty);
-    let terminal = has_terminal.then(|| Pty::open(recipe.terminal));
+    let user = recipe.user.as_ref();
+    let terminal = recipe.stdio.contains(&Stdio::Pty);
+    let terminal = terminal.then(|| Opened::open(recipe.terminal, user));
     let terminal = terminal.transpose()?;
-    let (our_stdin, stdin) = stream(stdin, true, &mut null)?;
-    let (our_stdout, stdout) = stream(stdout, false, &mut null)?;
-    let (our_stderr, stderr) = stream(stderr, false, &mut null)?;
-    // A stream that is none of its own is the terminal.
-    let slave = terminal.as_ref().map(|pty| pty.slave.as_fd());
+    let mut null = None;
+    let mut stream = |index: usize, child_reads| {
+        stream(recipe.stdio[index].clone(), child_reads, user, &mut null)
+    };
+    let (our_stdin, stdin) = stream(0, true)?;
+    let (our_stdout, stdout) = stream(1, false)?;
+    let (our_stderr, stderr) = stream(2, false)?;
+    let theirs = [stdin, stdout, stderr];
+    let given = |index: usize| {
+        let given = recipe.given.get(index).copied().map(Origin::Given);
+        given.ok_or(Error::Internal("a descriptor of a child is missing"))
+    };
+    let mut places = Vec::new();
+    for (number, theirs) in (0..).zip(&theirs) {
+        let origin = match theirs {
+            Theirs::Own(fd) => Origin::Given(fd.as_fd()),
+            Theirs::Given(index) => given(*index)?,
+            Theirs::Stdout => Origin::Same(1),
+            Theirs::File(file) => Origin::File {
+                path: &file.path,
+                flags: file.flags,
+                permissions: file.permissions,
+            },
+            Theirs::Terminal => {
+                let opened = terminal.as_ref();
+                let opened = opened.ok_or(Error::Internal("a child's terminal is missing"))?;
+                Origin::Given(opened.slave.as_fd())
+            }
+        };
+        places.push(Place { number, origin });
+    }
+    for (number, index) in &recipe.passed {
+        places.push(Place {
+            number: *number,
+            origin: given(*index)?,
+        });
+    }
     let attributes = &recipe.attributes;
     let limits = attributes.limits.iter();
     let limits: Vec<_> = limits.map(|(r, l)| (r.kernel(), (*l).into())).collect();
@@ -83,19 +136,22 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
     };
     let mut launch = sys::Launch {
         path: &path,
-        argv: &argv,
+        argv,
         env: &recipe.env,
         cwd: &recipe.cwd,
-        stdio: [
-            child_end(&stdin, slave)?,
-            child_end(&stdout, slave)?,
-            child_end(&stderr, slave)?,
-        ],
-        terminal: slave,
+        descriptors: &places,
+        new_session: recipe.new_session,
+        terminal: terminal.as_ref().map(|opened| opened.slave.as_fd()),
         umask: attributes.umask.map(Mode::from_bits_truncate),
         limits: &limits,
         nice: attributes.nice,
         oom_score_adj: oom_score_adj.as_ref().map(String::as_bytes),
+        scheduling: recipe.scheduling.map(|scheduling| sys::Scheduling {
+            policy: scheduling.policy,
+            priority: scheduling.priority,
+        }),
+        user,
+        death_signal: recipe.death_signal,
         cgroup: directory.as_ref().map(AsFd::as_fd),
     };
     let mut spawned = sys::spawn(&launch);
@@ -109,8 +165,7 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
     if launch.cgroup.is_none() {
         group = None;
     }
-    let (pid, pidfd) =
-        spawned.map_err(|(step, errno)| failed(step, errno, &path, &recipe.cwd, attributes))?;
+    let (pid, pidfd) = spawned.map_err(|(step, errno)| failed(step, errno, &path, recipe))?;
     Ok(Spawned {
         pid,
         pidfd,
@@ -121,22 +176,31 @@ pub(super) fn spawn(recipe: Recipe, cgroups: &Cgroups) -> Result<Spawned> {
 }
 
 /// Returns the error for a step that the system refused.
-fn failed(
-    step: Step,
-    errno: Errno,
-    path: &CStr,
-    cwd: &CStr,
-    attributes: &Attributes,
-) -> SystemError {
+fn failed(step: Step, errno: Errno, path: &CStr, recipe: &Recipe<'_>) -> SystemError {
     let text = |of: &CStr| of.to_string_lossy().into_owned();
     let number = |of: Option<i32>| of.map_or_else(String::new, |of| of.to_string());
+    let attributes = &recipe.attributes;
     let (step, detail) = match step {
         Step::Fork => ("fork", text(path)),
         Step::Setsid => ("setsid", String::new()),
+        Step::Setpgid => ("setpgid", String::new()),
         Step::Terminal => ("terminal", String::new()),
         Step::Stdio => ("stdio", String::new()),
         Step::OomScoreAdj => ("oom_score_adj", number(attributes.oom_score_adj)),
-        Step::Chdir => ("chdir", text(cwd)),
+        Step::User => {
+            let user = recipe.user.as_ref();
+            let shown = user.map(|user| format!("uid {}, gid {}", user.uid, user.gid));
+            ("setuid", shown.unwrap_or_default())
+        }
+        Step::Chdir => ("chdir", text(&recipe.cwd)),
+        Step::Open(of) => {
+            let stdio = usize::try_from(of).ok().and_then(|of| recipe.stdio.get(of));
+            let path = match stdio {
+                Some(Stdio::File(file)) => text(&file.path),
+                _ => String::new(),
+            };
+            ("open", path)
+        }
         Step::Setrlimit(resource) => {
             let mut limits = attributes.limits.iter();
             let limit = limits.find(|(of, _)| of.kernel() == resource);
@@ -144,18 +208,11 @@ fn failed(
             ("setrlimit", shown.unwrap_or_default())
         }
         Step::Nice => ("nice", number(attributes.nice)),
+        Step::Scheduler => ("sched_setscheduler", String::new()),
+        Step::DeathSignal => ("parent_death_signal", number(recipe.death_signal)),
         Step::Exec => ("exec", text(path)),
     };
     SystemError::new(errno, step, detail)
-}
-
-/// Returns the child's end of a stream: its own, or the terminal.
-fn child_end<'a>(
-    own: &'a Option<Rc<OwnedFd>>,
-    terminal: Option<BorrowedFd<'a>>,
-) -> Result<BorrowedFd<'a>> {
-    let end = own.as_ref().map(|own| own.as_fd()).or(terminal);
-    end.ok_or(Error::Internal("a stream has no descriptor"))
 }
 
 /// Makes one of the child's first three descriptors. Returns the daemon's end, if it is a pipe, and
@@ -163,28 +220,37 @@ fn child_end<'a>(
 fn stream(
     stdio: Stdio,
     child_reads: bool,
+    user: Option<&Credentials>,
     null: &mut Option<Rc<OwnedFd>>,
-) -> Result<(Option<OwnedFd>, Option<Rc<OwnedFd>>), SystemError> {
-    match (stdio, &*null) {
-        (Stdio::Pty, _) => Ok((None, None)),
+) -> Result<(Option<OwnedFd>, Theirs), SystemError> {
+    let theirs = match (stdio, &*null) {
         (Stdio::Pipe, _) => {
-            pipe(child_reads).map(|(ours, theirs)| (Some(ours), Some(theirs.into())))
+            let (ours, theirs) = pipe(child_reads, user)?;
+            return Ok((Some(ours), Theirs::Own(theirs.into())));
         }
-        (Stdio::Null, Some(null)) => Ok((None, Some(Rc::clone(null)))),
+        (Stdio::Null, Some(null)) => Theirs::Own(Rc::clone(null)),
         (Stdio::Null, None) => {
             let flags = OFlags::RDWR | OFlags::CLOEXEC;
             let opened = rustix::fs::open(c"/dev/null", flags, Mode::empty());
             let opened = opened.map_err(|errno| SystemError::new(errno, "stdio", "/dev/null"))?;
-            Ok((None, Some(Rc::clone(null.insert(opened.into())))))
+            Theirs::Own(Rc::clone(null.insert(opened.into())))
         }
-    }
+        (Stdio::Pty, _) => Theirs::Terminal,
+        (Stdio::File(file), _) => Theirs::File(file),
+        (Stdio::Given(index), _) => Theirs::Given(index),
+        (Stdio::Stdout, _) => Theirs::Stdout,
+    };
+    Ok((None, theirs))
 }
 
 /// Opens a pipe. Returns the daemon's end, non-blocking (no other process has that end), and the
-/// child's.
-fn pipe(child_reads: bool) -> Result<(OwnedFd, OwnedFd), SystemError> {
+/// child's. The pipe belongs to the child's user, so that the child can open `/dev/stdout`.
+fn pipe(child_reads: bool, user: Option<&Credentials>) -> Result<(OwnedFd, OwnedFd), SystemError> {
     let error = |errno| SystemError::new(errno, "pipe", "");
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(error)?;
+    if let Some(user) = user {
+        rustix::fs::fchown(&reader, Some(user.uid), Some(user.gid)).map_err(error)?;
+    }
     let (ours, theirs) = if child_reads {
         (writer, reader)
     } else {

@@ -1,41 +1,68 @@
-//! The terminal of a child: a pseudoterminal (pty(7)) of which the daemon has the master's end.
+//! The terminal of a child: its output, what is typed into it, its size.
+//!
+//! The daemon has the terminal open itself until the child has ended. So reading does not fail while
+//! no process has it open (a program may close it and open it again by its name), and the end of its
+//! output comes after the child's end.
 
+use std::cell::RefCell;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
 
+use bytes::Bytes;
+use nix::libc;
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{
-    InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, Winsize, tcgetattr,
-    tcgetpgrp, tcsetattr, tcsetwinsize,
+    InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+    tcsetwinsize,
 };
 
-use super::{Process, STDIN, STDOUT};
-use crate::driver::{Lane, Nonblocking};
+use super::STDIN;
+use super::typed::{LINE_MAX, Line, Modes};
+use crate::descriptors::Closing;
+use crate::driver::{Direction, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
-use crate::event::{Kind, Resized, Stream, StreamEndReason, largest};
+use crate::event::{Kind, Resized, largest};
 use crate::proto::{TerminalSize, TerminalStatus};
-use crate::watch::Context;
-use crate::watch::transport::{Incoming, Outgoing};
+use crate::sys::{self, Credentials};
+use crate::watch::transport::{Ended, Incoming, fresh};
+use crate::watch::water::{Gauge, WaterMarks};
+use crate::watch::{Context, Taken};
 
-/// The most bytes of a line that is edited in a terminal. The kernel drops those beyond, and says
-/// nothing (termios(3), canonical mode).
-const LINE_MAX: usize = 4095;
+/// The bytes that are read at once; the kernel holds about 20 KiB.
+const AT_ONCE: usize = 32 * 1024;
+/// The most bytes that are read before a byte is typed that makes the kernel drop output. A program
+/// that writes faster loses some.
+const BEFORE_DROP: usize = 64 * 1024;
+/// The room in the journal without which nothing is read.
+const ROOM: u32 = 4096;
+/// The most reports of packet mode in a row.
+const REPORTS_AT_ONCE: usize = 64;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A new pseudoterminal.
 #[derive(Debug)]
-pub(super) struct Pty {
+pub(super) struct Opened {
+    /// For the driver, which waits on it.
     pub(super) master: OwnedFd,
+    /// The same open file, for all else.
+    control: OwnedFd,
     pub(super) slave: OwnedFd,
-    pub(super) size: TerminalSize,
 }
 
-impl Pty {
-    /// Opens a pseudoterminal of that size, whose master does not block.
+impl Opened {
+    /// Opens a pseudoterminal of that size, for that user (`None`: the daemon's own).
     ///
     /// # Errors
-    /// The step `pty`, and the errno: ENOSPC if the host has as many as `kernel.pty.max` allows.
-    pub(super) fn open(size: TerminalSize) -> Result<Self, SystemError> {
+    /// The system refuses; ENOSPC if the host has as many as `kernel.pty.max` allows.
+    pub(super) fn open(
+        size: TerminalSize,
+        user: Option<&Credentials>,
+    ) -> Result<Self, SystemError> {
         let failed = |errno| {
             let detail = match errno {
                 Errno::NOSPC => "the host has as many terminals as kernel.pty.max allows",
@@ -44,23 +71,420 @@ impl Pty {
             SystemError::new(errno, "pty", detail)
         };
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags).map_err(failed)?;
-        let opened = unlockpt(&master).and_then(|()| {
+        let open = || {
+            let master = openpt(flags)?;
+            unlockpt(&master)?;
+            rustix::io::ioctl_fionbio(&master, true)?;
+            sys::set_packet_mode(master.as_fd(), true)?;
             let slave = ioctl_tiocgptpeer(&master, flags)?;
-            tcsetwinsize(&master, winsize(size))?;
             let mut modes = tcgetattr(&slave)?;
-            // Erasing a character of several bytes erases all of them.
-            modes.input_modes |= InputModes::IUTF8;
+            modes.input_modes.insert(InputModes::IUTF8);
             tcsetattr(&slave, OptionalActions::Now, &modes)?;
-            rustix::io::ioctl_fionbio(master.as_fd(), true)?;
-            Ok(slave)
-        });
-        let slave = opened.map_err(failed)?;
-        Ok(Self {
+            tcsetwinsize(&slave, winsize(size))?;
+            if let Some(user) = user {
+                rustix::fs::fchown(&slave, Some(user.uid), Some(user.gid))?;
+            }
+            rustix::fs::fchmod(&slave, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+            let control = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
+            Ok(Self {
+                master,
+                control,
+                slave,
+            })
+        };
+        open().map_err(failed)
+    }
+}
+
+/// The terminal of a child, until its output has ended.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    control: OwnedFd,
+    /// Kept open until the child has ended.
+    slave: Option<OwnedFd>,
+    size: TerminalSize,
+    /// `None` if stdin is not the terminal, or nobody reads it any more.
+    typing: Option<Typing>,
+    pub(super) flushes: u64,
+    flushed_at: u64,
+}
+
+/// What is typed.
+#[derive(Debug)]
+struct Typing {
+    /// The terminal's source in the driver.
+    source: SourceId,
+    taken: u64,
+    line: Line,
+    /// The number of end-of-file bytes that wait until the terminal takes them.
+    eofs: u8,
+    gauge: Gauge,
+}
+
+/// Why reading stopped.
+enum Stop {
+    Empty,
+    /// The kernel has dropped output here.
+    Flushed,
+    Ended(Ended),
+}
+
+impl Terminal {
+    /// Returns the terminal of a child that was started, and the descriptor for the driver.
+    pub(super) fn new(opened: Opened, size: TerminalSize) -> (Self, OwnedFd) {
+        let Opened {
             master,
+            control,
             slave,
+        } = opened;
+        let terminal = Self {
+            control,
+            slave: Some(slave),
             size,
+            typing: None,
+            flushes: 0,
+            flushed_at: 0,
+        };
+        (terminal, master)
+    }
+
+    /// Lets clients type. The driver has the terminal as that source.
+    pub(super) fn take_input(&mut self, source: SourceId) {
+        self.typing = Some(Typing {
+            source,
+            taken: 0,
+            line: Line::default(),
+            eofs: 0,
+            // Nothing waits in the daemon: a write pauses when the terminal takes less.
+            gauge: Gauge::new(WaterMarks::with_high(0)),
+        });
+    }
+
+    /// The child has ended: its output ends once no other process has the terminal open.
+    pub(super) fn child_ended(&mut self) {
+        drop((self.slave.take(), Closing));
+        self.typing = None;
+    }
+
+    /// Returns the descriptor from which the rest of the output can be read, without packet mode.
+    pub(super) fn into_rest(self) -> OwnedFd {
+        // It fails only for a descriptor that is no master.
+        let _ = sys::set_packet_mode(self.control.as_fd(), false);
+        drop((self.slave, Closing));
+        self.control
+    }
+
+    /// Reads what is there, as far as there is room, and appends it. Returns whether the output has
+    /// ended.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, output: &mut Incoming) -> Option<Ended> {
+        if !output.is_read() {
+            return None;
+        }
+        if !cx.has_room_for(ROOM) {
+            // The watch is held in this turn.
+            return None;
+        }
+        let budget = usize::try_from(cx.read_budget()).unwrap_or(usize::MAX);
+        let most = budget.clamp(ROOM as usize, AT_ONCE);
+        match self.take(cx, output, most) {
+            Ok(()) => None,
+            // Somebody has hung the terminal up (vhangup(2)). The child may open it again.
+            Err(Ended::Failed(Errno::IO)) if self.slave.is_some() => self.reopen().err(),
+            Err(Ended::Failed(Errno::IO)) => Some(Ended::Eof),
+            Err(ended) => Some(ended),
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), Ended> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&self.control, flags).map_err(Ended::Failed)?;
+        self.slave = Some(slave);
+        Ok(())
+    }
+
+    /// Reads until nothing is there, or until at least `most` bytes are read.
+    fn take(
+        &mut self,
+        cx: &mut Context<'_>,
+        output: &mut Incoming,
+        most: usize,
+    ) -> Result<(), Ended> {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(AT_ONCE, 0);
+            let mut left = most;
+            while left > 0 {
+                let (len, stop) = self.fill(&mut buffer[..left.min(AT_ONCE)]);
+                if len > 0 {
+                    output.deliver(cx, &buffer[..len]);
+                }
+                left = left.saturating_sub(len.max(1));
+                match stop {
+                    None => {}
+                    Some(Stop::Empty) => break,
+                    Some(Stop::Flushed) => {
+                        self.flushes += 1;
+                        self.flushed_at = output.offset;
+                    }
+                    Some(Stop::Ended(ended)) => return Err(ended),
+                }
+            }
+            Ok(())
         })
+    }
+
+    /// Fills the buffer. Returns how much of it, and why it is not full.
+    fn fill(&self, buffer: &mut [u8]) -> (usize, Option<Stop>) {
+        let (mut len, mut reports) = (0, 0);
+        while len < buffer.len() && reports < REPORTS_AT_ONCE {
+            let mut report = [0];
+            let into = &mut [
+                IoSliceMut::new(&mut report),
+                IoSliceMut::new(&mut buffer[len..]),
+            ];
+            let stop = match rustix::io::readv(&self.control, into) {
+                Ok(0) => Stop::Ended(Ended::Eof),
+                Ok(1) if report[0] & sys::PACKET_FLUSHED != 0 => Stop::Flushed,
+                Ok(1) => {
+                    reports += 1;
+                    continue;
+                }
+                Ok(read) => {
+                    len += read - 1;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => Stop::Empty,
+                Err(errno) => Stop::Ended(Ended::Failed(errno)),
+            };
+            return (len, Some(stop));
+        }
+        (len, None)
+    }
+
+    fn modes(&self) -> Result<Modes> {
+        let modes = tcgetattr(&self.control);
+        let modes = modes.map_err(|errno| SystemError::new(errno, "tcgetattr", ""))?;
+        Ok(Modes::from(&modes))
+    }
+
+    /// Types. `at` is the offset of `data` in what is typed, `None` its end.
+    ///
+    /// # Errors
+    /// `at` leaves a hole; a line becomes longer than the kernel keeps; the journal has no room for
+    /// WritePaused.
+    pub(super) fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        output: Option<&mut Incoming>,
+        data: Bytes,
+        at: Option<u64>,
+    ) -> Result<Taken> {
+        let modes = self.modes()?;
+        let typing = self.typing.as_ref().ok_or_else(closed)?;
+        let data = fresh(data, at, typing.taken)?;
+        if typing.line.after(&modes, &data).is_none() {
+            return Err(Error::invalid(
+                "data",
+                format!(
+                    "must have at most {LINE_MAX} bytes in a line, with those that were written \
+                     before: the terminal edits lines (ICANON), and the kernel drops the rest of a \
+                     longer one"
+                ),
+            ));
+        }
+        // It pauses if the terminal takes less.
+        let pauses = typing.gauge.prepare(cx, 0, true)?;
+        let typed = if typing.eofs == 0 {
+            self.type_all(cx, output, &modes, &data)
+        } else {
+            Ok(0)
+        };
+        let typing = self.typing.as_mut().ok_or_else(closed)?;
+        let typed_len = typed.as_ref().map_or(0, |typed| *typed);
+        typing.taken += typed_len as u64;
+        typing.line = (typing.line)
+            .after(&modes, &data[..typed_len])
+            .unwrap_or_default();
+        if typed_len < data.len() && typed.is_ok() {
+            if pauses {
+                typing.gauge.pause(cx, 0);
+            }
+            typing.wait(cx);
+        } else if pauses {
+            cx.unreserve();
+            cx.unreserve();
+        }
+        typed?;
+        Ok(Taken {
+            taken: typing.taken,
+            buffered: 0,
+        })
+    }
+
+    /// Types as much as the terminal takes. Before a byte that makes the kernel drop output, reads
+    /// that output.
+    fn type_all(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut output: Option<&mut Incoming>,
+        modes: &Modes,
+        data: &[u8],
+    ) -> Result<usize> {
+        let mut typed = 0;
+        while typed < data.len() {
+            let rest = &data[typed..];
+            let piece = match modes.first_drop(rest) {
+                Some(0) => {
+                    if let Some(output) = output.as_deref_mut()
+                        && !output.paused
+                        && cx.has_room_for(ROOM)
+                    {
+                        // An end of the output is found again by the next read.
+                        let _ = self.take(cx, output, BEFORE_DROP);
+                    }
+                    &rest[..1]
+                }
+                Some(first) => &rest[..first],
+                None => rest,
+            };
+            match rustix::io::write(&self.control, piece) {
+                Ok(0) | Err(Errno::AGAIN) => break,
+                Ok(len) => typed += len,
+                Err(Errno::INTR) => {}
+                Err(_) if typed > 0 => break,
+                Err(errno) => return Err(SystemError::new(errno, "write", "").into()),
+            }
+        }
+        Ok(typed)
+    }
+
+    /// Types the end-of-file byte, so that a program reads an end of file.
+    ///
+    /// # Errors
+    /// The terminal is in raw mode, or has no such byte.
+    pub(super) fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        let modes = self.modes()?;
+        let Some(typing) = &mut self.typing else {
+            return Ok(());
+        };
+        if !modes.lines || modes.eof.is_none() {
+            return Err(Error::wrong_state(
+                "the terminal does not edit lines now (raw mode), so it has no end of file: write \
+                 the byte that the program expects",
+            ));
+        }
+        if typing.eofs == 0 {
+            typing.eofs = typing.line.eofs();
+        }
+        self.type_eofs(cx, &modes);
+        Ok(())
+    }
+
+    /// Types the end-of-file bytes that are due, as many as the terminal takes.
+    fn type_eofs(&mut self, cx: &mut Context<'_>, modes: &Modes) {
+        let Some(typing) = &mut self.typing else {
+            return;
+        };
+        while typing.eofs > 0 {
+            // The terminal may be in raw mode by now, where it would be a byte like others.
+            let Some(eof) = modes.eof.filter(|_| modes.lines) else {
+                typing.eofs = 0;
+                break;
+            };
+            match rustix::io::write(&self.control, &[eof]) {
+                Ok(1) => typing.eofs -= 1,
+                Err(Errno::INTR) => {}
+                _ => return typing.wait(cx),
+            }
+        }
+        typing.line = Line::default();
+    }
+
+    /// The terminal takes more of what is typed.
+    pub(super) fn takes_more(&mut self, cx: &mut Context<'_>) {
+        if self.typing.as_ref().is_some_and(|typing| typing.eofs > 0)
+            && let Ok(modes) = self.modes()
+        {
+            self.type_eofs(cx, &modes);
+        }
+        if let Some(typing) = &mut self.typing
+            && typing.eofs == 0
+        {
+            typing.gauge.sink(cx, 0);
+        }
+    }
+
+    /// Changes the size, and appends Resized if it is another one.
+    ///
+    /// # Errors
+    /// The journal has no room, or the system refuses.
+    pub(super) fn resize(&mut self, cx: &mut Context<'_>, size: TerminalSize) -> Result<()> {
+        if size == self.size() {
+            return Ok(());
+        }
+        cx.reserve_event(largest::RESIZED)?;
+        let set = tcsetwinsize(&self.control, winsize(size));
+        cx.release_event(largest::RESIZED);
+        set.map_err(|errno| SystemError::new(errno, "resize", ""))?;
+        self.size = size;
+        cx.emit(Kind::Resized(Resized { size: Some(size) }));
+        Ok(())
+    }
+
+    /// Returns the size, which the child may have changed itself.
+    fn size(&self) -> TerminalSize {
+        let now = tcgetwinsize(&self.control);
+        now.map_or(self.size, |size| TerminalSize {
+            rows: size.ws_row.into(),
+            columns: size.ws_col.into(),
+        })
+    }
+
+    /// Sends the process group in the foreground a signal. `session` is the session of the terminal.
+    ///
+    /// # Errors
+    /// ESRCH if there is none; EPERM.
+    pub(super) fn signal_foreground(&self, session: i32, number: i32) -> Result<(), Errno> {
+        let group = tcgetpgrp(&self.control).map_err(|_| Errno::SRCH)?;
+        if [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP].contains(&number) {
+            return sys::signal_foreground(self.control.as_fd(), number);
+        }
+        let Ok(leader) = rustix::process::pidfd_open(group, PidfdFlags::empty()) else {
+            // The leader has ended. No other process gets its number while its group has processes.
+            return sys::kill_group(group.as_raw_pid(), number);
+        };
+        // The group may have ended, and another process may have got its number.
+        let of_session = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(group.as_raw_pid())));
+        if of_session != Ok(nix::unistd::Pid::from_raw(session)) {
+            return Err(Errno::SRCH);
+        }
+        match sys::signal_group(leader.as_fd(), number) {
+            Err(Errno::INVAL) => sys::kill_group(group.as_raw_pid(), number),
+            sent => sent,
+        }
+    }
+
+    /// Returns its present state. `leader` is the child.
+    pub(super) fn status(&self, leader: i32) -> TerminalStatus {
+        let modes = self.modes().unwrap_or_default();
+        let foreground = tcgetpgrp(&self.control).map_or(0, Pid::as_raw_pid);
+        TerminalStatus {
+            size: Some(self.size()),
+            foreground_group: foreground,
+            suspends_leader: modes.signals.is_some() && foreground == leader,
+            line_mode: modes.lines,
+            flushes: self.flushes,
+            flushed_at: self.flushed_at,
+        }
+    }
+}
+
+impl Typing {
+    /// Waits until the terminal takes more.
+    fn wait(&self, cx: &mut Context<'_>) {
+        if !cx.is_live(STDIN) && !cx.is_cancelling() {
+            cx.start(STDIN, self.source, Op::Ready(Direction::Write));
+        }
     }
 }
 
@@ -74,209 +498,6 @@ fn winsize(size: TerminalSize) -> Winsize {
     }
 }
 
-/// The terminal of a running child.
-#[derive(Debug)]
-pub(super) struct Terminal {
-    /// A duplicate of the master, for what is asked and set; the driver has the master itself.
-    control: OwnedFd,
-    /// The other end, open until the child has ended: while nobody has it open, the master cannot
-    /// be read, and somebody may open it again.
-    pub(super) slave: Option<OwnedFd>,
-    pub(super) size: TerminalSize,
-    /// The bytes of the last, unfinished line of the input.
-    line: usize,
-}
-
-impl Terminal {
-    pub(super) fn new((control, slave): (OwnedFd, OwnedFd), size: TerminalSize) -> Self {
-        Self {
-            control,
-            slave: Some(slave),
-            size,
-            line: 0,
-        }
-    }
-
-    fn modes(&self) -> Result<Termios> {
-        let modes = tcgetattr(&self.control);
-        modes.map_err(|errno| SystemError::new(errno, "tcgetattr", "").into())
-    }
-
-    /// Returns the bytes of the unfinished line after this input.
-    ///
-    /// # Errors
-    /// The terminal edits lines, and one is longer than it can hold.
-    pub(super) fn line_after(&self, input: &[u8]) -> Result<usize> {
-        let modes = self.modes()?;
-        if !modes.local_modes.contains(LocalModes::ICANON) {
-            return Ok(0);
-        }
-        let code = |index| modes.special_codes[index];
-        let ends = [
-            b'\n',
-            b'\r',
-            code(SpecialCodeIndex::VEOF),
-            code(SpecialCodeIndex::VEOL),
-            code(SpecialCodeIndex::VKILL),
-            code(SpecialCodeIndex::VINTR),
-            code(SpecialCodeIndex::VQUIT),
-        ];
-        let mut line = self.line;
-        for byte in input {
-            line = if ends.contains(byte) { 0 } else { line + 1 };
-            if line > LINE_MAX {
-                return Err(Error::wrong_state(
-                    "the terminal edits lines, and holds at most 4095 bytes of one: the line is longer",
-                ));
-            }
-        }
-        Ok(line)
-    }
-
-    pub(super) const fn set_line(&mut self, line: usize) {
-        self.line = line;
-    }
-
-    /// Returns what ends the input of whoever reads the terminal.
-    ///
-    /// # Errors
-    /// The terminal does not edit lines: no byte means the end.
-    pub(super) fn end_of_input(&self) -> Result<Vec<u8>> {
-        let modes = self.modes()?;
-        let end = modes.special_codes[SpecialCodeIndex::VEOF];
-        if !modes.local_modes.contains(LocalModes::ICANON) || end == 0 {
-            return Err(Error::wrong_state(
-                "the terminal is in raw mode, in which nothing means the end of the input",
-            ));
-        }
-        // The first one only hands an unfinished line over.
-        let count = if self.line > 0 { 2 } else { 1 };
-        Ok(vec![end; count])
-    }
-
-    /// Changes the size. Returns whether it is another one.
-    fn resize(&mut self, size: TerminalSize) -> Result<bool> {
-        if size == self.size {
-            return Ok(false);
-        }
-        let set = tcsetwinsize(&self.control, winsize(size));
-        set.map_err(|errno| SystemError::new(errno, "resize", ""))?;
-        self.size = size;
-        Ok(true)
-    }
-
-    fn foreground(&self) -> Option<Pid> {
-        tcgetpgrp(&self.control).ok()
-    }
-}
-
-impl Process {
-    pub(super) fn resize_terminal(
-        &mut self,
-        cx: &mut Context<'_>,
-        size: TerminalSize,
-    ) -> Result<()> {
-        let terminal = self.terminal.as_mut().ok_or_else(no_terminal)?;
-        cx.reserve_event(largest::RESIZED)?;
-        let resized = terminal.resize(size);
-        cx.release_event(largest::RESIZED);
-        if resized? {
-            cx.emit(Kind::Resized(Resized { size: Some(size) }));
-        }
-        Ok(())
-    }
-
-    /// Gives the terminal to the driver, as stdout and, if it is, as stdin.
-    pub(super) fn attach_terminal(&mut self, cx: &mut Context<'_>) {
-        let Some(Pty {
-            master,
-            slave,
-            size,
-        }) = self.pty.take()
-        else {
-            return;
-        };
-        let control = rustix::io::fcntl_dupfd_cloexec(&master, 0);
-        let (Ok(control), Some(source)) = (control, cx.attach(master, Nonblocking::Own)) else {
-            cx.fail(Errno::MFILE, "pty");
-            return;
-        };
-        self.terminal = Some(Terminal::new((control, slave), size));
-        self.outputs[0] = Some(Incoming::new(STDOUT, source, Stream::Stdout, false));
-        if self.typed_into {
-            self.stdin = Some(Outgoing::new(STDIN, source, self.stdin_marks));
-        }
-    }
-
-    /// Returns whether the stream of a lane is the terminal.
-    pub(super) fn is_terminal(&self, lane: Lane) -> bool {
-        lane == STDOUT && self.terminal.is_some()
-    }
-
-    /// The terminal has nothing more to read, and nobody has it open: that is its end if the child
-    /// has ended, too.
-    pub(super) fn end_terminal(&mut self, cx: &mut Context<'_>) {
-        let closed = self.terminal.as_ref().is_some_and(|t| t.slave.is_none());
-        if closed {
-            self.end_stream(cx, STDOUT, StreamEndReason::Eof);
-        } else if let Some(output) = &mut self.outputs[0] {
-            // The child has hung it up by vhangup(2), or has ended and its end is still to come.
-            output.ended = false;
-            self.check_exit_later(cx);
-        }
-    }
-
-    /// Tries to read again a terminal that was hung up.
-    pub(super) fn look_at_terminal(&self, cx: &mut Context<'_>) {
-        if self.terminal.is_some()
-            && let [Some(output), _] = &self.outputs
-        {
-            output.start(cx);
-        }
-    }
-
-    /// Lets go of the end of the terminal that kept it readable, since the child has ended.
-    pub(super) fn leave_terminal(&mut self, cx: &mut Context<'_>) {
-        if let Some(terminal) = &mut self.terminal {
-            terminal.slave = None;
-            self.look_at_terminal(cx);
-        }
-    }
-
-    /// Types the end of the input, after all that was written before it.
-    pub(super) fn type_end(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        let ended = || Error::wrong_state("stdin is closed");
-        let stdin = self.stdin.as_mut().ok_or_else(ended)?;
-        let terminal = self.terminal.as_mut().ok_or_else(no_terminal)?;
-        let end = terminal.end_of_input()?;
-        stdin.insert(cx, end.into());
-        terminal.set_line(0);
-        Ok(())
-    }
-
-    /// Sends a signal to the process group in the terminal's foreground.
-    pub(super) fn signal_foreground(&self, number: i32) -> Result<(), Errno> {
-        let terminal = self.terminal.as_ref().ok_or(Errno::NOTTY)?;
-        let group = terminal.foreground().ok_or(Errno::SRCH)?;
-        // A group in the foreground of this terminal is one of this session, and no other.
-        let signal = nix::sys::signal::Signal::try_from(number).map_err(|_| Errno::INVAL)?;
-        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group.as_raw_pid()), signal)
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))
-    }
-
-    pub(super) fn terminal_status(&self) -> Option<TerminalStatus> {
-        let terminal = self.terminal.as_ref()?;
-        let foreground = terminal.foreground().map_or(0, Pid::as_raw_pid);
-        let modes = terminal.modes().ok();
-        let signals = modes.is_some_and(|modes| modes.local_modes.contains(LocalModes::ISIG));
-        Some(TerminalStatus {
-            size: Some(terminal.size),
-            foreground_group: foreground,
-            suspends_leader: signals && foreground == self.pid,
-        })
-    }
-}
-
-pub(super) fn no_terminal() -> Error {
-    Error::wrong_state("the process has no terminal")
+fn closed() -> Error {
+    Error::wrong_state("stdin is not a pipe or terminal, or is closed")
 }
