@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::complete;
 use super::failure::{Failure, USAGE};
 use super::parse;
+use super::streams::{self, Streams};
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
 use crate::proto::{
     self, AfterGrace, EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec,
@@ -42,6 +43,10 @@ pub(super) struct Command {
     #[arg(short, long = "env", value_name = "KEY=VALUE",
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<(OsString, OsString)>,
+    /// Set the variables of this file, KEY=VALUE on each line; -e overrides them; may be repeated
+    #[arg(long = "env-file", value_name = "FILE", value_hint = ValueHint::FilePath,
+          value_parser = OsStringValueParser::new().try_map(|path| streams::variables(&path)))]
+    env_files: Vec<Vec<(OsString, OsString)>>,
     /// Working directory [default: yours]
     #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR", value_hint = ValueHint::DirPath)]
     cwd: Option<PathBuf>,
@@ -61,6 +66,14 @@ pub(super) struct Command {
           value_parser = clap::value_parser!(i32)
               .range(i64::from(OOM_SCORE_ADJ.0)..=i64::from(OOM_SCORE_ADJ.1)))]
     oom_score_adj: Option<i32>,
+    /// The user that the program runs as, by name or number; another than the daemon's needs a daemon that is root
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// With --user: the program's group, by name or number; further ones are supplementary [default: those of the user]
+    #[arg(long = "group", value_name = "GROUP", requires = "user")]
+    groups: Vec<String>,
+    #[command(flatten)]
+    streams: Streams,
     /// End the program after this time, by SIGTERM and then SIGKILL; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     timeout: Option<prost_types::Duration>,
@@ -107,9 +120,11 @@ impl Command {
             Ok(text) => (text, Bytes::new()),
             Err(path) => (String::new(), bytes(&path)),
         };
-        let (env, env_bytes) = variables(&self.env.iter().cloned().collect());
+        let env = self.env_files.iter().flatten().chain(&self.env);
+        let (env, env_bytes) = variables(&env.cloned().collect());
         let (own, own_bytes) = variables(&env::vars_os().collect());
-        Ok(ProcessSpec {
+        let mut groups = self.groups.iter().cloned();
+        let mut spec = ProcessSpec {
             command: Some(process_spec::Command::Exec(argv)),
             env,
             env_bytes,
@@ -125,6 +140,9 @@ impl Command {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj,
             inherited_attributes: Some(own_attributes()),
+            user: self.user.clone().unwrap_or_default(),
+            group: groups.next().unwrap_or_default(),
+            groups: groups.collect(),
             timeout: self.timeout,
             stop_signal: self.stop_signal.clone().unwrap_or_default(),
             at_end: match self.at_end {
@@ -137,7 +155,19 @@ impl Command {
                 AfterGrace::Unspecified.into()
             },
             ..ProcessSpec::default()
-        })
+        };
+        self.streams.enter(&mut spec)?;
+        Ok(spec)
+    }
+
+    /// Returns whether any stream of the program goes elsewhere than usual.
+    pub(super) const fn has_streams(&self) -> bool {
+        self.streams.is_given()
+    }
+
+    /// Returns whether the program's stdin is a file.
+    pub(super) const fn reads_file(&self) -> bool {
+        self.streams.reads_file()
     }
 
     /// Returns the working directory of the program. If `--cwd` is absolute, the directory of evloopctl need not exist.
@@ -231,6 +261,10 @@ mod tests {
     fn command(program: &str) -> Command {
         Command {
             env: vec![],
+            env_files: vec![],
+            user: None,
+            groups: vec![],
+            streams: Streams::default(),
             cwd: None,
             umask: None,
             limits: vec![],

@@ -11,13 +11,16 @@ use super::render::{self, address_or_unnamed, system_error};
 use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
 use super::table::{Sheet, Table, cell, plain};
 use super::target::{Target as _, command};
-use super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
-use crate::config::Limit;
+use super::units::{age, counted, date_and_age, lasted, moment, size, span};
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    CgroupUsage, CloseReason, DatagramSpec, Exited, ProcessSpec, ProcessStatus, ResourceLimit,
-    Stdio, Watch, WatchRef, WatchState, watch::Status, watch_ref, watch_spec::Spec,
+    CloseReason, DatagramSpec, Exited, Watch, WatchRef, WatchState, watch::Status, watch_ref,
+    watch_spec::Spec,
 };
+
+mod process;
+
+pub(super) use process::tree_usage;
 
 /// Prints watches as a table, or as one line of JSON each.
 pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
@@ -194,7 +197,7 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     }
     status(&mut sheet, watch);
     if let Some(spec) = spec {
-        process_options(&mut sheet, spec);
+        process::options(&mut sheet, spec);
     }
     if let Some(pause) = &watch.source_pause {
         let reason = word(pause.reason().as_str_name(), "SOURCE_PAUSE_REASON_");
@@ -231,48 +234,10 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     sheet
 }
 
-/// Returns what a process and its descendants have used, if it has a cgroup of its own.
-pub(super) fn tree_usage(process: &ProcessStatus) -> Option<&CgroupUsage> {
-    let ended = process.exited.as_ref();
-    let ended = ended.and_then(|exited| exited.cgroup_usage.as_ref());
-    ended.or(process.cgroup_usage.as_ref())
-}
-
 fn status(sheet: &mut Sheet, watch: &Watch) {
     match &watch.status {
         Some(Status::Process(s)) => {
-            sheet.line("pid", s.pid);
-            let (out, err) = (size(s.stdout_bytes), size(s.stderr_bytes));
-            let text = format!(
-                "{out} to stdout, {err} to stderr: `evloopctl logs {}`",
-                reference(watch)
-            );
-            sheet.line("wrote", text);
-            if s.stdin_bytes > 0 {
-                sheet.line("received", format!("{} on stdin", size(s.stdin_bytes)));
-            }
-            let time = |d: Option<prost_types::Duration>| {
-                std::time::Duration::try_from(d.unwrap_or_default())
-                    .map_or_else(|_| String::new(), span)
-            };
-            if let Some(usage) = s.exited.as_ref().and_then(|exited| exited.usage.as_ref()) {
-                let (user, system) = (time(usage.user_time), time(usage.system_time));
-                let memory = size(usage.max_rss_kib.saturating_mul(1024));
-                sheet.line(
-                    "used",
-                    format!("{user} user, {system} system, {memory} at most"),
-                );
-            }
-            if let Some(usage) = tree_usage(s) {
-                let (user, system) = (time(usage.user_time), time(usage.system_time));
-                let memory = usage.memory_peak_bytes.map(size);
-                let memory = memory.map_or_else(String::new, |peak| format!(", {peak} at most"));
-                sheet.line(
-                    "with descendants",
-                    format!("{user} user, {system} system{memory}"),
-                );
-            }
-            sheet.line("cgroup", &s.cgroup);
+            process::status(sheet, &reference(watch), s);
         }
         Some(Status::Transport(s)) => {
             let way = |a: &Option<_>| {
@@ -379,48 +344,6 @@ fn spec(watch: &Watch) -> Option<&Spec> {
     watch.spec.as_ref()?.spec.as_ref()
 }
 
-/// Appends the options of a process that are not the defaults.
-fn process_options(sheet: &mut Sheet, spec: &ProcessSpec) {
-    let env = spec
-        .env
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"));
-    sheet.line("env", env.collect::<Vec<_>>().join(" "));
-    let env_bytes = u64::try_from(spec.env_bytes.len()).unwrap_or(u64::MAX);
-    if env_bytes > 0 {
-        sheet.line(
-            "env",
-            format!("{} that are not all text", grouped(env_bytes)),
-        );
-    }
-    if spec.stdin() == Stdio::Pipe {
-        sheet.line("stdin", "open: `evloopctl write`, `evloopctl attach`");
-    }
-    let limits = spec.limits.iter().map(limit).collect::<Vec<_>>();
-    sheet.line("limits", limits.join(" "));
-    if let Some(bits) = spec.umask {
-        sheet.line("umask", format!("{bits:04o}"));
-    }
-    if let Some(nice) = spec.nice {
-        sheet.line("nice", nice);
-    }
-    if let Some(adj) = spec.oom_score_adj {
-        sheet.line("oom score", adj);
-    }
-    let timeout = spec.timeout.and_then(|time| time.try_into().ok());
-    sheet.line("timeout", timeout.map_or_else(String::new, span));
-    let at_end = word(spec.at_end().as_str_name(), "AT_END_");
-    if at_end == "keep" {
-        sheet.line("at end", "keep: it outlives its watch and the daemon");
-    }
-}
-
-/// Returns a limit as `--limit` takes it.
-fn limit(limit: &ResourceLimit) -> String {
-    let [soft, hard] = [limit.soft, limit.hard].map(|value| value.unwrap_or(u64::MAX));
-    format!("{}={}", limit.resource, Limit { soft, hard })
-}
-
 /// Returns how the watch ended, such as `exited with 3, 10 min ago`, if it has. A process on a stopped loop has ended
 /// although no event has reported its exit status yet.
 pub(super) fn end(watch: &Watch) -> Option<String> {
@@ -432,7 +355,9 @@ pub(super) fn end(watch: &Watch) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ExecCommand, ProcessStatus, SourcePause, SourcePauseReason, exited};
+    use crate::proto::{
+        ExecCommand, ProcessSpec, ProcessStatus, SourcePause, SourcePauseReason, exited,
+    };
 
     #[test]
     fn a_source_that_is_not_read_shows_beside_the_state() {

@@ -215,7 +215,7 @@ const COMMANDS: [Habit; 50] = [
 ];
 
 /// Options that do not exist, with their verb, and what to do instead.
-const OPTIONS: [Habit; 21] = [
+const OPTIONS: [Habit; 18] = [
     ("", "-H", "`--socket PATH` names the daemon's socket"),
     (
         "",
@@ -249,7 +249,6 @@ const OPTIONS: [Habit; 21] = [
         "--cpus",
         "`--limit NAME=SOFT` limits a resource, as prlimit(1) does",
     ),
-    ("run", "--env-file", "give each variable with -e KEY=VALUE"),
     (
         "run",
         "--memory",
@@ -266,8 +265,6 @@ const OPTIONS: [Habit; 21] = [
         "-p",
         "processes use the host's ports: leave the option out",
     ),
-    ("run", "--user", "a process runs as the daemon's user"),
-    ("run", "-u", "a process runs as the daemon's user"),
     (
         "run",
         "-v",

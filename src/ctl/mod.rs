@@ -66,6 +66,7 @@ mod sink;
 mod standstill;
 mod status;
 mod stop;
+mod streams;
 mod style;
 mod table;
 mod target;

@@ -198,6 +198,9 @@ impl Words for proto::StreamEnd {
         if let Some(error) = &self.error {
             let _ = write!(text, ", {}", system_error(error));
         }
+        if self.flushes > 0 {
+            let _ = write!(text, ", output dropped {} times", self.flushes);
+        }
         let style = if self.reason() == StreamEndReason::Eof {
             DIM
         } else {

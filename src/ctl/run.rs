@@ -7,7 +7,7 @@ use super::command::Command;
 use super::complete;
 use super::description;
 use super::explain::differing;
-use super::failure::{Failure, Outcome, complain};
+use super::failure::{Failure, Outcome, USAGE, complain};
 use super::json;
 use super::leaving::OnHangup;
 use super::lookup;
@@ -102,8 +102,9 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         Some(_) => OnHangup::Keep,
         None => OnHangup::End,
     };
+    let reads_file = args.command.reads_file();
     let how = Foreground {
-        input: !args.no_stdin,
+        input: !args.no_stdin && !reads_file,
         on_hangup: args.on_hangup.unwrap_or(unnamed),
         forget: match &args.name {
             _ if args.rm => Forget::Always,
@@ -112,6 +113,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
         },
     };
     let by_itself = args.name.is_none() && how.input && !session.json && is_one_terminal();
+    let by_itself = by_itself && !args.command.has_streams();
     if !args.no_tty && (args.tty || by_itself) {
         return at_terminal(session, args, name, how).await;
     }
@@ -136,7 +138,7 @@ pub(super) async fn run(session: &Session, args: Run) -> Outcome {
     };
     let outcome = match attached(session, request.clone(), how).await {
         // A process that was started with another kind of stdin is joined too.
-        Err(failure) if differs_in_stdin(&failure) => {
+        Err(failure) if differs_in_stdin(&failure) && !reads_file => {
             if let Some(spec) = &mut request.spec {
                 spec.set_stdin(other);
             }
@@ -255,6 +257,7 @@ async fn taken(session: &Session, failure: Failure, name: &str, spec: ProcessSpe
 /// Starts the program, unless a process has the name, prints the name and returns.
 async fn start(session: &Session, args: Run, name: String) -> Outcome {
     let (interactive, rm) = (args.interactive, args.rm);
+    let keeps_stdin = interactive || args.command.reads_file();
     let stdin = match (args.tty && !args.no_tty, interactive) {
         (true, _) => Stdio::Pty,
         (false, true) => Stdio::Pipe,
@@ -263,7 +266,7 @@ async fn start(session: &Session, args: Run, name: String) -> Outcome {
     let mut request = args.registration(session, name, stdin)?;
     request.finished_ttl = rm.then(prost_types::Duration::default);
     let added = match add(session, &request).await {
-        Err(failure) if differs_in_stdin(&failure) && !interactive => {
+        Err(failure) if differs_in_stdin(&failure) && !keeps_stdin => {
             let spec = request.spec.as_mut().and_then(|spec| spec.spec.as_mut());
             if let Some(watch_spec::Spec::Process(process)) = spec {
                 process.set_stdin(Stdio::Pipe);
@@ -309,8 +312,15 @@ impl Run {
     ) -> Result<AddWatchRequest, Failure> {
         let mut spec = self.command.spec(stdin)?;
         if stdin == Stdio::Pty || self.tty {
+            if spec.stdout() == Stdio::File {
+                let failure =
+                    Failure::plain("-t writes all output to the terminal: leave out --stdout");
+                return Err(failure.code(USAGE));
+            }
             spec.set_stdout(Stdio::Pty);
-            spec.set_stderr(Stdio::Pty);
+            if spec.stderr() == Stdio::Unspecified {
+                spec.set_stderr(Stdio::Pty);
+            }
             spec.terminal = Some(TerminalOptions {
                 size: terminal::local_size(),
                 ..TerminalOptions::default()

@@ -120,3 +120,118 @@ async fn a_directory_that_is_gone_matters_only_if_no_other_is_named() {
         ended.failed(125, &["working directory", "removed", "--cwd"]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn streams_can_be_files() {
+    let daemon = Daemon::start("").await;
+    let dir = daemon.dir.path().join("files");
+    std::fs::create_dir(&dir).unwrap();
+    let at = |line: &str| format!("cd {}; {line}", dir.display());
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    std::fs::write(dir.join("in"), "from a file\n").unwrap();
+    let both = "sh -c 'cat; echo out; echo err >&2'";
+    let line = format!("\"$0\" run --stdin in --stdout out --stderr err -- {both} < /dev/zero");
+    assert_eq!(script(&daemon, &at(&line)).await.good(), "");
+    assert_eq!(
+        (read("out").as_str(), read("err").as_str()),
+        ("from a file\nout\n", "err\n")
+    );
+    for _ in 0..2 {
+        let line = format!("\"$0\" run -n --append --stdout all --stderr-to-stdout -- {both}");
+        script(&daemon, &at(&line)).await.good();
+    }
+    assert_eq!(read("all"), "out\nerr\nout\nerr\n");
+    let line = format!("\"$0\" run -n --stdout all -- {both} 2>/dev/null");
+    script(&daemon, &at(&line)).await.good();
+    assert_eq!(read("all"), "out\n");
+    let line = "\"$0\" run -d --stdin in --name shown --stdout new --stderr-to-stdout -- sleep 60; \"$0\" show shown";
+    let shown = script(&daemon, &at(line)).await;
+    let shown = shown.good();
+    for word in ["files/in", "files/new", "as stdout"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    for (options, words) in [
+        ("--append", &["--append", "--stdout"][..]),
+        ("--stdout ''", &["--stdout"]),
+        ("--stdin missing", &["ENOENT", "missing"]),
+    ] {
+        let line = at(&format!("\"$0\" run {options} -- true"));
+        script(&daemon, &line).await.failed(125, words);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn variables_can_come_from_files() {
+    let daemon = Daemon::start("").await;
+    let file = daemon.dir.path().join("variables");
+    std::fs::write(&file, "# comment\nONE=from file\nTWO=2\n").unwrap();
+    let file = file.to_str().unwrap();
+    let line = [
+        "run",
+        "--env-file",
+        file,
+        "-e",
+        "TWO=two",
+        "--",
+        "sh",
+        "-c",
+        "echo $ONE, $TWO",
+    ];
+    assert_eq!(ctl(&daemon.socket, &line).await.good(), "from file, two\n");
+    let line = ["run", "--env-file", "/nonexistent", "true"];
+    ctl(&daemon.socket, &line)
+        .await
+        .failed(125, &["--env-file"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_runs_as_the_user_that_is_named() {
+    let daemon = Daemon::start("").await;
+    let line = [
+        "run", "--user", "54321", "--group", "12345", "--group", "4", "--", "id",
+    ];
+    let ended = ctl(&daemon.socket, &line).await;
+    if rustix::process::geteuid().is_root() {
+        let told = ended.good();
+        for word in ["uid=54321", "gid=12345", "4("] {
+            assert!(told.contains(word), "{told}");
+        }
+    } else {
+        ended.failed(125, &["CAP_SETUID"]);
+    }
+    let line = ["run", "--group", "4", "true"];
+    ctl(&daemon.socket, &line).await.failed(125, &["--user"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_terminal_shows_in_ps_and_show() {
+    let daemon = Daemon::start("").await;
+    let without = ctl(&daemon.socket, &["ps"]).await;
+    assert!(!without.good().contains("TTY"));
+    let request = evloopd::proto::RunRequest {
+        name: "typed".into(),
+        spec: Some(evloopd::proto::ProcessSpec {
+            terminal: Some(evloopd::proto::TerminalOptions {
+                size: Some(evloopd::proto::TerminalSize {
+                    rows: 30,
+                    columns: 99,
+                }),
+                ..Default::default()
+            }),
+            ..crate::common::in_terminal(crate::common::shell("stty raw; echo up; sleep 3600"))
+        }),
+        ..Default::default()
+    };
+    let mut stream = daemon.processes().run(request).await.unwrap().into_inner();
+    let up = |message: evloopd::proto::RunResponse| format!("{message:?}").contains("up");
+    while !up(stream.message().await.unwrap().unwrap()) {}
+    let listed = ctl(&daemon.socket, &["ps"]).await;
+    let listed = listed.good();
+    assert!(
+        listed.contains("TTY") && listed.contains("99x30"),
+        "{listed}"
+    );
+    let shown = ctl(&daemon.socket, &["show", "typed"]).await;
+    let shown = shown.good();
+    assert!(shown.contains("99x30, raw, process group"), "{shown}");
+}

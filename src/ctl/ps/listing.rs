@@ -16,7 +16,7 @@ use super::super::table::{Table, cell, plain};
 use super::super::units::{age, size, span};
 use super::condition::{Condition, condition};
 use crate::kinds::WatchKind;
-use crate::proto::{ListWatchesRequest, Watch, watch::Status};
+use crate::proto::{ListWatchesRequest, TerminalStatus, Watch, watch::Status};
 
 /// Options of `ps`.
 #[derive(Debug, Args)]
@@ -96,7 +96,11 @@ pub(super) fn table(processes: &[Watch]) -> Table {
     let usages: Vec<_> = processes.iter().map(usage).collect();
     let cpu = usages.iter().any(Option::is_some);
     let memory = usages.iter().flatten().any(|usage| usage.memory.is_some());
-    let mut columns = vec!["NAME", "ID", "PID", "STATE", "STARTED"];
+    // Most processes have none.
+    let tty = processes.iter().any(|process| terminal(process).is_some());
+    let mut columns = vec!["NAME", "ID", "PID"];
+    columns.extend(tty.then_some("TTY"));
+    columns.extend(["STATE", "STARTED"]);
     columns.extend(cpu.then_some("CPU"));
     columns.extend(memory.then_some("MEMORY"));
     columns.push("COMMAND");
@@ -110,13 +114,17 @@ pub(super) fn table(processes: &[Watch]) -> Table {
             _ => String::new(),
         };
         let (state, style) = description::state(process);
+        let size = terminal(process).and_then(|terminal| terminal.size);
+        let size = size.map_or_else(String::new, |size| {
+            format!("{}x{}", size.columns, size.rows)
+        });
         let mut row = vec![
             cell(&process.name, NAME),
             plain(&format!("@{}", process.watch_id)),
             plain(&pid),
-            cell(&state, style),
-            plain(&age(process.created)),
         ];
+        row.extend(tty.then(|| plain(&size)));
+        row.extend([cell(&state, style), plain(&age(process.created))]);
         row.extend(cpu.then(|| plain(&usage.cpu)));
         row.extend(memory.then(|| plain(&usage.memory.unwrap_or_default())));
         row.push(plain(&description::detail(process)));
@@ -144,4 +152,12 @@ fn usage(process: &Watch) -> Option<Used> {
         cpu: span(times.iter().sum()),
         memory: usage.memory_peak_bytes.map(size),
     })
+}
+
+/// Returns the terminal of a process, until its output has ended.
+fn terminal(process: &Watch) -> Option<&TerminalStatus> {
+    match &process.status {
+        Some(Status::Process(status)) => status.terminal.as_ref(),
+        _ => None,
+    }
 }

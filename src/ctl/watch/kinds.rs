@@ -24,7 +24,7 @@ pub(in crate::ctl) enum Kind {
     Timer(Timer),
     /// Run a program without a stdin (see also `evloopctl run`)
     #[command(after_help = "Example:\n  evloopctl watch process --name job -- ./job --fast")]
-    Process(Process),
+    Process(Box<Process>),
     /// Connect to an address, or watch a connection that you hand over
     #[command(after_help = sockets::CONNECT_EXAMPLES)]
     Connect(Box<Connect>),
@@ -131,6 +131,7 @@ pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
     let (spec, registration) = match kind {
         Kind::Timer(args) => (timer(&args.schedule), args.registration),
         Kind::Process(args) => {
+            let args = *args;
             let spec = args.command.spec(Stdio::Null)?;
             (watch_spec::Spec::Process(spec), args.registration)
         }
