@@ -171,8 +171,9 @@ async fn users_that_do_not_exist_are_named(scene: &mut Scene) {
 async fn a_child_can_lead_a_group_in_the_session_of_the_daemon(scene: &mut Scene) {
     // Its process id, group and session.
     let line = "read p c s pp g sid rest < /proc/$$/stat; echo $p $g $sid";
-    let own = rustix::process::getsid(Some(Pid::from_raw(scene.daemon.pid().as_raw()).unwrap()));
-    let own = own.unwrap().as_raw_pid().to_string();
+    let own = nix::unistd::getsid(Some(scene.daemon.pid()))
+        .unwrap()
+        .to_string();
     for (session, of_daemon) in [
         (ChildSession::Unspecified, false),
         (ChildSession::NewSession, false),

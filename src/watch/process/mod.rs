@@ -24,6 +24,7 @@ mod child;
 mod drain;
 mod exit;
 mod order;
+mod pty;
 mod reaper;
 mod relatives;
 mod spawn;

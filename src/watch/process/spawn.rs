@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::order::{FileTarget, Scheduling};
-use super::terminal::Opened;
+use super::pty::Opened;
 use super::{Attributes, Program, Stdio};
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Error, Result, SystemError};

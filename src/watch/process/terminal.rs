@@ -12,20 +12,18 @@ use bytes::Bytes;
 use nix::libc;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{
-    InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
-    tcsetwinsize,
-};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
+use rustix::termios::{tcgetattr, tcgetpgrp, tcgetwinsize, tcsetwinsize};
 
 use super::STDIN;
+use super::pty::{Opened, winsize};
 use super::typed::{LINE_MAX, Line, Modes};
 use crate::descriptors::Closing;
 use crate::driver::{Direction, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Kind, Resized, largest};
 use crate::proto::{TerminalSize, TerminalStatus};
-use crate::sys::{self, Credentials};
+use crate::sys;
 use crate::watch::transport::{Ended, Incoming, fresh};
 use crate::watch::water::{Gauge, WaterMarks};
 use crate::watch::{Context, Taken};
@@ -42,58 +40,6 @@ const REPORTS_AT_ONCE: usize = 64;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A new pseudoterminal.
-#[derive(Debug)]
-pub(super) struct Opened {
-    /// For the driver, which waits on it.
-    pub(super) master: OwnedFd,
-    /// The same open file, for all else.
-    control: OwnedFd,
-    pub(super) slave: OwnedFd,
-}
-
-impl Opened {
-    /// Opens a pseudoterminal of that size, for that user (`None`: the daemon's own).
-    ///
-    /// # Errors
-    /// The system refuses; ENOSPC if the host has as many as `kernel.pty.max` allows.
-    pub(super) fn open(
-        size: TerminalSize,
-        user: Option<&Credentials>,
-    ) -> Result<Self, SystemError> {
-        let failed = |errno| {
-            let detail = match errno {
-                Errno::NOSPC => "the host has as many terminals as kernel.pty.max allows",
-                _ => "",
-            };
-            SystemError::new(errno, "pty", detail)
-        };
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let open = || {
-            let master = openpt(flags)?;
-            unlockpt(&master)?;
-            rustix::io::ioctl_fionbio(&master, true)?;
-            sys::set_packet_mode(master.as_fd(), true)?;
-            let slave = ioctl_tiocgptpeer(&master, flags)?;
-            let mut modes = tcgetattr(&slave)?;
-            modes.input_modes.insert(InputModes::IUTF8);
-            tcsetattr(&slave, OptionalActions::Now, &modes)?;
-            tcsetwinsize(&slave, winsize(size))?;
-            if let Some(user) = user {
-                rustix::fs::fchown(&slave, Some(user.uid), Some(user.gid))?;
-            }
-            rustix::fs::fchmod(&slave, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
-            let control = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
-            Ok(Self {
-                master,
-                control,
-                slave,
-            })
-        };
-        open().map_err(failed)
-    }
 }
 
 /// The terminal of a child, until its output has ended.
@@ -485,16 +431,6 @@ impl Typing {
         if !cx.is_live(STDIN) && !cx.is_cancelling() {
             cx.start(STDIN, self.source, Op::Ready(Direction::Write));
         }
-    }
-}
-
-fn winsize(size: TerminalSize) -> Winsize {
-    let short = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-    Winsize {
-        ws_row: short(size.rows),
-        ws_col: short(size.columns),
-        ws_xpixel: 0,
-        ws_ypixel: 0,
     }
 }
 
