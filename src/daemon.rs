@@ -332,7 +332,10 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
-        terminals: Arc::new(Terminals::new(config.limits.screen_threads)),
+        terminals: Arc::new(Terminals::new(
+            config.limits.screen_threads,
+            Arc::clone(registry.memory().budget()),
+        )),
         repeats: Repeats::new(
             config.limits.requests,
             config.limits.request_ttl,

@@ -24,10 +24,12 @@ pub enum Use {
     Polls,
     /// Commands that wait in loops' mailboxes.
     Commands,
+    /// Screens of terminals.
+    Screens,
 }
 
 impl Use {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
 }
 
 /// The holder of the rest of the limit: all journals. Its methods are called without any lock held.

@@ -147,6 +147,7 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
         ("snapshots", status.snapshot_bytes),
         ("polls", status.poll_bytes),
         ("commands", status.command_bytes),
+        ("screens", status.screen_bytes),
     ] {
         sheet.line(
             label,

@@ -66,6 +66,7 @@ impl AdminService for Api {
             snapshot_bytes: budget.held(Use::Snapshots),
             poll_bytes: budget.held(Use::Polls),
             command_bytes: budget.held(Use::Commands),
+            screen_bytes: budget.held(Use::Screens),
             cgroups: place.as_ref().map_or_else(
                 |_| String::new(),
                 |path| path.to_string_lossy().into_owned(),

@@ -18,12 +18,12 @@ use super::wire::AttachTerminalResponse;
 use super::{Api, Requester, convert, mutate, object, requester, spec, subscribe};
 use crate::error::{Error, Result};
 use crate::event::Cursor;
-use crate::event_loop::{Added, Handle, WatchName};
+use crate::event_loop::{Added, Handle, Registration, WatchName};
 use crate::journal::{Filter, Reader, Start};
 use crate::kinds::WatchKind;
 use crate::proto::{self, *};
 use crate::terminals::SizeOf;
-use crate::watch::{Reached, SignalTarget};
+use crate::watch::{Order, Reached, SignalTarget};
 
 /// Most bytes of events in one batch of Run.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -76,31 +76,44 @@ impl Api {
         }
         let (mut registration, order) = spec::registration(self, &requester.peer, on, add)?;
         registration.attached = true;
-        let added = on.add(registration, order).await?;
-        self.keep_screen(on, &added)?;
-        Ok(added)
+        self.register(on, registration, order).await
     }
 
-    /// Keeps the screen of a process, if it is new and has a terminal.
+    /// Adds a watch. If it is a new process with a terminal, its screen is kept.
     ///
     /// # Errors
-    /// The system refuses the threads.
-    pub(super) fn keep_screen(&self, on: &Handle, added: &Added) -> Result<()> {
-        let Added { watch, reader, .. } = added;
-        let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
-        if let Some(watch_spec::Spec::Process(process)) = spec
-            && let (Some(terminal), Some(reader)) = (&process.terminal, reader)
-        {
-            let size_of = match terminal.size_of() {
-                TerminalSizeOf::Smallest => SizeOf::Smallest,
-                TerminalSizeOf::Unspecified | TerminalSizeOf::Latest => SizeOf::Latest,
-            };
-            let size = terminal.size.unwrap_or_default();
+    /// Those of [`Handle::add`]; there is no memory for the screen, or the system refuses threads.
+    pub(super) async fn register(
+        &self,
+        on: &Handle,
+        registration: Registration,
+        order: Order,
+    ) -> Result<Added> {
+        let spec = registration
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.spec.as_ref());
+        let terminal = match spec {
+            Some(watch_spec::Spec::Process(process)) => process.terminal.as_ref(),
+            _ => None,
+        };
+        let place = match terminal {
+            Some(terminal) => {
+                let size_of = match terminal.size_of() {
+                    TerminalSizeOf::Smallest => SizeOf::Smallest,
+                    TerminalSizeOf::Unspecified | TerminalSizeOf::Latest => SizeOf::Latest,
+                };
+                let size = terminal.size.unwrap_or_default();
+                Some(self.terminals.place(size, size_of)?)
+            }
+            None => None,
+        };
+        let added = on.add(registration, order).await?;
+        if let (Some(place), Some(reader)) = (place, &added.reader) {
             let reader = reader.sibling();
-            self.terminals
-                .keep(on, watch.watch_id, (size, size_of), reader)?;
+            self.terminals.keep(on, added.watch.watch_id, place, reader);
         }
-        Ok(())
+        Ok(added)
     }
 }
 
@@ -282,8 +295,15 @@ impl ProcessService for Api {
             let on = api.on(&requester, request.r#loop, false)?;
             let name = convert::watch_name(request.watch)?;
             let size = spec::terminal_size("size", request.size.unwrap_or_default())?;
-            mutate(&requester, "ResizePty", object(&on, &name), async move {
-                on.resize_pty(name, size).await
+            let object = object(&on, &name);
+            let quota = Arc::clone(&requester.quota);
+            mutate(&requester, "ResizePty", object, async move {
+                let (watch, _held) = look(&on, &quota, name.clone()).await?;
+                match api.terminals.get(on.id(), watch.watch_id) {
+                    Some(terminal) => terminal.resize(size).await,
+                    // It says why not.
+                    None => on.resize_pty(name, size).await,
+                }
             })
             .await?;
             Ok(ResizePtyResponse {})

@@ -23,6 +23,8 @@ pub(super) const MESSAGES: usize = 2;
 const INPUT_MAX: usize = 64 * 1024;
 
 type Answer = Result<AttachTerminalResponse, Status>;
+/// What became of an input; if it was not taken, the number of bytes, and why.
+type Typed = Result<(), (usize, Error)>;
 type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// One AttachTerminal call.
@@ -39,8 +41,8 @@ pub(super) struct View {
 /// What comes next in a call.
 enum Next {
     Request(Option<AttachTerminalRequest>),
-    /// The terminal has taken the input.
-    Taken(Result<()>),
+    /// The terminal has taken the input, or not.
+    Taken(Typed),
     /// The views have changed.
     Changed,
     Shot(Shot),
@@ -54,7 +56,7 @@ impl View {
     pub(super) async fn serve(mut self, answers: mpsc::Sender<Answer>) {
         let mut asks = true;
         // The input that the terminal is taking; the next request waits until it has.
-        let mut input: Option<Task<Result<()>>> = None;
+        let mut input: Option<Task<Typed>> = None;
         // The screen that is awaited; the events wait for it.
         let mut shooting: Option<Task<Shot>> = None;
         let mut told = None;
@@ -84,11 +86,16 @@ impl View {
                 },
                 Next::Taken(taken) => {
                     input = None;
-                    // What is typed after the process's end is for nobody.
-                    if let Err(error) = taken
-                        && !matches!(error, Error::WatchClosed { .. } | Error::WrongState { .. })
-                    {
-                        out.push(Err(error.into()));
+                    match taken {
+                        // What is typed after the process's end is for nobody.
+                        Ok(()) | Err((_, Error::WatchClosed { .. })) => {}
+                        Err((bytes, error)) => {
+                            let refused = proto::InputRefused {
+                                bytes: bytes as u64,
+                                reason: error.to_string(),
+                            };
+                            out.push(Ok(Streamed::Refused(Box::new(refused))));
+                        }
                     }
                 }
                 Next::Changed => {}
@@ -129,7 +136,7 @@ impl View {
     }
 
     /// Begins to carry out a request. Returns what is left to do, if the next one has to wait.
-    fn take(&mut self, request: AttachTerminalRequest) -> Result<Option<Task<Result<()>>>> {
+    fn take(&mut self, request: AttachTerminalRequest) -> Result<Option<Task<Typed>>> {
         match request.message {
             Some(Message::Input(_) | Message::Size(_)) if self.read_only => {
                 Err(Error::wrong_state("the view is read-only"))
@@ -166,7 +173,7 @@ impl View {
         let through = Some(journal.cursor(seq).into());
         self.events.go_on_with(reader);
         Ok(Streamed::Screen(Box::new(proto::Screen {
-            restore: shot.restore.into(),
+            restore: shot.restore,
             size: Some(shot.size),
             through,
             exited: shot.exited,

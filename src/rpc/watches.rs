@@ -69,14 +69,7 @@ impl Api {
     ) -> Result<AddWatchResponse> {
         self.registry.check_draining()?;
         let (registration, order) = spec::registration(self, &requester.peer, on, request)?;
-        let done = on.add(registration, order).await?;
-        self.added(on, done)
-    }
-
-    /// Keeps the screen of a new process with a terminal, and returns the answer.
-    fn added(&self, on: &Handle, done: Added) -> Result<AddWatchResponse> {
-        self.keep_screen(on, &done)?;
-        Ok(added(done))
+        self.register(on, registration, order).await.map(added)
     }
 
     /// Waits for the slots that the requests name and that may be under way: up to
@@ -105,18 +98,12 @@ impl Api {
             Ok((registration, order @ Order::Now(_))) => {
                 match on.begin_add(registration, order).await {
                     Err(error) => Begun::Done(Box::new(Err(error))),
-                    Ok(rest) => {
-                        let (api, on) = (self.clone(), on.clone());
-                        Begun::Asked(Box::pin(async move { api.added(&on, rest.await?) }))
-                    }
+                    Ok(rest) => Begun::Asked(Box::pin(async move { rest.await.map(added) })),
                 }
             }
             Ok((registration, order)) => {
                 let (api, on) = (self.clone(), on.clone());
-                let task = async move {
-                    let done = on.add(registration, order).await?;
-                    api.added(&on, done)
-                };
+                let task = async move { api.register(&on, registration, order).await.map(added) };
                 Begun::Under(tokio::spawn(task))
             }
         }

@@ -86,6 +86,8 @@ pub enum Streamed<H> {
     Screen(Box<proto::Screen>),
     /// The state of a view; only of AttachTerminal.
     View(proto::ViewState),
+    /// Of AttachTerminal, after input that could not be typed.
+    Refused(Box<proto::InputRefused>),
 }
 
 impl<H: Default> Default for Streamed<H> {
@@ -122,6 +124,7 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Result(result) => prost::encoding::message::encode(5, result, buf),
             Self::Screen(screen) => prost::encoding::message::encode(6, &**screen, buf),
             Self::View(state) => prost::encoding::message::encode(7, state, buf),
+            Self::Refused(refused) => prost::encoding::message::encode(8, &**refused, buf),
         }
     }
 
@@ -134,6 +137,7 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::Result(result) => prost::encoding::message::encoded_len(5, result),
             Self::Screen(screen) => prost::encoding::message::encoded_len(6, &**screen),
             Self::View(state) => prost::encoding::message::encoded_len(7, state),
+            Self::Refused(refused) => prost::encoding::message::encoded_len(8, &**refused),
         }
     }
 

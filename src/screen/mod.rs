@@ -109,7 +109,7 @@ impl Screen {
     pub const fn memory(rows: u16, columns: u16) -> usize {
         const BUFFERS: usize = 2;
         const LINE: usize = 128;
-        const REST: usize = 512 << 10;
+        const REST: usize = 192 << 10;
         let line = columns as usize * size_of::<avt::Cell>() + LINE;
         BUFFERS * rows as usize * line + REST
     }

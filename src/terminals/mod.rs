@@ -17,9 +17,10 @@ use rustix::io::Errno;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-use crate::error::{Result, SystemError};
+use crate::error::{Error, Result, SystemError};
 use crate::event_loop::{Handle, WatchName};
 use crate::journal::{Read, Reader};
+use crate::memory::{Budget, Taken, Use};
 use crate::proto::event::Kind;
 use crate::proto::{Batch, Exited, Stream, TerminalSize};
 use crate::screen::Screen;
@@ -43,7 +44,7 @@ const RETRY: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Shot {
     /// The bytes that make a terminal of that size, just reset, show the screen.
-    pub restore: Vec<u8>,
+    pub restore: Bytes,
     /// The size of the terminal.
     pub size: TerminalSize,
     /// The sequence number of the last event of the terminal that it shows.
@@ -52,11 +53,21 @@ pub struct Shot {
     pub exited: Option<Exited>,
 }
 
+/// A screen.
+#[derive(Debug)]
+enum State {
+    Followed(Box<Screen>),
+    /// The output has ended: the bytes that show the screen are all that is needed.
+    Last(Bytes),
+}
+
 /// What a screen shows, and how far it has come.
 #[derive(Debug)]
 struct Shown {
-    screen: Screen,
+    screen: State,
     size: TerminalSize,
+    /// The memory that it is counted with.
+    charge: Taken,
     /// The sequence number of the last event that it shows.
     seq: u64,
     exited: Option<Exited>,
@@ -86,7 +97,10 @@ impl Terminal {
         let _ = tokio::time::timeout(CATCH_UP, caught_up).await;
         let shown = self.shown.lock();
         Shot {
-            restore: shown.screen.restore(),
+            restore: match &shown.screen {
+                State::Followed(screen) => screen.restore().into(),
+                State::Last(restore) => restore.clone(),
+            },
             size: shown.size,
             shown: shown.seq,
             exited: shown.exited.clone(),
@@ -118,8 +132,9 @@ impl Terminal {
     async fn fit(&self) {
         let wanted = self.views.borrow().size(self.size_of);
         if let Some(size) = wanted {
-            // A process that has ended needs no size.
-            let _ = self.on.resize_pty(self.name(), size).await;
+            // A process that has ended needs no size. Without memory for a larger screen the size
+            // stays.
+            let _ = self.resize(size).await;
         }
     }
 
@@ -131,16 +146,40 @@ impl Terminal {
         }
     }
 
+    /// Changes the size of the terminal.
+    ///
+    /// # Errors
+    /// The process has ended, or there is no memory for a larger screen.
+    pub async fn resize(&self, size: TerminalSize) -> Result<()> {
+        {
+            let charge = &mut self.shown.lock().charge;
+            let more = memory(size).saturating_sub(charge.bytes());
+            if more > 0 {
+                charge.grow(more)?;
+            }
+        }
+        self.on.resize_pty(self.name(), size).await
+    }
+
     /// Writes input to the terminal, as fast as it takes it.
     ///
     /// # Errors
-    /// The process has ended, or the terminal cannot hold a line.
-    pub async fn take(&self, mut input: Bytes) -> Result<()> {
+    /// The process has ended, or the terminal cannot hold a line; and the number of bytes at the end
+    /// that were not written.
+    pub async fn take(&self, mut input: Bytes) -> Result<(), (usize, Error)> {
         let _typing = self.typing.lock().await;
         let write = |data: Bytes| self.on.write(self.name(), data, None);
-        let mut before = write(Bytes::new()).await?.taken;
+        let all = input.len();
+        let mut before = write(Bytes::new())
+            .await
+            .map_err(|error| (all, error))?
+            .taken;
         while !input.is_empty() {
-            let taken = write(input.clone()).await?.taken;
+            let left = input.len();
+            let taken = write(input.clone())
+                .await
+                .map_err(|error| (left, error))?
+                .taken;
             let new = usize::try_from(taken.saturating_sub(before)).unwrap_or(usize::MAX);
             drop(input.split_to(new.min(input.len())));
             before = taken;
@@ -159,25 +198,37 @@ impl Terminal {
     /// whether the watch was removed.
     fn feed(&self, read: &Read) -> (Vec<u8>, bool) {
         let mut shown = self.shown.lock();
-        let mut removed = false;
+        let shown = &mut *shown;
+        let (mut answers, mut removed) = (Vec::new(), false);
         for slice in &read.slices {
             let batch = Batch::decode(slice.clone()).unwrap_or_default();
             for event in batch.events {
-                match event.kind {
-                    Some(Kind::Data(data)) if data.stream() == Stream::Stdout => {
-                        shown.screen.feed(&data.data);
+                match (event.kind, &mut shown.screen) {
+                    (Some(Kind::Data(data)), State::Followed(screen))
+                        if data.stream() == Stream::Stdout =>
+                    {
+                        screen.feed(&data.data);
                     }
-                    Some(Kind::Resized(resized)) => {
+                    (Some(Kind::Resized(resized)), State::Followed(screen)) => {
                         let size = resized.size.unwrap_or_default();
                         let (rows, columns) = sides(size);
-                        shown.screen.resize(rows, columns);
+                        screen.resize(rows, columns);
                         shown.size = size;
+                        shown.count(memory(size));
                     }
-                    Some(Kind::Exited(exited)) => {
+                    (Some(Kind::StreamEnd(end)), State::Followed(screen))
+                        if end.stream() == Stream::Stdout =>
+                    {
+                        answers.append(&mut screen.take_answers());
+                        let restore = Bytes::from(screen.restore());
+                        shown.count(restore.len() as u64);
+                        shown.screen = State::Last(restore);
+                    }
+                    (Some(Kind::Exited(exited)), _) => {
                         shown.exited = Some(exited);
                         continue;
                     }
-                    kind => {
+                    (kind, _) => {
                         removed |= matches!(kind, Some(Kind::Removed(_)));
                         continue;
                     }
@@ -185,7 +236,10 @@ impl Terminal {
                 shown.seq = event.seq;
             }
         }
-        (shown.screen.take_answers(), removed)
+        if let State::Followed(screen) = &mut shown.screen {
+            answers.append(&mut screen.take_answers());
+        }
+        (answers, removed)
     }
 
     /// Keeps the screen until the watch is removed.
@@ -206,6 +260,25 @@ impl Terminal {
         // Whoever waits for the screen to catch up need not wait any longer.
         self.through.send_replace(u64::MAX);
     }
+}
+
+impl Shown {
+    /// Counts the screen with so much memory from now on.
+    fn count(&mut self, bytes: u64) {
+        let held = self.charge.bytes();
+        self.charge.shrink(held.saturating_sub(bytes));
+        if bytes > held {
+            // Whoever changes the size takes the memory first, but another change may have given it
+            // back since. If there is none now, the screen is counted too low until its next size.
+            let _ = self.charge.grow(bytes - held);
+        }
+    }
+}
+
+/// Returns the memory that the screen of a terminal of that size takes.
+fn memory(size: TerminalSize) -> u64 {
+    let (rows, columns) = sides(size);
+    Screen::memory(rows, columns) as u64
 }
 
 /// Returns rows and columns, which a terminal has at most 1,000 of.
@@ -267,6 +340,14 @@ impl Drop for OpenView {
     }
 }
 
+/// The place of a screen, before its process has started: all that the screen needs.
+#[derive(Debug)]
+pub struct Place {
+    size: TerminalSize,
+    size_of: SizeOf,
+    charge: Taken,
+}
+
 /// A loop's id and a watch's.
 type Id = (u64, u64);
 
@@ -274,33 +355,49 @@ type Id = (u64, u64);
 #[derive(Debug)]
 pub struct Terminals {
     threads: usize,
+    budget: Arc<Budget>,
     runtime: Mutex<Option<Runtime>>,
     open: Arc<Mutex<HashMap<Id, Arc<Terminal>>>>,
 }
 
 impl Terminals {
-    /// Returns terminals whose screens are kept on `threads` threads, at least one. They start with
-    /// the first terminal.
+    /// Returns terminals whose screens are kept on `threads` threads, at least one, in memory that
+    /// the budget counts. The threads start with the first terminal.
     #[must_use]
-    pub fn new(threads: usize) -> Self {
+    pub fn new(threads: usize, budget: Arc<Budget>) -> Self {
         Self {
             threads,
+            budget,
             runtime: Mutex::new(None),
             open: Arc::default(),
         }
     }
 
-    /// Keeps the screen of a process, from what `reader` reads, until its watch is removed.
+    /// Returns a place for the screen of a terminal.
     ///
     /// # Errors
-    /// The system refuses the threads.
-    pub fn keep(
-        &self,
-        on: &Handle,
-        watch_id: u64,
-        (size, size_of): (TerminalSize, SizeOf),
-        reader: Reader,
-    ) -> Result<Arc<Terminal>> {
+    /// [`Error::Limit`] if there is no memory for it; the system refuses
+    /// the threads.
+    pub fn place(&self, size: TerminalSize, size_of: SizeOf) -> Result<Place> {
+        let charge = self.budget.take(Use::Screens, memory(size))?;
+        let mut runtime = self.runtime.lock();
+        if runtime.is_none() {
+            *runtime = Some(start(self.threads)?);
+        }
+        Ok(Place {
+            size,
+            size_of,
+            charge,
+        })
+    }
+
+    /// Keeps the screen of a process, from what `reader` reads, until its watch is removed.
+    pub fn keep(&self, on: &Handle, watch_id: u64, place: Place, reader: Reader) {
+        let Place {
+            size,
+            size_of,
+            charge,
+        } = place;
         let id = (on.id(), watch_id);
         let (rows, columns) = sides(size);
         let terminal = Arc::new(Terminal {
@@ -308,8 +405,9 @@ impl Terminals {
             watch_id,
             size_of,
             shown: Mutex::new(Shown {
-                screen: Screen::new(rows, columns),
+                screen: State::Followed(Box::new(Screen::new(rows, columns))),
                 size,
+                charge,
                 seq: reader.after(),
                 exited: None,
             }),
@@ -317,19 +415,15 @@ impl Terminals {
             views: watch::Sender::default(),
             typing: tokio::sync::Mutex::default(),
         });
-        let mut runtime = self.runtime.lock();
-        if runtime.is_none() {
-            *runtime = Some(start(self.threads)?);
-        }
         self.open.lock().insert(id, Arc::clone(&terminal));
-        if let Some(runtime) = runtime.as_ref() {
-            let (open, kept) = (Arc::clone(&self.open), Arc::clone(&terminal));
+        // The place has started it.
+        if let Some(runtime) = self.runtime.lock().as_ref() {
+            let open = Arc::clone(&self.open);
             runtime.spawn(async move {
-                kept.keep(reader).await;
+                terminal.keep(reader).await;
                 open.lock().remove(&id);
             });
         }
-        Ok(terminal)
     }
 
     /// Returns the terminal of a process; `None` if it has none.

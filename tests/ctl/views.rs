@@ -236,3 +236,19 @@ async fn a_terminal_has_the_size_of_the_view_that_was_typed_into_last() {
     first.types(b"\x04");
     assert_eq!(code(one).await, Some(0));
 }
+
+/// The program's terminal edits lines, of which the kernel keeps 4,095 bytes and drops the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_paste_that_the_terminal_cannot_hold_is_refused_as_a_whole() {
+    let Some(user) = User::new() else { return };
+    let daemon = Daemon::start("").await;
+    let line = "stty -echo; echo begun; read x; echo got ${#x}";
+    let client = user.runs(&daemon, &["run", "--", "sh", "-c", line]);
+    user.sees("begun").await;
+    user.types(&[b'x'; 6000]);
+    user.sees("\x07").await;
+    user.types(b"short\r");
+    user.sees("got 5").await;
+    user.sees("bytes were not typed").await;
+    assert_eq!(code(client).await, Some(0));
+}

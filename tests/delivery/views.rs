@@ -41,6 +41,7 @@ struct View {
     gaps: usize,
     exited: Option<Exited>,
     state: ViewState,
+    refused: Vec<InputRefused>,
     cursor: u64,
 }
 
@@ -72,6 +73,7 @@ impl View {
             gaps: 0,
             exited: None,
             state: ViewState::default(),
+            refused: Vec::new(),
             cursor: 0,
         })
     }
@@ -118,6 +120,7 @@ impl View {
                 }
             }
             Some(Told::State(state)) => self.state = state,
+            Some(Told::Refused(refused)) => self.refused.push(refused),
             Some(Told::Header(_)) => {}
             Some(Told::Goodbye(goodbye)) => {
                 assert_eq!(goodbye.reason(), GoodbyeReason::Done);
@@ -281,4 +284,78 @@ async fn what_a_view_may_not_do_is_refused() {
         scene.remove(id).await;
         scene.finish().await;
     }
+}
+
+/// The kernel would keep 4,095 bytes of the line, and drop the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn keys_that_the_kernel_would_drop_are_refused_and_the_view_goes_on() {
+    for mut scene in scenes().await {
+        let id = spawn(&mut scene, "echo up; read x; echo got ${#x}").await;
+        let mut view = View::of(&scene, id).await;
+        view.shows("up").await;
+        view.types(&[b'x'; 5000]).await;
+        while view.refused.is_empty() {
+            assert!(view.step().await.unwrap());
+        }
+        assert_eq!(view.refused[0].bytes, 5000);
+        assert!(
+            view.refused[0].reason.contains("4095"),
+            "{:?}",
+            view.refused
+        );
+        view.types(b"short\n").await;
+        view.shows("got 5").await;
+        view.ends().await;
+        scene.finish().await;
+    }
+}
+
+async fn screen_bytes(scene: &Scene) -> u64 {
+    let status = scene.daemon.admin().get_status(GetStatusRequest {}).await;
+    status.unwrap().into_inner().screen_bytes
+}
+
+/// A screen of 1,000 by 1,000 takes more than half of what all clients may take together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn screens_take_memory_that_is_counted_and_give_it_back_at_the_end() {
+    const LARGE: TerminalSize = TerminalSize {
+        rows: 1000,
+        columns: 1000,
+    };
+    let config = "[limits]\nmemory = \"128MiB\"\n";
+    let mut scene = Scene::new(Daemon::start(config).await, "", "epoll").await;
+    let line = |size| {
+        let mut spec = crate::common::in_terminal(shell("echo up; read x"));
+        spec.terminal = Some(TerminalOptions {
+            size: Some(size),
+            ..TerminalOptions::default()
+        });
+        Spec::Process(spec)
+    };
+    let first = scene.add(line(LARGE)).await;
+    let held = screen_bytes(&scene).await;
+    assert!(held > 30 << 20, "{held}");
+    let second = scene.try_add(scene.request(line(LARGE))).await;
+    let second = refused(second, Code::ResourceExhausted, "LIMIT");
+    assert_eq!(second.word("limit"), "limits.memory");
+    let small = scene
+        .add(line(TerminalSize {
+            rows: 24,
+            columns: 80,
+        }))
+        .await;
+    let large = scene.resize(small, 1000, 1000).await;
+    refused(large, Code::ResourceExhausted, "LIMIT");
+    assert_eq!(scene.terminal(small).await.size.unwrap().rows, 24);
+    // A screen that nothing changes any more is kept as the bytes that show it.
+    scene.write(first, b"\n").await;
+    scene.closed(first).await;
+    View::of(&scene, first).await.shows("up").await;
+    let held = screen_bytes(&scene).await;
+    assert!(held < 1 << 20, "{held}");
+    scene.resize(small, 1000, 1000).await.unwrap();
+    scene.resize(small, 24, 80).await.unwrap();
+    scene.write(small, b"\n").await;
+    scene.closed(small).await;
+    scene.finish().await;
 }

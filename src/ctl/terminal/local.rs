@@ -16,8 +16,10 @@ use tokio::io::unix::AsyncFd;
 use crate::proto::TerminalSize;
 use crate::sys::async_fd;
 
-/// The most bytes of one read.
+/// The most bytes of one read; a terminal gives no more at once.
 const READ: usize = 4096;
+/// The most bytes of one input, as the daemon takes them.
+const INPUT: usize = 64 * 1024;
 
 /// The controlling terminal, by a description of its own: it can be made non-blocking without a
 /// change for the other programs that have the terminal as their standard streams.
@@ -79,10 +81,18 @@ impl Local {
     /// The terminal is closed.
     pub(in crate::ctl) async fn read(&self) -> io::Result<Vec<u8>> {
         let read = |tty: &Arc<OwnedFd>| {
-            let mut buffer = vec![0; READ];
-            let len = rustix::io::read(tty, &mut buffer)?;
-            buffer.truncate(len);
-            Ok(buffer)
+            let mut keys = vec![0; READ];
+            let mut len = rustix::io::read(tty, &mut keys)?;
+            // What is pasted is one input, so that it is refused as a whole or not at all.
+            while len > 0 && len + READ <= INPUT {
+                keys.resize(len + READ, 0);
+                match rustix::io::read(tty, &mut keys[len..]) {
+                    Ok(more) if more > 0 => len += more,
+                    _ => break,
+                }
+            }
+            keys.truncate(len);
+            Ok(keys)
         };
         let keys = self.tty.async_io(Interest::READABLE, read).await?;
         if keys.is_empty() {

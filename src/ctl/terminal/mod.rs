@@ -1,16 +1,14 @@
 //! The foreground of a process that has a terminal: keys go to it as they are, and what its screen
 //! shows comes back. However evloopctl leaves, the user's terminal is as it was.
 
-use std::future::{Future, pending};
 use std::io::{self, IsTerminal as _};
-use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -28,15 +26,17 @@ use crate::proto::event::Kind;
 use crate::proto::watch::Status;
 use crate::proto::watch_spec::Spec;
 use crate::proto::{
-    AttachTerminalRequest, AttachTerminalResponse, Exited, OpenTerminal, Screen, TerminalSize,
-    Watch, exited,
+    AttachTerminalRequest, AttachTerminalResponse, Exited, InputRefused, OpenTerminal, Screen,
+    TerminalSize, Watch, exited,
 };
 use crate::screen::{Quiet, Screen as Tracked};
 use keys::Detacher;
 use local::Local;
+use next::{Next, Writing, keys_of, listen, request, some, told, until};
 
 mod keys;
 mod local;
+mod next;
 
 pub(super) use keys::DetachKeys;
 pub(super) use local::{is_foreground, is_one_terminal, local_size};
@@ -93,9 +93,14 @@ pub(super) async fn attached(session: &Session, watch: &Watch, options: Options)
         left = process.relay(&mut signals, &state) => Ok(Over::Left(left)),
     };
     view.leave();
-    let exited = view.exited.take();
+    let (exited, refused) = (view.exited.take(), view.refused.take());
     // The user's terminal is as it was before the daemon is told anything.
     drop(view);
+    if let Some(InputRefused { bytes, reason }) = refused {
+        complain(format_args!(
+            "{name}: {bytes} bytes were not typed: {reason}"
+        ));
+    }
     match over? {
         Over::Detached => {
             complain(format_args!(
@@ -135,8 +140,6 @@ fn shown_name(watch: &Watch) -> String {
     }
 }
 
-type Writing = Pin<Box<dyn Future<Output = (Sink, io::Result<()>)>>>;
-
 /// The view of a terminal.
 struct View<'a> {
     process: &'a Process<'a>,
@@ -156,18 +159,9 @@ struct View<'a> {
     active: bool,
     painted: bool,
     exited: Option<Exited>,
+    /// The last keys that were not typed.
+    refused: Option<InputRefused>,
     failures: u32,
-}
-
-/// What comes next.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
-enum Next {
-    Keys(io::Result<Vec<u8>>),
-    Release,
-    Told(Result<Option<AttachTerminalResponse>, tonic::Status>),
-    Written(Sink, io::Result<()>),
-    Resized,
-    Continued,
 }
 
 impl<'a> View<'a> {
@@ -190,6 +184,7 @@ impl<'a> View<'a> {
             active: true,
             painted: options.started,
             exited: None,
+            refused: None,
             failures: 0,
         })
     }
@@ -313,6 +308,7 @@ impl<'a> View<'a> {
                 self.exited = screen.exited.or(self.exited.take());
             }
             Told::State(state) => self.active = state.active,
+            Told::Refused(refused) => self.refused(refused),
             Told::Header(_) | Told::Goodbye(_) => {}
         }
         self.failures = 0;
@@ -383,8 +379,22 @@ impl<'a> View<'a> {
             .requests
             .try_send(request(Asked::Input(keys.into())))
             .is_err();
-        if full && self.stdout_is_terminal {
+        if full {
+            self.bell();
+        }
+    }
+
+    fn bell(&self) {
+        if self.stdout_is_terminal {
             let _ = rustix::io::write(io::stdout(), BELL);
+        }
+    }
+
+    /// Some keys were not typed. The user hears it at once, and reads it after leaving.
+    fn refused(&mut self, refused: InputRefused) {
+        if self.exited.is_none() {
+            self.bell();
+            self.refused = Some(refused);
         }
     }
 
@@ -456,44 +466,4 @@ fn tracked(local: Option<&Local>) -> Tracked {
     });
     let [rows, columns] = [size.rows, size.columns].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
     Tracked::new(rows, columns)
-}
-
-fn request(message: Asked) -> AttachTerminalRequest {
-    AttachTerminalRequest {
-        message: Some(message),
-    }
-}
-
-fn listen(kind: SignalKind) -> Result<unix::Signal, Failure> {
-    signal(kind).map_err(|error| Failure::new("receiving signals", error))
-}
-
-async fn keys_of(local: Option<&Local>) -> io::Result<Vec<u8>> {
-    match local {
-        Some(local) => local.read().await,
-        None => pending().await,
-    }
-}
-
-async fn told(
-    answers: &mut Option<Streaming<AttachTerminalResponse>>,
-) -> Result<Option<AttachTerminalResponse>, tonic::Status> {
-    match answers {
-        Some(answers) => answers.message().await,
-        None => pending().await,
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
-}
-
-async fn some(writing: &mut Option<Writing>) -> (Sink, io::Result<()>) {
-    match writing {
-        Some(writing) => writing.await,
-        None => pending().await,
-    }
 }
