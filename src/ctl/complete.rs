@@ -17,7 +17,7 @@ use super::description;
 use super::failure::Failure;
 use super::lookup;
 use super::session::{Global, Session, answer};
-use super::usage::verb_of;
+use super::usage::verb_among;
 use crate::config;
 use crate::proto::{
     ListBackendsRequest, ListEventLoopPoliciesRequest, ListWatchesRequest, LoopState, Watch,
@@ -302,8 +302,12 @@ async fn session(line: &[String]) -> Result<Session, Failure> {
 
 /// Returns the verb among the words that are typed so far.
 fn verb(line: &[String]) -> String {
-    let command = COMMAND.get().map(|command| command());
-    command.map_or_else(String::new, |command| verb_of(&command, line))
+    let Some(command) = COMMAND.get() else {
+        return String::new();
+    };
+    let mut command = command().disable_help_subcommand(true);
+    command.build();
+    verb_among(&command, line)
 }
 
 /// The form in which a watch is offered.

@@ -17,7 +17,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 mod attach;
@@ -29,6 +29,7 @@ mod command;
 mod complete;
 mod config;
 mod consumer;
+mod deferred;
 mod description;
 mod events;
 mod exit;
@@ -80,6 +81,7 @@ mod wait;
 mod watch;
 mod write;
 
+use deferred::Deferred;
 use failure::{EXIT_CODES, Outcome};
 use session::{Global, Session};
 
@@ -109,79 +111,79 @@ fn help() -> String {
 enum Verb {
     /// Run a program, or join the process that has its name
     #[command(after_help = run::EXAMPLES)]
-    Run(run::Run),
+    Run(Deferred<run::Run>),
     /// List processes
     #[command(visible_aliases = ["ls", "list"], after_help = ps::EXAMPLES)]
-    Ps(ps::Ps),
+    Ps(Deferred<ps::Ps>),
     /// Print what processes wrote
     #[command(visible_alias = "log", after_help = logs::EXAMPLES)]
-    Logs(logs::Logs),
+    Logs(Deferred<logs::Logs>),
     /// Join a process: print its output, pass your input on
     #[command(after_help = attach::EXAMPLES)]
-    Attach(attach::Attach),
+    Attach(Deferred<attach::Attach>),
     /// Wait until processes end, and exit with their exit code
     #[command(after_help = wait::EXAMPLES)]
-    Wait(wait::Wait),
+    Wait(Deferred<wait::Wait>),
     /// End processes by a signal, and by SIGKILL if they do not end in time
     #[command(after_help = stop::EXAMPLES)]
-    Stop(stop::Stop),
+    Stop(Deferred<stop::Stop>),
     /// Send a signal to processes
     #[command(after_help = kill::EXAMPLES, override_usage = kill::USAGE_LINE)]
-    Kill(kill::Kill),
+    Kill(Deferred<kill::Kill>),
     /// End and forget processes and other watches
     #[command(visible_alias = "remove", after_help = rm::EXAMPLES, override_usage = rm::USAGE_LINES)]
-    Rm(rm::Rm),
+    Rm(Deferred<rm::Rm>),
     /// Show one process, watch, loop or consumer
     #[command(visible_alias = "inspect", after_help = show::EXAMPLES)]
-    Show(show::Show),
+    Show(Deferred<show::Show>),
     /// Print a line at an interval
     #[command(after_help = timer::EVERY_EXAMPLES)]
-    Every(timer::Timer),
+    Every(Deferred<timer::Timer>),
     /// Print a line after a delay, and end
     #[command(after_help = timer::AFTER_EXAMPLES)]
-    After(timer::Timer),
+    After(Deferred<timer::Timer>),
     /// Print the events of a loop
     #[command(after_help = events::EXAMPLES)]
-    Events(events::Events),
+    Events(Deferred<events::Events>),
     /// Check recorded events against what evloopd promises; needs no daemon
     #[command(after_help = check::EXAMPLES)]
-    Check(check::Check),
+    Check(Deferred<check::Check>),
     /// Consumers, for which a loop keeps events: list, show, create, delete
     #[command(subcommand, after_help = consumer::EXAMPLES)]
-    Consumer(consumer::Verb),
+    Consumer(Deferred<consumer::Verb>),
     /// Show the daemon's state and identity
     #[command(visible_alias = "info", after_help = status::EXAMPLES)]
-    Status(status::Status),
+    Status(Deferred<status::Status>),
     /// Policies by which loops are made: list, get, set
     #[command(subcommand, after_help = policy::EXAMPLES)]
-    Policy(policy::Verb),
+    Policy(Deferred<policy::Verb>),
     /// Loops: new, list, get, set, run, stop, close
     #[command(subcommand, after_help = loops::EXAMPLES)]
-    Loop(loops::Verb),
+    Loop(Deferred<loops::Verb>),
     /// Watches: fd, timer, listen, connect and others; list, get, remove
     #[command(subcommand, after_help = watch::EXAMPLES)]
-    Watch(watch::Verb),
+    Watch(Deferred<watch::Verb>),
     /// Connect to an address; as `watch connect`
     #[command(after_help = watch::sockets::CONNECT_EXAMPLES)]
-    Connect(Box<watch::sockets::Connect>),
+    Connect(Deferred<Box<watch::sockets::Connect>>),
     /// Accept connections; as `watch listen`
     #[command(after_help = watch::sockets::LISTEN_EXAMPLES)]
-    Listen(Box<watch::sockets::Listen>),
+    Listen(Deferred<Box<watch::sockets::Listen>>),
     /// Send and receive datagrams; as `watch udp`
     #[command(after_help = watch::datagram::UDP_EXAMPLES)]
-    Udp(Box<watch::datagram::Udp>),
+    Udp(Deferred<Box<watch::datagram::Udp>>),
     /// Write to a process, a connection or a pipe
     #[command(visible_alias = "send", after_help = write::EXAMPLES)]
-    Write(write::Write),
+    Write(Deferred<write::Write>),
     /// Close connections, listeners, pipes and datagram sockets, and say what they left
     #[command(after_help = close::EXAMPLES)]
-    Close(close::Close),
+    Close(Deferred<close::Close>),
     /// Append an event of your own to a loop
     #[command(after_help = post::EXAMPLES)]
-    Post(post::Post),
+    Post(Deferred<post::Post>),
     /// Show the backends: how loops can wait on this host
     #[command(after_help = backends::EXAMPLES)]
-    Backends(backends::Args),
+    Backends(Deferred<backends::Args>),
     /// Show the daemon's configuration, and where each value comes from
     #[command(after_help = config::EXAMPLES)]
     Config,
@@ -196,7 +198,7 @@ enum Verb {
     },
     /// Print or write the manual pages
     #[command(after_help = man::EXAMPLES)]
-    Man(man::ManPages),
+    Man(Deferred<man::ManPages>),
 }
 
 const COMPLETIONS_EXAMPLES: &str = "Examples:
@@ -221,16 +223,25 @@ pub struct Invocation {
 /// # Errors
 /// The exit code: 0 after help, else 2, or 125 for a verb whose exit code is that of a process.
 pub fn parse() -> Result<Invocation, ExitCode> {
-    let command = Args::command();
-    let words = std::env::args_os().skip(1);
-    let words: Vec<_> = words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let verb = usage::verb_of(&command, &words);
-    match Args::try_parse() {
-        Ok(args) => Ok(Invocation { args, verb }),
-        Err(error) => Err(usage::explain(&error, &command, &verb)),
-    }
+    let mut command = Args::command();
+    let parsed = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| {
+            let args = Args::from_arg_matches(&matches);
+            let args = args.map_err(|error| error.format(&mut command))?;
+            let verb = usage::verb_of(&matches);
+            Ok(Invocation { args, verb })
+        });
+    parsed.map_err(|error| {
+        let mut command = Args::command().disable_help_subcommand(true);
+        command.build();
+        let words = std::env::args_os().skip(1);
+        let words: Vec<_> = words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let verb = usage::verb_among(&command, &words);
+        usage::explain(&error, &command, &verb)
+    })
 }
 
 /// Carries out the command line: writes results to stdout, or one line with the failure to stderr. Returns the exit code;
@@ -260,8 +271,8 @@ async fn dispatch(args: Args, verb: String) -> Outcome {
             output::raw(&complete::registration(shell)?)?;
             return Ok(0);
         }
-        Verb::Man(args) => return man::run(&args, Args::command()),
-        Verb::Check(check) => return check::run(&check, args.global.json),
+        Verb::Man(Deferred(args)) => return man::run(&args, Args::command()),
+        Verb::Check(Deferred(check)) => return check::run(&check, args.global.json),
         Verb::Version => return version::run(args.global, verb).await,
         _ => {}
     }
@@ -274,31 +285,37 @@ async fn dispatch(args: Args, verb: String) -> Outcome {
 
 async fn carry_out(session: &Session, verb: Verb) -> Outcome {
     match verb {
-        Verb::Run(args) => run::run(session, args).await,
-        Verb::Ps(args) => ps::run(session, args).await,
-        Verb::Logs(args) => logs::run(session, args).await,
-        Verb::Attach(args) => attach::run(session, args).await,
-        Verb::Wait(args) => wait::run(session, args).await,
-        Verb::Stop(args) => stop::run(session, args).await,
-        Verb::Kill(args) => kill::run(session, args).await,
-        Verb::Rm(args) => rm::run(session, args).await,
-        Verb::Show(args) => show::run(session, args).await,
-        Verb::Every(args) => timer::every(session, args).await,
-        Verb::After(args) => timer::after(session, args).await,
-        Verb::Events(args) => events::run(session, args).await,
-        Verb::Status(args) => status::run(session, args).await,
-        Verb::Policy(verb) => policy::run(session, verb).await,
-        Verb::Loop(verb) => loops::run(session, verb).await,
-        Verb::Watch(verb) => watch::run(session, verb).await,
-        Verb::Connect(args) => watch::kinds::run(session, watch::kinds::Kind::Connect(args)).await,
-        Verb::Listen(args) => watch::kinds::run(session, watch::kinds::Kind::Listen(args)).await,
-        Verb::Udp(args) => watch::kinds::run(session, watch::kinds::Kind::Udp(args)).await,
-        Verb::Write(args) => write::run(session, args).await,
-        Verb::Close(args) => close::run(session, args).await,
-        Verb::Post(args) => post::run(session, args).await,
-        Verb::Backends(args) => backends::run(session, &args).await,
+        Verb::Run(Deferred(args)) => run::run(session, args).await,
+        Verb::Ps(Deferred(args)) => ps::run(session, args).await,
+        Verb::Logs(Deferred(args)) => logs::run(session, args).await,
+        Verb::Attach(Deferred(args)) => attach::run(session, args).await,
+        Verb::Wait(Deferred(args)) => wait::run(session, args).await,
+        Verb::Stop(Deferred(args)) => stop::run(session, args).await,
+        Verb::Kill(Deferred(args)) => kill::run(session, args).await,
+        Verb::Rm(Deferred(args)) => rm::run(session, args).await,
+        Verb::Show(Deferred(args)) => show::run(session, args).await,
+        Verb::Every(Deferred(args)) => timer::every(session, args).await,
+        Verb::After(Deferred(args)) => timer::after(session, args).await,
+        Verb::Events(Deferred(args)) => events::run(session, args).await,
+        Verb::Status(Deferred(args)) => status::run(session, args).await,
+        Verb::Policy(Deferred(verb)) => policy::run(session, verb).await,
+        Verb::Loop(Deferred(verb)) => loops::run(session, verb).await,
+        Verb::Watch(Deferred(verb)) => watch::run(session, verb).await,
+        Verb::Connect(Deferred(args)) => {
+            watch::kinds::run(session, watch::kinds::Kind::Connect(args)).await
+        }
+        Verb::Listen(Deferred(args)) => {
+            watch::kinds::run(session, watch::kinds::Kind::Listen(args)).await
+        }
+        Verb::Udp(Deferred(args)) => {
+            watch::kinds::run(session, watch::kinds::Kind::Udp(args)).await
+        }
+        Verb::Write(Deferred(args)) => write::run(session, args).await,
+        Verb::Close(Deferred(args)) => close::run(session, args).await,
+        Verb::Post(Deferred(args)) => post::run(session, args).await,
+        Verb::Backends(Deferred(args)) => backends::run(session, &args).await,
         Verb::Config => config::run(session).await,
-        Verb::Consumer(verb) => consumer::run(session, verb).await,
+        Verb::Consumer(Deferred(verb)) => consumer::run(session, verb).await,
         // `dispatch` carries these out without a session.
         Verb::Check(_) | Verb::Version | Verb::Completions { .. } | Verb::Man(_) => Ok(0),
     }

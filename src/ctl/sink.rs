@@ -1,14 +1,16 @@
 //! Writes bytes to stdout or stderr: without a copy, and without another thread where the system can
-//! report that a write would block (`RWF_NOWAIT`, for pipes and sockets).
+//! report that a write would block (`RWF_NOWAIT`, for pipes and sockets; a terminal is opened again).
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2, writev};
 use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+use rustix::termios::isatty;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -34,6 +36,9 @@ enum Waits {
     Unknown,
     /// Until epoll(7) reports that it can be written.
     Epoll(AsyncFd<Arc<OwnedFd>>),
+    /// Until epoll(7) reports that the terminal can be written, which is open here once more, without
+    /// blocking.
+    Terminal(AsyncFd<Arc<OwnedFd>>),
     /// In a blocking write of another thread.
     Thread,
 }
@@ -69,6 +74,10 @@ impl Sink {
                     let write = |fd: &Arc<OwnedFd>| write_now(fd, &slices);
                     fd.async_io(Interest::WRITABLE, write).await
                 }
+                Waits::Terminal(fd) => {
+                    let write = |fd: &Arc<OwnedFd>| Ok(writev(fd, &slices)?);
+                    fd.async_io(Interest::WRITABLE, write).await
+                }
                 Waits::Thread => {
                     return write_in_thread(Arc::clone(&self.fd), pieces.split_off(first)).await;
                 }
@@ -99,10 +108,25 @@ impl Sink {
                 // epoll does not take regular files.
                 Ok(fd.map_or(Waits::Thread, Waits::Epoll))
             }
-            Some(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Waits::Thread),
+            Some(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                let terminal = terminal(&self.fd);
+                Ok(terminal.map_or(Waits::Thread, Waits::Terminal))
+            }
             _ => Err(error),
         }
     }
+}
+
+/// Opens the terminal that a stream is once more, without blocking. `None` if it is none, or belongs
+/// to another user.
+fn terminal(fd: &OwnedFd) -> Option<AsyncFd<Arc<OwnedFd>>> {
+    if !isatty(fd) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let terminal = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    async_fd(Arc::new(terminal), Interest::WRITABLE).ok()
 }
 
 fn write_now(fd: &OwnedFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -186,5 +210,33 @@ mod tests {
         let mut sink = Sink::new(&writer).unwrap();
         let error = sink.write(pieces, || ()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn a_terminal_gets_all_however_slowly_it_is_read_and_stays_as_it_was() {
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+        let mut modes = rustix::termios::tcgetattr(&slave).unwrap();
+        modes.make_raw();
+        let now = rustix::termios::OptionalActions::Now;
+        rustix::termios::tcsetattr(&slave, now, &modes).unwrap();
+        let (pieces, all) = pieces();
+        let len = all.len();
+        let read = tokio::task::spawn_blocking(move || {
+            let (mut read, mut buf) = (Vec::new(), [0; 1000]);
+            while read.len() < len {
+                let more = rustix::io::read(&master, &mut buf).unwrap();
+                read.extend_from_slice(&buf[..more]);
+            }
+            read
+        });
+        let mut sink = Sink::new(&slave).unwrap();
+        sink.write(pieces, || ()).await.unwrap();
+        assert!(matches!(sink.waits, Waits::Terminal(_)));
+        assert!(read.await.unwrap() == all);
+        let flags = rustix::fs::fcntl_getfl(&slave).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK));
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Error};
+use clap::{ArgMatches, Command, Error};
 
 use super::failure::{self, OWN_FAILURE, USAGE};
 use super::habits;
@@ -157,8 +157,19 @@ fn one_of(command: &Command, verb: &str) -> String {
     format!("one of {}", names.join(", "))
 }
 
-/// Returns the verb and its subcommand among the words of a command line, such as `loop close`.
-pub(super) fn verb_of(command: &Command, words: &[String]) -> String {
+/// Returns the verb and its subcommand, such as `loop close`.
+pub(super) fn verb_of(matches: &ArgMatches) -> String {
+    let mut verbs = Vec::new();
+    let mut reached = matches;
+    while let Some((verb, below)) = reached.subcommand() {
+        verbs.push(verb);
+        reached = below;
+    }
+    verbs.join(" ")
+}
+
+/// Returns the verb and its subcommand among the words of a command line that may be wrong.
+pub(super) fn verb_among(command: &Command, words: &[String]) -> String {
     let mut reached = command;
     let mut verbs = Vec::new();
     let mut value_follows = false;
