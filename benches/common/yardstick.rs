@@ -1,12 +1,20 @@
 //! Yardsticks in processes of their own: this program, started with a first argument that names the
 //! yardstick. They end when their standard input ends, and so with the process that started them.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use super::{Outcome, spent};
+
+/// The variable that names the Python of the yardsticks; without it, `python3`.
+const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
+
+/// Returns the Python that runs yardsticks.
+pub(crate) fn python() -> String {
+    std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned())
+}
 
 /// A yardstick that runs.
 pub(crate) struct Process {
@@ -34,6 +42,12 @@ impl Process {
             input,
             output: BufReader::new(output.ok_or("the yardstick has no output")?),
         })
+    }
+
+    /// Writes a line to its standard input.
+    pub(crate) fn tell(&mut self, line: &str) -> Outcome<()> {
+        let input = self.input.as_mut().ok_or("the yardstick has no input")?;
+        Ok(writeln!(input, "{line}")?)
     }
 
     /// Returns the next line that it prints.

@@ -16,13 +16,10 @@ use tokio::task::LocalSet;
 use crate::Outcome;
 use crate::pipes::{EVENTS, PIPES, each, pipes, rate};
 use crate::spent::own_nanos;
-use crate::yardstick::Process;
+use crate::yardstick::{Process, python};
 
 /// The first argument of such a process; the second names the peer.
 pub(crate) const YARDSTICK: &str = "throughput-yardstick";
-
-/// The variable that names the Python for asyncio and uvloop; without it, `python3`.
-const PYTHON: &str = "EVLOOPD_BENCH_PYTHON";
 
 /// Another way to wait for many pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +68,6 @@ impl Peer {
         };
         Ok(process.line()?.parse()?)
     }
-}
-
-pub(crate) fn python() -> String {
-    std::env::var(PYTHON).unwrap_or_else(|_| "python3".to_owned())
 }
 
 /// Runs one round in this process, which does nothing else, and prints the rate.

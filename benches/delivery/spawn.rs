@@ -22,9 +22,8 @@ use tonic::transport::Channel;
 use crate::Outcome;
 use crate::daemon::{BACKENDS, Daemon, Subscription};
 use crate::latency::percentile;
-use crate::peers::python;
 use crate::report::{Report, Target, alternate};
-use crate::yardstick::Process;
+use crate::yardstick::{Process, python};
 
 const PROGRAM: &str = "/bin/true";
 const CHILDREN: u32 = 500;
