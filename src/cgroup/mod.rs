@@ -1,10 +1,10 @@
 //! A cgroup (version 2) of its own for each child: so that all that descends from the child can be
 //! found, killed and accounted for, whatever it does to hide.
 //!
-//! Below the cgroup that the daemon is in (or the one above, if that is delegated to the daemon and it
-//! is in a part of it, see `DelegateSubgroup=` of systemd.resource-control(5)) there is one directory `evloopd-INSTANCE`, and in it one for
-//! each child. The daemon holds a lock on the former: a directory without one is that of a daemon that
-//! has died.
+//! Below the cgroup that the daemon is in there is one directory `evloopd-INSTANCE`, and in it one for
+//! each child. If that cgroup is delegated to the daemon (`Delegate=` of systemd.resource-control(5)),
+//! the daemon moves to a part of it, since memory is only counted below a cgroup without processes.
+//! The daemon holds a lock on its directory: one without a lock is that of a daemon that has died.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 
 mod place;
 mod removal;
+mod scope;
 
 pub use removal::Removals;
 
@@ -70,10 +71,18 @@ impl Cgroups {
     }
 
     /// Makes the directory of this daemon, and removes those of daemons that have died, as far as they
-    /// are empty. If the daemon may make none, there are no cgroups.
+    /// are empty. If the daemon may make none where it is, it asks the user's service manager for a
+    /// place; if that gives none either, there are no cgroups. May block.
     #[must_use]
     pub fn open(instance: &str, runtime: Handle) -> Arc<Self> {
-        match place::own().and_then(|own| Ok((Base::make(&own, instance)?, own))) {
+        let make = |own: place::Own| Ok((Base::make(&own, instance)?, own));
+        let made = place::own().and_then(|own| {
+            make(own).or_else(|why: String| {
+                scope::ask(instance).map_err(|no_scope| format!("{why}; {no_scope}"))?;
+                make(place::delegated()?)
+            })
+        });
+        match made {
             Ok((base, own)) => {
                 removal::remove_stale(&own.path, PREFIX);
                 let cgroups = Self::off("", runtime);
@@ -218,6 +227,9 @@ pub struct Usage {
     pub system: Duration,
     /// The most memory at one time, bytes. `None` without the memory controller.
     pub memory_peak: Option<u64>,
+    /// The processes that the kernel has killed for lack of memory. `None` without the memory
+    /// controller.
+    pub oom_kills: Option<u64>,
 }
 
 impl From<Usage> for crate::proto::CgroupUsage {
@@ -226,6 +238,7 @@ impl From<Usage> for crate::proto::CgroupUsage {
             user_time: Some(crate::clock::duration(usage.user)),
             system_time: Some(crate::clock::duration(usage.system)),
             memory_peak_bytes: usage.memory_peak,
+            oom_kills: usage.oom_kills,
         }
     }
 }
@@ -313,18 +326,22 @@ impl Drop for Group {
 /// Returns what the processes of a cgroup have used: see [`Group::usage`].
 #[must_use]
 pub fn usage(path: &Path) -> Option<Usage> {
-    let stat = fs::read_to_string(path.join("cpu.stat")).ok()?;
-    let time = |name: &str| {
-        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
-        let (_, micros) = lines.find(|(key, _)| *key == name)?;
-        micros.parse().ok().map(Duration::from_micros)
-    };
-    let peak = fs::read_to_string(path.join("memory.peak")).ok();
+    let read = |file: &str| fs::read_to_string(path.join(file)).ok();
+    let stat = read("cpu.stat")?;
+    let time = |name: &str| value(&stat, name).map(Duration::from_micros);
     Some(Usage {
         user: time("user_usec")?,
         system: time("system_usec")?,
-        memory_peak: peak.and_then(|peak| peak.trim().parse().ok()),
+        memory_peak: read("memory.peak").and_then(|peak| peak.trim().parse().ok()),
+        oom_kills: read("memory.events").and_then(|events| value(&events, "oom_kill")),
     })
+}
+
+/// Returns the value of a key in a file of lines `KEY VALUE`.
+fn value(lines: &str, key: &str) -> Option<u64> {
+    let mut lines = lines.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(found, _)| *found == key)?;
+    value.parse().ok()
 }
 
 /// Returns the cgroups right below one.

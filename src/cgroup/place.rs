@@ -22,11 +22,22 @@ pub(super) struct Own {
 /// # Errors
 /// Why there is none.
 pub(super) fn own() -> Result<Own, String> {
+    let own = present()?;
+    let divided = || is_delegated(&own.path).then(|| own.divided()).flatten();
+    Ok(own.above().or_else(divided).unwrap_or(own))
+}
+
+/// As [`own`], for a cgroup that is known to be delegated: a service manager of a user may not mark it.
+pub(super) fn delegated() -> Result<Own, String> {
+    let own = present()?;
+    Ok(own.divided().unwrap_or(own))
+}
+
+fn present() -> Result<Own, String> {
     let read = |path: &str| {
         fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))
     };
-    let own = of(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?)?;
-    Ok(own.above().unwrap_or(own))
+    of(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?)
 }
 
 impl Own {
@@ -40,7 +51,30 @@ impl Own {
             is_delegated: true,
         })
     }
+
+    /// Moves the daemon to a part of this cgroup, if it is delegated and could count memory.
+    fn divided(&self) -> Option<Self> {
+        let controllers = fs::read_to_string(self.path.join("cgroup.controllers")).ok()?;
+        let counts = controllers
+            .split_ascii_whitespace()
+            .any(|of| of == "memory");
+        if !counts || !is_delegated(&self.path) {
+            return None;
+        }
+        let part = self.path.join(PART);
+        // It may be there from an earlier daemon.
+        let _ = fs::create_dir(&part);
+        fs::write(part.join("cgroup.procs"), "0").ok()?;
+        Some(Self {
+            path: self.path.clone(),
+            name: self.name.clone(),
+            is_delegated: true,
+        })
+    }
 }
+
+/// The part of a delegated cgroup that the daemon moves to.
+const PART: &str = "daemon";
 
 /// Returns whether systemd has delegated a cgroup, which it marks with an attribute.
 fn is_delegated(path: &Path) -> bool {

@@ -271,6 +271,7 @@ mod tests {
                         user_time: time,
                         system_time: time,
                         memory_peak_bytes: Some(u64::MAX),
+                        oom_kills: Some(u64::MAX),
                     }),
                 }),
             ),

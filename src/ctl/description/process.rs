@@ -41,7 +41,14 @@ pub(super) fn status(sheet: &mut Sheet, reference: &str, s: &ProcessStatus) {
         let (user, system) = (time(usage.user_time), time(usage.system_time));
         let memory = usage.memory_peak_bytes.map(size);
         let memory = memory.map_or_else(String::new, |peak| format!(", {peak} at most"));
-        let text = format!("{user} user, {system} system{memory}");
+        let killed = match usage.oom_kills {
+            None | Some(0) => String::new(),
+            Some(kills) => {
+                let processes = counted(kills, "process was", "processes were");
+                format!("; {processes} killed for lack of memory")
+            }
+        };
+        let text = format!("{user} user, {system} system{memory}{killed}");
         sheet.line("with descendants", text);
     }
     sheet.line("cgroup", &s.cgroup);

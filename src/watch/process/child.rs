@@ -54,7 +54,7 @@ impl Default for EndSignals {
 pub(super) enum State {
     Running,
     Stopped,
-    Ended(Exited),
+    Ended(Box<Exited>),
 }
 
 /// A child of the daemon, until it is reaped. A child that is dropped before that is killed with
@@ -140,8 +140,8 @@ impl Child {
         match self.pidfd().and_then(sys::child_state) {
             Ok(ChildState::Running) => State::Running,
             Ok(ChildState::Stopped) => State::Stopped,
-            Ok(ChildState::Ended(waited)) => State::Ended(describe(&waited)),
-            Err(errno) => State::Ended(unknown(errno)),
+            Ok(ChildState::Ended(waited)) => State::Ended(Box::new(describe(&waited))),
+            Err(errno) => State::Ended(Box::new(unknown(errno))),
         }
     }
 

@@ -68,7 +68,7 @@ impl Process {
             && let Some(child) = &self.child
             && let State::Ended(exited) = child.state()
         {
-            self.exited(cx, exited);
+            self.exited(cx, *exited);
         }
     }
 
