@@ -204,8 +204,7 @@ impl Base {
 
 /// Has the kernel count the memory of each cgroup right below that one, where it may.
 fn count_memory(path: &Path) {
-    let known = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
-    if known.split_ascii_whitespace().any(|one| one == "memory")
+    if place::has_memory(path)
         && let Err(error) = fs::write(path.join("cgroup.subtree_control"), "+memory")
     {
         tracing::info!(path = %path.display(), %error, "the memory of children is not counted");

@@ -52,13 +52,9 @@ impl Own {
         })
     }
 
-    /// Moves the daemon to a part of this cgroup, if it is delegated and could count memory.
+    /// Moves the daemon to a part of this cgroup, which is delegated, if it could count memory.
     fn divided(&self) -> Option<Self> {
-        let controllers = fs::read_to_string(self.path.join("cgroup.controllers")).ok()?;
-        let counts = controllers
-            .split_ascii_whitespace()
-            .any(|of| of == "memory");
-        if !counts || !is_delegated(&self.path) {
+        if !has_memory(&self.path) {
             return None;
         }
         let part = self.path.join(PART);
@@ -71,6 +67,14 @@ impl Own {
             is_delegated: true,
         })
     }
+}
+
+/// Returns whether a cgroup has the memory controller.
+pub(super) fn has_memory(path: &Path) -> bool {
+    let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+    controllers
+        .split_ascii_whitespace()
+        .any(|of| of == "memory")
 }
 
 /// The part of a delegated cgroup that the daemon moves to.

@@ -18,7 +18,7 @@ use super::streams::{self, Streams};
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource};
 use crate::proto::{
     self, AfterGrace, EnvVar, ExecCommand, InheritedAttributes, InheritedEnv, ProcessSpec,
-    ResourceLimit, Stdio, process_spec,
+    ResourceLimit, Scheduling, SchedulingPolicy, Stdio, process_spec,
 };
 
 /// The number of random characters at the end of a generated name.
@@ -47,6 +47,9 @@ pub(super) struct Command {
     #[arg(long = "env-file", value_name = "FILE", value_hint = ValueHint::FilePath,
           value_parser = OsStringValueParser::new().try_map(|path| streams::variables(&path)))]
     env_files: Vec<Vec<(OsString, OsString)>>,
+    /// Do not pass your environment on: the program has only the variables of -e and --env-file
+    #[arg(long)]
+    clear_env: bool,
     /// Working directory [default: yours]
     #[arg(short = 'w', long, visible_aliases = ["workdir", "chdir"], value_name = "DIR", value_hint = ValueHint::DirPath)]
     cwd: Option<PathBuf>,
@@ -72,6 +75,12 @@ pub(super) struct Command {
     /// With --user: the program's group, by name or number; further ones are supplementary [default: those of the user]
     #[arg(long = "group", value_name = "GROUP", requires = "user")]
     groups: Vec<String>,
+    /// How the program is scheduled, see sched(7): other, batch, idle, fifo:PRIORITY or rr:PRIORITY [default: as the daemon]
+    #[arg(long, value_name = "POLICY", value_parser = scheduling)]
+    scheduling: Option<Scheduling>,
+    /// The signal that the program gets when the daemon ends, however it ends: it never outlives the daemon
+    #[arg(long, value_name = "SIGNAL", value_parser = parse::signal, add = complete::signals())]
+    parent_death_signal: Option<String>,
     #[command(flatten)]
     streams: Streams,
     /// End the program after this time, by SIGTERM and then SIGKILL; a number alone is seconds
@@ -89,6 +98,31 @@ pub(super) struct Command {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     argv: Vec<OsString>,
+}
+
+/// Reads `POLICY`, or `POLICY:PRIORITY`.
+fn scheduling(text: &str) -> Result<Scheduling, String> {
+    use SchedulingPolicy as Policy;
+    let (policy, priority) = match text.split_once(':') {
+        Some((policy, priority)) => (policy, priority.parse().ok()),
+        None => (text, Some(0)),
+    };
+    let policy = match policy {
+        "other" => Some(Policy::Other),
+        "batch" => Some(Policy::Batch),
+        "idle" => Some(Policy::Idle),
+        "fifo" => Some(Policy::Fifo),
+        "rr" => Some(Policy::Rr),
+        _ => None,
+    };
+    match (policy, priority) {
+        (Some(policy), Some(priority)) => Ok(Scheduling {
+            policy: policy.into(),
+            priority,
+            reset_on_fork: false,
+        }),
+        _ => Err("other, batch, idle, fifo:PRIORITY or rr:PRIORITY is expected".into()),
+    }
 }
 
 impl Command {
@@ -122,7 +156,8 @@ impl Command {
         };
         let env = self.env_files.iter().flatten().chain(&self.env);
         let (env, env_bytes) = variables(&env.cloned().collect());
-        let (own, own_bytes) = variables(&env::vars_os().collect());
+        let passed_on = env::vars_os().filter(|_| !self.clear_env);
+        let (own, own_bytes) = variables(&passed_on.collect());
         let mut groups = self.groups.iter().cloned();
         let mut spec = ProcessSpec {
             command: Some(process_spec::Command::Exec(argv)),
@@ -143,6 +178,8 @@ impl Command {
             user: self.user.clone().unwrap_or_default(),
             group: groups.next().unwrap_or_default(),
             groups: groups.collect(),
+            scheduling: self.scheduling,
+            parent_death_signal: self.parent_death_signal.clone().unwrap_or_default(),
             timeout: self.timeout,
             stop_signal: self.stop_signal.clone().unwrap_or_default(),
             at_end: match self.at_end {
@@ -262,6 +299,9 @@ mod tests {
         Command {
             env: vec![],
             env_files: vec![],
+            clear_env: false,
+            scheduling: None,
+            parent_death_signal: None,
             user: None,
             groups: vec![],
             streams: Streams::default(),

@@ -235,3 +235,37 @@ async fn a_terminal_shows_in_ps_and_show() {
     let shown = shown.good();
     assert!(shown.contains("99x30, raw, process group"), "{shown}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_program_has_the_environment_and_the_scheduling_that_were_asked_for() {
+    let daemon = Daemon::start("").await;
+    let line = ["run", "--clear-env", "-e", "ONE=1", "--", "env"];
+    assert_eq!(ctl(&daemon.socket, &line).await.good(), "ONE=1\n");
+    let line = [
+        "run",
+        "--scheduling",
+        "idle",
+        "--parent-death-signal",
+        "kill",
+        "--name",
+        "idle",
+        "--",
+        "sh",
+        "-c",
+        "cut -d' ' -f41 /proc/self/stat",
+    ];
+    // SCHED_IDLE of sched(7).
+    assert_eq!(ctl(&daemon.socket, &line).await.good(), "5\n");
+    let shown = ctl(&daemon.socket, &["show", "idle"]).await;
+    for words in ["scheduling        idle", "at death          SIGKILL"] {
+        assert!(shown.stdout.contains(words), "{}", shown.stdout);
+    }
+    for (wrong, word) in [
+        ("soon", "batch"),
+        ("fifo:x", "batch"),
+        ("idle:1", "priority"),
+    ] {
+        let line = ["run", "--scheduling", wrong, "true"];
+        ctl(&daemon.socket, &line).await.failed(125, &[word]);
+    }
+}

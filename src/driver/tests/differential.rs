@@ -2,17 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 
 use proptest::test_runner::{Config, TestRunner};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::*;
+use crate::sys::{self, Launch, Origin, Place};
 
 const PEERS: usize = 3;
-/// Two more sources are datagram sockets, of Unix and of UDP. The driver only tells whether they are
-/// ready; their watch itself receives and sends.
-const SOURCES: usize = PEERS + 2;
+/// More sources, of which the driver only tells whether they are ready; their watch itself does what
+/// there is to do: datagram sockets of Unix and of UDP, the master of a pseudoterminal, and the pidfd of
+/// a process, which ends when its peer closes.
+const PTY: usize = PEERS + 2;
+const PROCESS: usize = PTY + 1;
+const SOURCES: usize = PROCESS + 1;
+/// More than any write to a terminal. Only in its first 4 KiB the room of a terminal does not depend on
+/// when the kernel passes on what was written.
+const TYPED_MAX: usize = 100;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -25,12 +37,15 @@ enum Step {
     PeerCloses(usize),
     OwnReceives(usize),
     OwnSends(usize, usize),
+    /// Waits until the process is reaped.
+    HangUp,
+    Reap,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let peer = 0..PEERS;
     let any_peer = 0..SOURCES;
-    let datagrams = PEERS..SOURCES;
+    let own = PEERS..PROCESS;
     prop_oneof![
         4 => (any_peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
         3 => (peer.clone(), 1..5000_u32).prop_map(|(peer, max)| Step::Recv(peer, max)),
@@ -39,8 +54,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any_peer.clone(), 0..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),
         2 => any_peer.clone().prop_map(Step::PeerReads),
         1 => any_peer.prop_map(Step::PeerCloses),
-        2 => datagrams.clone().prop_map(Step::OwnReceives),
-        2 => (datagrams, 0..20_000_usize).prop_map(|(peer, len)| Step::OwnSends(peer, len)),
+        2 => own.clone().prop_map(Step::OwnReceives),
+        2 => (own, 0..20_000_usize).prop_map(|(peer, len)| Step::OwnSends(peer, len)),
+        1 => Just(Step::HangUp),
+        1 => Just(Step::Reap),
     ]
 }
 
@@ -51,13 +68,16 @@ struct World {
     rig: Rig,
     sources: Vec<SourceId>,
     peers: Vec<Option<OwnedFd>>,
+    /// The process; it ends when its standard input does.
+    process: Pid,
     live: BTreeMap<(usize, bool), u32>,
     bytes: BTreeMap<u32, Vec<u8>>,
     history: History,
 }
 
 impl World {
-    /// Attaches one socket, one pipe to read from and one pipe to write to, and two datagram sockets.
+    /// Attaches one socket, one pipe to read from and one pipe to write to, two datagram sockets, a
+    /// terminal and a process.
     fn new(mut rig: Rig) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
@@ -69,12 +89,16 @@ impl World {
         udp_peer.connect(udp.local_addr().unwrap()).unwrap();
         unix_peer.set_nonblocking(true).unwrap();
         udp_peer.set_nonblocking(true).unwrap();
+        let (master, slave) = raw_terminal();
+        let (input, process, pidfd) = process();
         let sources = vec![
             rig.attach(socket, Nonblocking::Socket),
             rig.attach(reader, Nonblocking::Own),
             rig.attach(writer, Nonblocking::Pipe),
             rig.attach(unix, Nonblocking::Socket),
             rig.attach(udp, Nonblocking::Socket),
+            rig.attach(master, Nonblocking::Own),
+            rig.attach(pidfd, Nonblocking::Own),
         ];
         let peers: [OwnedFd; SOURCES] = [
             peer.into(),
@@ -82,11 +106,14 @@ impl World {
             reads,
             unix_peer.into(),
             udp_peer.into(),
+            slave,
+            input,
         ];
         Self {
             rig,
             sources,
             peers: peers.map(Some).into(),
+            process,
             live: BTreeMap::new(),
             bytes: BTreeMap::new(),
             history: History::new(),
@@ -106,6 +133,14 @@ impl World {
                     self.rig.driver.cancel(id(*live), self.sources[peer]);
                 }
             }
+            Step::HangUp => self.start(number, PROCESS, Op::HangUp),
+            // `cat` would write it to our standard output.
+            Step::PeerWrites(PROCESS, _) | Step::PeerReads(PROCESS) => {}
+            Step::PeerWrites(PTY, len) => {
+                if let Some(slave) = &self.peers[PTY] {
+                    let _ = rustix::io::write(slave, &vec![3; len % TYPED_MAX]);
+                }
+            }
             Step::PeerWrites(peer, len) => {
                 let bytes: Vec<u8> = (0..len).map(|n| n.to_le_bytes()[0]).collect();
                 if let Some(peer) = &self.peers[peer] {
@@ -118,7 +153,27 @@ impl World {
                     let _ = rustix::io::read(peer, &mut bytes);
                 }
             }
-            Step::PeerCloses(peer) => self.peers[peer] = None,
+            Step::PeerCloses(peer) => {
+                self.peers[peer] = None;
+                if peer == PROCESS {
+                    self.await_end(WaitIdOptions::NOWAIT);
+                }
+            }
+            Step::Reap => {
+                if self.peers[PROCESS].is_none() {
+                    self.await_end(WaitIdOptions::empty());
+                }
+            }
+            Step::OwnReceives(PTY) => {
+                if let Some(master) = self.rig.driver.fd(self.sources[PTY]) {
+                    let _ = rustix::io::read(master, &mut [0; 20_000]);
+                }
+            }
+            Step::OwnSends(PTY, len) => {
+                if let Some(master) = self.rig.driver.fd(self.sources[PTY]) {
+                    let _ = rustix::io::write(master, &vec![2; len % TYPED_MAX]);
+                }
+            }
             Step::OwnReceives(peer) => {
                 let mut bytes = vec![0; 20_000];
                 if let Some(fd) = self.rig.driver.fd(self.sources[peer]) {
@@ -132,7 +187,27 @@ impl World {
                 }
             }
         }
+        self.flush_terminal();
         self.settle();
+    }
+
+    /// Waits until the process has ended; unless `NOWAIT` says otherwise, it is reaped.
+    fn await_end(&self, options: WaitIdOptions) {
+        // It fails if the process is reaped already.
+        let _ = waitid(WaitId::Pid(self.process), WaitIdOptions::EXITED | options);
+    }
+
+    /// Has the kernel pass on what is under way between both ends of the terminal: it does so later
+    /// by itself, and at once when somebody polls.
+    fn flush_terminal(&self) {
+        let now = Timespec::default();
+        let flags = PollFlags::IN | PollFlags::OUT;
+        if let Some(master) = self.rig.driver.fd(self.sources[PTY]) {
+            let _ = poll(&mut [PollFd::new(&master, flags)], Some(&now));
+        }
+        if let Some(slave) = &self.peers[PTY] {
+            let _ = poll(&mut [PollFd::new(slave, flags)], Some(&now));
+        }
     }
 
     fn start(&mut self, number: u32, peer: usize, op: Op) {
@@ -176,8 +251,65 @@ impl World {
             self.apply(0, &Step::Cancel(peer, read));
         }
         assert!(self.live.is_empty(), "{:?}", self.live);
+        self.peers.clear();
+        self.await_end(WaitIdOptions::empty());
         self.history
     }
+}
+
+/// Starts a process that ends when its standard input does. Returns the other end of that, its pid and
+/// its pidfd. It never has copies of our descriptors: while a program that the standard library starts
+/// has some, a peer that is closed here is not closed.
+fn process() -> (OwnedFd, Pid, OwnedFd) {
+    let (output, input) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
+    let place = |number, fd| Place {
+        number,
+        origin: Origin::Given(fd),
+    };
+    let descriptors = [
+        place(0, output.as_fd()),
+        place(1, null.as_fd()),
+        place(2, null.as_fd()),
+    ];
+    let launch = Launch {
+        path: c"/bin/cat",
+        argv: &[c"cat".into()],
+        env: &[],
+        cwd: c"/",
+        descriptors: &descriptors,
+        new_session: true,
+        terminal: None,
+        umask: None,
+        limits: &[],
+        nice: None,
+        oom_score_adj: None,
+        scheduling: None,
+        user: None,
+        death_signal: None,
+        cgroup: None,
+    };
+    let (pid, pidfd) = sys::spawn(&launch).unwrap();
+    rustix::io::ioctl_fionbio(&pidfd, true).unwrap();
+    (input, Pid::from_raw(pid).unwrap(), pidfd)
+}
+
+/// Returns both ends of a new terminal that changes no byte, without blocking.
+fn raw_terminal() -> (OwnedFd, OwnedFd) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+    let mut modes = tcgetattr(&slave).unwrap();
+    modes.make_raw();
+    tcsetattr(&slave, OptionalActions::Now, &modes).unwrap();
+    for end in [&master, &slave] {
+        rustix::io::ioctl_fionbio(end, true).unwrap();
+    }
+    (master, slave)
 }
 
 #[test]
