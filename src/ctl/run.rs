@@ -190,6 +190,7 @@ async fn at_terminal(session: &Session, args: Run, name: String, how: Foreground
         foreground: how,
         detach_keys: keys,
         started: !added.existed,
+        looks: false,
     };
     terminal::attached(session, &watch, options).await
 }
