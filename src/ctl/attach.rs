@@ -14,10 +14,12 @@ use crate::proto::{OnGap, RunRequest};
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl attach build
   evloopctl attach -n build            # only watch its output
+  evloopctl attach --read-only edit    # only look at its terminal: no keys, no part in its size
   evloopctl attach @7                  # by id
 
 It prints all output of the process from the start, and passes your input and signals on to it. \
-A process with a terminal is shown as its screen is now, and gets your keys; Ctrl-P Ctrl-Q leaves. \
+A process with a terminal is shown as its screen is now, and gets your keys; Ctrl-P Ctrl-Q leaves, \
+and so does Ctrl-C with --read-only, by which no key reaches it. \
 Ctrl-C twice within a second leaves the process, and so does a closed pipe or terminal: the \
 process runs on. The exit code is the process's own, also if it ended before: 128 + N if signal N \
 ended it; if that was SIGINT, evloopctl ends by SIGINT too. If some output is gone, stderr says so \
@@ -48,6 +50,7 @@ pub(super) async fn run(session: &Session, args: Attach) -> Outcome {
             foreground: how,
             detach_keys: args.detach_keys,
             started: false,
+            looks: args.no_stdin,
         };
         return terminal::attached(session, &process, options).await;
     }

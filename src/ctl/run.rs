@@ -1,6 +1,6 @@
 //! `run`: starts a process, or joins the process that has its name.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::attached::{Foreground, Forget, attached};
 use super::command::Command;
@@ -19,7 +19,7 @@ use super::target;
 use super::terminal::{self, DetachKeys, is_one_terminal};
 use crate::proto::{
     AddWatchRequest, AddWatchResponse, IfExists, OnGap, ProcessSpec, RunRequest, Stdio,
-    TerminalOptions, WatchRef, WatchSpec, watch_ref, watch_spec,
+    TerminalOptions, TerminalSizeOf, WatchRef, WatchSpec, watch_ref, watch_spec,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -53,6 +53,24 @@ const UNNAMED_IS_KEPT: prost_types::Duration = prost_types::Duration {
     nanos: 0,
 };
 
+/// Which of several terminals that are attached has the size of the program's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SizeOf {
+    /// The one that was typed into last.
+    Latest,
+    /// The fewest rows and the fewest columns of all.
+    Smallest,
+}
+
+impl From<SizeOf> for TerminalSizeOf {
+    fn from(of: SizeOf) -> Self {
+        match of {
+            SizeOf::Latest => Self::Latest,
+            SizeOf::Smallest => Self::Smallest,
+        }
+    }
+}
+
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -80,6 +98,9 @@ pub(super) struct Run {
     /// The keys that leave the terminal, such as `ctrl-a,d`; empty: none do
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
+    /// Whose size the program's terminal has while several are attached
+    #[arg(long, value_enum, value_name = "WHOSE", default_value = "latest")]
+    size_of: SizeOf,
     /// Give the program /dev/null as stdin, and do not read yours
     #[arg(short, long, conflicts_with = "interactive")]
     no_stdin: bool,
@@ -192,6 +213,7 @@ async fn at_terminal(session: &Session, args: Run, name: String, how: Foreground
         foreground: how,
         detach_keys: keys,
         started: !added.existed,
+        looks: false,
     };
     terminal::attached(session, &watch, options).await
 }
@@ -323,6 +345,7 @@ impl Run {
             }
             spec.terminal = Some(TerminalOptions {
                 size: terminal::local_size(),
+                size_of: TerminalSizeOf::from(self.size_of).into(),
                 ..TerminalOptions::default()
             });
         }

@@ -68,6 +68,11 @@ impl Framer {
         self.raw.len() > self.limit()
     }
 
+    /// Whether a sequence is unfinished.
+    pub(super) fn is_inside(&self) -> bool {
+        self.state != State::Ground
+    }
+
     /// The bytes of the unfinished sequence.
     pub(super) fn raw(&self) -> &[u8] {
         &self.raw

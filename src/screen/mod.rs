@@ -136,6 +136,12 @@ impl Screen {
         (rows, columns)
     }
 
+    /// The column of the cursor, from 0; the number of columns, if the next character will go to the
+    /// next line.
+    pub fn column(&self) -> usize {
+        self.state.terminal.cursor().col
+    }
+
     /// What the program waits to read: the answers to what it asked for (DA1, DSR 5 and 6) since the
     /// last call, as a terminal with this screen would have given them then. At most 4 KiB; what
     /// was asked for beyond that is not answered.

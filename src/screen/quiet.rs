@@ -24,6 +24,8 @@ const ENQ: u8 = 0x05;
 /// something short, ST (`ESC \`) comes in its place. A sequence is held back until its end:
 /// at most 256 bytes of a control sequence, and longer ones are left out; at most 4 KiB of a string,
 /// of which longer ones pass or not by their beginning (colours do not).
+///
+/// Output that is shown while it comes has titles of its own: [`Quiet::with_titles`].
 #[derive(Debug, Default)]
 pub struct Quiet {
     framer: Framer,
@@ -32,6 +34,8 @@ pub struct Quiet {
 
 #[derive(Debug, Default)]
 struct Passed {
+    /// Whether titles pass.
+    titles: bool,
     out: Vec<u8>,
     /// Whether the long string that is under way passes.
     passes: bool,
@@ -45,6 +49,24 @@ impl Quiet {
     /// A filter at the beginning of the output.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`Quiet::new`], for a terminal that shows the output as it comes: titles pass, and so do the
+    /// sequences that save them and take them back.
+    pub fn with_titles() -> Self {
+        let passed = Passed {
+            titles: true,
+            ..Passed::default()
+        };
+        Self {
+            framer: Framer::default(),
+            passed,
+        }
+    }
+
+    /// Whether a sequence is unfinished, of which the rest is needed.
+    pub fn is_holding(&self) -> bool {
+        self.framer.is_inside()
     }
 
     /// What passes of the next bytes and of those that were held back.
@@ -77,6 +99,19 @@ impl Passed {
         self.pass(&controls);
     }
 
+    fn leaves_out(&self, csi: &Csi) -> bool {
+        is_question(csi) || !self.titles && is_about_titles(csi)
+    }
+
+    /// Whether a string passes; if it is not `whole`, what may still come of it counts.
+    fn passes_string(&self, kind: Kind, raw: &[u8], whole: bool) -> bool {
+        if is_title(kind, raw) {
+            self.titles
+        } else {
+            passes(kind, raw, whole)
+        }
+    }
+
     /// Nothing passes of what came. What it has cut short is ended in its place, by ST.
     fn leave_out(&mut self) {
         if self.open || ends_inside_character(self.last) {
@@ -107,7 +142,7 @@ impl Sink for Passed {
     }
 
     fn csi(&mut self, raw: &[u8]) {
-        if Csi::new(raw).is_some_and(|csi| is_question(&csi)) {
+        if Csi::new(raw).is_some_and(|csi| self.leaves_out(&csi)) {
             self.leave_out();
             self.controls(raw);
         } else {
@@ -116,7 +151,7 @@ impl Sink for Passed {
     }
 
     fn string(&mut self, kind: Kind, raw: &[u8]) {
-        if passes(kind, raw, true) {
+        if self.passes_string(kind, raw, true) {
             self.pass(raw);
             self.open |= !sequence::is_terminated(raw);
         } else {
@@ -135,7 +170,7 @@ impl Sink for Passed {
     }
 
     fn long(&mut self, kind: Kind, raw: &[u8]) {
-        self.passes = passes(kind, raw, false);
+        self.passes = self.passes_string(kind, raw, false);
         if self.passes {
             self.long_more(raw);
         } else {
@@ -166,7 +201,12 @@ fn ends_inside_character(last: [u8; 3]) -> bool {
     })
 }
 
-/// Whether a control sequence makes a terminal answer, or is about its titles.
+/// Whether a control sequence saves a title or takes it back.
+fn is_about_titles(csi: &Csi) -> bool {
+    csi.function() == (0, 0, b't') && matches!(csi.number(0), 22 | 23)
+}
+
+/// Whether a control sequence makes a terminal answer.
 fn is_question(csi: &Csi) -> bool {
     match csi.function() {
         // DA1 to DA3, DSR (not XTMODKEYS, which ends in n too), DECREQTPARM.
@@ -179,12 +219,26 @@ fn is_question(csi: &Csi) -> bool {
         (b'>', 0, b'q') | (b'?', 0, b'm' | b'g' | b'S' | b'u') => true,
         // XTREPORTCOLORS, XTREPORTSGR.
         (_, b'#', b'R' | b'|') => true,
-        (0, 0, b't') => matches!(csi.number(0), 11..=23),
+        (0, 0, b't') => matches!(csi.number(0), 11..=21),
         _ => false,
     }
 }
 
-/// Whether a string passes; if it is not `whole`, what may still come of it counts.
+/// Whether a string is a title, of one kind or another.
+fn is_title(kind: Kind, raw: &[u8]) -> bool {
+    match kind {
+        Kind::Osc => {
+            let contents = sequence::contents(raw);
+            // The letters are those of Sun's terminals.
+            matches!(contents.first(), Some(b'l' | b'L' | b'I'))
+                || matches!(sequence::command(&contents).0, 0..=3)
+        }
+        Kind::Dcs => false,
+        Kind::Other => sequence::is_title(raw),
+    }
+}
+
+/// Whether a string that is no title passes; if it is not `whole`, what may still come of it counts.
 fn passes(kind: Kind, raw: &[u8], whole: bool) -> bool {
     let contents = sequence::contents(raw);
     match kind {
@@ -198,19 +252,15 @@ fn passes(kind: Kind, raw: &[u8], whole: bool) -> bool {
             let function = &contents[parameters.count()..];
             !(function.starts_with(b"$q") || function.starts_with(b"+q") || has(b"tmux;"))
         }
-        Kind::Other => !sequence::is_title(raw) && !is_graphics_question(&contents),
+        Kind::Other => !is_graphics_question(&contents),
     }
 }
 
 fn command_passes(contents: &[u8], whole: bool) -> bool {
     const OF_ITERM: [&[u8]; 3] = [b"Copy", b"Report", b"RequestUpload"];
-    // Titles in the form of Sun's terminals.
-    if let Some(b'l' | b'L' | b'I') = contents.first() {
-        return false;
-    }
     let (number, value) = sequence::command(contents);
     match number {
-        0..=3 | 52 | 5522 => false,
+        52 | 5522 => false,
         1337 => !OF_ITERM.iter().any(|name| value.starts_with(name)),
         4 | 5 | 10..=19 | 21 | 22 | 50 | 60 | 61 => whole && !value.contains(&b'?'),
         _ => true,

@@ -43,9 +43,10 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(configuration="", server="", prefix=()):
+def running(configuration="", server="", prefix=(), ends=0):
     """A daemon with these sections of a configuration and these keys of [server], which is to end well.
 
+    `ends` is its exit code, or the signal that the test ends it by, as a negative number.
     `prefix` is a command that runs the daemon, such as `ip netns exec NAME`; it must replace itself.
     """
     with tempfile.TemporaryDirectory(prefix="evloopd-") as directory:
@@ -63,7 +64,7 @@ def running(configuration="", server="", prefix=()):
             finally:
                 process.terminate()
                 code = process.wait(START_SECONDS)
-            assert code == 0, f"the daemon ended with {code}: {daemon.log()}"
+            assert code == ends, f"the daemon ended with {code}: {daemon.log()}"
 
 
 def wait_until_ready(daemon, notify):

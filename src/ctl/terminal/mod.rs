@@ -1,14 +1,14 @@
 //! The foreground of a process that has a terminal: keys go to it as they are, and what its screen
 //! shows comes back. However evloopctl leaves, the user's terminal is as it was.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -26,14 +26,15 @@ use crate::proto::event::Kind;
 use crate::proto::watch::Status;
 use crate::proto::watch_spec::Spec;
 use crate::proto::{
-    AttachTerminalRequest, AttachTerminalResponse, Exited, InputRefused, OpenTerminal, Screen,
-    TerminalSize, Watch, exited,
+    AttachTerminalRequest, AttachTerminalResponse, Exited, InputRefused, OpenTerminal, Watch,
+    exited,
 };
-use crate::screen::{Quiet, Screen as Tracked};
+use display::Display;
 use keys::Detacher;
 use local::Local;
-use next::{Next, Writing, keys_of, listen, request, some, told, until};
+use next::{Next, Opening, Writing, keys_of, listen, request, some, told, until};
 
+mod display;
 mod keys;
 mod local;
 mod next;
@@ -50,9 +51,16 @@ const HELD: Duration = Duration::from_millis(500);
 const ATTEMPTS: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How long Ctrl-Z waits for the daemon to say what it means; after that the program gets it.
+const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// How long a terminal may take for the output that is under way when evloopctl leaves it.
+const WRITE: Duration = Duration::from_secs(1);
+
 /// The key that stops a job, unless the user has chosen another: Ctrl-Z.
 const SUSPEND: u8 = 0x1a;
-const BELL: &[u8] = b"\x07";
+/// Ctrl-C, which leaves if no key is for the program.
+const INTERRUPT: u8 = 0x03;
 
 /// How the terminal of a process is attached.
 #[derive(Debug, Clone)]
@@ -62,6 +70,15 @@ pub(super) struct Options {
     /// Whether the process was started by this call: its output follows what the user's terminal
     /// shows. Otherwise the terminal is painted with the screen of the process's.
     pub(super) started: bool,
+    /// Whether the user only looks: keys leave, and none is passed on.
+    pub(super) looks: bool,
+}
+
+impl Options {
+    /// Whether the user's keys are read.
+    const fn reads(&self) -> bool {
+        self.foreground.input || self.looks
+    }
 }
 
 /// Why the view ends.
@@ -92,8 +109,13 @@ pub(super) async fn attached(session: &Session, watch: &Watch, options: Options)
         over = view.run() => over,
         left = process.relay(&mut signals, &state) => Ok(Over::Left(left)),
     };
-    view.leave();
-    let (exited, refused) = (view.exited.take(), view.refused.take());
+    view.finish_writing().await;
+    view.display.leave();
+    if !matches!(over, Ok(Over::Done)) {
+        view.display.end_line();
+    }
+    let (exited, connected) = (view.exited.take(), view.answers.is_some());
+    let refused = view.refused.take();
     // The user's terminal is as it was before the daemon is told anything.
     drop(view);
     if let Some(InputRefused { bytes, reason }) = refused {
@@ -103,8 +125,12 @@ pub(super) async fn attached(session: &Session, watch: &Watch, options: Options)
     }
     match over? {
         Over::Detached => {
+            let what = match connected {
+                true => "left; it runs on",
+                false => "left; the daemon is not there, and whether it runs on is not known",
+            };
             complain(format_args!(
-                "{name}: left; it runs on: `evloopctl attach {name}` joins it"
+                "{name}: {what}: `evloopctl attach {name}` joins it"
             ));
             Ok(0)
         }
@@ -146,18 +172,13 @@ struct View<'a> {
     options: &'a Options,
     /// The user's terminal; `None` if there is none, or evloopctl is not in its foreground.
     local: Option<Local>,
-    stdout_is_terminal: bool,
+    display: Display,
     detacher: Detacher,
     requests: mpsc::Sender<AttachTerminalRequest>,
     answers: Option<Streaming<AttachTerminalResponse>>,
     /// The output, unless it is being written.
     sink: Option<Sink>,
-    /// What the program has turned on in the user's terminal.
-    modes: Tracked,
-    /// Leaves out the program's questions, while another view answers them.
-    quiet: Quiet,
-    active: bool,
-    painted: bool,
+    writing: Option<Writing>,
     exited: Option<Exited>,
     /// The last keys that were not typed.
     refused: Option<InputRefused>,
@@ -169,28 +190,25 @@ impl<'a> View<'a> {
         let local = Local::open().ok().filter(Local::is_foreground);
         let sink = Sink::new(io::stdout()).map_err(|error| Failure::new("stdout", error))?;
         let (requests, _) = mpsc::channel(1);
-        let modes = tracked(local.as_ref());
+        let display = Display::new(local.as_ref().and_then(Local::size), options.started);
         Ok(Self {
             process,
             options,
             local,
-            stdout_is_terminal: io::stdout().is_terminal(),
+            display,
             detacher: Detacher::new(options.detach_keys.clone()),
             requests,
             answers: None,
             sink: Some(sink),
-            modes,
-            quiet: Quiet::new(),
-            active: true,
-            painted: options.started,
+            writing: None,
             exited: None,
             refused: None,
             failures: 0,
         })
     }
 
-    /// Opens the view.
-    async fn open(&mut self, from_start: bool) -> Result<(), tonic::Status> {
+    /// Opens the view, after that time. Until it is open, what is sent waits.
+    fn open(&mut self, from_start: bool, after: Duration) -> Opening {
         let (requests, asked) = mpsc::channel(WAITING);
         let read_only = !self.options.foreground.input || self.local.is_none();
         let size = self.local.as_ref().and_then(Local::size);
@@ -204,43 +222,58 @@ impl<'a> View<'a> {
         };
         // The channel has room for it.
         let _ = requests.try_send(request(Asked::Open(open)));
+        (self.requests, self.answers) = (requests, None);
         let mut processes = self.process.session.processes();
-        let answers = processes
-            .attach_terminal(ReceiverStream::new(asked))
-            .await?;
-        (self.requests, self.answers) = (requests, Some(answers.into_inner()));
-        Ok(())
+        Box::pin(async move {
+            sleep(after).await;
+            let answers = processes.attach_terminal(ReceiverStream::new(asked));
+            Ok(answers.await?.into_inner())
+        })
+    }
+
+    /// Opens the view again, if that can help.
+    fn reopen(&mut self, status: &tonic::Status) -> Result<Opening, Failure> {
+        let failure = Failure::rpc(status);
+        if !failure.lost || self.failures >= ATTEMPTS {
+            return Err(failure);
+        }
+        self.failures += 1;
+        Ok(self.open(false, AGAIN))
     }
 
     /// Runs until the process ends or the user leaves.
     async fn run(&mut self) -> Result<Over, Failure> {
         let mut window = listen(SignalKind::window_change())?;
         let mut continued = listen(SignalKind::from_raw(Signal::SIGCONT as i32))?;
-        if let Err(status) = self.open(self.options.started).await {
-            return Err(Failure::rpc(&status));
-        }
-        if self.options.foreground.input
+        let first = self.open(self.options.started, Duration::ZERO).await;
+        self.answers = Some(first.map_err(|status| Failure::rpc(&status))?);
+        if self.options.reads()
             && let Some(local) = &mut self.local
         {
             local
                 .make_raw()
                 .map_err(|error| Failure::new("the terminal", error))?;
         }
-        let mut writing: Option<Writing> = None;
+        self.display.enter();
+        let mut opening: Option<Opening> = None;
         let mut held_until: Option<Instant> = None;
         loop {
-            let reads = self.options.foreground.input;
+            let reads = self.options.reads();
             let next = tokio::select! {
                 keys = keys_of(self.local.as_ref()), if reads => Next::Keys(keys),
                 () = until(held_until) => Next::Release,
-                (sink, written) = some(&mut writing) => Next::Written(sink, written),
-                told = told(&mut self.answers), if writing.is_none() => Next::Told(told),
+                (sink, written) = some(&mut self.writing) => Next::Written(sink, written),
+                opened = some(&mut opening) => Next::Opened(opened),
+                told = told(&mut self.answers), if self.writing.is_none() => Next::Told(told),
                 _ = window.recv() => Next::Resized,
                 _ = continued.recv() => Next::Continued,
             };
             match next {
                 // The terminal is closed.
                 Next::Keys(Err(_)) => return Ok(Over::Left(Left::HungUp)),
+                Next::Keys(Ok(keys)) if self.options.looks && keys.contains(&INTERRUPT) => {
+                    return Ok(Over::Detached);
+                }
                 Next::Keys(Ok(keys)) => match self.detacher.feed(&keys) {
                     Ok(keys) => self.typed(keys).await?,
                     Err(before) => {
@@ -254,7 +287,6 @@ impl<'a> View<'a> {
                 }
                 Next::Written(sink, written) => {
                     self.sink = Some(sink);
-                    writing = None;
                     if let Err(error) = written {
                         let failure = Failure::output(&error);
                         return match failure.gone {
@@ -267,13 +299,16 @@ impl<'a> View<'a> {
                     Some(Told::Goodbye(goodbye)) => {
                         return super::feed::cut_short(&goodbye).map_or(Ok(Over::Done), Err);
                     }
-                    Some(told) => writing = self.show(told),
+                    Some(told) => self.writing = self.show(told),
                     None => {}
                 },
-                Next::Told(Ok(None)) => self.reopen(None).await?,
-                Next::Told(Err(status)) => self.reopen(Some(status)).await?,
+                Next::Opened(Ok(answers)) => self.answers = Some(answers),
+                Next::Told(Ok(None)) => opening = Some(self.open(false, Duration::ZERO)),
+                Next::Told(Err(status)) | Next::Opened(Err(status)) => {
+                    opening = Some(self.reopen(&status)?);
+                }
                 Next::Resized => self.resized(),
-                Next::Continued => self.continued().await?,
+                Next::Continued => opening = self.continued()?.or(opening),
             }
             held_until = match (self.detacher.is_holding(), held_until) {
                 (false, _) => None,
@@ -290,24 +325,18 @@ impl<'a> View<'a> {
             Told::Batch(batch) => {
                 for event in batch.events {
                     match event.kind {
-                        Some(Kind::Data(data)) => {
-                            self.modes.feed(&data.data);
-                            if self.active {
-                                out.push(data.data);
-                            } else {
-                                out.push(self.quiet.filter(&data.data).into());
-                            }
-                        }
+                        Some(Kind::Data(data)) => out.push(self.display.output(data.data)),
                         Some(Kind::Exited(exited)) => self.exited = Some(exited),
                         _ => {}
                     }
                 }
             }
             Told::Screen(screen) => {
-                out.push(self.painted_with(&screen));
+                let size = self.local.as_ref().and_then(Local::size);
+                out.push(self.display.paint(&screen.restore, size));
                 self.exited = screen.exited.or(self.exited.take());
             }
-            Told::State(state) => self.active = state.active,
+            Told::State(state) => self.display.set_active(state.active),
             Told::Refused(refused) => self.refused(refused),
             Told::Header(_) | Told::Goodbye(_) => {}
         }
@@ -323,20 +352,13 @@ impl<'a> View<'a> {
         }))
     }
 
-    /// Returns the bytes that make the user's terminal show the screen.
-    fn painted_with(&mut self, screen: &Screen) -> Bytes {
-        let mut out = self.modes.undo();
-        if !self.painted
-            && let Some(size) = self.local.as_ref().and_then(Local::size)
+    /// Waits until what was to be shown has been written: what undoes it must come after it.
+    async fn finish_writing(&mut self) {
+        if self.writing.is_some()
+            && let Ok((sink, _)) = timeout(WRITE, some(&mut self.writing)).await
         {
-            // What the terminal has shown until now goes to where it scrolls to.
-            out.extend((0..size.rows).flat_map(|_| *b"\r\n"));
+            self.sink = Some(sink);
         }
-        out.extend_from_slice(b"\x1b[H\x1b[2J");
-        out.extend_from_slice(&screen.restore);
-        (self.painted, self.modes) = (true, tracked(self.local.as_ref()));
-        self.modes.feed(&screen.restore);
-        out.into()
     }
 
     /// Passes keys on. Ctrl-Z stops evloopctl, where it would stop the program in a shell.
@@ -348,7 +370,8 @@ impl<'a> View<'a> {
         let (before, rest) = keys.split_at(at);
         self.send(before.to_vec());
         if self.suspends().await {
-            self.leave();
+            self.finish_writing().await;
+            self.display.leave();
             if let Some(local) = &mut self.local {
                 local.restore();
                 let _ = local.stop_job();
@@ -362,7 +385,11 @@ impl<'a> View<'a> {
     /// Returns whether Ctrl-Z is to stop evloopctl: the kernel never stops the leader of the
     /// process's session by it, because no shell could continue it.
     async fn suspends(&self) -> bool {
-        let Some(watch) = self.process.look_up().await else {
+        if self.options.looks {
+            return true;
+        }
+        // Until then no key is read, not even those that leave.
+        let Ok(Some(watch)) = timeout(LOOK_UP, self.process.look_up()).await else {
             return false;
         };
         match watch.status {
@@ -372,7 +399,7 @@ impl<'a> View<'a> {
     }
 
     fn send(&mut self, keys: Vec<u8>) {
-        if keys.is_empty() {
+        if keys.is_empty() || self.options.looks {
             return;
         }
         let full = self
@@ -380,90 +407,43 @@ impl<'a> View<'a> {
             .try_send(request(Asked::Input(keys.into())))
             .is_err();
         if full {
-            self.bell();
-        }
-    }
-
-    fn bell(&self) {
-        if self.stdout_is_terminal {
-            let _ = rustix::io::write(io::stdout(), BELL);
+            self.display.ring();
         }
     }
 
     /// Some keys were not typed. The user hears it at once, and reads it after leaving.
     fn refused(&mut self, refused: InputRefused) {
         if self.exited.is_none() {
-            self.bell();
+            self.display.ring();
             self.refused = Some(refused);
         }
     }
 
     fn resized(&mut self) {
-        if let Some(size) = self.local.as_ref().and_then(Local::size)
-            && self.options.foreground.input
-        {
-            // If it does not fit into the channel, the daemon does not answer; the view that is
-            // opened again has the new size.
-            let _ = self.requests.try_send(request(Asked::Size(size)));
-            let [rows, columns] =
-                [size.rows, size.columns].map(|n| u16::try_from(n).unwrap_or(1000));
-            self.modes.resize(rows, columns);
+        if let Some(size) = self.local.as_ref().and_then(Local::size) {
+            if self.options.foreground.input {
+                // If it does not fit into the channel, the daemon does not answer; the view that is
+                // opened again has the new size.
+                let _ = self.requests.try_send(request(Asked::Size(size)));
+            }
+            self.display.resize(size);
         }
     }
 
     /// Goes on after evloopctl was stopped: the screen is painted anew.
-    async fn continued(&mut self) -> Result<(), Failure> {
+    fn continued(&mut self) -> Result<Option<Opening>, Failure> {
         let Some(local) = &mut self.local else {
-            return Ok(());
+            return Ok(None);
         };
-        if local.is_foreground() && self.options.foreground.input {
+        if local.is_foreground() && self.options.reads() {
             local.restore();
             local
                 .make_raw()
                 .map_err(|error| Failure::new("the terminal", error))?;
         }
-        self.painted = false;
-        self.reopen(None).await
+        let size = self.local.as_ref().and_then(Local::size);
+        self.display = Display::new(size, false);
+        self.display.enter();
+        Ok(Some(self.open(false, Duration::ZERO)))
     }
-
-    /// Opens the view again.
-    async fn reopen(&mut self, why: Option<tonic::Status>) -> Result<(), Failure> {
-        let mut why = why;
-        self.answers = None;
-        loop {
-            if let Some(status) = &why {
-                let failure = Failure::rpc(status);
-                if !failure.lost || self.failures >= ATTEMPTS {
-                    return Err(failure);
-                }
-                self.failures += 1;
-                sleep(AGAIN).await;
-            }
-            match self.open(false).await {
-                Ok(()) => return Ok(()),
-                Err(status) => why = Some(status),
-            }
-        }
-    }
-
-    /// Undoes what the program has turned on in the user's terminal.
-    fn leave(&mut self) {
-        if self.stdout_is_terminal {
-            let undo = self.modes.undo();
-            if !undo.is_empty() {
-                let _ = rustix::io::write(io::stdout(), &undo);
-            }
-        }
-        self.modes = tracked(self.local.as_ref());
-    }
-}
-
-/// Returns what follows the modes of the user's terminal.
-fn tracked(local: Option<&Local>) -> Tracked {
-    let size = local.and_then(Local::size).unwrap_or(TerminalSize {
-        rows: 24,
-        columns: 80,
-    });
-    let [rows, columns] = [size.rows, size.columns].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
-    Tracked::new(rows, columns)
 }

@@ -14,15 +14,18 @@ use crate::ctl::sink::Sink;
 use crate::proto::attach_terminal_request::Message as Asked;
 use crate::proto::{AttachTerminalRequest, AttachTerminalResponse};
 
+/// A view that is being opened.
+pub(super) type Opening =
+    Pin<Box<dyn Future<Output = Result<Streaming<AttachTerminalResponse>, tonic::Status>>>>;
 /// A write to stdout, which gives the sink back.
 pub(super) type Writing = Pin<Box<dyn Future<Output = (Sink, io::Result<()>)>>>;
 
 /// What comes next.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Next {
     Keys(io::Result<Vec<u8>>),
     Release,
     Told(Result<Option<AttachTerminalResponse>, tonic::Status>),
+    Opened(Result<Streaming<AttachTerminalResponse>, tonic::Status>),
     Written(Sink, io::Result<()>),
     Resized,
     Continued,
@@ -61,9 +64,14 @@ pub(super) async fn until(at: Option<Instant>) {
     }
 }
 
-pub(super) async fn some(writing: &mut Option<Writing>) -> (Sink, io::Result<()>) {
-    match writing {
-        Some(writing) => writing.await,
+/// Waits for the end of what is under way. It is not polled again after that.
+pub(super) async fn some<T>(task: &mut Option<Pin<Box<dyn Future<Output = T>>>>) -> T {
+    match task {
+        Some(under_way) => {
+            let done = under_way.await;
+            *task = None;
+            done
+        }
         None => pending().await,
     }
 }

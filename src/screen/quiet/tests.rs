@@ -100,3 +100,35 @@ fn quiet_holds_no_more_of_a_long_string_than_its_beginning() {
     );
     assert_eq!(text(&quiet.filter(b"2;?\x07after")), "after");
 }
+
+#[test]
+fn titles_pass_where_the_output_is_shown_as_it_comes() {
+    let titles = [
+        "\x1b]0;title\x07",
+        "\x1b]2;title\x1b\\",
+        "\x1b]ltitle\x1b\\",
+        "\x1bktitle\x1b\\",
+        "\x1b[22;2t",
+        "\x1b[23;0t",
+    ];
+    for sequence in titles {
+        let shown = text(&Quiet::with_titles().filter(sequence.as_bytes()));
+        assert_eq!(shown, sequence);
+        assert_eq!(text(&Quiet::new().filter(sequence.as_bytes())), "");
+    }
+    // These are not shown, but answered, or change what is not the window's.
+    for sequence in ["\x1b[21t", "\x1b]52;c;aGk=\x07", "\x1b[c"] {
+        let shown = text(&Quiet::with_titles().filter(sequence.as_bytes()));
+        assert_eq!(shown, "", "{sequence:?}");
+    }
+}
+
+#[test]
+fn quiet_tells_that_it_holds_the_beginning_of_a_sequence() {
+    let mut quiet = Quiet::with_titles();
+    assert!(!quiet.is_holding());
+    assert_eq!(text(&quiet.filter(b"text\x1b[3")), "text");
+    assert!(quiet.is_holding());
+    assert_eq!(text(&quiet.filter(b"1mred")), "\x1b[31mred");
+    assert!(!quiet.is_holding());
+}
