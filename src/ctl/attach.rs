@@ -14,7 +14,7 @@ use crate::proto::{OnGap, RunRequest};
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl attach build
   evloopctl attach -n build            # only watch its output
-  evloopctl attach --read-only edit    # only look at its terminal: no keys, no part in its size
+  evloopctl attach --read-only edit    # only look, without keys or size
   evloopctl attach @7                  # by id
 
 It prints all output of the process from the start, and passes your input and signals on to it. \

@@ -71,7 +71,7 @@ pub const EXITED: u32 = ENVELOPE
     + bytes(TEXT_MAX)
     + 2 * FLAG
     + bytes(2 * DURATION + 7 * NUMBER)
-    + bytes(2 * DURATION + NUMBER);
+    + bytes(2 * DURATION + 2 * NUMBER);
 /// `Connected`, without TLS.
 pub const CONNECTED: u32 = ENVELOPE + 2 * ADDRESS;
 /// Most bytes of the name of a host or protocol in a `TlsSession`.
