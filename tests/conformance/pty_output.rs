@@ -167,8 +167,10 @@ async fn a_signal_reaches_the_foreground(scene: &mut Scene) {
         let pid = scene.started(id).await;
         scene
             .process_until(id, "a job in the foreground", |status| {
-                let terminal = status.terminal.expect("a terminal");
-                ![0, pid].contains(&terminal.foreground_group)
+                let group = status.terminal.expect("a terminal").foreground_group;
+                // Until it executes its program, the shell's child ignores signals.
+                let program = std::fs::read_to_string(format!("/proc/{group}/comm"));
+                ![0, pid].contains(&group) && program.is_ok_and(|program| program == "sleep\n")
             })
             .await;
         scene
