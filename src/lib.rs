@@ -9,6 +9,7 @@
 //! | [`kinds`] | the kinds of watch and of event, generated from [`proto`] |
 //! | [`clock`] | the monotonic and the realtime clock, sampled once a turn |
 //! | [`text`] | makes text from outside safe to show; uses no other module |
+//! | [`calendar`] | when expressions of cron and of systemd are due, in time zones; uses no other module |
 //! | [`screen`] | the screen of a terminal, kept from the bytes written to it; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
@@ -38,6 +39,7 @@
 //! [`demo`], which demonstrates them.
 
 pub mod access;
+pub mod calendar;
 pub mod cgroup;
 pub mod client;
 pub mod clock;

@@ -23,6 +23,7 @@ use clap_complete::Shell;
 mod attach;
 mod attached;
 mod backends;
+mod calendar;
 mod check;
 mod close;
 mod command;
@@ -145,6 +146,9 @@ enum Verb {
     /// Print the events of a loop
     #[command(after_help = events::EXAMPLES)]
     Events(Deferred<events::Events>),
+    /// Tell when an expression of cron or of systemd's OnCalendar= is due; needs no daemon
+    #[command(after_help = calendar::EXAMPLES)]
+    Calendar(Deferred<calendar::Arguments>),
     /// Check recorded events against what evloopd promises; needs no daemon
     #[command(after_help = check::EXAMPLES)]
     Check(Deferred<check::Check>),
@@ -272,6 +276,7 @@ async fn dispatch(args: Args, verb: String) -> Outcome {
             return Ok(0);
         }
         Verb::Man(Deferred(args)) => return man::run(&args, Args::command()),
+        Verb::Calendar(Deferred(calendar)) => return calendar::run(&calendar, args.global.json),
         Verb::Check(Deferred(check)) => return check::run(&check, args.global.json),
         Verb::Version => return version::run(args.global, verb).await,
         _ => {}
@@ -317,7 +322,11 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Config => config::run(session).await,
         Verb::Consumer(Deferred(verb)) => consumer::run(session, verb).await,
         // `dispatch` carries these out without a session.
-        Verb::Check(_) | Verb::Version | Verb::Completions { .. } | Verb::Man(_) => Ok(0),
+        Verb::Calendar(_)
+        | Verb::Check(_)
+        | Verb::Version
+        | Verb::Completions { .. }
+        | Verb::Man(_) => Ok(0),
     }
 }
 

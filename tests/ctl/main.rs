@@ -8,6 +8,7 @@ mod common;
 
 mod absent;
 mod backends;
+mod calendar;
 mod children;
 mod completions;
 mod consumers;
