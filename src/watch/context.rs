@@ -316,8 +316,13 @@ impl Context<'_> {
         }
     }
 
-    /// Starts an operation. The lane must be free.
+    /// Starts an operation. The lane must be free. Does nothing while operations are cancelled because
+    /// the watch ends, since the end would wait for this one: it would be cancelled, and perhaps started
+    /// again, for ever.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
+        if self.is_cancelling() {
+            return;
+        }
         debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
         self.control.sources.start(lane, source, op.direction());
         let id = OpId {

@@ -53,6 +53,7 @@ on_each_backend_with_tls!(
     a_connection_is_encrypted_and_tells_what_was_negotiated,
     a_cut_stream_is_told_from_a_clean_end,
     a_close_flushes_and_does_not_wait_for_an_answer,
+    an_aborted_connection_whose_peer_reads_nothing_ends,
     the_stream_is_bounded_and_ordered_in_both_directions,
     a_paused_connection_reads_what_came_with_the_handshake_later,
 );
@@ -248,6 +249,30 @@ async fn a_close_flushes_and_does_not_wait_for_an_answer(scene: &mut Scene) {
     scene.daemon.transports().abort(request).await.unwrap();
     assert!(peer.read(&mut [0; 1]).is_err());
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Aborted);
+}
+
+/// What was being sent when it was aborted is not sent again and again.
+async fn an_aborted_connection_whose_peer_reads_nothing_ends(scene: &mut Scene) {
+    const PART: usize = 1 << 20;
+    let (id, _peer) = connected(scene, ConnectionSpec::default()).await;
+    let mut taken = 0;
+    loop {
+        let answer = scene.write_at(id, &vec![1; PART], Some(taken)).await;
+        let answer = answer.unwrap();
+        if answer.taken == taken {
+            break;
+        }
+        taken = answer.taken;
+    }
+    let request = AbortRequest {
+        r#loop: Some(scene.target.clone()),
+        watch: by_id(id),
+        ..AbortRequest::default()
+    };
+    scene.daemon.transports().abort(request).await.unwrap();
+    let closed = scene.closed(id).await;
+    assert_eq!(closed.reason(), CloseReason::Aborted);
+    assert!(closed.unsent_bytes > 0);
 }
 
 async fn the_stream_is_bounded_and_ordered_in_both_directions(scene: &mut Scene) {
