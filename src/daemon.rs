@@ -328,19 +328,13 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     } = sockets;
 
     let streams = Count::new("limits.streams", config.limits.streams);
+    let (limits, budget) = (&config.limits, registry.memory().budget());
     let api = Api::new(Shared {
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
-        terminals: Arc::new(Terminals::new(
-            config.limits.screen_threads,
-            Arc::clone(registry.memory().budget()),
-        )),
-        repeats: Repeats::new(
-            config.limits.requests,
-            config.limits.request_ttl,
-            Arc::clone(registry.memory().budget()),
-        ),
+        terminals: Arc::new(Terminals::new(limits.screen_threads, Arc::clone(budget))),
+        repeats: Repeats::new(limits.requests, limits.request_ttl, Arc::clone(budget)),
         identity,
     });
     let (stop, stopped) = watch::channel(false);

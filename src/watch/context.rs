@@ -320,10 +320,10 @@ impl Context<'_> {
     /// the watch ends, since the end would wait for this one: it would be cancelled, and perhaps started
     /// again, for ever.
     pub fn start(&mut self, lane: Lane, source: SourceId, op: Op) {
+        debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
         if self.is_cancelling() {
             return;
         }
-        debug_assert!(!self.is_live(lane), "lane {lane:?} is taken");
         self.control.sources.start(lane, source, op.direction());
         let id = OpId {
             watch: self.control.key,

@@ -384,9 +384,7 @@ impl Outgoing {
             Done::Sent(sent) => {
                 self.advance(sent);
                 self.gauge.sink(cx, self.buffered);
-                if !cx.is_cancelling() {
-                    self.send(cx);
-                }
+                self.send(cx);
                 Ok(())
             }
             Done::Failed(errno) => Err(errno),

@@ -53,7 +53,7 @@ impl Linger {
 
     /// Waits for input to drop. The lane of the input must be free.
     pub(super) fn listen(&self, cx: &mut Context<'_>, source: SourceId) {
-        if !self.peer_ended && !cx.is_cancelling() {
+        if !self.peer_ended {
             cx.start(IN, source, Op::Ready(Direction::Read));
         }
     }

@@ -428,7 +428,7 @@ impl Terminal {
 impl Typing {
     /// Waits until the terminal takes more.
     fn wait(&self, cx: &mut Context<'_>) {
-        if !cx.is_live(STDIN) && !cx.is_cancelling() {
+        if !cx.is_live(STDIN) {
             cx.start(STDIN, self.source, Op::Ready(Direction::Write));
         }
     }
