@@ -178,6 +178,25 @@ impl Calendar {
         std::iter::successors(self.next_after(after), |last| self.next_after(*last))
     }
 
+    /// Returns the last instant after `after`, until `until` inclusive, at which it is due. However
+    /// many there are, it looks at no more than about 60 of them.
+    #[must_use]
+    pub fn latest(&self, after: Timestamp, until: Timestamp) -> Option<Timestamp> {
+        let due_by = |from: Timestamp| self.next_after(from).filter(|due| *due <= until);
+        let mut latest = due_by(after)?;
+        // It is due at `latest`, and not after `end` until `until`.
+        let mut end = until;
+        while latest < end {
+            let halfway = end.duration_since(latest) / 2;
+            match latest.checked_add(halfway).ok().and_then(due_by) {
+                Some(later) => latest = later,
+                None if halfway.is_zero() => break,
+                None => end = latest.checked_add(halfway).unwrap_or(latest),
+            }
+        }
+        Some(latest)
+    }
+
     /// Counts the instants after `after`, until `until` inclusive, at which it is due. Counts no
     /// more than `bound`, in time proportional to it.
     #[must_use]

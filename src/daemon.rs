@@ -2,6 +2,7 @@
 
 mod arguments;
 mod host;
+mod time_zones;
 mod tls;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ use crate::cgroup::Cgroups;
 use crate::clock::Now;
 use crate::config::{CgroupUse, Config, Limit, LogFormat, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
+use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::policy::{Caller, Registry};
@@ -40,7 +42,7 @@ use crate::terminals::Terminals;
 use crate::text;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Reaper, Resolver, Services,
-    Starters, TransportLimits, reap_inherited,
+    Starters, TimeZones, TransportLimits, reap_inherited,
 };
 
 pub use arguments::{Arguments, Show};
@@ -275,6 +277,7 @@ fn services(
         closer: Closer::default(),
         runtime,
         signals,
+        time_zones: Arc::new(TimeZones::open()),
         transport: TransportLimits {
             read_size: limits.read_size,
             write_buffer: limits.write_buffer,
@@ -317,6 +320,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     let cgroups = Arc::clone(&services.cgroups);
     let registry = Registry::new(Arc::clone(&config), services, memory)?;
     registry.start_configured()?;
+    tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
     let slots = Slots::new(config.limits.slots, SLOT_TTL);
     let access = Arc::new(Access::new());
     let Sockets {
@@ -430,7 +434,7 @@ async fn drain(registry: &Arc<Registry>) {
     for handle in registry.list(&everybody(), 0, false) {
         let registry = Arc::clone(registry);
         closing.spawn(async move {
-            if let Err(error) = registry.close(&handle, true).await {
+            if let Err(error) = registry.close(&handle, LoopEnd::forced()).await {
                 tracing::warn!(on = handle.full_name(), %error, "a loop did not close");
             }
         });

@@ -211,6 +211,7 @@ fn timer(after: Duration) -> watch_spec::Spec {
         schedule: prost_types::Duration::try_from(after)
             .ok()
             .map(timer_spec::Schedule::After),
+        ..TimerSpec::default()
     })
 }
 

@@ -141,6 +141,7 @@ impl Neighbour {
             let fired = Subscription::begin(channel.clone(), request).await?;
             let timer = Spec::Timer(TimerSpec {
                 schedule: Some(timer_spec::Schedule::Every(TICK.try_into()?)),
+                ..TimerSpec::default()
             });
             add_watch(channel, neighbour, timer).await?;
             Ok(Self { fired })

@@ -1,5 +1,7 @@
 //! Describes watches for people: state, target and all values.
 
+use std::fmt::Write as _;
+
 use anstyle::Style;
 
 use super::exit::is_success;
@@ -14,8 +16,8 @@ use super::target::{Target as _, command};
 use super::units::{age, counted, date_and_age, lasted, moment, size, span};
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    CloseReason, DatagramSpec, Exited, Watch, WatchRef, WatchState, watch::Status, watch_ref,
-    watch_spec::Spec,
+    self, CloseReason, DatagramSpec, Exited, LifetimeEnd, Watch, WatchRef, WatchState,
+    watch::Status, watch_ref, watch_spec::Spec,
 };
 
 mod process;
@@ -208,7 +210,12 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
     if watch.user_data > 0 {
         sheet.line("user data", watch.user_data);
     }
-    let lifetime = word(watch.lifetime().as_str_name(), "LIFETIME_");
+    let lifetime = lifetime(
+        watch.lifetime(),
+        watch.lease,
+        watch.lease_left,
+        watch.at_lifetime_end(),
+    );
     sheet.line(
         "lifetime",
         format!(
@@ -232,6 +239,25 @@ pub(super) fn sheet(watch: &Watch, on: &str) -> Sheet {
         DIM,
     );
     sheet
+}
+
+/// Returns a lifetime in words, such as `lease, 28 s of 30 s left, then keep`.
+pub(super) fn lifetime(
+    lifetime: proto::Lifetime,
+    lease: Option<prost_types::Duration>,
+    left: Option<prost_types::Duration>,
+    at_end: LifetimeEnd,
+) -> String {
+    let mut text = word(lifetime.as_str_name(), "LIFETIME_");
+    let time = |time: Option<prost_types::Duration>| Some(span(time?.try_into().ok()?));
+    if let (Some(left), Some(lease)) = (time(left), time(lease)) {
+        let _ = write!(text, ", {left} of {lease} left");
+    }
+    if !matches!(at_end, LifetimeEnd::Unspecified | LifetimeEnd::Close) {
+        let at_end = word(at_end.as_str_name(), "LIFETIME_END_");
+        let _ = write!(text, ", then {at_end}");
+    }
+    text
 }
 
 fn status(sheet: &mut Sheet, watch: &Watch) {
@@ -309,6 +335,13 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
         }
         Some(Status::Timer(s)) => {
             sheet.line("fired", counted(s.fired, "time", "times"));
+            let next = if s.paused {
+                "paused".to_owned()
+            } else {
+                date_and_age(s.next)
+            };
+            sheet.line("next", next);
+            sheet.line("time zone", &s.time_zone);
         }
         Some(Status::Fd(s)) => {
             let armed = [(s.readable_armed, "reading"), (s.writable_armed, "writing")];
@@ -433,7 +466,7 @@ mod tests {
             ..ExecCommand::default()
         };
         let spec = ProcessSpec {
-            command: Some(crate::proto::process_spec::Command::Exec(exec)),
+            command: Some(proto::process_spec::Command::Exec(exec)),
             ..ProcessSpec::default()
         };
         let shown = command(&spec);

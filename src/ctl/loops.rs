@@ -4,6 +4,7 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 
 use super::complete;
+use super::description::lifetime;
 use super::explain;
 use super::failure::{Failure, Outcome};
 use super::json::{self, word};
@@ -14,6 +15,7 @@ use super::session::{Session, answer};
 use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
 use super::table::{Sheet, Table, cell, plain};
 use super::units::{age, counted, date_and_age, grouped, size};
+use super::watch::add::{End, Lifetime};
 use crate::proto::{
     CloseLoopRequest, GetEventLoopRequest, History, IfExists, JournalStatus, Loop, LoopRef,
     LoopState, NewEventLoopRequest, RunLoopRequest, SetEventLoopRequest, StopLoopRequest,
@@ -42,6 +44,11 @@ pub(super) enum Verb {
         /// Whether the journal keeps events that all readers have received [default: as the policy says]
         #[arg(long, value_parser = PossibleValuesParser::new(["kept", "none"]))]
         history: Option<String>,
+        /// How long the loop stays
+        #[arg(long, value_enum, default_value_t, hide_default_value = true)]
+        lifetime: Lifetime,
+        #[command(flatten)]
+        end: End,
         /// Do nothing if the same loop exists under this name; without it, that is an error
         #[arg(long)]
         if_missing: bool,
@@ -116,6 +123,8 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             policy,
             backend,
             history,
+            lifetime,
+            end,
             if_missing,
         } => {
             let if_exists = if if_missing {
@@ -134,6 +143,9 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 backend: backend.unwrap_or_default(),
                 if_exists: if_exists.into(),
                 history: history.into(),
+                lifetime: end.lifetime(lifetime.into()).into(),
+                lease: end.lease,
+                at_lifetime_end: end.at_end().into(),
                 ..NewEventLoopRequest::default()
             };
             let made = session.policies().new_event_loop(request.clone()).await;
@@ -297,7 +309,8 @@ pub(super) fn sheet(found: &Loop) -> Sheet {
     }
     let history = word(found.history().as_str_name(), "HISTORY_");
     sheet.line("history", history);
-    let lifetime = word(found.lifetime().as_str_name(), "LIFETIME_");
+    let (lease, left) = (found.lease, found.lease_left);
+    let lifetime = lifetime(found.lifetime(), lease, left, found.at_lifetime_end());
     let survives = word(found.survives().as_str_name(), "SURVIVES_");
     sheet.line("lifetime", format!("{lifetime}, survives {survives}"));
     sheet.line("id", format!("@{}", found.loop_id));

@@ -10,7 +10,7 @@
 //! | `session`, `lookup` | the connection to the daemon; watches, loops and consumers by name |
 //! | `habits`, `usage` | what is wrong with a command line, and what to type instead |
 //! | `complete`, `explain` | completions in a shell; explanations of failures |
-//! | `names`, `filter`, `command`, `inherited` | options that several verbs have |
+//! | `names`, `filter`, `command`, `inherited`, `zone` | options that several verbs have |
 //! | `holder`, `standstill`, `feed` | a stream of events, and why no event comes |
 //! | `ledger`, `transcript`, `printer` | output of processes and events as text |
 //! | `feeder`, `signals`, `leaving`, `attached` | a process in the foreground: its input, its signals, its end |
@@ -44,6 +44,7 @@ mod holder;
 #[allow(unsafe_code)]
 mod inherited;
 mod json;
+mod keep_alive;
 mod kill;
 mod leaving;
 mod ledger;
@@ -76,11 +77,13 @@ mod terminal;
 mod timer;
 mod transcript;
 mod units;
+mod update;
 mod usage;
 mod version;
 mod wait;
 mod watch;
 mod write;
+mod zone;
 
 use deferred::Deferred;
 use failure::{EXIT_CODES, Outcome};
@@ -143,6 +146,18 @@ enum Verb {
     /// Print a line after a delay, and end
     #[command(after_help = timer::AFTER_EXAMPLES)]
     After(Deferred<timer::Timer>),
+    /// Print a line at a time of day, and end
+    #[command(after_help = timer::AT_EXAMPLES)]
+    At(Deferred<timer::At>),
+    /// Print a line whenever an expression of cron or of systemd's OnCalendar= is due
+    #[command(after_help = timer::CRON_EXAMPLES)]
+    Cron(Deferred<timer::OfCalendar>),
+    /// Change a timer or another watch in place
+    #[command(after_help = update::EXAMPLES)]
+    Update(Deferred<update::Update>),
+    /// Renew the lease of a watch or a loop
+    #[command(after_help = keep_alive::EXAMPLES)]
+    KeepAlive(Deferred<keep_alive::KeepAlive>),
     /// Print the events of a loop
     #[command(after_help = events::EXAMPLES)]
     Events(Deferred<events::Events>),
@@ -301,6 +316,10 @@ async fn carry_out(session: &Session, verb: Verb) -> Outcome {
         Verb::Show(Deferred(args)) => show::run(session, args).await,
         Verb::Every(Deferred(args)) => timer::every(session, args).await,
         Verb::After(Deferred(args)) => timer::after(session, args).await,
+        Verb::At(Deferred(args)) => timer::at(session, args).await,
+        Verb::Cron(Deferred(args)) => timer::cron(session, args).await,
+        Verb::Update(Deferred(args)) => update::run(session, args).await,
+        Verb::KeepAlive(Deferred(args)) => keep_alive::run(session, args).await,
         Verb::Events(Deferred(args)) => events::run(session, args).await,
         Verb::Status(Deferred(args)) => status::run(session, args).await,
         Verb::Policy(Deferred(verb)) => policy::run(session, verb).await,

@@ -159,13 +159,6 @@ fn decimal(text: &str) -> Option<Duration> {
     unit.checked_mul(whole)?.checked_add(part)
 }
 
-/// Reads a time in UTC: `2030-01-31 12:00:00` or `2030-01-31T12:00:00Z`.
-pub(super) fn time(text: &str) -> Result<prost_types::Timestamp, String> {
-    let time = humantime::parse_rfc3339_weak(text)
-        .map_err(|error| format!("{error}; `2030-01-31T12:00:00Z` is expected"))?;
-    Ok(time.into())
-}
-
 /// The largest number of digits of seconds ago: 115 days. A longer number is probably meant as a date, or as seconds since
 /// 1970, and is refused.
 const SECONDS_AGO_DIGITS: usize = 7;

@@ -14,7 +14,7 @@ use crate::config;
 use crate::kinds::with_event;
 use crate::proto::event::Kind;
 use crate::proto::{
-    self, CloseReason, Event, StreamEndReason, exited, socket_address, unix_address,
+    self, CloseReason, Event, StreamEndReason, UpdateCause, exited, socket_address, unix_address,
 };
 
 mod network;
@@ -159,7 +159,15 @@ impl Words for proto::TimerFired {
         let late = Duration::from_nanos(self.late_ns).as_secs_f64() * 1e3;
         let mut text = format!("fired, tick {}, {late:.2} ms late", self.tick);
         if self.missed > 0 {
-            let _ = write!(text, ", {} missed", self.missed);
+            let least = if self.missed_at_least {
+                "at least "
+            } else {
+                ""
+            };
+            let _ = write!(text, ", {least}{} missed", self.missed);
+        }
+        if self.caught_up {
+            text.push_str(", caught up");
         }
         (text, PLAIN)
     }
@@ -222,6 +230,31 @@ impl Words for proto::Ended {
     }
 }
 
+impl Words for proto::Updated {
+    fn words(&self) -> (String, Style) {
+        let fields: Vec<_> = self.fields.iter().map(|field| printable(field)).collect();
+        let mut text = format!("updated: {}", fields.join(", "));
+        if self.cause() != UpdateCause::Request {
+            let cause = word(self.cause().as_str_name(), "UPDATE_CAUSE_");
+            let _ = write!(text, " ({cause})");
+        }
+        if !self.time_zone.is_empty() {
+            let _ = write!(text, ", zone {}", printable(&self.time_zone));
+        }
+        (text, NOTICE)
+    }
+}
+
+impl Words for proto::LifetimeEnded {
+    fn words(&self) -> (String, Style) {
+        let reason = word(self.reason().as_str_name(), "CLOSE_REASON_");
+        (
+            format!("stays after the end of its lifetime: {reason}"),
+            NOTICE,
+        )
+    }
+}
+
 impl Words for proto::Signal {
     fn words(&self) -> (String, Style) {
         let mut text = signal_name(self.number);
@@ -251,7 +284,11 @@ impl Words for proto::Posted {
 impl Words for proto::LoopStateChanged {
     fn words(&self) -> (String, Style) {
         let state = word(self.state().as_str_name(), "LOOP_STATE_");
-        (format!("loop {state}"), NOTICE)
+        let why = match self.reason() {
+            CloseReason::Unspecified | CloseReason::LoopClosed => String::new(),
+            reason => format!(": {}", word(reason.as_str_name(), "CLOSE_REASON_")),
+        };
+        (format!("loop {state}{why}"), NOTICE)
     }
 }
 

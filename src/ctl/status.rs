@@ -182,6 +182,15 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
             format!("one for each process, below {}", status.cgroups),
         );
     }
+    if !status.tzdata_version.is_empty() {
+        let of = match status.tzdata_from_host {
+            true => "the host's",
+            false => "evloopd's own",
+        };
+        let zone = &status.time_zone;
+        let version = &status.tzdata_version;
+        sheet.line("time zones", format!("{version}, {of}; local is {zone}"));
+    }
     let role = if info.administrator {
         ", an administrator"
     } else {

@@ -30,6 +30,8 @@ impl Target for TimerSpec {
         match &self.schedule {
             Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(*time)),
             Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(*time)),
+            Some(timer_spec::Schedule::Cron(text)) => format!("cron {text}"),
+            Some(timer_spec::Schedule::OnCalendar(text)) => format!("calendar {text}"),
             Some(timer_spec::Schedule::AtRealtime(time)) => format!("at {time}"),
             Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
             None => String::new(),

@@ -98,6 +98,7 @@ impl Script {
         let after = prost_types::Duration::try_from(TIMER).unwrap_or_default();
         let spec = watch_spec::Spec::Timer(TimerSpec {
             schedule: Some(timer_spec::Schedule::After(after)),
+            ..TimerSpec::default()
         });
         let timer = self.add("timer", spec).await?;
         self.see(timer.watch_id, 0, |kind| {

@@ -231,7 +231,7 @@ mod tests {
             stream in 0..4_i32,
             data in prop::collection::vec(any::<u8>(), 0..150),
         ) {
-            let now = Now { monotonic, realtime };
+            let now = Now { monotonic, realtime, ..Now::default() };
             let stream = Stream::try_from(stream).unwrap_or(Stream::Input);
             let head = EventHead { seq, now, watch, user_data };
             let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
@@ -257,7 +257,7 @@ mod tests {
             port in prop::option::of(0..70_000_u32),
             data in prop::collection::vec(any::<u8>(), 0..150),
         ) {
-            let now = Now { monotonic, realtime };
+            let now = Now { monotonic, realtime, ..Now::default() };
             let head = EventHead { seq, now, watch, user_data };
             let peer = port.map(|port| SocketAddress {
                 address: Some(Address::Inet(InetAddress { ip: local_ip.to_owned(), port })),

@@ -57,7 +57,7 @@ pub const REMOVED: u32 = ENVELOPE + bytes(TEXT_MAX);
 /// `WriteResumed`.
 pub const ONE_BY_ONE: u32 = ENVELOPE + 8 * FLAG;
 /// `TimerFired`.
-pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER;
+pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER + 2 * FLAG + CHOICE;
 /// `Started`.
 pub const STARTED: u32 = ENVELOPE + SMALL;
 /// `Ended`.
@@ -96,7 +96,9 @@ pub const DATAGRAM: u32 = ENVELOPE + ADDRESS + bytes(0) + 3 + NUMBER + bytes(IP)
 /// `DatagramError`.
 pub const DATAGRAM_ERROR: u32 = ENVELOPE + ADDRESS + ERROR + bytes(IP);
 /// `LoopStateChanged`.
-pub const LOOP_STATE: u32 = ENVELOPE + CHOICE;
+pub const LOOP_STATE: u32 = ENVELOPE + 2 * CHOICE;
+/// `Updated` or `LifetimeEnded` of an object that stays after the end of its lifetime.
+pub const KEPT: u32 = ENVELOPE + CHOICE + bytes(8);
 
 #[cfg(test)]
 mod tests {
@@ -246,6 +248,9 @@ mod tests {
                     late_ns: u64::MAX,
                     missed: u64::MAX,
                     tick: u64::MAX,
+                    missed_at_least: true,
+                    caught_up: true,
+                    clock: 3,
                 }),
             ),
             (ENDED, Kind::Ended(Ended {})),
@@ -353,8 +358,20 @@ mod tests {
             ),
             (
                 LOOP_STATE,
-                Kind::LoopStateChanged(LoopStateChanged { state: 4 }),
+                Kind::LoopStateChanged(LoopStateChanged {
+                    state: 4,
+                    reason: 9,
+                }),
             ),
+            (
+                KEPT,
+                Kind::Updated(Updated {
+                    cause: 4,
+                    fields: vec!["lifetime".to_owned()],
+                    ..Updated::default()
+                }),
+            ),
+            (KEPT, Kind::LifetimeEnded(LifetimeEnded { reason: 9 })),
         ];
         for (set_aside, kind) in sizes {
             let name = crate::kinds::event_kind_name(&kind);

@@ -21,9 +21,9 @@ pub use crate::proto::event::Kind;
 pub use crate::proto::{
     AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Datagram, DatagramError,
     DatagramsDropped, Ended, Eof, Event, Exited, FailedAttempt, Gap, GapReason, HandshakesFailed,
-    LoopState, LoopStateChanged, PolicyChanged, PolicyScope, Posted, Ready, Removed, Resized,
-    Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession, TlsStarted,
-    WritePaused, WriteResumed,
+    LifetimeEnded, LoopState, LoopStateChanged, PolicyChanged, PolicyScope, Posted, Ready, Removed,
+    Resized, Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession,
+    TlsStarted, UpdateCause, Updated, WritePaused, WriteResumed,
 };
 
 /// The labels of a watch. They are few and small, and the watch shares them with its events.

@@ -16,6 +16,7 @@ impl EventLoop {
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
         self.driver = driver::broken(self.wakeup.eventfd());
         self.realtime.forget();
+        self.closes.reason = CloseReason::Error;
         self.begin_close(CloseReason::Error, Some(errno));
     }
 }

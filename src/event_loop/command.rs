@@ -2,20 +2,22 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::EventLoop;
-use super::commands::{Part, Posting, WatchFilter, WatchName};
+use super::commands::{LoopEnd, Part, Posting, WatchFilter, WatchName};
 use super::fence::Fence;
 use super::mailbox::{Reply, Visit};
 use super::record::{Registration, TakenFd};
 use super::registration::AddOutcome;
 use super::snapshot::{self, Wanted};
 use super::sweeps::Sweep;
+use super::update::{Update, UpdateOutcome};
 use crate::clock::Now;
 use crate::error::Result;
-use crate::event::{Cursor, PolicyChanged};
+use crate::event::{CloseReason, Cursor, PolicyChanged};
 use crate::proto::{self, TerminalSize};
 use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Tree, Watch, WaterMarks};
 
@@ -147,8 +149,22 @@ pub(super) enum Command {
         reply: Reply<Cursor>,
     },
     Close {
-        force: bool,
+        end: LoopEnd,
         reply: Reply<Cursor>,
+    },
+    KeepAlive {
+        name: WatchName,
+        length: Option<Duration>,
+        reply: Reply<Duration>,
+    },
+    KeepLoop {
+        reason: CloseReason,
+        reply: Reply<()>,
+    },
+    Update {
+        name: WatchName,
+        update: Box<Update>,
+        reply: Reply<UpdateOutcome>,
     },
 }
 
@@ -196,7 +212,10 @@ impl Command {
             | Self::KillChildren { .. }
             | Self::Run { .. }
             | Self::Stop { .. }
-            | Self::Close { .. } => 0,
+            | Self::Close { .. }
+            | Self::KeepAlive { .. }
+            | Self::KeepLoop { .. }
+            | Self::Update { .. } => 0,
         }
     }
 }
@@ -335,7 +354,27 @@ impl EventLoop {
                 let result = self.stop_loop();
                 self.reply(reply, result);
             }
-            Command::Close { force, reply } => self.close_loop(force, reply),
+            Command::Close { end, reply } => self.close_loop(end, reply),
+            Command::KeepAlive {
+                name,
+                length,
+                reply,
+            } => {
+                let result = self.keep_alive(&name, length);
+                self.reply(reply, result);
+            }
+            Command::KeepLoop { reason, reply } => {
+                let result = self.keep_loop(reason);
+                self.reply(reply, result);
+            }
+            Command::Update {
+                name,
+                update,
+                reply,
+            } => {
+                let result = self.update(&name, *update);
+                self.reply(reply, result);
+            }
         }
     }
 

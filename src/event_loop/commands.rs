@@ -43,6 +43,38 @@ impl fmt::Display for WatchName {
     }
 }
 
+/// Why and how a loop closes.
+#[derive(Debug, Clone, Copy)]
+pub struct LoopEnd {
+    /// Whether a running loop is closed too.
+    pub force: bool,
+    /// Why it closes.
+    pub reason: CloseReason,
+    /// Whether children end with their descendants, whatever their `at_end` says.
+    pub kill_tree: bool,
+}
+
+impl LoopEnd {
+    /// Returns the close of a loop that may be running.
+    #[must_use]
+    pub fn forced() -> Self {
+        Self {
+            force: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for LoopEnd {
+    fn default() -> Self {
+        Self {
+            force: false,
+            reason: CloseReason::LoopClosed,
+            kill_tree: false,
+        }
+    }
+}
+
 /// A filter for the watches to list.
 #[derive(Debug, Clone, Default)]
 pub struct WatchFilter {
@@ -124,7 +156,7 @@ impl EventLoop {
     }
 
     /// Returns the slot of a watch that is not closed.
-    fn find_open(&self, name: &WatchName) -> Result<usize> {
+    pub(super) fn find_open(&self, name: &WatchName) -> Result<usize> {
         let slot = self.find(name)?;
         let record = &self.watches[slot];
         if record.is_closed() {
@@ -351,7 +383,7 @@ impl EventLoop {
             };
             self.outbox.reserve(STATE_CHANGE.times(changes))?;
             self.outbox.unreserve(STATE_CHANGE);
-            self.enter(LoopState::Running);
+            self.enter(LoopState::Running, CloseReason::Unspecified);
         }
         Ok(self.newest())
     }
@@ -360,15 +392,15 @@ impl EventLoop {
         self.check_open()?;
         if self.state == LoopState::Running {
             self.outbox.unreserve(STATE_CHANGE);
-            self.enter(LoopState::Stopped);
+            self.enter(LoopState::Stopped, CloseReason::Unspecified);
             self.sweep(Sweep::EndUnpolled);
         }
         Ok(self.newest())
     }
 
     /// Closes the loop; with `force` also if it is running, as when the daemon ends.
-    pub(super) fn close_loop(&mut self, force: bool, reply: Reply<Cursor>) {
-        if self.state == LoopState::Running && !force && self.closing.is_none() {
+    pub(super) fn close_loop(&mut self, end: LoopEnd, reply: Reply<Cursor>) {
+        if self.state == LoopState::Running && !end.force && self.closing.is_none() {
             let name = self.shared.full_name.clone();
             self.reply(reply, Err(Error::LoopRunning { name }));
             return;
@@ -376,6 +408,7 @@ impl EventLoop {
         let first = self.closing.is_none();
         self.closing.get_or_insert_default().push(reply);
         if first {
+            self.closes = end;
             self.begin_close(CloseReason::LoopClosed, None);
         }
     }

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::command::Command;
-use super::commands::{PAGE_BYTES, Page, Part, Posting, WatchFilter, WatchName};
+use super::commands::{LoopEnd, PAGE_BYTES, Page, Part, Posting, WatchFilter, WatchName};
 use super::mailbox::{Mailbox, Message, Reply, closed};
 use super::record::TakenFd;
 use super::{Blueprint, EventLoop, Shared};
-use crate::access::{Principal, ProcessKey};
+use crate::access::Principal;
 use crate::clock;
 use crate::config::Policy;
 use crate::descriptors::Closing;
@@ -55,6 +55,11 @@ impl Handle {
         self.mailbox.push(message);
     }
 
+    /// Tells the loop that time zones were replaced.
+    pub fn zones_changed(&self) {
+        self.push(Message::ZonesChanged);
+    }
+
     /// Returns the loop's id, which is never reused.
     #[must_use]
     pub fn id(&self) -> u64 {
@@ -91,12 +96,6 @@ impl Handle {
         self.shared.backend
     }
 
-    /// Returns the client process that its lifetime is bound to, if any.
-    #[must_use]
-    pub fn process(&self) -> Option<ProcessKey> {
-        self.shared.process
-    }
-
     /// Returns the journal of its events.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {
@@ -130,6 +129,7 @@ impl Handle {
         } else {
             ""
         };
+        let lifetime = shared.lifetime.lock().to_proto();
         proto::Loop {
             loop_id: shared.id,
             name: shared.name.clone(),
@@ -171,7 +171,10 @@ impl Handle {
             survives: proto::Survives::Nothing.into(),
             turns: shared.turns.load(Ordering::Relaxed),
             history: super::pressure::history_to_proto(shared.policy.history).into(),
-            lifetime: super::record::lifetime_to_proto(shared.process).into(),
+            lifetime: lifetime.lifetime.into(),
+            at_lifetime_end: lifetime.at_end.into(),
+            lease: lifetime.lease,
+            lease_left: lifetime.left,
         }
     }
 
@@ -204,7 +207,7 @@ impl Handle {
 
     /// As [`Self::call`], for a command that must not be refused: it does not wait for room in the
     /// mailbox.
-    async fn call_internal<T: Send + 'static>(
+    pub(super) async fn call_internal<T: Send + 'static>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
@@ -465,9 +468,9 @@ impl Handle {
     ///
     /// # Errors
     /// Without `force`: the loop is running, or its mailbox is full.
-    pub async fn close(&self, force: bool) -> Result<Cursor> {
-        let close = |reply| Command::Close { force, reply };
-        let closed = if force {
+    pub async fn close(&self, end: LoopEnd) -> Result<Cursor> {
+        let close = |reply| Command::Close { end, reply };
+        let closed = if end.force {
             self.call_internal(close).await
         } else {
             self.call(close).await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::record::{Encoded, Ending, Record, Removal, TakenFd};
-use super::{EventLoop, Lifetime, Registration};
+use super::{EventLoop, Lifetime, LifetimeEnd, Registration};
 use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
@@ -165,6 +165,7 @@ impl EventLoop {
         let mut watch = record.watch.take()?;
         let mut cx = Context {
             now: self.now,
+            jumps: &self.jumps,
             services: &self.services,
             notifier: &self.notifier,
             control: &mut record.control,
@@ -227,6 +228,11 @@ impl EventLoop {
     fn adopt(&mut self, listener: usize) {
         for Adoption { watch, need, peer } in std::mem::take(&mut self.adoptions) {
             let parent = &self.watches[listener];
+            // A connection ends with its listener's process. It has no lease of its own to renew.
+            let lifetime = match parent.lifetime.process() {
+                Some(_) if parent.lifetime.at_end() != LifetimeEnd::Keep => parent.lifetime.clone(),
+                _ => Lifetime::Daemon,
+            };
             let registration = Registration {
                 name: None,
                 labels: parent.labels().map(Arc::clone).unwrap_or_default(),
@@ -235,7 +241,7 @@ impl EventLoop {
                 spec: None,
                 or_existing: false,
                 request_id: String::new(),
-                lifetime: parent.lifetime.clone(),
+                lifetime,
                 finished_ttl: parent.finished_ttl(),
                 need: need.without(largest::ACCEPTED),
                 attached: false,
@@ -275,6 +281,11 @@ impl EventLoop {
             mut need,
             ..
         } = registration;
+        let mut lifetime = lifetime;
+        if let Some(lease) = lifetime.lease_mut() {
+            // Its preparation may have taken a while.
+            lease.renew(None);
+        }
         let (id, key) = (self.watches.next_id(), self.watches.next_key());
         let about = About {
             watch: id,
@@ -290,10 +301,7 @@ impl EventLoop {
         let added = self.outbox.push(self.now, about, Kind::Added(added));
         self.outbox.unreserve(Room::event(largest::ADDED));
         need = need.without(largest::ADDED);
-        let bound = match &lifetime {
-            Lifetime::Process(process) => Some(Arc::clone(process)),
-            Lifetime::Daemon => None,
-        };
+        let bound = lifetime.process().map(Arc::clone);
         let finished_ttl = finished_ttl.filter(|ttl| *ttl != self.shared.policy.finished_ttl);
         let mut record = Record {
             control: ControlBlock::new(key, about),

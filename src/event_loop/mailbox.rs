@@ -31,6 +31,8 @@ pub(super) enum Message {
     Notice(Key, Notice),
     /// A client process has ended.
     ClientEnded(ProcessKey),
+    /// The database of time zones or the host's own zone was replaced.
+    ZonesChanged,
 }
 
 impl fmt::Debug for Message {
@@ -40,6 +42,7 @@ impl fmt::Debug for Message {
             Self::Internal(_) => f.write_str("Internal"),
             Self::Notice(key, notice) => write!(f, "Notice({key:?}, {notice:?})"),
             Self::ClientEnded(process) => write!(f, "ClientEnded({process:?})"),
+            Self::ZonesChanged => f.write_str("ZonesChanged"),
         }
     }
 }

@@ -15,16 +15,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::access::{Principal, ProcessKey};
-use crate::clock::Now;
+use crate::access::Principal;
+use crate::clock::{Jumps, Now};
 use crate::config::{Limits, Policy, Start};
-use crate::descriptors::Closing;
+use crate::descriptors;
 use crate::driver::{self, Backend, Completion, Driver, Key};
 use crate::error::Result;
-use crate::event::{Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
+use crate::event::{CloseReason, Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
 use crate::proto::PausedSource;
-use crate::watch::{Adoption, Notice, Notifier, Services};
+use crate::watch::{Adoption, Notice, Notifier, Services, TimeChange};
 
 mod adding;
 mod broken;
@@ -36,6 +36,7 @@ mod fence;
 mod handle;
 mod ledger;
 mod life;
+mod lifetime;
 mod mailbox;
 mod pressure;
 mod realtime;
@@ -44,29 +45,36 @@ mod registration;
 mod snapshot;
 mod sweeps;
 mod timers;
+mod update;
 mod waiting;
 mod waker;
 mod watches;
 
 pub use adding::Added;
-pub use commands::{Page, Posting, WatchFilter, WatchName};
+pub use commands::{LoopEnd, Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
 use ledger::Ledger;
+pub use lifetime::{Bound, BoundTo, KEPT, LEASE_MAX, LEASE_MIN, Lease, Lifetime, LifetimeEnd};
 use mailbox::{Deferred, LoopNotifier, Mailbox, Message, Reply};
 use pressure::{EVENT_OVERHEAD, PausedKey, Pressure};
 use realtime::{CLOCK, RealtimeClock};
-pub use record::{Lifetime, Registration, TakenFd};
+pub use record::{Registration, TakenFd};
 use registration::Registrations;
 use snapshot::Snapshots;
 pub use snapshot::{Part, Snapshot, Wanted};
 use sweeps::{Sweep, Sweeps};
 use timers::Timers;
+pub use update::{Update, UpdateOutcome};
 use watches::Watches;
 
 /// The timer slack of a loop's thread in nanoseconds: how much late the kernel may end a short
 /// wait.
 const TIMER_SLACK_NS: u64 = 1000;
+/// The time that alarms may take of a turn, in nanoseconds, and after how many of them it is looked
+/// at.
+const ALARMS_TIME_NS: u64 = 5_000_000;
+const ALARMS_AT_ONCE: usize = 8;
 /// The room of one `LoopStateChanged` event.
 const STATE_CHANGE: Room = Room::event(largest::LOOP_STATE);
 
@@ -83,9 +91,8 @@ pub struct Blueprint {
     pub policy: Arc<Policy>,
     /// The backend that the loop waits on.
     pub backend: Backend,
-    /// The client process that the loop is bound to. The maker of the loop must close it when that
-    /// process ends.
-    pub process: Option<ProcessKey>,
+    /// The lifetime that the loop is bound to. The maker of the loop must act at its end.
+    pub lifetime: Lifetime,
     /// The limits of the daemon.
     pub limits: Arc<Limits>,
     /// The services that all loops share.
@@ -103,7 +110,8 @@ pub struct Shared {
     pub(super) principal: Principal,
     pub(super) policy: Arc<Policy>,
     pub(super) backend: Backend,
-    pub(super) process: Option<ProcessKey>,
+    /// Changed by the loop's thread, and when a lease is renewed.
+    pub(super) lifetime: Mutex<Lifetime>,
     pub(super) created: u64,
     pub(super) journal: Arc<Journal>,
     /// The writer of the journal. The loop's thread holds the lock, except while it waits.
@@ -132,10 +140,13 @@ pub(super) struct EventLoop {
     timers: Timers,
     ledger: Ledger,
     now: Now,
+    jumps: Jumps,
     state: LoopState,
     /// The calls that wait for the loop to close, which get the cursor of its last event. Present
     /// once the loop is closing.
     closing: Option<Vec<Reply<crate::event::Cursor>>>,
+    /// Why and how it closes.
+    closes: LoopEnd,
     watches: Watches,
     registrations: Registrations,
     realtime: RealtimeClock,
@@ -175,7 +186,7 @@ impl EventLoop {
             principal,
             policy,
             backend,
-            process,
+            lifetime,
             limits,
             services,
             memory,
@@ -213,7 +224,7 @@ impl EventLoop {
             principal,
             policy,
             backend,
-            process,
+            lifetime: Mutex::new(lifetime),
             created: now.realtime,
             journal,
             outbox: Arc::clone(&outbox),
@@ -236,8 +247,10 @@ impl EventLoop {
             timers: Timers::default(),
             ledger,
             now,
+            jumps: Jumps::default(),
             state: LoopState::Created,
             closing: None,
+            closes: LoopEnd::default(),
             watches: Watches::default(),
             registrations: Registrations::default(),
             realtime: RealtimeClock::default(),
@@ -252,11 +265,14 @@ impl EventLoop {
         };
         // One event for its stop, one for its close.
         event_loop.outbox.reserve(STATE_CHANGE.times(2))?;
+        if shared.lifetime.lock().at_end() == LifetimeEnd::Keep {
+            event_loop.outbox.reserve(Room::event(KEPT))?;
+        }
         // These events are appended before anybody has a handle, so that the reply of NewEventLoop
         // shows the state that the loop was made in.
-        event_loop.enter(LoopState::Created);
+        event_loop.enter(LoopState::Created, CloseReason::Unspecified);
         if start == Start::Running {
-            event_loop.enter(LoopState::Running);
+            event_loop.enter(LoopState::Running, CloseReason::Unspecified);
         }
         event_loop.commit();
         let thread = std::thread::Builder::new()
@@ -265,7 +281,7 @@ impl EventLoop {
         thread
             .spawn(move || {
                 event_loop.run();
-                drop(Closing);
+                drop(descriptors::Closing);
             })
             .map_err(|error| system(&error, "thread"))?;
         Ok(Handle::new(shared, mailbox))
@@ -291,7 +307,7 @@ impl EventLoop {
         // sleep.
         let mut wakes_to_drain: u64 = 0;
         while !self.is_over() {
-            if self.timers.follows_realtime() && self.is_polled() && !self.realtime.is_followed() {
+            if self.timers.can_jump() && self.is_polled() && !self.realtime.is_followed() {
                 self.follow_clock();
             }
             let slept = self.mailbox.waker.sleep();
@@ -313,7 +329,8 @@ impl EventLoop {
             }
             // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
-            self.now = Now::sample();
+            let before = std::mem::replace(&mut self.now, Now::sample());
+            self.jumps.observe(before, self.now);
             self.sweeps.begin_turn();
             if let Err(error) = waited {
                 self.backend_failed(&error);
@@ -336,6 +353,7 @@ impl EventLoop {
             self.continue_sweeps();
             self.tidy_snapshots();
             self.remove_expired();
+            self.expire_leases();
             self.outbox.expire(self.now);
             self.close_if_done();
             self.commit();
@@ -381,8 +399,14 @@ impl EventLoop {
         });
     }
 
+    /// Fires due alarms, for a bounded time: the next turn goes on with those that are left.
     fn fire_timers(&mut self) {
-        for _ in 0..self.limits.turn_events {
+        for count in 0..self.limits.turn_events {
+            if count % ALARMS_AT_ONCE == ALARMS_AT_ONCE - 1
+                && Now::sample().monotonic > self.now.monotonic + ALARMS_TIME_NS
+            {
+                break;
+            }
             let Some((key, id)) = self.timers.due(self.now) else {
                 break;
             };
@@ -408,6 +432,7 @@ impl EventLoop {
             // Notices for other watches wait until sources are polled again.
             Message::Notice(key, notice) => self.held_notices.push((key, notice)),
             Message::ClientEnded(process) => self.sweep(Sweep::ClientEnded(process)),
+            Message::ZonesChanged => self.sweep_time(TimeChange::Zones),
         }
     }
 
@@ -424,12 +449,13 @@ impl EventLoop {
         }
     }
 
-    fn enter(&mut self, state: LoopState) -> u64 {
+    fn enter(&mut self, state: LoopState, reason: CloseReason) -> u64 {
         self.state = state;
         // The enum's values are small numbers.
         self.shared.state.store(state as u8, Ordering::Release);
         let changed = LoopStateChanged {
             state: state.into(),
+            reason: reason.into(),
         };
         self.emit(Kind::LoopStateChanged(changed))
     }

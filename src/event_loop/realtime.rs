@@ -1,7 +1,9 @@
-//! Detects when the realtime clock is set, for timers at a time of day.
+//! Detects when the realtime clock is set and when the host was suspended, for timers that go by
+//! another clock than a sleep of the loop.
 
 use super::EventLoop;
 use crate::driver::{Direction, Key, Lane, Nonblocking, Op, OpId, SourceId};
+use crate::watch::TimeChange;
 
 /// The name of the loop's own operation, which completes when the realtime clock is set.
 pub(super) const CLOCK: OpId = OpId {
@@ -34,7 +36,8 @@ impl RealtimeClock {
 
 impl EventLoop {
     /// Starts to watch for changes of the realtime clock: a timer that such a change cancels
-    /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable.
+    /// (`TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2)) becomes readable. The end of a suspension is
+    /// such a change.
     pub(super) fn follow_clock(&mut self) {
         self.realtime.followed = true;
         let attached = crate::sys::clock_set_fd()
@@ -58,5 +61,6 @@ impl EventLoop {
         };
         drop(self.driver.detach(source));
         self.follow_clock();
+        self.sweep_time(TimeChange::ClockSet);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use prost::Message as _;
 use smallvec::SmallVec;
 
+use super::lifetime::Lifetime;
 use super::mailbox::Reply;
 use super::timers::AlarmId;
-use crate::access::{ClientProcess, ProcessKey};
 use crate::clock::{self, Now};
 use crate::driver::SourceId;
 use crate::event::{Closed, Cursor, Labels};
@@ -48,35 +48,6 @@ pub struct Registration {
     /// The memory that its specification holds until the watch exists; [`Handle`](super::Handle)
     /// takes it.
     pub memory: Option<Taken>,
-}
-
-/// The lifetime to which a loop or a watch is bound.
-#[derive(Debug, Clone, Default)]
-pub enum Lifetime {
-    /// The lifetime of the daemon.
-    #[default]
-    Daemon,
-    /// The lifetime of a client process.
-    Process(Arc<ClientProcess>),
-}
-
-impl Lifetime {
-    /// Returns the process that this lifetime is bound to, if any.
-    #[must_use]
-    pub fn process(&self) -> Option<ProcessKey> {
-        match self {
-            Self::Daemon => None,
-            Self::Process(process) => Some(process.key()),
-        }
-    }
-}
-
-/// Returns the lifetime for clients, of an object that is bound to `process`.
-pub(super) const fn lifetime_to_proto(process: Option<ProcessKey>) -> proto::Lifetime {
-    match process {
-        None => proto::Lifetime::Daemon,
-        Some(_) => proto::Lifetime::Process,
-    }
 }
 
 /// A file descriptor that TakeFd takes out of the daemon.
@@ -229,6 +200,7 @@ impl Record {
             None => (proto::WatchState::Open, None),
             ending => (proto::WatchState::Closed, ending),
         };
+        let lifetime = self.lifetime.to_proto();
         proto::Watch {
             watch_id: self.id(),
             name: self.name_text(),
@@ -243,7 +215,10 @@ impl Record {
             closed_at: ending.map(|ending| clock::timestamp(ending.at.realtime)),
             closed_cursor: ending.map(|ending| journal.cursor(ending.seq).into()),
             survives: proto::Survives::Nothing.into(),
-            lifetime: lifetime_to_proto(self.lifetime.process()).into(),
+            lifetime: lifetime.lifetime.into(),
+            at_lifetime_end: lifetime.at_end.into(),
+            lease: lifetime.lease.filter(|_| !self.is_closed()),
+            lease_left: lifetime.left.filter(|_| !self.is_closed()),
             parent_watch_id: self.rare().map_or(0, |rare| rare.parent),
             source_pause: self.rare().and_then(|rare| rare.paused),
             status: self.watch.as_ref().and_then(|watch| watch.status()),

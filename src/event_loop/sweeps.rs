@@ -10,7 +10,7 @@ use super::{EventLoop, Reply};
 use crate::access::ProcessKey;
 use crate::driver::{Completion, Done, Lane, OpId};
 use crate::event::{CloseReason, LoopState};
-use crate::watch::Teardown;
+use crate::watch::{Teardown, TimeChange};
 
 /// The number of watches that all sweeps of a loop together handle in one turn.
 pub(super) const STEP: usize = 256;
@@ -31,6 +31,10 @@ pub(super) enum Sweep {
     EndUnpolled,
     /// End the watch if it is bound to this client process.
     ClientEnded(ProcessKey),
+    /// End the watch, for this reason, if this listener has accepted it.
+    Accepted(u64, CloseReason),
+    /// Tell the watch, which may be a calendar timer.
+    TimeChanged(TimeChange),
 }
 
 /// The sweeps in progress, and how many watches this turn may still handle.
@@ -124,6 +128,14 @@ impl EventLoop {
         }
     }
 
+    /// Begins to tell all watches that the time changed. A sweep that tells the same begins anew, so
+    /// that there is at most one of each however often the clock is set.
+    pub(super) fn sweep_time(&mut self, change: TimeChange) {
+        self.sweeps
+            .discard(|sweep| matches!(sweep, Sweep::TimeChanged(same) if *same == change));
+        self.sweep(Sweep::TimeChanged(change));
+    }
+
     /// Continues the sweeps, within the limit of this turn.
     pub(super) fn continue_sweeps(&mut self) {
         while self.sweeps.left > 0 {
@@ -171,7 +183,20 @@ impl EventLoop {
 
     fn visit(&mut self, slot: usize, sweep: &Sweep) {
         match *sweep {
-            Sweep::End(reason, None) => self.end(slot, reason),
+            Sweep::End(reason, None) => {
+                if self.closes.kill_tree {
+                    self.with_watch(slot, |watch, _| watch.kill_at_end());
+                }
+                self.end(slot, reason);
+            }
+            Sweep::Accepted(listener, reason) => {
+                if self.watches[slot]
+                    .rare()
+                    .is_some_and(|rare| rare.parent == listener)
+                {
+                    self.end(slot, reason);
+                }
+            }
             Sweep::End(reason, Some(errno)) => self.end_broken(slot, reason, errno),
             Sweep::Hold => match self.pressure.full {
                 Some(reason) => self.pause_source(slot, reason),
@@ -179,6 +204,9 @@ impl EventLoop {
             },
             Sweep::Kill(_) => drop(self.with_watch(slot, |watch, _| watch.kill_now())),
             Sweep::EndUnpolled => self.end_unpolled(slot),
+            Sweep::TimeChanged(change) => {
+                self.with_watch(slot, |watch, cx| watch.time_changed(cx, change));
+            }
             Sweep::ClientEnded(_) => {}
         }
     }
@@ -224,7 +252,7 @@ impl EventLoop {
         self.sweeps.left -= step.len();
         for key in step {
             if let Some(slot) = self.watches.slot(key) {
-                self.end(slot, CloseReason::ProcessEnded);
+                self.lifetime_over(slot, CloseReason::ProcessEnded);
             }
         }
         more
@@ -251,7 +279,7 @@ impl EventLoop {
             return;
         }
         let replies = self.closing.take().unwrap_or_default();
-        let seq = self.enter(LoopState::Closed);
+        let seq = self.enter(LoopState::Closed, self.closes.reason);
         for reply in replies {
             let cursor = self.shared.journal.cursor(seq);
             self.reply(reply, Ok(cursor));

@@ -29,8 +29,12 @@ impl EventLoop {
     pub(super) fn time_until_next(&self) -> Option<Duration> {
         let now = Now::sample();
         let timer = self.timers.next_in(now).filter(|_| self.is_polled());
-        let expiry = self.watches.next_expiry();
-        let expiries = expiry.into_iter().chain(self.outbox.next_expiry());
+        let expiries = [
+            self.watches.next_expiry(),
+            self.watches.next_lease(),
+            self.outbox.next_expiry(),
+        ];
+        let expiries = expiries.into_iter().flatten();
         timer
             .into_iter()
             .chain(expiries.map(|at| at.saturating_sub(now.monotonic)))

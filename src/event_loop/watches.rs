@@ -4,10 +4,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Index as At, IndexMut as AtMut};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::record::{Lifetime, Record};
+use super::record::Record;
 use crate::access::ProcessKey;
 use crate::driver::Key;
+use crate::error::Result;
 use crate::id_map::IdMap;
 use crate::paged::Paged;
 
@@ -28,6 +30,8 @@ pub(super) struct Watches {
     by_name: HashMap<Arc<str>, usize>,
     /// Open watches that are bound to a client process.
     bound: HashMap<ProcessKey, HashSet<Key>>,
+    /// Open watches with a lease, by the time at which it runs out (monotonic nanoseconds).
+    leases: BTreeSet<(u64, Key)>,
     /// Closed watches, by the time at which they are removed (monotonic nanoseconds).
     expiries: BTreeSet<(u64, Key)>,
     /// The number of watches that have ended and whose cancelled operations have not all completed.
@@ -74,7 +78,10 @@ impl Watches {
         self.last_id = record.id();
         self.generation = record.control.key.generation;
         let (key, name) = (record.control.key, record.name().map(Arc::clone));
-        let process = record.lifetime.process();
+        let process = record.lifetime.process().map(|process| process.key());
+        if let Some(expires) = record.lifetime.lease_expiry() {
+            self.leases.insert((expires, key));
+        }
         let slot = self.records.insert(record);
         self.by_id.insert(self.last_id, key.slot);
         if let Some(name) = name {
@@ -99,7 +106,10 @@ impl Watches {
         let record = &self.records[slot];
         let key = record.control.key;
         self.expiries.insert((expires, key));
-        if let Lifetime::Process(process) = &record.lifetime
+        if let Some(expires) = record.lifetime.lease_expiry() {
+            self.leases.remove(&(expires, key));
+        }
+        if let Some(process) = record.lifetime.process()
             && let Some(bound) = self.bound.get_mut(&process.key())
         {
             bound.remove(&key);
@@ -166,6 +176,37 @@ impl Watches {
     /// Returns the number of watches that have not closed.
     pub(super) fn open(&self) -> usize {
         self.records.len() - self.expiries.len()
+    }
+
+    /// Renews the lease of the watch in that slot. Returns its length.
+    ///
+    /// # Errors
+    /// Its lifetime is not a lease.
+    pub(super) fn renew_lease(
+        &mut self,
+        slot: usize,
+        length: Option<Duration>,
+    ) -> Result<Duration> {
+        let record = &mut self.records[slot];
+        let (before, key) = (record.lifetime.lease_expiry(), record.control.key);
+        let length = record.lifetime.renew(length)?;
+        self.leases.remove(&(before.unwrap_or(0), key));
+        self.leases
+            .extend(record.lifetime.lease_expiry().map(|at| (at, key)));
+        Ok(length)
+    }
+
+    /// Returns when the next lease runs out, in nanoseconds of the monotonic clock.
+    pub(super) fn next_lease(&self) -> Option<u64> {
+        self.leases.first().map(|(at, _)| *at)
+    }
+
+    /// Removes a watch whose lease has run out by `now` from those with a lease. Returns its slot.
+    pub(super) fn expired_lease(&mut self, now: u64) -> Option<usize> {
+        let (_, key) = self.leases.first().filter(|(at, _)| *at <= now)?;
+        let slot = self.slot(*key);
+        self.leases.pop_first();
+        slot
     }
 
     /// Returns when the next closed watch is to be removed, in nanoseconds of the monotonic clock.

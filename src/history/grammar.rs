@@ -26,8 +26,8 @@ pub(super) enum Completion {
     Any,
     /// The process has exited, and each stream that had data has ended.
     ExitAndStreamEnds,
-    /// The timer has fired exactly once.
-    OneTick,
+    /// The timer has fired.
+    Tick,
 }
 
 /// A watch without streams, a first event, or conditions for its end.
@@ -54,7 +54,7 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
         },
         WatchKind::Timer => Grammar {
             events: &[TimerFired],
-            completes: Completion::OneTick,
+            completes: Completion::Tick,
             ..PLAIN
         },
         WatchKind::Process => Grammar {
@@ -127,7 +127,10 @@ pub(super) enum Origin {
 /// Returns where an event comes from.
 pub(super) const fn of_event(kind: &Kind) -> Origin {
     match kind {
-        Kind::Posted(_) | Kind::LoopStateChanged(_) | Kind::PolicyChanged(_) => Origin::Loop,
+        Kind::Posted(_)
+        | Kind::LoopStateChanged(_)
+        | Kind::PolicyChanged(_)
+        | Kind::LifetimeEnded(_) => Origin::Loop,
         Kind::Ready(_)
         | Kind::TimerFired(_)
         | Kind::Ended(_)
@@ -143,6 +146,7 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::Closed(_)
         | Kind::Removed(_)
         | Kind::Started(_)
+        | Kind::Updated(_)
         | Kind::Resized(_)
         | Kind::Data(_)
         | Kind::StreamEnd(_)

@@ -3,7 +3,8 @@
 use crate::kinds::{WatchKind, event_kind, event_kind_name};
 use crate::proto::event::Kind;
 use crate::proto::{
-    CloseReason, Closed, Data, Event, EventKind, Stream, StreamEnd, StreamEndReason, TimerFired,
+    CloseReason, Closed, Data, Event, EventKind, Stream, StreamEnd, StreamEndReason, TimerClock,
+    TimerFired,
 };
 
 use super::coverage::Coverage;
@@ -153,6 +154,10 @@ impl WatchHistory {
                 })?;
             }
             Kind::Closed(closed) => self.close(seq, closed, coverage)?,
+            // Its schedule may be another one now.
+            Kind::Updated(_) => {
+                (self.tick, self.interval_ns) = (None, None);
+            }
             // No rule but the grammar applies to other kinds.
             _ => {}
         }
@@ -209,6 +214,7 @@ impl WatchHistory {
             Kind::Connected(_) => require(!self.active, Rule::ConnectedFirst, || {
                 format!("event {seq} is Connected, but watch {id} has had other events since Added")
             })?,
+            Kind::Updated(_) => return Ok(()),
             _ if self.begins_with() == Some(EventKind::Started) => {
                 let unseen = self.added.is_none_or(|added| coverage.lossy_since(added));
                 require(self.started || unseen, Rule::StartedFirst, || {
@@ -342,14 +348,13 @@ impl WatchHistory {
         coverage: Coverage,
     ) -> Result<(), Violation> {
         let (id, seq, scheduled) = (self.id, event.seq, fired.scheduled_ns);
-        // The event does not name the clock of its schedule: it is the clock that now shows about
-        // that time.
-        let now = scheduled.saturating_add(fired.late_ns);
-        let (monotonic, realtime) = (event.monotonic_ns, event.realtime_ns);
-        let clock = if now.abs_diff(monotonic) <= now.abs_diff(realtime) {
-            monotonic
-        } else {
-            realtime
+        let clock = match fired.clock() {
+            TimerClock::Monotonic => event.monotonic_ns,
+            TimerClock::Realtime => event.realtime_ns,
+            // The event does not have this clock's time.
+            TimerClock::Boottime | TimerClock::Unspecified => {
+                scheduled.saturating_add(fired.late_ns)
+            }
         };
         require(scheduled <= clock, Rule::TimerEarly, || {
             format!("event {seq} fires at {clock} ns, but the tick is scheduled for {scheduled} ns")
@@ -370,7 +375,9 @@ impl WatchHistory {
                 )
             },
         )?;
-        self.rate(seq, tick, scheduled)?;
+        if fired.clock() == TimerClock::Boottime {
+            self.rate(seq, tick, scheduled)?;
+        }
         self.tick = Some(Observed { seq, value: tick });
         self.scheduled_ns = scheduled;
         Ok(())
@@ -418,16 +425,16 @@ impl WatchHistory {
                     )
                 })
             }
-            Completion::OneTick => {
-                let once = self.tick.is_some_and(|tick| tick.value == 1);
-                require(once, Rule::TimerCompleted, || {
+            Completion::Tick => require(
+                self.tick.is_some_and(|tick| tick.value > 0),
+                Rule::TimerCompleted,
+                || {
                     format!(
-                        "event {seq} completes watch {}, but the last tick is {}, not 1",
-                        self.id,
-                        last_tick(self.tick)
+                        "event {seq} completes watch {}, which has not fired",
+                        self.id
                     )
-                })
-            }
+                },
+            ),
             Completion::Any => Ok(()),
         }
     }
@@ -461,7 +468,7 @@ fn last_tick(tick: Option<Observed>) -> String {
 /// of the loop are excluded.
 fn belongs(event: &Kind, watch: Option<WatchKind>) -> bool {
     match (event, watch) {
-        (Kind::Added(_) | Kind::Closed(_) | Kind::Removed(_), _) => true,
+        (Kind::Added(_) | Kind::Updated(_) | Kind::Closed(_) | Kind::Removed(_), _) => true,
         (_, Some(kind)) => grammar::of_watch(kind).events.contains(&event_kind(event)),
         (_, None) => grammar::of_event(event) != Origin::Loop,
     }

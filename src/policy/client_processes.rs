@@ -8,6 +8,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Binding, Caller, ContextKey, Inner, Registry};
 use crate::access::{ClientProcess, ProcessKey};
+use crate::event::CloseReason;
 use crate::event_loop::Handle;
 
 /// A process whose end the daemon waits for, with one task for everything that is bound to it.
@@ -63,9 +64,9 @@ impl Registry {
         for handle in self.inner.lock().process_ended(process) {
             let registry = Arc::clone(self);
             closing.spawn(async move {
-                if let Err(error) = registry.close(&handle, true).await {
-                    tracing::warn!(on = handle.full_name(), %error, "cannot close a process's loop");
-                }
+                registry
+                    .lifetime_over(&handle, CloseReason::ProcessEnded)
+                    .await;
             });
         }
         closing.join_all().await;
@@ -84,9 +85,12 @@ impl Inner {
             .collect()
     }
 
-    /// Unbinds a loop from its process. The daemon no longer waits for a process to which nothing
+    /// Unbinds a loop from its process or lease. The daemon no longer waits for a process to which nothing
     /// is bound any more.
     pub(super) fn unbind(&mut self, id: u64) {
+        if let Some(waiter) = self.leases.remove(&id) {
+            waiter.abort();
+        }
         let contexts: HashSet<ProcessKey> = self
             .contexts
             .keys()

@@ -69,7 +69,7 @@ impl Registry {
                 Some(Some("backend".to_owned()))
             } else if new.history.is_some() && existing.policy().history != policy.history {
                 Some(Some("history".to_owned()))
-            } else if new.lifetime.process() != existing.process() {
+            } else if !new.lifetime.is_like(&existing.lifetime()) {
                 Some(Some("lifetime".to_owned()))
             } else {
                 None
@@ -198,7 +198,7 @@ impl<'a> Reservation<'a> {
             principal: principal.clone(),
             policy: rules,
             backend,
-            process: lifetime.process(),
+            lifetime: lifetime.clone(),
             limits: Arc::clone(&registry.limits),
             services: Arc::clone(&registry.services),
             memory: Arc::clone(&registry.memory),
@@ -207,8 +207,11 @@ impl<'a> Reservation<'a> {
         inner.loops.insert(self.id, handle.clone());
         inner.names.insert(self.key.clone(), self.id);
         inner.forget_old(registry.limits.loops);
-        if let Lifetime::Process(process) = lifetime {
+        if let Some(process) = lifetime.process() {
             registry.bind_to_process(&mut inner, process, Some(self.id));
+        }
+        if lifetime.lease().is_some() {
+            registry.follow_lease(&mut inner, handle.clone());
         }
         self.free(&mut inner);
         Ok((handle, inner))

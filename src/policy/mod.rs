@@ -15,7 +15,7 @@ use crate::access::Principal;
 use crate::config::{Config, OnMissing, Policy};
 use crate::error::{Error, Result};
 use crate::event::{LoopState, PolicyChanged, PolicyScope};
-use crate::event_loop::{Handle, Lifetime};
+use crate::event_loop::{Handle, Lifetime, LoopEnd};
 use crate::journal::Memory;
 use crate::watch::Services;
 
@@ -23,6 +23,7 @@ mod backends;
 mod client_processes;
 mod context;
 mod creation;
+mod leases;
 mod table;
 
 pub use backends::backend_of;
@@ -89,6 +90,7 @@ impl Registry {
                 making_for: HashSet::new(),
                 closed: HashSet::new(),
                 processes: HashMap::new(),
+                leases: HashMap::new(),
             }),
         }))
     }
@@ -135,6 +137,14 @@ impl Registry {
             return Err(Error::Draining);
         }
         Ok(())
+    }
+
+    /// Tells all loops that time zones were replaced.
+    pub fn zones_changed(&self) {
+        let loops: Vec<Handle> = self.inner.lock().loops.values().cloned().collect();
+        for on in loops {
+            on.zones_changed();
+        }
     }
 
     /// Returns all configured policies, sorted by name.
@@ -283,7 +293,7 @@ impl Registry {
         reservation.make_for(&mut inner, key);
         drop(inner);
         let lifetime = match (key, &caller.process) {
-            (ContextKey::Process(..), Some(process)) => Lifetime::Process(Arc::clone(process)),
+            (ContextKey::Process(..), Some(process)) => Lifetime::of_process(Arc::clone(process)),
             _ => Lifetime::Daemon,
         };
         let (handle, mut inner) = reservation.create(policy, backend, true, &lifetime)?;
@@ -401,9 +411,9 @@ impl Registry {
     pub async fn close(
         self: &Arc<Self>,
         handle: &Handle,
-        force: bool,
+        end: LoopEnd,
     ) -> Result<crate::event::Cursor> {
-        let cursor = handle.close(force).await?;
+        let cursor = handle.close(end).await?;
         let id = handle.id();
         if !self.inner.lock().release_closed(id) {
             // It was closed before.

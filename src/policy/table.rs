@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::task::AbortHandle;
+
 use super::client_processes::AwaitedProcess;
 use super::context::ContextKey;
 use crate::access::{Principal, ProcessKey};
@@ -37,6 +39,8 @@ pub(super) struct Inner {
     pub(super) closed: HashSet<u64>,
     /// Client processes to which loops or contexts are bound.
     pub(super) processes: HashMap<ProcessKey, AwaitedProcess>,
+    /// The tasks that wait until the leases of loops run out.
+    pub(super) leases: HashMap<u64, AbortHandle>,
 }
 
 impl Inner {

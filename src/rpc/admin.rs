@@ -43,6 +43,9 @@ impl AdminService for Api {
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let usage = tokio::task::spawn_blocking(usage).await.unwrap_or_default();
         let place = services.cgroups.place();
+        let zones = Arc::clone(&services.time_zones);
+        let zones = tokio::task::spawn_blocking(move || zones.facts()).await;
+        let zones = zones.unwrap_or_default();
         let memory = self.registry.memory();
         let (budget, journal_bytes) = (memory.budget(), memory.used());
         Ok(Response::new(GetStatusResponse {
@@ -72,6 +75,10 @@ impl AdminService for Api {
                 |path| path.to_string_lossy().into_owned(),
             ),
             cgroups_missing: place.err().unwrap_or_default(),
+            tzdata_version: zones.version,
+            tzdata_from_host: zones.from_host,
+            tzdata_host_version: zones.host_version.unwrap_or_default(),
+            time_zone: zones.local,
         }))
     }
 

@@ -9,7 +9,9 @@ use crate::access::Peer;
 use crate::config::History;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Labels};
-use crate::event_loop::{Handle, Lifetime, WatchName};
+use crate::event_loop::{
+    Bound, BoundTo, Handle, LEASE_MAX, LEASE_MIN, Lease, Lifetime, LifetimeEnd, WatchName,
+};
 use crate::journal::{Filter, Start};
 use crate::policy::LoopName;
 use crate::proto;
@@ -193,23 +195,69 @@ pub(super) fn history(value: i32) -> Result<Option<History>> {
     }
 }
 
-/// Converts the lifetime of a loop or watch; `None` if none is given.
-pub(super) fn lifetime(value: i32, peer: &Peer) -> Result<Option<Lifetime>> {
-    match proto::Lifetime::try_from(value) {
-        Ok(proto::Lifetime::Unspecified) => Ok(None),
-        Ok(proto::Lifetime::Daemon) => Ok(Some(Lifetime::Daemon)),
+/// Converts the lifetime of a loop or watch. If none is given it is `usual`, or the daemon's.
+pub(super) fn lifetime(
+    value: i32,
+    lease: Option<prost_types::Duration>,
+    at_end: i32,
+    peer: &Peer,
+    usual: Option<Lifetime>,
+) -> Result<Lifetime> {
+    let given = proto::Lifetime::try_from(value);
+    let length = lease_length(lease)?;
+    if (given == Ok(proto::Lifetime::Lease)) != length.is_some() {
+        let allowed = "must be set with the lifetime LEASE, and absent with another";
+        return Err(Error::invalid("lease", allowed));
+    }
+    let to = match given {
+        Ok(proto::Lifetime::Unspecified) => match usual {
+            Some(Lifetime::Bound(bound)) => Some(bound.to),
+            _ => None,
+        },
+        Ok(proto::Lifetime::Daemon) => None,
         Ok(proto::Lifetime::Process) => {
             let unseen = || {
                 Error::invalid(
                     "lifetime",
-                    "must be DAEMON: the daemon cannot see your process",
+                    "must be DAEMON or LEASE: the daemon cannot see your process",
                 )
             };
-            let process = peer.process.clone().ok_or_else(unseen)?;
-            Ok(Some(Lifetime::Process(process)))
+            Some(BoundTo::Process(peer.process.clone().ok_or_else(unseen)?))
         }
-        Err(_) => Err(Error::invalid("lifetime", "must be DAEMON or PROCESS")),
+        Ok(proto::Lifetime::Lease) => length.map(|length| BoundTo::Lease(Lease::new(length))),
+        Err(_) => {
+            let allowed = "must be DAEMON, PROCESS or LEASE";
+            return Err(Error::invalid("lifetime", allowed));
+        }
+    };
+    let field = "at_lifetime_end";
+    let at_end = match proto::LifetimeEnd::try_from(at_end) {
+        Ok(proto::LifetimeEnd::Unspecified) => None,
+        Ok(proto::LifetimeEnd::Close) => Some(LifetimeEnd::Close),
+        Ok(proto::LifetimeEnd::KillTree) => Some(LifetimeEnd::KillTree),
+        Ok(proto::LifetimeEnd::Keep) => Some(LifetimeEnd::Keep),
+        Err(_) => return Err(Error::invalid(field, "must be CLOSE, KILL_TREE or KEEP")),
+    };
+    match (to, at_end) {
+        (Some(to), at_end) => Ok(Lifetime::Bound(Box::new(Bound {
+            to,
+            at_end: at_end.unwrap_or_default(),
+        }))),
+        (None, None) => Ok(Lifetime::Daemon),
+        (None, Some(_)) => Err(Error::invalid(
+            field,
+            "must be unspecified with the lifetime DAEMON",
+        )),
     }
+}
+
+/// Converts the length of a lease.
+pub(super) fn lease_length(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
+    let length = optional_duration("lease", given, LEASE_MAX)?;
+    if length.is_some_and(|length| length < LEASE_MIN) {
+        return Err(Error::invalid("lease", "must be at least 100 ms"));
+    }
+    Ok(length)
 }
 
 /// Checks that a loop can have consumers: it must keep the events that a consumer has not

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::server::loop_service_server::LoopService;
 use super::{Api, Requester, convert, mutate, requester};
-use crate::event_loop::Handle;
+use crate::event_loop::{Handle, LoopEnd};
 use crate::proto::*;
 
 #[tonic::async_trait]
@@ -99,7 +99,11 @@ impl LoopService for Api {
             let (api, object) = (api.clone(), handle.full_name().to_owned());
             let stop = request.stop;
             let cursor = mutate(&requester, "CloseLoop", object, async move {
-                api.registry.close(&handle, stop).await
+                let end = LoopEnd {
+                    force: stop,
+                    ..LoopEnd::default()
+                };
+                api.registry.close(&handle, end).await
             })
             .await?;
             Ok(CloseLoopResponse {
@@ -111,5 +115,25 @@ impl LoopService for Api {
             .once(requester, "CloseLoop", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<KeepAliveRequest>,
+    ) -> Result<Response<KeepAliveResponse>, Status> {
+        let requester = requester(&request)?;
+        let request = request.into_inner();
+        let on = self.on(&requester, request.r#loop, false)?;
+        let length = convert::lease_length(request.lease)?;
+        let lease = match request.watch {
+            None => on.renew_lease(length)?,
+            Some(watch) => {
+                on.keep_alive(convert::watch_name(Some(watch))?, length)
+                    .await?
+            }
+        };
+        Ok(Response::new(KeepAliveResponse {
+            lease: Some(crate::clock::duration(lease)),
+        }))
     }
 }

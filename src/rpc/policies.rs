@@ -58,7 +58,13 @@ impl PolicyService for Api {
                 policy: request.policy,
                 backend: request.backend,
                 history: convert::history(request.history)?,
-                lifetime: convert::lifetime(request.lifetime, &requester.peer)?.unwrap_or_default(),
+                lifetime: convert::lifetime(
+                    request.lifetime,
+                    request.lease,
+                    request.at_lifetime_end,
+                    &requester.peer,
+                    None,
+                )?,
             };
             let (api, caller) = (api.clone(), requester.caller.clone());
             let object = new.name.clone();

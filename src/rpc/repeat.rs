@@ -44,7 +44,7 @@ repeatable! {
     NewEventLoopRequest, PauseReadingRequest, PostRequest, RearmRequest, RemoveWatchRequest,
     ResizePtyRequest, ResumeReadingRequest, RunLoopRequest, RunRequest, SendSignalRequest, SendToRequest,
     SetEventLoopPolicyRequest, SetEventLoopRequest, SetWaterMarksRequest, StartTlsRequest, StopLoopRequest,
-    StopProcessRequest,    TakeFdRequest, WriteEofRequest, WriteRequest,
+    StopProcessRequest, TakeFdRequest, UpdateWatchRequest, WriteEofRequest, WriteRequest,
 }
 
 /// The kept answers take at most one part in this many of `limits.memory`.

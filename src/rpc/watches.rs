@@ -12,7 +12,7 @@ use super::quota::{Charge, MemoryQuota};
 use super::server::watch_service_server::WatchService;
 use super::{Api, Requester, convert, mutate, object, requester, spec, status};
 use crate::error::{Error, Result};
-use crate::event_loop::{Added, Handle, WatchFilter, WatchName};
+use crate::event_loop::{Added, Handle, Update, UpdateOutcome, WatchFilter, WatchName};
 use crate::kinds::WatchKind;
 use crate::memory::Use;
 use crate::proto::*;
@@ -20,6 +20,8 @@ use crate::watch::Order;
 
 /// Most watches that one Rearm or Poll arms.
 const REARM_MAX: usize = 65_536;
+/// How often an update is tried if other updates of the same watch come in between.
+const UPDATES_TRIED: u32 = 10;
 /// Most registrations of one call.
 const BATCH_MAX: usize = 1024;
 
@@ -79,6 +81,51 @@ impl Api {
         let specs = requests.iter().filter_map(|request| request.spec.as_ref());
         let slots = specs.flat_map(spec::slots);
         self.slots.arrived(&requester.peer, slots).await;
+    }
+
+    /// Changes a watch, and waits until that is done.
+    async fn update(
+        &self,
+        requester: &Requester,
+        on: &Handle,
+        name: &WatchName,
+        asked: spec::update::Asked,
+    ) -> Result<UpdateWatchResponse> {
+        for _ in 0..UPDATES_TRIED {
+            let (watch, _held) = look(on, &requester.quota, name.clone()).await?;
+            let planned = spec::update::plan(self, &requester.peer, on, &asked, &watch)?;
+            let mut update = Update {
+                spec: None,
+                change: None,
+                labels: asked.labels.clone(),
+                finished_ttl: asked.finished_ttl,
+                fields: Vec::new(),
+                request_id: asked.request_id.clone(),
+            };
+            if let Some(planned) = planned {
+                let services = Arc::clone(self.registry.services());
+                let (tell, told) = tokio::sync::oneshot::channel();
+                let prepare = move || (planned.prepare)(&services);
+                let starters = &self.registry.services().starters;
+                starters.run(prepare, move |done| drop(tell.send(done)));
+                let lost = |_| Error::Internal("the preparation of a change gave no result");
+                update.change = Some(told.await.map_err(lost)??);
+                (update.spec, update.fields) = (Some(planned.specs), planned.fields);
+            }
+            let id = WatchName::Id(watch.watch_id);
+            match on.update(id, update).await? {
+                UpdateOutcome::Done(watch, updated) => {
+                    return Ok(UpdateWatchResponse {
+                        watch: Some(*watch),
+                        updated: updated.map(Into::into),
+                    });
+                }
+                UpdateOutcome::Outdated => {}
+            }
+        }
+        Err(Error::wrong_state(
+            "other calls keep changing the watch: try again",
+        ))
     }
 
     /// Begins to add a watch of a batch. Watches that need no preparation are added in order;
@@ -291,6 +338,31 @@ impl WatchService for Api {
         };
         let answer = self
             .once(requester, "RemoveWatch", request.into_inner(), work)
+            .await;
+        Ok(Response::new(answer?))
+    }
+
+    async fn update_watch(
+        &self,
+        request: Request<UpdateWatchRequest>,
+    ) -> Result<Response<UpdateWatchResponse>, Status> {
+        let requester = requester(&request)?;
+        let work = |api: Self, requester: Requester, mut request: UpdateWatchRequest| async move {
+            let on = api.on(&requester, request.r#loop.take(), false)?;
+            let name = convert::watch_name(request.watch.take())?;
+            let asked = spec::update::asked(request)?;
+            let (api, who, object) = (
+                api.clone(),
+                requester.clone(),
+                object(&on, name.to_string()),
+            );
+            mutate(&requester, "UpdateWatch", object, async move {
+                api.update(&who, &on, &name, asked).await
+            })
+            .await
+        };
+        let answer = self
+            .once(requester, "UpdateWatch", request.into_inner(), work)
             .await;
         Ok(Response::new(answer?))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{Need, Notifier, Services, Sources, Watch};
-use crate::clock::Now;
+use crate::clock::{Jumps, Now};
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
@@ -20,6 +20,8 @@ pub(crate) const ONE_BY_ONE: Room = Room::event(largest::ONE_BY_ONE);
 pub enum Alarm {
     /// A time of `CLOCK_MONOTONIC`, in nanoseconds.
     Monotonic(u64),
+    /// A time of `CLOCK_BOOTTIME`, in nanoseconds; comes also while the host is suspended.
+    Boottime(u64),
     /// A time of `CLOCK_REALTIME`, in nanoseconds; follows when that clock is set.
     Realtime(u64),
 }
@@ -98,6 +100,8 @@ impl ControlBlock {
 pub struct Context<'a> {
     /// The time of the turn.
     pub now: Now,
+    /// The latest jumps of the clocks.
+    pub jumps: &'a Jumps,
     /// The services that all loops share.
     pub services: &'a Arc<Services>,
     /// The receiver of notices from other threads.

@@ -50,6 +50,7 @@ mod signal;
 mod sources;
 mod starters;
 mod tcp;
+mod time_zones;
 mod timer;
 mod transport;
 mod water;
@@ -66,9 +67,9 @@ pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
-    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, ProcessOrder,
-    Program, Reached, Reaper, Scheduling, SignalTarget, Stdio, Stopped, Tree, UserOrder,
-    reap_inherited,
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, ProcessChange,
+    ProcessOrder, Program, Reached, Reaper, Scheduling, SignalTarget, Stdio, Stopped, Tree,
+    UserOrder, reap_inherited,
 };
 pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
@@ -76,7 +77,8 @@ pub use signal::SignalOrder;
 pub use sources::Sources;
 pub use starters::Starters;
 pub use tcp::{KeepAlive, TcpOptions};
-pub use timer::{INTERVAL_MIN, Schedule, TimerOrder};
+pub use time_zones::{TimeZones, ZoneFacts};
+pub use timer::{INTERVAL_MIN, Schedule, TimerChange, TimerOrder, ZonedCalendar};
 pub use water::WaterMarks;
 
 /// The resources of a loop that a watch needs, reserved before it exists.
@@ -169,6 +171,32 @@ pub enum Notice {
     Signals(Arc<signal::Inbox>),
 }
 
+/// What happened to the time that calendars go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeChange {
+    /// The realtime clock was set, or the host was suspended.
+    ClockSet,
+    /// The database of time zones or the host's own zone was replaced.
+    Zones,
+}
+
+/// A checked change of a watch by UpdateWatch, for its kind.
+#[derive(Debug)]
+pub enum Change {
+    /// Of a timer.
+    Timer(Box<TimerChange>),
+    /// The signals to watch.
+    Signals(Vec<i32>),
+    /// How long Exited waits; `None` means the configured time.
+    ReapWait(Option<std::time::Duration>),
+    /// Of an outgoing stream, or of datagrams.
+    WaterMarks(WaterMarks),
+    /// Of a listener: the options of connections that it accepts, and their limit.
+    Accepting(StreamOptions, u32),
+    /// Of a process.
+    Process(Box<ProcessChange>),
+}
+
 /// How a watch closes once its end is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Teardown {
@@ -206,6 +234,21 @@ pub trait Watch: Send + fmt::Debug {
 
     /// Handles a notice of something that was done off the loop's thread.
     fn notice(&mut self, _cx: &mut Context<'_>, _notice: Notice) {}
+
+    /// Handles that the realtime clock was set or time zones were replaced.
+    fn time_changed(&mut self, _cx: &mut Context<'_>, _change: TimeChange) {}
+
+    /// Changes the watch in place. On an error it stays as it was.
+    ///
+    /// # Errors
+    /// The kind or its present state does not allow the change, or the journal has no room for what
+    /// follows from it.
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        match change {
+            Change::WaterMarks(marks) => self.set_water_marks(cx, marks),
+            _ => Err(unsupported("what is to be changed")),
+        }
+    }
 
     /// Begins its end, which the watch itself or somebody else requested. Called once.
     fn closing(&mut self, _cx: &mut Context<'_>) -> Teardown {
@@ -312,6 +355,9 @@ pub trait Watch: Send + fmt::Debug {
     fn resize(&mut self, _cx: &mut Context<'_>, _size: proto::TerminalSize) -> Result<()> {
         Err(unsupported("a process with a terminal"))
     }
+
+    /// Makes the end of the watch end its child and all of the child's descendants.
+    fn kill_at_end(&mut self) {}
 
     /// Kills everything that must not outlive the daemon, which ends and can wait no longer.
     fn kill_now(&mut self) {}

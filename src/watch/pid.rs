@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Context, Need, Services, Watch};
+use super::{Change, Context, Need, Services, Watch};
 use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Ended, Exited, Kind, largest};
@@ -258,6 +258,17 @@ impl Watch for PidWatch {
             // If the backend cannot wait for a hang-up, the alarm ends the wait.
             _ => {}
         }
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        let Change::ReapWait(wait) = change else {
+            return Err(super::unsupported("what is to be changed"));
+        };
+        self.reap_wait = wait.unwrap_or(cx.services.reap_wait);
+        if self.ended && self.exited.is_none() {
+            cx.set_alarm_in(self.reap_wait);
+        }
+        Ok(())
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {

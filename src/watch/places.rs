@@ -9,7 +9,7 @@ use crate::driver::Key;
 /// The places of a listener's connections.
 #[derive(Debug)]
 pub(super) struct Places {
-    most: u32,
+    most: AtomicU32,
     /// The number of open connections and of those that may be accepted at any moment.
     taken: AtomicU32,
     /// Whether the listener waits for a place.
@@ -27,7 +27,7 @@ impl Places {
     /// Makes `most` free places for the connections of `listener`.
     pub(super) fn new(most: u32, listener: Key, notifier: Arc<dyn Notifier>) -> Arc<Self> {
         Arc::new(Self {
-            most,
+            most: AtomicU32::new(most),
             taken: AtomicU32::new(0),
             wanted: AtomicBool::new(false),
             listener,
@@ -38,13 +38,19 @@ impl Places {
     /// Takes up to `wanted` free places and returns how many. If that is none, a notice follows when
     /// one becomes free.
     pub(super) fn take(&self, wanted: u32) -> u32 {
-        let free = self.most - self.taken.load(Ordering::SeqCst);
+        let most = self.most.load(Ordering::SeqCst);
+        let free = most.saturating_sub(self.taken.load(Ordering::SeqCst));
         let taken = wanted.min(free);
         self.taken.fetch_add(taken, Ordering::SeqCst);
         if taken == 0 {
             self.wanted.store(true, Ordering::SeqCst);
         }
         taken
+    }
+
+    /// Changes their number. If more are taken, they stay so.
+    pub(super) fn set_most(&self, most: u32) {
+        self.most.store(most, Ordering::SeqCst);
     }
 
     /// Releases places that were taken and not used.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
-use super::{Attributes, Handshakes, Notice, Resolver, Starters};
+use super::{Attributes, Handshakes, Notice, Resolver, Starters, TimeZones};
 use crate::cgroup::Cgroups;
 use crate::descriptors::Closing;
 use crate::driver::Key;
@@ -46,6 +46,8 @@ pub struct Services {
     pub runtime: tokio::runtime::Handle,
     /// The one thread that receives signals.
     pub signals: Arc<SignalHub>,
+    /// The time zones of calendars.
+    pub time_zones: Arc<TimeZones>,
     /// The limits of transports.
     pub transport: TransportLimits,
     /// How long other processes may keep the output of an ended child open.

@@ -1,12 +1,13 @@
 //! Watches signals sent to the daemon's own process.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Context, Notice, Notifier, Watch};
+use super::{Change, Context, Notice, Notifier, Watch};
 use crate::driver::{Done, Key, Lane};
+use crate::error::Result;
 use crate::event::{Kind, Signal};
 use crate::proto;
 use crate::signals::{Received, SignalSink, Subscription};
@@ -22,27 +23,65 @@ impl SignalOrder {
         Box::new(SignalWatch {
             numbers: self.0,
             subscription: None,
-            waiting: BTreeMap::new(),
+            inbox: None,
+            waits: false,
         })
     }
 }
 
-/// The signals that arrived since the loop last took them: one slot a number, so that repeats are
-/// counted and not queued. At most one notice at a time is not handled yet.
+/// The most different signals that wait in one watch. Further ones are counted in others.
+const WAITING_MAX: usize = 1024;
+
+/// Signals that wait, in the order of their arrival.
+#[derive(Debug, Default)]
+struct Waiting(VecDeque<Signal>);
+
+impl Waiting {
+    /// Adds a signal. If its like came last of its number, that one is counted, as it is if there is
+    /// no more room.
+    fn push(&mut self, received: Received) {
+        let same = |signal: &&mut Signal| signal.number == received.number;
+        let latest = self
+            .0
+            .iter()
+            .rposition(|signal| signal.number == received.number);
+        let full = self.0.len() >= WAITING_MAX;
+        if let Some(latest) = latest.and_then(|index| self.0.get_mut(index)).filter(same) {
+            let alike = (latest.sender_pid, latest.sender_uid, latest.value)
+                == (received.sender_pid, received.sender_uid, received.value);
+            if alike || full {
+                latest.count += 1;
+                latest.merged |= !alike;
+                return;
+            }
+        }
+        // There are at most 64 numbers, so the first of each one always fits.
+        self.0.push_back(Signal {
+            number: received.number,
+            sender_pid: received.sender_pid,
+            sender_uid: received.sender_uid,
+            value: received.value,
+            count: 1,
+            merged: false,
+        });
+    }
+}
+
+/// The signals that arrived since the loop last took them. At most one notice at a time is not
+/// handled yet.
 #[derive(Debug)]
 pub struct Inbox {
     to: Key,
     notifier: Arc<dyn Notifier>,
-    pending: Mutex<BTreeMap<i32, (Received, u64)>>,
+    pending: Mutex<Waiting>,
     this: std::sync::Weak<Self>,
 }
 
 impl SignalSink for Inbox {
     fn signal(&self, received: Received) {
         let mut pending = self.pending.lock();
-        let first = pending.is_empty();
-        let slot = pending.entry(received.number).or_insert((received, 0));
-        *slot = (received, slot.1 + 1);
+        let first = pending.0.is_empty();
+        pending.push(received);
         drop(pending);
         if first && let Some(this) = self.this.upgrade() {
             self.notifier.notify(self.to, Notice::Signals(this));
@@ -54,57 +93,76 @@ impl SignalSink for Inbox {
 struct SignalWatch {
     numbers: Vec<i32>,
     subscription: Option<Subscription>,
-    /// The signals that wait for room in the journal: one event a number, so that repeats are
-    /// counted.
-    waiting: BTreeMap<i32, (Received, u64)>,
+    inbox: Option<Arc<Inbox>>,
+    /// Whether the inbox has signals that found no room in the journal.
+    waits: bool,
 }
 
 impl SignalWatch {
-    fn emit_waiting(&mut self, cx: &mut Context<'_>) {
-        while !self.waiting.is_empty() && cx.has_room() {
-            let Some((_, (received, count))) = self.waiting.pop_first() else {
+    fn subscribe(&mut self, cx: &mut Context<'_>) {
+        let inbox = self.inbox.get_or_insert_with(|| {
+            Arc::new_cyclic(|this| Inbox {
+                to: cx.key(),
+                notifier: Arc::clone(cx.notifier),
+                pending: Mutex::default(),
+                this: this.clone(),
+            })
+        });
+        let sink = Arc::clone(inbox);
+        self.subscription = Some(cx.services.signals.subscribe(&self.numbers, sink));
+    }
+
+    /// Appends the signals of the inbox, as far as the journal has room. Those that are left keep
+    /// their places: the inbox gives no further notice while it has some.
+    fn tell(&mut self, cx: &mut Context<'_>) {
+        let Some(inbox) = &self.inbox else { return };
+        loop {
+            if inbox.pending.lock().0.is_empty() {
+                self.waits = false;
                 return;
-            };
-            cx.emit(Kind::Signal(Signal {
-                number: received.number,
-                sender_pid: received.sender_pid,
-                sender_uid: received.sender_uid,
-                value: received.value,
-                count,
-            }));
+            }
+            if !cx.has_room() {
+                self.waits = true;
+                return;
+            }
+            let next = inbox.pending.lock().0.pop_front();
+            if let Some(signal) = next {
+                cx.emit(Kind::Signal(signal));
+            }
         }
     }
 }
 
 impl Watch for SignalWatch {
     fn start(&mut self, cx: &mut Context<'_>) {
-        let inbox: Arc<Inbox> = Arc::new_cyclic(|this| Inbox {
-            to: cx.key(),
-            notifier: Arc::clone(cx.notifier),
-            pending: Mutex::default(),
-            this: this.clone(),
-        });
-        self.subscription = Some(cx.services.signals.subscribe(&self.numbers, inbox));
+        self.subscribe(cx);
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
-        let Notice::Signals(inbox) = notice else {
-            return;
-        };
-        for (number, (received, count)) in std::mem::take(&mut *inbox.pending.lock()) {
-            let slot = self.waiting.entry(number).or_insert((received, 0));
-            *slot = (received, slot.1 + count);
+        if matches!(notice, Notice::Signals(_)) {
+            self.tell(cx);
         }
-        self.emit_waiting(cx);
     }
 
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
-        if !hold {
-            self.emit_waiting(cx);
+        let waited = self.waits;
+        if !hold && waited {
+            self.tell(cx);
         }
-        !self.waiting.is_empty()
+        waited
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        let Change::Signals(numbers) = change else {
+            return Err(super::unsupported("what is to be changed"));
+        };
+        self.numbers = numbers;
+        // The earlier subscription ends after the new one has begun, so that no signal of both is
+        // missed.
+        self.subscribe(cx);
+        Ok(())
     }
 
     fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {

@@ -40,6 +40,7 @@ pub(crate) fn by_name(name: &str) -> Option<WatchRef> {
 pub(crate) fn timer(schedule: timer_spec::Schedule) -> Spec {
     Spec::Timer(TimerSpec {
         schedule: Some(schedule),
+        ..TimerSpec::default()
     })
 }
 

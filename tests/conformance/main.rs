@@ -116,6 +116,7 @@ macro_rules! with_and_without_cgroups {
     };
 }
 
+mod calendars;
 mod child_streams;
 mod child_users;
 mod churn;
@@ -130,6 +131,7 @@ mod disarming;
 mod ends;
 mod exec_failures;
 mod fds;
+mod lifetimes;
 mod limits;
 mod listeners;
 mod paused;
@@ -153,6 +155,7 @@ mod tls;
 mod tls_handshakes;
 mod tls_listeners;
 mod trees;
+mod updates;
 mod water_marks;
 mod writing;
 

@@ -86,6 +86,7 @@ async fn timers(scene: &mut Scene) {
     scene.closed(once).await;
     let past = Spec::Timer(TimerSpec {
         schedule: Some(Schedule::AtMonotonicNs(1)),
+        ..TimerSpec::default()
     });
     let past = add(scene, "past", past).await;
     scene.closed(past).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::{
-    CloseReason, Event, RunLoopRequest, StopLoopRequest, TimerFired, TimerSpec, watch,
+    CloseReason, Event, RunLoopRequest, StopLoopRequest, TimerClock, TimerFired, TimerSpec, watch,
     watch_spec::Spec,
 };
 use tonic::Code;
@@ -31,17 +31,22 @@ fn fired(event: &Event) -> TimerFired {
     }
 }
 
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+fn ns_of(clock: rustix::time::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
     u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap()
 }
 
+fn monotonic_ns() -> u64 {
+    ns_of(rustix::time::ClockId::Monotonic)
+}
+
 async fn a_timer_fires_once_and_is_completed(scene: &mut Scene) {
-    let before = monotonic_ns();
+    let before = ns_of(rustix::time::ClockId::Boottime);
     let delay = Duration::from_millis(30);
     let id = scene.add(after(delay)).await;
     let fired = fired(&scene.recorder.first(id, "timer_fired").await);
     assert!(fired.scheduled_ns >= before + u64::try_from(delay.as_nanos()).unwrap());
+    assert_eq!(fired.clock(), TimerClock::Boottime);
     assert_eq!((fired.tick, fired.missed), (1, 0));
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     match scene.get(id).await.status {
@@ -162,7 +167,10 @@ async fn a_schedule_out_of_range_is_refused(scene: &mut Scene) {
         (Some(Schedule::After(lasting(century))), "spec.timer.after"),
         (None, "spec.timer"),
     ] {
-        let request = scene.request(Spec::Timer(TimerSpec { schedule }));
+        let request = scene.request(Spec::Timer(TimerSpec {
+            schedule,
+            ..TimerSpec::default()
+        }));
         let refusal = scene.try_add(request).await;
         let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");
         assert!(bad.fields[0].starts_with(field), "{bad:?}");

@@ -135,6 +135,7 @@ async fn kept_events_of_many_watches_count_with_their_full_cost() {
     let every = timer_spec::Schedule::Every(crate::common::millis(1));
     let spec = watch_spec::Spec::Timer(TimerSpec {
         schedule: Some(every),
+        ..TimerSpec::default()
     });
     let one = AddWatchRequest {
         spec: Some(WatchSpec { spec: Some(spec) }),

@@ -44,7 +44,10 @@ fn a_line_is_time_seq_watch_what_and_names_are_learnt_and_forgotten() {
     let text = line(
         &mut renderer,
         0,
-        Kind::LoopStateChanged(proto::LoopStateChanged { state }),
+        Kind::LoopStateChanged(proto::LoopStateChanged {
+            state,
+            ..proto::LoopStateChanged::default()
+        }),
     );
     assert!(text.ends_with("loop            loop stopped"), "{text}");
 }

@@ -36,6 +36,46 @@ pub(in crate::ctl) enum Lifetime {
     Process,
 }
 
+impl From<Lifetime> for proto::Lifetime {
+    fn from(lifetime: Lifetime) -> Self {
+        match lifetime {
+            Lifetime::Daemon => Self::Daemon,
+            Lifetime::Process => Self::Process,
+        }
+    }
+}
+
+/// The lease of a watch or a loop, and the end of its lifetime.
+#[derive(Debug, Default, Args)]
+pub(in crate::ctl) struct End {
+    /// It ends unless `evloopctl keep-alive` renews it at least this often
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, conflicts_with = "lifetime")]
+    pub(in crate::ctl) lease: Option<prost_types::Duration>,
+    /// What happens when its lease runs out or its process ends [default: close]
+    #[arg(long, value_name = "END", value_parser = ["close", "kill-tree", "keep"])]
+    at_lifetime_end: Option<String>,
+}
+
+impl End {
+    /// Returns the lifetime, which is `usual` without a lease.
+    pub(in crate::ctl) const fn lifetime(&self, usual: proto::Lifetime) -> proto::Lifetime {
+        match self.lease {
+            Some(_) => proto::Lifetime::Lease,
+            None => usual,
+        }
+    }
+
+    /// Returns what happens at the end of the lifetime.
+    pub(in crate::ctl) fn at_end(&self) -> proto::LifetimeEnd {
+        match self.at_lifetime_end.as_deref() {
+            Some("close") => proto::LifetimeEnd::Close,
+            Some("keep") => proto::LifetimeEnd::Keep,
+            Some(_) => proto::LifetimeEnd::KillTree,
+            None => proto::LifetimeEnd::Unspecified,
+        }
+    }
+}
+
 /// Options of every command that adds a watch.
 #[derive(Debug, Default, Args)]
 pub(in crate::ctl) struct Registration {
@@ -52,8 +92,10 @@ pub(in crate::ctl) struct Registration {
     #[arg(long)]
     if_missing: bool,
     /// How long the watch stays
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, hide_default_value = true)]
     lifetime: Lifetime,
+    #[command(flatten)]
+    end: End,
     /// How long the watch can be looked at after its end [default: as the policy says]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     finished_ttl: Option<prost_types::Duration>,
@@ -118,10 +160,7 @@ pub(in crate::ctl) async fn request(
     } else {
         IfExists::Fail
     };
-    let lifetime = match registration.lifetime {
-        Lifetime::Daemon => proto::Lifetime::Daemon,
-        Lifetime::Process => proto::Lifetime::Process,
-    };
+    let lifetime = registration.end.lifetime(registration.lifetime.into());
     let request = AddWatchRequest {
         r#loop: session.loop_ref.clone(),
         spec: Some(WatchSpec { spec: Some(spec) }),
@@ -131,6 +170,8 @@ pub(in crate::ctl) async fn request(
         if_exists: if_exists.into(),
         request_id: String::new(),
         lifetime: lifetime.into(),
+        lease: registration.end.lease,
+        at_lifetime_end: registration.end.at_end().into(),
         finished_ttl: registration.finished_ttl,
     };
     match answer(session.watches().add_watch(request.clone()).await) {

@@ -7,13 +7,15 @@ use super::super::command::Command;
 use super::super::failure::{Failure, Outcome};
 use super::super::parse;
 use super::super::session::Session;
+use super::super::timer::{self, InZone, Pace};
+use super::super::zone;
 use super::add::{self, Made, Registration, hand_over};
 use super::datagram::{self, Udp};
 use super::pid;
 use super::sockets::{self, Connect, Listen, Marks};
 use crate::proto::{
-    FdSpec, ReadPipeSpec, SignalSpec, Stdio, TimerSpec, WritePipeSpec, read_pipe_spec, timer_spec,
-    watch_spec, write_pipe_spec,
+    FdSpec, ReadPipeSpec, SignalSpec, Stdio, WritePipeSpec, read_pipe_spec, timer_spec, watch_spec,
+    write_pipe_spec,
 };
 
 /// Commands that add a watch, one for each kind.
@@ -56,6 +58,10 @@ pub(in crate::ctl) struct Timer {
     #[command(flatten)]
     schedule: Schedule,
     #[command(flatten)]
+    zone: InZone,
+    #[command(flatten)]
+    pace: Pace,
+    #[command(flatten)]
     registration: Registration,
 }
 
@@ -68,9 +74,12 @@ struct Schedule {
     /// Fire again and again, at this interval; a number alone is seconds
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     every: Option<prost_types::Duration>,
-    /// Fire once, at this time in UTC, such as 2030-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = parse::time)]
-    at: Option<prost_types::Timestamp>,
+    /// Fire once, at this time, such as 2030-01-31T12:00:00Z or `tomorrow 02:00`
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// Fire when this expression of cron or of systemd is due
+    #[arg(long, value_name = "EXPRESSION")]
+    cron: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +138,7 @@ pub(in crate::ctl) struct Fd {
 /// Adds a watch of that kind.
 pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
     let (spec, registration) = match kind {
-        Kind::Timer(args) => (timer(&args.schedule), args.registration),
+        Kind::Timer(args) => (timer(&args)?, args.registration),
         Kind::Process(args) => {
             let args = *args;
             let spec = args.command.spec(Stdio::Null)?;
@@ -160,13 +169,27 @@ pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
     add::run(session, spec, &registration).await
 }
 
-fn timer(schedule: &Schedule) -> watch_spec::Spec {
+fn timer(args: &Timer) -> Result<watch_spec::Spec, Failure> {
+    let (schedule, zone_name) = (&args.schedule, args.zone.zone.as_deref());
     let after = schedule.after.map(timer_spec::Schedule::After);
     let every = schedule.every.map(timer_spec::Schedule::Every);
-    let at = schedule.at.map(timer_spec::Schedule::AtRealtime);
-    watch_spec::Spec::Timer(TimerSpec {
-        schedule: after.or(every).or(at),
-    })
+    let mut time_zone = String::new();
+    let given = match (&schedule.at, &schedule.cron) {
+        (Some(text), _) => {
+            let zone = zone::zone(zone_name, &zone::zones())?;
+            Some(timer::at_realtime(zone::time(text, &zone)?))
+        }
+        (None, Some(text)) => {
+            let (given, zone, _) = timer::calendar(text, zone_name)?;
+            time_zone = zone;
+            Some(given)
+        }
+        (None, None) => after.or(every),
+    };
+    // One of them is there: the command line has been checked.
+    let given = given.ok_or_else(|| Failure::plain("a schedule is needed"))?;
+    let spec = args.pace.spec(given, time_zone);
+    Ok(watch_spec::Spec::Timer(spec))
 }
 
 async fn read_pipe(session: &Session, args: ReadPipe) -> Made {

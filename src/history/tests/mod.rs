@@ -112,12 +112,15 @@ fn fired(tick: u64, missed: u64) -> Kind {
         late_ns: 1_000_000_000,
         missed,
         tick,
+        clock: TimerClock::Boottime.into(),
+        ..TimerFired::default()
     })
 }
 
 fn state(state: LoopState) -> Kind {
     Kind::LoopStateChanged(LoopStateChanged {
         state: state.into(),
+        ..LoopStateChanged::default()
     })
 }
 

@@ -37,6 +37,17 @@ fn timer(scheduled_ns: u64, tick: u64, missed: u64) -> Kind {
         late_ns: 0,
         missed,
         tick,
+        clock: TimerClock::Boottime.into(),
+        ..TimerFired::default()
+    })
+}
+
+fn early(clock: TimerClock, scheduled_ns: u64) -> Kind {
+    Kind::TimerFired(TimerFired {
+        scheduled_ns,
+        tick: 1,
+        clock: clock.into(),
+        ..TimerFired::default()
     })
 }
 
@@ -88,8 +99,8 @@ const FACTS: &[(Rule, PlantFact)] = &[
     (Rule::AcceptedAdded, |f| insert_after(f, 5, "accepted", Kind::AcceptPaused(AcceptPaused::default()))),
     (Rule::AcceptedAdded, |f| replace(f, 6, "added", 0, added("connection", 4))),
     (Rule::AcceptedAdded, |f| drop_fact(f, 5, "accepted")),
-    (Rule::TimerEarly, |f| replace(f, 1, "timer_fired", 0, timer(1_000_013_000, 1, 0))),
-    (Rule::TimerEarly, |f| replace(f, 1, "timer_fired", 0, timer(1_700_000_001_001_000_000, 1, 0))),
+    (Rule::TimerEarly, |f| replace(f, 1, "timer_fired", 0, early(TimerClock::Monotonic, 1_000_013_000))),
+    (Rule::TimerEarly, |f| replace(f, 1, "timer_fired", 0, early(TimerClock::Realtime, 1_700_000_001_001_000_000))),
     (Rule::TimerTick, |f| replace(f, 2, "timer_fired", 2, fired(5, 1))),
     (Rule::TimerTick, |f| replace(f, 2, "timer_fired", 1, fired(1, 0))),
     (Rule::TimerTick, |f| replace(f, 2, "timer_fired", 0, fired(0, 0))),

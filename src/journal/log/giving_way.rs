@@ -26,6 +26,8 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Posted
         | EventKind::LoopStateChanged
         | EventKind::PolicyChanged
+        | EventKind::LifetimeEnded
+        | EventKind::Updated
         | EventKind::Added
         | EventKind::Removed
         | EventKind::Ready

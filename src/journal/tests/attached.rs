@@ -195,7 +195,7 @@ fn a_reader_that_reads_nothing_is_let_go_after_a_while() {
     let at = outbox.next_expiry().unwrap();
     let now = |monotonic| Now {
         monotonic,
-        realtime: 0,
+        ..Now::default()
     };
     outbox.expire(now(at - 1));
     assert_eq!(outbox.waits_for(1), Some(WaitsFor::Readers));
@@ -246,7 +246,7 @@ fn readers_that_hold_up_a_loop_together_are_let_go_though_none_is_far_behind() {
             .next_expiry()
             .unwrap()
             .max(Now::sample().monotonic + SECOND),
-        realtime: 0,
+        ..Now::default()
     };
     outbox.expire(at(&outbox));
     let let_go = journal.status().readers_let_go;
@@ -269,7 +269,7 @@ fn a_reader_is_not_let_go_because_a_consumer_fills_the_journal() {
     outbox.commit();
     let now = Now {
         monotonic: Now::sample().monotonic + 2 * SECOND,
-        realtime: 0,
+        ..Now::default()
     };
     outbox.expire(now);
     assert_eq!(journal.status().readers_let_go, 0);

@@ -121,7 +121,7 @@ fn a_forgotten_consumer_lets_go_after_its_ttl() {
     let at = outbox.next_expiry().unwrap();
     let now = |monotonic| Now {
         monotonic,
-        realtime: 0,
+        ..Now::default()
     };
     outbox.expire(now(at - 1));
     assert_eq!(journal.status().pinned.events, 1);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use rustix::net::{AddressFamily, sockopt};
 
-use super::{Checks, Plan, Specification, fitted};
+use super::{Checks, Plan, Specification, fitted, update};
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::event::largest;
@@ -122,6 +122,14 @@ impl Specification for proto::DatagramSpec {
             claimed_from: None,
             spec: Spec::Datagram(spec),
         })
+    }
+
+    fn changeable(&self) -> &'static [&'static str] {
+        &["water_marks"]
+    }
+
+    fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
+        checks.change_of_marks("spec.datagram.water_marks", self.water_marks.as_ref())
     }
 }
 

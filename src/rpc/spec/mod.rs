@@ -13,22 +13,22 @@ use crate::access::Peer;
 use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result};
 use crate::event::largest;
-use crate::event_loop::{Handle, Lifetime, Registration};
+use crate::event_loop::{Handle, KEPT, Lifetime, LifetimeEnd, Registration};
 use crate::handover::Claimed;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{self, read_pipe_spec, watch_spec::Spec, write_pipe_spec};
 use crate::watch::address::UnixName;
-use crate::watch::{
-    FdOrder, INTERVAL_MIN, Need, Order, PipeEnd, PipeOrder, Schedule, SignalOrder, TimerOrder,
-    WaterMarks,
-};
+use crate::watch::{Change, FdOrder, Need, Order, PipeEnd, PipeOrder, SignalOrder, WaterMarks};
 
 mod datagram;
+mod ending;
 mod pid;
 mod process;
 mod sockets;
 mod stdio;
+mod timer;
 pub(super) mod tls;
+pub(super) mod update;
 mod water;
 
 pub(super) use datagram::group;
@@ -36,7 +36,6 @@ pub(super) use stdio::terminal_size;
 pub(super) use water::water_marks;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Most bytes of a specification, which every answer about the watch carries.
 const SPEC_MAX: usize = 256 * 1024;
 /// Most signals of one watch: as many as Linux has.
@@ -68,6 +67,20 @@ trait Specification {
 
     /// Checks the specification. An error names the field and what is allowed.
     fn plan(self, checks: &Checks<'_>) -> Result<Plan>;
+
+    /// Returns the names of the fields that UpdateWatch can change.
+    fn changeable(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Checks the specification as that of a watch which had the specification `before`, and returns
+    /// how to change the watch.
+    fn change(self, _before: Spec, _checks: &Checks<'_>) -> Result<update::Prepare>
+    where
+        Self: Sized,
+    {
+        Err(Error::wrong_state("this kind of watch cannot be changed"))
+    }
 }
 
 /// Checks a request.
@@ -80,11 +93,25 @@ pub(super) fn registration(
     let spec = request.spec.and_then(|spec| spec.spec);
     let spec = spec.ok_or_else(|| Error::invalid("spec", "must be set: it says what to watch"))?;
     let kind = WatchKind::of(&spec);
-    let checks = Checks { api, peer, on };
+    let checks = Checks {
+        api,
+        peer,
+        on,
+        name: &request.name,
+    };
     checks.allow(kind)?;
     let plan = with_spec!(spec, message => message.plan(&checks))?;
-    let lifetime = convert::lifetime(request.lifetime, peer)?;
-    let lifetime = lifetime.or(plan.claimed_from).unwrap_or_default();
+    let lifetime = convert::lifetime(
+        request.lifetime,
+        request.lease,
+        request.at_lifetime_end,
+        peer,
+        plan.claimed_from,
+    )?;
+    let need = match lifetime.at_end() {
+        LifetimeEnd::Keep => plan.need.and(KEPT),
+        LifetimeEnd::Close | LifetimeEnd::KillTree => plan.need,
+    };
     let shown = proto::WatchSpec {
         spec: Some(plan.spec),
     };
@@ -111,7 +138,7 @@ pub(super) fn registration(
             request.finished_ttl,
             FINISHED_TTL_MAX,
         )?,
-        need: plan.need,
+        need,
         attached: has_terminal,
         memory: None,
     };
@@ -144,6 +171,8 @@ struct Checks<'a> {
     api: &'a Api,
     peer: &'a Peer,
     on: &'a Handle,
+    /// The name of the watch; empty if it has none.
+    name: &'a str,
 }
 
 impl Checks<'_> {
@@ -171,7 +200,7 @@ impl Checks<'_> {
             return Err(self.lacks(kind.name(), "only sockets are supported"));
         }
         let giver = claimed.giver.clone();
-        let lifetime = giver.map_or(Lifetime::Daemon, Lifetime::Process);
+        let lifetime = giver.map_or(Lifetime::Daemon, Lifetime::of_process);
         Ok((claimed, kind, lifetime))
     }
 
@@ -185,6 +214,16 @@ impl Checks<'_> {
     /// Checks water marks; `None` means those of the configuration.
     fn water_marks(&self, field: &str, given: Option<&proto::WaterMarks>) -> Result<WaterMarks> {
         water_marks(self.api.registry.services().transport, field, given)
+    }
+
+    /// Returns how to change water marks.
+    fn change_of_marks(
+        &self,
+        field: &'static str,
+        given: Option<&proto::WaterMarks>,
+    ) -> Result<update::Prepare> {
+        let marks = self.water_marks(field, given)?;
+        Ok(Box::new(move |_| Ok(Change::WaterMarks(marks))))
     }
 
     fn handed_pipe(
@@ -320,75 +359,56 @@ impl Specification for proto::WritePipeSpec {
             spec: Spec::WritePipe(spec),
         })
     }
+
+    fn changeable(&self) -> &'static [&'static str] {
+        &["water_marks"]
+    }
+
+    fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
+        checks.change_of_marks("spec.write_pipe.water_marks", self.water_marks.as_ref())
+    }
+}
+
+/// Returns the numbers of the signals, each once.
+fn signals(names: &[String], checks: &Checks<'_>) -> Result<Vec<i32>> {
+    let field = "spec.signal.signals";
+    if names.is_empty() || names.len() > SIGNALS_MAX {
+        return Err(Error::invalid(field, "must be 1 to 64 signals"));
+    }
+    let mut numbers = Vec::new();
+    for name in names {
+        let number = convert::signal(field, name)?;
+        if !checks.api.registry.services().signals.allowed(number) {
+            let why = crate::config::unwatchable(number)
+                .unwrap_or("it is not in the configuration's [signals] allow");
+            return Err(Error::PermissionDenied {
+                message: format!("{field}: {name} cannot be watched: {why}"),
+            });
+        }
+        numbers.push(number);
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
 }
 
 impl Specification for proto::SignalSpec {
+    fn changeable(&self) -> &'static [&'static str] {
+        &["signals"]
+    }
+
+    fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
+        let numbers = signals(&self.signals, checks)?;
+        Ok(Box::new(move |_| Ok(Change::Signals(numbers))))
+    }
+
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
-        let field = "spec.signal.signals";
-        if self.signals.is_empty() || self.signals.len() > SIGNALS_MAX {
-            return Err(Error::invalid(field, "must be 1 to 64 signals"));
-        }
-        let mut numbers = Vec::new();
-        for name in &self.signals {
-            let number = convert::signal(field, name)?;
-            if !checks.api.registry.services().signals.allowed(number) {
-                let why = crate::config::unwatchable(number)
-                    .unwrap_or("it is not in the configuration's [signals] allow");
-                return Err(Error::PermissionDenied {
-                    message: format!("{field}: {name} cannot be watched: {why}"),
-                });
-            }
-            numbers.push(number);
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
+        let numbers = signals(&self.signals, checks)?;
         Ok(Plan {
             need: Need::sources(0),
             order: Order::Now(Box::new(move || Ok(SignalOrder(numbers).build()))),
             claimed_from: None,
             spec: Spec::Signal(self),
-        })
-    }
-}
-
-impl Specification for proto::TimerSpec {
-    fn plan(self, _: &Checks<'_>) -> Result<Plan> {
-        use proto::timer_spec::Schedule as Given;
-
-        let schedule = match self.schedule {
-            None => {
-                let allowed = "must have after, at_monotonic_ns, at_realtime or every";
-                return Err(Error::invalid("spec.timer", allowed));
-            }
-            // As in asyncio's `call_later`, a negative delay means now.
-            Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
-                Schedule::After(Duration::ZERO)
-            }
-            Some(Given::After(after)) => {
-                let bounds = Duration::ZERO..=CENTURY;
-                let field = "spec.timer.after";
-                Schedule::After(convert::duration(field, Some(after), CENTURY, bounds)?)
-            }
-            Some(Given::AtMonotonicNs(at)) => Schedule::AtMonotonic(at),
-            Some(Given::AtRealtime(at)) => {
-                let field = "spec.timer.at_realtime";
-                let nanos = u64::try_from(at.nanos).ok().filter(|n| *n < 1_000_000_000);
-                let nanos = nanos
-                    .ok_or_else(|| Error::invalid(field, "must have nanos from 0 to 999999999"))?;
-                let seconds = u64::try_from(at.seconds).unwrap_or(0);
-                Schedule::AtRealtime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
-            }
-            Some(Given::Every(every)) => {
-                let bounds = INTERVAL_MIN..=CENTURY;
-                let field = "spec.timer.every";
-                Schedule::Every(convert::duration(field, Some(every), CENTURY, bounds)?)
-            }
-        };
-        Ok(Plan {
-            need: TimerOrder(schedule).need(),
-            order: Order::Now(Box::new(move || Ok(TimerOrder(schedule).build()))),
-            claimed_from: None,
-            spec: Spec::Timer(self),
         })
     }
 }

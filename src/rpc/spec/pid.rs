@@ -2,14 +2,23 @@
 
 use bytes::Bytes;
 
-use super::{Checks, HOUR, Plan, Specification};
+use super::{Checks, HOUR, Plan, Specification, update};
 use crate::driver::FileKind;
 use crate::error::{Error, Result};
 use crate::proto::{self, pid_spec::Process, watch_spec::Spec};
 use crate::rpc::convert;
-use crate::watch::{Order, PidOrder, PidSource};
+use crate::watch::{Change, Order, PidOrder, PidSource};
 
 impl Specification for proto::PidSpec {
+    fn changeable(&self) -> &'static [&'static str] {
+        &["reap_wait"]
+    }
+
+    fn change(self, _: Spec, _: &Checks<'_>) -> Result<update::Prepare> {
+        let wait = convert::optional_duration("spec.pid.reap_wait", self.reap_wait, HOUR)?;
+        Ok(Box::new(move |_| Ok(Change::ReapWait(wait))))
+    }
+
     fn slot(&self) -> Option<&Bytes> {
         match self.process.as_ref()? {
             Process::Slot(slot) => Some(slot),

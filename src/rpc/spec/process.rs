@@ -5,18 +5,16 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Checks, HOUR, Plan, Specification, stdio};
+use super::{Checks, Plan, Specification, ending, stdio, update};
 use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::{
-    AfterGrace, AtEnd, Attributes, EndSignals, Order, ProcessOrder, Program, Scheduling, Stdio,
-    UserOrder,
+    AfterGrace, Attributes, Change, Order, ProcessOrder, Program, Scheduling, Stdio, UserOrder,
 };
 
 /// Most bytes of a program's arguments and environment together; the kernel takes about 2 MiB.
@@ -47,6 +45,7 @@ impl Specification for proto::ProcessSpec {
             return Err(Error::invalid(field, "must be absent: stdin is not a pipe"));
         }
         let stdin_marks = checks.water_marks(field, given)?;
+        let ending = ending::checked(&process)?;
         let order = ProcessOrder {
             program,
             env,
@@ -64,27 +63,10 @@ impl Specification for proto::ProcessSpec {
             stdin_marks,
             attributes: asked(&mut process)?,
             inherited: inherited(process.inherited_attributes.take())?,
-            pipe_grace: convert::optional_duration(
-                "spec.process.pipe_grace",
-                process.pipe_grace,
-                HOUR,
-            )?,
-            kill_grace: convert::optional_duration(
-                "spec.process.kill_grace",
-                process.kill_grace,
-                HOUR,
-            )?,
-            timeout: timeout(process.timeout)?,
-            at_end: match proto::AtEnd::try_from(process.at_end) {
-                Ok(proto::AtEnd::Unspecified | proto::AtEnd::KillTree) => AtEnd::KillTree,
-                Ok(proto::AtEnd::Keep) => AtEnd::Keep,
-                Err(_) => {
-                    return Err(Error::invalid(
-                        "spec.process.at_end",
-                        "must be KILL_TREE or KEEP",
-                    ));
-                }
-            },
+            pipe_grace: ending.pipe_grace,
+            kill_grace: ending.kill_grace,
+            timeout: ending.timeout,
+            at_end: ending.at_end,
             after_grace: match proto::AfterGrace::try_from(process.after_grace) {
                 Ok(proto::AfterGrace::Unspecified | proto::AfterGrace::Drain) => AfterGrace::Drain,
                 Ok(proto::AfterGrace::KeepReading) => AfterGrace::KeepReading,
@@ -96,7 +78,7 @@ impl Specification for proto::ProcessSpec {
                 }
             },
             watcher: checks.on.policy().child_watcher,
-            signals: end_signals(&process)?,
+            signals: ending.signals,
         };
         let claimed = descriptors.claimed;
         Ok(Plan {
@@ -112,30 +94,21 @@ impl Specification for proto::ProcessSpec {
             spec: Spec::Process(process),
         })
     }
-}
 
-/// Returns the signals that ask the child to end.
-fn end_signals(process: &proto::ProcessSpec) -> Result<EndSignals> {
-    let mut signals = EndSignals::default();
-    if process.stop_signal.is_empty() {
-        // An interactive shell ignores SIGTERM, and ends when its terminal hangs up.
-        signals.hang_up = process.terminal.is_some();
-    } else {
-        signals.first = convert::signal("spec.process.stop_signal", &process.stop_signal)?;
+    fn changeable(&self) -> &'static [&'static str] {
+        &[
+            "at_end",
+            "kill_grace",
+            "pipe_grace",
+            "stop_signal",
+            "timeout",
+        ]
     }
-    Ok(signals)
-}
 
-/// Longest time that a child may be given.
-const TIMEOUT_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
-    let field = "spec.process.timeout";
-    let timeout = convert::optional_duration(field, given, TIMEOUT_MAX)?;
-    if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
-        return Err(Error::invalid(field, "must be at least 1 ms"));
+    fn change(self, _: Spec, _: &Checks<'_>) -> Result<update::Prepare> {
+        let ending = ending::checked(&self)?;
+        Ok(Box::new(move |_| Ok(Change::Process(Box::new(ending)))))
     }
-    Ok(timeout)
 }
 
 /// Returns the whole environment, as `NAME=value`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::tls::{self, Role};
-use super::{Checks, HOUR, Plan, Specification, fitted};
+use super::{Checks, HOUR, Plan, Specification, fitted, update};
 use crate::access::Principal;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::address::HostAddress;
 use crate::watch::{
-    ConnectionOrder, Dialling, KeepAlive, ListenOrder, ListenTarget, Need, Order, Prepare,
+    Change, ConnectionOrder, Dialling, KeepAlive, ListenOrder, ListenTarget, Need, Order, Prepare,
     SOCKETS_MAX, StreamOptions, Target, TcpOptions, TlsOrder,
 };
 
@@ -110,9 +110,45 @@ impl Specification for proto::ConnectionSpec {
             spec: Spec::Connection(spec),
         })
     }
+
+    fn changeable(&self) -> &'static [&'static str] {
+        &["water_marks"]
+    }
+
+    fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
+        checks.change_of_marks("spec.connection.water_marks", self.water_marks.as_ref())
+    }
+}
+
+/// Returns the options of the connections that a listener accepts, and their limit.
+fn accepting(spec: &proto::ListenerSpec, checks: &Checks<'_>) -> Result<(StreamOptions, u32)> {
+    let options = StreamOptions {
+        keep_half_open: spec.keep_half_open,
+        paused: spec.start_paused,
+        marks: checks.water_marks("spec.listener.water_marks", spec.water_marks.as_ref())?,
+    };
+    let most = match spec.max_connections {
+        0 => u32::MAX,
+        most => most,
+    };
+    Ok((options, most))
 }
 
 impl Specification for proto::ListenerSpec {
+    fn changeable(&self) -> &'static [&'static str] {
+        &[
+            "max_connections",
+            "keep_half_open",
+            "start_paused",
+            "water_marks",
+        ]
+    }
+
+    fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
+        let (options, most) = accepting(&self, checks)?;
+        Ok(Box::new(move |_| Ok(Change::Accepting(options, most))))
+    }
+
     fn slot(&self) -> Option<&Bytes> {
         match self.target.as_ref()? {
             listener_spec::Target::Slot(slot) => Some(slot),
@@ -123,16 +159,8 @@ impl Specification for proto::ListenerSpec {
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         use listener_spec::Target as Given;
 
+        let (options, max_connections) = accepting(&self, checks)?;
         let mut spec = self;
-        let options = StreamOptions {
-            keep_half_open: spec.keep_half_open,
-            paused: spec.start_paused,
-            marks: checks.water_marks("spec.listener.water_marks", spec.water_marks.as_ref())?,
-        };
-        let max_connections = match spec.max_connections {
-            0 => u32::MAX,
-            most => most,
-        };
         let backlog = match spec.backlog {
             0 => BACKLOG,
             1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),

@@ -13,7 +13,7 @@ use self::secure::Securing;
 use super::address::{self, UnixName};
 use super::connection::{self, Accepted, StreamOptions};
 use super::places::Places;
-use super::{Adoption, Alarm, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
+use super::{Adoption, Alarm, Change, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
 use crate::clock::nanos;
 use crate::descriptors;
 use crate::driver::{Claim, Direction, Done, Lane, Nonblocking, Op, SourceId};
@@ -435,6 +435,22 @@ impl Watch for Listener {
             self.admit(cx);
         }
         true
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        let Change::Accepting(options, most) = change else {
+            return Err(super::unsupported("what is to be changed"));
+        };
+        (self.options, self.max_connections) = (options, most);
+        if let Some(places) = &self.places {
+            places.set_most(most);
+        }
+        // What is under way was begun within the earlier limit.
+        for index in 0..self.sources.len() {
+            cx.cancel(lane(index));
+        }
+        self.admit(cx);
+        Ok(())
     }
 
     fn closing(&mut self, cx: &mut Context<'_>) -> super::Teardown {

@@ -71,7 +71,7 @@ pub(super) struct Child {
     /// Its unit of `limits.children`, held until it is reaped.
     permit: Option<Permit>,
     reaper: Reaper,
-    signals: EndSignals,
+    pub(super) signals: EndSignals,
     born: u64,
     /// The cgroup of its own.
     group: Option<Arc<Group>>,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
-use super::{Context, Notice, Taken, Teardown, Watch};
+use super::{Change, Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Done, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
@@ -20,6 +20,7 @@ use crate::proto::{self, TerminalSize, exited::Status};
 use crate::signals::Subscription;
 
 mod attributes;
+mod change;
 mod child;
 mod drain;
 mod exit;
@@ -36,6 +37,7 @@ mod user;
 mod watcher;
 
 pub use attributes::Attributes;
+pub use change::ProcessChange;
 pub use child::EndSignals;
 use child::{Child, State};
 pub use drain::{Drain, DrainLimits};
@@ -91,6 +93,8 @@ struct Process {
     has_grace: bool,
     kill_grace: Duration,
     timeout: Timeout,
+    /// When its watch started, in nanoseconds of the monotonic clock.
+    started: u64,
     /// When to check whether the child has ended although no watcher reported it, in nanoseconds of
     /// the monotonic clock.
     check_at: Option<u64>,
@@ -375,6 +379,17 @@ impl Watch for Process {
     fn resize(&mut self, cx: &mut Context<'_>, size: TerminalSize) -> Result<()> {
         let terminal = self.terminal.as_mut().ok_or_else(no_terminal)?;
         terminal.resize(cx, size)
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        match change {
+            Change::Process(change) => self.change_end(cx, &change),
+            _ => Err(super::unsupported("what is to be changed")),
+        }
+    }
+
+    fn kill_at_end(&mut self) {
+        self.at_end = AtEnd::KillTree;
     }
 
     fn kill_now(&mut self) {

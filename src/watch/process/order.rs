@@ -249,6 +249,7 @@ impl ProcessOrder {
             stdin_bytes: 0,
             unsent: 0,
             timeout: self.timeout.map_or(Timeout::None, Timeout::In),
+            started: 0,
             check_at: None,
             killing: false,
             kills: 0,

@@ -41,6 +41,7 @@ impl Timeout {
 impl Process {
     /// Starts the time limit.
     pub(super) fn begin_timeout(&mut self, cx: &mut Context<'_>) {
+        self.started = cx.now.monotonic;
         if let Timeout::In(time) = self.timeout {
             self.timeout = Timeout::At(cx.now.monotonic.saturating_add(nanos(time)));
             self.set_next_alarm(cx);
@@ -79,7 +80,7 @@ impl Process {
     }
 
     /// Sets the alarm for the next check or the time limit, whichever is first.
-    fn set_next_alarm(&self, cx: &mut Context<'_>) {
+    pub(super) fn set_next_alarm(&self, cx: &mut Context<'_>) {
         let first = self.check_at.into_iter().chain(self.timeout.due()).min();
         match first {
             Some(at) => cx.set_alarm(Alarm::Monotonic(at)),
