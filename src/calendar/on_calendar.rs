@@ -19,8 +19,8 @@ pub const ON_CALENDAR_MAX: usize = 1_024;
 /// A component is `*` or a list of `N`, `N..M`, `N/STEP` and `N..M/STEP`; weekdays are names and
 /// ranges of them. `~` before the day counts it from the end of the month. A second may have a
 /// fraction, of which six digits count. Without a date it is each day, without a time 00:00:00.
-/// A word such as `daily` stands for a whole expression, and `@N` for the instant N seconds after
-/// 1970 began. Years are 1970 to 2199, and two digits of one are 1970 to 2069.
+/// A word such as `daily` stands for a whole expression, and `@N`, after which no zone but UTC may
+/// stand, for the instant N seconds after 1970 began. Years are 1970 to 2199, and two digits of one are 1970 to 2069.
 ///
 /// If the minute or the hour begins with `*`, elapsed time counts when the clock is changed, else
 /// it is due once per civil time: see [`Class`]. systemd itself skips gaps and repeated hours.
@@ -74,6 +74,8 @@ const WEEKDAY_NAMES: [&str; 7] = [
     "saturday",
     "sunday",
 ];
+/// The zone of an instant.
+const UTC: &str = "UTC";
 /// The length of the short names.
 const SHORT: usize = 3;
 
@@ -104,10 +106,14 @@ impl FromStr for OnCalendar {
 /// Reads an expression, and the name of its zone.
 fn read(text: &str) -> Result<(Pattern, Option<&str>), ExpressionError> {
     let (expression, zone) = split_zone(text);
-    Ok(match expression.strip_prefix('@') {
-        Some(seconds) => (instant(seconds)?, Some("UTC")),
-        None => (pattern(expression)?, zone),
-    })
+    let Some(seconds) = expression.strip_prefix('@') else {
+        return Ok((pattern(expression)?, zone));
+    };
+    if let Some(zone) = zone.filter(|zone| !zone.eq_ignore_ascii_case(UTC)) {
+        let allowed = "the seconds after @ are the same in each zone: no zone but UTC may follow";
+        return Err(ExpressionError::field(Field::Time, zone, allowed));
+    }
+    Ok((instant(seconds)?, Some(UTC)))
 }
 
 /// Splits the name of a zone from the end: a last word that begins with a letter, and is not the

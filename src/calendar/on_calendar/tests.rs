@@ -77,6 +77,7 @@ fn the_examples_of_the_manual_mean_what_it_says() {
         ("99-1-1", "1999-01-01"),
         ("@1767225600", "2026-01-01 00:00:00 UTC"),
         ("@1767225599", "2025-12-31 23:59:59 UTC"),
+        ("@1767225599 utc", "2025-12-31 23:59:59 UTC"),
     ] {
         // Some of them never come.
         assert_eq!(read(text).unwrap(), read(normal).unwrap(), "{text}");
@@ -159,6 +160,7 @@ fn an_error_names_the_field_the_text_and_what_is_allowed() {
         ("", "the expression is empty", "02:30"),
         ("@", "time: `` is refused: ", "seconds"),
         ("@x", "time: `x` is refused: ", "seconds"),
+        ("@1 Nowhere", "time: `Nowhere` is refused: ", "UTC"),
         ("@7258118400", "time: `7258118400` is refused: ", "2199"),
         (
             "@9223372036854775807",
