@@ -11,6 +11,7 @@ use rustix::net::SocketAddrUnix;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::file::join;
 use super::findings::Findings;
 use super::rlimit::{NICE, OOM_SCORE_ADJ, UMASK_MAX};
 use super::shape::{meant, unknown};
@@ -230,8 +231,8 @@ fn limits(limits: &Limits, found: &mut Findings) {
 }
 
 fn tls(config: &Config, name: &str, section: &TlsSection, found: &mut Findings) {
-    let key = |of: &str| format!("tls.{name}.{of}");
-    self::name(&format!("tls.{name}"), name, found);
+    let key = |of: &str| join(&join("tls", name), of);
+    self::name(&join("tls", name), name, found);
     let files = [
         ("cert", &section.cert),
         ("key", &section.key),
@@ -268,7 +269,9 @@ fn tls(config: &Config, name: &str, section: &TlsSection, found: &mut Findings) 
                 other,
                 config.tls.keys().map(String::as_str),
             ),
-            Some(section) if section.cert.is_none() => format!("tls.{other} has no cert"),
+            Some(section) if section.cert.is_none() => {
+                format!("{} has no cert", join("tls", other))
+            }
             Some(_) => continue,
         };
         found.wrong(&key("sni"), what);
@@ -331,8 +334,8 @@ fn signals(allow: &[String], found: &mut Findings) {
 }
 
 fn policy(policy: &Policy, found: &mut Findings) {
-    let key = |name: &str| format!("policy.{}.{name}", policy.name);
-    name(&format!("policy.{}", policy.name), &policy.name, found);
+    let key = |name: &str| join(&join("policy", &policy.name), name);
+    name(&join("policy", &policy.name), &policy.name, found);
     class_and_backends(policy, &key, found);
     number(
         found,

@@ -1,5 +1,6 @@
 //! Reads one configuration file: its text, and the line of every key.
 
+use std::borrow::Cow;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -94,11 +95,39 @@ fn collect_value(
     found(key, offset);
 }
 
-/// Returns the full key of `name` in the table `prefix`; an empty prefix is the top of the file.
-pub(super) fn join(prefix: &str, name: &str) -> String {
+/// Returns the full key of `name` in the table `prefix`; an empty prefix is the top of the file. As
+/// in TOML, a name is quoted unless it consists of letters, digits, `_` and `-`: the policy `a.b`
+/// has the key `policy."a.b"`.
+#[must_use]
+pub fn join(prefix: &str, name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    let name = if !name.is_empty() && name.bytes().all(plain) {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(quoted(name))
+    };
     if prefix.is_empty() {
-        name.to_owned()
+        name.into_owned()
     } else {
         format!("{prefix}.{name}")
     }
+}
+
+/// Returns a text in quotes, as TOML reads it, on one line.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            _ if character.is_control() => {
+                quoted.push_str(&format!("\\u{:04x}", u32::from(character)));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
 }

@@ -111,6 +111,16 @@ impl Finding {
         let (source, key) = (&self.source, &self.key);
         let what = self.what.lines().collect::<Vec<_>>().join("; ");
         let separator = if key.is_empty() { "" } else { ": " };
-        format!("{source}: {key}{separator}{what}")
+        let line = format!("{source}: {key}{separator}{what}");
+        // A value of the file, which the text repeats, may have other characters for a terminal.
+        let mut shown = String::with_capacity(line.len());
+        for character in line.chars() {
+            if character.is_control() {
+                shown.extend(character.escape_default());
+            } else {
+                shown.push(character);
+            }
+        }
+        shown
     }
 }

@@ -72,7 +72,7 @@ fn lineage<'a>(
     let mut last = name;
     let base = |name| policies.get(name)?.get("extends")?.as_str();
     while let Some(next) = base(last) {
-        let key = format!("policy.{last}.extends");
+        let key = join(&join("policy", last), "extends");
         if !policies.contains_key(next) {
             let known = policies.keys().map(String::as_str);
             findings.wrong(&key, unknown("policy", next, known));

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize as _;
 use toml::{Table, Value};
 
-use super::file::{File, join};
+use super::file::{File, join, quoted};
 use super::findings::Findings;
 use super::source::{ConfigError, Source};
 use super::{Config, check, inherit, paths, shape};
@@ -42,13 +42,18 @@ impl Config {
         Self::build(main, arguments, findings, host)
     }
 
-    /// Returns every value in force: its key, the value as TOML, and its place.
+    /// Returns every value in force: its key and the value, as TOML on one line, and its place.
     #[must_use]
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let resolved = Self {
             server: super::Server {
                 socket: Some(self.server.socket_path()),
                 handover_socket: Some(self.server.handover_path()),
+                // The default is for the default of `max_connections`.
+                max_connections_per_principal: self
+                    .server
+                    .max_connections_per_principal
+                    .min(self.server.max_connections),
                 ..self.server.clone()
             },
             ..self.clone()
@@ -225,6 +230,18 @@ fn flatten(value: &Value, key: &str, values: &mut Vec<(String, String)>) {
         }
         // An empty list of loops is not shown.
         Value::Array(items) if items.is_empty() && key == "loop" => {}
-        value => values.push((key.to_owned(), value.to_string())),
+        value => values.push((key.to_owned(), on_one_line(value))),
+    }
+}
+
+/// Writes a value as TOML; the library would write a text of several lines as such.
+fn on_one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(on_one_line).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => other.to_string(),
     }
 }

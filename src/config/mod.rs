@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use file::join as full_key;
 pub use load::Refusal;
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{

@@ -326,3 +326,70 @@ fn durations_and_sizes_are_kept_exactly() {
             .any(|(key, value, _)| key == "limits.memory" && value == "\"1500KiB\"")
     );
 }
+
+#[test]
+fn a_name_with_a_dot_is_quoted_so_that_its_keys_are_not_those_of_another() {
+    let text = "version = 1
+[policy.a]
+class = \"selector\"
+[policy.\"a.class\"]
+class = \"proactor\"
+max_watches = 5";
+    let values = read(text).unwrap().effective();
+    let source = |key: &str| {
+        let found = values.iter().find(|(known, ..)| known == key);
+        found.map(|(_, value, source)| (value.as_str(), source.as_str()))
+    };
+    assert_eq!(source("policy.a.class"), Some(("\"selector\"", "e.toml:3")));
+    let key = "policy.\"a.class\".max_watches";
+    assert_eq!(source(key), Some(("5", "e.toml:6")));
+    let wrong = error("[policy.\"a.b\"]\nmax_watches = 0");
+    assert!(
+        wrong.starts_with("e.toml:3: policy.\"a.b\".max_watches: "),
+        "{wrong}"
+    );
+    assert_eq!(
+        full_key("tls", "\"\\\n\u{1b}"),
+        "tls.\"\\\"\\\\\\n\\u001b\""
+    );
+}
+
+#[test]
+fn a_finding_is_one_line_whatever_the_key_and_the_value() {
+    let wrong = error("\"a\\nb\\u001b[2J\" = 1\n[policy.a]\nextends = \"\\u001b[2J\\n\\u009b\"");
+    let lines: Vec<&str> = wrong.lines().collect();
+    assert_eq!(lines.len(), 2, "{wrong}");
+    assert!(
+        lines[0].starts_with("e.toml:2: \"a\\nb\\u001b[2J\": "),
+        "{wrong}"
+    );
+    assert!(lines[1].starts_with("e.toml:4: policy.a.extends: "));
+    assert!(!lines.concat().contains(char::is_control), "{wrong:?}");
+}
+
+#[test]
+fn what_is_shown_is_on_one_line_and_can_be_read_again() {
+    let text = "version = 1
+[policy.a]
+description = \"\"\"two\nlines \\\\ \\u001b\"\"\"
+[server]
+max_connections = 5";
+    let values = read(text).unwrap().effective();
+    let lines = values
+        .iter()
+        .map(|(key, value, _)| format!("{key} = {value}"));
+    let lines: Vec<String> = lines.collect();
+    let shown = |line: &str| lines.iter().any(|known| known == line);
+    assert!(shown(r#"policy.a.description = "two\nlines \\ \u001b""#));
+    // Of so many connections no principal has more.
+    assert!(shown("server.max_connections_per_principal = 5"));
+    let again = read(&format!("version = 1\n{}", lines.join("\n"))).unwrap();
+    let again = again.effective();
+    let values_of = |values: &[(String, String, String)]| -> Vec<(String, String)> {
+        let values = values
+            .iter()
+            .map(|(key, value, _)| (key.clone(), value.clone()));
+        values.collect()
+    };
+    assert_eq!(values_of(&again), values_of(&values));
+}

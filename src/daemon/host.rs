@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::access::can_bind;
-use crate::config::{Children, Config, Limit, Refusal, Resource};
+use crate::config::{Children, Config, Limit, Refusal, Resource, full_key};
 use crate::policy::backend_of;
 use crate::tls::Sections;
 
@@ -33,7 +33,7 @@ pub fn refusals(config: &Config) -> Vec<Refusal> {
     }
     if let Err(wrong) = Sections::load(&config.tls) {
         refused.extend(wrong.into_iter().map(|(name, error)| {
-            let key = format!("tls.{name}.{}", error.part);
+            let key = full_key(&full_key("tls", &name), error.part);
             (key, error.why)
         }));
     }
