@@ -1,5 +1,6 @@
 //! Random input for whatever parses bytes from outside: requests, handover datagrams, the records of
-//! TLS, what programs write to terminals, and the search for bytes that were received before.
+//! TLS, what programs write to terminals, calendar expressions and times, configuration files, and the
+//! search for bytes that were received before.
 //!
 //! Each target runs a fixed number of cases from a fixed seed. `EVLOOPD_FUZZ_SECONDS=600 cargo test
 //! --test fuzz` goes on with random seeds for that long, each target by itself. A failure shows the
@@ -18,6 +19,8 @@ use proptest::test_runner::{
 #[path = "../common/mod.rs"]
 mod common;
 
+mod calendar;
+mod configuration;
 mod handover;
 mod look_back;
 mod messages;
