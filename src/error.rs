@@ -128,7 +128,7 @@ pub enum Error {
         /// The limit's value.
         value: u64,
         /// The advice to the user; may be empty.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The loop's mailbox stayed full for the whole time that the command may wait.
     #[error("the mailbox of loop `{name}` stayed full for {waited_ms} ms")]
@@ -233,7 +233,7 @@ impl Error {
         Self::Limit {
             limit,
             value,
-            hint: "",
+            hint: Cow::Borrowed(""),
         }
     }
 

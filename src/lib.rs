@@ -10,6 +10,8 @@
 //! | [`clock`] | the monotonic and the realtime clock, sampled once a turn |
 //! | [`text`] | makes text from outside safe to show; uses no other module |
 //! | [`calendar`] | when expressions of cron and of systemd are due, in time zones; uses no other module |
+//! | [`paths`] | watches paths by inotify, on a thread of its own; uses no other module |
+//! | [`follow`] | reads a file, or follows one by its name; uses no other module |
 //! | [`screen`] | the screen of a terminal, kept from the bytes written to it; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
 //! | [`sparing`] | limits the rate of log lines that any client can cause; uses no other module |
@@ -52,6 +54,7 @@ pub mod driver;
 pub mod error;
 pub mod event;
 pub mod event_loop;
+pub mod follow;
 pub mod handover;
 pub mod history;
 mod id_map;
@@ -59,6 +62,7 @@ pub mod journal;
 pub mod kinds;
 pub mod memory;
 mod paged;
+pub mod paths;
 pub mod policy;
 pub mod proto;
 pub mod rpc;

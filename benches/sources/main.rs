@@ -1,6 +1,6 @@
 //! The cost of sources: sockets that the daemon reads into events, compared with programs that read
 //! them with tokio, or in a loop of their own, and stream what they got to a client with tonic; and
-//! children, compared with tmux and supervisord.
+//! children, compared with tmux and supervisord; and paths and files, compared with inotifywait and tail.
 //!
 //! `cargo bench --bench sources [-- CASE…]` runs both sides of every case alternately and prints
 //! the same lines as the benchmark of delivery. The client is this process, which is also the peer
@@ -13,6 +13,7 @@ mod certificates;
 #[path = "../common/mod.rs"]
 mod common;
 mod exits;
+mod files;
 mod programs;
 mod pty;
 mod source;
@@ -22,7 +23,7 @@ mod tls_read;
 mod tmux;
 mod udp;
 
-const CASES: [(&str, Case); 8] = [
+const CASES: [(&str, Case); 11] = [
     ("tcp_accept_read_vs_tokio", tcp::run),
     ("tls_read_vs_tokio_rustls", tls_read::run),
     ("tls_handshakes_vs_tokio_rustls", tls_handshakes::run),
@@ -31,6 +32,9 @@ const CASES: [(&str, Case); 8] = [
     ("attach_screen_vs_tmux", attach::run),
     ("spawn_with_cgroup_vs_without", exits::run_cgroups),
     ("exit_events_vs_supervisord", exits::run_supervisord),
+    ("path_events_vs_inotifywait", files::run_paths),
+    ("file_follow_vs_tail", files::run_follow),
+    ("calendar_arm_us", files::run_calendars),
 ];
 
 /// More than the descriptors of a thousand connections, both ends.

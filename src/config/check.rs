@@ -176,6 +176,10 @@ fn limits(limits: &Limits, found: &mut Findings) {
     number(found, "limits.streams", limits.streams, 1, 1_000_000);
     let calls = limits.connection_calls;
     number(found, "limits.connection_calls", calls, 1, 65_536);
+    let paths = limits.path_watches;
+    number(found, "limits.path_watches", paths, 1, 10_000_000);
+    let inbox = u64::try_from(limits.path_inbox).unwrap_or(u64::MAX);
+    size(found, "limits.path_inbox", inbox, 4 << 10, 64 << 20);
     number(found, "limits.consumers", limits.consumers, 1, 65_536);
     number(found, "limits.requests", limits.requests, 1, 1_000_000);
     let day = 24 * HOUR;

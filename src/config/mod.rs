@@ -150,6 +150,12 @@ pub struct Limits {
     /// Calls of one connection at once, streams included, 1 to 65,536; further calls wait in the
     /// client.
     pub connection_calls: usize,
+    /// Directories that the path and file watches of one loop watch with inotify, and such watches,
+    /// 1 to 10,000,000.
+    pub path_watches: usize,
+    /// Bytes of the changes that wait in one path watch for room in the journal, 4 KiB to 64 MiB.
+    #[serde(with = "units::size")]
+    pub path_inbox: usize,
     /// Consumers of one loop, 1 to 65,536.
     pub consumers: usize,
     /// Answers kept for clients that repeat a mutation with its `request_id`, 1 to 1,000,000.
@@ -205,6 +211,8 @@ impl Default for Limits {
             children: 10_000,
             streams: 4096,
             connection_calls: 4096,
+            path_watches: 131_072,
+            path_inbox: 256 << 10,
             consumers: 1024,
             requests: 16_384,
             request_ttl: Duration::from_secs(600),

@@ -65,6 +65,13 @@ pub(super) fn raw(text: &str) -> Result<(), Failure> {
     written.map_err(|error| Failure::output(&error))
 }
 
+/// Writes bytes to stdout unchanged.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(bytes).and_then(|()| out.flush());
+    written.map_err(|error| Failure::output(&error))
+}
+
 /// Waits until the reader of the pipe that stdout is has closed it. Never returns if stdout is not a pipe or a socket. So
 /// `events -f | head -1` ends even if no further event comes.
 pub(super) async fn reader_gone() {

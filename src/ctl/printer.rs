@@ -13,7 +13,7 @@ use super::render::Renderer;
 use super::session::Session;
 use super::transcript::complain_gap;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Event, ListWatchesRequest};
+use crate::proto::{Batch, Event, FileChangeKind, ListWatchesRequest};
 
 /// When printing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub(super) enum Until {
 #[derive(Debug)]
 pub(super) struct Printer {
     json: bool,
+    /// Whether bytes are printed as they are, and other events on stderr.
+    bytes: bool,
     renderer: Renderer,
     /// Only events at or after this time are printed, in ns since 1970.
     since_ns: u64,
@@ -54,6 +56,7 @@ impl Printer {
         }
         Ok(Self {
             json: session.json,
+            bytes: false,
             renderer,
             since_ns: 0,
             until_ns: u64::MAX,
@@ -70,6 +73,12 @@ impl Printer {
             until_ns: until.map_or(u64::MAX, nanoseconds),
             ..self
         }
+    }
+
+    /// Prints the bytes of Data as they are, and other events but the first and the last on stderr.
+    pub(super) fn of_bytes(self) -> Self {
+        let bytes = !self.json;
+        Self { bytes, ..self }
     }
 
     /// Remembers a watch's name.
@@ -134,6 +143,16 @@ impl Printer {
                 self.print(&mut text)?;
                 self.gap(gap)?;
             }
+            if self.bytes {
+                match &event.kind {
+                    Some(Kind::Data(data)) => output::bytes(&data.data)?,
+                    Some(Kind::Added(_) | Kind::Eof(_)) => {}
+                    Some(Kind::FileChanged(changed)) if is_quiet(changed.change()) => {}
+                    Some(Kind::Closed(closed)) if closed.error.is_none() => {}
+                    _ => output::note(&self.renderer.line(event)),
+                }
+                continue;
+            }
             let line = if self.json {
                 json::line(event)
             } else {
@@ -171,6 +190,11 @@ impl Printer {
             Ok(())
         }
     }
+}
+
+/// Returns whether a change of a file goes without saying when its bytes are printed.
+const fn is_quiet(kind: FileChangeKind) -> bool {
+    matches!(kind, FileChangeKind::Reading)
 }
 
 /// Returns whether the batch holds the end of the watch.

@@ -18,6 +18,7 @@ use crate::proto::{
 };
 
 mod network;
+mod paths;
 
 pub(super) use network::tls_session;
 

@@ -3,9 +3,9 @@
 use super::render::{address_or_unnamed, unix_address};
 use super::units::span;
 use crate::proto::{
-    ConnectionSpec, DatagramSpec, FdSpec, ListenerSpec, PidSpec, ProcessSpec, ReadPipeSpec,
-    SignalSpec, TimerSpec, WritePipeSpec, connection_spec, listener_spec, pid_spec, process_spec,
-    read_pipe_spec, timer_spec, write_pipe_spec,
+    ConnectionSpec, DatagramSpec, FdSpec, FileSpec, ListenerSpec, PathSpec, PidSpec, ProcessSpec,
+    ReadPipeSpec, SignalSpec, TimerSpec, WritePipeSpec, connection_spec, listener_spec, pid_spec,
+    process_spec, read_pipe_spec, timer_spec, write_pipe_spec,
 };
 
 /// Says what a watch watches. Each message of `WatchSpec.spec` has an implementation.
@@ -36,6 +36,28 @@ impl Target for TimerSpec {
             Some(timer_spec::Schedule::AtMonotonicNs(ns)) => format!("at {ns} ns monotonic"),
             None => String::new(),
         }
+    }
+}
+
+/// Returns a path that is given as text or as bytes.
+fn text_of_path(path: &str, bytes: &[u8]) -> String {
+    match path {
+        "" => bytes.escape_ascii().to_string(),
+        path => path.to_owned(),
+    }
+}
+
+impl Target for PathSpec {
+    fn target(&self) -> String {
+        let below = if self.recursive { ", all below" } else { "" };
+        format!("{}{below}", text_of_path(&self.path, &self.path_bytes))
+    }
+}
+
+impl Target for FileSpec {
+    fn target(&self) -> String {
+        let how = if self.follow { "follow" } else { "read" };
+        format!("{how} {}", text_of_path(&self.path, &self.path_bytes))
     }
 }
 

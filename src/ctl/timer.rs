@@ -201,6 +201,8 @@ impl Shown {
 
 /// Adds a timer, says when it fires next, and prints its events.
 async fn run(session: &Session, spec: TimerSpec, name: Option<String>, shown: Shown) -> Outcome {
+    // What comes later is later by its part of the splay, which only the daemon knows.
+    let splayed = spec.splay.is_some();
     let spec = watch_spec::Spec::Timer(spec);
     let added = add::request(session, spec, &Registration::in_foreground(name)).await?;
     if let Some(watch::Status::Timer(status)) = added.watch.as_ref().and_then(|w| w.status.as_ref())
@@ -218,7 +220,7 @@ async fn run(session: &Session, spec: TimerSpec, name: Option<String>, shown: Sh
             None if status.paused => note("it is paused"),
             None => {}
         }
-        if let (Shown::Calendar(calendar), Some(next)) = (&shown, next) {
+        if let (Shown::Calendar(calendar), Some(next), false) = (&shown, next, splayed) {
             for later in calendar.upcoming(next).take(TIMES - 1) {
                 note(&format!("then: {}", zone::shown(later, calendar.zone())));
             }

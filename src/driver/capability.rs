@@ -68,7 +68,11 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
         Backend::Kqueue | Backend::Iocp => return Vec::new(),
     };
     let read_at = match backend {
-        Backend::IoUring => Capability::up_to("read_at", 0, "no kind of watch uses it yet"),
+        Backend::IoUring => Capability::up_to(
+            "read_at",
+            0,
+            "no kind of watch uses it: files are read by threads",
+        ),
         _ => Capability::no("read_at", "regular files have no readiness"),
     };
     let others = [

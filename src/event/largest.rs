@@ -95,6 +95,16 @@ pub const EOF: u32 = ENVELOPE + NUMBER;
 pub const DATAGRAM: u32 = ENVELOPE + ADDRESS + bytes(0) + 3 + NUMBER + bytes(IP) + SMALL;
 /// `DatagramError`.
 pub const DATAGRAM_ERROR: u32 = ENVELOPE + ADDRESS + ERROR + bytes(IP);
+/// `PathChanged` without its paths.
+pub const PATH_CHANGED: u32 = ENVELOPE + bytes(10) + FLAG + NUMBER + 2 * (bytes(0) + 1);
+/// `PathRescan` of a root, with an error that has no detail.
+pub const PATH_RESCAN: u32 = ENVELOPE + CHOICE + ERROR;
+/// `PathSynced`.
+pub const PATH_SYNCED: u32 = ENVELOPE + 3 * NUMBER;
+/// `PathRoot`.
+pub const PATH_ROOT: u32 = ENVELOPE + 2 * FLAG + CHOICE + ERROR;
+/// `FileChanged`, with an error that has no detail.
+pub const FILE_CHANGED: u32 = ENVELOPE + 2 * CHOICE + 3 * NUMBER + ERROR;
 /// `LoopStateChanged`.
 pub const LOOP_STATE: u32 = ENVELOPE + 2 * CHOICE;
 /// `Updated` or `LifetimeEnded` of an object that stays after the end of its lifetime.
@@ -361,6 +371,53 @@ mod tests {
                 Kind::LoopStateChanged(LoopStateChanged {
                     state: 4,
                     reason: 9,
+                }),
+            ),
+            (
+                PATH_CHANGED + 2 * 4095,
+                Kind::PathChanged(PathChanged {
+                    path: "p".repeat(4095),
+                    kinds: (1..=10).collect(),
+                    is_directory: true,
+                    count: u64::MAX,
+                    from_path_bytes: vec![0xff; 4095].into(),
+                    ..PathChanged::default()
+                }),
+            ),
+            (
+                PATH_RESCAN,
+                Kind::PathRescan(PathRescan {
+                    reason: 9,
+                    error: Some((&error).into()),
+                    ..PathRescan::default()
+                }),
+            ),
+            (
+                PATH_SYNCED,
+                Kind::PathSynced(PathSynced {
+                    directories: u64::MAX,
+                    entries: u64::MAX,
+                    unwatched: u64::MAX,
+                }),
+            ),
+            (
+                PATH_ROOT,
+                Kind::PathRoot(PathRoot {
+                    present: true,
+                    is_directory: true,
+                    reason: 3,
+                    error: Some((&error).into()),
+                }),
+            ),
+            (
+                FILE_CHANGED,
+                Kind::FileChanged(FileChanged {
+                    change: 8,
+                    generation: u64::MAX,
+                    offset: u64::MAX,
+                    length: u64::MAX,
+                    give_up: 5,
+                    error: Some((&error).into()),
                 }),
             ),
             (

@@ -96,6 +96,15 @@ impl Handle {
         self.shared.backend
     }
 
+    /// Returns what watches the paths of its watches.
+    ///
+    /// # Errors
+    /// The loop is closed.
+    pub fn paths(&self) -> Result<Arc<crate::paths::Hub>> {
+        let hub = self.shared.paths.lock().clone();
+        hub.ok_or_else(|| closed(self.full_name()))
+    }
+
     /// Returns the journal of its events.
     #[must_use]
     pub fn journal(&self) -> &Arc<Journal> {

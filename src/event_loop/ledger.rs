@@ -41,14 +41,15 @@ impl Ledger {
             return Err(Error::Limit {
                 limit: "max_watches",
                 value: self.watches_max as u64,
-                hint: "remove watches; closed ones count until their finished_ttl has passed",
+                hint: "remove watches; closed ones count until their finished_ttl has passed"
+                    .into(),
             });
         }
         if self.sources + need.sources as usize > self.sources_max {
             return Err(Error::Limit {
                 limit: "watched_fds",
                 value: self.sources_max as u64,
-                hint: "the policy or its backend watches no more sources at once; epoll has no such limit",
+                hint: "the policy or its backend watches no more sources at once; epoll has no such limit".into(),
             });
         }
         let available = self.reserved_max.less(outbox.reserved());

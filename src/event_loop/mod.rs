@@ -23,6 +23,7 @@ use crate::driver::{self, Backend, Completion, Driver, Key};
 use crate::error::Result;
 use crate::event::{CloseReason, Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
+use crate::paths::{self, Hub};
 use crate::proto::PausedSource;
 use crate::watch::{Adoption, Notice, Notifier, Services, TimeChange};
 
@@ -123,6 +124,8 @@ pub struct Shared {
     /// The watches whose source is paused because the journal has no room, the longest paused
     /// first.
     pub(super) paused: Mutex<BTreeMap<PausedKey, PausedSource>>,
+    /// What watches the paths of the loop's watches; `None` once the loop is closed.
+    paths: Mutex<Option<Arc<Hub>>>,
     /// The snapshots that were not read to their end when the loop closed.
     snapshots_left: Mutex<Snapshots>,
 }
@@ -215,6 +218,11 @@ impl EventLoop {
             watches: 0,
             everywhere: Arc::clone(&services.watches),
         };
+        let hub = Hub::new(paths::Limits {
+            watches: limits.path_watches,
+            subscriptions: limits.path_watches,
+            ..paths::Limits::default()
+        });
         let start = policy.start;
         let outbox = Arc::new(Mutex::new(Outbox::new(Arc::clone(&journal))));
         let shared = Arc::new(Shared {
@@ -233,6 +241,7 @@ impl EventLoop {
             open_watches: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             paused: Mutex::default(),
+            paths: Mutex::new(Some(Arc::new(hub))),
             snapshots_left: Mutex::default(),
         });
         let mut event_loop = Self {
@@ -297,6 +306,7 @@ impl EventLoop {
                 .store(LoopState::Closed as u8, Ordering::Release);
             mailbox.close();
             shared.journal.close();
+            drop(shared.paths.lock().take());
         });
         // Short waits end late by the thread's timer slack (prctl(2), PR_SET_TIMERSLACK), 50 µs by
         // default. If the slack cannot be set, waits end that much later.

@@ -143,7 +143,7 @@ impl Slots {
         Err(Error::Limit {
             limit,
             value: u64::try_from(most).unwrap_or(u64::MAX),
-            hint: "claim what was handed over, or let it expire",
+            hint: "claim what was handed over, or let it expire".into(),
         })
     }
 

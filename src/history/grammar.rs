@@ -26,6 +26,8 @@ pub(super) enum Completion {
     Any,
     /// The process has exited, and each stream that had data has ended.
     ExitAndStreamEnds,
+    /// The file was read to its end.
+    Eof,
     /// The timer has fired.
     Tick,
 }
@@ -42,8 +44,9 @@ const PLAIN: Grammar = Grammar {
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
         AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Ended,
-        Eof, Exited, HandshakesFailed, Ready, Resized, Signal, Started, StreamEnd, TimerFired,
-        TlsStarted, WritePaused, WriteResumed,
+        Eof, Exited, FileChanged, HandshakesFailed, PathChanged, PathRescan, PathRoot, PathSynced,
+        Ready, Resized, Signal, Started, StreamEnd, TimerFired, TlsStarted, WritePaused,
+        WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
 
@@ -99,6 +102,16 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
             completes: Completion::ExitAndStreamEnds,
             ..PLAIN
         },
+        WatchKind::Path => Grammar {
+            events: &[PathChanged, PathRescan, PathRoot, PathSynced],
+            ..PLAIN
+        },
+        WatchKind::File => Grammar {
+            events: &[Data, Eof, FileChanged],
+            streams: &[Input],
+            completes: Completion::Eof,
+            ..PLAIN
+        },
         WatchKind::Datagram => Grammar {
             events: &[
                 Datagram,
@@ -141,6 +154,11 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::Datagram(_)
         | Kind::DatagramError(_)
         | Kind::DatagramsDropped(_)
+        | Kind::PathChanged(_)
+        | Kind::PathRescan(_)
+        | Kind::PathRoot(_)
+        | Kind::PathSynced(_)
+        | Kind::FileChanged(_)
         | Kind::Signal(_) => Origin::Polling,
         Kind::Added(_)
         | Kind::Closed(_)

@@ -3,8 +3,8 @@
 use crate::kinds::{WatchKind, event_kind, event_kind_name};
 use crate::proto::event::Kind;
 use crate::proto::{
-    CloseReason, Closed, Data, Event, EventKind, Stream, StreamEnd, StreamEndReason, TimerClock,
-    TimerFired,
+    CloseReason, Closed, Data, Event, EventKind, FileChangeKind, FileChanged, Stream, StreamEnd,
+    StreamEndReason, TimerClock, TimerFired,
 };
 
 use super::coverage::Coverage;
@@ -51,6 +51,8 @@ pub(super) struct WatchHistory {
     paused: Option<Observed>,
     tick: Option<Observed>,
     scheduled_ns: u64,
+    /// Whether the last tick was one that a calendar may have made.
+    by_calendar: bool,
     interval_ns: Option<u64>,
 }
 
@@ -72,6 +74,7 @@ impl WatchHistory {
             paused: None,
             tick: None,
             scheduled_ns: 0,
+            by_calendar: false,
             interval_ns: None,
         };
         if let Kind::Added(added) = kind {
@@ -154,6 +157,7 @@ impl WatchHistory {
                 })?;
             }
             Kind::Closed(closed) => self.close(seq, closed, coverage)?,
+            Kind::FileChanged(changed) => self.file_changed(seq, changed, coverage)?,
             // Its schedule may be another one now.
             Kind::Updated(_) => {
                 (self.tick, self.interval_ns) = (None, None);
@@ -281,6 +285,40 @@ impl WatchHistory {
         Ok(())
     }
 
+    /// Data of a file begins where its reading begins, and goes on behind a hole.
+    fn file_changed(
+        &mut self,
+        seq: u64,
+        changed: &FileChanged,
+        coverage: Coverage,
+    ) -> Result<(), Violation> {
+        let length = match changed.change() {
+            FileChangeKind::Hole => changed.length,
+            FileChangeKind::Reading => 0,
+            _ => return Ok(()),
+        };
+        let id = self.id;
+        let stream = self.stream(Stream::Input);
+        let begins = !stream.had_data && stream.bytes.is_none_or(|bytes| bytes.value == 0);
+        require(
+            begins || agrees(stream.bytes, changed.offset, coverage),
+            Rule::DataOffset,
+            || {
+                format!(
+                    "event {seq} has the offset {} in the file of watch {id}, but {}",
+                    changed.offset,
+                    ends(stream.bytes)
+                )
+            },
+        )?;
+        stream.had_data = true;
+        stream.bytes = Some(Observed {
+            seq,
+            value: changed.offset.saturating_add(length),
+        });
+        Ok(())
+    }
+
     fn stream_end(
         &mut self,
         seq: u64,
@@ -375,6 +413,8 @@ impl WatchHistory {
                 )
             },
         )?;
+        // The only other timers by that clock fire once.
+        self.by_calendar = fired.clock() == TimerClock::Realtime;
         if fired.clock() == TimerClock::Boottime {
             self.rate(seq, tick, scheduled)?;
         }
@@ -425,13 +465,18 @@ impl WatchHistory {
                     )
                 })
             }
+            Completion::Eof => require(self.streams[0].ended, Rule::CompletedEarly, || {
+                format!("event {seq} completes watch {} before its Eof", self.id)
+            }),
             Completion::Tick => require(
-                self.tick.is_some_and(|tick| tick.value > 0),
+                self.tick
+                    .is_some_and(|tick| tick.value == 1 || (tick.value > 1 && self.by_calendar)),
                 Rule::TimerCompleted,
                 || {
                     format!(
-                        "event {seq} completes watch {}, which has not fired",
-                        self.id
+                        "event {seq} completes watch {}, but the last tick is {}",
+                        self.id,
+                        last_tick(self.tick)
                     )
                 },
             ),

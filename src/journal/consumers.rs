@@ -110,7 +110,7 @@ impl Consumers {
             return Err(Error::Limit {
                 limit: "limits.consumers",
                 value: self.max as u64,
-                hint: "delete consumers that nobody needs any more",
+                hint: "delete consumers that nobody needs any more".into(),
             });
         }
         let ttl = ttl.unwrap_or(self.ttl);

@@ -196,7 +196,7 @@ impl HttpBody for Received {
                 let late = Error::Limit {
                     limit: "server.receive_timeout",
                     value: patience.as_secs(),
-                    hint: "a request has to arrive within so many seconds",
+                    hint: "a request has to arrive within so many seconds".into(),
                 };
                 Poll::Ready(Some(Err(late.into())))
             }

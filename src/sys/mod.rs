@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 mod clone3;
 pub(crate) mod datagram;
+pub(crate) mod file;
 pub(crate) mod pidfd;
 mod spawn;
 mod terminal;

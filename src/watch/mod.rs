@@ -38,8 +38,10 @@ mod connection;
 mod context;
 mod datagram;
 mod fd;
+mod file;
 mod handshakes;
 mod listener;
+mod path;
 mod pid;
 mod pipe;
 mod places;
@@ -53,6 +55,7 @@ mod tcp;
 mod time_zones;
 mod timer;
 mod transport;
+mod wake;
 mod water;
 
 pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
@@ -62,8 +65,10 @@ pub use datagram::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Membership, Parcel,
 };
 pub use fd::FdOrder;
+pub use file::FileOrder;
 pub use handshakes::{Handshakes, Secured, TlsOrder};
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
+pub use path::PathOrder;
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
@@ -169,6 +174,10 @@ pub enum Notice {
     ChildKilled,
     /// Watched signals have arrived.
     Signals(Arc<signal::Inbox>),
+    /// Another thread has something for the watch.
+    Woken,
+    /// A step of the reading of a file is done; `None` if it panicked.
+    FileStep(Option<(Box<crate::follow::Follower>, crate::follow::Step)>),
 }
 
 /// What happened to the time that calendars go by.
@@ -195,6 +204,8 @@ pub enum Change {
     Accepting(StreamOptions, u32),
     /// Of a process.
     Process(Box<ProcessChange>),
+    /// A path that is watched in place of the earlier one.
+    Path(Box<PathOrder>),
 }
 
 /// How a watch closes once its end is requested.

@@ -46,10 +46,10 @@ impl TimeZones {
             let system = rustix::system::uname();
             system.nodename().to_bytes().to_vec()
         });
-        Self::new(Zones::open(Path::new(DATABASE)), host_id)
+        Self::new(Zones::open(Path::new(DATABASE)), &host_id)
     }
 
-    fn new(zones: Zones, host_id: Vec<u8>) -> Self {
+    fn new(zones: Zones, host_id: &[u8]) -> Self {
         Self {
             zones: Mutex::new(zones),
             used: RwLock::default(),

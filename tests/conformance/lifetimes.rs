@@ -29,7 +29,7 @@ on_each_backend!(
     a_loop_that_is_kept_says_so,
 );
 
-fn leased(request: AddWatchRequest, lease: prost_types::Duration) -> AddWatchRequest {
+pub(crate) fn leased(request: AddWatchRequest, lease: prost_types::Duration) -> AddWatchRequest {
     AddWatchRequest {
         lifetime: Lifetime::Lease.into(),
         lease: Some(lease),

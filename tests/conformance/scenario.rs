@@ -10,8 +10,9 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    AddWatchRequest, Datagram, DatagramSpec, Event, PidSpec, ProcessSpec, ProcessStatus, RearmItem,
-    SignalTarget, Stdio, Stream, TimerSpec, WaterMarks, pid_spec, socket_address, watch,
+    AddWatchRequest, Datagram, DatagramSpec, Event, PathChangeKind, PathSpec, PidSpec, ProcessSpec,
+    ProcessStatus, RearmItem, SignalTarget, Stdio, Stream, TimerSpec, WaterMarks, pid_spec,
+    socket_address, watch,
 };
 use nix::sys::signal::Signal;
 
@@ -54,6 +55,8 @@ async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
     stranger(&mut scene).await;
     datagrams(&mut scene).await;
     terminal(&mut scene).await;
+    paths_and_files(&mut scene).await;
+    changed_in_place(&mut scene).await;
     let typed = child_with_a_terminal(&mut scene).await;
     let usr1 = add(&mut scene, "signal", signals(&["SIGUSR1"])).await;
     scene.daemon.signal(Signal::SIGUSR1);
@@ -284,6 +287,67 @@ async fn stranger(scene: &mut Scene) {
     scene.closed(id).await;
 }
 
+async fn paths_and_files(scene: &mut Scene) {
+    let dir = scene.daemon.dir.path().join("watched");
+    let log = dir.join("sub/log");
+    let spec = PathSpec {
+        recursive: true,
+        kinds: vec![
+            PathChangeKind::Created.into(),
+            PathChangeKind::Deleted.into(),
+            PathChangeKind::Moved.into(),
+        ],
+        ..crate::paths::path(&dir)
+    };
+    let path = add(scene, "path", Spec::Path(spec)).await;
+    scene.recorder.first(path, "path_synced").await;
+    std::fs::create_dir(&dir).unwrap();
+    scene.recorder.nth(path, "path_synced", 2).await;
+    std::fs::create_dir(dir.join("sub")).unwrap();
+    scene.recorder.nth(path, "path_changed", 1).await;
+    let file = add(scene, "file", Spec::File(crate::files::file(&log, true))).await;
+    crate::files::append(&log, "one");
+    scene.recorder.first(file, "data").await;
+    scene.recorder.nth(path, "path_changed", 2).await;
+    std::fs::rename(&log, dir.join("log.1")).unwrap();
+    scene.recorder.nth(path, "path_changed", 3).await;
+    crate::files::append(&log, "two");
+    scene.recorder.nth(file, "data", 2).await;
+    scene.recorder.nth(path, "path_changed", 4).await;
+    let whole = add(scene, "whole", Spec::File(crate::files::file(&log, false))).await;
+    scene.closed(whole).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    scene.recorder.nth(path, "path_root", 2).await;
+    scene.recorder.nth(path, "path_synced", 3).await;
+    scene.remove(path).await;
+    scene.remove(file).await;
+}
+
+async fn changed_in_place(scene: &mut Scene) {
+    let id = add(scene, "changed", crate::common::never()).await;
+    let soon = Spec::Timer(TimerSpec {
+        schedule: Some(Schedule::After(millis(1))),
+        ..TimerSpec::default()
+    });
+    let path = "spec.timer.after";
+    crate::updates::update(scene, id, Some(soon), &[path])
+        .await
+        .unwrap();
+    scene.closed(id).await;
+    let request = AddWatchRequest {
+        name: "leased".into(),
+        ..crate::lifetimes::leased(scene.request(crate::common::never()), millis(100))
+    };
+    let leased = scene
+        .try_add(request)
+        .await
+        .unwrap()
+        .watch
+        .unwrap()
+        .watch_id;
+    scene.closed(leased).await;
+}
+
 async fn child_with_a_terminal(scene: &mut Scene) -> u64 {
     let line = "trap 'stty size' WINCH; trap 'echo interrupted' INT; stty -echo; echo up; \
                 while read word; do echo got $word; done; echo end; exit 3";
@@ -349,6 +413,20 @@ fn line(event: &Event) -> String {
         Kind::WritePaused(paused) if paused.buffered_bytes < 1000 => format!("{paused:?}"),
         Kind::Eof(eof) => format!("eof {}", eof.offset),
         Kind::TimerFired(fired) => format!("tick {} missed {}", fired.tick, fired.missed),
+        Kind::PathChanged(changed) => {
+            let kinds: Vec<_> = changed.kinds().collect();
+            format!("{kinds:?} {} from {}", changed.path, changed.from_path)
+        }
+        Kind::PathRoot(root) => format!("root {} {}", root.present, root.is_directory),
+        Kind::FileChanged(changed) => {
+            format!(
+                "{:?} of {} at {}",
+                changed.change(),
+                changed.generation,
+                changed.offset
+            )
+        }
+        Kind::Updated(updated) => format!("updated {:?}", updated.fields),
         Kind::LoopStateChanged(change) => format!("{:?}", change.state()),
         other => evloopd::kinds::event_kind_name(other).to_owned(),
     }

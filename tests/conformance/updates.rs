@@ -28,7 +28,7 @@ on_each_backend!(
     the_timeout_of_a_process_can_be_lifted_and_set,
 );
 
-async fn update(
+pub(crate) async fn update(
     scene: &Scene,
     id: u64,
     spec: Option<Spec>,

@@ -239,7 +239,7 @@ async fn consumers_deleted_and_made_again_under_load_lose_no_pinned_event() {
     let mut scene = Scene::new(Daemon::start(config).await, "small", "").await;
     let every = timer_spec::Schedule::Every(millis(1));
     for _ in 0..8 {
-        scene.add(timer(every)).await;
+        scene.add(timer(every.clone())).await;
     }
     let mut recordings = Vec::new();
     for round in 0..60 {

@@ -211,7 +211,7 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "auto, epoll, poll, select",
         ),
         (
-            "[policy.a]\nwatch_kinds = [\"path\"]",
+            "[policy.a]\nwatch_kinds = [\"nothing\"]",
             "e.toml:3: policy.a.watch_kinds: ",
             "read_pipe",
         ),

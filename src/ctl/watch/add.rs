@@ -1,6 +1,7 @@
 //! Adds a watch of any kind, and prints its events if asked to.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -105,6 +106,28 @@ pub(in crate::ctl) struct Registration {
 }
 
 impl Registration {
+    /// The same, for a watch whose events are not printed.
+    pub(super) fn detached(self) -> Self {
+        Self {
+            follow: false,
+            ..self
+        }
+    }
+
+    /// The same; without a name the watch ends with this command.
+    pub(super) fn ending_with_this(self) -> Self {
+        let lifetime = match self.name {
+            Some(_) => self.lifetime,
+            None => Lifetime::Process,
+        };
+        Self { lifetime, ..self }
+    }
+
+    /// Whether the watch's events are printed.
+    pub(super) const fn follows(&self) -> bool {
+        self.follow
+    }
+
     /// Options for a watch whose events a command prints while it runs. With a name, the watch stays when the command ends,
     /// and a watch that exists under the name is joined.
     pub(in crate::ctl) fn in_foreground(name: Option<String>) -> Self {
@@ -192,8 +215,31 @@ pub(in crate::ctl) async fn request(
 
 /// Prints a watch's events from its first event until it closes.
 pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) -> Outcome {
+    let printer = Printer::new(session).await?;
+    print(session, added, printer, String::new()).await
+}
+
+/// Prints the bytes of a watch from the first one until it closes. None is missed: the loop keeps them
+/// until they are written.
+pub(in crate::ctl) async fn follow_bytes(session: &Session, added: &AddWatchResponse) -> Outcome {
+    let printer = Printer::new(session).await?.of_bytes();
+    let watch_id = added.watch.as_ref().map_or(0, |watch| watch.watch_id);
+    let consumer = format!("evloopctl-{}-{watch_id}", std::process::id());
+    print(session, added, printer, consumer).await
+}
+
+/// How long a consumer that this command made is kept after it has ended.
+const CONSUMER_TTL: Duration = Duration::from_secs(10);
+
+async fn print(
+    session: &Session,
+    added: &AddWatchResponse,
+    mut printer: Printer,
+    consumer: String,
+) -> Outcome {
     let watch_id = added.watch.as_ref().map_or(0, |watch| watch.watch_id);
     let after = added.added.clone().unwrap_or_default();
+    let ttl = Duration::try_into(CONSUMER_TTL).ok();
     let request = SubscribeRequest {
         r#loop: session.loop_ref.clone(),
         start: Some(subscribe_request::Start::After(after)),
@@ -202,9 +248,10 @@ pub(in crate::ctl) async fn follow(session: &Session, added: &AddWatchResponse) 
             watch_ids: vec![watch_id],
             ..Filter::default()
         }),
+        consumer_ttl: ttl.filter(|_| !consumer.is_empty()),
+        consumer,
         ..SubscribeRequest::default()
     };
-    let mut printer = Printer::new(session).await?;
     if let Some(watch) = &added.watch {
         printer.learn(watch_id, &watch.name);
     }

@@ -11,6 +11,7 @@ use super::super::timer::{self, InZone, Pace};
 use super::super::zone;
 use super::add::{self, Made, Registration, hand_over};
 use super::datagram::{self, Udp};
+use super::files;
 use super::pid;
 use super::sockets::{self, Connect, Listen, Marks};
 use crate::proto::{
@@ -45,6 +46,12 @@ pub(in crate::ctl) enum Kind {
     /// Watch signals that the daemon process receives
     #[command(after_help = "Example:\n  evloopctl watch signal USR1 USR2 -f")]
     Signal(Signal),
+    /// Watch a directory or file for changes
+    #[command(after_help = files::PATH_EXAMPLES)]
+    Path(files::OfPath),
+    /// Read a file, or follow one as it grows and is rotated
+    #[command(after_help = files::FILE_EXAMPLES)]
+    File(files::OfFile),
     /// Watch for the end of a process that the daemon has not started
     #[command(after_help = pid::EXAMPLES)]
     Pid(pid::Process),
@@ -155,6 +162,8 @@ pub(in crate::ctl) async fn run(session: &Session, kind: Kind) -> Outcome {
             };
             (watch_spec::Spec::Signal(spec), args.registration)
         }
+        Kind::Path(args) => files::path(args)?,
+        Kind::File(args) => return files::file(session, args).await,
         Kind::Pid(args) => pid::pid(session, args).await?,
         Kind::Fd(args) => {
             let slot = hand_over(session, args.fd).await?;

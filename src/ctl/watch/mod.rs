@@ -14,6 +14,7 @@ use crate::proto::{ListWatchesRequest, RearmItem, RearmRequest};
 
 pub(super) mod add;
 pub(super) mod datagram;
+mod files;
 pub(super) mod kinds;
 pub(super) mod pid;
 pub(super) mod sockets;
@@ -30,7 +31,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     #[command(flatten)]
-    Add(kinds::Kind),
+    Add(Box<kinds::Kind>),
     /// List the watches of the loop
     #[command(
         visible_alias = "ls",
@@ -94,7 +95,7 @@ pub(super) enum Verb {
 
 pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     match verb {
-        Verb::Add(kind) => kinds::run(session, kind).await,
+        Verb::Add(kind) => kinds::run(session, *kind).await,
         Verb::List {
             kinds,
             labels,

@@ -40,6 +40,11 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Datagram
         | EventKind::DatagramError
         | EventKind::DatagramsDropped
+        | EventKind::PathChanged
+        | EventKind::PathRescan
+        | EventKind::PathRoot
+        | EventKind::PathSynced
+        | EventKind::FileChanged
         | EventKind::WritePaused
         | EventKind::WriteResumed
         | EventKind::Signal => false,

@@ -22,8 +22,10 @@ use crate::watch::{Change, FdOrder, Need, Order, PipeEnd, PipeOrder, SignalOrder
 
 mod datagram;
 mod ending;
+mod path;
 mod pid;
 mod process;
+mod regular_file;
 mod sockets;
 mod stdio;
 mod timer;

@@ -1,0 +1,68 @@
+//! Checks of specifications of files.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::path::absolute;
+use super::{Checks, Plan, Specification};
+use crate::error::{Error, Result};
+use crate::follow;
+use crate::proto::{self, FileStart, watch_spec::Spec};
+use crate::rpc::convert;
+use crate::watch::{FileOrder, Order};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CHECK_MIN: Duration = Duration::from_millis(10);
+
+impl Specification for proto::FileSpec {
+    fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
+        let mut file = self;
+        let fields = ("spec.file.path", "spec.file.path_bytes");
+        let path = absolute(fields, &mut file.path, &mut file.path_bytes)?;
+        let mut spec = follow::Spec::new(PathBuf::from(path), file.follow);
+        let start = FileStart::try_from(file.start);
+        spec.from = match (start, file.offset) {
+            (Ok(FileStart::Unspecified), Some(offset)) => follow::Begin::Offset(offset),
+            (Ok(FileStart::Unspecified | FileStart::Beginning), None) => follow::Begin::Start,
+            (Ok(FileStart::End), None) => follow::Begin::End,
+            (Ok(_), Some(_)) => {
+                let allowed = "must be unspecified if offset is set";
+                return Err(Error::invalid("spec.file.start", allowed));
+            }
+            (Err(_), _) => {
+                return Err(Error::invalid(
+                    "spec.file.start",
+                    "must be BEGINNING or END",
+                ));
+            }
+        };
+        if file.keep_generations > 0 {
+            spec.keep_generations = file.keep_generations as usize;
+        }
+        if file.keep_bytes > 0 {
+            spec.keep_bytes = file.keep_bytes;
+        }
+        let up_to_a_day = |field, given| convert::optional_duration(field, given, DAY);
+        if let Some(wait) = up_to_a_day("spec.file.rotated_wait", file.rotated_wait)? {
+            spec.rotated_wait = wait;
+        }
+        if let Some(every) = up_to_a_day("spec.file.check_every", file.check_every)? {
+            if every < CHECK_MIN {
+                let allowed = "must be at least 10 ms";
+                return Err(Error::invalid("spec.file.check_every", allowed));
+            }
+            spec.check_every = every;
+        }
+        spec.read_size = checks.api.registry.services().transport.read_size;
+        let hub = checks.on.paths()?;
+        let (paused, has_interval) = (file.start_paused, file.check_every.is_some());
+        Ok(Plan {
+            need: FileOrder::NEED,
+            order: Order::Later(Box::new(move |_| {
+                Ok(FileOrder::open(&hub, spec, has_interval, paused)?.build())
+            })),
+            claimed_from: None,
+            spec: Spec::File(file),
+        })
+    }
+}

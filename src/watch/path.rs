@@ -1,0 +1,356 @@
+//! Watches a path by its name, with all below it if that is asked for.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::wake::WakeUp;
+use super::{Change, Context, Need, Notice, Watch};
+use crate::driver::{Done, Lane};
+use crate::error::{Error, Result, SystemError};
+use crate::event::{Kind, PathChanged, PathRescan, PathRoot, PathSynced, largest};
+use crate::paths::{self, GoneReason, Hub, Kinds, RescanReason, Subscription, Told};
+use crate::proto::{self, PathChangeKind, PathGoneReason};
+
+/// Changes that are taken from the inbox at once, and the bytes of their paths.
+const AT_ONCE: usize = 256;
+const BYTES_AT_ONCE: usize = 64 << 10;
+/// Changes that are told in one turn: the next turn goes on with those that are left.
+const TURN_MAX: usize = 1024;
+
+/// A path that is watched already, for a watch that begins or changes.
+#[derive(Debug)]
+pub struct PathOrder {
+    subscription: Subscription,
+    wake: Arc<WakeUp>,
+    hub: Arc<Hub>,
+}
+
+impl PathOrder {
+    /// What the watch needs.
+    pub const NEED: Need = Need::sources(0).and(largest::PATH_RESCAN).and_detail();
+
+    /// Begins to watch the path. Blocks: it waits for the file system.
+    ///
+    /// # Errors
+    /// A bad value of a field, a limit, or what the system refuses.
+    pub fn begin(hub: &Arc<Hub>, spec: paths::Spec) -> Result<Self> {
+        let wake = Arc::new(WakeUp::default());
+        let sink = Arc::clone(&wake) as Arc<dyn paths::Sink>;
+        let subscription = hub.watch(spec, sink).map_err(|refused| refusal(&refused))?;
+        Ok(Self {
+            subscription,
+            wake,
+            hub: Arc::clone(hub),
+        })
+    }
+
+    /// Builds the watch.
+    #[must_use]
+    pub fn build(self) -> Box<dyn Watch> {
+        Box::new(PathWatch {
+            order: Some(self),
+            waiting: VecDeque::new(),
+            rescan_fits: true,
+        })
+    }
+}
+
+/// Returns the error for a client whose path is not watched.
+pub(super) fn refusal(refused: &paths::Refused) -> Error {
+    use paths::Refused;
+    let field = |name: &str| Error::invalid(format!("spec.path.{name}"), allowed(refused));
+    let limit = |limit, value: Option<u64>| Error::Limit {
+        limit,
+        value: value.unwrap_or(0),
+        hint: refused.to_string().into(),
+    };
+    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    match refused {
+        Refused::Path(_) | Refused::Silent { .. } => field("path"),
+        Refused::NoKinds | Refused::PollKinds => field("kinds"),
+        Refused::Pattern { index, .. } => field(&format!("ignore[{index}]")),
+        Refused::TooManyPatterns { .. } => field("ignore"),
+        Refused::PollInterval { .. } | Refused::PollEntries { .. } => field("poll"),
+        Refused::KernelWatches { value, .. } => limit("fs.inotify.max_user_watches", *value),
+        Refused::HubWatches { limit: most, .. } | Refused::Subscriptions { limit: most } => {
+            limit("limits.path_watches", Some(number(*most)))
+        }
+        Refused::Instances { value } => limit("fs.inotify.max_user_instances", *value),
+        Refused::InboxTooSmall { .. } => Error::Internal("the configured inbox has no room"),
+        Refused::Unreadable { .. }
+        | Refused::Descriptors
+        | Refused::Kernel { .. }
+        | Refused::Ended => system_error(refused).into(),
+    }
+}
+
+/// Returns what is wrong, without the name of the field that it begins with.
+fn allowed(refused: &paths::Refused) -> String {
+    let text = refused.to_string();
+    match text.split_once(": ") {
+        Some((field, rest)) if !field.contains('/') => rest.to_owned(),
+        _ => text,
+    }
+}
+
+/// Returns the error of the system for a path that is not watched any more.
+pub(super) fn system_error(refused: &paths::Refused) -> SystemError {
+    use paths::Refused;
+    let errno = match refused {
+        Refused::Unreadable { .. } => Errno::ACCESS,
+        Refused::Descriptors | Refused::Instances { .. } => Errno::MFILE,
+        Refused::KernelWatches { .. } | Refused::HubWatches { .. } => Errno::NOSPC,
+        Refused::Silent { .. } => Errno::OPNOTSUPP,
+        Refused::Kernel { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+        _ => Errno::INVAL,
+    };
+    SystemError::new(errno, "watch", refused.to_string())
+}
+
+/// Returns a path as text, or as bytes if it is none.
+pub(super) fn text_or_bytes(path: Vec<u8>) -> (String, bytes::Bytes) {
+    match String::from_utf8(path) {
+        Ok(text) => (text, bytes::Bytes::new()),
+        Err(other) => (String::new(), other.into_bytes().into()),
+    }
+}
+
+#[derive(Debug)]
+struct PathWatch {
+    /// Until the watch has closed.
+    order: Option<PathOrder>,
+    /// What was taken from the inbox and found no room in the journal.
+    waiting: VecDeque<Told>,
+    /// Whether room for one `PathRescan` is set aside.
+    rescan_fits: bool,
+}
+
+impl PathWatch {
+    /// Appends what waits, as far as the journal has room.
+    fn tell(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..TURN_MAX {
+            let Some(order) = &self.order else { return };
+            if self.waiting.is_empty() {
+                let inbox = order.subscription.inbox();
+                self.waiting.extend(inbox.take(AT_ONCE, BYTES_AT_ONCE));
+            }
+            let Some(told) = self.waiting.front() else {
+                return;
+            };
+            if !cx.has_room_for(room(told)) {
+                self.tell_rescan(cx);
+                return;
+            }
+            if let Some(told) = self.waiting.pop_front() {
+                emit(cx, told);
+            }
+        }
+        cx.notifier.notify(cx.key(), Notice::Woken);
+    }
+
+    /// If what waits in the inbox has become a rescan, tells that in the room that is set aside for
+    /// it. It stands for all that was to be told before.
+    fn tell_rescan(&mut self, cx: &mut Context<'_>) {
+        let Some(order) = &self.order else { return };
+        let inbox = order.subscription.inbox();
+        if !self.rescan_fits || !inbox.is_collapsed() {
+            return;
+        }
+        self.waiting.clear();
+        self.waiting.extend(inbox.take(1, 0));
+        if let Some(told) = self.waiting.pop_front() {
+            self.rescan_fits = false;
+            cx.release_event(largest::PATH_RESCAN);
+            emit(cx, told);
+        }
+    }
+}
+
+/// Returns the most bytes that an event takes.
+fn room(told: &Told) -> u32 {
+    let of = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    match told {
+        Told::Changed(change) => largest::PATH_CHANGED + of(change.path.len()),
+        Told::Moved(moved) => largest::PATH_CHANGED + of(moved.from.len() + moved.to.len()),
+        Told::Rescan { path, .. } => largest::PATH_RESCAN + largest::DETAIL + of(path.len()),
+        Told::RootGone { .. } => largest::PATH_ROOT,
+        // The end needs no room that is not set aside.
+        Told::Failed { .. } => 0,
+        Told::Synced(_) | Told::RootAppeared { .. } => largest::PATH_SYNCED,
+    }
+}
+
+fn kinds(kinds: Kinds) -> Vec<i32> {
+    const NAMES: [(Kinds, PathChangeKind); 10] = [
+        (Kinds::CREATED, PathChangeKind::Created),
+        (Kinds::DELETED, PathChangeKind::Deleted),
+        (Kinds::MODIFIED, PathChangeKind::Modified),
+        (Kinds::WRITE_ENDED, PathChangeKind::WriteEnded),
+        (Kinds::ATTRIBUTES, PathChangeKind::Attributes),
+        (Kinds::MOVED_AWAY, PathChangeKind::MovedAway),
+        (Kinds::MOVED_HERE, PathChangeKind::MovedHere),
+        (Kinds::OPENED, PathChangeKind::Opened),
+        (Kinds::ACCESSED, PathChangeKind::Accessed),
+        (Kinds::CLOSED_UNWRITTEN, PathChangeKind::ClosedUnwritten),
+    ];
+    let told = NAMES.into_iter().filter(|(kind, _)| kinds.contains(*kind));
+    told.map(|(_, name)| name.into()).collect()
+}
+
+fn of_errno(errno: i32, path: &[u8]) -> proto::SystemError {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path))
+        .display()
+        .to_string();
+    let errno = Errno::from_raw_os_error(errno);
+    (&SystemError::new(errno, "scan", path)).into()
+}
+
+use std::os::unix::ffi::OsStrExt as _;
+
+fn emit(cx: &mut Context<'_>, told: Told) {
+    let kind = match told {
+        Told::Changed(change) => {
+            let (path, path_bytes) = text_or_bytes(change.path);
+            Kind::PathChanged(PathChanged {
+                path,
+                path_bytes,
+                kinds: kinds(change.kinds),
+                is_directory: change.is_dir,
+                count: change.count,
+                ..PathChanged::default()
+            })
+        }
+        Told::Moved(moved) => {
+            let (path, path_bytes) = text_or_bytes(moved.to);
+            let (from_path, from_path_bytes) = text_or_bytes(moved.from);
+            Kind::PathChanged(PathChanged {
+                path,
+                path_bytes,
+                kinds: vec![PathChangeKind::Moved.into()],
+                is_directory: moved.is_dir,
+                count: 1,
+                from_path,
+                from_path_bytes,
+            })
+        }
+        Told::Synced(synced) => Kind::PathSynced(PathSynced {
+            directories: synced.directories,
+            entries: synced.entries,
+            unwatched: synced.unwatched,
+        }),
+        Told::Rescan { reason, path } => Kind::PathRescan(rescan(&reason, path)),
+        Told::RootAppeared { is_dir } => Kind::PathRoot(PathRoot {
+            present: true,
+            is_directory: is_dir,
+            ..PathRoot::default()
+        }),
+        Told::RootGone { reason } => {
+            let (reason, errno) = match reason {
+                GoneReason::Missing => (PathGoneReason::Missing, None),
+                GoneReason::Replaced => (PathGoneReason::Replaced, None),
+                GoneReason::Unreachable { errno } => (PathGoneReason::Unreachable, Some(errno)),
+            };
+            Kind::PathRoot(PathRoot {
+                reason: reason.into(),
+                error: errno.map(|errno| of_errno(errno, b"")),
+                ..PathRoot::default()
+            })
+        }
+        Told::Failed { error } => return cx.close_with_error(system_error(&error)),
+    };
+    cx.emit(kind);
+}
+
+fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
+    use proto::RescanReason as Shown;
+    let (shown, error) = match reason {
+        RescanReason::QueueOverflow => (Shown::QueueOverflow, None),
+        RescanReason::ReaderTooSlow => (Shown::JournalFull, None),
+        RescanReason::TooManyWatches(refused) => {
+            let error = system_error(refused);
+            (Shown::TooManyWatches, Some((&error).into()))
+        }
+        RescanReason::ScanFailed { errno } => (Shown::ScanFailed, Some(of_errno(*errno, &path))),
+        RescanReason::Silent { file_system } => {
+            let error = SystemError::new(Errno::OPNOTSUPP, "watch", *file_system);
+            (Shown::SilentFileSystem, Some((&error).into()))
+        }
+        RescanReason::TooDeep { .. } => (Shown::TooDeep, None),
+        RescanReason::Unmounted => (Shown::Unmounted, None),
+        RescanReason::Raced => (Shown::Raced, None),
+        RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
+    };
+    let (path, path_bytes) = text_or_bytes(path);
+    PathRescan {
+        reason: shown.into(),
+        path,
+        path_bytes,
+        error,
+    }
+}
+
+impl Watch for PathWatch {
+    fn start(&mut self, cx: &mut Context<'_>) {
+        if let Some(order) = &self.order {
+            order.wake.connect(cx);
+        }
+        self.tell(cx);
+    }
+
+    fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
+
+    fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        if matches!(notice, Notice::Woken) {
+            self.tell(cx);
+        }
+    }
+
+    fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
+        let waits = !self.waiting.is_empty();
+        if !hold {
+            if !self.rescan_fits {
+                self.rescan_fits = cx.reserve_event(largest::PATH_RESCAN).is_ok();
+            }
+            self.tell(cx);
+        }
+        waits
+    }
+
+    fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
+        let Change::Path(order) = change else {
+            return Err(super::unsupported("what is to be changed"));
+        };
+        order.wake.connect(cx);
+        self.order = Some(*order);
+        self.waiting.clear();
+        // What it has found already comes after the event of the change.
+        cx.notifier.notify(cx.key(), Notice::Woken);
+        Ok(())
+    }
+
+    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+        self.order = None;
+        self.waiting.clear();
+        0
+    }
+
+    fn status(&self) -> Option<proto::watch::Status> {
+        let order = self.order.as_ref();
+        let of_watch = order.map(|order| order.subscription.status());
+        let synced = of_watch.and_then(|status| status.synced);
+        let hub = order.map(|order| order.hub.status());
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Some(proto::watch::Status::Path(proto::PathStatus {
+            synced: synced.is_some(),
+            directories: synced.map_or(0, |synced| synced.directories),
+            unwatched: synced.map_or(0, |synced| synced.unwatched),
+            rescans: of_watch.map_or(0, |status| status.rescans),
+            kernel_watches: hub.map_or(0, |hub| number(hub.watches)),
+            kernel_watches_max: hub.map_or(0, |hub| number(hub.watches_limit)),
+            user_watches_max: hub.and_then(|hub| hub.kernel.max_user_watches).unwrap_or(0),
+        }))
+    }
+}

@@ -1,0 +1,101 @@
+//! Paths and files, and the room of the journal.
+
+use std::fs;
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::watch_spec::Spec;
+use evloopd::proto::*;
+
+use crate::common::{Recorder, Scene, directory, within};
+use crate::files::{append, file};
+use crate::paths::{path, synced};
+
+on_each_backend_with_a_small_journal!(
+    a_full_journal_ends_in_a_rescan_and_not_in_silence,
+    a_full_journal_stops_the_reading_of_a_file_and_loses_nothing,
+);
+
+/// Returns a reader that acknowledges nothing by itself.
+async fn slow(scene: &Scene) -> Recorder {
+    let request = SubscribeRequest {
+        r#loop: Some(scene.target.clone()),
+        start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
+        consumer: "slow".into(),
+        ..SubscribeRequest::default()
+    };
+    Recorder::subscribe(&scene.daemon, request).await.unwrap()
+}
+
+async fn acknowledge(scene: &Scene, slow: &Recorder) {
+    let request = AckRequest {
+        r#loop: Some(scene.target.clone()),
+        consumer: "slow".into(),
+        cursor: Some(Cursor {
+            epoch: String::new(),
+            seq: slow.recording.through(),
+        }),
+        ..AckRequest::default()
+    };
+    scene.daemon.events().ack(request).await.unwrap();
+}
+
+async fn until_paused(scene: &Scene, id: u64) {
+    within("the watch is paused", async {
+        while scene.get(id).await.source_pause.is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
+    let dir = directory();
+    let mut slow = slow(scene).await;
+    let id = synced(scene, path(dir.path())).await;
+    for n in 0..12_000 {
+        fs::write(dir.path().join(n.to_string()), "").unwrap();
+    }
+    // Its room was set aside: it comes although nobody has acknowledged anything.
+    match slow.first(id, "path_rescan").await.kind {
+        Some(Kind::PathRescan(rescan)) => {
+            assert_eq!(rescan.reason(), RescanReason::JournalFull);
+            assert_eq!(rescan.path, "");
+        }
+        other => panic!("{other:?}"),
+    }
+    acknowledge(scene, &slow).await;
+    fs::write(dir.path().join("last"), "").unwrap();
+    let last = |event: &Event| match &event.kind {
+        Some(Kind::PathChanged(changed)) => changed.path == "last",
+        _ => false,
+    };
+    while !slow.recording.events().any(last) {
+        assert!(slow.step().await, "the stream ended");
+        acknowledge(scene, &slow).await;
+    }
+    // From the PathSynced after the last PathRescan on, all is told.
+    let mut synced = false;
+    for event in slow.recording.events().take_while(|event| !last(event)) {
+        match event.kind {
+            Some(Kind::PathRescan(_)) => synced = false,
+            Some(Kind::PathSynced(_)) => synced = true,
+            _ => {}
+        }
+    }
+    assert!(synced);
+}
+
+async fn a_full_journal_stops_the_reading_of_a_file_and_loses_nothing(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    let mut slow = slow(scene).await;
+    let id = scene.add(Spec::File(file(&at, true))).await;
+    let content: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+    append(&at, &content);
+    until_paused(scene, id).await;
+    while slow.bytes(id, Stream::Input).len() < content.len() {
+        assert!(slow.step().await, "the stream ended");
+        acknowledge(scene, &slow).await;
+    }
+    assert_eq!(slow.bytes(id, Stream::Input), content);
+}
