@@ -68,6 +68,9 @@ fn refused(call: &str, error: &io::Error, disabled: &str) -> Refused {
         (Errno::PERM | Errno::ACCESS, _) => {
             format!("a seccomp filter or a security module refuses io_uring_{call}: {errno}")
         }
+        (Errno::INVAL, _) if call == "register" => {
+            "the kernel does not know an argument of io_uring_register".to_owned()
+        }
         (Errno::INVAL, _) => "the kernel is older than Linux 6.1: it lacks \
             IORING_SETUP_DEFER_TASKRUN"
             .to_owned(),
@@ -103,13 +106,14 @@ pub(super) fn check_operations(known: &Probe) -> Result<(), Refused> {
     }
 }
 
-/// Returns the restrictions that hold once the ring is enabled.
-pub(super) fn restrictions() -> Vec<Restriction> {
+/// Returns the restrictions that hold once the ring is enabled, on a kernel with the `known`
+/// operations: one that it does not have may not be named either (EINVAL).
+pub(super) fn restrictions(known: &Probe) -> Vec<Restriction> {
     let flags = squeue::Flags::BUFFER_SELECT | squeue::Flags::SKIP_SUCCESS;
     OPERATIONS
         .into_iter()
         .map(|(code, _)| code)
-        .chain([READ_MANY])
+        .chain(known.is_supported(READ_MANY).then_some(READ_MANY))
         .map(Restriction::sqe_op)
         .chain(REGISTRATIONS.map(Restriction::register_op))
         .chain([Restriction::sqe_flags_allowed(flags.bits())])
@@ -138,9 +142,17 @@ mod tests {
             let reason = reason(errno, disabled);
             assert!(reason.contains(cause), "{errno}: {reason}");
         }
+        let register = no_register(&Errno::INVAL.into());
+        assert!(matches!(register, Refused::Unavailable(why) if why.contains("register")));
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN] {
             let refused = refused("setup", &errno.into(), "0");
             assert!(matches!(refused, Refused::System(e) if e == errno));
         }
+    }
+
+    #[test]
+    fn an_operation_that_the_kernel_lacks_is_not_named_to_it() {
+        let named = restrictions(&Probe::new()).len();
+        assert_eq!(named, OPERATIONS.len() + REGISTRATIONS.len() + 1);
     }
 }

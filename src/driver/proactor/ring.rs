@@ -99,7 +99,7 @@ impl Ring {
         let buffers = Buffers::new(&uring, &known, bitwise).map_err(Refused::System)?;
         uring
             .submitter()
-            .register_restrictions(&mut probe::restrictions())
+            .register_restrictions(&mut probe::restrictions(&known))
             .map_err(|error| probe::no_register(&error))?;
         Ok(Self {
             uring,
