@@ -46,8 +46,10 @@ impl Now {
     }
 }
 
-/// What a clock skipped: it went from `from` to `to` in less time than that, because it was set
-/// forward or the host was suspended.
+/// A clock went from `from` to `to` in less time than that, because it was set forward or the host
+/// was suspended, so it skipped some of the times in between. One of these that it did not skip is
+/// late for the same reason: a loop acts in time, unless its host was about to be suspended or has
+/// not gone on yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Skip {
     from: u64,
@@ -62,18 +64,24 @@ pub struct Jumps {
 }
 
 /// A clock jumps if it gains more than this on the monotonic clock between two samples, beside a
-/// thousandth of the time between them: adjtimex(2) lets a clock gain half of that.
-const JUMP_MIN_NS: u64 = 1_000_000_000;
+/// thousandth of the time between them: adjtimex(2) lets a clock gain half of that. ntpd(8) sets a
+/// clock that is wrong by 128 ms or more.
+const JUMP_MIN_NS: u64 = 100_000_000;
 
 impl Jumps {
-    /// Records what happened between two samples.
-    pub fn observe(&mut self, before: Now, now: Now) {
-        let elapsed = now.monotonic.saturating_sub(before.monotonic);
+    /// Records what happened between two samples. The clocks are read one after the other, so what
+    /// looks like a jump may be a thread that did not run in between: `again` samples once more.
+    pub fn observe(&mut self, before: Now, now: Now, again: impl Fn() -> Now) {
+        let jumped = |clock, now: Now| {
+            let elapsed = now.monotonic.saturating_sub(before.monotonic);
+            let slewed = before.of(clock).saturating_add(elapsed + elapsed / 1000);
+            now.of(clock) > slewed.saturating_add(JUMP_MIN_NS)
+        };
         let observe = |latest: &mut Option<Skip>, clock| {
-            let (from, to) = (before.of(clock).saturating_add(elapsed), now.of(clock));
-            if to > from.saturating_add(JUMP_MIN_NS + elapsed / 1000) {
+            let (from, to) = (before.of(clock), now.of(clock));
+            if jumped(clock, now) && jumped(clock, again()) {
                 *latest = Some(Skip { from, to });
-            } else if to < before.of(clock) {
+            } else if to < from {
                 // The times that it skipped may come again.
                 *latest = None;
             }
@@ -82,7 +90,7 @@ impl Jumps {
         observe(&mut self.realtime, Clock::Realtime);
     }
 
-    /// Returns whether the latest jump of the clock skipped that time.
+    /// Returns whether the clock passed that time by its latest jump.
     #[must_use]
     pub fn skipped(&self, clock: Clock, at: u64) -> bool {
         let skip = match clock {
@@ -157,22 +165,51 @@ mod tests {
         }
     }
 
+    fn observe(jumps: &mut Jumps, before: Now, now: Now) {
+        jumps.observe(before, now, || now);
+    }
+
     #[test]
     fn a_time_that_a_clock_skipped_is_told_from_one_that_it_reached() {
         let mut jumps = Jumps::default();
         // An hour of sleep with the clock running fast, as NTP may make it.
-        jumps.observe(at(100, 100, 1_000), at(3_700, 3_700, 4_603));
+        observe(&mut jumps, at(100, 100, 1_000), at(3_700, 3_700, 4_603));
         assert!(!jumps.skipped(Clock::Realtime, 4_602 * SECOND));
         // A suspend of 600 s, 10 s after the sample.
-        jumps.observe(at(3_700, 3_700, 4_603), at(3_710, 4_310, 5_213));
+        observe(&mut jumps, at(3_700, 3_700, 4_603), at(3_710, 4_310, 5_213));
         assert!(jumps.skipped(Clock::Boottime, 4_310 * SECOND));
-        assert!(!jumps.skipped(Clock::Boottime, 3_709 * SECOND));
+        assert!(!jumps.skipped(Clock::Boottime, 3_700 * SECOND));
         assert!(jumps.skipped(Clock::Realtime, 4_700 * SECOND));
         assert!(!jumps.skipped(Clock::Realtime, 5_214 * SECOND));
         assert!(!jumps.skipped(Clock::Monotonic, 3_705 * SECOND));
+        // It was due while all programs were frozen already, before the suspension itself.
+        assert!(jumps.skipped(Clock::Boottime, 3_709 * SECOND));
         // The clock is set back: what comes again was reached.
-        jumps.observe(at(3_710, 4_310, 5_213), at(3_711, 4_311, 4_000));
+        observe(&mut jumps, at(3_710, 4_310, 5_213), at(3_711, 4_311, 4_000));
         assert!(!jumps.skipped(Clock::Realtime, 4_700 * SECOND));
         assert!(jumps.skipped(Clock::Boottime, 4_310 * SECOND));
+    }
+
+    #[test]
+    fn a_step_as_of_ntp_is_a_jump_and_a_clock_that_runs_fast_does_not_jump() {
+        const MS: u64 = 1_000_000;
+        let now = |monotonic: u64, realtime: u64| Now {
+            monotonic: monotonic * MS,
+            boottime: monotonic * MS,
+            realtime: realtime * MS,
+        };
+        let mut jumps = Jumps::default();
+        // The thread did not run for a while between two readings.
+        jumps.observe(now(400, 10_400), now(450, 10_600), || now(601, 10_601));
+        assert!(!jumps.skipped(Clock::Realtime, 10_500 * MS));
+        observe(&mut jumps, now(500, 10_500), now(550, 10_640));
+        assert!(!jumps.skipped(Clock::Realtime, 10_600 * MS));
+        observe(&mut jumps, now(600, 10_600), now(700, 10_830));
+        assert!(jumps.skipped(Clock::Realtime, 10_800 * MS));
+        assert!(!jumps.skipped(Clock::Realtime, 10_600 * MS));
+        assert!(!jumps.skipped(Clock::Boottime, 700 * MS));
+        // 500 ppm fast, for an hour.
+        observe(&mut jumps, now(700, 10_830), now(3_600_700, 3_612_630));
+        assert!(!jumps.skipped(Clock::Realtime, 3_612_000 * MS));
     }
 }

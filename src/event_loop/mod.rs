@@ -340,7 +340,7 @@ impl EventLoop {
             // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
             let before = std::mem::replace(&mut self.now, Now::sample());
-            self.jumps.observe(before, self.now);
+            self.jumps.observe(before, self.now, Now::sample);
             self.sweeps.begin_turn();
             if let Err(error) = waited {
                 self.backend_failed(&error);
