@@ -339,8 +339,7 @@ impl EventLoop {
             }
             // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
-            let before = std::mem::replace(&mut self.now, Now::sample());
-            self.jumps.observe(before, self.now, Now::sample);
+            self.sample_clocks();
             self.sweeps.begin_turn();
             if let Err(error) = waited {
                 self.backend_failed(&error);
@@ -375,6 +374,11 @@ impl EventLoop {
             self.answer_fences(found);
         }
         self.share_snapshots();
+    }
+
+    fn sample_clocks(&mut self) {
+        let before = std::mem::replace(&mut self.now, Now::sample());
+        self.jumps.observe(before, self.now, Now::sample);
     }
 
     fn is_over(&self) -> bool {

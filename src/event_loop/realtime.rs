@@ -53,14 +53,15 @@ impl EventLoop {
         }
     }
 
-    /// Starts to watch again after a change. Due alarms fire in this turn, which has sampled the
-    /// clocks already.
+    /// Starts to watch again after a change, and samples the clocks after that: a further change
+    /// ends the next wait. Due alarms fire in this turn, by the sample by which the watches are told.
     pub(super) fn clock_was_set(&mut self) {
         let Some(source) = self.realtime.source.take() else {
             return;
         };
         drop(self.driver.detach(source));
         self.follow_clock();
+        self.sample_clocks();
         self.sweep_time(TimeChange::ClockSet);
     }
 }

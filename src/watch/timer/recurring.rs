@@ -214,7 +214,7 @@ impl Recurring {
         let Occurrences::Calendar(dates) = &mut self.occurrences else {
             return false;
         };
-        let now = instant(Now::sample().realtime.saturating_sub(self.delay));
+        let now = instant(cx.now.realtime.saturating_sub(self.delay));
         let before = (dates.calendar.zone().name().to_owned(), dates.next);
         if change == TimeChange::Zones {
             // A zone that is no longer there keeps the rules that it had.
