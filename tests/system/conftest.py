@@ -1,4 +1,6 @@
 """A daemon with certificates, and loops on every backend."""
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -7,6 +9,7 @@ import daemon as daemons  # makes the stubs that api needs
 
 import api
 import certificates
+import machine
 
 
 class Files:
@@ -80,3 +83,14 @@ def one_loop(channel):
     """A loop on one backend, for what does not depend on it."""
     with api.Loop(channel) as loop:
         yield loop
+
+
+@pytest.fixture(scope="session")
+def said(tmp_path_factory):
+    """What the scripts print that run in an emulated machine: it boots once for all of them."""
+    daemon = pathlib.Path(os.environ["EVLOOPD"])
+    programs = [daemon, daemon.with_name("evloopctl")]
+    units = [machine.PROJECT / "deploy/systemd/system/evloopd.service"]
+    guest = pathlib.Path(__file__).with_name("guest")
+    booted = machine.Machine(tmp_path_factory.mktemp("machine"), programs, units)
+    return booted.boot([guest / "units.sh", guest / "clocks.sh"], guest / "user.sh")

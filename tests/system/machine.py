@@ -1,15 +1,22 @@
 """An emulated machine that runs Debian with systemd: it boots, runs scripts, and powers off."""
+import pathlib
 import platform
 import shutil
 import subprocess
 import textwrap
 
+import pytest
+
+from peers import needs
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+
 # A release of Debian whose C library is not older than the host's.
 OWN = platform.freedesktop_os_release() if hasattr(platform, "freedesktop_os_release") else {}
 RELEASE = OWN.get("VERSION_CODENAME")
-PACKAGES = "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd"
+PACKAGES = "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,tzdata"
 # Seconds until a machine that says nothing more has failed.
-PATIENCE = 600
+PATIENCE = 900
 USER = "tester"
 
 TEST_UNIT = """
@@ -42,6 +49,14 @@ def missing():
     programs = ["debootstrap", "cpio", "qemu-system-x86_64", "apt-get", "dpkg", "strip"]
     absent = [program for program in programs if not shutil.which(program)]
     return " and ".join(absent) or None
+
+
+# Of tests that need the machine, which boots for the first of them.
+MARKS = [
+    needs(root=True),
+    pytest.mark.skipif(bool(missing()), reason=f"SKIPPED for want of {missing()}"),
+    pytest.mark.timeout(PATIENCE + 300),
+]
 
 
 def run(*words, **options):
@@ -87,13 +102,13 @@ class Machine:
         run("dpkg", "-x", next(at.glob("*.deb")), at)
         return next(at.glob("boot/vmlinuz-*"))
 
-    def boot(self, system, user):
-        """Runs both scripts, the second as a user who logs in when the first one starts login.service.
+    def boot(self, scripts, user):
+        """Runs the scripts one after the other, and that of a user who logs in when login.service is started.
 
         Returns what they print, by the lines `### NAME` that begin a part.
         """
-        self.write("test/system", system)
-        self.write("test/user", user)
+        (self.root / "test/user").write_text(user.read_text())
+        (self.root / "test/system").write_text("".join(script.read_text() for script in scripts) + 'echo "### end"\n')
         image = self.directory / "image"
         pack = f"cd {self.root} && find . -xdev | cpio -o -H newc --quiet | gzip -1 > {image}"
         run("sh", "-c", pack)
