@@ -216,21 +216,9 @@ impl Calendar {
     }
 }
 
-/// A clock that is set back by at most this much repeats nothing.
+/// A clock that is set back by at most this much repeats nothing: each occurrence is due once. One that
+/// is set back further was wrong before: the count begins anew.
 pub const SET_BACK_MAX: Duration = Duration::from_secs(3 * 60 * 60);
-
-/// Returns from when on the next occurrence is searched, if the latest one so far was due at `last`
-/// and the clock shows `now`.
-///
-/// Each occurrence is due once, so that a clock that was set back by up to [`SET_BACK_MAX`] repeats
-/// nothing. One that was set back further was wrong before: the count begins anew.
-#[must_use]
-pub fn search_from(last: Option<Timestamp>, now: Timestamp) -> Timestamp {
-    match last {
-        Some(last) if last > now && last.duration_since(now).unsigned_abs() <= SET_BACK_MAX => last,
-        _ => now,
-    }
-}
 
 #[cfg(test)]
 mod tests;

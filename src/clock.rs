@@ -61,6 +61,8 @@ struct Skip {
 pub struct Jumps {
     boottime: Option<Skip>,
     realtime: Option<Skip>,
+    /// The largest set-back of the realtime clock that nobody has taken, in nanoseconds.
+    set_back: u64,
 }
 
 /// A clock jumps if it gains more than this on the monotonic clock between two samples, beside a
@@ -88,6 +90,15 @@ impl Jumps {
         };
         observe(&mut self.boottime, Clock::Boottime);
         observe(&mut self.realtime, Clock::Realtime);
+        let elapsed = now.monotonic.saturating_sub(before.monotonic);
+        let expected = before.realtime.saturating_add(elapsed);
+        self.set_back = self.set_back.max(expected.saturating_sub(now.realtime));
+    }
+
+    /// Returns by how much the realtime clock was set back at most at once since the last call, in
+    /// nanoseconds.
+    pub const fn take_set_back(&mut self) -> u64 {
+        std::mem::replace(&mut self.set_back, 0)
     }
 
     /// Returns whether the clock passed that time by its latest jump.
@@ -188,6 +199,8 @@ mod tests {
         observe(&mut jumps, at(3_710, 4_310, 5_213), at(3_711, 4_311, 4_000));
         assert!(!jumps.skipped(Clock::Realtime, 4_700 * SECOND));
         assert!(jumps.skipped(Clock::Boottime, 4_310 * SECOND));
+        assert_eq!(jumps.take_set_back(), 1_214 * SECOND);
+        assert_eq!(jumps.take_set_back(), 0);
     }
 
     #[test]

@@ -176,9 +176,8 @@ fn limits(limits: &Limits, found: &mut Findings) {
     number(found, "limits.streams", limits.streams, 1, 1_000_000);
     let calls = limits.connection_calls;
     number(found, "limits.connection_calls", calls, 1, 65_536);
-    let paths = limits.path_watches;
-    number(found, "limits.path_watches", paths, 1, 10_000_000);
-    let inbox = u64::try_from(limits.path_inbox).unwrap_or(u64::MAX);
+    let (watches, inbox) = (limits.path_watches, limits.path_inbox as u64);
+    number(found, "limits.path_watches", watches, 1, 10_000_000);
     size(found, "limits.path_inbox", inbox, 4 << 10, 64 << 20);
     number(found, "limits.consumers", limits.consumers, 1, 65_536);
     number(found, "limits.requests", limits.requests, 1, 1_000_000);
@@ -194,13 +193,8 @@ fn limits(limits: &Limits, found: &mut Findings) {
         Duration::from_secs(60),
     );
     number(found, "limits.turn_events", limits.turn_events, 1, 65_536);
-    size(
-        found,
-        "limits.turn_bytes",
-        limits.turn_bytes,
-        64 << 10,
-        1 << 30,
-    );
+    let turn = limits.turn_bytes;
+    size(found, "limits.turn_bytes", turn, 64 << 10, 1 << 30);
     let bytes = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
     size(
         found,

@@ -13,13 +13,14 @@ use super::render::{self, address_or_unnamed, system_error};
 use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
 use super::table::{Sheet, Table, cell, plain};
 use super::target::{Target as _, command};
-use super::units::{age, counted, date_and_age, grouped, lasted, moment, size, span};
+use super::units::{age, counted, date_and_age, lasted, moment, size, span};
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
     self, CloseReason, DatagramSpec, Exited, LifetimeEnd, Watch, WatchRef, WatchState,
     watch::Status, watch_ref, watch_spec::Spec,
 };
 
+mod files;
 mod process;
 
 pub(super) use process::tree_usage;
@@ -343,40 +344,8 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
             sheet.line("next", next);
             sheet.line("time zone", &s.time_zone);
         }
-        Some(Status::Path(s)) => {
-            let state = match (s.synced, s.unwatched) {
-                (false, _) => "being scanned".to_owned(),
-                (true, 0) => counted(s.directories, "directory", "directories"),
-                (true, missing) => format!("{}, {missing} not", grouped(s.directories)),
-            };
-            sheet.line("watched", state);
-            sheet.line("rescans", grouped(s.rescans));
-            let (used, most) = (grouped(s.kernel_watches), grouped(s.kernel_watches_max));
-            let user = grouped(s.user_watches_max);
-            sheet.line(
-                "inotify",
-                format!("{used} of {most} on the loop, {user} of the user"),
-            );
-        }
-        Some(Status::File(s)) => {
-            let reading = if s.reading_paused { ", paused" } else { "" };
-            let (read, left) = (size(s.offset), size(s.unread_bytes));
-            sheet.line("read", format!("{read}, {left} left{reading}"));
-            sheet.line(
-                "files",
-                format!("{} so far, {} open", s.generation, s.open_files),
-            );
-            if s.deleted_bytes > 0 {
-                sheet.line(
-                    "holds",
-                    format!("{} of deleted files", size(s.deleted_bytes)),
-                );
-            }
-            if s.given_up > 0 {
-                let lost = size(s.given_up_bytes);
-                sheet.line("given up", format!("{} files, {lost} at least", s.given_up));
-            }
-        }
+        Some(Status::Path(s)) => files::path(sheet, s),
+        Some(Status::File(s)) => files::file(sheet, s),
         Some(Status::Fd(s)) => {
             let armed = [(s.readable_armed, "reading"), (s.writable_armed, "writing")];
             let armed = armed.iter().filter_map(|(set, what)| set.then_some(*what));

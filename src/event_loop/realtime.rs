@@ -62,6 +62,7 @@ impl EventLoop {
         drop(self.driver.detach(source));
         self.follow_clock();
         self.sample_clocks();
-        self.sweep_time(TimeChange::ClockSet);
+        let back = self.jumps.take_set_back();
+        self.sweep_time(TimeChange::ClockSet { back });
     }
 }

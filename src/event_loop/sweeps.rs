@@ -67,7 +67,7 @@ impl Sweeps {
     }
 
     /// Drops the sweeps that match, to be replaced by another one.
-    pub(super) fn discard(&mut self, which: impl Fn(&Sweep) -> bool) {
+    pub(super) fn discard(&mut self, mut which: impl FnMut(&Sweep) -> bool) {
         self.walks.retain(|walk| !which(&walk.sweep));
     }
 }
@@ -128,11 +128,20 @@ impl EventLoop {
         }
     }
 
-    /// Begins to tell all watches that the time changed. A sweep that tells the same begins anew, so
+    /// Begins to tell all watches that the time changed. One sweep tells of all changes of a kind, so
     /// that there is at most one of each however often the clock is set.
-    pub(super) fn sweep_time(&mut self, change: TimeChange) {
-        self.sweeps
-            .discard(|sweep| matches!(sweep, Sweep::TimeChanged(same) if *same == change));
+    pub(super) fn sweep_time(&mut self, mut change: TimeChange) {
+        self.sweeps.discard(|sweep| match (sweep, &mut change) {
+            (Sweep::TimeChanged(TimeChange::Zones), TimeChange::Zones) => true,
+            (
+                Sweep::TimeChanged(TimeChange::ClockSet { back: earlier }),
+                TimeChange::ClockSet { back },
+            ) => {
+                *back = (*back).max(*earlier);
+                true
+            }
+            _ => false,
+        });
         self.sweep(Sweep::TimeChanged(change));
     }
 

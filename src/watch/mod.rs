@@ -184,7 +184,10 @@ pub enum Notice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeChange {
     /// The realtime clock was set, or the host was suspended.
-    ClockSet,
+    ClockSet {
+        /// By how much it was set back at most at once, in nanoseconds.
+        back: u64,
+    },
     /// The database of time zones or the host's own zone was replaced.
     Zones,
 }

@@ -1,11 +1,7 @@
 //! The rules for the bad days of the year, each named after what it prevents.
 
-use std::time::Duration;
-
-use jiff::SignedDuration;
-
 use super::{cron, event, instant, upcoming, zones};
-use crate::calendar::{Calendar, Class, Missed, OnCalendar, SET_BACK_MAX, search_from};
+use crate::calendar::{Calendar, Class, Missed, OnCalendar};
 
 /// Asserts the next local times after one.
 macro_rules! due {
@@ -424,24 +420,6 @@ fn ten_missed_years_of_seconds_are_not_enumerated() {
             at_least: false
         }
     );
-}
-
-#[test]
-fn a_clock_set_back_by_hours_repeats_nothing_and_by_more_begins_anew() {
-    let last = instant("2026-01-01T12:00:00Z");
-    let set_back = SignedDuration::try_from(SET_BACK_MAX).unwrap();
-    let second = SignedDuration::from_secs(1);
-    for (now, from) in [
-        (last + second, last + second),
-        (last, last),
-        (last - second, last),
-        (last - set_back, last),
-        (last - set_back - second, last - set_back - second),
-    ] {
-        assert_eq!(search_from(Some(last), now), from, "{now}");
-        assert_eq!(search_from(None, now), now);
-    }
-    assert_eq!(SET_BACK_MAX, Duration::from_secs(10_800));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 
 use super::super::{Context, TimeChange};
 use super::ZonedCalendar;
-use crate::calendar::{Calendar, search_from};
-use crate::clock::{Clock, Jumps, Now};
+use crate::calendar::{Calendar, SET_BACK_MAX};
+use crate::clock::{Clock, Jumps, Now, nanos};
 use crate::event::{Kind, TimerFired, UpdateCause, Updated};
 
 /// The most missed ticks of a calendar that are counted: counting takes time of the loop's thread
@@ -143,15 +143,17 @@ impl Dates {
         })
     }
 
-    /// Computes the next time anew. One that is due already stays.
-    fn look_again(&mut self, now: Timestamp) {
+    /// Computes the next time anew, after the clock was set back by `back` nanoseconds, if at all. One
+    /// that is due already stays.
+    fn look_again(&mut self, now: Timestamp, back: u64) {
         if self.next.is_some_and(|next| next <= now) {
             return;
         }
-        let from = search_from(Some(self.last), now);
-        // A clock that was set back far begins anew.
-        self.last = self.last.min(from);
-        self.next = self.calendar.next_after(from);
+        // A clock that was set back far was wrong before: it begins anew.
+        if back > nanos(SET_BACK_MAX) {
+            self.last = now;
+        }
+        self.next = self.calendar.next_after(self.last.max(now));
     }
 }
 
@@ -201,9 +203,7 @@ impl Recurring {
             Occurrences::Calendar(dates) => {
                 let now = instant(now.realtime.saturating_sub(self.delay));
                 dates.last = dates.last.max(now);
-                dates.next = dates
-                    .calendar
-                    .next_after(search_from(Some(dates.last), now));
+                dates.next = dates.calendar.next_after(dates.last);
             }
         }
     }
@@ -224,7 +224,11 @@ impl Recurring {
             let expression = dates.calendar.expression().clone();
             dates.calendar = Calendar::in_zone(expression, zone);
         }
-        dates.look_again(now);
+        let back = match change {
+            TimeChange::ClockSet { back } => back,
+            TimeChange::Zones => 0,
+        };
+        dates.look_again(now, back);
         if change == TimeChange::Zones
             && before != (dates.calendar.zone().name().to_owned(), dates.next)
         {
@@ -248,5 +252,46 @@ impl Recurring {
         {
             cx.emit(Kind::Updated(*updated));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calendar::{Cron, Zones};
+
+    const HOUR: u64 = 3_600_000_000_000;
+
+    #[test]
+    fn a_clock_set_back_by_hours_repeats_nothing_and_by_more_begins_anew() {
+        let nowhere = std::path::Path::new("/nonexistent");
+        let zone = Zones::open(nowhere).get("UTC").unwrap();
+        let cron: Cron = "0 * * * *".parse().unwrap();
+        let at = |hours: u64| instant(hours * HOUR);
+        let dates = || Dates {
+            calendar: Calendar::in_zone(cron.clone(), zone.clone()),
+            zone: "UTC".to_owned(),
+            last: at(100),
+            next: Some(at(101)),
+        };
+        let half = HOUR / 2;
+        for (back, next) in [
+            (half, 101),
+            (3 * HOUR, 101),
+            // Twelve o'clock is less than three hours ahead, but the clock was wrong before.
+            (3 * HOUR + 1, 98),
+            (90 * HOUR, 11),
+        ] {
+            let mut dates = dates();
+            let now = instant(100 * HOUR + half - back);
+            dates.look_again(now, back);
+            assert_eq!(dates.next, Some(at(next)), "{back}");
+            // A second look, after a step that changed nothing, repeats nothing either.
+            dates.look_again(now, 0);
+            assert_eq!(dates.next, Some(at(next)), "{back}");
+        }
+        let mut dates = dates();
+        dates.look_again(at(200), 0);
+        assert_eq!(dates.next, Some(at(101)), "it is due and stays");
     }
 }
