@@ -26,11 +26,13 @@ use crate::source::BACKENDS;
 /// The files of a round that are made, written and deleted, and how many until all is received: with
 /// four events each they fit the kernel's queue.
 const FILES: usize = 20_000;
-const AT_ONCE: usize = 1_000;
+const AT_ONCE: usize = 500;
 const EVENTS_EACH: usize = 4;
 /// The bytes of a round of a growing file, and of one write.
 const BYTES: u64 = 256 << 20;
 const WRITE: usize = 64 << 10;
+/// What the client lets the daemon send ahead, bytes.
+const IN_FLIGHT: u32 = 1 << 20;
 const TIMERS: u32 = 1_000;
 
 /// A program that is ended when this is dropped.
@@ -160,6 +162,7 @@ async fn followed(channel: Channel, at: &Path, round: u32) -> Outcome<Subscripti
         }),
         consumer: format!("round-{round}"),
         auto_ack: true,
+        max_in_flight_bytes: IN_FLIGHT,
         ..SubscribeRequest::default()
     };
     let stream = Subscription::begin(channel.clone(), request).await?;

@@ -212,7 +212,7 @@ impl Default for Limits {
             streams: 4096,
             connection_calls: 4096,
             path_watches: 131_072,
-            path_inbox: 256 << 10,
+            path_inbox: 1 << 20,
             consumers: 1024,
             requests: 16_384,
             request_ttl: Duration::from_secs(600),

@@ -159,7 +159,17 @@ impl Hub {
         }
     }
 
-    /// Figures for a status report.
+    /// Kernel watches in use, over all subscriptions, and the hub's own limit on them. Does not block.
+    #[must_use]
+    pub fn watches(&self) -> (usize, usize) {
+        // The lock is held by who starts the hub, which has no watches yet.
+        let running = self.running.try_lock();
+        let shared = running.as_ref().and_then(|running| running.as_ref());
+        let used = shared.map_or(0, |running| running.shared.watches.load(Ordering::Relaxed));
+        (used, self.limits.watches)
+    }
+
+    /// Figures for a status report. Reads files of `/proc`.
     #[must_use]
     pub fn status(&self) -> Status {
         let running = self.running.lock();

@@ -17,7 +17,7 @@ use crate::paths::{self, Hub, Kinds, Subscription};
 use crate::proto::{self, FileChangeKind, GiveUpReason};
 
 /// The most bytes that are read at once.
-const AT_ONCE: u64 = 512 << 10;
+const AT_ONCE: u64 = 2 << 20;
 /// How often a file whose changes the kernel tells is looked at all the same, unless its spec says so.
 const TOLD_CHECK_EVERY: Duration = Duration::from_secs(10);
 /// The room in the journal that a read wants at least.

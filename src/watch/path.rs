@@ -1,6 +1,8 @@
 //! Watches a path by its name, with all below it if that is asked for.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ pub struct PathOrder {
     subscription: Subscription,
     wake: Arc<WakeUp>,
     hub: Arc<Hub>,
+    /// `fs.inotify.max_user_watches` when the watch began.
+    user_watches_max: Option<u64>,
 }
 
 impl PathOrder {
@@ -44,6 +48,7 @@ impl PathOrder {
             subscription,
             wake,
             hub: Arc::clone(hub),
+            user_watches_max: paths::KernelLimits::read().max_user_watches,
         })
     }
 
@@ -201,14 +206,10 @@ fn kinds(kinds: Kinds) -> Vec<i32> {
 }
 
 fn of_errno(errno: i32, path: &[u8]) -> proto::SystemError {
-    let path = Path::new(std::ffi::OsStr::from_bytes(path))
-        .display()
-        .to_string();
+    let path = Path::new(OsStr::from_bytes(path)).display().to_string();
     let errno = Errno::from_raw_os_error(errno);
     (&SystemError::new(errno, "scan", path)).into()
 }
-
-use std::os::unix::ffi::OsStrExt as _;
 
 fn emit(cx: &mut Context<'_>, told: Told) {
     let kind = match told {
@@ -341,16 +342,16 @@ impl Watch for PathWatch {
         let order = self.order.as_ref();
         let of_watch = order.map(|order| order.subscription.status());
         let synced = of_watch.and_then(|status| status.synced);
-        let hub = order.map(|order| order.hub.status());
+        let (used, most) = order.map_or((0, 0), |order| order.hub.watches());
         let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Some(proto::watch::Status::Path(proto::PathStatus {
             synced: synced.is_some(),
             directories: synced.map_or(0, |synced| synced.directories),
             unwatched: synced.map_or(0, |synced| synced.unwatched),
             rescans: of_watch.map_or(0, |status| status.rescans),
-            kernel_watches: hub.map_or(0, |hub| number(hub.watches)),
-            kernel_watches_max: hub.map_or(0, |hub| number(hub.watches_limit)),
-            user_watches_max: hub.and_then(|hub| hub.kernel.max_user_watches).unwrap_or(0),
+            kernel_watches: number(used),
+            kernel_watches_max: number(most),
+            user_watches_max: order.and_then(|order| order.user_watches_max).unwrap_or(0),
         }))
     }
 }

@@ -52,7 +52,7 @@ async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
     let dir = directory();
     let mut slow = slow(scene).await;
     let id = synced(scene, path(dir.path())).await;
-    for n in 0..12_000 {
+    for n in 0..20_000 {
         fs::write(dir.path().join(n.to_string()), "").unwrap();
     }
     // Its room was set aside: it comes although nobody has acknowledged anything.

@@ -309,7 +309,8 @@ impl Watch for Timer {
 
     /// A tick that found no room is told as soon as there is room, as is a change of its zone.
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
-        let Self::Recurring(recurring) = self else {
+        let paused = matches!(self, Self::Paused(_));
+        let Self::Recurring(recurring) = self.unpaused_mut() else {
             return false;
         };
         let owes = recurring.owes || recurring.untold.is_some();
@@ -317,7 +318,9 @@ impl Watch for Timer {
             recurring.tell_zone(cx);
             recurring.owes = false;
             let slack = recurring.slack;
-            self.arm(cx, slack);
+            if !paused {
+                self.arm(cx, slack);
+            }
         }
         owes
     }
@@ -342,7 +345,6 @@ impl Watch for Timer {
             reschedules,
             delay_before,
         } = *change;
-        let was_paused = matches!(self, Self::Paused(_));
         let slack = nanos(order.slack);
         if reschedules {
             self.change_schedule(cx, &order)?;
@@ -366,7 +368,6 @@ impl Watch for Timer {
             (true, true) => {}
             (false, false) => self.arm(cx, slack),
         }
-        debug_assert!(reschedules || was_paused || !is_paused);
         Ok(())
     }
 
