@@ -115,6 +115,10 @@ impl Generation {
         self.identity.is_same_file(identity)
     }
 
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// How many bytes were not read, at the last look.
     pub(super) fn unread(&self) -> u64 {
         self.seen.saturating_sub(self.at)

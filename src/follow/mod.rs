@@ -11,8 +11,25 @@
 //! back, it is known by its [`Identity`]. If the name leads to a file that was followed before and
 //! is among the last `keep_generations`, it goes on where it was read to.
 //!
-//! Two renames between two steps hide the file in between, so the caller steps at each path event of
-//! the name, with a budget of 0 if it does not want to read.
+//! # Files that nobody saw
+//! Two renames between two steps hide the file in between. So the caller steps at each path event of
+//! the name, with a budget of 0 if it does not want to read; and a step that finds that the name leads
+//! to another file, or to nothing any more, looks for such files in the directory of the name (at the
+//! end of its symbolic links): regular files whose names begin with the name, but do not end like
+//! those of compressed files, and that were born since the name was last seen to lead to a known file
+//! (or since a name was opened that led to nothing) and not after the file that has the name now.
+//! Each becomes a generation of its own, in the order of their birth; those that were born in one tick
+//! of the kernel, 1 to 10 ms, in the order of their last writes, then of their names. Files that come
+//! and go while the name leads to nothing are told when it leads to a file again.
+//!
+//! Not found, and lost without a word, are files that were by then deleted, compressed, or renamed to
+//! another directory or to a name that begins otherwise; that were created long before under a name of
+//! their own; or that were born while the clock of the host, or of the server of a network file
+//! system, was behind what it was at the last look. Where the file system tells no time of birth,
+//! nothing is looked for. If the directory cannot be read, or has more than 4,096 entries, so that
+//! files may be missing, that is told as one `GaveUp` with a generation number of its own. A copy, or
+//! another file of such a name, that is made between the last look and the rotation cannot be told
+//! from a rotated one.
 //!
 //! # Order
 //! 1. A generation is read to its end before the next one begins.
@@ -34,9 +51,11 @@
 //! read is lost, and told as far as it is known. A hole is skipped and told, but not at the end of
 //! the file: there it is space that a writer has reserved.
 
+mod beside;
 mod error;
 mod generation;
 mod identity;
+mod missed;
 mod name;
 mod naming;
 mod position;
@@ -62,6 +81,7 @@ pub use self::spec::{Begin, Spec};
 pub use self::told::{Change, GaveUp, Next, Status, Step, Told};
 
 use self::generation::Generation;
+use self::missed::Since;
 use self::position::FilePosition;
 
 /// What the caller has to watch.
@@ -87,6 +107,8 @@ pub struct Follower {
     /// The generation that has the name, as it was told last.
     named: Option<u64>,
     newest: u64,
+    /// Since when files may have been missed. None: nothing is looked for.
+    since: Option<Since>,
     offset: u64,
     given_up: u64,
     given_up_bytes: u64,
@@ -114,6 +136,7 @@ impl Follower {
             leads: false,
             named: None,
             newest: 0,
+            since: None,
             offset: 0,
             given_up: 0,
             given_up_bytes: 0,
@@ -176,6 +199,7 @@ impl Follower {
             offset: self.offset,
             named: self.named,
             files: self.generations.iter().map(Generation::position).collect(),
+            since: self.since.clone(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::Follower;
 use super::error::{Doing, Error};
 use super::generation::Generation;
+use super::missed::{self, Since};
 use super::name::{self, Inode, Opened};
 use super::position::{FilePosition, Position};
 use super::rotated::Rotated;
@@ -15,8 +16,15 @@ impl Follower {
     /// Opens the first file, if it is there.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Error> {
         let mut told = Vec::new();
+        let since = self.spec.follow.then(|| Since::begin(&self.spec.path));
         self.follow_name(now, &mut told)?;
         self.early = told;
+        self.since = since;
+        for first in &self.generations {
+            if let Some(since) = &mut self.since {
+                since.know(first.identity().clone());
+            }
+        }
         let Some(first) = self.generations.back_mut() else {
             return Ok(());
         };
@@ -50,6 +58,7 @@ impl Follower {
         self.closed = position.files.clone().into();
         let mut told = Vec::new();
         if self.spec.follow {
+            self.since = position.since;
             self.look_up(now, &mut told);
             self.find_renamed(position.files, now, &mut told);
         } else {
@@ -94,22 +103,29 @@ impl Follower {
 
     fn follow_name(&mut self, now: Instant, told: &mut Vec<Told>) -> Result<(), Error> {
         let path = &self.spec.path;
+        let looked = missed::now();
         match name::find(path) {
             Ok(Some(stat)) => {
                 let last = self.generations.back();
                 if self.leads && last.is_some_and(|last| last.inode == Inode::of(&stat)) {
+                    self.seen_at(looked);
                     return Ok(());
                 }
                 let opened = name::open_regular(path);
                 self.lose_name(now);
                 // None: gone since. The next step sees what it leads to then.
                 if let Some(opened) = opened? {
-                    self.adopt(opened, told);
+                    self.take_named(opened, now, told)?;
+                    self.seen_at(looked);
                 }
                 Ok(())
             }
             Ok(None) => {
                 self.lose_name(now);
+                if self.named.is_some() {
+                    self.take_unnamed(now, told);
+                    self.seen_at(looked);
+                }
                 if let Some(generation) = self.named.take() {
                     told.push(Told::Changed {
                         generation,
@@ -128,7 +144,7 @@ impl Follower {
     }
 
     /// The name does not lead to the last file any more.
-    fn lose_name(&mut self, now: Instant) {
+    pub(super) fn lose_name(&mut self, now: Instant) {
         if self.leads {
             self.leads = false;
             if let Some(last) = self.generations.back_mut() {
@@ -138,7 +154,7 @@ impl Follower {
     }
 
     /// The name leads to this file.
-    fn adopt(&mut self, opened: Opened, told: &mut Vec<Told>) {
+    pub(super) fn adopt(&mut self, opened: Opened, told: &mut Vec<Told>) {
         let inode = Inode::of(&opened.stat);
         let open = self.generations.iter().position(|open| open.inode == inode);
         let closed = self
@@ -153,11 +169,18 @@ impl Follower {
             Generation::resume(known, opened)
         } else {
             self.newest += 1;
+            if let Some(since) = &mut self.since {
+                since.know(opened.identity.clone());
+            }
             Generation::new(self.newest, opened)
         };
         let number = generation.number;
         self.generations.push_back(generation);
         self.leads = true;
+        self.tell_named(number, told);
+    }
+
+    pub(super) fn tell_named(&mut self, number: u64, told: &mut Vec<Told>) {
         if self.named != Some(number) {
             let change = if self.named.is_some() {
                 Change::Rotated

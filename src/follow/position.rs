@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
+use super::missed::Since;
 
 /// How many of the last bytes that were read are kept to tell whether the file was rewritten.
 pub(super) const TAIL: usize = 64;
@@ -19,6 +20,9 @@ pub struct Position {
     pub(super) named: Option<u64>,
     /// The files that were not read to their end, in the order of reading.
     pub(super) files: Vec<FilePosition>,
+    /// None: of a follower that did not look for files that it had missed.
+    #[serde(default)]
+    pub(super) since: Option<Since>,
 }
 
 /// How far one file was read.

@@ -109,10 +109,13 @@ pub enum GaveUp {
     /// The kernel does not tell whether a writer is left, and nothing was written to the file for
     /// `rotated_wait`.
     WritersUnknown,
-    /// It could not be read for `rotated_wait`.
+    /// It could not be read for `rotated_wait`, or it had lost its name before it was seen and could
+    /// not be opened.
     ReadFailed(Errno),
-    /// It lost its name while nobody followed it, and is not in the directory of the path under
-    /// another one.
+    /// It lost its name while nobody followed it, or between two looks, and is not in the directory
+    /// of the path under another one. A generation that was never told before stands for all those
+    /// that may have lost the name between two looks, as not all of the directory could be looked
+    /// through.
     NotFound,
 }
 

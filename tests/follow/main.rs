@@ -6,6 +6,7 @@
 mod copytruncate;
 mod errors;
 mod identity;
+mod missed;
 mod model;
 mod order;
 mod pause;
