@@ -13,9 +13,9 @@
 //! - Writes through a memory map, mounts over a watched directory, and changes on the other side of a
 //!   network file system are not told by the kernel. The last are refused or polled.
 //!
-//! How: [`way`] follows the path, each directory watched before a name is looked up in it. [`scan`]
-//! opens a directory, watches what it has open, and reads it. [`events`] turns the kernel's events into
-//! changes of the [`tree`] and of what is told. Whatever an event says about a directory's name is
+//! How: `way` follows the path, each directory watched before a name is looked up in it. `scan`
+//! opens a directory, watches what it has open, and reads it. `events` turns the kernel's events into
+//! changes of the `tree` and of what is told. Whatever an event says about a directory's name is
 //! checked afterwards: the kernel gives one watch per inode, which is its identity.
 
 mod engine;

@@ -83,6 +83,18 @@ async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
         }
     }
     assert!(synced);
+    scene.remove(id).await;
+    let request = DeleteConsumerRequest {
+        r#loop: Some(scene.target.clone()),
+        name: "slow".into(),
+        ..DeleteConsumerRequest::default()
+    };
+    scene
+        .daemon
+        .events()
+        .delete_consumer(request)
+        .await
+        .unwrap();
 }
 
 async fn a_full_journal_stops_the_reading_of_a_file_and_loses_nothing(scene: &mut Scene) {

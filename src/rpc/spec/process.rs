@@ -45,6 +45,8 @@ impl Specification for proto::ProcessSpec {
             return Err(Error::invalid(field, "must be absent: stdin is not a pipe"));
         }
         let stdin_marks = checks.water_marks(field, given)?;
+        let terminal = stdio::terminal(has_terminal, &mut process.terminal)?;
+        // What asks a child to end depends on whether it has a terminal.
         let ending = ending::checked(&process)?;
         let order = ProcessOrder {
             program,
@@ -52,7 +54,7 @@ impl Specification for proto::ProcessSpec {
             cwd: cwd(&mut process)?,
             stdio: descriptors.stdio,
             passed: descriptors.passed,
-            terminal: stdio::terminal(has_terminal, &mut process.terminal)?,
+            terminal,
             user: user(&process)?,
             scheduling: process.scheduling.as_ref().map(scheduling).transpose()?,
             new_session: new_session(process.session, has_terminal)?,
