@@ -56,8 +56,8 @@ pub const REMOVED: u32 = ENVELOPE + bytes(TEXT_MAX);
 /// The events that a watch sets room aside for one at a time: `Ready`, `WritePaused`,
 /// `WriteResumed`.
 pub const ONE_BY_ONE: u32 = ENVELOPE + 8 * FLAG;
-/// `TimerFired`.
-pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * NUMBER + 2 * FLAG + CHOICE;
+/// `TimerFired` of a timer that fires once: it misses no tick, and its tick is the first.
+pub const TIMER_FIRED: u32 = ENVELOPE + 2 * FIXED + 2 * CHOICE + FLAG;
 /// `Started`.
 pub const STARTED: u32 = ENVELOPE + SMALL;
 /// `Ended`.
@@ -256,9 +256,9 @@ mod tests {
                 Kind::TimerFired(TimerFired {
                     scheduled_ns: u64::MAX,
                     late_ns: u64::MAX,
-                    missed: u64::MAX,
-                    tick: u64::MAX,
-                    missed_at_least: true,
+                    missed: 0,
+                    tick: 1,
+                    missed_at_least: false,
                     caught_up: true,
                     clock: 3,
                 }),

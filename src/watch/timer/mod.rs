@@ -19,6 +19,8 @@ use recurring::{Due, Every, Occurrences, Recurring};
 /// The shortest interval of a repeating timer.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
+const MS: u64 = 1_000_000;
+
 /// The times at which a timer fires.
 #[derive(Debug, Clone)]
 pub enum Schedule {
@@ -375,9 +377,13 @@ impl Watch for Timer {
         let now = Now::sample();
         let due = self.due_at();
         let next = due.map(|(clock, at)| {
+            if clock == Clock::Realtime {
+                return clock::timestamp(at);
+            }
             let wait = i128::from(at) - i128::from(now.of(clock));
-            let at = i128::from(now.realtime) + wait;
-            clock::timestamp(u64::try_from(at.max(0)).unwrap_or(u64::MAX))
+            let at = u64::try_from((i128::from(now.realtime) + wait).max(0)).unwrap_or(u64::MAX);
+            // The clocks are read one after the other, so the rest is not the same each time.
+            clock::timestamp(at.saturating_add(MS / 2) / MS * MS)
         });
         let fired = match self.unpaused() {
             Self::Recurring(recurring) => recurring.fired,
