@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -363,9 +363,13 @@ fn connect_succeeds_or_is_refused(rig: &mut Rig) {
     };
     let source = rig.attach(new_socket(), Nonblocking::Own);
     rig.driver
-        .start(id(1), source, Op::Connect(Box::new(address.clone())));
+        .start(id(1), source, Op::Connect(Box::new(address)));
     assert_eq!(rig.next(), ["1 connected."]);
-    drop(listener);
+    // The address stays bound, so that no other test listens there.
+    let nobody = new_socket();
+    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    rustix::net::bind(&nobody, &any).unwrap();
+    let address = rustix::net::getsockname(&nobody).unwrap();
     let source = rig.attach(new_socket(), Nonblocking::Own);
     rig.driver
         .start(id(2), source, Op::Connect(Box::new(address)));

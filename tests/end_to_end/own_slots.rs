@@ -95,6 +95,8 @@ async fn a_slot_given_twice_is_refused_with_all_of_its_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn slots_that_are_never_filled_are_refused_and_delay_no_other_call() {
     let mut scene = Scene::new(Daemon::start("").await, "", "").await;
+    // The first timer of a loop opens the descriptor by which the loop waits for it.
+    scene.add(never()).await;
     let before = scene.daemon.open_fds().await;
     let hostile = scene.daemon.another_channel().await;
     let connected = scene.daemon.open_fds().await;

@@ -1,7 +1,7 @@
 //! Compares the readiness of every kind of descriptor that a client may hand over with poll(2) on
 //! the same descriptor.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use proptest::test_runner::{Config, TestRunner};
@@ -145,12 +145,12 @@ fn ends(kind: Kind) -> (OwnedFd, OwnedFd) {
         Kind::UnixPackets => unix_pair(SocketType::SEQPACKET),
         Kind::TcpUnconnected => (tcp(), tcp()),
         Kind::TcpRefused => {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let nobody = listener.local_addr().unwrap();
-            drop(listener);
+            // The address stays bound, so that no other test listens there.
+            let nobody = tcp();
+            rustix::net::bind(&nobody, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
             let ours = tcp();
-            let _ = rustix::net::connect(&ours, &nobody);
-            (ours, tcp())
+            let _ = rustix::net::connect(&ours, &rustix::net::getsockname(&nobody).unwrap());
+            (ours, nobody)
         }
         Kind::TcpListener => {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
