@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::net::{TcpListener, UdpSocket};
 
 use evloopd::proto::watch_spec::Spec;
-use evloopd::proto::{CloseReason, ConnectionSpec, ListenerSpec, TcpListen, listener_spec};
+use evloopd::proto::{
+    CloseReason, ConnectionSpec, DatagramSpec, ListenerSpec, TcpListen, listener_spec,
+};
 
-use crate::common::{Scene, directory, exec, listener, millis, tcp};
+use crate::common::{Scene, datagrams_at, directory, exec, inet, listener, millis, tcp, within};
 use crate::connecting::apart;
 
 /// The threads of the configuration, of which one principal may use half.
@@ -68,14 +70,29 @@ async fn silent_name_servers_hold_up_nothing_else() {
             let spec = tcp(&format!("host{n}.silent.test"), 80);
             hanging.push(scene.add(Spec::Connection(spec)).await);
         }
-        // A listener's name waits among the others; its registration is the only one that does.
-        let mut watches = scene.daemon.watches();
-        let request = scene.request(Spec::Listener(named_listener()));
-        let registration = tokio::spawn(async move { watches.add_watch(request).await });
+        // Those of listeners and datagram sockets wait among the others; their registrations are the
+        // only ones that do.
+        let mut registrations = Vec::new();
+        for spec in [
+            Spec::Listener(named_listener()),
+            Spec::Datagram(datagrams_at(inet("local.silent.test", 0))),
+            Spec::Datagram(DatagramSpec {
+                peer: Some(inet("peer.silent.test", 53)),
+                ..DatagramSpec::default()
+            }),
+        ] {
+            let mut watches = scene.daemon.watches();
+            let request = scene.request(spec);
+            let adding = async move { watches.add_watch(request).await };
+            registrations.push(tokio::spawn(adding));
+        }
+        scene.settle().await;
 
         let mut request = scene.request(Spec::Process(exec(&["true"])));
         request.name = "child".into();
-        scene.try_add(request).await.unwrap();
+        within("a child while names are resolved", scene.try_add(request))
+            .await
+            .unwrap();
         let own = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = own.local_addr().unwrap().port().into();
         let numeric = scene.add(Spec::Connection(tcp("127.0.0.1", port))).await;
@@ -94,7 +111,10 @@ async fn silent_name_servers_hold_up_nothing_else() {
 
         let asked = asked_for(&server);
         assert!((1..=SHARE).contains(&asked.len()), "{asked:?}");
-        registration.abort();
+        for registration in registrations {
+            assert!(!registration.is_finished(), "a silent server answered");
+            registration.abort();
+        }
         for id in hanging {
             scene.remove(id).await;
         }

@@ -10,7 +10,9 @@ use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::event::largest;
 use crate::proto::{self, socket_address::Address, watch_spec::Spec};
-use crate::watch::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Need, Order};
+use crate::watch::{
+    DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Need, Order, Prepare,
+};
 
 /// The size of a datagram that is kept unless the client or the policy says less, bytes.
 const MAX_SIZE: u32 = 64 << 10;
@@ -105,6 +107,7 @@ impl Specification for proto::DatagramSpec {
             _ => {}
         }
         let options = options(&spec, unix(&local) || unix(&peer))?;
+        let named = local.iter().chain(&peer).any(Endpoint::is_name);
         let socket = DatagramSocket::New {
             local,
             peer,
@@ -116,9 +119,14 @@ impl Specification for proto::DatagramSpec {
             max_size,
             marks,
         };
+        let prepare: Prepare = Box::new(move |_| order.build());
         Ok(Plan {
             need,
-            order: Order::Later(Box::new(move |_| order.build())),
+            // Only names need a thread that may wait for name servers.
+            order: match named {
+                true => Order::Resolved(checks.peer.principal.clone(), prepare),
+                false => Order::Later(prepare),
+            },
             claimed_from: None,
             spec: Spec::Datagram(spec),
         })

@@ -12,7 +12,7 @@ use super::{DatagramWatch, Socket};
 use crate::driver::{Claim, Nonblocking};
 use crate::error::{Error, Result, SystemError};
 use crate::sys::datagram;
-use crate::watch::address::UnixName;
+use crate::watch::address::{HostAddress, UnixName};
 use crate::watch::listener::{SocketFile, bind_unix, refused};
 use crate::watch::{Watch, WaterMarks};
 
@@ -28,6 +28,17 @@ pub enum Endpoint {
     },
     /// A Unix socket.
     Unix(UnixName),
+}
+
+impl Endpoint {
+    /// Returns whether it is the name of a host, which only a name server may know.
+    #[must_use]
+    pub fn is_name(&self) -> bool {
+        match self {
+            Self::Ip { host, .. } => !host.is_empty() && HostAddress::parse(host).is_none(),
+            Self::Unix(_) => false,
+        }
+    }
 }
 
 /// A multicast group.
@@ -214,8 +225,9 @@ fn resolve(endpoint: Option<&Endpoint>) -> Result<Vec<SocketAddr>> {
             SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *port),
         ]),
         Some(Endpoint::Ip { host, port }) => {
-            if let Some(ip) = names::parse_ip(host, *port) {
-                return Ok(vec![ip]);
+            if let Some(ip) = HostAddress::parse(host) {
+                let ip = ip.with_port(*port);
+                return Ok(vec![ip.map_err(|errno| refused(errno, "resolve", host))?]);
             }
             let found = (host.as_str(), *port).to_socket_addrs();
             let found: Vec<_> = found
