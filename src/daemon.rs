@@ -41,7 +41,7 @@ use crate::sys;
 use crate::terminals::Terminals;
 use crate::text;
 use crate::watch::{
-    Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Reaper, Resolver, Services,
+    Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Links, Reaper, Resolver, Services,
     Starters, TimeZones, TransportLimits, reap_inherited,
 };
 
@@ -272,6 +272,7 @@ fn services(
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
         resolver: Resolver::new(limits.resolver_threads),
+        links: Links::new(runtime.clone()),
         tls: tls::sections(&config.tls)?,
         handshakes: Handshakes::new(limits.tls_threads),
         closer: Closer::default(),

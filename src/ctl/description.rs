@@ -300,11 +300,16 @@ fn status(sheet: &mut Sheet, watch: &Watch) {
                 sheet.line("unsent", size(s.buffered_bytes));
             }
             if s.dropped > 0 {
-                let text = format!(
-                    "{} by the kernel",
-                    counted(s.dropped, "datagram", "datagrams")
-                );
+                let mut text = counted(s.dropped, "datagram", "datagrams");
+                text.push_str(" by the kernel");
+                if s.untold_drops > 0 {
+                    let _ = write!(text, ", {} of them not told yet", s.untold_drops);
+                }
                 sheet.styled("dropped", text, NOTICE);
+            }
+            for status in &s.groups {
+                let (text, style) = render::group_status(status);
+                sheet.styled("group", text, style);
             }
             sheet.line("buffer", size(s.receive_buffer));
             sheet.line("reading", if s.reading_paused { "paused" } else { "" });

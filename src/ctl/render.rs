@@ -20,7 +20,7 @@ use crate::proto::{
 mod network;
 mod paths;
 
-pub(super) use network::tls_session;
+pub(super) use network::{group_status, tls_session};
 
 /// The largest number of bytes of data in an event's line; `logs` prints all bytes.
 const PREVIEW_BYTES: usize = 60;

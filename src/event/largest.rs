@@ -95,6 +95,10 @@ pub const EOF: u32 = ENVELOPE + NUMBER;
 pub const DATAGRAM: u32 = ENVELOPE + ADDRESS + bytes(0) + 3 + NUMBER + bytes(IP) + SMALL;
 /// `DatagramError`.
 pub const DATAGRAM_ERROR: u32 = ENVELOPE + ADDRESS + ERROR + bytes(IP);
+/// `DatagramsDropped`.
+pub const DATAGRAMS_DROPPED: u32 = ENVELOPE + 2 * NUMBER;
+/// `GroupChanged`. The name of an interface has at most 15 bytes.
+pub const GROUP_CHANGED: u32 = ENVELOPE + bytes(IP) + bytes(15) + FLAG + SMALL;
 /// `PathChanged` without its paths.
 pub const PATH_CHANGED: u32 = ENVELOPE + bytes(10) + FLAG + NUMBER + 2 * (bytes(0) + 1);
 /// `PathRescan` of a root, with an error that has no detail.
@@ -364,6 +368,22 @@ mod tests {
                     peer: address(),
                     error: Some((&error).into()),
                     reporter_ip: ip.to_string(),
+                }),
+            ),
+            (
+                DATAGRAMS_DROPPED,
+                Kind::DatagramsDropped(DatagramsDropped {
+                    count: u64::MAX,
+                    total: u64::MAX,
+                }),
+            ),
+            (
+                GROUP_CHANGED,
+                Kind::GroupChanged(GroupChanged {
+                    ip: ip.to_string(),
+                    interface: "i".repeat(15),
+                    in_effect: true,
+                    interface_index: u32::MAX,
                 }),
             ),
             (

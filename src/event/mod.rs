@@ -21,10 +21,10 @@ pub use crate::proto::event::Kind;
 pub use crate::proto::{
     AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Datagram, DatagramError,
     DatagramsDropped, Ended, Eof, Event, Exited, FailedAttempt, FileChanged, Gap, GapReason,
-    HandshakesFailed, LifetimeEnded, LoopState, LoopStateChanged, PathChanged, PathRescan,
-    PathRoot, PathSynced, PolicyChanged, PolicyScope, Posted, Ready, Removed, Resized, Signal,
-    Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession, TlsStarted, UpdateCause,
-    Updated, WritePaused, WriteResumed,
+    GroupChanged, HandshakesFailed, LifetimeEnded, LoopState, LoopStateChanged, PathChanged,
+    PathRescan, PathRoot, PathSynced, PolicyChanged, PolicyScope, Posted, Ready, Removed, Resized,
+    Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession, TlsStarted,
+    UpdateCause, Updated, WritePaused, WriteResumed,
 };
 
 /// The labels of a watch. They are few and small, and the watch shares them with its events.

@@ -19,7 +19,7 @@ use crate::clock::Now;
 use crate::error::Result;
 use crate::event::{CloseReason, Cursor, PolicyChanged};
 use crate::proto::{self, TerminalSize};
-use crate::watch::{Order, Parcel, SignalTarget, StartTls, Taken, Tree, Watch, WaterMarks};
+use crate::watch::{Groups, Order, Parcel, SignalTarget, StartTls, Taken, Tree, Watch, WaterMarks};
 
 /// A command for the loop's thread, with the channel for its reply.
 pub(super) enum Command {
@@ -88,7 +88,7 @@ pub(super) enum Command {
     },
     GroupSocket {
         name: WatchName,
-        reply: Reply<OwnedFd>,
+        reply: Reply<(OwnedFd, Arc<Groups>)>,
     },
     PauseReading {
         name: WatchName,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
 use crate::proto::{self, TerminalSize};
-use crate::watch::{Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
+use crate::watch::{Groups, Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
 /// The encoded size in bytes at which a page ends: one more watch still fits the gRPC message.
 pub(super) const PAGE_BYTES: usize = 3 << 20;
@@ -190,7 +191,7 @@ impl EventLoop {
 
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
         let slot = self.find(name)?;
-        Ok(self.watches[slot].view(&self.shared.journal))
+        Ok(self.watches[slot].view(&self.shared.journal, &*self.driver))
     }
 
     /// Collects one part of a page: at most `max` watches, and none after the one that exceeds
@@ -226,7 +227,7 @@ impl EventLoop {
                 (page.next, page.full) = (Some(before), true);
                 break;
             }
-            let view = record.view(&self.shared.journal);
+            let view = record.view(&self.shared.journal, &*self.driver);
             page.bytes += prost::Message::encoded_len(&view);
             page.items.push(view);
         }
@@ -280,12 +281,13 @@ impl EventLoop {
     }
 
     /// Returns a duplicate of the socket, so that what may block is done on another thread.
-    pub(super) fn group_socket(&mut self, name: &WatchName) -> Result<OwnedFd> {
+    pub(super) fn group_socket(&mut self, name: &WatchName) -> Result<(OwnedFd, Arc<Groups>)> {
         self.with_live_watch(name, |watch, cx| {
-            let source = watch.group_socket()?;
+            let (source, groups) = watch.group_socket()?;
             let socket = cx.fd(source).ok_or(Errno::BADF);
             let copy = socket.and_then(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0));
-            copy.map_err(|errno| SystemError::new(errno, "dup", "").into())
+            let copy = copy.map_err(|errno| SystemError::new(errno, "dup", ""))?;
+            Ok((copy, groups))
         })
     }
 

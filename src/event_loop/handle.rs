@@ -366,8 +366,9 @@ impl Handle {
         group: Group,
     ) -> Result<()> {
         let socket = self.call(|reply| Command::GroupSocket { name, reply });
-        let socket = (socket.await?, Closing);
-        let work = move || change.change(socket.0.as_fd(), &group);
+        let (socket, groups) = socket.await?;
+        let socket = (socket, Closing);
+        let work = move || groups.change(socket.0.as_fd(), change, &group);
         let lost = |_| Error::Internal("the thread of the call ended without a result");
         tokio::task::spawn_blocking(work).await.map_err(lost)?
     }

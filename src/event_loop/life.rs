@@ -136,7 +136,7 @@ impl EventLoop {
             let taken = taken.map(|fd| TakenFd {
                 fd,
                 closed: cursor,
-                received: record.received(),
+                received: record.received(&*self.driver),
             });
             let gone = crate::error::Error::Internal("a watch has no descriptor to take");
             self.reply(reply, taken.ok_or(gone));

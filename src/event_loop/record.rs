@@ -9,7 +9,7 @@ use super::lifetime::Lifetime;
 use super::mailbox::Reply;
 use super::timers::AlarmId;
 use crate::clock::{self, Now};
-use crate::driver::SourceId;
+use crate::driver::{Driver, SourceId};
 use crate::event::{Closed, Cursor, Labels};
 use crate::journal::Journal;
 use crate::kinds::WatchKind;
@@ -185,16 +185,21 @@ impl Record {
         self.rare_mut()?.paused.take()
     }
 
+    /// Returns the state that is special to the watch's kind.
+    pub(super) fn status(&self, driver: &dyn Driver) -> Option<proto::watch::Status> {
+        self.watch.as_ref()?.status(driver)
+    }
+
     /// Returns the number of bytes that a transport received; 0 for other kinds.
-    pub(super) fn received(&self) -> u64 {
-        match self.watch.as_ref().and_then(|watch| watch.status()) {
+    pub(super) fn received(&self, driver: &dyn Driver) -> u64 {
+        match self.status(driver) {
             Some(proto::watch::Status::Transport(transport)) => transport.received_bytes,
             _ => 0,
         }
     }
 
     /// Returns the watch as clients see it.
-    pub(super) fn view(&self, journal: &Journal) -> proto::Watch {
+    pub(super) fn view(&self, journal: &Journal, driver: &dyn Driver) -> proto::Watch {
         let (state, ending) = match self.ending() {
             None if self.closing => (proto::WatchState::Closing, None),
             None => (proto::WatchState::Open, None),
@@ -221,7 +226,7 @@ impl Record {
             lease_left: lifetime.left.filter(|_| !self.is_closed()),
             parent_watch_id: self.rare().map_or(0, |rare| rare.parent),
             source_pause: self.rare().and_then(|rare| rare.paused),
-            status: self.watch.as_ref().and_then(|watch| watch.status()),
+            status: self.status(driver),
         }
     }
 }

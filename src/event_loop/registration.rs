@@ -260,7 +260,7 @@ impl EventLoop {
             return Err(taken(Some(field)));
         }
         Ok(Admission::Exists(Box::new(Registered {
-            watch: record.view(&self.shared.journal),
+            watch: record.view(&self.shared.journal, &*self.driver),
             existed: true,
             reader: None,
         })))
@@ -284,7 +284,9 @@ impl EventLoop {
         let gone = Error::Internal("a watch was removed while it was added");
         let record = self.watches.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
-            watch: record.ok_or(gone)?.view(&self.shared.journal),
+            watch: record
+                .ok_or(gone)?
+                .view(&self.shared.journal, &*self.driver),
             existed: false,
             reader,
         })

@@ -86,7 +86,7 @@ impl EventLoop {
         fields.extend(labels.is_some().then(|| "labels".to_owned()));
         fields.extend(finished_ttl.is_some().then(|| "finished_ttl".to_owned()));
         if fields.is_empty() {
-            let watch = Box::new(record.view(&self.shared.journal));
+            let watch = Box::new(record.view(&self.shared.journal, &*self.driver));
             return Ok(UpdateOutcome::Done(watch, None));
         }
         let texts: usize = fields.iter().map(|field| field.len() + 4).sum();
@@ -121,14 +121,12 @@ impl EventLoop {
             fields,
             ..Updated::default()
         };
-        if let Some(proto::watch::Status::Timer(timer)) =
-            record.watch.as_ref().and_then(|watch| watch.status())
-        {
+        if let Some(proto::watch::Status::Timer(timer)) = record.status(&*self.driver) {
             (updated.next_ns, updated.time_zone) = (timer.next_ns, timer.time_zone);
         }
         let about = record.control.about;
         let seq = self.outbox.push(self.now, about, Kind::Updated(updated));
-        let watch = Box::new(self.watches[slot].view(journal));
+        let watch = Box::new(self.watches[slot].view(journal, &*self.driver));
         Ok(UpdateOutcome::Done(watch, Some(journal.cursor(seq))))
     }
 }

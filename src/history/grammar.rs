@@ -44,9 +44,9 @@ const PLAIN: Grammar = Grammar {
 pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
     use EventKind::{
         AcceptPaused, Accepted, Connected, Data, Datagram, DatagramError, DatagramsDropped, Ended,
-        Eof, Exited, FileChanged, HandshakesFailed, PathChanged, PathRescan, PathRoot, PathSynced,
-        Ready, Resized, Signal, Started, StreamEnd, TimerFired, TlsStarted, WritePaused,
-        WriteResumed,
+        Eof, Exited, FileChanged, GroupChanged, HandshakesFailed, PathChanged, PathRescan,
+        PathRoot, PathSynced, Ready, Resized, Signal, Started, StreamEnd, TimerFired, TlsStarted,
+        WritePaused, WriteResumed,
     };
     use Stream::{Input, Stderr, Stdout};
 
@@ -117,6 +117,7 @@ pub(super) const fn of_watch(kind: WatchKind) -> Grammar {
                 Datagram,
                 DatagramError,
                 DatagramsDropped,
+                GroupChanged,
                 WritePaused,
                 WriteResumed,
             ],
@@ -153,7 +154,7 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::HandshakesFailed(_)
         | Kind::Datagram(_)
         | Kind::DatagramError(_)
-        | Kind::DatagramsDropped(_)
+        | Kind::GroupChanged(_)
         | Kind::PathChanged(_)
         | Kind::PathRescan(_)
         | Kind::PathRoot(_)
@@ -166,6 +167,7 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         | Kind::Started(_)
         | Kind::Updated(_)
         | Kind::Resized(_)
+        | Kind::DatagramsDropped(_)
         | Kind::Data(_)
         | Kind::StreamEnd(_)
         | Kind::Exited(_)

@@ -364,6 +364,53 @@ pub(crate) fn dropped(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     Ok(values[MEMINFO_DROPS])
 }
 
+/// `struct group_filter` of linux/in.h without sources, and room for one, as some kernels want it.
+#[repr(C)]
+struct GroupFilter {
+    interface: u32,
+    group: libc::sockaddr_storage,
+    mode: u32,
+    sources: u32,
+    source: libc::sockaddr_storage,
+}
+
+/// Returns whether a socket has joined a group on the interface with that index, which may be gone
+/// since.
+pub(crate) fn is_member(fd: BorrowedFd<'_>, group: IpAddr, interface: u32) -> bool {
+    let level = match group {
+        IpAddr::V4(_) => libc::IPPROTO_IP,
+        IpAddr::V6(_) => libc::IPPROTO_IPV6,
+    };
+    let group = SocketAddrAny::from(std::net::SocketAddr::new(group, 0));
+    // SAFETY: all-zero bytes are a valid address of no family.
+    let none = || unsafe { MaybeUninit::<libc::sockaddr_storage>::zeroed().assume_init() };
+    let mut filter = GroupFilter {
+        interface,
+        group: none(),
+        mode: 0,
+        sources: 0,
+        source: none(),
+    };
+    let len = (group.addr_len() as usize).min(size_of::<libc::sockaddr_storage>());
+    // SAFETY: the address has `len` bytes, and the storage has room for them; they do not overlap.
+    unsafe {
+        let to = (&raw mut filter.group).cast::<u8>();
+        std::ptr::copy_nonoverlapping(group.as_ptr().cast::<u8>(), to, len);
+    }
+    let mut len = size::<GroupFilter>();
+    // SAFETY: `filter` is valid for reads and writes of `len` bytes, and `len` for a write.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            libc::MCAST_MSFILTER,
+            (&raw mut filter).cast(),
+            &raw mut len,
+        )
+    };
+    check(result.into()).is_ok()
+}
+
 /// Makes an IP socket tell the address and interface of each datagram, and which peer each error
 /// concerns.
 ///

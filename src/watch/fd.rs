@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::{Context, Watch};
-use crate::driver::{Direction, Done, FileKind, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, Driver, FileKind, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Ready};
 use crate::proto;
@@ -180,7 +180,7 @@ impl Watch for FdWatch {
         armed
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         Some(proto::watch::Status::Fd(proto::FdStatus {
             readable_armed: self.read.wanted,
             writable_armed: self.write.wanted,

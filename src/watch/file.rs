@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::wake::WakeUp;
 use super::{Context, Need, Notice, Watch, path};
-use crate::driver::{Done, Lane};
+use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Eof, FileChanged, Kind, Stream, largest};
 use crate::follow::{self, Follower, GaveUp, Next, Step, Told};
@@ -365,7 +365,7 @@ impl Watch for FileWatch {
         0
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let status = &self.status;
         Some(proto::watch::Status::File(proto::FileStatus {
             reading_paused: self.paused,

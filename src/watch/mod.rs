@@ -27,7 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::access::Principal;
-use crate::driver::{Done, Lane};
+use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
@@ -40,6 +40,7 @@ mod datagram;
 mod fd;
 mod file;
 mod handshakes;
+mod links;
 mod listener;
 mod path;
 mod pid;
@@ -62,11 +63,12 @@ pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target}
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
 pub use datagram::{
-    DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Membership, Parcel,
+    DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Groups, Membership, Parcel,
 };
 pub use fd::FdOrder;
 pub use file::FileOrder;
 pub use handshakes::{Handshakes, Secured, TlsOrder};
+pub use links::Links;
 pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
 pub use path::PathOrder;
 pub use pid::{PidOrder, PidSource};
@@ -281,8 +283,8 @@ pub trait Watch: Send + fmt::Debug {
         None
     }
 
-    /// Returns the state that is special to its kind.
-    fn status(&self) -> Option<proto::watch::Status>;
+    /// Returns the state that is special to its kind. The driver has its sources.
+    fn status(&self, driver: &dyn Driver) -> Option<proto::watch::Status>;
 
     /// Arms fired directions again, unless a later Ready exists, or disarms them. Returns whether
     /// anything changed.
@@ -322,11 +324,11 @@ pub trait Watch: Send + fmt::Debug {
         Err(unsupported("a stream on which TLS can begin"))
     }
 
-    /// Returns the source whose socket can be a member of multicast groups.
+    /// Returns the source whose socket can be a member of multicast groups, and its groups.
     ///
     /// # Errors
     /// The kind has none.
-    fn group_socket(&self) -> Result<crate::driver::SourceId> {
+    fn group_socket(&self) -> Result<(crate::driver::SourceId, Arc<Groups>)> {
         Err(unsupported("multicast groups"))
     }
 

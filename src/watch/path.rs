@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::wake::WakeUp;
 use super::{Change, Context, Need, Notice, Watch};
-use crate::driver::{Done, Lane};
+use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Kind, PathChanged, PathRescan, PathRoot, PathSynced, largest};
 use crate::paths::{self, GoneReason, Hub, Kinds, RescanReason, Subscription, Told};
@@ -338,7 +338,7 @@ impl Watch for PathWatch {
         0
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let order = self.order.as_ref();
         let of_watch = order.map(|order| order.subscription.status());
         let synced = of_watch.and_then(|status| status.synced);

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::{Change, Context, Need, Services, Watch};
-use crate::driver::{Direction, Done, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Ended, Exited, Kind, largest};
 use crate::proto::{self, exited::Status};
@@ -277,7 +277,7 @@ impl Watch for PidWatch {
         }
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         Some(proto::watch::Status::Pid(proto::PidStatus {
             pid: self.pid,
             start_ticks: self.start_ticks,

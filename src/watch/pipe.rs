@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
 use super::{Alarm, Context, Taken, Teardown, Watch};
-use crate::driver::{Claim, Direction, Done, Lane, Op, SourceId};
+use crate::driver::{Claim, Direction, Done, Driver, Lane, Op, SourceId};
 use crate::error::Result;
 use crate::event::{CloseReason, Eof, Kind, Stream};
 use crate::proto;
@@ -138,7 +138,7 @@ impl Watch for ReadPipe {
         true
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let input = self.input.as_ref();
         Some(proto::watch::Status::Transport(proto::TransportStatus {
             connected: input.is_some_and(|i| !i.ended),
@@ -321,7 +321,7 @@ impl Watch for WritePipe {
         true
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let output = self.output.as_ref();
         Some(proto::watch::Status::Transport(proto::TransportStatus {
             connected: output.is_some(),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::process::{Drain, Reaper};
-use super::{Attributes, Handshakes, Notice, Resolver, Starters, TimeZones};
+use super::{Attributes, Handshakes, Links, Notice, Resolver, Starters, TimeZones};
 use crate::cgroup::Cgroups;
 use crate::descriptors::Closing;
 use crate::driver::Key;
@@ -74,6 +74,8 @@ pub struct Services {
     pub starters: Starters,
     /// The threads on which names are resolved.
     pub resolver: Resolver,
+    /// The interfaces of the host.
+    pub links: Arc<Links>,
     /// The certificates and keys of the configuration.
     pub tls: Arc<Sections>,
     /// The threads on which handshakes of TLS run.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Change, Context, Notice, Notifier, Watch};
-use crate::driver::{Done, Key, Lane};
+use crate::driver::{Done, Driver, Key, Lane};
 use crate::error::Result;
 use crate::event::{Kind, Signal};
 use crate::proto;
@@ -170,7 +170,7 @@ impl Watch for SignalWatch {
         0
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         None
     }
 }

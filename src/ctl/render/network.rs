@@ -94,6 +94,38 @@ impl Words for proto::DatagramsDropped {
     }
 }
 
+impl Words for proto::GroupChanged {
+    fn words(&self) -> (String, Style) {
+        let group = group(&self.ip, &self.interface);
+        match self.in_effect {
+            true => (format!("joined {group} again"), GOOD),
+            false => (format!("no member of {group}: the interface is gone"), BAD),
+        }
+    }
+}
+
+/// Returns a group as `watch udp --group` takes it.
+fn group(ip: &str, interface: &str) -> String {
+    match interface {
+        "" => printable(ip).to_string(),
+        interface => format!("{}%{}", printable(ip), printable(interface)),
+    }
+}
+
+/// Returns a group of a watch and whether the watch is a member, in words.
+pub(in crate::ctl) fn group_status(status: &proto::GroupStatus) -> (String, Style) {
+    let (ip, interface) = match &status.group {
+        Some(group) => (group.ip.as_str(), group.interface.as_str()),
+        None => ("", ""),
+    };
+    let group = group(ip, interface);
+    match (status.in_effect, interface, status.interface_index) {
+        (false, ..) => (format!("{group}, no member: the interface is gone"), BAD),
+        (true, "", index @ 1..) => (format!("{group} on interface {index}"), Style::new()),
+        (true, ..) => (group, Style::new()),
+    }
+}
+
 /// Returns what TLS has negotiated, in words.
 pub(in crate::ctl) fn tls_session(tls: &proto::TlsSession) -> String {
     let mut text = format!("{}, {}", tls.version, tls.cipher_suite);

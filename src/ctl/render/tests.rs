@@ -118,6 +118,34 @@ fn a_datagram_tells_its_peer_and_what_was_cut() {
         dropped.words().0,
         "the kernel dropped 2 datagrams, 3 in all"
     );
+    let mut group = proto::GroupChanged {
+        ip: "ff02::5".to_owned(),
+        interface: "eth0".to_owned(),
+        ..proto::GroupChanged::default()
+    };
+    let gone = "no member of ff02::5%eth0: the interface is gone";
+    assert_eq!(group.words(), (gone.to_owned(), BAD));
+    (group.in_effect, group.interface) = (true, String::new());
+    assert_eq!(group.words(), ("joined ff02::5 again".to_owned(), GOOD));
+}
+
+#[test]
+fn a_group_shows_where_it_is_joined_and_whether_it_is_in_effect() {
+    let shown = |interface: &str, in_effect| {
+        let status = proto::GroupStatus {
+            group: Some(proto::MulticastGroup {
+                ip: "239.1.2.3".to_owned(),
+                interface: interface.to_owned(),
+            }),
+            in_effect,
+            interface_index: 7,
+        };
+        group_status(&status)
+    };
+    assert_eq!(shown("", true).0, "239.1.2.3 on interface 7");
+    assert_eq!(shown("eth0", true).0, "239.1.2.3%eth0");
+    let gone = "239.1.2.3%eth0, no member: the interface is gone";
+    assert_eq!(shown("eth0", false), (gone.to_owned(), BAD));
 }
 
 #[test]

@@ -40,6 +40,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::Datagram
         | EventKind::DatagramError
         | EventKind::DatagramsDropped
+        | EventKind::GroupChanged
         | EventKind::PathChanged
         | EventKind::PathRescan
         | EventKind::PathRoot

@@ -41,8 +41,8 @@ impl Specification for proto::DatagramSpec {
         let max_size = max_size(spec.max_size, checks.on.policy().journal_bytes)?;
         let paused = spec.start_paused;
         let marks = checks.water_marks("spec.datagram.water_marks", spec.water_marks.as_ref())?;
-        // One event of each kind is not reserved: each is told when there is room.
-        let need = Need::sources(1);
+        // The watch also needs room to tell what was dropped until its end.
+        let need = Need::sources(1).and(largest::DATAGRAMS_DROPPED);
         if !spec.slot.is_empty() {
             let field = "spec.datagram.slot";
             let bare = Self {
@@ -64,6 +64,7 @@ impl Specification for proto::DatagramSpec {
                 return Err(checks.lacks("unix_socket", "not supported"));
             }
             spec.slot.clear();
+            let services = std::sync::Arc::clone(checks.api.registry.services());
             let order = Order::Now(Box::new(move || {
                 let socket = DatagramSocket::Adopted(fitted(claimed, field, Purpose::Datagram)?);
                 let order = DatagramOrder {
@@ -72,7 +73,7 @@ impl Specification for proto::DatagramSpec {
                     max_size,
                     marks,
                 };
-                order.build()
+                order.build(&services)
             }));
             return Ok(Plan {
                 need,
@@ -119,7 +120,7 @@ impl Specification for proto::DatagramSpec {
             max_size,
             marks,
         };
-        let prepare: Prepare = Box::new(move |_| order.build());
+        let prepare: Prepare = Box::new(move |services| order.build(services));
         Ok(Plan {
             need,
             // Only names need a thread that may wait for name servers.

@@ -27,7 +27,7 @@ use super::places::Place;
 use super::water::WaterMarks;
 use super::{Context, Notice, Secured, Taken, Teardown, TlsOrder, Watch};
 use crate::clock::nanos;
-use crate::driver::{Done, Lane, Nonblocking, SourceId};
+use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Connected, Kind, TlsSession, TlsStarted, largest};
 use crate::proto;
@@ -452,7 +452,7 @@ impl Watch for Connection {
         cx.finish();
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let streams = self.streams();
         Some(proto::watch::Status::Transport(proto::TransportStatus {
             local: self.local.clone(),

@@ -8,7 +8,7 @@ use super::names::{self, Family};
 use super::{AT_ONCE, DatagramWatch, RETRY, passes, tell_error};
 use crate::driver::SourceId;
 use crate::error::SystemError;
-use crate::event::{CloseReason, DatagramsDropped, Kind, largest};
+use crate::event::{CloseReason, largest};
 use crate::sys::datagram::{self, Incoming, Queue};
 use crate::watch::Context;
 
@@ -146,27 +146,6 @@ impl DatagramWatch {
             }
         }
         Ok(())
-    }
-
-    /// Tells what the kernel has dropped. It drops only while the buffer is full, and a full buffer
-    /// is read, so nothing is missed by looking after each read.
-    fn tell_drops(&mut self, cx: &mut Context<'_>) {
-        if self.family == Family::Unix {
-            return;
-        }
-        let fd = self.source.and_then(|source| cx.fd(source));
-        let Some(Ok(drops)) = fd.map(datagram::dropped) else {
-            return;
-        };
-        let count = u64::from(drops.wrapping_sub(self.drops_seen));
-        if count > 0 && cx.has_room() {
-            self.drops_seen = drops;
-            self.dropped += count;
-            cx.emit(Kind::DatagramsDropped(DatagramsDropped {
-                count,
-                total: self.dropped,
-            }));
-        }
     }
 }
 

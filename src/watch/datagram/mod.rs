@@ -5,27 +5,31 @@
 //! then is it known how much room the journal has left.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::listener::SocketFile;
-use super::{Alarm, Context, Teardown, Watch, WaterMarks};
-use crate::driver::{Direction, Done, Lane, Nonblocking, Op, Readiness, SourceId};
+use super::{Alarm, Context, Notice, Teardown, Watch, WaterMarks};
+use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, Readiness, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{DatagramError, Kind};
 use crate::proto;
-use crate::sys::datagram;
+use drops::Drops;
 use names::{Described, Family};
 use outgoing::Outgoing;
 
+mod drops;
+mod groups;
 mod incoming;
 mod names;
 mod open;
 mod outgoing;
 
+pub use groups::{Group, Groups, Membership};
 pub use names::Parcel;
-pub use open::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Membership};
+pub use open::{DatagramOptions, DatagramOrder, DatagramSocket, Endpoint};
 
 const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
@@ -47,6 +51,8 @@ struct Socket {
     /// The Unix peer to connect to again when its socket is replaced by another.
     reconnect: Option<SocketAddrUnix>,
     file: Option<SocketFile>,
+    /// The groups of an IP socket.
+    groups: Option<Arc<Groups>>,
 }
 
 impl Socket {
@@ -59,6 +65,7 @@ impl Socket {
             peer: None,
             reconnect: None,
             file: None,
+            groups: None,
         };
         new.look_up();
         new
@@ -84,6 +91,8 @@ struct Due {
     send: Option<u64>,
     /// To close without sending what waits.
     close: Option<u64>,
+    /// To look for drops.
+    look: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -96,6 +105,8 @@ struct DatagramWatch {
     peer: Option<proto::SocketAddress>,
     reconnect: Option<SocketAddrUnix>,
     file: Option<SocketFile>,
+    /// The groups of an IP socket.
+    groups: Option<Arc<Groups>>,
     /// The most bytes of a datagram that are kept.
     max_size: u32,
     /// Whether the client paused reading.
@@ -108,16 +119,13 @@ struct DatagramWatch {
     received: u64,
     described: Described,
     output: Outgoing,
-    /// The kernel's number of drops that was told last, modulo 2^32.
-    drops_seen: u32,
-    /// The drops that were told.
-    dropped: u64,
+    drops: Drops,
     receive_buffer: u64,
 }
 
 impl DatagramWatch {
     fn new(socket: Socket, paused: bool, max_size: u32, marks: WaterMarks) -> Self {
-        let drops = datagram::dropped(socket.fd.as_fd());
+        let drops = Drops::of(socket.fd.as_fd());
         let buffer = rustix::net::sockopt::socket_recv_buffer_size(&socket.fd);
         Self {
             fd: Some((socket.fd, socket.mode)),
@@ -127,6 +135,7 @@ impl DatagramWatch {
             peer: socket.peer,
             reconnect: socket.reconnect,
             file: socket.file,
+            groups: socket.groups,
             max_size,
             paused,
             held: false,
@@ -135,8 +144,7 @@ impl DatagramWatch {
             received: 0,
             described: Described::default(),
             output: Outgoing::new(marks),
-            drops_seen: drops.unwrap_or(0),
-            dropped: 0,
+            drops,
             receive_buffer: buffer.unwrap_or(0) as u64,
         }
     }
@@ -158,8 +166,13 @@ impl DatagramWatch {
             arm,
             send,
             close,
+            look,
         } = self.due;
-        match [receive, arm, send, close].into_iter().flatten().min() {
+        match [receive, arm, send, close, look]
+            .into_iter()
+            .flatten()
+            .min()
+        {
             Some(at) => cx.set_alarm(Alarm::Monotonic(at)),
             None => cx.clear_alarm(),
         }
@@ -193,6 +206,9 @@ impl Watch for DatagramWatch {
         if let Some((fd, mode)) = self.fd.take() {
             self.source = cx.attach(fd, mode);
             self.arm(cx);
+            self.look_soon(cx);
+            self.connect_groups(cx);
+            self.set_alarm(cx);
         }
     }
 
@@ -225,6 +241,9 @@ impl Watch for DatagramWatch {
         if is_due(&mut self.due.send) {
             self.flush(cx);
         }
+        if is_due(&mut self.due.look) {
+            self.look(cx);
+        }
         if is_due(&mut self.due.close) {
             cx.finish();
         }
@@ -238,6 +257,8 @@ impl Watch for DatagramWatch {
         } else {
             self.arm(cx);
         }
+        self.look_soon(cx);
+        self.set_alarm(cx);
         self.source.is_some()
     }
 
@@ -248,6 +269,8 @@ impl Watch for DatagramWatch {
         } else {
             self.arm(cx);
         }
+        self.look_soon(cx);
+        self.set_alarm(cx);
         Ok(())
     }
 
@@ -255,11 +278,17 @@ impl Watch for DatagramWatch {
         self.output.set_marks(cx, marks)
     }
 
-    fn group_socket(&self) -> Result<SourceId> {
-        if self.family == Family::Unix {
-            return Err(Error::wrong_state("a Unix socket has no multicast groups"));
+    fn group_socket(&self) -> Result<(SourceId, Arc<Groups>)> {
+        let none = || Error::wrong_state("a Unix socket has no multicast groups");
+        let groups = self.groups.as_ref().ok_or_else(none)?;
+        Ok((self.takeable()?, Arc::clone(groups)))
+    }
+
+    fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        if matches!(notice, Notice::Woken) {
+            self.groups_changed(cx);
+            self.set_alarm(cx);
         }
-        self.takeable()
     }
 
     fn send_to(&mut self, cx: &mut Context<'_>, parcel: Parcel) -> Result<u64> {
@@ -290,6 +319,8 @@ impl Watch for DatagramWatch {
     }
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
+        self.tell_last_drops(cx);
+        self.source = None;
         if let Some(file) = self.file.take() {
             cx.services.runtime.spawn_blocking(move || drop(file));
         }
@@ -300,7 +331,9 @@ impl Watch for DatagramWatch {
         true
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, driver: &dyn Driver) -> Option<proto::watch::Status> {
+        let fd = self.source.and_then(|source| driver.fd(source));
+        let dropped = self.drops.as_of_now(fd);
         Some(proto::watch::Status::Datagram(proto::DatagramStatus {
             local: self.local.clone(),
             peer: self.peer.clone(),
@@ -308,7 +341,9 @@ impl Watch for DatagramWatch {
             received: self.received,
             sent: self.output.sent,
             buffered_bytes: self.output.buffered(),
-            dropped: self.dropped,
+            dropped,
+            untold_drops: dropped - self.drops.told(),
+            groups: self.groups.as_ref().map_or_else(Vec::new, |g| g.status()),
             receive_buffer: self.receive_buffer,
             max_size: self.max_size,
             water_marks: Some(self.output.marks().into()),

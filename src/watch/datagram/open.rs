@@ -1,12 +1,14 @@
 //! Makes the socket of a datagram watch. May block.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::net::{SocketAddrUnix, SocketFlags, SocketType};
 
+use super::groups::{Group, Groups, Membership};
 use super::names::{self, Family};
 use super::{DatagramWatch, Socket};
 use crate::driver::{Claim, Nonblocking};
@@ -14,7 +16,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::sys::datagram;
 use crate::watch::address::{HostAddress, UnixName};
 use crate::watch::listener::{SocketFile, bind_unix, refused};
-use crate::watch::{Watch, WaterMarks};
+use crate::watch::{Links, Services, Watch, WaterMarks};
 
 /// An address to bind or to connect to.
 #[derive(Debug, Clone)]
@@ -39,15 +41,6 @@ impl Endpoint {
             Self::Unix(_) => false,
         }
     }
-}
-
-/// A multicast group.
-#[derive(Debug, Clone)]
-pub struct Group {
-    /// Its address.
-    pub ip: IpAddr,
-    /// The name of the interface to join on; empty if the kernel chooses.
-    pub interface: String,
 }
 
 /// The options of a new socket.
@@ -109,9 +102,10 @@ impl DatagramOrder {
     ///
     /// # Errors
     /// An address cannot be resolved, bound or connected to, or an option is refused.
-    pub fn build(self) -> Result<Box<dyn Watch>> {
+    pub fn build(self, services: &Services) -> Result<Box<dyn Watch>> {
+        let links = &services.links;
         let socket = match self.socket {
-            DatagramSocket::Adopted(claim) => adopt(claim)?,
+            DatagramSocket::Adopted(claim) => adopt(claim, links)?,
             DatagramSocket::New {
                 local,
                 peer,
@@ -122,7 +116,7 @@ impl DatagramOrder {
                 (Some(Endpoint::Unix(local)), Some(Endpoint::Unix(peer))) => {
                     unix(Some(local), Some(&peer), &options)?
                 }
-                (local, peer) => udp(local.as_ref(), peer.as_ref(), &options)?,
+                (local, peer) => udp(local.as_ref(), peer.as_ref(), &options, links)?,
             },
         };
         Ok(Box::new(DatagramWatch::new(
@@ -138,13 +132,15 @@ fn step(name: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| refused(errno, name, "")
 }
 
-fn adopt(claim: Claim) -> Result<Socket> {
+fn adopt(claim: Claim, links: &Arc<Links>) -> Result<Socket> {
     let unknown = || refused(Errno::AFNOSUPPORT, "getsockopt", "");
     let family = Family::of(claim.fd.as_fd()).ok_or_else(unknown)?;
     if family != Family::Unix {
         datagram::tell_all(claim.fd.as_fd(), family == Family::V6).map_err(step("setsockopt"))?;
     }
-    Ok(Socket::new(claim.fd, claim.mode, family))
+    let mut made = Socket::new(claim.fd, claim.mode, family);
+    made.groups = (family != Family::Unix).then(|| Groups::new(links));
+    Ok(made)
 }
 
 fn set_buffer(socket: &OwnedFd, options: &DatagramOptions) -> Result<()> {
@@ -184,19 +180,20 @@ fn udp(
     local: Option<&Endpoint>,
     peer: Option<&Endpoint>,
     options: &DatagramOptions,
+    links: &Arc<Links>,
 ) -> Result<Socket> {
     let local = resolve(local)?;
     let peer = resolve(peer)?;
     let everywhere = local.first().is_some_and(|ip| ip.ip().is_unspecified());
     let made = match (local.first(), peer.first()) {
-        (Some(first), _) => match bind(Some(*first), Family::of_ip(first.ip()), options) {
+        (Some(first), _) => match bind(Some(*first), Family::of_ip(first.ip()), options, links) {
             // A host without IPv6 serves its IPv4 addresses only.
             Err(error) if everywhere && local.len() > 1 && lacks_v6(&error) => {
-                bind(local.get(1).copied(), Family::V4, options)?
+                bind(local.get(1).copied(), Family::V4, options, links)?
             }
             made => made?,
         },
-        (None, Some(first)) => bind(None, Family::of_ip(first.ip()), options)?,
+        (None, Some(first)) => bind(None, Family::of_ip(first.ip()), options, links)?,
         (None, None) => return Err(Error::Internal("a datagram watch has no address")),
     };
     if !peer.is_empty() {
@@ -247,7 +244,12 @@ fn new_socket(family: Family) -> Result<OwnedFd, Errno> {
 }
 
 /// Makes a UDP socket with these options, and binds it.
-fn bind(local: Option<SocketAddr>, family: Family, options: &DatagramOptions) -> Result<Socket> {
+fn bind(
+    local: Option<SocketAddr>,
+    family: Family,
+    options: &DatagramOptions,
+    links: &Arc<Links>,
+) -> Result<Socket> {
     let shown = || local.map(|local| local.to_string()).unwrap_or_default();
     let socket = new_socket(family).map_err(|e| refused(e, "socket", shown()))?;
     set_options(&socket, family, options)?;
@@ -255,10 +257,13 @@ fn bind(local: Option<SocketAddr>, family: Family, options: &DatagramOptions) ->
     if let Some(local) = local {
         rustix::net::bind(&socket, &local).map_err(|e| refused(e, "bind", shown()))?;
     }
+    let groups = Groups::new(links);
     for group in &options.groups {
-        Membership::Join.change(socket.as_fd(), group)?;
+        groups.change(socket.as_fd(), Membership::Join, group)?;
     }
-    Ok(Socket::new(socket, Nonblocking::Own, family))
+    let mut made = Socket::new(socket, Nonblocking::Own, family);
+    made.groups = Some(groups);
+    Ok(made)
 }
 
 fn set_options(socket: &OwnedFd, family: Family, options: &DatagramOptions) -> Result<()> {
@@ -314,47 +319,4 @@ fn set_options(socket: &OwnedFd, family: Family, options: &DatagramOptions) -> R
         Ok(())
     };
     set().map_err(|errno| refused(errno, "interface", name))
-}
-
-/// A change of the groups of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Membership {
-    /// The socket becomes a member.
-    Join,
-    /// The socket is no member any more.
-    Leave,
-}
-
-impl Membership {
-    /// Makes the change. May block, because the kernel does one change of its network setup at a
-    /// time.
-    ///
-    /// # Errors
-    /// There is no such interface, or the system refuses.
-    pub fn change(self, socket: BorrowedFd<'_>, group: &Group) -> Result<()> {
-        let index = names::interface(&group.interface)
-            .map_err(|errno| refused(errno, "interface", &group.interface))?;
-        let any = Ipv4Addr::UNSPECIFIED;
-        let changed = match (self, group.ip) {
-            (Self::Join, IpAddr::V4(ip)) => {
-                sockopt::set_ip_add_membership_with_ifindex(socket, &ip, &any, index)
-            }
-            (Self::Join, IpAddr::V6(ip)) => sockopt::set_ipv6_add_membership(socket, &ip, index),
-            (Self::Leave, IpAddr::V4(ip)) => {
-                sockopt::set_ip_drop_membership_with_ifindex(socket, &ip, &any, index)
-            }
-            (Self::Leave, IpAddr::V6(ip)) => sockopt::set_ipv6_drop_membership(socket, &ip, index),
-        };
-        let step = match self {
-            Self::Join => "join",
-            Self::Leave => "leave",
-        };
-        changed.map_err(|errno| {
-            let mut detail = group.ip.to_string();
-            if errno == Errno::NOBUFS && group.ip.is_ipv4() {
-                detail.push_str(" (the limit is the sysctl net.ipv4.igmp_max_memberships)");
-            }
-            refused(errno, step, detail)
-        })
-    }
 }

@@ -16,7 +16,7 @@ use super::places::Places;
 use super::{Adoption, Alarm, Change, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
 use crate::clock::nanos;
 use crate::descriptors;
-use crate::driver::{Claim, Direction, Done, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Claim, Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind};
 use crate::proto;
@@ -474,7 +474,7 @@ impl Watch for Listener {
         self.sources.iter().map(waiting).sum()
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         Some(proto::watch::Status::Listener(proto::ListenerStatus {
             addresses: self.addresses.clone(),
             accepted: self.accepted,

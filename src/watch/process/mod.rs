@@ -13,7 +13,7 @@ use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
 use super::{Change, Context, Notice, Taken, Teardown, Watch};
 use crate::config::ChildWatcher;
-use crate::driver::{Done, Lane, Nonblocking, SourceId};
+use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Exited, Kind, Started, Stream, StreamEndReason};
 use crate::proto::{self, TerminalSize, exited::Status};
@@ -400,7 +400,7 @@ impl Watch for Process {
         }
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let [stdout, stderr] = &self.outputs;
         let bytes = |o: &Option<Incoming>| o.as_ref().map_or(0, |o| o.offset);
         let alive = self.child.as_ref().filter(|_| self.exited.is_none());

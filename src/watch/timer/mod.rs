@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Alarm, Change, Context, Need, TimeChange, Watch};
 use crate::calendar::Calendar;
 use crate::clock::{self, Clock, Now, nanos};
-use crate::driver::{Done, Lane};
+use crate::driver::{Done, Driver, Lane};
 use crate::error::Result;
 use crate::event::{CloseReason, Kind, TimerFired, largest};
 use crate::proto::{self, TimerClock};
@@ -373,7 +373,7 @@ impl Watch for Timer {
         Ok(())
     }
 
-    fn status(&self) -> Option<proto::watch::Status> {
+    fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let now = Now::sample();
         let due = self.due_at();
         let next = due.map(|(clock, at)| {
