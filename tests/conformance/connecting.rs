@@ -170,7 +170,7 @@ async fn silent_addresses_do_not_block_one_that_answers() {
     }
 }
 
-const BACKENDS: [(&str, &str); 4] = [
+pub(crate) const BACKENDS: [(&str, &str); 4] = [
     ("", "epoll"),
     ("", "poll"),
     ("", "select"),

@@ -23,7 +23,7 @@ on_each_backend!(
 );
 
 /// A socket whose datagrams to groups stay on this host.
-fn to_groups() -> DatagramSpec {
+pub(crate) fn to_groups() -> DatagramSpec {
     DatagramSpec {
         multicast_ttl: Some(0),
         ..DatagramSpec::default()
@@ -124,7 +124,7 @@ fn loopback() -> u32 {
     rustix::net::netdevice::name_to_index(any, "lo").unwrap()
 }
 
-async fn send_from(
+pub(crate) async fn send_from(
     scene: &Scene,
     id: u64,
     peer: SocketAddress,
