@@ -14,12 +14,15 @@ use crate::common::{Handover, Scene, adopted, by_id, tcp_listener};
 
 on_each_backend!(connections_in_random_order_leave_nothing_behind);
 
-/// The connections of each backend; four backends make ten thousand.
-const CONNECTIONS: usize = 2500;
+/// The variable that says how many connections each backend gets. `tests/system/run` sets it to 2,500:
+/// four backends make ten thousand.
+const COUNT: &str = "EVLOOPD_TEST_CONNECTIONS";
+/// How many there are without it.
+const CONNECTIONS: usize = 500;
 /// Most connections at once: select(2) cannot watch many.
 const OPEN_MAX: usize = 100;
-/// The number of connections after which the daemon's buffers have grown to their sizes.
-const WARM_UP: usize = 500;
+/// One part in this many is opened until the daemon's buffers have grown to their sizes.
+const WARM_UP: usize = 5;
 /// How much the daemon's memory may grow afterwards, in KiB: the records and the history of the
 /// connections, which stay readable.
 const GROWTH_MAX: u64 = 16 * 1024;
@@ -129,6 +132,7 @@ async fn connections_in_random_order_leave_nothing_behind(scene: &mut Scene) {
     let seed = u64::from(scene.daemon.pid().as_raw().unsigned_abs());
     eprintln!("the seed is {seed}");
     let mut random = Random(seed);
+    let count = std::env::var(COUNT).map_or(CONNECTIONS, |count| count.parse().unwrap());
     let handover = scene.daemon.handover().await;
     let listener = scene.add(Spec::Listener(tcp_listener())).await;
     let Some(watch::Status::Listener(status)) = scene.get(listener).await.status else {
@@ -142,11 +146,11 @@ async fn connections_in_random_order_leave_nothing_behind(scene: &mut Scene) {
     let mut at_first = None;
     let (mut opened, mut accepted) = (0, 0);
     let mut open_now: Vec<Connection> = Vec::new();
-    while opened < CONNECTIONS || !open_now.is_empty() {
-        if opened == WARM_UP && at_first.is_none() {
+    while opened < count || !open_now.is_empty() {
+        if opened == count / WARM_UP && at_first.is_none() {
             at_first = Some(threads_and_memory(scene));
         }
-        let may_open = opened < CONNECTIONS && open_now.len() < OPEN_MAX;
+        let may_open = opened < count && open_now.len() < OPEN_MAX;
         let step = random.below(8);
         if open_now.is_empty() || (may_open && step < 4) {
             opened += 1;

@@ -232,9 +232,8 @@ async fn datagrams_are_sent_over_attach(scene: &mut Scene) {
 /// Sends numbers to a receiver until one is refused; returns how many were taken.
 async fn fill(scene: &Scene, id: u64, peer: &SocketAddress) -> u32 {
     for number in 0_u32.. {
-        let sent = scene
-            .send_to(id, &number.to_be_bytes(), Some(peer.clone()))
-            .await;
+        let data = [&number.to_be_bytes()[..], &[0; 16 << 10]].concat();
+        let sent = scene.send_to(id, &data, Some(peer.clone())).await;
         if let Err(full) = sent {
             refused::<()>(Err(full), Code::ResourceExhausted, "LIMIT");
             return number;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    CloseReason, HandshakesFailed, ListenerSpec, ListenerStatus, Stream, TlsOptions, watch,
+    CloseReason, HandshakesFailed, InetAddress, ListenerSpec, ListenerStatus, Stream, TlsOptions,
+    socket_address, watch,
 };
 use tonic::Code;
 
@@ -275,9 +276,22 @@ async fn no_more_connections_are_open_than_the_limit(scene: &mut Scene) {
         .map(|_| tls::shake(reach(port), Arc::clone(&config), "localhost").unwrap())
         .collect();
     for nth in 1..=6 {
-        let connection = accepted(scene, id, nth).await;
+        let event = scene.recorder.nth(id, "accepted", nth).await;
+        let Some(Kind::Accepted(accepted)) = event.kind else {
+            panic!("{event:?}");
+        };
         assert!(status(scene, id).await.open_connections <= 2);
-        let mut peer = peers.remove(0);
+        // Handshakes end in any order.
+        let of = accepted.peer.and_then(|peer| peer.address);
+        let is_peer = |peer: &tls::Client| {
+            let own = peer.sock.local_addr().unwrap();
+            of == Some(socket_address::Address::Inet(InetAddress {
+                ip: own.ip().to_string(),
+                port: own.port().into(),
+            }))
+        };
+        let connection = accepted.watch_id;
+        let mut peer = peers.remove(peers.iter().position(is_peer).unwrap());
         peer.conn.send_close_notify();
         peer.flush().unwrap();
         scene.closed(connection).await;
