@@ -232,7 +232,9 @@ async fn datagrams_are_sent_over_attach(scene: &mut Scene) {
 /// Sends numbers to a receiver until one is refused; returns how many were taken.
 async fn fill(scene: &Scene, id: u64, peer: &SocketAddress) -> u32 {
     for number in 0_u32.. {
-        let data = [&number.to_be_bytes()[..], &[0; 16 << 10]].concat();
+        // As many as the receiver's queue takes also fit the sender's buffer, so that the sender
+        // itself is never full.
+        let data = [&number.to_be_bytes()[..], &[0; 4 << 10]].concat();
         let sent = scene.send_to(id, &data, Some(peer.clone())).await;
         if let Err(full) = sent {
             refused::<()>(Err(full), Code::ResourceExhausted, "LIMIT");
