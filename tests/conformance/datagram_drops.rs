@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use evloopd::proto::event::Kind;
 use evloopd::proto::*;
 
-use crate::common::{Recorder, Scene};
+use crate::common::{Recorder, Scene, within};
 use crate::datagrams::{bound, socket};
 
 on_each_backend!(
@@ -130,21 +130,25 @@ async fn what_is_dropped_while_the_journal_is_full_is_counted_and_told_later(sce
     assert!(status.dropped > before.dropped);
     assert!(status.untold_drops > 0, "{status:?}");
     // Whatever has come or was dropped is told in the end.
-    let mut arrived = 0;
-    while arrived + told(&slow, id) < sent {
-        assert!(slow.step().await, "the stream ended");
-        let request = AckRequest {
-            r#loop: Some(scene.target.clone()),
-            consumer: "slow".into(),
-            cursor: Some(Cursor {
-                epoch: String::new(),
-                seq: slow.recording.through(),
-            }),
-            ..AckRequest::default()
-        };
-        scene.daemon.events().ack(request).await.unwrap();
-        let kinds = slow.kinds(id);
-        arrived = kinds.iter().filter(|kind| **kind == "datagram").count() as u64;
-    }
+    let all_told = async {
+        let mut arrived = 0;
+        while arrived + told(&slow, id) < sent {
+            assert!(slow.step().await, "the stream ended");
+            let request = AckRequest {
+                r#loop: Some(scene.target.clone()),
+                consumer: "slow".into(),
+                cursor: Some(Cursor {
+                    epoch: String::new(),
+                    seq: slow.recording.through(),
+                }),
+                ..AckRequest::default()
+            };
+            scene.daemon.events().ack(request).await.unwrap();
+            let kinds = slow.kinds(id);
+            arrived = kinds.iter().filter(|kind| **kind == "datagram").count() as u64;
+        }
+        arrived
+    };
+    let arrived = within("all that was sent", all_told).await;
     assert_eq!(arrived + told(&slow, id), sent);
 }

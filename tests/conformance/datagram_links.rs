@@ -19,9 +19,10 @@ const ROUTED: &str = "239.7.7.2";
 /// Makes `g0` an interface with a route for groups.
 fn up(index: u32) -> String {
     format!(
-        "ip link add g0 index {index} type dummy && ip addr add 10.9.0.1/24 dev g0 && \
-         ip addr add fe80::9/64 dev g0 nodad && ip link set g0 up && \
-         ip route add 239.0.0.0/8 dev g0"
+        "ip link add g0 index {index} type veth peer name g1 index {} && \
+         ip addr add 10.9.0.1/24 dev g0 && ip addr add fe80::9/64 dev g0 nodad && \
+         ip link set g0 up && ip link set g1 up && ip route add 239.0.0.0/8 dev g0",
+        index + 100
     )
 }
 
