@@ -2,7 +2,7 @@
 //! that would connect to itself.
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, Soc
 
 use crate::CONFIG;
 use crate::common::{
-    Daemon, Scene, connection, directory, listener, millis, tcp, unix_path, within,
+    Daemon, PATIENCE, Scene, connection, directory, listener, millis, tcp, unix_path, within,
 };
 
 on_each_backend!(a_full_backlog_is_waited_for);
@@ -309,23 +309,20 @@ async fn two_attempts_that_answer_at_once_leave_one_connection(policy: &str, bac
     let Some(Kind::Connected(connected)) = connected.kind else {
         panic!("{connected:?}");
     };
+    let Some(socket_address::Address::Inet(chosen)) = connected.peer.unwrap().address else {
+        panic!("TCP has IP addresses");
+    };
+    let is_chosen = |peer: &TcpStream| peer.local_addr().unwrap().ip().to_string() == chosen.ip;
+    let (mut chosen, mut other): (Vec<_>, Vec<_>) = peers.into_iter().partition(is_chosen);
+    // The other one closes while the chosen one is open.
+    other[0].set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(other[0].read(&mut [0]).unwrap(), 0);
     scene.write(id, b"to one").await;
     scene.write_eof(id).await;
-    for mut peer in peers {
-        let own = peer.local_addr().unwrap().ip().to_string();
-        let peer_of = match connected.peer.clone().unwrap().address {
-            Some(socket_address::Address::Inet(inet)) => inet.ip,
-            other => panic!("{other:?}"),
-        };
-        let mut read = Vec::new();
-        let end = peer.read_to_end(&mut read);
-        if own == peer_of {
-            end.unwrap();
-            assert_eq!(read, b"to one");
-        } else {
-            assert!(read.is_empty());
-        }
-    }
+    let mut read = Vec::new();
+    chosen[0].read_to_end(&mut read).unwrap();
+    assert_eq!(read, b"to one");
+    drop(chosen);
     scene.closed(id).await;
     let connections = scene.recorder.kinds(id);
     assert_eq!(
