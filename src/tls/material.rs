@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ProducesTickets;
 use rustls::sign::CertifiedKey;
@@ -11,9 +10,6 @@ use rustls::{Error, InconsistentKeys};
 use super::facts::Facts;
 use super::trust::Trust;
 use super::{Unusable, provider};
-
-/// The sessions with servers that are remembered to be resumed.
-const SESSIONS: usize = 256;
 
 /// The content of the files of a section, or of a request.
 #[derive(Debug)]
@@ -28,8 +24,6 @@ pub(super) struct Material {
     /// The keys of session tickets of a server. A resumed session has the certificates of the
     /// session before, so a change of these files makes new keys.
     pub(super) tickets: Arc<dyn ProducesTickets>,
-    /// The sessions of a client. For the same reason they are made anew with the files.
-    pub(super) sessions: Resumption,
 }
 
 impl Material {
@@ -47,18 +41,12 @@ impl Material {
         };
         let tickets = rustls::crypto::ring::Ticketer::new();
         let tickets = tickets.map_err(|error| Unusable::new("key", error.to_string()))?;
-        // A session with a client's certificate would be resumed without it.
-        let sessions = match certified {
-            Some(_) => Resumption::disabled(),
-            None => Resumption::in_memory_sessions(SESSIONS),
-        };
         Ok(Self {
             certified,
             facts,
             servers,
             clients,
             tickets,
-            sessions,
         })
     }
 

@@ -154,16 +154,16 @@ impl Setup {
         let own = material
             .as_ref()
             .and_then(|material| material.servers.as_ref());
-        let verifier = match given.or(own) {
-            Some(trust) => trust.servers()?,
-            None => host_trust()?.servers()?,
+        let trust = match given.or(own) {
+            Some(trust) => trust.clone(),
+            None => host_trust()?,
         };
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder.with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| Unusable::new("tls", error.to_string()))?;
         let builder = builder
             .dangerous()
-            .with_custom_certificate_verifier(verifier);
+            .with_custom_certificate_verifier(trust.servers()?);
         let certified = material.as_ref().and_then(|m| m.certified.as_ref());
         let mut config = match certified {
             Some(certified) => {
@@ -172,9 +172,10 @@ impl Setup {
             }
             None => builder.with_client_cert_resolver(no_certificate()),
         };
-        // A resumed session is not verified again, so it is resumed only under the same trust.
-        config.resumption = match (&material, given) {
-            (Some(material), None) => material.sessions.clone(),
+        // A resumed session is not verified again, so it is resumed only under the same trust. That of
+        // a request has no second session.
+        config.resumption = match (certified, given) {
+            (None, None) => trust.sessions(),
             _ => Resumption::disabled(),
         };
         config.alpn_protocols.clone_from(&self.alpn);

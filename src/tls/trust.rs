@@ -7,9 +7,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -21,6 +21,9 @@ use rustls::{
 use super::facts::Facts;
 use super::{Unusable, provider};
 
+/// The number of servers whose sessions are remembered.
+const SESSIONS: usize = 256;
+
 /// The trusted certificates.
 #[derive(Debug, Clone)]
 pub(super) struct Trust {
@@ -30,6 +33,8 @@ pub(super) struct Trust {
     /// The verifier of servers, made when it is first needed. It is one and the same for all
     /// sessions, because a session is resumed only under the verifier that it began with.
     servers: Arc<OnceLock<Arc<dyn ServerCertVerifier>>>,
+    /// The sessions with these servers that are remembered to be resumed.
+    sessions: Arc<OnceLock<Resumption>>,
 }
 
 impl Trust {
@@ -50,6 +55,7 @@ impl Trust {
             roots: Arc::new(roots),
             own: Arc::new(certificates),
             servers: Arc::default(),
+            sessions: Arc::default(),
         })
     }
 
@@ -69,6 +75,7 @@ impl Trust {
             roots: Arc::new(roots),
             own: Arc::default(),
             servers: Arc::default(),
+            sessions: Arc::default(),
         })
     }
 
@@ -87,6 +94,13 @@ impl Trust {
         };
         let made = self.servers.get_or_init(|| Arc::new(made));
         Ok(Arc::clone(made))
+    }
+
+    /// Returns the sessions with servers that this trust has verified. They must not be used with a
+    /// certificate of the client: the session would be resumed without it.
+    pub(super) fn sessions(&self) -> Resumption {
+        let made = || Resumption::in_memory_sessions(SESSIONS);
+        self.sessions.get_or_init(made).clone()
     }
 
     /// Returns the verifier of clients.

@@ -344,6 +344,8 @@ impl Watch for FileWatch {
     fn hold(&mut self, cx: &mut Context<'_>, hold: bool) -> bool {
         self.held = hold;
         if !hold {
+            // The last step may have been one that was to read nothing, and so found nothing.
+            self.woken = true;
             self.advance(cx);
         }
         !self.paused

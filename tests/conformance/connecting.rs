@@ -1,7 +1,8 @@
 //! Connecting where the first attempt gets no answer: full backlogs, silent addresses, and a port
 //! that would connect to itself.
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -17,7 +18,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::CONFIG;
-use crate::common::{Daemon, Scene, connection, directory, listener, millis, tcp, unix_path};
+use crate::common::{
+    Daemon, PATIENCE, Scene, connection, directory, listener, millis, tcp, unix_path, within,
+};
 
 on_each_backend!(a_full_backlog_is_waited_for);
 
@@ -236,6 +239,108 @@ async fn attempts_begin_after_the_delay_that_was_asked_for() {
         assert_eq!(failures(&closed), all.collect::<Vec<_>>());
         scene.finish().await;
     }
+}
+
+/// Returns how many connections to that address have no answer, as the kernel lists them.
+fn unanswered(to: SocketAddr) -> usize {
+    let SocketAddr::V4(to) = to else {
+        panic!("{to}");
+    };
+    let address = format!("{:08X}:{:04X}", u32::from(*to.ip()).swap_bytes(), to.port());
+    let is_one = |line: &str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next() == Some(&address) && words.next() == Some("02")
+    };
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    table.lines().filter(|line| is_one(line)).count()
+}
+
+/// Two addresses that are silent, until both answer while the loop does not look.
+async fn two_attempts_that_answer_at_once_leave_one_connection(policy: &str, backend: &str) {
+    let dir = directory();
+    let hosts = dir.path().join("hosts");
+    let mut holes = Holes::dig(2, &hosts);
+    std::fs::write(&hosts, "127.0.9.1 many\n127.0.9.2 many\n").unwrap();
+    let own_hosts = format!("mount --bind {} /etc/hosts", hosts.display());
+    let Some(daemon) = apart("--mount", &own_hosts, "").await else {
+        return;
+    };
+    let addresses = [1, 2].map(|n| SocketAddr::from(([127, 0, 9, n], holes.port)));
+    let before = addresses.map(unanswered);
+    let mut scene = Scene::new(daemon, policy, backend).await;
+    let (delay, hour) = (Duration::from_millis(10), Duration::from_secs(3600));
+    let id = connect(&mut scene, many(holes.port, delay, hour)).await;
+    within("both attempts are under way", async {
+        while addresses.map(unanswered) != before.map(|count| count + 1) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    scene.stop().await;
+    // With room for all, the kernel takes their next SYN, at most seconds from now.
+    let is_listener = |fd: &OwnedFd| rustix::net::sockopt::socket_acceptconn(fd).unwrap();
+    let (listeners, fillers): (Vec<_>, _) = holes.sockets.drain(..).partition(is_listener);
+    drop::<Vec<OwnedFd>>(fillers);
+    let accept = |listener: OwnedFd| {
+        rustix::net::listen(&listener, 128).unwrap();
+        let listener = TcpListener::from(listener);
+        listener.set_nonblocking(false).unwrap();
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let mut peer = listener.accept().unwrap().0;
+                // Those that filled the backlog are closed.
+                peer.set_read_timeout(Some(Duration::from_millis(1)))
+                    .unwrap();
+                if peer
+                    .read(&mut [0])
+                    .is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+                {
+                    peer.set_read_timeout(None).unwrap();
+                    return peer;
+                }
+            }
+        })
+    };
+    let mut listeners = listeners.into_iter();
+    let [first, second] = [(); 2].map(|()| accept(listeners.next().unwrap()));
+    let peers = [first.await.unwrap(), second.await.unwrap()];
+    scene.run().await;
+    let connected = scene.recorder.first(id, "connected").await;
+    let Some(Kind::Connected(connected)) = connected.kind else {
+        panic!("{connected:?}");
+    };
+    let Some(socket_address::Address::Inet(chosen)) = connected.peer.unwrap().address else {
+        panic!("TCP has IP addresses");
+    };
+    let is_chosen = |peer: &TcpStream| peer.local_addr().unwrap().ip().to_string() == chosen.ip;
+    let (mut chosen, mut other): (Vec<_>, Vec<_>) = peers.into_iter().partition(is_chosen);
+    // The other one closes while the chosen one is open.
+    other[0].set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(other[0].read(&mut [0]).unwrap(), 0);
+    scene.write(id, b"to one").await;
+    scene.write_eof(id).await;
+    let mut read = Vec::new();
+    chosen[0].read_to_end(&mut read).unwrap();
+    assert_eq!(read, b"to one");
+    drop(chosen);
+    scene.closed(id).await;
+    let connections = scene.recorder.kinds(id);
+    assert_eq!(
+        connections
+            .iter()
+            .filter(|kind| **kind == "connected")
+            .count(),
+        1
+    );
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn two_attempts_that_answer_at_once_leave_one_connection_on_every_backend() {
+    let [epoll, poll, select, io_uring] = BACKENDS;
+    let on =
+        |(policy, backend)| two_attempts_that_answer_at_once_leave_one_connection(policy, backend);
+    tokio::join!(on(epoll), on(poll), on(select), on(io_uring));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

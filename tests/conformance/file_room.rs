@@ -1,6 +1,7 @@
 //! Paths and files, and the room of the journal.
 
 use std::fs;
+use std::time::Duration;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
@@ -13,6 +14,7 @@ use crate::paths::{path, synced};
 on_each_backend_with_a_small_journal!(
     a_full_journal_ends_in_a_rescan_and_not_in_silence,
     a_full_journal_stops_the_reading_of_a_file_and_loses_nothing,
+    a_file_that_grows_while_the_journal_is_full_is_read_once_there_is_room,
 );
 
 /// Returns a reader that acknowledges nothing by itself.
@@ -110,4 +112,42 @@ async fn a_full_journal_stops_the_reading_of_a_file_and_loses_nothing(scene: &mu
         acknowledge(scene, &slow).await;
     }
     assert_eq!(slow.bytes(id, Stream::Input), content);
+}
+
+/// A file is looked at when it changes, also while there is no room to read it.
+async fn a_file_that_grows_while_the_journal_is_full_is_read_once_there_is_room(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    let mut slow = slow(scene).await;
+    let spec = FileSpec {
+        // Else the file would be read, but late.
+        check_every: Some(Duration::from_secs(600).try_into().unwrap()),
+        ..file(&at, true)
+    };
+    let id = scene.add(Spec::File(spec)).await;
+    append(&at, vec![1; 1_000_000]);
+    until_paused(scene, id).await;
+    append(&at, vec![2; 1_000_000]);
+    within("the file was looked at", async {
+        loop {
+            match scene.get(id).await.status {
+                Some(watch::Status::File(file)) if file.offset + file.unread_bytes == 2_000_000 => {
+                    break;
+                }
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    within("the file is read", async {
+        while slow.bytes(id, Stream::Input).len() < 2_000_000 {
+            assert!(slow.step().await, "the stream ended");
+            acknowledge(scene, &slow).await;
+        }
+    })
+    .await;
+    let read = slow.bytes(id, Stream::Input);
+    assert!(read[..1_000_000].iter().all(|&byte| byte == 1));
+    assert!(read[1_000_000..].iter().all(|&byte| byte == 2));
+    scene.remove(id).await;
 }

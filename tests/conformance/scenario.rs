@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
@@ -10,23 +10,28 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    AddWatchRequest, Datagram, DatagramSpec, Event, FileChangeKind, PathChangeKind, PathSpec,
-    PidSpec, ProcessSpec, ProcessStatus, RearmItem, SignalTarget, Stdio, Stream, TimerSpec,
-    WaterMarks, pid_spec, socket_address, watch,
+    AddWatchRequest, Datagram, DatagramSpec, Event, FileChangeKind, ListenerSpec, PathChangeKind,
+    PathSpec, PidSpec, ProcessSpec, ProcessStatus, RearmItem, SignalTarget, Stdio, Stream,
+    TimerSpec, TlsOptions, WaterMarks, pid_spec, socket_address, watch,
 };
 use nix::sys::signal::Signal;
+use tokio::net::TcpSocket;
 
 use crate::CONFIG;
 use crate::common::{
     Daemon, Scene, adopted, after, datagrams_at, exec, hang_up, in_terminal, inet, millis, post,
-    read_pipe, reader, shell, signals, tcp_listener, unix_socket,
+    read_pipe, reader, shell, signals, tcp, tcp_listener, tls, unix_socket,
 };
 use crate::datagrams::{port, socket};
 use crate::terminals::Pty;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_same_script_gives_the_same_history_on_every_backend() {
-    let epoll = history("", "epoll").await;
+    // The port stays taken, so that nobody else listens there.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let silent = socket.local_addr().unwrap().port();
+    let epoll = history("", "epoll", silent).await;
     assert!(epoll.len() >= 11);
     for (policy, backend) in [
         ("", "poll"),
@@ -36,20 +41,24 @@ async fn the_same_script_gives_the_same_history_on_every_backend() {
         ("thread", "epoll"),
     ] {
         assert_eq!(
-            history(policy, backend).await,
+            history(policy, backend, silent).await,
             epoll,
             "{backend} with {policy:?} differs from epoll"
         );
     }
 }
 
-/// Returns the events of each named watch, without values that differ between runs.
-async fn history(policy: &str, backend: &str) -> BTreeMap<String, Vec<String>> {
-    let daemon = Daemon::start(CONFIG).await;
+/// Returns the events of each named watch, without values that differ between runs. Nobody listens at
+/// the port `silent`.
+async fn history(policy: &str, backend: &str, silent: u16) -> BTreeMap<String, Vec<String>> {
+    let config = format!("{CONFIG}{}", tls::sections());
+    let daemon = Daemon::start(&config).await;
     let mut scene = Scene::new(daemon, policy, backend).await;
     timers(&mut scene).await;
     descriptors(&mut scene).await;
     streams(&mut scene).await;
+    dialled(&mut scene, silent).await;
+    encrypted(&mut scene).await;
     child(&mut scene).await;
     ended_on_a_stopped_loop(&mut scene).await;
     stranger(&mut scene).await;
@@ -162,6 +171,61 @@ async fn streams(scene: &mut Scene) {
     scene.recorder.first(accepted.watch_id, "data").await;
     drop(ours);
     scene.closed(accepted.watch_id).await;
+    scene.remove(listener).await;
+}
+
+/// A connection that the daemon opens, and on which TLS begins in mid-stream.
+async fn dialled(scene: &mut Scene, silent: u16) {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let id = add(
+        scene,
+        "dialled",
+        Spec::Connection(tcp("127.0.0.1", port.into())),
+    )
+    .await;
+    let mut peer = server.accept().unwrap().0;
+    peer.write_all(b"go").unwrap();
+    scene.recorder.first(id, "data").await;
+    crate::start_tls::start(scene, id, 2, false).await.unwrap();
+    let mut peer = tls::serve(peer, tls::server("web", false)).unwrap();
+    scene.recorder.first(id, "tls_started").await;
+    peer.write_all(b"secret").unwrap();
+    scene.recorder.nth(id, "data", 2).await;
+    peer.conn.send_close_notify();
+    peer.flush().unwrap();
+    scene.closed(id).await;
+    let refused = tcp("127.0.0.1", silent.into());
+    let id = add(scene, "refused", Spec::Connection(refused)).await;
+    scene.closed(id).await;
+}
+
+/// Two clients of a listener that has one connection at a time; the second cuts its stream.
+async fn encrypted(scene: &mut Scene) {
+    let spec = ListenerSpec {
+        max_connections: 1,
+        tls: Some(TlsOptions {
+            config: "web".into(),
+            ..TlsOptions::default()
+        }),
+        ..tcp_listener()
+    };
+    let listener = add(scene, "secure", Spec::Listener(spec)).await;
+    let port = crate::listeners::port(scene, listener).await;
+    let sockets = [(); 2].map(|()| TcpStream::connect(("127.0.0.1", port)).unwrap());
+    for (nth, socket) in (1..).zip(sockets) {
+        let mut peer = tls::shake(socket, tls::client(None), "localhost").unwrap();
+        let connection = crate::listeners::accepted(scene, listener, nth).await;
+        peer.write_all(b"secret").unwrap();
+        scene.recorder.first(connection, "data").await;
+        if nth == 1 {
+            peer.conn.send_close_notify();
+            peer.flush().unwrap();
+        } else {
+            peer.sock.shutdown(Shutdown::Write).unwrap();
+        }
+        scene.closed(connection).await;
+    }
     scene.remove(listener).await;
 }
 
@@ -402,6 +466,7 @@ fn line(event: &Event) -> String {
         Kind::Closed(closed) => format!("closed {:?} {:?}", closed.reason(), closed.error),
         Kind::Posted(posted) => format!("{} {:?}", posted.topic, posted.payload),
         Kind::Signal(signal) => format!("signal {} {}", signal.number, signal.count),
+        Kind::Connected(connected) => format!("connected with {:?}", connected.tls),
         Kind::Datagram(datagram) => {
             let Datagram {
                 data, full_length, ..

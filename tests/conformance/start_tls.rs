@@ -34,7 +34,7 @@ async fn connected(scene: &mut Scene) -> (u64, TcpStream) {
     (id, peer)
 }
 
-async fn start(
+pub(crate) async fn start(
     scene: &Scene,
     id: u64,
     offset: u64,

@@ -19,7 +19,10 @@ use crate::common::{Daemon, Scene, by_id, refused, tcp};
 /// Runs one case on a daemon with certificates.
 pub(crate) async fn on(policy: &str, backend: &str, case: impl AsyncFnOnce(&mut Scene)) {
     let config = format!("{CONFIG}{}", tls::sections());
-    let mut scene = Scene::new(Daemon::start(&config).await, policy, backend).await;
+    // The host's trusted authorities.
+    let authorities = format!("SSL_CERT_FILE={}", tls::file("ca.pem").display());
+    let daemon = Daemon::start_by(&["env", &authorities], &config).await;
+    let mut scene = Scene::new(daemon, policy, backend).await;
     case(&mut scene).await;
     scene.finish().await;
 }
@@ -56,6 +59,7 @@ on_each_backend_with_tls!(
     an_aborted_connection_whose_peer_reads_nothing_ends,
     the_stream_is_bounded_and_ordered_in_both_directions,
     a_paused_connection_reads_what_came_with_the_handshake_later,
+    a_session_is_resumed_under_the_trust_that_it_began_with,
 );
 
 pub(crate) fn spec(port: u16, options: TlsOptions) -> ConnectionSpec {
@@ -351,4 +355,47 @@ async fn a_paused_connection_reads_what_came_with_the_handshake_later(scene: &mu
     scene.pause_reading(id, false).await;
     assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
     assert_eq!(scene.recorder.bytes(id, Stream::Input), b"220 ready");
+}
+
+async fn a_session_is_resumed_under_the_trust_that_it_began_with(scene: &mut Scene) {
+    let (listener, port) = listener();
+    let server = tls::server("web", false);
+    let hosts = TlsOptions::default;
+    let given = || TlsOptions {
+        ca_pem: tls::pem("ca.pem"),
+        ..hosts()
+    };
+    let client = || TlsOptions {
+        config: "client".into(),
+        ..hosts()
+    };
+    let mut seen = Vec::new();
+    for options in [
+        hosts(),
+        hosts(),
+        trusting(),
+        hosts(),
+        trusting(),
+        given(),
+        given(),
+        client(),
+        client(),
+    ] {
+        let spec = ConnectionSpec {
+            tls: Some(options),
+            ..tcp("localhost", port.into())
+        };
+        let id = scene.add(Spec::Connection(spec)).await;
+        let socket = listener.accept().unwrap().0;
+        let mut peer = tls::serve(socket, server.clone()).unwrap();
+        seen.push(session(scene, id).await.resumed);
+        // The tickets come before it.
+        peer.write_all(b"x").unwrap();
+        scene.recorder.first(id, "data").await;
+        scene.remove(id).await;
+    }
+    assert_eq!(
+        seen,
+        [false, true, false, true, true, false, false, false, false]
+    );
 }

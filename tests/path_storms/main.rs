@@ -10,6 +10,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::thread;
 
 use evloopd::paths::{Hub, InboxLimits, Spec};
@@ -140,6 +141,9 @@ fn a_storm_with_the_smallest_inbox_leads_to_what_is_on_disk() {
     rides_out(&hub(), |spec| spec.inbox = small, 1_000);
 }
 
+/// Whoever holds it starts inotify instances with a queue of the size that it wants.
+static QUEUE_SIZE: Mutex<()> = Mutex::new(());
+
 /// Sets `fs.inotify.max_queued_events` until it is dropped; an instance keeps the value of its start.
 struct Queue(String);
 
@@ -154,6 +158,7 @@ impl Drop for Queue {
 #[test]
 fn a_storm_with_the_smallest_kernel_queue_leads_to_what_is_on_disk() {
     for size in ["1", "16"] {
+        let alone = QUEUE_SIZE.lock().unwrap();
         let queue = Queue(fs::read_to_string(QUEUE).unwrap());
         if let Err(error) = fs::write(QUEUE, size) {
             eprintln!("SKIPPED: {QUEUE} cannot be written: {error}");
@@ -161,7 +166,7 @@ fn a_storm_with_the_smallest_kernel_queue_leads_to_what_is_on_disk() {
         }
         let hub = hub();
         let first = Reader::try_new(&hub, Spec::new("/"));
-        drop(queue);
+        drop((queue, alone));
         first.expect("watch");
         let picture = rides_out(&hub, |_| (), 1_000);
         assert!(hub.status().overflows > 0 && picture.rescans > 0);
@@ -175,7 +180,9 @@ fn nothing_is_missed_during_a_scan_of_20000_directories() {
         fs::create_dir_all(top.path().join(format!("{}/{dir}", dir % 100))).unwrap();
     }
     let hub = hub();
+    let alone = QUEUE_SIZE.lock().unwrap();
     let mut reader = Reader::new(&hub, recursive(top.path()));
+    drop(alone);
     let mut picture = Picture::new(top.path());
     let mut dice = Dice(7);
     // Writes as long as the scan takes, and some after.

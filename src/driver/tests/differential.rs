@@ -1,13 +1,14 @@
 //! The same program gives the same results on every backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 
 use proptest::test_runner::{Config, TestRunner};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
@@ -21,7 +22,11 @@ const PEERS: usize = 3;
 /// a process, which ends when its peer closes.
 const PTY: usize = PEERS + 2;
 const PROCESS: usize = PTY + 1;
-const SOURCES: usize = PROCESS + 1;
+/// A socket that connects; its peer is the listener that it connects to.
+const DIALLED: usize = PROCESS + 1;
+/// A listening socket; it has many peers.
+const LISTENER: usize = DIALLED + 1;
+const SOURCES: usize = LISTENER + 1;
 /// More than any write to a terminal. Only in its first 4 KiB the room of a terminal does not depend on
 /// when the kernel passes on what was written.
 const TYPED_MAX: usize = 100;
@@ -40,16 +45,20 @@ enum Step {
     /// Waits until the process is reaped.
     HangUp,
     Reap,
+    Connect,
+    Accept(u32),
+    ClientConnects,
+    ClientCloses,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let peer = 0..PEERS;
+    let stream = prop_oneof![4 => 0..PEERS, 1 => Just(DIALLED)];
     let any_peer = 0..SOURCES;
     let own = PEERS..PROCESS;
     prop_oneof![
         4 => (any_peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Ready(peer, read)),
-        3 => (peer.clone(), 1..5000_u32).prop_map(|(peer, max)| Step::Recv(peer, max)),
-        3 => (peer.clone(), 1..300_000_usize).prop_map(|(peer, len)| Step::Send(peer, len)),
+        3 => (stream.clone(), 1..5000_u32).prop_map(|(peer, max)| Step::Recv(peer, max)),
+        3 => (stream, 1..300_000_usize).prop_map(|(peer, len)| Step::Send(peer, len)),
         2 => (any_peer.clone(), any::<bool>()).prop_map(|(peer, read)| Step::Cancel(peer, read)),
         4 => (any_peer.clone(), 0..20_000_usize).prop_map(|(peer, len)| Step::PeerWrites(peer, len)),
         2 => any_peer.clone().prop_map(Step::PeerReads),
@@ -58,6 +67,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (own, 0..20_000_usize).prop_map(|(peer, len)| Step::OwnSends(peer, len)),
         1 => Just(Step::HangUp),
         1 => Just(Step::Reap),
+        2 => Just(Step::Connect),
+        2 => (1..4_u32).prop_map(Step::Accept),
+        4 => Just(Step::ClientConnects),
+        1 => Just(Step::ClientCloses),
     ]
 }
 
@@ -70,6 +83,11 @@ struct World {
     peers: Vec<Option<OwnedFd>>,
     /// The process; it ends when its standard input does.
     process: Pid,
+    /// Where the listener of [`DIALLED`] and [`LISTENER`] listen.
+    addresses: [SocketAddr; 2],
+    /// The peers of [`LISTENER`], and those of its connections that were accepted.
+    clients: VecDeque<UnixStream>,
+    accepted: BTreeMap<u32, Vec<OwnedFd>>,
     live: BTreeMap<(usize, bool), u32>,
     bytes: BTreeMap<u32, Vec<u8>>,
     history: History,
@@ -77,7 +95,7 @@ struct World {
 
 impl World {
     /// Attaches one socket, one pipe to read from and one pipe to write to, two datagram sockets, a
-    /// terminal and a process.
+    /// terminal, a process, a socket that can connect, and a listener.
     fn new(mut rig: Rig) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
@@ -91,6 +109,10 @@ impl World {
         udp_peer.set_nonblocking(true).unwrap();
         let (master, slave) = raw_terminal();
         let (input, process, pidfd) = process();
+        let (called, dial_address) = listener();
+        let (listener, address) = listener();
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let dialled = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
         let sources = vec![
             rig.attach(socket, Nonblocking::Socket),
             rig.attach(reader, Nonblocking::Own),
@@ -99,8 +121,10 @@ impl World {
             rig.attach(udp, Nonblocking::Socket),
             rig.attach(master, Nonblocking::Own),
             rig.attach(pidfd, Nonblocking::Own),
+            rig.attach(dialled, Nonblocking::Own),
+            rig.attach(listener, Nonblocking::Own),
         ];
-        let peers: [OwnedFd; SOURCES] = [
+        let peers: [OwnedFd; LISTENER] = [
             peer.into(),
             writes,
             reads,
@@ -108,12 +132,16 @@ impl World {
             udp_peer.into(),
             slave,
             input,
+            called.into(),
         ];
         Self {
             rig,
             sources,
-            peers: peers.map(Some).into(),
+            peers: peers.map(Some).into_iter().chain([None]).collect(),
             process,
+            addresses: [dial_address, address],
+            clients: VecDeque::new(),
+            accepted: BTreeMap::new(),
             live: BTreeMap::new(),
             bytes: BTreeMap::new(),
             history: History::new(),
@@ -134,6 +162,17 @@ impl World {
                 }
             }
             Step::HangUp => self.start(number, PROCESS, Op::HangUp),
+            Step::Connect => {
+                let name = self.addresses[0].as_abstract_name().unwrap();
+                let address = SocketAddrUnix::new_abstract_name(name).unwrap();
+                self.start(number, DIALLED, Op::Connect(Box::new(address.as_any())));
+            }
+            Step::Accept(limit) => self.start(number, LISTENER, Op::Accept { limit }),
+            Step::ClientConnects => {
+                let client = UnixStream::connect_addr(&self.addresses[1]).unwrap();
+                self.clients.push_back(client);
+            }
+            Step::ClientCloses => drop(self.clients.pop_front()),
             // `cat` would write it to our standard output.
             Step::PeerWrites(PROCESS, _) | Step::PeerReads(PROCESS) => {}
             Step::PeerWrites(PTY, len) => {
@@ -227,14 +266,25 @@ impl World {
             }
             for completion in completions {
                 let number = completion.id.watch.slot;
-                if let Done::Data(data) = &completion.done {
-                    self.bytes.entry(number).or_default().extend(&**data);
-                    continue;
+                let what = words(&completion);
+                match completion.done {
+                    Done::Data(data) => {
+                        self.bytes.entry(number).or_default().extend(&*data);
+                        continue;
+                    }
+                    Done::Accepted(connection, _) => {
+                        self.accepted.entry(number).or_default().push(connection);
+                        continue;
+                    }
+                    _ => {}
                 }
                 let bytes = self.bytes.remove(&number).unwrap_or_default();
                 let sum: usize = bytes.iter().map(|byte| usize::from(*byte)).sum();
-                let what = words(&completion);
-                let line = format!("{} bytes of sum {sum}, {what}", bytes.len());
+                let accepted = self.accepted.get(&number).map_or(0, Vec::len);
+                let line = format!(
+                    "{} bytes of sum {sum}, {accepted} accepted, {what}",
+                    bytes.len()
+                );
                 assert!(self.history.insert(number, line).is_none(), "ended twice");
                 assert!(completion.last);
                 self.live.retain(|_, live| *live != number);
@@ -295,6 +345,17 @@ fn process() -> (OwnedFd, Pid, OwnedFd) {
     let (pid, pidfd) = sys::spawn(&launch).unwrap();
     rustix::io::ioctl_fionbio(&pidfd, true).unwrap();
     (input, Pid::from_raw(pid).unwrap(), pidfd)
+}
+
+/// Returns a listener with a name that the kernel chooses.
+fn listener() -> (UnixListener, SocketAddr) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed()).unwrap();
+    rustix::net::listen(&socket, 128).unwrap();
+    let listener = UnixListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    (listener, address)
 }
 
 /// Returns both ends of a new terminal that changes no byte, without blocking.
