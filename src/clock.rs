@@ -156,6 +156,16 @@ pub fn duration(duration: std::time::Duration) -> prost_types::Duration {
     }
 }
 
+/// Converts a protobuf duration; `None` if it is negative, or if its nanoseconds are not below a second.
+///
+/// The conversion of the crate prost-types overflows at [`i64::MIN`] seconds.
+#[must_use]
+pub fn span(duration: &prost_types::Duration) -> Option<std::time::Duration> {
+    let seconds = u64::try_from(duration.seconds).ok()?;
+    let nanos = u32::try_from(duration.nanos).ok()?;
+    (nanos < 1_000_000_000).then(|| std::time::Duration::new(seconds, nanos))
+}
+
 /// Converts a duration to nanoseconds, saturating at 584 years.
 #[must_use]
 pub fn nanos(duration: std::time::Duration) -> u64 {

@@ -12,6 +12,7 @@ use super::session::{Session, answer};
 use super::style::{BAD, DIM, GOOD, NAME, PLAIN, printable};
 use super::table::{Sheet, Table, cell, plain};
 use super::units::{counted, date_and_age, grouped, size, span};
+use crate::clock;
 use crate::proto::{
     Consumer, CreateConsumerRequest, Cursor, DeleteConsumerRequest, IfExists, StartAt,
     create_consumer_request::Start,
@@ -179,8 +180,8 @@ fn sheet(c: &Consumer) -> Sheet {
         sheet.styled("lost", counted(c.lost_events, "event", "events"), BAD);
     }
     sheet.line("since", date_and_age(c.created));
-    let ttl = std::time::Duration::try_from(c.ttl.unwrap_or_default());
-    sheet.line("ttl", ttl.map_or_else(|_| String::new(), span));
+    let ttl = clock::span(&c.ttl.unwrap_or_default());
+    sheet.line("ttl", ttl.map_or_else(String::new, span));
     sheet.line("expires", date_and_age(c.expires));
     sheet.line("taken over", counted(c.takeovers, "time", "times"));
     let acked = c.acked.as_ref().map_or_else(String::new, cursor_text);

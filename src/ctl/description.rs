@@ -14,6 +14,7 @@ use super::style::{BAD, DIM, GOOD, NAME, NOTICE, printable};
 use super::table::{Sheet, Table, cell, plain};
 use super::target::{Target as _, command};
 use super::units::{age, counted, date_and_age, lasted, moment, size, span};
+use crate::clock;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
     self, CloseReason, DatagramSpec, Exited, LifetimeEnd, Watch, WatchRef, WatchState,
@@ -250,7 +251,7 @@ pub(super) fn lifetime(
     at_end: LifetimeEnd,
 ) -> String {
     let mut text = word(lifetime.as_str_name(), "LIFETIME_");
-    let time = |time: Option<prost_types::Duration>| Some(span(time?.try_into().ok()?));
+    let time = |time: Option<prost_types::Duration>| Some(span(clock::span(&time?)?));
     if let (Some(left), Some(lease)) = (time(left), time(lease)) {
         let _ = write!(text, ", {left} of {lease} left");
     }

@@ -8,6 +8,7 @@ use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use super::units::span;
+use crate::clock;
 use crate::proto::{KeepAliveRequest, WatchRef};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -35,7 +36,7 @@ pub(super) async fn run(session: &Session, args: KeepAlive) -> Outcome {
     let renewed = answer(session.loops().keep_alive(request).await)?;
     if session.json {
         output::messages([&renewed])?;
-    } else if let Some(lease) = renewed.lease.and_then(|lease| lease.try_into().ok()) {
+    } else if let Some(lease) = renewed.lease.as_ref().and_then(clock::span) {
         output::line(&format!("lives for {} more", span(lease)))?;
     }
     Ok(0)

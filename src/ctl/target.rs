@@ -2,6 +2,7 @@
 
 use super::render::{address_or_unnamed, unix_address};
 use super::units::span;
+use crate::clock;
 use crate::proto::{
     ConnectionSpec, DatagramSpec, FdSpec, FileSpec, ListenerSpec, PathSpec, PidSpec, ProcessSpec,
     ReadPipeSpec, SignalSpec, TimerSpec, WritePipeSpec, connection_spec, listener_spec, pid_spec,
@@ -25,11 +26,11 @@ impl Target for FdSpec {
 
 impl Target for TimerSpec {
     fn target(&self) -> String {
-        let of_time =
-            |time: prost_types::Duration| time.try_into().map_or_else(|_| time.to_string(), span);
+        // A negative time is past.
+        let of_time = |time: &prost_types::Duration| span(clock::span(time).unwrap_or_default());
         match &self.schedule {
-            Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(*time)),
-            Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(*time)),
+            Some(timer_spec::Schedule::After(time)) => format!("after {}", of_time(time)),
+            Some(timer_spec::Schedule::Every(time)) => format!("every {}", of_time(time)),
             Some(timer_spec::Schedule::Cron(text)) => format!("cron {text}"),
             Some(timer_spec::Schedule::OnCalendar(text)) => format!("calendar {text}"),
             Some(timer_spec::Schedule::AtRealtime(time)) => format!("at {time}"),

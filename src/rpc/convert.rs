@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Peer;
+use crate::clock;
 use crate::config::History;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, Labels};
@@ -113,7 +114,7 @@ pub(super) fn within(
     given: &prost_types::Duration,
     bounds: std::ops::RangeInclusive<Duration>,
 ) -> Result<Duration> {
-    let duration = Duration::try_from(*given).ok();
+    let duration = clock::span(given);
     duration.filter(|d| bounds.contains(d)).ok_or_else(|| {
         let (least, most) = (*bounds.start(), *bounds.end());
         let (least, most) = (

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::{
-    CloseReason, Event, RunLoopRequest, StopLoopRequest, TimerClock, TimerFired, TimerSpec, watch,
-    watch_spec::Spec,
+    CloseReason, Event, Lifetime, RunLoopRequest, StopLoopRequest, TimerClock, TimerFired,
+    TimerSpec, WatchSpec, watch, watch_spec::Spec,
 };
 use tonic::Code;
 
@@ -158,7 +158,17 @@ async fn run(scene: &Scene) {
 
 async fn a_schedule_out_of_range_is_refused(scene: &mut Scene) {
     let century = Duration::from_secs(101 * 366 * 86_400);
+    // A negative duration means now, but this is none.
+    let malformed = prost_types::Duration {
+        seconds: i64::MIN,
+        nanos: 0,
+    };
+    let at = |seconds| Schedule::AtRealtime(prost_types::Timestamp { seconds, nanos: 0 });
     for (schedule, field) in [
+        (Some(Schedule::After(malformed)), "spec.timer.after"),
+        (Some(Schedule::Every(malformed)), "spec.timer.every"),
+        (Some(at(i64::MIN)), "spec.timer.at_realtime"),
+        (Some(at(i64::MAX)), "spec.timer.at_realtime"),
         (
             Some(Schedule::Every(lasting(Duration::from_micros(999)))),
             "spec.timer.every",
@@ -171,6 +181,34 @@ async fn a_schedule_out_of_range_is_refused(scene: &mut Scene) {
             schedule,
             ..TimerSpec::default()
         }));
+        let refusal = scene.try_add(request).await;
+        let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");
+        assert!(bad.fields[0].starts_with(field), "{bad:?}");
+    }
+    for field in [
+        "spec.timer.slack",
+        "spec.timer.splay",
+        "finished_ttl",
+        "lease",
+    ] {
+        let mut request = scene.request(never());
+        let Some(WatchSpec {
+            spec: Some(Spec::Timer(timer)),
+        }) = &mut request.spec
+        else {
+            panic!("never() is a timer");
+        };
+        let place = match field {
+            "spec.timer.slack" => &mut timer.slack,
+            "spec.timer.splay" => &mut timer.splay,
+            "finished_ttl" => &mut request.finished_ttl,
+            _ => {
+                request.lifetime = Lifetime::Lease.into();
+                &mut request.lease
+            }
+        };
+        *place = Some(malformed);
+        request.name = "named".into();
         let refusal = scene.try_add(request).await;
         let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");
         assert!(bad.fields[0].starts_with(field), "{bad:?}");

@@ -1,5 +1,6 @@
 //! The options and the terminal of a process, as `show` has them.
 
+use crate::clock;
 use crate::config::Limit;
 use crate::ctl::json::word;
 use crate::ctl::table::Sheet;
@@ -29,7 +30,7 @@ pub(super) fn status(sheet: &mut Sheet, reference: &str, s: &ProcessStatus) {
         self::terminal(sheet, terminal);
     }
     let time = |d: Option<prost_types::Duration>| {
-        std::time::Duration::try_from(d.unwrap_or_default()).map_or_else(|_| String::new(), span)
+        clock::span(&d.unwrap_or_default()).map_or_else(String::new, span)
     };
     if let Some(usage) = s.exited.as_ref().and_then(|exited| exited.usage.as_ref()) {
         let (user, system) = (time(usage.user_time), time(usage.system_time));
@@ -165,7 +166,7 @@ pub(super) fn options(sheet: &mut Sheet, spec: &ProcessSpec) {
     if let Some(adj) = spec.oom_score_adj {
         sheet.line("oom score", adj);
     }
-    let timeout = spec.timeout.and_then(|time| time.try_into().ok());
+    let timeout = spec.timeout.as_ref().and_then(clock::span);
     sheet.line("timeout", timeout.map_or_else(String::new, span));
     let at_end = word(spec.at_end().as_str_name(), "AT_END_");
     if at_end == "keep" {

@@ -1,7 +1,6 @@
 //! The options of `ps`, and the processes that they select.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use clap::Args;
 
@@ -15,6 +14,7 @@ use super::super::style::{NAME, printable};
 use super::super::table::{Table, cell, plain};
 use super::super::units::{age, size, span};
 use super::condition::{Condition, condition};
+use crate::clock;
 use crate::kinds::WatchKind;
 use crate::proto::{ListWatchesRequest, TerminalStatus, Watch, watch::Status};
 
@@ -147,7 +147,7 @@ fn usage(process: &Watch) -> Option<Used> {
     };
     let usage = description::tree_usage(status)?;
     let times = [usage.user_time, usage.system_time];
-    let times = times.map(|time| Duration::try_from(time.unwrap_or_default()).unwrap_or_default());
+    let times = times.map(|time| clock::span(&time.unwrap_or_default()).unwrap_or_default());
     Some(Used {
         cpu: span(times.iter().sum()),
         memory: usage.memory_peak_bytes.map(size),

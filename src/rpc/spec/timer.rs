@@ -17,6 +17,11 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const SLACK_MAX: Duration = DAY;
 const SPLAY_MAX: Duration = DAY.saturating_mul(7);
 const CENTURY: Duration = DAY.saturating_mul(100 * 365);
+/// The most seconds of a Duration, see `google/protobuf/duration.proto`.
+const SECONDS_MAX: i64 = 315_576_000_000;
+/// When a timer may fire, in seconds since the Unix epoch: not before the first time that a Timestamp
+/// can be, and as long as nanoseconds fit into 64 bits, in whole centuries.
+const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800..=16_725_225_600;
 
 /// The name of the host's own zone.
 const LOCAL: &str = "local";
@@ -116,9 +121,7 @@ fn when(spec: &proto::TimerSpec) -> Result<When> {
             return Ok(calendar(expression, &spec.time_zone));
         }
         // As in asyncio's `call_later`, a negative delay means now.
-        Some(Given::After(after)) if after.seconds <= 0 && after.nanos <= 0 => {
-            Schedule::After(Duration::ZERO)
-        }
+        Some(Given::After(after)) if is_past(after) => Schedule::After(Duration::ZERO),
         Some(Given::After(after)) => {
             let bounds = Duration::ZERO..=CENTURY;
             let field = "spec.timer.after";
@@ -130,6 +133,10 @@ fn when(spec: &proto::TimerSpec) -> Result<When> {
             let nanos = u64::try_from(at.nanos).ok().filter(|n| *n < 1_000_000_000);
             let nanos = nanos
                 .ok_or_else(|| Error::invalid(field, "must have nanos from 0 to 999999999"))?;
+            if !TIMES.contains(&at.seconds) {
+                let allowed = "must be from 0001-01-01T00:00:00Z to 2500-01-01T00:00:00Z";
+                return Err(Error::invalid(field, allowed));
+            }
             let seconds = u64::try_from(at.seconds).unwrap_or(0);
             Schedule::AtRealtime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
         }
@@ -216,4 +223,9 @@ impl Specification for proto::TimerSpec {
             })))
         }))
     }
+}
+
+/// Returns whether a duration is 0 or negative, as protobuf has negative ones.
+fn is_past(after: &prost_types::Duration) -> bool {
+    (-SECONDS_MAX..=0).contains(&after.seconds) && (-999_999_999..=0).contains(&after.nanos)
 }
