@@ -128,6 +128,8 @@ pub struct Shared {
     paths: Mutex<Option<Arc<Hub>>>,
     /// The snapshots that were not read to their end when the loop closed.
     snapshots_left: Mutex<Snapshots>,
+    /// Held while a watch is updated, see [`Handle::turn_to_update`].
+    updates: update::Turns,
 }
 
 /// The state that the loop's thread owns.
@@ -243,6 +245,7 @@ impl EventLoop {
             paused: Mutex::default(),
             paths: Mutex::new(Some(Arc::new(hub))),
             snapshots_left: Mutex::default(),
+            updates: update::Turns::default(),
         });
         let mut event_loop = Self {
             shared: Arc::clone(&shared),

@@ -41,7 +41,18 @@ pub enum UpdateOutcome {
     Outdated,
 }
 
+/// The locks of updates. Several watches share one.
+pub(super) type Turns = [tokio::sync::Mutex<()>; 8];
+
 impl Handle {
+    /// Waits until no other update of this watch, by its id, is under way. While all updates of a watch
+    /// hold what this returns, none of them is outdated.
+    pub async fn turn_to_update(&self, watch: u64) -> tokio::sync::MutexGuard<'_, ()> {
+        let turns = &self.shared().updates;
+        let index = usize::try_from(watch).unwrap_or_default() % turns.len();
+        turns[index].lock().await
+    }
+
     /// Changes a watch in place.
     ///
     /// # Errors

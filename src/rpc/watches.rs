@@ -20,7 +20,7 @@ use crate::watch::Order;
 
 /// Most watches that one Rearm or Poll arms.
 const REARM_MAX: usize = 65_536;
-/// How often an update is tried if other updates of the same watch come in between.
+/// How often an update is tried if other calls that change its specification come in between.
 const UPDATES_TRIED: u32 = 10;
 /// Most registrations of one call.
 const BATCH_MAX: usize = 1024;
@@ -91,8 +91,10 @@ impl Api {
         name: &WatchName,
         asked: spec::update::Asked,
     ) -> Result<UpdateWatchResponse> {
+        let id = look(on, &requester.quota, name.clone()).await?.0.watch_id;
+        let _turn = on.turn_to_update(id).await;
         for _ in 0..UPDATES_TRIED {
-            let (watch, _held) = look(on, &requester.quota, name.clone()).await?;
+            let (watch, _held) = look(on, &requester.quota, WatchName::Id(id)).await?;
             let planned = spec::update::plan(self, &requester.peer, on, &asked, &watch)?;
             let mut update = Update {
                 spec: None,
@@ -112,8 +114,7 @@ impl Api {
                 update.change = Some(told.await.map_err(lost)??);
                 (update.spec, update.fields) = (Some(planned.specs), planned.fields);
             }
-            let id = WatchName::Id(watch.watch_id);
-            match on.update(id, update).await? {
+            match on.update(WatchName::Id(id), update).await? {
                 UpdateOutcome::Done(watch, updated) => {
                     return Ok(UpdateWatchResponse {
                         watch: Some(*watch),
