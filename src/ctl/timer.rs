@@ -9,8 +9,8 @@ use super::parse;
 use super::session::Session;
 use super::watch::add::{self, Registration};
 use super::zone;
-use crate::calendar::{Calendar, Expression, Zone};
-use crate::proto::{TimerSpec, timer_spec, watch, watch_spec};
+use crate::calendar::{Calendar, Cron, Expression, OnCalendar, Zone};
+use crate::proto::{TimerSpec, TimerStatus, Watch, timer_spec, watch, watch_spec};
 
 pub(super) const EVERY_EXAMPLES: &str = "Examples:
   evloopctl every 5s
@@ -174,6 +174,61 @@ pub(super) fn calendar(
     Ok((schedule, time_zone, calendar))
 }
 
+/// Returns the time zone of a watch that is a timer by a calendar, as the daemon would have to be told.
+pub(super) fn zone_of(watch: &Watch) -> Option<String> {
+    let (watch_spec::Spec::Timer(spec), Some(watch::Status::Timer(status))) =
+        (watch.spec.as_ref()?.spec.as_ref()?, &watch.status)
+    else {
+        return None;
+    };
+    let expression = match spec.schedule.as_ref()? {
+        timer_spec::Schedule::Cron(text) => Expression::from(text.parse::<Cron>().ok()?),
+        timer_spec::Schedule::OnCalendar(text) => {
+            Expression::from(text.parse::<OnCalendar>().ok()?)
+        }
+        _ => return None,
+    };
+    let has_own = expression.zone().is_some();
+    Some(match (has_own, spec.time_zone.as_str()) {
+        (true, _) => status.time_zone.clone(),
+        (false, "") => zone::LOCAL.to_owned(),
+        (false, name) => name.to_owned(),
+    })
+}
+
+/// Says when a watch that is a timer fires next, on the clock of its zone.
+pub(super) fn note_next(watch: &Watch) -> Result<(), Failure> {
+    let Some(watch::Status::Timer(status)) = &watch.status else {
+        return Ok(());
+    };
+    let of_timer = match status.time_zone.as_str() {
+        "" => None,
+        name => zone::zones().get(name).ok(),
+    };
+    let shown = match of_timer {
+        Some(zone) => Shown::Zone(zone),
+        None => Shown::here()?,
+    };
+    note_status(status, &shown);
+    Ok(())
+}
+
+/// Says when a timer fires next. Returns that time.
+fn note_status(status: &TimerStatus, shown: &Shown) -> Option<Timestamp> {
+    let next = status
+        .next
+        .and_then(|next| Timestamp::new(next.seconds, next.nanos).ok());
+    match next {
+        Some(next) => {
+            let next = zone::shown_with_wait(next, shown.zone(), Timestamp::now());
+            note(&format!("next: {next}"));
+        }
+        None if status.paused => note("it is paused"),
+        None => {}
+    }
+    next
+}
+
 /// How the next times of a timer are shown.
 enum Shown {
     Zone(Zone),
@@ -208,18 +263,7 @@ async fn run(session: &Session, spec: TimerSpec, name: Option<String>, shown: Sh
     if let Some(watch::Status::Timer(status)) = added.watch.as_ref().and_then(|w| w.status.as_ref())
         && !session.json
     {
-        let now = Timestamp::now();
-        let next = status
-            .next
-            .and_then(|next| Timestamp::new(next.seconds, next.nanos).ok());
-        match next {
-            Some(next) => note(&format!(
-                "next: {}",
-                zone::shown_with_wait(next, shown.zone(), now)
-            )),
-            None if status.paused => note("it is paused"),
-            None => {}
-        }
+        let next = note_status(status, &shown);
         if let (Shown::Calendar(calendar), Some(next), false) = (&shown, next, splayed) {
             for later in calendar.upcoming(next).take(TIMES - 1) {
                 note(&format!("then: {}", zone::shown(later, calendar.zone())));

@@ -5,6 +5,7 @@ use prost_types::FieldMask;
 
 use super::complete;
 use super::failure::{Failure, Outcome, USAGE};
+use super::lookup;
 use super::output;
 use super::parse;
 use super::session::{Session, answer};
@@ -21,7 +22,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl update build --timeout 2h --label ticket=71
   evloopctl update build --at-end keep
 
-A changed schedule counts from its change and does not fire for it.";
+A changed schedule counts from its change and does not fire for it. A new expression keeps the time zone of \
+the one before, unless it has one of its own or --zone is given.";
 
 /// Options of `update`.
 #[derive(Debug, Args)]
@@ -91,9 +93,10 @@ struct Made {
 }
 
 impl Made {
-    fn of_timer(&mut self, args: &Update) -> Result<(), Failure> {
+    /// `kept` is the time zone that the timer has.
+    fn of_timer(&mut self, args: &Update, kept: Option<&str>) -> Result<(), Failure> {
         let schedule = &args.schedule;
-        let zone_name = args.zone.zone.as_deref();
+        let zone_name = args.zone.zone.as_deref().or(kept);
         if let Some(text) = &schedule.cron {
             let (given, time_zone, _) = timer::calendar(text, zone_name)?;
             self.paths.push(match given {
@@ -102,8 +105,8 @@ impl Made {
             });
             (self.timer.schedule, self.timer.time_zone) = (Some(given), time_zone);
             self.paths.push("spec.timer.time_zone");
-        } else if let Some(name) = zone_name {
-            self.timer.time_zone = name.to_owned();
+        } else if let Some(name) = &args.zone.zone {
+            self.timer.time_zone.clone_from(name);
             self.paths.push("spec.timer.time_zone");
         }
         let at = match &schedule.at {
@@ -187,7 +190,11 @@ impl Made {
 
 pub(super) async fn run(session: &Session, args: Update) -> Outcome {
     let mut made = Made::default();
-    made.of_timer(&args)?;
+    let kept = match (&args.schedule.cron, &args.zone.zone) {
+        (Some(_), None) => timer::zone_of(&lookup::watch(session, &args.watch).await?),
+        _ => None,
+    };
+    made.of_timer(&args, kept.as_deref())?;
     made.of_process(&args);
     let spec = made.spec()?;
     let mut paths = made.paths;
@@ -219,10 +226,13 @@ pub(super) async fn run(session: &Session, args: Update) -> Outcome {
         output::messages([&done])?;
         return Ok(0);
     }
-    let text = match done.updated {
-        Some(cursor) => parse::cursor_text(&cursor),
+    let text = match &done.updated {
+        Some(cursor) => parse::cursor_text(cursor),
         None => "nothing changed".to_owned(),
     };
     output::line(&text)?;
+    if let (Some(watch), true) = (&done.watch, done.updated.is_some()) {
+        timer::note_next(watch)?;
+    }
     Ok(0)
 }

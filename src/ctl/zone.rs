@@ -14,7 +14,7 @@ const DATABASE: &str = "/usr/share/zoneinfo";
 /// Fewer words than an expression of cron has are one of systemd.
 const CRON_WORDS: usize = 5;
 /// The name of the host's own zone.
-const LOCAL: &str = "local";
+pub(super) const LOCAL: &str = "local";
 
 fn refused(error: &dyn std::fmt::Display) -> Failure {
     Failure::plain(error.to_string()).code(USAGE)

@@ -1,10 +1,11 @@
-//! `evloopctl calendar`, which needs no daemon.
+//! Calendars: `evloopctl calendar`, which needs no daemon, and the time zones of timers.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::program::ctl;
+use crate::common::Daemon;
+use crate::program::{Following, ctl};
 
 const NOWHERE: &str = "/nonexistent/socket";
 
@@ -72,4 +73,42 @@ async fn a_calendar_is_shown_to_people_and_a_wrong_one_is_explained() {
         let words = [&["calendar"][..], words].concat();
         ctl(Path::new(NOWHERE), &words).await.failed(2, &[told]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_new_expression_keeps_the_time_zone_unless_another_is_given() {
+    let daemon = Daemon::start("").await;
+    let words = ["cron", "30 2 * * *", "--zone", "Asia/Tokyo", "--name", "t"];
+    let mut timer = Following::start(&daemon.socket, &words);
+    assert!(timer.complaint().await.contains("+09 Asia/Tokyo"));
+    for (words, zone) in [
+        (&["--cron", "0 3 * * *"][..], "Asia/Tokyo"),
+        (&["--cron", "*-*-* 04:00"], "Asia/Tokyo"),
+        (&["--cron", "*-*-* 05:00 Asia/Kolkata"], "Asia/Kolkata"),
+        (&["--cron", "0 6 * * *"], "Asia/Kolkata"),
+        (&["--zone", "Europe/Berlin"], "Europe/Berlin"),
+        (
+            &["--cron", "0 7 * * *", "--zone", "Asia/Dubai"],
+            "Asia/Dubai",
+        ),
+        (&["--pause"], ""),
+    ] {
+        let told = ctl(&daemon.socket, &[&["update", "t"], words].concat()).await;
+        let next = match zone {
+            "" => "it is paused".to_owned(),
+            _ => format!(" {zone}"),
+        };
+        assert!(told.stderr.contains(&next), "{words:?}: {told:?}");
+        told.good();
+    }
+    // A timer without a zone gets that of the caller, as a new one does.
+    ctl(
+        &daemon.socket,
+        &["update", "t", "--resume", "--every", "1h"],
+    )
+    .await
+    .good();
+    let told = ctl(&daemon.socket, &["update", "t", "--cron", "0 3 * * *"]).await;
+    assert!(told.stderr.contains("next: "), "{told:?}");
+    timer.kill().await;
 }
