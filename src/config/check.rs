@@ -342,6 +342,7 @@ fn policy(policy: &Policy, found: &mut Findings) {
         1,
         10_000_000,
     );
+    duration(found, &key("timer_tick"), policy.timer_tick, SECOND);
     let events = policy.journal_events;
     number(found, &key("journal_events"), events, 16, 100_000_000);
     let bytes = policy.journal_bytes;

@@ -11,6 +11,7 @@ mod inherit;
 mod load;
 mod paths;
 mod policy;
+mod refusals;
 mod rlimit;
 mod shape;
 mod signals;
@@ -27,8 +28,10 @@ pub use file::join as full_key;
 pub use load::Refusal;
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
-    ChildWatcher, Context, History, OnMissing, Policy, Start, WINDOWS_SELECTOR_COMPAT, WhenFull,
+    ChildWatcher, Context, History, MACOS_KQUEUE_COMPAT, OnMissing, Policy, Start,
+    WINDOWS_PROACTOR_COMPAT, WINDOWS_SELECTOR_COMPAT, WhenFull,
 };
+pub use refusals::Refusable;
 pub use rlimit::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 pub use signals::{signal_name, signal_number, unwatchable};
 pub use source::{ConfigError, Source};

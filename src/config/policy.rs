@@ -1,10 +1,11 @@
 //! `[policy.NAME]`: how loops are made, and which loop belongs to which context.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::refusals::{self, Refusable};
 use super::units;
 use crate::kinds::WatchKind;
 use crate::words::words;
@@ -16,7 +17,11 @@ pub const WINDOWS_SELECTOR_COMPAT: &str = "windows-selector-compat";
 /// Name of the shipped policy of the proactor class.
 pub(super) const PROACTOR: &str = "proactor";
 /// Name of the shipped policy that has the limits of asyncio's proactor loop on Windows.
-pub(super) const WINDOWS_PROACTOR_COMPAT: &str = "windows-proactor-compat";
+pub const WINDOWS_PROACTOR_COMPAT: &str = "windows-proactor-compat";
+/// Name of the shipped policy that has the limits of asyncio's kqueue loop on old versions of macOS.
+pub const MACOS_KQUEUE_COMPAT: &str = "macos-kqueue-compat";
+/// The usual resolution of the clock of Windows.
+const WINDOWS_TICK: Duration = Duration::from_micros(15_600);
 
 /// A policy, with all inherited values filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,13 +49,18 @@ pub struct Policy {
     /// The kinds of watches that its loops accept. In TOML, `all` stands for every kind.
     #[serde(with = "kinds")]
     pub watch_kinds: BTreeSet<WatchKind>,
-    /// Whether connections, listeners and datagram watches may use Unix sockets.
-    pub unix_sockets: bool,
+    /// What its loops refuse all the same, each with the reason that the refusal gives.
+    #[serde(with = "refusals")]
+    pub refuses: BTreeMap<Refusable, String>,
     /// Whether file descriptors that clients hand over must be sockets.
     pub sockets_only: bool,
     /// Sources that one loop may have at once. None (in TOML 0): as many as its backend supports.
     #[serde(with = "units::zero_is_none")]
     pub max_sources: Option<u64>,
+    /// The step of the clock by which timers fire, at most 1 s: each fires at the first multiple of
+    /// it at or after its time. Zero: timers are as exact as the host's clock.
+    #[serde(with = "units::duration")]
+    pub timer_tick: Duration,
     /// Watches of one loop, including closed watches that are still readable, 1 to 10,000,000.
     pub max_watches: u64,
     /// Events that one journal holds, 16 to 100,000,000.
@@ -105,9 +115,10 @@ impl Default for Policy {
             start: Start::Running,
             child_watcher: ChildWatcher::Pidfd,
             watch_kinds: WatchKind::ALL.into(),
-            unix_sockets: true,
+            refuses: BTreeMap::new(),
             sockets_only: false,
             max_sources: None,
+            timer_tick: Duration::ZERO,
             max_watches: 100_000,
             journal_events: 1_000_000,
             journal_bytes: 64 << 20,
@@ -125,8 +136,30 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// Returns why its loops refuse something; `None` if they do not.
+    #[must_use]
+    pub fn refusal(&self, of: Refusable) -> Option<&str> {
+        if let Some(reason) = self.refuses.get(&of) {
+            return Some(reason);
+        }
+        match of {
+            Refusable::Kind(kind) if !self.watch_kinds.contains(&kind) => {
+                Some("it is not among the policy's watch_kinds")
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the kinds of watch that its loops accept.
+    pub fn accepted_kinds(&self) -> impl Iterator<Item = WatchKind> {
+        let all = WatchKind::ALL.into_iter();
+        all.filter(|kind| self.refusal(Refusable::Kind(*kind)).is_none())
+    }
+}
+
 /// Returns the policies that exist without a file.
-pub(super) fn shipped() -> [Policy; 4] {
+pub(super) fn shipped() -> [Policy; 5] {
     let default = Policy {
         description: "Everything, on the most efficient backend".to_owned(),
         ..Policy::default()
@@ -138,43 +171,91 @@ pub(super) fn shipped() -> [Policy; 4] {
         class: "proactor".to_owned(),
         ..Policy::default()
     };
-    // This and the next are from section 18.5.2.3.1 of the asyncio documentation of Python 3.5.3.
-    let windows_proactor = Policy {
+    [
+        default,
+        proactor,
+        windows_proactor(),
+        windows_selector(),
+        macos_kqueue(),
+    ]
+}
+
+/// Section 18.5.2.3.1 of the asyncio documentation of Python 3.5.3. What it does not mention is not
+/// refused, so a kind that is added later is accepted.
+fn windows_proactor() -> Policy {
+    Policy {
         name: WINDOWS_PROACTOR_COMPAT.to_owned(),
         description: "The documented limits of asyncio's proactor event loop on Windows".to_owned(),
         extends: Some(DEFAULT.to_owned()),
         class: "proactor".to_owned(),
-        watch_kinds: [
-            WatchKind::Timer,
-            WatchKind::Process,
-            WatchKind::Connection,
-            WatchKind::Listener,
-            WatchKind::ReadPipe,
-            WatchKind::WritePipe,
-        ]
-        .into(),
-        unix_sockets: false,
+        refuses: refusals::of(&[
+            (
+                Refusable::Kind(WatchKind::Fd),
+                "add_reader() and add_writer() are not supported",
+            ),
+            (
+                Refusable::Kind(WatchKind::Signal),
+                "add_signal_handler() is not supported",
+            ),
+            (
+                Refusable::Kind(WatchKind::Datagram),
+                "create_datagram_endpoint() is not supported",
+            ),
+            (Refusable::UnixSocket, "AF_UNIX is specific to Unix"),
+        ]),
+        timer_tick: WINDOWS_TICK,
         ..Policy::default()
-    };
-    let windows_selector = Policy {
+    }
+}
+
+/// As [`windows_proactor`].
+fn windows_selector() -> Policy {
+    Policy {
         name: WINDOWS_SELECTOR_COMPAT.to_owned(),
         description: "The documented limits of asyncio's selector event loop on Windows".to_owned(),
         extends: Some(DEFAULT.to_owned()),
         backends: vec!["select".to_owned()],
-        watch_kinds: [
-            WatchKind::Fd,
-            WatchKind::Timer,
-            WatchKind::Connection,
-            WatchKind::Listener,
-            WatchKind::Datagram,
-        ]
-        .into(),
-        unix_sockets: false,
+        refuses: refusals::of(&[
+            (
+                Refusable::Kind(WatchKind::Process),
+                "subprocesses are not supported",
+            ),
+            (
+                Refusable::Kind(WatchKind::ReadPipe),
+                "pipes are not supported",
+            ),
+            (
+                Refusable::Kind(WatchKind::WritePipe),
+                "pipes are not supported",
+            ),
+            (
+                Refusable::Kind(WatchKind::Signal),
+                "add_signal_handler() is not supported",
+            ),
+            (Refusable::UnixSocket, "AF_UNIX is specific to Unix"),
+        ]),
         sockets_only: true,
         max_sources: Some(512),
+        timer_tick: WINDOWS_TICK,
         ..Policy::default()
-    };
-    [default, proactor, windows_proactor, windows_selector]
+    }
+}
+
+/// Section 18.5.2.3.2 of the same documentation. epoll stands for kqueue, and the policy has no
+/// other backend: with select and poll these devices are supported.
+fn macos_kqueue() -> Policy {
+    Policy {
+        name: MACOS_KQUEUE_COMPAT.to_owned(),
+        description: "The documented limits of asyncio's event loop on macOS 10.6 to 10.8"
+            .to_owned(),
+        extends: Some(DEFAULT.to_owned()),
+        backends: vec!["epoll".to_owned()],
+        refuses: refusals::of(&[(
+            Refusable::CharacterDevice,
+            "KqueueSelector does not support them on macOS 10.6 to 10.8; select and poll do",
+        )]),
+        ..Policy::default()
+    }
 }
 
 /// `#[serde(with)]` for sets of kinds of watch.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::file::File;
 use super::findings::Findings;
 use super::*;
+use crate::kinds::WatchKind;
 
 const SHIPPED: &str = include_str!("../../config/evloopd.toml");
 
@@ -161,8 +162,9 @@ fn a_shipped_policy_keeps_its_own_values_over_those_of_a_changed_base() {
         .into_iter()
         .filter(|(_, _, s)| s != "default")
         .collect();
-    // The proactor policies inherit every key except the class and its backends.
-    assert_eq!(sources.len(), 4, "{sources:?}");
+    // The proactor policies, and that of macOS, inherit every key except the class and its backends.
+    assert_eq!(sources.len(), 5, "{sources:?}");
+    assert_eq!(config.policies[MACOS_KQUEUE_COMPAT].backends, ["epoll"]);
     assert_eq!(config.policies["proactor"].max_sources, Some(9));
 }
 
@@ -184,6 +186,36 @@ fn a_shipped_policy_is_of_its_class_whatever_the_class_of_its_base() {
             ("proactor", "auto")
         );
     }
+}
+
+#[test]
+fn what_a_policy_refuses_is_shown_with_its_reasons_and_replaces_that_of_its_base() {
+    let text = "version = 1
+[policy.a]
+extends = \"windows-proactor-compat\"
+refuses = [\"timer\", \"unix_socket: not here\"]
+timer_tick = \"10ms\"
+[policy.b]
+extends = \"a\"
+refuses = []
+watch_kinds = [\"timer\"]";
+    let config = read(text).unwrap();
+    let [a, b] = ["a", "b"].map(|name| &config.policies[name]);
+    let why = |policy: &Policy, of| policy.refusal(of).map(str::to_owned);
+    let timer = Refusable::Kind(WatchKind::Timer);
+    assert_eq!(why(a, timer).unwrap(), "the policy refuses it");
+    assert_eq!(why(a, Refusable::UnixSocket).unwrap(), "not here");
+    assert_eq!(why(a, Refusable::Kind(WatchKind::Signal)), None);
+    assert_eq!(why(b, timer), None);
+    assert_eq!(b.timer_tick, Duration::from_millis(10));
+    assert!(b.accepted_kinds().eq([WatchKind::Timer]));
+    let left_out = why(b, Refusable::Kind(WatchKind::Fd)).unwrap();
+    assert!(left_out.contains("watch_kinds"), "{left_out}");
+    let values = config.effective();
+    let shown = values.iter().find(|(key, ..)| key == "policy.a.refuses");
+    let (_, value, _) = shown.unwrap();
+    let expected = r#"["timer: the policy refuses it", "unix_socket: not here"]"#;
+    assert_eq!(value, expected);
 }
 
 #[test]

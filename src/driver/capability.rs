@@ -170,7 +170,7 @@ pub fn documented() -> Vec<DocumentedLoop> {
     windows_proactor.extend(not_on_windows);
     let macos = Capability::no(
         "character_device",
-        "KqueueSelector: not before macOS 10.9; select and poll: since 10.6",
+        "KqueueSelector does not support them on macOS 10.6 to 10.8; select and poll do",
     );
     let documented = |platform, name, source, capabilities| DocumentedLoop {
         platform,

@@ -14,7 +14,7 @@ use super::record::TakenFd;
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::Principal;
 use crate::clock;
-use crate::config::Policy;
+use crate::config::{Policy, Refusable};
 use crate::descriptors::Closing;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
@@ -133,10 +133,10 @@ impl Handle {
         let paused_count = paused.len() as u64;
         let paused_sources = paused.values().take(PAUSED_SHOWN).cloned().collect();
         drop(paused);
-        let watcher = if shared.policy.watch_kinds.contains(&WatchKind::Process) {
-            shared.policy.child_watcher.name()
-        } else {
-            ""
+        let processes = Refusable::Kind(WatchKind::Process);
+        let watcher = match shared.policy.refusal(processes) {
+            None => shared.policy.child_watcher.name(),
+            Some(_) => "",
         };
         let lifetime = shared.lifetime.lock().to_proto();
         proto::Loop {

@@ -166,6 +166,7 @@ impl EventLoop {
         let mut cx = Context {
             now: self.now,
             jumps: &self.jumps,
+            timer_tick: crate::clock::nanos(self.shared.policy.timer_tick),
             services: &self.services,
             notifier: &self.notifier,
             control: &mut record.control,

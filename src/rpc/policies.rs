@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::server::policy_service_server::PolicyService;
 use super::{Api, Requester, convert, mutate, requester};
-use crate::config::Policy;
+use crate::config::{Policy, Refusable};
 use crate::driver::{Backend, backend, capability};
 use crate::error::Error;
 use crate::event::PolicyScope;
@@ -184,6 +184,12 @@ fn describe_capabilities(can: Vec<capability::Capability>) -> Vec<Capability> {
 }
 
 fn describe(policy: &Policy) -> proto::Policy {
+    let refuses = policy.refuses.iter().map(|(of, reason)| Capability {
+        name: of.name().to_owned(),
+        supported: false,
+        limit: 0,
+        reason: reason.clone(),
+    });
     proto::Policy {
         name: policy.name.clone(),
         description: policy.description.clone(),
@@ -195,9 +201,8 @@ fn describe(policy: &Policy) -> proto::Policy {
         start: policy.start.name().to_owned(),
         child_watcher: policy.child_watcher.name().to_owned(),
         watch_kinds: policy
-            .watch_kinds
-            .iter()
-            .map(|k| k.name().to_owned())
+            .accepted_kinds()
+            .map(|kind| kind.name().to_owned())
             .collect(),
         sockets_only: policy.sockets_only,
         max_sources: policy.max_sources.unwrap_or(0),
@@ -213,7 +218,9 @@ fn describe(policy: &Policy) -> proto::Policy {
         consumer_ttl: Some(crate::clock::duration(policy.consumer_ttl)),
         finished_ttl: Some(crate::clock::duration(policy.finished_ttl)),
         closed_ttl: Some(crate::clock::duration(policy.closed_ttl)),
-        unix_sockets: policy.unix_sockets,
+        unix_sockets: policy.refusal(Refusable::UnixSocket).is_none(),
         loop_name: policy.loop_name.clone(),
+        refuses: refuses.collect(),
+        timer_tick: Some(crate::clock::duration(policy.timer_tick)),
     }
 }

@@ -102,6 +102,8 @@ pub struct Context<'a> {
     pub now: Now,
     /// The latest jumps of the clocks.
     pub jumps: &'a Jumps,
+    /// The step of the clock by which timers fire, in nanoseconds; 0: none.
+    pub(crate) timer_tick: u64,
     /// The services that all loops share.
     pub services: &'a Arc<Services>,
     /// The receiver of notices from other threads.
@@ -368,6 +370,16 @@ impl Context<'_> {
     #[must_use]
     pub fn fd(&self, source: SourceId) -> Option<BorrowedFd<'_>> {
         self.driver.fd(source)
+    }
+
+    /// Returns the first time at or after `at` at which timers of this loop fire, in nanoseconds of
+    /// any clock.
+    #[must_use]
+    pub fn at_tick(&self, at: u64) -> u64 {
+        match self.timer_tick {
+            0 => at,
+            tick => at.checked_next_multiple_of(tick).unwrap_or(u64::MAX),
+        }
     }
 
     /// Sets the watch's one alarm.

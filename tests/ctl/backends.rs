@@ -38,34 +38,25 @@ async fn backends_differ_from_loops_that_are_only_documented() {
         .filter_map(|v| v["platform"].as_str())
         .collect();
     assert_eq!(platforms, ["unix", "windows", "windows", "macos"]);
-    // The policies named after Windows' loops allow what is documented of those.
+    // The policies named after loops of other platforms allow all but what these are documented to
+    // lack.
     let policies = ctl(&daemon.socket, &["policy", "list", "--json"]).await;
     let policies = policies.values();
     let policy = |name: &str| policies.iter().find(|p| p["name"] == name).unwrap();
-    let kinds = [
-        "fd",
-        "timer",
-        "process",
-        "connection",
-        "listener",
-        "read_pipe",
-        "write_pipe",
-        "signal",
-        "datagram",
-    ];
     for (number, name) in [
         (1, "windows-selector-compat"),
         (2, "windows-proactor-compat"),
+        (3, "macos-kqueue-compat"),
     ] {
         let watched = policy(name)["watch_kinds"].as_array().unwrap();
         let can = documented[number]["capabilities"].as_array().unwrap();
-        for kind in kinds {
-            let documented = can
-                .iter()
-                .any(|c| c["name"] == kind && c["supported"] == true);
+        for kind in evloopd::kinds::WatchKind::ALL {
+            // A capability that is not supported has no such key in JSON, or one that is false.
+            let lacks = |c: &serde_json::Value| c["supported"] != true;
+            let refused = can.iter().any(|c| c["name"] == kind.name() && lacks(c));
             assert_eq!(
-                watched.contains(&kind.into()),
-                documented,
+                watched.contains(&kind.name().into()),
+                !refused,
                 "{kind} of {name}"
             );
         }
@@ -79,4 +70,22 @@ async fn backends_differ_from_loops_that_are_only_documented() {
     };
     assert_eq!(limit(documented[1]), Some(512));
     assert_eq!(policy("windows-selector-compat")["max_sources"], 512);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_policy_shows_what_its_loops_refuse_and_how_their_timers_tick() {
+    let daemon = Daemon::start("").await;
+    let get = async |name: &str| ctl(&daemon.socket, &["policy", "get", name]).await;
+    let shown = get("windows-selector-compat").await.good();
+    for line in [
+        "process: subprocesses are not supported",
+        "unix_socket: AF_UNIX is specific to Unix",
+        "every 15.6 ms",
+    ] {
+        assert!(shown.contains(line), "{line} is not in {shown}");
+    }
+    let shown = get("macos-kqueue-compat").await.good();
+    assert!(shown.contains("character_device: "), "{shown}");
+    assert!(!shown.contains("timers fire"), "{shown}");
+    get("macos").await.failed(1, &["macos", "policy list"]);
 }

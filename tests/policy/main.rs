@@ -11,6 +11,7 @@ mod contexts;
 mod denied;
 mod documented;
 mod lifetimes;
+mod platforms;
 mod rules;
 
 use evloopd::proto::*;

@@ -216,6 +216,26 @@ fn every_error_names_place_key_and_what_is_allowed() {
             "read_pipe",
         ),
         (
+            "[policy.a]\nrefuses = [\"timr: too late\"]",
+            "e.toml:3: policy.a.refuses: `timr` is not a thing that can be refused (did you mean `timer`?)",
+            "unix_socket, character_device",
+        ),
+        (
+            "[policy.a]\nrefuses = [\"timer:\"]",
+            "e.toml:3: policy.a.refuses: the reason of `timer` is not valid",
+            "allowed are 1 to 256 bytes",
+        ),
+        (
+            "[policy.a]\nrefuses = [\"timer\", \"timer: again\"]",
+            "e.toml:3: policy.a.refuses: `timer` is refused twice",
+            "allowed is once",
+        ),
+        (
+            "[policy.a]\ntimer_tick = \"2s\"",
+            "e.toml:3: policy.a.timer_tick: is 2s",
+            "at most 1s",
+        ),
+        (
             "[policy.a]\njournal_events = 15",
             "e.toml:3: policy.a.journal_events: ",
             "16 to 100000000",
@@ -224,17 +244,17 @@ fn every_error_names_place_key_and_what_is_allowed() {
         (
             "[policy.a]\nextends = \"b\"",
             "e.toml:3: policy.a.extends: ",
-            "default, proactor, windows-proactor-compat, windows-selector-compat",
+            "default, macos-kqueue-compat, proactor, windows-proactor-compat, windows-selector-compat",
         ),
         (
             "default_policy = \"b\"",
             "e.toml:2: default_policy: ",
-            "default, proactor, windows-proactor-compat, windows-selector-compat",
+            "default, macos-kqueue-compat, proactor, windows-proactor-compat, windows-selector-compat",
         ),
         (
             "[[loop]]\nname = \"a\"\npolicy = \"b\"",
             "e.toml:4: loop[0].policy: ",
-            "allowed are default",
+            "allowed are default, macos-kqueue-compat",
         ),
         (
             "[[loop]]\nname = \"a\"\n[[loop]]\nname = \"a\"",

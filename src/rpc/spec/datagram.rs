@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::{Checks, Plan, Specification, fitted, update};
+use crate::config::Refusable;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::event::largest;
@@ -60,8 +61,8 @@ impl Specification for proto::DatagramSpec {
             }
             let (claimed, _, lifetime) = checks.claim(field, &spec.slot)?;
             let domain = sockopt::socket_domain(std::os::fd::AsFd::as_fd(&claimed));
-            if domain == Ok(AddressFamily::UNIX) && !checks.on.policy().unix_sockets {
-                return Err(checks.lacks("unix_socket", "not supported"));
+            if domain == Ok(AddressFamily::UNIX) {
+                checks.allow(Refusable::UnixSocket)?;
             }
             spec.slot.clear();
             let services = std::sync::Arc::clone(checks.api.registry.services());

@@ -10,6 +10,7 @@ use prost::Message as _;
 use super::Api;
 use super::convert;
 use crate::access::Peer;
+use crate::config::Refusable;
 use crate::driver::file::{self, Claim, FileKind, Purpose, Refusal};
 use crate::error::{Error, Result};
 use crate::event::largest;
@@ -101,7 +102,7 @@ pub(super) fn registration(
         on,
         name: &request.name,
     };
-    checks.allow(kind)?;
+    checks.allow(Refusable::Kind(kind))?;
     let plan = with_spec!(spec, message => message.plan(&checks))?;
     let lifetime = convert::lifetime(
         request.lifetime,
@@ -178,26 +179,33 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    fn lacks(&self, capability: &'static str, reason: &'static str) -> Error {
+    fn lacks(&self, capability: &'static str, reason: &str) -> Error {
         Error::NotSupported {
             class: self.on.policy().class.clone().into(),
             backend: format!("policy `{}`", self.on.policy().name).into(),
             capability: capability.into(),
-            reason: reason.into(),
+            reason: reason.to_owned().into(),
         }
     }
 
-    fn allow(&self, kind: WatchKind) -> Result<()> {
-        if self.on.policy().watch_kinds.contains(&kind) {
-            return Ok(());
+    /// Returns an error if the loop's policy refuses something.
+    fn allow(&self, of: Refusable) -> Result<()> {
+        match self.on.policy().refusal(of) {
+            Some(reason) => Err(self.lacks(of.name(), reason)),
+            None => Ok(()),
         }
-        Err(self.lacks(kind.name(), "not supported"))
     }
 
     /// Claims a slot provisionally: it is used up when the watch is made.
     fn claim(&self, field: &'static str, slot: &[u8]) -> Result<(Claimed, FileKind, Lifetime)> {
         let claimed = self.api.slots.claim(field, self.peer, slot)?;
         let kind = file::inspect(claimed.as_fd()).map_err(|refusal| refused(field, refusal))?;
+        if matches!(
+            kind,
+            FileKind::Tty | FileKind::PtyMaster | FileKind::CharDevice
+        ) {
+            self.allow(Refusable::CharacterDevice)?;
+        }
         if self.on.policy().sockets_only && !matches!(kind, FileKind::Socket { .. }) {
             return Err(self.lacks(kind.name(), "only sockets are supported"));
         }
@@ -207,9 +215,7 @@ impl Checks<'_> {
     }
 
     fn unix(&self, field: &str, address: &proto::UnixAddress) -> Result<UnixName> {
-        if !self.on.policy().unix_sockets {
-            return Err(self.lacks("unix_socket", "not supported"));
-        }
+        self.allow(Refusable::UnixSocket)?;
         UnixName::check(field, address)
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::{Checks, Plan, Specification, ending, stdio, update};
-use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
+use crate::config::{Limit, NICE, OOM_SCORE_ADJ, Refusable, Resource, UMASK_MAX};
 use crate::error::{Error, Result, SystemError};
 use crate::proto::{self, process_spec::Command, watch_spec::Spec};
 use crate::rpc::convert;
@@ -39,6 +39,11 @@ impl Specification for proto::ProcessSpec {
         let descriptors = stdio::descriptors(checks, &mut process)?;
         let [stdin, stdout, _] = &descriptors.stdio;
         let has_terminal = *stdout == Stdio::Pty;
+        if has_terminal {
+            // Its loop reads and writes the master side of a pseudoterminal, as a client of asyncio
+            // would that gives one to its child. What the child itself is given is not watched.
+            checks.allow(Refusable::CharacterDevice)?;
+        }
         let field = "spec.process.stdin_water_marks";
         let given = process.stdin_water_marks.as_ref();
         if given.is_some() && *stdin != Stdio::Pipe {

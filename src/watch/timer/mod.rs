@@ -182,7 +182,10 @@ impl Timer {
     /// Sets the alarm for the next time, or ends the timer if there is none.
     fn arm(&self, cx: &mut Context<'_>, slack: u64) {
         match self.due_at() {
-            Some((clock, at)) => cx.set_alarm(alarm(clock, slack::within(at, slack))),
+            Some((clock, at)) => {
+                let at = cx.at_tick(slack::within(at, slack));
+                cx.set_alarm(alarm(clock, at));
+            }
             None => {
                 cx.clear_alarm();
                 if matches!(self, Self::Recurring(_)) {
