@@ -24,9 +24,13 @@ pub(super) const EXAMPLES: &str = "Examples:
 /// Commands for policies.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Show the policy that is in force for you
-    #[command(after_help = "Example:\n  evloopctl policy get")]
-    Get,
+    /// Show the policy that is in force for you, or another one
+    #[command(after_help = "Example:\n  evloopctl policy get macos-kqueue-compat")]
+    Get {
+        /// The policy's name; without it, the one that is in force for you
+        #[arg(value_parser = parse::name, add = complete::policies())]
+        name: Option<String>,
+    },
     /// Set the policy that is in force for you; existing loops stay as they are
     #[command(after_help = "Example:\n  evloopctl policy set windows-selector-compat")]
     Set {
@@ -45,7 +49,7 @@ pub(super) enum Verb {
 pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
     let mut policies = session.policies();
     match verb {
-        Verb::Get => {
+        Verb::Get { name: None } => {
             let request = GetEventLoopPolicyRequest {};
             let got = answer(policies.get_event_loop_policy(request).await)?;
             if session.json {
@@ -55,6 +59,14 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 let mut sheet = sheet(&got.policy.unwrap_or_default());
                 sheet.line("chosen for", scope);
                 sheet.print()?;
+            }
+        }
+        Verb::Get { name: Some(name) } => {
+            let policy = named(list(session).await?, &name)?;
+            if session.json {
+                output::messages([&policy])?;
+            } else {
+                sheet(&policy).print()?;
             }
         }
         Verb::Set { name, daemon } => {
@@ -79,13 +91,23 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
                 ))?;
             }
         }
-        Verb::List => {
-            let request = ListEventLoopPoliciesRequest {};
-            let list = answer(policies.list_event_loop_policies(request).await)?;
-            print(session.json, &list.policies)?;
-        }
+        Verb::List => print(session.json, &list(session).await?)?,
     }
     Ok(0)
+}
+
+async fn list(session: &Session) -> Result<Vec<Policy>, Failure> {
+    let request = ListEventLoopPoliciesRequest {};
+    let list = session.policies().list_event_loop_policies(request).await;
+    Ok(answer(list)?.policies)
+}
+
+fn named(policies: Vec<Policy>, name: &str) -> Result<Policy, Failure> {
+    let found = policies.into_iter().find(|policy| policy.name == name);
+    found.ok_or_else(|| {
+        Failure::new(name, "there is no policy of this name")
+            .advice("`evloopctl policy list` lists them")
+    })
 }
 
 fn print(as_json: bool, policies: &[Policy]) -> Result<(), Failure> {
@@ -131,6 +153,9 @@ fn sheet(p: &Policy) -> Sheet {
     sheet.line("start", &p.start);
     sheet.line("child watcher", &p.child_watcher);
     sheet.line("watches", p.watch_kinds.join(", "));
+    for refused in &p.refuses {
+        sheet.line("refuses", format!("{}: {}", refused.name, refused.reason));
+    }
     sheet.line("sockets only", if p.sockets_only { "yes" } else { "" });
     let most = |number: u64| {
         if number > 0 {
@@ -154,6 +179,12 @@ fn sheet(p: &Policy) -> Sheet {
         time.map_or_else(|_| String::new(), span)
     };
     let (bytes, patience) = (size(p.attached_bytes), time(&p.attached_patience));
+    let tick = std::time::Duration::try_from(p.timer_tick.unwrap_or_default()).unwrap_or_default();
+    if !tick.is_zero() {
+        // A multiple of the microsecond is exact as a number of milliseconds.
+        let every = format!("every {} ms", tick.as_secs_f64() * 1000.0);
+        sheet.line("timers fire", every);
+    }
     sheet.line("attached", format!("{bytes}, patience {patience}"));
     let kept = |time: String| {
         if time.is_empty() {

@@ -73,6 +73,7 @@ async fn every_verb_prints_the_message_that_the_readme_names() {
         (&["loop", "close", "l", "--stop"], &["CloseLoopResponse"]),
         (&["policy", "list"], &["Policy"]),
         (&["policy", "get"], &["GetEventLoopPolicyResponse"]),
+        (&["policy", "get", "default"], &["Policy"]),
         (&["policy", "set"], &["SetEventLoopPolicyResponse"]),
         (&["config"], &["ConfigValue"]),
         (&["backends"], &["Backend", "DocumentedLoop"]),
