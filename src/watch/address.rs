@@ -1,6 +1,7 @@
 //! Converts socket addresses between the kernel's form and the protocol's.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -58,6 +59,15 @@ impl HostAddress {
     }
 }
 
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.zone {
+            Some(zone) => write!(f, "{}%{zone}", self.ip),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
 /// Makes a socket to ask the kernel about interfaces.
 fn any_socket() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
@@ -65,7 +75,7 @@ fn any_socket() -> rustix::io::Result<OwnedFd> {
 }
 
 /// Returns an IP address as text, with its interface if it has one.
-fn ip_text(address: &SocketAddr) -> String {
+pub(super) fn ip_text(address: &SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => {
             let index = v6.scope_id();

@@ -203,9 +203,10 @@ impl Attempts {
     }
 
     /// Records why an attempt failed.
-    fn record(&mut self, to: &SocketAddrAny, errno: Errno, step: &'static str) {
-        self.error = SystemError::new(errno, step, address::text(to));
-        self.failed.push(failed_attempt(to, errno, step));
+    fn record(&mut self, to: &SocketAddrAny, error: SystemError) {
+        let errno = Errno::from_raw_os_error(error.errno);
+        self.failed.push(failed_attempt(to, errno, error.step));
+        self.error = error;
     }
 
     fn begin(&mut self, cx: &mut Context<'_>, to: SocketAddrAny) {
@@ -229,50 +230,48 @@ impl Attempts {
             }
             // `attach` failed and has requested the end of the watch.
             (Ok(_), _) => {}
-            (Err((errno, step)), _) => {
-                self.record(&to, errno, step);
+            (Err(error), _) => {
+                self.record(&to, error);
                 self.next = cx.now.monotonic;
                 cx.keep_sources(1);
             }
         }
     }
 
-    /// Makes the socket of an attempt. An error names its step.
-    fn socket(&self, to: &SocketAddrAny) -> Result<OwnedFd, (Errno, &'static str)> {
+    /// Makes the socket of an attempt.
+    fn socket(&self, to: &SocketAddrAny) -> Result<OwnedFd, SystemError> {
+        let failed = |errno, step| SystemError::new(errno, step, address::text(to));
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let family = to.address_family();
         let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| (errno, "socket"))?;
+            .map_err(|errno| failed(errno, "socket"))?;
         if family == AddressFamily::UNIX {
             return Ok(fd);
         }
         let set = self.dialling.options.set(fd.as_fd());
-        set.map_err(|error| (Errno::from_raw_os_error(error.errno), "setsockopt"))?;
-        self.bind(&fd, family).map_err(|errno| (errno, "bind"))?;
+        set.map_err(|error| failed(Errno::from_raw_os_error(error.errno), "setsockopt"))?;
+        if let Some(local) = self.local(family)? {
+            bind(&fd, local).map_err(|errno| refused(errno, local))?;
+        }
         Ok(fd)
     }
 
-    /// Binds a socket to the local address, if there is one to connect from.
-    fn bind(&self, fd: &OwnedFd, family: AddressFamily) -> Result<(), Errno> {
+    /// Returns the address to connect from, if it is given, with its port.
+    fn local(&self, family: AddressFamily) -> Result<Option<SocketAddr>, SystemError> {
         let port = self.dialling.local_port;
         let local = match &self.dialling.local {
-            Some(local) => local.with_port(port)?,
-            None if port == 0 => return Ok(()),
+            Some(local) => {
+                let known = local.with_port(port);
+                known.map_err(|errno| SystemError::new(errno, "bind", local.to_string()))?
+            }
+            None if port == 0 => return Ok(None),
             None if family == AddressFamily::INET6 => (Ipv6Addr::UNSPECIFIED, port).into(),
             None => (Ipv4Addr::UNSPECIFIED, port).into(),
         };
         if local.is_ipv6() != (family == AddressFamily::INET6) {
-            return Err(Errno::AFNOSUPPORT);
+            return Err(refused(Errno::AFNOSUPPORT, local));
         }
-        if port == 0 {
-            // Without this, each port of the address would serve one connection only, whatever its
-            // destination. Without the option, connecting still works.
-            let _ = nix::sys::socket::setsockopt(fd, IpBindAddressNoPort, &true);
-        } else {
-            // Attempts side by side have the same port, and earlier connections may be in TIME_WAIT.
-            rustix::net::sockopt::set_socket_reuseaddr(fd, true)?;
-        }
-        rustix::net::bind(fd, &local)
+        Ok(Some(local))
     }
 
     /// Handles a completion of an attempt. Once one is connected, cancels the others and returns
@@ -312,7 +311,9 @@ impl Attempts {
                 self.next = self.next.saturating_add(nanos(self.retry));
                 self.retry = RETRY_MAX.min(self.retry * 2);
             }
-            Some(errno) => self.record(&to, errno, "connect"),
+            Some(errno) => {
+                self.record(&to, SystemError::new(errno, "connect", address::text(&to)));
+            }
             None => {}
         }
         cx.release(source);
@@ -320,6 +321,28 @@ impl Attempts {
         self.advance(cx);
         None
     }
+}
+
+/// Binds a socket to the address to connect from.
+fn bind(fd: &OwnedFd, local: SocketAddr) -> Result<(), Errno> {
+    if local.port() == 0 {
+        // Without this, each port of the address would serve one connection only, whatever its
+        // destination. Without the option, connecting still works.
+        let _ = nix::sys::socket::setsockopt(fd, IpBindAddressNoPort, &true);
+    } else {
+        // Attempts side by side have the same port, and earlier connections may be in TIME_WAIT.
+        rustix::net::sockopt::set_socket_reuseaddr(fd, true)?;
+    }
+    rustix::net::bind(fd, &local)
+}
+
+/// Returns the error of binding to the address to connect from, which it names.
+fn refused(errno: Errno, local: SocketAddr) -> SystemError {
+    let shown = match local.port() {
+        0 => address::ip_text(&local),
+        _ => address::text(&local.into()),
+    };
+    SystemError::new(errno, "bind", shown)
 }
 
 fn failed_attempt(to: &SocketAddrAny, errno: Errno, step: &'static str) -> FailedAttempt {
