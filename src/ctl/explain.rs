@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::description;
 use super::failure::Failure;
 use super::lookup;
+use super::options;
 use super::parse;
 use super::session::Session;
 use crate::proto::{GetWatchRequest, ListWatchesRequest, LoopRef, WatchRef, loop_ref, watch_ref};
@@ -188,7 +189,10 @@ pub(super) fn differing(
         "exec" | "shell" | "command" | "argv" | "argv_bytes" => {
             format!("`{name}` already ran as `{there}`, you asked for `{asked}`")
         }
-        _ => format!("`{name}` is there with {last} `{there}`, you asked for `{asked}`"),
+        _ => {
+            let what = options::option(&field).unwrap_or_else(|| last.replace('_', " "));
+            format!("`{name}` is there with {what} `{there}`, you asked for `{asked}`")
+        }
     };
     failure.with_message(message).advice(advice)
 }

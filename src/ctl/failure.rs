@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Stat};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::options;
 use crate::client::NoDaemon;
 use crate::text;
 
@@ -293,8 +294,8 @@ fn say(message: impl fmt::Display, style: Style) {
     let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
 }
 
-/// Rewrites the daemon's message for the command line: leaves out what the advice says too, and names a field as its option
-/// is named, without its path in the request.
+/// Rewrites the daemon's message for the command line: leaves out what the advice says too, and names a field as
+/// [`options`] does, or else without its path in the request.
 fn in_words_of_options(message: &str) -> String {
     if let Some(unset) = message.strip_suffix(": set it again") {
         return unset.to_owned();
@@ -308,6 +309,9 @@ fn in_words_of_options(message: &str) -> String {
     let Some((path, rest)) = message.split_once(": ") else {
         return message;
     };
+    if let Some(option) = options::option(path) {
+        return format!("{option}: {rest}");
+    }
     match path
         .strip_prefix("spec.")
         .and_then(|path| path.rsplit('.').next())

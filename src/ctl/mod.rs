@@ -4,7 +4,7 @@
 //!
 //! | modules | contents |
 //! |---|---|
-//! | `failure`, `parse`, `units`, `style`, `json` | failures and exit codes; forms of values and texts |
+//! | `options`, `failure`, `parse`, `units`, `style`, `json` | failures and exit codes; forms of values and texts |
 //! | `output`, `table`, `sink` | what is written to stdout |
 //! | `render`, `exit`, `target`, `description` | events, exit statuses and watches in words |
 //! | `session`, `lookup` | the connection to the daemon; watches, loops and consumers by name |
@@ -53,6 +53,7 @@ mod lookup;
 mod loops;
 mod man;
 mod names;
+mod options;
 mod output;
 mod parse;
 mod policy;
