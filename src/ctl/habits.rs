@@ -1,7 +1,7 @@
 //! Words that users of other tools type, and what to type instead.
 
 /// Words that are no command, with the verb before them, and what to type instead.
-const COMMANDS: [Habit; 50] = [
+const COMMANDS: [Habit; 51] = [
     (
         "",
         "add",
@@ -107,7 +107,7 @@ const COMMANDS: [Habit; 50] = [
     (
         "",
         "pause",
-        "`evloopctl kill -STOP NAME`, and `evloopctl kill -CONT NAME` to go on",
+        "`evloopctl kill -STOP NAME` stops a process, `evloopctl watch pause NAME` reads nothing from a connection",
     ),
     (
         "",
@@ -175,7 +175,16 @@ const COMMANDS: [Habit; 50] = [
         "top",
         "`evloopctl ps --watch` lists processes again whenever one changes",
     ),
-    ("", "unpause", "`evloopctl kill -CONT NAME`"),
+    (
+        "",
+        "resume",
+        "`evloopctl kill -CONT NAME` for a process, `evloopctl watch resume NAME` for a connection",
+    ),
+    (
+        "",
+        "unpause",
+        "`evloopctl kill -CONT NAME` for a process, `evloopctl watch resume NAME` for a connection",
+    ),
     (
         "",
         "up",

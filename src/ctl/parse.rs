@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::civil::{DateTime, Time};
 use jiff::{Timestamp, ZonedDateTime};
 
-use super::failure::Failure;
 use crate::config::{Limit, Resource, UMASK_MAX, signal_name, signal_number};
 use crate::proto::{
     self, Cursor, InetAddress, LoopRef, SocketAddress, UnixAddress, WatchRef, loop_ref,
@@ -238,6 +237,21 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
     if let Some(fd) = text.strip_prefix("fd:") {
         return Ok(Address::Fd(fd_number(fd)?));
     }
+    of_socket(text, "HOST:PORT, unix:PATH, unix:@NAME or fd:N is expected")
+}
+
+/// Reads the address of a socket to send to: as [`address`], but no descriptor.
+pub(super) fn peer(text: &str) -> Result<SocketAddress, String> {
+    if text.starts_with("fd:") {
+        return Err("a descriptor is no address to send to".to_owned());
+    }
+    endpoint(of_socket(
+        text,
+        "HOST:PORT, unix:PATH or unix:@NAME is expected",
+    )?)
+}
+
+fn of_socket(text: &str, expected: &str) -> Result<Address, String> {
     if let Some(name) = text.strip_prefix("unix:@") {
         let name = bytes::Bytes::copy_from_slice(name.as_bytes());
         return Ok(Address::Unix(proto::unix_address::Name::AbstractName(name)));
@@ -247,7 +261,7 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
             path,
         )?)));
     }
-    let expected = || "HOST:PORT, unix:PATH, unix:@NAME or fd:N is expected".to_owned();
+    let expected = || expected.to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     if bare.is_none() && host.contains(':') {
@@ -257,6 +271,14 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
         host: bare.unwrap_or(host).to_owned(),
         port: port.parse().map_err(|_| expected())?,
     })
+}
+
+/// Reads the name of a host.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("the name or the IP address of a host is expected".to_owned()),
+        host => Ok(host.to_owned()),
+    }
 }
 
 /// Reads a size: a number of bytes, or a number with a unit, such as `64KiB`.
@@ -280,17 +302,14 @@ pub(super) fn absolute(path: &str) -> Result<String, String> {
 }
 
 /// Returns the address of a datagram socket, which is not an inherited descriptor.
-pub(super) fn endpoint(address: Address) -> Result<SocketAddress, Failure> {
+pub(super) fn endpoint(address: Address) -> Result<SocketAddress, String> {
     let address = match address {
         Address::Tcp { host, port } => socket_address::Address::Inet(InetAddress {
             ip: host,
             port: port.into(),
         }),
         Address::Unix(name) => socket_address::Address::Unix(UnixAddress { name: Some(name) }),
-        Address::Fd(fd) => {
-            let failure = Failure::new(format!("fd:{fd}"), "a descriptor is no address to send to");
-            return Err(failure.code(2));
-        }
+        Address::Fd(_) => return Err("a descriptor has no address".to_owned()),
     };
     Ok(SocketAddress {
         address: Some(address),
@@ -466,6 +485,8 @@ mod tests {
         assert_eq!(address("unix:/a"), Ok(Address::Unix(path)));
         for bad in ["::1:80", "host", "host:x", "host:70000", "fd:x", "fd:-1"] {
             assert!(address(bad).is_err(), "{bad}");
+            let told = peer(bad).unwrap_err();
+            assert!(!told.contains("fd:"), "{told}");
         }
     }
 }

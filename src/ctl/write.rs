@@ -1,29 +1,33 @@
 //! `write`: writes bytes to a process's stdin, a connection or a pipe, or sends a datagram.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use clap::Args;
+use rustix::net::{AddressFamily, SocketType, netdevice};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
 use super::complete;
+use super::description;
 use super::failure::{Failure, Outcome};
 use super::feed::{Feed, Item, Source, cut_short};
 use super::feeder::{Ended, Feeder};
 use super::lookup;
 use super::parse;
-use super::parse::Address;
 use super::session::{Session, answer};
 use crate::event::PAYLOAD_MAX;
 use crate::kinds::WatchKind;
 use crate::proto::{
-    EventKind, Filter, SendToRequest, StartAt, SubscribeRequest, WatchRef, subscribe_request,
+    EventKind, Filter, SendToRequest, SocketAddress, StartAt, SubscribeRequest, Watch, WatchRef,
+    subscribe_request,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl write shell 'echo hello'$'\\n'
   evloopctl write sink --eof < big.file
   evloopctl write @7 hello               # by id
-  evloopctl write dns hello --to 192.0.2.1:7
+  evloopctl write dns hello --to 192.0.2.1:7 --source 192.0.2.9
 
 To a `watch udp` it sends all bytes as one datagram. \
 It returns when the daemon has taken all bytes. Use one writer at a time: bytes of two writers \
@@ -41,8 +45,29 @@ pub(super) struct Write {
     #[arg(long)]
     eof: bool,
     /// Send the datagram to IP:PORT, unix:PATH or unix:@NAME [default: the peer that the watch is connected to]
-    #[arg(long, value_name = "ADDRESS", value_parser = parse::address, conflicts_with = "eof")]
-    to: Option<Address>,
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::peer, conflicts_with = "eof")]
+    to: Option<SocketAddress>,
+    /// Send the datagram from this address of the host [default: the kernel chooses]
+    #[arg(long, value_name = "IP", conflicts_with = "eof")]
+    source: Option<IpAddr>,
+    /// Send the datagram from this interface, by name or number [default: the kernel chooses]
+    #[arg(long, value_name = "INTERFACE", value_parser = interface, conflicts_with = "eof")]
+    interface: Option<u32>,
+}
+
+/// Returns the number of an interface.
+fn interface(text: &str) -> Result<u32, String> {
+    let index = match text.parse() {
+        Ok(number) => Some(number),
+        Err(_) => index_of(text).ok(),
+    };
+    let index = index.filter(|index| *index > 0);
+    index.ok_or_else(|| "there is no interface of this name".to_owned())
+}
+
+fn index_of(name: &str) -> rustix::io::Result<u32> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    netdevice::name_to_index(socket, name)
 }
 
 pub(super) async fn run(session: &Session, args: Write) -> Outcome {
@@ -51,9 +76,19 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
     if watch.watch_kind == WatchKind::Datagram.name() {
         return send_to(session, id, args).await;
     }
-    if args.to.is_some() {
-        let name = parse::watch_name(&args.watch);
-        return Err(Failure::new(name, "only a `watch udp` takes --to").code(2));
+    let name = parse::watch_name(&args.watch);
+    for (given, option) in [
+        (args.to.is_some(), "--to"),
+        (args.source.is_some(), "--source"),
+        (args.interface.is_some(), "--interface"),
+    ] {
+        if given {
+            let what = format!("only a `watch udp` takes {option}");
+            return Err(Failure::new(name, what).code(2));
+        }
+    }
+    if let Some(failure) = takes_none(&name, &watch) {
+        return Err(failure);
     }
     let request = SubscribeRequest {
         r#loop: session.loop_ref.clone(),
@@ -81,7 +116,7 @@ pub(super) async fn run(session: &Session, args: Write) -> Outcome {
         }
     };
     tokio::select! {
-        ended = sent => match ended.map_err(|failure| closed_stdin(failure, &args.watch))? {
+        ended = sent => match ended.map_err(|failure| closed_stdin(failure, &watch))? {
             Ended::Unreadable(error) => Err(Failure::new("stdin", error)),
             Ended::Sent | Ended::TerminalLost => Ok(0),
         },
@@ -106,23 +141,46 @@ async fn send_to(session: &Session, id: u64, args: Write) -> Outcome {
         r#loop: session.loop_ref.clone(),
         watch: Some(parse::by_id(id)),
         data: Bytes::from(data),
-        peer: args.to.map(parse::endpoint).transpose()?,
+        peer: args.to,
+        source_ip: args.source.map_or_else(String::new, |ip| ip.to_string()),
+        source_interface_index: args.interface.unwrap_or(0),
         ..SendToRequest::default()
     };
     answer(session.transports().send_to(request).await)?;
     Ok(0)
 }
 
-/// Adds advice to the failure of a write to a process whose stdin is closed.
-fn closed_stdin(failure: Failure, watch: &WatchRef) -> Failure {
-    let name = parse::watch_name(watch);
-    match failure.reason.as_str() {
-        "WRONG_STATE" => {
-            let advice = "a process takes input only if it was run with -i, and only until its stdin is ended";
-            failure.about(name).advice(advice)
-        }
-        _ => failure,
+/// Returns the failure of a write to a kind of watch that takes no bytes.
+fn takes_none(name: &str, watch: &Watch) -> Option<Failure> {
+    let takes = [
+        WatchKind::Process,
+        WatchKind::Connection,
+        WatchKind::WritePipe,
+    ];
+    if takes.iter().any(|kind| watch.watch_kind == kind.name()) {
+        return None;
     }
+    let kind = watch.watch_kind.replace('_', " ");
+    let failure = Failure::new(name, format!("it is a {kind}, which takes no bytes"));
+    if watch.watch_kind != WatchKind::Listener.name() {
+        return Some(failure);
+    }
+    let advice = "write to one of its connections: `evloopctl watch list --kind connection`";
+    Some(failure.advice(advice))
+}
+
+/// Names the watch in the failure of a write, with advice if it is a process whose stdin is closed.
+fn closed_stdin(failure: Failure, watch: &Watch) -> Failure {
+    if failure.reason != "WRONG_STATE" {
+        return failure;
+    }
+    let failure = failure.about(description::reference(watch));
+    if !description::is_process(watch) {
+        return failure;
+    }
+    failure.advice(
+        "a process takes input only if it was run with -i, and only until its stdin is ended",
+    )
 }
 
 /// Notifies `resumed` of each event, after which the watch takes bytes again or is closed; the next write shows which.

@@ -38,7 +38,7 @@ async fn udp_is_bound_or_connected_and_write_sends_one_datagram() {
     assert_eq!(received().0, b"");
     on(&["write", "any", "lost"])
         .await
-        .failed(1, &["peer: must be set: the socket is not connected"]);
+        .failed(1, &["--to: must be set: the socket is not connected"]);
     on(&["watch", "timer", "--after", "1h", "--name", "timer"])
         .await
         .good();
@@ -52,4 +52,59 @@ async fn udp_is_bound_or_connected_and_write_sends_one_datagram() {
     on(&["watch", "udp", "--to", "fd:3"])
         .await
         .failed(2, &["a descriptor is no address to send to"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn reading_is_paused_and_resumed_and_groups_are_joined_and_left() {
+    let daemon = Daemon::start("").await;
+    let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
+    let udp = ["udp", "127.0.0.1:0", "--name", "u"];
+    on(&[&udp[..], &["--multicast-loop", "false"]].concat())
+        .await
+        .good();
+    let shown = async || on(&["watch", "get", "u"]).await.good();
+    let json = on(&["--json", "watch", "get", "u"]).await.good();
+    assert!(json.contains("\"multicast_loop\":false"), "{json}");
+
+    on(&["watch", "pause", "u"]).await.good();
+    assert!(shown().await.contains("reading   paused"));
+    on(&["watch", "resume", "u"]).await.good();
+    assert!(!shown().await.contains("paused"));
+    let timer = ["watch", "timer", "--after", "1h", "--name", "t"];
+    on(&timer).await.good();
+    on(&["watch", "pause", "t"])
+        .await
+        .failed(1, &["t: ", "`evloopctl update t --pause`"]);
+
+    let group = "224.0.0.251%lo";
+    on(&["watch", "join", "u", group]).await.good();
+    on(&["watch", "join", "u", group])
+        .await
+        .failed(1, &["EADDRINUSE"]);
+    on(&["watch", "leave", "u", group]).await.good();
+    on(&["watch", "leave", "u", group])
+        .await
+        .failed(1, &["EADDRNOTAVAIL"]);
+    on(&["watch", "join", "u", "127.0.0.1"])
+        .await
+        .failed(2, &["the address of a multicast group is expected"]);
+    on(&["watch", "join", "u", "224.0.0.251%nope"])
+        .await
+        .failed(1, &["nope"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_datagram_is_sent_from_the_address_that_is_asked_for() {
+    let daemon = Daemon::start("").await;
+    let on = async |words: &[&str]| ctl(&daemon.socket, words).await;
+    let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let at = ours.local_addr().unwrap().to_string();
+    on(&["udp", "0.0.0.0:0", "--name", "u"]).await.good();
+    let source = ["--source", "127.0.8.9", "--interface", "lo"];
+    on(&[&["write", "u", "x", "--to", &at][..], &source].concat())
+        .await
+        .good();
+    let (_, from) = ours.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(from.ip().to_string(), "127.0.8.9");
 }

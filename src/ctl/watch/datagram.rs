@@ -2,10 +2,16 @@
 
 use clap::Args;
 
+use super::super::complete;
+use super::super::failure::{Failure, Outcome};
+use super::super::output;
 use super::super::parse::{self, Address};
-use super::super::session::Session;
+use super::super::session::{Session, answer};
 use super::add::{Made, Registration, hand_over};
-use crate::proto::{DatagramSpec, MulticastGroup, watch_spec};
+use crate::proto::{
+    DatagramSpec, JoinGroupRequest, LeaveGroupRequest, MulticastGroup, SocketAddress, WatchRef,
+    watch_spec,
+};
 
 pub(in crate::ctl) const UDP_EXAMPLES: &str = "Examples:
   evloopctl udp 127.0.0.1:7000 -f
@@ -19,8 +25,8 @@ pub(in crate::ctl) struct Udp {
     #[arg(value_parser = parse::address, required_unless_present = "to")]
     local: Option<Address>,
     /// Connect to HOST:PORT, unix:PATH or unix:@NAME: only its datagrams arrive
-    #[arg(long, value_name = "ADDRESS", value_parser = parse::address)]
-    to: Option<Address>,
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::peer)]
+    to: Option<SocketAddress>,
     /// Be a member of this multicast group, GROUP or GROUP%INTERFACE; may be repeated
     #[arg(long = "join", value_name = "GROUP", value_parser = multicast_group)]
     groups: Vec<MulticastGroup>,
@@ -35,6 +41,9 @@ pub(in crate::ctl) struct Udp {
     /// How many hops datagrams to a multicast group go [default: 1]
     #[arg(long, value_name = "HOPS")]
     multicast_ttl: Option<u32>,
+    /// Whether datagrams to a multicast group also reach the sockets of this host [default: true]
+    #[arg(long, value_name = "BOOL")]
+    multicast_loop: Option<bool>,
     /// How many hops other datagrams go [default: the system's]
     #[arg(long, value_name = "HOPS")]
     ttl: Option<u32>,
@@ -75,7 +84,7 @@ pub(in crate::ctl) struct Udp {
 
 pub(super) async fn udp(session: &Session, args: Udp) -> Made {
     let mut spec = DatagramSpec {
-        peer: args.to.map(parse::endpoint).transpose()?,
+        peer: args.to,
         start_paused: args.start_paused,
         max_size: args.max_size,
         broadcast: args.broadcast,
@@ -84,6 +93,7 @@ pub(super) async fn udp(session: &Session, args: Udp) -> Made {
         ipv6_only: args.ipv6_only,
         ttl: args.ttl,
         multicast_ttl: args.multicast_ttl,
+        multicast_loop: args.multicast_loop,
         multicast_interface: args.multicast_interface,
         groups: args.groups,
         receive_buffer: args.receive_buffer,
@@ -91,9 +101,58 @@ pub(super) async fn udp(session: &Session, args: Udp) -> Made {
     };
     match args.local {
         Some(Address::Fd(fd)) => spec.slot = hand_over(session, fd).await?,
-        local => spec.local = local.map(parse::endpoint).transpose()?,
+        local => {
+            let local = local.map(parse::endpoint).transpose();
+            spec.local = local.map_err(Failure::plain)?;
+        }
     }
     Ok((watch_spec::Spec::Datagram(spec), args.registration))
+}
+
+pub(in crate::ctl) const JOIN_EXAMPLES: &str = "Examples:
+  evloopctl watch join mdns 224.0.0.251
+  evloopctl watch join mdns ff02::fb%eth0";
+
+pub(in crate::ctl) const LEAVE_EXAMPLES: &str = "Example:
+  evloopctl watch leave mdns 224.0.0.251";
+
+/// A membership of a datagram watch.
+#[derive(Debug, Args)]
+pub(in crate::ctl) struct Membership {
+    /// The watch: its name, or `@7` for the id 7
+    #[arg(value_name = "NAME", value_parser = parse::watch_ref, add = complete::watches())]
+    watch: WatchRef,
+    /// The multicast group, GROUP or GROUP%INTERFACE
+    #[arg(value_name = "GROUP", value_parser = multicast_group)]
+    group: MulticastGroup,
+}
+
+pub(super) async fn join(session: &Session, args: Membership) -> Outcome {
+    let request = JoinGroupRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(args.watch),
+        group: Some(args.group),
+        request_id: String::new(),
+    };
+    let joined = answer(session.transports().join_group(request).await)?;
+    if session.json {
+        output::messages([&joined])?;
+    }
+    Ok(0)
+}
+
+pub(super) async fn leave(session: &Session, args: Membership) -> Outcome {
+    let request = LeaveGroupRequest {
+        r#loop: session.loop_ref.clone(),
+        watch: Some(args.watch),
+        group: Some(args.group),
+        request_id: String::new(),
+    };
+    let left = answer(session.transports().leave_group(request).await)?;
+    if session.json {
+        output::messages([&left])?;
+    }
+    Ok(0)
 }
 
 /// Reads a multicast group and the interface to join it on: `GROUP` or `GROUP%INTERFACE`.

@@ -17,6 +17,7 @@ pub(super) mod datagram;
 mod files;
 pub(super) mod kinds;
 pub(super) mod pid;
+mod reading;
 pub(super) mod sockets;
 mod take_fd;
 mod tls;
@@ -88,6 +89,24 @@ pub(super) enum Verb {
     /// Take a descriptor out of the daemon and run a program with it as stdin
     #[command(after_help = take_fd::EXAMPLES)]
     TakeFd(take_fd::TakeFd),
+    /// Read nothing from a connection, a pipe, a datagram socket, a file or a process until `resume`
+    #[command(after_help = reading::PAUSE_EXAMPLES)]
+    Pause {
+        #[command(flatten)]
+        watch: OneWatch,
+    },
+    /// Go on reading after `pause` or --start-paused
+    #[command(after_help = reading::RESUME_EXAMPLES)]
+    Resume {
+        #[command(flatten)]
+        watch: OneWatch,
+    },
+    /// Make a datagram socket a member of a multicast group
+    #[command(after_help = datagram::JOIN_EXAMPLES)]
+    Join(datagram::Membership),
+    /// End a membership, also one of `udp --join`
+    #[command(after_help = datagram::LEAVE_EXAMPLES)]
+    Leave(datagram::Membership),
     /// Begin TLS on a connection that has none yet
     #[command(after_help = tls::EXAMPLES)]
     StartTls(Box<tls::StartTls>),
@@ -164,6 +183,10 @@ pub(super) async fn run(session: &Session, verb: Verb) -> Outcome {
             Ok(0)
         }
         Verb::TakeFd(args) => take_fd::run(session, args).await,
+        Verb::Pause { watch } => reading::pause(session, watch).await,
+        Verb::Resume { watch } => reading::resume(session, watch).await,
+        Verb::Join(args) => datagram::join(session, args).await,
+        Verb::Leave(args) => datagram::leave(session, args).await,
         Verb::StartTls(args) => tls::start_tls(session, *args).await,
     }
 }

@@ -59,6 +59,7 @@ pub(in crate::ctl) struct Connect {
     #[arg(
         long,
         value_name = "NAME",
+        value_parser = parse::host,
         requires = "tls",
         help_heading = "Options of TLS"
     )]

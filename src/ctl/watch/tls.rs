@@ -83,7 +83,7 @@ pub(in crate::ctl) struct StartTls {
     #[arg(long, conflicts_with = "servername")]
     server: bool,
     /// The name that the server's certificate must be valid for
-    #[arg(long, value_name = "NAME", required_unless_present = "server")]
+    #[arg(long, value_name = "NAME", value_parser = parse::host, required_unless_present = "server")]
     servername: Option<String>,
     #[command(flatten)]
     tls: Tls,
