@@ -14,6 +14,7 @@ use super::parse;
 use super::render::Words as _;
 use super::session::{Session, answer};
 use super::style::printable;
+use super::units::counted;
 use crate::kinds::WatchKind;
 use crate::proto::event::Kind;
 use crate::proto::{AbortRequest, Closed, RemoveWatchRequest, WatchRef};
@@ -64,7 +65,8 @@ pub(super) async fn run(session: &Session, args: Close) -> Outcome {
                     output::line(&format!("{} {style}{words}{style:#}", printable(&name)))?;
                 }
                 if closed.unsent_bytes > 0 && !abort {
-                    let why = format!("{} bytes were not sent", closed.unsent_bytes);
+                    let bytes = counted(closed.unsent_bytes, "byte was", "bytes were");
+                    let why = format!("{bytes} not sent");
                     code = Failure::new(name, why).of_verb(&session.verb).report();
                 }
             }

@@ -17,7 +17,7 @@ use super::units::{age, counted, date_and_age, lasted, moment, size, span};
 use crate::clock;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{
-    self, CloseReason, DatagramSpec, Exited, LifetimeEnd, Watch, WatchRef, WatchState,
+    self, CloseReason, DatagramSpec, Exited, LifetimeEnd, Watch, WatchRef, WatchState, exited,
     watch::Status, watch_ref, watch_spec::Spec,
 };
 
@@ -33,7 +33,7 @@ pub(super) fn table(as_json: bool, watches: &[Watch]) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["ID", "NAME", "KIND", "STATE", "WHAT", "LABELS"]);
     for watch in watches {
-        let (state, style) = state(watch);
+        let (state, style) = state_of(watch, true);
         table.row([
             plain(&format!("@{}", watch.watch_id)),
             cell(&watch.name, NAME),
@@ -80,18 +80,25 @@ pub(super) fn exited(watch: &Watch) -> Option<&Exited> {
 
 /// Returns the state of the watch in words, such as `running, paused`, and their style.
 pub(super) fn state(watch: &Watch) -> (String, Style) {
-    let (state, style) = words_and_style(watch);
+    state_of(watch, false)
+}
+
+/// As [`state`]; if `brief`, without reasons, for which the column of a table has no room.
+fn state_of(watch: &Watch, brief: bool) -> (String, Style) {
+    let (state, style) = words_and_style(watch, brief);
     match &watch.source_pause {
         Some(_) => (format!("{state}, paused"), NOTICE),
         None => (state, style),
     }
 }
 
-fn words_and_style(watch: &Watch) -> (String, Style) {
+fn words_and_style(watch: &Watch, brief: bool) -> (String, Style) {
     if let Some(exited) = exited(watch) {
         let style = if is_success(exited) { DIM } else { BAD };
         let how = if exited.timed_out {
             "timed out".to_owned()
+        } else if brief && matches!(exited.status, Some(exited::Status::Unknown(_))) {
+            "exit status unknown".to_owned()
         } else {
             render::exited(exited)
         };
@@ -105,8 +112,13 @@ fn words_and_style(watch: &Watch) -> (String, Style) {
         let (what, style) = match closed.reason() {
             _ if is_process(watch) => ("lost".to_owned(), BAD),
             CloseReason::Error => {
-                let error = closed.error.as_ref().map(system_error);
-                (error.unwrap_or_else(|| "failed".to_owned()), BAD)
+                let error = closed.error.as_ref();
+                let error = error.filter(|error| !brief || !error.name.is_empty());
+                let told = error.map(|error| match brief {
+                    true => printable(&error.name),
+                    false => system_error(error),
+                });
+                (told.unwrap_or_else(|| "failed".to_owned()), BAD)
             }
             reason => (word(reason.as_str_name(), "CLOSE_REASON_"), DIM),
         };
@@ -397,9 +409,7 @@ pub(super) fn end(watch: &Watch) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{
-        ExecCommand, ProcessSpec, ProcessStatus, SourcePause, SourcePauseReason, exited,
-    };
+    use crate::proto::{ExecCommand, ProcessSpec, ProcessStatus, SourcePause, SourcePauseReason};
 
     #[test]
     fn a_source_that_is_not_read_shows_beside_the_state() {

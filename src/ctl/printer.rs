@@ -9,11 +9,11 @@ use super::json;
 use super::lookup;
 use super::output;
 use super::parse::nanoseconds;
-use super::render::Renderer;
+use super::render::{Renderer, closed_with};
 use super::session::Session;
 use super::transcript::complain_gap;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Event, FileChangeKind, ListWatchesRequest};
+use crate::proto::{Batch, CloseReason, Event, FileChangeKind, ListWatchesRequest};
 
 /// When printing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,9 @@ impl Printer {
 
     /// Prints events as far as `until` says, or until the reader of stdout closes it. A consumer's batch is acknowledged after
     /// it was written. Returns the exit code: [`GAP_MET`] if events are missing.
+    ///
+    /// # Errors
+    /// The stream of events broke, stdout cannot be written, or the watch of `until` closed with an error.
     pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
         let ended = tokio::select! {
             ended = self.print_all(feed, until) => ended,
@@ -116,7 +119,12 @@ impl Printer {
                         _ if batch.events.iter().any(passed) => true,
                         Until::Goodbye => false,
                         Until::CaughtUp => batch.caught_up,
-                        Until::Closed(id) => closes(&batch, id),
+                        Until::Closed(id) => match end(&batch, id) {
+                            Some(Kind::Closed(closed)) if closed.reason() == CloseReason::Error => {
+                                return Err(Failure::plain(closed_with(closed)));
+                            }
+                            end => end.is_some(),
+                        },
                     };
                     if enough {
                         return Ok(());
@@ -148,9 +156,14 @@ impl Printer {
                     Some(Kind::Data(data)) => output::bytes(&data.data)?,
                     Some(Kind::Added(_) | Kind::Eof(_)) => {}
                     Some(Kind::FileChanged(changed)) if is_quiet(changed.change()) => {}
-                    Some(Kind::Closed(closed)) if closed.error.is_none() => {}
+                    // An error is told when printing ends.
+                    Some(Kind::Closed(_)) => {}
                     _ => output::note(&self.renderer.line(event)),
                 }
+                continue;
+            }
+            if !(self.since_ns..=self.until_ns).contains(&event.realtime_ns) {
+                self.renderer.skip(event);
                 continue;
             }
             let line = if self.json {
@@ -158,10 +171,8 @@ impl Printer {
             } else {
                 self.renderer.line(event)
             };
-            if (self.since_ns..=self.until_ns).contains(&event.realtime_ns) {
-                text.push_str(&line);
-                text.push('\n');
-            }
+            text.push_str(&line);
+            text.push('\n');
         }
         self.print(&mut text)?;
         gaps.try_for_each(|gap| self.gap(gap))
@@ -197,9 +208,9 @@ const fn is_quiet(kind: FileChangeKind) -> bool {
     matches!(kind, FileChangeKind::Reading)
 }
 
-/// Returns whether the batch holds the end of the watch.
-fn closes(batch: &Batch, watch_id: u64) -> bool {
-    let ends = |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
-    let mut events = batch.events.iter();
-    events.any(|event| event.watch_id == watch_id && ends(&event.kind))
+/// Returns the end of the watch, if the batch holds it.
+fn end(batch: &Batch, watch_id: u64) -> Option<&Kind> {
+    let of_watch = batch.events.iter().filter(|e| e.watch_id == watch_id);
+    let mut kinds = of_watch.filter_map(|event| event.kind.as_ref());
+    kinds.find(|kind| matches!(kind, Kind::Closed(_) | Kind::Removed(_)))
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anstyle::Style;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::json::word;
 use super::style::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
+use super::units::counted;
 use crate::config;
 use crate::kinds::with_event;
 use crate::proto::event::Kind;
@@ -32,12 +34,20 @@ const NAMES_MAX: usize = 65_536;
 pub(super) struct Renderer {
     names: BTreeMap<u64, String>,
     zone: TimeZone,
+    /// The day of the line before; of the first line, today. Lines tell the time without the day.
+    day: Date,
 }
 
 impl Renderer {
     pub(super) fn new(zone: TimeZone) -> Self {
+        let today = Timestamp::now().to_zoned_datetime(zone.clone()).date();
+        Self::on(today, zone)
+    }
+
+    /// As [`new`](Self::new), as if that day were today.
+    fn on(day: Date, zone: TimeZone) -> Self {
         let names = BTreeMap::new();
-        Self { names, zone }
+        Self { names, zone, day }
     }
 
     /// Remembers a watch's name.
@@ -47,10 +57,22 @@ impl Renderer {
         }
     }
 
-    /// Returns an event's line without a newline.
+    /// Learns from an event that is not shown.
+    pub(super) fn skip(&mut self, event: &Event) {
+        match &event.kind {
+            Some(Kind::Added(added)) => self.learn(event.watch_id, &added.name),
+            Some(Kind::Removed(_)) => {
+                self.names.remove(&event.watch_id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns an event's line without a newline. If the event is of another day than the line before, or the first line not
+    /// of today, a line with that day comes before it.
     pub(super) fn line(&mut self, event: &Event) -> String {
-        if let Some(Kind::Added(added)) = &event.kind {
-            self.learn(event.watch_id, &added.name);
+        if matches!(event.kind, Some(Kind::Added(_))) {
+            self.skip(event);
         }
         let watch = match (event.watch_id, self.names.get(&event.watch_id)) {
             (0, _) => "loop".to_owned(),
@@ -58,25 +80,31 @@ impl Renderer {
             (id, None) => format!("@{id}"),
         };
         if matches!(event.kind, Some(Kind::Removed(_))) {
-            self.names.remove(&event.watch_id);
+            self.skip(event);
         }
-        let time = time_of_day(event.realtime_ns, &self.zone);
+        let (day, time) = self.day_and_time(event.realtime_ns);
         let (what, style) = event.kind.as_ref().map_or(
             ("unknown".to_owned(), PLAIN),
             |kind| with_event!(kind, event => event.words()),
         );
         let seq = event.seq;
-        format!("{DIM}{time} {seq:>6}{DIM:#}  {NAME}{watch:<14}{NAME:#}  {style}{what}{style:#}")
+        format!(
+            "{day}{DIM}{time} {seq:>6}{DIM:#}  {NAME}{watch:<14}{NAME:#}  {style}{what}{style:#}"
+        )
     }
-}
 
-fn time_of_day(realtime_ns: u64, zone: &TimeZone) -> String {
-    match Timestamp::from_nanosecond(i128::from(realtime_ns)) {
-        Ok(time) => time
-            .to_zoned_datetime(zone.clone())
-            .strftime("%H:%M:%S%.3f")
-            .to_string(),
-        Err(_) => realtime_ns.to_string(),
+    /// Returns the line with the day, which is empty if the day is that of the line before, and the time of day.
+    fn day_and_time(&mut self, realtime_ns: u64) -> (String, String) {
+        let Ok(time) = Timestamp::from_nanosecond(i128::from(realtime_ns)) else {
+            return (String::new(), realtime_ns.to_string());
+        };
+        let time = time.to_zoned_datetime(self.zone.clone());
+        let mut day = String::new();
+        if time.date() != self.day {
+            self.day = time.date();
+            day = format!("{DIM}-- {} --{DIM:#}\n", time.strftime("%a %Y-%m-%d"));
+        }
+        (day, time.strftime("%H:%M:%S%.3f").to_string())
     }
 }
 
@@ -96,25 +124,30 @@ impl Words for proto::Added {
     }
 }
 
+/// Returns the error with which a watch closed, and the attempts that have failed.
+pub(super) fn closed_with(closed: &proto::Closed) -> String {
+    let mut told = Vec::new();
+    told.extend(closed.error.as_ref().map(system_error));
+    for attempt in &closed.failed_attempts {
+        let address = address_or_unnamed(attempt.address.as_ref());
+        let why = attempt.error.as_ref().map_or("", |error| &error.name);
+        told.push(format!("{address}: {why}"));
+    }
+    told.join(", ")
+}
+
 impl Words for proto::Closed {
     fn words(&self) -> (String, Style) {
         let mut text = format!(
             "closed: {}",
             word(self.reason().as_str_name(), "CLOSE_REASON_")
         );
-        if let Some(error) = &self.error {
-            let _ = write!(text, ", {}", system_error(error));
-        }
-        for attempt in &self.failed_attempts {
-            let address = address_or_unnamed(attempt.address.as_ref());
-            let why = attempt
-                .error
-                .as_ref()
-                .map_or_else(String::new, |e| e.name.clone());
-            let _ = write!(text, ", {address}: {why}");
+        let error = closed_with(self);
+        if !error.is_empty() {
+            let _ = write!(text, ", {error}");
         }
         if self.unsent_bytes > 0 {
-            let _ = write!(text, ", {} bytes unsent", self.unsent_bytes);
+            let _ = write!(text, ", {} unsent", bytes(self.unsent_bytes));
         }
         if let Some(waiting @ 1..) = self.unaccepted_connections {
             let s = if waiting == 1 { "" } else { "s" };
@@ -190,11 +223,8 @@ impl Words for proto::Resized {
 impl Words for proto::Data {
     fn words(&self) -> (String, Style) {
         let stream = word(self.stream().as_str_name(), "STREAM_");
-        let text = format!(
-            "{stream} {} bytes: {}",
-            self.data.len(),
-            preview(&self.data)
-        );
+        let length = bytes(self.data.len() as u64);
+        let text = format!("{stream} {length}: {}", preview(&self.data));
         (text, PLAIN)
     }
 }
@@ -203,12 +233,13 @@ impl Words for proto::StreamEnd {
     fn words(&self) -> (String, Style) {
         let stream = word(self.stream().as_str_name(), "STREAM_");
         let reason = word(self.reason().as_str_name(), "STREAM_END_REASON_");
-        let mut text = format!("{stream} ended after {} bytes: {reason}", self.offset);
+        let mut text = format!("{stream} ended after {}: {reason}", bytes(self.offset));
         if let Some(error) = &self.error {
             let _ = write!(text, ", {}", system_error(error));
         }
         if self.flushes > 0 {
-            let _ = write!(text, ", output dropped {} times", self.flushes);
+            let times = counted(self.flushes, "time", "times");
+            let _ = write!(text, ", output dropped {times}");
         }
         let style = if self.reason() == StreamEndReason::Eof {
             DIM
@@ -298,6 +329,10 @@ impl Words for proto::PolicyChanged {
         let (old, new) = (printable(&self.old_policy), printable(&self.new_policy));
         (format!("policy {old} → {new}"), NOTICE)
     }
+}
+
+fn bytes(number: u64) -> String {
+    counted(number, "byte", "bytes")
 }
 
 /// Returns a system error as one phrase.

@@ -22,6 +22,7 @@ mod names;
 mod program;
 mod readers;
 mod recordings;
+mod refusals;
 mod shapes;
 mod sockets;
 mod standstill;

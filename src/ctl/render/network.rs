@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use anstyle::Style;
 
-use super::{Words, address_or_unnamed, preview, system_error};
+use super::{Words, address_or_unnamed, bytes, preview, system_error};
 use crate::ctl::style::{BAD, GOOD, NOTICE, PLAIN, printable};
+use crate::ctl::units::counted;
 use crate::proto;
 
 impl Words for proto::Connected {
@@ -41,20 +42,20 @@ impl Words for proto::AcceptPaused {
 
 impl Words for proto::Eof {
     fn words(&self) -> (String, Style) {
-        (format!("end of file after {} bytes", self.offset), PLAIN)
+        (format!("end of file after {}", bytes(self.offset)), PLAIN)
     }
 }
 
 impl Words for proto::WritePaused {
     fn words(&self) -> (String, Style) {
-        let text = format!("write paused, {} bytes unsent", self.buffered_bytes);
+        let text = format!("write paused, {} unsent", bytes(self.buffered_bytes));
         (text, NOTICE)
     }
 }
 
 impl Words for proto::WriteResumed {
     fn words(&self) -> (String, Style) {
-        let text = format!("write resumed, {} bytes unsent", self.buffered_bytes);
+        let text = format!("write resumed, {} unsent", bytes(self.buffered_bytes));
         (text, PLAIN)
     }
 }
@@ -62,13 +63,13 @@ impl Words for proto::WriteResumed {
 impl Words for proto::Datagram {
     fn words(&self) -> (String, Style) {
         let peer = address_or_unnamed(self.peer.as_ref());
-        let cut = match self.full_length {
-            0 => String::new(),
-            full => format!(" of {full}"),
+        let len = self.data.len() as u64;
+        let (length, style) = match self.full_length {
+            0 => (bytes(len), PLAIN),
+            full => (format!("{len} of {}", bytes(full)), NOTICE),
         };
-        let len = self.data.len();
-        let text = format!("from {peer} {len}{cut} bytes: {}", preview(&self.data));
-        (text, if cut.is_empty() { PLAIN } else { NOTICE })
+        let text = format!("from {peer} {length}: {}", preview(&self.data));
+        (text, style)
     }
 }
 
@@ -88,8 +89,8 @@ impl Words for proto::DatagramError {
 
 impl Words for proto::DatagramsDropped {
     fn words(&self) -> (String, Style) {
-        let (count, total) = (self.count, self.total);
-        let text = format!("the kernel dropped {count} datagrams, {total} in all");
+        let count = counted(self.count, "datagram", "datagrams");
+        let text = format!("the kernel dropped {count}, {} in all", self.total);
         (text, NOTICE)
     }
 }
@@ -150,10 +151,10 @@ impl Words for proto::TlsStarted {
 
 impl Words for proto::HandshakesFailed {
     fn words(&self) -> (String, Style) {
-        let (count, total) = (self.count, self.total);
-        let peer = address_or_unnamed(self.peer.as_ref());
+        let count = counted(self.count, "handshake", "handshakes");
+        let (total, peer) = (self.total, address_or_unnamed(self.peer.as_ref()));
         let why = self.error.as_ref().map_or_else(String::new, system_error);
-        let text = format!("{count} handshakes failed, {total} in all; last {peer}: {why}");
+        let text = format!("{count} failed, {total} in all; last {peer}: {why}");
         (text, NOTICE)
     }
 }

@@ -6,7 +6,7 @@ use anstyle::Style;
 
 use super::super::json::word;
 use super::super::style::{BAD, DIM, GOOD, NOTICE, PLAIN, printable};
-use super::super::units::grouped;
+use super::super::units::{counted, grouped};
 use super::{Words, system_error};
 use crate::proto::{
     FileChangeKind, FileChanged, GiveUpReason, PathChanged, PathRescan, PathRoot, PathSynced,
@@ -95,11 +95,12 @@ impl Words for FileChanged {
         }
         match self.change() {
             FileChangeKind::Truncated | FileChangeKind::GaveUp => {
-                let _ = write!(text, ", at least {} bytes lost", grouped(self.length));
+                let length = counted(self.length, "byte", "bytes");
+                let _ = write!(text, ", at least {length} lost");
             }
             FileChangeKind::Hole => {
-                let (length, at) = (grouped(self.length), grouped(self.offset));
-                let _ = write!(text, ", {length} bytes at {at}");
+                let length = counted(self.length, "byte", "bytes");
+                let _ = write!(text, ", {length} at {}", grouped(self.offset));
             }
             _ => {}
         }

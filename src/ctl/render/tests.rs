@@ -13,7 +13,7 @@ fn line(renderer: &mut Renderer, watch_id: u64, kind: Kind) -> String {
 
 #[test]
 fn a_line_is_time_seq_watch_what_and_names_are_learnt_and_forgotten() {
-    let mut renderer = Renderer::new(TimeZone::UTC);
+    let mut renderer = Renderer::on(jiff::civil::date(1970, 1, 1), TimeZone::UTC);
     let added = proto::Added {
         name: "build".to_owned(),
         watch_kind: "process".to_owned(),
@@ -152,4 +152,48 @@ fn a_group_shows_where_it_is_joined_and_whether_it_is_in_effect() {
 fn long_data_is_cut() {
     let text = preview(&[b'x'; PREVIEW_BYTES + 1]);
     assert_eq!(text, format!("\"{}\"…", "x".repeat(PREVIEW_BYTES)));
+}
+
+#[test]
+fn a_day_comes_before_its_first_line_unless_it_is_today() {
+    const DAY: u64 = 86_400_000_000_000;
+    let mut renderer = Renderer::on(jiff::civil::date(1970, 1, 2), TimeZone::UTC);
+    let mut at = |day: u64, kind: Kind| {
+        let event = Event {
+            realtime_ns: day * DAY,
+            kind: Some(kind),
+            ..Event::default()
+        };
+        let line = anstream::adapter::strip_str(&renderer.line(&event)).to_string();
+        let lines: Vec<_> = line.lines().map(str::to_owned).collect();
+        assert!(lines.last().unwrap().starts_with("00:00:00.000"), "{line}");
+        lines[..lines.len() - 1].to_vec()
+    };
+    let ended = || Kind::Ended(proto::Ended::default());
+    assert_eq!(at(1, ended()), [""; 0]);
+    assert_eq!(at(0, ended()), ["-- Thu 1970-01-01 --"]);
+    assert_eq!(at(0, ended()), [""; 0]);
+    assert_eq!(at(1, ended()), ["-- Fri 1970-01-02 --"]);
+    assert_eq!(at(3, ended()), ["-- Sun 1970-01-04 --"]);
+}
+
+#[test]
+fn one_is_not_told_as_many() {
+    let failed = proto::HandshakesFailed {
+        count: 1,
+        total: 1,
+        ..proto::HandshakesFailed::default()
+    };
+    let text = failed.words().0;
+    assert!(text.starts_with("1 handshake failed, 1 in all"), "{text}");
+    let dropped = proto::DatagramsDropped { count: 1, total: 1 };
+    let text = dropped.words().0;
+    assert_eq!(text, "the kernel dropped 1 datagram, 1 in all");
+    let eof = proto::Eof { offset: 1 };
+    assert_eq!(eof.words().0, "end of file after 1 byte");
+    let data = proto::Data {
+        data: bytes::Bytes::from_static(b"a"),
+        ..proto::Data::default()
+    };
+    assert!(data.words().0.ends_with(" 1 byte: \"a\""), "{data:?}");
 }

@@ -20,6 +20,7 @@ use super::session::Session;
 use super::signals::{Signals, die_of};
 use super::sink::Sink;
 use super::transcript::OutputState;
+use super::units::counted;
 use crate::proto::attach_terminal_request::Message as Asked;
 use crate::proto::attach_terminal_response::Message as Told;
 use crate::proto::event::Kind;
@@ -120,7 +121,8 @@ pub(super) async fn attached(session: &Session, watch: &Watch, options: Options)
     drop(view);
     if let Some(InputRefused { bytes, reason }) = refused {
         complain(format_args!(
-            "{name}: {bytes} bytes were not typed: {reason}"
+            "{name}: {} not typed: {reason}",
+            counted(bytes, "byte was", "bytes were")
         ));
     }
     match over? {
