@@ -2,7 +2,7 @@
 
 /// Fields that have another name than their option, or that no option but an argument sets. A field is given by the end of its
 /// path.
-const RENAMED: [(&str, &str); 78] = [
+const RENAMED: [(&str, &str); 79] = [
     ("argv", "the command"),
     ("argv_bytes", "the command"),
     ("ca_pem", "--cacert"),
@@ -78,6 +78,7 @@ const RENAMED: [(&str, &str); 78] = [
     ("timer.cron", "the expression"),
     ("timer.every", "the interval"),
     ("timer.on_calendar", "the expression"),
+    ("tls", "--tls"),
     ("variables", "your environment"),
     ("variables_bytes", "your environment"),
     ("water_marks", "--high-water and --low-water"),
@@ -193,6 +194,9 @@ mod tests {
         let mut all = BTreeSet::new();
         options(&command, &mut all);
         let watch = command.find_subcommand("watch").unwrap();
+        // A signal watch has no further options. The name of a watch is not that of a limit.
+        let mut common = BTreeSet::new();
+        options(watch.find_subcommand("signal").unwrap(), &mut common);
         let spec = crate::proto::descriptors().get_message_by_name("evloopd.v1.WatchSpec");
         for kind in spec.unwrap().fields() {
             let Kind::Message(message) = kind.kind() else {
@@ -207,9 +211,7 @@ mod tests {
             let verb = watch.find_subcommand(&verb).expect("a verb of the kind");
             let mut of_verb = BTreeSet::new();
             options(verb, &mut of_verb);
-            // The name of the watch is not that of a limit or a variable, and a session of evloopctl is
-            // not one of processes.
-            of_verb.retain(|option| !["--name", "--session"].contains(&option.as_str()));
+            of_verb.retain(|option| !common.contains(option));
             let mut found = Vec::new();
             paths(&message, &format!("spec.{}", kind.name()), &mut found);
             for path in found {
