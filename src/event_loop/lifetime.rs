@@ -46,6 +46,8 @@ pub struct Bound {
 pub enum BoundTo {
     /// The life of a client process.
     Process(Arc<ClientProcess>),
+    /// The life of a client process, for a closed watch or loop, which keeps no descriptor of it.
+    Released,
     /// A lease.
     Lease(Lease),
 }
@@ -121,7 +123,17 @@ impl Lifetime {
     pub fn process(&self) -> Option<&Arc<ClientProcess>> {
         match &self.bound()?.to {
             BoundTo::Process(process) => Some(process),
-            BoundTo::Lease(_) => None,
+            BoundTo::Released | BoundTo::Lease(_) => None,
+        }
+    }
+
+    /// Drops the descriptor of the process, if the lifetime is bound to one: what has closed does not
+    /// end with it any more.
+    pub(super) fn release(&mut self) {
+        if let Self::Bound(bound) = self
+            && let BoundTo::Process(_) = bound.to
+        {
+            bound.to = BoundTo::Released;
         }
     }
 
@@ -130,7 +142,7 @@ impl Lifetime {
     pub fn lease(&self) -> Option<&Lease> {
         match &self.bound()?.to {
             BoundTo::Lease(lease) => Some(lease),
-            BoundTo::Process(_) => None,
+            BoundTo::Process(_) | BoundTo::Released => None,
         }
     }
 
@@ -138,7 +150,7 @@ impl Lifetime {
         match self {
             Self::Bound(bound) => match &mut bound.to {
                 BoundTo::Lease(lease) => Some(lease),
-                BoundTo::Process(_) => None,
+                BoundTo::Process(_) | BoundTo::Released => None,
             },
             Self::Daemon => None,
         }
@@ -179,7 +191,7 @@ impl Lifetime {
     pub(super) fn to_proto(&self) -> ShownLifetime {
         let lifetime = match self.bound().map(|bound| &bound.to) {
             None => proto::Lifetime::Daemon,
-            Some(BoundTo::Process(_)) => proto::Lifetime::Process,
+            Some(BoundTo::Process(_) | BoundTo::Released) => proto::Lifetime::Process,
             Some(BoundTo::Lease(_)) => proto::Lifetime::Lease,
         };
         let at_end = match self.bound().map(|bound| bound.at_end) {

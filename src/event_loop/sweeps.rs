@@ -288,6 +288,7 @@ impl EventLoop {
             return;
         }
         let replies = self.closing.take().unwrap_or_default();
+        self.shared.lifetime.lock().release();
         let seq = self.enter(LoopState::Closed, self.closes.reason);
         for reply in replies {
             let cursor = self.shared.journal.cursor(seq);

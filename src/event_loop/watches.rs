@@ -114,6 +114,7 @@ impl Watches {
         {
             bound.remove(&key);
         }
+        self.records[slot].lifetime.release();
     }
 
     /// Removes a watch from all indexes.
