@@ -1,5 +1,6 @@
 //! Following the name: which file it leads to, and what becomes of those it led to before.
 
+use std::mem;
 use std::time::Instant;
 
 use super::Follower;
@@ -103,6 +104,7 @@ impl Follower {
 
     fn follow_name(&mut self, now: Instant, told: &mut Vec<Told>) -> Result<(), Error> {
         let path = &self.spec.path;
+        let path_event = mem::take(&mut self.path_event);
         let looked = missed::now();
         match name::find(path) {
             Ok(Some(stat)) => {
@@ -122,7 +124,7 @@ impl Follower {
             }
             Ok(None) => {
                 self.lose_name(now);
-                if self.named.is_some() {
+                if path_event || self.named.is_some() {
                     self.take_unnamed(now, told);
                     self.seen_at(looked);
                 }

@@ -76,6 +76,7 @@ impl FileOrder {
             kept: 0,
             next: Next::More,
             woken: true,
+            path_event: false,
             paused: self.paused,
             held: false,
             reading: 0,
@@ -141,6 +142,8 @@ struct FileWatch {
     paused: bool,
     held: bool,
     /// The file that the last Data was of; 0 before the first.
+    /// Whether there was a path event since the last step began.
+    path_event: bool,
     reading: u64,
     status: follow::Status,
 }
@@ -169,8 +172,9 @@ impl FileWatch {
                 },
             );
         } else if let Next::Wake { after } = self.next {
-            let told = self.names.is_some() && self.status.open <= 1 && !self.has_interval;
-            cx.set_alarm_in(if told { TOLD_CHECK_EVERY } else { after });
+            let told = self.names.is_some() && self.status.rotated == 0;
+            let seldom = told && !self.has_interval;
+            cx.set_alarm_in(if seldom { TOLD_CHECK_EVERY } else { after });
         }
     }
 
@@ -182,6 +186,9 @@ impl FileWatch {
         cx.clear_alarm();
         let budget = usize::try_from(budget).unwrap_or(usize::MAX);
         self.keep(cx, budget);
+        if std::mem::take(&mut self.path_event) {
+            follower.path_event();
+        }
         let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
         cx.services.runtime.spawn_blocking(move || {
             // A panic must not leave the watch waiting for ever.
@@ -333,6 +340,7 @@ impl Watch for FileWatch {
                     if news.iter().any(failed) {
                         self.names = None;
                     }
+                    self.path_event |= !news.is_empty();
                 }
                 self.woken = true;
                 self.advance(cx);

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
@@ -20,6 +21,8 @@ on_each_backend!(
     a_file_that_is_cut_says_what_is_lost,
     names_are_followed_while_reading_is_paused,
     a_name_that_leads_to_nothing_is_waited_for,
+    a_file_that_lost_its_name_is_read_soon,
+    files_that_come_and_go_while_the_name_leads_to_nothing_are_told,
     what_is_no_regular_file_is_refused,
 );
 
@@ -191,6 +194,39 @@ async fn a_name_that_leads_to_nothing_is_waited_for(scene: &mut Scene) {
     changed(scene, id, FileChangeKind::Appeared).await;
     fs::remove_file(&at).unwrap();
     changed(scene, id, FileChangeKind::Removed).await;
+}
+
+async fn a_file_that_lost_its_name_is_read_soon(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "first ");
+    let mut writer = OpenOptions::new().append(true).open(&at).unwrap();
+    let spec = FileSpec {
+        check_every: None,
+        ..file(&at, true)
+    };
+    let id = scene.add(Spec::File(spec)).await;
+    bytes(scene, id, 6).await;
+    fs::rename(&at, dir.path().join("log.1")).unwrap();
+    changed(scene, id, FileChangeKind::Removed).await;
+    let begin = Instant::now();
+    writer.write_all(b"late").unwrap();
+    assert_eq!(bytes(scene, id, 10).await, b"first late");
+    // By default it is looked at every second, but every 10 s while no file that lost its name is open.
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+async fn files_that_come_and_go_while_the_name_leads_to_nothing_are_told(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "one ");
+    let id = scene.add(Spec::File(file(&at, true))).await;
+    bytes(scene, id, 4).await;
+    fs::rename(&at, dir.path().join("log.1")).unwrap();
+    changed(scene, id, FileChangeKind::Removed).await;
+    append(&at, "two ");
+    fs::rename(&at, dir.path().join("log.2")).unwrap();
+    assert_eq!(bytes(scene, id, 8).await, b"one two ");
 }
 
 async fn what_is_no_regular_file_is_refused(scene: &mut Scene) {
