@@ -86,6 +86,30 @@ async fn a_file_is_read_to_its_end(scene: &mut Scene) {
         scene.recorder.bytes(id, Stream::Input),
         &content[3_999_990..]
     );
+    for spec in [
+        FileSpec {
+            offset: Some(4_000_000),
+            ..file(&at, false)
+        },
+        FileSpec {
+            start: FileStart::End.into(),
+            ..file(&at, false)
+        },
+    ] {
+        let id = scene.add(Spec::File(spec)).await;
+        scene.closed(id).await;
+        assert_eq!(scene.recorder.bytes(id, Stream::Input), b"");
+        assert_eq!(end(scene, id), Some(4_000_000));
+    }
+}
+
+/// The offset of the Eof.
+fn end(scene: &Scene, id: u64) -> Option<u64> {
+    let mut ends = scene.recorder.recording.events();
+    ends.find_map(|event| match &event.kind {
+        Some(Kind::Eof(eof)) if event.watch_id == id => Some(eof.offset),
+        _ => None,
+    })
 }
 
 async fn a_followed_file_grows(scene: &mut Scene) {
