@@ -117,6 +117,10 @@ impl Follower {
                 self.lose_name(now);
                 // None: gone since. The next step sees what it leads to then.
                 if let Some(opened) = opened? {
+                    if self.spec.follow && opened.tells_no_size() {
+                        let path = self.spec.path.clone();
+                        return Err(Error::NoSize { path });
+                    }
                     self.take_named(opened, now, told)?;
                     self.seen_at(looked);
                 }
@@ -174,7 +178,10 @@ impl Follower {
             if let Some(since) = &mut self.since {
                 since.know(opened.identity.clone());
             }
-            Generation::new(self.newest, opened)
+            match self.spec.follow {
+                true => Generation::new(self.newest, opened),
+                false => Generation::new(self.newest, opened).read_once(),
+            }
         };
         let number = generation.number;
         self.generations.push_back(generation);

@@ -108,6 +108,9 @@ fn refusal(error: &follow::Error) -> Error {
             Error::invalid(format!("spec.file.{field}"), allowed.clone())
         }
         follow::Error::NotRegular { .. } => Error::invalid("spec.file.path", error.to_string()),
+        follow::Error::NoSize { .. } => {
+            Error::invalid("spec.file.follow", format!("must be false: {error}"))
+        }
         follow::Error::Io { .. } => system_error(error).into(),
     }
 }
@@ -139,11 +142,11 @@ struct FileWatch {
     next: Next,
     /// Whether a step is due.
     woken: bool,
+    /// Whether there was a path event since the last step began.
+    path_event: bool,
     paused: bool,
     held: bool,
     /// The file that the last Data was of; 0 before the first.
-    /// Whether there was a path event since the last step began.
-    path_event: bool,
     reading: u64,
     status: follow::Status,
 }
@@ -183,12 +186,12 @@ impl FileWatch {
             return;
         };
         self.woken = false;
-        cx.clear_alarm();
-        let budget = usize::try_from(budget).unwrap_or(usize::MAX);
-        self.keep(cx, budget);
         if std::mem::take(&mut self.path_event) {
             follower.path_event();
         }
+        cx.clear_alarm();
+        let budget = usize::try_from(budget).unwrap_or(usize::MAX);
+        self.keep(cx, budget);
         let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
         cx.services.runtime.spawn_blocking(move || {
             // A panic must not leave the watch waiting for ever.
@@ -337,10 +340,10 @@ impl Watch for FileWatch {
                 if let Some(names) = &self.names {
                     let news = names.subscription.inbox().take(usize::MAX, usize::MAX);
                     let failed = |told: &paths::Told| matches!(told, paths::Told::Failed { .. });
+                    self.path_event |= !news.is_empty();
                     if news.iter().any(failed) {
                         self.names = None;
                     }
-                    self.path_event |= !news.is_empty();
                 }
                 self.woken = true;
                 self.advance(cx);

@@ -23,6 +23,7 @@ on_each_backend!(
     a_name_that_leads_to_nothing_is_waited_for,
     a_file_that_lost_its_name_is_read_soon,
     files_that_come_and_go_while_the_name_leads_to_nothing_are_told,
+    what_tells_no_size_is_read_to_its_end_and_not_followed,
     what_is_no_regular_file_is_refused,
 );
 
@@ -251,6 +252,19 @@ async fn files_that_come_and_go_while_the_name_leads_to_nothing_are_told(scene: 
     append(&at, "two ");
     fs::rename(&at, dir.path().join("log.2")).unwrap();
     assert_eq!(bytes(scene, id, 8).await, b"one two ");
+}
+
+async fn what_tells_no_size_is_read_to_its_end_and_not_followed(scene: &mut Scene) {
+    let at = Path::new("/proc/version");
+    let content = fs::read(at).unwrap();
+    assert_eq!(fs::metadata(at).unwrap().len(), 0);
+    let id = scene.add(Spec::File(file(at, false))).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
+    assert_eq!(scene.recorder.bytes(id, Stream::Input), content);
+    let request = scene.request(Spec::File(file(at, true)));
+    let refusal = scene.try_add(request).await;
+    let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(bad.fields, ["spec.file.follow"]);
 }
 
 async fn what_is_no_regular_file_is_refused(scene: &mut Scene) {
