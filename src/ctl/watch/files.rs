@@ -145,7 +145,7 @@ pub(super) async fn file(session: &Session, args: OfFile) -> Outcome {
     if !prints {
         return add::run(session, spec, &registration.detached()).await;
     }
-    let added = add::request(session, spec, &registration.ending_with_this()).await?;
+    let added = add::request(session, spec, &registration).await?;
     add::follow_bytes(session, &added).await
 }
 

@@ -1,0 +1,80 @@
+//! `--follow`: which watches end with the command, and what it says when a watch ends before that.
+
+use std::fs;
+
+use evloopd::proto::{Lifetime, ListWatchesRequest, Watch};
+use nix::sys::signal::Signal;
+
+use crate::common::{Daemon, directory, within};
+use crate::program::{Following, ctl};
+
+async fn open_watches(daemon: &Daemon) -> Vec<Watch> {
+    let request = ListWatchesRequest {
+        open_only: true,
+        ..ListWatchesRequest::default()
+    };
+    // The first watch makes the loop.
+    let listed = daemon.watches().list_watches(request).await;
+    listed.map_or_else(|_| Vec::new(), |listed| listed.into_inner().watches)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_watch_without_a_name_ends_with_the_command_that_follows_it() {
+    let daemon = Daemon::start("").await;
+    let dir = directory();
+    let at = dir.path().to_str().unwrap();
+    let log = format!("{at}/log");
+    fs::write(&log, "line\n").unwrap();
+    let fifo = format!("{at}/fifo");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+    let pid = std::process::id().to_string();
+    let dated = format!("unix:{at}/datagrams");
+    let verbs: &[&[&str]] = &[
+        &["watch", "path", at],
+        &["watch", "file", &log],
+        &["watch", "signal", "USR1"],
+        &["watch", "timer", "--every", "1h"],
+        &["watch", "read-pipe", &fifo],
+        &["watch", "pid", &pid],
+        &["watch", "udp", &dated],
+        &["listen", "127.0.0.1:0"],
+        &["watch", "process", "--", "sleep", "1000"],
+    ];
+    for verb in verbs {
+        let (options, program) = match verb.iter().position(|word| *word == "--") {
+            Some(at) => verb.split_at(at),
+            None => (*verb, &[][..]),
+        };
+        let follow = async |more: &[&str]| {
+            let words = [options, &["-f"], more, program].concat();
+            let following = Following::start(&daemon.socket, &words);
+            within("the watch", async {
+                while open_watches(&daemon).await.is_empty() {}
+            })
+            .await;
+            following.signal(Signal::SIGINT);
+            following.ended().await;
+        };
+        follow(&[]).await;
+        within("the end of the watch", async {
+            while !open_watches(&daemon).await.is_empty() {}
+        })
+        .await;
+        // It stays if that is asked for.
+        for more in [&["--name", "it"][..], &["--lifetime", "daemon"]] {
+            follow(more).await;
+            let left = open_watches(&daemon).await;
+            assert_eq!(left.len(), 1, "{verb:?} {more:?}");
+            assert_eq!(left[0].lifetime(), Lifetime::Daemon, "{verb:?} {more:?}");
+            let id = format!("@{}", left[0].watch_id);
+            ctl(&daemon.socket, &["watch", "rm", &id]).await.good();
+        }
+    }
+    let help = ctl(&daemon.socket, &["watch", "path", "--help"])
+        .await
+        .good();
+    let words: Vec<_> = help.split_whitespace().collect();
+    let default = "[default: daemon; with --follow and without --name: process]";
+    assert!(words.join(" ").contains(default), "{help}");
+}
