@@ -13,7 +13,7 @@ use super::render::Renderer;
 use super::session::Session;
 use super::transcript::complain_gap;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, Event, FileChangeKind, ListWatchesRequest};
+use crate::proto::{Batch, Closed, Event, FileChangeKind, ListWatchesRequest};
 
 /// When printing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(super) struct Printer {
     gaps: u64,
     /// The number of events that are missing in the gaps.
     lost: u64,
+    /// How the watch closed until whose end events were printed.
+    pub(super) closed: Option<Closed>,
     /// Whether stdout still had a reader when printing ended.
     pub(super) was_read: bool,
 }
@@ -62,6 +64,7 @@ impl Printer {
             until_ns: u64::MAX,
             gaps: 0,
             lost: 0,
+            closed: None,
             was_read: true,
         })
     }
@@ -116,7 +119,13 @@ impl Printer {
                         _ if batch.events.iter().any(passed) => true,
                         Until::Goodbye => false,
                         Until::CaughtUp => batch.caught_up,
-                        Until::Closed(id) => closes(&batch, id),
+                        Until::Closed(id) => {
+                            let end = end(&batch, id);
+                            if let Some(Kind::Closed(closed)) = end {
+                                self.closed = Some(closed.clone());
+                            }
+                            end.is_some()
+                        }
                     };
                     if enough {
                         return Ok(());
@@ -148,7 +157,8 @@ impl Printer {
                     Some(Kind::Data(data)) => output::bytes(&data.data)?,
                     Some(Kind::Added(_) | Kind::Eof(_)) => {}
                     Some(Kind::FileChanged(changed)) if is_quiet(changed.change()) => {}
-                    Some(Kind::Closed(closed)) if closed.error.is_none() => {}
+                    // The caller says how it closed.
+                    Some(Kind::Closed(_)) => {}
                     _ => output::note(&self.renderer.line(event)),
                 }
                 continue;
@@ -197,9 +207,9 @@ const fn is_quiet(kind: FileChangeKind) -> bool {
     matches!(kind, FileChangeKind::Reading)
 }
 
-/// Returns whether the batch holds the end of the watch.
-fn closes(batch: &Batch, watch_id: u64) -> bool {
-    let ends = |kind: &Option<Kind>| matches!(kind, Some(Kind::Closed(_) | Kind::Removed(_)));
-    let mut events = batch.events.iter();
-    events.any(|event| event.watch_id == watch_id && ends(&event.kind))
+/// Returns the end of the watch, if the batch holds it.
+fn end(batch: &Batch, watch_id: u64) -> Option<&Kind> {
+    let of_watch = batch.events.iter().filter(|e| e.watch_id == watch_id);
+    let mut kinds = of_watch.filter_map(|event| event.kind.as_ref());
+    kinds.find(|kind| matches!(kind, Kind::Closed(_) | Kind::Removed(_)))
 }

@@ -78,3 +78,40 @@ async fn a_watch_without_a_name_ends_with_the_command_that_follows_it() {
     let default = "[default: daemon; with --follow and without --name: process]";
     assert!(words.join(" ").contains(default), "{help}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_watch_that_ends_early_says_why_and_fails() {
+    let daemon = Daemon::start("").await;
+    let dir = directory();
+    let log = format!("{}/log", dir.path().display());
+    fs::write(&log, "").unwrap();
+    for verb in [
+        &["watch", "file", "--follow", &log][..],
+        &["watch", "signal", "-f", "USR1"],
+        &["watch", "timer", "--after", "1h", "-f"],
+    ] {
+        let leased = [verb, &["--lease", "100ms"]].concat();
+        let ended = ctl(&daemon.socket, &leased).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains(": @"), "{ended:?}");
+        assert!(ended.stderr.contains("its lease ran out"), "{ended:?}");
+    }
+    let removed = async |verb: &[&str]| {
+        let following = Following::start(&daemon.socket, verb);
+        within("the watch", async {
+            while ctl(&daemon.socket, &["watch", "rm", "it"]).await.code != Some(0) {}
+        })
+        .await;
+        following.ended().await
+    };
+    // A watch that has no other end is removed when it is no longer wanted.
+    let ended = removed(&["watch", "file", "--follow", &log, "--name", "it"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("it: it was removed"), "{ended:?}");
+    let ended = removed(&["every", "1h", "--name", "it"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // But who waits for its time must not take the removal for it.
+    let ended = removed(&["after", "1h", "--name", "it"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("it: it was removed"), "{ended:?}");
+}

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::super::description;
+use super::super::early_end::early_end;
 use super::super::explain::differing;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Source};
@@ -250,7 +251,11 @@ async fn print(
         printer.learn(watch_id, &watch.name);
     }
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).reporting_standstill();
-    printer.run(&mut feed, Until::Closed(watch_id)).await
+    let code = printer.run(&mut feed, Until::Closed(watch_id)).await?;
+    match (&added.watch, &printer.closed) {
+        (Some(watch), Some(closed)) => early_end(watch, closed).map(|()| code),
+        _ => Ok(code),
+    }
 }
 
 /// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.
