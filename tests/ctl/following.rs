@@ -115,3 +115,30 @@ async fn a_watch_that_ends_early_says_why_and_fails() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("it: it was removed"), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn refusals_name_the_option_and_what_is_really_allowed() {
+    let daemon = Daemon::start("").await;
+    let log = ["watch", "file", "--follow", "/nonexistent/log"];
+    for (verb, more, code, told) in [
+        (&log[..], &["--keep-files", "2000"][..], 2, "--keep-files"),
+        (&log, &["--keep-files", "0"], 2, "--keep-files"),
+        (&log, &["--lease", "10ms"], 1, "must be 100ms to 30 days"),
+        (
+            &["watch", "timer", "--after", "200y"],
+            &[],
+            1,
+            "must be 0s to 100 years",
+        ),
+        (
+            &["run", "--timeout", "1us", "--", "true"],
+            &[],
+            125,
+            "must be 1ms to 10 years",
+        ),
+    ] {
+        let ended = ctl(&daemon.socket, &[verb, more].concat()).await;
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(ended.stderr.contains(told), "{ended:?}");
+    }
+}
