@@ -372,6 +372,13 @@ impl Watch for FileWatch {
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.keep(cx, 0);
         self.told.clear();
+        self.status = follow::Status {
+            open: 0,
+            rotated: 0,
+            unread_bytes: 0,
+            deleted_bytes: 0,
+            ..self.status
+        };
         let open = (self.follower.take(), self.names.take());
         // Closing a file can block.
         cx.services.runtime.spawn_blocking(move || drop(open));

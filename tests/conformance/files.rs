@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    CloseReason, FileChangeKind, FileChanged, FileSpec, FileStart, Stream, watch,
+    AddWatchRequest, CloseReason, FileChangeKind, FileChanged, FileSpec, FileStart, Lifetime,
+    Stream, watch,
 };
 use tonic::Code;
 
@@ -22,6 +23,7 @@ on_each_backend!(
     names_are_followed_while_reading_is_paused,
     a_name_that_leads_to_nothing_is_waited_for,
     a_file_that_lost_its_name_is_read_soon,
+    a_closed_file_has_nothing_open,
     files_that_come_and_go_while_the_name_leads_to_nothing_are_told,
     what_tells_no_size_is_read_to_its_end_and_not_followed,
     what_is_no_regular_file_is_refused,
@@ -239,6 +241,34 @@ async fn a_file_that_lost_its_name_is_read_soon(scene: &mut Scene) {
     assert_eq!(bytes(scene, id, 10).await, b"first late");
     // By default it is looked at every second, but every 10 s while no file that lost its name is open.
     assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+async fn a_closed_file_has_nothing_open(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "never told");
+    let request = AddWatchRequest {
+        lifetime: Lifetime::Lease.into(),
+        lease: Some(millis(100)),
+        ..scene.request(Spec::File(FileSpec {
+            start_paused: true,
+            ..file(&at, true)
+        }))
+    };
+    let added = scene.try_add(request).await.unwrap().watch.unwrap();
+    fs::remove_file(&at).unwrap();
+    changed(scene, added.watch_id, FileChangeKind::Removed).await;
+    assert_eq!(
+        scene.closed(added.watch_id).await.reason(),
+        CloseReason::LeaseExpired
+    );
+    match scene.get(added.watch_id).await.status {
+        Some(watch::Status::File(status)) => {
+            assert_eq!((status.open_files, status.generation), (0, 1));
+            assert_eq!((status.unread_bytes, status.deleted_bytes), (0, 0));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn files_that_come_and_go_while_the_name_leads_to_nothing_are_told(scene: &mut Scene) {
