@@ -142,3 +142,16 @@ async fn refusals_name_the_option_and_what_is_really_allowed() {
         assert!(ended.stderr.contains(told), "{ended:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn four_fields_of_cron_are_told_from_a_time_of_systemd() {
+    let daemon = Daemon::start("").await;
+    for text in ["* * * *", "*/5 * * *", "30 2 * *"] {
+        let ended = ctl(&daemon.socket, &["cron", text]).await;
+        ended.failed(2, &["cron has five fields, or six with the second first"]);
+    }
+    // What looks like no cron gets no such advice.
+    let ended = ctl(&daemon.socket, &["cron", "Mon *-*-* 10:00 often"]).await;
+    assert_eq!(ended.code, Some(2));
+    assert!(!ended.stderr.contains("five fields"), "{ended:?}");
+}
