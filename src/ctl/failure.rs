@@ -26,7 +26,7 @@ Exit codes of run, attach, wait and logs:
   128+N  signal N ended the program; run, attach: SIGINT ends evloopctl too
 Exit codes of all other commands:
   0      success
-  1      the command failed, for at least one of the names
+  1      the command failed, for at least one of the names; with --follow: the watch ended early
   2      the command line, or a file that it names, is wrong
   3      events are missing (events, and watch with --follow)";
 

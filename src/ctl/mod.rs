@@ -32,6 +32,7 @@ mod config;
 mod consumer;
 mod deferred;
 mod description;
+mod early_end;
 mod events;
 mod exit;
 mod explain;

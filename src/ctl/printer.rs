@@ -13,7 +13,7 @@ use super::render::{Renderer, closed_with};
 use super::session::Session;
 use super::transcript::complain_gap;
 use crate::proto::event::Kind;
-use crate::proto::{Batch, CloseReason, Event, FileChangeKind, ListWatchesRequest};
+use crate::proto::{Batch, Closed, Event, FileChangeKind, ListWatchesRequest};
 
 /// When printing stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(super) struct Printer {
     gaps: u64,
     /// The number of events that are missing in the gaps.
     lost: u64,
+    /// How the watch closed until whose end events were printed.
+    pub(super) closed: Option<Closed>,
     /// Whether stdout still had a reader when printing ended.
     pub(super) was_read: bool,
 }
@@ -62,6 +64,7 @@ impl Printer {
             until_ns: u64::MAX,
             gaps: 0,
             lost: 0,
+            closed: None,
             was_read: true,
         })
     }
@@ -119,12 +122,13 @@ impl Printer {
                         _ if batch.events.iter().any(passed) => true,
                         Until::Goodbye => false,
                         Until::CaughtUp => batch.caught_up,
-                        Until::Closed(id) => match end(&batch, id) {
-                            Some(Kind::Closed(closed)) if closed.reason() == CloseReason::Error => {
-                                return Err(Failure::plain(closed_with(closed)));
+                        Until::Closed(id) => {
+                            let end = end(&batch, id);
+                            if let Some(Kind::Closed(closed)) = end {
+                                self.closed = Some(closed.clone());
                             }
-                            end => end.is_some(),
-                        },
+                            end.is_some()
+                        }
                     };
                     if enough {
                         return Ok(());
@@ -156,7 +160,7 @@ impl Printer {
                     Some(Kind::Data(data)) => output::bytes(&data.data)?,
                     Some(Kind::Added(_) | Kind::Eof(_)) => {}
                     Some(Kind::FileChanged(changed)) if is_quiet(changed.change()) => {}
-                    // An error is told when printing ends.
+                    // The caller says how it closed.
                     Some(Kind::Closed(_)) => {}
                     _ => output::note(&self.renderer.line(event)),
                 }

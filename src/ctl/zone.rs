@@ -11,6 +11,8 @@ use crate::calendar::{Calendar, Cron, Expression, Meaning, OnCalendar, Zone, Zon
 
 /// The host's database of zones.
 const DATABASE: &str = "/usr/share/zoneinfo";
+/// What is one word short of it.
+const ALMOST_CRON: usize = CRON_WORDS - 1;
 /// Fewer words than an expression of cron has are one of systemd.
 const CRON_WORDS: usize = 5;
 /// The name of the host's own zone.
@@ -54,11 +56,23 @@ pub(super) fn expression(text: &str) -> Result<Expression, Failure> {
     } else {
         text.parse::<OnCalendar>().map(Expression::from)
     };
-    let expression = read.map_err(|error| refused(&error))?;
+    let expression = read.map_err(|error| match is_almost_cron(text) {
+        true => refused(&error).advice("cron has five fields, or six with the second first"),
+        false => refused(&error),
+    })?;
     if expression.is_more_than_once_a_minute() {
         complain("it is due more than once a minute: six fields begin with the second");
     }
     Ok(expression)
+}
+
+/// Whether the words look like fields of cron, but are too few.
+fn is_almost_cron(text: &str) -> bool {
+    let of_cron = |word: &str| {
+        let is_of = |c: char| c.is_ascii_digit() || "*/,-?".contains(c);
+        word.chars().all(is_of)
+    };
+    text.split_whitespace().count() == ALMOST_CRON && text.split_whitespace().all(of_cron)
 }
 
 /// Returns the calendar of an expression, in its own zone or in `zone`. It is due at least once more.

@@ -434,6 +434,10 @@ impl EventLoop {
             if record.alarm == Some(id) {
                 record.alarm = None;
                 self.with_watch(slot, |watch, cx| watch.alarm(cx));
+                // What is due now may have found no room.
+                if let Some(reason) = self.pressure.full {
+                    self.pause_source(slot, reason);
+                }
             }
         }
     }

@@ -25,6 +25,12 @@ pub enum Error {
         /// What it leads to.
         what: NotRegular,
     },
+    /// The file system does not tell the file's size, so it cannot be followed. It can be read once.
+    #[error("{} tells no size, as files of /proc do: it can be read once, but not followed", path.display())]
+    NoSize {
+        /// The path.
+        path: PathBuf,
+    },
     /// A system call failed.
     #[error("cannot {doing} {}: {errno}", path.display())]
     Io {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{SeekFrom, seek};
-use rustix::io::{Errno, pread};
+use rustix::io::{Errno, pread, read, retry_on_intr};
 
 use super::identity::Identity;
 use super::name::{Inode, Opened, stat};
@@ -40,6 +40,8 @@ pub(super) struct Generation {
     seen: u64,
     /// NULs were read, so holes are looked for before each read.
     sparse: bool,
+    /// Its size is not asked for: it is read once, until there is nothing more.
+    sizeless: bool,
 }
 
 /// What reading gave.
@@ -80,7 +82,14 @@ impl Generation {
             peeked: Vec::new(),
             seen: opened.stat.stx_size,
             sparse: false,
+            sizeless: false,
         }
+    }
+
+    /// The same; if it seems to be empty it is read all the same, as files of /proc tell no size.
+    pub(super) fn read_once(self) -> Self {
+        let sizeless = self.seen == 0;
+        Self { sizeless, ..self }
     }
 
     /// A file of which a part is read already.
@@ -98,6 +107,7 @@ impl Generation {
         let from = at.saturating_sub(TAIL as u64);
         self.tail = self.pread(from, TAIL.min(usize::try_from(at).unwrap_or(TAIL)))?;
         self.at = at;
+        self.sizeless = false;
         Ok(())
     }
 
@@ -138,6 +148,9 @@ impl Generation {
     /// they were: a file that was cut and has grown beyond the place of reading, even during the
     /// read, is found by this.
     pub(super) fn read(&mut self, most: usize) -> Result<Read, Errno> {
+        if self.sizeless {
+            return self.read_sizeless(most);
+        }
         let (before, size) = (self.seen, self.look()?);
         if size < self.at {
             return Ok(self.begin_again(before));
@@ -177,8 +190,28 @@ impl Generation {
         }
     }
 
+    /// Reads without regard to the size. What such a file had before is not compared: it may be
+    /// another text each time, as that of /proc/uptime.
+    fn read_sizeless(&mut self, most: usize) -> Result<Read, Errno> {
+        let mut bytes = vec![0; most];
+        // Some of these files can only be read in order: read(2), not pread(2).
+        let length = retry_on_intr(|| read(&self.file, &mut bytes[..]))?;
+        bytes.truncate(length);
+        if bytes.is_empty() {
+            return Ok(Read::End { hole: 0 });
+        }
+        self.at += bytes.len() as u64;
+        push_last(&mut self.tail, &bytes);
+        // It was empty and was written since, if it has a size now.
+        self.sizeless = self.look().is_ok_and(|size| size == 0);
+        Ok(Read::Data(bytes.into()))
+    }
+
     /// Looks whether the file was cut, and reads nothing.
     pub(super) fn check(&mut self) -> Result<Option<Read>, Errno> {
+        if self.sizeless {
+            return Ok(None);
+        }
         let (before, size) = (self.seen, self.look()?);
         if size < self.at {
             return Ok(Some(self.begin_again(before)));
@@ -265,7 +298,7 @@ impl Generation {
     fn pread(&self, at: u64, length: usize) -> Result<Vec<u8>, Errno> {
         let mut bytes = Vec::with_capacity(length);
         if length > 0 {
-            rustix::io::retry_on_intr(|| pread(&self.file, spare_capacity(&mut bytes), at))?;
+            retry_on_intr(|| pread(&self.file, spare_capacity(&mut bytes), at))?;
             bytes.truncate(length);
         }
         Ok(bytes)

@@ -20,7 +20,8 @@
 //! (or since a name was opened that led to nothing) and not after the file that has the name now.
 //! Each becomes a generation of its own, in the order of their birth; those that were born in one tick
 //! of the kernel, 1 to 10 ms, in the order of their last writes, then of their names. Files that come
-//! and go while the name leads to nothing are told when it leads to a file again.
+//! and go while the name leads to nothing are looked for after a path event
+//! ([`Follower::path_event`]); without one they are told when the name leads to a file again.
 //!
 //! Not found, and lost without a word, are files that were by then deleted, compressed, or renamed to
 //! another directory or to a name that begins otherwise; that were created long before under a name of
@@ -116,6 +117,8 @@ pub struct Follower {
     failing: Option<Error>,
     /// Told by the next step.
     early: Vec<Told>,
+    /// There was a path event since the last step.
+    path_event: bool,
     done: bool,
 }
 
@@ -142,6 +145,7 @@ impl Follower {
             given_up_bytes: 0,
             failing: None,
             early: Vec::new(),
+            path_event: false,
             done: false,
         };
         match resume {
@@ -157,6 +161,12 @@ impl Follower {
             });
         }
         Ok(follower)
+    }
+
+    /// Tells the next step that there was a path event of the name: if the name leads to nothing, files
+    /// may have had it meanwhile.
+    pub fn path_event(&mut self) {
+        self.path_event = true;
     }
 
     /// Looks where the name leads and reads at most `budget` bytes. With a budget of 0 it reads
@@ -216,6 +226,7 @@ impl Follower {
             generation: self.newest,
             offset: self.offset,
             open: self.generations.len(),
+            rotated: self.rotated(),
             unread_bytes: self.generations.iter().map(Generation::unread).sum(),
             deleted_bytes: self.deleted_bytes(),
             given_up: self.given_up,

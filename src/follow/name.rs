@@ -6,7 +6,7 @@ use std::os::unix::fs::DirEntryExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, statx};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread, retry_on_intr};
 
 use super::error::{Doing, Error, NotRegular};
 use super::identity::Identity;
@@ -37,6 +37,17 @@ pub(super) struct Opened {
     pub(super) file: OwnedFd,
     pub(super) stat: Statx,
     pub(super) identity: Identity,
+}
+
+impl Opened {
+    /// Whether it has bytes, but the file system says that it has none, as procfs does.
+    pub(super) fn tells_no_size(&self) -> bool {
+        let mut byte = [0];
+        self.stat.stx_size == 0
+            && retry_on_intr(|| pread(&self.file, &mut byte, 0)) == Ok(1)
+            // It may have been written since.
+            && stat(&self.file).is_ok_and(|stat| stat.stx_size == 0)
+    }
 }
 
 /// Where the name leads: None, to nothing.

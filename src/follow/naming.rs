@@ -1,5 +1,6 @@
 //! Following the name: which file it leads to, and what becomes of those it led to before.
 
+use std::mem;
 use std::time::Instant;
 
 use super::Follower;
@@ -103,6 +104,7 @@ impl Follower {
 
     fn follow_name(&mut self, now: Instant, told: &mut Vec<Told>) -> Result<(), Error> {
         let path = &self.spec.path;
+        let path_event = mem::take(&mut self.path_event);
         let looked = missed::now();
         match name::find(path) {
             Ok(Some(stat)) => {
@@ -115,6 +117,10 @@ impl Follower {
                 self.lose_name(now);
                 // None: gone since. The next step sees what it leads to then.
                 if let Some(opened) = opened? {
+                    if self.spec.follow && opened.tells_no_size() {
+                        let path = self.spec.path.clone();
+                        return Err(Error::NoSize { path });
+                    }
                     self.take_named(opened, now, told)?;
                     self.seen_at(looked);
                 }
@@ -122,7 +128,7 @@ impl Follower {
             }
             Ok(None) => {
                 self.lose_name(now);
-                if self.named.is_some() {
+                if path_event || self.named.is_some() {
                     self.take_unnamed(now, told);
                     self.seen_at(looked);
                 }
@@ -172,7 +178,10 @@ impl Follower {
             if let Some(since) = &mut self.since {
                 since.know(opened.identity.clone());
             }
-            Generation::new(self.newest, opened)
+            match self.spec.follow {
+                true => Generation::new(self.newest, opened),
+                false => Generation::new(self.newest, opened).read_once(),
+            }
         };
         let number = generation.number;
         self.generations.push_back(generation);

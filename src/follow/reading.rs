@@ -203,8 +203,7 @@ impl Follower {
 
     /// Gives up the oldest files until the bounds hold.
     pub(super) fn keep_within_bounds(&mut self, told: &mut Vec<Told>) {
-        let rotated = self.generations.len() - usize::from(self.leads);
-        for _ in self.spec.keep_generations..rotated {
+        for _ in self.spec.keep_generations..self.rotated() {
             self.give_up(0, GaveUp::TooMany, told);
         }
         while self.deleted_bytes() > self.spec.keep_bytes {
@@ -214,6 +213,11 @@ impl Follower {
             let Some(oldest) = oldest else { break };
             self.give_up(oldest, GaveUp::TooManyBytes, told);
         }
+    }
+
+    /// How many open files have lost the name.
+    pub(super) fn rotated(&self) -> usize {
+        self.generations.len() - usize::from(self.leads)
     }
 
     /// The disk space that deleted files hold, in bytes.

@@ -128,6 +128,8 @@ pub struct Status {
     pub offset: u64,
     /// How many files are open.
     pub open: usize,
+    /// How many of them have lost the name, so that no path event tells of a change.
+    pub rotated: usize,
     /// How many bytes of the open files are not told yet, as of the last look.
     pub unread_bytes: u64,
     /// How much disk space is held by files that are deleted but kept open, in bytes.

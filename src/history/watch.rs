@@ -26,7 +26,8 @@ struct Observed {
     value: u64,
 }
 
-/// One byte stream. `bytes` is `None` if it is not known, because the recording begins later.
+/// One byte stream. `bytes` is `None` if it is not known, because the recording begins later or the
+/// stream does not begin at 0 and has had no event.
 #[derive(Debug, Clone, Copy, Default)]
 struct StreamHistory {
     bytes: Option<Observed>,
@@ -87,8 +88,10 @@ impl WatchHistory {
             watch.kind = added.watch_kind.parse().ok();
             watch.paused = zero;
             watch.tick = zero;
+            // A file may be read from any byte on; its first event says from which.
+            let begin = zero.filter(|_| watch.kind != Some(WatchKind::File));
             for stream in &mut watch.streams {
-                stream.bytes = zero;
+                stream.bytes = begin;
             }
             return Ok(watch);
         }
@@ -289,7 +292,7 @@ impl WatchHistory {
         Ok(())
     }
 
-    /// Data of a file begins where its reading begins, and goes on behind a hole.
+    /// Data of a file goes on where it ended, or behind a hole.
     fn file_changed(
         &mut self,
         seq: u64,
@@ -303,9 +306,8 @@ impl WatchHistory {
         };
         let id = self.id;
         let stream = self.stream(Stream::Input);
-        let begins = !stream.had_data && stream.bytes.is_none_or(|bytes| bytes.value == 0);
         require(
-            begins || agrees(stream.bytes, changed.offset, coverage),
+            agrees(stream.bytes, changed.offset, coverage),
             Rule::DataOffset,
             || {
                 format!(
@@ -315,7 +317,6 @@ impl WatchHistory {
                 )
             },
         )?;
-        stream.had_data = true;
         stream.bytes = Some(Observed {
             seq,
             value: changed.offset.saturating_add(length),

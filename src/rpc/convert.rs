@@ -116,24 +116,52 @@ pub(super) fn within(
 ) -> Result<Duration> {
     let duration = clock::span(given);
     duration.filter(|d| bounds.contains(d)).ok_or_else(|| {
-        let (least, most) = (*bounds.start(), *bounds.end());
-        let (least, most) = (
-            humantime::format_duration(least),
-            humantime::format_duration(most),
-        );
+        let (least, most) = (bound(*bounds.start()), bound(*bounds.end()));
         Error::invalid(field, format!("must be {least} to {most}"))
     })
 }
 
-/// Does the same as [`duration`], but returns `None` if none is given.
+/// Returns a bound in the largest unit of which it is a whole number; a year has 365 days.
+fn bound(bound: Duration) -> String {
+    const UNITS: [(&str, u128); 6] = [
+        (" days", 86_400_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("min", 60_000_000_000),
+        ("s", 1_000_000_000),
+        ("ms", 1_000_000),
+        ("us", 1_000),
+    ];
+    let nanos = bound.as_nanos();
+    if nanos == 0 {
+        return "0s".to_owned();
+    }
+    let whole = |(_, unit): &&(&str, u128)| nanos.is_multiple_of(*unit);
+    match UNITS.iter().find(whole) {
+        Some((" days", day)) if nanos == *day => "1 day".to_owned(),
+        Some((" days", day)) if nanos.is_multiple_of(day * 365) => {
+            format!("{} years", nanos / day / 365)
+        }
+        Some((name, unit)) => format!("{}{name}", nanos / unit),
+        None => format!("{nanos}ns"),
+    }
+}
+
+/// Does the same as [`duration`] from 0 on, but returns `None` if none is given.
 pub(super) fn optional_duration(
     field: &'static str,
     given: Option<prost_types::Duration>,
     most: Duration,
 ) -> Result<Option<Duration>> {
-    given
-        .map(|given| duration(field, Some(given), most, Duration::ZERO..=most))
-        .transpose()
+    optional_within(field, given, Duration::ZERO..=most)
+}
+
+/// Does the same as [`within`], but returns `None` if none is given.
+pub(super) fn optional_within(
+    field: &'static str,
+    given: Option<prost_types::Duration>,
+    bounds: std::ops::RangeInclusive<Duration>,
+) -> Result<Option<Duration>> {
+    given.map(|given| within(field, &given, bounds)).transpose()
 }
 
 pub(super) fn labels(field: &'static str, labels: BTreeMap<String, String>) -> Result<Labels> {
@@ -254,11 +282,7 @@ pub(super) fn lifetime(
 
 /// Converts the length of a lease.
 pub(super) fn lease_length(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
-    let length = optional_duration("lease", given, LEASE_MAX)?;
-    if length.is_some_and(|length| length < LEASE_MIN) {
-        return Err(Error::invalid("lease", "must be at least 100 ms"));
-    }
-    Ok(length)
+    optional_within("lease", given, LEASE_MIN..=LEASE_MAX)
 }
 
 /// Checks that a loop can have consumers: it must keep the events that a consumer has not
@@ -334,4 +358,29 @@ pub(super) fn signal(field: &'static str, text: &str) -> Result<i32> {
             format!("`{text}` must be a name as in signal(7), SIGRTMIN+n or a number from 1 to 64");
         Error::invalid(field, allowed)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_shown_in_its_largest_whole_unit() {
+        let day = Duration::from_secs(86_400);
+        for (given, shown) in [
+            (Duration::ZERO, "0s"),
+            (Duration::from_nanos(1), "1ns"),
+            (Duration::from_micros(1), "1us"),
+            (Duration::from_millis(10), "10ms"),
+            (Duration::from_millis(1500), "1500ms"),
+            (Duration::from_secs(1), "1s"),
+            (Duration::from_secs(300), "5min"),
+            (Duration::from_secs(3600), "1h"),
+            (day, "1 day"),
+            (day * 30, "30 days"),
+            (day * 365 * 100, "100 years"),
+        ] {
+            assert_eq!(bound(given), shown);
+        }
+    }
 }

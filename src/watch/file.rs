@@ -76,6 +76,7 @@ impl FileOrder {
             kept: 0,
             next: Next::More,
             woken: true,
+            path_event: false,
             paused: self.paused,
             held: false,
             reading: 0,
@@ -107,6 +108,9 @@ fn refusal(error: &follow::Error) -> Error {
             Error::invalid(format!("spec.file.{field}"), allowed.clone())
         }
         follow::Error::NotRegular { .. } => Error::invalid("spec.file.path", error.to_string()),
+        follow::Error::NoSize { .. } => {
+            Error::invalid("spec.file.follow", format!("must be false: {error}"))
+        }
         follow::Error::Io { .. } => system_error(error).into(),
     }
 }
@@ -138,6 +142,8 @@ struct FileWatch {
     next: Next,
     /// Whether a step is due.
     woken: bool,
+    /// Whether there was a path event since the last step began.
+    path_event: bool,
     paused: bool,
     held: bool,
     /// The file that the last Data was of; 0 before the first.
@@ -169,8 +175,9 @@ impl FileWatch {
                 },
             );
         } else if let Next::Wake { after } = self.next {
-            let told = self.names.is_some() && self.status.open <= 1 && !self.has_interval;
-            cx.set_alarm_in(if told { TOLD_CHECK_EVERY } else { after });
+            let told = self.names.is_some() && self.status.rotated == 0;
+            let seldom = told && !self.has_interval;
+            cx.set_alarm_in(if seldom { TOLD_CHECK_EVERY } else { after });
         }
     }
 
@@ -179,6 +186,9 @@ impl FileWatch {
             return;
         };
         self.woken = false;
+        if std::mem::take(&mut self.path_event) {
+            follower.path_event();
+        }
         cx.clear_alarm();
         let budget = usize::try_from(budget).unwrap_or(usize::MAX);
         self.keep(cx, budget);
@@ -330,6 +340,7 @@ impl Watch for FileWatch {
                 if let Some(names) = &self.names {
                     let news = names.subscription.inbox().take(usize::MAX, usize::MAX);
                     let failed = |told: &paths::Told| matches!(told, paths::Told::Failed { .. });
+                    self.path_event |= !news.is_empty();
                     if news.iter().any(failed) {
                         self.names = None;
                     }
@@ -361,6 +372,13 @@ impl Watch for FileWatch {
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         self.keep(cx, 0);
         self.told.clear();
+        self.status = follow::Status {
+            open: 0,
+            rotated: 0,
+            unread_bytes: 0,
+            deleted_bytes: 0,
+            ..self.status
+        };
         let open = (self.follower.take(), self.names.take());
         // Closing a file can block.
         cx.services.runtime.spawn_blocking(move || drop(open));

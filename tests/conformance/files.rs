@@ -3,11 +3,13 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    CloseReason, FileChangeKind, FileChanged, FileSpec, FileStart, Stream, watch,
+    AddWatchRequest, CloseReason, FileChangeKind, FileChanged, FileSpec, FileStart, Lifetime,
+    Stream, watch,
 };
 use tonic::Code;
 
@@ -20,6 +22,10 @@ on_each_backend!(
     a_file_that_is_cut_says_what_is_lost,
     names_are_followed_while_reading_is_paused,
     a_name_that_leads_to_nothing_is_waited_for,
+    a_file_that_lost_its_name_is_read_soon,
+    a_closed_file_has_nothing_open,
+    files_that_come_and_go_while_the_name_leads_to_nothing_are_told,
+    what_tells_no_size_is_read_to_its_end_and_not_followed,
     what_is_no_regular_file_is_refused,
 );
 
@@ -83,6 +89,30 @@ async fn a_file_is_read_to_its_end(scene: &mut Scene) {
         scene.recorder.bytes(id, Stream::Input),
         &content[3_999_990..]
     );
+    for spec in [
+        FileSpec {
+            offset: Some(4_000_000),
+            ..file(&at, false)
+        },
+        FileSpec {
+            start: FileStart::End.into(),
+            ..file(&at, false)
+        },
+    ] {
+        let id = scene.add(Spec::File(spec)).await;
+        scene.closed(id).await;
+        assert_eq!(scene.recorder.bytes(id, Stream::Input), b"");
+        assert_eq!(end(scene, id), Some(4_000_000));
+    }
+}
+
+/// The offset of the Eof.
+fn end(scene: &Scene, id: u64) -> Option<u64> {
+    let mut ends = scene.recorder.recording.events();
+    ends.find_map(|event| match &event.kind {
+        Some(Kind::Eof(eof)) if event.watch_id == id => Some(eof.offset),
+        _ => None,
+    })
 }
 
 async fn a_followed_file_grows(scene: &mut Scene) {
@@ -191,6 +221,80 @@ async fn a_name_that_leads_to_nothing_is_waited_for(scene: &mut Scene) {
     changed(scene, id, FileChangeKind::Appeared).await;
     fs::remove_file(&at).unwrap();
     changed(scene, id, FileChangeKind::Removed).await;
+}
+
+async fn a_file_that_lost_its_name_is_read_soon(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "first ");
+    let mut writer = OpenOptions::new().append(true).open(&at).unwrap();
+    let spec = FileSpec {
+        check_every: None,
+        ..file(&at, true)
+    };
+    let id = scene.add(Spec::File(spec)).await;
+    bytes(scene, id, 6).await;
+    fs::rename(&at, dir.path().join("log.1")).unwrap();
+    changed(scene, id, FileChangeKind::Removed).await;
+    let begin = Instant::now();
+    writer.write_all(b"late").unwrap();
+    assert_eq!(bytes(scene, id, 10).await, b"first late");
+    // By default it is looked at every second, but every 10 s while no file that lost its name is open.
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+async fn a_closed_file_has_nothing_open(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "never told");
+    let request = AddWatchRequest {
+        lifetime: Lifetime::Lease.into(),
+        lease: Some(millis(100)),
+        ..scene.request(Spec::File(FileSpec {
+            start_paused: true,
+            ..file(&at, true)
+        }))
+    };
+    let added = scene.try_add(request).await.unwrap().watch.unwrap();
+    fs::remove_file(&at).unwrap();
+    changed(scene, added.watch_id, FileChangeKind::Removed).await;
+    assert_eq!(
+        scene.closed(added.watch_id).await.reason(),
+        CloseReason::LeaseExpired
+    );
+    match scene.get(added.watch_id).await.status {
+        Some(watch::Status::File(status)) => {
+            assert_eq!((status.open_files, status.generation), (0, 1));
+            assert_eq!((status.unread_bytes, status.deleted_bytes), (0, 0));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn files_that_come_and_go_while_the_name_leads_to_nothing_are_told(scene: &mut Scene) {
+    let dir = directory();
+    let at = dir.path().join("log");
+    append(&at, "one ");
+    let id = scene.add(Spec::File(file(&at, true))).await;
+    bytes(scene, id, 4).await;
+    fs::rename(&at, dir.path().join("log.1")).unwrap();
+    changed(scene, id, FileChangeKind::Removed).await;
+    append(&at, "two ");
+    fs::rename(&at, dir.path().join("log.2")).unwrap();
+    assert_eq!(bytes(scene, id, 8).await, b"one two ");
+}
+
+async fn what_tells_no_size_is_read_to_its_end_and_not_followed(scene: &mut Scene) {
+    let at = Path::new("/proc/version");
+    let content = fs::read(at).unwrap();
+    assert_eq!(fs::metadata(at).unwrap().len(), 0);
+    let id = scene.add(Spec::File(file(at, false))).await;
+    assert_eq!(scene.closed(id).await.reason(), CloseReason::Completed);
+    assert_eq!(scene.recorder.bytes(id, Stream::Input), content);
+    let request = scene.request(Spec::File(file(at, true)));
+    let refusal = scene.try_add(request).await;
+    let bad = refused(refusal, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(bad.fields, ["spec.file.follow"]);
 }
 
 async fn what_is_no_regular_file_is_refused(scene: &mut Scene) {

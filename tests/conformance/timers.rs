@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::{
-    CloseReason, Event, Lifetime, RunLoopRequest, StopLoopRequest, TimerClock, TimerFired,
-    TimerSpec, WatchSpec, watch, watch_spec::Spec,
+    AddWatchRequest, CloseReason, Event, Lifetime, RunLoopRequest, StopLoopRequest, TimerClock,
+    TimerFired, TimerSpec, WatchSpec, watch, watch_spec::Spec,
 };
 use tonic::Code;
 
@@ -21,6 +21,7 @@ on_each_backend!(
     missed_ticks_are_counted,
     due_timers_fire_by_deadline_and_then_by_creation,
     a_stopped_loop_fires_nothing,
+    a_closed_timer_has_no_next_time,
     a_schedule_out_of_range_is_refused,
 );
 
@@ -138,6 +139,46 @@ async fn a_stopped_loop_fires_nothing(scene: &mut Scene) {
     assert_eq!(scene.recorder.kinds(id), ["added"]);
     run(scene).await;
     scene.closed(id).await;
+}
+
+async fn a_closed_timer_has_no_next_time(scene: &mut Scene) {
+    let every = || Schedule::Every(millis(3_600_000));
+    let cron = || Schedule::Cron("0 0 * * *".to_owned());
+    for (schedule, paused) in [
+        (every(), false),
+        (every(), true),
+        (cron(), false),
+        (Schedule::After(millis(3_600_000)), false),
+    ] {
+        let is_cron = matches!(schedule, Schedule::Cron(_));
+        let request = AddWatchRequest {
+            lifetime: Lifetime::Lease.into(),
+            lease: Some(millis(100)),
+            ..scene.request(Spec::Timer(TimerSpec {
+                schedule: Some(schedule),
+                paused,
+                ..TimerSpec::default()
+            }))
+        };
+        let id = scene
+            .try_add(request)
+            .await
+            .unwrap()
+            .watch
+            .unwrap()
+            .watch_id;
+        assert_eq!(scene.closed(id).await.reason(), CloseReason::LeaseExpired);
+        match scene.get(id).await.status {
+            Some(watch::Status::Timer(status)) => {
+                assert_eq!((status.next_ns, status.next, status.fired), (0, None, 0));
+                assert_eq!(
+                    (status.paused, status.time_zone.is_empty()),
+                    (paused, !is_cron)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 async fn stop(scene: &Scene) {

@@ -6,8 +6,9 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::timer_spec::Schedule;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    CloseReason, Filter, ListenerSpec, OnGap, PollRequest, ProcessSpec, TcpListen, TimerSpec,
-    UpdateCause, UpdateWatchRequest, UpdateWatchResponse, Updated, WatchSpec, listener_spec, watch,
+    AddWatchRequest, CloseReason, Filter, IfExists, ListenerSpec, OnGap, PollRequest, ProcessSpec,
+    TcpListen, TimerSpec, UpdateCause, UpdateWatchRequest, UpdateWatchResponse, Updated, WatchSpec,
+    listener_spec, watch,
 };
 use prost_types::FieldMask;
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use crate::listeners::port;
 on_each_backend!(
     a_changed_schedule_counts_from_its_change_and_does_not_fire_for_it,
     a_change_of_another_field_leaves_the_schedule_as_it_is,
+    no_slack_and_a_slack_of_zero_are_the_same,
     a_paused_timer_keeps_the_time_that_was_left,
     a_timer_that_fired_or_is_removed_cannot_be_changed,
     what_cannot_be_changed_is_named_and_nothing_is_changed,
@@ -125,6 +127,39 @@ async fn a_change_of_another_field_leaves_the_schedule_as_it_is(scene: &mut Scen
     assert_eq!(answer.updated, None);
     scene.settle().await;
     assert_eq!(scene.recorder.kinds(id), ["added", "updated"]);
+}
+
+async fn no_slack_and_a_slack_of_zero_are_the_same(scene: &mut Scene) {
+    let spec = |slack| TimerSpec {
+        schedule: Some(Schedule::Every(seconds(3600))),
+        slack,
+        splay: slack,
+        ..TimerSpec::default()
+    };
+    for (first, then) in [(None, Some(millis(0))), (Some(millis(0)), None)] {
+        let request = AddWatchRequest {
+            name: format!("timer-{}", uuid()),
+            ..scene.request(Spec::Timer(spec(first)))
+        };
+        let added = scene.try_add(request.clone()).await.unwrap();
+        let id = added.watch.unwrap().watch_id;
+        let change = TimerSpec {
+            schedule: None,
+            ..spec(then)
+        };
+        let paths = ["spec.timer.slack", "spec.timer.splay"];
+        let answer = update(scene, id, Some(Spec::Timer(change)), &paths).await;
+        assert_eq!(answer.unwrap().updated, None);
+        // And so a watch with one is the same as a watch with the other.
+        let again = AddWatchRequest {
+            spec: Some(WatchSpec {
+                spec: Some(Spec::Timer(spec(then))),
+            }),
+            if_exists: IfExists::Return.into(),
+            ..request
+        };
+        assert!(scene.try_add(again).await.unwrap().existed);
+    }
 }
 
 async fn a_paused_timer_keeps_the_time_that_was_left(scene: &mut Scene) {

@@ -15,6 +15,7 @@ mod consumers;
 mod datagrams;
 mod descriptors;
 mod events;
+mod following;
 mod foreground;
 mod leaving;
 mod logs;

@@ -10,7 +10,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tonic::Code;
 
 use crate::common::{
-    Daemon, Recorder, Scene, by_id, never, post, read_pipe, reader, refused, shell, tcp_listener,
+    Daemon, Recorder, Scene, by_id, millis, never, post, read_pipe, reader, refused, shell,
+    tcp_listener, timer,
 };
 
 /// A journal of 256 KiB is full after a few reads.
@@ -164,6 +165,27 @@ async fn blocks_and_goes_on(policy: &str) {
     assert!(status(&scene).await.paused_sources.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_timer_that_is_held_back_says_so() {
+    let mut scene = scene("small").await;
+    let mut held = consumer(&scene, "slow", 64 << 20).await;
+    let noisy = scene.spawn(shell("exec seq 200000")).await;
+    paused(&scene, noisy).await;
+    // It is due only while the journal is full already.
+    let every = timer(timer_spec::Schedule::Every(millis(20)));
+    let late = scene.add(every).await;
+    let idle = scene
+        .add(timer(timer_spec::Schedule::Every(millis(3_600_000))))
+        .await;
+    let pause = paused(&scene, late).await;
+    assert_eq!(pause.reason(), SourcePauseReason::JournalFull);
+    // A timer that is not due is not held back.
+    assert!(scene.get(idle).await.source_pause.is_none());
+    drain(&scene, "slow", &mut held, noisy).await;
+    scene.recorder.first(late, "timer_fired").await;
+    assert!(scene.get(late).await.source_pause.is_none());
+}
+
 /// Returns what `seq` prints up to `last`.
 pub(crate) fn numbers(last: u32) -> Vec<u8> {
     let mut text = Vec::new();
@@ -252,9 +274,7 @@ async fn readiness_ticks_and_signals_wait_for_room_and_none_is_lost() {
     let fd = scene.add(reader(slot)).await;
     let signals = scene.add(crate::common::signals(&["SIGUSR1"])).await;
     let ticks = scene
-        .add(crate::common::timer(timer_spec::Schedule::Every(
-            crate::common::millis(5),
-        )))
+        .add(timer(timer_spec::Schedule::Every(millis(5))))
         .await;
     std::io::Write::write_all(&mut &theirs, b"x").unwrap();
     scene.recorder.first(fd, "ready").await;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::{Follower, Next, Rig, Spec, show};
-use evloopd::follow::{Begin, Doing, Error, NotRegular};
+use evloopd::follow::{Begin, Change, Doing, Error, NotRegular, Told};
 
 fn open(path: &Path, change: impl FnOnce(&mut Spec)) -> Error {
     let mut spec = Spec::new(path, true);
@@ -51,6 +51,93 @@ fn only_regular_files_are_read() {
     ] {
         assert!(matches!(open(path, |_| ()), Error::NotRegular { what, .. } if what == expected));
     }
+}
+
+/// Reads a file once, so many bytes in a step, and returns its bytes and the offset of its end.
+fn read_once(path: &Path, budget: usize, from: Begin) -> (Vec<u8>, Option<u64>) {
+    let now = std::time::Instant::now();
+    let spec = Spec {
+        from,
+        ..Spec::new(path, false)
+    };
+    let mut follower = Follower::open(spec, now).unwrap();
+    let (mut all, mut end) = (Vec::new(), None);
+    // Longer than the file has bytes.
+    for _ in 0..10_000 {
+        // A look in a pause takes nothing for a cut.
+        let paused = follower.step(now, 0);
+        let step = follower.step(now, budget);
+        for told in paused.told.into_iter().chain(step.told) {
+            match told {
+                Told::Data { offset, bytes, .. } => {
+                    assert_eq!(offset, all.len() as u64);
+                    all.extend(bytes);
+                }
+                Told::Eof { offset } => end = Some(offset),
+                Told::Changed { change, .. } => assert_eq!(change, Change::Appeared),
+                Told::Failed(error) => panic!("{error}"),
+            }
+        }
+        if step.next == Next::Done {
+            break;
+        }
+    }
+    (all, end)
+}
+
+#[test]
+fn a_file_that_tells_no_size_is_read_once_to_its_end() {
+    let path = Path::new("/proc/version");
+    let text = fs::read(path).unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), 0);
+    for budget in [1, 7, 1 << 20] {
+        let read = read_once(path, budget, Begin::Start);
+        assert_eq!(read, (text.clone(), Some(text.len() as u64)));
+    }
+    assert_eq!(read_once(path, 1 << 20, Begin::End), (vec![], Some(0)));
+    // What it says changes between two reads.
+    let (uptime, _) = read_once(Path::new("/proc/uptime"), 3, Begin::Start);
+    assert_eq!(uptime.iter().filter(|byte| **byte == b'\n').count(), 1);
+    // An empty file has no other end.
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    assert_eq!(read_once(&empty, 10, Begin::Start), (vec![], Some(0)));
+}
+
+#[test]
+fn a_file_that_was_empty_is_read_as_any_other_once_it_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    fs::write(&path, "").unwrap();
+    let now = std::time::Instant::now();
+    let mut follower = Follower::open(Spec::new(&path, false), now).unwrap();
+    fs::write(&path, "0123456789").unwrap();
+    let told = follower.step(now, 5).told;
+    assert_eq!(show(&told), ["1 appeared", "1@0 01234"]);
+    fs::write(&path, "ab").unwrap();
+    let told = follower.step(now, 100).told;
+    assert_eq!(show(&told), ["1 truncated@5-5", "1@5 ab", "eof@7"]);
+}
+
+#[test]
+fn a_file_that_tells_no_size_is_not_followed() {
+    let path = Path::new("/proc/version");
+    assert_eq!(open(path, |_| ()), Error::NoSize { path: path.into() });
+    let mut rig = Rig::new(Some("1 "));
+    rig.told();
+    rig.rename_to("log.1");
+    std::os::unix::fs::symlink(path, &rig.path).unwrap();
+    let told = rig.shown();
+    assert!(
+        told[0].contains("can be read once, but not followed"),
+        "{told:?}"
+    );
+    assert_eq!(told.len(), 1);
+    assert!(rig.shown().is_empty());
+    fs::remove_file(&rig.path).unwrap();
+    fs::write(&rig.path, "2 ").unwrap();
+    assert_eq!(rig.shown(), ["2 rotated", "2@2 2 "]);
 }
 
 #[test]

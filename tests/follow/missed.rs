@@ -108,6 +108,35 @@ fn files_that_lost_the_name_before_it_was_removed_are_told() {
 }
 
 #[test]
+fn files_that_come_and_go_are_told_at_once_after_a_path_event() {
+    let mut rig = Rig::new(None);
+    assert!(rig.shown().is_empty());
+    for number in 1..=2 {
+        fs::write(&rig.path, format!("{number} ")).unwrap();
+        rig.rename_to(&format!("log.{number}"));
+    }
+    // Without an event of the name, another file of its directory is not taken for one that had it.
+    assert!(rig.shown().is_empty());
+    rig.follower().path_event();
+    assert_eq!(
+        rig.shown(),
+        ["1 appeared", "2 rotated", "2 removed", "1@0 1 ", "2@2 2 "]
+    );
+    // They are told once.
+    rig.follower().path_event();
+    assert!(rig.shown().is_empty());
+    fs::write(&rig.path, "3 ").unwrap();
+    rig.follower().path_event();
+    assert_eq!(rig.shown(), ["3 appeared", "3@4 3 "]);
+    assert_eq!((rig.status().open, rig.status().rotated), (1, 0));
+    let writer = rig.writer();
+    rig.rename_to("log.3");
+    assert_eq!(rig.shown(), ["3 removed"]);
+    assert_eq!((rig.status().open, rig.status().rotated), (1, 1));
+    drop(writer);
+}
+
+#[test]
 fn files_that_lost_the_name_while_nobody_followed_it_are_told() {
     let mut rig = Rig::new(Some("1 "));
     assert_eq!(rig.shown(), ["1 appeared", "1@0 1 "]);

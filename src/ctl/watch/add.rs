@@ -7,6 +7,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::super::description;
+use super::super::early_end::early_end;
 use super::super::explain::differing;
 use super::super::failure::{Failure, Outcome};
 use super::super::feed::{Feed, Source};
@@ -92,15 +93,15 @@ pub(in crate::ctl) struct Registration {
     /// Do nothing if the same watch exists under this name; without it, that is an error
     #[arg(long)]
     if_missing: bool,
-    /// How long the watch stays
-    #[arg(long, value_enum, default_value_t, hide_default_value = true)]
-    lifetime: Lifetime,
+    /// How long the watch stays [default: daemon; with --follow and without --name: process]
+    #[arg(long, value_enum)]
+    lifetime: Option<Lifetime>,
     #[command(flatten)]
     end: End,
     /// How long the watch can be looked at after its end [default: as the policy says]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     finished_ttl: Option<prost_types::Duration>,
-    /// Print the watch's events until it closes
+    /// Print the watch's events until it closes; without --name it ends with this command
     #[arg(short, long)]
     follow: bool,
 }
@@ -114,13 +115,14 @@ impl Registration {
         }
     }
 
-    /// The same; without a name the watch ends with this command.
-    pub(super) fn ending_with_this(self) -> Self {
-        let lifetime = match self.name {
-            Some(_) => self.lifetime,
-            None => Lifetime::Process,
+    /// How long the watch stays: a watch that nobody can name again ends with the command that prints it.
+    fn lifetime(&self) -> proto::Lifetime {
+        let usual = match (self.lifetime, &self.name) {
+            (Some(lifetime), _) => lifetime,
+            (None, None) if self.follow => Lifetime::Process,
+            (None, _) => Lifetime::Daemon,
         };
-        Self { lifetime, ..self }
+        self.end.lifetime(usual.into())
     }
 
     /// Whether the watch's events are printed.
@@ -131,15 +133,9 @@ impl Registration {
     /// Options for a watch whose events a command prints while it runs. With a name, the watch stays when the command ends,
     /// and a watch that exists under the name is joined.
     pub(in crate::ctl) fn in_foreground(name: Option<String>) -> Self {
-        let lifetime = if name.is_some() {
-            Lifetime::Daemon
-        } else {
-            Lifetime::Process
-        };
         Self {
             if_missing: name.is_some(),
             name,
-            lifetime,
             follow: true,
             ..Self::default()
         }
@@ -183,7 +179,6 @@ pub(in crate::ctl) async fn request(
     } else {
         IfExists::Fail
     };
-    let lifetime = registration.end.lifetime(registration.lifetime.into());
     let request = AddWatchRequest {
         r#loop: session.loop_ref.clone(),
         spec: Some(WatchSpec { spec: Some(spec) }),
@@ -192,7 +187,7 @@ pub(in crate::ctl) async fn request(
         user_data: registration.user_data,
         if_exists: if_exists.into(),
         request_id: String::new(),
-        lifetime: lifetime.into(),
+        lifetime: registration.lifetime().into(),
         lease: registration.end.lease,
         at_lifetime_end: registration.end.at_end().into(),
         finished_ttl: registration.finished_ttl,
@@ -256,7 +251,11 @@ async fn print(
         printer.learn(watch_id, &watch.name);
     }
     let mut feed = Feed::new(session.clone(), Source::Subscribe(request)).reporting_standstill();
-    printer.run(&mut feed, Until::Closed(watch_id)).await
+    let code = printer.run(&mut feed, Until::Closed(watch_id)).await?;
+    match (&added.watch, &printer.closed) {
+        (Some(watch), Some(closed)) => early_end(watch, closed).map(|()| code),
+        _ => Ok(code),
+    }
 }
 
 /// Hands an inherited descriptor over to the daemon. Returns the slot by which it is claimed.

@@ -101,8 +101,8 @@ pub(in crate::ctl) struct OfFile {
     #[arg(long)]
     start_paused: bool,
     /// How many rotated files are kept open until they are read [default: 8]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_files: u32,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    keep_files: Option<u32>,
     /// How long a rotated file that is still written makes the next one wait [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     rotated_wait: Option<prost_types::Duration>,
@@ -145,7 +145,7 @@ pub(super) async fn file(session: &Session, args: OfFile) -> Outcome {
     if !prints {
         return add::run(session, spec, &registration.detached()).await;
     }
-    let added = add::request(session, spec, &registration.ending_with_this()).await?;
+    let added = add::request(session, spec, &registration).await?;
     add::follow_bytes(session, &added).await
 }
 
@@ -163,7 +163,7 @@ fn spec_of_file(args: OfFile) -> Made {
         start: start.into(),
         offset: args.offset,
         start_paused: args.start_paused,
-        keep_generations: args.keep_files,
+        keep_generations: args.keep_files.unwrap_or_default(),
         rotated_wait: args.rotated_wait,
         ..FileSpec::default()
     };

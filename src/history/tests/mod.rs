@@ -272,6 +272,72 @@ fn a_recording_may_begin_anywhere() {
     }
 }
 
+/// Returns the history of a file that is read once.
+fn file(parts: &[Kind], end: u64) -> Vec<Fact> {
+    let mut kinds = vec![added("file", 0)];
+    kinds.extend(parts.iter().cloned());
+    kinds.extend([eof(end), closed(CloseReason::Completed)]);
+    kinds.into_iter().map(|kind| fact(1, kind)).collect()
+}
+
+fn of_file(change: FileChangeKind, offset: u64, length: u64) -> Kind {
+    Kind::FileChanged(FileChanged {
+        change: change.into(),
+        generation: 1,
+        offset,
+        length,
+        ..FileChanged::default()
+    })
+}
+
+#[test]
+fn a_file_is_read_from_any_byte_on() {
+    use FileChangeKind::{Hole, Reading};
+    let data = |offset, len| data(Stream::Input, offset, len);
+    let reading = |offset| of_file(Reading, offset, 0);
+    for (parts, end) in [
+        // From its end, of an empty file, or from a byte in its middle.
+        (vec![], 10),
+        (vec![], 0),
+        (vec![reading(7), data(7, 3)], 10),
+        // With a hole in front, in the middle and at the end.
+        (vec![of_file(Hole, 7, 20), reading(27), data(27, 3)], 30),
+        (
+            vec![reading(0), data(0, 5), of_file(Hole, 5, 90), data(95, 5)],
+            100,
+        ),
+        (vec![reading(3), data(3, 5), of_file(Hole, 8, 2)], 10),
+        (vec![of_file(Hole, 10, 90)], 100),
+    ] {
+        let facts = file(&parts, end);
+        for per_batch in [1, 100] {
+            check(&record(&facts, per_batch)).unwrap();
+        }
+        let events = u64::try_from(facts.len()).unwrap();
+        for from in 1..=events {
+            let mut recording = record(&facts, 1);
+            lose(&mut recording, from, from);
+            check(&recording).unwrap();
+        }
+        // Once it has begun, nothing may be left out or told twice.
+        if !parts.is_empty() {
+            for wrong in [end - 1, end + 1] {
+                let found = check(&record(&file(&parts, wrong), 1)).unwrap_err();
+                assert_eq!(found.rule, Rule::EndOffset, "{parts:?}");
+            }
+        }
+    }
+    for parts in [
+        vec![reading(7), data(8, 2)],
+        vec![data(7, 3), of_file(Hole, 9, 1)],
+        vec![of_file(Hole, 7, 2), reading(10)],
+        vec![of_file(Hole, 7, 2), data(8, 2)],
+    ] {
+        let found = check(&record(&file(&parts, 10), 1)).unwrap_err();
+        assert_eq!(found.rule, Rule::DataOffset, "{parts:?}");
+    }
+}
+
 /// The daemon delivers this to a reader that filters by the kind Ready.
 #[test]
 fn readiness_comes_with_the_ends_of_watches() {

@@ -8,6 +8,8 @@ use crate::proto;
 use crate::rpc::convert;
 use crate::watch::{AtEnd, EndSignals, ProcessChange};
 
+/// Shortest time that a child may be given.
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 /// Longest time that a child may be given.
 const TIMEOUT_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -43,10 +45,5 @@ fn end_signals(process: &proto::ProcessSpec) -> Result<EndSignals> {
 }
 
 fn timeout(given: Option<prost_types::Duration>) -> Result<Option<Duration>> {
-    let field = "spec.process.timeout";
-    let timeout = convert::optional_duration(field, given, TIMEOUT_MAX)?;
-    if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
-        return Err(Error::invalid(field, "must be at least 1 ms"));
-    }
-    Ok(timeout)
+    convert::optional_within("spec.process.timeout", given, TIMEOUT_MIN..=TIMEOUT_MAX)
 }

@@ -68,6 +68,9 @@ trait Specification {
         self.slot().into_iter().collect()
     }
 
+    /// Leaves out what has the value that absence means, so that equal specifications are the same.
+    fn normalize(&mut self) {}
+
     /// Checks the specification. An error names the field and what is allowed.
     fn plan(self, checks: &Checks<'_>) -> Result<Plan>;
 
@@ -94,7 +97,9 @@ pub(super) fn registration(
     request: proto::AddWatchRequest,
 ) -> Result<(Registration, Order)> {
     let spec = request.spec.and_then(|spec| spec.spec);
-    let spec = spec.ok_or_else(|| Error::invalid("spec", "must be set: it says what to watch"))?;
+    let mut spec =
+        spec.ok_or_else(|| Error::invalid("spec", "must be set: it says what to watch"))?;
+    with_spec!(&mut spec, message => message.normalize());
     let kind = WatchKind::of(&spec);
     let checks = Checks {
         api,

@@ -42,15 +42,12 @@ impl Specification for proto::FileSpec {
         if file.keep_bytes > 0 {
             spec.keep_bytes = file.keep_bytes;
         }
-        let up_to_a_day = |field, given| convert::optional_duration(field, given, DAY);
-        if let Some(wait) = up_to_a_day("spec.file.rotated_wait", file.rotated_wait)? {
+        let (wait, every) = (file.rotated_wait, file.check_every);
+        if let Some(wait) = convert::optional_duration("spec.file.rotated_wait", wait, DAY)? {
             spec.rotated_wait = wait;
         }
-        if let Some(every) = up_to_a_day("spec.file.check_every", file.check_every)? {
-            if every < CHECK_MIN {
-                let allowed = "must be at least 10 ms";
-                return Err(Error::invalid("spec.file.check_every", allowed));
-            }
+        let often = CHECK_MIN..=DAY;
+        if let Some(every) = convert::optional_within("spec.file.check_every", every, often)? {
             spec.check_every = every;
         }
         spec.read_size = checks.api.registry.services().transport.read_size;

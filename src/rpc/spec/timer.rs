@@ -172,6 +172,12 @@ pub(super) fn check(spec: &proto::TimerSpec, checks: &Checks<'_>) -> Result<Chec
 }
 
 impl Specification for proto::TimerSpec {
+    fn normalize(&mut self) {
+        for duration in [&mut self.slack, &mut self.splay] {
+            *duration = duration.filter(|given| (given.seconds, given.nanos) != (0, 0));
+        }
+    }
+
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         let checked = check(&self, checks)?;
         let is_calendar = matches!(checked.when, When::Calendar { .. });

@@ -115,7 +115,10 @@ pub(in crate::rpc) fn plan(
     })?;
     let kind = before.spec.as_ref().map(WatchKind::of);
     let kind = kind.ok_or(Error::Internal("a watch has no kind"))?;
-    let given = asked.spec.clone().unwrap_or_default();
+    let mut given = asked.spec.clone().unwrap_or_default();
+    if let Some(spec) = &mut given.spec {
+        with_spec!(spec, message => message.normalize());
+    }
     if let Some(given) = &given.spec
         && WatchKind::of(given) != kind
     {

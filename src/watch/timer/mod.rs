@@ -124,10 +124,23 @@ const fn alarm(clock: Clock, at: u64) -> Alarm {
 #[derive(Debug)]
 enum Timer {
     New(Box<TimerOrder>),
-    Once { clock: Clock, at: u64 },
+    Once {
+        clock: Clock,
+        at: u64,
+    },
     Recurring(Box<Recurring>),
     Paused(Box<Paused>),
     Fired,
+    /// It closed before.
+    Closed(Box<Closed>),
+}
+
+/// What is left of a timer that closed.
+#[derive(Debug)]
+struct Closed {
+    fired: u64,
+    zone: String,
+    paused: bool,
 }
 
 /// A paused timer.
@@ -175,7 +188,7 @@ impl Timer {
         match self {
             Self::Once { clock, at } => Some((*clock, *at)),
             Self::Recurring(recurring) => recurring.due_at(),
-            Self::New(_) | Self::Paused(_) | Self::Fired => None,
+            Self::New(_) | Self::Paused(_) | Self::Fired | Self::Closed(_) => None,
         }
     }
 
@@ -250,13 +263,26 @@ impl Timer {
         }
     }
 
-    /// Returns the name of its time zone, and whether it is paused.
-    fn facts(&self) -> (String, bool) {
-        let zone = match self.unpaused() {
-            Self::Recurring(recurring) => recurring.zone().unwrap_or_default().to_owned(),
-            _ => String::new(),
+    /// Returns what of it does not change when it closes.
+    fn facts(&self) -> Closed {
+        let (fired, zone) = match self.unpaused() {
+            Self::Closed(closed) => (closed.fired, closed.zone.clone()),
+            Self::Recurring(recurring) => (
+                recurring.fired,
+                recurring.zone().unwrap_or_default().to_owned(),
+            ),
+            Self::Fired => (1, String::new()),
+            _ => (0, String::new()),
         };
-        (zone, matches!(self, Self::Paused(_)))
+        let paused = match self {
+            Self::Closed(closed) => closed.paused,
+            timer => matches!(timer, Self::Paused(_)),
+        };
+        Closed {
+            fired,
+            zone,
+            paused,
+        }
     }
 }
 
@@ -278,7 +304,7 @@ impl Watch for Timer {
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
         let fired = match self {
-            Self::New(_) | Self::Paused(_) | Self::Fired => return,
+            Self::New(_) | Self::Paused(_) | Self::Fired | Self::Closed(_) => return,
             Self::Once { clock, at } => {
                 let fired = TimerFired {
                     scheduled_ns: *at,
@@ -376,6 +402,13 @@ impl Watch for Timer {
         Ok(())
     }
 
+    fn closed(&mut self, _cx: &mut Context<'_>) -> u64 {
+        if !matches!(self, Self::Fired) {
+            *self = Self::Closed(Box::new(self.facts()));
+        }
+        0
+    }
+
     fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
         let now = Now::sample();
         let due = self.due_at();
@@ -388,12 +421,11 @@ impl Watch for Timer {
             // The clocks are read one after the other, so the rest is not the same each time.
             clock::timestamp(at.saturating_add(MS / 2) / MS * MS)
         });
-        let fired = match self.unpaused() {
-            Self::Recurring(recurring) => recurring.fired,
-            Self::Fired => 1,
-            _ => 0,
-        };
-        let (time_zone, paused) = self.facts();
+        let Closed {
+            fired,
+            zone: time_zone,
+            paused,
+        } = self.facts();
         Some(proto::watch::Status::Timer(proto::TimerStatus {
             next_ns: due.map_or(0, |(_, at)| at),
             fired,
