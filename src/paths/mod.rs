@@ -9,6 +9,8 @@
 //! - Events are in the kernel's order. Names are those at the time of the event, as far as the kernel
 //!   told of renames; a directory that was renamed is checked to be the one that is watched, and a
 //!   `Rescan` is told if it is not.
+//! - Two names that are exchanged are told as two renames, each of which loses what it replaces, and
+//!   then by a `Rescan` of both.
 //! - A directory is told removed after what was in it was; what leaves by a rename leaves at once.
 //! - Writes through a memory map, mounts over a watched directory, and changes on the other side of a
 //!   network file system are not told by the kernel. The last are refused or polled.
@@ -20,6 +22,7 @@
 
 mod engine;
 mod events;
+mod exchange;
 mod filesystems;
 mod hub;
 pub mod ignore;

@@ -99,7 +99,8 @@ impl Sub {
         }
     }
 
-    fn absolute(&self, id: NodeId) -> PathBuf {
+    /// The path of a directory without links, as far as the kernel told of renames.
+    pub(super) fn absolute(&self, id: NodeId) -> PathBuf {
         match &self.tree.path(id, b"")[..] {
             b"" => self.dir.clone(),
             path => self.dir.join(OsStr::from_bytes(path)),

@@ -14,7 +14,7 @@ use super::ignore::Ignore;
 use super::inbox::Inbox;
 use super::spec::Kinds;
 use super::told::{Change, Move, RescanReason, Synced, Told};
-use super::tree::{Aim, NodeId, Tree, Visit};
+use super::tree::{Aim, Arrival, NodeId, Tree, Visit};
 use super::watches::{Owner, Place, SubId};
 use super::way::Step;
 use super::window::Window;
@@ -49,6 +49,8 @@ pub(super) struct Leaving {
     pub(super) node: Option<NodeId>,
     pub(super) is_dir: bool,
     pub(super) ignored: bool,
+    /// The rename that has just brought what leaves, or what leaves was exchanged for it.
+    pub(super) onto: Option<Box<Arrival>>,
     pub(super) due: Instant,
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Sub {
     /// The root's name was taken away or given since it was last looked at.
     pub(super) touched: bool,
     pub(super) unsynced: bool,
+    /// A `Rescan` was told, and its `Synced` was not.
+    stale: bool,
     pub(super) entries: u64,
     /// Directories that exist and cannot be watched.
     pub(super) unwatched: HashSet<NodeId>,
@@ -95,6 +99,7 @@ impl Sub {
             resolving: false,
             touched: false,
             unsynced: false,
+            stale: false,
             entries: 0,
             unwatched: HashSet::new(),
             retry: None,
@@ -160,8 +165,9 @@ impl Sub {
             to: to.clone(),
             is_dir,
         }));
-        if is_dir && self.order.recursive && !self.order.inbox.listed_before(engine.emptied) {
-            // The reader's list may show what is at `from` since this move.
+        let to_be_listed = self.stale || !self.order.inbox.listed_before(engine.emptied);
+        if is_dir && self.order.recursive && to_be_listed {
+            // The reader lists `from` later, or its list shows what is there since this move.
             self.rescan(engine, RescanReason::Raced, to);
         }
     }
@@ -181,6 +187,7 @@ impl Sub {
     /// Tells a `Rescan`; a `Synced` follows.
     pub(super) fn rescan(&mut self, engine: &mut Engine, reason: RescanReason, path: Vec<u8>) {
         self.unsync(engine);
+        self.stale = true;
         self.tell(Told::Rescan { reason, path });
     }
 
@@ -196,6 +203,7 @@ impl Sub {
             return;
         }
         self.unsynced = false;
+        self.stale = false;
         let directories = if self.root == Root::Dir {
             self.tree.len() - self.unwatched.len()
         } else {

@@ -20,12 +20,14 @@ use super::spec::Kinds;
 pub enum Told {
     /// Something changed.
     Changed(Change),
-    /// An entry was renamed within what is watched. What was at `to` is replaced.
+    /// An entry was renamed within what is watched. What was at `to` is replaced; if the two were
+    /// exchanged, a second rename leads back and a `Rescan` of both names follows.
     Moved(Move),
     /// Everything that exists is watched: from here on nothing is missed. Told once at the start, after
     /// each appearance of the root and after each run of Rescans.
     Synced(Synced),
-    /// What you know of `path` and below may be stale: list it after the `Synced` that follows.
+    /// What you know of `path`, whether it is there too, and below may be stale: look after the `Synced`
+    /// that follows.
     Rescan {
         /// Why.
         reason: RescanReason,
@@ -114,6 +116,8 @@ pub enum RescanReason {
     Raced,
     /// `path` could not be watched before and is now.
     WatchedAgain,
+    /// `path` and another name were exchanged, in one step or as good as that.
+    Exchanged,
 }
 
 /// Why a root is gone.

@@ -283,6 +283,7 @@ fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
         RescanReason::Unmounted => (Shown::Unmounted, None),
         RescanReason::Raced => (Shown::Raced, None),
         RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
+        RescanReason::Exchanged => (Shown::Exchanged, None),
     };
     let (path, path_bytes) = text_or_bytes(path);
     PathRescan {
