@@ -152,10 +152,6 @@ impl Sub {
         if let Some(old) = self.tree.child(id, name) {
             self.forget(engine, old);
         }
-        if self.tree.depth(id) + 1 >= engine.limits.depth {
-            let (limit, path) = (engine.limits.depth, self.tree.path(id, name));
-            return self.rescan(engine, RescanReason::TooDeep { limit }, path);
-        }
         let child = self.tree.add(id, name);
         self.visit_later(engine, child, aim);
     }
@@ -232,7 +228,11 @@ impl Sub {
         // A pattern may ignore below the new place what it did not below the old one.
         match leaving.node.filter(|node| self.tree.get(*node).is_some()) {
             Some(node) if !self.order.ignore.depends_on_place() => {
+                let depth = self.tree.depth(node);
                 self.tree.attach(node, id, name);
+                if self.tree.depth(node) < depth {
+                    self.risen(engine);
+                }
                 if let Some(reading) = engine
                     .reading
                     .as_mut()

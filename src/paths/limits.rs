@@ -25,7 +25,7 @@ pub struct Limits {
     pub retry: Duration,
     /// Entries of one directory remembered while it is scanned, so that none is told twice.
     pub seen_names: usize,
-    /// Directories below each other, counted from the root.
+    /// Directories below each other, counted from the root, which is the first.
     pub depth: usize,
     /// Attempts to open a directory that is being renamed before it is given up with a `Rescan`.
     pub attempts: u8,

@@ -36,6 +36,7 @@ mod spec;
 mod sub;
 mod told;
 mod tree;
+mod unwatched;
 mod watches;
 mod way;
 mod window;

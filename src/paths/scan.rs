@@ -30,6 +30,7 @@ enum Obstacle {
     Errno(Errno),
     Full,
     Silent(&'static str),
+    TooDeep,
 }
 
 impl From<Errno> for Obstacle {
@@ -111,6 +112,10 @@ impl Sub {
         let Some(node) = self.tree.get(id) else {
             return Ok(());
         };
+        // One that is watched already stays so when it is moved down.
+        if node.wd.is_none() && self.tree.depth(id) >= engine.limits.depth {
+            return Err(Obstacle::TooDeep);
+        }
         let flags = OFlags::RDONLY
             | OFlags::DIRECTORY
             | OFlags::NOFOLLOW
@@ -144,7 +149,7 @@ impl Sub {
                 AddError::Full => Obstacle::Full,
                 AddError::Kernel(errno) => errno.into(),
             })?;
-        let again = self.unwatched.remove(&id);
+        let again = self.unwatched.remove(id);
         if known == Some(wd) && aim == Aim::Check && !again {
             return Ok(());
         }
@@ -218,8 +223,11 @@ impl Sub {
         if id == self.tree.root() {
             return self.resolve_later(engine);
         }
-        self.retry_later(engine);
-        if !self.unwatched.insert(id) {
+        let too_deep = matches!(obstacle, Obstacle::TooDeep);
+        if !too_deep {
+            self.retry_later(engine);
+        }
+        if !self.unwatched.insert(id, too_deep) {
             return;
         }
         let waiting = self.outstanding;
@@ -227,6 +235,9 @@ impl Sub {
             |errno, path| Arc::new(Refused::watch(errno, path, engine.watches.len(), waiting));
         let reason = match obstacle {
             Obstacle::Silent(file_system) => RescanReason::Silent { file_system },
+            Obstacle::TooDeep => RescanReason::TooDeep {
+                limit: engine.limits.depth,
+            },
             Obstacle::Full => RescanReason::TooManyWatches(Arc::new(Refused::HubWatches {
                 limit: engine.watches.limit(),
                 needed: waiting,

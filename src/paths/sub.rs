@@ -1,7 +1,6 @@
 //! A subscription, as the hub's thread sees it.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +14,7 @@ use super::inbox::Inbox;
 use super::spec::Kinds;
 use super::told::{Change, Move, RescanReason, Synced, Told};
 use super::tree::{Aim, Arrival, NodeId, Tree, Visit};
+use super::unwatched::Unwatched;
 use super::watches::{Owner, Place, SubId};
 use super::way::Step;
 use super::window::Window;
@@ -76,7 +76,7 @@ pub(super) struct Sub {
     stale: bool,
     pub(super) entries: u64,
     /// Directories that exist and cannot be watched.
-    pub(super) unwatched: HashSet<NodeId>,
+    pub(super) unwatched: Unwatched,
     /// When those and a way that cannot be watched are tried again.
     pub(super) retry: Option<Instant>,
     armed: Option<Instant>,
@@ -101,7 +101,7 @@ impl Sub {
             unsynced: false,
             stale: false,
             entries: 0,
-            unwatched: HashSet::new(),
+            unwatched: Unwatched::default(),
             retry: None,
             armed: None,
         }
@@ -252,7 +252,7 @@ impl Sub {
     pub(super) fn forget(&mut self, engine: &mut Engine, id: NodeId) {
         let (sub, unwatched) = (self.id, &mut self.unwatched);
         self.tree.remove(id, |id, node| {
-            unwatched.remove(&id);
+            unwatched.remove(id);
             if let Some(wd) = node.wd
                 && engine.watches.release(
                     wd,
@@ -328,9 +328,12 @@ impl Sub {
             if self.is_unsure() {
                 self.resolve_later(engine);
             }
-            let ids: Vec<_> = self.unwatched.iter().copied().take(RETRIES).collect();
+            let (ids, more) = self.unwatched.retry(RETRIES);
             for id in ids {
                 self.visit_later(engine, id, Aim::Check);
+            }
+            if more {
+                self.retry_later(engine);
             }
         }
         self.arm(engine);
@@ -354,6 +357,14 @@ impl Sub {
         {
             self.armed = Some(due);
             engine.timers.push(Reverse((due, self.id)));
+        }
+    }
+
+    /// Directories have come nearer to the root: some may not be too deep any more.
+    pub(super) fn risen(&mut self, engine: &mut Engine) {
+        let (tree, limit) = (&self.tree, engine.limits.depth);
+        for id in self.unwatched.no_longer_deep(|id| tree.depth(id) < limit) {
+            self.visit_later(engine, id, Aim::Check);
         }
     }
 

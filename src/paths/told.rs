@@ -82,7 +82,8 @@ pub struct Synced {
     pub directories: u64,
     /// Entries seen by the scans so far that ran since the last `Synced`.
     pub entries: u64,
-    /// Directories that exist and are not watched; each was named by a Rescan. They are tried again.
+    /// Directories that exist and are not watched; each was named by a Rescan. They are tried again, those
+    /// that are too deep when they come nearer to the root. What is below them is not counted.
     pub unwatched: u64,
 }
 
@@ -105,7 +106,7 @@ pub enum RescanReason {
         /// The name of the file system's type.
         file_system: &'static str,
     },
-    /// `path` is not watched: it is deeper than the limit.
+    /// `path` is not watched, nor what is below it: it is deeper than the limit.
     TooDeep {
         /// The limit, in directories.
         limit: usize,
