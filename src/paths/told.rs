@@ -119,6 +119,8 @@ pub enum RescanReason {
     WatchedAgain,
     /// `path` and another name were exchanged, in one step or as good as that.
     Exchanged,
+    /// The reader asks for something else from here on. Told by whoever changes the subscription.
+    Updated,
 }
 
 /// Why a root is gone.

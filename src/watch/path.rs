@@ -59,6 +59,7 @@ impl PathOrder {
             order: Some(self),
             waiting: VecDeque::new(),
             rescan_fits: true,
+            rescans_before: 0,
         })
     }
 }
@@ -131,6 +132,8 @@ struct PathWatch {
     waiting: VecDeque<Told>,
     /// Whether room for one `PathRescan` is set aside.
     rescan_fits: bool,
+    /// `PathRescan`s of the subscriptions before this one, and those for their changes.
+    rescans_before: u64,
 }
 
 impl PathWatch {
@@ -284,6 +287,7 @@ fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
         RescanReason::Raced => (Shown::Raced, None),
         RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
         RescanReason::Exchanged => (Shown::Exchanged, None),
+        RescanReason::Updated => (Shown::Updated, None),
     };
     let (path, path_bytes) = text_or_bytes(path);
     PathRescan {
@@ -326,8 +330,15 @@ impl Watch for PathWatch {
             return Err(super::unsupported("what is to be changed"));
         };
         order.wake.connect(cx);
-        self.order = Some(*order);
+        let before = self.order.replace(*order);
+        let rescans = before.map_or(0, |before| before.subscription.status().rescans);
+        self.rescans_before += rescans + 1;
+        // What was not told yet is in what the client lists now, and so is what it did not see before.
         self.waiting.clear();
+        self.waiting.push_back(Told::Rescan {
+            reason: RescanReason::Updated,
+            path: Vec::new(),
+        });
         // What it has found already comes after the event of the change.
         cx.notifier.notify(cx.key(), Notice::Woken);
         Ok(())
@@ -349,7 +360,7 @@ impl Watch for PathWatch {
             synced: synced.is_some(),
             directories: synced.map_or(0, |synced| synced.directories),
             unwatched: synced.map_or(0, |synced| synced.unwatched),
-            rescans: of_watch.map_or(0, |status| status.rescans),
+            rescans: self.rescans_before + of_watch.map_or(0, |status| status.rescans),
             kernel_watches: number(used),
             kernel_watches_max: number(most),
             user_watches_max: order.and_then(|order| order.user_watches_max).unwrap_or(0),
