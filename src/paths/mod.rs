@@ -12,8 +12,9 @@
 //! - Two names that are exchanged are told as two renames, each of which loses what it replaces, and
 //!   then by a `Rescan` of both.
 //! - A directory is told removed after what was in it was; what leaves by a rename leaves at once.
-//! - Writes through a memory map, mounts over a watched directory, and changes on the other side of a
-//!   network file system are not told by the kernel. The last are refused or polled.
+//! - Writes through a memory map and changes on the other side of a network file system are not told by
+//!   the kernel. The last are refused or polled.
+//! - Mounts are not told by inotify either: a change of the mount table is a reason to look again.
 //!
 //! How: `way` follows the path, each directory watched before a name is looked up in it. `scan`
 //! opens a directory, watches what it has open, and reads it. `events` turns the kernel's events into
@@ -28,6 +29,7 @@ mod hub;
 pub mod ignore;
 mod inbox;
 mod limits;
+mod mounts;
 mod poll;
 mod refused;
 mod root;

@@ -193,19 +193,7 @@ impl Sub {
     ) -> Aim {
         let path = self.tree.path(id, b"");
         if let Some(old) = old {
-            let children: Vec<_> = self
-                .tree
-                .get(id)
-                .iter()
-                .flat_map(|node| node.children.values())
-                .copied()
-                .collect();
-            for child in children {
-                self.forget(engine, child);
-            }
-            if engine.watches.release(old, self.owner(Place::Node(id))) {
-                engine.work.push_back(Work::Narrow(old));
-            }
+            self.let_go(engine, id, old);
         }
         let reason = if again {
             RescanReason::WatchedAgain
@@ -218,10 +206,33 @@ impl Sub {
         Aim::Survey
     }
 
+    /// Ends the watch `old` of a directory, and those of all below it.
+    fn let_go(&mut self, engine: &mut Engine, id: NodeId, old: Wd) {
+        let children: Vec<_> = self
+            .tree
+            .get(id)
+            .iter()
+            .flat_map(|node| node.children.values())
+            .copied()
+            .collect();
+        for child in children {
+            self.forget(engine, child);
+        }
+        if engine.watches.release(old, self.owner(Place::Node(id))) {
+            engine.work.push_back(Work::Narrow(old));
+        }
+    }
+
     fn give_up(&mut self, engine: &mut Engine, id: NodeId, obstacle: Obstacle) {
         let path = self.tree.path(id, b"");
         if id == self.tree.root() {
             return self.resolve_later(engine);
+        }
+        if let Obstacle::Silent(_) = obstacle
+            && let Some(old) = self.tree.get_mut(id).and_then(|node| node.wd.take())
+        {
+            // It was mounted over what is watched.
+            self.let_go(engine, id, old);
         }
         let too_deep = matches!(obstacle, Obstacle::TooDeep);
         if !too_deep {

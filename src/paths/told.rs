@@ -111,6 +111,8 @@ pub enum RescanReason {
         /// The limit, in directories.
         limit: usize,
     },
+    /// A file system was mounted over `path`.
+    Mounted,
     /// A file system was unmounted at `path`.
     Unmounted,
     /// Names below `path` changed faster than they could be followed.

@@ -283,6 +283,7 @@ fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
             (Shown::SilentFileSystem, Some((&error).into()))
         }
         RescanReason::TooDeep { .. } => (Shown::TooDeep, None),
+        RescanReason::Mounted => (Shown::Mounted, None),
         RescanReason::Unmounted => (Shown::Unmounted, None),
         RescanReason::Raced => (Shown::Raced, None),
         RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
