@@ -47,7 +47,7 @@ mod worker;
 pub use hub::{Hub, Status, Subscription, SubscriptionStatus};
 pub use ignore::Ignore;
 pub use inbox::{Inbox, Sink};
-pub use limits::{EVENT_BYTES, InboxLimits, KernelLimits, Limits};
+pub use limits::{EVENT_BYTES, InboxLimits, KernelLimits, Limits, UserLimit};
 pub use refused::{PathFault, Refused};
 pub use spec::{Kinds, Spec};
 pub use told::{Change, GoneReason, Move, RescanReason, Synced, Told};

@@ -68,10 +68,11 @@ impl PathOrder {
 pub(super) fn refusal(refused: &paths::Refused) -> Error {
     use paths::Refused;
     let field = |name: &str| Error::invalid(format!("spec.path.{name}"), allowed(refused));
-    let limit = |limit, value: Option<u64>| Error::Limit {
+    // The error names the limit, so the hint does not.
+    let limit = |limit, value: Option<u64>, hint: String| Error::Limit {
         limit,
         value: value.unwrap_or(0),
-        hint: refused.to_string().into(),
+        hint: hint.into(),
     };
     let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     match refused {
@@ -80,11 +81,25 @@ pub(super) fn refusal(refused: &paths::Refused) -> Error {
         Refused::Pattern { index, .. } => field(&format!("ignore[{index}]")),
         Refused::TooManyPatterns { .. } => field("ignore"),
         Refused::PollInterval { .. } | Refused::PollEntries { .. } => field("poll"),
-        Refused::KernelWatches { value, .. } => limit("fs.inotify.max_user_watches", *value),
-        Refused::HubWatches { limit: most, .. } | Refused::Subscriptions { limit: most } => {
-            limit("limits.path_watches", Some(number(*most)))
+        Refused::KernelWatches {
+            limit: most,
+            used,
+            needed,
+        } => {
+            let hint = format!("{used} watches are used here, {needed} more are needed at least");
+            limit(most.name, most.value, hint)
         }
-        Refused::Instances { value } => limit("fs.inotify.max_user_instances", *value),
+        Refused::HubWatches {
+            limit: most,
+            needed,
+        } => {
+            let hint = format!("{needed} more watches are needed at least");
+            limit("limits.path_watches", Some(number(*most)), hint)
+        }
+        Refused::Subscriptions { limit: most } => {
+            limit("limits.path_watches", Some(number(*most)), String::new())
+        }
+        Refused::Instances { limit: most } => limit(most.name, most.value, String::new()),
         Refused::InboxTooSmall { .. } => Error::Internal("the configured inbox has no room"),
         Refused::Unreadable { .. }
         | Refused::Descriptors
@@ -366,5 +381,43 @@ impl Watch for PathWatch {
             kernel_watches_max: number(most),
             user_watches_max: order.and_then(|order| order.user_watches_max).unwrap_or(0),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::{Refused, UserLimit};
+
+    #[test]
+    fn a_limit_is_named_once() {
+        let of = |name, value| UserLimit {
+            name,
+            value: Some(value),
+        };
+        let refusals = [
+            Refused::Instances {
+                limit: of("user.max_inotify_instances", 128),
+            },
+            Refused::KernelWatches {
+                limit: of("fs.inotify.max_user_watches", 9),
+                used: 8,
+                needed: 2,
+            },
+            Refused::HubWatches {
+                limit: 7,
+                needed: 3,
+            },
+        ];
+        let texts = refusals.map(|refused| refusal(&refused).to_string());
+        assert_eq!(
+            texts,
+            [
+                "the limit user.max_inotify_instances = 128 is reached",
+                "the limit fs.inotify.max_user_watches = 9 is reached: 8 watches are used here, 2 more are \
+                 needed at least",
+                "the limit limits.path_watches = 7 is reached: 3 more watches are needed at least",
+            ]
+        );
     }
 }
