@@ -10,9 +10,11 @@ use super::output;
 use super::parse;
 use super::session::{Session, answer};
 use super::timer;
+use super::watch::Only;
 use super::zone;
 use crate::proto::{
-    AtEnd, ProcessSpec, TimerSpec, UpdateWatchRequest, WatchRef, WatchSpec, timer_spec, watch_spec,
+    AtEnd, PathChangeKind, PathSpec, ProcessSpec, TimerSpec, UpdateWatchRequest, WatchRef,
+    WatchSpec, timer_spec, watch_spec,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -21,9 +23,11 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl update nightly --pause            # and --resume
   evloopctl update build --timeout 2h --label ticket=71
   evloopctl update build --at-end keep
+  evloopctl update src -r --ignore target --ignore '*.o'
 
 A changed schedule counts from its change and does not fire for it. A new expression keeps the time zone of \
-the one before, unless it has one of its own or --zone is given.";
+the one before, unless it has one of its own or --zone is given. A changed path watch tells by \
+`path_rescan` that everything is to be looked at.";
 
 /// Options of `update`.
 #[derive(Debug, Args)]
@@ -59,12 +63,36 @@ pub(super) struct Update {
     /// The signal that asks the process to end
     #[arg(long, value_name = "SIGNAL", value_parser = parse::signal)]
     stop_signal: Option<String>,
+    #[command(flatten)]
+    path: OfPath,
     /// Replace the labels of the watch by these; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse::key_value)]
     labels: Vec<(String, String)>,
     /// How long the watch can be looked at after its end
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     finished_ttl: Option<prost_types::Duration>,
+}
+
+#[derive(Debug, Args)]
+struct OfPath {
+    /// Watch all directories below the path too
+    #[arg(short, long, conflicts_with = "no_recursive")]
+    recursive: bool,
+    /// Do not watch the directories below the path
+    #[arg(long)]
+    no_recursive: bool,
+    /// Tell these changes of the path
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
+    only: Vec<Only>,
+    /// Replace the patterns of what is left out of the path by these; may be repeated; '' for none
+    #[arg(long, value_name = "PATTERN")]
+    ignore: Vec<String>,
+    /// Make equal changes of the path within this time one event; 0 for not
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    window: Option<prost_types::Duration>,
+    /// Look at file systems that tell nothing, such as NFS, at this interval; 0 for not
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    poll: Option<prost_types::Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +117,7 @@ struct Schedule {
 struct Made {
     timer: TimerSpec,
     process: ProcessSpec,
+    path: PathSpec,
     paths: Vec<&'static str>,
 }
 
@@ -173,17 +202,45 @@ impl Made {
         }
     }
 
+    fn of_path(&mut self, args: &OfPath) {
+        let nothing = prost_types::Duration::default();
+        if args.recursive || args.no_recursive {
+            self.path.recursive = args.recursive;
+            self.paths.push("spec.path.recursive");
+        }
+        if !args.only.is_empty() {
+            let kinds = args.only.iter().map(|only| PathChangeKind::from(*only));
+            self.path.kinds = kinds.map(i32::from).collect();
+            self.paths.push("spec.path.kinds");
+        }
+        if !args.ignore.is_empty() {
+            let patterns = args.ignore.iter().filter(|pattern| !pattern.is_empty());
+            self.path.ignore = patterns.cloned().collect();
+            self.paths.push("spec.path.ignore");
+        }
+        if args.window.is_some() {
+            self.path.window = args.window.filter(|window| *window != nothing);
+            self.paths.push("spec.path.window");
+        }
+        if args.poll.is_some() {
+            self.path.poll = args.poll.filter(|poll| *poll != nothing);
+            self.paths.push("spec.path.poll");
+        }
+    }
+
     /// Returns the specification; none if no field of one is named.
     fn spec(&self) -> Result<Option<watch_spec::Spec>, Failure> {
         let of = |kind: &str| self.paths.iter().any(|path| path.starts_with(kind));
-        match (of("spec.timer."), of("spec.process.")) {
-            (true, true) => {
-                let both = "some of these options are for timers, and some for processes";
-                Err(Failure::plain(both).code(USAGE))
+        match (of("spec.timer."), of("spec.process."), of("spec.path.")) {
+            (true, false, false) => Ok(Some(watch_spec::Spec::Timer(self.timer.clone()))),
+            (false, true, false) => Ok(Some(watch_spec::Spec::Process(self.process.clone()))),
+            (false, false, true) => Ok(Some(watch_spec::Spec::Path(self.path.clone()))),
+            (false, false, false) => Ok(None),
+            _ => {
+                let several =
+                    "these options are for different kinds of watches: timers, processes, paths";
+                Err(Failure::plain(several).code(USAGE))
             }
-            (true, false) => Ok(Some(watch_spec::Spec::Timer(self.timer.clone()))),
-            (false, true) => Ok(Some(watch_spec::Spec::Process(self.process.clone()))),
-            (false, false) => Ok(None),
         }
     }
 }
@@ -196,6 +253,7 @@ pub(super) async fn run(session: &Session, args: Update) -> Outcome {
     };
     made.of_timer(&args, kept.as_deref())?;
     made.of_process(&args);
+    made.of_path(&args.path);
     let spec = made.spec()?;
     let mut paths = made.paths;
     if !args.labels.is_empty() {

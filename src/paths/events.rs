@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::spec::Kinds;
 use super::sub::{Leaving, Root, Sub};
 use super::told::RescanReason;
-use super::tree::{Aim, NodeId};
+use super::tree::{Aim, Arrival, NodeId};
 use super::watches::Wd;
 
 /// An event as it was read.
@@ -72,15 +72,23 @@ impl Sub {
         let Some(name) = event.name else {
             return self.on_itself(engine, id, event);
         };
-        if self.tree.get(id).is_none() {
+        let kinds = Kinds::of(event.flags);
+        let Some(node) = self.tree.get_mut(id) else {
             return;
-        }
+        };
+        let latest = if kinds.intersects(Kinds::STRUCTURE) {
+            node.arrived.take()
+        } else {
+            None
+        };
         let path = self.tree.path(id, name);
         let is_dir = event.is_dir();
         let ignored = self.order.ignore.matches(&path, is_dir);
-        let kinds = Kinds::of(event.flags);
         match kinds {
-            Kinds::MOVED_AWAY => return self.moved_from(engine, id, name, event, ignored),
+            Kinds::MOVED_AWAY => {
+                let onto = latest.filter(|latest| *latest.name == *name && !ignored);
+                return self.moved_from(engine, id, name, event, ignored, onto);
+            }
             Kinds::MOVED_HERE => return self.moved_to(engine, id, name, event, ignored),
             _ if ignored => return,
             Kinds::CREATED => return self.created(engine, id, name, path, is_dir),
@@ -144,10 +152,6 @@ impl Sub {
         if let Some(old) = self.tree.child(id, name) {
             self.forget(engine, old);
         }
-        if self.tree.depth(id) + 1 >= engine.limits.depth {
-            let (limit, path) = (engine.limits.depth, self.tree.path(id, name));
-            return self.rescan(engine, RescanReason::TooDeep { limit }, path);
-        }
         let child = self.tree.add(id, name);
         self.visit_later(engine, child, aim);
     }
@@ -159,6 +163,7 @@ impl Sub {
         name: &[u8],
         event: Event<'_>,
         ignored: bool,
+        onto: Option<Box<Arrival>>,
     ) {
         self.unsee(id, name);
         while self.moves.len() >= engine.limits.pending_moves.max(1) {
@@ -171,6 +176,7 @@ impl Sub {
             node: self.tree.detach(id, name),
             is_dir: event.is_dir(),
             ignored,
+            onto,
             due: engine.now + engine.limits.move_expiry,
         });
         self.arm(engine);
@@ -198,7 +204,7 @@ impl Sub {
             }
             return;
         };
-        let leaving = self.moves.remove(at);
+        let mut leaving = self.moves.remove(at);
         self.expire_name(engine, id, name);
         if let Some(old) = self.tree.child(id, name) {
             self.forget(engine, old);
@@ -209,13 +215,24 @@ impl Sub {
             self.tree.path(id, name),
         );
         self.moved(engine, from, to, is_dir);
+        if self.exchanged(engine, &mut leaving, id, name) {
+            return;
+        }
+        self.arrived(id, name, Some((leaving.parent, leaving.name)));
         if !is_dir || !self.order.recursive {
+            if let Some(node) = leaving.node {
+                self.forget(engine, node);
+            }
             return;
         }
         // A pattern may ignore below the new place what it did not below the old one.
         match leaving.node.filter(|node| self.tree.get(*node).is_some()) {
             Some(node) if !self.order.ignore.depends_on_place() => {
+                let depth = self.tree.depth(node);
                 self.tree.attach(node, id, name);
+                if self.tree.depth(node) < depth {
+                    self.risen(engine);
+                }
                 if let Some(reading) = engine
                     .reading
                     .as_mut()
@@ -237,6 +254,7 @@ impl Sub {
 
     fn moved_here(&mut self, engine: &mut Engine, id: NodeId, name: &[u8], is_dir: bool) {
         self.expire_name(engine, id, name);
+        self.arrived(id, name, None);
         let new = self.see(engine, id, name);
         if new {
             let path = self.tree.path(id, name);
@@ -252,21 +270,30 @@ impl Sub {
 
     /// Takes the second half of a move as never to come: the entry has left.
     pub(super) fn expire(&mut self, engine: &mut Engine, at: usize) {
-        let leaving = self.moves.remove(at);
-        if let Some(node) = leaving.node {
+        let leaving = self.left(engine, at);
+        if leaving.onto.is_some() {
+            // Of an exchange with something outside only these halves are told.
+            self.look_again(engine, leaving.parent, &leaving.name);
+        }
+    }
+
+    fn left(&mut self, engine: &mut Engine, at: usize) -> Leaving {
+        let mut leaving = self.moves.remove(at);
+        if let Some(node) = leaving.node.take() {
             self.forget(engine, node);
         }
         if !leaving.ignored {
             let path = self.tree.path(leaving.parent, &leaving.name);
             self.changed(engine, path, Kinds::MOVED_AWAY, leaving.is_dir);
         }
+        leaving
     }
 
-    /// A name is given again: what had it must have left before.
+    /// A name is given again, and that is told: what had it must have left before.
     pub(super) fn expire_name(&mut self, engine: &mut Engine, id: NodeId, name: &[u8]) {
         let taken = |leaving: &Leaving| leaving.parent == id && *leaving.name == *name;
         while let Some(at) = self.moves.iter().position(taken) {
-            self.expire(engine, at);
+            self.left(engine, at);
         }
     }
 

@@ -176,8 +176,8 @@ impl Hub {
         let shared = running.as_ref().map(|running| &running.shared);
         let load = |value: fn(&Shared) -> usize| shared.map_or(0, |shared| value(shared));
         Status {
-            // inotify and eventfd, and the directory that is read.
-            descriptors: shared.map_or(0, |_| 3) + self.poller.descriptors(),
+            // inotify, eventfd and the mount table, and the directory that is read.
+            descriptors: shared.map_or(0, |_| 4) + self.poller.descriptors(),
             watches: load(|shared| shared.watches.load(Ordering::Relaxed)),
             watches_limit: self.limits.watches,
             subscriptions: load(|shared| shared.subscriptions.load(Ordering::Relaxed)),

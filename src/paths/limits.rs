@@ -25,7 +25,7 @@ pub struct Limits {
     pub retry: Duration,
     /// Entries of one directory remembered while it is scanned, so that none is told twice.
     pub seen_names: usize,
-    /// Directories below each other, counted from the root.
+    /// Directories below each other, counted from the root, which is the first.
     pub depth: usize,
     /// Attempts to open a directory that is being renamed before it is given up with a `Rescan`.
     pub attempts: u8,
@@ -93,15 +93,58 @@ pub struct KernelLimits {
     pub max_queued_events: Option<u64>,
 }
 
+/// A limit of the kernel on what a user may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserLimit {
+    /// The sysctl.
+    pub name: &'static str,
+    /// Its value now. None: not readable.
+    pub value: Option<u64>,
+}
+
+impl UserLimit {
+    /// That on watches.
+    pub(super) fn watches() -> Self {
+        let host = ("fs.inotify.max_user_watches", "fs/inotify/max_user_watches");
+        let own = ("user.max_inotify_watches", "user/max_inotify_watches");
+        Self::lower(host, own)
+    }
+
+    /// That on instances.
+    pub(super) fn instances() -> Self {
+        let host = (
+            "fs.inotify.max_user_instances",
+            "fs/inotify/max_user_instances",
+        );
+        let own = ("user.max_inotify_instances", "user/max_inotify_instances");
+        Self::lower(host, own)
+    }
+
+    /// The one that is reached first: a user namespace other than the host's has limits of its own.
+    fn lower(host: (&'static str, &str), own: (&'static str, &str)) -> Self {
+        let read = |(name, file)| Self {
+            name,
+            value: sysctl(file),
+        };
+        let (host, own) = (read(host), read(own));
+        match (host.value, own.value) {
+            (Some(most), Some(value)) if value < most => own,
+            (None, Some(_)) => own,
+            _ => host,
+        }
+    }
+}
+
+fn sysctl(file: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/sys/{file}")).ok()?;
+    text.trim().parse().ok()
+}
+
 impl KernelLimits {
     /// Reads them from `/proc/sys/fs/inotify`.
     #[must_use]
     pub fn read() -> Self {
-        let read = |name: &str| {
-            fs::read_to_string(format!("/proc/sys/fs/inotify/{name}"))
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-        };
+        let read = |name: &str| sysctl(&format!("fs/inotify/{name}"));
         Self {
             max_user_watches: read("max_user_watches"),
             max_user_instances: read("max_user_instances"),

@@ -128,7 +128,7 @@ fn run(limits: &Limits, shared: &Shared, new: &Mutex<Vec<Polled>>) {
             keep
         });
         let due = all.iter().map(|polled| polled.due).min();
-        shared.wait(None, due);
+        shared.wait([], due);
     }
     all.append(&mut new.lock());
     for polled in all {

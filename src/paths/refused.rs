@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::limits::KernelLimits;
+use super::limits::UserLimit;
 
 /// Why a subscription is refused, or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +76,12 @@ pub enum Refused {
     },
     /// The user's watches are used up.
     #[error(
-        "fs.inotify.max_user_watches = {} is reached: {used} watches are used here, {needed} more are needed at least",
-        number(*.value)
+        "{} = {} is reached: {used} watches are used here, {needed} more are needed at least",
+        .limit.name, number(.limit.value)
     )]
     KernelWatches {
-        /// The limit now. None: not readable.
-        value: Option<u64>,
+        /// The limit now.
+        limit: UserLimit,
         /// Watches of this hub; other programs of the user count too.
         used: usize,
         /// Directories that are known to wait for a watch.
@@ -98,10 +98,10 @@ pub enum Refused {
         needed: usize,
     },
     /// The user's inotify instances are used up.
-    #[error("fs.inotify.max_user_instances = {} is reached", number(*.value))]
+    #[error("{} = {} is reached", .limit.name, number(.limit.value))]
     Instances {
-        /// The limit now. None: not readable.
-        value: Option<u64>,
+        /// The limit now.
+        limit: UserLimit,
     },
     /// The process may open no further descriptor.
     #[error("no file descriptor is left (RLIMIT_NOFILE)")]
@@ -154,7 +154,7 @@ impl Refused {
     pub(super) fn watch(errno: Errno, path: PathBuf, used: usize, needed: usize) -> Self {
         match errno {
             Errno::NOSPC => Self::KernelWatches {
-                value: KernelLimits::read().max_user_watches,
+                limit: UserLimit::watches(),
                 used,
                 needed,
             },
@@ -172,7 +172,7 @@ impl Refused {
         use rustix::event::{EventfdFlags, eventfd};
         if errno == Errno::MFILE && eventfd(0, EventfdFlags::CLOEXEC).is_ok() {
             return Self::Instances {
-                value: KernelLimits::read().max_user_instances,
+                limit: UserLimit::instances(),
             };
         }
         Self::watch(errno, PathBuf::from("inotify"), 0, 1)

@@ -30,6 +30,7 @@ enum Obstacle {
     Errno(Errno),
     Full,
     Silent(&'static str),
+    TooDeep,
 }
 
 impl From<Errno> for Obstacle {
@@ -99,7 +100,8 @@ impl Sub {
         }
     }
 
-    fn absolute(&self, id: NodeId) -> PathBuf {
+    /// The path of a directory without links, as far as the kernel told of renames.
+    pub(super) fn absolute(&self, id: NodeId) -> PathBuf {
         match &self.tree.path(id, b"")[..] {
             b"" => self.dir.clone(),
             path => self.dir.join(OsStr::from_bytes(path)),
@@ -110,6 +112,10 @@ impl Sub {
         let Some(node) = self.tree.get(id) else {
             return Ok(());
         };
+        // One that is watched already stays so when it is moved down.
+        if node.wd.is_none() && self.tree.depth(id) >= engine.limits.depth {
+            return Err(Obstacle::TooDeep);
+        }
         let flags = OFlags::RDONLY
             | OFlags::DIRECTORY
             | OFlags::NOFOLLOW
@@ -143,7 +149,7 @@ impl Sub {
                 AddError::Full => Obstacle::Full,
                 AddError::Kernel(errno) => errno.into(),
             })?;
-        let again = self.unwatched.remove(&id);
+        let again = self.unwatched.remove(id);
         if known == Some(wd) && aim == Aim::Check && !again {
             return Ok(());
         }
@@ -187,19 +193,7 @@ impl Sub {
     ) -> Aim {
         let path = self.tree.path(id, b"");
         if let Some(old) = old {
-            let children: Vec<_> = self
-                .tree
-                .get(id)
-                .iter()
-                .flat_map(|node| node.children.values())
-                .copied()
-                .collect();
-            for child in children {
-                self.forget(engine, child);
-            }
-            if engine.watches.release(old, self.owner(Place::Node(id))) {
-                engine.work.push_back(Work::Narrow(old));
-            }
+            self.let_go(engine, id, old);
         }
         let reason = if again {
             RescanReason::WatchedAgain
@@ -212,13 +206,39 @@ impl Sub {
         Aim::Survey
     }
 
+    /// Ends the watch `old` of a directory, and those of all below it.
+    fn let_go(&mut self, engine: &mut Engine, id: NodeId, old: Wd) {
+        let children: Vec<_> = self
+            .tree
+            .get(id)
+            .iter()
+            .flat_map(|node| node.children.values())
+            .copied()
+            .collect();
+        for child in children {
+            self.forget(engine, child);
+        }
+        if engine.watches.release(old, self.owner(Place::Node(id))) {
+            engine.work.push_back(Work::Narrow(old));
+        }
+    }
+
     fn give_up(&mut self, engine: &mut Engine, id: NodeId, obstacle: Obstacle) {
         let path = self.tree.path(id, b"");
         if id == self.tree.root() {
             return self.resolve_later(engine);
         }
-        self.retry_later(engine);
-        if !self.unwatched.insert(id) {
+        if let Obstacle::Silent(_) = obstacle
+            && let Some(old) = self.tree.get_mut(id).and_then(|node| node.wd.take())
+        {
+            // It was mounted over what is watched.
+            self.let_go(engine, id, old);
+        }
+        let too_deep = matches!(obstacle, Obstacle::TooDeep);
+        if !too_deep {
+            self.retry_later(engine);
+        }
+        if !self.unwatched.insert(id, too_deep) {
             return;
         }
         let waiting = self.outstanding;
@@ -226,6 +246,9 @@ impl Sub {
             |errno, path| Arc::new(Refused::watch(errno, path, engine.watches.len(), waiting));
         let reason = match obstacle {
             Obstacle::Silent(file_system) => RescanReason::Silent { file_system },
+            Obstacle::TooDeep => RescanReason::TooDeep {
+                limit: engine.limits.depth,
+            },
             Obstacle::Full => RescanReason::TooManyWatches(Arc::new(Refused::HubWatches {
                 limit: engine.watches.limit(),
                 needed: waiting,

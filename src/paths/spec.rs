@@ -16,7 +16,8 @@ bitflags! {
         const CREATED = WatchFlags::CREATE.bits();
         /// An entry was removed (`IN_DELETE`).
         const DELETED = WatchFlags::DELETE.bits();
-        /// Content was written or cut (`IN_MODIFY`). A write through a memory map is not told.
+        /// Content was written or cut (`IN_MODIFY`). A write through a memory map is not told, nor, as
+        /// for all kinds, what is done through a hard link whose directory is not watched.
         const MODIFIED = WatchFlags::MODIFY.bits();
         /// A file that was open for writing was closed (`IN_CLOSE_WRITE`).
         const WRITE_ENDED = WatchFlags::CLOSE_WRITE.bits();

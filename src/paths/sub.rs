@@ -1,7 +1,6 @@
 //! A subscription, as the hub's thread sees it.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,7 +13,8 @@ use super::ignore::Ignore;
 use super::inbox::Inbox;
 use super::spec::Kinds;
 use super::told::{Change, Move, RescanReason, Synced, Told};
-use super::tree::{Aim, NodeId, Tree, Visit};
+use super::tree::{Aim, Arrival, NodeId, Tree, Visit};
+use super::unwatched::Unwatched;
 use super::watches::{Owner, Place, SubId};
 use super::way::Step;
 use super::window::Window;
@@ -49,6 +49,8 @@ pub(super) struct Leaving {
     pub(super) node: Option<NodeId>,
     pub(super) is_dir: bool,
     pub(super) ignored: bool,
+    /// The rename that has just brought what leaves, or what leaves was exchanged for it.
+    pub(super) onto: Option<Box<Arrival>>,
     pub(super) due: Instant,
 }
 
@@ -70,9 +72,11 @@ pub(super) struct Sub {
     /// The root's name was taken away or given since it was last looked at.
     pub(super) touched: bool,
     pub(super) unsynced: bool,
+    /// A `Rescan` was told, and its `Synced` was not.
+    stale: bool,
     pub(super) entries: u64,
     /// Directories that exist and cannot be watched.
-    pub(super) unwatched: HashSet<NodeId>,
+    pub(super) unwatched: Unwatched,
     /// When those and a way that cannot be watched are tried again.
     pub(super) retry: Option<Instant>,
     armed: Option<Instant>,
@@ -95,8 +99,9 @@ impl Sub {
             resolving: false,
             touched: false,
             unsynced: false,
+            stale: false,
             entries: 0,
-            unwatched: HashSet::new(),
+            unwatched: Unwatched::default(),
             retry: None,
             armed: None,
         }
@@ -160,8 +165,9 @@ impl Sub {
             to: to.clone(),
             is_dir,
         }));
-        if is_dir && self.order.recursive && !self.order.inbox.listed_before(engine.emptied) {
-            // The reader's list may show what is at `from` since this move.
+        let to_be_listed = self.stale || !self.order.inbox.listed_before(engine.emptied);
+        if is_dir && self.order.recursive && to_be_listed {
+            // The reader lists `from` later, or its list shows what is there since this move.
             self.rescan(engine, RescanReason::Raced, to);
         }
     }
@@ -181,6 +187,7 @@ impl Sub {
     /// Tells a `Rescan`; a `Synced` follows.
     pub(super) fn rescan(&mut self, engine: &mut Engine, reason: RescanReason, path: Vec<u8>) {
         self.unsync(engine);
+        self.stale = true;
         self.tell(Told::Rescan { reason, path });
     }
 
@@ -196,6 +203,7 @@ impl Sub {
             return;
         }
         self.unsynced = false;
+        self.stale = false;
         let directories = if self.root == Root::Dir {
             self.tree.len() - self.unwatched.len()
         } else {
@@ -244,7 +252,7 @@ impl Sub {
     pub(super) fn forget(&mut self, engine: &mut Engine, id: NodeId) {
         let (sub, unwatched) = (self.id, &mut self.unwatched);
         self.tree.remove(id, |id, node| {
-            unwatched.remove(&id);
+            unwatched.remove(id);
             if let Some(wd) = node.wd
                 && engine.watches.release(
                     wd,
@@ -320,9 +328,12 @@ impl Sub {
             if self.is_unsure() {
                 self.resolve_later(engine);
             }
-            let ids: Vec<_> = self.unwatched.iter().copied().take(RETRIES).collect();
+            let (ids, more) = self.unwatched.retry(RETRIES);
             for id in ids {
                 self.visit_later(engine, id, Aim::Check);
+            }
+            if more {
+                self.retry_later(engine);
             }
         }
         self.arm(engine);
@@ -346,6 +357,14 @@ impl Sub {
         {
             self.armed = Some(due);
             engine.timers.push(Reverse((due, self.id)));
+        }
+    }
+
+    /// Directories have come nearer to the root: some may not be too deep any more.
+    pub(super) fn risen(&mut self, engine: &mut Engine) {
+        let (tree, limit) = (&self.tree, engine.limits.depth);
+        for id in self.unwatched.no_longer_deep(|id| tree.depth(id) < limit) {
+            self.visit_later(engine, id, Aim::Check);
         }
     }
 

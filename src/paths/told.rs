@@ -20,12 +20,14 @@ use super::spec::Kinds;
 pub enum Told {
     /// Something changed.
     Changed(Change),
-    /// An entry was renamed within what is watched. What was at `to` is replaced.
+    /// An entry was renamed within what is watched. What was at `to` is replaced; if the two were
+    /// exchanged, a second rename leads back and a `Rescan` of both names follows.
     Moved(Move),
     /// Everything that exists is watched: from here on nothing is missed. Told once at the start, after
     /// each appearance of the root and after each run of Rescans.
     Synced(Synced),
-    /// What you know of `path` and below may be stale: list it after the `Synced` that follows.
+    /// What you know of `path`, whether it is there too, and below may be stale: look after the `Synced`
+    /// that follows.
     Rescan {
         /// Why.
         reason: RescanReason,
@@ -80,7 +82,8 @@ pub struct Synced {
     pub directories: u64,
     /// Entries seen by the scans so far that ran since the last `Synced`.
     pub entries: u64,
-    /// Directories that exist and are not watched; each was named by a Rescan. They are tried again.
+    /// Directories that exist and are not watched; each was named by a Rescan. They are tried again, those
+    /// that are too deep when they come nearer to the root. What is below them is not counted.
     pub unwatched: u64,
 }
 
@@ -103,17 +106,23 @@ pub enum RescanReason {
         /// The name of the file system's type.
         file_system: &'static str,
     },
-    /// `path` is not watched: it is deeper than the limit.
+    /// `path` is not watched, nor what is below it: it is deeper than the limit.
     TooDeep {
         /// The limit, in directories.
         limit: usize,
     },
+    /// A file system was mounted over `path`.
+    Mounted,
     /// A file system was unmounted at `path`.
     Unmounted,
     /// Names below `path` changed faster than they could be followed.
     Raced,
     /// `path` could not be watched before and is now.
     WatchedAgain,
+    /// `path` and another name were exchanged, in one step or as good as that.
+    Exchanged,
+    /// The reader asks for something else from here on. Told by whoever changes the subscription.
+    Updated,
 }
 
 /// Why a root is gone.

@@ -22,6 +22,16 @@ pub(super) struct Node {
     pub(super) seen: Option<HashSet<Box<[u8]>>>,
     /// The visit that waits in the queue of work.
     pub(super) visit: Option<Visit>,
+    /// What the latest change of a name in it was, if a rename brought something.
+    pub(super) arrived: Option<Box<Arrival>>,
+}
+
+/// Something got its name by a rename.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Arrival {
+    pub(super) name: Box<[u8]>,
+    /// Where it was. None: outside of what is watched.
+    pub(super) from: Option<(NodeId, Box<[u8]>)>,
 }
 
 /// What a visit to a directory is for.
@@ -107,6 +117,7 @@ impl Tree {
             children: HashMap::new(),
             seen: None,
             visit: None,
+            arrived: None,
         };
         self.nodes.insert(id, node);
         id

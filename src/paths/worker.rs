@@ -15,6 +15,7 @@ use rustix::io::{Errno, read, write};
 
 use super::engine::{Engine, Work};
 use super::events::Event;
+use super::mounts::Mounts;
 use super::refused::Refused;
 use super::sub::{Order, Sub};
 use super::told::Told;
@@ -52,8 +53,12 @@ impl Shared {
         let _ = write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Waits for a wake, for `other`, or until `due`.
-    pub(super) fn wait(&self, other: Option<&OwnedFd>, due: Option<Instant>) {
+    /// Waits for a wake, for `others`, or until `due`. True: one of those has something urgent.
+    pub(super) fn wait<'a>(
+        &'a self,
+        others: impl IntoIterator<Item = PollFd<'a>>,
+        due: Option<Instant>,
+    ) -> bool {
         let timeout = due.map(|due| {
             let left = due.saturating_duration_since(Instant::now());
             Timespec {
@@ -62,10 +67,11 @@ impl Shared {
             }
         });
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
-        fds.extend(other.map(|other| PollFd::new(other, PollFlags::IN)));
+        fds.extend(others);
         // An interruption or a want of memory: the caller looks at everything and comes back.
         let _ = poll(&mut fds, timeout.as_ref());
         let _ = read(&self.wake, &mut [0; 8]);
+        fds.iter().any(|fd| fd.revents().intersects(PollFlags::PRI))
     }
 }
 
@@ -88,6 +94,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     commands: Receiver<Command>,
     owners: Vec<Owner>,
+    mounts: Mounts,
 }
 
 impl Worker {
@@ -100,6 +107,7 @@ impl Worker {
             shared,
             commands,
             owners: Vec::new(),
+            mounts: Mounts::open(),
         }
     }
 
@@ -107,10 +115,14 @@ impl Worker {
     /// scan of any size does not let the queue overflow.
     pub(super) fn run(mut self) {
         let mut buffer = vec![MaybeUninit::uninit(); READ_BYTES];
+        let mut remounted = false;
         while !self.shared.stop.load(Ordering::Acquire) {
             self.engine.now = Instant::now();
             let drained = self.drain(&mut buffer);
             self.ticks();
+            if std::mem::take(&mut remounted) || self.mounts.have_changed(self.engine.now) {
+                self.remounted();
+            }
             if drained {
                 self.engine.emptied = self.engine.now;
                 self.settle();
@@ -121,7 +133,9 @@ impl Worker {
             self.publish();
             if drained && !commanded && !self.engine.is_busy() && self.engine.settled.is_empty() {
                 let due = self.engine.timers.peek().map(|Reverse((due, _))| *due);
-                self.shared.wait(Some(&self.queue), due);
+                let queue = PollFd::new(&self.queue, PollFlags::IN);
+                let others = [Some(queue), self.mounts.wanted()];
+                remounted = self.shared.wait(others.into_iter().flatten(), due);
             }
         }
         for sub in self.subs.values_mut() {
@@ -183,6 +197,15 @@ impl Worker {
             }
         }
         self.owners = owners;
+    }
+
+    /// Looks at what has changed in the mount table.
+    fn remounted(&mut self) {
+        for (at, mounted) in self.mounts.changes() {
+            for sub in self.subs.values_mut() {
+                sub.remounted(&mut self.engine, &at, mounted);
+            }
+        }
     }
 
     fn ticks(&mut self) {

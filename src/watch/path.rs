@@ -59,6 +59,7 @@ impl PathOrder {
             order: Some(self),
             waiting: VecDeque::new(),
             rescan_fits: true,
+            rescans_before: 0,
         })
     }
 }
@@ -67,10 +68,11 @@ impl PathOrder {
 pub(super) fn refusal(refused: &paths::Refused) -> Error {
     use paths::Refused;
     let field = |name: &str| Error::invalid(format!("spec.path.{name}"), allowed(refused));
-    let limit = |limit, value: Option<u64>| Error::Limit {
+    // The error names the limit, so the hint does not.
+    let limit = |limit, value: Option<u64>, hint: String| Error::Limit {
         limit,
         value: value.unwrap_or(0),
-        hint: refused.to_string().into(),
+        hint: hint.into(),
     };
     let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     match refused {
@@ -79,11 +81,25 @@ pub(super) fn refusal(refused: &paths::Refused) -> Error {
         Refused::Pattern { index, .. } => field(&format!("ignore[{index}]")),
         Refused::TooManyPatterns { .. } => field("ignore"),
         Refused::PollInterval { .. } | Refused::PollEntries { .. } => field("poll"),
-        Refused::KernelWatches { value, .. } => limit("fs.inotify.max_user_watches", *value),
-        Refused::HubWatches { limit: most, .. } | Refused::Subscriptions { limit: most } => {
-            limit("limits.path_watches", Some(number(*most)))
+        Refused::KernelWatches {
+            limit: most,
+            used,
+            needed,
+        } => {
+            let hint = format!("{used} watches are used here, {needed} more are needed at least");
+            limit(most.name, most.value, hint)
         }
-        Refused::Instances { value } => limit("fs.inotify.max_user_instances", *value),
+        Refused::HubWatches {
+            limit: most,
+            needed,
+        } => {
+            let hint = format!("{needed} more watches are needed at least");
+            limit("limits.path_watches", Some(number(*most)), hint)
+        }
+        Refused::Subscriptions { limit: most } => {
+            limit("limits.path_watches", Some(number(*most)), String::new())
+        }
+        Refused::Instances { limit: most } => limit(most.name, most.value, String::new()),
         Refused::InboxTooSmall { .. } => Error::Internal("the configured inbox has no room"),
         Refused::Unreadable { .. }
         | Refused::Descriptors
@@ -131,6 +147,8 @@ struct PathWatch {
     waiting: VecDeque<Told>,
     /// Whether room for one `PathRescan` is set aside.
     rescan_fits: bool,
+    /// `PathRescan`s of the subscriptions before this one, and those for their changes.
+    rescans_before: u64,
 }
 
 impl PathWatch {
@@ -280,9 +298,12 @@ fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
             (Shown::SilentFileSystem, Some((&error).into()))
         }
         RescanReason::TooDeep { .. } => (Shown::TooDeep, None),
+        RescanReason::Mounted => (Shown::Mounted, None),
         RescanReason::Unmounted => (Shown::Unmounted, None),
         RescanReason::Raced => (Shown::Raced, None),
         RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
+        RescanReason::Exchanged => (Shown::Exchanged, None),
+        RescanReason::Updated => (Shown::Updated, None),
     };
     let (path, path_bytes) = text_or_bytes(path);
     PathRescan {
@@ -325,8 +346,15 @@ impl Watch for PathWatch {
             return Err(super::unsupported("what is to be changed"));
         };
         order.wake.connect(cx);
-        self.order = Some(*order);
+        let before = self.order.replace(*order);
+        let rescans = before.map_or(0, |before| before.subscription.status().rescans);
+        self.rescans_before += rescans + 1;
+        // What was not told yet is in what the client lists now, and so is what it did not see before.
         self.waiting.clear();
+        self.waiting.push_back(Told::Rescan {
+            reason: RescanReason::Updated,
+            path: Vec::new(),
+        });
         // What it has found already comes after the event of the change.
         cx.notifier.notify(cx.key(), Notice::Woken);
         Ok(())
@@ -348,10 +376,48 @@ impl Watch for PathWatch {
             synced: synced.is_some(),
             directories: synced.map_or(0, |synced| synced.directories),
             unwatched: synced.map_or(0, |synced| synced.unwatched),
-            rescans: of_watch.map_or(0, |status| status.rescans),
+            rescans: self.rescans_before + of_watch.map_or(0, |status| status.rescans),
             kernel_watches: number(used),
             kernel_watches_max: number(most),
             user_watches_max: order.and_then(|order| order.user_watches_max).unwrap_or(0),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::{Refused, UserLimit};
+
+    #[test]
+    fn a_limit_is_named_once() {
+        let of = |name, value| UserLimit {
+            name,
+            value: Some(value),
+        };
+        let refusals = [
+            Refused::Instances {
+                limit: of("user.max_inotify_instances", 128),
+            },
+            Refused::KernelWatches {
+                limit: of("fs.inotify.max_user_watches", 9),
+                used: 8,
+                needed: 2,
+            },
+            Refused::HubWatches {
+                limit: 7,
+                needed: 3,
+            },
+        ];
+        let texts = refusals.map(|refused| refusal(&refused).to_string());
+        assert_eq!(
+            texts,
+            [
+                "the limit user.max_inotify_instances = 128 is reached",
+                "the limit fs.inotify.max_user_watches = 9 is reached: 8 watches are used here, 2 more are \
+                 needed at least",
+                "the limit limits.path_watches = 7 is reached: 3 more watches are needed at least",
+            ]
+        );
     }
 }

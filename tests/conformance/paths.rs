@@ -7,7 +7,8 @@ use std::path::Path;
 use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{
-    Event, PathChangeKind, PathChanged, PathSpec, UpdateWatchRequest, WatchSpec, watch,
+    Event, PathChangeKind, PathChanged, PathSpec, RescanReason, UpdateWatchRequest, WatchSpec,
+    watch,
 };
 use tonic::Code;
 
@@ -281,7 +282,36 @@ async fn a_change_watches_anew(scene: &mut Scene) {
         ..UpdateWatchRequest::default()
     };
     scene.daemon.watches().update_watch(request).await.unwrap();
+    // What is below has become visible: the client is told to look.
+    match scene.recorder.first(id, "path_rescan").await.kind {
+        Some(Kind::PathRescan(rescan)) => {
+            assert_eq!(rescan.reason(), RescanReason::Updated);
+            assert!(rescan.path.is_empty() && rescan.path_bytes.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
     scene.recorder.nth(id, "path_synced", 2).await;
+    let events = scene.recorder.recording.events();
+    let kinds: Vec<_> = events
+        .filter(|event| event.watch_id == id)
+        .filter_map(|event| event.kind.as_ref())
+        .collect();
+    assert!(
+        matches!(
+            kinds[..],
+            [
+                ..,
+                Kind::Updated(_),
+                Kind::PathRescan(_),
+                Kind::PathSynced(_)
+            ]
+        ),
+        "{kinds:?}"
+    );
+    match scene.get(id).await.status {
+        Some(watch::Status::Path(status)) => assert_eq!(status.rescans, 1),
+        other => panic!("{other:?}"),
+    }
     fs::write(dir.path().join("below/file"), "").unwrap();
     told(scene, id, PathChangeKind::Created, "below/file").await;
 }

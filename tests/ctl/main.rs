@@ -30,6 +30,7 @@ mod standstill;
 mod terminal;
 mod texts;
 mod trees;
+mod updates;
 mod verbs;
 mod views;
 mod waits;

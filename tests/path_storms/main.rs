@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use evloopd::paths::{Hub, InboxLimits, Spec};
-use support::{Dice, Picture, Reader, hub, recursive};
+use support::{Dice, Picture, Reader, exchange, hub, recursive};
 use tempfile::{TempDir, tempdir};
 
 const DIRECTORIES: usize = 2_000;
@@ -38,7 +38,7 @@ fn storm(directories: &[PathBuf], out: &Path, seed: u64, steps: usize) {
     let any = |dice: &mut Dice| &directories[dice.roll(directories.len())];
     for step in 0..steps {
         let dir = any(&mut dice);
-        match dice.roll(12) {
+        match dice.roll(14) {
             0..=2 => drop(fs::write(dir.join(format!("f{}", dice.roll(4))), b"x")),
             3..=4 => drop(fs::remove_file(dir.join(format!("f{}", dice.roll(4))))),
             5 => {
@@ -66,6 +66,8 @@ fn storm(directories: &[PathBuf], out: &Path, seed: u64, steps: usize) {
                     drop(fs::rename(&outside, any(&mut dice)));
                 }
             }
+            11 => drop(exchange(dir, any(&mut dice))),
+            12 => drop(exchange(&dir.join("file"), &any(&mut dice).join("f1"))),
             _ => {
                 // A whole level is swapped, and its name is used again.
                 let parent = dir.parent().unwrap();

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{PATIENCE, Picture, Reader, disk, hub, is_change, recursive};
+use crate::support::{PATIENCE, Picture, Reader, disk, exchange, hub, is_change, recursive};
 use evloopd::paths::{GoneReason, Kinds, Move, RescanReason, Sink, Spec, Told};
 use parking_lot::{Condvar, Mutex};
 use tempfile::tempdir;
@@ -182,6 +182,75 @@ fn a_tree_that_was_moved_out_is_silent() {
             .any(|told| is_change(told, "a/b/c", Kinds::CREATED)),
         "{told:?}"
     );
+}
+
+// 32
+#[test]
+fn exchanged_names_are_watched_and_named() {
+    let (top, out) = (tempdir().unwrap(), tempdir().unwrap());
+    let at = |name: &str| top.path().join(name);
+    fs::create_dir_all(at("A/fa")).unwrap();
+    fs::create_dir_all(at("B/fb")).unwrap();
+    fs::create_dir(out.path().join("kept")).unwrap();
+    fs::write(at("x"), b"x").unwrap();
+    fs::write(at("y"), b"y").unwrap();
+    let hub = hub();
+    let (mut reader, synced) = Reader::synced(&hub, recursive(top.path()));
+    let pairs = [
+        (at("A"), at("B"), vec!["A", "B"]),
+        (at("x"), at("y"), vec!["x", "y"]),
+        (at("A"), at("x"), vec!["A", "x"]),
+        (at("x"), at("A"), vec!["A", "x"]),
+        (out.path().join("kept"), at("A"), vec!["A"]),
+    ];
+    for (one, other, names) in pairs {
+        exchange(&one, &other).unwrap();
+        let told = reader.until(|told| matches!(told, Told::Synced(_)));
+        let mut named: Vec<_> = told
+            .iter()
+            .filter_map(|told| match told {
+                Told::Rescan {
+                    reason: RescanReason::Exchanged,
+                    path,
+                } => Some(std::str::from_utf8(path).unwrap()),
+                _ => None,
+            })
+            .collect();
+        named.sort_unstable();
+        assert_eq!(named, names, "{told:?}");
+    }
+    let synced_now = reader.subscription.status().synced.unwrap();
+    assert_eq!(synced_now.directories, synced.directories - 1);
+    for new in ["A/new1", "B/new2"] {
+        fs::write(at(new), b"").unwrap();
+        reader.until_change(new, Kinds::CREATED);
+    }
+}
+
+// 32
+#[test]
+fn a_rename_there_and_back_is_no_exchange() {
+    let top = tempdir().unwrap();
+    let (a, b) = (top.path().join("a"), top.path().join("b"));
+    fs::create_dir_all(a.join("c")).unwrap();
+    let hub = hub();
+    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
+    fs::rename(&a, &b).unwrap();
+    fs::rename(&b, &a).unwrap();
+    fs::write(a.join("c/end"), b"").unwrap();
+    let told = reader.until_change("a/c/end", Kinds::CREATED);
+    let moves = told.iter().filter(|told| matches!(told, Told::Moved(_)));
+    assert_eq!(moves.count(), 2, "{told:?}");
+    let exchanged = |told: &Told| {
+        matches!(
+            told,
+            Told::Rescan {
+                reason: RescanReason::Exchanged,
+                ..
+            }
+        )
+    };
+    assert!(!told.iter().any(exchanged), "{told:?}");
 }
 
 fn appeared(reader: &mut Reader) -> Vec<Told> {

@@ -87,6 +87,64 @@ fn a_limit_reached_midway_is_a_rescan_and_is_tried_again() {
     reader.until_change(&format!("{missed}/x"), Kinds::CREATED);
 }
 
+// 35
+#[test]
+fn all_that_waits_for_room_gets_its_turn() {
+    let (top, other) = (tempdir().unwrap(), tempdir().unwrap());
+    for dir in 0..600 {
+        fs::create_dir(top.path().join(format!("d{dir}"))).unwrap();
+        fs::create_dir(other.path().join(format!("d{dir}"))).unwrap();
+    }
+    let hub = Hub::new(Limits {
+        watches: 640,
+        retry: Duration::from_millis(10),
+        ..Limits::default()
+    });
+    let (before, _) = Reader::synced(&hub, recursive(other.path()));
+    let (mut reader, synced) = Reader::synced(&hub, recursive(top.path()));
+    assert!(synced.unwatched > 512, "{synced:?}");
+    drop(before);
+    reader.until(|told| matches!(told, Told::Synced(synced) if synced.unwatched == 0));
+}
+
+/// Makes `count` directories below each other.
+fn chain(top: &Path, count: usize) {
+    fs::create_dir_all(top.join(names(0..count))).unwrap();
+}
+
+fn names(range: std::ops::Range<usize>) -> String {
+    let names: Vec<_> = range.map(|level| format!("d{level}")).collect();
+    names.join("/")
+}
+
+// 35
+#[test]
+fn what_is_too_deep_is_named_and_watched_when_it_is_moved_up() {
+    let top = tempdir().unwrap();
+    chain(top.path(), 160);
+    let hub = hub();
+    let (mut reader, synced) = Reader::synced(&hub, recursive(top.path()));
+    assert_eq!((synced.directories, synced.unwatched), (128, 1));
+    let (old, up) = (top.path().join(names(0..101)), top.path().join("up"));
+    fs::rename(old, &up).unwrap();
+    let named = format!("up/{}", names(101..128));
+    reader.until(|told| matches!(told, Told::Rescan { reason: RescanReason::WatchedAgain, path } if *path == named.as_bytes()));
+    let told = reader.until(|told| matches!(told, Told::Synced(_)));
+    assert!(
+        matches!(told.last(), Some(Told::Synced(synced)) if synced.directories == 161 && synced.unwatched == 0),
+        "{told:?}"
+    );
+    let file = format!("{}/file", names(101..150));
+    fs::write(up.join(&file), b"").unwrap();
+    reader.until_change(&format!("up/{file}"), Kinds::CREATED);
+
+    // Back down: what is watched stays so, what is new is named.
+    fs::rename(&up, top.path().join(names(0..101))).unwrap();
+    fs::create_dir(top.path().join(names(0..150)).join("new")).unwrap();
+    let named = format!("{}/new", names(0..150));
+    reader.until(|told| matches!(told, Told::Rescan { reason: RescanReason::TooDeep { limit: 128 }, path } if *path == named.as_bytes()));
+}
+
 /// Runs this test again where the sysctl `name` is `value`. False: this is that run.
 fn again_with(name: &str, value: &str, test: &str) -> bool {
     if std::env::var_os("PATHS_INNER").is_some() {
@@ -134,11 +192,11 @@ fn the_limit_on_watches_is_not_told_as_a_full_disk() {
         .expect("refused");
     let text = refused.to_string();
     assert!(
-        matches!(refused, Refused::KernelWatches { value: Some(_), used: 3, needed } if needed >= 1),
+        matches!(refused, Refused::KernelWatches { used: 3, needed, .. } if needed >= 1),
         "{text}"
     );
     assert!(
-        text.contains("fs.inotify.max_user_watches = ") && text.contains("3 watches"),
+        text.contains("user.max_inotify_watches = 3 ") && text.contains("3 watches"),
         "{text}"
     );
     assert_eq!(hub.status().watches, 0, "what was added is given back");
@@ -160,7 +218,7 @@ fn the_limit_on_instances_is_named() {
     assert!(
         refused
             .to_string()
-            .contains("fs.inotify.max_user_instances"),
+            .contains("user.max_inotify_instances = 0 "),
         "{refused}"
     );
 }

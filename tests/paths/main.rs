@@ -6,4 +6,5 @@
 mod api;
 mod field;
 mod limits;
+mod mounts;
 mod support;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Picture, Reader, disk, hub, recursive};
+use crate::support::{Picture, Reader, disk, exchange, hub, recursive};
 use evloopd::paths::Spec;
 use proptest::prelude::*;
 use tempfile::tempdir;
@@ -15,6 +15,9 @@ enum Step {
     Remove(String),
     MakeDirs(String),
     Rename(String, String),
+    Exchange(String, String),
+    /// Exchanges what is kept outside, named first or last.
+    ExchangeOut(String, bool),
     MoveOut(String),
     MoveIn(String),
     /// Reads what is told so far.
@@ -32,6 +35,8 @@ fn a_step() -> impl Strategy<Value = Step> {
         2 => a_path().prop_map(Step::Remove),
         3 => a_path().prop_map(Step::MakeDirs),
         4 => (a_path(), a_path()).prop_map(|(from, to)| Step::Rename(from, to)),
+        3 => (a_path(), a_path()).prop_map(|(one, other)| Step::Exchange(one, other)),
+        1 => (a_path(), any::<bool>()).prop_map(|(path, first)| Step::ExchangeOut(path, first)),
         1 => a_path().prop_map(Step::MoveOut),
         1 => a_path().prop_map(Step::MoveIn),
         1 => Just(Step::Read),
@@ -48,6 +53,9 @@ fn step(top: &Path, out: &Path, step: &Step) {
         }
         Step::MakeDirs(path) => drop(fs::create_dir_all(at(path))),
         Step::Rename(from, to) => drop(fs::rename(at(from), at(to))),
+        Step::Exchange(one, other) => drop(exchange(&at(one), &at(other))),
+        Step::ExchangeOut(path, true) => drop(exchange(&out.join("kept"), &at(path))),
+        Step::ExchangeOut(path, false) => drop(exchange(&at(path), &out.join("kept"))),
         Step::MoveOut(path) => drop(fs::rename(at(path), out.join("kept"))),
         Step::MoveIn(path) => drop(fs::rename(out.join("kept"), at(path))),
         Step::Read => {}

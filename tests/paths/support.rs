@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use evloopd::paths::{Change, Hub, Kinds, Limits, Refused, Sink, Spec, Subscription, Synced, Told};
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// Long enough on a busy machine; a test that passes does not wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,6 +140,11 @@ pub fn recursive(path: &Path) -> Spec {
     }
 }
 
+/// Exchanges two names.
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
 /// What is below `root`, by relative path.
 pub fn disk(root: &Path) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::new();
@@ -250,6 +257,11 @@ impl Picture {
                 self.synced += 1;
                 for path in std::mem::take(&mut self.stale) {
                     self.drop_below(&path);
+                    self.known.remove(&path);
+                    let at = self.root.join(OsStr::from_bytes(&path));
+                    if !path.is_empty() && fs::symlink_metadata(at).is_ok() {
+                        self.known.insert(path.clone());
+                    }
                     list(&self.root, &path, &mut self.known);
                 }
             }

@@ -33,7 +33,7 @@ it is printed: reading waits for whoever reads stdout.";
 
 /// A change to tell.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Only {
+pub(in crate::ctl) enum Only {
     Created,
     Deleted,
     Modified,

@@ -22,6 +22,8 @@ pub(super) mod sockets;
 mod take_fd;
 mod tls;
 
+pub(super) use files::Only;
+
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl watch timer --every 10s --name tick
   evloopctl watch listen 127.0.0.1:7000 -f
