@@ -9,7 +9,7 @@ use super::json;
 use super::lookup;
 use super::output;
 use super::parse::nanoseconds;
-use super::render::{Renderer, closed_with};
+use super::render::Renderer;
 use super::session::Session;
 use super::transcript::complain_gap;
 use crate::proto::event::Kind;
