@@ -58,7 +58,7 @@ async fn certificates_that_do_not_fit_are_refused_in_words(scene: &mut Scene) {
             "not for elsewhere.test",
         ),
         (
-            "web",
+            "stranger",
             TlsOptions::default(),
             "no trusted authority has signed",
         ),

@@ -3,6 +3,10 @@
 //! The driver tells only when the socket is ready; the watch itself receives and sends, in the same
 //! way on every backend. It receives at the end of a turn's completions, by its alarm, because only
 //! then is it known how much room the journal has left.
+//!
+//! io_uring's multishot recvmsg does not fit: what it has taken cannot be left in the socket when the
+//! journal becomes full, as a Unix sender would have to wait for, and each of its buffers must have room
+//! for the largest datagram.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
