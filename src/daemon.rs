@@ -399,22 +399,22 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
 /// Subscribes to the signals that control the daemon: SIGTERM, SIGINT, and SIGHUP, which reloads
 /// nothing yet.
 fn control(hub: &Arc<SignalHub>) -> (mpsc::Receiver<i32>, Subscription) {
-    // A capacity of 1 is enough: signals that arrive while one waits may be dropped.
+    // A capacity of 1 is enough: what arrives while one waits asks for the same.
     let (sender, receiver) = mpsc::channel(1);
     let sink = move |received: Received| {
-        let _ = sender.try_send(received.number);
+        if received.number == libc::SIGHUP {
+            tracing::warn!("SIGHUP: this version does not reload; restart to apply changes");
+        } else {
+            let _ = sender.try_send(received.number);
+        }
     };
     let numbers = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     (receiver, hub.subscribe(&numbers, Arc::new(sink)))
 }
 
 async fn terminate(asked: &mut mpsc::Receiver<i32>) {
-    while let Some(number) = asked.recv().await {
-        if number != libc::SIGHUP {
-            tracing::info!(number, "a signal asks the daemon to end");
-            return;
-        }
-        tracing::warn!("SIGHUP: this version does not reload; restart to apply changes");
+    if let Some(number) = asked.recv().await {
+        tracing::info!(number, "a signal asks the daemon to end");
     }
 }
 

@@ -107,17 +107,23 @@ struct Subscribers {
 }
 
 impl Subscribers {
-    /// Every child sends a SIGCHLD: it wakes the thread only while somebody wants to know. What waits
-    /// then from before tells nothing new, as any that comes late.
-    fn heed_children(&mut self) {
-        let mut numbers = self.list.iter().flat_map(|s| &s.numbers);
-        let wanted = numbers.any(|number| *number == libc::SIGCHLD);
-        if wanted != self.taken.contains(Signal::SIGCHLD) {
-            if wanted {
-                self.taken.add(Signal::SIGCHLD);
+    /// Takes the [`RESERVED`] signals only while somebody wants them; until then, they wait in the
+    /// kernel. So SIGTERM is not lost while the daemon starts, and a SIGCHLD of each child wakes the
+    /// thread only where it tells something.
+    fn heed_reserved(&mut self) {
+        let before = self.taken;
+        for signal in RESERVED
+            .iter()
+            .filter_map(|number| Signal::try_from(*number).ok())
+        {
+            let mut numbers = self.list.iter().flat_map(|s| &s.numbers);
+            if numbers.any(|number| *number == signal as i32) {
+                self.taken.add(signal);
             } else {
-                self.taken.remove(Signal::SIGCHLD);
+                self.taken.remove(signal);
             }
+        }
+        if self.taken != before {
             // It fails for what is no signalfd only.
             let _ = self.signals.set_mask(&self.taken);
         }
@@ -157,7 +163,7 @@ impl SignalHub {
             signals: Arc::clone(&signals),
             taken,
         };
-        subscribers.heed_children();
+        subscribers.heed_reserved();
         let subscribers = Arc::new(Mutex::new(subscribers));
         let thread = {
             let (stop, subscribers) = (Arc::clone(&stop), Arc::clone(&subscribers));
@@ -182,7 +188,7 @@ impl SignalHub {
 
     /// Sends the signals of these numbers to `sink` until the returned value is dropped. Every
     /// number is accepted, but a signal that is neither allowed nor reserved never arrives. A
-    /// signal without a subscriber is dropped.
+    /// signal without a subscriber is dropped, unless it is reserved: then it waits for one.
     ///
     /// The number of subscriptions has no limit here: the limits on watches and children bound it.
     pub fn subscribe(&self, numbers: &[i32], sink: Arc<dyn SignalSink>) -> Subscription {
@@ -194,7 +200,7 @@ impl SignalHub {
             numbers: numbers.to_vec(),
             sink,
         });
-        subscribers.heed_children();
+        subscribers.heed_reserved();
         Subscription {
             subscribers: Arc::downgrade(&self.subscribers),
             id,
@@ -248,7 +254,7 @@ impl Drop for Subscription {
         let mut locked = subscribers.lock();
         let place = locked.list.iter().position(|s| s.id == self.id);
         let ended = place.map(|place| locked.list.remove(place));
-        locked.heed_children();
+        locked.heed_reserved();
         drop(locked);
         // Dropped without the lock: this may drop the last reference to the sink, and the sink may
         // hold subscriptions whose drop takes the lock.

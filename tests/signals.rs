@@ -42,6 +42,7 @@ fn main() {
     only_allowed_signals_are_for_clients(&hub, first);
     every_subscriber_gets_each_queued_signal_in_order(&hub, first, second);
     signals_without_a_subscriber_are_dropped(&hub, first, second);
+    a_reserved_signal_waits_for_its_subscriber(&hub);
     children_are_reported(&hub);
     a_number_that_is_no_signal_is_refused();
     the_thread_ends_with_the_hub(hub);
@@ -130,4 +131,17 @@ fn the_thread_ends_with_the_hub(hub: Arc<SignalHub>) {
     assert!(signals.try_recv().is_err());
     let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
     assert_eq!(threads, 1);
+}
+
+fn a_reserved_signal_waits_for_its_subscriber(hub: &SignalHub) {
+    nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGTERM).unwrap();
+    // The thread of the hub has nothing more to do once it has told this one.
+    let (sink_of_other, other) = sink();
+    let subscription = hub.subscribe(&[libc::SIGUSR1], sink_of_other);
+    nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGUSR1).unwrap();
+    other.recv_timeout(PATIENCE).unwrap();
+    drop(subscription);
+    let (sink_of_term, term) = sink();
+    let _term = hub.subscribe(&[libc::SIGTERM], sink_of_term);
+    assert_eq!(term.recv_timeout(PATIENCE).unwrap().number, libc::SIGTERM);
 }
