@@ -159,13 +159,7 @@ impl Sub {
             return Ok(());
         }
         let aim = self.rebind(engine, id, known.filter(|known| *known != wd), again, aim);
-        let unmet = self
-            .tree
-            .get(id)
-            .iter()
-            .flat_map(|node| node.children.values())
-            .copied()
-            .collect();
+        let unmet = self.tree.children(id).collect();
         if let Some(node) = self.tree.get_mut(id) {
             node.wd = Some(wd);
             node.inode = found;
@@ -208,13 +202,7 @@ impl Sub {
 
     /// Ends the watch `old` of a directory, and those of all below it.
     fn let_go(&mut self, engine: &mut Engine, id: NodeId, old: Wd) {
-        let children: Vec<_> = self
-            .tree
-            .get(id)
-            .iter()
-            .flat_map(|node| node.children.values())
-            .copied()
-            .collect();
+        let children: Vec<_> = self.tree.children(id).collect();
         for child in children {
             self.forget(engine, child);
         }

@@ -97,6 +97,11 @@ impl Tree {
         self.nodes.get(&parent)?.children.get(name).copied()
     }
 
+    pub(super) fn children(&self, parent: NodeId) -> impl Iterator<Item = NodeId> {
+        let nodes = self.nodes.get(&parent).into_iter();
+        nodes.flat_map(|node| node.children.values().copied())
+    }
+
     /// Adds a directory. What had its name before must have been removed.
     pub(super) fn add(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
         let id = self.insert(Some(parent), name);
