@@ -93,7 +93,7 @@ impl Printer {
     /// it was written. Returns the exit code: [`GAP_MET`] if events are missing.
     ///
     /// # Errors
-    /// The stream of events broke, stdout cannot be written, or the watch of `until` closed with an error.
+    /// The stream of events broke, or stdout cannot be written.
     pub(super) async fn run(&mut self, feed: &mut Feed, until: Until) -> Outcome {
         let ended = tokio::select! {
             ended = self.print_all(feed, until) => ended,

@@ -7,6 +7,9 @@ use tonic::Status;
 
 use super::{Daemon, Recorder, by_id, loop_named, within};
 
+/// The consumer of a slow reader.
+const SLOW: &str = "slow";
+
 /// One loop of a daemon. Everything on it is recorded from the start.
 pub(crate) struct Scene {
     /// Declared before the daemon and so dropped before it: the daemon need not wait for this
@@ -381,6 +384,31 @@ impl Scene {
         let seq = self.post(vec![super::post("settle", b"")]).await;
         self.recorder.reach(seq).await;
         seq
+    }
+
+    /// Returns a reader of all events that acknowledges none by itself.
+    pub(crate) async fn slow_reader(&self) -> Recorder {
+        let request = SubscribeRequest {
+            r#loop: Some(self.target.clone()),
+            start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
+            consumer: SLOW.into(),
+            ..SubscribeRequest::default()
+        };
+        Recorder::subscribe(&self.daemon, request).await.unwrap()
+    }
+
+    /// Acknowledges what a [slow reader](Self::slow_reader) has read.
+    pub(crate) async fn acknowledge(&self, slow: &Recorder) {
+        let request = AckRequest {
+            r#loop: Some(self.target.clone()),
+            consumer: SLOW.into(),
+            cursor: Some(Cursor {
+                epoch: String::new(),
+                seq: slow.recording.through(),
+            }),
+            ..AckRequest::default()
+        };
+        self.daemon.events().ack(request).await.unwrap();
     }
 
     /// Checks that the replies and the stream agree about every registration.

@@ -105,13 +105,7 @@ async fn what_a_socket_of_a_stopped_loop_has_dropped_is_told_at_its_end(scene: &
 }
 
 async fn what_is_dropped_while_the_journal_is_full_is_counted_and_told_later(scene: &mut Scene) {
-    let request = SubscribeRequest {
-        r#loop: Some(scene.target.clone()),
-        start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
-        consumer: "slow".into(),
-        ..SubscribeRequest::default()
-    };
-    let mut slow = Recorder::subscribe(&scene.daemon, request).await.unwrap();
+    let mut slow = scene.slow_reader().await;
     let spec = DatagramSpec {
         start_paused: false,
         ..paused()
@@ -134,16 +128,7 @@ async fn what_is_dropped_while_the_journal_is_full_is_counted_and_told_later(sce
         let mut arrived = 0;
         while arrived + told(&slow, id) < sent {
             assert!(slow.step().await, "the stream ended");
-            let request = AckRequest {
-                r#loop: Some(scene.target.clone()),
-                consumer: "slow".into(),
-                cursor: Some(Cursor {
-                    epoch: String::new(),
-                    seq: slow.recording.through(),
-                }),
-                ..AckRequest::default()
-            };
-            scene.daemon.events().ack(request).await.unwrap();
+            scene.acknowledge(&slow).await;
             let kinds = slow.kinds(id);
             arrived = kinds.iter().filter(|kind| **kind == "datagram").count() as u64;
         }

@@ -7,7 +7,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use tonic::Code;
 
-use crate::common::{Recorder, Scene, datagrams_at, inet, refused, unix_socket};
+use crate::common::{Scene, datagrams_at, inet, refused, unix_socket};
 use crate::datagrams::add;
 
 on_each_backend_with_a_small_journal!(
@@ -18,13 +18,7 @@ on_each_backend_with_a_small_journal!(
 async fn without_room_a_socket_is_not_read_and_nothing_received_is_lost(scene: &mut Scene) {
     const LEN: usize = 16_000;
     let path = scene.daemon.dir.path().join("full.sock");
-    let request = SubscribeRequest {
-        r#loop: Some(scene.target.clone()),
-        start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
-        consumer: "slow".into(),
-        ..SubscribeRequest::default()
-    };
-    let mut slow = Recorder::subscribe(&scene.daemon, request).await.unwrap();
+    let mut slow = scene.slow_reader().await;
     let id = add(scene, datagrams_at(unix_socket(&path))).await;
     let ours = UnixDatagram::unbound().unwrap();
     ours.connect(&path).unwrap();
@@ -53,17 +47,7 @@ async fn without_room_a_socket_is_not_read_and_nothing_received_is_lost(scene: &
     let mut got = 0;
     while got < sent + 20 {
         assert!(slow.step().await, "the stream ended");
-        let through = slow.recording.through();
-        let request = AckRequest {
-            r#loop: Some(scene.target.clone()),
-            consumer: "slow".into(),
-            cursor: Some(Cursor {
-                epoch: String::new(),
-                seq: through,
-            }),
-            ..AckRequest::default()
-        };
-        scene.daemon.events().ack(request).await.unwrap();
+        scene.acknowledge(&slow).await;
         let kinds = slow.kinds(id);
         got = u32::try_from(kinds.iter().filter(|kind| **kind == "datagram").count()).unwrap();
     }

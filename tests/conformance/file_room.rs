@@ -7,7 +7,7 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 
-use crate::common::{Recorder, Scene, directory, within};
+use crate::common::{Scene, directory, within};
 use crate::files::{append, file};
 use crate::paths::{path, synced};
 
@@ -16,30 +16,6 @@ on_each_backend_with_a_small_journal!(
     a_full_journal_stops_the_reading_of_a_file_and_loses_nothing,
     a_file_that_grows_while_the_journal_is_full_is_read_once_there_is_room,
 );
-
-/// Returns a reader that acknowledges nothing by itself.
-async fn slow(scene: &Scene) -> Recorder {
-    let request = SubscribeRequest {
-        r#loop: Some(scene.target.clone()),
-        start: Some(subscribe_request::Start::StartAt(StartAt::Oldest.into())),
-        consumer: "slow".into(),
-        ..SubscribeRequest::default()
-    };
-    Recorder::subscribe(&scene.daemon, request).await.unwrap()
-}
-
-async fn acknowledge(scene: &Scene, slow: &Recorder) {
-    let request = AckRequest {
-        r#loop: Some(scene.target.clone()),
-        consumer: "slow".into(),
-        cursor: Some(Cursor {
-            epoch: String::new(),
-            seq: slow.recording.through(),
-        }),
-        ..AckRequest::default()
-    };
-    scene.daemon.events().ack(request).await.unwrap();
-}
 
 async fn until_paused(scene: &Scene, id: u64) {
     within("the watch is paused", async {
@@ -52,7 +28,7 @@ async fn until_paused(scene: &Scene, id: u64) {
 
 async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
     let dir = directory();
-    let mut slow = slow(scene).await;
+    let mut slow = scene.slow_reader().await;
     let id = synced(scene, path(dir.path())).await;
     for n in 0..20_000 {
         fs::write(dir.path().join(n.to_string()), "").unwrap();
@@ -65,7 +41,7 @@ async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
         }
         other => panic!("{other:?}"),
     }
-    acknowledge(scene, &slow).await;
+    scene.acknowledge(&slow).await;
     fs::write(dir.path().join("last"), "").unwrap();
     let last = |event: &Event| match &event.kind {
         Some(Kind::PathChanged(changed)) => changed.path == "last",
@@ -73,7 +49,7 @@ async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
     };
     while !slow.recording.events().any(last) {
         assert!(slow.step().await, "the stream ended");
-        acknowledge(scene, &slow).await;
+        scene.acknowledge(&slow).await;
     }
     // From the PathSynced after the last PathRescan on, all is told.
     let mut synced = false;
@@ -102,14 +78,14 @@ async fn a_full_journal_ends_in_a_rescan_and_not_in_silence(scene: &mut Scene) {
 async fn a_full_journal_stops_the_reading_of_a_file_and_loses_nothing(scene: &mut Scene) {
     let dir = directory();
     let at = dir.path().join("log");
-    let mut slow = slow(scene).await;
+    let mut slow = scene.slow_reader().await;
     let id = scene.add(Spec::File(file(&at, true))).await;
     let content: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     append(&at, &content);
     until_paused(scene, id).await;
     while slow.bytes(id, Stream::Input).len() < content.len() {
         assert!(slow.step().await, "the stream ended");
-        acknowledge(scene, &slow).await;
+        scene.acknowledge(&slow).await;
     }
     assert_eq!(slow.bytes(id, Stream::Input), content);
 }
@@ -118,7 +94,7 @@ async fn a_full_journal_stops_the_reading_of_a_file_and_loses_nothing(scene: &mu
 async fn a_file_that_grows_while_the_journal_is_full_is_read_once_there_is_room(scene: &mut Scene) {
     let dir = directory();
     let at = dir.path().join("log");
-    let mut slow = slow(scene).await;
+    let mut slow = scene.slow_reader().await;
     let spec = FileSpec {
         // Else the file would be read, but late.
         check_every: Some(Duration::from_secs(600).try_into().unwrap()),
@@ -142,7 +118,7 @@ async fn a_file_that_grows_while_the_journal_is_full_is_read_once_there_is_room(
     within("the file is read", async {
         while slow.bytes(id, Stream::Input).len() < 2_000_000 {
             assert!(slow.step().await, "the stream ended");
-            acknowledge(scene, &slow).await;
+            scene.acknowledge(&slow).await;
         }
     })
     .await;
