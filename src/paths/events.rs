@@ -169,6 +169,10 @@ impl Sub {
         while self.moves.len() >= engine.limits.pending_moves.max(1) {
             self.expire(engine, 0);
         }
+        if self.tree.get(id).is_none() {
+            // It was in what has just been told as gone.
+            return;
+        }
         self.moves.push(Leaving {
             cookie: event.cookie,
             parent: id,
@@ -190,6 +194,10 @@ impl Sub {
         event: Event<'_>,
         ignored: bool,
     ) {
+        if !ignored {
+            // Before the first half is looked for: what left from within the former one is gone with it.
+            self.expire_name(engine, id, name);
+        }
         let half = self
             .moves
             .iter()
@@ -204,8 +212,14 @@ impl Sub {
             }
             return;
         };
+        if self.moves[at]
+            .node
+            .is_some_and(|node| self.tree.is_within(id, node))
+        {
+            // This directory has left the one that is moved into it, and its own second half is not known.
+            return self.expire(engine, at);
+        }
         let mut leaving = self.moves.remove(at);
-        self.expire_name(engine, id, name);
         if let Some(old) = self.tree.child(id, name) {
             self.forget(engine, old);
         }
@@ -253,7 +267,6 @@ impl Sub {
     }
 
     fn moved_here(&mut self, engine: &mut Engine, id: NodeId, name: &[u8], is_dir: bool) {
-        self.expire_name(engine, id, name);
         self.arrived(id, name, None);
         let new = self.see(engine, id, name);
         if new {

@@ -31,8 +31,12 @@ impl Sub {
         id: NodeId,
         name: &[u8],
     ) -> bool {
-        let onto = leaving.onto.as_ref().and_then(|onto| onto.from.as_ref());
-        let back = onto.is_some_and(|(parent, from)| *parent == id && **from == *name);
+        let back = leaving.onto.as_ref().is_some_and(|onto| {
+            // Of equal neighbours the kernel tells one, whatever their cookies: where it came from may
+            // have gone untold.
+            let from = onto.from.as_ref();
+            from.is_none_or(|(parent, from)| *parent == id && **from == *name)
+        });
         if !back || !self.look_again(engine, leaving.parent, &leaving.name) {
             return false;
         }

@@ -183,8 +183,17 @@ impl Tree {
 
     /// How many directories `id` is below the root.
     pub(super) fn depth(&self, id: NodeId) -> usize {
+        self.ancestors(id).count()
+    }
+
+    /// Whether `id` is `dir` or below it.
+    pub(super) fn is_within(&self, id: NodeId, dir: NodeId) -> bool {
+        id == dir || self.ancestors(id).any(|above| above == dir)
+    }
+
+    fn ancestors(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
         let parent = |id: &NodeId| self.nodes.get(id).and_then(|node| node.parent);
-        std::iter::successors(parent(&id), parent).count()
+        std::iter::successors(parent(&id), parent)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Picture, Reader, disk, exchange, hub, recursive};
+use crate::support::{Picture, Reader, Thread, disk, exchange, hub, recursive};
 use evloopd::paths::Spec;
 use proptest::prelude::*;
 use tempfile::tempdir;
@@ -22,6 +22,9 @@ enum Step {
     MoveIn(String),
     /// Reads what is told so far.
     Read,
+    /// What follows waits in the kernel's queue.
+    Hold,
+    LetGo,
 }
 
 fn a_path() -> impl Strategy<Value = String> {
@@ -40,6 +43,8 @@ fn a_step() -> impl Strategy<Value = Step> {
         1 => a_path().prop_map(Step::MoveOut),
         1 => a_path().prop_map(Step::MoveIn),
         1 => Just(Step::Read),
+        1 => Just(Step::Hold),
+        1 => Just(Step::LetGo),
     ]
 }
 
@@ -58,7 +63,7 @@ fn step(top: &Path, out: &Path, step: &Step) {
         Step::ExchangeOut(path, false) => drop(exchange(&at(path), &out.join("kept"))),
         Step::MoveOut(path) => drop(fs::rename(at(path), out.join("kept"))),
         Step::MoveIn(path) => drop(fs::rename(out.join("kept"), at(path))),
-        Step::Read => {}
+        Step::Read | Step::Hold | Step::LetGo => {}
     }
 }
 
@@ -70,20 +75,34 @@ fn follows(steps: &[Step], edit: impl FnOnce(&mut Spec)) {
     edit(&mut spec);
     let mut reader = Reader::new(&hub, spec);
     let mut picture = Picture::new(top.path());
+    let thread = Thread::of(&hub);
+    let mut held = false;
     for one in steps {
         step(top.path(), out.path(), one);
-        if let Step::Read = one {
-            while let Some(told) = reader.next_before(Instant::now()) {
-                picture.apply(&told);
+        match one {
+            Step::Read => {
+                while let Some(told) = reader.next_before(Instant::now()) {
+                    picture.apply(&told);
+                }
             }
+            Step::Hold if !held => {
+                thread.hold();
+                held = true;
+            }
+            Step::LetGo if held => {
+                thread.let_go();
+                held = false;
+            }
+            _ => {}
         }
     }
+    thread.let_go();
     picture.settle(&mut reader);
     assert_eq!(picture.known, disk(top.path()));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_time: 120_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_changes_lead_to_what_is_on_disk(steps in prop::collection::vec(a_step(), 1..60)) {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use evloopd::paths::{Change, Hub, Kinds, Limits, Refused, Sink, Spec, Subscription, Synced, Told};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tempfile::{TempDir, tempdir};
 
 /// Long enough on a busy machine; a test that passes does not wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,6 +49,95 @@ impl Bell {
         }
         *rung = false;
         true
+    }
+}
+
+/// Stands still in the hub's thread when it is told to, which a real sink must not do.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    closed: bool,
+    holds: usize,
+    told: bool,
+}
+
+impl Sink for Gate {
+    fn woken(&self) {
+        let mut state = self.state.lock();
+        state.told = true;
+        self.changed.notify_all();
+        let hold = state.holds;
+        while state.closed && state.holds == hold {
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// A hub's thread, which can be held, so that what happens meanwhile waits in the kernel's queue.
+pub struct Thread {
+    dir: TempDir,
+    subscription: Subscription,
+    gate: Arc<Gate>,
+}
+
+impl Thread {
+    pub fn of(hub: &Hub) -> Self {
+        let dir = tempdir().expect("directory");
+        let gate = Arc::new(Gate::default());
+        let spec = Spec {
+            kinds: Kinds::CREATED,
+            ..Spec::new(dir.path())
+        };
+        let subscription = hub
+            .watch(spec, Arc::clone(&gate) as Arc<dyn Sink>)
+            .expect("watch");
+        let thread = Self {
+            dir,
+            subscription,
+            gate,
+        };
+        thread.tells();
+        thread
+    }
+
+    /// Waits until the hub has told something, and takes it.
+    fn tells(&self) {
+        let mut state = self.gate.state.lock();
+        while !state.told {
+            let late = self.gate.changed.wait_for(&mut state, PATIENCE);
+            assert!(!late.timed_out(), "told nothing in time");
+        }
+        state.told = false;
+        drop(state);
+        self.subscription.inbox().take(100, 1 << 20);
+    }
+
+    /// Returns once the thread stands still.
+    pub fn hold(&self) {
+        let mut state = self.gate.state.lock();
+        state.closed = true;
+        state.holds += 1;
+        drop(state);
+        tempfile::Builder::new()
+            .tempfile_in(&self.dir)
+            .expect("file");
+        self.tells();
+    }
+
+    pub fn let_go(&self) {
+        self.gate.state.lock().closed = false;
+        self.gate.changed.notify_all();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
