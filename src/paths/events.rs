@@ -220,19 +220,18 @@ impl Sub {
             return self.expire(engine, at);
         }
         let mut leaving = self.moves.remove(at);
+        let from = self.tree.path(leaving.parent, &leaving.name);
         if let Some(old) = self.tree.child(id, name) {
+            // The directory that is left may be one of an earlier time below it.
             self.forget(engine, old);
         }
         self.see(engine, id, name);
-        let (from, to) = (
-            self.tree.path(leaving.parent, &leaving.name),
-            self.tree.path(id, name),
-        );
+        let to = self.tree.path(id, name);
         self.moved(engine, from, to, is_dir);
+        self.arrived(id, name, Some((leaving.parent, leaving.name.clone())));
         if self.exchanged(engine, &mut leaving, id, name) {
             return;
         }
-        self.arrived(id, name, Some((leaving.parent, leaving.name)));
         if !is_dir || !self.order.recursive {
             if let Some(node) = leaving.node {
                 self.forget(engine, node);

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::support::{Picture, Reader, Thread, disk, exchange, hub, is_change, recursive};
-use evloopd::paths::{GoneReason, Kinds, Move, RescanReason, Spec, Told};
+use evloopd::paths::{GoneReason, Hub, Kinds, Limits, Move, RescanReason, Spec, Told};
 use tempfile::tempdir;
 
 // 30
@@ -135,6 +136,50 @@ fn an_exchange_whose_first_half_is_merged_with_that_of_another_is_told() {
     exchange(&out.path().join("kept"), &top.path().join("a")).unwrap();
     exchange(&top.path().join("a"), &top.path().join("c")).unwrap();
     thread.let_go();
+    picture.settle(&mut reader);
+}
+
+#[test]
+fn an_exchange_of_what_has_just_come_from_outside_is_told() {
+    let (top, out) = (tempdir().unwrap(), tempdir().unwrap());
+    fs::create_dir(top.path().join("b")).unwrap();
+    fs::create_dir(top.path().join("c")).unwrap();
+    fs::create_dir(out.path().join("kept")).unwrap();
+    let hub = hub();
+    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
+    let mut picture = Picture::new(top.path());
+    picture.apply(&Told::Synced(Default::default()));
+    let thread = Thread::of(&hub);
+    thread.hold();
+    fs::rename(out.path().join("kept"), top.path().join("b/c")).unwrap();
+    exchange(&top.path().join("b/c"), &top.path().join("c")).unwrap();
+    thread.let_go();
+    picture.settle(&mut reader);
+    // It is watched.
+    fs::create_dir_all(top.path().join("c/new/deep")).unwrap();
+    picture.settle(&mut reader);
+}
+
+// 32
+#[test]
+fn what_leaves_a_directory_that_is_back_at_another_place_is_told_by_its_whole_path() {
+    let (top, out) = (tempdir().unwrap(), tempdir().unwrap());
+    fs::create_dir_all(top.path().join("a/b/c")).unwrap();
+    // Both places of the directory are known as long as its second half may still come.
+    let hub = Hub::new(Limits {
+        move_expiry: Duration::from_secs(2),
+        ..Limits::default()
+    });
+    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
+    let mut picture = Picture::new(top.path());
+    picture.apply(&Told::Synced(Default::default()));
+    let kept = out.path().join("kept");
+    fs::rename(top.path().join("a/b"), &kept).unwrap();
+    fs::rename(&kept, top.path().join("c")).unwrap();
+    for told in reader.until_change("c/c", Kinds::CREATED) {
+        picture.apply(&told);
+    }
+    fs::rename(top.path().join("c/c"), top.path().join("a")).unwrap();
     picture.settle(&mut reader);
 }
 
