@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
@@ -53,6 +53,16 @@ impl Ended {
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_evloopctl");
 
+/// Gives the signals that tests send their default actions, in this process and so in all that it starts: nohup(1), and
+/// a shell that starts the tests in the background, has them ignored.
+#[allow(unsafe_code)]
+pub(crate) fn heed_signals() {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: it replaces no handler that anything here relies on.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
+    }
+}
+
 fn command(socket: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(args);
@@ -60,6 +70,7 @@ fn command(socket: &Path, args: &[&str]) -> Command {
 }
 
 fn surrounded(mut command: Command, socket: &Path) -> Command {
+    heed_signals();
     command
         .env("EVLOOPD_SOCKET", socket)
         .stdin(Stdio::null())

@@ -11,7 +11,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tokio::process::{Child, Command};
 
 use crate::common::{Daemon, within};
-use crate::program::{Following, ctl};
+use crate::program::{Following, ctl, heed_signals};
 
 /// Opens a terminal and returns the test's end and the program's.
 pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
@@ -26,6 +26,7 @@ pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
 
 /// Starts a program with this terminal as its three streams.
 pub(crate) fn at(terminal: &OwnedFd, daemon: &Daemon, words: &[&str]) -> Child {
+    heed_signals();
     let stream = || Stdio::from(terminal.try_clone().unwrap());
     let mut command = Command::new(words[0]);
     command
