@@ -56,6 +56,12 @@ const CANCELLED_AT_ONCE: usize = 1024;
 /// Bytes that one call buffers for its client, beside the bytes in the socket; one piece more may
 /// come on top.
 const SEND_BUFFER: usize = 192 * 1024;
+/// The most bytes of one stream that may wait to be read.
+const STREAM_WINDOW: u32 = 32 * 1024;
+/// The most bytes of all streams of a connection that may wait to be read. The HTTP/2 library ends a
+/// connection when the frames that wait lack, together, more than half of this to have 256 bytes each.
+/// One stream may be full of the smallest messages, of 5 bytes.
+const CONNECTION_WINDOW: u32 = 3584 * 1024;
 
 /// The service, and the clients that it serves.
 #[derive(Debug)]
@@ -185,6 +191,8 @@ impl Connection {
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(calls)
                 .max_send_buf_size(SEND_BUFFER)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_pending_accept_reset_streams(CANCELLED_AT_ONCE)
                 .keep_alive_interval(keepalive)
                 .keep_alive_timeout(keepalive)

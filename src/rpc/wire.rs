@@ -69,6 +69,30 @@ pub type RunResponse = Streamed<proto::RunHeader>;
 /// `AttachTerminalResponse` on the wire.
 pub type AttachTerminalResponse = Streamed<proto::RunHeader>;
 
+/// HTTP/2 libraries (h2 from 0.4.16 on) end the connection of a reader that leaves many frames of less
+/// bytes than this unread. A message is a frame at least, after the five bytes of gRPC.
+const SMALL: usize = 256 - 5;
+/// The field `padding` of the messages of streams.
+const PADDING: u32 = 15;
+
+/// Returns the zeros that make a message of `len` bytes no small one.
+fn padding(len: usize) -> &'static [u8] {
+    static ZEROS: [u8; SMALL] = [0; SMALL];
+    let missing = SMALL.saturating_sub(len);
+    let head = prost::encoding::key_len(PADDING) + encoded_len_varint(missing as u64);
+    match missing {
+        0 => &[],
+        _ => &ZEROS[..missing.saturating_sub(head).max(1)],
+    }
+}
+
+fn padding_len(zeros: &[u8]) -> usize {
+    match zeros.len() {
+        0 => 0,
+        len => prost::encoding::key_len(PADDING) + encoded_len_varint(len as u64) + len,
+    }
+}
+
 /// A message of a stream: header, batch, goodbye, snapshot or result, in the fields 1 to 5.
 #[derive(Debug, Clone)]
 pub enum Streamed<H> {
@@ -114,6 +138,22 @@ fn encoded_batch_len(tag: u32, read: &Read) -> usize {
     prost::encoding::key_len(tag) + encoded_len_varint(len as u64) + len
 }
 
+impl<H: Message + Default> Streamed<H> {
+    /// Returns the encoded size without the padding.
+    fn content_len(&self) -> usize {
+        match self {
+            Self::Header(header) => prost::encoding::message::encoded_len(1, header),
+            Self::Batch(read) => encoded_batch_len(2, read),
+            Self::Goodbye(goodbye) => prost::encoding::message::encoded_len(3, goodbye),
+            Self::Snapshot(snapshot) => prost::encoding::message::encoded_len(4, &**snapshot),
+            Self::Result(result) => prost::encoding::message::encoded_len(5, result),
+            Self::Screen(screen) => prost::encoding::message::encoded_len(6, &**screen),
+            Self::View(state) => prost::encoding::message::encoded_len(7, state),
+            Self::Refused(refused) => prost::encoding::message::encoded_len(8, &**refused),
+        }
+    }
+}
+
 impl<H: Message + Default> Message for Streamed<H> {
     fn encode_raw(&self, buf: &mut impl BufMut) {
         match self {
@@ -126,19 +166,17 @@ impl<H: Message + Default> Message for Streamed<H> {
             Self::View(state) => prost::encoding::message::encode(7, state, buf),
             Self::Refused(refused) => prost::encoding::message::encode(8, &**refused, buf),
         }
+        let zeros = padding(self.content_len());
+        if !zeros.is_empty() {
+            encode_key(PADDING, WireType::LengthDelimited, buf);
+            encode_varint(zeros.len() as u64, buf);
+            buf.put_slice(zeros);
+        }
     }
 
     fn encoded_len(&self) -> usize {
-        match self {
-            Self::Header(header) => prost::encoding::message::encoded_len(1, header),
-            Self::Batch(read) => encoded_batch_len(2, read),
-            Self::Goodbye(goodbye) => prost::encoding::message::encoded_len(3, goodbye),
-            Self::Snapshot(snapshot) => prost::encoding::message::encoded_len(4, &**snapshot),
-            Self::Result(result) => prost::encoding::message::encoded_len(5, result),
-            Self::Screen(screen) => prost::encoding::message::encoded_len(6, &**screen),
-            Self::View(state) => prost::encoding::message::encoded_len(7, state),
-            Self::Refused(refused) => prost::encoding::message::encoded_len(8, &**refused),
-        }
+        let len = self.content_len();
+        len + padding_len(padding(len))
     }
 
     fn merge_field(

@@ -25,6 +25,7 @@ mod neighbours;
 mod own_slots;
 mod polling;
 mod runs;
+mod small_frames;
 mod starts;
 mod streams;
 mod texts;

@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(5);
 const LITTLE: u64 = 1024;
 
 /// A connection that uses HTTP/2 directly, with its own flow-control window.
-async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
+pub(crate) async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
     let socket = UnixStream::connect(&daemon.socket).await.unwrap();
     let mut client = h2::client::Builder::new();
     client.initial_window_size(window);
@@ -35,7 +35,7 @@ async fn connection(daemon: &Daemon, window: u32) -> SendRequest<Bytes> {
 }
 
 /// Begins a call without a message.
-async fn call(
+pub(crate) async fn call(
     client: &mut SendRequest<Bytes>,
     method: &str,
 ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
@@ -48,7 +48,7 @@ async fn call(
     ready.send_request(request, false)
 }
 
-fn framed(message: &impl Message) -> Bytes {
+pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
     bytes.put_u32(message.encoded_len().try_into().unwrap());
