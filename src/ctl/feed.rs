@@ -221,8 +221,8 @@ impl Feed {
                 },
             };
             match received {
-                Ok(Some(answer)) => {
-                    self.record_answer(&answer)?;
+                Ok(Some(mut answer)) => {
+                    self.record_answer(&mut answer)?;
                     if let Some(item) = item(answer)
                         && let Some(item) = self.take(item)?
                     {
@@ -281,9 +281,10 @@ impl Feed {
         Ok(())
     }
 
-    fn record_answer(&mut self, answer: &Answer) -> Result<(), Failure> {
+    fn record_answer(&mut self, answer: &mut Answer) -> Result<(), Failure> {
         match (&mut self.tape, &self.source, answer) {
             (Some(tape), Source::Subscribe(request), Answer::Subscribe(response)) => {
+                response.padding.clear();
                 tape.push(request, response)
             }
             _ => Ok(()),

@@ -36,7 +36,12 @@ fn write(path: &Path, tape: &RecordingFile) {
         let header = Message::Header(life.header.clone());
         for message in std::iter::once(&header).chain(&life.messages) {
             let message = Some(message.clone());
-            writer.push(&SubscribeResponse { message }).unwrap();
+            writer
+                .push(&SubscribeResponse {
+                    message,
+                    ..SubscribeResponse::default()
+                })
+                .unwrap();
         }
     }
 }

@@ -109,6 +109,7 @@ async fn feed(answers: Vec<Answer<RunResponse>>) -> (Feed, Fake<RunRequest, RunR
 fn say(message: run_response::Message) -> Result<RunResponse, Status> {
     Ok(RunResponse {
         message: Some(message),
+        ..RunResponse::default()
     })
 }
 
@@ -197,6 +198,7 @@ async fn batches_that_do_not_join_are_an_error() {
 fn told(message: subscribe_response::Message) -> Result<SubscribeResponse, Status> {
     Ok(SubscribeResponse {
         message: Some(message),
+        ..SubscribeResponse::default()
     })
 }
 

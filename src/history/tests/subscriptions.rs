@@ -155,7 +155,12 @@ fn recorded(subscriptions: &[RecordedSubscription]) -> tempfile::NamedTempFile {
         let header = Message::Header(subscription.header.clone());
         for message in std::iter::once(&header).chain(&subscription.messages) {
             let message = Some(message.clone());
-            writer.push(&SubscribeResponse { message }).unwrap();
+            writer
+                .push(&SubscribeResponse {
+                    message,
+                    ..SubscribeResponse::default()
+                })
+                .unwrap();
         }
     }
     file
@@ -219,6 +224,7 @@ fn what_is_no_recording_is_refused_with_where() {
     );
     let batch = SubscribeResponse {
         message: Some(goodbye(1)),
+        ..SubscribeResponse::default()
     };
     let mut headless = request.to_vec();
     prost::Message::encode_length_delimited(&batch, &mut headless).unwrap();
