@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use evloopd::paths::{Hub, InboxLimits, Spec};
 use support::{Dice, Picture, Reader, exchange, hub, recursive};
@@ -96,7 +97,7 @@ fn rides_out(hub: &Hub, edit: impl FnOnce(&mut Spec), steps: usize) -> Picture {
             })
             .collect();
         while storms.iter().any(|storm| !storm.is_finished()) {
-            let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+            let soon = Instant::now() + Duration::from_millis(1);
             while let Some(told) = reader.next_before(soon) {
                 picture.apply(&told);
             }
@@ -123,7 +124,7 @@ fn a_storm_leads_to_what_is_on_disk() {
 fn a_storm_with_a_window_leads_to_what_is_on_disk() {
     rides_out(
         &hub(),
-        |spec| spec.window = std::time::Duration::from_millis(20),
+        |spec| spec.window = Duration::from_millis(20),
         4_000,
     );
 }
@@ -197,10 +198,15 @@ fn nothing_is_missed_during_a_scan_of_20000_directories() {
             1 => drop(fs::remove_dir_all(&dir)),
             _ => drop(fs::write(dir.join("file"), b"x")),
         }
+        // A reader that is too slow is told to look itself.
+        while let Some(told) = reader.next_before(Instant::now()) {
+            picture.apply(&told);
+        }
         if reader.subscription.status().synced.is_some() {
             left -= 1;
         }
     }
     picture.settle(&mut reader);
-    assert_eq!((picture.rescans, picture.synced), (0, 1));
+    // A directory that is removed and made again meanwhile may have to be looked at.
+    assert_eq!((hub.status().overflows, picture.whole), (0, 0));
 }

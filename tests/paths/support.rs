@@ -271,6 +271,8 @@ pub struct Picture {
     stale: Vec<Vec<u8>>,
     pub synced: usize,
     pub rescans: usize,
+    /// Rescans of all of it.
+    pub whole: usize,
     log: VecDeque<Told>,
 }
 
@@ -282,6 +284,7 @@ impl Picture {
             stale: vec![Vec::new()],
             synced: 0,
             rescans: 0,
+            whole: 0,
             log: VecDeque::new(),
         }
     }
@@ -341,6 +344,7 @@ impl Picture {
             }
             Told::Rescan { path, .. } => {
                 self.rescans += 1;
+                self.whole += usize::from(path.is_empty());
                 self.stale.push(path.clone());
             }
             Told::Synced(_) => {
