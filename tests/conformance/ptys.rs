@@ -76,7 +76,7 @@ async fn a_program_that_ends_at_once_loses_no_output(scene: &mut Scene) {
 }
 
 async fn a_new_size_is_told_to_the_program_and_to_clients(scene: &mut Scene) {
-    let line = "trap 'stty size; exit' WINCH; echo ready; while :; do read x; done";
+    let line = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done";
     let id = scene.spawn(in_terminal(shell(line))).await;
     scene.output(id, "ready").await;
     // The same size is no change.
