@@ -2,31 +2,26 @@
 
 mod arguments;
 mod host;
+mod lives;
+mod sockets;
 mod time_zones;
 mod tls;
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener as StdUnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
-use rustix::net::{SocketAddrUnix, SocketType};
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::access::{Access, SocketFile, bind_unix};
+use crate::access::Access;
 use crate::cgroup::Cgroups;
 use crate::clock::Now;
 use crate::config::{CgroupUse, Config, Limit, LogFormat, Resource, signal_number};
@@ -34,6 +29,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
+use crate::keeper::Life;
 use crate::policy::{Caller, Registry};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
@@ -47,6 +43,8 @@ use crate::watch::{
 
 pub use arguments::{Arguments, Show};
 pub use host::refusals;
+pub use lives::setup;
+use sockets::Sockets;
 
 /// How long connections without a stream may take to close when the daemon ends.
 const IDLE_CONNECTIONS: Duration = Duration::from_millis(500);
@@ -55,6 +53,26 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long the runtime may take to end after all loops are drained.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
+/// What a daemon is started with.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// The configuration in force.
+    pub config: Config,
+    /// The daemon's present life, if it has a keeper.
+    pub life: Option<Life>,
+    /// Keys whose values in the configuration files differ from those in force.
+    pub changed_keys: Vec<String>,
+}
+
+impl From<Config> for Setup {
+    fn from(config: Config) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
 /// Runs a daemon until SIGTERM or SIGINT.
 ///
 /// Must be called before the process has other threads: it blocks the signals that the
@@ -62,15 +80,17 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The error that keeps the daemon from starting.
-pub fn run(config: Config) -> Result<()> {
+pub fn run(setup: Setup) -> Result<()> {
     sys::keep_freed_memory();
+    let config = &setup.config;
     let allowed: Vec<i32> = config
         .signals
         .allow
         .iter()
         .filter_map(|name| signal_number(name))
         .collect();
-    signals::block_all(&allowed)?;
+    let mask = setup.life.as_ref().map(Life::mask);
+    signals::block_all(&allowed, mask.as_deref())?;
     if let Err(error) = sys::close_inherited_on_exec() {
         tracing::warn!(%error, "cannot find out which file descriptors were inherited");
     }
@@ -100,7 +120,7 @@ pub fn run(config: Config) -> Result<()> {
     let result = runtime.block_on(async {
         let hub = SignalHub::start(&allowed)?;
         tokio::select! {
-            ended = serve(config, Arc::clone(&hub), file_limit) => ended,
+            ended = serve(setup, Arc::clone(&hub), file_limit) => ended,
             // This has to run on the main thread.
             never = reap_inherited(&hub) => match never {},
         }
@@ -176,85 +196,12 @@ fn raise_file_limit() -> Limit {
     before
 }
 
-/// Both listening sockets, and their files, which are removed when the daemon ends.
-struct Sockets {
-    service: UnixListener,
-    handover: OwnedFd,
-    service_path: PathBuf,
-    handover_path: PathBuf,
-    _files: Vec<SocketFile>,
-}
-
-impl Sockets {
-    /// Takes the sockets passed by systemd, which are told apart by their type. Binds those that
-    /// were not passed at their configured paths.
-    fn open(config: &Config) -> Result<Self> {
-        let (mut service_path, mut handover_path) =
-            (config.server.socket_path(), config.server.handover_path());
-        let mut files = Vec::new();
-        let (mut service, mut handover) = (None, None);
-        let mut passed = listenfd::ListenFd::from_env();
-        for index in 0..passed.len() {
-            let mut take = |kind| {
-                let hint = "Unix stream or seqpacket socket";
-                passed.take_custom::<OwnedFd>(index, libc::AF_UNIX, kind, hint)
-            };
-            let (place, path, fd) = match take(libc::SOCK_STREAM) {
-                Ok(fd) => (&mut service, &mut service_path, fd),
-                Err(_) => (&mut handover, &mut handover_path, {
-                    let fd = take(libc::SOCK_SEQPACKET);
-                    fd.map_err(|error| SystemError::from_io(&error, "LISTEN_FDS", ""))?
-                }),
-            };
-            let Some(fd) = fd else { continue };
-            if let Some(bound) = bound_path(&fd) {
-                *path = bound;
-            }
-            if place.replace(fd).is_some() {
-                return Err(Error::wrong_state(
-                    "LISTEN_FDS passes more than one socket of the same type",
-                ));
-            }
-        }
-        let mut or_bind = |passed: Option<OwnedFd>, path: &Path, kind| match passed {
-            Some(fd) => Ok(fd),
-            None => {
-                let bound = bind_unix(path, kind, config.server.mode)?;
-                files.push(bound.file);
-                Ok::<_, Error>(bound.listener)
-            }
-        };
-        let service = or_bind(service, &service_path, SocketType::STREAM)?;
-        let handover = or_bind(handover, &handover_path, SocketType::SEQPACKET)?;
-        let system = |error: &io::Error| SystemError::from_io(error, "listen", "");
-        for fd in [&service, &handover] {
-            rustix::io::ioctl_fionbio(fd.as_fd(), true)
-                .map_err(|errno| SystemError::new(errno, "listen", ""))?;
-        }
-        let service = UnixListener::from_std(StdUnixListener::from(service));
-        Ok(Self {
-            service: service.map_err(|error| system(&error))?,
-            handover,
-            service_path,
-            handover_path,
-            _files: files,
-        })
-    }
-}
-
-/// Returns the path at which a passed socket is bound.
-fn bound_path(fd: &OwnedFd) -> Option<PathBuf> {
-    let address = rustix::net::getsockname(fd).ok()?;
-    let address = SocketAddrUnix::try_from(address).ok()?;
-    let path = address.path()?;
-    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
-}
-
 fn services(
     config: &Config,
     signals: Arc<SignalHub>,
     file_limit: Limit,
     instance: &str,
+    keeper: Option<i32>,
 ) -> Result<Services> {
     let (limits, children) = (&config.limits, &config.children);
     let runtime = Handle::current();
@@ -265,7 +212,7 @@ fn services(
     };
     Ok(Services {
         cgroups: match children.cgroups {
-            CgroupUse::Auto => Cgroups::open(instance, runtime.clone()),
+            CgroupUse::Auto => Cgroups::open(instance, keeper, runtime.clone()),
             CgroupUse::Off => Cgroups::off("[children] cgroups = \"off\"", runtime.clone()),
         },
         reaper: Reaper::new(runtime.clone(), limits.children),
@@ -298,7 +245,7 @@ fn services(
     })
 }
 
-fn identity(sockets: &Sockets) -> Result<Identity> {
+fn identity(sockets: &Sockets, life: Option<Life>, changed_keys: Vec<String>) -> Result<Identity> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -308,16 +255,22 @@ fn identity(sockets: &Sockets) -> Result<Identity> {
         started: Now::sample().realtime,
         socket: sockets.service_path.clone(),
         handover_socket: sockets.handover_path.clone(),
+        life,
+        changed_keys,
     })
 }
 
-async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result<()> {
-    let config = Arc::new(config);
-    let sockets = Sockets::open(&config)?;
+async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<()> {
+    let life = setup.life;
+    let config = Arc::new(setup.config);
+    let sockets = Sockets::open(&config, life.as_ref())?;
+    lives::begin(life.as_ref(), &config);
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let identity = identity(&sockets)?;
-    let services = Arc::new(services(&config, hub, file_limit, &identity.instance)?);
+    let identity = identity(&sockets, life, setup.changed_keys)?;
+    let keeper = life.as_ref().and_then(Life::keeper);
+    let services = services(&config, hub, file_limit, &identity.instance, keeper)?;
+    let services = Arc::new(services);
     let cgroups = Arc::clone(&services.cgroups);
     let registry = Registry::new(Arc::clone(&config), services, memory)?;
     registry.start_configured()?;
@@ -328,7 +281,7 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
         service,
         handover,
         service_path,
-        _files,
+        files: _files,
         ..
     } = sockets;
 
@@ -368,7 +321,10 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
     let server = rpc::serve(server, stopped.clone());
     let mut server = tokio::spawn(server);
     tracing::info!(socket = %service_path.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-    notify(&[NotifyState::Ready]);
+    match &life {
+        Some(life) => life.serving(),
+        None => notify(&[NotifyState::Ready]),
+    }
 
     tokio::select! {
         () = terminate(&mut asked) => {}
@@ -377,7 +333,10 @@ async fn serve(config: Config, hub: Arc<SignalHub>, file_limit: Limit) -> Result
             return Err(Error::wrong_state(format!("the server ended by itself: {why}")));
         }
     }
-    notify(&[NotifyState::Stopping]);
+    match &life {
+        Some(life) => life.ending(),
+        None => notify(&[NotifyState::Stopping]),
+    }
     tell_health(&health, ServingStatus::NotServing).await;
     let drained = async {
         drain(&registry).await;

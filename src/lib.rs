@@ -18,6 +18,7 @@
 //! | `descriptors` | tells who waits for it that a file descriptor was closed; uses no other module |
 //! | `id_map` | a map from ids to values; uses no other module |
 //! | `paged` | a slab that grows without copying; uses no other module |
+//! | [`keeper`] | the first process: starts the daemon, and starts it again when it has died |
 //! | [`error`] | the error type of the whole daemon |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | reads TOML into checked types; uses `similar`, [`words`] and [`kinds`] only |
@@ -59,6 +60,7 @@ pub mod handover;
 pub mod history;
 mod id_map;
 pub mod journal;
+pub mod keeper;
 pub mod kinds;
 pub mod memory;
 mod paged;

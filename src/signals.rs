@@ -63,18 +63,20 @@ impl<F: Fn(Received) + Send + Sync> SignalSink for F {
 }
 
 /// Blocks the allowed signals and the [`RESERVED`] ones in the calling thread and all
-/// threads that it starts. Also restores the default action of SIGCHLD: if the daemon inherited it
+/// threads that it starts; with a mask, exactly these and those of the mask. Also restores the default action of SIGCHLD: if the daemon inherited it
 /// as ignored, the kernel would discard the exit status of every child.
 ///
 /// # Errors
 /// [`Error::InvalidField`] for a number that is not a signal.
-pub fn block_all(allowed: &[i32]) -> Result<()> {
+pub fn block_all(allowed: &[i32], mask: Option<&[i32]>) -> Result<()> {
     let failed = |errno, step| SystemError::new(errno_of(errno), step, "");
     let set = owned_set(allowed)?;
     sys::default_action(Signal::SIGCHLD).map_err(|errno| failed(errno, "signal"))?;
-    Ok(set
-        .thread_block()
-        .map_err(|errno| failed(errno, "pthread_sigmask"))?)
+    let blocked = match mask {
+        Some(mask) => owned_set(&[allowed, mask].concat())?.thread_set_mask(),
+        None => set.thread_block(),
+    };
+    Ok(blocked.map_err(|errno| failed(errno, "pthread_sigmask"))?)
 }
 
 fn owned_set(allowed: &[i32]) -> Result<SigSet> {

@@ -139,7 +139,7 @@ fn a_loop_whose_backend_fails_closes_with_its_reason() {
     let socket = dir.path().join("socket");
     let mut config = Config::default();
     config.server.socket = Some(socket.clone());
-    let daemon = std::thread::spawn(move || evloopd::daemon::run(config));
+    let daemon = std::thread::spawn(move || evloopd::daemon::run(config.into()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         within("the daemon", async {

@@ -36,7 +36,7 @@ fn sink() -> (Arc<dyn SignalSink>, Receiver<Received>) {
 fn main() {
     let (first, second) = (libc::SIGRTMIN() + 1, libc::SIGRTMIN() + 2);
     let allowed = [first, second, libc::SIGUSR1];
-    block_all(&allowed).unwrap();
+    block_all(&allowed, None).unwrap();
     let hub = SignalHub::start(&allowed).unwrap();
 
     only_allowed_signals_are_for_clients(&hub, first);

@@ -68,6 +68,7 @@ impl Daemon {
 
         let begun = Instant::now();
         let process = Command::new(env!("CARGO_BIN_EXE_evloopd"))
+            .arg("--no-keeper")
             .arg("--config")
             .arg(config)
             .arg("--socket")

@@ -20,7 +20,7 @@ mod socket;
 
 pub(crate) use process::start_ticks;
 pub use process::{ClientProcess, ProcessKey};
-pub use socket::{BoundSocket, SocketFile, bind_unix, can_bind};
+pub use socket::{BoundSocket, SocketFile, adopt_unix, bind_unix, can_bind};
 
 /// The `tracing` target of the audit log.
 pub const AUDIT: &str = "evloopd::audit";

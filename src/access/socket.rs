@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,14 @@ pub struct SocketFile {
     made: Option<(u64, u64)>,
     /// The locked file `PATH.lock`. The daemon that holds the lock owns the path.
     lock: OwnedFd,
+}
+
+impl SocketFile {
+    /// Returns the locked file.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 impl Drop for SocketFile {
@@ -70,10 +78,11 @@ pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket
     let listener =
         net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed("socket"))?;
     net::bind(&listener, &address).map_err(failed("bind"))?;
-    let made = path.symlink_metadata().ok();
+    let made = path.symlink_metadata().ok().as_ref().map(identity);
+    write_identity(&lock, made);
     let file = SocketFile {
         path: path.to_owned(),
-        made: made.as_ref().map(identity),
+        made,
         lock,
     };
     // The mode that bind(2) gave the file by the umask does not matter: before listen(2) no client
@@ -81,6 +90,38 @@ pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
     net::listen(&listener, BACKLOG).map_err(failed("listen"))?;
     Ok(BoundSocket { listener, file })
+}
+
+/// Returns a socket that an earlier life of this daemon bound at `path` by [`bind_unix`], with the lock
+/// of its file.
+#[must_use]
+pub fn adopt_unix(path: &Path, listener: OwnedFd, lock: OwnedFd) -> BoundSocket {
+    let file = SocketFile {
+        path: path.to_owned(),
+        made: read_identity(&lock),
+        lock,
+    };
+    BoundSocket { listener, file }
+}
+
+/// Notes in the lock file which file is the socket's, for [`adopt_unix`].
+fn write_identity(lock: &OwnedFd, made: Option<(u64, u64)>) {
+    let (device, inode) = made.unwrap_or_default();
+    let text = format!("{device} {inode}\n");
+    // Without it the socket's file is not removed at the end; the next start replaces it.
+    let _ = rustix::fs::ftruncate(lock, 0);
+    let _ = rustix::io::pwrite(lock, text.as_bytes(), 0);
+}
+
+fn read_identity(lock: &OwnedFd) -> Option<(u64, u64)> {
+    let mut text = [0; 64];
+    let len = rustix::io::pread(lock, &mut text, 0).ok()?;
+    let (device, inode) = std::str::from_utf8(&text[..len])
+        .ok()?
+        .trim()
+        .split_once(' ')?;
+    let made = (device.parse().ok()?, inode.parse().ok()?);
+    (made != (0, 0)).then_some(made)
 }
 
 fn identity(metadata: &Metadata) -> (u64, u64) {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use evloopd::daemon::{self, Arguments, Show};
+use evloopd::keeper::{self, Role};
 
 /// Prints one line on standard error.
 fn complain(error: &dyn std::fmt::Display) {
@@ -19,8 +20,20 @@ fn main() -> ExitCode {
         Some(Show::DemoClient { args }) => return evloopd::demo::client(args),
         None => {}
     }
-    let config = match args.configuration() {
-        Ok(config) => config,
+    let life = if args.no_keeper || args.check_config {
+        None
+    } else {
+        match keeper::start() {
+            Ok(Role::Life(life)) => Some(life),
+            Ok(Role::Ended(code)) => return code,
+            Err(errno) => {
+                complain(&format_args!("evloopd: there is no keeper: clone: {errno}"));
+                None
+            }
+        }
+    };
+    let setup = match daemon::setup(&args, life) {
+        Ok(setup) => setup,
         Err(errors) => {
             // `FILE:LINE: ...` without a prefix, as compilers print it, so that editors can jump
             // there.
@@ -32,8 +45,8 @@ fn main() -> ExitCode {
         println!("the configuration is good");
         return ExitCode::SUCCESS;
     }
-    daemon::init_log(&config);
-    match daemon::run(config) {
+    daemon::init_log(&setup.config);
+    match daemon::run(setup) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format_args!("evloopd: {error}"));

@@ -72,14 +72,15 @@ impl Cgroups {
 
     /// Makes the directory of this daemon, and removes those of daemons that have died, as far as they
     /// are empty. If the daemon may make none where it is, it asks the user's service manager for a
-    /// place; if that gives none either, there are no cgroups. May block.
+    /// place; if that gives none either, there are no cgroups. `keeper` is the pid of the daemon's
+    /// keeper, which has to be where the daemon is. May block.
     #[must_use]
-    pub fn open(instance: &str, runtime: Handle) -> Arc<Self> {
+    pub fn open(instance: &str, keeper: Option<i32>, runtime: Handle) -> Arc<Self> {
         let make = |own: place::Own| Ok((Base::make(&own, instance)?, own));
-        let made = place::own().and_then(|own| {
+        let made = place::own(keeper).and_then(|own| {
             make(own).or_else(|why: String| {
-                scope::ask(instance).map_err(|no_scope| format!("{why}; {no_scope}"))?;
-                make(place::delegated()?)
+                scope::ask(instance, keeper).map_err(|no_scope| format!("{why}; {no_scope}"))?;
+                make(place::delegated(keeper)?)
             })
         });
         match made {

@@ -17,20 +17,24 @@ pub(super) struct Own {
     pub(super) is_delegated: bool,
 }
 
-/// Finds the daemon's own cgroup.
+/// Finds the daemon's own cgroup, which is its keeper's, too.
 ///
 /// # Errors
 /// Why there is none.
-pub(super) fn own() -> Result<Own, String> {
+pub(super) fn own(keeper: Option<i32>) -> Result<Own, String> {
     let own = present()?;
-    let divided = || is_delegated(&own.path).then(|| own.divided()).flatten();
+    let divided = || {
+        is_delegated(&own.path)
+            .then(|| own.divided(keeper))
+            .flatten()
+    };
     Ok(own.above().or_else(divided).unwrap_or(own))
 }
 
 /// As [`own`], for a cgroup that is known to be delegated: a service manager of a user may not mark it.
-pub(super) fn delegated() -> Result<Own, String> {
+pub(super) fn delegated(keeper: Option<i32>) -> Result<Own, String> {
     let own = present()?;
-    Ok(own.divided().unwrap_or(own))
+    Ok(own.divided(keeper).unwrap_or(own))
 }
 
 fn present() -> Result<Own, String> {
@@ -52,15 +56,20 @@ impl Own {
         })
     }
 
-    /// Moves the daemon to a part of this cgroup, which is delegated, if it could count memory.
-    fn divided(&self) -> Option<Self> {
+    /// Moves the daemon and its keeper to a part of this cgroup, which is delegated, if it could count memory.
+    fn divided(&self, keeper: Option<i32>) -> Option<Self> {
         if !has_memory(&self.path) {
             return None;
         }
         let part = self.path.join(PART);
         // It may be there from an earlier daemon.
         let _ = fs::create_dir(&part);
-        fs::write(part.join("cgroup.procs"), "0").ok()?;
+        let procs = part.join("cgroup.procs");
+        // A cgroup with processes gives none of its controllers to those below it.
+        if let Some(keeper) = keeper {
+            fs::write(&procs, keeper.to_string()).ok()?;
+        }
+        fs::write(&procs, "0").ok()?;
         Some(Self {
             path: self.path.clone(),
             name: self.name.clone(),

@@ -11,26 +11,30 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the daemon looks whether it has been moved.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Has the daemon moved into a scope of its own that is delegated to it: see systemd.scope(5) and
+/// Has the daemon and its keeper moved into a scope of its own that is delegated to it: see systemd.scope(5) and
 /// org.freedesktop.systemd1(5). May block.
 ///
 /// # Errors
 /// Why it is not.
-pub(super) fn ask(instance: &str) -> Result<(), String> {
+pub(super) fn ask(instance: &str, keeper: Option<i32>) -> Result<(), String> {
     let has_bus = env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
         || env::var_os("XDG_RUNTIME_DIR").is_some_and(|dir| Path::new(&dir).join("bus").exists());
     if !has_bus {
         return Err("the user has no service manager that could give a scope".to_owned());
     }
     let name = format!("evloopd-{instance}.scope");
-    let (pid, timeout) = (std::process::id().to_string(), PATIENCE.as_secs());
+    let timeout = PATIENCE.as_secs();
+    let own = i32::try_from(std::process::id()).ok();
+    let pids: Vec<String> = [own, keeper].iter().flatten().map(i32::to_string).collect();
     let mut call = Command::new("busctl");
     call.args(["--user", &format!("--timeout={timeout}"), "call"]);
     call.args(["org.freedesktop.systemd1", "/org/freedesktop/systemd1"]);
     call.args(["org.freedesktop.systemd1.Manager", "StartTransientUnit"]);
     call.args(["ssa(sv)a(sa(sv))", &name, "fail", "3"]);
     call.args(["Description", "s", "Event loops of the user"]);
-    call.args(["PIDs", "au", "1", &pid, "Delegate", "b", "true", "0"]);
+    call.args(["PIDs", "au", &pids.len().to_string()])
+        .args(&pids);
+    call.args(["Delegate", "b", "true", "0"]);
     let failed = |why: &str| format!("the user's service manager gave no scope: {why}");
     let answer = call.stdin(Stdio::null()).output();
     let answer = answer.map_err(|error| failed(&format!("busctl: {error}")))?;

@@ -110,6 +110,9 @@ fn server(server: &Server, found: &mut Findings) {
     between(found, "server.handshake_timeout", handshake, SECOND, HOUR);
     let receive = server.receive_timeout;
     between(found, "server.receive_timeout", receive, SECOND, HOUR);
+    number(found, "server.restarts", server.restarts, 0, 1000);
+    let delay = server.restart_delay;
+    duration(found, "server.restart_delay", delay, HOUR);
 }
 
 /// Checks the paths of both sockets, whether they are configured or derived.

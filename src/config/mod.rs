@@ -4,6 +4,7 @@
 //! `config/evloopd.toml` shows all defaults. After [`Config::load`] every value
 //! is within the range that the documentation of its field names.
 
+mod carried;
 mod check;
 mod file;
 mod findings;
@@ -115,6 +116,12 @@ pub struct Server {
     pub receive_timeout: Duration,
     /// Whether requests may contain private keys for TLS.
     pub tls_keys_in_requests: bool,
+    /// How many times in a row the keeper starts the daemon again if it dies within 10 s of its
+    /// start, 0 to 1,000. 0: never, not even if it dies later.
+    pub restarts: u32,
+    /// The longest time between two lives, at most 1 h.
+    #[serde(with = "units::duration")]
+    pub restart_delay: Duration,
 }
 
 impl Default for Server {
@@ -131,6 +138,8 @@ impl Default for Server {
             handshake_timeout: Duration::from_secs(10),
             receive_timeout: Duration::from_secs(30),
             tls_keys_in_requests: false,
+            restarts: 10,
+            restart_delay: Duration::from_secs(10),
         }
     }
 }

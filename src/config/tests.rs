@@ -64,6 +64,17 @@ fn the_shipped_file_is_the_default_made_visible() {
 }
 
 #[test]
+fn a_configuration_is_carried_to_the_next_life_with_the_places_of_its_values() {
+    let config = read(SHIPPED).unwrap();
+    let carried = Config::carried(&config.carry().unwrap()).unwrap();
+    assert_eq!(carried.effective(), config.effective());
+    assert_eq!(carried, config);
+    assert!(carried.differences(&config).is_empty());
+    let other = read("version = 1\n[limits]\nloops = 7").unwrap();
+    assert_eq!(other.differences(&Config::default()), ["limits.loops"]);
+}
+
+#[test]
 fn what_the_shipped_file_shows_commented_out_is_valid() {
     let uncommented: Vec<&str> = SHIPPED
         .lines()

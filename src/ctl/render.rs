@@ -378,7 +378,7 @@ pub(super) fn exit_style(e: &proto::Exited) -> Style {
 }
 
 /// Returns a signal's name, such as `SIGTERM`; `signal 99` if this host has no such signal.
-fn signal_name(number: i32) -> String {
+pub(super) fn signal_name(number: i32) -> String {
     config::signal_name(number).unwrap_or_else(|| format!("signal {number}"))
 }
 

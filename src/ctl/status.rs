@@ -10,15 +10,20 @@ use super::json::{self, joined};
 use super::lookup;
 use super::output;
 use super::parse;
+use super::render::signal_name;
 use super::session::{Session, answer};
 use super::show;
 use super::style::{BAD, DIM, GOOD, NOTICE};
 use super::table::Sheet;
 use super::units::{counted, date_and_age, grouped, size};
+use crate::proto::ended_life::How;
 use crate::proto::{
-    GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Loop,
+    GetServerInfoRequest, GetServerInfoResponse, GetStatusRequest, GetStatusResponse, Keeper, Loop,
     LoopRef, LoopState, WatchRef, loop_ref,
 };
+
+/// The number of earlier lives that are shown; `--json` has all that are known.
+const LIVES_SHOWN: usize = 3;
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl status
@@ -87,6 +92,9 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
     {
         troubles.push("its file descriptors are nearly used up".to_owned());
     }
+    if status.keeper.as_ref().is_some_and(|keeper| keeper.pid == 0) {
+        troubles.push("its keeper has ended, so that nothing starts it again".to_owned());
+    }
     let stopped = loops
         .iter()
         .filter(|l| l.state() == LoopState::Stopped)
@@ -107,6 +115,33 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
         ));
     }
     troubles
+}
+
+/// Adds what is known of the keeper and of earlier lives.
+fn keeper(sheet: &mut Sheet, keeper: &Keeper) {
+    if keeper.pid != 0 {
+        let life = match keeper.life {
+            0 | 1 => String::new(),
+            life => format!(", in the daemon's life {life}"),
+        };
+        sheet.line("keeper", format!("pid {}{life}", keeper.pid));
+    }
+    for ended in keeper.ended_lives.iter().take(LIVES_SHOWN) {
+        let how = match ended.how {
+            Some(How::ExitCode(code)) => format!("exited with {code}"),
+            Some(How::Signal(number)) => format!("was killed by {}", signal_name(number)),
+            None => "ended".to_owned(),
+        };
+        let (life, when) = (ended.life, date_and_age(ended.ended));
+        sheet.line("earlier life", format!("{life} {how}, {when}"));
+    }
+    if !keeper.changed_keys.is_empty() {
+        let keys = keeper.changed_keys.join(", ");
+        sheet.line(
+            "configuration",
+            format!("other values in the files: {keys}"),
+        );
+    }
 }
 
 fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop]) -> Sheet {
@@ -157,6 +192,9 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
                 String::new()
             },
         );
+    }
+    if let Some(keeper) = &status.keeper {
+        self::keeper(&mut sheet, keeper);
     }
     if status.slots > 0 {
         let slots = counted(status.slots.into(), "descriptor", "descriptors");

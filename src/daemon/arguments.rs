@@ -25,6 +25,10 @@ pub struct Arguments {
     /// ... per error
     #[arg(long)]
     pub check_config: bool,
+    /// Run without the keeper, the process that starts the daemon again when it dies: for debuggers
+    /// and tests
+    #[arg(long)]
+    pub no_keeper: bool,
     /// What to run in place of the daemon
     #[command(subcommand)]
     pub show: Option<Show>,

@@ -128,6 +128,7 @@ impl Daemon {
         let stderr = File::create(dir.log()).during("create")?;
         let process = Process::start(
             this_program()?
+                .arg("--no-keeper")
                 .arg("--config")
                 .arg(&config)
                 .arg("--socket")

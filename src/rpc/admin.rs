@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use super::server::admin_service_server::AdminService;
 use super::{Api, requester};
 use crate::event_loop::Handle;
+use crate::keeper::Ended;
 use crate::memory::Use;
 use crate::proto::*;
 
@@ -79,6 +80,12 @@ impl AdminService for Api {
             tzdata_from_host: zones.from_host,
             tzdata_host_version: zones.host_version.unwrap_or_default(),
             time_zone: zones.local,
+            keeper: self.identity.life.as_ref().map(|life| Keeper {
+                pid: life.keeper().unwrap_or_default(),
+                life: life.number(),
+                ended_lives: life.earlier().map(ended_life).collect(),
+                changed_keys: self.identity.changed_keys.clone(),
+            }),
         }))
     }
 
@@ -92,6 +99,17 @@ impl AdminService for Api {
         Ok(Response::new(GetConfigResponse {
             values: config.effective().into_iter().map(value).collect(),
         }))
+    }
+}
+
+fn ended_life((life, at, how): (u64, u64, Ended)) -> EndedLife {
+    EndedLife {
+        life,
+        ended: Some(crate::clock::timestamp(at)),
+        how: Some(match how {
+            Ended::Exited(code) => ended_life::How::ExitCode(code.into()),
+            Ended::Killed(signal) => ended_life::How::Signal(signal.into()),
+        }),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::access::{Peer, audit};
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
 use crate::handover::Slots;
+use crate::keeper::Life;
 use crate::policy::{Caller, Registry, SESSION_NAME_MAX, is_loop_name};
 use crate::proto;
 use crate::terminals::Terminals;
@@ -91,6 +92,10 @@ pub struct Identity {
     pub socket: PathBuf,
     /// The path of the socket for file descriptors.
     pub handover_socket: PathBuf,
+    /// The daemon's present life, if it has a keeper.
+    pub life: Option<Life>,
+    /// Keys whose values in the configuration files differ from those in force.
+    pub changed_keys: Vec<String>,
 }
 
 /// The state that all services share.

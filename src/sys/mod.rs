@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 mod clone3;
 pub(crate) mod datagram;
 pub(crate) mod file;
+pub(crate) mod keeper;
 pub(crate) mod pidfd;
 mod spawn;
 mod terminal;
@@ -119,6 +120,15 @@ fn waitid(
     id: libc::c_int,
     options: libc::c_int,
 ) -> Result<Option<Waited>, Errno> {
+    Ok(waitid_of(kind, id, options)?.map(|(_, waited)| waited))
+}
+
+/// Does the same, and returns the pid of the child, too.
+fn waitid_of(
+    kind: libc::idtype_t,
+    id: libc::c_int,
+    options: libc::c_int,
+) -> Result<Option<(libc::pid_t, Waited)>, Errno> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: both pointers are valid for writes of their types for the whole call; the system
@@ -139,11 +149,12 @@ fn waitid(
     let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
     // SAFETY: waitid fills in the child fields; without a child they are zero.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((pid != 0).then_some(Waited {
+    let waited = Waited {
         code: info.si_code,
         status,
         usage,
-    }))
+    };
+    Ok((pid != 0).then_some((pid, waited)))
 }
 
 /// Sends a signal with pidfd_send_signal(2) to the process group that the pidfd's process leads.

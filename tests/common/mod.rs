@@ -215,7 +215,16 @@ pub(crate) fn directory() -> Arc<TempDir> {
 
 /// Returns the daemon's command line in `dir` with this configuration. Its log goes to a file
 /// there.
+///
+/// It has no keeper: the process is the daemon itself, so that a test can signal it and look at it.
 pub(crate) fn command(dir: &Path, config: &str, launcher: &[&str]) -> Command {
+    let mut command = command_with_keeper(dir, config, launcher);
+    command.arg("--no-keeper");
+    command
+}
+
+/// As [`command`], but the process is the keeper of the daemon.
+pub(crate) fn command_with_keeper(dir: &Path, config: &str, launcher: &[&str]) -> Command {
     let file = dir.join("evloopd.toml");
     std::fs::write(&file, config).unwrap();
     let log = std::fs::File::create(dir.join("log")).unwrap();

@@ -77,7 +77,8 @@ pub(crate) async fn refused(config: &str, prepare: impl Fn(&std::path::Path)) ->
         let file = dir.path().join("evloopd.toml");
         std::fs::write(&file, config).unwrap();
         let mut run = tokio::process::Command::new(env!("CARGO_BIN_EXE_evloopd"));
-        run.arg("--config").arg(&file).env_remove("LISTEN_FDS");
+        run.args(["--no-keeper", "--config"]).arg(&file);
+        run.env_remove("LISTEN_FDS");
         if check {
             run.arg("--check-config");
         }

@@ -43,6 +43,7 @@ async fn a_daemon_ignores_evloopd_socket_in_its_environment() {
     // there.
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_evloopd"));
     command
+        .arg("--no-keeper")
         .arg("--config")
         .arg(&file)
         .env("EVLOOPD_SOCKET", &first.socket)

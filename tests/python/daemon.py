@@ -56,7 +56,7 @@ def running(configuration="", server="", prefix=(), ends=0):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(f"{directory}/log", "w+") as log:
             notify.bind(f"{directory}/notify")
             env = {**os.environ, "NOTIFY_SOCKET": notify.getsockname()}
-            process = subprocess.Popen([*prefix, DAEMON, "--config", config], env=env, stderr=log)
+            process = subprocess.Popen([*prefix, DAEMON, "--no-keeper", "--config", config], env=env, stderr=log)
             daemon = Daemon(directory, process)
             try:
                 wait_until_ready(daemon, notify)
