@@ -19,9 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use evloopd::proto::ended_life::How;
 use evloopd::proto::event::Kind;
 use evloopd::proto::subscribe_request::Start;
-use evloopd::proto::{
-    GetStatusResponse, Keeper, NewEventLoopRequest, ProcessSpec, StartAt, Stdio, SubscribeRequest,
-};
+use evloopd::proto::{GetStatusResponse, Keeper, NewEventLoopRequest, StartAt, SubscribeRequest};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -303,12 +301,12 @@ async fn the_daemon_outlives_its_keeper_and_says_so() {
 async fn a_daemon_that_takes_too_long_to_end_is_killed_with_its_keeper() {
     let daemon = start("[server]\ndrain_timeout = \"1h\"\n[children]\nkill_grace = \"1h\"").await;
     let mut scene = Scene::new(daemon, "", "epoll").await;
-    // It ends with its input.
-    let stubborn = ProcessSpec {
-        stdin: Stdio::Pipe.into(),
-        ..shell("trap '' TERM; echo ready; read line")
+    let id = scene
+        .spawn(shell("trap '' TERM; echo ready; exec sleep 1000"))
+        .await;
+    let Some(Kind::Started(started)) = scene.recorder.first(id, "started").await.kind else {
+        panic!("its start");
     };
-    let id = scene.spawn(stubborn).await;
     scene.recorder.first(id, "data").await;
     let of = life(scene.daemon.pid()).unwrap();
     scene.daemon.signal(Signal::SIGTERM);
@@ -321,6 +319,7 @@ async fn a_daemon_that_takes_too_long_to_end_is_killed_with_its_keeper() {
         state(of).is_none_or(|(state, _)| state == 'Z')
     })
     .await;
+    kill(Pid::from_raw(started.pid), Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
