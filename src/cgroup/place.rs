@@ -56,7 +56,8 @@ impl Own {
         })
     }
 
-    /// Moves the daemon and its keeper to a part of this cgroup, which is delegated, if it could count memory.
+    /// Moves the daemon and its keeper to a part of this cgroup, which is delegated, if it could count
+    /// memory.
     fn divided(&self, keeper: Option<i32>) -> Option<Self> {
         if !has_memory(&self.path) {
             return None;

@@ -11,8 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the daemon looks whether it has been moved.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Has the daemon and its keeper moved into a scope of its own that is delegated to it: see systemd.scope(5) and
-/// org.freedesktop.systemd1(5). May block.
+/// Has the daemon and its keeper moved into a scope of its own that is delegated to it: see
+/// systemd.scope(5) and org.freedesktop.systemd1(5). May block.
 ///
 /// # Errors
 /// Why it is not.
@@ -42,9 +42,14 @@ pub(super) fn ask(instance: &str, keeper: Option<i32>) -> Result<(), String> {
         return Err(failed(String::from_utf8_lossy(&answer.stderr).trim()));
     }
     let begun = Instant::now();
+    // The manager moves them one by one, in any order. One that it has not moved yet would later be
+    // taken out of the part of the scope to which the daemon moves it.
+    let has_moved = |pid: &String| {
+        let place = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        place.lines().any(|line| line.ends_with(&name))
+    };
     while begun.elapsed() < PATIENCE {
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        if own.lines().any(|line| line.ends_with(&name)) {
+        if pids.iter().all(has_moved) {
             return Ok(());
         }
         std::thread::sleep(LOOK);
