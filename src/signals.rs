@@ -63,8 +63,9 @@ impl<F: Fn(Received) + Send + Sync> SignalSink for F {
 }
 
 /// Blocks the allowed signals and the [`RESERVED`] ones in the calling thread and all
-/// threads that it starts; with a mask, exactly these and those of the mask. Also restores the default action of SIGCHLD: if the daemon inherited it
-/// as ignored, the kernel would discard the exit status of every child.
+/// threads that it starts; with a mask, exactly these and those of the mask. Also restores the
+/// default action of SIGCHLD: if the daemon inherited it as ignored, the kernel would discard the
+/// exit status of every child.
 ///
 /// # Errors
 /// [`Error::InvalidField`] for a number that is not a signal.

@@ -15,9 +15,7 @@ use tempfile::tempdir;
 fn inner_files_of_new_directories_are_not_missed() {
     let top = tempdir().unwrap();
     let hub = hub();
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     // As git writes its objects: the directory, and at once files in it.
     for object in 0..2_000 {
         let dir = top
@@ -88,9 +86,7 @@ fn what_is_renamed_out_of_a_directory_that_went_round_outside_is_not_taken_for_a
     fs::create_dir_all(top.path().join("a/b")).unwrap();
     fs::create_dir(top.path().join("b")).unwrap();
     let hub = hub();
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     let thread = Thread::of(&hub);
     thread.hold();
     let kept = out.path().join("kept");
@@ -107,9 +103,7 @@ fn a_directory_that_is_moved_into_one_that_has_just_left_it_does_not_hang_the_hu
     let top = tempdir().unwrap();
     fs::create_dir_all(top.path().join("a/b")).unwrap();
     let hub = hub();
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     let thread = Thread::of(&hub);
     thread.hold();
     // The new directory is not watched yet: of the first rename only one half is told.
@@ -128,9 +122,7 @@ fn an_exchange_whose_first_half_is_merged_with_that_of_another_is_told() {
     fs::create_dir(top.path().join("c")).unwrap();
     fs::create_dir_all(out.path().join("kept/x")).unwrap();
     let hub = hub();
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     let thread = Thread::of(&hub);
     thread.hold();
     exchange(&out.path().join("kept"), &top.path().join("a")).unwrap();
@@ -146,9 +138,7 @@ fn an_exchange_of_what_has_just_come_from_outside_is_told() {
     fs::create_dir(top.path().join("c")).unwrap();
     fs::create_dir(out.path().join("kept")).unwrap();
     let hub = hub();
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     let thread = Thread::of(&hub);
     thread.hold();
     fs::rename(out.path().join("kept"), top.path().join("b/c")).unwrap();
@@ -170,9 +160,7 @@ fn what_leaves_a_directory_that_is_back_at_another_place_is_told_by_its_whole_pa
         move_expiry: Duration::from_secs(2),
         ..Limits::default()
     });
-    let (mut reader, _) = Reader::synced(&hub, recursive(top.path()));
-    let mut picture = Picture::new(top.path());
-    picture.apply(&Told::Synced(Default::default()));
+    let (mut reader, mut picture) = Picture::synced(&hub, top.path());
     let kept = out.path().join("kept");
     fs::rename(top.path().join("a/b"), &kept).unwrap();
     fs::rename(&kept, top.path().join("c")).unwrap();

@@ -277,6 +277,14 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// Watches a whole tree. Returns the reader, and a picture that knows nothing below the root yet.
+    pub fn synced(hub: &Hub, top: &Path) -> (Reader, Self) {
+        let (reader, synced) = Reader::synced(hub, recursive(top));
+        let mut picture = Self::new(top);
+        picture.apply(&Told::Synced(synced));
+        (reader, picture)
+    }
+
     pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
