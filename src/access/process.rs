@@ -141,14 +141,8 @@ pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command, Stdio};
-
     use super::*;
-
-    /// Starts a child that ends when its stdin is closed.
-    fn idle_child() -> Child {
-        Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
-    }
+    use crate::sys::idle_child;
 
     fn open(pid: u32) -> ClientProcess {
         let pid = i32::try_from(pid).unwrap();
@@ -158,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn ended_returns_when_the_process_ends_and_ever_after() {
-        let mut child = idle_child();
+        let mut child = idle_child::start();
         let process = open(child.id());
         assert!(!has_ended(&process.pidfd).unwrap());
         drop(child.stdin.take());
@@ -171,7 +165,7 @@ mod tests {
     #[test]
     fn keys_tell_processes_apart() {
         let own = std::process::id();
-        let mut child = idle_child();
+        let mut child = idle_child::start();
         assert_eq!(open(own).key(), open(own).key());
         assert_ne!(open(own).key(), open(child.id()).key());
         let ticks = |pid| start_ticks(i32::try_from(pid).unwrap()).unwrap();

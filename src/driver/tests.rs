@@ -146,10 +146,7 @@ fn a_hang_up_is_waited_for_whatever_else_is_ready(rig: &mut Rig) {
 }
 
 fn the_hang_up_of_a_pidfd_is_the_reaping(rig: &mut Rig) {
-    let mut child = std::process::Command::new("cat")
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = crate::sys::idle_child::start();
     let pidfd = crate::sys::pidfd::open(child.id().try_into().unwrap()).unwrap();
     let source = rig.attach(pidfd, Nonblocking::ReadinessOnly);
     rig.driver.start(id(1), source, READ);

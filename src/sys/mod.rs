@@ -13,6 +13,8 @@ use tokio::io::unix::AsyncFd;
 mod clone3;
 pub(crate) mod datagram;
 pub(crate) mod file;
+#[cfg(test)]
+pub(crate) mod idle_child;
 pub(crate) mod keeper;
 pub(crate) mod pidfd;
 mod spawn;
