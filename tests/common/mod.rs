@@ -292,6 +292,17 @@ pub(crate) fn hang_up(socket: impl AsFd) {
     rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
 }
 
+/// Waits until no copy of a datagram socket at this path is open any more, see [`hang_up`].
+pub(crate) async fn nobody_has(path: &Path) {
+    let gone = async {
+        let probe = UnixDatagram::unbound().unwrap();
+        while probe.connect(path).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the socket's end", gone).await;
+}
+
 /// Waits for a future, and panics with a description if that takes longer than [`PATIENCE`].
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {

@@ -1,6 +1,7 @@
 //! Datagrams that are sent: errors that name their peer, receivers that are full or new, groups and
 //! broadcasts, and the end of a socket with datagrams that wait.
 
+use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 
 use evloopd::proto::event::Kind;
@@ -8,7 +9,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use tonic::Code;
 
-use crate::common::{Scene, by_id, datagrams_at, inet, refused, unix_socket};
+use crate::common::{Scene, by_id, datagrams_at, inet, nobody_has, refused, unix_socket};
 use crate::datagrams::{add, bound, port, received, socket};
 
 on_each_backend!(
@@ -27,9 +28,11 @@ on_each_backend!(
 /// The length of a long datagram.
 const LONG: usize = 4000;
 
-/// A port of 127.0.0.1 that nobody uses.
-fn dead_port() -> u16 {
-    socket().1
+/// A port of 127.0.0.1 at which nobody receives, as long as the socket lives: it is connected to itself.
+fn dead_port() -> (UdpSocket, u16) {
+    let (socket, port) = socket();
+    socket.connect(("127.0.0.1", port)).unwrap();
+    (socket, port)
 }
 
 async fn error(scene: &mut Scene, id: u64) -> DatagramError {
@@ -43,7 +46,7 @@ async fn a_dead_peer_is_named_and_live_peers_get_everything(scene: &mut Scene) {
     for local in [inet("127.0.0.1", 0), inet("", 0)] {
         let id = add(scene, datagrams_at(local)).await;
         let (live, live_port) = socket();
-        let dead = dead_port();
+        let (_dead, dead) = dead_port();
         for number in 0..50_u8 {
             let to_dead = Some(inet("127.0.0.1", dead));
             scene.send_to(id, b"dead", to_dead).await.unwrap();
@@ -68,7 +71,7 @@ async fn a_dead_peer_is_named_and_live_peers_get_everything(scene: &mut Scene) {
 }
 
 async fn a_connected_socket_outlives_its_dead_peer(scene: &mut Scene) {
-    let dead = dead_port();
+    let (late, dead) = dead_port();
     let spec = DatagramSpec {
         peer: Some(inet("127.0.0.1", dead)),
         ..DatagramSpec::default()
@@ -77,7 +80,6 @@ async fn a_connected_socket_outlives_its_dead_peer(scene: &mut Scene) {
     scene.send_to(id, b"x", None).await.unwrap();
     assert_eq!(error(scene, id).await.peer, Some(inet("127.0.0.1", dead)));
     scene.send_to(id, b"y", None).await.unwrap();
-    let late = std::net::UdpSocket::bind(("127.0.0.1", dead)).unwrap();
     late.send_to(b"here now", ("127.0.0.1", at)).unwrap();
     assert_eq!(&scene.datagram_at(id, 0).await.data[..], b"here now");
 }
@@ -163,6 +165,7 @@ async fn a_new_receiver_at_the_path_gets_what_is_sent(scene: &mut Scene) {
     let id = add(scene, spec).await;
     scene.send_to(id, b"one", None).await.unwrap();
     drop(first);
+    nobody_has(&path).await;
     let nobody = scene.send_to(id, b"lost", None).await;
     let nobody = refused(nobody, Code::FailedPrecondition, "SYSTEM");
     assert_eq!(nobody.word("errno_name"), "ECONNREFUSED");

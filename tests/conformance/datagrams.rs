@@ -7,7 +7,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use tonic::Code;
 
-use crate::common::{PATIENCE, Scene, datagrams_at, inet, refused, unix_socket};
+use crate::common::{PATIENCE, Scene, datagrams_at, inet, nobody_has, refused, unix_socket};
 use crate::datagram_drops::told;
 
 on_each_backend!(
@@ -185,6 +185,7 @@ async fn a_unix_socket_receives_and_leaves_no_file(scene: &mut Scene) {
     let (path, ours_path) = (directory.join("theirs.sock"), directory.join("ours.sock"));
     // A file that a process has left behind.
     drop(UnixDatagram::bind(&path).unwrap());
+    nobody_has(&path).await;
     let id = add(scene, datagrams_at(unix_socket(&path))).await;
     let ours = UnixDatagram::bind(&ours_path).unwrap();
     ours.send_to(b"named", &path).unwrap();

@@ -9,7 +9,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::{CloseReason, FdSpec, Lifetime, Ready, RearmItem, TakeFdRequest};
 use tonic::Code;
 
-use crate::common::{Scene, by_id, reader, refused, writer};
+use crate::common::{Scene, by_id, hang_up, reader, refused, writer};
 
 on_each_backend!(
     a_reader_is_one_shot_and_rearming_a_ready_fd_reports_again,
@@ -196,6 +196,7 @@ async fn the_end_of_the_peer_is_reported_in_the_direction_that_fired(scene: &mut
         ..read
     };
     assert_eq!(what, half_closed, "a peer that sends no more");
+    hang_up(&ours);
     drop(ours);
     assert!(scene.rearm(reading(id, seq)).await);
     let (_, what) = ready(scene.recorder.nth(id, "ready", 2).await);

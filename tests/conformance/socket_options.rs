@@ -13,7 +13,8 @@ use rustix::net::sockopt;
 use tonic::Code;
 
 use crate::common::{
-    Scene, adopted, connection, listener, millis, refused, seconds, tcp, tcp_listener, unix_path,
+    Scene, adopted, connection, hang_up, listener, millis, refused, seconds, tcp, tcp_listener,
+    unix_path,
 };
 use crate::listeners::{accepted, listen, port, take};
 
@@ -120,6 +121,7 @@ async fn options_of_an_adopted_socket_are_as_asked(scene: &mut Scene) {
 /// Returns a port of 127.0.0.x that nothing uses.
 fn free_port(ip: Ipv4Addr) -> u16 {
     let socket = TcpListener::bind((ip, 0)).unwrap();
+    hang_up(&socket);
     socket.local_addr().unwrap().port()
 }
 
