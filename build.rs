@@ -48,6 +48,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".evloopd.v1")
         .compile_fds_with_config(descriptors.clone(), names)?;
 
+    let kept = protox::compile([root.join("evloopd/state/v1/state.proto")], [root])?;
+    let state = out.join("state");
+    std::fs::create_dir_all(&state)?;
+    tonic_prost_build::configure()
+        .out_dir(&state)
+        .extern_path(".evloopd.v1", "crate::proto")
+        .btree_map(".evloopd.state.v1")
+        .compile_fds(kept)?;
+
     let server = out.join("server");
     std::fs::create_dir_all(&server)?;
     let mut config = tonic_prost_build::configure()

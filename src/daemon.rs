@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -30,9 +31,10 @@ use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::keeper::Life;
-use crate::policy::{Caller, Registry};
+use crate::policy::{Caller, Registry, Revival, Revived};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
+use crate::state::Starts;
 use crate::sys;
 use crate::terminals::Terminals;
 use crate::text;
@@ -43,7 +45,7 @@ use crate::watch::{
 
 pub use arguments::{Arguments, Show};
 pub use host::refusals;
-pub use lives::setup;
+pub use lives::{State, setup};
 use sockets::Sockets;
 
 /// How long connections without a stream may take to close when the daemon ends.
@@ -60,6 +62,8 @@ pub struct Setup {
     pub config: Config,
     /// The daemon's present life, if it has a keeper.
     pub life: Option<Life>,
+    /// What the life before has left.
+    pub state: State,
     /// Keys whose values in the configuration files differ from those in force.
     pub changed_keys: Vec<String>,
 }
@@ -201,8 +205,10 @@ fn services(
     signals: Arc<SignalHub>,
     file_limit: Limit,
     instance: &str,
-    keeper: Option<i32>,
+    life: Option<Life>,
+    starts: Option<Arc<Starts>>,
 ) -> Result<Services> {
+    let keeper = life.as_ref().and_then(Life::keeper);
     let (limits, children) = (&config.limits, &config.children);
     let runtime = Handle::current();
     let drain = DrainLimits {
@@ -215,7 +221,8 @@ fn services(
             CgroupUse::Auto => Cgroups::open(instance, keeper, runtime.clone()),
             CgroupUse::Off => Cgroups::off("[children] cgroups = \"off\"", runtime.clone()),
         },
-        reaper: Reaper::new(runtime.clone(), limits.children),
+        starts,
+        reaper: Reaper::new(runtime.clone(), limits.children, life),
         drain: Drain::new(runtime.clone(), drain),
         starters: Starters::start(children.spawn_threads, &runtime)?,
         resolver: Resolver::new(limits.resolver_threads),
@@ -268,11 +275,43 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
     let identity = identity(&sockets, life, setup.changed_keys)?;
-    let keeper = life.as_ref().and_then(Life::keeper);
-    let services = services(&config, hub, file_limit, &identity.instance, keeper)?;
+    let mut state = setup.state;
+    let no_memory = |errno| SystemError::new(errno, "memory", "");
+    let arena = match &life {
+        Some(life) => Some(state.arena(life).map_err(no_memory)?),
+        None => None,
+    };
+    let starts = match &arena {
+        Some(arena) => Some(Starts::new(arena).map_err(no_memory)?),
+        None => None,
+    };
+    let services = services(&config, hub, file_limit, &identity.instance, life, starts)?;
     let services = Arc::new(services);
     let cgroups = Arc::clone(&services.cgroups);
-    let registry = Registry::new(Arc::clone(&config), services, memory)?;
+    let State {
+        found,
+        inherited,
+        needed,
+        ..
+    } = state;
+    let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
+    let registry = Registry::new(Arc::clone(&config), Arc::clone(&services), memory, arena)?;
+    if let Some(life) = life.as_ref().filter(|_| !found.is_empty()) {
+        let inherited = Mutex::new(inherited);
+        registry.take_up(Revived {
+            found,
+            needed,
+            revival: Revival {
+                told: lives::recovered(life),
+                by_fault: lives::died_by_fault(life),
+                revive: {
+                    let services = Arc::clone(&services);
+                    Arc::new(move |found| rpc::revive(&services, &mut inherited.lock(), found))
+                },
+            },
+        });
+    }
+    services.reaper.settle(&unrecorded);
     registry.start_configured()?;
     tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
     let slots = Slots::new(config.limits.slots, SLOT_TTL);

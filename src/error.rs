@@ -269,6 +269,15 @@ impl SystemError {
         }
     }
 
+    /// Makes the error of something that did not survive the daemon's end.
+    pub fn lost(detail: impl Into<String>) -> Self {
+        Self {
+            errno: 0,
+            step: "recovery",
+            detail: detail.into(),
+        }
+    }
+
     /// Makes an error from an I/O error of the standard library.
     pub fn from_io(error: &std::io::Error, step: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();

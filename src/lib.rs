@@ -19,6 +19,7 @@
 //! | `id_map` | a map from ids to values; uses no other module |
 //! | `paged` | a slab that grows without copying; uses no other module |
 //! | [`keeper`] | the first process: starts the daemon, and starts it again when it has died |
+//! | [`state`] | memory that outlives a life of the daemon |
 //! | [`error`] | the error type of the whole daemon |
 //! | [`memory`] | the budget of memory that clients can make the daemon hold |
 //! | [`config`] | reads TOML into checked types; uses `similar`, [`words`] and [`kinds`] only |
@@ -72,6 +73,7 @@ pub mod screen;
 pub mod signals;
 mod similar;
 pub mod sparing;
+pub mod state;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;

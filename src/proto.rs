@@ -14,6 +14,11 @@ use prost_reflect::DescriptorPool;
 
 tonic::include_proto!("evloopd.v1");
 
+/// The messages of `proto/evloopd/state/v1`: what a daemon leaves for its next life.
+pub mod state {
+    include!(concat!(env!("OUT_DIR"), "/state/evloopd.state.v1.rs"));
+}
+
 /// The compiled `.proto` files, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evloopd.bin"));
 
@@ -23,4 +28,13 @@ static DESCRIPTORS: LazyLock<DescriptorPool> =
 /// The compiled `.proto` files, for reflection in this process.
 pub fn descriptors() -> &'static DescriptorPool {
     &DESCRIPTORS
+}
+
+impl From<crate::config::Survives> for Survives {
+    fn from(level: crate::config::Survives) -> Self {
+        match level {
+            crate::config::Survives::None => Self::Nothing,
+            crate::config::Survives::Crash => Self::Crash,
+        }
+    }
 }

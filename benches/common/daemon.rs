@@ -33,7 +33,9 @@ const WATCHES_MAX: usize = 1024;
 
 /// A running daemon; it is killed when dropped.
 pub(crate) struct Daemon {
+    /// The keeper, if it has one.
     process: Child,
+    has_keeper: bool,
     directory: TempDir,
     /// The time from its exec until it reported that it serves.
     pub(crate) start: Duration,
@@ -60,6 +62,15 @@ impl Daemon {
 
     /// Starts a daemon with that configuration.
     pub(crate) fn start_with(configuration: &str) -> Outcome<Self> {
+        Self::start_as(configuration, false)
+    }
+
+    /// Starts a daemon with that configuration that has a keeper.
+    pub(crate) fn start_kept(configuration: &str) -> Outcome<Self> {
+        Self::start_as(configuration, true)
+    }
+
+    fn start_as(configuration: &str, has_keeper: bool) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("evloopd.toml");
         std::fs::write(&config, configuration)?;
@@ -68,7 +79,7 @@ impl Daemon {
 
         let begun = Instant::now();
         let process = Command::new(env!("CARGO_BIN_EXE_evloopd"))
-            .arg("--no-keeper")
+            .args((!has_keeper).then_some("--no-keeper"))
             .arg("--config")
             .arg(config)
             .arg("--socket")
@@ -79,6 +90,7 @@ impl Daemon {
             .spawn()?;
         let mut daemon = Self {
             process,
+            has_keeper,
             directory,
             start: Duration::ZERO,
         };
@@ -178,8 +190,14 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // If either call fails, the daemon has ended already.
-        let _ = self.process.kill();
+        // If a call fails, the daemon has ended already.
+        if self.has_keeper {
+            // Killed, the keeper would leave the daemon behind.
+            let pid = rustix::process::Pid::from_child(&self.process);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        } else {
+            let _ = self.process.kill();
+        }
         let _ = self.process.wait();
     }
 }

@@ -119,12 +119,15 @@ async fn run_each(mut processes: ProcessServiceClient<Channel>) -> Outcome<f64> 
     Ok(percentile(&samples, 50))
 }
 
-fn rate(begun: Instant) -> f64 {
+pub(crate) fn rate(begun: Instant) -> f64 {
     f64::from(CHILDREN) / begun.elapsed().as_secs_f64()
 }
 
 /// Adds a child whenever one has exited.
-async fn watched(watches: &WatchServiceClient<Channel>, exits: &mut Subscription) -> Outcome<()> {
+pub(crate) async fn watched(
+    watches: &WatchServiceClient<Channel>,
+    exits: &mut Subscription,
+) -> Outcome<()> {
     let mut calls = JoinSet::new();
     let add = |calls: &mut JoinSet<_>| {
         let mut watches = watches.clone();

@@ -109,7 +109,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-fn rate(begun: Instant) -> f64 {
+pub(crate) fn rate(begun: Instant) -> f64 {
     let bytes = u32::try_from(BYTES).map_or(f64::NAN, f64::from);
     bytes / begun.elapsed().as_secs_f64() / 1e6
 }
@@ -129,7 +129,7 @@ async fn capture(channel: Channel) -> Outcome<Vec<Bytes>> {
 }
 
 /// Subscribes to the Data of the caller's loop from now on, as a consumer, so that none is lost.
-async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
+pub(crate) async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
     let request = SubscribeRequest {
         start: Some(Start::StartAt(StartAt::Now.into())),
         consumer: "bench".into(),
@@ -156,7 +156,7 @@ async fn watched(channel: Channel) -> Outcome<Streaming<Bytes>> {
 }
 
 /// Starts the child.
-async fn child(channel: Channel) -> Outcome<()> {
+pub(crate) async fn child(channel: Channel) -> Outcome<()> {
     let process = ProcessSpec {
         command: Some(process_spec::Command::Exec(ExecCommand {
             argv: command().into(),
@@ -179,7 +179,10 @@ async fn child(channel: Channel) -> Outcome<()> {
 }
 
 /// Decodes messages until all bytes have been received.
-async fn receive(stream: &mut Streaming<Bytes>, mut each: impl FnMut(&Bytes)) -> Outcome<()> {
+pub(crate) async fn receive(
+    stream: &mut Streaming<Bytes>,
+    mut each: impl FnMut(&Bytes),
+) -> Outcome<()> {
     let mut left = BYTES;
     while let Some(message) = stream.message().await? {
         each(&message);

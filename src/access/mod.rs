@@ -18,8 +18,8 @@ use crate::text;
 mod process;
 mod socket;
 
-pub(crate) use process::start_ticks;
 pub use process::{ClientProcess, ProcessKey};
+pub(crate) use process::{parent_of, start_ticks};
 pub use socket::{BoundSocket, SocketFile, adopt_unix, bind_unix, can_bind};
 
 /// The `tracing` target of the audit log.

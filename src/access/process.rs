@@ -88,6 +88,20 @@ impl ClientProcess {
         })
     }
 
+    /// Returns the process that had this pid and start time; `None` if it has ended.
+    pub(crate) fn again(pid: i32, started: u64) -> Option<Self> {
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // If it still runs after that, what was read is its own.
+        let is_same = start_ticks(pid) == Some(started);
+        let process = Self::new(pidfd, pid).ok()?;
+        (is_same && !has_ended(&process.pidfd).ok()?).then_some(process)
+    }
+
+    /// Returns when it was started, clock ticks since the boot; 0 if it has ended.
+    pub(crate) fn started(&self) -> u64 {
+        start_ticks(self.pid).unwrap_or_default()
+    }
+
     /// Returns its process id, for people to read.
     #[must_use]
     pub const fn pid(&self) -> i32 {
@@ -133,10 +147,21 @@ fn has_ended(pidfd: &OwnedFd) -> rustix::io::Result<bool> {
 
 /// Reads field 22 of `/proc/PID/stat`, the start time in clock ticks.
 pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
+    field(pid, 22)?.parse().ok()
+}
+
+/// Returns the pid of a process's parent; `None` if the process is gone.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    field(pid, 4)?.parse().ok()
+}
+
+/// Returns a field of proc_pid_stat(5), from 3 on.
+fn field(pid: i32, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may contain any characters.
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let field = fields.split_ascii_whitespace().nth(number.checked_sub(3)?);
+    field.map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Source};
+use super::{Config, Policy, Source};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -60,6 +60,32 @@ impl Config {
             .filter(differs)
             .map(|key| (*key).clone())
             .collect()
+    }
+}
+
+impl Policy {
+    /// Returns the policy as text, from which [`Policy::carried`] makes the same.
+    ///
+    /// # Errors
+    /// A value that would not come out the same.
+    pub fn carry(&self) -> Result<String, String> {
+        let mut value = serde_json::to_value(self).map_err(|error| error.to_string())?;
+        without_nulls(&mut value);
+        let text = value.to_string();
+        if Self::carried(&self.name, &text)? != *self {
+            return Err("it would not be the same".to_owned());
+        }
+        Ok(text)
+    }
+
+    /// Returns the policy of that name for which [`Policy::carry`] was called.
+    ///
+    /// # Errors
+    /// The text is of another version of evloopd.
+    pub fn carried(name: &str, text: &str) -> Result<Self, String> {
+        let mut policy: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        name.clone_into(&mut policy.name);
+        Ok(policy)
     }
 }
 

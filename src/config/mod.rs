@@ -29,7 +29,7 @@ pub use file::join as full_key;
 pub use load::Refusal;
 pub use paths::{runtime_directory, system_socket, user_socket};
 pub use policy::{
-    ChildWatcher, Context, History, MACOS_KQUEUE_COMPAT, OnMissing, Policy, Start,
+    ChildWatcher, Context, History, MACOS_KQUEUE_COMPAT, OnMissing, Policy, Start, Survives,
     WINDOWS_PROACTOR_COMPAT, WINDOWS_SELECTOR_COMPAT, WhenFull,
 };
 pub use refusals::Refusable;

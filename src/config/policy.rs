@@ -70,6 +70,8 @@ pub struct Policy {
     pub journal_bytes: u64,
     /// Whether events stay in the journal once all its readers have read them.
     pub history: History,
+    /// The most that its loops, their watches and their consumers survive.
+    pub survives: Survives,
     /// The reaction to a journal that is full of events which consumers have not acknowledged.
     pub when_full: WhenFull,
     /// Unacknowledged bytes of one watch above which that watch pauses alone, 4 KiB to
@@ -123,6 +125,7 @@ impl Default for Policy {
             journal_events: 1_000_000,
             journal_bytes: 64 << 20,
             history: History::Kept,
+            survives: Survives::Crash,
             when_full: WhenFull::Pause,
             journal_watch_bytes: None,
             journal_watch_keep: 64 << 10,
@@ -328,6 +331,16 @@ words! {
         Pause = "pause",
         /// The oldest events are dropped; a reader that has not read them gets a gap.
         DropOldest = "drop_oldest",
+    }
+}
+
+words! {
+    /// What a loop survives.
+    Survives {
+        /// It ends with the daemon.
+        None = "none",
+        /// It goes on in the next life of a daemon that was killed or has crashed.
+        Crash = "crash",
     }
 }
 

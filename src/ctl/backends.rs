@@ -7,7 +7,7 @@ use super::output;
 use super::session::{Session, answer};
 use super::style::{BAD, DIM, GOOD, NAME, PLAIN};
 use super::table::{Table, cell, plain};
-use crate::proto::{Backend, Capability, DocumentedLoop, ListBackendsRequest};
+use crate::proto::{Backend, Capability, DocumentedLoop, ListBackendsRequest, Survives};
 
 pub(super) const EXAMPLES: &str = "Examples:
   evloopctl backends --json | jq 'select(.available) | .name'
@@ -108,6 +108,20 @@ impl<'a> Matrix<'a> {
         reasons
     }
 
+    /// Returns what survives a crash of the daemon on every backend.
+    fn survival(&self) -> String {
+        let crash = |c: &Capability| c.survives() == Survives::Crash;
+        let survives = |row: &&&str| {
+            let mut ours = self.columns.iter().filter_map(|(_, can)| {
+                let capability = Self::find(can, row)?;
+                (capability.survives() != Survives::Unspecified).then_some(capability)
+            });
+            ours.next().is_some_and(crash) && ours.all(crash)
+        };
+        let rows: Vec<&str> = self.rows.iter().filter(survives).copied().collect();
+        format!("A crash of the daemon is survived by: {}", rows.join(", "))
+    }
+
     fn print(&self) -> Result<(), Failure> {
         let heads = self.columns.iter().map(|(head, _)| head.to_uppercase());
         let heads: Vec<_> = ["CAN".to_owned()].into_iter().chain(heads).collect();
@@ -131,7 +145,9 @@ impl<'a> Matrix<'a> {
         for (reason, columns) in self.reasons() {
             table.row([plain(&reason), cell(&columns, DIM)]);
         }
-        table.print()
+        table.print()?;
+        output::line("")?;
+        output::line(&self.survival())
     }
 
     fn markdown(&self) -> String {
@@ -151,6 +167,7 @@ impl<'a> Matrix<'a> {
         for (reason, columns) in self.reasons() {
             let _ = writeln!(text, "- {reason} ({columns})");
         }
+        let _ = writeln!(text, "- {}", self.survival());
         text
     }
 }

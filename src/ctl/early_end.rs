@@ -26,6 +26,11 @@ pub(super) fn early_end(watch: &Watch, closed: &Closed) -> Result<(), Failure> {
         CloseReason::LoopClosed => "its loop was closed",
         CloseReason::Truncated => "the peer ended it without close_notify",
         CloseReason::LeaseExpired => "its lease ran out",
+        CloseReason::Lost => {
+            let error = closed.error.clone().unwrap_or_default();
+            let why = render::system_error(&error);
+            return Err(Failure::new(name, format!("lost: {why}")));
+        }
     };
     let by_client = matches!(
         closed.reason(),

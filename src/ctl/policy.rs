@@ -173,6 +173,7 @@ fn sheet(p: &Policy) -> Sheet {
     );
     sheet.line("journal of a watch", size(p.journal_watch_bytes));
     sheet.line("history", &p.history);
+    sheet.line("survives", &p.survives);
     sheet.line("when full", &p.when_full);
     let time = |d: &Option<prost_types::Duration>| {
         let time = std::time::Duration::try_from(d.unwrap_or_default());

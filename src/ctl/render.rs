@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 
 use super::json::word;
 use super::style::{BAD, DIM, GOOD, NAME, NOTICE, PLAIN, printable};
-use super::units::counted;
+use super::units::{counted, span};
 use crate::config;
 use crate::kinds::with_event;
 use crate::proto::event::Kind;
@@ -284,6 +284,18 @@ impl Words for proto::LifetimeEnded {
             format!("stays after the end of its lifetime: {reason}"),
             NOTICE,
         )
+    }
+}
+
+impl Words for proto::Recovered {
+    fn words(&self) -> (String, Style) {
+        let down = self.down_for.and_then(|time| Duration::try_from(time).ok());
+        let down = span(down.unwrap_or_default());
+        let text = format!(
+            "goes on after {down}: the daemon {}",
+            printable(&self.detail)
+        );
+        (text, NOTICE)
     }
 }
 

@@ -95,6 +95,15 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
     if status.keeper.as_ref().is_some_and(|keeper| keeper.pid == 0) {
         troubles.push("its keeper has ended, so that nothing starts it again".to_owned());
     }
+    for name in status
+        .keeper
+        .iter()
+        .flat_map(|keeper| &keeper.set_aside_loops)
+    {
+        troubles.push(format!(
+            "{name} is set aside, because the daemon died of it"
+        ));
+    }
     let stopped = loops
         .iter()
         .filter(|l| l.state() == LoopState::Stopped)
@@ -134,6 +143,9 @@ fn keeper(sheet: &mut Sheet, keeper: &Keeper) {
         };
         let (life, when) = (ended.life, date_and_age(ended.ended));
         sheet.line("earlier life", format!("{life} {how}, {when}"));
+    }
+    if !keeper.set_aside_loops.is_empty() {
+        sheet.line("set aside", keeper.set_aside_loops.join(", "));
     }
     if !keeper.changed_keys.is_empty() {
         let keys = keeper.changed_keys.join(", ");

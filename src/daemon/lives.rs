@@ -1,16 +1,25 @@
 //! What a daemon with a keeper does because there are lives before and after it.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use tokio::io::Interest;
 
 use super::sockets::keep;
 use super::{Arguments, Setup};
+use crate::clock::{self, Now};
 use crate::config::Config;
-use crate::keeper::{Kept, Life};
+use crate::driver;
+use crate::event::Recovered;
+use crate::event_loop::descriptors;
+use crate::keeper::{Ended, Kept, Life};
+use crate::proto::RecoveryReason;
+use crate::state::{Arena, Found, Inherited, Owner};
 use crate::sys;
 
 /// Returns what the daemon is to be started with. The configuration is that of the life before, or
@@ -19,12 +28,14 @@ use crate::sys;
 /// # Errors
 /// As [`Arguments::configuration`].
 pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>> {
+    let state = life.as_ref().map(open_state).unwrap_or_default();
     let kept = life
         .as_ref()
         .and_then(|life| life.take(Kept::Configuration));
     let Some(kept) = kept else {
         return Ok(Setup {
             life,
+            state,
             ..Setup::from(args.configuration()?)
         });
     };
@@ -39,8 +50,96 @@ pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>>
     Ok(Setup {
         config,
         life,
+        state,
         changed_keys,
     })
+}
+
+/// The memory that outlives this life, and what the life before has left.
+#[derive(Debug, Default)]
+pub struct State {
+    arena: Option<Arc<Arena>>,
+    pub(super) found: Vec<Found>,
+    pub(super) inherited: Inherited,
+    /// What the drivers of the loops need of those before, by the id of the loop.
+    pub(super) needed: BTreeMap<Owner, OwnedFd>,
+}
+
+/// Takes over the memory of the life before and the descriptors that it names, and closes everything
+/// else that earlier lives had open.
+fn open_state(life: &Life) -> State {
+    let before = life.take(Kept::State);
+    let memory = before.as_ref().map(Arena::descriptors);
+    let memory = memory.and_then(Result::ok).unwrap_or_default();
+    let recovered = before.map(Arena::recover);
+    let (arena, found) = match recovered {
+        Some(Ok((arena, found))) => (Some(arena), found),
+        Some(Err(errno)) => {
+            tracing::error!(%errno, "what the life before has left cannot be read");
+            (None, Vec::new())
+        }
+        None => (None, Vec::new()),
+    };
+    let files = descriptors(&found);
+    let numbers: Vec<_> = files
+        .iter()
+        .filter(|kept| sys::keeper::identity_of(kept.number) == Some((kept.device, kept.inode)))
+        .map(|kept| kept.number)
+        .collect();
+    let needed: BTreeMap<_, _> = found
+        .iter()
+        .filter_map(|one| Some((one.owner, driver::needed(one)?)))
+        .filter(|(_, number)| sys::keeper::identity_of(*number).is_some())
+        .collect();
+    let kept: Vec<_> = numbers
+        .into_iter()
+        .chain(needed.values().copied())
+        .collect();
+    life.close_all_but(memory.into_iter().chain(kept.iter().copied()));
+    let mut inherited = Inherited::own(kept);
+    let needed = needed.into_iter();
+    State {
+        arena,
+        found,
+        needed: needed
+            .filter_map(|(owner, number)| Some((owner, inherited.take_number(number)?)))
+            .collect(),
+        inherited,
+    }
+}
+
+impl State {
+    /// Returns the memory, which the next life finds.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn arena(&mut self, life: &Life) -> Result<Arc<Arena>, Errno> {
+        let arena = match self.arena.take() {
+            Some(arena) => arena,
+            None => Arena::new()?,
+        };
+        keep(Some(life), Kept::State, arena.file().as_fd());
+        Ok(arena)
+    }
+}
+
+/// Returns whether the life before died by a fault of its own, as far as can be known.
+pub(super) fn died_by_fault(life: &Life) -> bool {
+    const SIGKILL: u8 = 9;
+    let before = life.earlier().next();
+    before.is_some_and(|(_, _, ended)| ended != Ended::Killed(SIGKILL))
+}
+
+/// Returns what the readers of loops are told that go on in this life.
+pub(super) fn recovered(life: &Life) -> Recovered {
+    let before = life.earlier().next();
+    let now = Now::sample().realtime;
+    let down_for = before.map(|(_, at, _)| Duration::from_nanos(now.saturating_sub(at)));
+    Recovered {
+        why: RecoveryReason::Crash.into(),
+        detail: before.map_or_else(String::new, |(_, _, ended)| ended.to_string()),
+        down_for: down_for.map(clock::duration),
+    }
 }
 
 fn carried(kept: OwnedFd) -> Result<Config, String> {
@@ -78,7 +177,7 @@ pub(super) fn begin(life: Option<&Life>, config: &Config) {
 
 fn carry(config: &Config) -> Result<OwnedFd, String> {
     let text = config.carry()?;
-    let system = |errno: rustix::io::Errno| errno.to_string();
+    let system = |errno: Errno| errno.to_string();
     let file = memfd_create("evloopd-configuration", MemfdFlags::CLOEXEC).map_err(system)?;
     let mut rest = text.as_bytes();
     while !rest.is_empty() {

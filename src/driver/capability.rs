@@ -2,6 +2,7 @@
 
 use super::Backend;
 use crate::clock;
+use crate::config::Survives;
 use crate::kinds::WatchKind;
 
 /// Most file descriptors that `select` watches at once: `FD_SETSIZE` of select(2).
@@ -18,6 +19,8 @@ pub struct Capability {
     pub limit: u64,
     /// Why it is not supported, or where the limit comes from.
     pub reason: &'static str,
+    /// Of a kind of watch, and of `post`: the most that it survives. `None` for anything else.
+    pub survives: Option<Survives>,
 }
 
 impl Capability {
@@ -31,6 +34,7 @@ impl Capability {
             supported: true,
             limit,
             reason,
+            survives: None,
         }
     }
 
@@ -40,7 +44,26 @@ impl Capability {
             supported: false,
             limit: 0,
             reason,
+            survives: None,
         }
+    }
+
+    /// A kind of watch.
+    const fn watch(kind: WatchKind) -> Self {
+        let (survives, reason) = survival(kind);
+        Self {
+            survives: Some(survives),
+            ..Self::up_to(kind.name(), 0, reason)
+        }
+    }
+}
+
+/// Returns the most that a kind of watch survives, and what of it does not.
+const fn survival(kind: WatchKind) -> (Survives, &'static str) {
+    match kind {
+        WatchKind::Fd | WatchKind::Timer | WatchKind::Signal => (Survives::Crash, ""),
+        WatchKind::Process => (Survives::Crash, "with a terminal it survives nothing"),
+        _ => (Survives::None, ""),
     }
 }
 
@@ -96,11 +119,12 @@ pub fn capabilities(backend: Backend) -> Vec<Capability> {
             "clock_getres(2) of CLOCK_MONOTONIC",
         ),
     ];
-    let watches = WatchKind::ALL
-        .map(WatchKind::name)
-        .into_iter()
-        .chain(["post"]);
-    watches.map(Capability::yes).chain(others).collect()
+    let post = Capability {
+        survives: Some(Survives::Crash),
+        ..Capability::yes("post")
+    };
+    let watches = WatchKind::ALL.map(Capability::watch).into_iter();
+    watches.chain([post]).chain(others).collect()
 }
 
 /// A loop of asyncio, as its documentation describes it. None of these loops was run.

@@ -68,7 +68,7 @@ impl Nonblocking {
         match op {
             Op::Ready(_) | Op::HangUp => !matches!(self, Self::File | Self::Listener),
             Op::Send(_) => self.is_stream(),
-            Op::Recv { max } => self.is_stream() && *max > 0,
+            Op::Recv { max, .. } => self.is_stream() && *max > 0,
             Op::ReadAt { offset, max } => {
                 self == Self::File && *max > 0 && i64::try_from(*offset).is_ok()
             }

@@ -42,13 +42,15 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
+
+use crate::state::{self, Arrivals, Found, Keep, Receipts, Uncommitted};
 
 #[allow(unsafe_code)]
 mod acceptor;
@@ -58,6 +60,7 @@ pub mod capability;
 pub mod file;
 mod proactor;
 mod received;
+mod recorded;
 mod selector;
 mod transfer;
 mod turn;
@@ -140,6 +143,9 @@ pub enum Op {
     Recv {
         /// Bytes, at least 1.
         max: u32,
+        /// Bytes of the stream that were received before: later lives know by it which bytes that were
+        /// received are recorded.
+        offset: Offset,
     },
     /// Reads a regular file once, at most `max` bytes, from the page cache or from storage:
     /// one or more [`Done::Data`], the last of which ends the operation, or [`Done::Eof`].
@@ -159,10 +165,59 @@ pub enum Op {
     Connect(Box<SocketAddrAny>),
     /// Sends once, at least one byte and perhaps not all: [`Done::Sent`]. Boxed, like the
     /// address above, to keep `Op` small: every source has space for two operations.
-    Send(Box<Bytes>),
+    Send(Box<Outbound>),
+}
+
+/// Bytes to be sent.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// At least one.
+    pub bytes: Bytes,
+    /// Bytes of the stream that were sent before.
+    pub offset: Offset,
+}
+
+/// How many bytes of a stream were transferred before, if later lives go on with it. As large as the
+/// number alone, since every source has space for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offset(u64);
+
+impl Offset {
+    /// No later life goes on with the stream.
+    pub const NONE: Self = Self(u64::MAX);
+
+    /// Returns that many bytes.
+    #[must_use]
+    pub const fn at(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns how many bytes, `None` for [`Offset::NONE`].
+    const fn get(self) -> Option<u64> {
+        match self.0 {
+            u64::MAX => None,
+            bytes => Some(bytes),
+        }
+    }
+
+    /// Adds bytes that were transferred.
+    const fn advance(&mut self, bytes: usize) {
+        if self.0 != u64::MAX {
+            self.0 += bytes as u64;
+        }
+    }
 }
 
 impl Op {
+    /// Returns how many bytes of the stream were transferred before, if later lives go on with it.
+    fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Recv { offset, .. } => offset.get(),
+            Self::Send(outbound) => outbound.offset.get(),
+            _ => None,
+        }
+    }
+
     /// Returns whether the operation reads or writes.
     #[must_use]
     pub const fn direction(&self) -> Direction {
@@ -254,6 +309,14 @@ pub trait Driver: Send + fmt::Debug {
     /// Returns how many more sources can be attached.
     fn room(&self) -> usize;
 
+    /// Says that all that was handed over is committed: it needs no receipts any more.
+    fn committed(&mut self) {}
+
+    /// Returns whether something was transferred without a receipt, for want of memory.
+    fn is_lossy(&self) -> bool {
+        false
+    }
+
     /// Starts an operation.
     fn start(&mut self, id: OpId, source: SourceId, op: Op);
 
@@ -306,17 +369,50 @@ pub fn broken(waker: Arc<OwnedFd>) -> Box<dyn Driver> {
 }
 
 /// Opens a backend. The loop's `waker`, an eventfd, ends every wait for as long as it is
-/// readable; the driver does not read it.
+/// readable; the driver does not read it. Later lives find with [`uncommitted`] what it transfers.
 ///
 /// # Errors
 /// The backend is not available on this host, or a system call failed.
-pub fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
+pub fn open(backend: Backend, waker: Arc<OwnedFd>, keep: &Keep) -> io::Result<Box<dyn Driver>> {
     match backend {
-        Backend::Epoll | Backend::Poll | Backend::Select => selector::open(backend, waker),
-        Backend::IoUring => proactor::open(waker),
+        Backend::Epoll | Backend::Poll | Backend::Select => selector::open(backend, waker, keep),
+        Backend::IoUring => proactor::open(waker, keep),
         Backend::Kqueue | Backend::Iocp => {
             let reason = backend::availability(backend).err().unwrap_or_default();
             Err(io::Error::new(io::ErrorKind::Unsupported, reason))
         }
     }
+}
+
+/// Returns the number of the descriptor that [`uncommitted`] needs of an earlier life's driver, if it
+/// needs one. It is still open.
+#[must_use]
+pub fn needed(found: &Found) -> Option<RawFd> {
+    Receipts::relay(found).or_else(|| Arrivals::ring(found))
+}
+
+/// Returns what an earlier life's driver of a loop has transferred last. Some of it may be committed.
+///
+/// # Errors
+/// It cannot be known.
+pub fn uncommitted(found: &[Found], needed: Option<BorrowedFd<'_>>) -> Result<Uncommitted, Errno> {
+    let mut all = Uncommitted::default();
+    for one in found {
+        let more = match one.kind {
+            state::Kind::Receipts => {
+                let relayed = match needed {
+                    Some(relay) => Some(rustix::io::ioctl_fionread(relay)?),
+                    None => None,
+                };
+                Receipts::recover(one, relayed)
+            }
+            state::Kind::Arrivals => proactor::uncommitted(one, found, needed.ok_or(Errno::BADF)?)?,
+            _ => continue,
+        };
+        all.taken.extend(more.taken);
+        all.sent.extend(more.sent);
+    }
+    let place = |offset: Option<u64>| offset.unwrap_or(u64::MAX);
+    all.taken.sort_by_key(|one| (one.number, place(one.offset)));
+    Ok(all)
 }

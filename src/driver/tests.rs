@@ -18,8 +18,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::file::{Purpose, claim, open_fifo};
 use super::{
-    AttachError, Backend, Budget, Completion, Direction, Done, Driver, Key, Lane, Nonblocking, Op,
-    OpId, SourceId, capability, open, proactor, transfer,
+    AttachError, Backend, Budget, Completion, Direction, Done, Driver, Key, Lane, Nonblocking,
+    Offset, Op, OpId, Outbound, SourceId, capability, open, proactor, transfer,
 };
 
 use budgets::{
@@ -52,7 +52,15 @@ const WHILE: Duration = Duration::from_millis(30);
 
 const READ: Op = Op::Ready(Direction::Read);
 const WRITE: Op = Op::Ready(Direction::Write);
-const RECV: Op = Op::Recv { max: 1 << 20 };
+const RECV: Op = Op::Recv {
+    max: 1 << 20,
+    offset: Offset::at(0),
+};
+
+fn send(bytes: Bytes) -> Op {
+    let offset = Offset::at(0);
+    Op::Send(Box::new(Outbound { bytes, offset }))
+}
 
 const AMPLE: Budget = Budget {
     completions: 1024,
@@ -66,6 +74,8 @@ macro_rules! conformance {
         conformance! { @ select (Rig::new(Backend::Select)) $($case)+ }
         conformance! { @ io_uring (Rig::new(Backend::IoUring)) $($case)+ }
         conformance! { @ plain_io_uring (Rig::plain_io_uring()) $($case)+ }
+        conformance! { @ epoll_with_receipts (Rig::kept(Backend::Epoll)) $($case)+ }
+        conformance! { @ io_uring_with_receipts (Rig::kept(Backend::IoUring)) $($case)+ }
     };
     (@ $module:ident ($rig:expr) $($case:ident)+) => {
         mod $module {
@@ -260,8 +270,7 @@ fn a_send_on_a_full_pipe_resumes(rig: &mut Rig) {
     let mut received = vec![0; sent.len()];
     let mut filled = 0;
     while !rest.is_empty() {
-        rig.driver
-            .start(id(1), source, Op::Send(Box::new(rest.clone())));
+        rig.driver.start(id(1), source, send(rest.clone()));
         let completions = rig.turn(Duration::ZERO, AMPLE);
         let completions = if completions.is_empty() {
             // The pipe is full: the send waits, and goes on as soon as there is room.
@@ -302,7 +311,7 @@ fn an_adopted_blocking_pipe_keeps_its_flags(rig: &mut Rig) {
     assert!(!before.contains(OFlags::NONBLOCK));
 
     // A read does not block when no bytes are there (another reader may have taken them).
-    let mut intake = transfer::Intake::new();
+    let mut intake = transfer::Intake::default();
     assert!(matches!(
         intake.read(rig.driver.fd(source).unwrap(), reader.mode, 1),
         Err(transfer::CallError::WouldBlock)
@@ -314,14 +323,14 @@ fn a_reader_that_is_gone_fails_the_send(rig: &mut Rig) {
     drop(reader);
     let source = rig.attach(writer, Nonblocking::Pipe);
     rig.driver
-        .start(id(1), source, Op::Send(Box::new(Bytes::from_static(b"x"))));
+        .start(id(1), source, send(Bytes::from_static(b"x")));
     assert_eq!(rig.next(), ["1 failed EPIPE."]);
 
     let (ours, peer) = UnixStream::pair().unwrap();
     drop(peer);
     let source = rig.attach(ours, Nonblocking::Socket);
     rig.driver
-        .start(id(2), source, Op::Send(Box::new(Bytes::from_static(b"x"))));
+        .start(id(2), source, send(Bytes::from_static(b"x")));
     assert_eq!(rig.next(), ["2 failed EPIPE."]);
 }
 
@@ -493,7 +502,7 @@ fn what_the_kernel_does_not_watch_fails_the_operation() {
 #[test]
 fn a_backend_of_another_system_is_not_opened() {
     let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-    let refused = open(Backend::Iocp, waker).unwrap_err();
+    let refused = open(Backend::Iocp, waker, &crate::state::Keep::Own).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
     assert_eq!(refused.to_string(), "Windows only");
 }

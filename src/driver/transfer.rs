@@ -1,6 +1,5 @@
 //! The system calls that transfer bytes and connections. None of them blocks.
 
-use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -70,26 +69,14 @@ impl Chunk {
 }
 
 /// A read buffer: every read uses the same memory, and only the bytes read are copied out.
+#[derive(Default)]
 pub(super) struct Intake {
+    /// Allocated at the first read: some loops never read.
     scratch: Box<[u8]>,
-    chunk: Chunk,
-}
-
-impl fmt::Debug for Intake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Intake").finish_non_exhaustive()
-    }
+    pub(super) chunk: Chunk,
 }
 
 impl Intake {
-    pub(super) fn new() -> Self {
-        Self {
-            // Allocated at the first read: some loops never read.
-            scratch: Box::default(),
-            chunk: Chunk::default(),
-        }
-    }
-
     /// Reads once, at most `max` bytes. Empty bytes mean end of file.
     pub(super) fn read(
         &mut self,
@@ -100,29 +87,33 @@ impl Intake {
         if self.scratch.is_empty() {
             self.scratch = vec![0; READ_MAX].into_boxed_slice();
         }
-        let buffer = &mut self.scratch[..max.min(READ_MAX)];
-        let read = match mode {
-            Nonblocking::Socket => {
-                rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(read, _)| read)
-            }
-            Nonblocking::Pipe => rustix::io::preadv2(
-                fd,
-                &mut [IoSliceMut::new(buffer)],
-                u64::MAX,
-                ReadWriteFlags::NOWAIT,
-            ),
-            Nonblocking::Terminal => {
-                still_nonblocking(fd).and_then(|()| rustix::io::read(fd, buffer))
-            }
-            Nonblocking::Own => rustix::io::read(fd, buffer),
-            Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => {
-                Err(Errno::INVAL)
-            }
-        };
+        let read = read(fd, mode, &mut self.scratch[..max.min(READ_MAX)]);
         match read {
             Ok(len) => Ok(self.chunk.copy(&self.scratch, len)),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+/// Reads once.
+pub(super) fn read(
+    fd: BorrowedFd<'_>,
+    mode: Nonblocking,
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
+    match mode {
+        Nonblocking::Socket => {
+            rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(read, _)| read)
+        }
+        Nonblocking::Pipe => rustix::io::preadv2(
+            fd,
+            &mut [IoSliceMut::new(buffer)],
+            u64::MAX,
+            ReadWriteFlags::NOWAIT,
+        ),
+        Nonblocking::Terminal => still_nonblocking(fd).and_then(|()| rustix::io::read(fd, buffer)),
+        Nonblocking::Own => rustix::io::read(fd, buffer),
+        Nonblocking::Listener | Nonblocking::ReadinessOnly | Nonblocking::File => Err(Errno::INVAL),
     }
 }
 
@@ -196,7 +187,7 @@ pub(super) fn connected(fd: BorrowedFd<'_>) -> Attempt<()> {
 }
 
 /// Calls poll(2) on one descriptor without waiting.
-fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
+pub(super) fn poll(fd: BorrowedFd<'_>, direction: Direction) -> Attempt<PollFlags> {
     poll_for(
         fd,
         match direction {

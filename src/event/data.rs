@@ -1,10 +1,10 @@
 //! Encoders for `Data` and `Datagram` events, the most frequent ones, that take the payload straight
 //! from the bytes that were read.
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
-use super::Stream;
+use super::{Encode, Stream};
 use crate::clock::Now;
 use crate::proto::EventKind;
 
@@ -41,6 +41,7 @@ const HEAD_MAX: usize = 128;
 const FEW: usize = 16;
 
 /// The encoding of everything before the payload, on the stack.
+#[derive(Debug)]
 struct Head {
     bytes: [u8; HEAD_MAX + FEW],
     len: usize,
@@ -143,58 +144,92 @@ const fn bytes_len(len: usize) -> usize {
     }
 }
 
-/// Appends a `Data` of a stream that has `offset` bytes before it: the same bytes as
-/// [`encode`](super::encode) does. Returns their number.
-pub fn encode_data(
-    head: &EventHead,
-    (stream, offset): (Stream, u64),
-    data: &[u8],
-    buf: &mut BytesMut,
-) -> usize {
-    let before = buf.len();
-    let stream = u64::from(i32::from(stream).unsigned_abs());
-    let len = number_len(stream) + number_len(offset) + bytes_len(data.len());
-    let mut out = Head::begin(head, EventKind::Data as u64, len);
-    out.number(1 << 3, stream);
-    out.number(2 << 3, offset);
-    if !data.is_empty() {
-        out.byte(3 << 3 | 2);
-        out.varint(data.len() as u64);
-    }
-    let few = out.few(data);
-    buf.put_slice(&out.bytes[..out.len]);
-    if !few {
-        buf.put_slice(data);
-    }
-    buf.len() - before
+/// A `Data` of a stream, encoded as any other event.
+#[derive(Debug)]
+pub struct DataEvent<'a> {
+    head: Head,
+    /// What follows the head.
+    data: &'a [u8],
 }
 
-/// Does the same for a `Datagram`.
-pub fn encode_datagram(
-    head: &EventHead,
-    of: &DatagramHead<'_>,
-    data: &[u8],
-    buf: &mut BytesMut,
-) -> usize {
-    let before = buf.len();
-    let interface = u64::from(of.interface_index);
-    let len = bytes_len(of.peer.len())
-        + bytes_len(data.len())
-        + number_len(of.full_length)
-        + bytes_len(of.local_ip.len())
-        + number_len(interface);
-    let out = Head::begin(head, EventKind::Datagram as u64, len);
-    buf.put_slice(&out.bytes[..out.len]);
-    for (field, bytes) in [(1, of.peer), (2, data)] {
-        put_bytes(field, bytes, buf);
+impl<'a> DataEvent<'a> {
+    /// Encodes all but the payload. The stream has `offset` bytes before it.
+    #[inline]
+    #[must_use]
+    pub fn new(of: &EventHead, (stream, offset): (Stream, u64), data: &'a [u8]) -> Self {
+        let stream = u64::from(i32::from(stream).unsigned_abs());
+        let len = number_len(stream) + number_len(offset) + bytes_len(data.len());
+        let mut head = Head::begin(of, EventKind::Data as u64, len);
+        head.number(1 << 3, stream);
+        head.number(2 << 3, offset);
+        if !data.is_empty() {
+            head.byte(3 << 3 | 2);
+            head.varint(data.len() as u64);
+        }
+        let data = if head.few(data) { &[] } else { data };
+        Self { head, data }
     }
-    put_number(3, of.full_length, buf);
-    put_bytes(4, of.local_ip.as_bytes(), buf);
-    put_number(5, interface, buf);
-    buf.len() - before
 }
 
-fn put_bytes(field: u32, bytes: &[u8], buf: &mut BytesMut) {
+impl Encode for DataEvent<'_> {
+    #[inline]
+    fn size(&self) -> usize {
+        self.head.len + self.data.len()
+    }
+
+    #[inline]
+    fn put(self, buf: &mut impl BufMut) {
+        buf.put_slice(&self.head.bytes[..self.head.len]);
+        buf.put_slice(self.data);
+    }
+}
+
+/// A `Datagram`, encoded as any other event.
+#[derive(Debug)]
+pub struct DatagramEvent<'a> {
+    head: Head,
+    of: &'a DatagramHead<'a>,
+    len: usize,
+    data: &'a [u8],
+}
+
+impl<'a> DatagramEvent<'a> {
+    /// Encodes the part that is the same for all events.
+    #[must_use]
+    pub fn new(head: &EventHead, of: &'a DatagramHead<'a>, data: &'a [u8]) -> Self {
+        let len = bytes_len(of.peer.len())
+            + bytes_len(data.len())
+            + number_len(of.full_length)
+            + bytes_len(of.local_ip.len())
+            + number_len(u64::from(of.interface_index));
+        let head = Head::begin(head, EventKind::Datagram as u64, len);
+        Self {
+            head,
+            of,
+            len,
+            data,
+        }
+    }
+}
+
+impl Encode for DatagramEvent<'_> {
+    fn size(&self) -> usize {
+        self.head.len + self.len
+    }
+
+    fn put(self, buf: &mut impl BufMut) {
+        let of = self.of;
+        buf.put_slice(&self.head.bytes[..self.head.len]);
+        for (field, bytes) in [(1, of.peer), (2, self.data)] {
+            put_bytes(field, bytes, buf);
+        }
+        put_number(3, of.full_length, buf);
+        put_bytes(4, of.local_ip.as_bytes(), buf);
+        put_number(5, u64::from(of.interface_index), buf);
+    }
+}
+
+fn put_bytes(field: u32, bytes: &[u8], buf: &mut impl BufMut) {
     if !bytes.is_empty() {
         encode_key(field, WireType::LengthDelimited, buf);
         encode_varint(bytes.len() as u64, buf);
@@ -202,7 +237,7 @@ fn put_bytes(field: u32, bytes: &[u8], buf: &mut BytesMut) {
     }
 }
 
-fn put_number(field: u32, number: u64, buf: &mut BytesMut) {
+fn put_number(field: u32, number: u64, buf: &mut impl BufMut) {
     if number != 0 {
         encode_key(field, WireType::Varint, buf);
         encode_varint(number, buf);
@@ -216,8 +251,16 @@ mod tests {
     use super::*;
     use prost::Message as _;
 
-    use crate::event::{Data, Datagram, Event, Kind, encode};
+    use crate::event::{Data, Datagram, Event, Kind, WholeEvent};
     use crate::proto::{InetAddress, SocketAddress, socket_address::Address};
+
+    fn encoded(event: impl Encode) -> Vec<u8> {
+        let size = event.size();
+        let mut bytes = Vec::new();
+        event.put(&mut bytes);
+        assert_eq!(bytes.len(), size);
+        bytes
+    }
 
     fn any_number() -> impl Strategy<Value = u64> {
         prop_oneof![Just(0), 0..300_u64, any::<u64>()]
@@ -234,8 +277,7 @@ mod tests {
             let now = Now { monotonic, realtime, ..Now::default() };
             let stream = Stream::try_from(stream).unwrap_or(Stream::Input);
             let head = EventHead { seq, now, watch, user_data };
-            let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
-            let len = encode_data(&head, (stream, offset), &data, &mut by_hand);
+            let by_hand = encoded(DataEvent::new(&head, (stream, offset), &data));
             let event = Event {
                 seq,
                 monotonic_ns: monotonic,
@@ -244,8 +286,7 @@ mod tests {
                 user_data,
                 kind: Some(Kind::Data(Data { stream: stream.into(), offset, data: data.into() })),
             };
-            prop_assert_eq!(encode(&event, &mut other), len);
-            prop_assert_eq!(by_hand, other);
+            prop_assert_eq!(by_hand, encoded(WholeEvent::new(&event)));
         }
 
         #[test]
@@ -262,10 +303,9 @@ mod tests {
             let peer = port.map(|port| SocketAddress {
                 address: Some(Address::Inet(InetAddress { ip: local_ip.to_owned(), port })),
             });
-            let encoded = peer.as_ref().map_or_else(Vec::new, SocketAddress::encode_to_vec);
-            let of = DatagramHead { peer: &encoded, full_length, local_ip, interface_index };
-            let (mut by_hand, mut other) = (BytesMut::new(), BytesMut::new());
-            let len = encode_datagram(&head, &of, &data, &mut by_hand);
+            let peer_bytes = peer.as_ref().map_or_else(Vec::new, SocketAddress::encode_to_vec);
+            let of = DatagramHead { peer: &peer_bytes, full_length, local_ip, interface_index };
+            let by_hand = encoded(DatagramEvent::new(&head, &of, &data));
             let event = Event {
                 seq,
                 monotonic_ns: monotonic,
@@ -280,8 +320,7 @@ mod tests {
                     interface_index,
                 })),
             };
-            prop_assert_eq!(encode(&event, &mut other), len);
-            prop_assert_eq!(by_hand, other);
+            prop_assert_eq!(by_hand, encoded(WholeEvent::new(&event)));
         }
     }
 }

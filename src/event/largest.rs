@@ -131,7 +131,7 @@ mod tests {
             user_data: u64::MAX,
             kind: Some(kind),
         };
-        encode(&event, &mut BytesMut::new()).try_into().unwrap()
+        WholeEvent::new(&event).size().try_into().unwrap()
     }
 
     fn text() -> String {

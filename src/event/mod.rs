@@ -8,23 +8,25 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 mod data;
 pub mod largest;
+mod scan;
 
-pub use data::{DatagramHead, EventHead, encode_data, encode_datagram};
+pub use data::{DataEvent, DatagramEvent, DatagramHead, EventHead};
+pub use scan::Scanned;
 
 pub use crate::proto::event::Kind;
 pub use crate::proto::{
     AcceptPaused, Accepted, Added, CloseReason, Closed, Connected, Data, Datagram, DatagramError,
     DatagramsDropped, Ended, Eof, Event, Exited, FailedAttempt, FileChanged, Gap, GapReason,
     GroupChanged, HandshakesFailed, LifetimeEnded, LoopState, LoopStateChanged, PathChanged,
-    PathRescan, PathRoot, PathSynced, PolicyChanged, PolicyScope, Posted, Ready, Removed, Resized,
-    Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession, TlsStarted,
-    UpdateCause, Updated, WritePaused, WriteResumed,
+    PathRescan, PathRoot, PathSynced, PolicyChanged, PolicyScope, Posted, Ready, Recovered,
+    Removed, Resized, Signal, Started, Stream, StreamEnd, StreamEndReason, TimerFired, TlsSession,
+    TlsStarted, UpdateCause, Updated, WritePaused, WriteResumed,
 };
 
 /// The labels of a watch. They are few and small, and the watch shares them with its events.
@@ -121,16 +123,41 @@ impl From<Cursor> for crate::proto::Cursor {
     }
 }
 
-/// Appends an event, encoded as an element of `Batch.events`. Returns its encoded size.
-pub fn encode(event: &Event, buf: &mut BytesMut) -> usize {
-    let before = buf.len();
-    let len = event.encoded_len();
-    // The event, a tag of one byte, and a length of at most ten.
-    buf.reserve(len + 11);
-    encode_key(BATCH_EVENTS, WireType::LengthDelimited, buf);
-    encode_varint(len as u64, buf);
-    event.encode_raw(buf);
-    buf.len() - before
+/// An event that is to be encoded as an element of `Batch.events`.
+pub trait Encode {
+    /// Returns the size of its encoding, bytes.
+    fn size(&self) -> usize;
+    /// Appends its encoding.
+    fn put(self, buf: &mut impl BufMut);
+}
+
+/// Any event.
+#[derive(Debug, Clone, Copy)]
+pub struct WholeEvent<'a> {
+    event: &'a Event,
+    len: usize,
+}
+
+impl<'a> WholeEvent<'a> {
+    /// Measures the event.
+    #[must_use]
+    pub fn new(event: &'a Event) -> Self {
+        let len = event.encoded_len();
+        Self { event, len }
+    }
+}
+
+impl Encode for WholeEvent<'_> {
+    fn size(&self) -> usize {
+        // The key takes one byte.
+        1 + encoded_len_varint(self.len as u64) + self.len
+    }
+
+    fn put(self, buf: &mut impl BufMut) {
+        encode_key(BATCH_EVENTS, WireType::LengthDelimited, buf);
+        encode_varint(self.len as u64, buf);
+        self.event.encode_raw(buf);
+    }
 }
 
 /// Appends the part of a `Batch` that is not its events.
@@ -180,9 +207,14 @@ mod tests {
             through_seq: 3,
             reason: GapReason::Trimmed.into(),
         }];
-        let mut buf = BytesMut::new();
-        let size = encode(&event(4), &mut buf) + encode(&event(5), &mut buf);
-        assert_eq!(size, buf.len());
+        let mut buf = bytes::BytesMut::new();
+        for event in [event(4), event(5)] {
+            let before = buf.len();
+            let encoded = WholeEvent::new(&event);
+            encoded.put(&mut buf);
+            assert_eq!(encoded.size(), buf.len() - before);
+        }
+        let size = buf.len();
         encode_batch_header(0, 5, &gaps, true, &mut buf);
         assert_eq!(buf.len(), size + batch_header_len(0, 5, &gaps, true));
         let batch = Batch::decode(buf.freeze()).unwrap();

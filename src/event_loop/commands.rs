@@ -191,7 +191,7 @@ impl EventLoop {
 
     pub(super) fn get(&self, name: &WatchName) -> Result<proto::Watch> {
         let slot = self.find(name)?;
-        Ok(self.watches[slot].view(&self.shared.journal, &*self.driver))
+        Ok(self.watches[slot].view(&self.shared.journal, &*self.driver, self.shared.survives))
     }
 
     /// Collects one part of a page: at most `max` watches, and none after the one that exceeds
@@ -227,7 +227,7 @@ impl EventLoop {
                 (page.next, page.full) = (Some(before), true);
                 break;
             }
-            let view = record.view(&self.shared.journal, &*self.driver);
+            let view = record.view(&self.shared.journal, &*self.driver, self.shared.survives);
             page.bytes += prost::Message::encoded_len(&view);
             page.items.push(view);
         }

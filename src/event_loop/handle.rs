@@ -14,7 +14,7 @@ use super::record::TakenFd;
 use super::{Blueprint, EventLoop, Shared};
 use crate::access::Principal;
 use crate::clock;
-use crate::config::{Policy, Refusable};
+use crate::config::{Policy, Refusable, Survives};
 use crate::descriptors::Closing;
 use crate::error::{Error, Result};
 use crate::event::{Cursor, LoopState, PolicyChanged};
@@ -44,6 +44,12 @@ impl Handle {
 
     pub(super) const fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>) -> Self {
         Self { shared, mailbox }
+    }
+
+    /// Returns when it was made, realtime nanoseconds.
+    #[must_use]
+    pub fn created(&self) -> u64 {
+        self.shared.created
     }
 
     pub(super) const fn shared(&self) -> &Arc<Shared> {
@@ -177,7 +183,7 @@ impl Handle {
             }),
             watches: shared.watches.load(Ordering::Relaxed),
             open_watches: self.open_watches(),
-            survives: proto::Survives::Nothing.into(),
+            survives: proto::Survives::from(shared.survives).into(),
             turns: shared.turns.load(Ordering::Relaxed),
             history: super::pressure::history_to_proto(shared.policy.history).into(),
             lifetime: lifetime.lifetime.into(),
@@ -185,6 +191,12 @@ impl Handle {
             lease: lifetime.lease,
             lease_left: lifetime.left,
         }
+    }
+
+    /// Returns what the loop survives.
+    #[must_use]
+    pub fn survives(&self) -> Survives {
+        self.shared.survives
     }
 
     /// Sends a command to the loop's thread and waits for the reply.

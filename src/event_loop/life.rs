@@ -8,7 +8,9 @@ use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
-use crate::watch::{Adoption, Alarm, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch};
+use crate::watch::{
+    Adoption, Afterwards, Alarm, Context, ControlBlock, End, ONE_BY_ONE, Teardown, Watch,
+};
 
 impl EventLoop {
     /// Calls an open watch, then carries out what it requested: its alarm, accepted connections,
@@ -50,6 +52,7 @@ impl EventLoop {
         let record = &mut self.watches[slot];
         if !record.closing && record.control.end.is_some() {
             record.closing = true;
+            self.kept_changes(slot);
             let teardown = self.with_watch(slot, |watch, cx| watch.closing(cx));
             if teardown != Some(Teardown::Now) {
                 return;
@@ -81,7 +84,7 @@ impl EventLoop {
 
     /// Appends `Closed`, closes the sources, and replies to the commands that wait for the close.
     /// All operations of the watch have ended.
-    fn record_closed(&mut self, slot: usize) {
+    pub(super) fn record_closed(&mut self, slot: usize) {
         // The watch may append its last events.
         let left = self.call(slot, false, |watch, cx| {
             (watch.closed(cx), watch.unaccepted(cx))
@@ -119,7 +122,7 @@ impl EventLoop {
             };
             match &take {
                 Some((wanted, ..)) if *wanted == source => taken = Some(fd),
-                _ => self.services.close(fd, shared),
+                _ => self.afterwards.push(Afterwards::Close(fd, shared)),
             }
         }
         let record = &mut self.watches[slot];
@@ -148,6 +151,7 @@ impl EventLoop {
         }
         self.set_alarm(slot, None);
         self.watches.closed(slot, expires);
+        self.keep_watch_as_it_is(slot);
         let rare = self.watches[slot].rare();
         if rare.is_some_and(|rare| rare.removal.is_some()) {
             self.remove(slot);
@@ -155,7 +159,7 @@ impl EventLoop {
     }
 
     /// Calls a watch. Returns `None` if it is in another call.
-    fn call<R>(
+    pub(super) fn call<R>(
         &mut self,
         slot: usize,
         polled: bool,
@@ -174,13 +178,19 @@ impl EventLoop {
             driver: &mut *self.driver,
             outbox: &mut self.outbox,
             adoptions: &mut self.adoptions,
+            afterwards: &mut self.afterwards,
             ledger: &mut self.ledger,
             polled,
             alarm: None,
+            changed: false,
         };
+        let before = *cx.need;
         let result = action(&mut *watch, &mut cx);
-        let alarm = cx.alarm;
+        let (alarm, changed) = (cx.alarm, cx.changed);
         record.watch = Some(watch);
+        if changed || record.need != before {
+            self.kept_changes(slot);
+        }
         if let Some(alarm) = alarm {
             self.set_alarm(slot, alarm);
         }
@@ -191,6 +201,7 @@ impl EventLoop {
     pub(super) fn remove(&mut self, slot: usize) {
         self.keep_for_snapshots(slot);
         let mut record = self.watches.remove(slot);
+        self.keep_no_more(record.id());
         let removal = record.rare_mut().and_then(|rare| rare.removal.take());
         let Removal {
             request_id,
@@ -323,6 +334,7 @@ impl EventLoop {
             (rare.parent, rare.finished_ttl) = (parent, finished_ttl);
         }
         let (slot, first_bound) = self.watches.insert(record);
+        self.keep_watch_as_it_is(slot);
         if first_bound && let Some(process) = bound {
             self.end_after_process(process);
         }
@@ -335,7 +347,7 @@ impl EventLoop {
 
     /// Starts a task that waits for the end of a client process and then has the loop end the
     /// watches bound to it. There is one task for each process.
-    fn end_after_process(&self, process: Arc<crate::access::ClientProcess>) {
+    pub(super) fn end_after_process(&self, process: Arc<crate::access::ClientProcess>) {
         let mailbox = Arc::downgrade(&self.mailbox);
         self.services.runtime.spawn(async move {
             process.ended().await;

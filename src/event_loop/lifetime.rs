@@ -81,6 +81,15 @@ impl Lease {
         lease
     }
 
+    /// Returns a lease of an earlier life.
+    pub(super) const fn again(length: Duration, expires: u64) -> Self {
+        Self { length, expires }
+    }
+
+    pub(super) const fn expires(&self) -> u64 {
+        self.expires
+    }
+
     /// Begins the lease again. Returns its length.
     pub fn renew(&mut self, length: Option<Duration>) -> Duration {
         self.length = length.unwrap_or(self.length);
@@ -271,7 +280,9 @@ impl EventLoop {
         length: Option<Duration>,
     ) -> Result<Duration> {
         let slot = self.find_open(name)?;
-        self.watches.renew_lease(slot, length)
+        let renewed = self.watches.renew_lease(slot, length);
+        self.keep_watch_as_it_is(slot);
+        renewed
     }
 
     /// Ends the lifetimes of watches whose lease has run out.
@@ -326,6 +337,7 @@ impl EventLoop {
         };
         let about = record.control.about;
         self.outbox.push(self.now, about, Kind::Updated(updated));
+        self.keep_watch_as_it_is(slot);
     }
 
     /// Records that the loop's own lifetime has ended and that it stays.

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -17,15 +16,14 @@ use parking_lot::Mutex;
 
 use crate::access::Principal;
 use crate::clock::{Jumps, Now};
-use crate::config::{Limits, Policy, Start};
-use crate::descriptors;
-use crate::driver::{self, Backend, Completion, Driver, Key};
-use crate::error::Result;
+use crate::config::{Limits, Policy, Survives};
+use crate::driver::{Backend, Completion, Driver, Key};
 use crate::event::{CloseReason, Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
-use crate::paths::{self, Hub};
+use crate::paths::Hub;
 use crate::proto::PausedSource;
-use crate::watch::{Adoption, Notice, Notifier, Services, TimeChange};
+use crate::state::Keep;
+use crate::watch::{Adoption, Afterwards, Notice, Notifier, Services, TimeChange};
 
 mod adding;
 mod broken;
@@ -35,6 +33,7 @@ mod compare;
 mod direct;
 mod fence;
 mod handle;
+mod kept;
 mod ledger;
 mod life;
 mod lifetime;
@@ -42,8 +41,10 @@ mod mailbox;
 mod pressure;
 mod realtime;
 mod record;
+mod recovery;
 mod registration;
 mod snapshot;
+mod start;
 mod sweeps;
 mod timers;
 mod update;
@@ -55,12 +56,14 @@ pub use adding::Added;
 pub use commands::{LoopEnd, Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
+pub use kept::{FoundWatch, descriptors, kept_lifetime_of, lifetime_of};
 use ledger::Ledger;
 pub use lifetime::{Bound, BoundTo, KEPT, LEASE_MAX, LEASE_MIN, Lease, Lifetime, LifetimeEnd};
-use mailbox::{Deferred, LoopNotifier, Mailbox, Message, Reply};
+use mailbox::{Deferred, Mailbox, Message, Reply};
 use pressure::{EVENT_OVERHEAD, PausedKey, Pressure};
 use realtime::{CLOCK, RealtimeClock};
 pub use record::{Registration, TakenFd};
+pub use recovery::{Remains, Revive};
 use registration::Registrations;
 use snapshot::Snapshots;
 pub use snapshot::{Part, Snapshot, Wanted};
@@ -100,6 +103,10 @@ pub struct Blueprint {
     pub services: Arc<Services>,
     /// The memory budget of all journals.
     pub memory: Arc<crate::journal::Memory>,
+    /// Where later lives of the daemon find it.
+    pub keep: Keep,
+    /// What an earlier life has left of it; `None` for a new loop.
+    pub remains: Option<Remains>,
 }
 
 /// The state of a loop that other threads can read.
@@ -114,6 +121,7 @@ pub struct Shared {
     /// Changed by the loop's thread, and when a lease is renewed.
     pub(super) lifetime: Mutex<Lifetime>,
     pub(super) created: u64,
+    pub(super) survives: Survives,
     pub(super) journal: Arc<Journal>,
     /// The writer of the journal. The loop's thread holds the lock, except while it waits.
     pub(super) outbox: Arc<Mutex<Outbox>>,
@@ -156,6 +164,8 @@ pub(super) struct EventLoop {
     registrations: Registrations,
     realtime: RealtimeClock,
     adoptions: Vec<Adoption>,
+    /// What the next commit does.
+    afterwards: Vec<Afterwards>,
     /// The fences that wait. Their number is bounded by the calls that wait.
     fences: Vec<fence::Fence>,
     pressure: Pressure,
@@ -168,6 +178,8 @@ pub(super) struct EventLoop {
     held_notices: Vec<(Key, Notice)>,
     /// The replies of this turn, which are sent once its events can be read.
     replies: Vec<Deferred>,
+    /// What later lives find of the loop; `None` if they find nothing.
+    kept: Option<kept::Kept>,
 }
 
 impl fmt::Debug for EventLoop {
@@ -180,125 +192,6 @@ impl fmt::Debug for EventLoop {
 }
 
 impl EventLoop {
-    /// Starts the loop's thread.
-    ///
-    /// # Errors
-    /// The system refused a descriptor, a thread or random bytes, or the backend does not work.
-    pub(super) fn start(blueprint: Blueprint) -> Result<Handle> {
-        let Blueprint {
-            id,
-            name,
-            principal,
-            policy,
-            backend,
-            lifetime,
-            limits,
-            services,
-            memory,
-        } = blueprint;
-        let system = |error: &io::Error, step| crate::error::SystemError::from_io(error, step, "");
-        let (mailbox, wakeup) = Mailbox::new(limits.mailbox, limits.mailbox_wait, memory.budget())
-            .map_err(|errno| system(&errno.into(), "eventfd"))?;
-        let driver =
-            driver::open(backend, wakeup.eventfd()).map_err(|error| system(&error, "backend"))?;
-        let journal = Journal::new(pressure::journal_limits(&policy, limits.consumers), &memory)?;
-        let kicked = Arc::downgrade(&mailbox);
-        journal.call_on_change(move || {
-            if let Some(mailbox) = kicked.upgrade() {
-                mailbox.waker.kick();
-            }
-        });
-        let now = Now::sample();
-        let most = |limit: Option<u64>| limit.and_then(|n| usize::try_from(n).ok());
-        let ledger = Ledger {
-            sources_max: most(policy.max_sources)
-                .unwrap_or(usize::MAX)
-                .min(driver.room()),
-            watches_max: most(Some(policy.max_watches)).unwrap_or(usize::MAX),
-            reserved_max: Ledger::reserved_max(policy.journal_events, policy.journal_bytes),
-            sources: 0,
-            watches: 0,
-            everywhere: Arc::clone(&services.watches),
-        };
-        let hub = Hub::new(paths::Limits {
-            watches: limits.path_watches,
-            subscriptions: limits.path_watches,
-            ..paths::Limits::default()
-        });
-        let start = policy.start;
-        let outbox = Arc::new(Mutex::new(Outbox::new(Arc::clone(&journal))));
-        let shared = Arc::new(Shared {
-            id,
-            full_name: format!("{principal}/{name}"),
-            name,
-            principal,
-            policy,
-            backend,
-            lifetime: Mutex::new(lifetime),
-            created: now.realtime,
-            journal,
-            outbox: Arc::clone(&outbox),
-            state: AtomicU8::new(LoopState::Created as u8),
-            watches: AtomicU64::new(0),
-            open_watches: AtomicU64::new(0),
-            turns: AtomicU64::new(0),
-            paused: Mutex::default(),
-            paths: Mutex::new(Some(Arc::new(hub))),
-            snapshots_left: Mutex::default(),
-            updates: update::Turns::default(),
-        });
-        let mut event_loop = Self {
-            shared: Arc::clone(&shared),
-            limits,
-            services,
-            notifier: Arc::new(LoopNotifier(Arc::clone(&mailbox))),
-            mailbox: Arc::clone(&mailbox),
-            wakeup,
-            driver,
-            outbox: outbox.lock_arc(),
-            timers: Timers::default(),
-            ledger,
-            now,
-            jumps: Jumps::default(),
-            state: LoopState::Created,
-            closing: None,
-            closes: LoopEnd::default(),
-            watches: Watches::default(),
-            registrations: Registrations::default(),
-            realtime: RealtimeClock::default(),
-            adoptions: Vec::new(),
-            fences: Vec::new(),
-            pressure: Pressure::default(),
-            snapshots: Snapshots::new(memory.budget()),
-            sweeps: Sweeps::default(),
-            pending_switch: None,
-            held_notices: Vec::new(),
-            replies: Vec::new(),
-        };
-        // One event for its stop, one for its close.
-        event_loop.outbox.reserve(STATE_CHANGE.times(2))?;
-        if shared.lifetime.lock().at_end() == LifetimeEnd::Keep {
-            event_loop.outbox.reserve(Room::event(KEPT))?;
-        }
-        // These events are appended before anybody has a handle, so that the reply of NewEventLoop
-        // shows the state that the loop was made in.
-        event_loop.enter(LoopState::Created, CloseReason::Unspecified);
-        if start == Start::Running {
-            event_loop.enter(LoopState::Running, CloseReason::Unspecified);
-        }
-        event_loop.commit();
-        let thread = std::thread::Builder::new()
-            .name(format!("loop-{id}"))
-            .stack_size(512 * 1024);
-        thread
-            .spawn(move || {
-                event_loop.run();
-                drop(descriptors::Closing);
-            })
-            .map_err(|error| system(&error, "thread"))?;
-        Ok(Handle::new(shared, mailbox))
-    }
-
     fn run(mut self) {
         // Runs also if a turn panics, so that no caller waits for a thread that is gone.
         let (mailbox, shared) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared));
@@ -333,12 +226,16 @@ impl EventLoop {
                 Some(Duration::ZERO)
             };
             self.start_fences();
+            self.driver.committed();
             let waited = self.wait(timeout, &mut completions);
             let found = completions.len();
             wakes_to_drain += u64::from(self.mailbox.waker.awake() && slept);
             self.outbox.set_exposed(self.driver.exposed() as u64);
             if wakes_to_drain > 0 {
                 wakes_to_drain = wakes_to_drain.saturating_sub(self.wakeup.drain());
+            }
+            if self.driver.is_lossy() {
+                self.outbox.lose();
             }
             // Called after the eventfd was drained: a later kick ends the next wait.
             self.outbox.refresh();
@@ -488,7 +385,12 @@ impl EventLoop {
 
     /// Makes the turn's events readable, then sends its replies.
     fn commit(&mut self) {
+        self.keep_changes();
         self.outbox.commit();
+        self.changes_are_kept();
+        for step in self.afterwards.drain(..) {
+            step.run(&self.services);
+        }
         let shared = &self.shared;
         shared.turns.fetch_add(1, Ordering::Relaxed);
         let (watches, open) = (self.watches.len(), self.watches.open());

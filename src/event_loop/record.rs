@@ -9,6 +9,7 @@ use super::lifetime::Lifetime;
 use super::mailbox::Reply;
 use super::timers::AlarmId;
 use crate::clock::{self, Now};
+use crate::config::Survives;
 use crate::driver::{Driver, SourceId};
 use crate::event::{Closed, Cursor, Labels};
 use crate::journal::Journal;
@@ -199,7 +200,22 @@ impl Record {
     }
 
     /// Returns the watch as clients see it.
-    pub(super) fn view(&self, journal: &Journal, driver: &dyn Driver) -> proto::Watch {
+    /// Returns what it survives on a loop that survives a crash.
+    fn survives(&self, driver: &dyn Driver) -> Survives {
+        let open = self.watch.as_ref();
+        match open.is_none_or(|watch| watch.keep(driver).is_some()) {
+            true => Survives::Crash,
+            false => Survives::None,
+        }
+    }
+
+    /// `most` is what its loop survives.
+    pub(super) fn view(
+        &self,
+        journal: &Journal,
+        driver: &dyn Driver,
+        most: Survives,
+    ) -> proto::Watch {
         let (state, ending) = match self.ending() {
             None if self.closing => (proto::WatchState::Closing, None),
             None => (proto::WatchState::Open, None),
@@ -219,7 +235,7 @@ impl Record {
             closed: ending.map(|ending| ending.closed.clone()),
             closed_at: ending.map(|ending| clock::timestamp(ending.at.realtime)),
             closed_cursor: ending.map(|ending| journal.cursor(ending.seq).into()),
-            survives: proto::Survives::Nothing.into(),
+            survives: proto::Survives::from(self.survives(driver).min(most)).into(),
             lifetime: lifetime.lifetime.into(),
             at_lifetime_end: lifetime.at_end.into(),
             lease: lifetime.lease.filter(|_| !self.is_closed()),

@@ -260,7 +260,7 @@ impl EventLoop {
             return Err(taken(Some(field)));
         }
         Ok(Admission::Exists(Box::new(Registered {
-            watch: record.view(&self.shared.journal, &*self.driver),
+            watch: record.view(&self.shared.journal, &*self.driver, self.shared.survives),
             existed: true,
             reader: None,
         })))
@@ -284,9 +284,11 @@ impl EventLoop {
         let gone = Error::Internal("a watch was removed while it was added");
         let record = self.watches.get(slot).filter(|record| record.id() == id);
         Ok(Registered {
-            watch: record
-                .ok_or(gone)?
-                .view(&self.shared.journal, &*self.driver),
+            watch: record.ok_or(gone)?.view(
+                &self.shared.journal,
+                &*self.driver,
+                self.shared.survives,
+            ),
             existed: false,
             reader,
         })

@@ -373,7 +373,7 @@ impl EventLoop {
             return;
         };
         if let Some(wanted_by) = self.snapshots.wanted_by(record.id()) {
-            let view = record.view(&self.shared.journal, &*self.driver);
+            let view = record.view(&self.shared.journal, &*self.driver, self.shared.survives);
             self.snapshots.keep(record.id(), &view, wanted_by);
         }
     }
@@ -398,7 +398,7 @@ impl EventLoop {
         let watches = &self.watches;
         let view = |id| {
             let record = watches.get(watches.by_id(id)?)?;
-            Some(record.view(&self.shared.journal, &*self.driver))
+            Some(record.view(&self.shared.journal, &*self.driver, self.shared.survives))
         };
         let next = |after| watches.next_after(after);
         self.snapshots.part(number, bytes, wanted, next, view)

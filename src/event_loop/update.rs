@@ -97,7 +97,8 @@ impl EventLoop {
         fields.extend(labels.is_some().then(|| "labels".to_owned()));
         fields.extend(finished_ttl.is_some().then(|| "finished_ttl".to_owned()));
         if fields.is_empty() {
-            let watch = Box::new(record.view(&self.shared.journal, &*self.driver));
+            let watch =
+                Box::new(record.view(&self.shared.journal, &*self.driver, self.shared.survives));
             return Ok(UpdateOutcome::Done(watch, None));
         }
         let texts: usize = fields.iter().map(|field| field.len() + 4).sum();
@@ -137,7 +138,9 @@ impl EventLoop {
         }
         let about = record.control.about;
         let seq = self.outbox.push(self.now, about, Kind::Updated(updated));
-        let watch = Box::new(self.watches[slot].view(journal, &*self.driver));
+        self.keep_watch_as_it_is(slot);
+        let journal = &self.shared.journal;
+        let watch = Box::new(self.watches[slot].view(journal, &*self.driver, self.shared.survives));
         Ok(UpdateOutcome::Done(watch, Some(journal.cursor(seq))))
     }
 }

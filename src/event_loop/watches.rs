@@ -63,6 +63,11 @@ impl Watches {
         self.last_id
     }
 
+    /// Has no watch get an id up to this one, which an earlier life may have given.
+    pub(super) fn used_up_to(&mut self, id: u64) {
+        self.last_id = self.last_id.max(id);
+    }
+
     /// Returns the key that the next watch gets.
     pub(super) fn next_key(&self) -> Key {
         Key {

@@ -144,7 +144,8 @@ pub(super) const fn of_event(kind: &Kind) -> Origin {
         Kind::Posted(_)
         | Kind::LoopStateChanged(_)
         | Kind::PolicyChanged(_)
-        | Kind::LifetimeEnded(_) => Origin::Loop,
+        | Kind::LifetimeEnded(_)
+        | Kind::Recovered(_) => Origin::Loop,
         Kind::Ready(_)
         | Kind::TimerFired(_)
         | Kind::Ended(_)

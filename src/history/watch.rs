@@ -385,7 +385,7 @@ impl WatchHistory {
     }
 
     fn close(&mut self, seq: u64, closed: &Closed, coverage: Coverage) -> Result<(), Violation> {
-        let failed = closed.reason() == CloseReason::Error;
+        let failed = matches!(closed.reason(), CloseReason::Error | CloseReason::Lost);
         require(failed == closed.error.is_some(), Rule::ErrorSet, || {
             format!(
                 "event {seq} closes with {:?}, but its error is {:?}",

@@ -4,9 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prost::Message as _;
+
 use super::monitor::WaiterId;
+use super::recovery::{ACKED, CONSUMER, no_memory};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
+use crate::proto::state::KeptConsumer;
+use crate::state::{Cell, Entry, Records};
 
 /// The reader that reads as a consumer now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +31,41 @@ pub(super) struct Consumer {
     /// When the consumer was made, realtime nanoseconds.
     created: u64,
     takeovers: u64,
+    /// What later lives find of it.
+    kept: Option<(Entry, Cell<1>)>,
 }
 
 impl Consumer {
+    /// Records that all up to `seq` is acknowledged; an older one changes nothing.
+    pub(super) fn acknowledge(&mut self, seq: u64) {
+        if seq > self.acked {
+            self.acked = seq;
+            if let Some((_, acked)) = &self.kept {
+                acked.set(seq + 1, [seq]);
+            }
+        }
+    }
+
+    fn message(&self, name: &str) -> Vec<u8> {
+        let kept = KeptConsumer {
+            name: name.to_owned(),
+            ttl: prost_types::Duration::try_from(self.ttl).ok(),
+            created: self.created,
+        };
+        kept.encode_to_vec()
+    }
+
     fn rest(&mut self, now: Now) {
         self.expires = now.monotonic.saturating_add(nanos(self.ttl));
+    }
+}
+
+/// Has later lives not find a consumer.
+fn forget(consumer: &mut Consumer, records: &mut Records) {
+    if let Some((entry, acked)) = consumer.kept.take() {
+        // In this order: how far one has acknowledged means nothing without it.
+        records.free_now(entry);
+        records.free_now(acked.into_entry());
     }
 }
 
@@ -66,6 +101,8 @@ pub(super) struct Consumers {
     max: usize,
     ttl: Duration,
     holders: u64,
+    /// The number of the newest consumer that later lives find.
+    kept: u64,
 }
 
 impl Consumers {
@@ -75,7 +112,32 @@ impl Consumers {
             max,
             ttl,
             holders: 0,
+            kept: 0,
         }
+    }
+
+    /// Adds a consumer of an earlier life.
+    pub(super) fn restore(
+        &mut self,
+        found: KeptConsumer,
+        entry: Entry,
+        acked: Cell<1>,
+        newest: u64,
+        now: Now,
+    ) {
+        self.kept = self.kept.max(entry.id());
+        let ttl = found.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
+        let mut consumer = Consumer {
+            acked: acked.get()[0].min(newest),
+            ttl: ttl.unwrap_or(self.ttl),
+            holder: None,
+            expires: 0,
+            created: found.created,
+            takeovers: 0,
+            kept: Some((entry, acked)),
+        };
+        consumer.rest(now);
+        self.by_name.insert(found.name, consumer);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,6 +167,7 @@ impl Consumers {
         acked: u64,
         ttl: Option<Duration>,
         now: Now,
+        records: Option<&mut Records>,
     ) -> Result<()> {
         if self.by_name.len() >= self.max {
             return Err(Error::Limit {
@@ -121,7 +184,17 @@ impl Consumers {
             expires: 0,
             created: now.realtime,
             takeovers: 0,
+            kept: None,
         };
+        if let Some(records) = records {
+            self.kept += 1;
+            let mut keep = || {
+                let cell = records.cell_now(acked + 1, ACKED, self.kept, [acked])?;
+                let entry = records.put_now(CONSUMER, self.kept, &consumer.message(name))?;
+                Ok((entry, cell))
+            };
+            consumer.kept = Some(keep().map_err(no_memory)?);
+        }
         consumer.rest(now);
         self.by_name.insert(name.to_owned(), consumer);
         Ok(())
@@ -133,6 +206,7 @@ impl Consumers {
         name: &str,
         waiter: WaiterId,
         ttl: Option<Duration>,
+        records: Option<&mut Records>,
     ) -> Result<(Holder, Option<Holder>)> {
         self.holders += 1;
         let holder = Holder {
@@ -140,7 +214,15 @@ impl Consumers {
             number: self.holders,
         };
         let consumer = self.find(name)?;
-        consumer.ttl = ttl.unwrap_or(consumer.ttl);
+        let ttl = ttl.unwrap_or(consumer.ttl);
+        if std::mem::replace(&mut consumer.ttl, ttl) != ttl
+            && let Some(records) = records
+        {
+            let message = consumer.message(name);
+            if let Some((entry, _)) = &mut consumer.kept {
+                records.replace_now(entry, &message).map_err(no_memory)?;
+            }
+        }
         let before = consumer.holder.replace(holder);
         consumer.takeovers += u64::from(before.is_some());
         Ok((holder, before))
@@ -163,11 +245,15 @@ impl Consumers {
         }
     }
 
-    pub(super) fn delete(&mut self, name: &str) -> Result<Consumer> {
+    pub(super) fn delete(&mut self, name: &str, records: Option<&mut Records>) -> Result<Consumer> {
         let consumer = self.by_name.remove(name);
-        consumer.ok_or_else(|| Error::ConsumerNotFound {
+        let mut consumer = consumer.ok_or_else(|| Error::ConsumerNotFound {
             name: name.to_owned(),
-        })
+        })?;
+        if let Some(records) = records {
+            forget(&mut consumer, records);
+        }
+        Ok(consumer)
     }
 
     /// Returns when the next consumer is to be deleted, monotonic nanoseconds.
@@ -177,12 +263,15 @@ impl Consumers {
     }
 
     /// Deletes the consumers whose time is over and returns their names.
-    pub(super) fn expire(&mut self, now: Now) -> Vec<String> {
+    pub(super) fn expire(&mut self, now: Now, mut records: Option<&mut Records>) -> Vec<String> {
         let mut expired = Vec::new();
         self.by_name.retain(|name, consumer| {
             let over = consumer.holder.is_none() && consumer.expires <= now.monotonic;
             if over {
                 expired.push(name.clone());
+                if let Some(records) = &mut records {
+                    forget(consumer, records);
+                }
             }
             !over
         });

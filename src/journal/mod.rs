@@ -37,6 +37,7 @@ mod monitor;
 mod outbox;
 mod progress;
 mod reader;
+mod recovery;
 mod room;
 mod shares;
 #[cfg(test)]
@@ -55,6 +56,7 @@ use monitor::Monitor;
 pub use outbox::{About, Level, Outbox, WaitsFor, full};
 use progress::Progress;
 pub use reader::{End, Reader, Start};
+pub use recovery::Recovered;
 pub use room::Room;
 pub use walk::{Filter, Read};
 
@@ -189,8 +191,7 @@ impl Journal {
     /// # Errors
     /// The system has no random bytes for the epoch.
     pub fn new(limits: Limits, memory: &Arc<Memory>) -> Result<Arc<Self>> {
-        let epoch = Epoch::random()
-            .map_err(|_| Error::Internal("the system has no random bytes for an epoch"))?;
+        let epoch = Epoch::random().map_err(|_| recovery::NO_RANDOM)?;
         let journal = Arc::new(Self {
             epoch,
             memory: Arc::clone(memory),
@@ -321,7 +322,8 @@ impl Journal {
                 return Ok(false);
             }
             let acked = self.position(inner, start, &Filter::default())?;
-            inner.consumers.create(name, acked, ttl, now)?;
+            let records = inner.log.records();
+            inner.consumers.create(name, acked, ttl, now, records)?;
             inner.repin();
             Ok(true)
         });
@@ -337,7 +339,7 @@ impl Journal {
     /// There is no consumer of that name.
     pub fn delete_consumer(&self, name: &str) -> Result<u64> {
         let (acked, released) = self.wake_all(|inner| {
-            let consumer = inner.consumers.delete(name)?;
+            let consumer = inner.consumers.delete(name, inner.log.records())?;
             Ok::<_, Error>((consumer.acked, inner.repin()))
         })?;
         self.call();
@@ -468,7 +470,7 @@ impl Inner {
         let awaited = self.is_awaited();
         let consumer = self.consumers.find(name)?;
         let most = consumer.acked.max(self.log.first() - 1) + ACK_AT_ONCE;
-        consumer.acked = consumer.acked.max(seq.min(most));
+        consumer.acknowledge(seq.min(most));
         let (acked, holder) = (consumer.acked, consumer.holder);
         if holder.is_none() {
             self.consumers.touch(name, now);

@@ -5,12 +5,17 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
+use buffer::Buffer;
+
+use super::recovery::Kept;
 use super::{Inner, Journal, LabelSet, Limits, Room, handoff};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
+use crate::state::Turns;
 
+mod buffer;
 mod lent;
 mod look_back;
 mod push;
@@ -92,7 +97,11 @@ pub struct Outbox {
     journal: Arc<Journal>,
     newest: u64,
     end: u64,
-    buf: BytesMut,
+    buf: Buffer,
+    /// Commits what later lives find; `None` if they find nothing.
+    turns: Option<Turns>,
+    /// Something was kept in this turn.
+    has_kept: bool,
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
     limits: Limits,
@@ -126,8 +135,9 @@ pub struct Outbox {
     wait_changes: Vec<u64>,
     /// The time of the event pushed last, monotonic nanoseconds.
     now: u64,
-    /// Empty between commits; kept for its allocation.
+    /// Empty between commits; kept for their allocations.
     woken: Vec<Waker>,
+    chunks: Vec<Bytes>,
 }
 
 impl Outbox {
@@ -141,7 +151,9 @@ impl Outbox {
             journal,
             newest: 0,
             end: 0,
-            buf: BytesMut::new(),
+            buf: Buffer::Own(BytesMut::new()),
+            turns: None,
+            has_kept: false,
             entries: Vec::new(),
             released: Vec::new(),
             limits,
@@ -162,7 +174,47 @@ impl Outbox {
             wait_changes: Vec::new(),
             now: 0,
             woken: Vec::new(),
+            chunks: Vec::new(),
         }
+    }
+
+    /// Has the events found by later lives.
+    pub(super) fn keep_in(&mut self, kept: Kept) {
+        self.buf = Buffer::kept(kept.writer);
+        self.turns = Some(kept.turns);
+    }
+
+    /// Goes on after the events of an earlier life, which end there.
+    pub(super) const fn go_on_after(&mut self, newest: u64, end: u64) {
+        self.newest = newest;
+        self.end = end;
+    }
+
+    /// Says that this life has gone on with what an earlier one left.
+    pub fn has_gone_on(&self) {
+        if let Some(turns) = &self.turns {
+            turns.set_tries(0);
+        }
+    }
+
+    /// Returns the number of the turn that is being done, for what later lives find; 0 if they find
+    /// nothing of it. What is kept with it counts once the turn is committed.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        self.turns.as_ref().map_or(0, Turns::current)
+    }
+
+    /// Says that something is missing in later lives: then the epoch is a new one.
+    pub fn lose(&self) {
+        if let Some(turns) = &self.turns {
+            turns.lose();
+        }
+    }
+
+    /// Says that something was kept in this turn, so that the next [`Outbox::commit`] commits it even
+    /// without events.
+    pub const fn mark_kept(&mut self) {
+        self.has_kept = true;
     }
 
     /// Returns the sequence number of the event pushed last.
@@ -380,12 +432,21 @@ impl Outbox {
     }
 
     fn commit_and(&mut self, wake: impl FnOnce(std::vec::Drain<'_, Waker>, usize)) {
-        if self.entries.is_empty() && !self.unsynchronized {
+        if self.entries.is_empty() && !self.unsynchronized && !self.has_kept {
             return;
         }
         let cost = self.pending().cost();
-        let chunk = self.buf.split().freeze();
-        let news = chunk.len();
+        let news = self.buf.len();
+        let mut chunks = std::mem::take(&mut self.chunks);
+        self.buf.commit(|chunk| chunks.push(chunk));
+        if (std::mem::take(&mut self.has_kept) || news > 0)
+            && let Some(turns) = &mut self.turns
+        {
+            if !self.buf.is_whole() {
+                turns.lose();
+            }
+            turns.commit(self.newest);
+        }
         let journal = Arc::clone(&self.journal);
         let mut woken = std::mem::take(&mut self.woken);
         if cost > 0 {
@@ -396,7 +457,7 @@ impl Outbox {
         } else {
             journal.monitor.notify_all(&mut woken, |inner| {
                 let (log, labels) = (&mut inner.log, &mut inner.labels);
-                log.append(chunk, &mut self.entries, labels, self.now);
+                log.append(chunks.drain(..), &mut self.entries, labels, self.now);
                 for set in self.released.drain(..) {
                     labels.release(set);
                 }
@@ -405,6 +466,7 @@ impl Outbox {
         };
         wake(woken.drain(..), news);
         self.woken = woken;
+        self.chunks = chunks;
         if released {
             journal.memory.released();
         }
@@ -448,7 +510,7 @@ impl Outbox {
         }
         let journal = Arc::clone(&self.journal);
         let (expired, dropped, released) = journal.wake_all(|inner| {
-            let expired = inner.consumers.expire(now);
+            let expired = inner.consumers.expire(now, inner.log.records());
             inner.repin();
             let watches = inner.log.watches_mut();
             // Gives up only as many readers as are needed now; the loop calls this again.

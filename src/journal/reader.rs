@@ -130,10 +130,12 @@ impl Journal {
                 (None, None) => inner.log.newest(),
             };
             if known.is_none() {
-                inner.consumers.create(name, after, ttl, now)?;
+                let records = inner.log.records();
+                inner.consumers.create(name, after, ttl, now, records)?;
                 inner.repin();
             }
-            let (holder, before) = inner.consumers.hold(name, waiter, ttl)?;
+            let records = inner.log.records();
+            let (holder, before) = inner.consumers.hold(name, waiter, ttl, records)?;
             inner.join(waiter, after);
             let reader = Reader {
                 journal: Arc::clone(self),

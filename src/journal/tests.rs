@@ -9,8 +9,10 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::event::{self, Closed, Data, Kind, Posted, Removed};
+use crate::event::{self, Closed, Data, Kind, Posted, Removed, Scanned};
 use crate::proto::Batch;
+use crate::state::tests::killed;
+use crate::state::{Arena, Keep};
 
 const LIMITS: Limits = Limits {
     events: 12,
@@ -103,6 +105,8 @@ enum Step {
         back: u64,
     },
     Delete(usize),
+    /// The daemon is killed, and the next life goes on.
+    Kill,
     /// Attaches this reader to a watch.
     Attach {
         who: usize,
@@ -126,6 +130,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..READERS, 0..3usize).prop_map(|(who, consumer)| Step::Hold { who, consumer }),
         4 => (0..3usize, 0..8u64).prop_map(|(consumer, back)| Step::Ack { consumer, back }),
         1 => (0..3usize).prop_map(Step::Delete),
+        1 => Just(Step::Kill),
         2 => (0..READERS, 1..4u64).prop_map(|(who, watch)| Step::Attach { who, watch }),
     ]
 }
@@ -161,6 +166,39 @@ impl Model {
             Kind::Removed(_) => self.kept.retain(|(of, _)| *of != watch),
             _ => {}
         }
+    }
+
+    /// Forgets what was not committed, and who reads.
+    fn killed(&mut self) {
+        self.all.truncate(usize::try_from(self.committed).unwrap());
+        self.attached = [None; READERS];
+        for (_, holder) in self.consumers.values_mut() {
+            *holder = None;
+        }
+        self.lives = [0; 4];
+        self.kept.clear();
+        for (at, (watch, kind)) in self.all.iter().enumerate() {
+            match kind {
+                Kind::Closed(_) => drop(self.kept.insert((*watch, at as u64 + 1))),
+                Kind::Removed(_) => {
+                    self.kept.retain(|(of, _)| of != watch);
+                    self.lives[usize::try_from(watch % 4).unwrap()] += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns the watches that are not removed, each with its first event.
+    fn watches(&self) -> BTreeMap<u64, u64> {
+        let mut watches = BTreeMap::new();
+        for (at, (watch, kind)) in self.all.iter().enumerate() {
+            match kind {
+                Kind::Removed(_) => drop(watches.remove(watch)),
+                _ => drop(watches.entry(*watch).or_insert(at as u64 + 1)),
+            }
+        }
+        watches
     }
 
     fn floor(&self) -> Option<u64> {
@@ -212,15 +250,29 @@ impl Model {
     }
 }
 
-fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), TestCaseError> {
+/// The owner of the journal's memory that outlives a life.
+const OWNER: u64 = 5;
+
+fn run(
+    limits: Limits,
+    steps: Vec<Step>,
+    watches: &BTreeSet<u64>,
+    kept: bool,
+) -> Result<(), TestCaseError> {
     let pauses = limits.when_full == WhenFull::Pause;
-    let (journal, mut outbox, memory) = journal(limits);
+    let memory = Memory::new(1 << 30);
+    let mut arena = kept.then(|| Arena::new().unwrap());
+    let keep = match &arena {
+        Some(arena) => Keep::Kept(Arc::clone(arena), OWNER),
+        None => Keep::Own,
+    };
+    let (mut journal, mut outbox) = Journal::open(limits, &memory, &keep).unwrap();
     let filter = || Filter {
         watches: watches.clone(),
         ..Filter::default()
     };
-    let observer = || journal.reader(Start::Oldest, filter()).unwrap();
-    let mut readers: Vec<Reader> = (0..READERS).map(|_| observer()).collect();
+    let observer = |journal: &Arc<Journal>| journal.reader(Start::Oldest, filter()).unwrap();
+    let mut readers: Vec<Reader> = (0..READERS).map(|_| observer(&journal)).collect();
     let mut holds: Vec<Option<usize>> = vec![None; READERS];
     let mut model = Model::default();
     // The sequence number from where on nothing may be lost, as of the last change of the
@@ -253,6 +305,37 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                 model.committed = model.all.len() as u64;
                 continue;
             }
+            Step::Kill => {
+                let Some(before) = &mut arena else { continue };
+                let (next, found) = killed(before);
+                let (epoch, newest) = (journal.epoch(), journal.status().newest);
+                *before = next;
+                holds = vec![None; READERS];
+                readers.clear();
+                model.killed();
+                prop_assert_eq!(newest, model.committed);
+                let (recovered, rest) = Recovered::sort(before, OWNER, found).unwrap();
+                prop_assert!(rest.is_empty());
+                let known = model.watches();
+                let known = known
+                    .into_iter()
+                    .map(|(id, added)| (id, Labels::default(), added));
+                let mut seen = Vec::new();
+                let each = |event: &Scanned, _: &[u8]| seen.push(event.seq);
+                // What is left of the dead life counts no more.
+                let other = Journal::open(limits, &Memory::new(1 << 30), &Keep::Own).unwrap();
+                drop((
+                    std::mem::replace(&mut journal, other.0),
+                    std::mem::replace(&mut outbox, other.1),
+                ));
+                (journal, outbox) =
+                    Journal::recover(limits, &memory, epoch, recovered, known, each).unwrap();
+                prop_assert_eq!(journal.epoch(), epoch);
+                prop_assert_eq!(outbox.newest(), newest);
+                prop_assert!(seen.is_sorted() && seen.last().is_none_or(|last| *last <= newest));
+                readers.extend((0..READERS).map(|_| observer(&journal)));
+                continue;
+            }
             Step::Read {
                 who,
                 max_bytes,
@@ -273,7 +356,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
                         poll(&mut readers[who]).map(Result::err),
                         Poll::Ready(Some(over))
                     );
-                    readers[who] = observer();
+                    readers[who] = observer(&journal);
                     model.attached[who] = None;
                     holds[who] = None;
                     continue;
@@ -290,7 +373,7 @@ fn run(limits: Limits, steps: Vec<Step>, watches: &BTreeSet<u64>) -> Result<(), 
             Step::Attach { who, watch } => {
                 let watch = model.watch(watch);
                 if model.attached[who].is_none() && journal.is_present(watch) {
-                    let observing = std::mem::replace(&mut readers[who], observer());
+                    let observing = std::mem::replace(&mut readers[who], observer(&journal));
                     let from = observing.after().max(model.committed);
                     readers[who] = observing.attached(watch);
                     model.attached[who] = Some((watch, from));
@@ -412,6 +495,24 @@ proptest! {
     ) {
         let when_full = if drops { WhenFull::DropOldest } else { WhenFull::Pause };
         let bytes = if roomy { 64 * 1024 } else { LIMITS.bytes };
-        run(Limits { when_full, bytes, watch_keep, ..LIMITS }, steps, &watches)?;
+        run(Limits { when_full, bytes, watch_keep, ..LIMITS }, steps, &watches, false)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// The same, and the daemon is killed now and then.
+    #[test]
+    fn what_was_committed_is_there_in_the_next_life(
+        steps in prop::collection::vec(step(), 1..150),
+        watches in prop::collection::btree_set(0..4u64, 0..3),
+        drops in any::<bool>(),
+        roomy in any::<bool>(),
+        watch_keep in prop_oneof![Just(0), Just(300), Just(1 << 20)],
+    ) {
+        let when_full = if drops { WhenFull::DropOldest } else { WhenFull::Pause };
+        let bytes = if roomy { 64 * 1024 } else { LIMITS.bytes };
+        run(Limits { when_full, bytes, watch_keep, ..LIMITS }, steps, &watches, true)?;
     }
 }

@@ -7,6 +7,7 @@ use nix::libc;
 use nix::sys::signal::SigSet;
 use rustix::io::Errno;
 
+use super::exits::{Exits, OrphanExit};
 use super::page::{Kept, Page, Phase};
 use super::{Ended, LIFE_NAME};
 use crate::sys::keeper as system;
@@ -15,21 +16,19 @@ use crate::sys::keeper as system;
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
     page: Page,
+    exits: Exits,
     /// The signal mask that the first process had.
     mask: SigSet,
 }
 
 impl Life {
     /// Makes the process that has just been made one of its own. All signals are blocked.
-    pub(super) fn begin(page: Page, mask: SigSet) -> Self {
+    pub(super) fn begin(page: Page, exits: Exits, mask: SigSet) -> Self {
         let _ = rustix::thread::set_name(LIFE_NAME);
         // Ctrl-C and Ctrl-Z on a terminal concern the keeper, which passes them on.
         let _ = rustix::process::setsid();
-        if page.life() > 1 {
-            system::close_all_but(page.all_kept().chain(passed_by_systemd()));
-        }
         system::take_over_listen_pid();
-        Self { page, mask }
+        Self { page, exits, mask }
     }
 
     /// Returns its number, from 1 on.
@@ -51,6 +50,25 @@ impl Life {
         self.page.earlier()
     }
 
+    /// Returns how a child of a dead life has ended, by its pid and its start time, if the keeper has
+    /// reaped it. After that the daemon gets SIGCHLD. Later lives find it, too, until it is
+    /// [forgotten](Life::forget_exits).
+    #[must_use]
+    pub fn orphan_exit(&self, pid: i32, start: u64) -> Option<OrphanExit> {
+        let mut all = self.exits.all().map(|(_, exit)| exit);
+        all.find(|exit| (exit.pid, exit.start) == (pid, start))
+    }
+
+    /// Forgets the exits of children of dead lives for which `is_over` says so. The keeper reaps no more
+    /// while it has no room for exits.
+    pub fn forget_exits(&self, is_over: impl Fn(&OrphanExit) -> bool) {
+        for (at, exit) in self.exits.all() {
+            if is_over(&exit) {
+                self.exits.free(at);
+            }
+        }
+    }
+
     /// Returns the numbers of the signals that were blocked before the keeper blocked all.
     #[must_use]
     pub fn mask(&self) -> Vec<i32> {
@@ -69,6 +87,15 @@ impl Life {
     /// Those of fstat(2).
     pub fn keep(&self, kept: Kept, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         self.page.keep(kept, fd)
+    }
+
+    /// Closes all that earlier lives have left open, but for what was [kept](Life::keep) and the
+    /// descriptors of these numbers. Call it before the process opens anything.
+    pub fn close_all_but(&self, numbers: impl IntoIterator<Item = RawFd>) {
+        if self.page.life() > 1 {
+            let kept = self.page.all_kept().chain(passed_by_systemd());
+            system::close_all_but(kept.chain(numbers));
+        }
     }
 
     /// Takes over what an earlier life kept; `None` if none did. Call it at most once for each.

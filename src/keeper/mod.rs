@@ -20,9 +20,12 @@ use sd_notify::NotifyState;
 
 use crate::sys::keeper::{self as system, Taken};
 
+mod exits;
 mod life;
 mod page;
 
+use exits::Exits;
+pub use exits::OrphanExit;
 pub use life::Life;
 use page::{Page, Phase};
 
@@ -94,10 +97,12 @@ pub enum Role {
 /// The system refuses the first life.
 pub fn start() -> Result<Role, Errno> {
     let page = Page::new()?;
+    let exits = Exits::new()?;
     let before = system::block_all_signals();
     let before = before.map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     let mut keeper = Keeper {
         page,
+        exits,
         signals: SigSet::all(),
         has_served: false,
         is_told_serving: false,
@@ -109,7 +114,7 @@ pub fn start() -> Result<Role, Errno> {
     loop {
         page.begin();
         match system::clone_with_descriptors() {
-            Ok(0) => return Ok(Role::Life(Life::begin(page, before))),
+            Ok(0) => return Ok(Role::Life(Life::begin(page, exits, before))),
             Ok(life) => {
                 keeper.settle();
                 let ended = keeper.attend(life);
@@ -132,6 +137,7 @@ pub fn start() -> Result<Role, Errno> {
 
 struct Keeper {
     page: Page,
+    exits: Exits,
     /// All signals that can be blocked.
     signals: SigSet,
     /// Some life has served.
@@ -184,7 +190,8 @@ impl Keeper {
     /// Reaps all that has ended. Returns how the life has, if it has.
     fn reap(&self, life: libc::pid_t) -> Option<Ended> {
         let mut ended = None;
-        while let Some((pid, waited)) = system::reap_next() {
+        let mut has_recorded = false;
+        while let Some((pid, waited)) = system::next_ended() {
             if pid == life {
                 let status = waited.status.to_le_bytes()[0];
                 ended = Some(if waited.code == libc::CLD_EXITED {
@@ -192,7 +199,19 @@ impl Keeper {
                 } else {
                     Ended::Killed(status)
                 });
+            } else {
+                // An orphan, which may be a child of a dead life: recorded, then reaped.
+                let start = system::start_ticks(pid);
+                if !self.exits.record(&OrphanExit { pid, start, waited }) {
+                    break;
+                }
+                has_recorded = true;
             }
+            system::reap_ended(pid);
+        }
+        if has_recorded && ended.is_none() && life > 0 {
+            // It looks at the exits whenever it is told that a child has ended.
+            let _ = system::send_signal(life, libc::SIGCHLD);
         }
         ended
     }

@@ -32,15 +32,18 @@ pub enum Kept {
     HandoverLock,
     /// The configuration in force.
     Configuration,
+    /// The memory that lives leave to each other.
+    State,
 }
 
 impl Kept {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Service,
         Self::Handover,
         Self::ServiceLock,
         Self::HandoverLock,
         Self::Configuration,
+        Self::State,
     ];
 }
 

@@ -28,7 +28,7 @@ impl Registry {
         binding: Binding,
         caller: &Caller,
     ) {
-        inner.contexts.insert(key.clone(), binding);
+        inner.set_context(key, caller.process.as_deref(), binding);
         if let (ContextKey::Process(..), Some(process)) = (key, &caller.process) {
             self.bind_to_process(inner, process, None);
         }
@@ -76,8 +76,7 @@ impl Registry {
 impl Inner {
     /// Removes the context of a process that has ended, and returns the loops to close.
     fn process_ended(&mut self, process: ProcessKey) -> Vec<Handle> {
-        self.contexts
-            .retain(|key, _| key.process() != Some(process));
+        self.retain_contexts(|key, _| key.process() != Some(process));
         let awaited = self.processes.remove(&process);
         let loops = awaited.into_iter().flat_map(|awaited| awaited.loops);
         loops

@@ -145,13 +145,15 @@ impl Registry {
             let new = NewLoop {
                 name: entry.name.clone(),
                 policy: entry.policy.clone().unwrap_or_default(),
+                // An earlier life may have left it.
+                or_existing: true,
                 ..NewLoop::default()
             };
             let (handle, _) = self.new_event_loop(&caller, &new)?;
             if entry.bind {
                 let key = ContextKey::Principal(caller.principal.clone());
                 let mut inner = self.inner.lock();
-                inner.contexts.insert(key, Binding::Loop(handle.id()));
+                inner.set_context(&key, None, Binding::Loop(handle.id()));
             }
         }
         Ok(())
@@ -192,6 +194,7 @@ impl<'a> Reservation<'a> {
         if run && rules.start != crate::config::Start::Running {
             Arc::make_mut(&mut rules).start = crate::config::Start::Running;
         }
+        let keep = registry.keep(self.id, &rules);
         let handle = Handle::start(Blueprint {
             id: self.id,
             name: name.clone(),
@@ -202,8 +205,13 @@ impl<'a> Reservation<'a> {
             limits: Arc::clone(&registry.limits),
             services: Arc::clone(&registry.services),
             memory: Arc::clone(&registry.memory),
+            keep,
+            remains: None,
         })?;
         let mut inner = registry.inner.lock();
+        if let Some(kept) = &mut inner.kept {
+            kept.keep(&handle)?;
+        }
         inner.loops.insert(self.id, handle.clone());
         inner.names.insert(self.key.clone(), self.id);
         inner.forget_old(registry.limits.loops);

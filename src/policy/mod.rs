@@ -17,12 +17,14 @@ use crate::error::{Error, Result};
 use crate::event::{LoopState, PolicyChanged, PolicyScope};
 use crate::event_loop::{Handle, Lifetime, LoopEnd};
 use crate::journal::Memory;
+use crate::state::Arena;
 use crate::watch::Services;
 
 mod backends;
 mod client_processes;
 mod context;
 mod creation;
+mod kept;
 mod leases;
 mod table;
 
@@ -32,6 +34,8 @@ pub use context::{
 };
 use context::{context_key, shown};
 pub use creation::NewLoop;
+use kept::KeptLoops;
+pub use kept::{Revival, Revived};
 use table::{Binding, Inner};
 
 /// The number of names that are tried for the loop of a context: `default`, `default-2`, ...
@@ -46,6 +50,9 @@ pub struct Registry {
     services: Arc<Services>,
     memory: Arc<Memory>,
     draining: AtomicBool,
+    /// Where loops are kept for later lives of the daemon; `None` if they are not.
+    arena: Option<Arc<Arena>>,
+    set_aside: Mutex<kept::AllSetAside>,
     inner: Mutex<Inner>,
     /// Notified when a loop was made or could not be made. Calls that wait for its name or context
     /// then check again.
@@ -61,6 +68,7 @@ impl Registry {
         config: Arc<Config>,
         services: Arc<Services>,
         memory: Arc<Memory>,
+        arena: Option<Arc<Arena>>,
     ) -> Result<Arc<Self>> {
         let policies: BTreeMap<String, Arc<Policy>> = config
             .policies
@@ -77,7 +85,9 @@ impl Registry {
             policies,
             services,
             memory,
+            set_aside: Mutex::default(),
             draining: AtomicBool::new(false),
+            arena: arena.clone(),
             made: Condvar::new(),
             inner: Mutex::new(Inner {
                 loops: BTreeMap::new(),
@@ -91,6 +101,7 @@ impl Registry {
                 closed: HashSet::new(),
                 processes: HashMap::new(),
                 leases: HashMap::new(),
+                kept: arena.map(KeptLoops::new),
             }),
         }))
     }
@@ -199,14 +210,9 @@ impl Registry {
             let old = inner.policy_of(&caller.principal, daemon);
             if daemon {
                 let default = self.policies.get(&self.config.default_policy).cloned();
-                inner.common = named.or(default).unwrap_or_else(|| Arc::clone(&old));
+                inner.set_common(named.or(default).unwrap_or_else(|| Arc::clone(&old)));
             } else {
-                match named {
-                    Some(policy) => {
-                        inner.chosen.insert(caller.principal.clone(), policy);
-                    }
-                    None => drop(inner.chosen.remove(&caller.principal)),
-                }
+                inner.choose(&caller.principal, named);
             }
             let new = inner.policy_of(&caller.principal, daemon);
             let affected = inner.affected(&caller.principal, daemon);
@@ -415,7 +421,13 @@ impl Registry {
     ) -> Result<crate::event::Cursor> {
         let cursor = handle.close(end).await?;
         let id = handle.id();
-        if !self.inner.lock().release_closed(id) {
+        let mut inner = self.inner.lock();
+        if let Some(kept) = &mut inner.kept {
+            kept.forget(id);
+        }
+        let released = inner.release_closed(id);
+        drop(inner);
+        if !released {
             // It was closed before.
             return Ok(cursor);
         }

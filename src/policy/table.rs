@@ -7,7 +7,8 @@ use tokio::task::AbortHandle;
 
 use super::client_processes::AwaitedProcess;
 use super::context::ContextKey;
-use crate::access::{Principal, ProcessKey};
+use super::kept::KeptLoops;
+use crate::access::{ClientProcess, Principal, ProcessKey};
 use crate::config::Policy;
 use crate::event::LoopState;
 use crate::event_loop::Handle;
@@ -41,9 +42,52 @@ pub(super) struct Inner {
     pub(super) processes: HashMap<ProcessKey, AwaitedProcess>,
     /// The tasks that wait until the leases of loops run out.
     pub(super) leases: HashMap<u64, AbortHandle>,
+    /// What later lives of the daemon find.
+    pub(super) kept: Option<KeptLoops>,
 }
 
 impl Inner {
+    /// Sets what a context is bound to; `process` is that of the context of a process.
+    pub(super) fn set_context(
+        &mut self,
+        key: &ContextKey,
+        process: Option<&ClientProcess>,
+        binding: Binding,
+    ) {
+        self.contexts.insert(key.clone(), binding);
+        if let Some(kept) = &mut self.kept {
+            let process = process.map(|process| (process.pid(), process.started()));
+            kept.set_context(key, process, binding);
+        }
+    }
+
+    /// Keeps only what is set for contexts of which `in_use` says so.
+    pub(super) fn retain_contexts(&mut self, in_use: impl Fn(&ContextKey, Binding) -> bool) {
+        self.contexts.retain(|key, binding| in_use(key, *binding));
+        if let Some(kept) = &mut self.kept {
+            kept.forget_contexts(|key| self.contexts.contains_key(key));
+        }
+    }
+
+    /// Sets the policy of a principal; `None`: that of everybody else.
+    pub(super) fn choose(&mut self, principal: &Principal, policy: Option<Arc<Policy>>) {
+        if let Some(kept) = &mut self.kept {
+            kept.set_choice(Some(principal), policy.as_ref().map(|policy| &*policy.name));
+        }
+        match policy {
+            Some(policy) => drop(self.chosen.insert(principal.clone(), policy)),
+            None => drop(self.chosen.remove(principal)),
+        }
+    }
+
+    /// Sets the policy of everybody else.
+    pub(super) fn set_common(&mut self, policy: Arc<Policy>) {
+        if let Some(kept) = &mut self.kept {
+            kept.set_choice(None, Some(&policy.name));
+        }
+        self.common = policy;
+    }
+
     pub(super) fn policy_of(&self, principal: &Principal, daemon: bool) -> Arc<Policy> {
         let own = self.chosen.get(principal).filter(|_| !daemon);
         Arc::clone(own.unwrap_or(&self.common))
@@ -99,7 +143,7 @@ impl Inner {
             return false;
         }
         self.names.retain(|_, named| *named != id);
-        self.contexts.retain(|_, bound| *bound != Binding::Loop(id));
+        self.retain_contexts(|_, bound| bound != Binding::Loop(id));
         self.unbind(id);
         true
     }

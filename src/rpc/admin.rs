@@ -85,6 +85,7 @@ impl AdminService for Api {
                 life: life.number(),
                 ended_lives: life.earlier().map(ended_life).collect(),
                 changed_keys: self.identity.changed_keys.clone(),
+                set_aside_loops: self.registry.set_aside(),
             }),
         }))
     }

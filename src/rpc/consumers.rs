@@ -8,7 +8,7 @@ use crate::event_loop::Handle;
 use crate::journal::{ConsumerStatus, Start};
 use crate::policy::check_loop_name;
 use crate::proto::{
-    Consumer, CreateConsumerRequest, CreateConsumerResponse, DeleteConsumerRequest,
+    self, Consumer, CreateConsumerRequest, CreateConsumerResponse, DeleteConsumerRequest,
     DeleteConsumerResponse, GetConsumerRequest, GetConsumerResponse, ListConsumersRequest,
     ListConsumersResponse, StartAt, create_consumer_request,
 };
@@ -27,6 +27,7 @@ fn describe(on: &Handle, status: ConsumerStatus) -> Consumer {
         expires: status.expires_in.map(|left| clock::timestamp(at(left))),
         created: Some(clock::timestamp(status.created)),
         takeovers: status.takeovers,
+        survives: proto::Survives::from(on.survives()).into(),
     }
 }
 

@@ -179,6 +179,7 @@ fn describe_capabilities(can: Vec<capability::Capability>) -> Vec<Capability> {
         supported: c.supported,
         limit: c.limit,
         reason: c.reason.to_owned(),
+        survives: c.survives.map_or(0, |level| Survives::from(level).into()),
     };
     can.into_iter().map(describe).collect()
 }
@@ -189,6 +190,7 @@ fn describe(policy: &Policy) -> proto::Policy {
         supported: false,
         limit: 0,
         reason: reason.clone(),
+        ..Capability::default()
     });
     proto::Policy {
         name: policy.name.clone(),
@@ -210,6 +212,7 @@ fn describe(policy: &Policy) -> proto::Policy {
         journal_events: policy.journal_events,
         journal_bytes: policy.journal_bytes,
         history: policy.history.name().to_owned(),
+        survives: policy.survives.name().to_owned(),
         when_full: policy.when_full.name().to_owned(),
         journal_watch_bytes: policy.journal_watch_bytes.unwrap_or(0),
         journal_watch_keep: policy.journal_watch_keep,

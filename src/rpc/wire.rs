@@ -251,6 +251,7 @@ impl Message for PollResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Encode as _, WholeEvent};
 
     #[test]
     fn what_is_sent_decodes_as_the_message_of_the_contract() {
@@ -259,7 +260,8 @@ mod tests {
             ..proto::Event::default()
         };
         let mut encoded = bytes::BytesMut::new();
-        let bytes = crate::event::encode(&event, &mut encoded);
+        WholeEvent::new(&event).put(&mut encoded);
+        let bytes = encoded.len();
         let read = Read {
             after: 2,
             through: 3,

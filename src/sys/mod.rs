@@ -126,6 +126,12 @@ fn waitid(
 }
 
 /// Does the same, and returns the pid of the child, too.
+/// Returns resources of which none was used.
+pub(crate) fn no_usage() -> libc::rusage {
+    // SAFETY: all-zero bytes are a valid rusage.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
 fn waitid_of(
     kind: libc::idtype_t,
     id: libc::c_int,

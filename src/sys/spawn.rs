@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::libc;
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +26,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Gid, Resource, Rlimit, Uid, WaitId, WaitIdOptions, waitid};
 
 use super::{check, clone3};
+use crate::state::has_started;
 use prepare::prepare_child;
 
 mod prepare;
@@ -55,6 +56,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) user: Option<&'a Credentials>,
     /// The signal that it gets when the calling thread ends.
     pub(crate) death_signal: Option<i32>,
+    /// Where the child says that it is there, see [`has_started`]; `None` if no later life looks for it.
+    pub(crate) start: Option<&'a AtomicU64>,
     /// The directory of the cgroup to start it in. `None`: the daemon's.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
@@ -227,6 +230,8 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
     let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
     let failed = match prepare_child(plan) {
         Err(failed) => failed,
+        // Nobody is there any more to be told.
+        Ok(()) if !may_start(plan.launch) => return 127,
         Ok(()) => {
             // SAFETY: the path ends with NUL, both lists with null, and their strings with NUL.
             unsafe { libc::execve(plan.launch.path.as_ptr(), plan.argv, plan.env) };
@@ -238,6 +243,11 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
     // SAFETY: as above. It comes last: somebody may kill the child in between.
     unsafe { (*plan.report).is_there.store(true, Ordering::Release) };
     127
+}
+
+fn may_start(launch: &Launch<'_>) -> bool {
+    let pid = || rustix::process::getpid().as_raw_pid();
+    launch.start.is_none_or(|start| has_started(start, pid()))
 }
 
 fn last_errno() -> Errno {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Need, Notifier, Services, Sources, Watch};
+use super::{Need, Notifier, Reaping, Services, Sources, Watch};
 use crate::clock::{Jumps, Now};
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
+use crate::state::Start;
 
 /// The room that [`Context::reserve`] reserves.
 pub(crate) const ONE_BY_ONE: Room = Room::event(largest::ONE_BY_ONE);
@@ -113,12 +114,38 @@ pub struct Context<'a> {
     pub(crate) driver: &'a mut dyn Driver,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) adoptions: &'a mut Vec<Adoption>,
+    /// What is done once the turn is committed.
+    pub(crate) afterwards: &'a mut Vec<Afterwards>,
     pub(crate) ledger: &'a mut dyn Grants,
     /// Whether the loop polls its sources, so that their operations complete.
     pub(crate) polled: bool,
     /// The alarm that the watch sets or removes in this call; `None` if it leaves its alarm as it
     /// is.
     pub(crate) alarm: Option<Option<Alarm>>,
+    /// Whether what [`Watch::keep`] returns has changed in this call.
+    pub(crate) changed: bool,
+}
+
+/// What is done once the turn is committed: until then a later life would need what ends with it.
+#[derive(Debug)]
+pub enum Afterwards {
+    /// A descriptor is closed. The flag says whether other processes may share it.
+    Close(OwnedFd, bool),
+    /// A child is reaped whose exit was told, or left to the reaper.
+    Reap(Box<Reaping>),
+    /// The start of a child counts as recorded.
+    Started(Start),
+}
+
+impl Afterwards {
+    /// Does it.
+    pub fn run(self, services: &Services) {
+        match self {
+            Self::Close(fd, shared) => services.close(fd, shared),
+            Self::Reap(reaping) => reaping.run(),
+            Self::Started(start) => drop(start),
+        }
+    }
 }
 
 /// Reserves resources for watches that a listener will accept.
@@ -352,11 +379,11 @@ impl Context<'_> {
         }
     }
 
-    /// Removes a source without live operations from the driver and closes it.
+    /// Removes a source without live operations from the driver. It is closed with the next commit.
     pub fn release(&mut self, source: SourceId) {
         let shared = self.driver.is_shared(source);
         if let Some(fd) = self.take(source) {
-            self.services.close(fd, shared);
+            self.afterwards.push(Afterwards::Close(fd, shared));
         }
     }
 
@@ -364,6 +391,16 @@ impl Context<'_> {
     pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
         self.control.sources.detach(source);
         self.driver.detach(source)
+    }
+
+    /// Has the start of its child count as recorded with the next commit.
+    pub(crate) fn started(&mut self, start: Start) {
+        self.afterwards.push(Afterwards::Started(start));
+    }
+
+    /// Has a child reaped with the next commit.
+    pub(crate) fn reap(&mut self, reaping: Reaping) {
+        self.afterwards.push(Afterwards::Reap(Box::new(reaping)));
     }
 
     /// Returns the file descriptor of a source, for system calls on it.
@@ -380,6 +417,11 @@ impl Context<'_> {
             0 => at,
             tick => at.checked_next_multiple_of(tick).unwrap_or(u64::MAX),
         }
+    }
+
+    /// Says that what [`Watch::keep`] returns has changed.
+    pub const fn changed(&mut self) {
+        self.changed = true;
     }
 
     /// Sets the watch's one alarm.

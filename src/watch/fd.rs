@@ -2,11 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Context, Watch};
+use super::{Context, Resumption, Watch};
 use crate::driver::{Direction, Done, Driver, FileKind, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result};
 use crate::event::{Kind, Ready};
 use crate::proto;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{KeptFd, KeptSide};
+use crate::state::descriptor;
 
 const READ: Lane = Lane(0);
 const WRITE: Lane = Lane(1);
@@ -115,6 +118,7 @@ impl Watch for FdWatch {
     fn start(&mut self, cx: &mut Context<'_>) {
         let Some(fd) = self.fd.take() else { return };
         self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
+        cx.changed();
         for lane in [READ, WRITE] {
             if self.side(lane).wanted {
                 self.arm(cx, lane);
@@ -122,7 +126,43 @@ impl Watch for FdWatch {
         }
     }
 
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        let side = |lane: Lane, side: &Side| KeptSide {
+            wanted: side.wanted,
+            disarmed: side.disarmed,
+            fired: self.fired[usize::from(lane.0)],
+        };
+        Some(Of::Fd(KeptFd {
+            descriptor: Some(descriptor(driver.fd(self.source?)?)?),
+            read: Some(side(READ, &self.read)),
+            write: Some(side(WRITE, &self.write)),
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::Fd(kept), Some(fd)) = (kept.of, self.fd.take()) else {
+            return Err(Error::Internal("what was kept is no file descriptor"));
+        };
+        self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
+        for (lane, side) in [(READ, kept.read), (WRITE, kept.write)] {
+            let KeptSide {
+                wanted,
+                disarmed,
+                fired,
+            } = side.unwrap_or_default();
+            self.fired[usize::from(lane.0)] = fired;
+            if wanted {
+                self.arm(cx, lane);
+            }
+            self.side(lane).wanted = wanted;
+            self.side(lane).disarmed = disarmed;
+        }
+        cx.changed();
+        Ok(())
+    }
+
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        cx.changed();
         if std::mem::take(&mut self.side(lane).ending) {
             cx.unreserve();
             if self.side(lane).wanted && !cx.is_closing() {
@@ -161,6 +201,7 @@ impl Watch for FdWatch {
     }
 
     fn rearm(&mut self, cx: &mut Context<'_>, item: &proto::RearmItem) -> bool {
+        cx.changed();
         let both = !item.readable && !item.writable;
         let mut armed = false;
         for (lane, named) in [(READ, item.readable), (WRITE, item.writable)] {

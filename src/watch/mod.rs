@@ -21,6 +21,7 @@
 //! with [`Context::close`], or is ended from outside; in both cases [`Watch::closing`] is called
 //! once. When all its operations have ended, the loop appends `Closed` and closes its sources.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
 use crate::proto;
+use crate::state::Uncommitted;
 
 pub mod address;
 mod connection;
@@ -61,7 +63,7 @@ mod water;
 
 pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
-pub use context::{Adoption, Alarm, Context, ControlBlock, End, Grants};
+pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, End, Grants};
 pub use datagram::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Groups, Membership, Parcel,
 };
@@ -74,9 +76,9 @@ pub use path::PathOrder;
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use process::{
-    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, ProcessChange,
-    ProcessOrder, Program, Reached, Reaper, Scheduling, SignalTarget, Stdio, Stopped, Tree,
-    UserOrder, reap_inherited,
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, Orphan,
+    ProcessChange, ProcessOrder, Program, Reached, Reaper, Reaping, Scheduling, SignalTarget,
+    Stdio, Stopped, Tree, UserOrder, reap_inherited,
 };
 pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
@@ -222,6 +224,44 @@ pub enum Teardown {
     Later,
 }
 
+/// What an earlier life has left of a watch.
+#[derive(Debug)]
+pub struct Resumption {
+    /// What [`Watch::keep`] returned.
+    pub of: proto::state::kept_watch_state::Of,
+    /// What was transferred with its descriptors last.
+    pub uncommitted: Uncommitted,
+    /// What it took to send and did not send, in order: each part with the bytes of the stream before it.
+    pub unsent: Vec<(u64, Bytes)>,
+}
+
+impl Resumption {
+    /// Returns what was read from a stream's descriptor and not recorded.
+    pub fn unrecorded_of(&self, stream: &proto::state::KeptStream) -> impl Iterator<Item = &[u8]> {
+        let number = stream.descriptor.as_ref().map(|file| file.number);
+        let own = self.uncommitted.taken.iter();
+        let own = own.filter(move |one| Some(one.number) == number);
+        own.filter_map(|one| one.after(stream.offset))
+    }
+
+    /// Returns how many bytes of its outgoing stream are sent, of which `sent` are recorded.
+    #[must_use]
+    pub fn sent(&self, to: &proto::state::KeptDescriptor, sent: u64) -> u64 {
+        let own = self.uncommitted.sent.iter();
+        let own = own.filter(|one| one.number == to.number);
+        own.fold(sent, |sent, one| one.after(sent))
+    }
+}
+
+/// What was taken of an outgoing stream and is not sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Unsent<'a> {
+    /// The bytes that are sent.
+    pub sent: u64,
+    /// Those after them.
+    pub queue: &'a VecDeque<Bytes>,
+}
+
 /// The progress of an outgoing stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
@@ -235,6 +275,27 @@ pub struct Taken {
 pub trait Watch: Send + fmt::Debug {
     /// Starts the watch. Its `Added` is appended already.
     fn start(&mut self, cx: &mut Context<'_>);
+
+    /// Returns what a later life of the daemon needs to go on with the watch as it is now; `None` if
+    /// none can. After a change of it in a call, the watch calls [`Context::changed`].
+    fn keep(&self, _driver: &dyn Driver) -> Option<proto::state::kept_watch_state::Of> {
+        None
+    }
+
+    /// Returns what it has taken to send, if later lives go on with it.
+    fn unsent(&self) -> Option<Unsent<'_>> {
+        None
+    }
+
+    /// Goes on with what [`Watch::keep`] of an earlier life returned, in place of [`Watch::start`].
+    ///
+    /// # Errors
+    /// It is not of this kind.
+    fn resume(&mut self, _cx: &mut Context<'_>, _kept: Resumption) -> Result<()> {
+        Err(Error::wrong_state(
+            "this kind of watch ends with the daemon",
+        ))
+    }
 
     /// Handles a completion of one of its operations.
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done);

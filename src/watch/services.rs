@@ -16,6 +16,7 @@ use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::signals::SignalHub;
+use crate::state::Starts;
 use crate::tls::Sections;
 
 /// Sends reports to a watch from outside its loop's thread.
@@ -68,6 +69,8 @@ pub struct Services {
     pub watches: Arc<Count>,
     /// The reaper of children whose watch has left them to it.
     pub reaper: Reaper,
+    /// Where starts of children stand for later lives; `None` if none comes.
+    pub starts: Option<Arc<Starts>>,
     /// The reader of pipes whose watch has ended.
     pub drain: Arc<Drain>,
     /// The threads on which the blocking part of registrations runs.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Change, Context, Notice, Notifier, Watch};
+use super::{Change, Context, Notice, Notifier, Resumption, Watch};
 use crate::driver::{Done, Driver, Key, Lane};
 use crate::error::Result;
 use crate::event::{Kind, Signal};
 use crate::proto;
+use crate::proto::state::KeptSignal;
+use crate::proto::state::kept_watch_state::Of;
 use crate::signals::{Received, SignalSink, Subscription};
 
 /// The checked order of a signal watch: allowed numbers, at least one.
@@ -136,6 +138,15 @@ impl SignalWatch {
 impl Watch for SignalWatch {
     fn start(&mut self, cx: &mut Context<'_>) {
         self.subscribe(cx);
+    }
+
+    fn keep(&self, _driver: &dyn Driver) -> Option<Of> {
+        Some(Of::Signal(KeptSignal {}))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, _kept: Resumption) -> Result<()> {
+        self.subscribe(cx);
+        Ok(())
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}

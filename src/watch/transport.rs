@@ -7,8 +7,8 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::water::{Gauge, WaterMarks};
-use super::{Context, Taken};
-use crate::driver::{Direction, Done, Lane, Op, SourceId};
+use super::{Context, Taken, Unsent};
+use crate::driver::{Direction, Done, Lane, Offset, Op, Outbound, SourceId};
 use crate::error::{Error, Result};
 use crate::event::Stream;
 
@@ -46,6 +46,8 @@ pub(super) struct Incoming {
     ending: bool,
     /// Whether the source is a pipe that may be widened.
     widens: bool,
+    /// Whether later lives go on with it.
+    survives: bool,
     /// Whether the driver only waits for bytes, and the watch reads them.
     by_readiness: bool,
 }
@@ -63,14 +65,15 @@ impl Incoming {
             own_end: u64::MAX,
             ending: false,
             widens: false,
+            survives: false,
             by_readiness: false,
         }
     }
 
-    /// As [`Incoming::new`], of a pipe that the daemon has made.
+    /// As [`Incoming::new`], of a pipe that the daemon has made and with which later lives go on.
     pub(super) const fn of_pipe(lane: Lane, source: SourceId, stream: Stream) -> Self {
         let mut new = Self::new(lane, source, stream, false);
-        new.widens = true;
+        (new.widens, new.survives) = (true, true);
         new
     }
 
@@ -94,7 +97,14 @@ impl Incoming {
             let read = if self.by_readiness {
                 Op::Ready(Direction::Read)
             } else {
-                Op::Recv { max }
+                Op::Recv {
+                    max,
+                    offset: if self.survives {
+                        Offset::at(self.offset)
+                    } else {
+                        Offset::NONE
+                    },
+                }
             };
             cx.start(self.lane, self.source, read);
         }
@@ -226,6 +236,8 @@ pub(super) struct Outgoing {
     /// Whether the stream was ended, so that it takes no more bytes.
     pub(super) eof: bool,
     encoding: Encoding,
+    /// Whether later lives go on with it.
+    survives: bool,
 }
 
 impl Outgoing {
@@ -239,6 +251,55 @@ impl Outgoing {
             gauge: Gauge::new(marks),
             eof: false,
             encoding: Encoding::Plain,
+            survives: false,
+        }
+    }
+
+    /// As [`Outgoing::new`], of a stream with which later lives go on.
+    pub(super) const fn that_survives(lane: Lane, source: SourceId, marks: WaterMarks) -> Self {
+        let mut new = Self::new(lane, source, marks);
+        new.survives = true;
+        new
+    }
+
+    /// Goes on with a stream of an earlier life, of which `sent` bytes are sent, `taken` were taken, and
+    /// `unsent` are the parts that may not be sent.
+    pub(super) fn go_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        (sent, taken): (u64, u64),
+        unsent: &[(u64, Bytes)],
+        is_paused: bool,
+    ) {
+        let mut at = sent;
+        for (offset, bytes) in unsent {
+            let known = usize::try_from(at.saturating_sub(*offset)).unwrap_or(usize::MAX);
+            if known < bytes.len() {
+                let rest = bytes.slice(known..);
+                at += rest.len() as u64;
+                self.buffered += rest.len();
+                self.queue.push_back(rest);
+            }
+        }
+        self.taken = taken;
+        self.gauge.go_on(cx, is_paused);
+        self.gauge.sink(cx, self.buffered);
+        self.send(cx);
+    }
+
+    /// Returns how many bytes are sent.
+    pub(super) const fn sent(&self) -> u64 {
+        self.taken - self.buffered as u64
+    }
+
+    pub(super) const fn is_paused(&self) -> bool {
+        self.gauge.is_paused()
+    }
+
+    pub(super) const fn unsent(&self) -> Unsent<'_> {
+        Unsent {
+            sent: self.sent(),
+            queue: &self.queue,
         }
     }
 
@@ -299,7 +360,13 @@ impl Outgoing {
             Encoding::Encoded(chunks) => chunks.front().map(|chunk| &chunk.wire),
         };
         if let Some(next) = next {
-            let send = Op::Send(Box::new(next.clone()));
+            let bytes = next.clone();
+            let offset = if self.survives {
+                Offset::at(self.sent())
+            } else {
+                Offset::NONE
+            };
+            let send = Op::Send(Box::new(Outbound { bytes, offset }));
             cx.start(self.lane, self.source, send);
         }
     }

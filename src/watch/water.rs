@@ -60,6 +60,19 @@ impl Gauge {
         }
     }
 
+    /// Goes on as the gauge of an earlier life.
+    pub(super) fn go_on(&mut self, cx: &mut Context<'_>, paused: bool) {
+        if paused {
+            // Without room, WriteResumed takes more than the journal is meant to have.
+            let _ = cx.reserve();
+        }
+        self.paused = paused;
+    }
+
+    pub(super) const fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     pub(super) const fn marks(&self) -> WaterMarks {
         self.marks
     }

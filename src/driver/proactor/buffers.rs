@@ -6,6 +6,7 @@
 //! thousand sources with one byte each share a buffer. Elsewhere each receive uses a whole small
 //! buffer.
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -14,6 +15,9 @@ use io_uring::types::{BufRingEntry, IOU_PBUF_RING_INC};
 use io_uring::{IoUring, opcode};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use super::kept::Kept;
+use crate::state;
 
 /// The only group of buffers.
 pub(super) const GROUP: u16 = 0;
@@ -60,6 +64,8 @@ impl Drop for Pages {
 /// A buffer. The kernel owns its bytes from `start` to `end`; it is provided if `end` is not 0.
 struct Buffer {
     at: NonNull<u8>,
+    /// Bytes that it has room for.
+    len: usize,
     /// The bytes before this offset were taken out.
     start: usize,
     /// The bytes from this offset on were not provided to the kernel.
@@ -68,6 +74,15 @@ struct Buffer {
 
 // SAFETY: as for `Pages`, which it points into.
 unsafe impl Send for Buffer {}
+
+/// Bytes that the kernel put into a buffer.
+pub(super) struct Taken<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Where in the buffer they begin.
+    pub(super) start: usize,
+    /// The kernel puts nothing more into the buffer.
+    pub(super) is_used_up: bool,
+}
 
 /// All buffers of one ring. They must outlive every operation for which the kernel may fill them.
 pub(super) struct Buffers {
@@ -79,7 +94,12 @@ pub(super) struct Buffers {
     buffers: Vec<Buffer>,
     /// Numbers of the buffers that are not provided.
     free: Vec<u16>,
+    /// Buffers that are used up and whose bytes later lives may need, with the number of the first
+    /// receipt after theirs.
+    resting: VecDeque<(u16, u64)>,
     pieces: Vec<Pages>,
+    /// Memory that later lives find.
+    kept: Vec<state::Buffer>,
     exposed: usize,
     target: usize,
 }
@@ -104,7 +124,9 @@ impl Buffers {
             bitwise: bitwise && probe.is_supported(opcode::Pipe::CODE),
             buffers: Vec::new(),
             free: Vec::new(),
+            resting: VecDeque::new(),
             pieces: Vec::new(),
+            kept: Vec::new(),
             exposed: 0,
             target: TARGET_MIN,
         };
@@ -129,7 +151,8 @@ impl Buffers {
         Ok(())
     }
 
-    /// Takes all buffers back and frees their memory. No receive may be in flight.
+    /// Takes all buffers back and frees their memory. No receive may be in flight, and all bytes must be
+    /// committed.
     pub(super) fn withdraw(&mut self, ring: &IoUring) {
         if self.exposed == 0 || ring.submitter().unregister_buf_ring(GROUP).is_err() {
             return;
@@ -138,8 +161,10 @@ impl Buffers {
         self.exposed = 0;
         self.target = TARGET_MIN;
         self.free.clear();
+        self.resting.clear();
         self.buffers.clear();
         self.pieces.clear();
+        self.kept.clear();
     }
 
     /// Returns whether the kernel fills buffers in increments.
@@ -163,24 +188,28 @@ impl Buffers {
     /// Provides buffers for at most `room` bytes more than are exposed already.
     ///
     /// Does nothing while more than half of that is exposed, so that few calls provide many bytes.
-    pub(super) fn replenish(&mut self, ring: &IoUring, room: usize) {
+    pub(super) fn replenish(&mut self, ring: &IoUring, room: usize, mut kept: Option<&mut Kept>) {
         let most = self.target.min(self.exposed.saturating_add(room));
         // If the ring cannot be registered, receives wait as if there were no room.
         if self.exposed > most / 2 || self.register(ring).is_err() {
             return;
         }
-        let size = if self.bitwise { PIECE } else { WHOLE };
         while self.exposed < most {
-            let Some(number) = self.free.pop().or_else(|| self.make()) else {
+            let free = self.free.pop();
+            let Some(number) = free.or_else(|| self.make(kept.as_deref_mut())) else {
                 return;
             };
-            self.provide(number, size.min(most - self.exposed));
+            // Before the kernel may fill it.
+            if let Some(kept) = &kept {
+                kept.provided(number);
+            }
+            self.provide(number, most - self.exposed);
         }
     }
 
     /// Creates buffers and returns the number of one. Returns `None` at the maximum or without
     /// memory; the existing buffers become free again later.
-    fn make(&mut self) -> Option<u16> {
+    fn make(&mut self, kept: Option<&mut Kept>) -> Option<u16> {
         let (size, most) = if self.bitwise {
             (PIECE, BITWISE_MAX)
         } else {
@@ -189,12 +218,26 @@ impl Buffers {
         if self.buffers.len() >= most {
             return None;
         }
+        if let Some(kept) = kept {
+            let number = u16::try_from(self.buffers.len()).ok()?;
+            if let Some((memory, at, len)) = kept.buffer(number, size) {
+                self.kept.push(memory);
+                self.buffers.push(Buffer {
+                    at,
+                    len,
+                    start: 0,
+                    end: 0,
+                });
+                return Some(number);
+            }
+        }
         let piece = Pages::new(PIECE).ok()?;
         for offset in (0..PIECE).step_by(size) {
             let number = u16::try_from(self.buffers.len()).ok()?;
             self.buffers.push(Buffer {
                 // SAFETY: `offset` is within the piece.
                 at: unsafe { piece.at.add(offset) },
+                len: size,
                 start: 0,
                 end: 0,
             });
@@ -204,10 +247,12 @@ impl Buffers {
         self.free.pop()
     }
 
-    fn provide(&mut self, number: u16, len: usize) {
+    /// Provides a buffer, at most `most` bytes of it.
+    fn provide(&mut self, number: u16, most: usize) {
         let Some(buffer) = self.buffers.get_mut(usize::from(number)) else {
             return;
         };
+        let len = buffer.len.min(most);
         (buffer.start, buffer.end) = (0, len);
         self.exposed += len;
         let places = self.places.at.cast::<BufRingEntry>();
@@ -232,28 +277,52 @@ impl Buffers {
         }
     }
 
-    /// Returns the `len` bytes that the kernel put into that buffer. With `more`, the kernel will
-    /// put further bytes behind them; otherwise the buffer becomes free. Returns `None` if the
-    /// kernel's result is impossible.
+    /// Returns the `len` bytes that the kernel put into that buffer, and where they begin in it. With
+    /// `more`, the kernel will put further bytes behind them; otherwise the buffer is used up. Returns
+    /// `None` if the kernel's result is impossible.
     ///
     /// This accounting is right only for descriptors that can be polled. For others the kernel
     /// consumes the buffer before it reads (`io_should_commit` in its io_uring/kbuf.c), by more
     /// bytes than it then reads and in another order than it reports.
-    pub(super) fn take(&mut self, number: u16, len: usize, more: bool) -> Option<&[u8]> {
+    pub(super) fn take(&mut self, number: u16, len: usize, more: bool) -> Option<Taken<'_>> {
         let buffer = self.buffers.get_mut(usize::from(number))?;
         let start = buffer.start;
         let end = start.checked_add(len).filter(|end| *end <= buffer.end)?;
-        if self.bitwise && more {
-            buffer.start = end;
-            self.exposed -= len;
-        } else {
+        let is_used_up = !(self.bitwise && more);
+        if is_used_up {
             self.exposed -= buffer.end - start;
             (buffer.start, buffer.end) = (0, 0);
-            self.free.push(number);
+        } else {
+            buffer.start = end;
+            self.exposed -= len;
         }
         // SAFETY: the bytes are within the buffer and initialized, and the kernel is done with
         // them: it continues behind them, or gets the buffer again from `provide`, which cannot
         // run while this slice borrows `self`.
-        Some(unsafe { std::slice::from_raw_parts(buffer.at.add(start).as_ptr(), len) })
+        let bytes = unsafe { std::slice::from_raw_parts(buffer.at.add(start).as_ptr(), len) };
+        Some(Taken {
+            bytes,
+            start,
+            is_used_up,
+        })
+    }
+
+    /// Makes a buffer free that is used up: at once, or when all receipts before that number are of no
+    /// more use.
+    pub(super) fn give_back(&mut self, number: u16, after: Option<u64>) {
+        match after {
+            None => self.free.push(number),
+            Some(receipt) => self.resting.push_back((number, receipt)),
+        }
+    }
+
+    /// Makes the buffers free that have waited for all receipts before that number.
+    pub(super) fn committed(&mut self, first: u64) {
+        while let Some((number, after)) = self.resting.front().copied()
+            && after <= first
+        {
+            self.resting.pop_front();
+            self.free.push(number);
+        }
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::entry::Token;
 use super::epoll::EpollSet;
-use super::operation::{Live, Report, Source, Stage};
+use super::operation::{Live, Pending, Report, Source, Stage};
 use super::ring::{MUCH, Ring};
 use crate::driver::acceptor::Acceptor;
 use crate::driver::turn::TurnState;
@@ -64,7 +64,9 @@ pub(super) struct Proactor {
     /// Number of cancelled operations whose end was not reported yet.
     pub(super) cancelling: usize,
     /// Results of the kernel that no turn has had budget for yet.
-    pub(super) reports: VecDeque<(Token, Report)>,
+    pub(super) reports: VecDeque<Pending>,
+    /// The number of the next receipt before the result that is processed.
+    pub(super) receipt: u64,
     /// Bytes in `reports`.
     pub(super) held: usize,
     /// Refused operations, to be reported in the next turn.
@@ -102,6 +104,7 @@ impl Proactor {
             receiving: 0,
             cancelling: 0,
             reports: VecDeque::new(),
+            receipt: 0,
             held: 0,
             refused: Vec::new(),
             polled_all: false,
@@ -118,7 +121,11 @@ impl Proactor {
         if let Report::Data(bytes) = &what {
             self.held += bytes.len();
         }
-        self.reports.push_back((token, what));
+        self.reports.push_back(Pending {
+            token,
+            what,
+            receipt: self.receipt,
+        });
     }
 
     pub(super) fn end(&mut self, token: Token, done: Done) {
@@ -196,6 +203,16 @@ impl Driver for Proactor {
 
     fn room(&self) -> usize {
         usize::MAX - self.sources.len()
+    }
+
+    fn committed(&mut self) {
+        let oldest = self.reports.front().map(|pending| pending.receipt);
+        let first = oldest.unwrap_or_else(|| self.ring.next_receipt());
+        self.ring.committed(first);
+    }
+
+    fn is_lossy(&self) -> bool {
+        self.ring.is_lossy()
     }
 
     fn start(&mut self, id: OpId, source: SourceId, op: Op) {
@@ -308,6 +325,15 @@ impl Driver for Proactor {
                 self.ring.withdraw();
             }
             self.poll_epoll();
+            if self.ring.is_crowded() && self.cancelling == 0 {
+                // What was handed over has to be committed first.
+                let timeout = if turn.progress {
+                    Some(Duration::ZERO)
+                } else {
+                    wait
+                };
+                return Ok(crate::driver::wait::wait(&self.waker, timeout)?);
+            }
             let taken = self.submit();
             let can_tell = !self.reports.is_empty() && !turn.is_spent();
             let hurry = turn.progress || self.is_behind() || can_tell;

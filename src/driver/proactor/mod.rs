@@ -18,7 +18,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::Driver;
+use crate::state::Keep;
 use driver::Proactor;
+pub(super) use kept::uncommitted;
 use probe::Refused;
 use ring::Ring;
 
@@ -27,6 +29,9 @@ mod buffers;
 mod driver;
 mod entry;
 mod epoll;
+mod kept;
+#[allow(unsafe_code)]
+mod left;
 mod operation;
 mod probe;
 mod report;
@@ -39,8 +44,8 @@ mod submit;
 ///
 /// # Errors
 /// io_uring is not available on this host, or a system call failed.
-pub(super) fn open(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
-    Ok(Box::new(Proactor::new(Ring::new(true)?, waker)))
+pub(super) fn open(waker: Arc<OwnedFd>, keep: &Keep) -> io::Result<Box<dyn Driver>> {
+    Ok(Box::new(Proactor::new(Ring::new(true, keep)?, waker)))
 }
 
 /// Opens a ring that behaves as on kernels older than Linux 6.16: each receive uses a separate
@@ -50,7 +55,10 @@ pub(super) fn open(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
 /// As [`open`].
 #[cfg(test)]
 pub(super) fn open_plain(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
-    Ok(Box::new(Proactor::new(Ring::new(false)?, waker)))
+    Ok(Box::new(Proactor::new(
+        Ring::new(false, &Keep::Own)?,
+        waker,
+    )))
 }
 
 /// Checks whether io_uring is available on this host. Exhaustion does not make it unavailable.
@@ -58,7 +66,7 @@ pub(super) fn open_plain(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
 /// # Errors
 /// The reason why it is not, as text.
 pub(super) fn probe() -> Result<(), String> {
-    match Ring::new(true) {
+    match Ring::new(true, &Keep::Own) {
         Err(Refused::Unavailable(reason)) => Err(reason),
         Err(Refused::System(_)) | Ok(_) => Ok(()),
     }

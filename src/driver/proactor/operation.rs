@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::entry::Token;
 use crate::driver::{Direction, Done, Nonblocking, Op, OpId, Received};
 
 #[derive(Debug)]
@@ -87,6 +88,15 @@ impl Source {
         };
         lane.as_mut().map(|live| (self.fd.as_fd(), live))
     }
+}
+
+/// A result that waits to be reported.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) token: Token,
+    pub(super) what: Report,
+    /// The number of its receipt, or a smaller one.
+    pub(super) receipt: u64,
 }
 
 /// A result of an operation that is to be reported.

@@ -2,7 +2,7 @@
 
 use super::driver::Proactor;
 use super::entry::Token;
-use super::operation::{Live, Report};
+use super::operation::{Live, Pending, Report};
 use crate::driver::transfer::{self, CallError};
 use crate::driver::turn::TurnState;
 use crate::driver::{Done, Op};
@@ -11,23 +11,23 @@ impl Proactor {
     /// Reports results until the budget is spent. Results of cancelled operations are reported
     /// regardless of the budget.
     pub(super) fn report(&mut self, turn: &mut TurnState<'_>) {
-        while let Some((token, what)) = self.reports.pop_front() {
-            if turn.is_spent() && !self.is_cancelling(token) {
-                self.reports.push_front((token, what));
+        while let Some(pending) = self.reports.pop_front() {
+            if turn.is_spent() && !self.is_cancelling(pending.token) {
+                self.reports.push_front(pending);
                 break;
             }
-            if let Some(rest) = self.report_one(token, what, turn) {
-                self.reports.push_front((token, rest));
+            if let Some(rest) = self.report_one(pending, turn) {
+                self.reports.push_front(rest);
             }
         }
         if self.cancelling > 0 {
-            for (token, what) in std::mem::take(&mut self.reports) {
-                let kept = if self.is_cancelling(token) {
-                    self.report_one(token, what, turn)
+            for pending in std::mem::take(&mut self.reports) {
+                let kept = if self.is_cancelling(pending.token) {
+                    self.report_one(pending, turn)
                 } else {
-                    Some(what)
+                    Some(pending)
                 };
-                self.reports.extend(kept.map(|what| (token, what)));
+                self.reports.extend(kept);
             }
         }
     }
@@ -37,18 +37,18 @@ impl Proactor {
     }
 
     /// Reports one result. Returns the part that exceeds the budget.
-    fn report_one(
-        &mut self,
-        token: Token,
-        what: Report,
-        turn: &mut TurnState<'_>,
-    ) -> Option<Report> {
+    fn report_one(&mut self, pending: Pending, turn: &mut TurnState<'_>) -> Option<Pending> {
+        let Pending {
+            token,
+            what,
+            receipt,
+        } = pending;
         let live = self.live(token)?;
         let (id, cancelling) = (live.id, live.cancelling);
         match what {
             Report::Data(data) => {
                 let (max, once) = match live.op {
-                    Op::Recv { max } => (max, false),
+                    Op::Recv { max, .. } => (max, false),
                     Op::ReadAt { max, .. } => (max, true),
                     _ => return None,
                 };
@@ -68,7 +68,11 @@ impl Proactor {
                     }
                     turn.push_data(id, piece, last);
                 }
-                rest.map(Report::Data)
+                rest.map(|rest| Pending {
+                    token,
+                    what: Report::Data(rest),
+                    receipt,
+                })
             }
             Report::End(done) => {
                 self.report_end(token, done, turn);

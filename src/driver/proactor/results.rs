@@ -19,7 +19,7 @@ fn impossible(what: &str) -> io::Error {
 fn check_result(op: &Op, outcome: &Outcome) -> Option<&'static str> {
     let receives = matches!(op, Op::Recv { .. } | Op::ReadAt { .. });
     match (op, outcome.result) {
-        (Op::Send(bytes), Ok(sent)) if sent > bytes.len() => {
+        (Op::Send(outbound), Ok(sent)) if sent > outbound.bytes.len() => {
             Some("more bytes sent than were submitted")
         }
         (_, Ok(len)) if receives && len != outcome.data.len() => {
@@ -69,7 +69,10 @@ impl Proactor {
         let token = entry.token;
         let stage = self.live(token).map(|live| live.stage);
         let asked = match token {
-            Token::CANCELLATION => return Ok(cancellation_failed(entry.result)?),
+            Token::CANCELLATION => {
+                self.ring.saw();
+                return Ok(cancellation_failed(entry.result)?);
+            }
             Token::WAKER => self.waker_polled,
             Token::EPOLL => self.epoll.polled,
             _ => matches!(stage, Some(Stage::Polling | Stage::Submitted)),
@@ -77,7 +80,12 @@ impl Proactor {
         if !asked {
             return Err(impossible("the end of an operation that was not submitted"));
         }
-        let outcome = self.ring.read(entry);
+        self.receipt = self.ring.next_receipt();
+        let submitted = self
+            .live(token)
+            .filter(|live| live.stage == Stage::Submitted);
+        let offset = submitted.and_then(|live| live.op.offset());
+        let outcome = self.ring.read(entry, offset);
         let outcome = outcome.ok_or_else(|| impossible("a buffer that was not provided"))?;
         let op = self.live(token).map(|live| &live.op);
         let violation = match (stage, op) {
@@ -145,6 +153,9 @@ impl Proactor {
             Ok(len) if !receives => self.end(token, Done::Sent(len)),
             Ok(_) if !data.is_empty() => {
                 live.polled = false;
+                if let Op::Recv { offset, .. } = &mut live.op {
+                    offset.advance(data.len());
+                }
                 if once {
                     live.stage = Stage::Done;
                 }
@@ -239,7 +250,10 @@ mod tests {
 
     use super::*;
     use crate::driver::proactor::ring::Ring;
-    use crate::driver::{Budget, Completion, Driver, Key, Lane, Nonblocking, OpId, SourceId};
+    use crate::driver::{
+        Budget, Completion, Driver, Key, Lane, Nonblocking, Offset, OpId, Outbound, SourceId,
+    };
+    use crate::state::Keep;
 
     const AMPLE: Budget = Budget {
         completions: 10,
@@ -249,7 +263,15 @@ mod tests {
     const NO_SUCH_BUFFER: u32 = 1 | 9999 << 16;
     const MORE: u32 = 2;
     const READ: Op = Op::Ready(Direction::Read);
-    const RECV: Op = Op::Recv { max: 100 };
+    const RECV: Op = Op::Recv {
+        max: 100,
+        offset: Offset::NONE,
+    };
+
+    fn outbound(bytes: impl Into<Bytes>) -> Op {
+        let (bytes, offset) = (bytes.into(), Offset::NONE);
+        Op::Send(Box::new(Outbound { bytes, offset }))
+    }
 
     struct Shared(Arc<[u8; 10]>);
 
@@ -270,7 +292,7 @@ mod tests {
         /// one, so that it waits.
         fn new(op: Op) -> Self {
             let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-            let mut driver = Proactor::new(Ring::new(true).unwrap(), waker);
+            let mut driver = Proactor::new(Ring::new(true, &Keep::Own).unwrap(), waker);
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
             let (ours, peer) = if op.direction() == Direction::Read {
                 (reader, writer)
@@ -305,7 +327,7 @@ mod tests {
     fn what_cannot_be_fails_the_backend_with_its_reason() {
         let read = Token::new(0, Direction::Read);
         let write = Token::new(0, Direction::Write);
-        let send = || Op::Send(Box::new(vec![0; 10].into()));
+        let send = || outbound(vec![0; 10]);
         type Case = (Op, Token, Result<usize, Errno>, u32, &'static str);
         let cases: [Case; 11] = [
             (
@@ -350,7 +372,7 @@ mod tests {
     fn what_is_in_flight_keeps_its_memory_when_nothing_can_be_relied_on() {
         let memory = Arc::new([0; 10]);
         let bytes = Bytes::from_owner(Shared(memory.clone()));
-        let mut rig = Rig::new(Op::Send(Box::new(bytes)));
+        let mut rig = Rig::new(outbound(bytes));
         rig.driver.ring.inject(Token::WAKER, Ok(1), 0);
         rig.turn().unwrap_err();
         drop(rig);

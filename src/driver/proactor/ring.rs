@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
+#[cfg(test)]
+use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -22,15 +24,19 @@ use rustix::net::SendFlags;
 
 use super::buffers::{Buffers, GROUP};
 use super::entry::{Entry, Outcome, Token};
+use super::kept::Kept;
 use super::probe::{self, Refused};
 use crate::driver::wait::timespec;
 use crate::driver::{Direction, Received, transfer::Chunk};
+use crate::state::{Arrival, Keep};
 
 /// Size of the submission queue. When it is full, the queue is submitted with an extra call.
 const SUBMISSIONS: u32 = 64;
 /// Size of the completion queue. The kernel keeps further entries itself, and ends multishot
 /// operations meanwhile.
 const COMPLETIONS: u32 = 512;
+/// The same for a ring that later lives look into: they do not find what the kernel keeps itself.
+const COMPLETIONS_KEPT: u32 = 4096;
 /// The offset that stands for the current file position: pipes and terminals have no positions.
 const HERE: u64 = u64::MAX;
 /// The number of results that a call asks for where there are many.
@@ -53,6 +59,8 @@ pub(super) enum Receive {
 pub(super) struct Ring {
     uring: IoUring,
     buffers: ManuallyDrop<Buffers>,
+    /// What later lives find of it; `None` if they find nothing.
+    kept: Option<Kept>,
     /// Bytes being sent, by source.
     sending: ManuallyDrop<Vec<Option<Bytes>>>,
     /// Memory that files are read into, by source.
@@ -80,13 +88,17 @@ impl fmt::Debug for Ring {
 impl Ring {
     /// Creates a disabled ring, which belongs to no thread until [`Ring::enable`]. For `bitwise`,
     /// see [`Buffers::new`].
-    pub(super) fn new(bitwise: bool) -> Result<Self, Refused> {
+    pub(super) fn new(bitwise: bool, keep: &Keep) -> Result<Self, Refused> {
+        let completions = match keep {
+            Keep::Own => COMPLETIONS,
+            Keep::Kept(..) => COMPLETIONS_KEPT,
+        };
         let uring: IoUring = IoUring::builder()
             .setup_r_disabled()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
-            .setup_cqsize(COMPLETIONS)
+            .setup_cqsize(completions)
             .build(SUBMISSIONS)
             .map_err(|error| probe::no_ring(&error))?;
         probe::check_features(uring.params())?;
@@ -101,8 +113,10 @@ impl Ring {
             .submitter()
             .register_restrictions(&mut probe::restrictions(&known))
             .map_err(|error| probe::no_register(&error))?;
+        let kept = Kept::new(keep, uring.as_raw_fd());
         Ok(Self {
             uring,
+            kept,
             buffers: ManuallyDrop::new(buffers),
             sending: ManuallyDrop::new(Vec::new()),
             reading: ManuallyDrop::new(HashMap::new()),
@@ -113,6 +127,12 @@ impl Ring {
             chunk: Chunk::default(),
             results: Vec::new(),
         })
+    }
+
+    /// Returns its descriptor.
+    #[cfg(test)]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.uring.as_fd()
     }
 
     /// Enables the ring. From now on only the calling thread can submit to it.
@@ -137,12 +157,46 @@ impl Ring {
 
     /// Provides buffers for at most `room` bytes more.
     pub(super) fn replenish(&mut self, room: usize) {
-        self.buffers.replenish(&self.uring, room);
+        self.buffers
+            .replenish(&self.uring, room, self.kept.as_mut());
     }
 
-    /// Takes the provided buffers back. No [`Ring::receive`] may be in flight.
+    /// Takes the provided buffers back, if all bytes in them are committed. No [`Ring::receive`] may be
+    /// in flight.
     pub(super) fn withdraw(&mut self) {
-        self.buffers.withdraw(&self.uring);
+        if self.kept.as_ref().is_none_or(Kept::is_committed) {
+            self.buffers.withdraw(&self.uring);
+        }
+    }
+
+    /// Returns the number of the next receipt.
+    pub(super) fn next_receipt(&self) -> u64 {
+        self.kept.as_ref().map_or(0, Kept::next)
+    }
+
+    /// Says that all is committed that has receipts with smaller numbers.
+    pub(super) fn committed(&mut self, first: u64) {
+        if let Some(kept) = &mut self.kept {
+            kept.committed(first);
+            self.buffers.committed(first);
+        }
+    }
+
+    /// Returns whether results may come for which there is no room for receipts.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.kept.as_ref().is_some_and(Kept::is_crowded)
+    }
+
+    /// Returns whether something was transferred without a receipt.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.kept.as_ref().is_some_and(Kept::is_lossy)
+    }
+
+    /// Notes that a result was processed that is not passed to [`Ring::read`].
+    pub(super) fn saw(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.saw();
+        }
     }
 
     /// Notes that a receive found no buffer.
@@ -171,7 +225,7 @@ impl Ring {
         wanted: PollFlags,
     ) -> Result<(), Errno> {
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), wanted.bits().into()).build();
-        self.push(entry, token)
+        self.push(entry, token, 0)
     }
 
     /// Submits a receive into the provided buffers. `max` limits a single read only.
@@ -182,17 +236,17 @@ impl Ring {
         way: Receive,
         max: u32,
     ) -> Result<(), Errno> {
-        let fd = Fd(fd.as_raw_fd());
+        let on = Fd(fd.as_raw_fd());
         let entry = match way {
-            Receive::Recv => opcode::RecvMulti::new(fd, GROUP).build(),
-            Receive::ReadMany => opcode::ReadMulti::new(fd, 0, GROUP).offset(HERE).build(),
-            Receive::Read => opcode::Read::new(fd, ptr::null_mut(), max)
+            Receive::Recv => opcode::RecvMulti::new(on, GROUP).build(),
+            Receive::ReadMany => opcode::ReadMulti::new(on, 0, GROUP).offset(HERE).build(),
+            Receive::Read => opcode::Read::new(on, ptr::null_mut(), max)
                 .offset(HERE)
                 .buf_group(GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT),
         };
-        self.push(entry, token)
+        self.push(entry, token, fd.as_raw_fd())
     }
 
     /// Submits one read of a file. Its memory stays in `reading` until the kernel is done with it.
@@ -214,7 +268,7 @@ impl Ring {
             .build();
         // Stored before it is submitted. Moving the vector does not move its bytes.
         self.reading.insert(source, memory);
-        let pushed = self.push(entry, token);
+        let pushed = self.push(entry, token, fd.as_raw_fd());
         if pushed.is_err() {
             self.reading.remove(&source);
         } else {
@@ -243,38 +297,39 @@ impl Ring {
         if self.sending[source].is_some() {
             return Err(Errno::BUSY);
         }
-        let fd = Fd(fd.as_raw_fd());
+        let on = Fd(fd.as_raw_fd());
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
         let entry = if socket {
             // MSG_NOSIGNAL is the same bit in a signed integer.
             let flags = SendFlags::NOSIGNAL.bits().cast_signed();
-            opcode::Send::new(fd, bytes.as_ptr(), len)
+            opcode::Send::new(on, bytes.as_ptr(), len)
                 .flags(flags)
                 .build()
         } else {
-            opcode::Write::new(fd, bytes.as_ptr(), len)
+            opcode::Write::new(on, bytes.as_ptr(), len)
                 .offset(HERE)
                 .build()
         };
         self.sending[source] = Some(bytes);
-        let pushed = self.push(entry, token);
+        let pushed = self.push(entry, token, fd.as_raw_fd());
         if pushed.is_err() {
             self.sending[source] = None;
         }
         pushed
     }
 
-    /// Submits a cancellation of the operation with that token.
-    pub(super) fn cancel(&mut self, token: Token) -> Result<(), Errno> {
-        let entry = opcode::AsyncCancel::new(token.number())
+    /// Submits a cancellation of the operation with that token. `number` is that of the descriptor if it
+    /// transfers bytes, else 0.
+    pub(super) fn cancel(&mut self, token: Token, number: RawFd) -> Result<(), Errno> {
+        let entry = opcode::AsyncCancel::new(token.user_data(number))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(Token::CANCELLATION.number());
         self.queue(&entry)
     }
 
-    fn push(&mut self, entry: squeue::Entry, token: Token) -> Result<(), Errno> {
-        self.queue(&entry.user_data(token.number()))?;
+    fn push(&mut self, entry: squeue::Entry, token: Token, number: RawFd) -> Result<(), Errno> {
+        self.queue(&entry.user_data(token.user_data(number)))?;
         self.in_flight += 1;
         Ok(())
     }
@@ -360,22 +415,41 @@ impl Ring {
     }
 
     /// Returns the result of an operation in flight, with its bytes. Must be called once for every
-    /// entry, in order.
+    /// entry, in order. `offset` are the bytes of its stream before them, if later lives go on with it.
     ///
     /// Returns `None` if the entry is impossible.
-    pub(super) fn read(&mut self, entry: &Entry) -> Option<Outcome> {
+    pub(super) fn read(&mut self, entry: &Entry, offset: Option<u64>) -> Option<Outcome> {
         let Entry {
             token,
+            number,
             result,
             flags,
         } = *entry;
         let last = !cqueue::more(flags);
         let mut data = Received::default();
-        if let Some(number) = cqueue::buffer_select(flags) {
-            let len = result.unwrap_or(0);
+        let len = result.unwrap_or(0);
+        if let Some(buffer) = cqueue::buffer_select(flags) {
             let more = cqueue::buffer_more(flags);
-            let bytes = self.buffers.take(number, len, more)?;
-            data = self.chunk.copy(bytes, bytes.len());
+            let taken = self.buffers.take(buffer, len, more)?;
+            let (start, is_used_up) = (taken.start, taken.is_used_up);
+            data = self.chunk.copy(taken.bytes, len);
+            if let Some(kept) = &mut self.kept {
+                let arrival = Arrival {
+                    number,
+                    buffer,
+                    len,
+                };
+                kept.took(&arrival, offset, start);
+            }
+            if is_used_up {
+                let after = self.kept.as_ref().map(Kept::next);
+                self.buffers.give_back(buffer, after);
+            }
+        } else if let Some(kept) = &mut self.kept {
+            match offset.filter(|_| token.direction() == Direction::Write && len > 0) {
+                Some(offset) => kept.sent(number, offset, len),
+                None => kept.saw(),
+            }
         }
         if last {
             self.in_flight = self.in_flight.saturating_sub(1);
@@ -407,6 +481,7 @@ impl Ring {
     pub(super) fn inject(&mut self, token: Token, result: Result<usize, Errno>, flags: u32) {
         self.results.push(Entry {
             token,
+            number: 0,
             result,
             flags,
         });
@@ -426,7 +501,7 @@ impl Ring {
             }
             for entry in self.take_results() {
                 let cancellation = entry.token == Token::CANCELLATION;
-                if !cancellation && self.read(&entry).is_none() {
+                if !cancellation && self.read(&entry, None).is_none() {
                     return false;
                 }
             }
@@ -461,7 +536,7 @@ mod tests {
 
     #[test]
     fn nothing_is_possible_but_what_is_used() {
-        let mut ring = Ring::new(true).unwrap();
+        let mut ring = Ring::new(true, &Keep::Own).unwrap();
         ring.enable().unwrap();
         ring.queue(&opcode::Nop::new().build().user_data(1))
             .unwrap();

@@ -1,6 +1,8 @@
 //! Submission to the kernel: new operations, receives for which there are buffers again, and
 //! cancellations.
 
+use std::os::fd::AsRawFd;
+
 use rustix::io::Errno;
 
 use super::driver::Proactor;
@@ -44,9 +46,17 @@ impl Proactor {
         let mut cancelled = std::mem::take(&mut self.cancelled);
         cancelled.retain(|&token| {
             // The operation may have ended meanwhile, and another may have its token.
-            let live = self.live(token);
-            live.is_some_and(|live| live.cancelling && live.is_in_kernel())
-                && self.ring.cancel(token).is_err()
+            let Some(source) = self.sources.get_mut(token.source()) else {
+                return false;
+            };
+            let Some((fd, live)) = source.parts(token.direction()) else {
+                return false;
+            };
+            let number = match live.stage {
+                Stage::Submitted => fd.as_raw_fd(),
+                _ => 0,
+            };
+            live.cancelling && live.is_in_kernel() && self.ring.cancel(token, number).is_err()
         });
         self.cancelled = cancelled;
         self.queued.is_empty() && self.cancelled.is_empty()
@@ -131,7 +141,7 @@ impl Proactor {
                     return Ok(());
                 }
             },
-            Op::Recv { max } if !live.poll_first => {
+            Op::Recv { max, .. } if !live.poll_first => {
                 let way = match (many, socket) {
                     (false, _) => Receive::Read,
                     (true, true) => Receive::Recv,
@@ -141,8 +151,9 @@ impl Proactor {
                 live.stage = Stage::Submitted;
                 return Ok(());
             }
-            Op::Send(bytes) if !live.poll_first => {
-                self.ring.send(token, fd, socket, (**bytes).clone())?;
+            Op::Send(outbound) if !live.poll_first => {
+                let bytes = outbound.bytes.clone();
+                self.ring.send(token, fd, socket, bytes)?;
                 live.stage = Stage::Submitted;
                 return Ok(());
             }

@@ -10,13 +10,15 @@ use rustix::io::Errno;
 
 use super::{Event, Interest, Poller};
 use crate::driver::acceptor::Acceptor;
-use crate::driver::transfer::{self, CallError, Intake};
+use crate::driver::recorded::Transfers;
+use crate::driver::transfer::{self, CallError};
 use crate::driver::turn::TurnState;
 use crate::driver::wait::wait;
 use crate::driver::{
     AttachError, Budget, Completion, Direction, Done, Driver, Nonblocking, Op, OpId, SourceId,
 };
 use crate::paged::Paged;
+use crate::state::Keep;
 
 /// The waker's token; a source's is one more than its index.
 const WAKER: usize = 0;
@@ -91,7 +93,7 @@ pub(super) struct Selector<P> {
     served: usize,
     /// See [`Driver::has_polled_all`].
     polled_all: bool,
-    intake: Intake,
+    transfers: Transfers,
     acceptor: Acceptor,
 }
 
@@ -106,7 +108,7 @@ impl<P: Poller> fmt::Debug for Selector<P> {
 }
 
 impl<P: Poller> Selector<P> {
-    pub(super) fn new(waker: Arc<OwnedFd>) -> Result<Self, Errno> {
+    pub(super) fn new(waker: Arc<OwnedFd>, keep: &Keep) -> Result<Self, Errno> {
         let mut poller = P::new()?;
         poller.add(WAKER, waker.as_fd(), Interest::READ)?;
         Ok(Self {
@@ -118,7 +120,7 @@ impl<P: Poller> Selector<P> {
             events: Vec::new(),
             served: 0,
             polled_all: false,
-            intake: Intake::new(),
+            transfers: Transfers::new(keep),
             acceptor: Acceptor::default(),
         })
     }
@@ -236,12 +238,13 @@ impl<P: Poller> Selector<P> {
         let attempt = match op {
             Op::Ready(direction) => transfer::readiness(fd, *direction).map(Done::Ready),
             Op::HangUp => transfer::hang_up(fd).map(Done::Ready),
-            Op::Recv { max } => {
-                match self
-                    .intake
-                    .read(fd, mode, turn.budget.bytes.min(*max as usize))
-                {
-                    Ok(bytes) if !bytes.is_empty() => return turn.push_data(id, bytes, false),
+            Op::Recv { max, offset } => {
+                let max = turn.budget.bytes.min(*max as usize);
+                match self.transfers.read(fd, mode, *offset, max) {
+                    Ok(bytes) if !bytes.is_empty() => {
+                        offset.advance(bytes.len());
+                        return turn.push_data(id, bytes, false);
+                    }
                     other => other.map(|_| Done::Eof),
                 }
             }
@@ -255,7 +258,7 @@ impl<P: Poller> Selector<P> {
                 transfer::connect(fd, address).map(|()| Done::Connected)
             }
             Op::Connect(_) => transfer::connected(fd).map(|()| Done::Connected),
-            Op::Send(bytes) => transfer::send(fd, mode, bytes).map(Done::Sent),
+            Op::Send(outbound) => self.transfers.send(fd, mode, outbound).map(Done::Sent),
         };
         let done = match attempt {
             Ok(done) => done,
@@ -293,6 +296,14 @@ impl<P: Poller> Driver for Selector<P> {
 
     fn room(&self) -> usize {
         P::LIMIT.saturating_sub(self.sources.len())
+    }
+
+    fn committed(&mut self) {
+        self.transfers.committed();
+    }
+
+    fn is_lossy(&self) -> bool {
+        self.transfers.is_lossy()
     }
 
     fn start(&mut self, id: OpId, source: SourceId, op: Op) {

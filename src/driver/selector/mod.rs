@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{Backend, Driver};
+use crate::state::Keep;
 use driver::Selector;
 
 mod driver;
@@ -34,14 +35,18 @@ mod select;
 ///
 /// # Errors
 /// The backend is not of the selector class, or a system call failed.
-pub(super) fn open(backend: Backend, waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
-    fn boxed<P: Poller + 'static>(waker: Arc<OwnedFd>) -> io::Result<Box<dyn Driver>> {
-        Ok(Box::new(Selector::<P>::new(waker)?))
+pub(super) fn open(
+    backend: Backend,
+    waker: Arc<OwnedFd>,
+    keep: &Keep,
+) -> io::Result<Box<dyn Driver>> {
+    fn boxed<P: Poller + 'static>(waker: Arc<OwnedFd>, keep: &Keep) -> io::Result<Box<dyn Driver>> {
+        Ok(Box::new(Selector::<P>::new(waker, keep)?))
     }
     match backend {
-        Backend::Epoll => boxed::<epoll::Epoll>(waker),
-        Backend::Poll => boxed::<poll::Poll>(waker),
-        Backend::Select => boxed::<select::Select>(waker),
+        Backend::Epoll => boxed::<epoll::Epoll>(waker, keep),
+        Backend::Poll => boxed::<poll::Poll>(waker, keep),
+        Backend::Select => boxed::<select::Select>(waker, keep),
         Backend::IoUring | Backend::Kqueue | Backend::Iocp => {
             Err(io::ErrorKind::Unsupported.into())
         }

@@ -55,8 +55,7 @@ pub(super) fn sends_leave_room_for_receiving(rig: &mut Rig) {
     let send = |rig: &mut Rig, number: u32| {
         let source = sources[usize::try_from(number).unwrap()];
         let bytes = Bytes::from_static(b"y");
-        rig.driver
-            .start(id(number), source, Op::Send(Box::new(bytes)));
+        rig.driver.start(id(number), source, send(bytes));
     };
     let (reader, writer) = blocking_pipe();
     rustix::io::write(&writer, b"x").unwrap();

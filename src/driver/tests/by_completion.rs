@@ -182,8 +182,7 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     rig.driver.start(id(2), pipe, RECV);
     let (reader, full) = blocking_pipe();
     let full = rig.attach(full, Nonblocking::Pipe);
-    rig.driver
-        .start(id(3), full, Op::Send(Box::new(bytes.clone())));
+    rig.driver.start(id(3), full, send(bytes.clone()));
     let (readiness, other) = blocking_pipe();
     let readiness = rig.attach(readiness, Nonblocking::ReadinessOnly);
     rig.driver.start(id(4), readiness, READ);
@@ -201,7 +200,7 @@ fn start_all(rig: &mut Rig) -> (Vec<OwnedFd>, Arc<AtomicBool>) {
     rig.driver.start(id(6), file, op);
     assert_eq!(rig.next(), ["3 sent 65536."]);
     // The pipe is full: this send stays in the kernel.
-    rig.driver.start(id(3), full, Op::Send(Box::new(bytes)));
+    rig.driver.start(id(3), full, send(bytes));
     rig.assert_silent();
     (vec![peer.into(), writer, reader, other, slow], freed)
 }
@@ -377,7 +376,7 @@ fn a_turn_that_does_not_wait_misses_nothing(mut rig: Rig) {
     rustix::io::write(&writer, &[0; 65536]).unwrap();
     let source = rig.attach(writer, Nonblocking::Pipe);
     let bytes = Bytes::from_static(b"no room");
-    rig.driver.start(id(1), source, Op::Send(Box::new(bytes)));
+    rig.driver.start(id(1), source, send(bytes));
     assert!(rig.turn(Duration::ZERO, AMPLE).is_empty());
     drop(reader);
     // The kernel needs two calls to report this.

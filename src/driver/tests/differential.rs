@@ -152,9 +152,16 @@ impl World {
     fn apply(&mut self, number: u32, step: &Step) {
         match *step {
             Step::Ready(peer, read) => self.start(number, peer, if read { READ } else { WRITE }),
-            Step::Recv(peer, max) => self.start(number, peer, Op::Recv { max }),
+            Step::Recv(peer, max) => self.start(
+                number,
+                peer,
+                Op::Recv {
+                    max,
+                    offset: Offset::at(0),
+                },
+            ),
             Step::Send(peer, len) => {
-                self.start(number, peer, Op::Send(Box::new(vec![1; len].into())));
+                self.start(number, peer, send(vec![1; len].into()));
             }
             Step::Cancel(peer, read) => {
                 if let Some(live) = self.live.get(&(peer, read)) {
@@ -353,6 +360,7 @@ fn process() -> (OwnedFd, Pid, OwnedFd) {
         scheduling: None,
         user: None,
         death_signal: None,
+        start: None,
         cgroup: None,
     };
     let (pid, pidfd) = sys::spawn(&launch).unwrap();
@@ -400,7 +408,9 @@ fn the_same_program_gives_the_same_results_on_every_backend() {
             for backend in [Backend::Poll, Backend::Select, Backend::IoUring] {
                 prop_assert_eq!(of(Rig::new(backend)), epoll.clone(), "{}", backend);
             }
-            prop_assert_eq!(of(Rig::plain_io_uring()), epoll, "plain io_uring");
+            prop_assert_eq!(of(Rig::plain_io_uring()), epoll.clone(), "plain io_uring");
+            let kept = Rig::kept(Backend::IoUring);
+            prop_assert_eq!(of(kept), epoll, "io_uring with receipts");
             Ok(())
         })
         .unwrap();

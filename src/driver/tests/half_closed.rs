@@ -58,7 +58,7 @@ pub(super) fn a_full_send_to_a_half_closed_peer_waits(rig: &mut Rig) {
         let (ours, mut peer) = full();
         ours.set_nonblocking(nonblocking).unwrap();
         let source = rig.attach(ours, Nonblocking::Socket);
-        let bytes = || Op::Send(Box::new(Bytes::from_static(b"x")));
+        let bytes = || send(Bytes::from_static(b"x"));
         rig.driver.start(id(1), source, bytes());
         rig.assert_silent();
         rig.driver.cancel(id(1), source);

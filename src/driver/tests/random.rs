@@ -122,7 +122,7 @@ impl Model<'_> {
             Step::Recv(peer) => self.start(peer, RECV),
             Step::Send(peer, len) => {
                 let bytes = pattern(self.peers[peer].sent, len);
-                self.start(peer, Op::Send(Box::new(bytes.into())));
+                self.start(peer, send(bytes.into()));
             }
             Step::Cancel(peer, read) => self.cancel(peer, usize::from(!read)),
             Step::PeerWrites(peer, len) => {

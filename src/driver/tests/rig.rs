@@ -1,6 +1,7 @@
 //! A test rig: a driver without a loop, and its completions as text.
 
 use super::*;
+use crate::state::{Arena, Keep};
 
 pub(super) struct Rig {
     pub(super) driver: Box<dyn Driver>,
@@ -13,7 +14,14 @@ impl Rig {
     pub(super) fn new(backend: Backend) -> Self {
         let mut can = capability::capabilities(backend).into_iter();
         let reads_files = can.any(|c| c.name == "read_at" && c.supported);
-        Self::with(reads_files, |waker| open(backend, waker))
+        Self::with(reads_files, |waker| open(backend, waker, &Keep::Own))
+    }
+
+    /// Opens a backend of which later lives find what it transfers.
+    pub(super) fn kept(backend: Backend) -> Self {
+        let keep = Keep::Kept(Arena::new().unwrap(), 1);
+        let reads_files = Self::new(backend).reads_files;
+        Self::with(reads_files, |waker| open(backend, waker, &keep))
     }
 
     /// Opens a ring that behaves as on an older kernel.
@@ -39,6 +47,7 @@ impl Rig {
 
     pub(super) fn turn(&mut self, timeout: Duration, budget: Budget) -> Vec<Completion> {
         let mut completions = Vec::new();
+        self.driver.committed();
         self.driver
             .turn(Some(timeout), budget, &mut completions)
             .unwrap();

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Island, Log};
+use super::{Island, IslandBytes, Log};
 use crate::journal::Room;
 use crate::journal::labels::LabelSets;
 use crate::journal::monitor::WaiterId;
 use crate::journal::outbox::Entry;
+use crate::journal::recovery::ISLAND;
 use crate::journal::watches::Fate;
 use crate::proto::EventKind;
 
 /// Returns whether an event of this kind is a fact: it happens once to a watch, or once to a stream
 /// of it, and clients ask for it later, so it stays until the watch is removed.
-const fn is_fact(kind: EventKind) -> bool {
+pub(super) const fn is_fact(kind: EventKind) -> bool {
     match kind {
         EventKind::Closed
         | EventKind::Started
@@ -27,6 +28,7 @@ const fn is_fact(kind: EventKind) -> bool {
         | EventKind::LoopStateChanged
         | EventKind::PolicyChanged
         | EventKind::LifetimeEnded
+        | EventKind::Recovered
         | EventKind::Updated
         | EventKind::Added
         | EventKind::Removed
@@ -145,8 +147,9 @@ impl Log {
                     self.facts.events += 1;
                     self.facts.bytes += len;
                 }
+                let bytes = self.island_bytes_of(seq, bytes);
                 let island = Box::new(Island {
-                    bytes: bytes.into(),
+                    bytes,
                     entry,
                     is_fact: fate == Fate::Fact,
                 });
@@ -165,6 +168,18 @@ impl Log {
             self.chunks.pop_front();
         }
         self.drop_stale_islands(entry.watch, labels);
+    }
+
+    fn island_bytes_of(&mut self, seq: u64, bytes: Vec<u8>) -> IslandBytes {
+        let kept = self
+            .records
+            .as_mut()
+            .map(|records| records.put_now(ISLAND, seq, &bytes));
+        match kept {
+            Some(Ok(entry)) => IslandBytes::Kept(entry),
+            // Without memory it does not survive the daemon.
+            Some(Err(_)) | None => IslandBytes::Own(bytes.into()),
+        }
     }
 
     /// Counts an event as lost and frees what it used.
@@ -197,6 +212,10 @@ impl Log {
                     self.pinned_islands = self.pinned_islands.less(room);
                 }
                 self.lose(seq, &island.entry, room.bytes, labels);
+                if let (IslandBytes::Kept(entry), Some(records)) = (island.bytes, &mut self.records)
+                {
+                    records.free_now(entry);
+                }
             }
         }
     }

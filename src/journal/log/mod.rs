@@ -15,8 +15,12 @@ use super::watches::Watches;
 use super::{Limits, Memory, Room};
 use crate::config::WhenFull;
 use crate::proto::EventKind;
+use crate::state::{self, Records};
 
 mod giving_way;
+mod recovery;
+
+pub(super) use recovery::{Known, Remains};
 
 pub(super) const CLOSED: u8 = EventKind::Closed as u8;
 pub(super) const REMOVED: u8 = EventKind::Removed as u8;
@@ -25,10 +29,30 @@ const DATA: u8 = EventKind::Data as u8;
 /// An event before the ring that stays although its neighbours are gone.
 #[derive(Debug)]
 pub(super) struct Island {
-    pub(super) bytes: Box<[u8]>,
+    pub(super) bytes: IslandBytes,
     pub(super) entry: Entry,
     /// Whether it stays until its watch is removed.
     is_fact: bool,
+}
+
+/// The encoding of an island.
+#[derive(Debug)]
+pub(super) enum IslandBytes {
+    /// In memory that ends with the daemon.
+    Own(Box<[u8]>),
+    /// In memory that later lives find.
+    Kept(state::Entry),
+}
+
+impl std::ops::Deref for IslandBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Kept(entry) => entry.bytes(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -51,6 +75,8 @@ pub(super) struct Log {
     /// Boxed, because the nodes of the map are usually half empty.
     islands: BTreeMap<u64, Box<Island>>,
     island_bytes: u64,
+    /// Where islands and consumers are kept for later lives; `None` if they are not.
+    records: Option<Records>,
     /// The islands that stay until their watch is removed.
     facts: Room,
     /// The other islands that some consumer has not acknowledged.
@@ -85,6 +111,7 @@ impl Log {
             chunks: VecDeque::new(),
             islands: BTreeMap::new(),
             island_bytes: 0,
+            records: None,
             facts: Room::default(),
             pinned_islands: Room::default(),
             is_behind: false,
@@ -98,6 +125,15 @@ impl Log {
             trimmed: 0,
             dropped: 0,
         }
+    }
+
+    /// Keeps islands and consumers for later lives.
+    pub(super) fn keep_in(&mut self, records: Records) {
+        self.records = Some(records);
+    }
+
+    pub(super) const fn records(&mut self) -> Option<&mut Records> {
+        self.records.as_mut()
     }
 
     pub(super) const fn limits(&self) -> Limits {
@@ -308,12 +344,12 @@ impl Log {
     /// turn, monotonic nanoseconds.
     pub(super) fn append(
         &mut self,
-        chunk: Bytes,
+        chunks: impl Iterator<Item = Bytes>,
         entries: &mut Vec<Entry>,
         labels: &mut LabelSets,
         now: u64,
     ) {
-        let start = self.entries.back().map_or(self.start, |last| last.end);
+        let mut start = self.entries.back().map_or(self.start, |last| last.end);
         let before = self.newest();
         let mut begin = start;
         for mut entry in entries.drain(..) {
@@ -326,10 +362,11 @@ impl Log {
                 self.drop_islands(islands, labels);
             }
         }
-        self.chunks.push_back(Chunk {
-            start,
-            bytes: chunk,
-        });
+        for bytes in chunks {
+            let len = bytes.len() as u64;
+            self.chunks.push_back(Chunk { start, bytes });
+            start += len;
+        }
         if self.floor.is_none() {
             self.counted = self.newest();
         } else if self.pauses() {

@@ -29,7 +29,7 @@ impl Outbox {
             let begin = begins.next().unwrap_or(committed);
             if found.wants(entry) {
                 let at = |place: u64| usize::try_from(place - committed).ok();
-                let bytes = self.buf.get(at(begin)?..at(entry.end)?)?;
+                let bytes = self.buf.get(at(begin)?, at(entry.end)?)?;
                 found.take(bytes);
             }
         }

@@ -2,7 +2,9 @@
 
 use super::{About, Entry, Outbox};
 use crate::clock::Now;
-use crate::event::{self, DatagramHead, Event, EventHead, Kind, Stream};
+use crate::event::{
+    DataEvent, DatagramEvent, DatagramHead, Encode, Event, EventHead, Kind, Stream, WholeEvent,
+};
 use crate::journal::Room;
 use crate::kinds::event_kind;
 use crate::proto::EventKind;
@@ -29,18 +31,14 @@ impl Outbox {
             user_data: about.user_data,
             kind: Some(kind),
         };
-        self.make_room();
-        let bytes = event::encode(&event, &mut self.buf);
-        self.pushed(now, about, number, bytes)
+        self.put(now, about, number, WholeEvent::new(&event))
     }
 
     /// Appends a `Data` event with the bytes at that offset of a stream. Returns its sequence number.
     #[inline]
     pub fn push_data(&mut self, now: Now, about: About, place: (Stream, u64), data: &[u8]) -> u64 {
         let head = self.head(now, about);
-        self.make_room();
-        let bytes = event::encode_data(&head, place, data, &mut self.buf);
-        self.pushed(now, about, DATA, bytes)
+        self.put(now, about, DATA, DataEvent::new(&head, place, data))
     }
 
     /// Appends a `Datagram` with this payload. Returns its sequence number.
@@ -52,9 +50,8 @@ impl Outbox {
         data: &[u8],
     ) -> u64 {
         let head = self.head(now, about);
-        self.make_room();
-        let bytes = event::encode_datagram(&head, of, data, &mut self.buf);
-        self.pushed(now, about, EventKind::Datagram as u8, bytes)
+        let event = DatagramEvent::new(&head, of, data);
+        self.put(now, about, EventKind::Datagram as u8, event)
     }
 
     const fn head(&self, now: Now, about: About) -> EventHead {
@@ -67,17 +64,14 @@ impl Outbox {
     }
 
     #[inline]
-    fn make_room(&mut self) {
-        if self.buf.capacity() - self.buf.len() < 256 {
-            let memory = &self.journal.memory;
+    fn put(&mut self, now: Now, about: About, kind: u8, event: impl Encode) -> u64 {
+        let memory = &self.journal.memory;
+        let block = || {
             let part = memory.part(memory.limit() / SPARE);
             let block = usize::try_from(part).unwrap_or(BLOCK);
-            self.buf.reserve(block.clamp(BLOCK_MIN, BLOCK));
-        }
-    }
-
-    #[inline]
-    fn pushed(&mut self, now: Now, about: About, kind: u8, bytes: usize) -> u64 {
+            block.clamp(BLOCK_MIN, BLOCK)
+        };
+        let bytes = self.buf.append(event, block);
         let bytes = bytes as u64;
         self.newest += 1;
         self.end += bytes;

@@ -266,6 +266,14 @@ impl Watches {
         }
     }
 
+    /// Records that events of a watch up to this one may be lost.
+    pub(super) fn lost_before(&mut self, watch: u64, seq: u64) {
+        if let Some(record) = self.records.get_mut(watch) {
+            let rare = record.rare();
+            rare.lost_through = rare.lost_through.max(seq);
+        }
+    }
+
     /// Marks a watch as removed. Returns the islands to drop, unless a reader is still attached.
     pub(super) fn remove(&mut self, watch: u64) -> Vec<u64> {
         let Some(record) = self.records.get_mut(watch) else {

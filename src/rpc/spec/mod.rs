@@ -19,7 +19,9 @@ use crate::handover::Claimed;
 use crate::kinds::{WatchKind, with_spec};
 use crate::proto::{self, read_pipe_spec, watch_spec::Spec, write_pipe_spec};
 use crate::watch::address::UnixName;
-use crate::watch::{Change, FdOrder, Need, Order, PipeEnd, PipeOrder, SignalOrder, WaterMarks};
+use crate::watch::{
+    Change, FdOrder, Need, Order, PipeEnd, PipeOrder, Services, SignalOrder, WaterMarks,
+};
 
 mod datagram;
 mod ending;
@@ -27,6 +29,7 @@ mod path;
 mod pid;
 mod process;
 mod regular_file;
+mod revive;
 mod sockets;
 mod stdio;
 mod timer;
@@ -35,6 +38,7 @@ pub(super) mod update;
 mod water;
 
 pub(super) use datagram::group;
+pub use revive::revive;
 pub(super) use stdio::terminal_size;
 pub(super) use water::water_marks;
 
@@ -383,7 +387,7 @@ impl Specification for proto::WritePipeSpec {
 }
 
 /// Returns the numbers of the signals, each once.
-fn signals(names: &[String], checks: &Checks<'_>) -> Result<Vec<i32>> {
+fn signals(names: &[String], services: &Services) -> Result<Vec<i32>> {
     let field = "spec.signal.signals";
     if names.is_empty() || names.len() > SIGNALS_MAX {
         return Err(Error::invalid(field, "must be 1 to 64 signals"));
@@ -391,7 +395,7 @@ fn signals(names: &[String], checks: &Checks<'_>) -> Result<Vec<i32>> {
     let mut numbers = Vec::new();
     for name in names {
         let number = convert::signal(field, name)?;
-        if !checks.api.registry.services().signals.allowed(number) {
+        if !services.signals.allowed(number) {
             let why = crate::config::unwatchable(number)
                 .unwrap_or("it is not in the configuration's [signals] allow");
             return Err(Error::PermissionDenied {
@@ -411,12 +415,12 @@ impl Specification for proto::SignalSpec {
     }
 
     fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
-        let numbers = signals(&self.signals, checks)?;
+        let numbers = signals(&self.signals, checks.api.registry.services())?;
         Ok(Box::new(move |_| Ok(Change::Signals(numbers))))
     }
 
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
-        let numbers = signals(&self.signals, checks)?;
+        let numbers = signals(&self.signals, checks.api.registry.services())?;
         Ok(Plan {
             need: Need::sources(0),
             order: Order::Now(Box::new(move || Ok(SignalOrder(numbers).build()))),

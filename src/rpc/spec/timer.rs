@@ -154,19 +154,19 @@ fn when(spec: &proto::TimerSpec) -> Result<When> {
 }
 
 /// Checks what can be checked without reading files.
-pub(super) fn check(spec: &proto::TimerSpec, checks: &Checks<'_>) -> Result<Checked> {
+pub(super) fn check(spec: &proto::TimerSpec, name: &str) -> Result<Checked> {
     let up_to = |field, given, max| convert::optional_duration(field, given, max);
     let slack = up_to("spec.timer.slack", spec.slack, SLACK_MAX)?;
     let splay = up_to("spec.timer.splay", spec.splay, SPLAY_MAX)?;
     let splay = splay.filter(|splay| !splay.is_zero());
-    if splay.is_some() && checks.name.is_empty() {
+    if splay.is_some() && name.is_empty() {
         let allowed = "must be absent for a watch without a name: its part depends on the name";
         return Err(Error::invalid("spec.timer.splay", allowed));
     }
     Ok(Checked {
         when: when(spec)?,
         slack: slack.unwrap_or_default(),
-        splay: splay.map(|splay| (checks.name.to_owned(), splay)),
+        splay: splay.map(|splay| (name.to_owned(), splay)),
         paused: spec.paused,
     })
 }
@@ -179,7 +179,7 @@ impl Specification for proto::TimerSpec {
     }
 
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
-        let checked = check(&self, checks)?;
+        let checked = check(&self, checks.name)?;
         let is_calendar = matches!(checked.when, When::Calendar { .. });
         let need = TimerOrder::need(is_calendar || matches!(self.schedule, Some(Given::Every(_))));
         let services = std::sync::Arc::clone(checks.api.registry.services());
@@ -217,8 +217,8 @@ impl Specification for proto::TimerSpec {
         let Spec::Timer(before) = before else {
             return Err(Error::Internal("a timer was something else"));
         };
-        let checked = check(&self, checks)?;
-        let splay = check(&before, checks)?.splay;
+        let checked = check(&self, checks.name)?;
+        let splay = check(&before, checks.name)?.splay;
         let reschedules = self.schedule != before.schedule || self.time_zone != before.time_zone;
         Ok(Box::new(move |services| {
             let delay = |(name, max): (String, _)| services.time_zones.splay(&name, max);

@@ -9,10 +9,13 @@ use nix::libc;
 use rustix::io::Errno;
 
 use super::reaper::Reaper;
+use super::reaping::Reaping;
 use super::tree::Tree;
 use crate::cgroup::Group;
 use crate::event::Exited;
+use crate::proto::state::KeptDescriptor;
 use crate::proto::{ResourceUsage, exited::Status};
+use crate::state::{Start, descriptor};
 use crate::sys::{self, ChildState, Waited};
 use crate::watch::services::Permit;
 
@@ -75,9 +78,32 @@ pub(super) struct Child {
     born: u64,
     /// The cgroup of its own.
     group: Option<Arc<Group>>,
+    /// Whether it is a child of a dead life, which the keeper reaps.
+    is_orphan: bool,
+    /// Its start, until its watch has started.
+    pub(super) start: Option<Start>,
 }
 
 impl Child {
+    /// Takes over a child of a dead life, which was started at `born`, clock ticks since boot.
+    pub(super) fn adopt(
+        (pid, pidfd): (i32, OwnedFd),
+        born: u64,
+        permit: Permit,
+        reaper: &Reaper,
+        signals: EndSignals,
+    ) -> Self {
+        reaper.adopt(pid, born);
+        let mut child = Self::new((pid, pidfd), born, permit, reaper, signals, None);
+        child.is_orphan = true;
+        child
+    }
+
+    /// Returns how later lives find its pidfd.
+    pub(super) fn pidfd_for_later(&self) -> Option<KeptDescriptor> {
+        descriptor(self.pidfd.as_ref()?.as_fd())
+    }
+
     /// Returns a child that nobody has waited for, and that leads a process group. It was started
     /// not earlier than `born`, in clock ticks since boot.
     pub(super) fn new(
@@ -104,6 +130,8 @@ impl Child {
             signals,
             born,
             group,
+            is_orphan: false,
+            start: None,
         }
     }
 
@@ -137,6 +165,12 @@ impl Child {
 
     /// Returns its state from the kernel, without reaping it: see [`Self::exit_reported`].
     pub(super) fn state(&self) -> State {
+        if self.is_orphan {
+            return match self.reaper.orphan_exit(self.pid, self.born) {
+                Some(waited) => State::Ended(Box::new(describe(&waited))),
+                None => State::Running,
+            };
+        }
         match self.pidfd().and_then(sys::child_state) {
             Ok(ChildState::Running) => State::Running,
             Ok(ChildState::Stopped) => State::Stopped,
@@ -145,20 +179,28 @@ impl Child {
         }
     }
 
-    /// Reaps the child after its exit was appended as an event, unless its number is still needed
-    /// to signal its group.
-    pub(super) fn exit_reported(&mut self) {
-        if !self.by_number {
-            self.reap();
-        }
+    /// Returns how the child is reaped after its exit was appended as an event, unless its number is
+    /// still needed to signal its group.
+    pub(super) fn exit_reported(&mut self) -> Option<Reaping> {
+        (!self.by_number).then(|| self.reaping())
     }
 
-    /// Reaps the child if it has ended.
-    pub(super) fn reap(&mut self) {
-        if !self.reaped && self.pidfd().and_then(sys::reap) != Ok(false) {
-            self.reaped = true;
-            self.permit = None;
-            self.reaper.reaped(self.pid);
+    /// Returns how the child is reaped if it has ended, or else left to the reaper, which does not end
+    /// it. It counts as a child until it has ended.
+    pub(super) fn end(mut self) -> Reaping {
+        self.reaping()
+    }
+
+    /// Counts as reaped from now on.
+    fn reaping(&mut self) -> Reaping {
+        let is_due = !std::mem::replace(&mut self.reaped, true);
+        Reaping {
+            pid: self.pid,
+            pidfd: self.pidfd_shared(),
+            is_due,
+            born: self.is_orphan.then_some(self.born),
+            rest: (self.permit.take(), self.group.as_ref().map(Arc::clone)),
+            reaper: self.reaper.clone(),
         }
     }
 
@@ -210,20 +252,6 @@ impl Child {
             let _ = group.kill();
         }
     }
-
-    /// Leaves the child to the reaper, without ending it. It counts as a child until it has ended.
-    pub(super) fn leave_to_reaper(mut self) {
-        self.hand_over();
-    }
-
-    fn hand_over(&mut self) {
-        if !self.reaped
-            && let Some(pidfd) = self.pidfd.take()
-        {
-            let rest = (self.permit.take(), self.group.take());
-            self.reaper.take(self.pid, pidfd, rest);
-        }
-    }
 }
 
 impl Drop for Child {
@@ -232,7 +260,7 @@ impl Drop for Child {
             self.kill();
             // The child may have moved to another group.
             let _ = self.signal(libc::SIGKILL);
-            self.hand_over();
+            self.reaping().run();
         }
     }
 }

@@ -88,8 +88,8 @@ impl Process {
         cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
-        if let Some(child) = &mut self.child {
-            child.exit_reported();
+        if let Some(reaping) = self.child.as_mut().and_then(Child::exit_reported) {
+            cx.reap(reaping);
         }
         for output in self.outputs.iter_mut().flatten() {
             output.own_end = output.offset + unread(cx, output.source) + UNDER_WAY;

@@ -11,11 +11,12 @@ use rustix::io::Errno;
 
 use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
-use super::{Change, Context, Notice, Taken, Teardown, Watch};
+use super::{Change, Context, Notice, Resumption, Taken, Teardown, Unsent, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Exited, Kind, Started, Stream, StreamEndReason};
+use crate::proto::state::kept_watch_state::Of;
 use crate::proto::{self, TerminalSize, exited::Status};
 use crate::signals::Subscription;
 
@@ -24,9 +25,11 @@ mod change;
 mod child;
 mod drain;
 mod exit;
+mod kept;
 mod order;
 mod pty;
 mod reaper;
+mod reaping;
 mod relatives;
 mod spawn;
 mod terminal;
@@ -42,11 +45,13 @@ pub use child::EndSignals;
 use child::{Child, State};
 pub use drain::{Drain, DrainLimits};
 use exit::unread;
+pub use kept::Orphan;
 pub use order::{
     AfterGrace, AtEnd, FileTarget, ProcessOrder, Program, Scheduling, SignalTarget, Stdio,
 };
 use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_inherited};
+pub use reaping::Reaping;
 use terminal::Terminal;
 use timeout::Timeout;
 pub use tree::{Reached, Stopped, Tree};
@@ -105,16 +110,21 @@ struct Process {
     killing: bool,
     /// The number of times that it was killed and did not end.
     kills: u32,
+    /// When the child was started, clock ticks since the boot.
+    start_time: u64,
 }
 
 impl Watch for Process {
     fn start(&mut self, cx: &mut Context<'_>) {
         cx.emit(Kind::Started(Started { pid: self.pid }));
+        if let Some(start) = self.child.as_mut().and_then(|child| child.start.take()) {
+            cx.started(start);
+        }
         let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
         let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
         let marks = self.stdin_marks;
-        self.stdin = sources[0].map(|source| Outgoing::new(STDIN, source, marks));
+        self.stdin = sources[0].map(|source| Outgoing::that_survives(STDIN, source, marks));
         let stdout = match &mut self.terminal {
             None => Incoming::of_pipe,
             Some(terminal) => {
@@ -133,9 +143,24 @@ impl Watch for Process {
         }
         self.watch_exit(cx);
         self.begin_timeout(cx);
+        self.start_time = crate::access::start_ticks(self.pid).unwrap_or_default();
+        cx.changed();
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        self.kept(driver)
+    }
+
+    fn unsent(&self) -> Option<Unsent<'_>> {
+        self.stdin.as_ref().map(Outgoing::unsent)
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        self.go_on(cx, &kept)
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
+        cx.changed();
         match lane {
             EXIT => {
                 if let Done::Failed(errno) = done {
@@ -186,6 +211,7 @@ impl Watch for Process {
     }
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         if self.exited.is_none() {
             // Checked in case the watcher failed.
             self.check_exit(cx);
@@ -219,6 +245,7 @@ impl Watch for Process {
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        cx.changed();
         match notice {
             Notice::ChildEnded => self.check_reported_exit(cx),
             Notice::ChildSignal => {
@@ -292,9 +319,8 @@ impl Watch for Process {
             self.exited = Some(exited);
         }
         (self.subscription, self.waiter, self.terminal) = (None, None, None);
-        if let Some(mut child) = self.child.take() {
-            child.reap();
-            child.leave_to_reaper();
+        if let Some(child) = self.child.take() {
+            cx.reap(child.end());
         }
         self.unsent
     }
@@ -307,6 +333,7 @@ impl Watch for Process {
             (None, None) => return Err(closed()),
         };
         self.stdin_bytes = taken.taken;
+        cx.changed();
         Ok(taken)
     }
 
@@ -325,6 +352,7 @@ impl Watch for Process {
                 self.close_stdin(cx);
             }
         }
+        cx.changed();
         Ok(())
     }
 
@@ -344,6 +372,7 @@ impl Watch for Process {
         for output in self.outputs.iter_mut().flatten() {
             output.pause(cx, pause);
         }
+        cx.changed();
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
 use crate::event::largest;
 use crate::proto::TerminalSize;
+use crate::state;
 use crate::watch::{Need, Services, Watch, WaterMarks};
 
 /// The program to execute.
@@ -194,6 +195,15 @@ impl ProcessOrder {
             ChildWatcher::Thread => (None, Some(Waiter::start()?)),
             ChildWatcher::Sigchld => (None, None),
         };
+        let start = services.starts.as_ref().map(|starts| {
+            let too_many = SystemError::new(
+                rustix::io::Errno::AGAIN,
+                "start",
+                "too many children start at once",
+            );
+            starts.begin().ok_or(too_many)
+        });
+        let start = start.transpose()?;
         let born = crate::clock::boot_ticks();
         let Spawned {
             pid,
@@ -201,7 +211,11 @@ impl ProcessOrder {
             mut pipes,
             group,
             terminal,
-        } = spawn::spawn(&recipe, &services.cgroups)?;
+        } = spawn::spawn(
+            &recipe,
+            &services.cgroups,
+            start.as_ref().map(state::Start::word),
+        )?;
         let terminal = terminal.map(|opened| {
             let (terminal, master) = Terminal::new(opened, self.terminal);
             pipes[1] = Some(master);
@@ -215,7 +229,7 @@ impl ProcessOrder {
             }
             None => None,
         };
-        let child = Child::new(
+        let mut child = Child::new(
             (pid, pidfd),
             born,
             permit,
@@ -223,6 +237,7 @@ impl ProcessOrder {
             self.signals,
             group.map(Arc::new),
         );
+        child.start = start;
         if let Some(waiter) = &waiter {
             waiter.set_child(&child);
         }
@@ -253,6 +268,7 @@ impl ProcessOrder {
             check_at: None,
             killing: false,
             kills: 0,
+            start_time: 0,
         }))
     }
 }

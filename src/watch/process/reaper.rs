@@ -7,10 +7,11 @@
 //! only on the lasting threads of [`Starters`](crate::watch::Starters), so [`reap_inherited`],
 //! which reaps children of the main thread only, never reaps a child of a watch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::libc;
@@ -23,8 +24,9 @@ use tokio::sync::Notify;
 use crate::cgroup::Group;
 use crate::descriptors::Closing;
 use crate::driver::Key;
+use crate::keeper::Life;
 use crate::signals::{Received, SignalHub};
-use crate::sys;
+use crate::sys::{self, Waited};
 use crate::watch::services::{Count, Permit};
 use crate::watch::{Notice, Notifier};
 
@@ -44,17 +46,96 @@ pub struct Reaper {
     /// How often each pid is that of a child that was not reaped yet. A pid may be given to a new
     /// child while the old one is still counted.
     children: Arc<Mutex<BTreeMap<i32, u32>>>,
+    orphans: Arc<Orphans>,
+}
+
+/// Children of dead lives, which the keeper reaps.
+#[derive(Debug, Default)]
+struct Orphans {
+    /// Tells of those that were reaped; `None` without a keeper.
+    life: Option<Life>,
+    /// Those that watches have taken over, by pid and start time.
+    known: Mutex<BTreeSet<(i32, u64)>>,
+    /// No more of them are taken over: what else ends is a stranger.
+    settled: AtomicBool,
+}
+
+impl Orphans {
+    fn forget_strangers(&self, known: &BTreeSet<(i32, u64)>) {
+        if let Some(life) = self.life.filter(|_| self.settled.load(Ordering::Acquire)) {
+            life.forget_exits(|exit| !known.contains(&(exit.pid, exit.start)));
+        }
+    }
+}
+
+/// Kills a process and its group, if it is a child of that parent. Returns whether it was.
+fn end_child_of(parent: i32, pid: i32) -> bool {
+    // Opened first: what is found then is of the process that is killed.
+    let Ok(pidfd) = sys::pidfd::open(pid) else {
+        return false;
+    };
+    if crate::access::parent_of(pid) != Some(parent) {
+        return false;
+    }
+    let _ = sys::signal_group(pidfd.as_fd(), libc::SIGKILL);
+    sys::signal_process(pidfd.as_fd(), libc::SIGKILL).is_ok()
 }
 
 impl Reaper {
     /// Returns a reaper for at most `children` children at once.
     #[must_use]
-    pub fn new(runtime: Handle, children: usize) -> Self {
+    pub fn new(runtime: Handle, children: usize, life: Option<Life>) -> Self {
         Self {
             runtime,
             kept: Count::new("limits.children", children),
             children: Arc::default(),
+            orphans: Arc::new(Orphans {
+                life,
+                known: Mutex::default(),
+                settled: AtomicBool::new(false),
+            }),
         }
+    }
+
+    /// Takes a child of a dead life over.
+    pub(super) fn adopt(&self, pid: i32, start: u64) {
+        self.orphans.known.lock().insert((pid, start));
+    }
+
+    /// Says that all children of dead lives are taken over that ever will be. Of the others, those with
+    /// these pids, whose start nobody has recorded, are ended: who has asked for them was not answered,
+    /// and will ask again.
+    pub fn settle(&self, unrecorded: &[i32]) {
+        let keeper = self.orphans.life.and_then(|life| life.keeper());
+        for pid in unrecorded {
+            let is_known = self
+                .orphans
+                .known
+                .lock()
+                .iter()
+                .any(|(known, _)| known == pid);
+            if !is_known && keeper.is_some_and(|keeper| end_child_of(keeper, *pid)) {
+                tracing::warn!(pid, "a child whose start was not recorded is ended");
+            }
+        }
+        self.orphans.settled.store(true, Ordering::Release);
+        self.orphans.forget_strangers(&self.orphans.known.lock());
+    }
+
+    /// Returns how a child of a dead life has ended, once it has.
+    pub(super) fn orphan_exit(&self, pid: i32, start: u64) -> Option<Waited> {
+        self.orphans.forget_strangers(&self.orphans.known.lock());
+        let exit = self.orphans.life?.orphan_exit(pid, start)?;
+        Some(exit.waited)
+    }
+
+    /// Forgets a child of a dead life whose exit is recorded.
+    pub(super) fn forget_orphan(&self, pid: i32, start: u64) {
+        let mut known = self.orphans.known.lock();
+        known.remove(&(pid, start));
+        self.orphans.forget_strangers(&known);
+        drop(known);
+        self.reaped(pid);
     }
 
     /// Counts a child that was started.

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -72,7 +73,13 @@ enum Theirs {
 /// The errno, and the step: `lookup`, `pty`, `pipe`, `fork`, or one that the child takes: `setsid`,
 /// `setpgid`, `terminal`, `oom_score_adj`, `setuid`, `chdir`, `open`, `stdio`, `setrlimit`, `nice`,
 /// `sched_setscheduler`, `parent_death_signal` or `exec`. No child runs after an error.
-pub(super) fn spawn(recipe: &Recipe<'_>, cgroups: &Cgroups) -> Result<Spawned> {
+///
+/// The child says at `start` that it is there, see [`sys::Launch`].
+pub(super) fn spawn(
+    recipe: &Recipe<'_>,
+    cgroups: &Cgroups,
+    start: Option<&AtomicU64>,
+) -> Result<Spawned> {
     let shell;
     let (path, argv) = match &recipe.program {
         Program::Shell(line) => {
@@ -152,6 +159,7 @@ pub(super) fn spawn(recipe: &Recipe<'_>, cgroups: &Cgroups) -> Result<Spawned> {
         }),
         user,
         death_signal: recipe.death_signal,
+        start,
         cgroup: directory.as_ref().map(AsFd::as_fd),
     };
     let mut spawned = sys::spawn(&launch);

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use super::{Alarm, Change, Context, Need, TimeChange, Watch};
+use super::{Alarm, Change, Context, Need, Resumption, TimeChange, Watch};
 use crate::calendar::Calendar;
 use crate::clock::{self, Clock, Now, nanos};
 use crate::driver::{Done, Driver, Lane};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{CloseReason, Kind, TimerFired, largest};
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{KeptOnce, KeptTimer, kept_timer};
 use crate::proto::{self, TimerClock};
 
 mod recurring;
@@ -109,6 +111,14 @@ const fn shown(clock: Clock) -> TimerClock {
         Clock::Monotonic => TimerClock::Monotonic,
         Clock::Boottime => TimerClock::Boottime,
         Clock::Realtime => TimerClock::Realtime,
+    }
+}
+
+const fn clock_of(shown: TimerClock) -> Clock {
+    match shown {
+        TimerClock::Realtime => Clock::Realtime,
+        TimerClock::Boottime => Clock::Boottime,
+        TimerClock::Monotonic | TimerClock::Unspecified => Clock::Monotonic,
     }
 }
 
@@ -298,6 +308,58 @@ impl Watch for Timer {
         } else {
             self.arm(cx, slack);
         }
+        cx.changed();
+    }
+
+    fn keep(&self, _driver: &dyn Driver) -> Option<Of> {
+        let (slack, paused, left) = match self {
+            Self::Paused(paused) => (paused.slack, true, paused.left),
+            Self::Recurring(recurring) => (recurring.slack, false, None),
+            _ => (0, false, None),
+        };
+        let timer = match self.unpaused() {
+            Self::Once { clock, at } => kept_timer::Timer::Once(KeptOnce {
+                clock: shown(*clock).into(),
+                at: *at,
+            }),
+            Self::Recurring(recurring) => kept_timer::Timer::Recurring(recurring.keep()),
+            _ => return None,
+        };
+        Some(Of::Timer(KeptTimer {
+            slack,
+            paused,
+            left,
+            timer: Some(timer),
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::Timer(kept), Self::New(order)) = (kept.of, &*self) else {
+            return Err(Error::Internal("the timer was started before"));
+        };
+        let mut timer = Self::begun(order, cx.now);
+        match (&mut timer, &kept.timer) {
+            (Self::Once { clock, at }, Some(kept_timer::Timer::Once(once))) => {
+                (*clock, *at) = (clock_of(once.clock()), once.at);
+            }
+            (Self::Recurring(recurring), Some(kept_timer::Timer::Recurring(kept))) => {
+                recurring.resume(kept);
+            }
+            _ => return Err(Error::Internal("what was kept is another timer")),
+        }
+        *self = if kept.paused {
+            Self::Paused(Box::new(Paused {
+                timer,
+                left: kept.left,
+                slack: kept.slack,
+            }))
+        } else {
+            timer
+        };
+        if !kept.paused {
+            self.arm(cx, kept.slack);
+        }
+        Ok(())
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
@@ -336,6 +398,7 @@ impl Watch for Timer {
         if let Some(fired) = fired {
             cx.emit(Kind::TimerFired(fired));
         }
+        cx.changed();
     }
 
     /// A tick that found no room is told as soon as there is room, as is a change of its zone.
@@ -365,6 +428,7 @@ impl Watch for Timer {
             let slack = recurring.slack;
             self.arm(cx, slack);
         }
+        cx.changed();
     }
 
     fn change(&mut self, cx: &mut Context<'_>, change: Change) -> Result<()> {
@@ -399,6 +463,7 @@ impl Watch for Timer {
             (true, true) => {}
             (false, false) => self.arm(cx, slack),
         }
+        cx.changed();
         Ok(())
     }
 

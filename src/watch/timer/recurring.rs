@@ -7,6 +7,7 @@ use super::ZonedCalendar;
 use crate::calendar::{Calendar, SET_BACK_MAX};
 use crate::clock::{Clock, Jumps, Now, nanos};
 use crate::event::{Kind, TimerFired, UpdateCause, Updated};
+use crate::proto::state::KeptRecurring;
 
 /// The most missed ticks of a calendar that are counted: counting takes time of the loop's thread
 /// in proportion to them.
@@ -162,6 +163,30 @@ impl Recurring {
     pub(super) fn due_at(&self) -> Option<(Clock, u64)> {
         let next = self.occurrences.next()?.saturating_add(self.delay);
         Some((self.occurrences.clock(), next))
+    }
+
+    pub(super) fn keep(&self) -> KeptRecurring {
+        KeptRecurring {
+            at: match &self.occurrences {
+                Occurrences::Every(every) => every.next,
+                Occurrences::Calendar(dates) => nanoseconds(dates.last),
+            },
+            delay: self.delay,
+            count: self.count,
+            fired: self.fired,
+        }
+    }
+
+    /// Goes on as an earlier life has kept it.
+    pub(super) fn resume(&mut self, kept: &KeptRecurring) {
+        match &mut self.occurrences {
+            Occurrences::Every(every) => every.next = kept.at,
+            Occurrences::Calendar(dates) => {
+                dates.last = instant(kept.at);
+                dates.next = dates.calendar.next_after(dates.last);
+            }
+        }
+        (self.delay, self.count, self.fired) = (kept.delay, kept.count, kept.fired);
     }
 
     /// Returns the name of its time zone, if it has one.

@@ -1,0 +1,484 @@
+//! What later lives of the daemon find of a loop beside its journal: its state, and its watches.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::EventLoop;
+use super::lifetime::{Bound, BoundTo, Lease, Lifetime, LifetimeEnd};
+use super::record::{Ending, Record};
+use crate::access::ClientProcess;
+use crate::clock::{self, Now};
+use crate::driver::Driver;
+use crate::id_map::IdMap;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{
+    KeptBytes, KeptDescriptor, KeptEnding, KeptLease, KeptLifetime, KeptProcess, KeptWatch,
+    KeptWatchState, kept_lifetime,
+};
+use crate::proto::{self, LoopState};
+use crate::state::{Arena, Cell, Entry, Found, Kind, Owner, Records};
+use crate::watch::{Need, Unsent};
+
+/// The kinds of a loop's records. The numbers stand in memory that later versions read.
+const LOOP: u8 = 1;
+const WATCH: u8 = 2;
+const WATCH_STATE: u8 = 3;
+/// Bytes that a watch has taken to send; the ids have no meaning.
+const UNSENT: u8 = 4;
+
+/// What is kept of one watch.
+#[derive(Debug, Default)]
+struct Entries {
+    watch: Option<Entry>,
+    state: Option<Entry>,
+    /// Parts of its outgoing stream, each with its end in it.
+    unsent: VecDeque<(u64, Entry)>,
+}
+
+/// The records of a loop.
+#[derive(Debug)]
+pub(super) struct Kept {
+    records: Records,
+    /// The state of the loop, and the newest id of a watch.
+    state: Option<Cell<2>>,
+    watches: IdMap<Entries>,
+    /// The ids of watches whose state has changed in this turn.
+    changed: BTreeSet<u64>,
+    /// The number of the newest record of unsent bytes.
+    newest_unsent: u64,
+    /// Something found no memory: it is missing in later lives.
+    is_lossy: bool,
+}
+
+/// A watch of an earlier life.
+#[derive(Debug)]
+pub struct FoundWatch {
+    /// Its id.
+    pub id: u64,
+    /// As it was added or last updated.
+    pub watch: KeptWatch,
+    /// As it stood when that life ended.
+    pub state: KeptWatchState,
+    /// What it had taken to send: each part with the bytes of the stream before it, in order.
+    pub unsent: Vec<(u64, Bytes)>,
+}
+
+/// Returns the open files of what was found of watches.
+pub fn descriptors(found: &[Found]) -> Vec<KeptDescriptor> {
+    let mut all = Vec::new();
+    for found in found.iter().filter(|found| found.owner != 0) {
+        found.peek(|kind, bytes| {
+            if kind == WATCH_STATE
+                && let Ok(state) = KeptWatchState::decode(bytes)
+            {
+                all.extend(state.of.into_iter().flat_map(descriptors_of));
+            }
+        });
+    }
+    all
+}
+
+pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
+    match of {
+        Of::Timer(_) | Of::Signal(_) => Vec::new(),
+        Of::Fd(fd) => fd.descriptor.into_iter().collect(),
+        Of::Child(child) => {
+            let streams = [child.stdout, child.stderr].into_iter().flatten();
+            let streams = streams.filter_map(|stream| stream.descriptor);
+            let others = [child.pidfd, child.stdin].into_iter().flatten();
+            streams.chain(others).collect()
+        }
+    }
+}
+
+impl Kept {
+    pub(super) fn new(arena: Arc<Arena>, owner: Owner) -> Self {
+        Self::with(Records::new(arena, owner, Kind::Records))
+    }
+
+    fn with(records: Records) -> Self {
+        Self {
+            records,
+            state: None,
+            watches: IdMap::default(),
+            changed: BTreeSet::new(),
+            newest_unsent: 0,
+            is_lossy: false,
+        }
+    }
+
+    /// Takes over what an earlier life has left after the turn `committed`: the loop's state and the
+    /// newest id of a watch, and the watches, in the order of their ids.
+    pub(super) fn recover(
+        arena: Arc<Arena>,
+        owner: Owner,
+        found: Vec<Found>,
+        committed: u64,
+    ) -> (Self, LoopState, u64, Vec<FoundWatch>) {
+        let found = found
+            .into_iter()
+            .filter(|found| found.kind == Kind::Records);
+        let (records, entries, damaged) =
+            Records::recover(arena, owner, Kind::Records, found, committed);
+        let mut kept = Self::with(records);
+        kept.is_lossy = !damaged.is_empty();
+        let (mut state, mut last_id) = (LoopState::Running, 0);
+        let mut unsent = Vec::new();
+        for entry in entries {
+            let id = entry.id();
+            match entry.kind() {
+                LOOP => {
+                    let cell = Cell::<2>::recover(entry, committed);
+                    let [number, last] = cell.get();
+                    let number = i32::try_from(number).unwrap_or_default();
+                    state = LoopState::try_from(number).unwrap_or(state);
+                    last_id = last;
+                    kept.state = Some(cell);
+                }
+                WATCH => kept.watches.get_or_insert_with(id, Entries::default).watch = Some(entry),
+                WATCH_STATE => {
+                    kept.watches.get_or_insert_with(id, Entries::default).state = Some(entry);
+                }
+                UNSENT => {
+                    kept.newest_unsent = kept.newest_unsent.max(id);
+                    unsent.push(entry);
+                }
+                _ => kept.records.free_now(entry),
+            }
+        }
+        let mut parts = kept.sort_unsent(unsent);
+        let mut watches = Vec::new();
+        let mut after = 0;
+        while let Some(id) = kept.watches.next_after(after) {
+            after = id;
+            let Some(entries) = kept.watches.get(id) else {
+                continue;
+            };
+            let bytes = |entry: &Option<Entry>| entry.as_ref().map(|entry| entry.bytes().to_vec());
+            let watch = bytes(&entries.watch).and_then(|b| KeptWatch::decode(&*b).ok());
+            let state = bytes(&entries.state).and_then(|b| KeptWatchState::decode(&*b).ok());
+            match (watch, state) {
+                (Some(watch), Some(state)) => watches.push(FoundWatch {
+                    id,
+                    watch,
+                    state,
+                    unsent: parts.remove(&id).unwrap_or_default(),
+                }),
+                _ => {
+                    kept.is_lossy = true;
+                    kept.forget_now(id);
+                }
+            }
+        }
+        (kept, state, last_id, watches)
+    }
+
+    fn forget_now(&mut self, id: u64) {
+        let Some(entries) = self.watches.remove(id) else {
+            return;
+        };
+        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
+        let others = [entries.watch, entries.state].into_iter().flatten();
+        for entry in others.chain(unsent) {
+            self.records.free_now(entry);
+        }
+    }
+
+    /// Sorts what was found of bytes to send by their watches.
+    fn sort_unsent(&mut self, found: Vec<Entry>) -> BTreeMap<u64, Vec<(u64, Bytes)>> {
+        let mut sorted = Vec::new();
+        for entry in found {
+            match KeptBytes::decode(entry.bytes()) {
+                Ok(kept) if self.watches.get(kept.watch_id).is_some() => {
+                    sorted.push((kept.offset, kept, entry));
+                }
+                _ => self.records.free_now(entry),
+            }
+        }
+        sorted.sort_by_key(|(offset, ..)| *offset);
+        let mut parts: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+        for (offset, kept, entry) in sorted {
+            let end = offset + kept.data.len() as u64;
+            if let Some(entries) = self.watches.get_mut(kept.watch_id) {
+                entries.unsent.push_back((end, entry));
+            }
+            let of = parts.entry(kept.watch_id).or_default();
+            of.push((offset, Bytes::from(kept.data)));
+        }
+        parts
+    }
+
+    /// Keeps what a watch has to send, and forgets what it has sent.
+    fn keep_unsent(&mut self, turn: u64, id: u64, unsent: Option<Unsent<'_>>) {
+        let entries = self.watches.get_or_insert_with(id, Entries::default);
+        let Some(unsent) = unsent else {
+            for (_, entry) in std::mem::take(&mut entries.unsent) {
+                self.records.free(turn, entry);
+            }
+            return;
+        };
+        let is_sent = |(end, _): &(u64, Entry)| *end <= unsent.sent;
+        while entries.unsent.front().is_some_and(is_sent)
+            && let Some((_, sent)) = entries.unsent.pop_front()
+        {
+            self.records.free(turn, sent);
+        }
+        let mut kept_to = entries.unsent.back().map_or(unsent.sent, |(end, _)| *end);
+        let mut at = unsent.sent;
+        for part in unsent.queue {
+            let end = at + part.len() as u64;
+            if end > kept_to {
+                let known = usize::try_from(kept_to - at).unwrap_or(0);
+                let bytes = KeptBytes {
+                    watch_id: id,
+                    offset: kept_to,
+                    data: part[known..].to_vec(),
+                };
+                self.newest_unsent += 1;
+                let number = self.newest_unsent;
+                match self
+                    .records
+                    .put(turn, UNSENT, number, &bytes.encode_to_vec())
+                {
+                    Ok(entry) => entries.unsent.push_back((end, entry)),
+                    Err(_) => self.is_lossy = true,
+                }
+                kept_to = end;
+            }
+            at = end;
+        }
+    }
+
+    fn put(
+        records: &mut Records,
+        place: &mut Option<Entry>,
+        turn: u64,
+        (kind, id): (u8, u64),
+        bytes: &[u8],
+    ) -> bool {
+        let put = match place {
+            Some(entry) => records.replace(turn, entry, bytes),
+            None => records
+                .put(turn, kind, id, bytes)
+                .map(|entry| *place = Some(entry)),
+        };
+        put.is_ok()
+    }
+}
+
+impl EventLoop {
+    /// Notes that what is kept of how a watch stands has changed in this turn.
+    pub(super) fn kept_changes(&mut self, slot: usize) {
+        if let Some(kept) = &mut self.kept
+            && let Some(record) = self.watches.get(slot)
+        {
+            kept.changed.insert(record.id());
+        }
+    }
+
+    /// Keeps a watch as it was added or updated.
+    pub(super) fn keep_watch_as_it_is(&mut self, slot: usize) {
+        let turn = self.outbox.turn();
+        let (Some(kept), Some(record)) = (&mut self.kept, self.watches.get(slot)) else {
+            return;
+        };
+        let id = record.id();
+        let bytes = kept_watch(record).encode_to_vec();
+        let entries = kept.watches.get_or_insert_with(id, Entries::default);
+        let put = Kept::put(
+            &mut kept.records,
+            &mut entries.watch,
+            turn,
+            (WATCH, id),
+            &bytes,
+        );
+        kept.is_lossy |= !put;
+        kept.changed.insert(id);
+    }
+
+    /// Forgets a watch that is removed.
+    pub(super) fn keep_no_more(&mut self, id: u64) {
+        let turn = self.outbox.turn();
+        let Some(kept) = &mut self.kept else { return };
+        kept.changed.remove(&id);
+        let Some(entries) = kept.watches.remove(id) else {
+            return;
+        };
+        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
+        let others = [entries.watch, entries.state].into_iter().flatten();
+        for entry in others.chain(unsent) {
+            kept.records.free(turn, entry);
+        }
+        self.outbox.mark_kept();
+    }
+
+    /// Writes what has changed in this turn to where later lives find it.
+    pub(super) fn keep_changes(&mut self) {
+        let turn = self.outbox.turn();
+        let Some(kept) = &mut self.kept else { return };
+        let own = [
+            u64::from(i32::from(self.state).unsigned_abs()),
+            self.watches.last_id(),
+        ];
+        match &kept.state {
+            Some(cell) if cell.get() == own => {}
+            Some(cell) => {
+                cell.set(turn, own);
+                self.outbox.mark_kept();
+            }
+            None => {
+                match kept.records.cell(turn, LOOP, 0, own) {
+                    Ok(cell) => kept.state = Some(cell),
+                    Err(_) => kept.is_lossy = true,
+                }
+                self.outbox.mark_kept();
+            }
+        }
+        for id in std::mem::take(&mut kept.changed) {
+            let record = self.watches.by_id(id).map(|slot| &self.watches[slot]);
+            let Some(record) = record else { continue };
+            let bytes = kept_state(record, &*self.driver).encode_to_vec();
+            let entries = kept.watches.get_or_insert_with(id, Entries::default);
+            let put = Kept::put(
+                &mut kept.records,
+                &mut entries.state,
+                turn,
+                (WATCH_STATE, id),
+                &bytes,
+            );
+            kept.is_lossy |= !put;
+            let watch = record.watch.as_ref();
+            kept.keep_unsent(turn, id, watch.and_then(|watch| watch.unsent()));
+            self.outbox.mark_kept();
+        }
+        if kept.is_lossy {
+            self.outbox.lose();
+        }
+    }
+
+    /// Frees what was kept before, once the turn is committed.
+    pub(super) fn changes_are_kept(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.records.committed();
+        }
+    }
+}
+
+fn kept_watch(record: &Record) -> KeptWatch {
+    let rare = record.rare();
+    KeptWatch {
+        name: record.name_text(),
+        labels: record.labels().map(|l| (**l).clone()).unwrap_or_default(),
+        user_data: record.control.about.user_data,
+        kind: record.kind.name().to_owned(),
+        spec: record.spec.decode(),
+        lifetime: kept_lifetime_of(&record.lifetime),
+        created: record.created,
+        added: record.added,
+        parent: rare.map_or(0, |rare| rare.parent),
+        finished_ttl: record.finished_ttl().map(clock::duration),
+    }
+}
+
+fn kept_state(record: &Record, driver: &dyn Driver) -> KeptWatchState {
+    let need = record.need;
+    KeptWatchState {
+        events: need.events,
+        bytes: need.bytes,
+        sources: need.sources,
+        closing: record.closing,
+        ending: record.ending().map(|ending| KeptEnding {
+            closed: Some(ending.closed.clone()),
+            seq: ending.seq,
+            at_realtime: ending.at.realtime,
+            at_monotonic: ending.at.monotonic,
+            expires: ending.expires,
+        }),
+        of: record.watch.as_ref().and_then(|watch| watch.keep(driver)),
+    }
+}
+
+/// Returns how a watch of an earlier life has closed.
+pub(super) fn ending_of(kept: KeptEnding) -> Ending {
+    Ending {
+        closed: kept.closed.unwrap_or_default(),
+        seq: kept.seq,
+        at: Now {
+            realtime: kept.at_realtime,
+            monotonic: kept.at_monotonic,
+            ..Now::default()
+        },
+        expires: kept.expires,
+    }
+}
+
+/// Returns what a watch of an earlier life still needs.
+pub(super) const fn need_of(kept: &KeptWatchState) -> Need {
+    Need {
+        sources: kept.sources,
+        events: kept.events,
+        bytes: kept.bytes,
+    }
+}
+
+/// Returns a lifetime as later lives find it; `None` if it is that of the daemon.
+#[must_use]
+pub fn kept_lifetime_of(lifetime: &Lifetime) -> Option<KeptLifetime> {
+    let Lifetime::Bound(bound) = lifetime else {
+        return None;
+    };
+    let to = match &bound.to {
+        BoundTo::Process(process) => Some(kept_lifetime::To::Process(KeptProcess {
+            pid: process.pid(),
+            start_time: process.started(),
+        })),
+        BoundTo::Released => None,
+        BoundTo::Lease(lease) => Some(kept_lifetime::To::Lease(KeptLease {
+            length: Some(clock::duration(lease.length())),
+            expires: lease.expires(),
+        })),
+    };
+    let at_end = match bound.at_end {
+        LifetimeEnd::Close => proto::LifetimeEnd::Close,
+        LifetimeEnd::KillTree => proto::LifetimeEnd::KillTree,
+        LifetimeEnd::Keep => proto::LifetimeEnd::Keep,
+    };
+    Some(KeptLifetime {
+        at_end: at_end.into(),
+        to,
+    })
+}
+
+/// Returns a lifetime of an earlier life, and whether it is over since.
+#[must_use]
+pub fn lifetime_of(kept: Option<&KeptLifetime>) -> (Lifetime, bool) {
+    let Some(kept) = kept else {
+        return (Lifetime::Daemon, false);
+    };
+    let at_end = match kept.at_end() {
+        proto::LifetimeEnd::KillTree => LifetimeEnd::KillTree,
+        proto::LifetimeEnd::Keep => LifetimeEnd::Keep,
+        proto::LifetimeEnd::Close | proto::LifetimeEnd::Unspecified => LifetimeEnd::Close,
+    };
+    let (to, is_over) = match &kept.to {
+        Some(kept_lifetime::To::Process(process)) => {
+            match ClientProcess::again(process.pid, process.start_time) {
+                Some(process) => (BoundTo::Process(Arc::new(process)), false),
+                None => (BoundTo::Released, true),
+            }
+        }
+        Some(kept_lifetime::To::Lease(lease)) => {
+            let length = lease
+                .length
+                .and_then(|length| Duration::try_from(length).ok());
+            let lease = Lease::again(length.unwrap_or_default(), lease.expires);
+            (BoundTo::Lease(lease), false)
+        }
+        None => (BoundTo::Released, false),
+    };
+    (Lifetime::Bound(Box::new(Bound { to, at_end })), is_over)
+}

@@ -1,0 +1,82 @@
+//! Makes watches of an earlier life of the daemon again, from their specifications.
+
+use std::os::fd::AsFd as _;
+
+use super::{ending, refused, signals, timer, water_marks};
+use crate::driver::file;
+use crate::error::{Error, Result};
+use crate::event_loop::FoundWatch;
+use crate::proto;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{KeptDescriptor, KeptStream};
+use crate::proto::watch_spec::Spec;
+use crate::state::Inherited;
+use crate::watch::{AfterGrace, FdOrder, Orphan, Services, SignalOrder, Watch};
+
+/// Makes a watch again. It is not started.
+///
+/// # Errors
+/// Its kind ends with the daemon, or the system refuses something.
+pub fn revive(
+    services: &Services,
+    inherited: &mut Inherited,
+    found: &FoundWatch,
+) -> Result<Box<dyn Watch>> {
+    let gone = Error::wrong_state("its file descriptor is gone");
+    let mut take = |kept: &Option<KeptDescriptor>| {
+        let fd = kept.as_ref().and_then(|kept| inherited.take(kept));
+        fd.ok_or_else(|| gone.clone())
+    };
+    let spec = found.watch.spec.as_ref();
+    let spec = spec.and_then(|spec| spec.spec.as_ref());
+    match (spec, &found.state.of) {
+        (Some(Spec::Fd(_)), Some(Of::Fd(kept))) => {
+            let fd = take(&kept.descriptor)?;
+            let kind = file::inspect(fd.as_fd()).map_err(|refusal| refused("spec.fd", refusal))?;
+            let order = FdOrder {
+                fd,
+                kind,
+                readable: false,
+                writable: false,
+            };
+            Ok(order.build())
+        }
+        (Some(Spec::Process(spec)), Some(Of::Child(kept))) => {
+            let mut pipe = |kept: &Option<KeptDescriptor>| match kept {
+                Some(_) => take(kept).map(Some),
+                None => Ok(None),
+            };
+            let of = |stream: &Option<KeptStream>| stream.as_ref().and_then(|s| s.descriptor);
+            let pipes = [
+                pipe(&kept.stdin)?,
+                pipe(&of(&kept.stdout))?,
+                pipe(&of(&kept.stderr))?,
+            ];
+            let marks = spec.stdin_water_marks.as_ref();
+            let orphan = Orphan {
+                pid: kept.pid,
+                start_time: kept.start_time,
+                pidfd: take(&kept.pidfd)?,
+                pipes,
+                ending: ending::checked(spec)?,
+                after_grace: match spec.after_grace() {
+                    proto::AfterGrace::KeepReading => AfterGrace::KeepReading,
+                    proto::AfterGrace::Drain | proto::AfterGrace::Unspecified => AfterGrace::Drain,
+                },
+                stdin_marks: water_marks(services.transport, "spec.process", marks)?,
+            };
+            orphan.adopt(services)
+        }
+        (Some(Spec::Signal(spec)), _) => {
+            let numbers = signals(&spec.signals, services)?;
+            Ok(SignalOrder(numbers).build())
+        }
+        (Some(Spec::Timer(spec)), _) => {
+            let checked = timer::check(spec, &found.watch.name)?;
+            Ok(checked.order(services)?.build())
+        }
+        _ => Err(Error::wrong_state(
+            "this kind of watch ends with the daemon",
+        )),
+    }
+}

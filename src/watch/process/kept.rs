@@ -1,0 +1,181 @@
+//! What later lives of the daemon need of a child, and how they go on with it.
+
+use std::os::fd::OwnedFd;
+
+use super::child::Child;
+use super::timeout::Timeout;
+use super::{AfterGrace, Process, ProcessChange, STDERR, STDIN, STDOUT};
+use crate::clock::nanos;
+use crate::config::ChildWatcher;
+use crate::driver::{Driver, Nonblocking, SourceId};
+use crate::error::{Error, Result};
+use crate::event::Stream;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{KeptChild, KeptStream};
+use crate::state::descriptor;
+use crate::watch::transport::{Incoming, Outgoing};
+use crate::watch::{Context, Resumption, Services, Watch, WaterMarks};
+
+/// A child of a dead life.
+#[derive(Debug)]
+pub struct Orphan {
+    /// Its pid.
+    pub pid: i32,
+    /// When it was started, clock ticks since the boot.
+    pub start_time: u64,
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// The daemon's ends of its pipes; `None` for one that is closed.
+    pub pipes: [Option<OwnedFd>; 3],
+    /// How it ends.
+    pub ending: ProcessChange,
+    /// What happens to its output if other processes keep it open.
+    pub after_grace: AfterGrace,
+    /// When WritePaused and WriteResumed are appended.
+    pub stdin_marks: WaterMarks,
+}
+
+impl Orphan {
+    /// Takes it over. The watch is not started.
+    ///
+    /// # Errors
+    /// The limit on children.
+    pub fn adopt(self, services: &Services) -> Result<Box<dyn Watch>> {
+        let permit = services.children.take()?;
+        let child = Child::adopt(
+            (self.pid, self.pidfd),
+            self.start_time,
+            permit,
+            &services.reaper,
+            self.ending.signals,
+        );
+        Ok(Box::new(Process {
+            pid: self.pid,
+            child: Some(child),
+            watched_fd: None,
+            watched: None,
+            waiter: None,
+            subscription: None,
+            pipes: self.pipes,
+            terminal: None,
+            types: false,
+            stdin_marks: self.stdin_marks,
+            stdin: None,
+            outputs: [None, None],
+            exited: None,
+            at_end: self.ending.at_end,
+            after_grace: self.after_grace,
+            // The keeper reaps it, and then sends SIGCHLD.
+            watcher: ChildWatcher::Sigchld,
+            pipe_grace: self.ending.pipe_grace.unwrap_or(services.pipe_grace),
+            has_grace: false,
+            kill_grace: self.ending.kill_grace.unwrap_or(services.kill_grace),
+            stdin_bytes: 0,
+            unsent: 0,
+            timeout: Timeout::None,
+            started: 0,
+            check_at: None,
+            killing: false,
+            kills: 0,
+            start_time: self.start_time,
+        }))
+    }
+}
+
+impl Process {
+    pub(super) fn kept(&self, driver: &dyn Driver) -> Option<Of> {
+        if self.terminal.is_some() {
+            return None;
+        }
+        let file = |source: SourceId| descriptor(driver.fd(source)?);
+        let stream = |output: &Option<Incoming>| {
+            output.as_ref().map(|output| KeptStream {
+                descriptor: Some(output.source).filter(|_| !output.ended).and_then(file),
+                offset: output.offset,
+                paused: output.paused,
+            })
+        };
+        let stdin = self.stdin.as_ref();
+        Some(Of::Child(KeptChild {
+            pid: self.pid,
+            start_time: self.start_time,
+            pidfd: self.child.as_ref().and_then(Child::pidfd_for_later),
+            stdin: stdin.and_then(|stdin| file(stdin.source)),
+            stdout: stream(&self.outputs[0]),
+            stderr: stream(&self.outputs[1]),
+            stdin_taken: self.stdin_bytes,
+            stdin_eof: stdin.is_some_and(|stdin| stdin.eof),
+            stdin_sent: stdin.map_or(0, Outgoing::sent),
+            stdin_paused: stdin.is_some_and(Outgoing::is_paused),
+            exited: self.exited.clone(),
+            started: self.started,
+            timeout_at: match self.timeout {
+                Timeout::At(at) | Timeout::KillAt(at) => Some(at),
+                Timeout::In(time) => Some(self.started.saturating_add(nanos(time))),
+                Timeout::None | Timeout::Killed => None,
+            },
+            timed_out: self.timeout.is_over(),
+            killing: self.killing,
+        }))
+    }
+
+    /// Goes on with a child of a dead life.
+    pub(super) fn go_on(&mut self, cx: &mut Context<'_>, rest: &Resumption) -> Result<()> {
+        let Of::Child(child) = &rest.of else {
+            return Err(Error::Internal("what was kept is no child"));
+        };
+        let kept = child.clone();
+        self.started = kept.started;
+        self.timeout = match (kept.timeout_at, kept.timed_out) {
+            (Some(at), false) => Timeout::At(at),
+            (Some(at), true) => Timeout::KillAt(at),
+            (None, true) => Timeout::Killed,
+            (None, false) => Timeout::None,
+        };
+        (self.killing, self.stdin_bytes) = (kept.killing, kept.stdin_taken);
+        let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
+        let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
+        let sources = [attach(stdin), attach(stdout), attach(stderr)];
+        self.stdin = sources[0].map(|source| {
+            let mut stdin = Outgoing::that_survives(STDIN, source, self.stdin_marks);
+            stdin.eof = kept.stdin_eof;
+            let to = kept.stdin.as_ref();
+            let sent = to.map_or(kept.stdin_sent, |to| rest.sent(to, kept.stdin_sent));
+            let taken = kept.stdin_taken;
+            stdin.go_on(cx, (sent, taken), &rest.unsent, kept.stdin_paused);
+            stdin
+        });
+        if self.stdin.as_ref().is_some_and(Outgoing::is_finished) {
+            self.close_stdin(cx);
+        }
+        let output = |lane, source: Option<SourceId>, stream, kept: &Option<KeptStream>| {
+            let kept = kept.as_ref()?;
+            let mut output = Incoming::of_pipe(lane, source?, stream);
+            (output.offset, output.paused) = (kept.offset, kept.paused);
+            Some(output)
+        };
+        self.outputs = [
+            output(STDOUT, sources[1], Stream::Stdout, &kept.stdout),
+            output(STDERR, sources[2], Stream::Stderr, &kept.stderr),
+        ];
+        for (output, kept) in self.outputs.iter_mut().zip([kept.stdout, kept.stderr]) {
+            let (Some(output), Some(kept)) = (output, kept) else {
+                continue;
+            };
+            for bytes in rest.unrecorded_of(&kept) {
+                output.deliver(cx, bytes);
+            }
+            output.start(cx);
+        }
+        self.exited = kept.exited;
+        if self.exited.is_none() {
+            self.watch_exit(cx);
+            self.set_next_alarm(cx);
+        } else {
+            self.start_grace(cx);
+            self.close_if_done(cx);
+        }
+        cx.changed();
+        Ok(())
+    }
+}
