@@ -9,11 +9,11 @@ use crate::sys::{self, Waited};
 
 /// The most exits that wait until a life has recorded them. Further zombies wait.
 const EXITS: usize = 256;
-/// Whether it is in use, the pid, its start time, how it ended, and eleven numbers of its usage.
+/// Whether it is in use, the pid, when it was reaped, how it ended, and eleven numbers of its usage.
 const WORDS: usize = 16;
 const STATE: usize = 0;
 const PID: usize = 1;
-const START: usize = 2;
+const AT: usize = 2;
 const CODE: usize = 3;
 const STATUS: usize = 4;
 const USAGE: usize = 5;
@@ -27,10 +27,20 @@ pub(super) struct Exits(&'static [AtomicU64; EXITS * WORDS]);
 pub struct OrphanExit {
     /// Its pid.
     pub pid: i32,
-    /// When it was started, clock ticks since the boot.
-    pub start: u64,
+    /// When it was reaped, clock ticks since the boot. A process that has the pid and was started before
+    /// is the one that has ended, as no other had its pid until then.
+    pub at: u64,
     /// How it ended.
     pub(crate) waited: Waited,
+}
+
+impl OrphanExit {
+    /// Returns whether it is that of the process with this pid and start time, in clock ticks since the
+    /// boot.
+    #[must_use]
+    pub const fn is_of(&self, pid: i32, start: u64) -> bool {
+        self.pid == pid && self.at >= start
+    }
 }
 
 impl Exits {
@@ -53,7 +63,7 @@ impl Exits {
                 .store(value.cast_unsigned(), Ordering::Relaxed);
         };
         set(PID, exit.pid.into());
-        self.word(at, START).store(exit.start, Ordering::Relaxed);
+        self.word(at, AT).store(exit.at, Ordering::Relaxed);
         set(CODE, exit.waited.code.into());
         set(STATUS, exit.waited.status.into());
         for (word, value) in (USAGE..).zip(numbers(&exit.waited.usage)) {
@@ -76,7 +86,7 @@ impl Exits {
         let small = |word: usize| i32::try_from(get(word)).unwrap_or_default();
         Some(OrphanExit {
             pid: small(PID),
-            start: get(START).cast_unsigned(),
+            at: get(AT).cast_unsigned(),
             waited: Waited {
                 code: small(CODE),
                 status: small(STATUS),

@@ -56,7 +56,7 @@ impl Life {
     #[must_use]
     pub fn orphan_exit(&self, pid: i32, start: u64) -> Option<OrphanExit> {
         let mut all = self.exits.all().map(|(_, exit)| exit);
-        all.find(|exit| (exit.pid, exit.start) == (pid, start))
+        all.find(|exit| exit.is_of(pid, start))
     }
 
     /// Forgets the exits of children of dead lives for which `is_over` says so. The keeper reaps no more

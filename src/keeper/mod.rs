@@ -98,6 +98,8 @@ pub enum Role {
 pub fn start() -> Result<Role, Errno> {
     let page = Page::new()?;
     let exits = Exits::new()?;
+    // The first call may open a file. Later the keeper opens none: each life closes what it does not know.
+    let _ = crate::clock::boot_ticks();
     let before = system::block_all_signals();
     let before = before.map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     let mut keeper = Keeper {
@@ -201,8 +203,8 @@ impl Keeper {
                 });
             } else {
                 // An orphan, which may be a child of a dead life: recorded, then reaped.
-                let start = system::start_ticks(pid);
-                if !self.exits.record(&OrphanExit { pid, start, waited }) {
+                let at = crate::clock::boot_ticks();
+                if !self.exits.record(&OrphanExit { pid, at, waited }) {
                     break;
                 }
                 has_recorded = true;

@@ -164,32 +164,6 @@ pub(crate) fn reap_ended(pid: libc::pid_t) {
     let _ = super::waitid_of(libc::P_PID, pid, options);
 }
 
-/// Returns when a process was started, clock ticks since the boot (proc_pid_stat(5), field 22); 0 if
-/// it is gone. Allocates no memory.
-pub(crate) fn start_ticks(pid: libc::pid_t) -> u64 {
-    let mut path = [0_u8; 32];
-    let mut rest = &mut path[..];
-    let written = std::io::Write::write_fmt(&mut rest, format_args!("/proc/{pid}/stat\0"));
-    let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else {
-        return 0;
-    };
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-    let (Ok(()), Ok(file)) = (written, opened) else {
-        return 0;
-    };
-    let mut stat = [0_u8; 1024];
-    let read = rustix::io::read(&file, &mut stat).unwrap_or(0);
-    let stat = &stat[..read];
-    // The second field is the name in parentheses, which may contain any characters.
-    let after = stat.iter().rposition(|byte| *byte == b')').unwrap_or(read);
-    let mut fields = stat[after..].split(|byte| *byte == b' ');
-    let field = fields
-        .nth(20)
-        .and_then(|field| std::str::from_utf8(field).ok());
-    field.and_then(|field| field.parse().ok()).unwrap_or(0)
-}
-
 /// Blocks all signals in the calling thread. Returns the mask before.
 ///
 /// # Errors

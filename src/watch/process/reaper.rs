@@ -63,7 +63,7 @@ struct Orphans {
 impl Orphans {
     fn forget_strangers(&self, known: &BTreeSet<(i32, u64)>) {
         if let Some(life) = self.life.filter(|_| self.settled.load(Ordering::Acquire)) {
-            life.forget_exits(|exit| !known.contains(&(exit.pid, exit.start)));
+            life.forget_exits(|exit| !known.iter().any(|(pid, start)| exit.is_of(*pid, *start)));
         }
     }
 }
