@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Status, Streaming};
 
-use super::failure::Failure;
+use super::failure::{Failure, complain};
 use super::session::{Session, answer};
 use super::standstill::{self, Standstill};
 use crate::proto::{
@@ -316,7 +316,12 @@ impl Feed {
                     self.through = new.after;
                     self.header = Some(new.clone());
                 }
-                Some(old) if (&old.instance, &old.epoch) == (&new.instance, &new.epoch) => {
+                // The same history: the loop goes on, in the same life of the daemon or in another.
+                Some(old) if old.epoch == new.epoch => {
+                    if old.instance != new.instance {
+                        complain(format_args!("the daemon was restarted; this goes on"));
+                        self.header = Some(new.clone());
+                    }
                     return Ok(None);
                 }
                 Some(_) => return Err(self.restarted()),

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 mod children;
+mod command_line;
 #[path = "../common/mod.rs"]
 mod common;
 mod contexts;
