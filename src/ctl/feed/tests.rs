@@ -114,9 +114,13 @@ fn say(message: run_response::Message) -> Result<RunResponse, Status> {
 }
 
 fn header(instance: &str) -> Result<RunResponse, Status> {
+    header_of(instance, "e")
+}
+
+fn header_of(instance: &str, epoch: &str) -> Result<RunResponse, Status> {
     say(run_response::Message::Header(RunHeader {
         instance: instance.to_owned(),
-        epoch: "e".to_owned(),
+        epoch: epoch.to_owned(),
         ..RunHeader::default()
     }))
 }
@@ -178,10 +182,20 @@ async fn a_broken_stream_goes_on_after_the_last_batch_and_starts_nothing_again()
 }
 
 #[tokio::test]
-async fn another_instance_of_the_daemon_is_never_taken_for_the_same_history() {
+async fn another_instance_of_the_daemon_goes_on_with_the_same_history() {
     let (mut feed, _) = feed(vec![
         vec![header("i"), batch(0, 2)],
-        vec![header("j"), batch(2, 3)],
+        vec![header("j"), batch(2, 3), done()],
+    ])
+    .await;
+    read(&mut feed).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_history_is_never_taken_for_the_same_one() {
+    let (mut feed, _) = feed(vec![
+        vec![header("i"), batch(0, 2)],
+        vec![header_of("j", "f"), batch(2, 3)],
     ])
     .await;
     let failure = read(&mut feed).await.unwrap_err();
