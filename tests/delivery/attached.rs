@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use tonic::transport::Endpoint;
 
-use crate::common::{Daemon, Recorder, connect_with, loop_named, millis, shell, within};
+use crate::common::{Daemon, Recorder, by_name, connect_with, loop_named, millis, shell, within};
 
 /// Journals far smaller than the output of the processes.
 const CONFIG: &str = r#"
@@ -85,6 +85,16 @@ impl Stage {
             .initial_connection_window_size(64 * 1024);
         let channel = connect_with(&self.daemon.socket, endpoint).await;
         Recorder::run_over(channel, request).await.unwrap()
+    }
+
+    async fn write(&self, name: &str, data: &'static str) {
+        let request = WriteRequest {
+            r#loop: Some(self.target.clone()),
+            watch: by_name(name),
+            data: data.into(),
+            ..WriteRequest::default()
+        };
+        self.daemon.transports().write(request).await.unwrap();
     }
 
     async fn journal(&self) -> JournalStatus {
@@ -318,25 +328,27 @@ async fn output_of_other_processes_does_not_delay_the_end_of_the_pipe_grace() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn readers_that_together_hold_up_a_loop_are_let_go_although_none_is_far_behind() {
     let stage = Stage::new(("small", "epoll")).await;
-    let gate = stage.daemon.dir.path().join("gate");
-    mkfifoat(CWD, &gate, Mode::RUSR | Mode::WUSR).unwrap();
-    // First as many bytes as can be in flight to a reader that does not read, then fewer than a
-    // reader may be behind. The unread bytes of all readers together are larger than the journal.
-    let line = format!(
-        "head -c 100000 /dev/zero; : < {}; head -c 27000 /dev/zero; read end",
-        gate.display()
-    );
+    // Each writes a little for each line that it is given: how much can be in flight to a reader that
+    // does not read depends on the host.
+    let line = "while read line; do head -c 4000 /dev/zero; done";
+    let names: Vec<_> = (0..25).map(|n| format!("stopped-{n}")).collect();
     let mut stopped = Vec::new();
-    for n in 0..25 {
+    for name in &names {
         let spec = ProcessSpec {
             stdin: Stdio::Pipe.into(),
-            ..shell(&line)
+            ..shell(line)
         };
-        stopped.push(stage.run_with(&format!("stopped-{n}"), Some(spec)).await);
+        stopped.push(stage.run_with(name, Some(spec)).await);
     }
-    let open = tokio::task::spawn_blocking(move || File::options().write(true).open(gate));
-    let _open = within("the gate", open).await.unwrap().unwrap();
-    let held_up = |journal: &JournalStatus| journal.readers_let_go > 0;
-    stage.until("readers to be let go", held_up).await;
+    // The unread bytes of all readers together become larger than the journal before one of them is far
+    // behind.
+    within("readers to be let go", async {
+        while stage.journal().await.readers_let_go == 0 {
+            for name in &names {
+                stage.write(name, "\n").await;
+            }
+        }
+    })
+    .await;
     whole(stage.run("neighbour").await).await;
 }

@@ -183,8 +183,16 @@ fn a_slow_reader_is_told_to_look_itself() {
         }
     );
     assert!(matches!(reader.next(), Told::Synced(_)));
-    fs::write(top.path().join("after"), b"x").unwrap();
-    reader.until_change("after", Kinds::WRITE_ENDED);
+    // Changes of the ten files that come only now may fill the inbox once more: then it is told to look
+    // again, and not of this one.
+    let is_after = |told: &Told| is_change(told, "after", Kinds::WRITE_ENDED);
+    loop {
+        fs::write(top.path().join("after"), b"x").unwrap();
+        let told = reader.until(|told| is_after(told) || matches!(told, Told::Synced(_)));
+        if told.last().is_some_and(is_after) {
+            break;
+        }
+    }
 }
 
 #[test]
