@@ -331,7 +331,7 @@ async fn readers_that_together_hold_up_a_loop_are_let_go_although_none_is_far_be
     // Each writes a little for each line that it is given: how much can be in flight to a reader that
     // does not read depends on the host.
     let line = "while read line; do head -c 4000 /dev/zero; done";
-    let names: Vec<_> = (0..25).map(|n| format!("stopped-{n}")).collect();
+    let names: Vec<_> = (0..40).map(|n| format!("stopped-{n}")).collect();
     let mut stopped = Vec::new();
     for name in &names {
         let spec = ProcessSpec {
@@ -340,10 +340,19 @@ async fn readers_that_together_hold_up_a_loop_are_let_go_although_none_is_far_be
         };
         stopped.push(stage.run_with(name, Some(spec)).await);
     }
-    // The unread bytes of all readers together become larger than the journal before one of them is far
-    // behind.
+    // The unread bytes of all readers together become larger than the journal before one of them is so
+    // far behind that its process waits for it.
+    let waits = |source: &PausedSource| {
+        let pause = source.pause.as_ref();
+        pause.is_some_and(|pause| pause.reason() == SourcePauseReason::Readers)
+    };
     within("readers to be let go", async {
-        while stage.journal().await.readers_let_go == 0 {
+        loop {
+            let journal = stage.journal().await;
+            if journal.readers_let_go > 0 {
+                break;
+            }
+            assert!(!journal.paused_sources.iter().any(waits), "{journal:?}");
             for name in &names {
                 stage.write(name, "\n").await;
             }
