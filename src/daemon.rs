@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::libc;
-use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -297,17 +296,13 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
     let registry = Registry::new(Arc::clone(&config), Arc::clone(&services), memory, arena)?;
     if let Some(life) = life.as_ref().filter(|_| !found.is_empty()) {
-        let inherited = Mutex::new(inherited);
         registry.take_up(Revived {
             found,
             needed,
             revival: Revival {
                 told: lives::recovered(life),
                 by_fault: lives::died_by_fault(life),
-                revive: {
-                    let services = Arc::clone(&services);
-                    Arc::new(move |found| rpc::revive(&services, &mut inherited.lock(), found))
-                },
+                revive: rpc::Reviver::new(&registry, inherited),
             },
         });
     }

@@ -38,3 +38,26 @@ impl From<crate::config::Survives> for Survives {
         }
     }
 }
+
+impl From<crate::driver::Nonblocking> for state::KeptMode {
+    fn from(mode: crate::driver::Nonblocking) -> Self {
+        use crate::driver::Nonblocking as Mode;
+        match mode {
+            Mode::Socket => Self::Socket,
+            Mode::Pipe => Self::Pipe,
+            Mode::Listener => Self::Listener,
+            Mode::Own | Mode::Terminal | Mode::ReadinessOnly | Mode::File => Self::Unspecified,
+        }
+    }
+}
+
+impl From<state::KeptMode> for crate::driver::Nonblocking {
+    fn from(mode: state::KeptMode) -> Self {
+        match mode {
+            state::KeptMode::Unspecified => Self::Own,
+            state::KeptMode::Socket => Self::Socket,
+            state::KeptMode::Pipe => Self::Pipe,
+            state::KeptMode::Listener => Self::Listener,
+        }
+    }
+}

@@ -16,9 +16,10 @@ use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::driver;
 use crate::event::Recovered;
-use crate::event_loop::descriptors;
+use crate::event_loop::{descriptors, listening};
 use crate::keeper::{Ended, Kept, Life};
 use crate::proto::RecoveryReason;
+use crate::proto::state::KeptDescriptor;
 use crate::state::{Arena, Found, Inherited, Owner};
 use crate::sys;
 
@@ -80,10 +81,13 @@ fn open_state(life: &Life) -> State {
         }
         None => (None, Vec::new()),
     };
+    let is_there = |kept: &&KeptDescriptor| {
+        sys::keeper::identity_of(kept.number) == Some((kept.device, kept.inode))
+    };
     let files = descriptors(&found);
     let numbers: Vec<_> = files
         .iter()
-        .filter(|kept| sys::keeper::identity_of(kept.number) == Some((kept.device, kept.inode)))
+        .filter(is_there)
         .map(|kept| kept.number)
         .collect();
     let needed: BTreeMap<_, _> = found
@@ -91,12 +95,16 @@ fn open_state(life: &Life) -> State {
         .filter_map(|one| Some((one.owner, driver::needed(one)?)))
         .filter(|(_, number)| sys::keeper::identity_of(*number).is_some())
         .collect();
+    let accepted = listening(&found);
+    let accepted = accepted.iter().filter(is_there).map(|kept| kept.number);
+    let accepted = sys::keeper::accepted_from(accepted);
     let kept: Vec<_> = numbers
         .into_iter()
         .chain(needed.values().copied())
+        .chain(accepted.values().flatten().copied())
         .collect();
     life.close_all_but(memory.into_iter().chain(kept.iter().copied()));
-    let mut inherited = Inherited::own(kept);
+    let mut inherited = Inherited::own(kept).with_accepted(accepted);
     let needed = needed.into_iter();
     State {
         arena,

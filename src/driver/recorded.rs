@@ -87,12 +87,33 @@ impl Transfers {
         mode: Nonblocking,
         outbound: &Outbound,
     ) -> Attempt<usize> {
-        // What blocks unless each call says otherwise cannot be spliced to.
-        let offset = outbound.offset.get().filter(|_| mode == Nonblocking::Own);
-        match offset.filter(|_| self.has_relay()) {
-            Some(offset) => self.send_with_receipt(fd, offset, &outbound.bytes),
+        match outbound.offset.get().filter(|_| self.receipts.is_some()) {
             None => transfer::send(fd, mode, &outbound.bytes),
+            // splice(2) to a socket blocks unless its open file description says otherwise.
+            Some(offset) if mode == Nonblocking::Socket => {
+                self.send_in_doubt(fd, offset, &outbound.bytes)
+            }
+            Some(offset) if self.has_relay() => self.send_with_receipt(fd, offset, &outbound.bytes),
+            Some(_) => transfer::send(fd, mode, &outbound.bytes),
         }
+    }
+
+    /// Sends to a socket, so that later lives know whether that was under way.
+    fn send_in_doubt(&mut self, fd: BorrowedFd<'_>, offset: u64, bytes: &Bytes) -> Attempt<usize> {
+        let number = fd.as_raw_fd();
+        let send = || transfer::send(fd, Nonblocking::Socket, bytes);
+        let Some(receipts) = &mut self.receipts else {
+            return send();
+        };
+        if !receipts.has_memory() {
+            return send();
+        }
+        let Some(sending) = receipts.expect_in_doubt(number, offset) else {
+            return Err(CallError::WouldBlock);
+        };
+        let result = send();
+        sending.sent(*result.as_ref().unwrap_or(&0));
+        result
     }
 
     /// Makes the relay at the first call. Returns whether there is one.

@@ -1,6 +1,7 @@
 //! What later lives of the daemon find of a loop beside its journal: its state, and its watches.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::proto::state::{
 };
 use crate::proto::{self, LoopState};
 use crate::state::{Arena, Cell, Entry, Found, Kind, Owner, Records};
-use crate::watch::{Need, Unsent};
+use crate::watch::{Need, Progress, Unsent};
 
 /// The kinds of a loop's records. The numbers stand in memory that later versions read.
 const LOOP: u8 = 1;
@@ -29,14 +30,28 @@ const WATCH: u8 = 2;
 const WATCH_STATE: u8 = 3;
 /// Bytes that a watch has taken to send; the ids have no meaning.
 const UNSENT: u8 = 4;
+/// The numbers of [`Progress`].
+const PROGRESS: u8 = 5;
+/// The socket of a connection that was reported; the id is the number of its descriptor.
+const ACCEPTED: u8 = 6;
 
 /// What is kept of one watch.
 #[derive(Debug, Default)]
 struct Entries {
     watch: Option<Entry>,
     state: Option<Entry>,
+    progress: Option<Cell<{ Progress::NUMBERS }>>,
     /// Parts of its outgoing stream, each with its end in it.
     unsent: VecDeque<(u64, Entry)>,
+}
+
+impl Entries {
+    fn all(self) -> impl Iterator<Item = Entry> {
+        let unsent = self.unsent.into_iter().map(|(_, entry)| entry);
+        let progress = self.progress.map(Cell::into_entry);
+        let others = [self.watch, self.state, progress].into_iter().flatten();
+        others.chain(unsent)
+    }
 }
 
 /// The records of a loop.
@@ -46,8 +61,11 @@ pub(super) struct Kept {
     /// The state of the loop, and the newest id of a watch.
     state: Option<Cell<2>>,
     watches: IdMap<Entries>,
-    /// The ids of watches whose state has changed in this turn.
-    changed: BTreeSet<u64>,
+    /// By the numbers of their descriptors.
+    accepted: BTreeMap<RawFd, Entry>,
+    /// The ids of watches whose streams have progressed in this turn, with whether anything else of
+    /// their state has changed.
+    changed: BTreeMap<u64, bool>,
     /// The number of the newest record of unsent bytes.
     newest_unsent: u64,
     /// Something found no memory: it is missing in later lives.
@@ -63,19 +81,39 @@ pub struct FoundWatch {
     pub watch: KeptWatch,
     /// As it stood when that life ended.
     pub state: KeptWatchState,
+    /// How far its streams were.
+    pub progress: Progress,
     /// What it had taken to send: each part with the bytes of the stream before it, in order.
     pub unsent: Vec<(u64, Bytes)>,
 }
 
+/// Returns the listening sockets of what was found of watches, from which connections without TLS are
+/// accepted.
+pub fn listening(found: &[Found]) -> Vec<KeptDescriptor> {
+    let mut all = Vec::new();
+    for of in states(found) {
+        if let Of::Listener(listener) = of
+            && !listener.tls
+        {
+            all.extend(listener.sockets);
+        }
+    }
+    all
+}
+
 /// Returns the open files of what was found of watches.
 pub fn descriptors(found: &[Found]) -> Vec<KeptDescriptor> {
+    states(found).into_iter().flat_map(descriptors_of).collect()
+}
+
+fn states(found: &[Found]) -> Vec<Of> {
     let mut all = Vec::new();
     for found in found.iter().filter(|found| found.owner != 0) {
         found.peek(|kind, bytes| {
             if kind == WATCH_STATE
                 && let Ok(state) = KeptWatchState::decode(bytes)
             {
-                all.extend(state.of.into_iter().flat_map(descriptors_of));
+                all.extend(state.of);
             }
         });
     }
@@ -86,6 +124,13 @@ pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
     match of {
         Of::Timer(_) | Of::Signal(_) => Vec::new(),
         Of::Fd(fd) => fd.descriptor.into_iter().collect(),
+        Of::Pipe(pipe) => pipe.descriptor.into_iter().collect(),
+        Of::Connection(connection) => {
+            let attempts = connection.attempts.into_iter().flat_map(|all| all.live);
+            let attempts = attempts.filter_map(|one| one.descriptor);
+            connection.descriptor.into_iter().chain(attempts).collect()
+        }
+        Of::Listener(listener) => listener.sockets,
         Of::Child(child) => {
             let streams = [child.stdout, child.stderr].into_iter().flatten();
             let streams = streams.filter_map(|stream| stream.descriptor);
@@ -105,7 +150,8 @@ impl Kept {
             records,
             state: None,
             watches: IdMap::default(),
-            changed: BTreeSet::new(),
+            accepted: BTreeMap::new(),
+            changed: BTreeMap::new(),
             newest_unsent: 0,
             is_lossy: false,
         }
@@ -143,6 +189,17 @@ impl Kept {
                 WATCH_STATE => {
                     kept.watches.get_or_insert_with(id, Entries::default).state = Some(entry);
                 }
+                PROGRESS => {
+                    let cell = Cell::recover(entry, committed);
+                    kept.watches
+                        .get_or_insert_with(id, Entries::default)
+                        .progress = Some(cell);
+                }
+                ACCEPTED => {
+                    if let Ok(number) = RawFd::try_from(id) {
+                        kept.accepted.insert(number, entry);
+                    }
+                }
                 UNSENT => {
                     kept.newest_unsent = kept.newest_unsent.max(id);
                     unsent.push(entry);
@@ -166,6 +223,11 @@ impl Kept {
                     id,
                     watch,
                     state,
+                    progress: entries
+                        .progress
+                        .as_ref()
+                        .map(|cell| Progress::of(cell.get()))
+                        .unwrap_or_default(),
                     unsent: parts.remove(&id).unwrap_or_default(),
                 }),
                 _ => {
@@ -181,9 +243,7 @@ impl Kept {
         let Some(entries) = self.watches.remove(id) else {
             return;
         };
-        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
-        let others = [entries.watch, entries.state].into_iter().flatten();
-        for entry in others.chain(unsent) {
+        for entry in entries.all() {
             self.records.free_now(entry);
         }
     }
@@ -210,6 +270,19 @@ impl Kept {
             of.push((offset, Bytes::from(kept.data)));
         }
         parts
+    }
+
+    /// Keeps how far the streams of a watch are.
+    fn keep_progress(&mut self, turn: u64, id: u64, progress: Progress) {
+        let entries = self.watches.get_or_insert_with(id, Entries::default);
+        let numbers = progress.numbers();
+        match &entries.progress {
+            Some(cell) => cell.set(turn, numbers),
+            None => match self.records.cell(turn, PROGRESS, id, numbers) {
+                Ok(cell) => entries.progress = Some(cell),
+                Err(_) => self.is_lossy = true,
+            },
+        }
     }
 
     /// Keeps what a watch has to send, and forgets what it has sent.
@@ -253,6 +326,24 @@ impl Kept {
         }
     }
 
+    /// Forgets the socket of a connection, which is closed.
+    pub(super) fn forget_accepted(&mut self, number: RawFd) {
+        if let Some(entry) = self.accepted.remove(&number) {
+            self.records.free_now(entry);
+        }
+    }
+
+    /// Passes the sockets of connections that were reported to `close`, and forgets those for which it
+    /// returns true.
+    pub(super) fn sift_accepted(&mut self, close: impl Fn(&KeptDescriptor) -> bool) {
+        let closed = self.accepted.extract_if(.., |_, entry| {
+            KeptDescriptor::decode(entry.bytes()).is_ok_and(|socket| close(&socket))
+        });
+        for (_, entry) in closed {
+            self.records.free_now(entry);
+        }
+    }
+
     fn put(
         records: &mut Records,
         place: &mut Option<Entry>,
@@ -276,8 +367,31 @@ impl EventLoop {
         if let Some(kept) = &mut self.kept
             && let Some(record) = self.watches.get(slot)
         {
-            kept.changed.insert(record.id());
+            kept.changed.insert(record.id(), true);
         }
+    }
+
+    /// Notes that the streams of a watch have progressed in this turn.
+    pub(super) fn kept_progresses(&mut self, slot: usize) {
+        if let Some(kept) = &mut self.kept
+            && let Some(record) = self.watches.get(slot)
+        {
+            kept.changed.entry(record.id()).or_default();
+        }
+    }
+
+    /// Keeps that the connection of this socket was reported. Until the socket is closed, a later life
+    /// may find it without a watch, and must not report it again.
+    pub(super) fn keep_accepted(&mut self, socket: &KeptDescriptor) {
+        let turn = self.outbox.turn();
+        let Some(kept) = &mut self.kept else { return };
+        let id = u64::from(socket.number.unsigned_abs());
+        let mut entry = kept.accepted.remove(&socket.number);
+        let bytes = socket.encode_to_vec();
+        let put = Kept::put(&mut kept.records, &mut entry, turn, (ACCEPTED, id), &bytes);
+        kept.is_lossy |= !put;
+        kept.accepted
+            .extend(entry.map(|entry| (socket.number, entry)));
     }
 
     /// Keeps a watch as it was added or updated.
@@ -297,7 +411,7 @@ impl EventLoop {
             &bytes,
         );
         kept.is_lossy |= !put;
-        kept.changed.insert(id);
+        kept.changed.insert(id, true);
     }
 
     /// Forgets a watch that is removed.
@@ -308,9 +422,7 @@ impl EventLoop {
         let Some(entries) = kept.watches.remove(id) else {
             return;
         };
-        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
-        let others = [entries.watch, entries.state].into_iter().flatten();
-        for entry in others.chain(unsent) {
+        for entry in entries.all() {
             kept.records.free(turn, entry);
         }
         self.outbox.mark_kept();
@@ -338,20 +450,25 @@ impl EventLoop {
                 self.outbox.mark_kept();
             }
         }
-        for id in std::mem::take(&mut kept.changed) {
+        for (id, has_changed) in std::mem::take(&mut kept.changed) {
             let record = self.watches.by_id(id).map(|slot| &self.watches[slot]);
             let Some(record) = record else { continue };
-            let bytes = kept_state(record, &*self.driver).encode_to_vec();
-            let entries = kept.watches.get_or_insert_with(id, Entries::default);
-            let put = Kept::put(
-                &mut kept.records,
-                &mut entries.state,
-                turn,
-                (WATCH_STATE, id),
-                &bytes,
-            );
-            kept.is_lossy |= !put;
+            if has_changed {
+                let bytes = kept_state(record, &*self.driver).encode_to_vec();
+                let entries = kept.watches.get_or_insert_with(id, Entries::default);
+                let put = Kept::put(
+                    &mut kept.records,
+                    &mut entries.state,
+                    turn,
+                    (WATCH_STATE, id),
+                    &bytes,
+                );
+                kept.is_lossy |= !put;
+            }
             let watch = record.watch.as_ref();
+            if let Some(progress) = watch.and_then(|watch| watch.progress()) {
+                kept.keep_progress(turn, id, progress);
+            }
             kept.keep_unsent(turn, id, watch.and_then(|watch| watch.unsent()));
             self.outbox.mark_kept();
         }

@@ -183,13 +183,16 @@ impl EventLoop {
             polled,
             alarm: None,
             changed: false,
+            progressed: false,
         };
         let before = *cx.need;
         let result = action(&mut *watch, &mut cx);
-        let (alarm, changed) = (cx.alarm, cx.changed);
+        let (alarm, changed, progressed) = (cx.alarm, cx.changed, cx.progressed);
         record.watch = Some(watch);
         if changed || record.need != before {
             self.kept_changes(slot);
+        } else if progressed {
+            self.kept_progresses(slot);
         }
         if let Some(alarm) = alarm {
             self.set_alarm(slot, alarm);
@@ -238,7 +241,16 @@ impl EventLoop {
 
     /// Adds a watch for each connection that a listener has just accepted.
     fn adopt(&mut self, listener: usize) {
-        for Adoption { watch, need, peer } in std::mem::take(&mut self.adoptions) {
+        for adoption in std::mem::take(&mut self.adoptions) {
+            let Adoption {
+                watch,
+                need,
+                peer,
+                socket,
+            } = adoption;
+            if let Some(socket) = socket {
+                self.keep_accepted(&socket);
+            }
             let parent = &self.watches[listener];
             // A connection ends with its listener's process. It has no lease of its own to renew.
             let lifetime = match parent.lifetime.process() {

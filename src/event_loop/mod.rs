@@ -56,7 +56,7 @@ pub use adding::Added;
 pub use commands::{LoopEnd, Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
-pub use kept::{FoundWatch, descriptors, kept_lifetime_of, lifetime_of};
+pub use kept::{FoundWatch, descriptors, kept_lifetime_of, lifetime_of, listening};
 use ledger::Ledger;
 pub use lifetime::{Bound, BoundTo, KEPT, LEASE_MAX, LEASE_MIN, Lease, Lifetime, LifetimeEnd};
 use mailbox::{Deferred, Mailbox, Message, Reply};
@@ -389,7 +389,11 @@ impl EventLoop {
         self.outbox.commit();
         self.changes_are_kept();
         for step in self.afterwards.drain(..) {
+            let closes = step.closes();
             step.run(&self.services);
+            if let (Some(number), Some(kept)) = (closes, &mut self.kept) {
+                kept.forget_accepted(number);
+            }
         }
         let shared = &self.shared;
         shared.turns.fetch_add(1, Ordering::Relaxed);

@@ -7,16 +7,27 @@ use std::sync::atomic::Ordering;
 use super::EventLoop;
 use super::kept::{self, FoundWatch, Kept};
 use super::record::{Encoded, Record};
+use crate::access::Principal;
 use crate::driver;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Epoch, Kind, LoopState, Recovered};
 use crate::journal::{self, About, Journal, Memory, Outbox};
 use crate::kinds::WatchKind;
+use crate::proto::state::KeptDescriptor;
 use crate::state::{self, Arena, Found, Owner, Uncommitted};
-use crate::watch::{ControlBlock, End, Resumption, Watch};
+use crate::watch::{ControlBlock, End, Place, Resumption, Watch};
 
-/// Makes a watch of an earlier life again, from its specification. It is not started.
-pub type Revive = dyn Fn(&FoundWatch) -> Result<Box<dyn Watch>> + Send + Sync;
+/// Has what earlier lives have left open.
+pub trait Revive: Send + Sync {
+    /// Makes a watch again, from its specification. It is not started.
+    ///
+    /// # Errors
+    /// Its kind ends with the daemon, or the system refuses something.
+    fn revive(&self, owner: &Principal, found: &FoundWatch) -> Result<Box<dyn Watch>>;
+
+    /// Closes a descriptor that no watch has taken. Returns false if one has.
+    fn close(&self, left: &KeptDescriptor) -> bool;
+}
 
 /// What an earlier life has left of a loop.
 pub struct Remains {
@@ -33,7 +44,7 @@ pub struct Remains {
     /// What its readers are told.
     pub told: Recovered,
     /// Makes its watches again.
-    pub revive: Arc<Revive>,
+    pub revive: Arc<dyn Revive>,
 }
 
 impl std::fmt::Debug for Remains {
@@ -70,7 +81,7 @@ pub(super) struct Before {
     told: Recovered,
     watches: Vec<FoundWatch>,
     transfers: Transfers,
-    revive: Arc<Revive>,
+    revive: Arc<dyn Revive>,
 }
 
 /// What a loop begins with.
@@ -87,7 +98,7 @@ struct Parts {
     epoch: Epoch,
     created: u64,
     told: Recovered,
-    revive: Arc<Revive>,
+    revive: Arc<dyn Revive>,
 }
 
 impl Remains {
@@ -198,7 +209,7 @@ impl EventLoop {
         told: Recovered,
         watches: Vec<FoundWatch>,
         uncommitted: &Uncommitted,
-        revive: &Revive,
+        revive: &dyn Revive,
     ) {
         let mut slots = Vec::new();
         // Room is set aside for all of them before anything is told.
@@ -217,6 +228,15 @@ impl EventLoop {
                 self.go_on_with(slot, found, uncommitted, revive);
             }
         }
+        if let Some(kept) = &mut self.kept {
+            kept.sift_accepted(|socket| revive.close(socket));
+        }
+    }
+
+    /// Returns a place for a connection among those of the listener that accepted it.
+    fn place_of(&self, found: &FoundWatch) -> Option<Place> {
+        let listener = self.watches.by_id(found.watch.parent)?;
+        self.watches[listener].watch.as_ref()?.place()
     }
 
     /// Enters a watch of an earlier life in the tables.
@@ -274,23 +294,28 @@ impl EventLoop {
         slot: usize,
         found: FoundWatch,
         uncommitted: &Uncommitted,
-        revive: &Revive,
+        revive: &dyn Revive,
     ) {
         let is_closing = found.state.closing;
-        let resumed = revive(&found).and_then(|watch| {
-            self.watches[slot].watch = Some(watch);
-            let of = found.state.of.ok_or_else(not_kept)?;
-            let files = kept::descriptors_of(of.clone()).into_iter();
-            let numbers: Vec<_> = files.map(|file| file.number).collect();
-            let kept = Resumption {
-                of,
-                uncommitted: uncommitted.of(&numbers),
-                unsent: found.unsent,
-            };
-            let polled = self.is_polled();
-            self.call(slot, polled, |watch, cx| watch.resume(cx, kept))
-                .unwrap_or_else(|| Err(not_kept()))
-        });
+        let place = self.place_of(&found);
+        let resumed = revive
+            .revive(&self.shared.principal, &found)
+            .and_then(|watch| {
+                self.watches[slot].watch = Some(watch);
+                let of = found.state.of.ok_or_else(not_kept)?;
+                let files = kept::descriptors_of(of.clone()).into_iter();
+                let numbers: Vec<_> = files.map(|file| file.number).collect();
+                let kept = Resumption {
+                    of,
+                    progress: found.progress,
+                    uncommitted: uncommitted.of(&numbers),
+                    unsent: found.unsent,
+                    place,
+                };
+                let polled = self.is_polled();
+                self.call(slot, polled, |watch, cx| watch.resume(cx, kept))
+                    .unwrap_or_else(|| Err(not_kept()))
+            });
         if let Err(error) = resumed {
             let record = &mut self.watches[slot];
             record.watch = None;

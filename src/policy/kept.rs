@@ -45,7 +45,7 @@ pub struct Revival {
     /// What their readers are told.
     pub told: Recovered,
     /// Makes watches again.
-    pub revive: Arc<Revive>,
+    pub revive: Arc<dyn Revive>,
     /// Whether the life before died by a fault: a loop that many die of is set aside.
     pub by_fault: bool,
 }
@@ -65,7 +65,12 @@ const TRIES: u64 = 2;
 /// A loop that is set aside, with all that was found of it: its children live, and wait at their pipes.
 struct SetAside {
     name: String,
-    _rest: (journal::Recovered, Vec<Found>, Option<OwnedFd>, Arc<Revive>),
+    _rest: (
+        journal::Recovered,
+        Vec<Found>,
+        Option<OwnedFd>,
+        Arc<dyn Revive>,
+    ),
 }
 
 /// The loops with which no life can go on.

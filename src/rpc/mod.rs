@@ -49,7 +49,7 @@ pub mod wire;
 pub use connection::{Service, serve};
 pub use quota::MemoryQuotas;
 pub use repeat::Repeats;
-pub use spec::revive;
+pub use spec::Reviver;
 
 /// The server side of the services, generated.
 #[allow(

@@ -262,7 +262,7 @@ impl Arrivals {
                 all.sent.push(Sent {
                     number,
                     offset: Some(offset),
-                    len: place,
+                    len: Some(place),
                 });
             } else {
                 let (start, len) = (high(place), low(place));
@@ -289,8 +289,8 @@ impl Arrivals {
                 Completed::Sent { number, len } => {
                     let own = |one: &&Sent| one.number == number;
                     let before = all.sent.iter().rev().find(own);
-                    let offset = before.and_then(|one| Some(one.offset? + one.len));
-                    let len = len as u64;
+                    let offset = before.and_then(|one| Some(one.offset? + one.len?));
+                    let len = Some(len as u64);
                     all.sent.push(Sent {
                         number,
                         offset,

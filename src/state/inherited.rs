@@ -19,7 +19,11 @@ pub fn descriptor(fd: BorrowedFd<'_>) -> Option<KeptDescriptor> {
 
 /// The descriptors of an earlier life that nobody has taken yet. The rest is closed with it.
 #[derive(Debug, Default)]
-pub struct Inherited(BTreeMap<RawFd, OwnedFd>);
+pub struct Inherited {
+    open: BTreeMap<RawFd, OwnedFd>,
+    /// The numbers of sockets with the address of a listening socket, by the number of that.
+    accepted: BTreeMap<RawFd, Vec<RawFd>>,
+}
 
 impl Inherited {
     /// Owns the descriptors of these numbers. Each must be open, and nothing else may own it.
@@ -28,16 +32,34 @@ impl Inherited {
         // Each once: owned twice, it would be closed.
         let numbers: BTreeSet<_> = numbers.into_iter().collect();
         let owned = numbers.into_iter();
-        Self(
-            owned
+        Self {
+            open: owned
                 .map(|number| (number, sys::keeper::own(number)))
                 .collect(),
-        )
+            accepted: BTreeMap::new(),
+        }
+    }
+
+    /// Says which of them may have been accepted from which listening socket.
+    #[must_use]
+    pub fn with_accepted(mut self, accepted: BTreeMap<RawFd, Vec<RawFd>>) -> Self {
+        self.accepted = accepted;
+        self
+    }
+
+    /// Takes those that may have been accepted from the listening socket of that number and that nobody
+    /// has taken.
+    pub fn take_accepted(&mut self, listener: RawFd) -> Vec<OwnedFd> {
+        let numbers = self.accepted.remove(&listener).unwrap_or_default();
+        let numbers = numbers.into_iter();
+        numbers
+            .filter_map(|number| self.open.remove(&number))
+            .collect()
     }
 
     /// Takes the descriptor of that number, if nobody has taken it before.
     pub fn take_number(&mut self, number: RawFd) -> Option<OwnedFd> {
-        self.0.remove(&number)
+        self.open.remove(&number)
     }
 
     /// Takes an open file; `None` if it is another one, or was taken before.
@@ -46,6 +68,6 @@ impl Inherited {
         if found != (kept.device, kept.inode) {
             return None;
         }
-        self.0.remove(&kept.number)
+        self.open.remove(&kept.number)
     }
 }

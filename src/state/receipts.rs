@@ -8,6 +8,7 @@
 //!
 //! What is sent goes through a pipe that nobody else has, the *relay*, and from there to its receiver
 //! without a copy. So how many bytes the receiver has taken is known by how many are left in the relay.
+//! Not everything can be sent so; of any other send it is known whether it was under way.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ const RELAY: usize = WORD;
 const FIRST: usize = 2 * WORD;
 /// The words of a read: the descriptor, the bytes of the stream before it, where its bytes lie and how
 /// many they are at most, the mark in their place, and one more than how many were taken; 0 if that is
-/// not known. Of a send the first has [`SEND`], and the third is one more than how many bytes are in
-/// the relay, 0 before they are.
+/// not known. Of a send through the relay the first has [`RELAYED`], and the third is one more than how
+/// many bytes are in the relay, 0 before they are. Of any other send it has [`SEND`].
 const READ: usize = 5 * WORD;
 const NUMBER: usize = 0;
 const OFFSET: usize = WORD;
@@ -39,7 +40,8 @@ const PLACE: usize = 2 * WORD;
 const MARK: usize = 3 * WORD;
 const TAKEN: usize = 4 * WORD;
 const DATA: usize = FIRST + READS * READ;
-const SEND: u64 = 1 << 32;
+const RELAYED: u64 = 1 << 32;
+const SEND: u64 = 1 << 33;
 
 /// The receipts of one loop. They are of no more use once the turn with their bytes is committed.
 #[derive(Debug)]
@@ -176,6 +178,12 @@ impl Receipts {
         })
     }
 
+    /// Returns whether there is memory for receipts. What is transferred without is
+    /// [lost](Receipts::is_lossy) if this life is killed before it is committed.
+    pub fn has_memory(&mut self) -> bool {
+        self.room().is_some()
+    }
+
     /// Names the descriptor of the relay. Returns false if there is no memory.
     pub fn set_relay(&mut self, number: RawFd) -> bool {
         let known = self.room().is_some();
@@ -189,11 +197,21 @@ impl Receipts {
     /// Begins to send through the relay, which is empty, to a stream that was sent `offset` bytes
     /// before. `None` if there is no room for it before the next commit.
     pub fn expect_sent(&mut self, number: RawFd, offset: u64) -> Option<Sending<'_>> {
+        self.send(RELAYED, number, offset)
+    }
+
+    /// As [`Receipts::expect_sent`], without the relay: there must be [room](Receipts::room). A later life does not know how many bytes were
+    /// sent if this one is killed before [`Sending::sent`].
+    pub fn expect_in_doubt(&mut self, number: RawFd, offset: u64) -> Option<Sending<'_>> {
+        self.send(SEND, number, offset)
+    }
+
+    fn send(&mut self, how: u64, number: RawFd, offset: u64) -> Option<Sending<'_>> {
         let at = FIRST + self.reads * READ;
         let memory = self.memory.as_ref().filter(|_| self.reads < READS)?;
         let head = &memory.head;
         for (word, value) in [
-            (NUMBER, SEND | u64::from(number.unsigned_abs())),
+            (NUMBER, how | u64::from(number.unsigned_abs())),
             (OFFSET, offset),
             (PLACE, 0),
             (TAKEN, 0),
@@ -279,7 +297,7 @@ impl Receipts {
         };
         let count = usize::try_from(head.word(COUNT).load(Ordering::Acquire)).unwrap_or(0);
         for at in (0..count.min(READS)).map(|read| FIRST + read * READ) {
-            if head.word(at + NUMBER).load(Ordering::Acquire) & SEND == 0 {
+            if head.word(at + NUMBER).load(Ordering::Acquire) & (RELAYED | SEND) == 0 {
                 all.taken.extend(unrecorded(&head, &data, at));
             } else {
                 all.sent.extend(sent(&head, at, relayed));
@@ -297,17 +315,19 @@ fn parts(found: &Found) -> Option<(Part, Part)> {
     })
 }
 
-/// Returns what one send has sent, if it has sent something.
+/// Returns what one send has sent, unless that is nothing.
 fn sent(head: &Part, at: usize, relayed: Option<u64>) -> Option<Sent> {
     let word = |word: usize| head.word(at + word).load(Ordering::Acquire);
+    let number = word(NUMBER);
     let len = match (word(TAKEN), word(PLACE)) {
+        (0, _) if number & SEND != 0 => None,
         // Nothing leaves the relay before it is known what is in it.
-        (0, 0) => 0,
-        (0, put) => (put - 1).saturating_sub(relayed?),
-        (taken, _) => taken - 1,
+        (0, 0) => Some(0),
+        (0, put) => Some((put - 1).saturating_sub(relayed?)),
+        (taken, _) => Some(taken - 1),
     };
-    let number = RawFd::try_from(word(NUMBER) & !SEND).ok()?;
-    (len > 0).then(|| Sent {
+    let number = RawFd::try_from(number & !(RELAYED | SEND)).ok()?;
+    (len != Some(0)).then(|| Sent {
         number,
         offset: Some(word(OFFSET)),
         len,

@@ -35,15 +35,21 @@ pub struct Sent {
     pub number: RawFd,
     /// The bytes of the stream before them; `None`: as many as were sent before.
     pub offset: Option<u64>,
-    /// How many they are.
-    pub len: u64,
+    /// How many they are; `None`: nothing tells.
+    pub len: Option<u64>,
 }
 
 impl Sent {
-    /// Returns how many bytes of the stream are sent, if it was `sent` before.
+    /// Returns how many bytes of the stream are sent, if `sent` were before; `None` if nothing tells.
     #[must_use]
-    pub fn after(&self, sent: u64) -> u64 {
-        sent.max(self.offset.unwrap_or(sent) + self.len)
+    pub fn after(&self, sent: u64) -> Option<u64> {
+        let offset = self.offset.unwrap_or(sent);
+        match self.len {
+            Some(len) => Some(sent.max(offset + len)),
+            // They were recorded: only what follows was in doubt.
+            None if offset < sent => Some(sent),
+            None => None,
+        }
     }
 }
 

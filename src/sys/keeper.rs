@@ -1,6 +1,8 @@
 //! What the keeper and the lives that it starts need of the system.
 
+use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::Errno;
+use rustix::net::SocketAddrAny;
 
 use super::{Waited, check};
 
@@ -278,6 +281,57 @@ fn close_range(first: libc::c_uint, last: libc::c_uint) {
             unsafe { libc::close(number.cast_signed()) };
         }
     }
+}
+
+/// Returns the numbers of the stream sockets that have the addresses of these listening sockets and do
+/// not listen, by the number of the listening socket.
+pub(crate) fn accepted_from(
+    listeners: impl IntoIterator<Item = RawFd>,
+) -> BTreeMap<RawFd, Vec<RawFd>> {
+    let mut accepted = BTreeMap::new();
+    let mut addresses = Vec::new();
+    for number in listeners {
+        // SAFETY: the number is only used while this function runs, and a wrong one makes calls fail.
+        let listener = unsafe { BorrowedFd::borrow_raw(number) };
+        if let Ok(address) = rustix::net::getsockname(listener) {
+            addresses.push((address, number));
+        }
+    }
+    if addresses.is_empty() {
+        return accepted;
+    }
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else {
+        return accepted;
+    };
+    let names = open.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    for number in names.filter_map(|name| name.parse::<RawFd>().ok()) {
+        // SAFETY: as above.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let Ok(own) = rustix::net::getsockname(fd) else {
+            continue;
+        };
+        let is_accepted = rustix::net::sockopt::socket_acceptconn(fd) == Ok(false)
+            && rustix::net::sockopt::socket_type(fd) == Ok(rustix::net::SocketType::STREAM);
+        let listener = addresses.iter().find(|(address, _)| *address == own);
+        let any = || addresses.iter().find(|(address, _)| covers(address, &own));
+        if is_accepted && let Some((_, listener)) = listener.or_else(any) {
+            accepted
+                .entry(*listener)
+                .or_insert_with(Vec::new)
+                .push(number);
+        }
+    }
+    accepted
+}
+
+/// Returns whether a socket that listens on `any` address of the host has connections to this one.
+fn covers(any: &SocketAddrAny, own: &SocketAddrAny) -> bool {
+    let inet = |address: &SocketAddrAny| SocketAddr::try_from(address.clone()).ok();
+    let (Some(any), Some(own)) = (inet(any), inet(own)) else {
+        return false;
+    };
+    // Without IPV6_V6ONLY it has those of IPv4, too, whose addresses are mapped.
+    any.ip().is_unspecified() && any.port() == own.port() && (any.is_ipv6() || own.is_ipv4())
 }
 
 /// Ends both directions of each connected socket that was accepted from the listening socket of

@@ -228,6 +228,51 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     check(result.into()).map(|_| usize::try_from(bytes).unwrap_or(0))
 }
 
+/// Returns how many bytes a connected TCP socket has taken to send since it was made, but for a
+/// constant: the difference between two calls is exact (tcp(7), TCP_INFO and SIOCOUTQ). `None` for any
+/// other socket, or if the kernel does not tell.
+pub(crate) fn bytes_taken_to_send(socket: BorrowedFd<'_>) -> Option<u64> {
+    use rustix::net::{ipproto, sockopt};
+    if sockopt::socket_protocol(socket) != Ok(Some(ipproto::TCP)) {
+        return None;
+    }
+    let mut acknowledged = bytes_acknowledged(socket)?;
+    for _ in 0..COUNTS_MAX {
+        let left = unacknowledged(socket).ok()?;
+        let now = bytes_acknowledged(socket)?;
+        // An acknowledgement between the two calls would be counted twice.
+        if now == acknowledged {
+            return Some(now + left as u64);
+        }
+        acknowledged = now;
+    }
+    None
+}
+
+/// The most times that [`bytes_taken_to_send`] counts while acknowledgements come in.
+const COUNTS_MAX: usize = 1000;
+
+/// Returns `tcpi_bytes_acked` of linux/tcp.h, which libc does not have.
+fn bytes_acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
+    const AT: usize = 120;
+    let mut info = [0_u8; AT + 8];
+    let mut len = libc::socklen_t::try_from(info.len()).ok()?;
+    // SAFETY: `info` is valid for writes of `len` bytes, and `len` for a write.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    check(result.into()).ok()?;
+    let whole = usize::try_from(len).is_ok_and(|len| len >= info.len());
+    let bytes = info[AT..].try_into().ok()?;
+    whole.then(|| u64::from_ne_bytes(bytes))
+}
+
 /// Returns the number of connections that wait in the queue of a listening TCP socket; `None` for
 /// any other socket.
 pub(crate) fn waiting_connections(socket: BorrowedFd<'_>) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! The access that a watch has to its loop during a call.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, Sourc
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
+use crate::proto::state::KeptDescriptor;
 use crate::state::Start;
 
 /// The room that [`Context::reserve`] reserves.
@@ -59,6 +60,8 @@ pub struct Adoption {
     pub need: Need,
     /// The address of the peer.
     pub peer: Option<crate::proto::SocketAddress>,
+    /// The socket, if a later life must tell it from those that were never reported.
+    pub socket: Option<KeptDescriptor>,
 }
 
 /// The part of a loop's record of a watch that its [`Context`] changes.
@@ -124,6 +127,8 @@ pub struct Context<'a> {
     pub(crate) alarm: Option<Option<Alarm>>,
     /// Whether what [`Watch::keep`] returns has changed in this call.
     pub(crate) changed: bool,
+    /// Whether what [`Watch::progress`] returns has changed in this call.
+    pub(crate) progressed: bool,
 }
 
 /// What is done once the turn is committed: until then a later life would need what ends with it.
@@ -138,6 +143,15 @@ pub enum Afterwards {
 }
 
 impl Afterwards {
+    /// Returns the number of the descriptor that it closes.
+    #[must_use]
+    pub fn closes(&self) -> Option<RawFd> {
+        match self {
+            Self::Close(fd, _) => Some(fd.as_raw_fd()),
+            Self::Reap(_) | Self::Started(_) => None,
+        }
+    }
+
     /// Does it.
     pub fn run(self, services: &Services) {
         match self {
@@ -422,6 +436,11 @@ impl Context<'_> {
     /// Says that what [`Watch::keep`] returns has changed.
     pub const fn changed(&mut self) {
         self.changed = true;
+    }
+
+    /// Says that what [`Watch::progress`] returns has changed.
+    pub const fn progressed(&mut self) {
+        self.progressed = true;
     }
 
     /// Sets the watch's one alarm.

@@ -49,6 +49,7 @@ mod pid;
 mod pipe;
 mod places;
 mod process;
+mod progress;
 mod resolver;
 mod services;
 mod signal;
@@ -61,7 +62,9 @@ mod transport;
 mod wake;
 mod water;
 
-pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
+pub use connection::{
+    ConnectionOrder, Dialling, EarlierConnection, StartTls, StreamOptions, Target,
+};
 pub(crate) use context::ONE_BY_ONE;
 pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, End, Grants};
 pub use datagram::{
@@ -71,15 +74,19 @@ pub use fd::FdOrder;
 pub use file::FileOrder;
 pub use handshakes::{Handshakes, Secured, TlsOrder};
 pub use links::Links;
-pub use listener::{ListenOrder, ListenTarget, SOCKETS_MAX};
+pub use listener::{
+    Accepting, EarlierListener, ListenOrder, ListenTarget, SOCKETS_MAX, Unreported,
+};
 pub use path::PathOrder;
 pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
+pub use places::Place;
 pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, Orphan,
     ProcessChange, ProcessOrder, Program, Reached, Reaper, Reaping, Scheduling, SignalTarget,
     Stdio, Stopped, Tree, UserOrder, reap_inherited,
 };
+pub use progress::Progress;
 pub use resolver::{Lookup, Resolver};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
@@ -229,27 +236,40 @@ pub enum Teardown {
 pub struct Resumption {
     /// What [`Watch::keep`] returned.
     pub of: proto::state::kept_watch_state::Of,
+    /// How far its streams are.
+    pub progress: Progress,
     /// What was transferred with its descriptors last.
     pub uncommitted: Uncommitted,
     /// What it took to send and did not send, in order: each part with the bytes of the stream before it.
     pub unsent: Vec<(u64, Bytes)>,
+    /// Its place among the connections of the listener that accepted it.
+    pub place: Option<Place>,
 }
 
 impl Resumption {
-    /// Returns what was read from a stream's descriptor and not recorded.
-    pub fn unrecorded_of(&self, stream: &proto::state::KeptStream) -> impl Iterator<Item = &[u8]> {
-        let number = stream.descriptor.as_ref().map(|file| file.number);
+    /// Returns what was read from a stream's descriptor after the first `offset` bytes.
+    pub fn unrecorded_of(
+        &self,
+        from: &proto::state::KeptDescriptor,
+        offset: u64,
+    ) -> impl Iterator<Item = &[u8]> {
+        let number = from.number;
         let own = self.uncommitted.taken.iter();
-        let own = own.filter(move |one| Some(one.number) == number);
-        own.filter_map(|one| one.after(stream.offset))
+        let own = own.filter(move |one| one.number == number);
+        own.filter_map(move |one| one.after(offset))
     }
 
-    /// Returns how many bytes of its outgoing stream are sent, of which `sent` are recorded.
-    #[must_use]
-    pub fn sent(&self, to: &proto::state::KeptDescriptor, sent: u64) -> u64 {
+    /// Returns how many bytes of its outgoing stream are sent.
+    ///
+    /// # Errors
+    /// Nothing tells whether the last ones are.
+    pub fn sent(&self, to: Option<&proto::state::KeptDescriptor>) -> Result<u64> {
         let own = self.uncommitted.sent.iter();
-        let own = own.filter(|one| one.number == to.number);
-        own.fold(sent, |sent, one| one.after(sent))
+        let mut own = own.filter(|one| to.is_some_and(|to| one.number == to.number));
+        let sent = own.try_fold(self.progress.sent, |sent, one| one.after(sent));
+        sent.ok_or_else(|| {
+            Error::wrong_state("nothing tells whether its socket has taken the last bytes")
+        })
     }
 }
 
@@ -282,8 +302,19 @@ pub trait Watch: Send + fmt::Debug {
         None
     }
 
+    /// Returns how far its streams are, if later lives go on with them. After a change of it in a call,
+    /// the watch calls [`Context::progressed`].
+    fn progress(&self) -> Option<Progress> {
+        None
+    }
+
     /// Returns what it has taken to send, if later lives go on with it.
     fn unsent(&self) -> Option<Unsent<'_>> {
+        None
+    }
+
+    /// Returns a place for a connection of an earlier life that this listener accepted.
+    fn place(&self) -> Option<Place> {
         None
     }
 

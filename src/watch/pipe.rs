@@ -9,11 +9,14 @@ use rustix::io::Errno;
 
 use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
-use super::{Alarm, Context, Taken, Teardown, Watch};
-use crate::driver::{Claim, Direction, Done, Driver, Lane, Op, SourceId};
-use crate::error::Result;
+use super::{Alarm, Context, Progress, Resumption, Taken, Teardown, Unsent, Watch};
+use crate::driver::{Claim, Direction, Done, Driver, FileKind, Lane, Nonblocking, Op, SourceId};
+use crate::error::{Error, Result};
 use crate::event::{CloseReason, Eof, Kind, Stream};
 use crate::proto;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::state::{KeptMode, KeptPipe};
+use crate::state::descriptor;
 use crate::sys;
 
 const DATA: Lane = Lane(0);
@@ -55,14 +58,14 @@ impl PipeOrder {
     pub fn build(self) -> Box<dyn Watch> {
         match self.end {
             PipeEnd::Read { paused } => Box::new(ReadPipe {
-                blocks: self.claim.blocks,
+                end: End::of(&self.claim),
                 claim: Some(self.claim),
                 paused,
                 input: None,
             }),
             PipeEnd::Write { marks } => Box::new(WritePipe {
                 marks,
-                blocks: self.claim.blocks,
+                end: End::of(&self.claim),
                 claim: Some(self.claim),
                 output: None,
             }),
@@ -70,12 +73,64 @@ impl PipeOrder {
     }
 }
 
+/// What both kinds of pipe remember of what they were given.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    mode: Nonblocking,
+    /// See [`Claim::blocks`].
+    blocks: bool,
+    /// Whether later lives go on with it: a device does not tell what was transferred.
+    survives: bool,
+}
+
+impl End {
+    const fn of(claim: &Claim) -> Self {
+        Self {
+            mode: claim.mode,
+            blocks: claim.blocks,
+            survives: matches!(
+                claim.kind,
+                FileKind::Pipe | FileKind::Fifo | FileKind::Socket { .. }
+            ),
+        }
+    }
+
+    /// Returns what later lives need; `None` if they do not go on with it.
+    fn kept(self, driver: &dyn Driver, source: SourceId) -> Option<KeptPipe> {
+        self.survives.then_some(KeptPipe {
+            descriptor: Some(descriptor(driver.fd(source)?)?),
+            mode: KeptMode::from(self.mode).into(),
+            blocks: self.blocks,
+            paused: false,
+            eof: false,
+        })
+    }
+}
+
+/// Returns what an earlier life has left of a pipe.
+fn kept_pipe(rest: &Resumption) -> Result<&KeptPipe> {
+    match &rest.of {
+        Of::Pipe(pipe) => Ok(pipe),
+        _ => Err(Error::Internal("what was kept is no pipe")),
+    }
+}
+
 #[derive(Debug)]
 struct ReadPipe {
     claim: Option<Claim>,
-    blocks: bool,
+    end: End,
     paused: bool,
     input: Option<Incoming>,
+}
+
+impl ReadPipe {
+    fn incoming(&self, source: SourceId) -> Incoming {
+        let new = match self.end.survives {
+            true => Incoming::that_survives,
+            false => Incoming::new,
+        };
+        new(DATA, source, Stream::Input, self.paused)
+    }
 }
 
 impl Watch for ReadPipe {
@@ -86,9 +141,42 @@ impl Watch for ReadPipe {
         let Some(source) = cx.attach(claim.fd, claim.mode) else {
             return;
         };
-        let input = Incoming::new(DATA, source, Stream::Input, self.paused);
+        let input = self.incoming(source);
         input.start(cx);
         self.input = Some(input);
+        cx.changed();
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        let input = self.input.as_ref()?;
+        Some(Of::Pipe(KeptPipe {
+            paused: input.paused,
+            ..self.end.kept(driver, input.source)?
+        }))
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        Some(Progress {
+            received: [self.input.as_ref()?.offset, 0],
+            ..Progress::default()
+        })
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, rest: Resumption) -> Result<()> {
+        let kept = kept_pipe(&rest)?;
+        let Some(claim) = self.claim.take() else {
+            return Ok(());
+        };
+        let Some(source) = cx.attach(claim.fd, claim.mode) else {
+            return Ok(());
+        };
+        let mut input = self.incoming(source);
+        input.paused = kept.paused;
+        input.take_up(cx, kept.descriptor.as_ref(), 0, &rest);
+        input.start(cx);
+        self.input = Some(input);
+        cx.changed();
+        Ok(())
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, _lane: Lane, done: Done) {
@@ -118,7 +206,7 @@ impl Watch for ReadPipe {
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         let source = self.input.as_ref().map(|i| i.source);
-        block_again(cx, source.filter(|_| self.blocks));
+        block_again(cx, source.filter(|_| self.end.blocks));
         0
     }
 
@@ -130,6 +218,7 @@ impl Watch for ReadPipe {
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         if let Some(input) = &mut self.input {
             input.pause(cx, pause);
+            cx.changed();
         }
         Ok(())
     }
@@ -198,7 +287,7 @@ fn block_again(cx: &Context<'_>, source: Option<SourceId>) {
 }
 
 fn takeable(source: Option<SourceId>) -> Result<SourceId> {
-    source.ok_or(crate::error::Error::Internal("an open pipe has no source"))
+    source.ok_or(Error::Internal("an open pipe has no source"))
 }
 
 /// Ends the watch with an error. If it is ending already, ends it now, without sending the bytes
@@ -212,11 +301,19 @@ fn fail_now(cx: &mut Context<'_>, errno: Errno, step: &'static str) {
 struct WritePipe {
     claim: Option<Claim>,
     marks: WaterMarks,
-    blocks: bool,
+    end: End,
     output: Option<Outgoing>,
 }
 
 impl WritePipe {
+    fn outgoing(&self, source: SourceId) -> Outgoing {
+        let new = match self.end.survives {
+            true => Outgoing::that_survives,
+            false => Outgoing::new,
+        };
+        new(DATA, source, self.marks)
+    }
+
     fn watch_peer(&self, cx: &mut Context<'_>, source: SourceId) {
         if !cx.is_live(PEER) {
             cx.start(PEER, source, Op::Ready(Direction::Read));
@@ -232,8 +329,47 @@ impl Watch for WritePipe {
         let Some(source) = cx.attach(claim.fd, claim.mode) else {
             return;
         };
-        self.output = Some(Outgoing::new(DATA, source, self.marks));
+        self.output = Some(self.outgoing(source));
         self.watch_peer(cx, source);
+        cx.changed();
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        let output = self.output.as_ref()?;
+        Some(Of::Pipe(KeptPipe {
+            eof: output.eof,
+            ..self.end.kept(driver, output.source)?
+        }))
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        Some(self.output.as_ref()?.progress())
+    }
+
+    fn unsent(&self) -> Option<Unsent<'_>> {
+        self.output.as_ref()?.unsent()
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, rest: Resumption) -> Result<()> {
+        let kept = kept_pipe(&rest)?;
+        let sent = rest.sent(kept.descriptor.as_ref())?;
+        let Some(claim) = self.claim.take() else {
+            return Ok(());
+        };
+        let Some(source) = cx.attach(claim.fd, claim.mode) else {
+            return Ok(());
+        };
+        let mut output = self.outgoing(source);
+        output.eof = kept.eof;
+        output.go_on(cx, sent, &rest);
+        let is_finished = output.is_finished();
+        self.output = Some(output);
+        self.watch_peer(cx, source);
+        if is_finished {
+            cx.close(CloseReason::Completed);
+        }
+        cx.changed();
+        Ok(())
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
@@ -288,7 +424,7 @@ impl Watch for WritePipe {
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
         let source = self.output.as_ref().map(|o| o.source);
-        block_again(cx, source.filter(|_| self.blocks));
+        block_again(cx, source.filter(|_| self.end.blocks));
         self.output.as_mut().map_or(0, Outgoing::close)
     }
 
@@ -308,6 +444,7 @@ impl Watch for WritePipe {
     }
 
     fn write_eof(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        cx.changed();
         if let Some(output) = &mut self.output {
             output.eof = true;
             if output.is_finished() {

@@ -21,7 +21,7 @@ pub(super) struct Places {
 /// The place of one open connection. It is free again when this is dropped; then a listener that
 /// waits for a place gets [`Notice::PlaceFree`].
 #[derive(Debug)]
-pub(super) struct Place(Arc<Places>);
+pub struct Place(Arc<Places>);
 
 impl Places {
     /// Makes `most` free places for the connections of `listener`.
@@ -61,6 +61,12 @@ impl Places {
     /// Makes one of the taken places that of a connection.
     pub(super) fn fill(self: &Arc<Self>) -> Place {
         Place(Arc::clone(self))
+    }
+
+    /// Returns a place for a connection that an earlier life has accepted, even if none is free.
+    pub(super) fn of_earlier_life(self: &Arc<Self>) -> Place {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        self.fill()
     }
 
     /// Returns the number of taken places.

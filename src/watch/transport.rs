@@ -7,10 +7,11 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::water::{Gauge, WaterMarks};
-use super::{Context, Taken, Unsent};
+use super::{Context, Progress, Resumption, Taken, Unsent};
 use crate::driver::{Direction, Done, Lane, Offset, Op, Outbound, SourceId};
 use crate::error::{Error, Result};
 use crate::event::Stream;
+use crate::proto::state::KeptDescriptor;
 
 /// A pipe is widened when this many bytes are read from it at once, because its writer is fast.
 const BUSY: usize = 32 * 1024;
@@ -70,10 +71,22 @@ impl Incoming {
         }
     }
 
-    /// As [`Incoming::new`], of a pipe that the daemon has made and with which later lives go on.
+    /// As [`Incoming::new`], of a stream with which later lives go on.
+    pub(super) const fn that_survives(
+        lane: Lane,
+        source: SourceId,
+        stream: Stream,
+        paused: bool,
+    ) -> Self {
+        let mut new = Self::new(lane, source, stream, paused);
+        new.survives = true;
+        new
+    }
+
+    /// As [`Incoming::that_survives`], of a pipe that the daemon has made.
     pub(super) const fn of_pipe(lane: Lane, source: SourceId, stream: Stream) -> Self {
-        let mut new = Self::new(lane, source, stream, false);
-        (new.widens, new.survives) = (true, true);
+        let mut new = Self::that_survives(lane, source, stream, false);
+        new.widens = true;
         new
     }
 
@@ -178,7 +191,31 @@ impl Incoming {
     pub(super) fn deliver(&mut self, cx: &mut Context<'_>, data: &[u8]) {
         let offset = self.offset;
         self.offset += data.len() as u64;
+        if self.survives {
+            cx.progressed();
+        }
         cx.emit_data(self.stream, offset, data);
+    }
+
+    /// Says that no later life goes on with the stream.
+    pub(super) const fn ends_with_daemon(&mut self) {
+        self.survives = false;
+    }
+
+    /// Goes on with a stream of an earlier life, which was that one of the watch: appends what was taken
+    /// of it and not recorded.
+    pub(super) fn take_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: Option<&KeptDescriptor>,
+        index: usize,
+        rest: &Resumption,
+    ) {
+        self.offset = rest.progress.received[index];
+        let Some(from) = from else { return };
+        for bytes in rest.unrecorded_of(from, self.offset) {
+            self.deliver(cx, bytes);
+        }
     }
 
     #[cold]
@@ -238,6 +275,8 @@ pub(super) struct Outgoing {
     encoding: Encoding,
     /// Whether later lives go on with it.
     survives: bool,
+    /// Whether the kernel counts what it takes of it.
+    counted: bool,
 }
 
 impl Outgoing {
@@ -252,6 +291,7 @@ impl Outgoing {
             eof: false,
             encoding: Encoding::Plain,
             survives: false,
+            counted: false,
         }
     }
 
@@ -262,17 +302,21 @@ impl Outgoing {
         new
     }
 
-    /// Goes on with a stream of an earlier life, of which `sent` bytes are sent, `taken` were taken, and
-    /// `unsent` are the parts that may not be sent.
-    pub(super) fn go_on(
-        &mut self,
-        cx: &mut Context<'_>,
-        (sent, taken): (u64, u64),
-        unsent: &[(u64, Bytes)],
-        is_paused: bool,
-    ) {
+    /// Says that the kernel counts what it takes of a stream with which later lives go on: it needs no
+    /// receipts.
+    pub(super) const fn is_counted(&mut self) {
+        self.counted = true;
+    }
+
+    /// Says that no later life goes on with the stream.
+    pub(super) const fn ends_with_daemon(&mut self) {
+        self.survives = false;
+    }
+
+    /// Goes on with a stream of an earlier life, of which `sent` bytes are sent.
+    pub(super) fn go_on(&mut self, cx: &mut Context<'_>, sent: u64, rest: &Resumption) {
         let mut at = sent;
-        for (offset, bytes) in unsent {
+        for (offset, bytes) in &rest.unsent {
             let known = usize::try_from(at.saturating_sub(*offset)).unwrap_or(usize::MAX);
             if known < bytes.len() {
                 let rest = bytes.slice(known..);
@@ -281,8 +325,8 @@ impl Outgoing {
                 self.queue.push_back(rest);
             }
         }
-        self.taken = taken;
-        self.gauge.go_on(cx, is_paused);
+        self.taken = rest.progress.taken;
+        self.gauge.go_on(cx, rest.progress.write_paused);
         self.gauge.sink(cx, self.buffered);
         self.send(cx);
     }
@@ -292,14 +336,21 @@ impl Outgoing {
         self.taken - self.buffered as u64
     }
 
-    pub(super) const fn is_paused(&self) -> bool {
-        self.gauge.is_paused()
-    }
-
-    pub(super) const fn unsent(&self) -> Unsent<'_> {
-        Unsent {
+    /// Returns what is to be sent, if later lives go on with it.
+    pub(super) fn unsent(&self) -> Option<Unsent<'_>> {
+        self.survives.then(|| Unsent {
             sent: self.sent(),
             queue: &self.queue,
+        })
+    }
+
+    /// Returns how far it is, of a watch without an incoming stream.
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            received: [0; 2],
+            taken: self.taken,
+            sent: self.sent(),
+            write_paused: self.gauge.is_paused(),
         }
     }
 
@@ -332,6 +383,9 @@ impl Outgoing {
         let pauses = self
             .gauge
             .prepare(cx, self.buffered + fresh.len(), is_cut)?;
+        if self.survives {
+            cx.progressed();
+        }
         if !fresh.is_empty() {
             self.taken += fresh.len() as u64;
             self.buffered += fresh.len();
@@ -361,10 +415,9 @@ impl Outgoing {
         };
         if let Some(next) = next {
             let bytes = next.clone();
-            let offset = if self.survives {
-                Offset::at(self.sent())
-            } else {
-                Offset::NONE
+            let offset = match self.survives && !self.counted {
+                true => Offset::at(self.sent()),
+                false => Offset::NONE,
             };
             let send = Op::Send(Box::new(Outbound { bytes, offset }));
             cx.start(self.lane, self.source, send);
@@ -450,6 +503,9 @@ impl Outgoing {
         match *done {
             Done::Sent(sent) => {
                 self.advance(sent);
+                if self.survives {
+                    cx.progressed();
+                }
                 self.gauge.sink(cx, self.buffered);
                 self.send(cx);
                 Ok(())

@@ -38,7 +38,7 @@ pub(super) mod update;
 mod water;
 
 pub(super) use datagram::group;
-pub use revive::revive;
+pub use revive::Reviver;
 pub(super) use stdio::terminal_size;
 pub(super) use water::water_marks;
 

@@ -1,82 +1,232 @@
 //! Makes watches of an earlier life of the daemon again, from their specifications.
 
+use std::fmt;
 use std::os::fd::AsFd as _;
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
+use super::sockets::{accepting, target_of};
+use super::tls::{self, Role};
 use super::{ending, refused, signals, timer, water_marks};
-use crate::driver::file;
+use crate::access::Principal;
+use crate::driver::{Claim, Nonblocking, file};
 use crate::error::{Error, Result};
-use crate::event_loop::FoundWatch;
+use crate::event_loop::{FoundWatch, Revive};
+use crate::policy::Registry;
 use crate::proto;
 use crate::proto::state::kept_watch_state::Of;
-use crate::proto::state::{KeptDescriptor, KeptStream};
+use crate::proto::state::{KeptConnection, KeptDescriptor, KeptListener, KeptStream};
 use crate::proto::watch_spec::Spec;
 use crate::state::Inherited;
-use crate::watch::{AfterGrace, FdOrder, Orphan, Services, SignalOrder, Watch};
+use crate::watch::{
+    Accepting, AfterGrace, EarlierConnection, EarlierListener, FdOrder, Orphan, PipeEnd, PipeOrder,
+    SignalOrder, StreamOptions, Unreported, Watch,
+};
 
-/// Makes a watch again. It is not started.
-///
-/// # Errors
-/// Its kind ends with the daemon, or the system refuses something.
-pub fn revive(
-    services: &Services,
-    inherited: &mut Inherited,
-    found: &FoundWatch,
-) -> Result<Box<dyn Watch>> {
-    let gone = Error::wrong_state("its file descriptor is gone");
-    let mut take = |kept: &Option<KeptDescriptor>| {
-        let fd = kept.as_ref().and_then(|kept| inherited.take(kept));
-        fd.ok_or_else(|| gone.clone())
-    };
-    let spec = found.watch.spec.as_ref();
-    let spec = spec.and_then(|spec| spec.spec.as_ref());
-    match (spec, &found.state.of) {
-        (Some(Spec::Fd(_)), Some(Of::Fd(kept))) => {
+/// What earlier lives have left open, for the loops that go on.
+pub struct Reviver {
+    registry: Weak<Registry>,
+    inherited: Arc<Mutex<Inherited>>,
+}
+
+impl fmt::Debug for Reviver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reviver").finish_non_exhaustive()
+    }
+}
+
+impl Reviver {
+    /// Makes it from all descriptors that were found.
+    #[must_use]
+    pub fn new(registry: &Arc<Registry>, inherited: Inherited) -> Arc<Self> {
+        Arc::new(Self {
+            registry: Arc::downgrade(registry),
+            inherited: Arc::new(Mutex::new(inherited)),
+        })
+    }
+
+    fn connection(
+        &self,
+        (registry, owner): (&Registry, &Principal),
+        spec: Option<&Spec>,
+        kept: &KeptConnection,
+    ) -> Result<Box<dyn Watch>> {
+        let mut inherited = self.inherited.lock();
+        let socket = match &kept.descriptor {
+            Some(socket) => Some(inherited.take(socket).ok_or_else(gone)?),
+            None => None,
+        };
+        let target = match (spec, &socket) {
+            (Some(Spec::Connection(spec)), None) => Some(target_of(spec, owner)?),
+            _ => None,
+        };
+        let limits = registry.services().transport;
+        let attempts = kept.attempts.iter().flat_map(|all| &all.live);
+        let earlier = EarlierConnection {
+            socket,
+            mode: kept.mode().into(),
+            options: StreamOptions {
+                keep_half_open: kept.keep_half_open,
+                paused: kept.paused,
+                marks: water_marks(limits, "spec.connection", kept.water_marks.as_ref())?,
+            },
+            target,
+            attempts: attempts
+                .map(|attempt| inherited.take(attempt.descriptor.as_ref()?))
+                .collect(),
+        };
+        Ok(earlier.build())
+    }
+
+    fn listener(
+        &self,
+        registry: &Registry,
+        spec: &proto::ListenerSpec,
+        kept: &KeptListener,
+    ) -> Result<Box<dyn Watch>> {
+        let (options, max_connections) = accepting(spec, registry.services().transport)?;
+        let tls = match spec.tls.clone() {
+            None => None,
+            Some(mut given) => {
+                let order = tls::order(registry, "spec.listener.tls", &mut given, Role::Server)?;
+                Some((order, registry.config().limits.tls_handshakes))
+            }
+        };
+        let mut inherited = self.inherited.lock();
+        let sockets = kept.sockets.iter();
+        let sockets = sockets.map(|socket| inherited.take(socket).ok_or_else(gone));
+        let sockets = sockets.collect::<Result<_>>()?;
+        let numbers: Vec<_> = kept.sockets.iter().map(|socket| socket.number).collect();
+        let left = Arc::clone(&self.inherited);
+        let unreported = move || {
+            let numbers = numbers.into_iter();
+            let take = |number| left.lock().take_accepted(number);
+            numbers.flat_map(take).collect()
+        };
+        let earlier = EarlierListener {
+            sockets,
+            mode: kept.mode().into(),
+            accepting: Accepting {
+                options,
+                max_connections,
+                tls,
+            },
+            file: match (&spec.target, kept.file_inode) {
+                (_, 0) => None,
+                (Some(proto::listener_spec::Target::Unix(unix)), inode) => match &unix.name {
+                    Some(proto::unix_address::Name::Path(path)) => {
+                        Some((path.into(), (kept.file_device, inode)))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            },
+            unreported: Unreported::Later(Box::new(unreported)),
+        };
+        Ok(earlier.build())
+    }
+}
+
+fn gone() -> Error {
+    Error::wrong_state("its file descriptor is gone")
+}
+
+impl Revive for Reviver {
+    fn close(&self, left: &KeptDescriptor) -> bool {
+        self.inherited.lock().take(left).is_some()
+    }
+
+    fn revive(&self, owner: &Principal, found: &FoundWatch) -> Result<Box<dyn Watch>> {
+        let registry = self.registry.upgrade();
+        let registry = registry.ok_or(Error::Internal("the daemon is ending"))?;
+        let services = registry.services();
+        let take = |kept: &Option<KeptDescriptor>| {
+            let fd = kept
+                .as_ref()
+                .and_then(|kept| self.inherited.lock().take(kept));
+            fd.ok_or_else(gone)
+        };
+        let pipe = |kept: &proto::state::KeptPipe, end| {
             let fd = take(&kept.descriptor)?;
-            let kind = file::inspect(fd.as_fd()).map_err(|refusal| refused("spec.fd", refusal))?;
-            let order = FdOrder {
+            let field = "spec.pipe";
+            let kind = file::inspect(fd.as_fd()).map_err(|refusal| refused(field, refusal))?;
+            let (mode, blocks) = (Nonblocking::from(kept.mode()), kept.blocks);
+            let claim = Claim {
                 fd,
                 kind,
-                readable: false,
-                writable: false,
+                mode,
+                blocks,
             };
-            Ok(order.build())
+            Ok(PipeOrder { claim, end }.build())
+        };
+        let spec = found.watch.spec.as_ref();
+        let spec = spec.and_then(|spec| spec.spec.as_ref());
+        match (spec, &found.state.of) {
+            (Some(Spec::Fd(_)), Some(Of::Fd(kept))) => {
+                let fd = take(&kept.descriptor)?;
+                let kind =
+                    file::inspect(fd.as_fd()).map_err(|refusal| refused("spec.fd", refusal))?;
+                let order = FdOrder {
+                    fd,
+                    kind,
+                    readable: false,
+                    writable: false,
+                };
+                Ok(order.build())
+            }
+            (Some(Spec::Process(spec)), Some(Of::Child(kept))) => {
+                let pipe = |kept: &Option<KeptDescriptor>| match kept {
+                    Some(_) => take(kept).map(Some),
+                    None => Ok(None),
+                };
+                let of = |stream: &Option<KeptStream>| stream.as_ref().and_then(|s| s.descriptor);
+                let pipes = [
+                    pipe(&kept.stdin)?,
+                    pipe(&of(&kept.stdout))?,
+                    pipe(&of(&kept.stderr))?,
+                ];
+                let marks = spec.stdin_water_marks.as_ref();
+                let orphan = Orphan {
+                    pid: kept.pid,
+                    start_time: kept.start_time,
+                    pidfd: take(&kept.pidfd)?,
+                    pipes,
+                    ending: ending::checked(spec)?,
+                    after_grace: match spec.after_grace() {
+                        proto::AfterGrace::KeepReading => AfterGrace::KeepReading,
+                        proto::AfterGrace::Drain | proto::AfterGrace::Unspecified => {
+                            AfterGrace::Drain
+                        }
+                    },
+                    stdin_marks: water_marks(services.transport, "spec.process", marks)?,
+                };
+                orphan.adopt(services)
+            }
+            (Some(Spec::ReadPipe(spec)), Some(Of::Pipe(kept))) => {
+                let paused = spec.start_paused;
+                pipe(kept, PipeEnd::Read { paused })
+            }
+            (Some(Spec::WritePipe(spec)), Some(Of::Pipe(kept))) => {
+                let marks = spec.water_marks.as_ref();
+                let marks = water_marks(services.transport, "spec.write_pipe", marks)?;
+                pipe(kept, PipeEnd::Write { marks })
+            }
+            (spec, Some(Of::Connection(kept))) => self.connection((&registry, owner), spec, kept),
+            (Some(Spec::Listener(spec)), Some(Of::Listener(kept))) => {
+                self.listener(&registry, spec, kept)
+            }
+            (Some(Spec::Signal(spec)), _) => {
+                let numbers = signals(&spec.signals, services)?;
+                Ok(SignalOrder(numbers).build())
+            }
+            (Some(Spec::Timer(spec)), _) => {
+                let checked = timer::check(spec, &found.watch.name)?;
+                Ok(checked.order(services)?.build())
+            }
+            _ => Err(Error::wrong_state(
+                "this kind of watch ends with the daemon",
+            )),
         }
-        (Some(Spec::Process(spec)), Some(Of::Child(kept))) => {
-            let mut pipe = |kept: &Option<KeptDescriptor>| match kept {
-                Some(_) => take(kept).map(Some),
-                None => Ok(None),
-            };
-            let of = |stream: &Option<KeptStream>| stream.as_ref().and_then(|s| s.descriptor);
-            let pipes = [
-                pipe(&kept.stdin)?,
-                pipe(&of(&kept.stdout))?,
-                pipe(&of(&kept.stderr))?,
-            ];
-            let marks = spec.stdin_water_marks.as_ref();
-            let orphan = Orphan {
-                pid: kept.pid,
-                start_time: kept.start_time,
-                pidfd: take(&kept.pidfd)?,
-                pipes,
-                ending: ending::checked(spec)?,
-                after_grace: match spec.after_grace() {
-                    proto::AfterGrace::KeepReading => AfterGrace::KeepReading,
-                    proto::AfterGrace::Drain | proto::AfterGrace::Unspecified => AfterGrace::Drain,
-                },
-                stdin_marks: water_marks(services.transport, "spec.process", marks)?,
-            };
-            orphan.adopt(services)
-        }
-        (Some(Spec::Signal(spec)), _) => {
-            let numbers = signals(&spec.signals, services)?;
-            Ok(SignalOrder(numbers).build())
-        }
-        (Some(Spec::Timer(spec)), _) => {
-            let checked = timer::check(spec, &found.watch.name)?;
-            Ok(checked.order(services)?.build())
-        }
-        _ => Err(Error::wrong_state(
-            "this kind of watch ends with the daemon",
-        )),
     }
 }

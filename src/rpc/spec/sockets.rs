@@ -7,16 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::tls::{self, Role};
-use super::{Checks, HOUR, Plan, Specification, fitted, update};
+use super::{Checks, HOUR, Plan, Specification, fitted, update, water_marks};
 use crate::access::Principal;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
-use crate::watch::address::HostAddress;
+use crate::watch::address::{HostAddress, UnixName};
 use crate::watch::{
     Change, ConnectionOrder, Dialling, KeepAlive, ListenOrder, ListenTarget, Need, Order, Prepare,
-    SOCKETS_MAX, StreamOptions, Target, TcpOptions, TlsOrder,
+    SOCKETS_MAX, StreamOptions, Target, TcpOptions, TlsOrder, TransportLimits,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,11 +121,15 @@ impl Specification for proto::ConnectionSpec {
 }
 
 /// Returns the options of the connections that a listener accepts, and their limit.
-fn accepting(spec: &proto::ListenerSpec, checks: &Checks<'_>) -> Result<(StreamOptions, u32)> {
+pub(super) fn accepting(
+    spec: &proto::ListenerSpec,
+    limits: TransportLimits,
+) -> Result<(StreamOptions, u32)> {
+    let field = "spec.listener.water_marks";
     let options = StreamOptions {
         keep_half_open: spec.keep_half_open,
         paused: spec.start_paused,
-        marks: checks.water_marks("spec.listener.water_marks", spec.water_marks.as_ref())?,
+        marks: water_marks(limits, field, spec.water_marks.as_ref())?,
     };
     let most = match spec.max_connections {
         0 => u32::MAX,
@@ -145,7 +149,7 @@ impl Specification for proto::ListenerSpec {
     }
 
     fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
-        let (options, most) = accepting(&self, checks)?;
+        let (options, most) = accepting(&self, checks.api.registry.services().transport)?;
         Ok(Box::new(move |_| Ok(Change::Accepting(options, most))))
     }
 
@@ -159,7 +163,8 @@ impl Specification for proto::ListenerSpec {
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         use listener_spec::Target as Given;
 
-        let (options, max_connections) = accepting(&self, checks)?;
+        let limits = checks.api.registry.services().transport;
+        let (options, max_connections) = accepting(&self, limits)?;
         let mut spec = self;
         let backlog = match spec.backlog {
             0 => BACKLOG,
@@ -280,6 +285,20 @@ fn tcp_listen(tcp: &proto::TcpListen) -> Result<ListenTarget> {
 fn port(field: &'static str, port: u32, least: u16) -> Result<u16> {
     let checked = u16::try_from(port).ok().filter(|p| *p >= least);
     checked.ok_or_else(|| Error::invalid(field, format!("must be {least} to 65535")))
+}
+
+/// Returns what an established or a new connection goes to.
+pub(super) fn target_of(spec: &proto::ConnectionSpec, owner: &Principal) -> Result<Target> {
+    use connection_spec::Target as Given;
+
+    match &spec.target {
+        Some(Given::Tcp(given)) => {
+            let tcp = tcp_options("spec.connection.tcp_options", spec.tcp_options.as_ref())?;
+            tcp_target(given, by_default(tcp), owner)
+        }
+        Some(Given::Unix(unix)) => Ok(Target::Unix(UnixName::check("spec.connection.unix", unix)?)),
+        Some(Given::Slot(_)) | None => Err(Error::wrong_state("its socket is gone")),
+    }
 }
 
 fn tcp_target(tcp: &proto::TcpTarget, options: TcpOptions, owner: &Principal) -> Result<Target> {

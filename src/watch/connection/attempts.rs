@@ -13,9 +13,11 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 use super::CancelledOps;
 use crate::access::Principal;
 use crate::clock::nanos;
-use crate::driver::{Done, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::FailedAttempt;
+use crate::proto::state::{KeptAttempt, KeptAttempts};
+use crate::state::descriptor;
 use crate::watch::address::{self, HostAddress};
 use crate::watch::tcp::TcpOptions;
 use crate::watch::{Alarm, Context, Lookup, Notice};
@@ -274,6 +276,56 @@ impl Attempts {
         Ok(Some(local))
     }
 
+    /// Returns what later lives need.
+    pub(super) fn kept(&self, driver: &dyn Driver) -> KeptAttempts {
+        let live = self.live.iter().filter_map(|attempt| {
+            Some(KeptAttempt {
+                descriptor: Some(descriptor(driver.fd(attempt.source)?)?),
+                to: kept_address(&attempt.to),
+            })
+        });
+        KeptAttempts {
+            deadline: self.deadline,
+            live: live.collect(),
+            waiting: self.waiting.iter().map(kept_address).collect(),
+            resolving: self.lookup.is_some(),
+            failed: self.failed.clone(),
+        }
+    }
+
+    /// Goes on with the attempts of an earlier life, whose sockets these are. `unix` is the address of
+    /// all if they are no IP addresses.
+    pub(super) fn go_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        kept: &KeptAttempts,
+        sockets: Vec<Option<OwnedFd>>,
+        unix: Option<&SocketAddrAny>,
+    ) {
+        let address = |text: &String| match text.parse::<SocketAddr>() {
+            Ok(address) => Some(address.into()),
+            Err(_) => unix.cloned(),
+        };
+        self.failed.clone_from(&kept.failed);
+        self.waiting.extend(kept.waiting.iter().filter_map(address));
+        for (attempt, socket) in kept.live.iter().zip(sockets) {
+            let lane = (FIRST_LANE..=u8::MAX)
+                .map(Lane)
+                .find(|lane| !cx.is_live(*lane));
+            let (Some(lane), Some(to), Some(socket)) = (lane, address(&attempt.to), socket) else {
+                continue;
+            };
+            let Some(source) = cx.attach(socket, Nonblocking::Own) else {
+                return;
+            };
+            // It may have connected meanwhile, or not have begun.
+            cx.start(lane, source, Op::Ready(Direction::Write));
+            self.live.push(Attempt { lane, source, to });
+            let delay = nanos(self.dialling.delay);
+            self.next = cx.now.monotonic.saturating_add(delay);
+        }
+    }
+
     /// Handles a completion of an attempt. Once one is connected, cancels the others and returns
     /// its source and those others.
     pub(super) fn complete(
@@ -284,7 +336,16 @@ impl Attempts {
     ) -> Option<(SourceId, CancelledOps)> {
         let at = self.live.iter().position(|live| live.lane == lane)?;
         let Attempt { source, to, .. } = self.live.remove(at);
-        let failed = match *done {
+        let found = match (done, cx.fd(source)) {
+            (Done::Ready(_), Some(fd)) => look_at(fd),
+            _ => None,
+        };
+        if let (Done::Ready(_), None) = (done, &found) {
+            cx.start(lane, source, Op::Connect(Box::new(to.clone())));
+            self.live.insert(at, Attempt { lane, source, to });
+            return None;
+        }
+        let failed = match *found.as_ref().unwrap_or(done) {
             Done::Connected if cx.is_closing() => None,
             // The socket is connected to itself: nobody listens on the port, and the kernel has
             // chosen the same one as the local port.
@@ -320,6 +381,22 @@ impl Attempts {
         cx.keep_sources(1);
         self.advance(cx);
         None
+    }
+}
+
+/// Returns an address as text; empty for that of a Unix socket.
+fn kept_address(address: &SocketAddrAny) -> String {
+    let inet = SocketAddr::try_from(address.clone());
+    inet.map(|inet| inet.to_string()).unwrap_or_default()
+}
+
+/// Returns how an attempt of an earlier life has ended; `None` if it has not begun.
+fn look_at(socket: BorrowedFd<'_>) -> Option<Done> {
+    match rustix::net::sockopt::socket_error(socket) {
+        Ok(Err(errno)) | Err(errno) => Some(Done::Failed(errno)),
+        Ok(Ok(())) => rustix::net::getpeername(socket)
+            .is_ok()
+            .then_some(Done::Connected),
     }
 }
 

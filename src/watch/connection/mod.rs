@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use self::attempts::Attempts;
 pub use self::attempts::Dialling;
+pub use self::kept::EarlierConnection;
 pub(super) use self::order::{Accepted, accepted, accepted_need};
 pub use self::order::{ConnectionOrder, StreamOptions, Target};
 pub use self::secure::StartTls;
@@ -25,15 +26,19 @@ use super::address::{self, HostAddress};
 use super::handshakes::{Handshake, reset_when_closed};
 use super::places::Place;
 use super::water::WaterMarks;
-use super::{Context, Notice, Secured, Taken, Teardown, TlsOrder, Watch};
+use super::{
+    Context, Notice, Progress, Resumption, Secured, Taken, Teardown, TlsOrder, Unsent, Watch,
+};
 use crate::clock::nanos;
 use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Connected, Kind, TlsSession, TlsStarted, largest};
 use crate::proto;
+use crate::proto::state::kept_watch_state::Of;
 use crate::tls::Session;
 
 mod attempts;
+mod kept;
 mod linger;
 mod order;
 mod secure;
@@ -46,6 +51,8 @@ const OUT: Lane = Lane(1);
 enum Phase {
     New(Target, Duration),
     Ready(OwnedFd),
+    /// Of an earlier life.
+    Earlier(Box<EarlierConnection>),
     /// Accepted, with its handshake complete.
     Secured(Box<Secured>),
     Connecting(Box<Attempts>),
@@ -134,6 +141,7 @@ impl Connection {
         }
         attempts.advance(cx);
         self.phase = Phase::Connecting(Box::new(attempts));
+        cx.changed();
     }
 
     fn opened(&mut self, cx: &mut Context<'_>, fd: OwnedFd, mode: Nonblocking) {
@@ -239,7 +247,7 @@ impl Connection {
             peer: self.peer.clone(),
             tls,
         }));
-        let mut streams = Box::new(Streams::new(source, self.options));
+        let mut streams = Box::new(Streams::new(cx, source, self.options));
         if let Some(session) = session {
             cx.release_room(ConnectionOrder::TLS);
             streams.secure(cx, source, session);
@@ -249,6 +257,7 @@ impl Connection {
     }
 
     fn start_streams(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         if let Phase::Open(streams) = &mut self.phase {
             (streams.input.held, streams.input.paused) = (self.held, self.options.paused);
             streams.start(cx);
@@ -296,6 +305,7 @@ impl Connection {
 
 impl Watch for Connection {
     fn start(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::New(target, timeout) => self.connect(cx, target, timeout),
             Phase::Ready(fd) => self.opened(cx, fd, Nonblocking::Own),
@@ -304,9 +314,26 @@ impl Watch for Connection {
         }
     }
 
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        self.kept(driver).map(Of::Connection)
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        self.streams().map(Streams::progress)
+    }
+
+    fn unsent(&self) -> Option<Unsent<'_>> {
+        self.streams()?.output.unsent()
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, rest: Resumption) -> Result<()> {
+        self.go_on(cx, rest)
+    }
+
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
         match &mut self.phase {
             Phase::Connecting(attempts) => {
+                cx.changed();
                 if let Some((source, losers)) = attempts.complete(cx, lane, &done) {
                     self.losers = losers;
                     self.open(cx, source);
@@ -329,13 +356,17 @@ impl Watch for Connection {
 
     fn alarm(&mut self, cx: &mut Context<'_>) {
         match &mut self.phase {
-            Phase::Connecting(attempts) => attempts.advance(cx),
+            Phase::Connecting(attempts) => {
+                cx.changed();
+                attempts.advance(cx);
+            }
             Phase::Open(streams) => streams.look(cx),
             _ => {}
         }
     }
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
+        cx.changed();
         match (&mut self.phase, notice) {
             (Phase::Connecting(attempts), Notice::Resolved(found)) => attempts.resolved(cx, found),
             (Phase::Securing { .. }, Notice::Handshake(_, shaken)) => self.shaken(cx, shaken),
@@ -405,6 +436,7 @@ impl Watch for Connection {
             });
         };
         streams.start_tls(cx, order)?;
+        cx.changed();
         self.shake_if_due(cx);
         Ok(())
     }
@@ -414,6 +446,7 @@ impl Watch for Connection {
             streams.output.set_marks(cx, marks)?;
         }
         self.options.marks = marks;
+        cx.changed();
         Ok(())
     }
 
@@ -428,6 +461,7 @@ impl Watch for Connection {
 
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         self.options.paused = pause;
+        cx.changed();
         if let Phase::Open(streams) = &mut self.phase {
             streams.pause(cx, pause);
         }

@@ -1,5 +1,7 @@
 //! The two directions of an established connection, plain or with TLS.
 
+use std::os::fd::BorrowedFd;
+
 use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -10,15 +12,19 @@ use super::{IN, OUT, StreamOptions};
 use crate::driver::{Done, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Eof, Kind, Stream};
+use crate::proto::state::KeptConnection;
+use crate::sys;
 use crate::tls::Session;
 use crate::watch::transport::{Ended, Incoming, Outgoing};
-use crate::watch::{Context, Taken, Teardown};
+use crate::watch::{Context, Progress, Resumption, Taken, Teardown};
 
 #[derive(Debug)]
 pub(super) struct Streams {
     pub(super) input: Incoming,
     pub(super) output: Outgoing,
     keep_half_open: bool,
+    /// What the kernel had counted of bytes to send when the outgoing stream began.
+    counted: Option<u64>,
     /// Whether shutdown(2) of the outgoing direction was called.
     shut: bool,
     /// The state of its orderly close, once that has begun.
@@ -29,11 +35,21 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn new(source: SourceId, options: StreamOptions) -> Self {
+    pub(super) fn new(cx: &Context<'_>, source: SourceId, options: StreamOptions) -> Self {
+        let counted = cx.fd(source).and_then(sys::bytes_taken_to_send);
+        Self::counted_from(source, options, counted)
+    }
+
+    fn counted_from(source: SourceId, options: StreamOptions, counted: Option<u64>) -> Self {
+        let mut output = Outgoing::that_survives(OUT, source, options.marks);
+        if counted.is_some() {
+            output.is_counted();
+        }
         Self {
-            input: Incoming::new(IN, source, Stream::Input, options.paused),
-            output: Outgoing::new(OUT, source, options.marks),
+            input: Incoming::that_survives(IN, source, Stream::Input, options.paused),
+            output,
             keep_half_open: options.keep_half_open,
+            counted,
             shut: false,
             linger: None,
             tls: None,
@@ -41,9 +57,71 @@ impl Streams {
         }
     }
 
+    /// Returns what later lives need beside the socket and its options; `None` if they do not go on.
+    pub(super) fn kept(&self) -> Option<KeptConnection> {
+        (self.tls.is_none() && self.starting.is_none()).then(|| KeptConnection {
+            input_ended: self.input.ended,
+            output_ended: self.output.eof,
+            shut: self.shut,
+            counted_before: self.counted,
+            ..KeptConnection::default()
+        })
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            received: [self.input.offset, 0],
+            ..self.output.progress()
+        }
+    }
+
+    /// Returns how many bytes of the outgoing stream an earlier life has sent over this socket.
+    ///
+    /// # Errors
+    /// Nothing tells.
+    pub(super) fn sent_over(
+        socket: BorrowedFd<'_>,
+        kept: &KeptConnection,
+        rest: &Resumption,
+    ) -> Result<u64> {
+        let progress = rest.progress;
+        match kept.counted_before {
+            // The end of the stream counts as well.
+            Some(_) if kept.shut => Ok(progress.taken),
+            Some(before) => {
+                let unknown = Error::wrong_state("its socket does not tell what it has taken");
+                let now = sys::bytes_taken_to_send(socket).ok_or(unknown)?;
+                let sent = now.saturating_sub(before);
+                Ok(sent.clamp(progress.sent, progress.taken.max(progress.sent)))
+            }
+            None => rest.sent(kept.descriptor.as_ref()),
+        }
+    }
+
+    /// Goes on with the streams of an earlier life, of which `sent` bytes are sent.
+    pub(super) fn of_earlier_life(
+        cx: &mut Context<'_>,
+        (source, options): (SourceId, StreamOptions),
+        sent: u64,
+        kept: &KeptConnection,
+        rest: &Resumption,
+    ) -> Self {
+        let mut streams = Self::counted_from(source, options, kept.counted_before);
+        streams.input.ended = kept.input_ended;
+        let from = kept.descriptor.as_ref();
+        streams.input.take_up(cx, from, 0, rest);
+        streams.output.eof = kept.output_ended;
+        streams.shut = kept.shut;
+        streams.output.go_on(cx, sent, rest);
+        streams
+    }
+
     /// Goes on with a source whose handshake is complete.
     pub(super) fn secure(&mut self, cx: &mut Context<'_>, source: SourceId, session: Session) {
         (self.input.source, self.output.source) = (source, source);
+        self.input.ends_with_daemon();
+        self.output.ends_with_daemon();
+        cx.changed();
         self.output.encode();
         self.tls = Some(Box::new(Tls::new(cx, session)));
     }
@@ -110,6 +188,7 @@ impl Streams {
     }
 
     pub(super) fn write_eof(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         self.output.eof = true;
         self.close_if_ended(cx);
     }
@@ -141,6 +220,7 @@ impl Streams {
 
     /// Reports the end of the incoming bytes, and of the connection below them.
     fn input_ended(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         self.input.ended = true;
         let offset = self.input.offset;
         cx.emit(Kind::Eof(Eof { offset }));
@@ -273,6 +353,7 @@ impl Streams {
             return;
         }
         if self.input.ended && !self.keep_half_open && !self.output.eof {
+            cx.changed();
             self.output.eof = true;
         }
         if self.output.eof {
@@ -282,6 +363,7 @@ impl Streams {
             return;
         }
         if !self.shut {
+            cx.changed();
             self.shut = true;
             if let Some(fd) = cx.fd(self.output.source) {
                 // This fails if the peer is gone, which the incoming stream reports.

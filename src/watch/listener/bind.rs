@@ -130,6 +130,19 @@ impl SocketFile {
         let inode = inode(&path);
         Self { path, inode }
     }
+
+    /// Returns the file that an earlier life has made, by its device and inode.
+    pub(super) const fn of_earlier_life(path: PathBuf, inode: (u64, u64)) -> Self {
+        Self {
+            path,
+            inode: Some(inode),
+        }
+    }
+
+    /// Returns the device and inode by which it is known.
+    pub(super) const fn inode(&self) -> Option<(u64, u64)> {
+        self.inode
+    }
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

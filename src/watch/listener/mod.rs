@@ -9,21 +9,28 @@ use rustix::net::SocketType;
 
 use self::bind::{Binding, bind_tcp};
 pub(super) use self::bind::{SocketFile, bind_unix, refused};
+pub use self::kept::{EarlierListener, Unreported};
 use self::secure::Securing;
 use super::address::{self, UnixName};
 use super::connection::{self, Accepted, StreamOptions};
 use super::places::Places;
-use super::{Adoption, Alarm, Change, Context, Need, Notice, TcpOptions, TlsOrder, Watch};
+use super::{
+    Adoption, Alarm, Change, Context, Need, Notice, Place, Progress, Resumption, TcpOptions,
+    TlsOrder, Watch,
+};
 use crate::clock::nanos;
 use crate::descriptors;
 use crate::driver::{Claim, Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind};
 use crate::proto;
+use crate::proto::state::kept_watch_state::Of;
+use crate::state::descriptor;
 use crate::sys;
 use crate::tls::session::timestamp;
 
 mod bind;
+mod kept;
 mod secure;
 
 /// The number of connections accepted from one socket before other sources are served.
@@ -111,24 +118,27 @@ impl ListenOrder {
             self.tcp.set(socket.as_fd())?;
         }
         let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
-        Ok(Box::new(Listener {
-            addresses: addresses.collect(),
-            sockets,
-            mode,
-            sources: Vec::new(),
+        let accepting = Accepting {
             options: self.options,
-            accepted: 0,
-            held: false,
-            granted: Vec::new(),
-            ready: Vec::new(),
-            shortage: Shortage::default(),
             max_connections: self.max_connections,
-            places: None,
-            securing: self.tls.map(|(order, most)| Securing::new(order, most)),
-            retry_at: None,
-            file,
-        }))
+            tls: self.tls,
+        };
+        let addresses = addresses.collect();
+        let mut listener = Listener::new((sockets, mode), addresses, accepting);
+        listener.file = file;
+        Ok(Box::new(listener))
     }
+}
+
+/// What a listener does with the connections that it accepts.
+#[derive(Debug)]
+pub struct Accepting {
+    /// Their options.
+    pub options: StreamOptions,
+    /// How many may be open at once.
+    pub max_connections: u32,
+    /// How they speak TLS, and how many handshakes may be under way at once.
+    pub tls: Option<(TlsOrder, usize)>,
 }
 
 /// What a listener knows of a shortage, usually of file descriptors, that keeps it from accepting.
@@ -168,14 +178,60 @@ struct Listener {
     /// Whether accepting is paused because the journal has no room.
     held: bool,
     file: Option<SocketFile>,
+    /// What earlier lives have accepted and not reported, until it is looked for.
+    unreported: Option<Unreported>,
 }
 
 /// The need of an accepted connection without TLS.
 const PLAIN: Need = connection::accepted_need(false);
 
 impl Listener {
+    fn new(
+        (sockets, mode): (Vec<OwnedFd>, Nonblocking),
+        addresses: Vec<proto::SocketAddress>,
+        accepting: Accepting,
+    ) -> Self {
+        let tls = accepting.tls;
+        Self {
+            addresses,
+            sockets,
+            mode,
+            sources: Vec::new(),
+            options: accepting.options,
+            accepted: 0,
+            held: false,
+            granted: Vec::new(),
+            ready: Vec::new(),
+            shortage: Shortage::default(),
+            max_connections: accepting.max_connections,
+            places: None,
+            securing: tls.map(|(order, most)| Securing::new(order, most)),
+            retry_at: None,
+            file: None,
+            unreported: None,
+        }
+    }
+
+    /// Gives its sockets to the driver. Returns false if the system refuses, which ends the watch.
+    fn attach(&mut self, cx: &mut Context<'_>) -> bool {
+        for socket in std::mem::take(&mut self.sockets) {
+            let Some(source) = cx.attach(socket, self.mode) else {
+                return false;
+            };
+            self.sources.push(source);
+            self.granted.push(0);
+            self.ready.push(false);
+            self.shortage.closings.push(0);
+        }
+        let notifier = Arc::clone(cx.notifier);
+        self.places = Some(Places::new(self.max_connections, cx.key(), notifier));
+        cx.changed();
+        true
+    }
+
     /// Starts to accept from each socket that does not.
     fn accept_all(&mut self, cx: &mut Context<'_>) {
+        self.report_earlier(cx);
         for index in 0..self.sources.len() {
             self.accept(cx, index);
         }
@@ -272,9 +328,20 @@ impl Listener {
         peer: Option<proto::SocketAddress>,
     ) {
         self.accepted += 1;
+        cx.progressed();
         let place = self.places.as_ref().map(Places::fill);
+        let socket = match &accepted {
+            Accepted::Plain(socket) => descriptor(socket.as_fd()),
+            // What earlier lives have accepted is not taken up with TLS.
+            Accepted::Secured(_) => None,
+        };
         let watch = connection::accepted(accepted, self.options, place);
-        cx.adopt(Adoption { watch, need, peer });
+        cx.adopt(Adoption {
+            watch,
+            need,
+            peer,
+            socket,
+        });
     }
 
     /// Sets the alarm for what is due next, and reports failed handshakes if that is due.
@@ -348,18 +415,33 @@ fn lane(index: usize) -> Lane {
 
 impl Watch for Listener {
     fn start(&mut self, cx: &mut Context<'_>) {
-        for socket in std::mem::take(&mut self.sockets) {
-            let Some(source) = cx.attach(socket, self.mode) else {
-                return;
-            };
-            self.sources.push(source);
-            self.granted.push(0);
-            self.ready.push(false);
-            self.shortage.closings.push(0);
+        if self.attach(cx) {
+            self.accept_all(cx);
         }
-        let notifier = Arc::clone(cx.notifier);
-        self.places = Some(Places::new(self.max_connections, cx.key(), notifier));
-        self.accept_all(cx);
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        self.kept(driver).map(Of::Listener)
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        Some(Progress {
+            received: [self.accepted, 0],
+            ..Progress::default()
+        })
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.places.as_ref().map(Places::of_earlier_life)
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, rest: Resumption) -> Result<()> {
+        self.accepted = rest.progress.received[0];
+        if self.attach(cx) {
+            // Its connections take their places before any other does.
+            cx.set_alarm(Alarm::Monotonic(cx.now.monotonic));
+        }
+        Ok(())
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, at: Lane, done: Done) {

@@ -204,6 +204,7 @@ impl Process {
         if let Some(stdin) = &self.stdin
             && !cx.is_live(STDIN)
         {
+            cx.changed();
             self.unsent = stdin.buffered();
             self.stdin_bytes = stdin.taken;
             cx.release(stdin.source);

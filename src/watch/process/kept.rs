@@ -91,7 +91,6 @@ impl Process {
         let stream = |output: &Option<Incoming>| {
             output.as_ref().map(|output| KeptStream {
                 descriptor: Some(output.source).filter(|_| !output.ended).and_then(file),
-                offset: output.offset,
                 paused: output.paused,
             })
         };
@@ -103,10 +102,7 @@ impl Process {
             stdin: stdin.and_then(|stdin| file(stdin.source)),
             stdout: stream(&self.outputs[0]),
             stderr: stream(&self.outputs[1]),
-            stdin_taken: self.stdin_bytes,
             stdin_eof: stdin.is_some_and(|stdin| stdin.eof),
-            stdin_sent: stdin.map_or(0, Outgoing::sent),
-            stdin_paused: stdin.is_some_and(Outgoing::is_paused),
             exited: self.exited.clone(),
             started: self.started,
             timeout_at: match self.timeout {
@@ -132,40 +128,36 @@ impl Process {
             (None, true) => Timeout::Killed,
             (None, false) => Timeout::None,
         };
-        (self.killing, self.stdin_bytes) = (kept.killing, kept.stdin_taken);
+        (self.killing, self.stdin_bytes) = (kept.killing, rest.progress.taken);
         let [stdin, stdout, stderr] = std::mem::take(&mut self.pipes);
         let mut attach = |fd: Option<OwnedFd>| cx.attach(fd?, Nonblocking::Own);
         let sources = [attach(stdin), attach(stdout), attach(stderr)];
+        let sent = rest.sent(kept.stdin.as_ref())?;
         self.stdin = sources[0].map(|source| {
             let mut stdin = Outgoing::that_survives(STDIN, source, self.stdin_marks);
             stdin.eof = kept.stdin_eof;
-            let to = kept.stdin.as_ref();
-            let sent = to.map_or(kept.stdin_sent, |to| rest.sent(to, kept.stdin_sent));
-            let taken = kept.stdin_taken;
-            stdin.go_on(cx, (sent, taken), &rest.unsent, kept.stdin_paused);
+            stdin.go_on(cx, sent, rest);
             stdin
         });
         if self.stdin.as_ref().is_some_and(Outgoing::is_finished) {
             self.close_stdin(cx);
         }
-        let output = |lane, source: Option<SourceId>, stream, kept: &Option<KeptStream>| {
+        let output = |lane, index: usize, stream, kept: &Option<KeptStream>| {
             let kept = kept.as_ref()?;
-            let mut output = Incoming::of_pipe(lane, source?, stream);
-            (output.offset, output.paused) = (kept.offset, kept.paused);
+            let mut output = Incoming::of_pipe(lane, sources[index + 1]?, stream);
+            output.paused = kept.paused;
             Some(output)
         };
         self.outputs = [
-            output(STDOUT, sources[1], Stream::Stdout, &kept.stdout),
-            output(STDERR, sources[2], Stream::Stderr, &kept.stderr),
+            output(STDOUT, 0, Stream::Stdout, &kept.stdout),
+            output(STDERR, 1, Stream::Stderr, &kept.stderr),
         ];
-        for (output, kept) in self.outputs.iter_mut().zip([kept.stdout, kept.stderr]) {
-            let (Some(output), Some(kept)) = (output, kept) else {
-                continue;
-            };
-            for bytes in rest.unrecorded_of(&kept) {
-                output.deliver(cx, bytes);
+        for (index, kept) in [kept.stdout, kept.stderr].into_iter().enumerate() {
+            if let Some(output) = &mut self.outputs[index] {
+                let from = kept.and_then(|kept| kept.descriptor);
+                output.take_up(cx, from.as_ref(), index, rest);
+                output.start(cx);
             }
-            output.start(cx);
         }
         self.exited = kept.exited;
         if self.exited.is_none() {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::transport::{Ended, Incoming, Outgoing};
 use super::water::WaterMarks;
-use super::{Change, Context, Notice, Resumption, Taken, Teardown, Unsent, Watch};
+use super::{Change, Context, Notice, Progress, Resumption, Taken, Teardown, Unsent, Watch};
 use crate::config::ChildWatcher;
 use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
@@ -151,8 +151,18 @@ impl Watch for Process {
         self.kept(driver)
     }
 
+    fn progress(&self) -> Option<Progress> {
+        let stdin = self.stdin.as_ref().map(Outgoing::progress);
+        let received = |output: &Option<Incoming>| output.as_ref().map_or(0, |o| o.offset);
+        Some(Progress {
+            received: self.outputs.each_ref().map(received),
+            taken: self.stdin_bytes,
+            ..stdin.unwrap_or_default()
+        })
+    }
+
     fn unsent(&self) -> Option<Unsent<'_>> {
-        self.stdin.as_ref().map(Outgoing::unsent)
+        self.stdin.as_ref()?.unsent()
     }
 
     fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
@@ -160,7 +170,9 @@ impl Watch for Process {
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
-        cx.changed();
+        if !matches!(done, Done::Data(_) | Done::Sent(_)) {
+            cx.changed();
+        }
         match lane {
             EXIT => {
                 if let Done::Failed(errno) = done {
@@ -333,7 +345,6 @@ impl Watch for Process {
             (None, None) => return Err(closed()),
         };
         self.stdin_bytes = taken.taken;
-        cx.changed();
         Ok(taken)
     }
 

@@ -1,0 +1,457 @@
+//! Pipes, connections and listeners through many deaths of the daemon.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use evloopd::proto::event::Kind;
+use evloopd::proto::*;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::common::{
+    Scene, adopted, connection, listener, read_pipe, tcp, tcp_listener, unix_path, within,
+    write_pipe,
+};
+use crate::{BACKENDS, murder, resume, start, the_loop};
+
+/// Reads a loop through all lives, each event once.
+struct Collector {
+    epoch: String,
+    seen: u64,
+    bytes: BTreeMap<u64, Vec<u8>>,
+    /// Watches of accepted connections, by their listeners.
+    accepted: BTreeMap<u64, Vec<u64>>,
+    connected: BTreeSet<u64>,
+    ended: BTreeSet<u64>,
+    closed: BTreeMap<u64, Closed>,
+}
+
+impl Collector {
+    async fn new(scene: &Scene) -> Self {
+        Self {
+            epoch: the_loop(scene).await.journal.unwrap().epoch,
+            seen: 0,
+            bytes: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            ended: BTreeSet::new(),
+            closed: BTreeMap::new(),
+        }
+    }
+
+    fn of(&self, id: u64) -> &[u8] {
+        self.bytes.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    fn accepted(&self, listener: u64) -> &[u64] {
+        self.accepted.get(&listener).map_or(&[], Vec::as_slice)
+    }
+
+    fn take(&mut self, event: Event) {
+        assert_eq!(event.seq, self.seen + 1);
+        self.seen = event.seq;
+        let id = event.watch_id;
+        match event.kind {
+            Some(Kind::Data(data)) => {
+                let bytes = self.bytes.entry(id).or_default();
+                assert_eq!(data.offset, bytes.len() as u64, "watch {id}");
+                bytes.extend_from_slice(&data.data);
+            }
+            Some(Kind::Accepted(accepted)) => {
+                self.accepted.entry(id).or_default().push(accepted.watch_id);
+            }
+            Some(Kind::Connected(_)) => assert!(self.connected.insert(id), "watch {id}"),
+            Some(Kind::Eof(eof)) => {
+                assert_eq!(eof.offset, self.of(id).len() as u64, "watch {id}");
+                assert!(self.ended.insert(id), "watch {id}");
+            }
+            Some(Kind::Closed(closed)) => {
+                assert!(self.closed.insert(id, closed).is_none(), "watch {id}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads until `done`, without missing anything.
+    async fn until(&mut self, scene: &Scene, what: &str, done: impl Fn(&Self) -> bool) {
+        if done(self) {
+            return;
+        }
+        let request = SubscribeRequest {
+            r#loop: Some(scene.target.clone()),
+            start: Some(subscribe_request::Start::After(Cursor {
+                epoch: self.epoch.clone(),
+                seq: self.seen,
+            })),
+            ..SubscribeRequest::default()
+        };
+        let stream = scene.daemon.events().subscribe(request).await.unwrap();
+        let mut stream = stream.into_inner();
+        while !done(self) {
+            let message = within(what, stream.message()).await.unwrap().unwrap();
+            if let Some(subscribe_response::Message::Batch(batch)) = message.message {
+                assert!(batch.gaps.is_empty(), "{:?}", batch.gaps);
+                batch.events.into_iter().for_each(|event| self.take(event));
+            }
+        }
+    }
+}
+
+/// What each side of a stream sends: different for each stream.
+fn pattern(salt: u64, len: usize) -> Vec<u8> {
+    let words = (0..len as u64 / 8 + 1).flat_map(|word| (word << 8 | salt).to_be_bytes());
+    words.take(len).collect()
+}
+
+/// Both directions of the other end of a connection.
+trait Peer: Send + 'static {
+    fn copy(&self) -> Box<dyn Peer>;
+    fn end(&self);
+    fn get(&mut self, bytes: &mut [u8]) -> usize;
+    fn put(&mut self, bytes: &[u8]);
+}
+
+macro_rules! peer {
+    ($kind:ty) => {
+        impl Peer for $kind {
+            fn copy(&self) -> Box<dyn Peer> {
+                Box::new(self.try_clone().unwrap())
+            }
+
+            fn end(&self) {
+                self.shutdown(Shutdown::Write).unwrap();
+            }
+
+            fn get(&mut self, bytes: &mut [u8]) -> usize {
+                self.read(bytes).unwrap()
+            }
+
+            fn put(&mut self, bytes: &[u8]) {
+                self.write_all(bytes).unwrap();
+            }
+        }
+    };
+}
+
+peer!(TcpStream);
+peer!(UnixStream);
+
+/// Sends all of `bytes` and then the end, and returns what comes back.
+fn exchange(mut peer: Box<dyn Peer>, bytes: Vec<u8>) -> JoinHandle<Vec<u8>> {
+    let mut other = peer.copy();
+    let writer = std::thread::spawn(move || {
+        // Pieces of many sizes.
+        let mut rest = &bytes[..];
+        let mut len = 1;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(len));
+            other.put(now);
+            rest = later;
+            len = len * 7 % 9973 + 1;
+        }
+        other.end();
+    });
+    std::thread::spawn(move || {
+        let mut got = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match peer.get(&mut buffer) {
+                0 => break,
+                len => got.extend_from_slice(&buffer[..len]),
+            }
+        }
+        writer.join().unwrap();
+        got
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_byte_of_connections_is_there_once_through_many_deaths() {
+    const ALL: usize = 1_500_000;
+    for (policy, backend) in BACKENDS {
+        let mut scene = Scene::new(start().await, policy, backend).await;
+        let mut collector = Collector::new(&scene).await;
+        let half_open = |spec| ListenerSpec {
+            keep_half_open: true,
+            ..spec
+        };
+        let to_peer = |spec| {
+            watch_spec::Spec::Connection(ConnectionSpec {
+                keep_half_open: true,
+                ..spec
+            })
+        };
+        let spec = watch_spec::Spec::Listener(half_open(tcp_listener()));
+        let tcp_id = scene.add(spec).await;
+        let port = listening_port(&scene, tcp_id).await;
+        let dir = crate::directory();
+        let path = dir.path().join("service");
+        let target = listener_spec::Target::Unix(unix_path(&path));
+        let spec = watch_spec::Spec::Listener(half_open(listener(target)));
+        let unix_id = scene.add(spec).await;
+        let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = theirs.local_addr().unwrap();
+        let dialled = to_peer(tcp("127.0.0.1", to.port().into()));
+        let dialled = scene.add(dialled).await;
+        let their_path = dir.path().join("theirs");
+        let their_unix = UnixListener::bind(&their_path).unwrap();
+        let target = connection_spec::Target::Unix(unix_path(&their_path));
+        let unix_dialled = scene.add(to_peer(connection(target))).await;
+        let peers: Vec<Box<dyn Peer>> = vec![
+            Box::new(TcpStream::connect(("127.0.0.1", port)).unwrap()),
+            Box::new(UnixStream::connect(&path).unwrap()),
+            Box::new(theirs.accept().unwrap().0),
+            Box::new(their_unix.accept().unwrap().0),
+        ];
+        collector
+            .until(&scene, "connections", |seen| {
+                seen.accepted.len() == 2 && seen.connected.len() == 4
+            })
+            .await;
+        let ids = [
+            collector.accepted(tcp_id)[0],
+            collector.accepted(unix_id)[0],
+            dialled,
+            unix_dialled,
+        ];
+        let threads: Vec<_> = peers
+            .into_iter()
+            .zip(0..)
+            .map(|(peer, salt)| exchange(peer, pattern(salt, ALL)))
+            .collect();
+        let out: Vec<_> = (10..14).map(|salt| pattern(salt, ALL)).collect();
+        let mut taken = [0; 4];
+        let mut round = 0;
+        while collector.closed.len() < 4 {
+            for (index, id) in ids.into_iter().enumerate() {
+                let end = ALL.min(taken[index] + 150_000);
+                // The daemon may take less than it is given.
+                if taken[index] < end {
+                    let (offset, data) = (taken[index], &out[index][taken[index]..end]);
+                    let offset = Some(offset as u64);
+                    let answer = scene.write_at(id, data, offset).await.unwrap();
+                    taken[index] = usize::try_from(answer.taken).unwrap();
+                }
+                if taken[index] == ALL && end == ALL && !collector.closed.contains_key(&id) {
+                    // It may have closed meanwhile.
+                    let _ = scene.try_write_eof(id).await;
+                }
+            }
+            round += 1;
+            if round <= 12 {
+                murder(&scene.daemon).await;
+            }
+            let enough = (collector.seen + 40).max(1);
+            collector
+                .until(&scene, "progress", |seen| {
+                    seen.seen >= enough || seen.closed.len() == 4 || seen.ended.len() == 4
+                })
+                .await;
+        }
+        for (index, thread) in threads.into_iter().enumerate() {
+            let id = ids[index];
+            let closed = &collector.closed[&id];
+            assert_eq!(closed.reason(), CloseReason::Completed, "{closed:?}");
+            let got = thread.join().unwrap();
+            assert_eq!((got.len(), taken[index]), (ALL, ALL), "stream {index}");
+            assert!(got == out[index], "stream {index} on {backend}");
+            let sent = pattern(index as u64, ALL);
+            assert_eq!(collector.of(id).len(), ALL, "stream {index}");
+            assert!(collector.of(id) == sent, "stream {index} on {backend}");
+        }
+        drop(theirs);
+    }
+}
+
+async fn listening_port(scene: &Scene, id: u64) -> u16 {
+    let Some(watch::Status::Listener(status)) = scene.get(id).await.status else {
+        panic!("a listener");
+    };
+    let Some(socket_address::Address::Inet(inet)) = status.addresses[0].address.clone() else {
+        panic!("an IP address");
+    };
+    inet.port.try_into().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_connection_that_a_peer_saw_established_is_lost() {
+    const ALL: u32 = 600;
+    for (policy, backend) in BACKENDS {
+        let mut scene = Scene::new(start().await, policy, backend).await;
+        let mut collector = Collector::new(&scene).await;
+        let spec = watch_spec::Spec::Listener(tcp_listener());
+        let id = scene.add(spec).await;
+        let port = listening_port(&scene, id).await;
+        let over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&over);
+        let peers = std::thread::spawn(move || {
+            let mut peers = Vec::new();
+            for number in 0..ALL {
+                let mut peer = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                peer.write_all(&number.to_be_bytes()).unwrap();
+                peers.push(peer);
+            }
+            told.store(true, Ordering::Release);
+            peers
+        });
+        while !over.load(Ordering::Acquire) {
+            murder(&scene.daemon).await;
+        }
+        let peers = peers.join().unwrap();
+        let all = ALL as usize;
+        collector
+            .until(&scene, "all connections", |seen| {
+                let whole = seen.bytes.values().filter(|bytes| bytes.len() == 4);
+                whole.count() >= all
+            })
+            .await;
+        let accepted = collector.accepted(id).to_vec();
+        assert_eq!(accepted.len(), all, "on {backend}");
+        let numbers: BTreeSet<_> = accepted.iter().map(|id| collector.of(*id)).collect();
+        let wanted: Vec<_> = (0..ALL).map(u32::to_be_bytes).collect();
+        assert!(numbers.into_iter().eq(wanted.iter().map(|w| &w[..])));
+        assert!(collector.closed.is_empty(), "{:?}", collector.closed);
+        let Some(watch::Status::Listener(status)) = scene.get(id).await.status else {
+            panic!("a listener");
+        };
+        assert_eq!(
+            (status.accepted, status.open_connections),
+            (all as u64, ALL)
+        );
+        // They are closed by their peers, and not reported once more.
+        drop(peers);
+        murder(&scene.daemon).await;
+        collector
+            .until(&scene, "their ends", |seen| seen.closed.len() == all)
+            .await;
+        assert_eq!(collector.accepted(id).len(), all, "on {backend}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_being_connected_goes_on() {
+    for (policy, backend) in BACKENDS {
+        let mut scene = Scene::new(start().await, policy, backend).await;
+        let mut collector = Collector::new(&scene).await;
+        // Its queue takes one connection, and the kernel lets another one wait for it.
+        let listener = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let listener = listener.unwrap();
+        let any: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+        rustix::net::bind(&listener, &any).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let listener = TcpListener::from(listener);
+        let to = listener.local_addr().unwrap();
+        let first = TcpStream::connect(to).unwrap();
+        let spec = watch_spec::Spec::Connection(tcp("127.0.0.1", to.port().into()));
+        let id = scene.add(spec).await;
+        murder(&scene.daemon).await;
+        murder(&scene.daemon).await;
+        assert!(collector.connected.is_empty());
+        drop(first);
+        let mut theirs = Vec::new();
+        theirs.push(listener.accept().unwrap().0);
+        theirs.push(listener.accept().unwrap().0);
+        collector
+            .until(&scene, "the connection", |seen| {
+                seen.connected.contains(&id)
+            })
+            .await;
+        theirs[1].write_all(b"hello").unwrap();
+        collector
+            .until(&scene, "bytes", |seen| seen.of(id) == b"hello")
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_byte_of_pipes_is_there_once_through_many_deaths() {
+    const ALL: usize = 2_000_000;
+    for (policy, backend) in BACKENDS {
+        let mut scene = Scene::new(start().await, policy, backend).await;
+        let mut collector = Collector::new(&scene).await;
+        let handover = scene.daemon.handover().await;
+        let (from, mut to) = std::io::pipe().unwrap();
+        let (mut their_from, their_to) = std::io::pipe().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let read = scene.add(read_pipe(handover.give(&from))).await;
+        let written = scene.add(write_pipe(handover.give(&their_to))).await;
+        let socket = scene.add(read_pipe(handover.give(&theirs))).await;
+        drop((from, their_to, theirs, handover));
+        let [sent, out, over_socket] = [0, 1, 2].map(|salt| pattern(salt, ALL));
+        let copy = (sent.clone(), over_socket.clone());
+        let writers = [
+            std::thread::spawn(move || to.write_all(&copy.0).unwrap()),
+            std::thread::spawn(move || (&ours).write_all(&copy.1).unwrap()),
+        ];
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            their_from.read_to_end(&mut got).unwrap();
+            got
+        });
+        let mut taken = 0;
+        let mut round = 0;
+        while collector.closed.len() < 3 {
+            let end = ALL.min(taken + 200_000);
+            if taken < end {
+                let data = &out[taken..end];
+                let answer = scene.write_at(written, data, Some(taken as u64)).await;
+                taken = usize::try_from(answer.unwrap().taken).unwrap();
+            }
+            if taken == ALL && !collector.closed.contains_key(&written) {
+                let _ = scene.try_write_eof(written).await;
+            }
+            round += 1;
+            if round <= 12 {
+                murder(&scene.daemon).await;
+            }
+            let (enough, closed) = (collector.seen + 20, taken < ALL);
+            collector
+                .until(&scene, "progress", |seen| {
+                    let read_all =
+                        seen.closed.contains_key(&read) && seen.closed.contains_key(&socket);
+                    seen.seen >= enough || (read_all && closed) || seen.closed.len() == 3
+                })
+                .await;
+        }
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().unwrap());
+        assert!(reader.join().unwrap() == out, "written on {backend}");
+        assert!(collector.of(read) == sent, "read on {backend}");
+        assert!(collector.of(socket) == over_socket, "socket on {backend}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_socket_that_was_handed_over_goes_on() {
+    for (policy, backend) in BACKENDS {
+        let mut scene = Scene::new(start().await, policy, backend).await;
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let slot = scene.daemon.handover().await.give(&theirs);
+        drop(theirs);
+        let id = scene.add(watch_spec::Spec::Connection(adopted(slot))).await;
+        let mut got = [0; 5];
+        for round in 0..3_u64 {
+            assert_eq!(scene.write(id, b"hello").await, round * 5 + 5);
+            ours.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"hello");
+            let told = the_loop(&scene).await.journal.unwrap();
+            murder(&scene.daemon).await;
+            ours.write_all(b"world").unwrap();
+            let mut recorder = resume(&scene, &told.epoch, told.newest_seq).await;
+            let Some(Kind::Data(data)) = recorder.first(id, "data").await.kind else {
+                panic!("bytes");
+            };
+            assert_eq!((data.offset, &data.data[..]), (round * 5, &b"world"[..]));
+        }
+    }
+}
