@@ -333,7 +333,10 @@ impl Ring {
         let taken = found.taken.iter();
         taken
             .map(|one| (one.number, one.offset, text(one)))
-            .chain((found.sent.iter()).map(|one| (one.number, one.offset, one.len.to_string())))
+            .chain(
+                (found.sent.iter())
+                    .map(|one| (one.number, one.offset, one.len.unwrap().to_string())),
+            )
             .collect()
     }
 }

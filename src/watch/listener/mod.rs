@@ -5,22 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::SocketType;
 
-use self::bind::{Binding, bind_tcp};
 pub(super) use self::bind::{SocketFile, bind_unix, refused};
 pub use self::kept::{EarlierListener, Unreported};
+pub use self::order::{Accepting, ListenOrder, ListenTarget, SOCKETS_MAX};
 use self::secure::Securing;
-use super::address::{self, UnixName};
+use super::address;
 use super::connection::{self, Accepted, StreamOptions};
 use super::places::Places;
-use super::{
-    Adoption, Alarm, Change, Context, Need, Notice, Place, Progress, Resumption, TcpOptions,
-    TlsOrder, Watch,
-};
+use super::{Adoption, Alarm, Change, Context, Need, Notice, Place, Progress, Resumption, Watch};
 use crate::clock::nanos;
 use crate::descriptors;
-use crate::driver::{Claim, Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
+use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{AcceptPaused, Kind};
 use crate::proto;
@@ -31,6 +27,7 @@ use crate::tls::session::timestamp;
 
 mod bind;
 mod kept;
+mod order;
 mod secure;
 
 /// The number of connections accepted from one socket before other sources are served.
@@ -38,109 +35,6 @@ const ACCEPT_AT_ONCE: u32 = 16;
 /// How long accepting pauses after a failure at most (asyncio's `ACCEPT_RETRY_DELAY`). A shortage is
 /// over once no accept has failed for as long.
 const RETRY: Duration = Duration::from_secs(1);
-/// The largest number of sockets of one listener.
-pub const SOCKETS_MAX: usize = 16;
-
-/// The addresses to listen on.
-#[derive(Debug)]
-pub enum ListenTarget {
-    /// Names or addresses and a port.
-    Tcp {
-        /// Names or addresses; if empty, every address of the host.
-        hosts: Vec<String>,
-        /// The port of all addresses; 0 lets the kernel choose one port.
-        port: u16,
-        /// Whether to set SO_REUSEPORT.
-        reuse_port: bool,
-        /// Whether IPv6 sockets accept IPv6 connections only.
-        ipv6_only: bool,
-    },
-    /// A Unix socket.
-    Unix(UnixName),
-    /// A listening socket that a client handed over.
-    Adopted(Claim),
-}
-
-/// The checked order of a listener.
-#[derive(Debug)]
-pub struct ListenOrder {
-    /// The addresses to listen on.
-    pub target: ListenTarget,
-    /// The number of connections that the kernel may queue.
-    pub backlog: i32,
-    /// The options of accepted connections.
-    pub options: StreamOptions,
-    /// The number of connections that may be open at once.
-    pub max_connections: u32,
-    /// The options of their sockets, which are set on the listening sockets.
-    pub tcp: TcpOptions,
-    /// How they speak TLS, and how many handshakes may be under way at once.
-    pub tls: Option<(TlsOrder, usize)>,
-}
-
-impl ListenOrder {
-    /// Builds the watch, bound to all of its addresses. May block.
-    ///
-    /// # Errors
-    /// An address cannot be resolved or bound. Then none stays bound.
-    pub fn build(self) -> Result<Box<dyn Watch>> {
-        let mut file = None;
-        let mut mode = Nonblocking::Own;
-        let sockets = match self.target {
-            ListenTarget::Adopted(claim) => {
-                mode = claim.mode;
-                vec![claim.fd]
-            }
-            ListenTarget::Unix(name) => {
-                let socket = bind_unix(&name, SocketType::STREAM)?;
-                rustix::net::listen(&socket, self.backlog)
-                    .map_err(|e| refused(e, "listen", name.shown()))?;
-                if let UnixName::Path(path) = name {
-                    file = Some(SocketFile::new(path));
-                }
-                vec![socket]
-            }
-            ListenTarget::Tcp {
-                hosts,
-                port,
-                reuse_port,
-                ipv6_only,
-            } => {
-                let how = Binding {
-                    reuse_port,
-                    ipv6_only,
-                    backlog: self.backlog,
-                };
-                bind_tcp(&hosts, port, how)?
-            }
-        };
-        for socket in &sockets {
-            self.tcp.set(socket.as_fd())?;
-        }
-        let addresses = sockets.iter().filter_map(|s| address::local(s.as_fd()));
-        let accepting = Accepting {
-            options: self.options,
-            max_connections: self.max_connections,
-            tls: self.tls,
-        };
-        let addresses = addresses.collect();
-        let mut listener = Listener::new((sockets, mode), addresses, accepting);
-        listener.file = file;
-        Ok(Box::new(listener))
-    }
-}
-
-/// What a listener does with the connections that it accepts.
-#[derive(Debug)]
-pub struct Accepting {
-    /// Their options.
-    pub options: StreamOptions,
-    /// How many may be open at once.
-    pub max_connections: u32,
-    /// How they speak TLS, and how many handshakes may be under way at once.
-    pub tls: Option<(TlsOrder, usize)>,
-}
-
 /// What a listener knows of a shortage, usually of file descriptors, that keeps it from accepting.
 #[derive(Debug, Default)]
 struct Shortage {
