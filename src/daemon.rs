@@ -329,6 +329,8 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         repeats: Repeats::new(limits.requests, limits.request_ttl, Arc::clone(budget)),
         identity,
     });
+    api.take_up_screens(registry.list(&everybody(), 0, false))
+        .await;
     let (stop, stopped) = watch::channel(false);
     let until_stop = || {
         let mut stopped = stopped.clone();

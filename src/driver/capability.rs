@@ -61,14 +61,15 @@ impl Capability {
 /// Returns the most that a kind of watch survives, and what of it does not.
 const fn survival(kind: WatchKind) -> (Survives, &'static str) {
     match kind {
-        WatchKind::Fd | WatchKind::Timer | WatchKind::Signal | WatchKind::Listener => {
-            (Survives::Crash, "")
-        }
+        WatchKind::Fd
+        | WatchKind::Timer
+        | WatchKind::Signal
+        | WatchKind::Listener
+        | WatchKind::Process => (Survives::Crash, ""),
         WatchKind::ReadPipe | WatchKind::WritePipe => {
             (Survives::Crash, "a device survives nothing")
         }
         WatchKind::Connection => (Survives::Crash, "with TLS it survives nothing"),
-        WatchKind::Process => (Survives::Crash, "with a terminal it survives nothing"),
         _ => (Survives::None, ""),
     }
 }

@@ -73,6 +73,7 @@ pub use backend::{Backend, LoopClass};
 pub use capability::Capability;
 pub use file::{Claim, FileKind, Nonblocking, Purpose, Refusal};
 pub use received::Received;
+pub use recorded::Relays;
 
 /// Names a watch on its loop: a slot that is reused, and a generation that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -36,6 +36,79 @@ impl fmt::Debug for Transfers {
     }
 }
 
+/// Reads pipes of the daemon's own beside a driver, so that later lives know which bytes were taken:
+/// [`uncommitted`](super::uncommitted) tells them.
+#[derive(Debug)]
+pub struct Relays {
+    keep: Keep,
+    /// `None` before the first read, as few loops have any.
+    transfers: Option<Box<Transfers>>,
+}
+
+impl Relays {
+    /// Makes it for the loop whose driver has the same `keep`.
+    #[must_use]
+    pub const fn new(keep: Keep) -> Self {
+        Self {
+            keep,
+            transfers: None,
+        }
+    }
+
+    /// Returns whether later lives go on with the loop.
+    #[must_use]
+    pub const fn survive(&self) -> bool {
+        matches!(self.keep, Keep::Kept(..))
+    }
+
+    fn transfers(&mut self) -> &mut Transfers {
+        let keep = &self.keep;
+        self.transfers
+            .get_or_insert_with(|| Box::new(Transfers::new(keep)))
+    }
+
+    /// Returns how many bytes can be read before the next commit.
+    #[must_use]
+    pub fn room(&mut self) -> usize {
+        let receipts = self.transfers().receipts.as_mut();
+        let room = receipts.and_then(|receipts| receipts.room());
+        room.unwrap_or(usize::MAX)
+    }
+
+    /// Reads what is in a pipe, at most `max` bytes, of which `offset` were read before. There must be
+    /// [room](Self::room). `None` if nothing is there.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn read(
+        &mut self,
+        pipe: BorrowedFd<'_>,
+        offset: u64,
+        max: usize,
+    ) -> Result<Option<Received>, Errno> {
+        let transfers = self.transfers();
+        match transfers.read(pipe, Nonblocking::Own, Offset::at(offset), max) {
+            Ok(received) => Ok(Some(received)),
+            Err(CallError::WouldBlock) => Ok(None),
+            Err(CallError::Failed(errno)) => Err(errno),
+        }
+    }
+
+    /// Says that all that was read is committed.
+    pub fn committed(&mut self) {
+        if let Some(transfers) = &mut self.transfers {
+            transfers.committed();
+        }
+    }
+
+    /// Returns whether something was read without a receipt, for want of memory.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        let transfers = self.transfers.as_ref();
+        transfers.is_some_and(|transfers| transfers.is_lossy())
+    }
+}
+
 fn pipe() -> Result<Pipe, Errno> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
 }

@@ -179,6 +179,7 @@ impl EventLoop {
             outbox: &mut self.outbox,
             adoptions: &mut self.adoptions,
             afterwards: &mut self.afterwards,
+            relays: &mut self.relays,
             ledger: &mut self.ledger,
             polled,
             alarm: None,

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::access::Principal;
 use crate::clock::{Jumps, Now};
 use crate::config::{Limits, Policy, Survives};
-use crate::driver::{Backend, Completion, Driver, Key};
+use crate::driver::{Backend, Completion, Driver, Key, Relays};
 use crate::event::{CloseReason, Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
 use crate::journal::{About, Journal, Outbox, Room};
 use crate::paths::Hub;
@@ -166,6 +166,7 @@ pub(super) struct EventLoop {
     adoptions: Vec<Adoption>,
     /// What the next commit does.
     afterwards: Vec<Afterwards>,
+    relays: Relays,
     /// The fences that wait. Their number is bounded by the calls that wait.
     fences: Vec<fence::Fence>,
     pressure: Pressure,
@@ -234,7 +235,7 @@ impl EventLoop {
             if wakes_to_drain > 0 {
                 wakes_to_drain = wakes_to_drain.saturating_sub(self.wakeup.drain());
             }
-            if self.driver.is_lossy() {
+            if self.driver.is_lossy() || self.relays.is_lossy() {
                 self.outbox.lose();
             }
             // Called after the eventfd was drained: a later kick ends the next wait.
@@ -388,6 +389,7 @@ impl EventLoop {
         self.keep_changes();
         self.outbox.commit();
         self.changes_are_kept();
+        self.relays.committed();
         for step in self.afterwards.drain(..) {
             let closes = step.closes();
             step.run(&self.services);

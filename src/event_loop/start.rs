@@ -21,7 +21,7 @@ use super::{Blueprint, EventLoop, Handle, LoopEnd, STATE_CHANGE, Shared, kept, u
 use crate::clock::{Jumps, Now};
 use crate::config::{Start, Survives};
 use crate::descriptors;
-use crate::driver;
+use crate::driver::{self, Relays};
 use crate::error::Result;
 use crate::event::{CloseReason, LoopState};
 use crate::journal::{Journal, Room};
@@ -150,6 +150,7 @@ impl EventLoop {
             realtime: RealtimeClock::default(),
             adoptions: Vec::new(),
             afterwards: Vec::new(),
+            relays: Relays::new(keep.clone()),
             fences: Vec::new(),
             pressure: Pressure::default(),
             snapshots: Snapshots::new(memory.budget()),

@@ -35,6 +35,7 @@ mod policies;
 mod processes;
 mod quota;
 mod repeat;
+mod screens;
 mod serial_executor;
 mod snapshot;
 mod spec;

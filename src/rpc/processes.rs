@@ -22,7 +22,7 @@ use crate::event_loop::{Added, Handle, Registration, WatchName};
 use crate::journal::{Filter, Reader, Start};
 use crate::kinds::WatchKind;
 use crate::proto::{self, *};
-use crate::terminals::SizeOf;
+use crate::terminals::{Place, SizeOf, Terminals};
 use crate::watch::{Order, Reached, SignalTarget};
 
 /// Most bytes of events in one batch of Run.
@@ -89,25 +89,7 @@ impl Api {
         registration: Registration,
         order: Order,
     ) -> Result<Added> {
-        let spec = registration
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.spec.as_ref());
-        let terminal = match spec {
-            Some(watch_spec::Spec::Process(process)) => process.terminal.as_ref(),
-            _ => None,
-        };
-        let place = match terminal {
-            Some(terminal) => {
-                let size_of = match terminal.size_of() {
-                    TerminalSizeOf::Smallest => SizeOf::Smallest,
-                    TerminalSizeOf::Unspecified | TerminalSizeOf::Latest => SizeOf::Latest,
-                };
-                let size = terminal.size.unwrap_or_default();
-                Some(self.terminals.place(size, size_of)?)
-            }
-            None => None,
-        };
+        let place = place_of(&self.terminals, registration.spec.as_deref())?;
         let added = on.add(registration, order).await?;
         if let (Some(place), Some(reader)) = (place, &added.reader) {
             let reader = reader.sibling();
@@ -115,6 +97,24 @@ impl Api {
         }
         Ok(added)
     }
+}
+
+/// Returns a place for the screen of a process; `None` if it has no terminal.
+///
+/// # Errors
+/// As [`Terminals::place`].
+pub(super) fn place_of(terminals: &Terminals, spec: Option<&WatchSpec>) -> Result<Option<Place>> {
+    let Some(watch_spec::Spec::Process(process)) = spec.and_then(|spec| spec.spec.as_ref()) else {
+        return Ok(None);
+    };
+    let place = process.terminal.as_ref().map(|terminal| {
+        let size_of = match terminal.size_of() {
+            TerminalSizeOf::Smallest => SizeOf::Smallest,
+            TerminalSizeOf::Unspecified | TerminalSizeOf::Latest => SizeOf::Latest,
+        };
+        terminals.place(terminal.size.unwrap_or_default(), size_of)
+    });
+    place.transpose()
 }
 
 /// Returns a start right before the first event of a watch.
@@ -130,7 +130,7 @@ fn from_birth(watch: &Watch) -> Start {
 }
 
 /// Makes a reader of all events of a process, attached to it: the process waits for the reader.
-fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
+pub(super) fn join(on: &Handle, watch: &Watch, after: Option<Start>) -> Result<Reader> {
     let start = after.unwrap_or_else(|| from_birth(watch));
     let reader = on
         .journal()

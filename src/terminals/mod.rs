@@ -83,6 +83,8 @@ pub struct Terminal {
     /// The sequence number up to which the screen has read the journal.
     through: watch::Sender<u64>,
     views: watch::Sender<Views>,
+    /// The sequence number up to which an earlier life has answered what the program has asked.
+    answered: u64,
     /// Held by the view whose input is being taken, so that inputs do not mix.
     typing: tokio::sync::Mutex<()>,
 }
@@ -234,6 +236,11 @@ impl Terminal {
                     }
                 }
                 shown.seq = event.seq;
+                if event.seq <= self.answered
+                    && let State::Followed(screen) = &mut shown.screen
+                {
+                    screen.take_answers();
+                }
             }
         }
         if let State::Followed(screen) = &mut shown.screen {
@@ -393,6 +400,12 @@ impl Terminals {
 
     /// Keeps the screen of a process, from what `reader` reads, until its watch is removed.
     pub fn keep(&self, on: &Handle, watch_id: u64, place: Place, reader: Reader) {
+        self.take_up(on, watch_id, place, reader, 0);
+    }
+
+    /// As [`Terminals::keep`], of a process that an earlier life has started: it has answered what the
+    /// program asked up to `answered`.
+    pub fn take_up(&self, on: &Handle, watch_id: u64, place: Place, reader: Reader, answered: u64) {
         let Place {
             size,
             size_of,
@@ -413,6 +426,7 @@ impl Terminals {
             }),
             through: watch::Sender::new(reader.after()),
             views: watch::Sender::default(),
+            answered,
             typing: tokio::sync::Mutex::default(),
         });
         self.open.lock().insert(id, Arc::clone(&terminal));

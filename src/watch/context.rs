@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{Need, Notifier, Reaping, Services, Sources, Watch};
 use crate::clock::{Jumps, Now};
-use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, SourceId};
+use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, Relays, SourceId};
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
 use crate::journal::{About, Outbox, Room};
@@ -119,6 +119,8 @@ pub struct Context<'a> {
     pub(crate) adoptions: &'a mut Vec<Adoption>,
     /// What is done once the turn is committed.
     pub(crate) afterwards: &'a mut Vec<Afterwards>,
+    /// Reads the pipes through which terminals are read.
+    pub(crate) relays: &'a mut Relays,
     pub(crate) ledger: &'a mut dyn Grants,
     /// Whether the loop polls its sources, so that their operations complete.
     pub(crate) polled: bool,

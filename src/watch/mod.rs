@@ -82,9 +82,9 @@ pub use pid::{PidOrder, PidSource};
 pub use pipe::{PipeEnd, PipeOrder};
 pub use places::Place;
 pub use process::{
-    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EndSignals, FileTarget, Orphan,
-    ProcessChange, ProcessOrder, Program, Reached, Reaper, Reaping, Scheduling, SignalTarget,
-    Stdio, Stopped, Tree, UserOrder, reap_inherited,
+    AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EarlierTerminal, EndSignals, FileTarget,
+    Orphan, ProcessChange, ProcessOrder, Program, Reached, Reaper, Reaping, Relay, Scheduling,
+    SignalTarget, Stdio, Stopped, Tree, UserOrder, reap_inherited,
 };
 pub use progress::Progress;
 pub use resolver::{Lookup, Resolver};

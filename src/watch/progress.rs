@@ -6,6 +6,8 @@
 pub struct Progress {
     /// Bytes that were appended of its incoming streams, of which a watch has two at most.
     pub received: [u64; 2],
+    /// Bytes that were read of the pipe through which the output of its terminal goes.
+    pub relayed: u64,
     /// Bytes of its outgoing stream that were taken.
     pub taken: u64,
     /// Bytes of those that are sent.
@@ -13,6 +15,9 @@ pub struct Progress {
     /// Whether WritePaused was told, and WriteResumed is to follow.
     pub write_paused: bool,
 }
+
+/// No stream is as long as this, so that its bit is free in a number of bytes.
+const PAUSED: u64 = 1 << 63;
 
 impl Progress {
     /// How many numbers it is.
@@ -22,23 +27,19 @@ impl Progress {
     #[must_use]
     pub fn numbers(self) -> [u64; Self::NUMBERS] {
         let [first, second] = self.received;
-        [
-            first,
-            second,
-            self.taken,
-            self.sent,
-            self.write_paused.into(),
-        ]
+        let paused = if self.write_paused { PAUSED } else { 0 };
+        [first, second, self.relayed, self.taken | paused, self.sent]
     }
 
     /// Returns what those numbers are.
     #[must_use]
-    pub const fn of([first, second, taken, sent, paused]: [u64; Self::NUMBERS]) -> Self {
+    pub const fn of([first, second, relayed, taken, sent]: [u64; Self::NUMBERS]) -> Self {
         Self {
             received: [first, second],
-            taken,
+            relayed,
+            taken: taken & !PAUSED,
             sent,
-            write_paused: paused != 0,
+            write_paused: taken & PAUSED != 0,
         }
     }
 }

@@ -12,6 +12,7 @@ mod common;
 mod contexts;
 mod set_aside;
 mod streams;
+mod terminals;
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;

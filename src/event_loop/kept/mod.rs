@@ -131,7 +131,12 @@ pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
             let streams = [child.stdout, child.stderr].into_iter().flatten();
             let streams = streams.filter_map(|stream| stream.descriptor);
             let others = [child.pidfd, child.stdin].into_iter().flatten();
-            streams.chain(others).collect()
+            let terminal = child.terminal.into_iter().flat_map(|terminal| {
+                let relay = [terminal.relay, terminal.relay_input];
+                let others = [terminal.control, terminal.slave, terminal.typed];
+                relay.into_iter().chain(others).flatten()
+            });
+            streams.chain(others).chain(terminal).collect()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Makes watches of an earlier life of the daemon again, from their specifications.
 
 use std::fmt;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -11,17 +11,17 @@ use super::tls::{self, Role};
 use super::{ending, refused, signals, timer, water_marks};
 use crate::access::Principal;
 use crate::driver::{Claim, Nonblocking, file};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SystemError};
 use crate::event_loop::{FoundWatch, Revive};
 use crate::policy::Registry;
 use crate::proto;
 use crate::proto::state::kept_watch_state::Of;
-use crate::proto::state::{KeptConnection, KeptDescriptor, KeptListener, KeptStream};
+use crate::proto::state::{KeptConnection, KeptDescriptor, KeptListener, KeptStream, KeptTerminal};
 use crate::proto::watch_spec::Spec;
 use crate::state::Inherited;
 use crate::watch::{
-    Accepting, AfterGrace, EarlierConnection, EarlierListener, FdOrder, Orphan, PipeEnd, PipeOrder,
-    SignalOrder, StreamOptions, Unreported, Watch,
+    Accepting, AfterGrace, EarlierConnection, EarlierListener, EarlierTerminal, FdOrder, Orphan,
+    PipeEnd, PipeOrder, Relay, SignalOrder, StreamOptions, Unreported, Watch,
 };
 
 /// What earlier lives have left open, for the loops that go on.
@@ -128,6 +128,23 @@ impl Reviver {
     }
 }
 
+fn terminal_of(
+    kept: &KeptTerminal,
+    take: impl Fn(&Option<KeptDescriptor>) -> Result<OwnedFd>,
+) -> Result<EarlierTerminal> {
+    let there = |kept: &Option<KeptDescriptor>| match kept {
+        Some(_) => take(kept).map(Some),
+        None => Ok(None),
+    };
+    let (output, input) = (take(&kept.relay)?, take(&kept.relay_input)?);
+    let relay = Relay::of_earlier_life(output, input, there(&kept.typed)?);
+    Ok(EarlierTerminal {
+        control: take(&kept.control)?,
+        slave: there(&kept.slave)?,
+        relay: relay.map_err(|errno| SystemError::new(errno, "memory", ""))?,
+    })
+}
+
 fn gone() -> Error {
     Error::wrong_state("its file descriptor is gone")
 }
@@ -186,12 +203,17 @@ impl Revive for Reviver {
                     pipe(&of(&kept.stdout))?,
                     pipe(&of(&kept.stderr))?,
                 ];
+                let terminal = match &kept.terminal {
+                    Some(terminal) => Some(terminal_of(terminal, take)?),
+                    None => None,
+                };
                 let marks = spec.stdin_water_marks.as_ref();
                 let orphan = Orphan {
                     pid: kept.pid,
                     start_time: kept.start_time,
                     pidfd: take(&kept.pidfd)?,
                     pipes,
+                    terminal,
                     ending: ending::checked(spec)?,
                     after_grace: match spec.after_grace() {
                         proto::AfterGrace::KeepReading => AfterGrace::KeepReading,

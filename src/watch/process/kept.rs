@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::child::Child;
+use super::terminal::{EarlierTerminal, Terminal};
 use super::timeout::Timeout;
 use super::{AfterGrace, Process, ProcessChange, STDERR, STDIN, STDOUT};
 use crate::clock::nanos;
@@ -27,6 +28,8 @@ pub struct Orphan {
     pub pidfd: OwnedFd,
     /// The daemon's ends of its pipes; `None` for one that is closed.
     pub pipes: [Option<OwnedFd>; 3],
+    /// Its terminal, if it has one whose output has not ended.
+    pub terminal: Option<EarlierTerminal>,
     /// How it ends.
     pub ending: ProcessChange,
     /// What happens to its output if other processes keep it open.
@@ -57,7 +60,7 @@ impl Orphan {
             waiter: None,
             subscription: None,
             pipes: self.pipes,
-            terminal: None,
+            terminal: self.terminal.map(Terminal::of_earlier_life),
             types: false,
             stdin_marks: self.stdin_marks,
             stdin: None,
@@ -84,9 +87,10 @@ impl Orphan {
 
 impl Process {
     pub(super) fn kept(&self, driver: &dyn Driver) -> Option<Of> {
-        if self.terminal.is_some() {
-            return None;
-        }
+        let terminal = match &self.terminal {
+            Some(terminal) => Some(terminal.kept()?),
+            None => None,
+        };
         let file = |source: SourceId| descriptor(driver.fd(source)?);
         let stream = |output: &Option<Incoming>| {
             output.as_ref().map(|output| KeptStream {
@@ -112,6 +116,7 @@ impl Process {
             },
             timed_out: self.timeout.is_over(),
             killing: self.killing,
+            terminal,
         }))
     }
 
@@ -120,7 +125,8 @@ impl Process {
         let Of::Child(child) = &rest.of else {
             return Err(Error::Internal("what was kept is no child"));
         };
-        let kept = child.clone();
+        let mut kept = child.clone();
+        let kept_terminal = kept.terminal.take();
         self.started = kept.started;
         self.timeout = match (kept.timeout_at, kept.timed_out) {
             (Some(at), false) => Timeout::At(at),
@@ -142,9 +148,14 @@ impl Process {
         if self.stdin.as_ref().is_some_and(Outgoing::is_finished) {
             self.close_stdin(cx);
         }
+        let is_terminal = self.terminal.is_some();
         let output = |lane, index: usize, stream, kept: &Option<KeptStream>| {
             let kept = kept.as_ref()?;
-            let mut output = Incoming::of_pipe(lane, sources[index + 1]?, stream);
+            let of = match is_terminal && lane == STDOUT {
+                true => Incoming::of_terminal,
+                false => Incoming::of_pipe,
+            };
+            let mut output = of(lane, sources[index + 1]?, stream);
             output.paused = kept.paused;
             Some(output)
         };
@@ -156,6 +167,10 @@ impl Process {
             if let Some(output) = &mut self.outputs[index] {
                 let from = kept.and_then(|kept| kept.descriptor);
                 output.take_up(cx, from.as_ref(), index, rest);
+                let terminal = self.terminal.as_mut().filter(|_| index == 0);
+                if let (Some(terminal), Some(kept)) = (terminal, &kept_terminal) {
+                    self.stdin_bytes = terminal.go_on(cx, output, kept, rest);
+                }
                 output.start(cx);
             }
         }

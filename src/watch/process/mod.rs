@@ -31,6 +31,7 @@ mod pty;
 mod reaper;
 mod reaping;
 mod relatives;
+mod relay;
 mod spawn;
 mod terminal;
 mod timeout;
@@ -52,6 +53,8 @@ pub use order::{
 use reaper::CHECK_INTERVAL;
 pub use reaper::{Reaper, reap_inherited};
 pub use reaping::Reaping;
+pub use relay::Relay;
+pub use terminal::EarlierTerminal;
 use terminal::Terminal;
 use timeout::Timeout;
 pub use tree::{Reached, Stopped, Tree};
@@ -128,6 +131,7 @@ impl Watch for Process {
         let stdout = match &mut self.terminal {
             None => Incoming::of_pipe,
             Some(terminal) => {
+                terminal.survive(cx);
                 if let Some(source) = sources[1].filter(|_| self.types) {
                     terminal.take_input(source);
                 }
@@ -156,6 +160,7 @@ impl Watch for Process {
         let received = |output: &Option<Incoming>| output.as_ref().map_or(0, |o| o.offset);
         Some(Progress {
             received: self.outputs.each_ref().map(received),
+            relayed: self.terminal.as_ref().map_or(0, Terminal::relayed),
             taken: self.stdin_bytes,
             ..stdin.unwrap_or_default()
         })

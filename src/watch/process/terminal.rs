@@ -17,16 +17,19 @@ use rustix::termios::{tcgetattr, tcgetpgrp, tcgetwinsize, tcsetwinsize};
 
 use super::STDIN;
 use super::pty::{Opened, winsize};
+use super::relay::Relay;
 use super::typed::{LINE_MAX, Line, Modes};
 use crate::descriptors::Closing;
 use crate::driver::{Direction, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Kind, Resized, largest};
+use crate::proto::state::KeptTerminal;
 use crate::proto::{TerminalSize, TerminalStatus};
+use crate::state::descriptor;
 use crate::sys;
 use crate::watch::transport::{Ended, Incoming, fresh};
 use crate::watch::water::{Gauge, WaterMarks};
-use crate::watch::{Context, Taken};
+use crate::watch::{Context, Resumption, Taken};
 
 /// The bytes that are read at once; the kernel holds about 20 KiB.
 const AT_ONCE: usize = 32 * 1024;
@@ -53,6 +56,9 @@ pub(super) struct Terminal {
     typing: Option<Typing>,
     pub(super) flushes: u64,
     flushed_at: u64,
+    /// What is read through a pipe that later lives find, and typed from a file that they find. `None` if
+    /// they do not go on with it.
+    relay: Option<Relay>,
 }
 
 /// What is typed.
@@ -90,8 +96,17 @@ impl Terminal {
             typing: None,
             flushes: 0,
             flushed_at: 0,
+            relay: None,
         };
         (terminal, master)
+    }
+
+    /// Makes what later lives need, if they go on with the loop.
+    pub(super) fn survive(&mut self, cx: &Context<'_>) {
+        if cx.relays.survive() {
+            // Without descriptors for it, the terminal ends with the daemon.
+            self.relay = Relay::new().ok();
+        }
     }
 
     /// Lets clients type. The driver has the terminal as that source.
@@ -159,7 +174,7 @@ impl Terminal {
             buffer.resize(AT_ONCE, 0);
             let mut left = most;
             while left > 0 {
-                let (len, stop) = self.fill(&mut buffer[..left.min(AT_ONCE)]);
+                let (len, stop) = self.fill(cx, &mut buffer[..left.min(AT_ONCE)]);
                 if len > 0 {
                     output.deliver(cx, &buffer[..len]);
                 }
@@ -179,15 +194,29 @@ impl Terminal {
     }
 
     /// Fills the buffer. Returns how much of it, and why it is not full.
-    fn fill(&self, buffer: &mut [u8]) -> (usize, Option<Stop>) {
+    fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> (usize, Option<Stop>) {
         let (mut len, mut reports) = (0, 0);
         while len < buffer.len() && reports < REPORTS_AT_ONCE {
             let mut report = [0];
-            let into = &mut [
-                IoSliceMut::new(&mut report),
-                IoSliceMut::new(&mut buffer[len..]),
-            ];
-            let stop = match rustix::io::readv(&self.control, into) {
+            let read = match &mut self.relay {
+                Some(relay) => {
+                    cx.progressed();
+                    relay.read(cx.relays, &self.control, &mut report, &mut buffer[len..])
+                }
+                None => rustix::io::readv(
+                    &self.control,
+                    &mut [
+                        IoSliceMut::new(&mut report),
+                        IoSliceMut::new(&mut buffer[len..]),
+                    ],
+                ),
+            };
+            let stop = match read {
+                // This kernel cannot move what a terminal has: it ends with the daemon.
+                Err(Errno::INVAL) if self.relay.take().is_some() => {
+                    cx.changed();
+                    continue;
+                }
                 Ok(0) => Stop::Ended(Ended::Eof),
                 Ok(1) if report[0] & sys::PACKET_FLUSHED != 0 => Stop::Flushed,
                 Ok(1) => {
@@ -248,6 +277,8 @@ impl Terminal {
         let typing = self.typing.as_mut().ok_or_else(closed)?;
         let typed_len = typed.as_ref().map_or(0, |typed| *typed);
         typing.taken += typed_len as u64;
+        cx.progressed();
+        cx.changed();
         typing.line = (typing.line)
             .after(&modes, &data[..typed_len])
             .unwrap_or_default();
@@ -293,7 +324,11 @@ impl Terminal {
                 Some(first) => &rest[..first],
                 None => rest,
             };
-            match rustix::io::write(&self.control, piece) {
+            let typed_now = match &self.relay {
+                Some(relay) => relay.type_from_file(&self.control, piece),
+                None => rustix::io::write(&self.control, piece),
+            };
+            match typed_now {
                 Ok(0) | Err(Errno::AGAIN) => break,
                 Ok(len) => typed += len,
                 Err(Errno::INTR) => {}
@@ -344,6 +379,7 @@ impl Terminal {
             }
         }
         typing.line = Line::default();
+        cx.changed();
     }
 
     /// The terminal takes more of what is typed.
@@ -373,6 +409,7 @@ impl Terminal {
         cx.release_event(largest::RESIZED);
         set.map_err(|errno| SystemError::new(errno, "resize", ""))?;
         self.size = size;
+        cx.changed();
         cx.emit(Kind::Resized(Resized { size: Some(size) }));
         Ok(())
     }
@@ -423,6 +460,114 @@ impl Terminal {
             flushed_at: self.flushed_at,
         }
     }
+}
+
+impl Terminal {
+    /// Returns what later lives need; `None` if they do not go on with it.
+    pub(super) fn kept(&self) -> Option<KeptTerminal> {
+        let relay = self.relay.as_ref()?;
+        let typing = self.typing.as_ref();
+        let (line_bytes, line_quoted) =
+            typing.map(|typing| typing.line.parts()).unwrap_or_default();
+        Some(KeptTerminal {
+            control: descriptor(self.control.as_fd()),
+            slave: self
+                .slave
+                .as_ref()
+                .and_then(|slave| descriptor(slave.as_fd())),
+            relay: descriptor(relay.output.as_fd()),
+            relay_input: descriptor(relay.input.as_fd()),
+            typed: typing.and_then(|_| descriptor(relay.typed.as_fd())),
+            size: Some(self.size),
+            flushes: self.flushes,
+            flushed_at: self.flushed_at,
+            line_bytes: u32::try_from(line_bytes).unwrap_or(u32::MAX),
+            line_quoted,
+            eofs: typing.map_or(0, |typing| typing.eofs.into()),
+            write_paused: typing.is_some_and(|typing| typing.gauge.is_paused()),
+        })
+    }
+
+    /// Returns how many bytes of its relay were read.
+    pub(super) fn relayed(&self) -> u64 {
+        self.relay.as_ref().map_or(0, |relay| relay.read)
+    }
+
+    /// Returns a terminal of an earlier life. It is not read before [`Terminal::go_on`].
+    pub(super) fn of_earlier_life(earlier: EarlierTerminal) -> Self {
+        Self {
+            control: earlier.control,
+            slave: earlier.slave,
+            size: TerminalSize::default(),
+            typing: None,
+            flushes: 0,
+            flushed_at: 0,
+            relay: Some(earlier.relay),
+        }
+    }
+
+    /// Goes on with a terminal of an earlier life: appends what was read and not recorded. Returns how
+    /// many bytes were typed.
+    pub(super) fn go_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        output: &mut Incoming,
+        kept: &KeptTerminal,
+        rest: &Resumption,
+    ) -> u64 {
+        (self.flushes, self.flushed_at) = (kept.flushes, kept.flushed_at);
+        self.size = kept.size.unwrap_or_default();
+        let progress = rest.progress;
+        let Some(relay) = &mut self.relay else {
+            return 0;
+        };
+        relay.read = progress.relayed;
+        let packets = kept.relay.as_ref().into_iter();
+        let packets = packets.flat_map(|from| rest.unrecorded_of(from, progress.relayed));
+        for packet in packets {
+            relay.read += packet.len() as u64;
+            match packet {
+                [report] if report & sys::PACKET_FLUSHED != 0 => {
+                    self.flushes += 1;
+                    self.flushed_at = output.offset;
+                }
+                [_, data @ ..] if !data.is_empty() => output.deliver(cx, data),
+                _ => {}
+            }
+        }
+        if kept.typed.is_none() {
+            return progress.taken;
+        }
+        let typed = relay.typed_bytes().max(progress.taken);
+        let unrecorded = relay.typed_since(progress.taken, typed);
+        let modes = self.modes().unwrap_or_default();
+        let line = Line::of((kept.line_bytes as usize, kept.line_quoted));
+        let mut gauge = Gauge::new(WaterMarks::with_high(0));
+        gauge.go_on(cx, kept.write_paused);
+        let typing = Typing {
+            source: output.source,
+            taken: typed,
+            line: line.after(&modes, &unrecorded).unwrap_or_default(),
+            eofs: u8::try_from(kept.eofs).unwrap_or(u8::MAX),
+            gauge,
+        };
+        if kept.write_paused || typing.eofs > 0 {
+            typing.wait(cx);
+        }
+        self.typing = Some(typing);
+        typed
+    }
+}
+
+/// What an earlier life has left of a terminal.
+#[derive(Debug)]
+pub struct EarlierTerminal {
+    /// The master.
+    pub control: OwnedFd,
+    /// The terminal, if its child has not ended.
+    pub slave: Option<OwnedFd>,
+    /// What it is read through.
+    pub relay: Relay,
 }
 
 impl Typing {

@@ -127,6 +127,16 @@ impl Line {
         Some(self)
     }
 
+    /// Returns its bytes, and whether the next one is an ordinary one.
+    pub(super) const fn parts(self) -> (usize, bool) {
+        (self.len, self.quoted)
+    }
+
+    /// Returns the line of those parts.
+    pub(super) const fn of((len, quoted): (usize, bool)) -> Self {
+        Self { len, quoted }
+    }
+
     /// Returns how often the end-of-file byte has to be typed so that a program reads an end of file.
     pub(super) const fn eofs(self) -> u8 {
         match (self.quoted, self.len) {

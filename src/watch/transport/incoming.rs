@@ -96,7 +96,7 @@ impl Incoming {
         source: SourceId,
         stream: Stream,
     ) -> Self {
-        let mut new = Self::new(lane, source, stream, false);
+        let mut new = Self::that_survives(lane, source, stream, false);
         new.by_readiness = true;
         new
     }

@@ -134,6 +134,7 @@ impl Outgoing {
     pub(in crate::watch) fn progress(&self) -> Progress {
         Progress {
             received: [0; 2],
+            relayed: 0,
             taken: self.taken,
             sent: self.sent(),
             write_paused: self.gauge.is_paused(),
