@@ -31,6 +31,7 @@ use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::keeper::Life;
+use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
 use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
@@ -85,6 +86,7 @@ impl From<Config> for Setup {
 /// # Errors
 /// The error that keeps the daemon from starting.
 pub fn run(setup: Setup) -> Result<()> {
+    poison::abort_where_critical();
     sys::keep_freed_memory();
     let config = &setup.config;
     let allowed: Vec<i32> = config

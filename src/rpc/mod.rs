@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::event_loop::Handle;
 use crate::handover::Slots;
 use crate::keeper::Life;
-use crate::policy::{Caller, Registry, SESSION_NAME_MAX, is_loop_name};
+use crate::poison;
+use crate::policy::{Caller, LoopName, Registry, SESSION_NAME_MAX, is_loop_name};
 use crate::proto;
 use crate::terminals::Terminals;
 use crate::watch::Count;
@@ -191,8 +192,11 @@ impl Api {
         named: Option<proto::LoopRef>,
         create: bool,
     ) -> Result<Handle> {
-        self.registry
-            .find(&requester.caller, &convert::loop_name(named), create)
+        let named = convert::loop_name(named);
+        if let LoopName::Name(name) = &named {
+            poison::fault(name);
+        }
+        self.registry.find(&requester.caller, &named, create)
     }
 }
 
