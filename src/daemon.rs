@@ -6,6 +6,7 @@ mod lives;
 mod sockets;
 mod time_zones;
 mod tls;
+mod vanished;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -33,7 +34,7 @@ use crate::journal::Memory;
 use crate::keeper::Life;
 use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
-use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
+use crate::rpc::{self, Api, ConfigFiles, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::state::Starts;
 use crate::sys;
@@ -65,8 +66,8 @@ pub struct Setup {
     pub life: Option<Life>,
     /// What the life before has left.
     pub state: State,
-    /// Keys whose values in the configuration files differ from those in force.
-    pub changed_keys: Vec<String>,
+    /// Tells what the configuration files have by now.
+    pub files: ConfigFiles,
 }
 
 impl From<Config> for Setup {
@@ -254,7 +255,7 @@ fn services(
     })
 }
 
-fn identity(sockets: &Sockets, life: Option<Life>, changed_keys: Vec<String>) -> Result<Identity> {
+fn identity(sockets: &Sockets, life: Option<Life>, files: ConfigFiles) -> Result<Identity> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -265,7 +266,8 @@ fn identity(sockets: &Sockets, life: Option<Life>, changed_keys: Vec<String>) ->
         socket: sockets.service_path.clone(),
         handover_socket: sockets.handover_path.clone(),
         life,
-        changed_keys,
+        files,
+        socket_troubles: Arc::default(),
     })
 }
 
@@ -276,7 +278,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     lives::begin(life.as_ref(), &config);
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let identity = identity(&sockets, life, setup.changed_keys)?;
+    let identity = identity(&sockets, life, setup.files)?;
     let mut state = setup.state;
     let no_memory = |errno| SystemError::new(errno, "memory", "");
     let arena = match &life {
@@ -322,10 +324,12 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         service,
         handover,
         service_path,
-        files: _files,
+        files,
+        fresh: [fresh_service, fresh_handover],
         ..
     } = sockets;
 
+    files.follow(life, Arc::clone(&identity.socket_troubles));
     let streams = Count::new("limits.streams", config.limits.streams);
     let (limits, budget) = (&config.limits, registry.memory().budget());
     let api = Api::new(Shared {
@@ -341,7 +345,13 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stop| *stop).await) }
     };
-    let handing_over = handover::serve(handover, Arc::clone(&access), slots, until_stop());
+    let handing_over = handover::serve(
+        handover,
+        fresh_handover,
+        Arc::clone(&access),
+        slots,
+        until_stop(),
+    );
     let handing_over = tokio::spawn(handing_over);
     let (routes, health) = api
         .routes()
@@ -349,6 +359,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     tell_health(&health, ServingStatus::Serving).await;
     let server = Service {
         listener: service,
+        fresh: fresh_service,
         access,
         max_connections: config.server.max_connections,
         max_connections_per_principal: config.server.max_connections_per_principal,
@@ -393,6 +404,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         kill_what_is_left(&registry).await;
     }
     cgroups.close();
+    drop(files);
     Ok(())
 }
 
