@@ -3,14 +3,13 @@
 mod arguments;
 mod host;
 mod lives;
+mod log;
 mod sockets;
 mod time_zones;
 mod tls;
 mod vanished;
 
-use std::borrow::Cow;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tonic_health::server::HealthReporter;
 use crate::access::Access;
 use crate::cgroup::Cgroups;
 use crate::clock::Now;
-use crate::config::{CgroupUse, Config, Limit, LogFormat, Resource, signal_number};
+use crate::config::{CgroupUse, Config, Limit, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
@@ -39,7 +38,6 @@ use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::state::Starts;
 use crate::sys;
 use crate::terminals::Terminals;
-use crate::text;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Links, Reaper, Resolver, Services,
     Starters, TimeZones, TransportLimits, reap_inherited,
@@ -48,6 +46,7 @@ use crate::watch::{
 pub use arguments::{Arguments, Show};
 pub use host::refusals;
 pub use lives::{State, setup};
+pub use log::init_log;
 use sockets::Sockets;
 
 /// How long connections without a stream may take to close when the daemon ends.
@@ -134,58 +133,6 @@ pub fn run(setup: Setup) -> Result<()> {
     });
     runtime.shutdown_timeout(LAST_WAIT);
     result
-}
-
-/// Sets up the log as configured.
-pub fn init_log(config: &Config) {
-    use tracing_subscriber::EnvFilter;
-
-    let filter = EnvFilter::try_new(&config.log.filter).unwrap_or_default();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        // The reader of the log, such as a terminal, may be gone; that must not be an error.
-        .log_internal_errors(false);
-    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let plain = || Lines(|line| text::log_line(line, false));
-    match config.log.format {
-        LogFormat::Json => builder.json().with_writer(|| Lines(text::json)).init(),
-        LogFormat::Journald => builder
-            .without_time()
-            .with_ansi(false)
-            .with_writer(plain)
-            .init(),
-        LogFormat::Auto if journald => builder
-            .without_time()
-            .with_ansi(false)
-            .with_writer(plain)
-            .init(),
-        LogFormat::Auto | LogFormat::Text
-            if rustix::termios::isatty(io::stderr()) && std::env::var_os("NO_COLOR").is_none() =>
-        {
-            let coloured = || Lines(|line| text::log_line(line, true));
-            builder.with_ansi(true).with_writer(coloured).init();
-        }
-        LogFormat::Auto | LogFormat::Text => builder.with_ansi(false).with_writer(plain).init(),
-    }
-}
-
-/// A writer to standard error. Each write is one record of the log. The function turns it into one
-/// line in which control characters are escaped.
-struct Lines(fn(&str) -> Cow<'_, str>);
-
-impl io::Write for Lines {
-    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(record);
-        let line = self.0(text.trim_end_matches('\n'));
-        let mut line = line.into_owned();
-        line.push('\n');
-        io::stderr().write_all(line.as_bytes())?;
-        Ok(record.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Raises the daemon's limit on open files to the hard limit, since every watched descriptor, child

@@ -75,6 +75,7 @@ impl SocketFile {
         let held = held.map(|held| (held.st_dev, held.st_ino));
         if named.as_ref().map(identity) != held {
             self.lock = lock(&path)?;
+            write_note(&self.lock, None, since);
         }
         let listener = bind_locked(&path, &address, kind, mode)?;
         self.made = path.symlink_metadata().ok().as_ref().map(identity);

@@ -1,8 +1,10 @@
 //! What each kind of end of the daemon would lose, counted by what its loops and watches survive.
 
 use std::iter::repeat;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::description;
 use super::failure::Failure;
@@ -16,6 +18,8 @@ use crate::proto::{
 
 /// Watches are not counted one by one if there are more of them.
 const WATCHES_MAX: u64 = 10_000;
+/// How long the loops may take to tell their watches.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Loops, open watches and running processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,8 +33,8 @@ struct Count {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
     all: Count,
-    /// Lost when the daemon dies and its keeper does not. `None` without a keeper, or if there are too
-    /// many watches to count.
+    /// Lost when the daemon dies and its keeper does not. `None` without a keeper, or if the
+    /// watches are not counted.
     crash: Option<Count>,
     has_keeper: bool,
     /// All processes of its namespace end with the daemon.
@@ -41,37 +45,15 @@ pub(super) struct Losses {
 
 impl Losses {
     /// Counts what the caller may see.
-    ///
-    /// # Errors
-    /// Those of the daemon.
-    pub(super) async fn of(
-        session: &Session,
-        status: &GetStatusResponse,
-        loops: &[Loop],
-    ) -> Result<Self, Failure> {
+    pub(super) async fn of(session: &Session, status: &GetStatusResponse, loops: &[Loop]) -> Self {
         let open: u64 = loops.iter().map(|found| found.open_watches).sum();
-        let mut watches = Some(Vec::new());
-        if open > WATCHES_MAX {
-            watches = None;
-        }
-        for found in loops {
-            let Some(watches) = &mut watches else { break };
-            let mut on = session.clone();
-            on.loop_ref = Some(LoopRef {
-                r#ref: Some(loop_ref::Ref::LoopId(found.loop_id)),
-            });
-            let request = ListWatchesRequest {
-                open_only: true,
-                ..ListWatchesRequest::default()
-            };
-            match lookup::watches(&on, request).await {
-                Ok(more) => watches.extend(repeat(found.survives()).zip(more)),
-                // It was closed in between.
-                Err(failure) if failure.reason == "LOOP_NOT_FOUND" => {}
-                Err(failure) => return Err(failure),
-            }
-        }
-        Ok(Self::count(status, loops, open, watches.as_deref()))
+        // The daemon's state has to be shown also if one of its loops hangs.
+        let watches = match open <= WATCHES_MAX {
+            true => timeout(PATIENCE, watches(session, loops)).await.ok(),
+            false => None,
+        };
+        let watches = watches.and_then(Result::ok);
+        Self::count(status, loops, open, watches.as_deref())
     }
 
     fn count(
@@ -156,7 +138,9 @@ impl Losses {
             (Some(lost), _) => {
                 format!("{}{}", things(*lost), left(lost.processes))
             }
-            (None, true) => "not counted: there are too many watches".to_owned(),
+            (None, true) => {
+                "not counted: there are too many watches, or a loop does not answer".to_owned()
+            }
             (None, false) => format!("{all}{alone}"),
         };
         let mut lines = vec![("a crash loses", crash)];
@@ -188,6 +172,28 @@ impl Losses {
             "reboot": lost(self.all),
         })
     }
+}
+
+/// Returns all open watches, each with what its loop survives.
+async fn watches(session: &Session, loops: &[Loop]) -> Result<Vec<(Survives, Watch)>, Failure> {
+    let mut all = Vec::new();
+    for found in loops {
+        let mut on = session.clone();
+        on.loop_ref = Some(LoopRef {
+            r#ref: Some(loop_ref::Ref::LoopId(found.loop_id)),
+        });
+        let request = ListWatchesRequest {
+            open_only: true,
+            ..ListWatchesRequest::default()
+        };
+        match lookup::watches(&on, request).await {
+            Ok(more) => all.extend(repeat(found.survives()).zip(more)),
+            // It was closed in between.
+            Err(failure) if failure.reason == "LOOP_NOT_FOUND" => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ async fn ctrl_z_fg_and_ctrl_c_act_once_on_both() {
     command.stdin(Stdio::from(own));
     let mut daemon = Daemon::start_as(Arc::clone(&dir), command).await;
     let (keeper, of) = (daemon.pid(), life(daemon.pid()).unwrap());
+    let sessions = [keeper, of].map(|pid| state(pid).unwrap().1);
+    assert_eq!(sessions, [keeper.as_raw(), of.as_raw()]);
     let stopped = |pid| state(pid).is_some_and(|(state, _)| state == 'T');
     let mut keys = std::fs::File::from(terminal);
     for _ in 0..2 {

@@ -92,7 +92,7 @@ async fn forced_it_needs_no_answer_and_kills_no_stranger() {
         .unwrap();
     let stranger = Pid::from_raw(stranger);
     let mut scene = Scene::new(daemon, "", "").await;
-    let spec = || shell("trap '' TERM; echo ready; setsid sleep 1000; exit 3");
+    let spec = || shell("trap '' TERM; setsid sh -c 'echo ready; sleep 1000; :'; exit 3");
     let (_, older) = spawn(&mut scene, spec()).await;
     murder(&scene.daemon, 1).await;
     let target = scene.target.clone();
@@ -107,7 +107,8 @@ async fn forced_it_needs_no_answer_and_kills_no_stranger() {
     let (said, wrong) = (text(&stopped.stdout), text(&stopped.stderr));
     assert_eq!(stopped.status.code(), Some(0), "{said}{wrong}");
     assert!(is_over(older) && is_over(newer), "{said}");
-    assert_eq!(said.matches("(sleep) ended").count(), 2, "{said}");
+    // Both shells of each, at least.
+    assert!(said.matches(" ended").count() >= 4, "{said}");
     assert!(!is_over(stranger), "{said}");
     assert!(
         wrong.contains(&format!("pid {stranger} (sleep)")),
