@@ -213,8 +213,9 @@ async fn a_daemon_that_dies_again_and_again_is_given_up() {
     let killer = tokio::spawn(async move {
         let socket = dir.path().join("evloopd.sock");
         loop {
-            // It has to have served, or no further one is started.
-            if socket.exists()
+            // It has to have served, or no further one is started. The file of the socket is there
+            // before anybody can connect.
+            if common::log(dir.path()).contains("ready")
                 && let Some(life) = life(keeper)
             {
                 let _ = common::connect(&socket).await;
