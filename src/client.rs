@@ -67,10 +67,7 @@ pub struct Connection {
 /// belongs neither to the user nor to root, since requests carry the caller's environment.
 pub async fn connect(explicit: Option<&Path>) -> Result<Connection, NoDaemon> {
     let mut tried = Vec::new();
-    let from_env = || env::var_os(SOCKET_ENV).filter(|path| !path.is_empty());
-    let named = explicit
-        .map(Path::to_owned)
-        .or_else(|| from_env().map(PathBuf::from));
+    let named = named(explicit);
     let is_named = named.is_some();
     for candidate in candidates(named, user_socket(), system_socket()) {
         let socket = candidate.path.clone();
@@ -83,6 +80,20 @@ pub async fn connect(explicit: Option<&Path>) -> Result<Connection, NoDaemon> {
         }
     }
     Err(NoDaemon::new(tried, is_named))
+}
+
+fn named(explicit: Option<&Path>) -> Option<PathBuf> {
+    let from_env = || env::var_os(SOCKET_ENV).filter(|path| !path.is_empty());
+    explicit
+        .map(Path::to_owned)
+        .or_else(|| from_env().map(PathBuf::from))
+}
+
+/// Returns the sockets that [`connect`] tries, in order.
+#[must_use]
+pub fn sockets(explicit: Option<&Path>) -> Vec<PathBuf> {
+    let all = candidates(named(explicit), user_socket(), system_socket());
+    all.into_iter().map(|candidate| candidate.path).collect()
 }
 
 async fn open(candidate: Candidate) -> io::Result<Channel> {

@@ -3,13 +3,13 @@
 mod arguments;
 mod host;
 mod lives;
+mod log;
 mod sockets;
 mod time_zones;
 mod tls;
+mod vanished;
 
-use std::borrow::Cow;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,19 +24,19 @@ use tonic_health::server::HealthReporter;
 use crate::access::Access;
 use crate::cgroup::Cgroups;
 use crate::clock::Now;
-use crate::config::{CgroupUse, Config, Limit, LogFormat, Resource, signal_number};
+use crate::config::{CgroupUse, Config, Limit, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::LoopEnd;
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::keeper::Life;
+use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
-use crate::rpc::{self, Api, Identity, Repeats, Service, Shared};
+use crate::rpc::{self, Api, ConfigFiles, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
 use crate::state::Starts;
 use crate::sys;
 use crate::terminals::Terminals;
-use crate::text;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Links, Reaper, Resolver, Services,
     Starters, TimeZones, TransportLimits, reap_inherited,
@@ -45,6 +45,7 @@ use crate::watch::{
 pub use arguments::{Arguments, Show};
 pub use host::refusals;
 pub use lives::{State, setup};
+pub use log::init_log;
 use sockets::Sockets;
 
 /// How long connections without a stream may take to close when the daemon ends.
@@ -63,8 +64,8 @@ pub struct Setup {
     pub life: Option<Life>,
     /// What the life before has left.
     pub state: State,
-    /// Keys whose values in the configuration files differ from those in force.
-    pub changed_keys: Vec<String>,
+    /// Tells what the configuration files have by now.
+    pub files: ConfigFiles,
 }
 
 impl From<Config> for Setup {
@@ -84,6 +85,7 @@ impl From<Config> for Setup {
 /// # Errors
 /// The error that keeps the daemon from starting.
 pub fn run(setup: Setup) -> Result<()> {
+    poison::abort_where_critical();
     sys::keep_freed_memory();
     let config = &setup.config;
     let allowed: Vec<i32> = config
@@ -130,58 +132,6 @@ pub fn run(setup: Setup) -> Result<()> {
     });
     runtime.shutdown_timeout(LAST_WAIT);
     result
-}
-
-/// Sets up the log as configured.
-pub fn init_log(config: &Config) {
-    use tracing_subscriber::EnvFilter;
-
-    let filter = EnvFilter::try_new(&config.log.filter).unwrap_or_default();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        // The reader of the log, such as a terminal, may be gone; that must not be an error.
-        .log_internal_errors(false);
-    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let plain = || Lines(|line| text::log_line(line, false));
-    match config.log.format {
-        LogFormat::Json => builder.json().with_writer(|| Lines(text::json)).init(),
-        LogFormat::Journald => builder
-            .without_time()
-            .with_ansi(false)
-            .with_writer(plain)
-            .init(),
-        LogFormat::Auto if journald => builder
-            .without_time()
-            .with_ansi(false)
-            .with_writer(plain)
-            .init(),
-        LogFormat::Auto | LogFormat::Text
-            if rustix::termios::isatty(io::stderr()) && std::env::var_os("NO_COLOR").is_none() =>
-        {
-            let coloured = || Lines(|line| text::log_line(line, true));
-            builder.with_ansi(true).with_writer(coloured).init();
-        }
-        LogFormat::Auto | LogFormat::Text => builder.with_ansi(false).with_writer(plain).init(),
-    }
-}
-
-/// A writer to standard error. Each write is one record of the log. The function turns it into one
-/// line in which control characters are escaped.
-struct Lines(fn(&str) -> Cow<'_, str>);
-
-impl io::Write for Lines {
-    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(record);
-        let line = self.0(text.trim_end_matches('\n'));
-        let mut line = line.into_owned();
-        line.push('\n');
-        io::stderr().write_all(line.as_bytes())?;
-        Ok(record.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Raises the daemon's limit on open files to the hard limit, since every watched descriptor, child
@@ -251,7 +201,7 @@ fn services(
     })
 }
 
-fn identity(sockets: &Sockets, life: Option<Life>, changed_keys: Vec<String>) -> Result<Identity> {
+fn identity(sockets: &Sockets, life: Option<Life>, files: ConfigFiles) -> Result<Identity> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -262,7 +212,8 @@ fn identity(sockets: &Sockets, life: Option<Life>, changed_keys: Vec<String>) ->
         socket: sockets.service_path.clone(),
         handover_socket: sockets.handover_path.clone(),
         life,
-        changed_keys,
+        files,
+        socket_troubles: Arc::default(),
     })
 }
 
@@ -273,7 +224,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     lives::begin(life.as_ref(), &config);
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let identity = identity(&sockets, life, setup.changed_keys)?;
+    let identity = identity(&sockets, life, setup.files)?;
     let mut state = setup.state;
     let no_memory = |errno| SystemError::new(errno, "memory", "");
     let arena = match &life {
@@ -315,10 +266,12 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         service,
         handover,
         service_path,
-        files: _files,
+        files,
+        fresh: [fresh_service, fresh_handover],
         ..
     } = sockets;
 
+    files.follow(life, Arc::clone(&identity.socket_troubles));
     let streams = Count::new("limits.streams", config.limits.streams);
     let (limits, budget) = (&config.limits, registry.memory().budget());
     let api = Api::new(Shared {
@@ -336,7 +289,13 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stop| *stop).await) }
     };
-    let handing_over = handover::serve(handover, Arc::clone(&access), slots, until_stop());
+    let handing_over = handover::serve(
+        handover,
+        fresh_handover,
+        Arc::clone(&access),
+        slots,
+        until_stop(),
+    );
     let handing_over = tokio::spawn(handing_over);
     let (routes, health) = api
         .routes()
@@ -344,6 +303,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     tell_health(&health, ServingStatus::Serving).await;
     let server = Service {
         listener: service,
+        fresh: fresh_service,
         access,
         max_connections: config.server.max_connections,
         max_connections_per_principal: config.server.max_connections_per_principal,
@@ -388,6 +348,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         kill_what_is_left(&registry).await;
     }
     cgroups.close();
+    drop(files);
     Ok(())
 }
 

@@ -10,7 +10,8 @@
 //! | [`clock`] | the monotonic and the realtime clock, sampled once a turn |
 //! | [`text`] | makes text from outside safe to show; uses no other module |
 //! | [`calendar`] | when expressions of cron and of systemd are due, in time zones; uses no other module |
-//! | [`paths`] | watches paths by inotify, on a thread of its own; uses no other module |
+//! | `poison` | panics that end the daemon, and those that do not; uses no other module |
+//! | [`paths`] | watches paths by inotify, on a thread of its own; uses `poison` only |
 //! | [`follow`] | reads a file, or follows one by its name; uses no other module |
 //! | [`screen`] | the screen of a terminal, kept from the bytes written to it; uses no other module |
 //! | `similar` | finds the known word that a misspelt one resembles; uses no other module |
@@ -66,6 +67,7 @@ pub mod kinds;
 pub mod memory;
 mod paged;
 pub mod paths;
+mod poison;
 pub mod policy;
 pub mod proto;
 pub mod rpc;

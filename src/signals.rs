@@ -19,6 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, SystemError};
+use crate::poison::Critical;
 use crate::sys;
 
 /// The signals that the daemon itself needs. Clients cannot watch them.
@@ -172,7 +173,11 @@ impl SignalHub {
             let (stop, subscribers) = (Arc::clone(&stop), Arc::clone(&subscribers));
             std::thread::Builder::new()
                 .name("signals".into())
-                .spawn(move || fan_out(&signals, &stop, &subscribers))
+                .spawn(move || {
+                    // Without this thread the daemon is deaf.
+                    let _critical = Critical::new();
+                    fan_out(&signals, &stop, &subscribers);
+                })
                 .map_err(|error| SystemError::from_io(&error, "pthread_create", "signals"))?
         };
         Ok(Arc::new(Self {

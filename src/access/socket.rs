@@ -30,6 +30,8 @@ pub struct BoundSocket {
 pub struct SocketFile {
     path: PathBuf,
     made: Option<(u64, u64)>,
+    /// The uid that its directory belonged to, if it was seen.
+    owner: Option<u32>,
     /// The locked file `PATH.lock`. The daemon that holds the lock owns the path.
     lock: OwnedFd,
 }
@@ -39,6 +41,47 @@ impl SocketFile {
     #[must_use]
     pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
+    }
+
+    /// Returns whether the file is there, and is still the socket's.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        let found = self.path.symlink_metadata().ok();
+        self.made.is_some() && found.as_ref().map(identity) == self.made
+    }
+
+    /// Binds a new socket of this kind and mode at the path, whose file [is gone](Self::is_there), and
+    /// listens. Makes missing directories.
+    ///
+    /// # Errors
+    /// As [`bind_unix`]; `EPERM` also for a directory that belongs to another user than the one before,
+    /// root and the caller.
+    pub fn bind_again(&mut self, kind: SocketType, mode: u32) -> Result<OwnedFd> {
+        let path = self.path.clone();
+        let failed = |errno| SystemError::new(errno, "bind", path.display().to_string());
+        let address = SocketAddrUnix::new(&*path).map_err(failed)?;
+        make_parent(&path)?;
+        let own = rustix::process::geteuid().as_raw();
+        let owner = owner_above(&path);
+        if owner != Some(own) && owner != Some(0) && owner != self.owner {
+            let parent = path.parent().unwrap_or(Path::new("/")).display();
+            let uid = owner.map_or_else(|| "nobody".to_owned(), |uid| format!("uid {uid}"));
+            let detail = format!("{parent}, which was made anew and belongs to {uid}");
+            return Err(SystemError::new(Errno::PERM, "bind", detail).into());
+        }
+        let since = read_note(&self.lock).map_or_else(crate::clock::boot_ticks, |(_, since)| since);
+        let named = lock_name(&path).symlink_metadata().ok();
+        let held = rustix::fs::fstat(&self.lock).ok();
+        let held = held.map(|held| (held.st_dev, held.st_ino));
+        if named.as_ref().map(identity) != held {
+            self.lock = lock(&path)?;
+            write_note(&self.lock, None, since);
+        }
+        let listener = bind_locked(&path, &address, kind, mode)?;
+        self.made = path.symlink_metadata().ok().as_ref().map(identity);
+        self.owner = owner;
+        write_note(&self.lock, self.made, since);
+        Ok(listener)
     }
 }
 
@@ -66,30 +109,45 @@ impl Drop for SocketFile {
 /// `EEXIST` if the file is not a socket, `EPERM` for a parent that other users may change,
 /// `ENAMETOOLONG` for more than 107 bytes, or another error of the system.
 pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket> {
-    let failed = |step: &'static str| {
-        move |errno: Errno| SystemError::new(errno, step, path.display().to_string())
-    };
-    let address = SocketAddrUnix::new(path).map_err(failed("bind"))?;
+    let failed = |errno| SystemError::new(errno, "bind", path.display().to_string());
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
     make_parent(path)?;
     let lock = lock(path)?;
-    remove_stale(path, &address, kind)?;
-
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener =
-        net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed("socket"))?;
-    net::bind(&listener, &address).map_err(failed("bind"))?;
+    let listener = bind_locked(path, &address, kind, mode)?;
     let made = path.symlink_metadata().ok().as_ref().map(identity);
-    write_identity(&lock, made);
+    write_note(&lock, made, crate::clock::boot_ticks());
     let file = SocketFile {
         path: path.to_owned(),
         made,
+        owner: owner_above(path),
         lock,
     };
+    Ok(BoundSocket { listener, file })
+}
+
+fn bind_locked(
+    path: &Path,
+    address: &SocketAddrUnix,
+    kind: SocketType,
+    mode: u32,
+) -> Result<OwnedFd> {
+    let failed = |step: &'static str| {
+        move |errno: Errno| SystemError::new(errno, step, path.display().to_string())
+    };
+    remove_stale(path, address, kind)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener =
+        net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed("socket"))?;
+    net::bind(&listener, address).map_err(failed("bind"))?;
     // The mode that bind(2) gave the file by the umask does not matter: before listen(2) no client
     // can connect.
-    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
-    net::listen(&listener, BACKLOG).map_err(failed("listen"))?;
-    Ok(BoundSocket { listener, file })
+    let listens = rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(failed("chmod"));
+    let listens = listens.and_then(|()| net::listen(&listener, BACKLOG).map_err(failed("listen")));
+    if let Err(error) = listens {
+        let _ = std::fs::remove_file(path);
+        return Err(error.into());
+    }
+    Ok(listener)
 }
 
 /// Returns a socket that an earlier life of this daemon bound at `path` by [`bind_unix`], with the lock
@@ -98,30 +156,54 @@ pub fn bind_unix(path: &Path, kind: SocketType, mode: u32) -> Result<BoundSocket
 pub fn adopt_unix(path: &Path, listener: OwnedFd, lock: OwnedFd) -> BoundSocket {
     let file = SocketFile {
         path: path.to_owned(),
-        made: read_identity(&lock),
+        made: read_note(&lock).and_then(|(made, _)| made),
+        owner: owner_above(path),
         lock,
     };
     BoundSocket { listener, file }
 }
 
-/// Notes in the lock file which file is the socket's, for [`adopt_unix`].
-fn write_identity(lock: &OwnedFd, made: Option<(u64, u64)>) {
+/// Notes in the lock file which file is the socket's, for [`adopt_unix`], and when the daemon that owns
+/// the path bound it first, for [`bound_since`].
+fn write_note(lock: &OwnedFd, made: Option<(u64, u64)>, since: u64) {
     let (device, inode) = made.unwrap_or_default();
-    let text = format!("{device} {inode}\n");
+    let text = format!("{device} {inode} {since}\n");
     // Without it the socket's file is not removed at the end; the next start replaces it.
     let _ = rustix::fs::ftruncate(lock, 0);
     let _ = rustix::io::pwrite(lock, text.as_bytes(), 0);
 }
 
-fn read_identity(lock: &OwnedFd) -> Option<(u64, u64)> {
+/// Returns which file is the socket's, if it is known, and when it was bound.
+fn read_note(lock: impl AsFd) -> Option<(Option<(u64, u64)>, u64)> {
     let mut text = [0; 64];
     let len = rustix::io::pread(lock, &mut text, 0).ok()?;
-    let (device, inode) = std::str::from_utf8(&text[..len])
-        .ok()?
-        .trim()
-        .split_once(' ')?;
-    let made = (device.parse().ok()?, inode.parse().ok()?);
-    (made != (0, 0)).then_some(made)
+    let mut numbers = std::str::from_utf8(&text[..len]).ok()?.split_whitespace();
+    let mut number = || numbers.next()?.parse().ok();
+    let made = (number()?, number()?);
+    Some(((made != (0, 0)).then_some(made), number()?))
+}
+
+/// Returns when the daemon that owns the path bound its socket there first, in clock ticks since the
+/// boot: none of its children is older.
+#[must_use]
+pub fn bound_since(path: &Path) -> Option<u64> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let lock = open(lock_name(path), flags, Mode::empty()).ok()?;
+    // Whoever holds no lock is no daemon that lives.
+    let is_held = flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    is_held.then(|| Some(read_note(&lock)?.1)).flatten()
+}
+
+fn lock_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Returns the uid that the directory of a path belongs to.
+fn owner_above(path: &Path) -> Option<u32> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty())?;
+    parent.metadata().ok().map(|found| found.uid())
 }
 
 fn identity(metadata: &Metadata) -> (u64, u64) {
@@ -207,9 +289,7 @@ fn check_parent(parent: &Path) -> Result<()> {
 }
 
 fn lock(path: &Path) -> Result<OwnedFd> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
+    let name = lock_name(path);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = open(&name, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| SystemError::new(errno, "open", name.display().to_string()))?;
@@ -294,6 +374,36 @@ mod tests {
         assert_eq!(refused(bind()), Errno::ADDRINUSE);
         let other_type = bind_unix(&path, SocketType::SEQPACKET, 0o600);
         assert_eq!(refused(other_type), Errno::ADDRINUSE);
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_bound_again_with_its_directory_and_its_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/socket");
+        let mut bound = bind_unix(&path, SocketType::STREAM, 0o600).unwrap();
+        let since = bound_since(&path).unwrap();
+        assert!(bound.file.is_there());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!bound.file.is_there());
+        let again = bound.file.bind_again(SocketType::STREAM, 0o640).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o640);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let third = bound.file.bind_again(SocketType::STREAM, 0o600).unwrap();
+        assert!(bound.file.is_there());
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(bound_since(&path), Some(since));
+        let refused_there = bind_unix(&path, SocketType::STREAM, 0o600);
+        assert_eq!(refused(refused_there), Errno::ADDRINUSE);
+        // Another socket that lives is left alone.
+        std::fs::remove_file(&path).unwrap();
+        let live = UnixListener::bind(&path).unwrap();
+        let error = bound
+            .file
+            .bind_again(SocketType::STREAM, 0o600)
+            .unwrap_err();
+        assert!(matches!(error, Error::System(error) if error.name() == "EADDRINUSE"));
+        drop((again, third, live, bound));
+        assert!(path.exists() && bound_since(&path).is_none());
     }
 
     #[test]

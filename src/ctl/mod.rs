@@ -31,6 +31,7 @@ mod complete;
 mod config;
 mod consumer;
 mod deferred;
+mod descendants;
 mod description;
 mod early_end;
 mod events;
@@ -52,6 +53,7 @@ mod ledger;
 mod logs;
 mod lookup;
 mod loops;
+mod losses;
 mod man;
 mod names;
 mod options;
@@ -71,6 +73,7 @@ mod sink;
 mod standstill;
 mod status;
 mod stop;
+mod stop_all;
 mod streams;
 mod style;
 mod table;
@@ -131,7 +134,7 @@ enum Verb {
     #[command(after_help = wait::EXAMPLES)]
     Wait(Deferred<wait::Wait>),
     /// End processes by a signal, and by SIGKILL if they do not end in time
-    #[command(after_help = stop::EXAMPLES)]
+    #[command(after_help = stop::EXAMPLES, override_usage = stop::USAGE_LINES)]
     Stop(Deferred<stop::Stop>),
     /// Send a signal to processes
     #[command(after_help = kill::EXAMPLES, override_usage = kill::USAGE_LINE)]
@@ -296,6 +299,9 @@ async fn dispatch(args: Args, verb: String) -> Outcome {
         Verb::Calendar(Deferred(calendar)) => return calendar::run(&calendar, args.global.json),
         Verb::Check(Deferred(check)) => return check::run(&check, args.global.json),
         Verb::Version => return version::run(args.global, verb).await,
+        Verb::Stop(Deferred(stop)) if stop.is_forced() => {
+            return stop::force(args.global, verb, stop).await;
+        }
         _ => {}
     }
     let session = Session::open(args.global, verb).await?;

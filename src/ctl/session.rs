@@ -27,7 +27,7 @@ use crate::proto::watch_service_client::WatchServiceClient;
 pub(super) struct Global {
     /// The daemon's socket [default: $EVLOOPD_SOCKET, else the user's daemon, else the system's]
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    socket: Option<PathBuf>,
+    pub(super) socket: Option<PathBuf>,
     /// The loop: its name, or `@7` for the id 7 [default: the loop of your context]
     #[arg(long = "loop", global = true, value_name = "LOOP", value_parser = parse::loop_ref)]
     loop_ref: Option<LoopRef>,

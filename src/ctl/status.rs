@@ -8,6 +8,7 @@ use super::failure::Outcome;
 use super::holder::{Holder, is_held};
 use super::json::{self, joined};
 use super::lookup;
+use super::losses::Losses;
 use super::output;
 use super::parse;
 use super::render::signal_name;
@@ -45,14 +46,16 @@ pub(super) async fn run(session: &Session, args: Status) -> Outcome {
     let mut admin = session.admin();
     let info = answer(admin.get_server_info(GetServerInfoRequest {}).await)?;
     let status = answer(admin.get_status(GetStatusRequest {}).await)?;
+    let loops = lookup::loops(session, false).await?;
+    let losses = Losses::of(session, &status, &loops).await;
     if session.json {
-        let more = json!({"connected_to": session.socket.to_string_lossy()});
+        let socket = session.socket.to_string_lossy();
+        let more = json!({"connected_to": socket, "losses": losses.json()});
         let value = joined(joined(json::of(&info), json::of(&status)), more);
         output::json_lines([&value])?;
         return Ok(0);
     }
-    let loops = lookup::loops(session, false).await?;
-    let mut sheet = sheet(&info, &status, &loops);
+    let mut sheet = sheet(&info, &status, &loops, &losses);
     for found in loops.iter().filter(|found| is_held_up(found)) {
         let by_name = loop_ref::Ref::Name(found.full_name.clone());
         let mut on = session.clone();
@@ -104,6 +107,7 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
             "{name} is set aside, because the daemon died of it"
         ));
     }
+    troubles.extend(status.socket_troubles.iter().cloned());
     let stopped = loops
         .iter()
         .filter(|l| l.state() == LoopState::Stopped)
@@ -154,9 +158,17 @@ fn keeper(sheet: &mut Sheet, keeper: &Keeper) {
             format!("other values in the files: {keys}"),
         );
     }
+    for error in &keeper.config_errors {
+        sheet.line("configuration", format!("wrong in the files: {error}"));
+    }
 }
 
-fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop]) -> Sheet {
+fn sheet(
+    info: &GetServerInfoResponse,
+    status: &GetStatusResponse,
+    loops: &[Loop],
+    losses: &Losses,
+) -> Sheet {
     let troubles = troubles(status, loops);
     let title = match troubles.is_empty() {
         true => format!("{GOOD}evloopd is well{GOOD:#}"),
@@ -205,8 +217,16 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
             },
         );
     }
+    sheet.line("level", losses.level());
     if let Some(keeper) = &status.keeper {
         self::keeper(&mut sheet, keeper);
+    }
+    if info.pid == 1 || status.keeper.as_ref().is_some_and(|keeper| keeper.pid == 1) {
+        let what = "of a container: when it ends, all processes there end with it";
+        sheet.line("process 1", what);
+    }
+    for (end, lost) in losses.lines() {
+        sheet.line(end, lost);
     }
     if status.slots > 0 {
         let slots = counted(status.slots.into(), "descriptor", "descriptors");
@@ -247,6 +267,11 @@ fn sheet(info: &GetServerInfoResponse, status: &GetStatusResponse, loops: &[Loop
         ""
     };
     sheet.line("you are", format!("{}{role}", info.principal));
+    let directory = std::path::Path::new(&info.socket).parent();
+    sheet.line(
+        "directory",
+        directory.map_or_else(String::new, |path| path.display().to_string()),
+    );
     sheet.line("socket", &info.socket);
     sheet.line("handover", &info.handover_socket);
     let (version, pid, uid) = (&info.version, info.pid, info.uid);
@@ -261,7 +286,8 @@ mod tests {
     use super::*;
 
     fn first_line(status: &GetStatusResponse, loops: &[Loop]) -> String {
-        let text = sheet(&GetServerInfoResponse::default(), status, loops).text(None);
+        let (info, losses) = (GetServerInfoResponse::default(), Losses::default());
+        let text = sheet(&info, status, loops, &losses).text(None);
         let text = anstream::adapter::strip_str(&text).to_string();
         text.lines().next().unwrap().to_owned()
     }

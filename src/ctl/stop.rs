@@ -9,10 +9,10 @@ use super::exit::no_process;
 use super::explain;
 use super::failure::{Failure, Outcome};
 use super::lookup;
-use super::names::Watches;
 use super::output;
 use super::parse;
-use super::session::{Session, answer};
+use super::session::{Global, Session, answer};
+use super::stop_all;
 use super::units::counted;
 use crate::proto::{StopProcessRequest, StopProcessResponse, WatchRef};
 
@@ -20,13 +20,23 @@ pub(super) const EXAMPLES: &str = "Examples:
   evloopctl stop build
   evloopctl stop --time 30s web worker
   evloopctl stop -s INT @7
+  evloopctl stop --all            # all processes; all loops are closed
+  evloopctl stop --all --force    # also of a daemon that does not answer
 
 Each process and all of its descendants get the signal, and SIGKILL if one of them has not ended in time. A process \
 that has ended can still be looked at; `evloopctl rm` ends and forgets processes. The exit code is \
-0 if all processes have ended, also if they ended before.";
+0 if all processes have ended, also if they ended before.
+
+`stop --all` ends the processes of all of your loops (for an administrator: of all loops) and closes the loops, and says so; the daemon stays. What has outlived its watch is ended, too. A process that calls it is ended with the others if it is one of them.
+
+`stop --all --force` sends SIGKILL at once, without asking the daemon, which may be stopped or hang; then it has the loops closed, if the daemon answers within 10 seconds. It finds the daemon as the process that holds its listening socket, and ends only what is certainly its own: what descends from it; and of what its keeper has taken over, or a daemon without a keeper has, what began after the socket was bound, or is in a cgroup of the daemon. What may be somebody else's, such as an orphan in a container whose process 1 the keeper is, is named and left alone.";
+
+pub(super) const USAGE_LINES: &str = "evloopctl stop [OPTIONS] <NAME|--id <ID>>...
+       evloopctl stop [OPTIONS] --all [--force]";
 
 /// Options of `stop`.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(super) struct Stop {
     /// How long each process may take before it gets SIGKILL; a number alone is seconds
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
@@ -34,13 +44,39 @@ pub(super) struct Stop {
     /// The first signal, by name or number [default: the process's own `--stop-signal`, else SIGTERM]
     #[arg(short, long, value_parser = parse::signal, add = complete::signals())]
     signal: Option<String>,
-    #[command(flatten)]
-    processes: Watches,
+    /// The names, or `@7` for the process with the id 7
+    #[arg(value_name = "NAME", required_unless_present_any = ["watch_ids", "all"], value_parser = parse::watch_ref, add = complete::watches())]
+    watches: Vec<WatchRef>,
+    /// The id of a process, instead of its name; may be repeated
+    #[arg(long = "id", value_name = "ID", value_parser = parse::watch_id, add = complete::ids())]
+    watch_ids: Vec<WatchRef>,
+    /// End all processes, and close all loops
+    #[arg(long, conflicts_with_all = ["watches", "watch_ids"])]
+    all: bool,
+    /// With --all, kill at once what is certainly the daemon's, without asking it
+    #[arg(long, requires = "all", conflicts_with_all = ["watches", "watch_ids"])]
+    force: bool,
+}
+
+impl Stop {
+    /// Returns whether it needs no answer of the daemon.
+    pub(super) const fn is_forced(&self) -> bool {
+        self.force
+    }
+}
+
+/// Carries it out without a daemon that answers.
+pub(super) async fn force(global: Global, verb: String, args: Stop) -> Outcome {
+    let signal = args.signal.unwrap_or_default();
+    stop_all::force(global, verb, &signal, args.time).await
 }
 
 pub(super) async fn run(session: &Session, args: Stop) -> Outcome {
     let signal = args.signal.unwrap_or_default();
-    let processes = args.processes.references();
+    if args.all {
+        return stop_all::run(session, &signal, args.time).await;
+    }
+    let processes = args.watches.into_iter().chain(args.watch_ids);
     let stops = processes.map(|process| stop(session, process, &signal, args.time));
     let mut code = 0;
     for stopped in join_all(stops).await {
@@ -51,7 +87,8 @@ pub(super) async fn run(session: &Session, args: Stop) -> Outcome {
     Ok(code)
 }
 
-async fn stop(
+/// Ends a process with its descendants, if it has not ended.
+pub(super) async fn stop(
     session: &Session,
     asked: WatchRef,
     signal: &str,

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::refusals;
-use crate::config::Config;
+use crate::config::{Config, Refusal};
 
 /// Event loops as a service of the host.
 ///
 /// Any program connects over gRPC, makes named event loops, and watches sockets, pipes, children,
 /// timers, signals and its own file descriptors; it gets every event on one ordered, resumable
 /// stream. evloopctl(1) is the client for people and scripts.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(name = "evloopd", version, after_help = EXAMPLES)]
 pub struct Arguments {
     /// Configuration file; by default that of the user, or the system's for root, if there is one
@@ -41,7 +41,7 @@ const EXAMPLES: &str = "Examples:
   evloopd demo";
 
 /// The subcommands, which run in place of the daemon.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Show {
     /// Show in a few seconds what evloopd does, on a daemon of its own
     #[command(after_help = "Example:\n  evloopd demo")]
@@ -60,6 +60,19 @@ impl Arguments {
     /// # Errors
     /// One line per error.
     pub fn configuration(&self) -> Result<Config, Vec<String>> {
+        self.load(refusals)
+    }
+
+    /// As [`configuration`](Self::configuration), without a look at what this host refuses, so that
+    /// it can be called at any time.
+    ///
+    /// # Errors
+    /// One line per error.
+    pub fn on_disk(&self) -> Result<Config, Vec<String>> {
+        self.load(|_| Vec::new())
+    }
+
+    fn load(&self, host: impl FnOnce(&Config) -> Vec<Refusal>) -> Result<Config, Vec<String>> {
         let mut arguments = Vec::new();
         if let Some(socket) = &self.socket {
             let socket = std::path::absolute(socket).map_err(|e| vec![format!("--socket: {e}")])?;
@@ -68,7 +81,7 @@ impl Arguments {
             };
             arguments.push(("server.socket", socket.into()));
         }
-        let config = Config::load(self.config.as_deref(), &arguments, refusals);
+        let config = Config::load(self.config.as_deref(), &arguments, host);
         config.map_err(|error| error.lines().to_vec())
     }
 }

@@ -20,6 +20,7 @@ use crate::event_loop::{descriptors, listening};
 use crate::keeper::{Ended, Kept, Life};
 use crate::proto::RecoveryReason;
 use crate::proto::state::KeptDescriptor;
+use crate::rpc::ConfigFiles;
 use crate::state::{Arena, Found, Inherited, Owner};
 use crate::sys;
 
@@ -30,29 +31,24 @@ use crate::sys;
 /// As [`Arguments::configuration`].
 pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>> {
     let state = life.as_ref().map(open_state).unwrap_or_default();
+    let files = {
+        let args = args.clone();
+        ConfigFiles::new(move || args.on_disk())
+    };
     let kept = life
         .as_ref()
         .and_then(|life| life.take(Kept::Configuration));
-    let Some(kept) = kept else {
-        return Ok(Setup {
-            life,
-            state,
-            ..Setup::from(args.configuration()?)
-        });
-    };
-    // The life before has made it, so that no file helps if it cannot be read.
-    let config = carried(kept)
-        .map_err(|error| vec![format!("the configuration of the life before: {error}")])?;
-    let changed_keys = match args.configuration() {
-        Ok(there) => there.differences(&config),
-        // What is wrong there is of no concern before it is to be applied.
-        Err(_) => Vec::new(),
+    let config = match kept {
+        None => args.configuration()?,
+        // The life before has made it, so that no file helps if it cannot be read.
+        Some(kept) => carried(kept)
+            .map_err(|error| vec![format!("the configuration of the life before: {error}")])?,
     };
     Ok(Setup {
         config,
         life,
         state,
-        changed_keys,
+        files,
     })
 }
 

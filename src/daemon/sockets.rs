@@ -10,19 +10,23 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use rustix::net::{SocketAddrUnix, SocketType};
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 
-use crate::access::{SocketFile, adopt_unix, bind_unix};
+use super::vanished::{Files, Followed};
+use crate::access::{adopt_unix, bind_unix};
 use crate::config::Config;
 use crate::error::{Error, Result, SystemError};
 use crate::keeper::{Kept, Life};
 
-/// Both listening sockets, and their files, which are removed when the daemon ends.
+/// Both listening sockets, and their files, which are looked after until the daemon ends.
 pub(super) struct Sockets {
     pub(super) service: UnixListener,
     pub(super) handover: OwnedFd,
     pub(super) service_path: PathBuf,
     pub(super) handover_path: PathBuf,
-    pub(super) files: Vec<SocketFile>,
+    pub(super) files: Files,
+    /// Sockets that were bound anew in place of these: of the service, and for handing over.
+    pub(super) fresh: [mpsc::Receiver<OwnedFd>; 2],
 }
 
 impl Sockets {
@@ -57,6 +61,15 @@ impl Sockets {
             }
         }
         let mut or_bind = |passed: Option<OwnedFd>, path: &Path, kind, (kept, lock)| {
+            let (fresh, receiver) = mpsc::channel(1);
+            let mut followed = Followed {
+                path: path.to_owned(),
+                kind,
+                mode: config.server.mode,
+                kept: (kept, lock),
+                file: None,
+                fresh,
+            };
             let socket = match passed {
                 Some(fd) => fd,
                 None => {
@@ -66,17 +79,19 @@ impl Sockets {
                         None => bind_unix(path, kind, config.server.mode)?,
                     };
                     keep(life, lock, bound.file.lock());
-                    files.push(bound.file);
+                    followed.file = Some(bound.file);
                     bound.listener
                 }
             };
             keep(life, kept, socket.as_fd());
-            Ok::<_, Error>(socket)
+            files.push(followed);
+            Ok::<_, Error>((socket, receiver))
         };
         let kept = (Kept::Service, Kept::ServiceLock);
-        let service = or_bind(service, &service_path, SocketType::STREAM, kept)?;
+        let (service, fresh_service) = or_bind(service, &service_path, SocketType::STREAM, kept)?;
         let kept = (Kept::Handover, Kept::HandoverLock);
-        let handover = or_bind(handover, &handover_path, SocketType::SEQPACKET, kept)?;
+        let (handover, fresh_handover) =
+            or_bind(handover, &handover_path, SocketType::SEQPACKET, kept)?;
         let system = |error: &io::Error| SystemError::from_io(error, "listen", "");
         for fd in [&service, &handover] {
             rustix::io::ioctl_fionbio(fd.as_fd(), true)
@@ -88,7 +103,8 @@ impl Sockets {
             handover,
             service_path,
             handover_path,
-            files,
+            files: Files::new(files),
+            fresh: [fresh_service, fresh_handover],
         })
     }
 }

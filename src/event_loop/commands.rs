@@ -17,6 +17,7 @@ use crate::clock::Now;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
 use crate::journal::{About, Outbox, Room};
+use crate::poison;
 use crate::proto::{self, TerminalSize};
 use crate::watch::{Groups, Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
@@ -135,6 +136,7 @@ impl Posting {
 
     pub(super) fn push(postings: Vec<Self>, now: Now, outbox: &mut Outbox) {
         for Self { posted, user_data } in postings {
+            poison::fault(&posted.topic);
             let about = About {
                 user_data,
                 ..About::default()

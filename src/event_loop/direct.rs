@@ -12,6 +12,7 @@ use super::commands::Posting;
 use crate::clock::Now;
 use crate::event::Cursor;
 use crate::journal::Outbox;
+use crate::poison::Critical;
 
 /// The outbox, locked by the loop's thread.
 pub(super) type Held = ArcMutexGuard<RawMutex, Outbox>;
@@ -35,6 +36,7 @@ impl Handle {
         let Some(mut outbox) = self.shared().outbox.try_lock() else {
             return Err(postings);
         };
+        let _critical = Critical::new();
         if !self.mailbox.is_idle() || !outbox.borrow_room(room) {
             return Err(postings);
         }

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::command::Command;
@@ -16,6 +15,7 @@ use crate::access::ProcessKey;
 use crate::driver::Key;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
+use crate::sync::Mutex;
 use crate::watch::{Notice, Notifier};
 
 /// Commands up to this many bytes take no memory from the budget: only their number is bounded.

@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::access::Principal;
 use crate::clock::{Jumps, Now};
 use crate::config::{Limits, Policy, Survives};
@@ -23,6 +21,7 @@ use crate::journal::{About, Journal, Outbox, Room};
 use crate::paths::Hub;
 use crate::proto::PausedSource;
 use crate::state::Keep;
+use crate::sync::Mutex;
 use crate::watch::{Adoption, Afterwards, Notice, Notifier, Services, TimeChange};
 
 mod adding;
@@ -124,7 +123,7 @@ pub struct Shared {
     pub(super) survives: Survives,
     pub(super) journal: Arc<Journal>,
     /// The writer of the journal. The loop's thread holds the lock, except while it waits.
-    pub(super) outbox: Arc<Mutex<Outbox>>,
+    pub(super) outbox: Arc<parking_lot::Mutex<Outbox>>,
     pub(super) state: AtomicU8,
     pub(super) watches: AtomicU64,
     pub(super) open_watches: AtomicU64,

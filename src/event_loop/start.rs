@@ -4,8 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 
-use parking_lot::Mutex;
-
 use super::ledger::Ledger;
 use super::lifetime::{KEPT, LifetimeEnd};
 use super::mailbox::{LoopNotifier, Mailbox};
@@ -26,7 +24,9 @@ use crate::error::Result;
 use crate::event::{CloseReason, LoopState};
 use crate::journal::{Journal, Room};
 use crate::paths::{self, Hub};
+use crate::poison::Critical;
 use crate::state::Keep;
+use crate::sync::Mutex;
 
 impl EventLoop {
     /// Starts the loop's thread.
@@ -102,7 +102,7 @@ impl EventLoop {
             ..paths::Limits::default()
         });
         let start = policy.start;
-        let outbox = Arc::new(Mutex::new(outbox));
+        let outbox = Arc::new(parking_lot::Mutex::new(outbox));
         let shared = Arc::new(Shared {
             id,
             full_name: format!("{principal}/{name}"),
@@ -129,6 +129,7 @@ impl EventLoop {
             snapshots_left: Mutex::default(),
             updates: update::Turns::default(),
         });
+        let critical = Critical::new();
         let mut event_loop = Self {
             shared: Arc::clone(&shared),
             limits,
@@ -179,12 +180,13 @@ impl EventLoop {
         };
         event_loop.commit();
         event_loop.outbox.has_gone_on();
-        drop(transfers);
+        drop((transfers, critical));
         let thread = std::thread::Builder::new()
             .name(format!("loop-{id}"))
             .stack_size(512 * 1024);
         thread
             .spawn(move || {
+                let _critical = Critical::new();
                 event_loop.run();
                 drop(descriptors::Closing);
             })

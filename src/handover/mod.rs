@@ -51,6 +51,7 @@ use parking_lot::Mutex;
 use rustix::net::{Shutdown, SocketFlags, SocketType, accept_with, shutdown as shut_down};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
@@ -93,34 +94,57 @@ pub fn bind(path: &Path) -> Result<BoundSocket> {
 /// Serves the listening SEQPACKET socket until `shutdown` completes. Also closes the descriptors of
 /// expired `slots`.
 ///
+/// Sockets that come from `fresh` replace the listener.
+///
 /// # Errors
 /// [`Error::System`] if the listener cannot be watched.
 pub async fn serve(
     listener: OwnedFd,
+    fresh: mpsc::Receiver<OwnedFd>,
     access: Arc<Access>,
     slots: Arc<Slots>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    rustix::io::ioctl_fionbio(&listener, true)
-        .map_err(|errno| SystemError::new(errno, "ioctl", "FIONBIO"))?;
-    let listener = sys::async_fd(Arc::new(listener), Interest::READABLE)
-        .map_err(|error| SystemError::from_io(&error, "epoll_ctl", "handover socket"))?;
+    let listener = watched(listener)?;
     tokio::select! {
         () = shutdown => {}
         () = slots.expire() => {}
-        () = accept_all(&listener, &access, &slots) => {}
+        () = accept_all(listener, fresh, &access, &slots) => {}
     }
     Ok(())
 }
 
-async fn accept_all(listener: &AsyncFd<Arc<OwnedFd>>, access: &Arc<Access>, slots: &Arc<Slots>) {
+fn watched(listener: OwnedFd) -> Result<AsyncFd<Arc<OwnedFd>>> {
+    rustix::io::ioctl_fionbio(&listener, true)
+        .map_err(|errno| SystemError::new(errno, "ioctl", "FIONBIO"))?;
+    let listener = sys::async_fd(Arc::new(listener), Interest::READABLE)
+        .map_err(|error| SystemError::from_io(&error, "epoll_ctl", "handover socket"))?;
+    Ok(listener)
+}
+
+async fn accept_all(
+    mut listener: AsyncFd<Arc<OwnedFd>>,
+    mut fresh: mpsc::Receiver<OwnedFd>,
+    access: &Arc<Access>,
+    slots: &Arc<Slots>,
+) {
     // The set is dropped at shutdown, which ends all connections.
     let mut tasks = JoinSet::new();
     let mut connections: Vec<Connection> = Vec::new();
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let accept = |listener: &Arc<OwnedFd>| Ok(accept_with(listener, flags)?);
-        match listener.async_io(Interest::READABLE, accept).await {
+        let accepted = tokio::select! {
+            accepted = listener.async_io(Interest::READABLE, accept) => accepted,
+            Some(other) = fresh.recv() => {
+                match watched(other) {
+                    Ok(other) => listener = other,
+                    Err(error) => tracing::error!(%error, "a socket cannot be replaced"),
+                }
+                continue;
+            }
+        };
+        match accepted {
             Ok(socket) => {
                 let (access, slots) = (Arc::clone(access), Arc::clone(slots));
                 while tasks.try_join_next().is_some() {}

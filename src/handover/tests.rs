@@ -38,7 +38,8 @@ impl Served {
                 .build()
                 .unwrap();
             let shutdown = async move { drop(stopped.await) };
-            let served = serve(listener, Arc::new(access), table, shutdown);
+            let (_sender, fresh) = mpsc::channel(1);
+            let served = serve(listener, fresh, Arc::new(access), table, shutdown);
             runtime.block_on(served).unwrap();
             drop(file);
             end.send(()).unwrap();

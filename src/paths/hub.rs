@@ -23,6 +23,7 @@ use super::sub::Order;
 use super::watches::Watches;
 use super::window::Window;
 use super::worker::{Command, Shared, Worker};
+use crate::poison::Critical;
 
 /// One inotify instance and the thread that owns it, started by the first subscription. File systems
 /// that tell nothing are polled by a second thread, so that a server that hangs holds up no one else.
@@ -259,7 +260,11 @@ impl Hub {
         );
         let thread = thread::Builder::new()
             .name("paths".to_owned())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                // Without this thread the loop misses what happens.
+                let _critical = Critical::new();
+                worker.run();
+            })
             .map_err(|source| Refused::Kernel {
                 path: "thread `paths`".into(),
                 source,

@@ -19,6 +19,7 @@ use super::spec::Kinds;
 use super::sub::Order;
 use super::told::{Change, GoneReason, RescanReason, Synced, Told};
 use super::worker::Shared;
+use crate::poison::Critical;
 
 /// What polling can tell. Without inode numbers, which such file systems make up anew, a rename is a
 /// removal and a creation, and a file that replaces another is `MODIFIED`.
@@ -97,7 +98,11 @@ impl Poller {
         );
         thread::Builder::new()
             .name("paths-poll".to_owned())
-            .spawn(move || run(&limits, &thread_shared, &thread_new))
+            .spawn(move || {
+                // Without this thread the loop misses what happens.
+                let _critical = Critical::new();
+                run(&limits, &thread_shared, &thread_new);
+            })
             .map_err(|source| Refused::Kernel {
                 path: "thread `paths-poll`".into(),
                 source,

@@ -47,6 +47,15 @@ impl AdminService for Api {
         let zones = Arc::clone(&services.time_zones);
         let zones = tokio::task::spawn_blocking(move || zones.facts()).await;
         let zones = zones.unwrap_or_default();
+        let (files, config) = (
+            self.identity.files.clone(),
+            Arc::clone(self.registry.config()),
+        );
+        let differences = tokio::task::spawn_blocking(move || files.differences(&config)).await;
+        let (changed_keys, config_errors) = match differences.unwrap_or(Ok(Vec::new())) {
+            Ok(keys) => (keys, Vec::new()),
+            Err(lines) => (Vec::new(), lines),
+        };
         let memory = self.registry.memory();
         let (budget, journal_bytes) = (memory.budget(), memory.used());
         Ok(Response::new(GetStatusResponse {
@@ -80,11 +89,13 @@ impl AdminService for Api {
             tzdata_from_host: zones.from_host,
             tzdata_host_version: zones.host_version.unwrap_or_default(),
             time_zone: zones.local,
+            socket_troubles: self.identity.socket_troubles.lock().clone(),
             keeper: self.identity.life.as_ref().map(|life| Keeper {
                 pid: life.keeper().unwrap_or_default(),
                 life: life.number(),
                 ended_lives: life.earlier().map(ended_life).collect(),
-                changed_keys: self.identity.changed_keys.clone(),
+                changed_keys,
+                config_errors,
                 set_aside_loops: self.registry.set_aside(),
             }),
         }))

@@ -1,12 +1,14 @@
 //! Counts the memory that a call takes, from the first byte of its request to the last of its
 //! answer, and limits the time for the request to arrive.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Sleep;
@@ -65,9 +67,13 @@ pub(super) async fn carry_out(
         })
     });
     request.extensions_mut().insert(Arc::clone(&quota));
-    let response = match routes.oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
+    let response = match AssertUnwindSafe(routes.oneshot(request))
+        .catch_unwind()
+        .await
+    {
+        Ok(Ok(response)) => response,
+        Ok(Err(never)) => match never {},
+        Err(_) => return Status::from(panicked()).into_http(),
     };
     let (parts, mut body) = response.into_parts();
     if shape.answers {
@@ -107,6 +113,11 @@ pub(super) async fn carry_out(
         held,
     };
     http::Response::from_parts(parts, Body::new(answer))
+}
+
+/// A panic fails the call alone: those that concern more end the daemon before it gets here.
+const fn panicked() -> Error {
+    Error::Internal("the call panicked; the daemon's log has the place")
 }
 
 /// How much of the messages in a body has arrived.
@@ -232,7 +243,12 @@ impl HttpBody for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         while this.first.is_empty() {
-            let frame = match ready!(Pin::new(&mut this.rest).poll_frame(cx)) {
+            let rest = Pin::new(&mut this.rest);
+            let polled = catch_unwind(AssertUnwindSafe(|| rest.poll_frame(cx)));
+            let frame = match ready!(polled.unwrap_or_else(|_| {
+                this.rest = Body::empty();
+                Poll::Ready(Some(Err(panicked().into())))
+            })) {
                 Some(Ok(frame)) => frame,
                 end => return Poll::Ready(end),
             };
@@ -275,7 +291,9 @@ impl HttpBody for Ended {
 mod tests {
     use prost::Message as _;
 
+    use super::super::quota::MemoryQuotas;
     use super::*;
+    use crate::memory::Budget;
 
     #[test]
     fn streams_are_known_as_such() {
@@ -294,6 +312,45 @@ mod tests {
                 method.name()
             );
         }
+    }
+
+    /// A stream that gives one message, and then panics.
+    #[derive(Debug)]
+    struct Panics(bool);
+
+    impl HttpBody for Panics {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            assert!(!std::mem::replace(&mut self.0, true), "on purpose");
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"first")))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_panics_fails_after_what_it_has_sent() {
+        let quotas = MemoryQuotas::new(&Budget::new(1 << 20), 1);
+        let quota = quotas.quota(&Arc::default());
+        let mut answer = Answer {
+            first: Bytes::new(),
+            rest: Body::new(Panics(false)),
+            piece: PIECE,
+            held: Arc::new(Mutex::new(quota.empty_charge(Use::Requests))),
+        };
+        let mut next = async || {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx));
+            frame.await.map(|frame| frame.map(Frame::into_data))
+        };
+        assert_eq!(next().await.unwrap().unwrap().unwrap(), "first");
+        assert_eq!(
+            next().await.unwrap().unwrap_err().code(),
+            tonic::Code::Internal
+        );
+        assert!(next().await.is_none());
     }
 
     #[test]

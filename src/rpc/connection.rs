@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Sleep, sleep};
 use tonic::service::Routes;
 
@@ -68,6 +68,8 @@ const CONNECTION_WINDOW: u32 = 3584 * 1024;
 pub struct Service {
     /// The Unix socket to accept on.
     pub listener: UnixListener,
+    /// Sockets that replace the one before.
+    pub fresh: mpsc::Receiver<OwnedFd>,
     /// Decides which clients are served.
     pub access: Arc<Access>,
     /// Most connections at once; more of them wait in the kernel.
@@ -92,7 +94,8 @@ pub struct Service {
 /// their calls and closed.
 pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
     let Service {
-        listener,
+        mut listener,
+        mut fresh,
         access,
         max_connections,
         max_connections_per_principal,
@@ -108,7 +111,14 @@ pub async fn serve(service: Service, stop: watch::Receiver<bool>) {
     let mut stopped = stop.clone();
     loop {
         let accepted = async {
-            let stream = listener.accept().await?.0;
+            let stream = loop {
+                tokio::select! {
+                    accepted = listener.accept() => break accepted?.0,
+                    Some(other) = fresh.recv() => {
+                        listener = UnixListener::from_std(other.into())?;
+                    }
+                }
+            };
             let admitted = access.admit(&stream).map(Arc::new);
             let (admitted, permit) = limits.take(admitted).await;
             Ok(permit.map(|permit| (stream, admitted, permit)))

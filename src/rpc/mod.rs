@@ -9,15 +9,18 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tonic::Request;
 use tonic_health::server::HealthReporter;
 
 use crate::access::{Peer, audit};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
 use crate::handover::Slots;
 use crate::keeper::Life;
-use crate::policy::{Caller, Registry, SESSION_NAME_MAX, is_loop_name};
+use crate::poison;
+use crate::policy::{Caller, LoopName, Registry, SESSION_NAME_MAX, is_loop_name};
 use crate::proto;
 use crate::terminals::Terminals;
 use crate::watch::Count;
@@ -96,8 +99,43 @@ pub struct Identity {
     pub handover_socket: PathBuf,
     /// The daemon's present life, if it has a keeper.
     pub life: Option<Life>,
-    /// Keys whose values in the configuration files differ from those in force.
-    pub changed_keys: Vec<String>,
+    /// Tells what the configuration files have by now.
+    pub files: ConfigFiles,
+    /// What is wrong with the files of the sockets.
+    pub socket_troubles: Arc<Mutex<Vec<String>>>,
+}
+
+/// Reads what the configuration files have by now: it is not applied.
+#[derive(Clone, Default)]
+pub struct ConfigFiles(Option<Arc<Read>>);
+
+type Read = dyn Fn() -> std::result::Result<Config, Vec<String>> + Send + Sync;
+
+impl ConfigFiles {
+    /// Returns files that this function reads.
+    pub fn new(
+        read: impl Fn() -> std::result::Result<Config, Vec<String>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Some(Arc::new(read)))
+    }
+
+    /// Returns the keys whose values in the files differ from those in force, or what is wrong with
+    /// the files. Reads them.
+    ///
+    /// # Errors
+    /// One line per error.
+    pub fn differences(&self, in_force: &Config) -> std::result::Result<Vec<String>, Vec<String>> {
+        match &self.0 {
+            Some(read) => Ok(read()?.differences(in_force)),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl std::fmt::Debug for ConfigFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ConfigFiles").finish_non_exhaustive()
+    }
 }
 
 /// The state that all services share.
@@ -192,8 +230,11 @@ impl Api {
         named: Option<proto::LoopRef>,
         create: bool,
     ) -> Result<Handle> {
-        self.registry
-            .find(&requester.caller, &convert::loop_name(named), create)
+        let named = convert::loop_name(named);
+        if let LoopName::Name(name) = &named {
+            poison::fault(name);
+        }
+        self.registry.find(&requester.caller, &named, create)
     }
 }
 

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::journal::{InlineTask, offer_inline};
+use crate::poison;
 
 /// How often a loop's thread polls again after its delivery has woken futures. A delivery wakes the
 /// future of the connection, which wakes the future of the stream in turn.
@@ -142,7 +143,8 @@ impl InlineTask for SerialExecutor {
             let mut left = true;
             for _ in 0..ROUNDS_MAX {
                 delivery.woken.set(false);
-                let ended = self.poll(&mut tasks).is_ready();
+                // A panic concerns the future alone, not the loop whose thread this is.
+                let ended = poison::apart(|| self.poll(&mut tasks)).is_ready();
                 left = ended || delivery.woken.get() || delivery.input.get();
                 if !left || ended || delivery.input.get() {
                     break;

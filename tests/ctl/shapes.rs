@@ -91,8 +91,8 @@ async fn every_verb_prints_the_message_that_the_readme_names() {
             let Value::Object(object) = &value else {
                 panic!("{words:?}: {value}")
             };
-            // These two are added by evloopctl itself.
-            let own = ["client_version", "connected_to"];
+            // These are added by evloopctl itself.
+            let own = ["client_version", "connected_to", "losses"];
             let found = object.keys().filter(|key| !own.contains(&key.as_str()));
             let found: BTreeSet<String> = found.cloned().collect();
             let is = |[always, all]: &[BTreeSet<String>; 2]| {

@@ -7,6 +7,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod people;
+mod stop_all;
+mod vanished;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,7 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use evloopd::proto::ended_life::How;
 use evloopd::proto::event::Kind;
 use evloopd::proto::subscribe_request::Start;
-use evloopd::proto::{GetStatusResponse, Keeper, NewEventLoopRequest, StartAt, SubscribeRequest};
+use evloopd::proto::{
+    GetConfigRequest, GetStatusResponse, Keeper, NewEventLoopRequest, StartAt, SubscribeRequest,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -208,8 +213,9 @@ async fn a_daemon_that_dies_again_and_again_is_given_up() {
     let killer = tokio::spawn(async move {
         let socket = dir.path().join("evloopd.sock");
         loop {
-            // It has to have served, or no further one is started.
-            if socket.exists()
+            // It has to have served, or no further one is started. The file of the socket is there
+            // before anybody can connect.
+            if common::log(dir.path()).contains("ready")
                 && let Some(life) = life(keeper)
             {
                 let _ = common::connect(&socket).await;
@@ -272,6 +278,26 @@ async fn the_next_life_has_the_configuration_in_force() {
     std::fs::write(dir.path().join("evloopd.toml"), changed).unwrap();
     let told = murder(&daemon, 1).await;
     assert_eq!(told.changed_keys, ["limits.loops"]);
+    let config = daemon.admin().get_config(GetConfigRequest {}).await;
+    let values = config.unwrap().into_inner().values;
+    let loops = values.iter().find(|value| value.key == "limits.loops");
+    assert_eq!(loops.unwrap().value, "7");
+    // What the files have now is told, not what they had when the life began.
+    for (file, keys, wrong) in [
+        (
+            "[limits]\nloops = 7\nslots = 9",
+            &["limits.slots"][..],
+            false,
+        ),
+        ("[limits]\nloops = 7", &[], false),
+        ("[limits]\nlops = 7", &[], true),
+    ] {
+        let file = format!("version = 1\n{file}\n");
+        std::fs::write(dir.path().join("evloopd.toml"), file).unwrap();
+        let told = status_of(&daemon, 2).await.1;
+        assert_eq!(told.changed_keys, keys);
+        assert_eq!(!told.config_errors.is_empty(), wrong, "{told:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::child::Child;
 use crate::driver::Key;
 use crate::error::{Result, SystemError};
+use crate::poison::Critical;
 use crate::signals::{Received, SignalSink};
 use crate::watch::{Notice, Notifier};
 
@@ -42,6 +43,8 @@ impl Waiter {
         let stopped = Arc::clone(&stop);
         let (setup, received) = mpsc::channel();
         let run = move || {
+            // Without this thread the end of the child is not noticed.
+            let _critical = Critical::new();
             if let Ok(Setup::Child(pidfd)) = received.recv()
                 && let Ok(Setup::Recipient(key, notifier)) = received.recv()
                 && wait_for_end(&pidfd, &stopped)
