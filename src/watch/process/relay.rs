@@ -16,7 +16,7 @@ use crate::driver::Relays;
 /// The most bytes that are moved at once: the kernel has no more to read of a terminal.
 const AT_ONCE: usize = 4096;
 /// The bytes of the file that are kept behind its offset, until more than twice as many are.
-const TYPED_KEPT: u64 = 64 * 1024;
+const TYPED_KEPT: usize = 64 * 1024;
 
 /// The pipe and the file of a terminal.
 #[derive(Debug)]
@@ -106,10 +106,11 @@ impl Relay {
         let at = self.typed_bytes();
         let put = rustix::io::pwrite(&self.typed, bytes, at)?;
         let typed = rustix::fs::sendfile(control, &self.typed, None, put)?;
-        if at % TYPED_KEPT > (at + typed as u64) % TYPED_KEPT && at > 2 * TYPED_KEPT {
+        let kept = TYPED_KEPT as u64;
+        if at % kept > (at + typed as u64) % kept && at > 2 * kept {
             // It only gives memory back.
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let _ = rustix::fs::fallocate(&self.typed, hole, 0, at - TYPED_KEPT);
+            let _ = rustix::fs::fallocate(&self.typed, hole, 0, at - kept);
         }
         Ok(typed)
     }
@@ -122,7 +123,7 @@ impl Relay {
     /// Returns the bytes that were typed between these offsets.
     pub(super) fn typed_since(&self, from: u64, to: u64) -> Vec<u8> {
         let len = usize::try_from(to.saturating_sub(from)).unwrap_or(0);
-        let mut bytes = vec![0; len.min(TYPED_KEPT as usize)];
+        let mut bytes = vec![0; len.min(TYPED_KEPT)];
         let len = rustix::io::pread(&self.typed, &mut bytes, from).unwrap_or(0);
         bytes.truncate(len);
         bytes
