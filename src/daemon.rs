@@ -34,7 +34,7 @@ use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
 use crate::rpc::{self, Api, ConfigFiles, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
-use crate::state::Starts;
+use crate::state::{self, Starts};
 use crate::sys;
 use crate::terminals::Terminals;
 use crate::watch::{
@@ -244,6 +244,10 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         needed,
         ..
     } = state;
+    let (requests, found): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|found| found.kind == state::Kind::Requests);
+    let kept_requests = arena.clone().map(|arena| (arena, requests));
     let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
     let registry = Registry::new(Arc::clone(&config), Arc::clone(&services), memory, arena)?;
     if let Some(life) = life.as_ref().filter(|_| !found.is_empty()) {
@@ -274,12 +278,17 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     files.follow(life, Arc::clone(&identity.socket_troubles));
     let streams = Count::new("limits.streams", config.limits.streams);
     let (limits, budget) = (&config.limits, registry.memory().budget());
+    let repeats = Repeats::new(limits.requests, limits.request_ttl, Arc::clone(budget));
+    let repeats = match kept_requests {
+        Some((arena, found)) => repeats.that_survive(arena, found),
+        None => repeats,
+    };
     let api = Api::new(Shared {
         registry: Arc::clone(&registry),
         slots: Arc::clone(&slots),
         streams: Arc::clone(&streams),
         terminals: Arc::new(Terminals::new(limits.screen_threads, Arc::clone(budget))),
-        repeats: Repeats::new(limits.requests, limits.request_ttl, Arc::clone(budget)),
+        repeats,
         identity,
     });
     api.take_up_screens(registry.list(&everybody(), 0, false))

@@ -206,6 +206,12 @@ pub enum Error {
     /// The daemon is ending.
     #[error("the daemon is ending")]
     Draining,
+    /// A request with the same `request_id` was under way when an earlier life of the daemon was killed.
+    #[error(
+        "a request with this request_id was under way when the daemon was killed: nothing tells \
+         whether it was carried out; look, and use another request_id to ask again"
+    )]
+    OutcomeUnknown,
     /// A defect of evloopd.
     #[error("internal error: {0}")]
     Internal(&'static str),

@@ -66,7 +66,12 @@ impl Recovered {
                 Kind::Turns => turns = Turns::recover(found),
                 Kind::Events => events.push(found),
                 Kind::JournalRecords => slabs.push(found),
-                Kind::Records | Kind::Receipts | Kind::Arrivals | Kind::Buffers | Kind::Starts => {
+                Kind::Records
+                | Kind::Receipts
+                | Kind::Arrivals
+                | Kind::Buffers
+                | Kind::Starts
+                | Kind::Requests => {
                     rest.push(found);
                 }
             }

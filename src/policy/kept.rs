@@ -16,10 +16,9 @@ use crate::event::{CloseReason, Recovered};
 use crate::event_loop::{Blueprint, Handle, Remains, Revive, kept_lifetime_of, lifetime_of};
 use crate::journal;
 use crate::proto::state::{KeptChoice, KeptContext, KeptLoop, KeptProcess, kept_context};
-use crate::state::{Arena, Cell, Entry, Found, Keep, Kind, Owner, Records};
+use crate::state::{Arena, Cell, DAEMON, Entry, Found, Keep, Kind, Owner, Records};
 
 /// The owner of what is not a loop's.
-const DAEMON: u64 = 0;
 /// The kinds of the daemon's records. The numbers stand in memory that later versions read.
 const LOOP: u8 = 1;
 /// The newest id of a loop.

@@ -17,10 +17,13 @@ use tonic::Code;
 use super::convert::TEXT_MAX;
 use super::{Api, Requester, status};
 use crate::access::Principal;
+use crate::clock::Now;
 use crate::error::{Error, Result};
 use crate::memory::{Budget, Taken, Use};
 use crate::policy::ContextKey;
+use crate::proto::state::KeptRequest;
 use crate::proto::*;
+use crate::state::{self, Arena, DAEMON, Found, Records};
 
 /// A request that may carry a `request_id`.
 pub(super) trait Repeatable: Message + Clone + 'static {
@@ -49,17 +52,39 @@ repeatable! {
 
 /// The kept answers take at most one part in this many of `limits.memory`.
 const PART: u64 = 8;
+/// The kind of the records of requests.
+const REQUEST: u8 = 1;
 /// Bytes that are counted for an answer beside its own.
 const ENTRY: u64 = 512;
 
+/// Whose request it is, as text that later lives compare: the principal, the context whose loop is meant
+/// if the request names none, the method and the `request_id`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    principal: Principal,
-    /// The context whose loop is meant if the request names none.
-    context: Option<ContextKey>,
-    method: &'static str,
-    request_id: String,
+struct Key(Arc<str>);
+
+impl Key {
+    fn new(
+        principal: &Principal,
+        context: Option<&ContextKey>,
+        method: &str,
+        request_id: &str,
+    ) -> Self {
+        // No text but the last may have a NUL.
+        Self(format!("{principal}\0{context:?}\0{method}\0{request_id}").into())
+    }
 }
+
+/// The methods that do something else if they are carried out twice.
+const ONCE: [&str; 8] = [
+    "AddWatch",
+    "BatchAddWatches",
+    "CreateConsumer",
+    "NewEventLoop",
+    "Post",
+    "SendSignal",
+    "SendTo",
+    "TakeFd",
+];
 
 /// The encoded answer, or the error.
 type Answer = Result<Bytes>;
@@ -73,6 +98,8 @@ struct Entry {
     number: u64,
     /// The memory that the answer holds, once it is there.
     taken: Option<Taken>,
+    /// Where later lives find it.
+    kept: Option<state::Entry>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +108,10 @@ struct Table {
     /// The keys of `entries` by number, and so in the order of their requests.
     order: BTreeMap<u64, (Instant, Key)>,
     next: u64,
+    /// `None` if no later life goes on.
+    records: Option<Records>,
+    /// The number of the newest record.
+    next_kept: u64,
 }
 
 /// The table of kept answers.
@@ -118,6 +149,31 @@ impl Repeats {
         })
     }
 
+    /// As [`Repeats::new`], with the answers that earlier lives have kept, where later lives find them.
+    #[must_use]
+    pub fn that_survive(self: Arc<Self>, arena: Arc<Arena>, found: Vec<Found>) -> Arc<Self> {
+        let (mut records, entries, _) =
+            Records::recover(arena, DAEMON, state::Kind::Requests, found, 0);
+        let now = (Instant::now(), Now::sample().monotonic);
+        let mut all = Vec::new();
+        for entry in entries {
+            match KeptRequest::decode(entry.bytes()) {
+                Ok(request) => all.push((request, entry)),
+                Err(_) => records.free_now(entry),
+            }
+        }
+        all.sort_by_key(|(request, _)| request.at);
+        let mut table = self.table.lock();
+        table.records = Some(records);
+        for (request, entry) in all {
+            let age = Duration::from_nanos(now.1.saturating_sub(request.at));
+            let at = now.0.checked_sub(age).unwrap_or(now.0);
+            table.take_up(&self.budget, at, request, entry);
+        }
+        drop(table);
+        self
+    }
+
     fn attempt(self: &Arc<Self>, key: Key, digest: u64) -> Result<Attempt> {
         let now = Instant::now();
         let mut table = self.table.lock();
@@ -135,11 +191,13 @@ impl Repeats {
         let (sender, answer) = watch::channel(None);
         table.next += 1;
         let number = table.next;
+        let kept = table.keep(None, &key, digest, None);
         let entry = Entry {
             digest,
             answer: answer.clone(),
             number,
             taken: None,
+            kept,
         };
         table.entries.insert(key.clone(), entry);
         table.order.insert(number, (now, key.clone()));
@@ -163,9 +221,82 @@ impl Table {
     }
 
     fn forget(&mut self, number: u64) {
-        if let Some((_, key)) = self.order.remove(&number) {
-            self.entries.remove(&key);
+        if let Some((_, key)) = self.order.remove(&number)
+            && let Some(entry) = self.entries.remove(&key)
+        {
+            self.free(entry.kept);
         }
+    }
+
+    fn free(&mut self, kept: Option<state::Entry>) {
+        if let (Some(records), Some(kept)) = (&mut self.records, kept) {
+            records.free_now(kept);
+        }
+    }
+
+    /// Writes a request to where later lives find it, in place of `earlier`; `None` if it is not there.
+    fn keep(
+        &mut self,
+        earlier: Option<state::Entry>,
+        key: &Key,
+        digest: u64,
+        answer: Option<&Bytes>,
+    ) -> Option<state::Entry> {
+        let records = self.records.as_mut()?;
+        let request = KeptRequest {
+            key: key.0.to_string(),
+            digest,
+            at: Now::sample().monotonic,
+            answer: answer.map(|answer| answer.to_vec()),
+        };
+        let bytes = request.encode_to_vec();
+        match earlier {
+            Some(mut entry) => {
+                let replaced = records.replace_now(&mut entry, &bytes);
+                if replaced.is_err() {
+                    records.free_now(entry);
+                    return None;
+                }
+                Some(entry)
+            }
+            None => {
+                self.next_kept += 1;
+                records.put_now(REQUEST, self.next_kept, &bytes).ok()
+            }
+        }
+    }
+
+    /// Takes up a request of an earlier life.
+    fn take_up(
+        &mut self,
+        budget: &Arc<Budget>,
+        at: Instant,
+        request: KeptRequest,
+        kept: state::Entry,
+    ) {
+        self.next_kept = self.next_kept.max(kept.id());
+        let method = request.key.split('\0').nth(2).unwrap_or_default();
+        let answer = match request.answer {
+            Some(answer) => Ok(Bytes::from(answer)),
+            None if ONCE.contains(&method) => Err(Error::OutcomeUnknown),
+            // It does no harm twice.
+            None => return self.free(Some(kept)),
+        };
+        let bytes = answer.as_ref().map_or(0, |answer| answer.len() as u64);
+        let Some(taken) = self.make_room(budget, bytes.saturating_add(ENTRY)) else {
+            return self.free(Some(kept));
+        };
+        self.next += 1;
+        let key = Key(request.key.into());
+        let entry = Entry {
+            digest: request.digest,
+            answer: watch::channel(Some(answer)).1,
+            number: self.next,
+            taken: Some(taken),
+            kept: Some(kept),
+        };
+        self.order.insert(self.next, (at, key.clone()));
+        self.entries.insert(key, entry);
     }
 
     /// Removes the oldest answer. Returns false if all requests are still under way.
@@ -212,7 +343,21 @@ impl First {
             table.make_room(&self.repeats.budget, bytes.saturating_add(ENTRY))
         };
         match (taken, table.entries.get_mut(&self.key)) {
-            (Some(taken), Some(entry)) if entry.number == self.number => entry.taken = Some(taken),
+            (Some(taken), Some(entry)) if entry.number == self.number => {
+                entry.taken = Some(taken);
+                let (kept, digest) = (entry.kept.take(), entry.digest);
+                let kept = match &answer {
+                    Ok(answer) => table.keep(kept, &self.key, digest, Some(answer)),
+                    // A later life refuses it as well.
+                    Err(_) => {
+                        table.free(kept);
+                        None
+                    }
+                };
+                if let Some(entry) = table.entries.get_mut(&self.key) {
+                    entry.kept = kept;
+                }
+            }
             (None, _) => table.forget(self.number),
             // The entry was removed meanwhile.
             (Some(_), _) => {}
@@ -264,12 +409,9 @@ impl Api {
         if request_id.len() > TEXT_MAX {
             return Err(Error::invalid("request_id", "must be at most 128 bytes"));
         }
-        let key = Key {
-            principal: requester.caller.principal.clone(),
-            context: self.registry.context_of(&requester.caller),
-            method,
-            request_id: request_id.to_owned(),
-        };
+        let context = self.registry.context_of(&requester.caller);
+        let principal = &requester.caller.principal;
+        let key = Key::new(principal, context.as_ref(), method, request_id);
         let answer = match self.repeats.attempt(key, digest(&request))? {
             Attempt::Repeat(answer) => answer,
             Attempt::First(first, answer) => {
@@ -292,12 +434,7 @@ mod tests {
     use super::*;
 
     fn key(id: &str) -> Key {
-        Key {
-            principal: Principal::uid(1),
-            context: None,
-            method: "Post",
-            request_id: id.to_owned(),
-        }
+        Key::new(&Principal::uid(1), None, "Post", id)
     }
 
     fn first(attempt: Attempt) -> First {
@@ -337,6 +474,36 @@ mod tests {
         );
         first(repeats.attempt(key("b"), 1).unwrap()).done(Err(Error::Draining));
         first(repeats.attempt(key("b"), 1).unwrap());
+    }
+
+    #[tokio::test]
+    async fn later_lives_know_the_answers_and_what_was_under_way() {
+        let arena = Arena::new().unwrap();
+        let life = |arena, found| {
+            let repeats = Repeats::new(8, Duration::from_secs(60), Budget::new(1 << 20));
+            repeats.that_survive(arena, found)
+        };
+        let own = |method: &str| Key::new(&Principal::uid(1), None, method, "own");
+        let repeats = life(Arc::clone(&arena), Vec::new());
+        first(repeats.attempt(key("a"), 1).unwrap()).done(Ok(Bytes::from_static(b"x")));
+        first(repeats.attempt(key("b"), 1).unwrap()).done(Err(Error::wrong_state("no")));
+        let posting = first(repeats.attempt(key("c"), 1).unwrap());
+        let removing = first(repeats.attempt(own("RemoveWatch"), 1).unwrap());
+        // As a killed life leaves it.
+        std::mem::forget((posting, removing, repeats));
+        let (arena, found) = Arena::recover(arena.file().try_clone().unwrap()).unwrap();
+        let repeats = life(arena, found);
+        assert_eq!(
+            &repeated(repeats.attempt(key("a"), 1).unwrap())
+                .await
+                .unwrap()[..],
+            b"x"
+        );
+        assert!(repeats.attempt(key("a"), 2).is_err());
+        first(repeats.attempt(key("b"), 1).unwrap());
+        let unknown = repeated(repeats.attempt(key("c"), 1).unwrap()).await;
+        assert!(matches!(unknown, Err(Error::OutcomeUnknown)), "{unknown:?}");
+        first(repeats.attempt(own("RemoveWatch"), 1).unwrap());
     }
 
     #[tokio::test(start_paused = true)]
@@ -409,9 +576,9 @@ mod tests {
     #[tokio::test]
     async fn each_context_has_its_own_ids() {
         let repeats = Repeats::new(4, Duration::from_secs(60), Budget::new(1 << 20));
-        let of = |session: &str| Key {
-            context: Some(ContextKey::Session(Principal::uid(1), session.to_owned())),
-            ..key("a")
+        let of = |session: &str| {
+            let context = ContextKey::Session(Principal::uid(1), session.to_owned());
+            Key::new(&Principal::uid(1), Some(&context), "Post", "a")
         };
         first(repeats.attempt(of("x"), 1).unwrap()).done(Ok(Bytes::new()));
         first(repeats.attempt(of("y"), 1).unwrap()).done(Ok(Bytes::new()));

@@ -56,6 +56,7 @@ pub fn describe(error: &Error) -> Described {
         Error::PermissionDenied { .. } => (Code::PermissionDenied, Reason::PermissionDenied),
         Error::System(error) => (system_code(error.errno), Reason::System),
         Error::Draining => (Code::Unavailable, Reason::Draining),
+        Error::OutcomeUnknown => (Code::Aborted, Reason::OutcomeUnknown),
         Error::Internal(_) => (Code::Internal, Reason::Internal),
     };
     let reason = reason.as_str_name();

@@ -15,6 +15,9 @@ use crate::sys;
 /// Whose a run is: the id of a loop, or 0 for the daemon.
 pub type Owner = u64;
 
+/// The daemon itself.
+pub const DAEMON: Owner = 0;
+
 /// What a run is for. The numbers stand in memory that later versions read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -35,6 +38,8 @@ pub enum Kind {
     Buffers = 7,
     /// [`Starts`](super::Starts).
     Starts = 8,
+    /// Entries of the daemon's [`Records`](super::Records) of requests.
+    Requests = 9,
 }
 
 impl Kind {
@@ -48,6 +53,7 @@ impl Kind {
             6 => Some(Self::Arrivals),
             7 => Some(Self::Buffers),
             8 => Some(Self::Starts),
+            9 => Some(Self::Requests),
             _ => None,
         }
     }

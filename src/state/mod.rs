@@ -29,7 +29,7 @@ mod turns;
 mod uncommitted;
 mod writer;
 
-pub use arena::{Arena, Found, Kind, Owner};
+pub use arena::{Arena, DAEMON, Found, Kind, Owner};
 pub use arrivals::{Arrival, Arrivals, Buffer, Completed};
 pub use cell::Cell;
 pub use inherited::{Inherited, descriptor};

@@ -389,3 +389,26 @@ async fn every_byte_that_was_taken_reaches_the_child_once_through_many_deaths() 
         assert!(reader.bytes == input);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_repeated_request_gets_the_answer_of_an_earlier_life() {
+    let mut scene = Scene::new(start().await, "", "").await;
+    let hour = timer(timer_spec::Schedule::After(seconds(3600)));
+    let request = AddWatchRequest {
+        request_id: "once".into(),
+        ..scene.request(hour)
+    };
+    let first = scene.daemon.watches().add_watch(request.clone()).await;
+    let first = first.unwrap().into_inner();
+    murder(&scene.daemon).await;
+    let again = scene.daemon.watches().add_watch(request.clone()).await;
+    assert_eq!(again.unwrap().into_inner(), first);
+    assert_eq!(scene.open_watches().await, 1);
+    let other = AddWatchRequest {
+        user_data: 7,
+        ..request
+    };
+    let refused = scene.daemon.watches().add_watch(other).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    scene.remove(first.watch.unwrap().watch_id).await;
+}
