@@ -84,8 +84,9 @@ pub fn descriptors(found: &[Found]) -> Vec<KeptDescriptor> {
 
 pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
     match of {
-        Of::Timer(_) | Of::Signal(_) => Vec::new(),
+        Of::Timer(_) | Of::Signal(_) | Of::Path(_) => Vec::new(),
         Of::Fd(fd) => fd.descriptor.into_iter().collect(),
+        Of::Pid(pid) => pid.descriptor.into_iter().collect(),
         Of::Child(child) => {
             let streams = [child.stdout, child.stderr].into_iter().flatten();
             let streams = streams.filter_map(|stream| stream.descriptor);

@@ -286,6 +286,7 @@ impl EventLoop {
                 of,
                 uncommitted: uncommitted.of(&numbers),
                 unsent: found.unsent,
+                paths: self.shared.paths.lock().clone(),
             };
             let polled = self.is_polled();
             self.call(slot, polled, |watch, cx| watch.resume(cx, kept))

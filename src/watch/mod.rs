@@ -32,6 +32,7 @@ use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
+use crate::paths::Hub;
 use crate::proto;
 use crate::state::Uncommitted;
 
@@ -178,6 +179,8 @@ pub enum Notice {
     ChildKilled,
     /// Watched signals have arrived.
     Signals(Arc<signal::Inbox>),
+    /// A path of an earlier life is watched again, or is not.
+    PathAgain(std::result::Result<Box<PathOrder>, SystemError>),
     /// Another thread has something for the watch.
     Woken,
     /// A step of the reading of a file is done; `None` if it panicked.
@@ -233,6 +236,8 @@ pub struct Resumption {
     pub uncommitted: Uncommitted,
     /// What it took to send and did not send, in order: each part with the bytes of the stream before it.
     pub unsent: Vec<(u64, Bytes)>,
+    /// What the loop watches paths with; `None` once it is closed.
+    pub paths: Option<Arc<Hub>>,
 }
 
 impl Resumption {

@@ -10,6 +10,7 @@ mod command_line;
 #[path = "../common/mod.rs"]
 mod common;
 mod contexts;
+mod kinds;
 mod set_aside;
 
 use std::io::{Read as _, Write as _};

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use super::{ending, refused, signals, timer, water_marks};
+use super::{HOUR, ending, path, refused, signals, timer, water_marks};
 use crate::driver::file;
 use crate::error::{Error, Result};
 use crate::event_loop::FoundWatch;
@@ -10,8 +10,11 @@ use crate::proto;
 use crate::proto::state::kept_watch_state::Of;
 use crate::proto::state::{KeptDescriptor, KeptStream};
 use crate::proto::watch_spec::Spec;
+use crate::rpc::convert;
 use crate::state::Inherited;
-use crate::watch::{AfterGrace, FdOrder, Orphan, Services, SignalOrder, Watch};
+use crate::watch::{
+    AfterGrace, FdOrder, Orphan, PathOrder, PidOrder, Services, SignalOrder, Watch,
+};
 
 /// Makes a watch again. It is not started.
 ///
@@ -40,6 +43,15 @@ pub fn revive(
                 writable: false,
             };
             Ok(order.build())
+        }
+        (Some(Spec::Pid(spec)), Some(Of::Pid(kept))) => {
+            let wait = convert::optional_duration("spec.pid.reap_wait", spec.reap_wait, HOUR)?;
+            let pidfd = take(&kept.descriptor)?;
+            Ok(PidOrder::again(pidfd, wait, services))
+        }
+        (Some(Spec::Path(spec)), Some(Of::Path(_))) => {
+            let checked = path::checked(&mut spec.clone(), services.path_inbox)?;
+            Ok(PathOrder::again(checked))
         }
         (Some(Spec::Process(spec)), Some(Of::Child(kept))) => {
             let mut pipe = |kept: &Option<KeptDescriptor>| match kept {
