@@ -61,9 +61,16 @@ impl Capability {
 /// Returns the most that a kind of watch survives, and what of it does not.
 const fn survival(kind: WatchKind) -> (Survives, &'static str) {
     match kind {
-        WatchKind::Fd | WatchKind::Timer | WatchKind::Signal | WatchKind::Pid | WatchKind::Path => {
-            (Survives::Crash, "")
-        }
+        WatchKind::Fd
+        | WatchKind::Timer
+        | WatchKind::Signal
+        | WatchKind::Pid
+        | WatchKind::Path
+        | WatchKind::File => (Survives::Crash, ""),
+        WatchKind::Datagram => (
+            Survives::Crash,
+            "datagrams that wait to be sent are lost, which is told",
+        ),
         WatchKind::Process => (Survives::Crash, "with a terminal it survives nothing"),
         _ => (Survives::None, ""),
     }

@@ -21,7 +21,7 @@ use crate::proto::state::{
 };
 use crate::proto::{self, LoopState};
 use crate::state::{Arena, Cell, Entry, Found, Kind, Owner, Records};
-use crate::watch::{Need, Unsent};
+use crate::watch::{Doubts, Need, Unsent};
 
 /// The kinds of a loop's records. The numbers stand in memory that later versions read.
 const LOOP: u8 = 1;
@@ -29,6 +29,8 @@ const WATCH: u8 = 2;
 const WATCH_STATE: u8 = 3;
 /// Bytes that a watch has taken to send; the ids have no meaning.
 const UNSENT: u8 = 4;
+/// What of a watch is in doubt if this life is killed before the turn is committed.
+const DOUBT: u8 = 5;
 
 /// What is kept of one watch.
 #[derive(Debug, Default)]
@@ -37,6 +39,16 @@ struct Entries {
     state: Option<Entry>,
     /// Parts of its outgoing stream, each with its end in it.
     unsent: VecDeque<(u64, Entry)>,
+    doubt: Option<Cell<1>>,
+}
+
+impl Entries {
+    fn into_all(self) -> impl Iterator<Item = Entry> {
+        let unsent = self.unsent.into_iter().map(|(_, entry)| entry);
+        let doubt = self.doubt.map(Cell::into_entry);
+        let others = [self.watch, self.state, doubt].into_iter().flatten();
+        others.chain(unsent)
+    }
 }
 
 /// The records of a loop.
@@ -65,6 +77,8 @@ pub struct FoundWatch {
     pub state: KeptWatchState,
     /// What it had taken to send: each part with the bytes of the stream before it, in order.
     pub unsent: Vec<(u64, Bytes)>,
+    /// How much was under way that nothing counts.
+    pub in_doubt: u64,
 }
 
 /// Returns the open files of what was found of watches.
@@ -86,6 +100,8 @@ pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
     match of {
         Of::Timer(_) | Of::Signal(_) | Of::Path(_) => Vec::new(),
         Of::Fd(fd) => fd.descriptor.into_iter().collect(),
+        Of::File(file) => file.files,
+        Of::Datagrams(socket) => socket.descriptor.into_iter().collect(),
         Of::Pid(pid) => pid.descriptor.into_iter().collect(),
         Of::Child(child) => {
             let streams = [child.stdout, child.stderr].into_iter().flatten();
@@ -128,7 +144,7 @@ impl Kept {
         let mut kept = Self::with(records);
         kept.is_lossy = !damaged.is_empty();
         let (mut state, mut last_id) = (LoopState::Running, 0);
-        let mut unsent = Vec::new();
+        let (mut unsent, mut doubts) = (Vec::new(), BTreeMap::new());
         for entry in entries {
             let id = entry.id();
             match entry.kind() {
@@ -147,6 +163,11 @@ impl Kept {
                 UNSENT => {
                     kept.newest_unsent = kept.newest_unsent.max(id);
                     unsent.push(entry);
+                }
+                DOUBT => {
+                    let (cell, uncommitted) = Cell::<1>::with_uncommitted(entry, committed);
+                    doubts.insert(id, uncommitted.map_or(0, |[most]| most));
+                    kept.watches.get_or_insert_with(id, Entries::default).doubt = Some(cell);
                 }
                 _ => kept.records.free_now(entry),
             }
@@ -168,6 +189,7 @@ impl Kept {
                     watch,
                     state,
                     unsent: parts.remove(&id).unwrap_or_default(),
+                    in_doubt: doubts.remove(&id).unwrap_or_default(),
                 }),
                 _ => {
                     kept.is_lossy = true;
@@ -182,9 +204,7 @@ impl Kept {
         let Some(entries) = self.watches.remove(id) else {
             return;
         };
-        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
-        let others = [entries.watch, entries.state].into_iter().flatten();
-        for entry in others.chain(unsent) {
+        for entry in entries.into_all() {
             self.records.free_now(entry);
         }
     }
@@ -271,6 +291,20 @@ impl Kept {
     }
 }
 
+impl Doubts for Option<Kept> {
+    fn in_doubt(&mut self, turn: u64, watch: u64, most: u64) {
+        let Some(kept) = self else { return };
+        let entries = kept.watches.get_or_insert_with(watch, Entries::default);
+        match &entries.doubt {
+            Some(cell) => cell.set(turn, [most]),
+            None => match kept.records.cell_now(turn, DOUBT, watch, [most]) {
+                Ok(cell) => entries.doubt = Some(cell),
+                Err(_) => kept.is_lossy = true,
+            },
+        }
+    }
+}
+
 impl EventLoop {
     /// Notes that what is kept of how a watch stands has changed in this turn.
     pub(super) fn kept_changes(&mut self, slot: usize) {
@@ -309,9 +343,7 @@ impl EventLoop {
         let Some(entries) = kept.watches.remove(id) else {
             return;
         };
-        let unsent = entries.unsent.into_iter().map(|(_, entry)| entry);
-        let others = [entries.watch, entries.state].into_iter().flatten();
-        for entry in others.chain(unsent) {
+        for entry in entries.into_all() {
             kept.records.free(turn, entry);
         }
         self.outbox.mark_kept();

@@ -180,6 +180,7 @@ impl EventLoop {
             adoptions: &mut self.adoptions,
             afterwards: &mut self.afterwards,
             ledger: &mut self.ledger,
+            doubts: &mut self.kept,
             polled,
             alarm: None,
             changed: false,

@@ -286,6 +286,7 @@ impl EventLoop {
                 of,
                 uncommitted: uncommitted.of(&numbers),
                 unsent: found.unsent,
+                in_doubt: found.in_doubt,
                 paths: self.shared.paths.lock().clone(),
             };
             let polled = self.is_polled();

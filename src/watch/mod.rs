@@ -64,7 +64,7 @@ mod water;
 
 pub use connection::{ConnectionOrder, Dialling, StartTls, StreamOptions, Target};
 pub(crate) use context::ONE_BY_ONE;
-pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, End, Grants};
+pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, Doubts, End, Grants};
 pub use datagram::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Groups, Membership, Parcel,
 };
@@ -185,6 +185,8 @@ pub enum Notice {
     Woken,
     /// A step of the reading of a file is done; `None` if it panicked.
     FileStep(Option<(Box<crate::follow::Follower>, crate::follow::Step)>),
+    /// A file of an earlier life is followed again, or is not.
+    FileAgain(std::result::Result<Box<FileOrder>, SystemError>),
 }
 
 /// What happened to the time that calendars go by.
@@ -236,6 +238,8 @@ pub struct Resumption {
     pub uncommitted: Uncommitted,
     /// What it took to send and did not send, in order: each part with the bytes of the stream before it.
     pub unsent: Vec<(u64, Bytes)>,
+    /// The last number of [`Context::in_doubt`], if the turn was not committed; else 0.
+    pub in_doubt: u64,
     /// What the loop watches paths with; `None` once it is closed.
     pub paths: Option<Arc<Hub>>,
 }

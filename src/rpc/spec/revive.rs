@@ -2,18 +2,22 @@
 
 use std::os::fd::AsFd as _;
 
-use super::{HOUR, ending, path, refused, signals, timer, water_marks};
-use crate::driver::file;
+use super::{HOUR, ending, path, refused, regular_file, signals, timer, water_marks};
+use crate::driver::Nonblocking;
+use crate::driver::file::{self, Purpose};
 use crate::error::{Error, Result};
 use crate::event_loop::FoundWatch;
 use crate::proto;
+use crate::proto::socket_address::Address;
 use crate::proto::state::kept_watch_state::Of;
 use crate::proto::state::{KeptDescriptor, KeptStream};
 use crate::proto::watch_spec::Spec;
 use crate::rpc::convert;
 use crate::state::Inherited;
+use crate::watch::address::UnixName;
 use crate::watch::{
-    AfterGrace, FdOrder, Orphan, PathOrder, PidOrder, Services, SignalOrder, Watch,
+    AfterGrace, DatagramOrder, FdOrder, FileOrder, Orphan, PathOrder, PidOrder, Services,
+    SignalOrder, Watch,
 };
 
 /// Makes a watch again. It is not started.
@@ -48,6 +52,36 @@ pub fn revive(
             let wait = convert::optional_duration("spec.pid.reap_wait", spec.reap_wait, HOUR)?;
             let pidfd = take(&kept.descriptor)?;
             Ok(PidOrder::again(pidfd, wait, services))
+        }
+        (Some(Spec::Datagram(spec)), Some(Of::Datagrams(kept))) => {
+            let fd = take(&kept.descriptor)?;
+            let field = "spec.datagram";
+            let unix = |address: &Option<proto::SocketAddress>| match address {
+                Some(proto::SocketAddress {
+                    address: Some(Address::Unix(unix)),
+                }) => UnixName::check(field, unix).map(Some),
+                _ => Ok(None),
+            };
+            let (local, peer) = (unix(&spec.local)?, unix(&spec.peer)?);
+            let mut claim =
+                file::claim(fd, Purpose::Datagram).map_err(|error| refused(field, error))?;
+            if spec.local.is_some() || spec.peer.is_some() {
+                claim.mode = Nonblocking::Own;
+            }
+            let marks = water_marks(services.transport, field, spec.water_marks.as_ref())?;
+            let names = (local, peer.as_ref());
+            let file = kept.file_device.map(|device| (device, kept.file_inode));
+            let limits = (kept.max_size, marks);
+            let again = DatagramOrder::again(claim, names, file, limits, services);
+            again.ok_or(gone)
+        }
+        (Some(Spec::File(spec)), Some(Of::File(kept))) => {
+            let read_size = services.transport.read_size;
+            let checked = regular_file::checked(&mut spec.clone(), read_size)?;
+            let files = kept.files.iter();
+            let files = files.filter_map(|kept| inherited.take(kept)).collect();
+            let has_interval = spec.check_every.is_some();
+            Ok(FileOrder::again(checked, files, has_interval))
         }
         (Some(Spec::Path(spec)), Some(Of::Path(_))) => {
             let checked = path::checked(&mut spec.clone(), services.path_inbox)?;
