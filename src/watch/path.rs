@@ -412,7 +412,7 @@ impl Watch for PathWatch {
             Notice::Woken => self.tell(cx),
             // Else it was updated meanwhile.
             Notice::PathAgain(Ok(order)) if self.order.is_none() => {
-                self.take(cx, *order, RescanReason::Recovered)
+                self.take(cx, *order, RescanReason::Recovered);
             }
             Notice::PathAgain(Err(error)) if self.order.is_none() => cx.close_with_error(error),
             _ => {}
