@@ -191,6 +191,7 @@ fn services(
         pipe_grace: children.pipe_grace,
         kill_grace: children.kill_grace,
         reap_wait: children.reap_wait,
+        path_inbox: limits.path_inbox,
         configured: Attributes::from(children),
         own: Attributes {
             limits: [(Resource::NOFILE, file_limit)].into(),

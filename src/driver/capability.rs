@@ -65,12 +65,18 @@ const fn survival(kind: WatchKind) -> (Survives, &'static str) {
         | WatchKind::Timer
         | WatchKind::Signal
         | WatchKind::Listener
-        | WatchKind::Process => (Survives::Crash, ""),
+        | WatchKind::Process
+        | WatchKind::Pid
+        | WatchKind::Path
+        | WatchKind::File => (Survives::Crash, ""),
         WatchKind::ReadPipe | WatchKind::WritePipe => {
             (Survives::Crash, "a device survives nothing")
         }
         WatchKind::Connection => (Survives::Crash, "with TLS it survives nothing"),
-        _ => (Survives::None, ""),
+        WatchKind::Datagram => (
+            Survives::Crash,
+            "datagrams that wait to be sent are lost, which is told",
+        ),
     }
 }
 

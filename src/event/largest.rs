@@ -96,7 +96,7 @@ pub const DATAGRAM: u32 = ENVELOPE + ADDRESS + bytes(0) + 3 + NUMBER + bytes(IP)
 /// `DatagramError`.
 pub const DATAGRAM_ERROR: u32 = ENVELOPE + ADDRESS + ERROR + bytes(IP);
 /// `DatagramsDropped`.
-pub const DATAGRAMS_DROPPED: u32 = ENVELOPE + 2 * NUMBER;
+pub const DATAGRAMS_DROPPED: u32 = ENVELOPE + 4 * NUMBER;
 /// `GroupChanged`. The name of an interface has at most 15 bytes.
 pub const GROUP_CHANGED: u32 = ENVELOPE + bytes(IP) + bytes(15) + FLAG + SMALL;
 /// `PathChanged` without its paths.
@@ -375,6 +375,8 @@ mod tests {
                 Kind::DatagramsDropped(DatagramsDropped {
                     count: u64::MAX,
                     total: u64::MAX,
+                    in_doubt: u64::MAX,
+                    unsent: u64::MAX,
                 }),
             ),
             (

@@ -181,6 +181,7 @@ impl EventLoop {
             afterwards: &mut self.afterwards,
             relays: &mut self.relays,
             ledger: &mut self.ledger,
+            doubts: &mut self.kept,
             polled,
             alarm: None,
             changed: false,

@@ -311,6 +311,8 @@ impl EventLoop {
                     uncommitted: uncommitted.of(&numbers),
                     unsent: found.unsent,
                     place,
+                    in_doubt: found.in_doubt,
+                    paths: self.shared.paths.lock().clone(),
                 };
                 let polled = self.is_polled();
                 self.call(slot, polled, |watch, cx| watch.resume(cx, kept))

@@ -102,6 +102,30 @@ impl Generation {
         }
     }
 
+    /// A file that an earlier life of the process has left open.
+    pub(super) fn again(known: FilePosition, file: OwnedFd, now: Instant) -> Result<Self, Errno> {
+        let stat = stat(&file)?;
+        let identity = known.identity.clone();
+        let opened = Opened {
+            file,
+            stat,
+            identity,
+        };
+        if known.sizeless {
+            // What was read of it and not told is read again.
+            seek(&opened.file, SeekFrom::Start(known.at))?;
+        }
+        let rotated = known.rotated.as_ref();
+        Ok(Self {
+            rotated: rotated.map(|rotated| Rotated::again(rotated, now)),
+            failing: known.failing.map(Errno::from_raw_os_error),
+            peeked: known.peeked.clone(),
+            sparse: known.sparse,
+            sizeless: known.sizeless,
+            ..Self::resume(known, opened)
+        })
+    }
+
     /// Begins at this byte, which is not beyond the end.
     pub(super) fn begin_at(&mut self, at: u64) -> Result<(), Errno> {
         let from = at.saturating_sub(TAIL as u64);
@@ -118,6 +142,11 @@ impl Generation {
             at: self.at,
             tail: self.tail.clone(),
             seen: self.seen,
+            peeked: self.peeked.clone(),
+            sparse: self.sparse,
+            sizeless: self.sizeless,
+            failing: self.failing.map(Errno::raw_os_error),
+            rotated: self.rotated.as_ref().map(Rotated::position),
         }
     }
 

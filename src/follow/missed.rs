@@ -155,10 +155,12 @@ impl Follower {
         if found.is_partial {
             self.newest += 1;
             self.tell_gave_up(self.newest, 0, GaveUp::NotFound, told);
+            self.mark(told);
         }
         for candidate in found.files {
             self.take_one_missed(&candidate, told);
             self.lose_name(now);
+            self.mark(told);
             // At once, so that not too many are open.
             self.keep_within_bounds(told);
         }

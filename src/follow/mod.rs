@@ -70,6 +70,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::mem;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -77,7 +78,7 @@ use rustix::io::Errno;
 
 pub use self::error::{Doing, Error, NotRegular};
 pub use self::identity::Identity;
-pub use self::position::Position;
+pub use self::position::{Position, Standing};
 pub use self::spec::{Begin, Spec};
 pub use self::told::{Change, GaveUp, Next, Status, Step, Told};
 
@@ -120,6 +121,9 @@ pub struct Follower {
     /// There was a path event since the last step.
     path_event: bool,
     done: bool,
+    /// Of the step that is being done: [`Step::marks`] and [`Step::released`].
+    marks: Vec<(usize, Standing)>,
+    released: Vec<OwnedFd>,
 }
 
 impl Follower {
@@ -132,22 +136,7 @@ impl Follower {
     pub fn open(mut spec: Spec, now: Instant) -> Result<Self, Error> {
         spec.check()?;
         let resume = spec.resume.take();
-        let mut follower = Self {
-            spec,
-            generations: VecDeque::new(),
-            closed: VecDeque::new(),
-            leads: false,
-            named: None,
-            newest: 0,
-            since: None,
-            offset: 0,
-            given_up: 0,
-            given_up_bytes: 0,
-            failing: None,
-            early: Vec::new(),
-            path_event: false,
-            done: false,
-        };
+        let mut follower = Self::new(spec);
         match resume {
             None => follower.begin(now)?,
             Some(position) => follower.resume(position, now)?,
@@ -163,6 +152,55 @@ impl Follower {
         Ok(follower)
     }
 
+    /// Goes on in a later life of the process with the files that the one before had open, in the order
+    /// of its [`Standing`], whose position `spec.resume` is. Where one of them is missing, all are
+    /// looked for by their names.
+    ///
+    /// # Errors
+    /// As for [`Follower::open`].
+    pub fn again(mut spec: Spec, files: Vec<OwnedFd>, now: Instant) -> Result<Self, Error> {
+        match spec
+            .resume
+            .take_if(|position| position.files.len() == files.len())
+        {
+            Some(position) if position.is_one() => {
+                spec.check()?;
+                let mut follower = Self::new(spec);
+                follower.go_on(position, files, now)?;
+                Ok(follower)
+            }
+            Some(position) => Self::open(
+                Spec {
+                    resume: Some(position),
+                    ..spec
+                },
+                now,
+            ),
+            None => Self::open(spec, now),
+        }
+    }
+
+    fn new(spec: Spec) -> Self {
+        Self {
+            spec,
+            generations: VecDeque::new(),
+            closed: VecDeque::new(),
+            leads: false,
+            named: None,
+            newest: 0,
+            since: None,
+            offset: 0,
+            given_up: 0,
+            given_up_bytes: 0,
+            failing: None,
+            early: Vec::new(),
+            path_event: false,
+            done: false,
+            marks: Vec::new(),
+            released: Vec::new(),
+        }
+    }
+
     /// Tells the next step that there was a path event of the name: if the name leads to nothing, files
     /// may have had it meanwhile.
     pub fn path_event(&mut self) {
@@ -173,14 +211,14 @@ impl Follower {
     /// nothing, but still follows the name, opens new files and notices that one was cut.
     pub fn step(&mut self, now: Instant, budget: usize) -> Step {
         let mut told = mem::take(&mut self.early);
+        self.marks.clear();
         if self.done {
-            return Step {
-                told,
-                next: Next::Done,
-            };
+            return self.stepped(told, Next::Done);
         }
+        self.mark(&told);
         if self.spec.follow {
             self.look_up(now, &mut told);
+            self.mark(&told);
         }
         let more = self.read(now, budget, &mut told);
         self.keep_within_bounds(&mut told);
@@ -199,7 +237,48 @@ impl Follower {
                 after: self.wake_after(now, budget),
             }
         };
-        Step { told, next }
+        self.stepped(told, next)
+    }
+
+    fn stepped(&mut self, told: Vec<Told>, next: Next) -> Step {
+        Step {
+            told,
+            next,
+            marks: mem::take(&mut self.marks),
+            standing: self.standing(),
+            released: mem::take(&mut self.released),
+        }
+    }
+
+    /// Notes how far it is told after what this step has told so far.
+    fn mark(&mut self, told: &[Told]) {
+        let marked = self.marks.last().map_or(0, |(count, _)| *count);
+        if told.len() > marked {
+            let standing = self.standing();
+            self.marks.push((told.len(), standing));
+        }
+    }
+
+    /// How far is told what no step has still to tell, with the files that are open.
+    pub fn standing(&self) -> Standing {
+        let mut position = self.position();
+        if !self.early.is_empty() {
+            // The name of the first file.
+            position.named = None;
+        }
+        let files = self.generations.iter();
+        let files = files.filter_map(|open| crate::state::descriptor(open.file.as_fd()));
+        Standing {
+            position,
+            files: files.collect(),
+        }
+    }
+
+    /// Ends it, and returns its open files.
+    #[must_use]
+    pub fn into_files(self) -> Vec<OwnedFd> {
+        let open = self.generations.into_iter().map(|open| open.file);
+        open.chain(self.released).collect()
     }
 
     /// How far was told, for a `Follower` in a later life of the process.
@@ -210,6 +289,9 @@ impl Follower {
             named: self.named,
             files: self.generations.iter().map(Generation::position).collect(),
             since: self.since.clone(),
+            closed: self.closed.iter().cloned().collect(),
+            given_up: self.given_up,
+            given_up_bytes: self.given_up_bytes,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Following the name: which file it leads to, and what becomes of those it led to before.
 
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::Follower;
@@ -56,7 +57,9 @@ impl Follower {
         self.newest = position.generation;
         self.offset = position.offset;
         self.named = position.named;
-        self.closed = position.files.clone().into();
+        (self.given_up, self.given_up_bytes) = (position.given_up, position.given_up_bytes);
+        self.closed = position.closed.into();
+        self.closed.extend(position.files.iter().cloned());
         let mut told = Vec::new();
         if self.spec.follow {
             self.since = position.since;
@@ -66,6 +69,40 @@ impl Follower {
             self.follow_name(now, &mut told)?;
         }
         self.early = told;
+        Ok(())
+    }
+
+    /// Goes on with the files that an earlier life of the process has left open.
+    pub(super) fn go_on(
+        &mut self,
+        position: Position,
+        files: Vec<OwnedFd>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        self.newest = position.generation;
+        self.offset = position.offset;
+        self.named = position.named;
+        self.since = position.since;
+        (self.given_up, self.given_up_bytes) = (position.given_up, position.given_up_bytes);
+        self.closed = position.closed.into();
+        for (known, file) in position.files.into_iter().zip(files) {
+            let again = Generation::again(known, file, now).map_err(|errno| Error::Io {
+                doing: Doing::Read,
+                path: self.spec.path.clone(),
+                errno,
+            });
+            self.generations.push_back(again?);
+        }
+        let last = self.generations.back();
+        if let Some(last) = last.filter(|last| last.rotated.is_none()) {
+            let number = last.number;
+            self.leads = true;
+            let mut told = Vec::new();
+            self.tell_named(number, &mut told);
+            self.early = told;
+        }
+        // Files may have had the name that leads to nothing.
+        self.path_event = true;
         Ok(())
     }
 

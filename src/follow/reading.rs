@@ -38,6 +38,7 @@ impl Follower {
                 let mut share = if late { left.div_ceil(2) } else { left };
                 left -= share;
                 let stop = self.read_one(index, now, &mut share, told);
+                self.mark(told);
                 left += share;
                 match stop {
                     Stop::Closed => continue,
@@ -52,6 +53,7 @@ impl Follower {
         }
         for index in index..self.generations.len() {
             self.check_one(index, told);
+            self.mark(told);
         }
         more
     }
@@ -168,6 +170,7 @@ impl Follower {
             Read::End { .. } => return 0,
         };
         told.push(Told::Changed { generation, change });
+        self.mark(told);
         0
     }
 
@@ -235,6 +238,7 @@ impl Follower {
         let (number, unread) = (generation.number, generation.unread());
         self.close(index);
         self.tell_gave_up(number, unread, reason, told);
+        self.mark(told);
     }
 
     /// Counts and tells a file that is given up.
@@ -258,6 +262,7 @@ impl Follower {
     fn close(&mut self, index: usize) {
         if let Some(generation) = self.generations.remove(index) {
             self.closed.push_back(generation.position());
+            self.released.push(generation.file);
             // The last one is only closed when the name is lost, or not followed.
             self.leads &= index < self.generations.len();
         }

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::position::RotatedPosition;
+use crate::clock::Now;
+
 /// How soon a file that is read to its end, but not by its writer, is looked at again; then after
 /// twice this time, and so on up to `check_every`.
 const FIRST_PACE: Duration = Duration::from_millis(10);
@@ -28,6 +31,36 @@ impl Rotated {
             late: false,
             look_at: now,
             pace: FIRST_PACE,
+        }
+    }
+
+    /// As an earlier life of the process has left it.
+    pub(super) fn again(known: &RotatedPosition, now: Instant) -> Self {
+        let monotonic = Now::sample().monotonic;
+        let at = |time: u64| {
+            let ago = Duration::from_nanos(monotonic.saturating_sub(time));
+            now.checked_sub(ago).unwrap_or(now)
+        };
+        Self {
+            since: at(known.since),
+            active: at(known.active),
+            mark: known.mark,
+            late: known.late,
+            ..Self::new(now)
+        }
+    }
+
+    pub(super) fn position(&self) -> RotatedPosition {
+        let (now, monotonic) = (Instant::now(), Now::sample().monotonic);
+        let at = |time: Instant| {
+            let ago = now.saturating_duration_since(time);
+            monotonic.saturating_sub(crate::clock::nanos(ago))
+        };
+        RotatedPosition {
+            since: at(self.since),
+            active: at(self.active),
+            mark: self.mark,
+            late: self.late,
         }
     }
 

@@ -1,11 +1,13 @@
 //! What a step of a `Follower` tells.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::error::Error;
+use super::position::Standing;
 
 /// What one step did, and when the next is due.
 #[derive(Debug)]
@@ -14,6 +16,14 @@ pub struct Step {
     pub told: Vec<Told>,
     /// When to call again.
     pub next: Next,
+    /// How far it is told after so many of `told`, wherever a caller that cannot tell all at once may
+    /// stop: before and after everything that is no `Data`.
+    pub marks: Vec<(usize, Standing)>,
+    /// How far it is told after all of them.
+    pub standing: Standing,
+    /// Files that were read to their end or given up. Until that is recorded, a later life of the
+    /// process needs them.
+    pub released: Vec<OwnedFd>,
 }
 
 /// When to call [`step`](super::Follower::step) again.

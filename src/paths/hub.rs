@@ -221,6 +221,7 @@ impl Hub {
             window: Window::new(spec.window),
             inbox: Arc::new(Inbox::new(spec.inbox, sink)),
             ended: Arc::default(),
+            again: spec.again,
         })
     }
 

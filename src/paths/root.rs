@@ -22,6 +22,23 @@ impl Sub {
     /// # Errors
     /// All that stands in the way of watching now.
     pub(super) fn start(&mut self, engine: &mut Engine) -> Result<(), Refused> {
+        match self.begin(engine) {
+            Err(refused @ Refused::Silent { .. }) => return Err(refused),
+            Err(Refused::Unreadable { .. }) if self.order.again => {
+                let errno = Errno::ACCESS.raw_os_error();
+                let reason = GoneReason::Unreachable { errno };
+                self.tell(Told::RootGone { reason });
+                self.retry_later(engine);
+            }
+            Err(refused) if self.order.again => self.root_refused(engine, refused),
+            begun => begun?,
+        }
+        self.after_resolve(engine);
+        self.unsync(engine);
+        Ok(())
+    }
+
+    fn begin(&mut self, engine: &mut Engine) -> Result<(), Refused> {
         match self.follow(engine)? {
             Found::Missing => {}
             Found::File => self.root = Root::File,
@@ -34,8 +51,6 @@ impl Sub {
                 return Err(Refused::watch(errno, path, engine.watches.len(), 1));
             }
         }
-        self.after_resolve(engine);
-        self.unsync(engine);
         Ok(())
     }
 

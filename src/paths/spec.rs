@@ -81,6 +81,9 @@ pub struct Spec {
     pub poll: Option<Duration>,
     /// Bounds of what waits for the reader.
     pub inbox: InboxLimits,
+    /// It was watched before: what stands in the way of watching it now is told and tried again, as if
+    /// it had come up meanwhile, and is not refused. But for file systems that tell nothing.
+    pub again: bool,
 }
 
 impl Spec {
@@ -94,6 +97,7 @@ impl Spec {
             window: Duration::ZERO,
             poll: None,
             inbox: InboxLimits::default(),
+            again: false,
         }
     }
 }

@@ -29,6 +29,7 @@ pub(super) struct Order {
     pub(super) window: Window,
     pub(super) inbox: Arc<Inbox>,
     pub(super) ended: Arc<AtomicBool>,
+    pub(super) again: bool,
 }
 
 /// What the path leads to.

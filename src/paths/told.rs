@@ -123,6 +123,8 @@ pub enum RescanReason {
     Exchanged,
     /// The reader asks for something else from here on. Told by whoever changes the subscription.
     Updated,
+    /// An earlier life of the process has watched, and nobody since. Told by whoever goes on.
+    Recovered,
 }
 
 /// Why a root is gone.

@@ -68,6 +68,16 @@ impl<const N: usize> Cell<N> {
         cell
     }
 
+    /// Takes an entry of an earlier life as [`Cell::recover`] does, but undoes nothing. Returns the cell
+    /// with the numbers of a turn that was not committed, if there are any.
+    #[must_use]
+    pub fn with_uncommitted(entry: Entry, committed: u64) -> (Self, Option<[u64; N]>) {
+        let cell = Self { entry };
+        let is_committed = cell.turn(cell.newest()) <= committed;
+        let numbers = (!is_committed).then(|| cell.get());
+        (cell, numbers)
+    }
+
     /// Returns the entry that holds it.
     #[must_use]
     pub fn into_entry(self) -> Entry {

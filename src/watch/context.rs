@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::{Need, Notifier, Reaping, Services, Sources, Watch};
 use crate::clock::{Jumps, Now};
+use crate::descriptors::Closing;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, Relays, SourceId};
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
@@ -122,6 +123,7 @@ pub struct Context<'a> {
     /// Reads the pipes through which terminals are read.
     pub(crate) relays: &'a mut Relays,
     pub(crate) ledger: &'a mut dyn Grants,
+    pub(crate) doubts: &'a mut dyn Doubts,
     /// Whether the loop polls its sources, so that their operations complete.
     pub(crate) polled: bool,
     /// The alarm that the watch sets or removes in this call; `None` if it leaves its alarm as it
@@ -140,6 +142,8 @@ pub enum Afterwards {
     Close(OwnedFd, bool),
     /// A child is reaped whose exit was told, or left to the reaper.
     Reap(Box<Reaping>),
+    /// Files that are no sources are closed, which may block.
+    CloseFiles(Vec<OwnedFd>),
     /// The start of a child counts as recorded.
     Started(Start),
 }
@@ -150,7 +154,7 @@ impl Afterwards {
     pub fn closes(&self) -> Option<RawFd> {
         match self {
             Self::Close(fd, _) => Some(fd.as_raw_fd()),
-            Self::Reap(_) | Self::Started(_) => None,
+            Self::CloseFiles(_) | Self::Reap(_) | Self::Started(_) => None,
         }
     }
 
@@ -158,6 +162,10 @@ impl Afterwards {
     pub fn run(self, services: &Services) {
         match self {
             Self::Close(fd, shared) => services.close(fd, shared),
+            Self::CloseFiles(files) => {
+                let files = (files, Closing);
+                services.runtime.spawn_blocking(move || drop(files));
+            }
             Self::Reap(reaping) => reaping.run(),
             Self::Started(start) => drop(start),
         }
@@ -180,7 +188,27 @@ pub trait Grants: std::fmt::Debug {
     fn give_back_sources(&mut self, count: u32);
 }
 
+/// Notes for later lives what nothing counts.
+pub trait Doubts: std::fmt::Debug {
+    /// See [`Context::in_doubt`].
+    fn in_doubt(&mut self, turn: u64, watch: u64, most: u64);
+}
+
 impl Context<'_> {
+    /// Says, before the watch takes something from the kernel that nothing counts, how much it has taken
+    /// in this turn then at most. If this life is killed before the turn is committed, the next one gets
+    /// the number said last as [`super::Resumption::in_doubt`].
+    pub fn in_doubt(&mut self, most: u64) {
+        let turn = self.outbox.turn();
+        self.doubts.in_doubt(turn, self.control.about.watch, most);
+    }
+
+    /// Returns the number of the turn.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        self.outbox.turn()
+    }
+
     /// Returns whether the loop polls its sources; it does not while it is stopped.
     #[must_use]
     pub fn is_polled(&self) -> bool {
@@ -238,6 +266,16 @@ impl Context<'_> {
     /// If not, the rest is as with [`Context::has_room`].
     pub fn has_room_for(&mut self, bytes: u32) -> bool {
         self.room_for(bytes) > 0
+    }
+
+    /// Returns whether so many events of at most that many bytes each fit, for which no room was set
+    /// aside. If not, the rest is as with [`Context::has_room`].
+    pub fn has_room_for_all(&mut self, events: u64, bytes: u32) -> bool {
+        let fit = events == 0 || self.room_for(bytes) >= events;
+        if !fit {
+            self.outbox.mark_full();
+        }
+        fit
     }
 
     /// Returns how many events of at most that many bytes each fit, for which no room was set aside.
@@ -407,6 +445,13 @@ impl Context<'_> {
     pub fn take(&mut self, source: SourceId) -> Option<OwnedFd> {
         self.control.sources.detach(source);
         self.driver.detach(source)
+    }
+
+    /// Closes files that are no sources with the next commit.
+    pub(crate) fn close_files(&mut self, files: Vec<OwnedFd>) {
+        if !files.is_empty() {
+            self.afterwards.push(Afterwards::CloseFiles(files));
+        }
     }
 
     /// Has the start of its child count as recorded with the next commit.

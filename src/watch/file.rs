@@ -1,6 +1,7 @@
 //! Reads a regular file, or follows one by its name, on a thread that may block.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +9,19 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::wake::WakeUp;
-use super::{Context, Need, Notice, Watch, path};
+use super::{Context, Need, Notice, Resumption, Watch, path};
 use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Eof, FileChanged, Kind, Stream, largest};
-use crate::follow::{self, Follower, GaveUp, Next, Step, Told};
+use crate::follow::{self, Follower, Next, Standing, Step, Told};
 use crate::paths::{self, Hub, Kinds, Subscription};
-use crate::proto::{self, FileChangeKind, GiveUpReason};
+use crate::proto::state::KeptFile;
+use crate::proto::state::kept_watch_state::Of;
+use crate::proto::{self, FileChangeKind};
+
+mod parts;
+
+use parts::{Part, changed};
 
 /// The most bytes that are read at once.
 const AT_ONCE: u64 = 2 << 20;
@@ -64,23 +71,68 @@ impl FileOrder {
         })
     }
 
+    /// Goes on with the files that an earlier life had open, after the name is watched. Blocks.
+    fn resume(
+        hub: &Hub,
+        (spec, files): (follow::Spec, Vec<OwnedFd>),
+        has_interval: bool,
+    ) -> std::result::Result<Self, follow::Error> {
+        let names = match spec.follow {
+            // Where the name cannot be watched now, it is looked at by time.
+            true => watched(hub, &spec).unwrap_or_default(),
+            false => None,
+        };
+        let follower = Follower::again(spec, files, Instant::now())?;
+        Ok(Self {
+            follower: Box::new(follower),
+            names,
+            paused: false,
+            has_interval,
+        })
+    }
+
+    /// Builds the watch again of a file that an earlier life has read or followed, with what of it that
+    /// life had open. It is looked at once the watch goes on.
+    #[must_use]
+    pub fn again(spec: follow::Spec, files: Vec<OwnedFd>, has_interval: bool) -> Box<dyn Watch> {
+        Box::new(FileWatch {
+            again: Some(Box::new((spec, files))),
+            ..FileWatch::new(has_interval)
+        })
+    }
+
     /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         Box::new(FileWatch {
             status: self.follower.status(),
+            standing: Some(self.follower.standing()),
             follower: Some(self.follower),
             names: self.names,
-            has_interval: self.has_interval,
+            paused: self.paused,
+            ..FileWatch::new(self.has_interval)
+        })
+    }
+}
+
+impl FileWatch {
+    fn new(has_interval: bool) -> Self {
+        Self {
+            status: follow::Status::default(),
+            standing: None,
+            follower: None,
+            again: None,
+            names: None,
+            has_interval,
             told: VecDeque::new(),
             kept: 0,
             next: Next::More,
             woken: true,
             path_event: false,
-            paused: self.paused,
+            paused: false,
             held: false,
             reading: 0,
-        })
+        }
     }
 }
 
@@ -133,10 +185,14 @@ fn system_error(error: &follow::Error) -> SystemError {
 struct FileWatch {
     /// `None` while a step is under way on another thread, and once the watch has closed.
     follower: Option<Box<Follower>>,
+    /// How far it is told.
+    standing: Option<Standing>,
+    /// The file of an earlier life, until the watch goes on.
+    again: Option<Box<(follow::Spec, Vec<OwnedFd>)>>,
     names: Option<Names>,
     has_interval: bool,
     /// What the last step told and found no room in the journal.
-    told: VecDeque<Told>,
+    told: VecDeque<Part>,
     /// The bytes that may come as Data: those of `told`, or those that the step under way may read.
     kept: usize,
     next: Next,
@@ -191,7 +247,7 @@ impl FileWatch {
         }
         cx.clear_alarm();
         let budget = usize::try_from(budget).unwrap_or(usize::MAX);
-        self.keep(cx, budget);
+        self.count(cx, budget);
         let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
         cx.services.runtime.spawn_blocking(move || {
             // A panic must not leave the watch waiting for ever.
@@ -213,108 +269,80 @@ impl FileWatch {
             Told::Data { bytes, .. } => bytes.len(),
             _ => 0,
         });
-        self.keep(cx, bytes.sum());
-        self.told.extend(step.told);
+        self.count(cx, bytes.sum());
+        self.told.extend(Part::of(step));
         self.advance(cx);
     }
 
-    fn keep(&mut self, cx: &mut Context<'_>, bytes: usize) {
+    fn count(&mut self, cx: &mut Context<'_>, bytes: usize) {
         cx.keep(self.kept, bytes);
         self.kept = bytes;
     }
 
     /// Appends what the last step told. Returns whether all of it had room.
     fn tell(&mut self, cx: &mut Context<'_>) -> bool {
-        while let Some(told) = self.told.front() {
-            if let Told::Data {
-                generation, offset, ..
-            } = told
-                && *generation != self.reading
-            {
-                let (generation, offset) = (*generation, *offset);
-                if !cx.has_room_for(largest::FILE_CHANGED) {
-                    return false;
-                }
-                self.reading = generation;
-                cx.emit(Kind::FileChanged(FileChanged {
-                    change: FileChangeKind::Reading.into(),
-                    generation,
-                    offset,
-                    ..FileChanged::default()
-                }));
-            }
+        const MOST: u32 = largest::FILE_CHANGED + largest::DETAIL;
+        while let Some(part) = self.told.front() {
             // Room for bytes was set aside before they were read.
-            let needed = match told {
-                Told::Data { .. } | Told::Eof { .. } => 0,
-                _ => largest::FILE_CHANGED + largest::DETAIL,
-            };
-            if needed > 0 && !cx.has_room_for(needed) {
+            if !cx.has_room_for_all(part.events(self.reading), MOST) {
                 return false;
             }
-            match self.told.pop_front() {
-                Some(Told::Data { offset, bytes, .. }) => {
-                    self.keep(cx, self.kept.saturating_sub(bytes.len()));
-                    cx.emit_data(Stream::Input, offset, &bytes);
+            if let Some(part) = self.told.pop_front() {
+                for told in part.told {
+                    self.tell_one(cx, told);
                 }
-                Some(Told::Eof { offset }) => {
-                    cx.emit(Kind::Eof(Eof { offset }));
-                }
-                Some(Told::Changed { generation, change }) => {
-                    cx.emit(Kind::FileChanged(changed(generation, &change)));
-                }
-                Some(Told::Failed(error)) => {
-                    cx.emit(Kind::FileChanged(FileChanged {
-                        change: FileChangeKind::Failed.into(),
-                        error: Some((&system_error(&error)).into()),
-                        ..FileChanged::default()
-                    }));
-                }
-                None => {}
+                self.standing = Some(part.standing);
+                cx.close_files(part.released);
+                cx.changed();
             }
         }
         true
     }
-}
 
-fn changed(generation: u64, change: &follow::Change) -> FileChanged {
-    use follow::Change;
-    let of = |kind: FileChangeKind| FileChanged {
-        change: kind.into(),
-        generation,
-        ..FileChanged::default()
-    };
-    match change {
-        Change::Appeared => of(FileChangeKind::Appeared),
-        Change::Rotated => of(FileChangeKind::Rotated),
-        Change::Removed => of(FileChangeKind::Removed),
-        Change::Truncated { at, lost_at_least } => FileChanged {
-            offset: *at,
-            length: *lost_at_least,
-            ..of(FileChangeKind::Truncated)
-        },
-        Change::Hole { offset, length } => FileChanged {
-            offset: *offset,
-            length: *length,
-            ..of(FileChangeKind::Hole)
-        },
-        Change::GaveUp {
-            unread_at_least,
-            reason,
-        } => {
-            let (give_up, errno) = match reason {
-                GaveUp::TooMany => (GiveUpReason::TooMany, None),
-                GaveUp::TooManyBytes => (GiveUpReason::TooManyBytes, None),
-                GaveUp::WritersUnknown => (GiveUpReason::WritersUnknown, None),
-                GaveUp::ReadFailed(errno) => (GiveUpReason::ReadFailed, Some(*errno)),
-                GaveUp::NotFound => (GiveUpReason::NotFound, None),
-            };
-            FileChanged {
-                length: *unread_at_least,
-                give_up: give_up.into(),
-                error: errno.map(|errno| (&SystemError::new(errno, "read", "")).into()),
-                ..of(FileChangeKind::GaveUp)
+    fn tell_one(&mut self, cx: &mut Context<'_>, told: Told) {
+        match told {
+            Told::Data {
+                generation,
+                offset,
+                bytes,
+            } => {
+                if generation != self.reading {
+                    self.reading = generation;
+                    cx.emit(Kind::FileChanged(FileChanged {
+                        change: FileChangeKind::Reading.into(),
+                        generation,
+                        offset,
+                        ..FileChanged::default()
+                    }));
+                }
+                self.count(cx, self.kept.saturating_sub(bytes.len()));
+                cx.emit_data(Stream::Input, offset, &bytes);
+            }
+            Told::Eof { offset } => {
+                cx.emit(Kind::Eof(Eof { offset }));
+            }
+            Told::Changed { generation, change } => {
+                cx.emit(Kind::FileChanged(changed(generation, &change)));
+            }
+            Told::Failed(error) => {
+                cx.emit(Kind::FileChanged(FileChanged {
+                    change: FileChangeKind::Failed.into(),
+                    error: Some((&system_error(&error)).into()),
+                    ..FileChanged::default()
+                }));
             }
         }
+    }
+
+    /// Reads and follows on what an earlier life has left.
+    fn go_on(&mut self, cx: &mut Context<'_>, order: FileOrder) {
+        if let Some(names) = &order.names {
+            names.wake.connect(cx);
+        }
+        self.status = order.follower.status();
+        (self.follower, self.names) = (Some(order.follower), order.names);
+        self.woken = true;
+        self.advance(cx);
     }
 }
 
@@ -323,7 +351,45 @@ impl Watch for FileWatch {
         if let Some(names) = &self.names {
             names.wake.connect(cx);
         }
+        cx.changed();
         self.advance(cx);
+    }
+
+    fn keep(&self, _driver: &dyn Driver) -> Option<Of> {
+        let standing = self.standing.as_ref()?;
+        Some(Of::File(KeptFile {
+            files: standing.files.clone(),
+            position: serde_json::to_vec(&standing.position).ok()?,
+            reading: self.reading,
+            paused: self.paused,
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::File(before), Some(again)) = (kept.of, self.again.take()) else {
+            return Err(Error::Internal("what was kept is no file"));
+        };
+        let hub = kept.paths;
+        let hub = hub.ok_or_else(|| Error::wrong_state("the loop watches no paths"))?;
+        let position: follow::Position = serde_json::from_slice(&before.position)
+            .map_err(|_| Error::Internal("how far it was read cannot be understood"))?;
+        (self.paused, self.reading) = (before.paused, before.reading);
+        self.status = position.status();
+        self.standing = Some(Standing {
+            position: position.clone(),
+            files: before.files,
+        });
+        let (mut spec, files) = *again;
+        spec.resume = Some(position);
+        let has_interval = self.has_interval;
+        let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+        cx.services.runtime.spawn_blocking(move || {
+            let order = FileOrder::resume(&hub, (spec, files), has_interval);
+            let order = order.map(Box::new).map_err(|error| system_error(&error));
+            notifier.notify(key, Notice::FileAgain(order));
+        });
+        cx.changed();
+        Ok(())
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
@@ -336,6 +402,8 @@ impl Watch for FileWatch {
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
         match notice {
             Notice::FileStep(done) => self.stepped(cx, done),
+            Notice::FileAgain(Ok(order)) => self.go_on(cx, *order),
+            Notice::FileAgain(Err(error)) => cx.close_with_error(error),
             Notice::Woken => {
                 if let Some(names) = &self.names {
                     let news = names.subscription.inbox().take(usize::MAX, usize::MAX);
@@ -364,14 +432,17 @@ impl Watch for FileWatch {
 
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         self.paused = pause;
+        cx.changed();
         self.woken = true;
         self.advance(cx);
         Ok(())
     }
 
     fn closed(&mut self, cx: &mut Context<'_>) -> u64 {
-        self.keep(cx, 0);
-        self.told.clear();
+        self.count(cx, 0);
+        for part in self.told.drain(..) {
+            cx.close_files(part.released);
+        }
         self.status = follow::Status {
             open: 0,
             rotated: 0,
@@ -379,9 +450,10 @@ impl Watch for FileWatch {
             deleted_bytes: 0,
             ..self.status
         };
-        let open = (self.follower.take(), self.names.take());
-        // Closing a file can block.
-        cx.services.runtime.spawn_blocking(move || drop(open));
+        if let Some(follower) = self.follower.take() {
+            cx.close_files(follower.into_files());
+        }
+        self.names = None;
         0
     }
 

@@ -32,6 +32,7 @@ use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
+use crate::paths::Hub;
 use crate::proto;
 use crate::state::Uncommitted;
 
@@ -66,7 +67,7 @@ pub use connection::{
     ConnectionOrder, Dialling, EarlierConnection, StartTls, StreamOptions, Target,
 };
 pub(crate) use context::ONE_BY_ONE;
-pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, End, Grants};
+pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, Doubts, End, Grants};
 pub use datagram::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Groups, Membership, Parcel,
 };
@@ -185,10 +186,14 @@ pub enum Notice {
     ChildKilled,
     /// Watched signals have arrived.
     Signals(Arc<signal::Inbox>),
+    /// A path of an earlier life is watched again, or is not.
+    PathAgain(std::result::Result<Box<PathOrder>, SystemError>),
     /// Another thread has something for the watch.
     Woken,
     /// A step of the reading of a file is done; `None` if it panicked.
     FileStep(Option<(Box<crate::follow::Follower>, crate::follow::Step)>),
+    /// A file of an earlier life is followed again, or is not.
+    FileAgain(std::result::Result<Box<FileOrder>, SystemError>),
 }
 
 /// What happened to the time that calendars go by.
@@ -244,6 +249,10 @@ pub struct Resumption {
     pub unsent: Vec<(u64, Bytes)>,
     /// Its place among the connections of the listener that accepted it.
     pub place: Option<Place>,
+    /// The last number of [`Context::in_doubt`], if the turn was not committed; else 0.
+    pub in_doubt: u64,
+    /// What the loop watches paths with; `None` once it is closed.
+    pub paths: Option<Arc<Hub>>,
 }
 
 impl Resumption {

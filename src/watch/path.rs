@@ -9,11 +9,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::wake::WakeUp;
-use super::{Change, Context, Need, Notice, Watch};
+use super::{Change, Context, Need, Notice, Resumption, Watch};
 use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Kind, PathChanged, PathRescan, PathRoot, PathSynced, largest};
 use crate::paths::{self, GoneReason, Hub, Kinds, RescanReason, Subscription, Told};
+use crate::proto::state::KeptPath;
+use crate::proto::state::kept_watch_state::Of;
 use crate::proto::{self, PathChangeKind, PathGoneReason};
 
 /// Changes that are taken from the inbox at once, and the bytes of their paths.
@@ -42,8 +44,16 @@ impl PathOrder {
     /// A bad value of a field, a limit, or what the system refuses.
     pub fn begin(hub: &Arc<Hub>, spec: paths::Spec) -> Result<Self> {
         let wake = Arc::new(WakeUp::default());
+        Self::watch(hub, spec, wake).map_err(|refused| refusal(&refused))
+    }
+
+    fn watch(
+        hub: &Arc<Hub>,
+        spec: paths::Spec,
+        wake: Arc<WakeUp>,
+    ) -> std::result::Result<Self, paths::Refused> {
         let sink = Arc::clone(&wake) as Arc<dyn paths::Sink>;
-        let subscription = hub.watch(spec, sink).map_err(|refused| refusal(&refused))?;
+        let subscription = hub.watch(spec, sink)?;
         Ok(Self {
             subscription,
             wake,
@@ -52,11 +62,26 @@ impl PathOrder {
         })
     }
 
+    /// Builds the watch again of a path that an earlier life has watched. It is watched once the watch
+    /// goes on.
+    #[must_use]
+    pub fn again(spec: paths::Spec) -> Box<dyn Watch> {
+        let again = true;
+        Box::new(PathWatch {
+            order: None,
+            again: Some(paths::Spec { again, ..spec }),
+            waiting: VecDeque::new(),
+            rescan_fits: true,
+            rescans_before: 0,
+        })
+    }
+
     /// Builds the watch.
     #[must_use]
     pub fn build(self) -> Box<dyn Watch> {
         Box::new(PathWatch {
             order: Some(self),
+            again: None,
             waiting: VecDeque::new(),
             rescan_fits: true,
             rescans_before: 0,
@@ -141,8 +166,10 @@ pub(super) fn text_or_bytes(path: Vec<u8>) -> (String, bytes::Bytes) {
 
 #[derive(Debug)]
 struct PathWatch {
-    /// Until the watch has closed.
+    /// Until the watch has closed. `None` too while a path of an earlier life is not watched yet.
     order: Option<PathOrder>,
+    /// What was watched in an earlier life, until the watch goes on.
+    again: Option<paths::Spec>,
     /// What was taken from the inbox and found no room in the journal.
     waiting: VecDeque<Told>,
     /// Whether room for one `PathRescan` is set aside.
@@ -152,6 +179,28 @@ struct PathWatch {
 }
 
 impl PathWatch {
+    fn rescans(&self) -> u64 {
+        let own = self.order.as_ref();
+        let own = own.map(|order| order.subscription.status().rescans);
+        self.rescans_before + own.unwrap_or(0)
+    }
+
+    /// Goes on with another subscription, in a rescan of the root for that reason.
+    fn take(&mut self, cx: &mut Context<'_>, order: PathOrder, reason: RescanReason) {
+        order.wake.connect(cx);
+        self.rescans_before = self.rescans() + 1;
+        self.order = Some(order);
+        // What was not told yet is in what the client lists now, and so is what it did not see before.
+        self.waiting.clear();
+        self.waiting.push_back(Told::Rescan {
+            reason,
+            path: Vec::new(),
+        });
+        cx.changed();
+        // What it has found already comes after the event of the change.
+        cx.notifier.notify(cx.key(), Notice::Woken);
+    }
+
     /// Appends what waits, as far as the journal has room.
     fn tell(&mut self, cx: &mut Context<'_>) {
         for _ in 0..TURN_MAX {
@@ -174,16 +223,21 @@ impl PathWatch {
         cx.notifier.notify(cx.key(), Notice::Woken);
     }
 
-    /// If what waits in the inbox has become a rescan, tells that in the room that is set aside for
-    /// it. It stands for all that was to be told before.
+    /// If a rescan of the root is next, or what waits in the inbox has become one, tells that in the room
+    /// that is set aside for it. It stands for all that was to be told before.
     fn tell_rescan(&mut self, cx: &mut Context<'_>) {
         let Some(order) = &self.order else { return };
         let inbox = order.subscription.inbox();
-        if !self.rescan_fits || !inbox.is_collapsed() {
+        if !self.rescan_fits {
             return;
         }
-        self.waiting.clear();
-        self.waiting.extend(inbox.take(1, 0));
+        if inbox.is_collapsed() {
+            self.waiting.clear();
+            self.waiting.extend(inbox.take(1, 0));
+        } else if !matches!(self.waiting.front(), Some(Told::Rescan { path, .. }) if path.is_empty())
+        {
+            return;
+        }
         if let Some(told) = self.waiting.pop_front() {
             self.rescan_fits = false;
             cx.release_event(largest::PATH_RESCAN);
@@ -230,6 +284,9 @@ fn of_errno(errno: i32, path: &[u8]) -> proto::SystemError {
 }
 
 fn emit(cx: &mut Context<'_>, told: Told) {
+    if let Told::Rescan { .. } = told {
+        cx.changed();
+    }
     let kind = match told {
         Told::Changed(change) => {
             let (path, path_bytes) = text_or_bytes(change.path);
@@ -304,6 +361,7 @@ fn rescan(reason: &RescanReason, path: Vec<u8>) -> PathRescan {
         RescanReason::WatchedAgain => (Shown::WatchedAgain, None),
         RescanReason::Exchanged => (Shown::Exchanged, None),
         RescanReason::Updated => (Shown::Updated, None),
+        RescanReason::Recovered => (Shown::Recovered, None),
     };
     let (path, path_bytes) = text_or_bytes(path);
     PathRescan {
@@ -319,14 +377,45 @@ impl Watch for PathWatch {
         if let Some(order) = &self.order {
             order.wake.connect(cx);
         }
+        cx.changed();
         self.tell(cx);
+    }
+
+    fn keep(&self, _driver: &dyn Driver) -> Option<Of> {
+        Some(Of::Path(KeptPath {
+            rescans: self.rescans(),
+            rescan_spent: !self.rescan_fits,
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::Path(before), Some(spec)) = (kept.of, self.again.take()) else {
+            return Err(Error::Internal("what was kept is no path"));
+        };
+        let hub = kept.paths;
+        let hub = hub.ok_or_else(|| Error::wrong_state("the loop watches no paths"))?;
+        (self.rescans_before, self.rescan_fits) = (before.rescans, !before.rescan_spent);
+        let (key, notifier) = (cx.key(), Arc::clone(cx.notifier));
+        cx.services.runtime.spawn_blocking(move || {
+            let wake = Arc::new(WakeUp::default());
+            let begun = PathOrder::watch(&hub, spec, wake);
+            let begun = begun.map_err(|refused| system_error(&refused));
+            notifier.notify(key, Notice::PathAgain(begun.map(Box::new)));
+        });
+        Ok(())
     }
 
     fn complete(&mut self, _cx: &mut Context<'_>, _lane: Lane, _done: Done) {}
 
     fn notice(&mut self, cx: &mut Context<'_>, notice: Notice) {
-        if matches!(notice, Notice::Woken) {
-            self.tell(cx);
+        match notice {
+            Notice::Woken => self.tell(cx),
+            // Else it was updated meanwhile.
+            Notice::PathAgain(Ok(order)) if self.order.is_none() => {
+                self.take(cx, *order, RescanReason::Recovered);
+            }
+            Notice::PathAgain(Err(error)) if self.order.is_none() => cx.close_with_error(error),
+            _ => {}
         }
     }
 
@@ -335,6 +424,7 @@ impl Watch for PathWatch {
         if !hold {
             if !self.rescan_fits {
                 self.rescan_fits = cx.reserve_event(largest::PATH_RESCAN).is_ok();
+                cx.changed();
             }
             self.tell(cx);
         }
@@ -345,18 +435,7 @@ impl Watch for PathWatch {
         let Change::Path(order) = change else {
             return Err(super::unsupported("what is to be changed"));
         };
-        order.wake.connect(cx);
-        let before = self.order.replace(*order);
-        let rescans = before.map_or(0, |before| before.subscription.status().rescans);
-        self.rescans_before += rescans + 1;
-        // What was not told yet is in what the client lists now, and so is what it did not see before.
-        self.waiting.clear();
-        self.waiting.push_back(Told::Rescan {
-            reason: RescanReason::Updated,
-            path: Vec::new(),
-        });
-        // What it has found already comes after the event of the change.
-        cx.notifier.notify(cx.key(), Notice::Woken);
+        self.take(cx, *order, RescanReason::Updated);
         Ok(())
     }
 
@@ -376,7 +455,7 @@ impl Watch for PathWatch {
             synced: synced.is_some(),
             directories: synced.map_or(0, |synced| synced.directories),
             unwatched: synced.map_or(0, |synced| synced.unwatched),
-            rescans: self.rescans_before + of_watch.map_or(0, |status| status.rescans),
+            rescans: self.rescans(),
             kernel_watches: number(used),
             kernel_watches_max: number(most),
             user_watches_max: order.and_then(|order| order.user_watches_max).unwrap_or(0),

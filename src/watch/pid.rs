@@ -8,11 +8,14 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Change, Context, Need, Services, Watch};
+use super::{Alarm, Change, Context, Need, Resumption, Services, Watch};
 use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Ended, Exited, Kind, largest};
+use crate::proto::state::KeptPid;
+use crate::proto::state::kept_watch_state::Of;
 use crate::proto::{self, exited::Status};
+use crate::state::descriptor;
 use crate::sys::pidfd;
 
 const END: Lane = Lane(0);
@@ -72,9 +75,31 @@ impl PidOrder {
             start_ticks: identity.start_ticks,
             told: identity.is_told_to(self.caller),
             reap_wait: self.reap_wait.unwrap_or(services.reap_wait),
+            reap_until: None,
             ended: false,
             exited: None,
         }))
+    }
+
+    /// Builds the watch again of a process that an earlier life has watched. The rest of what is known of
+    /// it comes when the watch goes on.
+    #[must_use]
+    pub fn again(
+        pidfd: OwnedFd,
+        reap_wait: Option<Duration>,
+        services: &Services,
+    ) -> Box<dyn Watch> {
+        Box::new(PidWatch {
+            fd: Some(pidfd),
+            source: None,
+            pid: 0,
+            start_ticks: None,
+            told: false,
+            reap_wait: reap_wait.unwrap_or(services.reap_wait),
+            reap_until: None,
+            ended: false,
+            exited: None,
+        })
     }
 }
 
@@ -177,6 +202,8 @@ struct PidWatch {
     /// Whether the caller may know the exit status.
     told: bool,
     reap_wait: Duration,
+    /// Until when it is waited for its parent, monotonic nanoseconds; `None` while it runs.
+    reap_until: Option<u64>,
     ended: bool,
     exited: Option<Exited>,
 }
@@ -191,6 +218,15 @@ impl fmt::Debug for PidWatch {
 }
 
 impl PidWatch {
+    /// Waits for its parent to reap it, from now on.
+    fn wait_for_reaper(&mut self, cx: &mut Context<'_>) {
+        let wait = crate::clock::nanos(self.reap_wait);
+        let until = cx.now.monotonic.saturating_add(wait);
+        self.reap_until = Some(until);
+        cx.set_alarm(Alarm::Monotonic(until));
+        cx.changed();
+    }
+
     /// Tells the exit status, as far as it can be known, and ends the watch.
     fn exit(&mut self, cx: &mut Context<'_>) {
         if self.exited.is_some() {
@@ -205,6 +241,7 @@ impl PidWatch {
         };
         cx.emit(Kind::Exited(exited.clone()));
         self.exited = Some(exited);
+        cx.changed();
         cx.clear_alarm();
         cx.close(CloseReason::Completed);
     }
@@ -239,18 +276,56 @@ impl Watch for PidWatch {
         if let Some(source) = self.source {
             cx.start(END, source, Op::Ready(Direction::Read));
         }
+        cx.changed();
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        Some(Of::Pid(KeptPid {
+            descriptor: Some(descriptor(driver.fd(self.source?)?)?),
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+            told: self.told,
+            ended: self.ended,
+            reap_until: self.reap_until,
+            exited: self.exited.clone(),
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::Pid(kept), Some(fd)) = (kept.of, self.fd.take()) else {
+            return Err(Error::Internal("what was kept is no pidfd"));
+        };
+        (self.pid, self.start_ticks, self.told) = (kept.pid, kept.start_ticks, kept.told);
+        (self.ended, self.reap_until) = (kept.ended, kept.reap_until);
+        self.exited = kept.exited;
+        self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
+        cx.changed();
+        if self.exited.is_some() {
+            cx.close(CloseReason::Completed);
+        } else if let Some(source) = self.source {
+            let (lane, op) = match self.ended {
+                true => (REAPED, Op::HangUp),
+                false => (END, Op::Ready(Direction::Read)),
+            };
+            cx.start(lane, source, op);
+            if let Some(until) = self.reap_until {
+                cx.set_alarm(Alarm::Monotonic(until));
+            }
+        }
+        Ok(())
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
         match (lane, done) {
             (END, Done::Ready(_)) => {
                 self.ended = true;
+                cx.changed();
                 cx.emit(Kind::Ended(Ended {}));
                 if let Some(source) = self.source
                     && !cx.is_closing()
                 {
                     cx.start(REAPED, source, Op::HangUp);
-                    cx.set_alarm_in(self.reap_wait);
+                    self.wait_for_reaper(cx);
                 }
             }
             (END, Done::Failed(errno)) => cx.fail(errno, "watch"),
@@ -266,7 +341,7 @@ impl Watch for PidWatch {
         };
         self.reap_wait = wait.unwrap_or(cx.services.reap_wait);
         if self.ended && self.exited.is_none() {
-            cx.set_alarm_in(self.reap_wait);
+            self.wait_for_reaper(cx);
         }
         Ok(())
     }

@@ -57,6 +57,8 @@ pub struct Services {
     pub kill_grace: Duration,
     /// How long a pid watch waits until its process is reaped.
     pub reap_wait: Duration,
+    /// The most bytes of changes that wait in one path watch.
+    pub path_inbox: usize,
     /// The configured attributes of children, which their spec can override.
     pub configured: Attributes,
     /// The attributes that children would inherit if the daemon had not changed its own.

@@ -10,6 +10,7 @@ mod command_line;
 #[path = "../common/mod.rs"]
 mod common;
 mod contexts;
+mod kinds;
 mod panics;
 mod set_aside;
 mod streams;

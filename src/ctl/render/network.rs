@@ -89,9 +89,23 @@ impl Words for proto::DatagramError {
 
 impl Words for proto::DatagramsDropped {
     fn words(&self) -> (String, Style) {
-        let count = counted(self.count, "datagram", "datagrams");
-        let text = format!("the kernel dropped {count}, {} in all", self.total);
-        (text, NOTICE)
+        let datagrams = |count| counted(count, "datagram", "datagrams");
+        let mut parts = Vec::new();
+        if self.count > 0 {
+            let count = datagrams(self.count);
+            parts.push(format!("the kernel dropped {count}, {} in all", self.total));
+        }
+        if self.in_doubt > 0 {
+            let most = datagrams(self.in_doubt);
+            parts.push(format!("the daemon died: at most {most} may be missing"));
+        }
+        if self.unsent > 0 {
+            let lost = datagrams(self.unsent);
+            parts.push(format!(
+                "the daemon died: {lost} that waited may not be sent"
+            ));
+        }
+        (parts.join("; "), NOTICE)
     }
 }
 

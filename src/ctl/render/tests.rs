@@ -113,7 +113,11 @@ fn a_datagram_tells_its_peer_and_what_was_cut() {
         reporter_ip: "::2".to_owned(),
     };
     assert_eq!(error.words().0, "to [::1]:9: deliver: refused, says ::2");
-    let dropped = proto::DatagramsDropped { count: 2, total: 3 };
+    let dropped = proto::DatagramsDropped {
+        count: 2,
+        total: 3,
+        ..Default::default()
+    };
     assert_eq!(
         dropped.words().0,
         "the kernel dropped 2 datagrams, 3 in all"
@@ -186,7 +190,11 @@ fn one_is_not_told_as_many() {
     };
     let text = failed.words().0;
     assert!(text.starts_with("1 handshake failed, 1 in all"), "{text}");
-    let dropped = proto::DatagramsDropped { count: 1, total: 1 };
+    let dropped = proto::DatagramsDropped {
+        count: 1,
+        total: 1,
+        ..Default::default()
+    };
     let text = dropped.words().0;
     assert_eq!(text, "the kernel dropped 1 datagram, 1 in all");
     let eof = proto::Eof { offset: 1 };

@@ -16,7 +16,7 @@ use crate::proto::LoopState;
 use crate::proto::state::kept_watch_state::Of;
 use crate::proto::state::{KeptBytes, KeptDescriptor, KeptWatch, KeptWatchState};
 use crate::state::{Arena, Cell, Entry, Found, Kind, Owner, Records};
-use crate::watch::{Progress, Unsent};
+use crate::watch::{Doubts, Progress, Unsent};
 
 mod forms;
 
@@ -30,6 +30,8 @@ const UNSENT: u8 = 4;
 const PROGRESS: u8 = 5;
 /// The socket of a connection that was reported; the id is the number of its descriptor.
 const ACCEPTED: u8 = 6;
+/// What of a watch is in doubt if this life is killed before the turn is committed.
+const DOUBT: u8 = 7;
 
 /// What is kept of one watch.
 #[derive(Debug, Default)]
@@ -39,13 +41,17 @@ struct Entries {
     progress: Option<Cell<{ Progress::NUMBERS }>>,
     /// Parts of its outgoing stream, each with its end in it.
     unsent: VecDeque<(u64, Entry)>,
+    doubt: Option<Cell<1>>,
 }
 
 impl Entries {
-    fn all(self) -> impl Iterator<Item = Entry> {
+    fn into_all(self) -> impl Iterator<Item = Entry> {
         let unsent = self.unsent.into_iter().map(|(_, entry)| entry);
+        let doubt = self.doubt.map(Cell::into_entry);
         let progress = self.progress.map(Cell::into_entry);
-        let others = [self.watch, self.state, progress].into_iter().flatten();
+        let others = [self.watch, self.state, doubt, progress]
+            .into_iter()
+            .flatten();
         others.chain(unsent)
     }
 }
@@ -81,6 +87,8 @@ pub struct FoundWatch {
     pub progress: Progress,
     /// What it had taken to send: each part with the bytes of the stream before it, in order.
     pub unsent: Vec<(u64, Bytes)>,
+    /// How much was under way that nothing counts.
+    pub in_doubt: u64,
 }
 
 /// Returns the listening sockets of what was found of watches, from which connections without TLS are
@@ -118,7 +126,7 @@ fn states(found: &[Found]) -> Vec<Of> {
 
 pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
     match of {
-        Of::Timer(_) | Of::Signal(_) => Vec::new(),
+        Of::Timer(_) | Of::Signal(_) | Of::Path(_) => Vec::new(),
         Of::Fd(fd) => fd.descriptor.into_iter().collect(),
         Of::Pipe(pipe) => pipe.descriptor.into_iter().collect(),
         Of::Connection(connection) => {
@@ -127,6 +135,9 @@ pub(super) fn descriptors_of(of: Of) -> Vec<KeptDescriptor> {
             connection.descriptor.into_iter().chain(attempts).collect()
         }
         Of::Listener(listener) => listener.sockets,
+        Of::File(file) => file.files,
+        Of::Datagrams(socket) => socket.descriptor.into_iter().collect(),
+        Of::Pid(pid) => pid.descriptor.into_iter().collect(),
         Of::Child(child) => {
             let streams = [child.stdout, child.stderr].into_iter().flatten();
             let streams = streams.filter_map(|stream| stream.descriptor);
@@ -174,7 +185,7 @@ impl Kept {
         let mut kept = Self::with(records);
         kept.is_lossy = !damaged.is_empty();
         let (mut state, mut last_id) = (LoopState::Running, 0);
-        let mut unsent = Vec::new();
+        let (mut unsent, mut doubts) = (Vec::new(), BTreeMap::new());
         for entry in entries {
             let id = entry.id();
             match entry.kind() {
@@ -205,6 +216,11 @@ impl Kept {
                     kept.newest_unsent = kept.newest_unsent.max(id);
                     unsent.push(entry);
                 }
+                DOUBT => {
+                    let (cell, uncommitted) = Cell::<1>::with_uncommitted(entry, committed);
+                    doubts.insert(id, uncommitted.map_or(0, |[most]| most));
+                    kept.watches.get_or_insert_with(id, Entries::default).doubt = Some(cell);
+                }
                 _ => kept.records.free_now(entry),
             }
         }
@@ -230,6 +246,7 @@ impl Kept {
                         .map(|cell| Progress::of(cell.get()))
                         .unwrap_or_default(),
                     unsent: parts.remove(&id).unwrap_or_default(),
+                    in_doubt: doubts.remove(&id).unwrap_or_default(),
                 }),
                 _ => {
                     kept.is_lossy = true;
@@ -244,7 +261,7 @@ impl Kept {
         let Some(entries) = self.watches.remove(id) else {
             return;
         };
-        for entry in entries.all() {
+        for entry in entries.into_all() {
             self.records.free_now(entry);
         }
     }
@@ -362,6 +379,20 @@ impl Kept {
     }
 }
 
+impl Doubts for Option<Kept> {
+    fn in_doubt(&mut self, turn: u64, watch: u64, most: u64) {
+        let Some(kept) = self else { return };
+        let entries = kept.watches.get_or_insert_with(watch, Entries::default);
+        match &entries.doubt {
+            Some(cell) => cell.set(turn, [most]),
+            None => match kept.records.cell_now(turn, DOUBT, watch, [most]) {
+                Ok(cell) => entries.doubt = Some(cell),
+                Err(_) => kept.is_lossy = true,
+            },
+        }
+    }
+}
+
 impl EventLoop {
     /// Notes that what is kept of how a watch stands has changed in this turn.
     pub(super) fn kept_changes(&mut self, slot: usize) {
@@ -423,7 +454,7 @@ impl EventLoop {
         let Some(entries) = kept.watches.remove(id) else {
             return;
         };
-        for entry in entries.all() {
+        for entry in entries.into_all() {
             kept.records.free(turn, entry);
         }
         self.outbox.mark_kept();

@@ -72,27 +72,27 @@ fn kinds(given: &[i32]) -> Result<Kinds> {
         .try_fold(Kinds::empty(), |all, kind| Ok(all | kind?))
 }
 
-fn checked(spec: &mut proto::PathSpec, checks: &Checks<'_>) -> Result<paths::Spec> {
+/// Checks the specification of a path. `inbox` is the configured size of what waits for its reader.
+pub(super) fn checked(spec: &mut proto::PathSpec, inbox: usize) -> Result<paths::Spec> {
     let fields = ("spec.path.path", "spec.path.path_bytes");
     let path = absolute(fields, &mut spec.path, &mut spec.path_bytes)?;
     let window = convert::optional_duration("spec.path.window", spec.window, WINDOW_MAX)?;
     let poll = convert::optional_duration("spec.path.poll", spec.poll, POLL_MAX)?;
-    let limits = &checks.api.registry.config().limits;
     let mut checked = paths::Spec::new(path);
     checked.recursive = spec.recursive;
     checked.kinds = kinds(&spec.kinds)?;
     checked.ignore.clone_from(&spec.ignore);
     checked.window = window.unwrap_or_default();
     checked.poll = poll;
-    checked.inbox.bytes = limits.path_inbox;
-    checked.inbox.entries = (limits.path_inbox / paths::EVENT_BYTES).max(1);
+    checked.inbox.bytes = inbox;
+    checked.inbox.entries = (inbox / paths::EVENT_BYTES).max(1);
     Ok(checked)
 }
 
 impl Specification for proto::PathSpec {
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         let mut spec = self;
-        let checked = checked(&mut spec, checks)?;
+        let checked = checked(&mut spec, checks.api.registry.services().path_inbox)?;
         let hub = checks.on.paths()?;
         Ok(Plan {
             need: PathOrder::NEED,
@@ -110,7 +110,7 @@ impl Specification for proto::PathSpec {
 
     fn change(self, _: Spec, checks: &Checks<'_>) -> Result<update::Prepare> {
         let mut spec = self;
-        let checked = checked(&mut spec, checks)?;
+        let checked = checked(&mut spec, checks.api.registry.services().path_inbox)?;
         let hub = checks.on.paths()?;
         Ok(Box::new(move |_| {
             let order = PathOrder::begin(&Arc::clone(&hub), checked)?;

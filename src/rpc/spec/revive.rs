@@ -8,20 +8,27 @@ use parking_lot::Mutex;
 
 use super::sockets::{accepting, target_of};
 use super::tls::{self, Role};
-use super::{ending, refused, signals, timer, water_marks};
+use super::{HOUR, ending, path, refused, regular_file, signals, timer, water_marks};
 use crate::access::Principal;
-use crate::driver::{Claim, Nonblocking, file};
+use crate::driver::file::{self, Purpose};
+use crate::driver::{Claim, Nonblocking};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::{FoundWatch, Revive};
 use crate::policy::Registry;
 use crate::proto;
+use crate::proto::socket_address::Address;
 use crate::proto::state::kept_watch_state::Of;
-use crate::proto::state::{KeptConnection, KeptDescriptor, KeptListener, KeptStream, KeptTerminal};
+use crate::proto::state::{
+    KeptConnection, KeptDatagrams, KeptDescriptor, KeptListener, KeptStream, KeptTerminal,
+};
 use crate::proto::watch_spec::Spec;
+use crate::rpc::convert;
 use crate::state::Inherited;
+use crate::watch::address::UnixName;
 use crate::watch::{
-    Accepting, AfterGrace, EarlierConnection, EarlierListener, EarlierTerminal, FdOrder, Orphan,
-    PipeEnd, PipeOrder, Relay, SignalOrder, StreamOptions, Unreported, Watch,
+    Accepting, AfterGrace, DatagramOrder, EarlierConnection, EarlierListener, EarlierTerminal,
+    FdOrder, FileOrder, Orphan, PathOrder, PidOrder, PipeEnd, PipeOrder, Relay, Services,
+    SignalOrder, StreamOptions, Unreported, Watch,
 };
 
 /// What earlier lives have left open, for the loops that go on.
@@ -145,6 +152,33 @@ fn terminal_of(
     })
 }
 
+fn datagrams(
+    services: &Services,
+    socket: OwnedFd,
+    spec: &proto::DatagramSpec,
+    kept: &KeptDatagrams,
+) -> Result<Box<dyn Watch>> {
+    let field = "spec.datagram";
+    let unix = |address: &Option<proto::SocketAddress>| match address {
+        Some(proto::SocketAddress {
+            address: Some(Address::Unix(unix)),
+        }) => UnixName::check(field, unix).map(Some),
+        _ => Ok(None),
+    };
+    let (local, peer) = (unix(&spec.local)?, unix(&spec.peer)?);
+    let claim = file::claim(socket, Purpose::Datagram);
+    let mut claim = claim.map_err(|error| refused(field, error))?;
+    if spec.local.is_some() || spec.peer.is_some() {
+        claim.mode = Nonblocking::Own;
+    }
+    let marks = water_marks(services.transport, field, spec.water_marks.as_ref())?;
+    let names = (local, peer.as_ref());
+    let file = kept.file_device.map(|device| (device, kept.file_inode));
+    let limits = (kept.max_size, marks);
+    let again = DatagramOrder::again(claim, names, file, limits, services);
+    again.ok_or_else(gone)
+}
+
 fn gone() -> Error {
     Error::wrong_state("its file descriptor is gone")
 }
@@ -224,6 +258,26 @@ impl Revive for Reviver {
                     stdin_marks: water_marks(services.transport, "spec.process", marks)?,
                 };
                 orphan.adopt(services)
+            }
+            (Some(Spec::Pid(spec)), Some(Of::Pid(kept))) => {
+                let wait = convert::optional_duration("spec.pid.reap_wait", spec.reap_wait, HOUR)?;
+                Ok(PidOrder::again(take(&kept.descriptor)?, wait, services))
+            }
+            (Some(Spec::Datagram(spec)), Some(Of::Datagrams(kept))) => {
+                datagrams(services, take(&kept.descriptor)?, spec, kept)
+            }
+            (Some(Spec::File(spec)), Some(Of::File(kept))) => {
+                let read_size = services.transport.read_size;
+                let checked = regular_file::checked(&mut spec.clone(), read_size)?;
+                let mut inherited = self.inherited.lock();
+                let files = kept.files.iter();
+                let files = files.filter_map(|kept| inherited.take(kept)).collect();
+                let has_interval = spec.check_every.is_some();
+                Ok(FileOrder::again(checked, files, has_interval))
+            }
+            (Some(Spec::Path(spec)), Some(Of::Path(_))) => {
+                let checked = path::checked(&mut spec.clone(), services.path_inbox)?;
+                Ok(PathOrder::again(checked))
             }
             (Some(Spec::ReadPipe(spec)), Some(Of::Pipe(kept))) => {
                 let paused = spec.start_paused;

@@ -67,12 +67,31 @@ impl Drops {
         Kind::DatagramsDropped(DatagramsDropped {
             count,
             total: self.counted,
+            ..DatagramsDropped::default()
         })
+    }
+
+    /// Returns the kernel's number that was seen last, those that were counted, and those of them that
+    /// were told.
+    pub(super) const fn kept(&self) -> (u32, u64, u64) {
+        (self.seen, self.counted, self.told)
+    }
+
+    /// Goes on as the drops of an earlier life.
+    pub(super) const fn go_on(&mut self, (seen, counted, told): (u32, u64, u64)) {
+        (self.seen, self.counted, self.told) = (seen, counted, told);
     }
 
     const fn has_news(&self) -> bool {
         self.counted > self.told
     }
+}
+
+/// What an earlier life may have taken without telling it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Loss {
+    pub(super) in_doubt: u64,
+    pub(super) unsent: u64,
 }
 
 impl DatagramWatch {
@@ -90,7 +109,23 @@ impl DatagramWatch {
         if self.drops.has_news() && !self.held && cx.has_room_for(largest::DATAGRAMS_DROPPED) {
             let told = self.drops.tell();
             cx.emit(told);
+            cx.changed();
         }
+    }
+
+    /// Tells what the death of an earlier life has left in doubt, if the journal has room for that.
+    pub(super) fn tell_loss(&mut self, cx: &mut Context<'_>) {
+        if self.loss == Loss::default() || !cx.has_room_for(largest::DATAGRAMS_DROPPED) {
+            return;
+        }
+        let Loss { in_doubt, unsent } = std::mem::take(&mut self.loss);
+        cx.emit(Kind::DatagramsDropped(DatagramsDropped {
+            count: 0,
+            total: self.drops.counted,
+            in_doubt,
+            unsent,
+        }));
+        cx.changed();
     }
 
     /// As [`Self::tell_drops`], for the last time, in the room that is set aside for it.
@@ -112,6 +147,7 @@ impl DatagramWatch {
     /// Looks for drops and for groups that can be joined again, and later again.
     pub(super) fn look(&mut self, cx: &mut Context<'_>) {
         self.tell_drops(cx);
+        self.tell_loss(cx);
         self.tell_groups(cx);
         self.rejoin(cx);
         self.drops.pace = (self.drops.pace * 2).min(LAST_LOOK);

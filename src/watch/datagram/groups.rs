@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::event::{GroupChanged, Kind, largest};
 use crate::paths::Sink as _;
 use crate::proto;
+use crate::proto::state::KeptGroup;
 use crate::sys::datagram;
 use crate::watch::Context;
 use crate::watch::links::{LinkChange, LinkListener, Links};
@@ -157,10 +158,56 @@ impl Groups {
         group: &Group,
     ) -> Result<()> {
         let _changing = self.changing.lock();
-        match change {
+        let changed = match change {
             Membership::Join => self.join(socket, group),
             Membership::Leave => self.leave(socket, group),
+        };
+        // Later lives have to know it.
+        self.wake();
+        changed
+    }
+
+    /// Returns what later lives need to know.
+    pub(super) fn keep(&self) -> Vec<KeptGroup> {
+        let state = self.state.lock();
+        let kept = state.wanted.iter().map(|wanted| KeptGroup {
+            ip: wanted.group.ip.to_string(),
+            interface: wanted.group.interface.clone(),
+            interface_index: wanted.index,
+            in_effect: wanted.in_effect,
+            ended: wanted.ended,
+            told_in_effect: wanted.told_in_effect,
+        });
+        kept.collect()
+    }
+
+    /// Goes on with the groups of an earlier life, whose socket this is.
+    pub(super) fn go_on(self: &Arc<Self>, socket: BorrowedFd<'_>, kept: Vec<KeptGroup>) {
+        if kept.is_empty() {
+            return;
         }
+        self.follow();
+        let wanted = kept.into_iter().filter_map(|kept| {
+            let ip: IpAddr = kept.ip.parse().ok()?;
+            let mut wanted = Wanted {
+                group: Group {
+                    ip,
+                    interface: kept.interface,
+                },
+                index: kept.interface_index,
+                in_effect: kept.in_effect,
+                ended: kept.ended,
+                told_in_effect: kept.told_in_effect,
+            };
+            // Its interface may have gone away when nobody listened.
+            if wanted.index != 0 && !datagram::is_member(socket, ip, wanted.index) {
+                wanted.lapse();
+            }
+            Some(wanted)
+        });
+        let mut state = self.state.lock();
+        state.wanted = wanted.collect();
+        state.may_rejoin = state.has_lapsed();
     }
 
     fn join(self: &Arc<Self>, socket: BorrowedFd<'_>, group: &Group) -> Result<()> {
@@ -333,6 +380,7 @@ impl DatagramWatch {
         let Some(groups) = &self.groups else {
             return;
         };
+        cx.changed();
         let may_rejoin = {
             let mut state = groups.state.lock();
             state.woken = false;
@@ -356,6 +404,7 @@ impl DatagramWatch {
             && let Some(news) = groups.next_news()
         {
             cx.emit(Kind::GroupChanged(news));
+            cx.changed();
         }
     }
 

@@ -6,7 +6,6 @@ use rustix::io::Errno;
 
 use super::names::{self, Family};
 use super::{AT_ONCE, DatagramWatch, RETRY, passes, tell_error};
-use crate::driver::SourceId;
 use crate::error::SystemError;
 use crate::event::{CloseReason, largest};
 use crate::sys::datagram::{self, Incoming, Queue};
@@ -30,6 +29,7 @@ impl DatagramWatch {
         if self.paused || self.held || cx.is_closing() {
             return;
         }
+        self.tell_loss(cx);
         let found = match self.ready.error && self.family != Family::Unix {
             true => self.receive_errors(cx).and_then(|()| self.receive_all(cx)),
             false => self.receive_all(cx),
@@ -76,21 +76,16 @@ impl DatagramWatch {
             let count = count.min(AT_ONCE - taken).min(buffer.len() / size);
             let mut got = Vec::with_capacity(count);
             let space = &mut buffer[..count * size];
-            let received = next(
-                cx,
-                self.source,
-                queue,
-                (&mut *space, size),
-                |incoming, data| {
-                    // An empty one counts what its event takes.
-                    bytes = bytes.saturating_sub(u64::from(largest::DATAGRAM) + data.len() as u64);
-                    got.push((incoming.clone(), data.len()));
-                },
-            );
+            let received = self.next(cx, queue, (&mut *space, size), |incoming, data| {
+                // An empty one counts what its event takes.
+                bytes = bytes.saturating_sub(u64::from(largest::DATAGRAM) + data.len() as u64);
+                got.push((incoming.clone(), data.len()));
+            });
             match received {
                 Ok(received) => {
                     taken += received;
                     self.received += received as u64;
+                    cx.changed();
                     for ((incoming, kept), bytes) in got.iter().zip(space.chunks_exact(size)) {
                         let head = self.described.of(incoming, *kept);
                         cx.emit_datagram(&head, &bytes[..*kept]);
@@ -123,7 +118,7 @@ impl DatagramWatch {
     }
 
     /// Takes what hosts have reported by ICMP.
-    fn receive_errors(&self, cx: &mut Context<'_>) -> Result<(), Stop> {
+    fn receive_errors(&mut self, cx: &mut Context<'_>) -> Result<(), Stop> {
         for _ in 0..AT_ONCE {
             if !cx.has_room_for(largest::DATAGRAM_ERROR) {
                 return Err(Stop::NoRoom);
@@ -132,7 +127,7 @@ impl DatagramWatch {
             let mut found = None;
             let take =
                 |error: &Incoming, _: &[u8]| found = error.reported.zip(Some(error.peer.clone()));
-            match next(cx, self.source, Queue::Errors, (&mut [0], 1), take) {
+            match self.next(cx, Queue::Errors, (&mut [0], 1), take) {
                 Ok(_) => {
                     // What no host has reported concerns a send that has failed, and was told there.
                     if let Some((reported, peer)) = found {
@@ -147,20 +142,37 @@ impl DatagramWatch {
         }
         Ok(())
     }
-}
 
-/// Receives the datagrams, or the errors, that wait and fit into the buffer, which has room for
-/// datagrams of that size.
-fn next(
-    cx: &Context<'_>,
-    source: Option<SourceId>,
-    queue: Queue,
-    (buffer, size): (&mut [u8], usize),
-    mut take: impl FnMut(&Incoming, &[u8]),
-) -> Result<usize, Errno> {
-    let fd = source.and_then(|source| cx.fd(source));
-    let fd = fd.ok_or(Errno::BADF)?;
-    rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take))
+    /// Receives the datagrams, or the errors, that wait and fit into the buffer, which has room for
+    /// datagrams of that size. No kernel counts them, so they are in doubt until the turn is committed.
+    fn next(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: Queue,
+        (buffer, size): (&mut [u8], usize),
+        mut take: impl FnMut(&Incoming, &[u8]),
+    ) -> Result<usize, Errno> {
+        let turn = cx.turn();
+        let before = if self.taken.0 == turn {
+            self.taken.1
+        } else {
+            0
+        };
+        cx.in_doubt(before + (buffer.len() / size.max(1)) as u64);
+        let fd = self.source.and_then(|source| cx.fd(source));
+        let fd = fd.ok_or(Errno::BADF)?;
+        let received =
+            rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take));
+        let taken = match received {
+            Ok(received) => received as u64,
+            Err(Errno::AGAIN) => 0,
+            // The error of an earlier send, which is taken with that.
+            Err(_) => 1,
+        };
+        self.taken = (turn, before + taken);
+        cx.in_doubt(before + taken);
+        received
+    }
 }
 
 /// Why a watch stops receiving.

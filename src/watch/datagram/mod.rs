@@ -15,12 +15,15 @@ use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 use super::listener::SocketFile;
-use super::{Alarm, Context, Notice, Teardown, Watch, WaterMarks};
+use super::{Alarm, Context, Notice, Resumption, Teardown, Watch, WaterMarks};
 use crate::driver::{Direction, Done, Driver, Lane, Nonblocking, Op, Readiness, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{DatagramError, Kind};
 use crate::proto;
-use drops::Drops;
+use crate::proto::state::KeptDatagrams;
+use crate::proto::state::kept_watch_state::Of;
+use crate::state::descriptor;
+use drops::{Drops, Loss};
 use names::{Described, Family};
 use outgoing::Outgoing;
 
@@ -55,6 +58,8 @@ struct Socket {
     /// The Unix peer to connect to again when its socket is replaced by another.
     reconnect: Option<SocketAddrUnix>,
     file: Option<SocketFile>,
+    /// Its device and inode.
+    file_is: Option<(u64, u64)>,
     /// The groups of an IP socket.
     groups: Option<Arc<Groups>>,
 }
@@ -69,6 +74,7 @@ impl Socket {
             peer: None,
             reconnect: None,
             file: None,
+            file_is: None,
             groups: None,
         };
         new.look_up();
@@ -109,6 +115,8 @@ struct DatagramWatch {
     peer: Option<proto::SocketAddress>,
     reconnect: Option<SocketAddrUnix>,
     file: Option<SocketFile>,
+    /// Its device and inode.
+    file_is: Option<(u64, u64)>,
     /// The groups of an IP socket.
     groups: Option<Arc<Groups>>,
     /// The most bytes of a datagram that are kept.
@@ -121,6 +129,10 @@ struct DatagramWatch {
     ready: Readiness,
     due: Due,
     received: u64,
+    /// A turn, and how many datagrams and errors were taken in it.
+    taken: (u64, u64),
+    /// What is to be told of an earlier life.
+    loss: Loss,
     described: Described,
     output: Outgoing,
     drops: Drops,
@@ -139,6 +151,7 @@ impl DatagramWatch {
             peer: socket.peer,
             reconnect: socket.reconnect,
             file: socket.file,
+            file_is: socket.file_is,
             groups: socket.groups,
             max_size,
             paused,
@@ -146,6 +159,8 @@ impl DatagramWatch {
             ready: Readiness::default(),
             due: Due::default(),
             received: 0,
+            taken: (0, 0),
+            loss: Loss::default(),
             described: Described::default(),
             output: Outgoing::new(marks),
             drops,
@@ -213,7 +228,54 @@ impl Watch for DatagramWatch {
             self.look_soon(cx);
             self.connect_groups(cx);
             self.set_alarm(cx);
+            cx.changed();
         }
+    }
+
+    fn keep(&self, driver: &dyn Driver) -> Option<Of> {
+        let (drops_seen, drops_counted, drops_told) = self.drops.kept();
+        Some(Of::Datagrams(KeptDatagrams {
+            descriptor: Some(descriptor(driver.fd(self.source?)?)?),
+            max_size: self.max_size,
+            paused: self.paused,
+            received: self.received,
+            sent: self.output.sent,
+            drops_seen,
+            drops_counted,
+            drops_told,
+            groups: self.groups.as_ref().map_or_else(Vec::new, |g| g.keep()),
+            file_device: self.file_is.map(|(device, _)| device),
+            file_inode: self.file_is.map_or(0, |(_, inode)| inode),
+            waiting: self.output.count(),
+            write_paused: self.output.is_paused(),
+            in_doubt: self.loss.in_doubt,
+            unsent: self.loss.unsent,
+        }))
+    }
+
+    fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
+        let (Of::Datagrams(before), Some((fd, mode))) = (kept.of, self.fd.take()) else {
+            return Err(Error::Internal("what was kept is no datagram socket"));
+        };
+        (self.paused, self.received) = (before.paused, before.received);
+        let drops = (before.drops_seen, before.drops_counted, before.drops_told);
+        self.drops.go_on(drops);
+        self.loss = Loss {
+            in_doubt: before.in_doubt + kept.in_doubt,
+            unsent: before.unsent + before.waiting,
+        };
+        if let Some(groups) = &self.groups {
+            groups.go_on(fd.as_fd(), before.groups);
+        }
+        self.output.go_on(cx, before.sent, before.write_paused);
+        self.source = cx.attach(fd, mode);
+        self.tell_loss(cx);
+        self.arm(cx);
+        self.look_soon(cx);
+        self.connect_groups(cx);
+        self.set_alarm(cx);
+        cx.changed();
+        Ok(())
     }
 
     fn complete(&mut self, cx: &mut Context<'_>, lane: Lane, done: Done) {
@@ -259,6 +321,7 @@ impl Watch for DatagramWatch {
         if hold {
             cx.cancel(READ);
         } else {
+            self.tell_loss(cx);
             self.arm(cx);
         }
         self.look_soon(cx);
@@ -268,6 +331,7 @@ impl Watch for DatagramWatch {
 
     fn pause_reading(&mut self, cx: &mut Context<'_>, pause: bool) -> Result<()> {
         self.paused = pause;
+        cx.changed();
         if pause {
             cx.cancel(READ);
         } else {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -98,6 +99,30 @@ pub struct DatagramOrder {
 }
 
 impl DatagramOrder {
+    /// Builds the watch again of a socket that an earlier life has left open. The rest of what is known of
+    /// it comes when the watch goes on. `local` and `peer` are the Unix sockets of its specification, and
+    /// `file` are the device and the inode of its socket file.
+    #[must_use]
+    pub fn again(
+        claim: Claim,
+        (local, peer): (Option<UnixName>, Option<&UnixName>),
+        file: Option<(u64, u64)>,
+        (max_size, marks): (u32, WaterMarks),
+        services: &Services,
+    ) -> Option<Box<dyn Watch>> {
+        let family = Family::of(claim.fd.as_fd())?;
+        let mut socket = Socket::new(claim.fd, claim.mode, family);
+        socket.groups = (family != Family::Unix).then(|| Groups::new(&services.links));
+        socket.reconnect = peer.and_then(|peer| peer.kernel().ok());
+        if let (Some(UnixName::Path(path)), Some(_)) = (local, file) {
+            // Somebody else's stays where it is.
+            if inode_of(&path) == file {
+                (socket.file, socket.file_is) = (Some(SocketFile::new(path)), file);
+            }
+        }
+        Some(Box::new(DatagramWatch::new(socket, false, max_size, marks)))
+    }
+
     /// Builds the watch, bound and connected. May block.
     ///
     /// # Errors
@@ -126,6 +151,12 @@ impl DatagramOrder {
             self.marks,
         )))
     }
+}
+
+/// Returns the device and the inode of a file.
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::lstat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 fn step(name: &'static str) -> impl Fn(Errno) -> Error {
@@ -163,6 +194,7 @@ fn unix(
     };
     let mut made = Socket::new(socket, Nonblocking::Own, Family::Unix);
     if let Some(UnixName::Path(path)) = local {
+        made.file_is = inode_of(&path);
         made.file = Some(SocketFile::new(path));
     }
     set_buffer(&made.fd, options)?;

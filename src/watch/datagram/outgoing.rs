@@ -80,6 +80,22 @@ impl Outgoing {
         (self.buffered - self.count * HEADER) as u64
     }
 
+    /// Returns how many datagrams wait.
+    pub(super) const fn count(&self) -> u64 {
+        self.count as u64
+    }
+
+    pub(super) const fn is_paused(&self) -> bool {
+        self.gauge.is_paused()
+    }
+
+    /// Goes on as those of an earlier life, of which nothing waits any more.
+    pub(super) fn go_on(&mut self, cx: &mut Context<'_>, sent: u64, is_paused: bool) {
+        self.sent = sent;
+        self.gauge.go_on(cx, is_paused);
+        self.gauge.sink(cx, 0);
+    }
+
     pub(super) const fn marks(&self) -> WaterMarks {
         self.gauge.marks()
     }
@@ -141,6 +157,7 @@ impl Outgoing {
 impl DatagramWatch {
     /// Sends a datagram, or keeps it if there is no room for it. Returns the bytes that wait.
     pub(super) fn send_or_queue(&mut self, cx: &mut Context<'_>, parcel: Parcel) -> Result<u64> {
+        cx.changed();
         parcel.addressed(self.family)?;
         if parcel.peer.is_none() && self.peer.is_none() && self.reconnect.is_none() {
             return Err(Error::invalid(
@@ -171,6 +188,7 @@ impl DatagramWatch {
 
     /// Sends what waits, as far as there is room, to one receiver after the other.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) {
+        cx.changed();
         let mut full = BTreeSet::new();
         let (mut made, mut untold) = (false, false);
         let mut left = AT_ONCE;
