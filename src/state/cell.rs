@@ -12,6 +12,19 @@ pub struct Cell<const N: usize> {
     entry: Entry,
 }
 
+impl Cell<1> {
+    /// As [`Cell::set`], but the number of a turn is replaced by one store: whenever this life is killed,
+    /// the next one finds the number before or the new one.
+    pub fn set_one(&self, turn: u64, number: u64) {
+        let newest = self.newest();
+        if self.turn(newest) == turn {
+            self.word(newest, 1).store(number, Ordering::Release);
+        } else {
+            self.set(turn, [number]);
+        }
+    }
+}
+
 impl<const N: usize> Cell<N> {
     /// The bytes that it takes of an entry.
     pub(super) const BYTES: usize = 2 * (N + 1) * WORD;

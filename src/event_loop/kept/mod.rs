@@ -384,7 +384,7 @@ impl Doubts for Option<Kept> {
         let Some(kept) = self else { return };
         let entries = kept.watches.get_or_insert_with(watch, Entries::default);
         match &entries.doubt {
-            Some(cell) => cell.set(turn, [most]),
+            Some(cell) => cell.set_one(turn, most),
             None => match kept.records.cell_now(turn, DOUBT, watch, [most]) {
                 Ok(cell) => entries.doubt = Some(cell),
                 Err(_) => kept.is_lossy = true,
