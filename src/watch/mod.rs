@@ -21,7 +21,6 @@
 //! with [`Context::close`], or is ended from outside; in both cases [`Watch::closing`] is called
 //! once. When all its operations have ended, the loop appends `Closed` and closes its sources.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,13 +31,12 @@ use crate::driver::{Done, Driver, Lane};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, largest};
 use crate::journal::Room;
-use crate::paths::Hub;
 use crate::proto;
-use crate::state::Uncommitted;
 
 pub mod address;
 mod connection;
 mod context;
+mod control;
 mod datagram;
 mod fd;
 mod file;
@@ -52,6 +50,7 @@ mod places;
 mod process;
 mod progress;
 mod resolver;
+mod resumption;
 mod services;
 mod signal;
 mod sources;
@@ -67,7 +66,8 @@ pub use connection::{
     ConnectionOrder, Dialling, EarlierConnection, StartTls, StreamOptions, Target,
 };
 pub(crate) use context::ONE_BY_ONE;
-pub use context::{Adoption, Afterwards, Alarm, Context, ControlBlock, Doubts, End, Grants};
+pub use context::{Alarm, Context, Doubts, Grants};
+pub use control::{Adoption, Afterwards, ControlBlock, End};
 pub use datagram::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Groups, Membership, Parcel,
 };
@@ -89,6 +89,7 @@ pub use process::{
 };
 pub use progress::Progress;
 pub use resolver::{Lookup, Resolver};
+pub use resumption::{Resumption, Unsent};
 pub use services::{Closer, Count, Notifier, Permit, Services, TransportLimits};
 pub use signal::SignalOrder;
 pub use sources::Sources;
@@ -234,61 +235,6 @@ pub enum Teardown {
     Now,
     /// The watch ends its operations itself and then calls [`Context::finish`].
     Later,
-}
-
-/// What an earlier life has left of a watch.
-#[derive(Debug)]
-pub struct Resumption {
-    /// What [`Watch::keep`] returned.
-    pub of: proto::state::kept_watch_state::Of,
-    /// How far its streams are.
-    pub progress: Progress,
-    /// What was transferred with its descriptors last.
-    pub uncommitted: Uncommitted,
-    /// What it took to send and did not send, in order: each part with the bytes of the stream before it.
-    pub unsent: Vec<(u64, Bytes)>,
-    /// Its place among the connections of the listener that accepted it.
-    pub place: Option<Place>,
-    /// The last number of [`Context::in_doubt`], if the turn was not committed; else 0.
-    pub in_doubt: u64,
-    /// What the loop watches paths with; `None` once it is closed.
-    pub paths: Option<Arc<Hub>>,
-}
-
-impl Resumption {
-    /// Returns what was read from a stream's descriptor after the first `offset` bytes.
-    pub fn unrecorded_of(
-        &self,
-        from: &proto::state::KeptDescriptor,
-        offset: u64,
-    ) -> impl Iterator<Item = &[u8]> {
-        let number = from.number;
-        let own = self.uncommitted.taken.iter();
-        let own = own.filter(move |one| one.number == number);
-        own.filter_map(move |one| one.after(offset))
-    }
-
-    /// Returns how many bytes of its outgoing stream are sent.
-    ///
-    /// # Errors
-    /// Nothing tells whether the last ones are.
-    pub fn sent(&self, to: Option<&proto::state::KeptDescriptor>) -> Result<u64> {
-        let own = self.uncommitted.sent.iter();
-        let mut own = own.filter(|one| to.is_some_and(|to| one.number == to.number));
-        let sent = own.try_fold(self.progress.sent, |sent, one| one.after(sent));
-        sent.ok_or_else(|| {
-            Error::wrong_state("nothing tells whether its socket has taken the last bytes")
-        })
-    }
-}
-
-/// What was taken of an outgoing stream and is not sent.
-#[derive(Debug, Clone, Copy)]
-pub struct Unsent<'a> {
-    /// The bytes that are sent.
-    pub sent: u64,
-    /// Those after them.
-    pub queue: &'a VecDeque<Bytes>,
 }
 
 /// The progress of an outgoing stream.
