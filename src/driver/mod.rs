@@ -401,10 +401,8 @@ pub fn uncommitted(found: &[Found], needed: Option<BorrowedFd<'_>>) -> Result<Un
     for one in found {
         let more = match one.kind {
             state::Kind::Receipts => {
-                let relayed = match needed {
-                    Some(relay) => Some(rustix::io::ioctl_fionread(relay)?),
-                    None => None,
-                };
+                let relay = needed.filter(|_| Receipts::relay(one).is_some());
+                let relayed = relay.map(rustix::io::ioctl_fionread).transpose()?;
                 Receipts::recover(one, relayed)
             }
             state::Kind::Arrivals => proactor::uncommitted(one, found, needed.ok_or(Errno::BADF)?)?,

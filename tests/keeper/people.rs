@@ -7,9 +7,10 @@ use std::sync::Arc;
 use evloopd::proto::*;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use crate::common::{Daemon, Scene, command_with_keeper, directory, shell, tcp_listener};
+use crate::common::{Daemon, Scene, command_with_keeper, directory, read_pipe, shell};
 use crate::{life, name, start, state, until};
 
 fn children(pid: Pid) -> Vec<Pid> {
@@ -170,7 +171,11 @@ async fn status_tells_what_each_kind_of_end_would_lose() {
     let mut policies = scene.daemon.policies();
     policies.new_event_loop(request).await.unwrap();
     scene.spawn(shell("exec sleep 1000")).await;
-    scene.add(watch_spec::Spec::Listener(tcp_listener())).await;
+    // A device survives nothing.
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    rustix::fs::fcntl_setfl(&terminal, OFlags::RDWR | OFlags::NONBLOCK).unwrap();
+    let slot = scene.daemon.handover().await.give(&terminal);
+    scene.add(read_pipe(slot)).await;
     let text = status(&scene.daemon);
     assert_eq!(said(&text, "a crash loses"), "1 loop, 1 watch");
     let alone = "2 loops, 2 watches; 1 process runs on alone";

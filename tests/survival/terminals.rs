@@ -24,6 +24,10 @@ async fn every_byte_of_a_terminal_is_told_once_through_many_deaths() {
         let mut scene = Scene::new(start().await, policy, backend).await;
         let line = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done; exit 5");
         let id = scene.spawn(in_terminal(shell(&line))).await;
+        // Beside it, one whose output the loop reads in another way.
+        scene
+            .spawn(shell("while sleep 0.01; do echo x; done"))
+            .await;
         let epoch = the_loop(&scene).await.journal.unwrap().epoch;
         let (mut seen, mut bytes, mut exited) = (0, Vec::new(), None);
         let mut deaths = 0;
