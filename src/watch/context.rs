@@ -56,9 +56,9 @@ pub struct Context<'a> {
     /// The alarm that the watch sets or removes in this call; `None` if it leaves its alarm as it
     /// is.
     pub(crate) alarm: Option<Option<Alarm>>,
-    /// Whether what [`Watch::keep`] returns has changed in this call.
+    /// Whether what [`Watch::keep`](super::Watch::keep) returns has changed in this call.
     pub(crate) changed: bool,
-    /// Whether what [`Watch::progress`] returns has changed in this call.
+    /// Whether what [`Watch::progress`](super::Watch::progress) returns has changed in this call.
     pub(crate) progressed: bool,
 }
 
@@ -370,12 +370,12 @@ impl Context<'_> {
         }
     }
 
-    /// Says that what [`Watch::keep`] returns has changed.
+    /// Says that what [`Watch::keep`](super::Watch::keep) returns has changed.
     pub const fn changed(&mut self) {
         self.changed = true;
     }
 
-    /// Says that what [`Watch::progress`] returns has changed.
+    /// Says that what [`Watch::progress`](super::Watch::progress) returns has changed.
     pub const fn progressed(&mut self) {
         self.progressed = true;
     }
