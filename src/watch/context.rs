@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::{Adoption, Afterwards, ControlBlock, End, Need, Notifier, Reaping, Services};
 use crate::clock::{Jumps, Now};
+use crate::descriptors::Closing;
 use crate::driver::{AttachError, Driver, Key, Lane, Nonblocking, Op, OpId, Relays, SourceId};
 use crate::error::{Result, SystemError};
 use crate::event::{CloseReason, DatagramHead, FailedAttempt, Kind, Stream, largest};
@@ -340,8 +341,18 @@ impl Context<'_> {
     /// Closes files that are no sources with the next commit.
     pub(crate) fn close_files(&mut self, files: Vec<OwnedFd>) {
         if !files.is_empty() {
-            self.afterwards.push(Afterwards::CloseFiles(files));
+            self.drop_later((files, Closing));
         }
+    }
+
+    /// Drops something with the next commit, on a thread that may block.
+    pub(crate) fn drop_later(&mut self, it: impl Send + 'static) {
+        self.afterwards.push(Afterwards::Drop(Box::new(it)));
+    }
+
+    /// Has the rest of the output of its child read and dropped from the next commit on.
+    pub(crate) fn drain(&mut self, output: OwnedFd, pid: i32, stream: Stream) {
+        self.afterwards.push(Afterwards::Drain(output, pid, stream));
     }
 
     /// Has the start of its child count as recorded with the next commit.

@@ -1,12 +1,12 @@
 //! The part of a loop's record of a watch that the watch changes, and what follows from a call of it.
 
+use std::any::Any;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use super::{Need, Reaping, Services, Sources, Watch};
-use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::error::SystemError;
-use crate::event::{CloseReason, FailedAttempt};
+use crate::event::{CloseReason, FailedAttempt, Stream};
 use crate::journal::About;
 use crate::proto;
 use crate::proto::state::KeptDescriptor;
@@ -90,8 +90,10 @@ pub enum Afterwards {
     Close(OwnedFd, bool),
     /// A child is reaped whose exit was told, or left to the reaper.
     Reap(Box<Reaping>),
-    /// Files that are no sources are closed, which may block.
-    CloseFiles(Vec<OwnedFd>),
+    /// Something is dropped on a thread that may block.
+    Drop(Box<dyn Any + Send>),
+    /// The rest of the output of a child that has ended is read and dropped.
+    Drain(OwnedFd, i32, Stream),
     /// The start of a child counts as recorded.
     Started(Start),
 }
@@ -102,7 +104,7 @@ impl Afterwards {
     pub fn closes(&self) -> Option<RawFd> {
         match self {
             Self::Close(fd, _) => Some(fd.as_raw_fd()),
-            Self::CloseFiles(_) | Self::Reap(_) | Self::Started(_) => None,
+            Self::Drop(_) | Self::Drain(..) | Self::Reap(_) | Self::Started(_) => None,
         }
     }
 
@@ -110,10 +112,8 @@ impl Afterwards {
     pub fn run(self, services: &Services) {
         match self {
             Self::Close(fd, shared) => services.close(fd, shared),
-            Self::CloseFiles(files) => {
-                let files = (files, Closing);
-                services.runtime.spawn_blocking(move || drop(files));
-            }
+            Self::Drop(it) => drop(services.runtime.spawn_blocking(move || drop(it))),
+            Self::Drain(output, pid, stream) => services.drain.take(output, pid, stream),
             Self::Reap(reaping) => reaping.run(),
             Self::Started(start) => drop(start),
         }

@@ -19,6 +19,7 @@ mod terminals;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::*;
@@ -51,6 +52,23 @@ async fn murder(daemon: &Daemon) {
     let life = daemon.status().await.keeper.unwrap().life;
     let info = daemon.info().await;
     kill(Pid::from_raw(info.pid), Signal::SIGKILL).unwrap();
+    next_life(daemon, life).await;
+}
+
+/// Kills the daemon at some instant soon, whatever it does then, and calls `work` again and again until it
+/// is killed. Waits until the next life serves.
+async fn murder_amid(daemon: &Daemon, round: u64, mut work: impl AsyncFnMut()) {
+    let life = daemon.status().await.keeper.unwrap().life;
+    let pid = Pid::from_raw(daemon.info().await.pid);
+    let killer = std::thread::spawn(move || {
+        // Another instant each time.
+        std::thread::sleep(Duration::from_micros(500 + round * 7919 % 20_000));
+        kill(pid, Signal::SIGKILL).unwrap();
+    });
+    while !killer.is_finished() {
+        work().await;
+    }
+    killer.join().unwrap();
     next_life(daemon, life).await;
 }
 

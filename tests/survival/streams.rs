@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use evloopd::proto::event::Kind;
 use evloopd::proto::*;
@@ -16,7 +17,7 @@ use crate::common::{
     Scene, adopted, connection, listener, read_pipe, tcp, tcp_listener, unix_path, within,
     write_pipe,
 };
-use crate::{BACKENDS, murder, resume, start, the_loop};
+use crate::{BACKENDS, murder, murder_amid, resume, start, the_loop};
 
 /// Reads a loop through all lives, each event once.
 struct Collector {
@@ -107,6 +108,61 @@ fn pattern(salt: u64, len: usize) -> Vec<u8> {
     words.take(len).collect()
 }
 
+/// So slowly do others write that the daemon is killed many times meanwhile.
+const PACE: Duration = Duration::from_millis(1);
+
+/// Cuts bytes into pieces of many sizes.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut rest, mut len) = (bytes, 1);
+    std::iter::from_fn(move || {
+        let (now, later) = rest.split_at(rest.len().min(len));
+        rest = later;
+        len = len * 7 % 4999 + 1;
+        (!now.is_empty()).then_some(now)
+    })
+}
+
+/// What is written to a watch.
+struct Writing {
+    id: u64,
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Writing {
+    fn new(id: u64, bytes: Vec<u8>) -> Self {
+        Self {
+            id,
+            bytes,
+            taken: 0,
+        }
+    }
+
+    /// Writes some more, and the end after all. The daemon may be killed meanwhile.
+    async fn go_on(&mut self, scene: &Scene) {
+        let end = self.bytes.len().min(self.taken + 3000);
+        if self.taken == end {
+            // It may have closed already.
+            let _ = scene.try_write_eof(self.id).await;
+            return;
+        }
+        let offset = Some(self.taken as u64);
+        let data = &self.bytes[self.taken..end];
+        if let Ok(answer) = scene.write_at(self.id, data, offset).await {
+            self.taken = usize::try_from(answer.taken).unwrap();
+        }
+    }
+
+    /// Looks how much was taken, after an answer may have been lost.
+    async fn look(&mut self, scene: &Scene) {
+        if let Ok(answer) = scene.write_at(self.id, b"", None).await {
+            let taken = usize::try_from(answer.taken).unwrap();
+            assert!(taken >= self.taken, "{taken} of {}", self.taken);
+            self.taken = taken;
+        }
+    }
+}
+
 /// Both directions of the other end of a connection.
 trait Peer: Send + 'static {
     fn copy(&self) -> Box<dyn Peer>;
@@ -145,13 +201,9 @@ fn exchange(mut peer: Box<dyn Peer>, bytes: Vec<u8>) -> JoinHandle<Vec<u8>> {
     let mut other = peer.copy();
     let writer = std::thread::spawn(move || {
         // Pieces of many sizes.
-        let mut rest = &bytes[..];
-        let mut len = 1;
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(len));
-            other.put(now);
-            rest = later;
-            len = len * 7 % 9973 + 1;
+        for piece in pieces(&bytes) {
+            other.put(piece);
+            std::thread::sleep(PACE);
         }
         other.end();
     });
@@ -171,7 +223,7 @@ fn exchange(mut peer: Box<dyn Peer>, bytes: Vec<u8>) -> JoinHandle<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_byte_of_connections_is_there_once_through_many_deaths() {
-    const ALL: usize = 1_500_000;
+    const ALL: usize = 2_000_000;
     for (policy, backend) in BACKENDS {
         let mut scene = Scene::new(start().await, policy, backend).await;
         let mut collector = Collector::new(&scene).await;
@@ -223,35 +275,32 @@ async fn every_byte_of_connections_is_there_once_through_many_deaths() {
             .zip(0..)
             .map(|(peer, salt)| exchange(peer, pattern(salt, ALL)))
             .collect();
-        let out: Vec<_> = (10..14).map(|salt| pattern(salt, ALL)).collect();
-        let mut taken = [0; 4];
+        let out = ids.into_iter().zip(10..);
+        let mut out: Vec<_> = out
+            .map(|(id, salt)| Writing::new(id, pattern(salt, ALL)))
+            .collect();
         let mut round = 0;
         while collector.closed.len() < 4 {
-            for (index, id) in ids.into_iter().enumerate() {
-                let end = ALL.min(taken[index] + 150_000);
-                // The daemon may take less than it is given.
-                if taken[index] < end {
-                    let (offset, data) = (taken[index], &out[index][taken[index]..end]);
-                    let offset = Some(offset as u64);
-                    let answer = scene.write_at(id, data, offset).await.unwrap();
-                    taken[index] = usize::try_from(answer.taken).unwrap();
-                }
-                if taken[index] == ALL && end == ALL && !collector.closed.contains_key(&id) {
-                    // It may have closed meanwhile.
-                    let _ = scene.try_write_eof(id).await;
-                }
-            }
             round += 1;
-            if round <= 12 {
-                murder(&scene.daemon).await;
-            }
-            let written = taken.iter().all(|taken| *taken == ALL);
-            let enough = collector.seen + 40;
-            collector
-                .until(&scene, "progress", |seen| {
-                    let read = seen.ended.len() == 4 && !written;
-                    seen.seen >= enough || read || seen.closed.len() == 4
+            if round > 40 {
+                // The rest, without any more deaths.
+                for writing in &mut out {
+                    writing.go_on(&scene).await;
+                }
+            } else {
+                murder_amid(&scene.daemon, round, async || {
+                    for writing in &mut out {
+                        writing.go_on(&scene).await;
+                    }
                 })
+                .await;
+                for writing in &mut out {
+                    writing.look(&scene).await;
+                }
+            }
+            let newest = the_loop(&scene).await.journal.unwrap().newest_seq;
+            collector
+                .until(&scene, "progress", |seen| seen.seen >= newest)
                 .await;
         }
         for (index, thread) in threads.into_iter().enumerate() {
@@ -259,8 +308,8 @@ async fn every_byte_of_connections_is_there_once_through_many_deaths() {
             let closed = &collector.closed[&id];
             assert_eq!(closed.reason(), CloseReason::Completed, "{closed:?}");
             let got = thread.join().unwrap();
-            assert_eq!((got.len(), taken[index]), (ALL, ALL), "stream {index}");
-            assert!(got == out[index], "stream {index} on {backend}");
+            assert_eq!((got.len(), out[index].taken), (ALL, ALL), "stream {index}");
+            assert!(got == out[index].bytes, "stream {index} on {backend}");
             let sent = pattern(index as u64, ALL);
             assert_eq!(collector.of(id).len(), ALL, "stream {index}");
             assert!(collector.of(id) == sent, "stream {index} on {backend}");
@@ -390,43 +439,51 @@ async fn every_byte_of_pipes_is_there_once_through_many_deaths() {
         let [sent, out, over_socket] = [0, 1, 2].map(|salt| pattern(salt, ALL));
         let copy = (sent.clone(), over_socket.clone());
         let writers = [
-            std::thread::spawn(move || to.write_all(&copy.0).unwrap()),
-            std::thread::spawn(move || (&ours).write_all(&copy.1).unwrap()),
+            std::thread::spawn(move || {
+                for piece in pieces(&copy.0) {
+                    to.write_all(piece).unwrap();
+                    std::thread::sleep(PACE);
+                }
+            }),
+            std::thread::spawn(move || {
+                for piece in pieces(&copy.1) {
+                    (&ours).write_all(piece).unwrap();
+                    std::thread::sleep(PACE);
+                }
+            }),
         ];
         let reader = std::thread::spawn(move || {
             let mut got = Vec::new();
             their_from.read_to_end(&mut got).unwrap();
             got
         });
-        let mut taken = 0;
+        let mut writing = Writing::new(written, out);
         let mut round = 0;
         while collector.closed.len() < 3 {
-            let end = ALL.min(taken + 200_000);
-            if taken < end {
-                let data = &out[taken..end];
-                let answer = scene.write_at(written, data, Some(taken as u64)).await;
-                taken = usize::try_from(answer.unwrap().taken).unwrap();
-            }
-            if taken == ALL && !collector.closed.contains_key(&written) {
-                let _ = scene.try_write_eof(written).await;
-            }
             round += 1;
-            if round <= 12 {
-                murder(&scene.daemon).await;
+            if round > 40 {
+                writing.go_on(&scene).await;
+            } else {
+                let work = async || writing.go_on(&scene).await;
+                murder_amid(&scene.daemon, round, work).await;
+                writing.look(&scene).await;
             }
-            let (enough, closed) = (collector.seen + 20, taken < ALL);
+            let newest = the_loop(&scene).await.journal.unwrap().newest_seq;
             collector
-                .until(&scene, "progress", |seen| {
-                    let read_all =
-                        seen.closed.contains_key(&read) && seen.closed.contains_key(&socket);
-                    seen.seen >= enough || (read_all && closed) || seen.closed.len() == 3
-                })
+                .until(&scene, "progress", |seen| seen.seen >= newest)
                 .await;
         }
         writers
             .into_iter()
             .for_each(|writer| writer.join().unwrap());
-        assert!(reader.join().unwrap() == out, "written on {backend}");
+        let out = writing.bytes;
+        let got = reader.join().unwrap();
+        let first = got.iter().zip(&out).position(|(got, sent)| got != sent);
+        assert_eq!(
+            (got.len(), first),
+            (out.len(), None),
+            "written on {backend}"
+        );
         assert!(collector.of(read) == sent, "read on {backend}");
         assert!(collector.of(socket) == over_socket, "socket on {backend}");
     }

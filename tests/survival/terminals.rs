@@ -7,7 +7,7 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::*;
 
 use crate::common::{Scene, by_id, in_terminal, shell, within};
-use crate::{BACKENDS, murder, resume, start, the_loop};
+use crate::{BACKENDS, murder, murder_amid, resume, start, the_loop};
 
 /// The lines that a terminal shows, of what was written to it.
 fn lines(bytes: &[u8]) -> Vec<String> {
@@ -70,22 +70,20 @@ async fn what_is_typed_is_typed_once_through_many_deaths() {
         scene.output(id, "ready").await;
         let epoch = the_loop(&scene).await.journal.unwrap().epoch;
         let input: Vec<u8> = (0..5000_u64).flat_map(u64::to_be_bytes).collect();
-        let mut taken = 0_u64;
+        let (mut taken, mut round) = (0_u64, 0);
         while taken < 40_000 {
-            let at = usize::try_from(taken).unwrap();
-            let piece = &input[at..(at + 1500).min(input.len())];
-            // Killed while it types, the daemon gives no answer.
-            let (write, ()) = tokio::join!(
-                scene.write_at(id, piece, Some(taken)),
-                murder(&scene.daemon)
-            );
-            if let Ok(answer) = write {
-                assert!(answer.taken >= taken);
-            }
-            taken = scene
-                .write_at(id, b"", None)
-                .await
-                .map_or(40_000, |now| now.taken);
+            round += 1;
+            murder_amid(&scene.daemon, round, async || {
+                let at = usize::try_from(taken).unwrap();
+                let piece = &input[at..(at + 37).min(input.len())];
+                if let Ok(answer) = scene.write_at(id, piece, Some(taken)).await {
+                    taken = answer.taken;
+                }
+            })
+            .await;
+            // All is typed if nobody reads any more.
+            let now = scene.write_at(id, b"", None).await;
+            taken = now.map_or(40_000, |now| now.taken);
         }
         let mut recorder = resume(&scene, &epoch, 0).await;
         let Some(Kind::Exited(exited)) = recorder.first(id, "exited").await.kind else {

@@ -57,6 +57,11 @@ impl Kept {
         self.arrivals.as_mut()
     }
 
+    /// Says that something is about to be transferred: a later life finds the ring from here on.
+    pub(super) fn expect(&mut self) {
+        self.arrivals();
+    }
+
     /// Makes memory for a buffer. Returns it with its place and length.
     pub(super) fn buffer(
         &mut self,
@@ -164,5 +169,45 @@ fn completed(entry: &Entry) -> Completed {
             }
         }
         _ => Completed::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::ManuallyDrop;
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::driver::Offset;
+    use crate::driver::proactor::ring::Ring;
+    use crate::state::Sent;
+
+    #[test]
+    fn the_first_send_of_a_life_is_known_before_anything_was_processed() {
+        const LOOP: Owner = 5;
+        let arena = Arena::new().unwrap();
+        // As a killed life leaves it.
+        let mut ring =
+            ManuallyDrop::new(Ring::new(true, &Keep::Kept(Arc::clone(&arena), LOOP)).unwrap());
+        ring.enable().unwrap();
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let token = Token::new(0, Direction::Write);
+        let bytes = Bytes::from_static(b"hello");
+        ring.send(token, writer.as_fd(), false, bytes, Offset::at(7))
+            .unwrap();
+        ring.enter(Some(Duration::from_secs(20)), false).unwrap();
+        let (_arena, found) = Arena::recover(arena.file().try_clone().unwrap()).unwrap();
+        let found: Vec<_> = found.into_iter().filter(|f| f.owner == LOOP).collect();
+        assert_eq!(Arrivals::ring(&found[0]), Some(ring.fd().as_raw_fd()));
+        let left = crate::driver::uncommitted(&found, Some(ring.fd())).unwrap();
+        let sent = Sent {
+            number: writer.as_raw_fd(),
+            offset: None,
+            len: Some(5),
+        };
+        assert_eq!(left.sent, [sent]);
     }
 }

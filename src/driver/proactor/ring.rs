@@ -27,7 +27,7 @@ use super::entry::{Entry, Outcome, Token};
 use super::kept::Kept;
 use super::probe::{self, Refused};
 use crate::driver::wait::timespec;
-use crate::driver::{Direction, Received, transfer::Chunk};
+use crate::driver::{Direction, Offset, Received, transfer::Chunk};
 use crate::state::{Arrival, Keep};
 
 /// Size of the submission queue. When it is full, the queue is submitted with an extra call.
@@ -289,8 +289,12 @@ impl Ring {
         fd: BorrowedFd<'_>,
         socket: bool,
         bytes: Bytes,
+        offset: Offset,
     ) -> Result<(), Errno> {
         let source = token.source();
+        if let Some(kept) = self.kept.as_mut().filter(|_| offset.get().is_some()) {
+            kept.expect();
+        }
         if self.sending.len() <= source {
             self.sending.resize(source + 1, None);
         }

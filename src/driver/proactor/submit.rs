@@ -152,8 +152,8 @@ impl Proactor {
                 return Ok(());
             }
             Op::Send(outbound) if !live.poll_first => {
-                let bytes = outbound.bytes.clone();
-                self.ring.send(token, fd, socket, bytes)?;
+                let (bytes, offset) = (outbound.bytes.clone(), outbound.offset);
+                self.ring.send(token, fd, socket, bytes, offset)?;
                 live.stage = Stage::Submitted;
                 return Ok(());
             }

@@ -390,7 +390,7 @@ impl Watch for DatagramWatch {
         self.tell_last_drops(cx);
         self.source = None;
         if let Some(file) = self.file.take() {
-            cx.services.runtime.spawn_blocking(move || drop(file));
+            cx.drop_later(file);
         }
         self.output.unsent()
     }

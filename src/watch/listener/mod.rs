@@ -440,7 +440,7 @@ impl Watch for Listener {
             securing.give_up();
         }
         if let Some(file) = self.file.take() {
-            cx.services.runtime.spawn_blocking(move || drop(file));
+            cx.drop_later(file);
         }
         0
     }

@@ -74,7 +74,7 @@ impl Drain {
 
     /// Reads the read end (non-blocking) of a child's stream to its end. Closes it if a limit is
     /// reached.
-    pub(super) fn take(self: &Arc<Self>, pipe: OwnedFd, pid: i32, stream: Stream) {
+    pub(in crate::watch) fn take(self: &Arc<Self>, pipe: OwnedFd, pid: i32, stream: Stream) {
         let span = tracing::info_span!("drain", pid, ?stream);
         match self.pipes.take() {
             Ok(permit) => {

@@ -97,7 +97,7 @@ impl Process {
         self.subscription = None;
         self.waiter = None;
         if let Some(terminal) = &mut self.terminal {
-            terminal.child_ended();
+            terminal.child_ended(cx);
             cx.cancel(STDIN);
         }
         if self.stdin.is_some() {
@@ -155,8 +155,10 @@ impl Process {
         );
         if let Some(terminal) = terminal {
             if goes_on {
-                let rest = terminal.into_rest();
-                cx.services.drain.take(rest, self.pid, output.stream);
+                let rest = terminal.into_rest(cx);
+                cx.drain(rest, self.pid, output.stream);
+            } else {
+                terminal.close(cx);
             }
             // It may still wait to be typed into. Then it is released with the watch.
             cx.cancel(STDIN);
@@ -172,7 +174,7 @@ impl Process {
         if !goes_on {
             cx.release(output.source);
         } else if let Some(pipe) = cx.take(output.source) {
-            cx.services.drain.take(pipe, self.pid, output.stream);
+            cx.drain(pipe, self.pid, output.stream);
         }
     }
 

@@ -335,7 +335,10 @@ impl Watch for Process {
             cx.emit(Kind::Exited(exited.clone()));
             self.exited = Some(exited);
         }
-        (self.subscription, self.waiter, self.terminal) = (None, None, None);
+        (self.subscription, self.waiter) = (None, None);
+        if let Some(terminal) = self.terminal.take() {
+            terminal.close(cx);
+        }
         if let Some(child) = self.child.take() {
             cx.reap(child.end());
         }

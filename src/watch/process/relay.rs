@@ -115,6 +115,11 @@ impl Relay {
         Ok(typed)
     }
 
+    /// Returns its descriptors.
+    pub(super) fn into_files(self) -> [OwnedFd; 3] {
+        [self.output, self.input, self.typed]
+    }
+
     /// Returns how many bytes were typed.
     pub(super) fn typed_bytes(&self) -> u64 {
         rustix::fs::seek(&self.typed, SeekFrom::Current(0)).unwrap_or(0)

@@ -20,7 +20,6 @@ use super::STDIN;
 use super::pty::{Opened, winsize};
 use super::relay::Relay;
 use super::typed::{LINE_MAX, Line, Modes};
-use crate::descriptors::Closing;
 use crate::driver::{Direction, Op, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Kind, Resized, largest};
@@ -123,17 +122,25 @@ impl Terminal {
     }
 
     /// The child has ended: its output ends once no other process has the terminal open.
-    pub(super) fn child_ended(&mut self) {
-        drop((self.slave.take(), Closing));
+    pub(super) fn child_ended(&mut self, cx: &mut Context<'_>) {
+        cx.close_files(self.slave.take().into_iter().collect());
         self.typing = None;
     }
 
     /// Returns the descriptor from which the rest of the output can be read, without packet mode.
-    pub(super) fn into_rest(self) -> OwnedFd {
+    pub(super) fn into_rest(self, cx: &mut Context<'_>) -> OwnedFd {
         // It fails only for a descriptor that is no master.
         let _ = sys::set_packet_mode(self.control.as_fd(), false);
-        drop((self.slave, Closing));
+        let relay = self.relay.into_iter().flat_map(Relay::into_files);
+        cx.close_files(self.slave.into_iter().chain(relay).collect());
         self.control
+    }
+
+    /// Ends it with the turn.
+    pub(super) fn close(self, cx: &mut Context<'_>) {
+        let relay = self.relay.into_iter().flat_map(Relay::into_files);
+        let files = self.slave.into_iter().chain(relay);
+        cx.close_files(files.chain([self.control]).collect());
     }
 
     /// Reads what is there, as far as there is room, and appends it. Returns whether the output has
