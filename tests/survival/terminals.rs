@@ -75,7 +75,7 @@ async fn what_is_typed_is_typed_once_through_many_deaths() {
             round += 1;
             murder_amid(&scene.daemon, round, async || {
                 let at = usize::try_from(taken).unwrap();
-                let piece = &input[at..(at + 37).min(input.len())];
+                let piece = &input[at..(at + 150).min(input.len())];
                 if let Ok(answer) = scene.write_at(id, piece, Some(taken)).await {
                     taken = answer.taken;
                 }
