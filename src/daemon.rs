@@ -39,7 +39,7 @@ use crate::sys;
 use crate::terminals::Terminals;
 use crate::watch::{
     Attributes, Closer, Count, Drain, DrainLimits, Handshakes, Links, Reaper, Resolver, Services,
-    Starters, TimeZones, TransportLimits, reap_inherited,
+    Starters, Strays, TimeZones, TransportLimits, reap_inherited,
 };
 
 pub use arguments::{Arguments, Show};
@@ -202,7 +202,12 @@ fn services(
     })
 }
 
-fn identity(sockets: &Sockets, life: Option<Life>, files: ConfigFiles) -> Result<Identity> {
+fn identity(
+    sockets: &Sockets,
+    life: Option<Life>,
+    files: ConfigFiles,
+    state_trouble: Option<String>,
+) -> Result<Identity> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -214,6 +219,7 @@ fn identity(sockets: &Sockets, life: Option<Life>, files: ConfigFiles) -> Result
         handover_socket: sockets.handover_path.clone(),
         life,
         files,
+        state_trouble,
         socket_troubles: Arc::default(),
     })
 }
@@ -225,8 +231,8 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     lives::begin(life.as_ref(), &config);
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
-    let identity = identity(&sockets, life, setup.files)?;
     let mut state = setup.state;
+    let identity = identity(&sockets, life, setup.files, state.trouble.clone())?;
     let no_memory = |errno| SystemError::new(errno, "memory", "");
     let arena = match &life {
         Some(life) => Some(state.arena(life).map_err(no_memory)?),
@@ -243,26 +249,39 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         found,
         inherited,
         needed,
+        is_partial,
         ..
     } = state;
+    let found = found.take();
+    let (is_alone, has_same_pids) = (inherited.is_alone(), inherited.has_same_pids());
     let (requests, found): (Vec<_>, Vec<_>) = found
         .into_iter()
         .partition(|found| found.kind == state::Kind::Requests);
     let kept_requests = arena.clone().map(|arena| (arena, requests));
     let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
+    let files_of_state = arena.clone();
     let registry = Registry::new(Arc::clone(&config), Arc::clone(&services), memory, arena)?;
+    if is_alone {
+        tracing::warn!("the daemon before and its keeper were ended: what they left is taken up");
+    }
     if let Some(life) = life.as_ref().filter(|_| !found.is_empty()) {
         registry.take_up(Revived {
             found,
+            is_whole: !is_partial,
             needed,
             revival: Revival {
-                told: lives::recovered(life),
+                told: lives::recovered(life, is_alone),
                 by_fault: lives::died_by_fault(life),
                 revive: rpc::Reviver::new(&registry, inherited),
             },
         });
     }
-    services.reaper.settle(&unrecorded);
+    let strays = match (is_alone, has_same_pids) {
+        (false, _) => Strays::Keepers,
+        (true, true) => Strays::Strangers,
+        (true, false) => Strays::Unknown,
+    };
+    services.reaper.settle(&unrecorded, strays);
     registry.start_configured()?;
     tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
     let slots = Slots::new(config.limits.slots, SLOT_TTL);
@@ -359,6 +378,9 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     }
     cgroups.close();
     drop(files);
+    if let Some(arena) = files_of_state {
+        arena.remove_files();
+    }
     Ok(())
 }
 

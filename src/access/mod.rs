@@ -20,7 +20,9 @@ mod socket;
 
 pub use process::{ClientProcess, ProcessKey};
 pub(crate) use process::{parent_of, start_ticks};
-pub use socket::{BoundSocket, SocketFile, adopt_unix, bind_unix, bound_since, can_bind};
+pub use socket::{
+    BoundSocket, SocketFile, adopt_unix, bind_unix, bound_since, can_bind, is_served, make_parent,
+};
 
 /// The `tracing` target of the audit log.
 pub const AUDIT: &str = "evloopd::audit";

@@ -194,6 +194,18 @@ pub fn bound_since(path: &Path) -> Option<u64> {
     is_held.then(|| Some(read_note(&lock)?.1)).flatten()
 }
 
+/// Returns whether a process listens at the path.
+#[must_use]
+pub fn is_served(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let (Ok(probe), Ok(address)) = (probe, SocketAddrUnix::new(path)) else {
+        return false;
+    };
+    // AGAIN: its backlog is full.
+    matches!(net::connect(&probe, &address), Ok(()) | Err(Errno::AGAIN))
+}
+
 fn lock_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -210,7 +222,11 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-fn make_parent(path: &Path) -> Result<()> {
+/// Makes the missing parent directories of a path as [`bind_unix`] does.
+///
+/// # Errors
+/// As [`bind_unix`].
+pub fn make_parent(path: &Path) -> Result<()> {
     let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else {
         return Ok(());
     };

@@ -13,7 +13,8 @@ use super::session::Session;
 use super::units::{counted, grouped};
 use crate::proto::watch_spec::Spec;
 use crate::proto::{
-    AtEnd, GetStatusResponse, ListWatchesRequest, Loop, LoopRef, Survives, Watch, loop_ref,
+    AtEnd, GetStatusResponse, ListWatchesRequest, Loop, LoopRef, Survives, Watch, listener_spec,
+    loop_ref,
 };
 
 /// Watches are not counted one by one if there are more of them.
@@ -36,6 +37,8 @@ pub(super) struct Losses {
     /// Lost when the daemon dies and its keeper does not. `None` without a keeper, or if the
     /// watches are not counted.
     crash: Option<Count>,
+    /// Lost when both die. `None` as above.
+    both: Option<Count>,
     has_keeper: bool,
     /// All processes of its namespace end with the daemon.
     is_init: bool,
@@ -72,15 +75,28 @@ impl Losses {
         let is_lost = |survives: Survives| survives != Survives::Crash;
         let runs =
             |watch: &Watch| description::is_process(watch) && description::end(watch).is_none();
-        let crash = watches.filter(|_| keeper != 0).map(|watches| {
-            let lost = |(of, watch): &&(Survives, Watch)| is_lost(*of) || is_lost(watch.survives());
-            let lost: Vec<_> = watches.iter().filter(lost).collect();
-            Count {
+        let lost = |of: Survives, watch: &Watch| is_lost(of) || is_lost(watch.survives());
+        let count = |is_lost_too: fn(&Watch) -> bool| {
+            let watches = watches.filter(|_| keeper != 0)?;
+            let lost = watches
+                .iter()
+                .filter(|(of, watch)| lost(*of, watch) || is_lost_too(watch));
+            let lost: Vec<_> = lost.collect();
+            Some(Count {
                 loops: number(loops.iter().filter(|one| is_lost(one.survives())).count()),
                 watches: number(lost.len()),
                 processes: number(lost.iter().filter(|(_, watch)| runs(watch)).count()),
-            }
-        });
+            })
+        };
+        let has_files = status
+            .keeper
+            .as_ref()
+            .is_some_and(|k| !k.state_directory.is_empty());
+        let crash = count(|_| false);
+        let both = match has_files {
+            true => count(needs_descriptors),
+            false => None,
+        };
         let stays = |watch: &Watch| match watch.spec.as_ref().and_then(|spec| spec.spec.as_ref()) {
             Some(Spec::Process(spec)) => runs(watch) && spec.at_end() == AtEnd::Keep,
             _ => false,
@@ -90,6 +106,7 @@ impl Losses {
         Self {
             all,
             crash,
+            both,
             has_keeper: keeper != 0,
             is_init: keeper == 1,
             staying: staying + u64::from(status.children_kept),
@@ -145,9 +162,14 @@ impl Losses {
         };
         let mut lines = vec![("a crash loses", crash)];
         if self.has_keeper {
-            let lost = match self.is_init {
-                true => format!("{all}; all processes of its namespace end"),
-                false => format!("{all}{alone}"),
+            let lost = match (self.is_init, &self.both) {
+                (true, _) => format!("{all}; all processes of its namespace end"),
+                (false, Some(lost)) => {
+                    let (one, many) = ("goes on without its output", "go on without their output");
+                    let rest = processes(self.all.processes - lost.processes, one, many);
+                    format!("{}{}{rest}", things(*lost), left(lost.processes))
+                }
+                (false, None) => format!("{all}{alone}"),
             };
             lines.push(("with its keeper", lost));
         }
@@ -167,10 +189,32 @@ impl Losses {
         };
         json!({
             "crash": crash,
-            "crash_with_keeper": lost(self.all),
+            "crash_with_keeper": lost(self.both.unwrap_or(self.all)),
             "restart": lost(self.all),
             "reboot": lost(self.all),
         })
+    }
+}
+
+/// Returns whether a watch ends with the last process that has its descriptors: it is no description from
+/// which they can be made again, and no process.
+fn needs_descriptors(watch: &Watch) -> bool {
+    let spec = watch.spec.as_ref().and_then(|spec| spec.spec.as_ref());
+    match spec {
+        Some(
+            Spec::Timer(_)
+            | Spec::Signal(_)
+            | Spec::Path(_)
+            | Spec::File(_)
+            | Spec::Pid(_)
+            | Spec::Process(_),
+        ) => false,
+        Some(Spec::Listener(spec)) => !matches!(
+            spec.target,
+            Some(listener_spec::Target::Tcp(_) | listener_spec::Target::Unix(_))
+        ),
+        Some(Spec::Datagram(spec)) => spec.local.is_none() && spec.peer.is_none(),
+        _ => true,
     }
 }
 

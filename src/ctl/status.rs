@@ -107,6 +107,9 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
             "{name} is set aside, because the daemon died of it"
         ));
     }
+    let trouble = status.keeper.iter().map(|keeper| &keeper.state_trouble);
+    let trouble = trouble.filter(|trouble| !trouble.is_empty());
+    troubles.extend(trouble.map(|why| format!("nothing outlives its keeper: {why}")));
     troubles.extend(status.socket_troubles.iter().cloned());
     let stopped = loops
         .iter()
@@ -147,6 +150,13 @@ fn keeper(sheet: &mut Sheet, keeper: &Keeper) {
         };
         let (life, when) = (ended.life, date_and_age(ended.ended));
         sheet.line("earlier life", format!("{life} {how}, {when}"));
+    }
+    if !keeper.state_directory.is_empty() {
+        let journals = match keeper.journals_in_files {
+            true => "",
+            false => "; histories are not in it",
+        };
+        sheet.line("state", format!("{}{journals}", keeper.state_directory));
     }
     if !keeper.set_aside_loops.is_empty() {
         sheet.line("set aside", keeper.set_aside_loops.join(", "));

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -12,6 +13,7 @@ use tokio::io::Interest;
 
 use super::sockets::keep;
 use super::{Arguments, Setup};
+use crate::access::{is_served, make_parent};
 use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::driver;
@@ -21,7 +23,7 @@ use crate::keeper::{Ended, Kept, Life};
 use crate::proto::RecoveryReason;
 use crate::proto::state::KeptDescriptor;
 use crate::rpc::ConfigFiles;
-use crate::state::{Arena, Found, Inherited, Owner};
+use crate::state::{Arena, Directory, Found, Inherited, Owner, Refusal};
 use crate::sys;
 
 /// Returns what the daemon is to be started with. The configuration is that of the life before, or
@@ -30,7 +32,7 @@ use crate::sys;
 /// # Errors
 /// As [`Arguments::configuration`].
 pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>> {
-    let state = life.as_ref().map(open_state).unwrap_or_default();
+    let mut state = life.as_ref().map(open_state).unwrap_or_default();
     let files = {
         let args = args.clone();
         ConfigFiles::new(move || args.on_disk())
@@ -44,6 +46,9 @@ pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>>
         Some(kept) => carried(kept)
             .map_err(|error| vec![format!("the configuration of the life before: {error}")])?,
     };
+    if life.is_some() && state.arena.is_none() {
+        state = State::in_directory(&config)?;
+    }
     Ok(Setup {
         config,
         life,
@@ -52,14 +57,43 @@ pub fn setup(args: &Arguments, life: Option<Life>) -> Result<Setup, Vec<String>>
     })
 }
 
+/// How long processes may take to end after they were killed.
+const DYING: Duration = Duration::from_secs(5);
+/// How long a daemon that serves is taken for one that is ending.
+const SEEMS_TO_SERVE: Duration = Duration::from_millis(300);
+/// The time between two looks whether they have.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// The memory that outlives this life, and what the life before has left.
 #[derive(Debug, Default)]
 pub struct State {
     arena: Option<Arc<Arena>>,
-    pub(super) found: Vec<Found>,
+    pub(super) found: Unused,
     pub(super) inherited: Inherited,
     /// What the drivers of the loops need of those before, by the id of the loop.
     pub(super) needed: BTreeMap<Owner, OwnedFd>,
+    /// Some memory is missing.
+    pub(super) is_partial: bool,
+    /// Why nothing outlives the keeper.
+    pub(super) trouble: Option<String>,
+}
+
+/// Runs of an earlier life that this one does not use yet. If it ends before, a later one finds them.
+#[derive(Debug, Default)]
+pub(super) struct Unused(Vec<Found>);
+
+impl Unused {
+    pub(super) fn take(mut self) -> Vec<Found> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.0)
+            .into_iter()
+            .for_each(std::mem::forget);
+    }
 }
 
 /// Takes over the memory of the life before and the descriptors that it names, and closes everything
@@ -68,14 +102,13 @@ fn open_state(life: &Life) -> State {
     let before = life.take(Kept::State);
     let memory = before.as_ref().map(Arena::descriptors);
     let memory = memory.and_then(Result::ok).unwrap_or_default();
-    let recovered = before.map(Arena::recover);
-    let (arena, found) = match recovered {
-        Some(Ok((arena, found))) => (Some(arena), found),
-        Some(Err(errno)) => {
-            tracing::error!(%errno, "what the life before has left cannot be read");
-            (None, Vec::new())
-        }
-        None => (None, Vec::new()),
+    let directory = life.take(Kept::StateDirectory);
+    let directory = directory.map(|fd| Arc::new(Directory::of_earlier_life(fd)));
+    let recovered = before.map(|table| Arena::recover(table, directory));
+    let (arena, found, is_partial) = match recovered {
+        Some(Ok(recovered)) => (Some(recovered.arena), recovered.found, !recovered.is_whole),
+        // The files are looked at next.
+        Some(Err(_)) | None => (None, Vec::new(), false),
     };
     let is_there = |kept: &&KeptDescriptor| {
         sys::keeper::identity_of(kept.number) == Some((kept.device, kept.inode))
@@ -104,25 +137,96 @@ fn open_state(life: &Life) -> State {
     let needed = needed.into_iter();
     State {
         arena,
-        found,
+        found: Unused(found),
         needed: needed
             .filter_map(|(owner, number)| Some((owner, inherited.take_number(number)?)))
             .collect(),
         inherited,
+        is_partial,
+        trouble: None,
     }
 }
 
+/// Returns the directory of the state of a daemon with this configuration.
+fn directory_of(config: &Config) -> PathBuf {
+    let mut path = config.server.socket_path().into_os_string();
+    path.push(".state");
+    path.into()
+}
+
 impl State {
+    /// Takes up what a daemon has left whose keeper has ended, too.
+    fn in_directory(config: &Config) -> Result<Self, Vec<String>> {
+        let path = directory_of(config);
+        let shown = path.display();
+        let opened = make_parent(&path).map_err(|error| error.to_string());
+        let opened = opened.and_then(|()| {
+            let opened = Directory::open(&path);
+            opened
+                .map(Arc::new)
+                .map_err(|errno| format!("{shown}: {errno}"))
+        });
+        let found = opened.map(|directory| {
+            // Processes that were killed have it until all of their threads have ended.
+            let begun = Instant::now();
+            loop {
+                let found = Arena::in_directory(&directory);
+                let most = match is_served(&config.server.socket_path()) {
+                    true => SEEMS_TO_SERVE,
+                    false => DYING,
+                };
+                if !matches!(found, Err(Refusal::InUse)) || begun.elapsed() > most {
+                    return found;
+                }
+                std::thread::sleep(LOOK);
+            }
+        });
+        let refused = match found {
+            Ok(Ok(recovered)) => {
+                let inherited = Inherited::of_dead_keeper(recovered.arena.has_same_pids());
+                return Ok(Self {
+                    arena: Some(recovered.arena),
+                    inherited: match recovered.found.is_empty() {
+                        true => Inherited::default(),
+                        false => inherited,
+                    },
+                    found: Unused(recovered.found),
+                    is_partial: !recovered.is_whole,
+                    ..Self::default()
+                });
+            }
+            Ok(Err(Refusal::Unknown)) => {
+                return Err(vec![format!(
+                    "{shown}: what an evloopd has left there is of another version, or damaged: \
+                     start the version that wrote it, or remove the directory and lose what it holds"
+                )]);
+            }
+            Ok(Err(Refusal::InUse)) => format!("{shown}: another daemon uses it"),
+            Ok(Err(Refusal::System(errno))) => format!("{shown}: {errno}"),
+            Err(error) => error,
+        };
+        Ok(Self {
+            trouble: Some(refused),
+            ..Self::default()
+        })
+    }
+
     /// Returns the memory, which the next life finds.
     ///
     /// # Errors
     /// There is none.
     pub(super) fn arena(&mut self, life: &Life) -> Result<Arc<Arena>, Errno> {
+        if let Some(trouble) = &self.trouble {
+            tracing::warn!(trouble, "nothing outlives the keeper");
+        }
         let arena = match self.arena.take() {
             Some(arena) => arena,
             None => Arena::new()?,
         };
         keep(Some(life), Kept::State, arena.file().as_fd());
+        if let Some(directory) = arena.directory() {
+            keep(Some(life), Kept::StateDirectory, directory.file().as_fd());
+        }
         Ok(arena)
     }
 }
@@ -134,8 +238,15 @@ pub(super) fn died_by_fault(life: &Life) -> bool {
     before.is_some_and(|(_, _, ended)| ended != Ended::Killed(SIGKILL))
 }
 
-/// Returns what the readers of loops are told that go on in this life.
-pub(super) fn recovered(life: &Life) -> Recovered {
+/// Returns what the readers of loops are told that go on in this life; `is_alone`: the keeper has ended, too.
+pub(super) fn recovered(life: &Life, is_alone: bool) -> Recovered {
+    if is_alone {
+        return Recovered {
+            why: RecoveryReason::Crash.into(),
+            detail: "the daemon and its keeper were ended".to_owned(),
+            down_for: None,
+        };
+    }
     let before = life.earlier().next();
     let now = Now::sample().realtime;
     let down_for = before.map(|(_, at, _)| Duration::from_nanos(now.saturating_sub(at)));

@@ -377,6 +377,7 @@ mod tests {
                     total: u64::MAX,
                     in_doubt: u64::MAX,
                     unsent: u64::MAX,
+                    queue_lost: true,
                 }),
             ),
             (

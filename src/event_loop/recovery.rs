@@ -25,6 +25,9 @@ pub trait Revive: Send + Sync {
     /// Its kind ends with the daemon, or the system refuses something.
     fn revive(&self, owner: &Principal, found: &FoundWatch) -> Result<Box<dyn Watch>>;
 
+    /// Returns whether the keeper has ended with the life before, so that nothing was left open.
+    fn is_alone(&self) -> bool;
+
     /// Closes a descriptor that no watch has taken. Returns false if one has.
     fn close(&self, left: &KeptDescriptor) -> bool;
 }
@@ -188,7 +191,11 @@ impl EventLoop {
             ..
         } = before;
         let needed = transfers.needed.as_ref().map(OwnedFd::as_fd);
-        let uncommitted = driver::uncommitted(&transfers.found, needed);
+        // Streams whose descriptors were closed have ended, whatever of them was not told.
+        let uncommitted = match revive.is_alone() {
+            true => Ok(Uncommitted::default()),
+            false => driver::uncommitted(&transfers.found, needed),
+        };
         let uncommitted = uncommitted.unwrap_or_else(|errno| {
             tracing::error!(%errno, "what was transferred last is not known");
             self.outbox.lose();

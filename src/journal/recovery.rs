@@ -57,9 +57,14 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Sorts what was found of one owner; the rest is returned. `None` if there is no journal.
+    /// Sorts what was found of one owner, which is not all unless it `is_whole`; the rest is returned.
+    /// `None` if there is no journal.
     #[must_use]
-    pub fn sort(arena: &Arc<Arena>, owner: Owner, found: Vec<Found>) -> Option<(Self, Vec<Found>)> {
+    pub fn sort(
+        arena: &Arc<Arena>,
+        owner: Owner,
+        (found, is_whole): (Vec<Found>, bool),
+    ) -> Option<(Self, Vec<Found>)> {
         let (mut turns, mut events, mut slabs, mut rest) = (None, vec![], vec![], vec![]);
         for found in found {
             match found.kind {
@@ -88,7 +93,7 @@ impl Recovered {
             slabs,
             turns.current() - 1,
         );
-        let is_damaged = turns.is_lossy() || pieces.len() < all || !damaged.is_empty();
+        let is_damaged = !is_whole || turns.is_lossy() || pieces.len() < all || !damaged.is_empty();
         let (mut islands, mut named, mut acked) = (vec![], vec![], vec![]);
         for entry in entries {
             match entry.kind() {

@@ -34,16 +34,19 @@ pub enum Kept {
     Configuration,
     /// The memory that lives leave to each other.
     State,
+    /// The directory that has files of it.
+    StateDirectory,
 }
 
 impl Kept {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Service,
         Self::Handover,
         Self::ServiceLock,
         Self::HandoverLock,
         Self::Configuration,
         Self::State,
+        Self::StateDirectory,
     ];
 }
 

@@ -32,6 +32,8 @@ const CHOICE: u8 = 4;
 pub struct Revived {
     /// All memory that was found.
     pub found: Vec<Found>,
+    /// Whether no memory is missing.
+    pub is_whole: bool,
     /// The descriptors that tell what the drivers of its loops have transferred last, by the id of the
     /// loop; see [`needed`](crate::driver::needed).
     pub needed: BTreeMap<Owner, OwnedFd>,
@@ -285,7 +287,7 @@ impl Registry {
         for (id, entry) in loops {
             last_id = last_id.max(id);
             let found = by_owner.remove(&id).unwrap_or_default();
-            let found = (found, needed.remove(&id));
+            let found = ((found, revived.is_whole), needed.remove(&id));
             match self.go_on(arena, id, &entry, found, &revived.revival) {
                 Ok(None) => {
                     kept.loops.insert(id, entry);
@@ -374,7 +376,7 @@ impl Registry {
         arena: &Arc<Arena>,
         id: u64,
         entry: &Entry,
-        (found, needed): (Vec<Found>, Option<OwnedFd>),
+        (found, needed): ((Vec<Found>, bool), Option<OwnedFd>),
         revival: &Revival,
     ) -> Result<Option<(Handle, bool)>> {
         let unreadable = Error::Internal("its record cannot be read");

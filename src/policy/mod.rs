@@ -118,6 +118,12 @@ impl Registry {
         &self.services
     }
 
+    /// Returns the memory that outlives the daemon; `None` without a keeper.
+    #[must_use]
+    pub const fn arena(&self) -> Option<&Arc<Arena>> {
+        self.arena.as_ref()
+    }
+
     /// Returns the memory budget of all journals.
     #[must_use]
     pub const fn memory(&self) -> &Arc<Memory> {

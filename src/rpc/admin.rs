@@ -58,6 +58,16 @@ impl AdminService for Api {
         };
         let memory = self.registry.memory();
         let (budget, journal_bytes) = (memory.budget(), memory.used());
+        let arena = self.registry.arena();
+        let directory = arena.and_then(|arena| arena.directory()?.path());
+        let directory = directory.map(|path| path.to_string_lossy().into_owned());
+        let state_trouble = match (&self.identity.state_trouble, arena, &directory) {
+            (Some(trouble), ..) => trouble.clone(),
+            (None, Some(arena), None) if arena.directory().is_some() => {
+                "the directory of the state was removed".to_owned()
+            }
+            _ => String::new(),
+        };
         Ok(Response::new(GetStatusResponse {
             draining: self.registry.is_draining(),
             loops: small(loops.len()),
@@ -91,6 +101,13 @@ impl AdminService for Api {
             time_zone: zones.local,
             socket_troubles: self.identity.socket_troubles.lock().clone(),
             keeper: self.identity.life.as_ref().map(|life| Keeper {
+                state_directory: directory.unwrap_or_default(),
+                journals_in_files: self
+                    .registry
+                    .arena()
+                    .is_some_and(|arena| arena.is_in_files()),
+                state_trouble,
+                state_bytes: self.registry.arena().map_or(0, |arena| arena.bytes()),
                 pid: life.keeper().unwrap_or_default(),
                 life: life.number(),
                 ended_lives: life.earlier().map(ended_life).collect(),

@@ -101,6 +101,8 @@ pub struct Identity {
     pub life: Option<Life>,
     /// Tells what the configuration files have by now.
     pub files: ConfigFiles,
+    /// Why nothing outlives the keeper, if so.
+    pub state_trouble: Option<String>,
     /// What is wrong with the files of the sockets.
     pub socket_troubles: Arc<Mutex<Vec<String>>>,
 }

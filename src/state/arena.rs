@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 
+use super::ahead::Ahead;
+use super::directory::Directory;
 use super::memory::{Mapping, Part, WORD};
+use super::origin::Origin;
 use crate::sys;
 
 /// Whose a run is: the id of a loop, or 0 for the daemon.
@@ -59,6 +62,63 @@ impl Kind {
     }
 }
 
+/// What becomes of memory when the keeper ends together with a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Class {
+    /// It is in files of the directory, if there is one: what exists has to be known again.
+    Control,
+    /// It is in files if they are memory and have room: nothing that is appended may wait for a disk.
+    Bulk,
+}
+
+impl Class {
+    const fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Records | Kind::Turns | Kind::JournalRecords | Kind::Starts | Kind::Requests => {
+                Self::Control
+            }
+            Kind::Events | Kind::Receipts | Kind::Arrivals | Kind::Buffers => Self::Bulk,
+        }
+    }
+}
+
+/// Memory of one class in blocks of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sort {
+    class: Class,
+    /// Which of [`UNITS`] its blocks have.
+    unit: usize,
+}
+
+impl Sort {
+    /// How many there are.
+    pub(super) const COUNT: usize = 2 * UNITS.len();
+
+    const fn unit(self) -> usize {
+        UNITS[self.unit]
+    }
+
+    /// Returns its number, less than [`Sort::COUNT`].
+    pub(super) const fn index(self) -> usize {
+        self.class as usize * UNITS.len() + self.unit
+    }
+
+    /// Returns how it stands in the table: units are multiples of two.
+    const fn to_word(self) -> u64 {
+        (self.unit() | self.class as usize) as u64
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        let class = match word & 1 {
+            0 => Class::Control,
+            _ => Class::Bulk,
+        };
+        let unit = UNITS.iter().position(|unit| *unit as u64 == word & !1)?;
+        Some(Self { class, unit })
+    }
+}
+
 /// Blocks of a region, one bit each in a word. The first holds the region's own header.
 const BLOCKS: usize = 64;
 /// The sizes of blocks, bytes. Of each size there are regions.
@@ -84,13 +144,18 @@ const LIVE: u64 = 0x6576_6c70 << 32;
 const REGIONS: usize = 16 << 10;
 /// The first word of the table of regions; the lower half is the version.
 const TABLE: u64 = 0x6576_6c74 << 32 | 1;
+/// The words of the [`Origin`] in the header of the table.
+const ORIGIN: usize = WORD;
 /// The words of a place in the table: the number of the file descriptor plus one, the device and
-/// the inode of its file, and the size of its blocks.
+/// the inode of its file, and its [`Sort`].
 pub(super) const PLACE: usize = 4 * WORD;
+/// The number in a place whose region is being made.
+const RESERVED: u64 = u64::MAX;
 const TABLE_LEN: usize = HEADER + REGIONS * PLACE;
 
 /// Blocks in one file of memory.
-struct Region {
+#[derive(Debug)]
+pub(super) struct Region {
     mapping: Arc<Mapping>,
     unit: usize,
     place: usize,
@@ -220,8 +285,10 @@ impl Found {
 /// All memory that outlives a life.
 pub struct Arena {
     table: Mapping,
-    /// For each size of blocks.
-    regions: Mutex<[Vec<Arc<Region>>; UNITS.len()]>,
+    directory: Option<Arc<Directory>>,
+    /// By [`Sort::index`].
+    regions: Mutex<[Vec<Arc<Region>>; Sort::COUNT]>,
+    ahead: Ahead,
 }
 
 impl fmt::Debug for Arena {
@@ -230,18 +297,99 @@ impl fmt::Debug for Arena {
     }
 }
 
+/// What was found of an arena.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The arena.
+    pub arena: Arc<Arena>,
+    /// All runs that were in use.
+    pub found: Vec<Found>,
+    /// Whether no memory is missing.
+    pub is_whole: bool,
+}
+
+/// Why nothing can be found in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another daemon uses it.
+    InUse,
+    /// Its table is of another version, or damaged.
+    Unknown,
+    /// The system refuses something.
+    System(Errno),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::WOULDBLOCK => Self::InUse,
+            errno => Self::System(errno),
+        }
+    }
+}
+
 impl Arena {
-    /// Makes an arena without any runs.
+    /// Makes an arena without any runs, whose memory ends with the last process that has it.
     ///
     /// # Errors
     /// The system refuses a file in memory.
     pub fn new() -> Result<Arc<Self>, Errno> {
-        let table = Mapping::new(file("evloopd-state", TABLE_LEN)?, TABLE_LEN)?;
-        table.word(0).store(TABLE, Ordering::Release);
-        Ok(Arc::new(Self {
+        let table = file("evloopd-state", TABLE_LEN)?;
+        Ok(Arc::new(Self::empty(table, None)?))
+    }
+
+    fn with(table: Mapping, directory: Option<Arc<Directory>>) -> Self {
+        Self {
             table,
+            directory,
             regions: Mutex::default(),
-        }))
+            ahead: Ahead::default(),
+        }
+    }
+
+    /// Makes an arena whose table is all zeros.
+    fn empty(table: OwnedFd, directory: Option<Arc<Directory>>) -> Result<Self, Errno> {
+        let arena = Self::with(Mapping::new(table, TABLE_LEN)?, directory);
+        arena.set_origin(Origin::here());
+        arena.table.word(0).store(TABLE, Ordering::Release);
+        Ok(arena)
+    }
+
+    /// Returns the arena of a directory: the one that a daemon without any process left there since the
+    /// host was started, or an empty one.
+    ///
+    /// # Errors
+    /// See [`Refusal`]. Nothing was changed then.
+    pub fn in_directory(directory: &Arc<Directory>) -> Result<Recovered, Refusal> {
+        let table = directory.table()?;
+        let mut first = [0; WORD];
+        let is_new = rustix::io::pread(&table, &mut first, 0)? < WORD || first == [0; WORD];
+        if is_new {
+            return Ok(Self::anew(table, directory)?);
+        }
+        let len = usize::try_from(rustix::fs::fstat(&table)?.st_size).unwrap_or(0);
+        if u64::from_ne_bytes(first) != TABLE || len < TABLE_LEN {
+            return Err(Refusal::Unknown);
+        }
+        let same = rustix::io::fcntl_dupfd_cloexec(&table, 3)?;
+        let arena = Self::with(Mapping::new(same, TABLE_LEN)?, Some(Arc::clone(directory)));
+        if arena.origin().is_of_this_boot() {
+            return Ok(arena.find()?);
+        }
+        drop(arena);
+        Ok(Self::anew(table, directory)?)
+    }
+
+    fn anew(table: OwnedFd, directory: &Arc<Directory>) -> Result<Recovered, Errno> {
+        directory.clean(|_| false);
+        // Whatever it held reads as zeros afterwards.
+        ftruncate(&table, 0)?;
+        super::directory::allocate(&table, TABLE_LEN)?;
+        Ok(Recovered {
+            arena: Arc::new(Self::empty(table, Some(Arc::clone(directory)))?),
+            found: Vec::new(),
+            is_whole: true,
+        })
     }
 
     /// Returns the file by which the next life finds the arena.
@@ -250,44 +398,110 @@ impl Arena {
         self.table.file()
     }
 
-    /// Takes over the arena of an earlier life. Returns it with all runs that were in use.
+    /// Returns the directory that its files are in.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Directory> {
+        self.directory.as_deref()
+    }
+
+    fn origin(&self) -> Origin {
+        let word = |index| {
+            self.table
+                .word(ORIGIN + index * WORD)
+                .load(Ordering::Acquire)
+        };
+        Origin::from_words(std::array::from_fn(word))
+    }
+
+    fn set_origin(&self, origin: Origin) {
+        for (index, word) in origin.to_words().into_iter().enumerate() {
+            let at = ORIGIN + index * WORD;
+            self.table.word(at).store(word, Ordering::Release);
+        }
+    }
+
+    /// Returns whether the pids that an earlier life has noted are those that this process sees.
+    #[must_use]
+    pub fn has_same_pids(&self) -> bool {
+        self.origin() == Origin::here()
+    }
+
+    /// Takes over the arena of an earlier life, whose descriptors are still open.
     ///
     /// # Errors
     /// The system refuses to map a file, or this is not the table of an arena of this version.
-    pub fn recover(table: OwnedFd) -> Result<(Arc<Self>, Vec<Found>), Errno> {
+    pub fn recover(table: OwnedFd, directory: Option<Arc<Directory>>) -> Result<Recovered, Errno> {
         let table = Mapping::new(table, TABLE_LEN)?;
         if table.word(0).load(Ordering::Acquire) != TABLE {
             return Err(Errno::PROTO);
         }
-        let arena = Self {
-            table,
-            regions: Mutex::default(),
-        };
-        let mut found = Vec::new();
+        Self::with(table, directory).find()
+    }
+
+    /// Finds all regions: by their descriptors, or else by their names.
+    fn find(self) -> Result<Recovered, Errno> {
+        let (mut found, mut is_whole) = (Vec::new(), true);
         for place in 0..REGIONS {
-            let Some((number, unit)) = arena.registered(place) else {
+            let number = self.place(place)[0].load(Ordering::Acquire);
+            if number == 0 {
                 continue;
-            };
-            let mapping = Mapping::new(sys::keeper::own(number), BLOCKS * UNITS[unit])?;
-            let region = Arc::new(Region {
-                mapping: Arc::new(mapping),
-                unit: UNITS[unit],
-                place,
-                used: AtomicU64::new(1),
-            });
-            runs_in(&region, &mut found);
-            arena.regions.lock()[unit].push(region);
+            }
+            if let Some((file, sort)) = self.region_file(place) {
+                let mapping = match Mapping::new(file, BLOCKS * sort.unit()) {
+                    Ok(mapping) => mapping,
+                    Err(errno) => {
+                        // Dropped, they would be given back.
+                        std::mem::forget(found);
+                        return Err(errno);
+                    }
+                };
+                let region = Arc::new(Region {
+                    mapping: Arc::new(mapping),
+                    unit: sort.unit(),
+                    place,
+                    used: AtomicU64::new(1),
+                });
+                runs_in(&region, &mut found);
+                self.enter(place, &region);
+                self.regions.lock()[sort.index()].push(region);
+            } else {
+                is_whole &= number == RESERVED;
+                self.place(place)[0].store(0, Ordering::Release);
+            }
         }
-        Ok((Arc::new(arena), found))
+        if let Some(directory) = &self.directory {
+            directory.clean(|name| {
+                let place = name.parse().ok().filter(|place| *place < REGIONS);
+                place.is_some_and(|place: usize| self.place(place)[0].load(Ordering::Acquire) != 0)
+            });
+            self.set_origin(Origin::here());
+        }
+        Ok(Recovered {
+            arena: Arc::new(self),
+            found,
+            is_whole,
+        })
+    }
+
+    /// Returns the file of a region that was registered.
+    fn region_file(&self, place: usize) -> Option<(OwnedFd, Sort)> {
+        if let Some((number, sort)) = self.registered(place) {
+            return Some((sys::keeper::own(number), sort));
+        }
+        let [_, dev, ino, sort] = self.place(place).map(|word| word.load(Ordering::Acquire));
+        let sort = Sort::from_word(sort)?;
+        let file = self.directory.as_ref()?.existing(&place.to_string()).ok()?;
+        let found = rustix::fs::fstat(&file).ok()?;
+        let is_it = (found.st_dev, found.st_ino) == (dev, ino);
+        let is_long = usize::try_from(found.st_size).is_ok_and(|len| len >= BLOCKS * sort.unit());
+        (is_it && is_long).then_some((file, sort))
     }
 
     /// Returns the numbers of the descriptors of its memory. Those of the table's own file are not
     /// among them.
     pub fn descriptors(table: &OwnedFd) -> Result<Vec<RawFd>, Errno> {
-        let table = Self {
-            table: Mapping::new(rustix::io::fcntl_dupfd_cloexec(table, 3)?, TABLE_LEN)?,
-            regions: Mutex::default(),
-        };
+        let table = rustix::io::fcntl_dupfd_cloexec(table, 3)?;
+        let table = Self::with(Mapping::new(table, TABLE_LEN)?, None);
         let places = 0..REGIONS;
         let numbers = places.filter_map(|place| Some(table.registered(place)?.0));
         Ok(numbers.collect())
@@ -298,12 +512,19 @@ impl Arena {
         [0, 1, 2, 3].map(|word| self.table.word(at + word * WORD))
     }
 
-    /// Returns the descriptor of a region, if it is still that file, and which of [`UNITS`] it has.
-    fn registered(&self, place: usize) -> Option<(RawFd, usize)> {
-        let [number, dev, ino, unit] = self.place(place).map(|word| word.load(Ordering::Acquire));
+    /// Returns the descriptor of a region, if it is still that file.
+    fn registered(&self, place: usize) -> Option<(RawFd, Sort)> {
+        let [number, dev, ino, sort] = self.place(place).map(|word| word.load(Ordering::Acquire));
         let number = RawFd::try_from(number.checked_sub(1)?).ok()?;
-        let unit = UNITS.iter().position(|known| *known as u64 == unit)?;
-        (sys::keeper::identity_of(number) == Some((dev, ino))).then_some((number, unit))
+        let sort = Sort::from_word(sort)?;
+        (sys::keeper::identity_of(number) == Some((dev, ino))).then_some((number, sort))
+    }
+
+    /// Enters a region's descriptor in the table.
+    fn enter(&self, place: usize, region: &Region) {
+        let number = region.mapping.file().as_raw_fd();
+        let number = u64::from(number.unsigned_abs()) + 1;
+        self.place(place)[0].store(number, Ordering::Release);
     }
 
     /// Takes a run that holds at least that many bytes. They are not all zero.
@@ -311,7 +532,7 @@ impl Arena {
     /// # Errors
     /// There is no memory, or no run is so large.
     pub(super) fn take(
-        &self,
+        self: &Arc<Self>,
         kind: Kind,
         owner: Owner,
         ordinal: u64,
@@ -320,24 +541,20 @@ impl Arena {
         if bytes > RUN_MAX {
             return Err(Errno::NOMEM);
         }
-        let unit = usize::from(bytes > SMALL_MAX);
-        let count = (bytes + HEADER).div_ceil(UNITS[unit]);
-        let mut regions = self.regions.lock();
-        let regions = &mut regions[unit];
-        let taken = regions
-            .iter()
-            .rev()
-            .find_map(|region| Some((Arc::clone(region), region.take(count)?)));
-        let (region, first) = match taken {
+        let sort = Sort {
+            class: Class::of(kind),
+            unit: usize::from(bytes > SMALL_MAX),
+        };
+        let count = (bytes + HEADER).div_ceil(sort.unit());
+        let (region, first) = match self.take_blocks(sort, count) {
             Some(taken) => taken,
             None => {
-                let region = Arc::new(self.region(unit)?);
-                regions.push(Arc::clone(&region));
+                let region = Arc::new(self.make(sort)?);
                 let first = region.take(count).ok_or(Errno::NOMEM)?;
+                self.regions.lock()[sort.index()].push(Arc::clone(&region));
                 (region, first)
             }
         };
-        self.give_back(regions);
         let run = Run {
             region,
             first,
@@ -356,26 +573,83 @@ impl Arena {
         Ok(run)
     }
 
-    fn region(&self, unit: usize) -> Result<Region, Errno> {
-        let len = BLOCKS * UNITS[unit];
-        let place = (0..REGIONS)
-            .find(|place| self.place(*place)[0].load(Ordering::Acquire) == 0)
-            .ok_or(Errno::NOMEM)?;
-        let mapping = Mapping::new(file("evloopd-memory", len)?, len)?;
-        mapping.populate()?;
-        let number = mapping.file().as_raw_fd();
-        let (dev, ino) = sys::keeper::identity_of(number).ok_or(Errno::BADF)?;
-        let [word, device, inode, size] = self.place(place);
+    /// Takes blocks of the regions that there are.
+    fn take_blocks(self: &Arc<Self>, sort: Sort, count: usize) -> Option<(Arc<Region>, usize)> {
+        let mut regions = self.regions.lock();
+        let regions = &mut regions[sort.index()];
+        let taken = regions
+            .iter()
+            .rev()
+            .find_map(|region| Some((Arc::clone(region), region.take(count)?)));
+        self.give_back(regions);
+        if taken.is_some() && !has_spare(regions) {
+            self.ahead.ask(self, sort);
+        }
+        taken
+    }
+
+    /// Makes a region before it is needed.
+    pub(super) fn make_ahead(&self, sort: Sort) {
+        self.ahead.is_done(sort);
+        if has_spare(&self.regions.lock()[sort.index()]) {
+            return;
+        }
+        // Without it, whoever needs it makes it, or learns why there is none.
+        if let Ok(region) = self.make(sort) {
+            self.regions.lock()[sort.index()].push(Arc::new(region));
+        }
+    }
+
+    /// Makes a region whose memory is there.
+    fn make(&self, sort: Sort) -> Result<Region, Errno> {
+        let reserve = |place: &usize| {
+            let (before, after) = (Ordering::AcqRel, Ordering::Relaxed);
+            let word = self.place(*place)[0];
+            word.compare_exchange(0, RESERVED, before, after).is_ok()
+        };
+        let place = (0..REGIONS).find(reserve).ok_or(Errno::NOMEM)?;
+        self.make_at(place, sort).inspect_err(|_| {
+            self.place(place)[0].store(0, Ordering::Release);
+        })
+    }
+
+    fn make_at(&self, place: usize, sort: Sort) -> Result<Region, Errno> {
+        let len = BLOCKS * sort.unit();
+        let mapping = match self.in_file(place, sort) {
+            Some(mapping) => mapping,
+            None => {
+                let mapping = Mapping::new(file("evloopd-memory", len)?, len)?;
+                mapping.populate()?;
+                mapping
+            }
+        };
+        let (dev, ino) = sys::keeper::identity_of(mapping.file().as_raw_fd()).ok_or(Errno::BADF)?;
+        let [_, device, inode, word] = self.place(place);
         device.store(dev, Ordering::Relaxed);
         inode.store(ino, Ordering::Relaxed);
-        size.store(UNITS[unit] as u64, Ordering::Relaxed);
-        word.store(u64::from(number.unsigned_abs()) + 1, Ordering::Release);
-        Ok(Region {
+        word.store(sort.to_word(), Ordering::Relaxed);
+        let region = Region {
             mapping: Arc::new(mapping),
-            unit: UNITS[unit],
+            unit: sort.unit(),
             place,
             used: AtomicU64::new(1),
-        })
+        };
+        self.enter(place, &region);
+        Ok(region)
+    }
+
+    /// Makes the memory of a region as a file of the directory, if such a one is to be there and can.
+    fn in_file(&self, place: usize, sort: Sort) -> Option<Mapping> {
+        let directory = self.directory.as_ref()?;
+        let len = BLOCKS * sort.unit();
+        let fits = sort.class == Class::Control || directory.is_memory();
+        if !fits || !directory.has_room(len as u64) {
+            return None;
+        }
+        let name = place.to_string();
+        let mapping = Mapping::new(directory.create(&name, len).ok()?, len).ok()?;
+        let populated = mapping.populate().inspect_err(|_| directory.remove(&name));
+        populated.is_ok().then_some(mapping)
     }
 
     /// Gives regions without runs back to the system, but for one.
@@ -386,6 +660,9 @@ impl Arena {
             let kept = spare < 2 || !region.is_idle();
             if !kept {
                 self.place(region.place)[0].store(0, Ordering::Release);
+                if let Some(directory) = &self.directory {
+                    directory.remove(&region.place.to_string());
+                }
             }
             kept
         });
@@ -398,6 +675,29 @@ impl Arena {
         let all = regions.iter().flatten();
         all.map(|region| region.mapping.len() as u64).sum()
     }
+
+    /// Returns whether all of it is in files that another daemon would find.
+    #[must_use]
+    pub fn is_in_files(&self) -> bool {
+        let is_named =
+            |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|found| found.st_nlink > 0);
+        let regions = self.regions.lock();
+        let mut all = regions.iter().flatten();
+        is_named(self.table.file()) && all.all(|region| is_named(region.mapping.file()))
+    }
+
+    /// Removes the directory and its files: no daemon is to find anything.
+    pub fn remove_files(&self) {
+        if let Some(directory) = &self.directory {
+            directory.remove_all();
+        }
+    }
+}
+
+/// Returns whether a run of any size fits into one of the regions, or at least many small ones.
+fn has_spare(regions: &[Arc<Region>]) -> bool {
+    let free = |region: &Arc<Region>| region.used.load(Ordering::Acquire).count_zeros();
+    regions.iter().map(free).sum::<u32>() as usize >= BLOCKS / 2
 }
 
 /// Finds the runs of a region that are in use.

@@ -14,12 +14,15 @@
 
 use std::sync::Arc;
 
+mod ahead;
 mod arena;
 mod arrivals;
 mod cell;
+mod directory;
 mod inherited;
 #[allow(unsafe_code)]
 mod memory;
+mod origin;
 mod receipts;
 mod records;
 mod starts;
@@ -29,13 +32,14 @@ mod turns;
 mod uncommitted;
 mod writer;
 
-pub use arena::{Arena, DAEMON, Found, Kind, Owner};
+pub use arena::{Arena, DAEMON, Found, Kind, Owner, Recovered, Refusal};
 pub use arrivals::{Arrival, Arrivals, Buffer, Completed};
 pub use cell::Cell;
+pub use directory::Directory;
 pub use inherited::{Inherited, descriptor};
 pub use receipts::{Place, Receipts, Sending};
 pub use records::{Entry, Records};
-pub use starts::{Start, Starts, has_started};
+pub use starts::{Start, Starts, Stray, has_started};
 pub use turns::Turns;
 pub use uncommitted::{Sent, Uncommitted, Unrecorded};
 pub use writer::{Piece, Writer};

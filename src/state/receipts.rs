@@ -65,7 +65,7 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(arena: &Arena, owner: Owner) -> Result<Self, Errno> {
+    fn new(arena: &Arc<Arena>, owner: Owner) -> Result<Self, Errno> {
         let run = arena.take(Kind::Receipts, owner, 0, DATA + ROOM)?;
         let mut head = run.part();
         let data = head.split_off(DATA);

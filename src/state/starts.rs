@@ -3,7 +3,8 @@
 //!
 //! A start has a word in memory that the child shares. It is there before the child is, and the child
 //! puts its pid there before it executes its program, unless a later life has abandoned the start by
-//! then. So whoever comes second knows of the other.
+//! then. So whoever comes second knows of the other. A second word says when the start began, by which a
+//! child is known whose parent is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,8 +43,8 @@ impl Starts {
     ///
     /// # Errors
     /// There is none.
-    pub fn new(arena: &Arena) -> Result<Arc<Self>, Errno> {
-        let run = arena.take(Kind::Starts, 0, 0, STARTS * WORD)?;
+    pub fn new(arena: &Arc<Arena>) -> Result<Arc<Self>, Errno> {
+        let run = arena.take(Kind::Starts, 0, 0, 2 * STARTS * WORD)?;
         let words = run.part();
         for at in 0..STARTS {
             words.word(at * WORD).store(FREE, Ordering::Release);
@@ -60,6 +61,9 @@ impl Starts {
     pub fn begin(self: &Arc<Self>) -> Option<Start> {
         let at = self.free.lock().pop()?;
         self.words
+            .word((STARTS + at) * WORD)
+            .store(crate::clock::boot_ticks(), Ordering::Release);
+        self.words
             .word(at * WORD)
             .store(INTENDED, Ordering::Release);
         Some(Start {
@@ -68,9 +72,9 @@ impl Starts {
         })
     }
 
-    /// Abandons the starts of an earlier life that have no child yet. Returns the pids of the others.
+    /// Abandons the starts of an earlier life that have no child yet. Returns the children of the others.
     #[must_use]
-    pub fn abandon(found: &Found) -> Vec<i32> {
+    pub fn abandon(found: &Found) -> Vec<Stray> {
         match found.kind {
             Kind::Starts => abandon(&found.run.part()),
             _ => Vec::new(),
@@ -78,8 +82,17 @@ impl Starts {
     }
 }
 
-fn abandon(words: &Part) -> Vec<i32> {
-    let count = STARTS.min(words.len() / WORD);
+/// A child whose start nobody has recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray {
+    /// Its pid.
+    pub pid: i32,
+    /// When its start began, clock ticks since the boot: it was started soon afterwards.
+    pub since: u64,
+}
+
+fn abandon(words: &Part) -> Vec<Stray> {
+    let count = STARTS.min(words.len() / WORD / 2);
     (0..count)
         .filter_map(|at| {
             let word = words.word(at * WORD);
@@ -88,9 +101,13 @@ fn abandon(words: &Part) -> Vec<i32> {
                 Ok(_) => return None,
                 Err(value) => value,
             };
-            i32::try_from(value.checked_sub(STARTED)?).ok()
+            let since = words.word((STARTS + at) * WORD);
+            Some(Stray {
+                pid: i32::try_from(value.checked_sub(STARTED)?).ok()?,
+                since: since.load(Ordering::Acquire),
+            })
         })
-        .filter(|pid| *pid > 0)
+        .filter(|stray| stray.pid > 0)
         .collect()
 }
 
@@ -133,10 +150,13 @@ mod tests {
         assert!(has_started(recorded.word(), 78));
         drop(recorded);
         let (_next, found) = killed(&arena);
-        let pids: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
-        assert_eq!(pids, [77]);
+        let strays: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
+        assert_eq!(
+            strays.iter().map(|stray| stray.pid).collect::<Vec<_>>(),
+            [77]
+        );
         // The memory that was found is a copy.
-        assert_eq!(abandon(&starts.words), [77]);
+        assert_eq!(abandon(&starts.words), strays);
         assert!(!has_started(after.word(), 79));
         let more: Vec<_> = std::iter::from_fn(|| starts.begin()).collect();
         assert_eq!(more.len(), STARTS - 2);

@@ -44,7 +44,9 @@ pub(crate) fn killed(arena: &Arena) -> (Arc<Arena>, Vec<Found>) {
         }
         sys::keeper::leave(memory);
     }
-    Arena::recover(table).unwrap()
+    let recovered = Arena::recover(table, None).unwrap();
+    assert!(recovered.is_whole);
+    (recovered.arena, recovered.found)
 }
 
 #[test]

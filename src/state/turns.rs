@@ -1,5 +1,6 @@
 //! What is done together counts together.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ impl Turns {
     ///
     /// # Errors
     /// There is no memory.
-    pub fn new(arena: &Arena, owner: Owner) -> Result<Self, Errno> {
+    pub fn new(arena: &Arc<Arena>, owner: Owner) -> Result<Self, Errno> {
         let run = arena.take(Kind::Turns, owner, 0, 3 * WORD)?;
         let newest = run.part();
         for word in [0, WORD, TRIES] {

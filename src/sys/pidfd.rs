@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, opcode};
 use rustix::process::{Pid, PidfdFlags};
@@ -66,6 +67,58 @@ pub(crate) fn exit_status(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>, Errno>
         Ok(()) => Ok(None),
         Err(errno) => Err(errno),
     }
+}
+
+/// Returns how a process that is no child of this one has ended; `None` if it runs.
+///
+/// # Errors
+/// It has ended, and nothing tells how: why.
+pub(crate) fn end_of_stranger(
+    pidfd: BorrowedFd<'_>,
+    pid: i32,
+) -> Result<Option<Ended>, &'static str> {
+    if !has_ended(pidfd) {
+        return Ok(None);
+    }
+    if let Ok(Some(ended)) = exit_status(pidfd) {
+        return Ok(Some(ended));
+    }
+    // Until its parent reaps it, /proc tells.
+    let status = status_of_zombie(pid).filter(|_| is_there(pidfd));
+    if let Some(status) = status {
+        return Ok(Some(Ended::of(status)));
+    }
+    match exit_status(pidfd) {
+        Ok(Some(ended)) => Ok(Some(ended)),
+        Ok(None) => Err("it has ended, and /proc does not tell how"),
+        Err(_) => {
+            Err("it has ended and was reaped, and this kernel does not tell how: Linux 6.15 does")
+        }
+    }
+}
+
+/// Returns whether all threads of the process have ended.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Returns the status of a zombie as wait(2) has it: the last field of proc_pid_stat(5).
+fn status_of_zombie(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program, in parentheses, may have any characters.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let is_zombie = fields.starts_with('Z');
+    fields
+        .split_whitespace()
+        .last()?
+        .parse()
+        .ok()
+        .filter(|_| is_zombie)
 }
 
 /// Returns whether the process was not reaped yet: it runs, or is a zombie.

@@ -22,6 +22,14 @@ pub struct HostAddress {
     zone: Option<Box<str>>,
 }
 
+/// Returns the port of an IP address; `None` for a Unix socket.
+pub(super) fn port(address: &proto::SocketAddress) -> Option<u32> {
+    match address.address.as_ref()? {
+        Address::Inet(inet) => Some(inet.port),
+        Address::Unix(_) => None,
+    }
+}
+
 /// The longest name of an interface, in bytes.
 const ZONE_MAX: usize = 15;
 

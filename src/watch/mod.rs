@@ -85,7 +85,7 @@ pub use places::Place;
 pub use process::{
     AfterGrace, AtEnd, Attributes, Drain, DrainLimits, EarlierTerminal, EndSignals, FileTarget,
     Orphan, ProcessChange, ProcessOrder, Program, Reached, Reaper, Reaping, Relay, Scheduling,
-    SignalTarget, Stdio, Stopped, Tree, UserOrder, reap_inherited,
+    SignalTarget, Stdio, Stopped, Strays, Tree, UserOrder, Whose, reap_inherited,
 };
 pub use progress::Progress;
 pub use resolver::{Lookup, Resolver};

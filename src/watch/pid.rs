@@ -82,15 +82,15 @@ impl PidOrder {
     }
 
     /// Builds the watch again of a process that an earlier life has watched. The rest of what is known of
-    /// it comes when the watch goes on.
+    /// it comes when the watch goes on. Without a pidfd the process has ended, and nobody can tell how.
     #[must_use]
     pub fn again(
-        pidfd: OwnedFd,
+        pidfd: Option<OwnedFd>,
         reap_wait: Option<Duration>,
         services: &Services,
     ) -> Box<dyn Watch> {
         Box::new(PidWatch {
-            fd: Some(pidfd),
+            fd: pidfd,
             source: None,
             pid: 0,
             start_ticks: None,
@@ -264,7 +264,7 @@ impl PidWatch {
                     .to_owned(),
             ),
             Some(Err(errno)) => unknown(format!("asking the kernel failed: {errno}")),
-            None => unknown("its pidfd is gone".to_owned()),
+            None => unknown("the daemon and its keeper ended before it".to_owned()),
         }
     }
 }
@@ -292,14 +292,22 @@ impl Watch for PidWatch {
     }
 
     fn resume(&mut self, cx: &mut Context<'_>, kept: Resumption) -> Result<()> {
-        let (Of::Pid(kept), Some(fd)) = (kept.of, self.fd.take()) else {
+        let Of::Pid(kept) = kept.of else {
             return Err(Error::Internal("what was kept is no pidfd"));
         };
         (self.pid, self.start_ticks, self.told) = (kept.pid, kept.start_ticks, kept.told);
         (self.ended, self.reap_until) = (kept.ended, kept.reap_until);
         self.exited = kept.exited;
-        self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
         cx.changed();
+        let Some(fd) = self.fd.take() else {
+            if !std::mem::replace(&mut self.ended, true) {
+                cx.emit(Kind::Ended(Ended {}));
+            }
+            self.exit(cx);
+            cx.finish();
+            return Ok(());
+        };
+        self.source = cx.attach(fd, Nonblocking::ReadinessOnly);
         if self.exited.is_some() {
             cx.close(CloseReason::Completed);
         } else if let Some(source) = self.source {

@@ -5,6 +5,7 @@
 // Not every test binary uses all helpers.
 #![allow(dead_code)]
 
+mod both;
 mod children;
 mod command_line;
 #[path = "../common/mod.rs"]

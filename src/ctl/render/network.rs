@@ -105,6 +105,10 @@ impl Words for proto::DatagramsDropped {
                 "the daemon died: {lost} that waited may not be sent"
             ));
         }
+        if self.queue_lost {
+            let lost = "the daemon and its keeper were ended: what waited in the socket is gone";
+            parts.push(lost.to_owned());
+        }
         (parts.join("; "), NOTICE)
     }
 }

@@ -10,9 +10,12 @@ use crate::config::Refusable;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
 use crate::event::largest;
+use crate::proto::state::KeptDatagrams;
 use crate::proto::{self, socket_address::Address, watch_spec::Spec};
+use crate::watch::address::UnixName;
 use crate::watch::{
     DatagramOptions, DatagramOrder, DatagramSocket, Endpoint, Group, Need, Order, Prepare,
+    WaterMarks,
 };
 
 /// The size of a datagram that is kept unless the client or the policy says less, bytes.
@@ -83,8 +86,8 @@ impl Specification for proto::DatagramSpec {
                 spec: Spec::Datagram(spec),
             });
         }
-        let local = endpoint(checks, "spec.datagram.local", spec.local.as_ref())?;
-        let peer = endpoint(checks, "spec.datagram.peer", spec.peer.as_ref())?;
+        let local = endpoint("spec.datagram.local", spec.local.as_ref())?;
+        let peer = endpoint("spec.datagram.peer", spec.peer.as_ref())?;
         let unix = |end: &Option<Endpoint>| matches!(end, Some(Endpoint::Unix(_)));
         match (&local, &peer) {
             (None, None) => {
@@ -107,6 +110,9 @@ impl Specification for proto::DatagramSpec {
                 return Err(Error::invalid(field, allowed));
             }
             _ => {}
+        }
+        if unix(&local) || unix(&peer) {
+            checks.allow(Refusable::UnixSocket)?;
         }
         let options = options(&spec, unix(&local) || unix(&peer))?;
         let named = local.iter().chain(&peer).any(Endpoint::is_name);
@@ -156,8 +162,47 @@ fn max_size(asked: u32, journal: u64) -> Result<u32> {
     }
 }
 
+/// Returns the order of a datagram watch whose socket has ended with an earlier life and its keeper. It is
+/// bound to the port, and joins the groups that are kept.
+pub(super) fn again(
+    spec: &proto::DatagramSpec,
+    kept: &KeptDatagrams,
+    marks: WaterMarks,
+) -> Result<DatagramOrder> {
+    if spec.local.is_none() && spec.peer.is_none() {
+        return Err(Error::wrong_state("its socket is gone"));
+    }
+    let mut local = endpoint("spec.datagram.local", spec.local.as_ref())?;
+    if let Some(Endpoint::Ip { port, .. }) = &mut local {
+        *port = u16::try_from(kept.port).unwrap_or(*port);
+    }
+    let peer = endpoint("spec.datagram.peer", spec.peer.as_ref())?;
+    let is_unix = [&local, &peer]
+        .into_iter()
+        .any(|end| matches!(end, Some(Endpoint::Unix(_))));
+    let groups = kept.groups.iter().filter_map(|kept| {
+        Some(Group {
+            ip: kept.ip.parse().ok()?,
+            interface: kept.interface.clone(),
+        })
+    });
+    let options = DatagramOptions {
+        groups: groups.collect(),
+        ..options(spec, is_unix)?
+    };
+    Ok(DatagramOrder {
+        socket: DatagramSocket::New {
+            local,
+            peer,
+            options: Box::new(options),
+        },
+        paused: kept.paused,
+        max_size: kept.max_size,
+        marks,
+    })
+}
+
 fn endpoint(
-    checks: &Checks<'_>,
     field: &'static str,
     address: Option<&proto::SocketAddress>,
 ) -> Result<Option<Endpoint>> {
@@ -167,7 +212,7 @@ fn endpoint(
     match &address.address {
         None => Err(Error::invalid(field, "must have inet or unix")),
         Some(Address::Unix(unix)) => {
-            let name = checks.unix(&format!("{field}.unix"), unix)?;
+            let name = UnixName::check(&format!("{field}.unix"), unix)?;
             Ok(Some(Endpoint::Unix(name)))
         }
         Some(Address::Inet(inet)) => {

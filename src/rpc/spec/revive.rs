@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::sockets::{accepting, target_of};
+use super::sockets::{accepting, listening_again, target_of};
 use super::tls::{self, Role};
-use super::{HOUR, ending, path, refused, regular_file, signals, timer, water_marks};
+use super::{HOUR, datagram, ending, path, refused, regular_file, signals, timer, water_marks};
 use crate::access::Principal;
 use crate::driver::file::{self, Purpose};
 use crate::driver::{Claim, Nonblocking};
@@ -28,7 +28,7 @@ use crate::watch::address::UnixName;
 use crate::watch::{
     Accepting, AfterGrace, DatagramOrder, EarlierConnection, EarlierListener, EarlierTerminal,
     FdOrder, FileOrder, Orphan, PathOrder, PidOrder, PipeEnd, PipeOrder, Relay, Services,
-    SignalOrder, StreamOptions, Unreported, Watch,
+    SignalOrder, StreamOptions, Unreported, Watch, Whose,
 };
 
 /// What earlier lives have left open, for the loops that go on.
@@ -61,6 +61,7 @@ impl Reviver {
     ) -> Result<Box<dyn Watch>> {
         let mut inherited = self.inherited.lock();
         let socket = match &kept.descriptor {
+            Some(_) if inherited.is_alone() => return Err(gone_with_keeper()),
             Some(socket) => Some(inherited.take(socket).ok_or_else(gone)?),
             None => None,
         };
@@ -183,20 +184,36 @@ fn gone() -> Error {
     Error::wrong_state("its file descriptor is gone")
 }
 
+fn gone_with_keeper() -> Error {
+    Error::wrong_state(
+        "the daemon and its keeper were ended at once, and its file descriptor with them",
+    )
+}
+
 impl Revive for Reviver {
+    fn is_alone(&self) -> bool {
+        self.inherited.lock().is_alone()
+    }
+
     fn close(&self, left: &KeptDescriptor) -> bool {
-        self.inherited.lock().take(left).is_some()
+        let mut inherited = self.inherited.lock();
+        inherited.is_alone() || inherited.take(left).is_some()
     }
 
     fn revive(&self, owner: &Principal, found: &FoundWatch) -> Result<Box<dyn Watch>> {
         let registry = self.registry.upgrade();
         let registry = registry.ok_or(Error::Internal("the daemon is ending"))?;
         let services = registry.services();
+        let is_alone = self.is_alone();
         let take = |kept: &Option<KeptDescriptor>| {
             let fd = kept
                 .as_ref()
                 .and_then(|kept| self.inherited.lock().take(kept));
-            fd.ok_or_else(gone)
+            fd.ok_or_else(if is_alone { gone_with_keeper } else { gone })
+        };
+        let again = |pid, start_time: Option<u64>, kept: &Option<KeptDescriptor>| {
+            let inherited = self.inherited.lock();
+            inherited.pidfd(pid, start_time?, kept.as_ref()?)
         };
         let pipe = |kept: &proto::state::KeptPipe, end| {
             let fd = take(&kept.descriptor)?;
@@ -228,8 +245,8 @@ impl Revive for Reviver {
             }
             (Some(Spec::Process(spec)), Some(Of::Child(kept))) => {
                 let pipe = |kept: &Option<KeptDescriptor>| match kept {
-                    Some(_) => take(kept).map(Some),
-                    None => Ok(None),
+                    Some(_) if !is_alone => take(kept).map(Some),
+                    _ => Ok(None),
                 };
                 let of = |stream: &Option<KeptStream>| stream.as_ref().and_then(|s| s.descriptor);
                 let pipes = [
@@ -238,14 +255,22 @@ impl Revive for Reviver {
                     pipe(&of(&kept.stderr))?,
                 ];
                 let terminal = match &kept.terminal {
-                    Some(terminal) => Some(terminal_of(terminal, take)?),
-                    None => None,
+                    Some(terminal) if !is_alone => Some(terminal_of(terminal, take)?),
+                    _ => None,
+                };
+                let (whose, pidfd) = match is_alone {
+                    true => {
+                        let start_time = Some(kept.start_time);
+                        (Whose::Strangers, again(kept.pid, start_time, &kept.pidfd))
+                    }
+                    false => (Whose::Keepers, Some(take(&kept.pidfd)?)),
                 };
                 let marks = spec.stdin_water_marks.as_ref();
                 let orphan = Orphan {
                     pid: kept.pid,
                     start_time: kept.start_time,
-                    pidfd: take(&kept.pidfd)?,
+                    whose,
+                    pidfd,
                     pipes,
                     terminal,
                     ending: ending::checked(spec)?,
@@ -261,7 +286,16 @@ impl Revive for Reviver {
             }
             (Some(Spec::Pid(spec)), Some(Of::Pid(kept))) => {
                 let wait = convert::optional_duration("spec.pid.reap_wait", spec.reap_wait, HOUR)?;
-                Ok(PidOrder::again(take(&kept.descriptor)?, wait, services))
+                let pidfd = match is_alone {
+                    true => again(kept.pid, kept.start_ticks, &kept.descriptor),
+                    false => Some(take(&kept.descriptor)?),
+                };
+                Ok(PidOrder::again(pidfd, wait, services))
+            }
+            (Some(Spec::Datagram(spec)), Some(Of::Datagrams(kept))) if is_alone => {
+                let marks = spec.water_marks.as_ref();
+                let marks = water_marks(services.transport, "spec.datagram", marks)?;
+                datagram::again(spec, kept, marks)?.build(services)
             }
             (Some(Spec::Datagram(spec)), Some(Of::Datagrams(kept))) => {
                 datagrams(services, take(&kept.descriptor)?, spec, kept)
@@ -289,6 +323,9 @@ impl Revive for Reviver {
                 pipe(kept, PipeEnd::Write { marks })
             }
             (spec, Some(Of::Connection(kept))) => self.connection((&registry, owner), spec, kept),
+            (Some(Spec::Listener(spec)), Some(Of::Listener(kept))) if is_alone => {
+                listening_again(&registry, spec.clone(), kept.port)?.build()
+            }
             (Some(Spec::Listener(spec)), Some(Of::Listener(kept))) => {
                 self.listener(&registry, spec, kept)
             }

@@ -11,6 +11,7 @@ use super::{Checks, HOUR, Plan, Specification, fitted, update, water_marks};
 use crate::access::Principal;
 use crate::driver::file::Purpose;
 use crate::error::{Error, Result};
+use crate::policy::Registry;
 use crate::proto::{self, connection_spec, listener_spec, watch_spec::Spec};
 use crate::rpc::convert;
 use crate::watch::address::{HostAddress, UnixName};
@@ -163,37 +164,8 @@ impl Specification for proto::ListenerSpec {
     fn plan(self, checks: &Checks<'_>) -> Result<Plan> {
         use listener_spec::Target as Given;
 
-        let limits = checks.api.registry.services().transport;
-        let (options, max_connections) = accepting(&self, limits)?;
         let mut spec = self;
-        let backlog = match spec.backlog {
-            0 => BACKLOG,
-            1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),
-            _ => {
-                return Err(Error::invalid(
-                    "spec.listener.backlog",
-                    "must be at most 4096",
-                ));
-            }
-        };
-        let tcp_field = "spec.listener.tcp_options";
-        let tcp = tcp_options(tcp_field, spec.tcp_options.as_ref())?;
-        let tls = match &mut spec.tls {
-            None => None,
-            Some(given) => {
-                let registry = &checks.api.registry;
-                let order = tls::order(registry, "spec.listener.tls", given, Role::Server)?;
-                Some((order, registry.config().limits.tls_handshakes))
-            }
-        };
-        let order = |target, tcp| ListenOrder {
-            target,
-            backlog,
-            options,
-            max_connections,
-            tcp,
-            tls: tls.clone(),
-        };
+        let order = listening(&checks.api.registry, &mut spec)?;
         let later = |order: ListenOrder| -> Prepare { Box::new(move |_| order.build()) };
         let mut claimed_from = None;
         let mut need = Need::sources(1);
@@ -205,12 +177,12 @@ impl Specification for proto::ListenerSpec {
                 ));
             }
             Some(Given::Tcp(given)) => {
-                let target = tcp_listen(given)?;
+                let target = tcp_listen(given, given.port)?;
                 // A name may have many addresses, and they are bound before they are counted: this
                 // is the most.
                 let sockets = SOCKETS_MAX.min(given.hosts.len().max(1) * 2);
                 need.sources = u32::try_from(sockets).unwrap_or(u32::MAX);
-                let prepare = later(order(target, by_default(tcp)));
+                let prepare = later(order(target));
                 // Only names need a thread that may wait for name servers.
                 let name = |host: &String| HostAddress::parse(host).is_none();
                 match given.hosts.iter().any(name) {
@@ -219,27 +191,18 @@ impl Specification for proto::ListenerSpec {
                 }
             }
             Some(Given::Unix(unix)) => {
-                not_with_unix(tcp_field, spec.tcp_options.as_ref())?;
+                not_with_unix("spec.listener.tcp_options", spec.tcp_options.as_ref())?;
                 let name = checks.unix("spec.listener.unix", unix)?;
-                Order::Later(later(order(ListenTarget::Unix(name), tcp)))
+                Order::Later(later(order(ListenTarget::Unix(name))))
             }
             Some(Given::Slot(slot)) => {
                 let field = "spec.listener.slot";
                 let (claimed, _, lifetime) = checks.claim(field, slot)?;
                 slot.clear();
                 claimed_from = Some(lifetime);
-                let tls = tls.clone();
                 Order::Now(Box::new(move || {
                     let claim = fitted(claimed, field, Purpose::Listener)?;
-                    let order = ListenOrder {
-                        target: ListenTarget::Adopted(claim),
-                        backlog,
-                        options,
-                        max_connections,
-                        tcp,
-                        tls,
-                    };
-                    order.build()
+                    order(ListenTarget::Adopted(claim)).build()
                 }))
             }
         };
@@ -267,7 +230,64 @@ impl Checks<'_> {
     }
 }
 
-fn tcp_listen(tcp: &proto::TcpListen) -> Result<ListenTarget> {
+/// Checks all of a listener but for where it listens, and returns what makes its order.
+fn listening(
+    registry: &Registry,
+    spec: &mut proto::ListenerSpec,
+) -> Result<impl FnOnce(ListenTarget) -> ListenOrder + Send + use<>> {
+    let (options, max_connections) = accepting(spec, registry.services().transport)?;
+    let backlog = match spec.backlog {
+        0 => BACKLOG,
+        1..=BACKLOG_MAX => i32::try_from(spec.backlog).unwrap_or(BACKLOG),
+        _ => {
+            return Err(Error::invalid(
+                "spec.listener.backlog",
+                "must be at most 4096",
+            ));
+        }
+    };
+    let tcp = tcp_options("spec.listener.tcp_options", spec.tcp_options.as_ref())?;
+    let tls = match &mut spec.tls {
+        None => None,
+        Some(given) => {
+            let order = tls::order(registry, "spec.listener.tls", given, Role::Server)?;
+            Some((order, registry.config().limits.tls_handshakes))
+        }
+    };
+    Ok(move |target| ListenOrder {
+        tcp: match target {
+            ListenTarget::Tcp { .. } => by_default(tcp),
+            ListenTarget::Unix(_) | ListenTarget::Adopted(_) => tcp,
+        },
+        target,
+        backlog,
+        options,
+        max_connections,
+        tls,
+    })
+}
+
+/// Returns the order of a listener whose sockets have ended with an earlier life and its keeper. `port` is
+/// that of its TCP sockets.
+pub(super) fn listening_again(
+    registry: &Registry,
+    mut spec: proto::ListenerSpec,
+    port: u32,
+) -> Result<ListenOrder> {
+    use listener_spec::Target as Given;
+
+    let order = listening(registry, &mut spec)?;
+    match &spec.target {
+        Some(Given::Tcp(given)) => Ok(order(tcp_listen(given, port)?)),
+        Some(Given::Unix(unix)) => {
+            let name = UnixName::check("spec.listener.unix", unix)?;
+            Ok(order(ListenTarget::Unix(name)))
+        }
+        Some(Given::Slot(_)) | None => Err(Error::wrong_state("its socket is gone")),
+    }
+}
+
+fn tcp_listen(tcp: &proto::TcpListen, on: u32) -> Result<ListenTarget> {
     if tcp.hosts.len() > SOCKETS_MAX {
         return Err(Error::invalid(
             "spec.listener.tcp.hosts",
@@ -276,7 +296,7 @@ fn tcp_listen(tcp: &proto::TcpListen) -> Result<ListenTarget> {
     }
     Ok(ListenTarget::Tcp {
         hosts: tcp.hosts.clone(),
-        port: port("spec.listener.tcp.port", tcp.port, 0)?,
+        port: port("spec.listener.tcp.port", on, 0)?,
         reuse_port: tcp.reuse_port,
         ipv6_only: tcp.ipv6_only.unwrap_or(true),
     })

@@ -92,6 +92,7 @@ impl Drops {
 pub(super) struct Loss {
     pub(super) in_doubt: u64,
     pub(super) unsent: u64,
+    pub(super) queue_lost: bool,
 }
 
 impl DatagramWatch {
@@ -118,12 +119,17 @@ impl DatagramWatch {
         if self.loss == Loss::default() || !cx.has_room_for(largest::DATAGRAMS_DROPPED) {
             return;
         }
-        let Loss { in_doubt, unsent } = std::mem::take(&mut self.loss);
+        let Loss {
+            in_doubt,
+            unsent,
+            queue_lost,
+        } = std::mem::take(&mut self.loss);
         cx.emit(Kind::DatagramsDropped(DatagramsDropped {
             count: 0,
             total: self.drops.counted,
             in_doubt,
             unsent,
+            queue_lost,
         }));
         cx.changed();
     }

@@ -250,6 +250,12 @@ impl Watch for DatagramWatch {
             write_paused: self.output.is_paused(),
             in_doubt: self.loss.in_doubt,
             unsent: self.loss.unsent,
+            queue_lost: self.loss.queue_lost,
+            port: self
+                .local
+                .as_ref()
+                .and_then(super::address::port)
+                .unwrap_or_default(),
         }))
     }
 
@@ -258,11 +264,14 @@ impl Watch for DatagramWatch {
             return Err(Error::Internal("what was kept is no datagram socket"));
         };
         (self.paused, self.received) = (before.paused, before.received);
-        let drops = (before.drops_seen, before.drops_counted, before.drops_told);
+        let is_new = descriptor(fd.as_fd()) != before.descriptor;
+        let drops_seen = if is_new { 0 } else { before.drops_seen };
+        let drops = (drops_seen, before.drops_counted, before.drops_told);
         self.drops.go_on(drops);
         self.loss = Loss {
             in_doubt: before.in_doubt + kept.in_doubt,
             unsent: before.unsent + before.waiting,
+            queue_lost: before.queue_lost || is_new,
         };
         if let Some(groups) = &self.groups {
             groups.go_on(fd.as_fd(), before.groups);

@@ -77,6 +77,11 @@ impl Listener {
             file_device,
             file_inode,
             tls: self.securing.is_some(),
+            port: self
+                .addresses
+                .iter()
+                .find_map(address::port)
+                .unwrap_or_default(),
         })
     }
 

@@ -16,6 +16,7 @@ use crate::event::Exited;
 use crate::proto::state::KeptDescriptor;
 use crate::proto::{ResourceUsage, exited::Status};
 use crate::state::{Start, descriptor};
+use crate::sys::pidfd::Ended;
 use crate::sys::{self, ChildState, Waited};
 use crate::watch::services::Permit;
 
@@ -52,6 +53,17 @@ impl Default for EndSignals {
     }
 }
 
+/// Whose child a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This life's.
+    Own,
+    /// A dead life's: the keeper reaps it.
+    Keepers,
+    /// A dead life's whose keeper is dead, too: the process that has adopted it reaps it.
+    Strangers,
+}
+
 /// The state of a child as the kernel reports it.
 #[derive(Debug)]
 pub(super) enum State {
@@ -78,8 +90,7 @@ pub(super) struct Child {
     born: u64,
     /// The cgroup of its own.
     group: Option<Arc<Group>>,
-    /// Whether it is a child of a dead life, which the keeper reaps.
-    is_orphan: bool,
+    whose: Whose,
     /// Its start, until its watch has started.
     pub(super) start: Option<Start>,
 }
@@ -87,15 +98,18 @@ pub(super) struct Child {
 impl Child {
     /// Takes over a child of a dead life, which was started at `born`, clock ticks since boot.
     pub(super) fn adopt(
+        whose: Whose,
         (pid, pidfd): (i32, OwnedFd),
         born: u64,
         permit: Permit,
         reaper: &Reaper,
         signals: EndSignals,
     ) -> Self {
-        reaper.adopt(pid, born);
+        if whose == Whose::Keepers {
+            reaper.adopt(pid, born);
+        }
         let mut child = Self::new((pid, pidfd), born, permit, reaper, signals, None);
-        child.is_orphan = true;
+        child.whose = whose;
         child
     }
 
@@ -130,7 +144,7 @@ impl Child {
             signals,
             born,
             group,
-            is_orphan: false,
+            whose: Whose::Own,
             start: None,
         }
     }
@@ -165,11 +179,27 @@ impl Child {
 
     /// Returns its state from the kernel, without reaping it: see [`Self::exit_reported`].
     pub(super) fn state(&self) -> State {
-        if self.is_orphan {
-            return match self.reaper.orphan_exit(self.pid, self.born) {
-                Some(waited) => State::Ended(Box::new(describe(&waited))),
-                None => State::Running,
-            };
+        match self.whose {
+            Whose::Own => {}
+            Whose::Keepers => {
+                return match self.reaper.orphan_exit(self.pid, self.born) {
+                    Some(waited) => State::Ended(Box::new(describe(&waited))),
+                    None => State::Running,
+                };
+            }
+            Whose::Strangers => {
+                let Ok(pidfd) = self.pidfd() else {
+                    return State::Running;
+                };
+                return match sys::pidfd::end_of_stranger(pidfd, self.pid) {
+                    Ok(None) => State::Running,
+                    Ok(Some(ended)) => State::Ended(Box::new(stranger(ended))),
+                    Err(why) => State::Ended(Box::new(Exited {
+                        status: Some(Status::Unknown(why.to_owned())),
+                        ..Exited::default()
+                    })),
+                };
+            }
         }
         match self.pidfd().and_then(sys::child_state) {
             Ok(ChildState::Running) => State::Running,
@@ -198,7 +228,7 @@ impl Child {
             pid: self.pid,
             pidfd: self.pidfd_shared(),
             is_due,
-            born: self.is_orphan.then_some(self.born),
+            born: (self.whose == Whose::Keepers).then_some(self.born),
             rest: (self.permit.take(), self.group.as_ref().map(Arc::clone)),
             reaper: self.reaper.clone(),
         }
@@ -270,6 +300,18 @@ fn unknown(errno: Errno) -> Exited {
         status: Some(Status::Unknown(format!(
             "waiting for the child failed: {errno}"
         ))),
+        ..Exited::default()
+    }
+}
+
+fn stranger(ended: Ended) -> Exited {
+    let (status, core_dumped) = match ended {
+        Ended::Code(code) => (Status::Code(code), false),
+        Ended::Signal(signal, core) => (Status::Signal(signal), core),
+    };
+    Exited {
+        status: Some(status),
+        core_dumped,
         ..Exited::default()
     }
 }

@@ -2,15 +2,16 @@
 
 use std::os::fd::OwnedFd;
 
-use super::child::Child;
+use super::child::{Child, Whose};
 use super::terminal::{EarlierTerminal, Terminal};
 use super::timeout::Timeout;
 use super::{AfterGrace, Process, ProcessChange, STDERR, STDIN, STDOUT};
 use crate::clock::nanos;
 use crate::config::ChildWatcher;
 use crate::driver::{Driver, Nonblocking, SourceId};
-use crate::error::{Error, Result};
-use crate::event::Stream;
+use crate::error::{Error, Result, SystemError};
+use crate::event::{Exited, Kind, Stream, StreamEnd, StreamEndReason};
+use crate::proto::exited::Status;
 use crate::proto::state::kept_watch_state::Of;
 use crate::proto::state::{KeptChild, KeptStream};
 use crate::state::descriptor;
@@ -24,8 +25,10 @@ pub struct Orphan {
     pub pid: i32,
     /// When it was started, clock ticks since the boot.
     pub start_time: u64,
-    /// Its pidfd.
-    pub pidfd: OwnedFd,
+    /// Whose child it is now.
+    pub whose: Whose,
+    /// Its pidfd; `None` if it has ended and nobody can tell how.
+    pub pidfd: Option<OwnedFd>,
     /// The daemon's ends of its pipes; `None` for one that is closed.
     pub pipes: [Option<OwnedFd>; 3],
     /// Its terminal, if it has one whose output has not ended.
@@ -45,17 +48,28 @@ impl Orphan {
     /// The limit on children.
     pub fn adopt(self, services: &Services) -> Result<Box<dyn Watch>> {
         let permit = services.children.take()?;
-        let child = Child::adopt(
-            (self.pid, self.pidfd),
-            self.start_time,
-            permit,
-            &services.reaper,
-            self.ending.signals,
-        );
+        let (whose, pidfd) = (self.whose, self.pidfd);
+        let watched_fd = match (&pidfd, whose) {
+            (Some(pidfd), Whose::Strangers) => {
+                let copy = rustix::io::fcntl_dupfd_cloexec(pidfd, 3);
+                Some(copy.map_err(|errno| SystemError::new(errno, "dup", "pidfd"))?)
+            }
+            _ => None,
+        };
+        let child = pidfd.map(|pidfd| {
+            Child::adopt(
+                whose,
+                (self.pid, pidfd),
+                self.start_time,
+                permit,
+                &services.reaper,
+                self.ending.signals,
+            )
+        });
         Ok(Box::new(Process {
             pid: self.pid,
-            child: Some(child),
-            watched_fd: None,
+            child,
+            watched_fd,
             watched: None,
             waiter: None,
             subscription: None,
@@ -68,12 +82,16 @@ impl Orphan {
             exited: None,
             at_end: self.ending.at_end,
             after_grace: self.after_grace,
-            // The keeper reaps it, and then sends SIGCHLD.
-            watcher: ChildWatcher::Sigchld,
+            watcher: match whose {
+                Whose::Strangers => ChildWatcher::Pidfd,
+                // The keeper reaps it, and then sends SIGCHLD.
+                Whose::Own | Whose::Keepers => ChildWatcher::Sigchld,
+            },
             pipe_grace: self.ending.pipe_grace.unwrap_or(services.pipe_grace),
             has_grace: false,
             kill_grace: self.ending.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
+            ended_bytes: [0; 2],
             unsent: 0,
             timeout: Timeout::None,
             started: 0,
@@ -174,8 +192,21 @@ impl Process {
                 output.start(cx);
             }
         }
+        self.ended_bytes = rest.progress.received;
+        for (index, kept) in [kept.stdout, kept.stderr].iter().enumerate() {
+            if self.outputs[index].is_none() && kept.is_some_and(|kept| kept.descriptor.is_some()) {
+                let flushes = kept_terminal.as_ref().filter(|_| index == 0);
+                self.lose_output(cx, index, flushes.map_or(0, |terminal| terminal.flushes));
+            }
+        }
+        if kept.stdin.is_some() && self.stdin.is_none() {
+            let unsent = rest.unsent.iter().map(|(_, bytes)| bytes.len() as u64);
+            self.unsent = unsent.sum();
+        }
         self.exited = kept.exited;
-        if self.exited.is_none() {
+        if self.exited.is_none() && self.child.is_none() {
+            self.exited(cx, gone());
+        } else if self.exited.is_none() {
             self.watch_exit(cx);
             self.set_next_alarm(cx);
         } else {
@@ -184,5 +215,28 @@ impl Process {
         }
         cx.changed();
         Ok(())
+    }
+}
+
+impl Process {
+    /// Tells that an output has ended with the process that read it.
+    fn lose_output(&mut self, cx: &mut Context<'_>, index: usize, flushes: u64) {
+        let stream = [Stream::Stdout, Stream::Stderr][index];
+        cx.emit(Kind::StreamEnd(StreamEnd {
+            stream: stream.into(),
+            offset: self.ended_bytes[index],
+            reason: StreamEndReason::Lost.into(),
+            error: None,
+            flushes,
+        }));
+    }
+}
+
+/// The exit of a child that nobody has seen.
+fn gone() -> Exited {
+    let why = "it ended when neither the daemon nor its keeper lived";
+    Exited {
+        status: Some(Status::Unknown(why.to_owned())),
+        ..Exited::default()
     }
 }

@@ -42,8 +42,8 @@ mod watcher;
 
 pub use attributes::Attributes;
 pub use change::ProcessChange;
-pub use child::EndSignals;
 use child::{Child, State};
+pub use child::{EndSignals, Whose};
 pub use drain::{Drain, DrainLimits};
 use exit::unread;
 pub use kept::Orphan;
@@ -51,7 +51,7 @@ pub use order::{
     AfterGrace, AtEnd, FileTarget, ProcessOrder, Program, Scheduling, SignalTarget, Stdio,
 };
 use reaper::CHECK_INTERVAL;
-pub use reaper::{Reaper, reap_inherited};
+pub use reaper::{Reaper, Strays, reap_inherited};
 pub use reaping::Reaping;
 pub use relay::Relay;
 pub use terminal::EarlierTerminal;
@@ -107,6 +107,8 @@ struct Process {
     /// the monotonic clock.
     check_at: Option<u64>,
     stdin_bytes: u64,
+    /// Of outputs that ended in an earlier life, their bytes.
+    ended_bytes: [u64; 2],
     /// The number of unsent bytes of stdin when stdin was closed.
     unsent: u64,
     /// Whether its group was asked to end or killed.
@@ -157,9 +159,8 @@ impl Watch for Process {
 
     fn progress(&self) -> Option<Progress> {
         let stdin = self.stdin.as_ref().map(Outgoing::progress);
-        let received = |output: &Option<Incoming>| output.as_ref().map_or(0, |o| o.offset);
         Some(Progress {
-            received: self.outputs.each_ref().map(received),
+            received: self.output_bytes(),
             relayed: self.terminal.as_ref().map_or(0, Terminal::relayed),
             taken: self.stdin_bytes,
             ..stdin.unwrap_or_default()
@@ -449,16 +450,15 @@ impl Watch for Process {
     }
 
     fn status(&self, _driver: &dyn Driver) -> Option<proto::watch::Status> {
-        let [stdout, stderr] = &self.outputs;
-        let bytes = |o: &Option<Incoming>| o.as_ref().map_or(0, |o| o.offset);
+        let [stdout_bytes, stderr_bytes] = self.output_bytes();
         let alive = self.child.as_ref().filter(|_| self.exited.is_none());
         let state = alive.map_or(State::Running, Child::state);
         Some(proto::watch::Status::Process(proto::ProcessStatus {
             pid: self.pid,
             exited: self.exited.clone(),
             stdin_bytes: self.stdin_bytes,
-            stdout_bytes: bytes(stdout),
-            stderr_bytes: bytes(stderr),
+            stdout_bytes,
+            stderr_bytes,
             stopped: matches!(state, State::Stopped),
             ended_untold: matches!(state, State::Ended(_)),
             stdin_water_marks: self.stdin.as_ref().map(|stdin| stdin.marks().into()),
@@ -473,6 +473,16 @@ impl Watch for Process {
                 .as_ref()
                 .map(|terminal| terminal.status(self.pid)),
         }))
+    }
+}
+
+impl Process {
+    /// Returns how many bytes of its outputs were told.
+    fn output_bytes(&self) -> [u64; 2] {
+        std::array::from_fn(|index| {
+            let output = self.outputs[index].as_ref();
+            output.map_or(self.ended_bytes[index], |output| output.offset)
+        })
     }
 }
 

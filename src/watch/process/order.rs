@@ -262,6 +262,7 @@ impl ProcessOrder {
             has_grace: false,
             kill_grace: self.kill_grace.unwrap_or(services.kill_grace),
             stdin_bytes: 0,
+            ended_bytes: [0; 2],
             unsent: 0,
             timeout: self.timeout.map_or(Timeout::None, Timeout::In),
             started: 0,

@@ -26,6 +26,7 @@ use crate::descriptors::Closing;
 use crate::driver::Key;
 use crate::keeper::Life;
 use crate::signals::{Received, SignalHub};
+use crate::state::Stray;
 use crate::sys::{self, Waited};
 use crate::watch::services::{Count, Permit};
 use crate::watch::{Notice, Notifier};
@@ -68,13 +69,37 @@ impl Orphans {
     }
 }
 
-/// Kills a process and its group, if it is a child of that parent. Returns whether it was.
-fn end_child_of(parent: i32, pid: i32) -> bool {
+/// By what children are known whose start nobody has recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strays {
+    /// The keeper has become their parent.
+    Keepers,
+    /// The keeper has ended, too: they were started soon after their start began.
+    Strangers,
+    /// Their pids mean nothing here.
+    Unknown,
+}
+
+/// The longest time from the beginning of a start until there is a child, seconds.
+const START_TAKES: u64 = 10;
+
+/// Kills a process and its group if it is that child. Returns whether it was.
+fn end_stray(stray: Stray, strays: Strays, keeper: Option<i32>) -> bool {
+    let pid = stray.pid;
     // Opened first: what is found then is of the process that is killed.
     let Ok(pidfd) = sys::pidfd::open(pid) else {
         return false;
     };
-    if crate::access::parent_of(pid) != Some(parent) {
+    let is_it = match strays {
+        Strays::Keepers => keeper.is_some() && crate::access::parent_of(pid) == keeper,
+        Strays::Strangers => {
+            let most = START_TAKES * rustix::param::clock_ticks_per_second();
+            let start = crate::access::start_ticks(pid);
+            start.is_some_and(|start| (stray.since..=stray.since + most).contains(&start))
+        }
+        Strays::Unknown => false,
+    };
+    if !is_it {
         return false;
     }
     let _ = sys::signal_group(pidfd.as_fd(), libc::SIGKILL);
@@ -105,16 +130,11 @@ impl Reaper {
     /// Says that all children of dead lives are taken over that ever will be. Of the others, those with
     /// these pids, whose start nobody has recorded, are ended: who has asked for them was not answered,
     /// and will ask again.
-    pub fn settle(&self, unrecorded: &[i32]) {
+    pub fn settle(&self, unrecorded: &[Stray], strays: Strays) {
         let keeper = self.orphans.life.and_then(|life| life.keeper());
-        for pid in unrecorded {
-            let is_known = self
-                .orphans
-                .known
-                .lock()
-                .iter()
-                .any(|(known, _)| known == pid);
-            if !is_known && keeper.is_some_and(|keeper| end_child_of(keeper, *pid)) {
+        for stray in unrecorded {
+            let pid = stray.pid;
+            if !self.is_child(pid) && end_stray(*stray, strays, keeper) {
                 tracing::warn!(pid, "a child whose start was not recorded is ended");
             }
         }
