@@ -34,8 +34,8 @@ struct Count {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Losses {
     all: Count,
-    /// Lost when the daemon dies and its keeper does not. `None` without a keeper, or if the
-    /// watches are not counted.
+    /// Lost when the daemon dies. `None` if the next one finds nothing, or if the watches are not
+    /// counted.
     crash: Option<Count>,
     /// Lost when both die. `None` as above.
     both: Option<Count>,
@@ -77,7 +77,7 @@ impl Losses {
             |watch: &Watch| description::is_process(watch) && description::end(watch).is_none();
         let lost = |of: Survives, watch: &Watch| is_lost(of) || is_lost(watch.survives());
         let count = |is_lost_too: fn(&Watch) -> bool| {
-            let watches = watches.filter(|_| keeper != 0)?;
+            let watches = watches?;
             let lost = watches
                 .iter()
                 .filter(|(of, watch)| lost(*of, watch) || is_lost_too(watch));
@@ -92,10 +92,13 @@ impl Losses {
             .keeper
             .as_ref()
             .is_some_and(|k| !k.state_directory.is_empty());
-        let crash = count(|_| false);
         let both = match has_files {
             true => count(needs_descriptors),
             false => None,
+        };
+        let crash = match keeper {
+            0 => both,
+            _ => count(|_| false),
         };
         let stays = |watch: &Watch| match watch.spec.as_ref().and_then(|spec| spec.spec.as_ref()) {
             Some(Spec::Process(spec)) => runs(watch) && spec.at_end() == AtEnd::Keep,
@@ -151,10 +154,14 @@ impl Losses {
         let all = things(self.all);
         let ends = self.all.processes.saturating_sub(self.staying);
         let ending = processes(ends, "ends", "end");
+        let without_output = |lost: &Count| {
+            let (one, many) = ("goes on without its output", "go on without their output");
+            let rest = processes(self.all.processes - lost.processes, one, many);
+            format!("{}{}{rest}", things(*lost), left(lost.processes))
+        };
         let crash = match (&self.crash, self.has_keeper) {
-            (Some(lost), _) => {
-                format!("{}{}", things(*lost), left(lost.processes))
-            }
+            (Some(lost), true) => format!("{}{}", things(*lost), left(lost.processes)),
+            (Some(lost), false) => without_output(lost),
             (None, true) => {
                 "not counted: there are too many watches, or a loop does not answer".to_owned()
             }
@@ -164,11 +171,7 @@ impl Losses {
         if self.has_keeper {
             let lost = match (self.is_init, &self.both) {
                 (true, _) => format!("{all}; all processes of its namespace end"),
-                (false, Some(lost)) => {
-                    let (one, many) = ("goes on without its output", "go on without their output");
-                    let rest = processes(self.all.processes - lost.processes, one, many);
-                    format!("{}{}{rest}", things(*lost), left(lost.processes))
-                }
+                (false, Some(lost)) => without_output(lost),
                 (false, None) => format!("{all}{alone}"),
             };
             lines.push(("with its keeper", lost));

@@ -314,7 +314,7 @@ fn run(
                 readers.clear();
                 model.killed();
                 prop_assert_eq!(newest, model.committed);
-                let (recovered, rest) = Recovered::sort(before, OWNER, found).unwrap();
+                let (recovered, rest) = Recovered::sort(before, OWNER, (found, true)).unwrap();
                 prop_assert!(rest.is_empty());
                 let known = model.watches();
                 let known = known

@@ -163,6 +163,8 @@ async fn status_tells_what_each_kind_of_end_would_lose() {
     assert!(said(&text, "level").starts_with("crash"), "{text}");
     let directory = scene.daemon.socket.parent().unwrap().to_str().unwrap();
     assert_eq!(said(&text, "directory"), directory);
+    let files = format!("{}.state", scene.daemon.socket.display());
+    assert!(said(&text, "state").starts_with(&files), "{text}");
     let request = NewEventLoopRequest {
         name: "fleeting".into(),
         policy: "fleeting".into(),
@@ -178,7 +180,7 @@ async fn status_tells_what_each_kind_of_end_would_lose() {
     scene.add(read_pipe(slot)).await;
     let text = status(&scene.daemon);
     assert_eq!(said(&text, "a crash loses"), "1 loop, 1 watch");
-    let alone = "2 loops, 2 watches; 1 process runs on alone";
+    let alone = "1 loop, 1 watch; 1 process goes on without its output";
     assert_eq!(said(&text, "with its keeper"), alone);
     for end in ["a restart", "a reboot"] {
         assert_eq!(said(&text, end), "2 loops, 2 watches; 1 process ends");

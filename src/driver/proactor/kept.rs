@@ -199,7 +199,8 @@ mod tests {
         ring.send(token, writer.as_fd(), false, bytes, Offset::at(7))
             .unwrap();
         ring.enter(Some(Duration::from_secs(20)), false).unwrap();
-        let (_arena, found) = Arena::recover(arena.file().try_clone().unwrap()).unwrap();
+        let table = arena.file().try_clone().unwrap();
+        let found = Arena::recover(table, None).unwrap().found;
         let found: Vec<_> = found.into_iter().filter(|f| f.owner == LOOP).collect();
         assert_eq!(Arrivals::ring(&found[0]), Some(ring.fd().as_raw_fd()));
         let left = crate::driver::uncommitted(&found, Some(ring.fd())).unwrap();

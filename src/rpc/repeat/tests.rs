@@ -59,7 +59,8 @@ async fn later_lives_know_the_answers_and_what_was_under_way() {
     first(repeats.attempt(key("b"), 1).unwrap()).done(Err(Error::wrong_state("no")));
     let _posting = first(repeats.attempt(key("c"), 1).unwrap());
     let _removing = first(repeats.attempt(own("RemoveWatch"), 1).unwrap());
-    let (arena, found) = Arena::recover(arena.file().try_clone().unwrap()).unwrap();
+    let recovered = Arena::recover(arena.file().try_clone().unwrap(), None).unwrap();
+    let (arena, found) = (recovered.arena, recovered.found);
     let repeats = life(arena, found);
     assert_eq!(
         &repeated(repeats.attempt(key("a"), 1).unwrap())
