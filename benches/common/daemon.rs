@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -85,6 +85,7 @@ impl Daemon {
             .arg("--socket")
             .arg(directory.path().join("socket"))
             .env("NOTIFY_SOCKET", directory.path().join("notify"))
+            .current_dir(directory.path())
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(directory.path().join("log"))?)
             .spawn()?;
@@ -113,6 +114,16 @@ impl Daemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
+    }
+
+    /// Returns its working directory, which is removed with it.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Returns the pid of its first process: the keeper, if it has one.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Opens another connection.

@@ -1,5 +1,5 @@
 //! What it costs that a loop survives a crash of the daemon: a loop that does, and one that does not,
-//! each on a daemon of the same build with a keeper.
+//! each on a daemon of the same build with a keeper. And how long the next life takes to answer.
 //!
 //! `cargo bench --bench survival [-- CASE…]`; the output is that of `delivery`.
 
@@ -25,6 +25,7 @@ mod latency;
 mod peers;
 #[path = "../delivery/pipes.rs"]
 mod pipes;
+mod recover;
 #[path = "../delivery/spawn.rs"]
 mod spawn;
 #[path = "../delivery/stdout.rs"]
@@ -32,10 +33,12 @@ mod stdout;
 #[path = "../delivery/throughput.rs"]
 mod throughput;
 
-const CASES: [(&str, Case); 3] = [
+const CASES: [(&str, Case); 5] = [
     ("throughput_crash_vs_none", throughput_case),
     ("stdout_bytes_crash_vs_none", stdout_case),
     ("spawn_crash_vs_none", spawn_case),
+    ("recover_ms", recover::run),
+    ("keeper_private_kib", recover::run_keeper),
 ];
 
 /// A little more than the most descriptors that the daemon of any case has open.
