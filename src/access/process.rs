@@ -89,12 +89,22 @@ impl ClientProcess {
     }
 
     /// Returns the process that had this pid and start time; `None` if it has ended.
-    pub(crate) fn again(pid: i32, started: u64) -> Option<Self> {
-        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        // If it still runs after that, what was read is its own.
-        let is_same = start_ticks(pid) == Some(started);
-        let process = Self::new(pidfd, pid).ok()?;
-        (is_same && !has_ended(&process.pidfd).ok()?).then_some(process)
+    ///
+    /// # Errors
+    /// The system does not say, such as when no descriptor is left.
+    pub(crate) fn again(pid: i32, started: u64) -> rustix::io::Result<Option<Self>> {
+        let open = || {
+            let pid_of = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+            let pidfd = pidfd_open(pid_of, PidfdFlags::empty())?;
+            // If it still runs after that, what was read is its own.
+            let is_same = start_ticks(pid) == Some(started);
+            let process = Self::new(pidfd, pid)?;
+            Ok((is_same && !has_ended(&process.pidfd)?).then_some(process))
+        };
+        match open() {
+            Err(Errno::SRCH) => Ok(None),
+            found => found,
+        }
     }
 
     /// Returns when it was started, clock ticks since the boot; 0 if it has ended.

@@ -66,6 +66,18 @@ impl Ledger {
         Ok(())
     }
 
+    /// Reserves what a watch of an earlier life had reserved, also beyond the limits of this loop.
+    ///
+    /// # Errors
+    /// The daemon has no room for a further watch.
+    pub(super) fn take_again(&mut self, outbox: &mut Outbox, need: Need) -> Result<()> {
+        self.everywhere.acquire()?;
+        outbox.reserve_again(need.room());
+        self.watches += 1;
+        self.sources += need.sources as usize;
+        Ok(())
+    }
+
     /// Releases everything that one watch still has reserved.
     pub(super) fn release(&mut self, outbox: &mut Outbox, need: Need) {
         self.everywhere.release();

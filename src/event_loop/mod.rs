@@ -55,7 +55,7 @@ pub use adding::Added;
 pub use commands::{LoopEnd, Page, Posting, WatchFilter, WatchName};
 pub use fence::Rearmed;
 pub use handle::Handle;
-pub use kept::{FoundWatch, descriptors, kept_lifetime_of, lifetime_of, listening};
+pub use kept::{Clients, FoundWatch, descriptors, kept_lifetime_of, lifetime_of, listening};
 use ledger::Ledger;
 pub use lifetime::{Bound, BoundTo, KEPT, LEASE_MAX, LEASE_MIN, Lease, Lifetime, LifetimeEnd};
 use mailbox::{Deferred, Mailbox, Message, Reply};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::EventLoop;
-use super::kept::{self, FoundWatch, Kept};
+use super::kept::{self, Clients, FoundWatch, Kept};
 use super::record::{Encoded, Record};
 use crate::access::Principal;
 use crate::driver;
@@ -179,6 +179,8 @@ impl EventLoop {
     pub(super) fn go_on(&mut self, before: Before) -> Transfers {
         let last_id = before.last_id;
         self.state = before.state;
+        let need = self.own_need(before.state);
+        self.outbox.reserve_again(need);
         // The enum's values are small numbers.
         self.shared
             .state
@@ -219,10 +221,11 @@ impl EventLoop {
         revive: &dyn Revive,
     ) {
         let mut slots = Vec::new();
+        let mut clients = Clients::default();
         // Room is set aside for all of them before anything is told.
         for found in watches {
-            match self.restore(&found) {
-                Ok(slot) => slots.push((slot, found)),
+            match self.restore(&found, &mut clients) {
+                Ok((slot, is_over)) => slots.push((slot, found, is_over)),
                 Err(error) => {
                     tracing::error!(watch = found.id, %error, "a watch of the life before is lost");
                     self.outbox.lose();
@@ -230,9 +233,9 @@ impl EventLoop {
             }
         }
         self.emit(Kind::Recovered(told));
-        for (slot, found) in slots {
+        for (slot, found, is_over) in slots {
             if !self.watches[slot].is_closed() {
-                self.go_on_with(slot, found, uncommitted, revive);
+                self.go_on_with((slot, is_over), found, uncommitted, revive);
             }
         }
         if let Some(kept) = &mut self.kept {
@@ -246,12 +249,12 @@ impl EventLoop {
         self.watches[listener].watch.as_ref()?.place()
     }
 
-    /// Enters a watch of an earlier life in the tables.
-    fn restore(&mut self, found: &FoundWatch) -> Result<usize> {
+    /// Enters a watch of an earlier life in the tables. Returns whether its lifetime is over, too.
+    fn restore(&mut self, found: &FoundWatch, clients: &mut Clients) -> Result<(usize, bool)> {
         let unknown = Error::Internal("a kind of watch that this version does not know");
         let kind: WatchKind = found.watch.kind.parse().map_err(|_| unknown)?;
         let need = kept::need_of(&found.state);
-        self.ledger.take(&mut self.outbox, need)?;
+        self.ledger.take_again(&mut self.outbox, need)?;
         let labels = Arc::new(found.watch.labels.clone());
         let key = self.watches.next_key();
         let about = About {
@@ -259,7 +262,7 @@ impl EventLoop {
             user_data: found.watch.user_data,
             labels: self.shared.journal.intern_labels(&labels),
         };
-        let (lifetime, _) = kept::lifetime_of(found.watch.lifetime.as_ref());
+        let (lifetime, is_over) = kept::lifetime_of(found.watch.lifetime.as_ref(), clients);
         let mut record = Record {
             control: ControlBlock::new(key, about),
             watch: None,
@@ -292,13 +295,13 @@ impl EventLoop {
             self.watches[slot].rare_or_insert().ending = ending;
             self.watches.closed(slot, expires);
         }
-        Ok(slot)
+        Ok((slot, is_over))
     }
 
-    /// Goes on with an open watch, or closes it as lost.
+    /// Goes on with an open watch, whose lifetime may be over, or closes it as lost.
     fn go_on_with(
         &mut self,
-        slot: usize,
+        (slot, is_over): (usize, bool),
         found: FoundWatch,
         uncommitted: &Uncommitted,
         revive: &dyn Revive,
@@ -338,7 +341,6 @@ impl EventLoop {
             self.record_closed(slot);
             return;
         }
-        let (_, is_over) = kept::lifetime_of(found.watch.lifetime.as_ref());
         if is_over {
             self.lifetime_over(slot, CloseReason::ProcessEnded);
         }

@@ -161,16 +161,13 @@ impl EventLoop {
             replies: Vec::new(),
             kept,
         };
-        // One event for its stop, one for its close.
-        event_loop.outbox.reserve(STATE_CHANGE.times(2))?;
-        if shared.lifetime.lock().at_end() == LifetimeEnd::Keep {
-            event_loop.outbox.reserve(Room::event(KEPT))?;
-        }
         // These events are appended before anybody has a handle, so that the reply of NewEventLoop
         // shows the state that the loop was made in.
         let transfers = match before {
             Some(before) => event_loop.go_on(before),
             None => {
+                let need = event_loop.own_need(LoopState::Created);
+                event_loop.outbox.reserve(need)?;
                 event_loop.enter(LoopState::Created, CloseReason::Unspecified);
                 if start == Start::Running {
                     event_loop.enter(LoopState::Running, CloseReason::Unspecified);
@@ -192,5 +189,16 @@ impl EventLoop {
             })
             .map_err(|error| system(&error, "thread"))?;
         Ok(Handle::new(shared, mailbox))
+    }
+
+    /// Returns the room that a loop in this state needs for its own end.
+    pub(super) fn own_need(&self, state: LoopState) -> Room {
+        // One event for its stop, unless that is told, and one for its close.
+        let changes = if state == LoopState::Stopped { 1 } else { 2 };
+        let need = STATE_CHANGE.times(changes);
+        match self.shared.lifetime.lock().at_end() {
+            LifetimeEnd::Keep => need + Room::event(KEPT),
+            _ => need,
+        }
     }
 }

@@ -343,6 +343,14 @@ impl Outbox {
         Ok(())
     }
 
+    /// Sets the room aside that an earlier life had set aside, whether there is as much or not: the
+    /// event that tells of the crash has taken some.
+    pub(crate) fn reserve_again(&mut self, room: Room) {
+        self.room = self.room.less(room);
+        self.reserved = self.reserved + room;
+        self.unsynchronized = true;
+    }
+
     /// Checks that there is room for events that a client posts.
     ///
     /// # Errors

@@ -13,7 +13,9 @@ use crate::config::{Policy, Survives};
 use crate::driver::Backend;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Recovered};
-use crate::event_loop::{Blueprint, Handle, Remains, Revive, kept_lifetime_of, lifetime_of};
+use crate::event_loop::{
+    Blueprint, Clients, Handle, Remains, Revive, kept_lifetime_of, lifetime_of,
+};
 use crate::journal;
 use crate::proto::state::{KeptChoice, KeptContext, KeptLoop, KeptProcess, kept_context};
 use crate::state::{Arena, Cell, DAEMON, Entry, Found, Keep, Kind, Owner, Records};
@@ -336,7 +338,10 @@ impl Registry {
             None => ContextKey::Principal(principal),
             Some(kept_context::Of::Session(session)) => ContextKey::Session(principal, session),
             Some(kept_context::Of::Process(of)) => {
-                let Some(found) = ClientProcess::again(of.pid, of.start_time) else {
+                let found = ClientProcess::again(of.pid, of.start_time);
+                let Ok(Some(found)) = found.inspect_err(|error| {
+                    tracing::error!(pid = of.pid, %error, "the loop of a client process is not set any more");
+                }) else {
                     return;
                 };
                 let key = ContextKey::Process(principal, found.key());
@@ -401,7 +406,7 @@ impl Registry {
             });
             return Ok(None);
         }
-        let (lifetime, is_over) = lifetime_of(kept.lifetime.as_ref());
+        let (lifetime, is_over) = lifetime_of(kept.lifetime.as_ref(), &mut Clients::default());
         let keep = self.keep(id, &policy);
         let handle = Handle::start(Blueprint {
             id,

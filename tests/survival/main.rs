@@ -211,6 +211,30 @@ async fn readers_of_handed_over_descriptors_go_on_as_they_were_armed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn all_watches_of_one_client_go_on_where_descriptors_are_few() {
+    const WATCHES: usize = 150;
+    let dir = directory();
+    // Not enough for two descriptors of each watch.
+    let launcher = ["prlimit", "--nofile=300:300"];
+    let command = command_with_keeper(dir.path(), CONFIG, &launcher);
+    let daemon = Daemon::start_as(Arc::clone(&dir), command).await;
+    let mut scene = Scene::new(daemon, "", "epoll").await;
+    let pairs: Vec<_> = (0..WATCHES).map(|_| UnixStream::pair().unwrap()).collect();
+    let handover = scene.daemon.handover().await;
+    let mut last = 0;
+    for (_, theirs) in &pairs {
+        last = scene.add(reader(handover.give(theirs))).await;
+    }
+    drop(handover);
+    let told = the_loop(&scene).await.journal.unwrap();
+    murder(&scene.daemon).await;
+    let mut recorder = resume(&scene, &told.epoch, told.newest_seq).await;
+    (&pairs[WATCHES - 1].0).write_all(b"x").unwrap();
+    recorder.first(last, "ready").await;
+    assert_eq!(scene.open_watches().await, WATCHES as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_cannot_be_kept_closes_as_lost() {
     let mut scene = Scene::new(start().await, "", "").await;
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

@@ -1,5 +1,6 @@
 //! The forms in which later lives find a watch, and those of an earlier life.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,9 +100,30 @@ pub fn kept_lifetime_of(lifetime: &Lifetime) -> Option<KeptLifetime> {
     })
 }
 
+/// Client processes of an earlier life that have been looked for: each is opened once, however many
+/// watches are bound to it.
+#[derive(Debug, Default)]
+pub struct Clients(HashMap<(i32, u64), (BoundTo, bool)>);
+
+impl Clients {
+    /// Returns what is bound to a process, and whether that has ended.
+    fn find(&mut self, of: KeptProcess) -> (BoundTo, bool) {
+        let known = self.0.entry((of.pid, of.start_time));
+        let found = known.or_insert_with(|| match ClientProcess::again(of.pid, of.start_time) {
+            Ok(Some(process)) => (BoundTo::Process(Arc::new(process)), false),
+            Ok(None) => (BoundTo::Released, true),
+            Err(error) => {
+                tracing::error!(pid = of.pid, %error, "the end of a client would not be noticed");
+                (BoundTo::Released, false)
+            }
+        });
+        found.clone()
+    }
+}
+
 /// Returns a lifetime of an earlier life, and whether it is over since.
 #[must_use]
-pub fn lifetime_of(kept: Option<&KeptLifetime>) -> (Lifetime, bool) {
+pub fn lifetime_of(kept: Option<&KeptLifetime>, clients: &mut Clients) -> (Lifetime, bool) {
     let Some(kept) = kept else {
         return (Lifetime::Daemon, false);
     };
@@ -111,12 +133,7 @@ pub fn lifetime_of(kept: Option<&KeptLifetime>) -> (Lifetime, bool) {
         proto::LifetimeEnd::Close | proto::LifetimeEnd::Unspecified => LifetimeEnd::Close,
     };
     let (to, is_over) = match &kept.to {
-        Some(kept_lifetime::To::Process(process)) => {
-            match ClientProcess::again(process.pid, process.start_time) {
-                Some(process) => (BoundTo::Process(Arc::new(process)), false),
-                None => (BoundTo::Released, true),
-            }
-        }
+        Some(kept_lifetime::To::Process(process)) => clients.find(*process),
         Some(kept_lifetime::To::Lease(lease)) => {
             let length = lease
                 .length

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
+pub use self::forms::{Clients, kept_lifetime_of, lifetime_of};
 pub(super) use self::forms::{ending_of, need_of};
-pub use self::forms::{kept_lifetime_of, lifetime_of};
 use self::forms::{kept_state, kept_watch};
 pub(super) use self::found::descriptors_of;
 pub use self::found::{FoundWatch, descriptors, listening};
