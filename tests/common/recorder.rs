@@ -154,9 +154,24 @@ impl Recorder {
 
     /// Takes the next message; false if the stream has ended.
     pub(crate) async fn step(&mut self) -> bool {
+        match self.try_step().await {
+            Ok(more) => more,
+            Err(status) => panic!("the stream failed: {status:?}"),
+        }
+    }
+
+    /// Takes all that has arrived on a stream whose daemon has died.
+    pub(crate) async fn take_rest(&mut self) {
+        within("the end of a dead daemon's stream", async {
+            while let Ok(true) = self.try_step().await {}
+        })
+        .await;
+    }
+
+    async fn try_step(&mut self) -> Result<bool, Status> {
         match self.messages.next().await {
-            None => return false,
-            Some(Err(status)) => panic!("the stream failed: {status:?}"),
+            None => return Ok(false),
+            Some(Err(status)) => return Err(status),
             Some(Ok(Message::Goodbye(goodbye))) => self.goodbye = Some(goodbye),
             Some(Ok(Message::Snapshot(snapshot))) => {
                 assert!(self.recording.batches.is_empty(), "a snapshot comes first");
@@ -179,7 +194,7 @@ impl Recorder {
                 self.recording.batches.push(batch);
             }
         }
-        true
+        Ok(true)
     }
 
     /// Returns the first event, received or still to come, for which `wanted` holds.

@@ -1,5 +1,8 @@
 //! Random programs against a real daemon: watches, posts, readers that stall and come back,
 //! consumers that acknowledge, are taken over and deleted, on journals that are nearly always full.
+//! In some of them the daemon is killed again and again, and its keeper starts the next life.
+
+mod crash;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +19,8 @@ use crate::common::{
 };
 
 const CASES: u32 = 200;
+/// The cases in which the daemon may be killed.
+const CASES_WITH_CRASHES: u32 = 40;
 const READERS: usize = 3;
 const CONSUMERS: [&str; 2] = ["a", "b"];
 
@@ -70,11 +75,30 @@ enum Step {
     Ack(usize),
     Delete(usize),
     StopAndRun,
+    /// Kills the daemon, if it has a keeper.
+    Crash,
+    /// As `Crash`, some microseconds after a Post was sent.
+    CrashAmid {
+        count: usize,
+        size: usize,
+        micros: u64,
+    },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// Steps among which this many of a hundred or so kill the daemon.
+fn step(crashes: u32) -> impl Strategy<Value = Step> {
     let who = 0..READERS;
-    prop_oneof![
+    let crash = prop_oneof![
+        Just(Step::Crash),
+        (1..6usize, 0..3000usize, 0..2000u64).prop_map(|(count, size, micros)| {
+            Step::CrashAmid {
+                count,
+                size,
+                micros,
+            }
+        }),
+    ];
+    let other = prop_oneof![
         6 => (1..6usize, 0..3000usize).prop_map(|(count, size)| Step::Post { count, size }),
         1 => Just(Step::Tick),
         2 => Just(Step::Never),
@@ -87,10 +111,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..2usize).prop_map(Step::Ack),
         1 => (0..2usize).prop_map(Step::Delete),
         1 => Just(Step::StopAndRun),
-    ]
+    ];
+    prop_oneof![crashes => crash, 100 - crashes => other]
 }
 
-fn program() -> impl Strategy<Value = (&'static str, Vec<Step>)> {
+fn program(crashes: u32) -> impl Strategy<Value = (&'static str, Vec<Step>)> {
     const POLICIES: [&str; 6] = [
         "least",
         "least-drops",
@@ -99,8 +124,22 @@ fn program() -> impl Strategy<Value = (&'static str, Vec<Step>)> {
         "small-drops",
         "small-proactor",
     ];
-    let steps = prop::collection::vec(step(), 1..40);
+    let steps = prop::collection::vec(step(crashes), 1..40);
     (prop::sample::select(&POLICIES[..]), steps)
+}
+
+struct Reader {
+    recorder: Recorder,
+    /// The consumer that it reads as, and whether it uses `auto_ack`.
+    consumer: Option<(usize, bool)>,
+    /// What it has received from earlier lives of the daemon.
+    before: Vec<Recording>,
+}
+
+impl Reader {
+    fn is_of(&self, consumer: usize) -> bool {
+        self.consumer.is_some_and(|(of, _)| of == consumer)
+    }
 }
 
 /// The state of a program that runs, and what has been recorded of it.
@@ -111,7 +150,10 @@ struct Run<'a> {
     watches: Vec<u64>,
     /// The posted payloads, by sequence number.
     posted: BTreeMap<u64, Vec<u8>>,
-    readers: Vec<Option<(Recorder, Option<usize>)>>,
+    /// What was posted when the daemon was killed, if nobody can know whether it counts; with the
+    /// sequence number of the first, once an event of it was seen.
+    unsure: Vec<(Vec<Vec<u8>>, Option<u64>)>,
+    readers: Vec<Option<Reader>>,
     /// The recordings of each consumer since it was made, one for each holder.
     lives: [Vec<Recording>; 2],
     /// Whether a holder of each consumer used `auto_ack`: a batch that was in flight when that
@@ -129,23 +171,41 @@ fn may_refuse(status: &tonic::Status) -> bool {
 
 impl Run<'_> {
     fn retire(&mut self, who: usize) {
-        if let Some((recorder, consumer)) = self.readers[who].take() {
-            if let Some(consumer) = consumer {
-                self.lives[consumer].push(recorder.recording.clone());
-            }
-            self.all.push(recorder.recording);
+        let Some(reader) = self.readers[who].take() else {
+            return;
+        };
+        let mut recordings = reader.before;
+        recordings.push(reader.recorder.recording);
+        match reader.consumer {
+            Some((consumer, _)) => self.lives[consumer].extend(recordings.iter().cloned()),
+            None => drop(check_resumed(&recordings).unwrap()),
         }
+        self.all.extend(recordings);
     }
 
     async fn subscribe(&mut self, who: usize, consumer: Option<(usize, bool)>) {
         self.retire(who);
+        let start = subscribe_request::Start::StartAt(StartAt::Oldest.into());
+        self.subscribe_from(who, consumer, start, Vec::new()).await;
+    }
+
+    async fn subscribe_from(
+        &mut self,
+        who: usize,
+        consumer: Option<(usize, bool)>,
+        start: subscribe_request::Start,
+        before: Vec<Recording>,
+    ) {
         if let Some((consumer, auto)) = consumer {
             self.auto[consumer] |= auto;
         }
-        let start = subscribe_request::Start::StartAt(StartAt::Oldest.into());
         let request = SubscribeRequest {
             r#loop: Some(self.target.clone()),
             start: consumer.is_none().then_some(start),
+            on_gap: match consumer {
+                None => OnGap::Skip.into(),
+                Some(_) => OnGap::Unspecified.into(),
+            },
             consumer: consumer.map_or("", |(c, _)| CONSUMERS[c]).to_owned(),
             auto_ack: consumer.is_some_and(|(_, auto)| auto),
             max_batch_bytes: 1024,
@@ -153,7 +213,11 @@ impl Run<'_> {
             ..SubscribeRequest::default()
         };
         let recorder = Recorder::subscribe(self.daemon, request).await.unwrap();
-        self.readers[who] = Some((recorder, consumer.map(|(consumer, _)| consumer)));
+        self.readers[who] = Some(Reader {
+            recorder,
+            consumer,
+            before,
+        });
     }
 
     async fn add(&mut self, spec: watch_spec::Spec) {
@@ -171,32 +235,52 @@ impl Run<'_> {
     }
 
     async fn post(&mut self, count: usize, size: usize) {
+        let request = self.posts(count, size);
+        let payloads = payloads(&request);
+        match self.daemon.events().post(request).await {
+            Ok(answer) => self.was_posted(payloads, &answer.into_inner()),
+            Err(status) => assert!(may_refuse(&status), "{status:?}"),
+        }
+    }
+
+    fn posts(&mut self, count: usize, size: usize) -> PostRequest {
         let posts = (0..count).map(|_| {
             self.marks = self.marks.wrapping_add(1);
             post("", &vec![self.marks; size])
         });
-        let posts: Vec<Post> = posts.collect();
-        let payloads: Vec<Vec<u8>> = posts.iter().map(|p| p.payload.to_vec()).collect();
-        let request = PostRequest {
+        PostRequest {
+            posts: posts.collect(),
             r#loop: Some(self.target.clone()),
-            posts,
             ..PostRequest::default()
-        };
-        match self.daemon.events().post(request).await {
-            Ok(answer) => {
-                let last = answer.into_inner().cursor.unwrap().seq;
-                let first = last + 1 - count as u64;
-                self.posted.extend((first..).zip(payloads));
-            }
-            Err(status) => assert!(may_refuse(&status), "{status:?}"),
         }
+    }
+
+    fn was_posted(&mut self, payloads: Vec<Vec<u8>>, answer: &PostResponse) {
+        let last = answer.cursor.as_ref().unwrap().seq;
+        let first = last + 1 - payloads.len() as u64;
+        self.posted.extend((first..).zip(payloads));
+    }
+
+    /// Returns whether an event of that number and payload may be there.
+    fn may_be_posted(&mut self, seq: u64, payload: &[u8]) -> bool {
+        if let Some(known) = self.posted.get(&seq) {
+            return known == payload;
+        }
+        self.unsure.iter_mut().any(|(payloads, first)| {
+            let mut numbered = (0..).zip(&*payloads);
+            let found = match *first {
+                Some(first) => numbered.find(|(at, of)| first + at == seq && of == &payload),
+                None => numbered.find(|(_, of)| of == &payload),
+            };
+            found.is_some_and(|(at, _)| seq.checked_sub(at) == Some(*first.get_or_insert(seq - at)))
+        })
     }
 
     async fn ack(&self, consumer: usize) {
         let holder = self.readers.iter().flatten();
         let mut through = holder
-            .filter(|(_, of)| *of == Some(consumer))
-            .map(|(r, _)| r.recording.through());
+            .filter(|reader| reader.is_of(consumer))
+            .map(|reader| reader.recorder.recording.through());
         let Some(seq) = through.next() else { return };
         let request = AckRequest {
             r#loop: Some(self.target.clone()),
@@ -213,7 +297,7 @@ impl Run<'_> {
     /// Reads the messages that have arrived, and waits only 2 ms for one that has not.
     async fn read(&mut self, who: usize, messages: usize) {
         let mut ended = false;
-        if let Some((recorder, _)) = &mut self.readers[who] {
+        if let Some(Reader { recorder, .. }) = &mut self.readers[who] {
             for _ in 0..messages {
                 let step = recorder.step();
                 match tokio::time::timeout(std::time::Duration::from_millis(2), step).await {
@@ -239,7 +323,8 @@ impl Run<'_> {
             assert!(may_refuse(&status), "{status:?}");
         }
         for who in 0..READERS {
-            if matches!(&self.readers[who], Some((_, Some(of))) if *of == consumer) {
+            let holder = self.readers[who].as_ref();
+            if holder.is_some_and(|holder| holder.is_of(consumer)) {
                 self.retire(who);
             }
         }
@@ -298,6 +383,12 @@ impl Run<'_> {
             } => self.subscribe(who, Some((consumer, auto))).await,
             Step::Ack(consumer) => self.ack(consumer).await,
             Step::Delete(consumer) => self.delete(consumer).await,
+            Step::Crash => self.crash(None).await,
+            Step::CrashAmid {
+                count,
+                size,
+                micros,
+            } => self.crash(Some((count, size, micros))).await,
             Step::StopAndRun => {
                 let mut loops = self.daemon.loops();
                 let stop = StopLoopRequest {
@@ -326,6 +417,12 @@ impl Run<'_> {
         for who in 0..READERS {
             self.retire(who);
         }
+        let mut last = Recorder::of(self.daemon, &self.target).await;
+        last.reach(self.newest().await).await;
+        for recording in &self.all {
+            check_same(&last.recording, recording).unwrap();
+        }
+        self.all.push(last.recording);
         let stop = StopLoopRequest {
             r#loop: Some(self.target.clone()),
             ..StopLoopRequest::default()
@@ -344,14 +441,27 @@ impl Run<'_> {
         for pair in self.all.windows(2) {
             check_same(&pair[0], &pair[1]).unwrap();
         }
-        for recording in &self.all {
+        for recording in std::mem::take(&mut self.all) {
             for event in recording.events() {
                 if let Some(event::Kind::Posted(posted)) = &event.kind {
-                    assert_eq!(Some(&posted.payload.to_vec()), self.posted.get(&event.seq));
+                    assert!(self.may_be_posted(event.seq, &posted.payload), "{event:?}");
                 }
             }
         }
     }
+
+    async fn newest(&self) -> u64 {
+        let request = GetLoopRequest {
+            r#loop: Some(self.target.clone()),
+        };
+        let answer = self.daemon.loops().get_loop(request).await.unwrap();
+        let found = answer.into_inner().r#loop.unwrap();
+        found.journal.unwrap().newest_seq
+    }
+}
+
+fn payloads(request: &PostRequest) -> Vec<Vec<u8>> {
+    request.posts.iter().map(|p| p.payload.to_vec()).collect()
 }
 
 async fn run(daemon: &Daemon, number: u32, policy: &str, steps: Vec<Step>) {
@@ -368,6 +478,7 @@ async fn run(daemon: &Daemon, number: u32, policy: &str, steps: Vec<Step>) {
         pauses: !policy.ends_with("drops"),
         watches: Vec::new(),
         posted: BTreeMap::new(),
+        unsure: Vec::new(),
         readers: (0..READERS).map(|_| None).collect(),
         lives: [Vec::new(), Vec::new()],
         auto: [false; 2],
@@ -380,24 +491,37 @@ async fn run(daemon: &Daemon, number: u32, policy: &str, steps: Vec<Step>) {
     run.finish().await;
 }
 
-#[test]
-fn no_program_loses_an_event_without_a_gap() {
-    let runtime = Runtime::new().unwrap();
-    let daemon = runtime.block_on(Daemon::start(CONFIG));
+/// Runs that many programs, in which about that many of a hundred steps kill the daemon.
+fn run_all(daemon: Daemon, runtime: &Runtime, cases: u32, crashes: u32) {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: CASES,
+        cases,
         max_shrink_iters: 200,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
     let cases = AtomicU32::new(0);
-    let outcome = runner.run(&program(), |(policy, steps)| {
+    let outcome = runner.run(&program(crashes), |(policy, steps)| {
         let number = cases.fetch_add(1, Ordering::Relaxed);
         runtime.block_on(run(&daemon, number, policy, steps));
         Ok(())
     });
+    let log = daemon.log();
     runtime.block_on(async move { drop(daemon) });
     if let Err(failure) = outcome {
-        panic!("{failure}");
+        panic!("{failure}\n--- the daemon's log ---\n{log}---");
     }
+}
+
+#[test]
+fn no_program_loses_an_event_without_a_gap() {
+    let runtime = Runtime::new().unwrap();
+    let daemon = runtime.block_on(Daemon::start(CONFIG));
+    run_all(daemon, &runtime, CASES, 0);
+}
+
+#[test]
+fn no_program_loses_what_was_told_through_the_deaths_of_the_daemon() {
+    let runtime = Runtime::new().unwrap();
+    let daemon = runtime.block_on(crash::start());
+    run_all(daemon, &runtime, CASES_WITH_CRASHES, 8);
 }
