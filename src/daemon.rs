@@ -43,7 +43,7 @@ use crate::watch::{
 };
 
 pub use arguments::{Arguments, Show};
-pub use host::refusals;
+pub use host::{refusals, warnings};
 pub use lives::{State, setup};
 pub use log::init_log;
 use sockets::Sockets;
@@ -221,6 +221,7 @@ fn identity(
         files,
         state_trouble,
         socket_troubles: Arc::default(),
+        limit_troubles: Vec::new(),
     })
 }
 
@@ -232,7 +233,11 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
     let mut state = setup.state;
-    let identity = identity(&sockets, life, setup.files, state.trouble.clone())?;
+    let mut identity = identity(&sockets, life, setup.files, state.trouble.clone())?;
+    for (key, what) in warnings(&config) {
+        tracing::warn!("{key} {what}");
+        identity.limit_troubles.push(format!("{key} {what}"));
+    }
     let no_memory = |errno| SystemError::new(errno, "memory", "");
     let arena = match &life {
         Some(life) => Some(state.arena(life).map_err(no_memory)?),

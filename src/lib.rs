@@ -29,7 +29,7 @@
 //! | [`driver`] | the contract between watches and backends, and the backends |
 //! | [`tls`] | certificates and keys, and the sessions of TLS; no I/O on sockets |
 //! | [`access`] | principals, peers, the audit log |
-//! | [`cgroup`] | a cgroup for each child |
+//! | [`cgroup`] | a cgroup for each child, and what the cgroups around the daemon allow |
 //! | [`signals`] | the one thread that receives signals |
 //! | [`watch`] | one file per kind of watch, written against the driver contract |
 //! | [`event_loop`] | the thread of a loop: turns, timers, mailbox, registrations |

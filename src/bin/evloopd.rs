@@ -42,6 +42,12 @@ fn main() -> ExitCode {
         }
     };
     if args.check_config {
+        let values = setup.config.effective();
+        for (key, what) in daemon::warnings(&setup.config) {
+            let of_key = values.iter().find(|(known, ..)| *known == key);
+            let source = of_key.map_or("default", |(_, _, source)| source);
+            complain(&format_args!("{source}: warning: {key} {what}"));
+        }
         println!("the configuration is good");
         return ExitCode::SUCCESS;
     }

@@ -19,10 +19,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+mod limit;
 mod place;
 mod removal;
 mod scope;
 
+pub use limit::memory_limit;
 pub use removal::Removals;
 
 /// The beginning of the name of each daemon's directory.

@@ -113,11 +113,38 @@ fn of(cgroup: &str, mounts: &str) -> Result<Own, String> {
     })
 }
 
+/// Returns the directories of a process's cgroup of version 2, and of that of version 1 which limits
+/// memory, from its cgroups and mounts, as in /proc/self. `None` where it has none or shows none.
+pub(super) fn with_memory(cgroup: &str, mounts: &str) -> [Option<PathBuf>; 2] {
+    let first = cgroup.lines().find_map(|line| {
+        let (controllers, name) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(is_memory).then_some(name)
+    });
+    let limits_memory = |system: &str| {
+        let options = system.rsplit(' ').next();
+        system.starts_with("cgroup ") && options.is_some_and(|all| all.split(',').any(is_memory))
+    };
+    let first = first.and_then(|name| {
+        let mut lines = mounts.lines();
+        lines.find_map(|line| place_on(line, name, limits_memory))
+    });
+    [of(cgroup, mounts).ok().map(|own| own.path), first]
+}
+
+fn is_memory(word: &str) -> bool {
+    word == "memory"
+}
+
 /// Returns the directory of a cgroup below that mount, a line of proc_pid_mountinfo(5). `None` if it
 /// is no mount of cgroups of version 2, or does not show this one.
 fn place(line: &str, name: &str) -> Option<PathBuf> {
+    place_on(line, name, |system| system.starts_with("cgroup2 "))
+}
+
+/// As [`place`], for mounts of those file systems: the type, the source and the options.
+fn place_on(line: &str, name: &str, is_wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let (mount, system) = line.split_once(" - ")?;
-    if !system.starts_with("cgroup2 ") {
+    if !is_wanted(system) {
         return None;
     }
     let mut fields = mount.split(' ').skip(3);
@@ -173,6 +200,11 @@ mod tests {
             of("0::/a", part).unwrap().path,
             Path::new("/sys/fs/cgroup/")
         );
+        assert_eq!(
+            with_memory(hybrid, mounts),
+            ["/sys/fs/cgroup/uni fied/a/b", "/sys/fs/cgroup/memory/y"].map(|p| Some(p.into()))
+        );
+        assert_eq!(with_memory("0::/a\n", ""), [None, None]);
         for (cgroup, mounts, why) in [
             ("0::/ab", part, "mounted here"),
             ("0::/", "", "mounted here"),

@@ -36,6 +36,7 @@ pub use refusals::Refusable;
 pub use rlimit::{Limit, NICE, OOM_SCORE_ADJ, Resource, UMASK_MAX};
 pub use signals::{signal_name, signal_number, unwatchable};
 pub use source::{ConfigError, Source};
+pub(crate) use units::show_size;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

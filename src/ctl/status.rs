@@ -111,6 +111,7 @@ fn troubles(status: &GetStatusResponse, loops: &[Loop]) -> Vec<String> {
     let trouble = trouble.filter(|trouble| !trouble.is_empty());
     troubles.extend(trouble.map(|why| format!("nothing outlives its keeper: {why}")));
     troubles.extend(status.socket_troubles.iter().cloned());
+    troubles.extend(status.limit_troubles.iter().cloned());
     let stopped = loops
         .iter()
         .filter(|l| l.state() == LoopState::Stopped)

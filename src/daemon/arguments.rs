@@ -22,7 +22,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Check the configuration and exit: 0 if it is good, 2 if not, with one line FILE:LINE: KEY:
-    /// ... per error
+    /// ... per error; a limit that cannot be reached here is a warning
     #[arg(long)]
     pub check_config: bool,
     /// Run without the keeper, the process that starts the daemon again when it dies: for debuggers

@@ -1,11 +1,13 @@
-//! Finds the allowed values of a configuration that this host, or the daemon's user on it, refuses.
-//! The checks run before the daemon starts anything, and use the same code as the start.
+//! Finds the allowed values of a configuration that this host, or the daemon's user on it, refuses, and
+//! those that it cannot meet. The checks run before the daemon starts anything, and use the same code as
+//! the start.
 
 use std::io;
 use std::path::Path;
 
 use crate::access::can_bind;
-use crate::config::{Children, Config, Limit, Refusal, Resource, full_key};
+use crate::cgroup;
+use crate::config::{Children, Config, Limit, Refusal, Resource, full_key, show_size};
 use crate::policy::backend_of;
 use crate::tls::Sections;
 
@@ -38,6 +40,48 @@ pub fn refusals(config: &Config) -> Vec<Refusal> {
         }));
     }
     refused
+}
+
+/// Bytes that the daemon takes beside `[limits] memory`, about: its program and threads, the records of
+/// loops and watches, and the parts of shared memory that are not filled.
+const BESIDE: u64 = 32 << 20;
+/// The least that `[limits] memory` may be.
+const MEMORY_MIN: u64 = 1 << 20;
+
+/// Returns the limits that this host does not let the daemon reach, by key. It starts all the same.
+#[must_use]
+pub fn warnings(config: &Config) -> Vec<Refusal> {
+    let host = rustix::system::sysinfo();
+    let of_host = u64::from(host.mem_unit) * host.totalram;
+    let of_cgroup = cgroup::memory_limit();
+    let allowed = of_cgroup
+        .map(|(bytes, file)| (bytes, file.display().to_string()))
+        .into_iter()
+        .chain([(of_host, "the host's memory".to_owned())])
+        .min_by_key(|(bytes, _)| *bytes);
+    let memory = allowed.and_then(|(bytes, by)| memory(config.limits.memory, bytes, &by));
+    memory.into_iter().collect()
+}
+
+/// Returns what is wrong with `[limits] memory` where the daemon can have that many bytes.
+fn memory(limit: u64, bytes: u64, by: &str) -> Option<Refusal> {
+    if limit.saturating_add(BESIDE) <= bytes {
+        return None;
+    }
+    // Whole MiB are enough to tell.
+    let most = bytes.saturating_sub(BESIDE) >> 20 << 20;
+    let allowed = match most >= MEMORY_MIN {
+        true => format!("allowed here is at most {}", show_size(most)),
+        false => "no value is small enough".to_owned(),
+    };
+    let what = format!(
+        "is {}, and the daemon takes about {} beside, but {by} is {}; the kernel cannot \
+         reclaim what outlives the daemon, and kills a process instead: {allowed}",
+        show_size(limit),
+        show_size(BESIDE),
+        show_size(bytes >> 20 << 20),
+    );
+    Some(("limits.memory".to_owned(), what))
 }
 
 fn sockets(config: &Config, refused: &mut Vec<Refusal>) {
@@ -115,4 +159,23 @@ fn try_oom_score_adj(adj: i32) -> io::Result<()> {
     }
     std::fs::write(OOM_SCORE_ADJ_FILE, adj.to_string())?;
     std::fs::write(OOM_SCORE_ADJ_FILE, own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_memory_that_cannot_be_met_is_named_with_what_is_allowed() {
+        const MIB: u64 = 1 << 20;
+        let said = |limit, bytes| memory(limit, bytes, "memory.max").map(|(_, what)| what);
+        assert_eq!(said(256 * MIB, 288 * MIB), None);
+        let what = said(256 * MIB, 288 * MIB - 1).unwrap();
+        assert!(what.starts_with("is 256MiB,"), "{what}");
+        assert!(what.contains("memory.max is 287MiB"), "{what}");
+        assert!(what.ends_with("allowed here is at most 255MiB"), "{what}");
+        let what = said(MIB, 20 * MIB).unwrap();
+        assert!(what.ends_with("no value is small enough"), "{what}");
+        assert!(said(u64::MAX, 64 * MIB).is_some());
+    }
 }

@@ -100,6 +100,7 @@ impl AdminService for Api {
             tzdata_host_version: zones.host_version.unwrap_or_default(),
             time_zone: zones.local,
             socket_troubles: self.identity.socket_troubles.lock().clone(),
+            limit_troubles: self.identity.limit_troubles.clone(),
             keeper: self.identity.life.as_ref().map(|life| Keeper {
                 state_directory: directory.unwrap_or_default(),
                 journals_in_files: self

@@ -105,6 +105,8 @@ pub struct Identity {
     pub state_trouble: Option<String>,
     /// What is wrong with the files of the sockets.
     pub socket_troubles: Arc<Mutex<Vec<String>>>,
+    /// The limits of the configuration that this host does not let the daemon reach.
+    pub limit_troubles: Vec<String>,
 }
 
 /// Reads what the configuration files have by now: it is not applied.

@@ -193,3 +193,71 @@ fn remove(unit: &Path) {
     std::fs::remove_dir(unit.join("daemon")).unwrap();
     std::fs::remove_dir(unit).unwrap();
 }
+
+/// A cgroup that allows its processes this much memory; `None`, and says so, if none can be made
+/// here.
+struct Limited(PathBuf);
+
+impl Limited {
+    fn make(bytes: u64) -> Option<Self> {
+        let name = format!("evloopd-test-{}", std::process::id());
+        let roots = [
+            ("/sys/fs/cgroup", "memory.max"),
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ];
+        for (root, file) in roots {
+            let path = Path::new(root).join(&name);
+            if std::fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let made = Self(path);
+            // Without the controller there is no such file, and none can be made.
+            if std::fs::write(made.0.join(file), bytes.to_string()).is_ok() {
+                return Some(made);
+            }
+        }
+        eprintln!("SKIPPED: no cgroup that limits memory can be made here");
+        None
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_limit_of_memory_beyond_that_of_the_cgroup_is_told() {
+    let Some(cgroup) = Limited::make(128 << 20) else {
+        return;
+    };
+    let place = cgroup.0.display();
+    let script = format!("echo $$ > '{place}/cgroup.procs' && exec \"$@\"");
+    let launcher = ["sh", "-c", &script, "sh"];
+    let fits = Daemon::start_by(&launcher, "[limits]\nmemory = \"64MiB\"\n").await;
+    assert!(fits.status().await.limit_troubles.is_empty());
+    drop(fits);
+    let daemon = Daemon::start_by(&launcher, "[limits]\nmemory = \"100MiB\"\n").await;
+    let told = daemon.status().await.limit_troubles;
+    let [trouble] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let allowed = "allowed here is at most 96MiB";
+    for part in ["limits.memory is 100MiB", &place.to_string(), allowed] {
+        assert!(trouble.contains(part), "{trouble}");
+    }
+    assert!(daemon.log().contains(allowed), "{}", daemon.log());
+    let dir = directory();
+    let config = "version = 1\n[limits]\nmemory = \"100MiB\"\n";
+    let mut check = command(dir.path(), config, &launcher);
+    let checked = within("the check", check.arg("--check-config").status()).await;
+    // It is a warning, with the place of the value.
+    assert_eq!(checked.unwrap().code(), Some(0));
+    let said = crate::common::log(dir.path());
+    assert!(
+        said.contains("evloopd.toml:3: warning: limits.memory is 100MiB"),
+        "{said}"
+    );
+    drop(daemon);
+}
