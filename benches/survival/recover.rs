@@ -10,8 +10,10 @@ use evloopd::proto::admin_service_client::AdminServiceClient;
 use evloopd::proto::event_service_client::EventServiceClient;
 use evloopd::proto::loop_service_client::LoopServiceClient;
 use evloopd::proto::policy_service_client::PolicyServiceClient;
+use evloopd::proto::watch_service_client::WatchServiceClient;
 use evloopd::proto::{
-    GetEventLoopRequest, GetLoopRequest, GetServerInfoRequest, Loop, Post, PostRequest,
+    GetEventLoopRequest, GetLoopRequest, GetServerInfoRequest, ListWatchesRequest, Loop, Post,
+    PostRequest,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
@@ -111,8 +113,14 @@ fn millis(begun: Instant) -> f64 {
     begun.elapsed().as_secs_f64() * 1000.0
 }
 
-/// Returns the state of the caller's loop, which the loop itself answers.
+/// Returns the state of the caller's loop. The loop answers after it has taken up its watches.
 async fn ask(channel: Channel) -> Outcome<Loop> {
+    let request = ListWatchesRequest {
+        page_size: 1,
+        ..ListWatchesRequest::default()
+    };
+    let mut watches = WatchServiceClient::new(channel.clone());
+    watches.list_watches(request).await?;
     let mut loops = LoopServiceClient::new(channel);
     let answer = loops.get_loop(GetLoopRequest::default()).await?;
     Ok(answer.into_inner().r#loop.ok_or("no loop in the answer")?)

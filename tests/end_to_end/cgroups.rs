@@ -211,8 +211,9 @@ impl Limited {
                 continue;
             }
             let made = Self(path);
-            // Without the controller there is no such file, and none can be made.
-            if std::fs::write(made.0.join(file), bytes.to_string()).is_ok() {
+            // It may be another file system, or a cgroup without the controller.
+            let file = made.0.join(file);
+            if file.exists() && std::fs::write(file, bytes.to_string()).is_ok() {
                 return Some(made);
             }
         }
