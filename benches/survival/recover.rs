@@ -214,7 +214,7 @@ pub(crate) fn run(runtime: &Runtime, report: &mut Report) -> Outcome<()> {
         match (&cores, taken.next()) {
             (Ok(()), Some(aborted)) if dumped.iter().all(|kib| *kib > 0) => {
                 report.figure(("recover_ms_core_dumped", backend), target, aborted);
-                let kib = dumped.into_iter().map(|kib| u32::try_from(kib));
+                let kib = dumped.into_iter().map(u32::try_from);
                 let kib = kib.map(|kib| kib.map_or(f64::NAN, f64::from));
                 report.figure(("core_kib", backend), None, kib.collect());
             }

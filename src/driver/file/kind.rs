@@ -1,10 +1,12 @@
 //! What a file descriptor refers to.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, FileType, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::link;
 
@@ -108,18 +110,19 @@ impl FileKind {
     }
 
     pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        // Checked before the file type, because some kernels report a pidfd as a regular file.
-        if let Some(kind) = Self::of_anonymous(fd) {
+        let stat = stat(fd)?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        // These are the most, and to read their links would take several times as long.
+        if kind == FileType::Fifo && device_of_pipes() == Some(device(&stat)) {
+            return Ok(Self::Pipe);
+        }
+        // Checked before the other types, because some kernels report a pidfd as a regular file.
+        if kind != FileType::Socket
+            && let Some(kind) = Self::of_anonymous(fd)
+        {
             return Ok(kind);
         }
-        // Cached attributes only: a client may serve the file system (FUSE) and never answer.
-        let stat = rustix::fs::statx(
-            fd,
-            c"",
-            AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
-            StatxFlags::TYPE,
-        )?;
-        Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
+        Ok(match kind {
             FileType::Socket => Self::Socket {
                 kind: sockopt::socket_type(fd)?,
                 listening: sockopt::socket_acceptconn(fd)?,
@@ -159,6 +162,27 @@ impl FileKind {
             _ => Self::Anonymous,
         })
     }
+}
+
+fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
+    // Cached attributes only: a client may serve the file system (FUSE) and never answer.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    rustix::fs::statx(fd, c"", flags, StatxFlags::TYPE)
+}
+
+const fn device(stat: &Statx) -> (u32, u32) {
+    (stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+/// Returns the device of all anonymous pipes; `None` if none can be made.
+fn device_of_pipes() -> Option<(u32, u32)> {
+    static DEVICE: OnceLock<(u32, u32)> = OnceLock::new();
+    if let Some(known) = DEVICE.get() {
+        return Some(*known);
+    }
+    let (reader, _writer) = pipe_with(PipeFlags::CLOEXEC).ok()?;
+    let found = device(&stat(reader.as_fd()).ok()?);
+    Some(*DEVICE.get_or_init(|| found))
 }
 
 /// Device number of /dev/ptmx: every open(2) creates a new pseudoterminal.

@@ -66,7 +66,12 @@ impl Log {
                 each(event, encoded);
             });
         }
+        // To let it grow would copy all of it again and again.
+        log.entries
+            .reserve(usize::try_from(newest + 1 - log.first).unwrap_or(0));
         let mut end = 0;
+        // Events of one watch often follow each other.
+        let mut last = (0, watches.get(&0));
         for (_, bytes) in pieces {
             let start = end;
             let mut rest = &bytes[..];
@@ -75,7 +80,10 @@ impl Log {
                 rest = after;
                 end += event.size as u64;
                 each(&event, encoded);
-                let known = watches.get(&event.watch);
+                if last.0 != event.watch {
+                    last = (event.watch, watches.get(&event.watch));
+                }
+                let known = last.1;
                 let set = known.map_or(LabelSet::NONE, |known| known.labels);
                 labels.hold(set);
                 let upto = log
