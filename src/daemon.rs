@@ -27,6 +27,7 @@ use crate::clock::Now;
 use crate::config::{CgroupUse, Config, Limit, Resource, signal_number};
 use crate::error::{Error, Result, SystemError};
 use crate::event_loop::LoopEnd;
+use crate::faults::{self, Point};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
 use crate::keeper::Life;
@@ -265,6 +266,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let kept_requests = arena.clone().map(|arena| (arena, requests));
     let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
     let files_of_state = arena.clone();
+    faults::point(Point::StartsAbandoned);
     let registry = Registry::new(Arc::clone(&config), Arc::clone(&services), memory, arena)?;
     if is_alone {
         tracing::warn!("the daemon before and its keeper were ended: what they left is taken up");
@@ -286,7 +288,9 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
         (true, true) => Strays::Strangers,
         (true, false) => Strays::Unknown,
     };
+    faults::point(Point::AllTakenUp);
     services.reaper.settle(&unrecorded, strays);
+    faults::point(Point::Settled);
     registry.start_configured()?;
     tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
     let slots = Slots::new(config.limits.slots, SLOT_TTL);

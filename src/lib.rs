@@ -57,6 +57,7 @@ pub mod driver;
 pub mod error;
 pub mod event;
 pub mod event_loop;
+pub mod faults;
 pub mod follow;
 pub mod handover;
 pub mod history;

@@ -62,23 +62,6 @@ pub(crate) fn abort_where_critical() {
     }));
 }
 
-/// The word on which [`fault`] panics.
-#[cfg(debug_assertions)]
-const FAULT: &str = "EVLOOPD_TEST_PANIC";
-
-/// For tests of the whole daemon, in builds with debug assertions only: panics if the environment
-/// names this word.
-#[inline]
-pub(crate) fn fault(word: &str) {
-    #[cfg(debug_assertions)]
-    #[allow(clippy::panic)]
-    if std::env::var_os(FAULT).is_some_and(|named| named == *word) {
-        panic!("a test wants a panic at {word}");
-    }
-    #[cfg(not(debug_assertions))]
-    let _ = word;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

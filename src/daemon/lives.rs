@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::driver;
 use crate::event::Recovered;
 use crate::event_loop::{descriptors, listening};
+use crate::faults::{self, Point};
 use crate::keeper::{Ended, Kept, Life};
 use crate::proto::RecoveryReason;
 use crate::proto::state::KeptDescriptor;
@@ -133,6 +134,7 @@ fn open_state(life: &Life) -> State {
         .chain(accepted.values().flatten().copied())
         .collect();
     life.close_all_but(memory.into_iter().chain(kept.iter().copied()));
+    faults::point(Point::OthersClosed);
     let mut inherited = Inherited::own(kept).with_accepted(accepted);
     let needed = needed.into_iter();
     State {

@@ -11,6 +11,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use super::transfer::{self, Attempt, CallError, Intake, READ_MAX};
 use super::{Direction, Nonblocking, Offset, Outbound, Received};
+use crate::faults::{self, Point};
 use crate::state::{Keep, Receipts};
 
 /// A pipe with its two ends.
@@ -184,8 +185,11 @@ impl Transfers {
         let Some(sending) = receipts.expect_in_doubt(number, offset) else {
             return Err(CallError::WouldBlock);
         };
+        faults::point(Point::SendInDoubt);
         let result = send();
+        faults::point(Point::SocketTook);
         sending.sent(*result.as_ref().unwrap_or(&0));
+        faults::point(Point::SocketNoted);
         result
     }
 
@@ -219,8 +223,11 @@ impl Transfers {
         let Some(sending) = receipts.expect_sent(fd.as_raw_fd(), offset) else {
             return Err(CallError::WouldBlock);
         };
+        faults::point(Point::SendIntended);
         let put = rustix::io::write(to, &bytes[..bytes.len().min(RELAY_MAX)])?;
+        faults::point(Point::Relayed);
         sending.relayed(put);
+        faults::point(Point::RelayNoted);
         let flags = SpliceFlags::NONBLOCK;
         let mut sent = 0;
         let mut result = Ok(0);
@@ -231,8 +238,10 @@ impl Transfers {
                 Ok(0) | Err(_) => break,
                 Ok(more) => sent += more,
             }
+            faults::point(Point::Spliced);
         }
         sending.sent(sent);
+        faults::point(Point::SpliceNoted);
         let mut left = put - sent;
         let mut rest = [0; 4096];
         while left > 0 {
@@ -280,10 +289,13 @@ impl Transfers {
         let Some(mut place) = place else {
             return Err(CallError::WouldBlock);
         };
+        faults::point(Point::ReadIntended);
         let result = transfer::read(fd, mode, place.bytes());
+        faults::point(Point::BytesRead);
         let len = *result.as_ref().unwrap_or(&0);
         let received = self.intake.chunk.copy(place.bytes(), len);
         place.took(len);
+        faults::point(Point::ReadNoted);
         result.map(|_| received).map_err(Into::into)
     }
 

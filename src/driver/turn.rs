@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use super::acceptor::Acceptor;
 use super::transfer::{self, CallError};
 use super::{Budget, Completion, Done, Nonblocking, OpId, Received};
+use crate::faults::{self, Point};
 
 /// Most connections accepted for one readiness event, failed attempts included.
 const ACCEPTS_MAX: usize = 64;
@@ -79,6 +80,7 @@ impl<'a> TurnState<'a> {
             };
             match accepted {
                 Ok((connection, peer)) => {
+                    faults::point(Point::Accepted);
                     self.push(id, Done::Accepted(connection, peer.map(Box::new)), false);
                     *limit -= 1;
                 }

@@ -16,8 +16,8 @@ use super::{EVENT_OVERHEAD, EventLoop, Kind, LoopState, STATE_CHANGE};
 use crate::clock::Now;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Cursor, PolicyChanged, Posted};
+use crate::faults;
 use crate::journal::{About, Outbox, Room};
-use crate::poison;
 use crate::proto::{self, TerminalSize};
 use crate::watch::{Groups, Parcel, SignalTarget, StartTls, Taken, Tree, WaterMarks};
 
@@ -136,7 +136,7 @@ impl Posting {
 
     pub(super) fn push(postings: Vec<Self>, now: Now, outbox: &mut Outbox) {
         for Self { posted, user_data } in postings {
-            poison::fault(&posted.topic);
+            faults::word(&posted.topic);
             let about = About {
                 user_data,
                 ..About::default()

@@ -6,6 +6,7 @@ use super::record::{Encoded, Ending, Record, Removal, TakenFd};
 use super::{EventLoop, Lifetime, LifetimeEnd, Registration};
 use crate::driver::OpId;
 use crate::event::{Accepted, Added, CloseReason, Closed, Kind, Removed, largest};
+use crate::faults::{self, Point};
 use crate::journal::{About, Room};
 use crate::kinds::WatchKind;
 use crate::watch::{
@@ -207,6 +208,7 @@ impl EventLoop {
         self.keep_for_snapshots(slot);
         let mut record = self.watches.remove(slot);
         self.keep_no_more(record.id());
+        faults::point(Point::WatchForgotten);
         let removal = record.rare_mut().and_then(|rare| rare.removal.take());
         let Removal {
             request_id,
@@ -252,6 +254,7 @@ impl EventLoop {
             } = adoption;
             if let Some(socket) = socket {
                 self.keep_accepted(&socket);
+                faults::point(Point::AcceptRecorded);
             }
             let parent = &self.watches[listener];
             // A connection ends with its listener's process. It has no lease of its own to renew.
@@ -279,6 +282,7 @@ impl EventLoop {
                 peer,
             };
             self.outbox.push(self.now, about, Kind::Accepted(accepted));
+            faults::point(Point::AcceptReported);
             // The room was reserved with that of the new watch.
             self.outbox.unreserve(Room::event(largest::ACCEPTED));
             let slot = self.insert(registration, watch, parent);
@@ -349,6 +353,7 @@ impl EventLoop {
         }
         let (slot, first_bound) = self.watches.insert(record);
         self.keep_watch_as_it_is(slot);
+        faults::point(Point::WatchWritten);
         if first_bound && let Some(process) = bound {
             self.end_after_process(process);
         }

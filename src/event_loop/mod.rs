@@ -17,6 +17,7 @@ use crate::clock::{Jumps, Now};
 use crate::config::{Limits, Policy, Survives};
 use crate::driver::{Backend, Completion, Driver, Key, Relays};
 use crate::event::{CloseReason, Kind, LoopState, LoopStateChanged, PolicyChanged, largest};
+use crate::faults::{self, Point};
 use crate::journal::{About, Journal, Outbox, Room};
 use crate::paths::Hub;
 use crate::proto::PausedSource;
@@ -227,6 +228,7 @@ impl EventLoop {
             };
             self.start_fences();
             self.driver.committed();
+            faults::point(Point::ReceiptsForgotten);
             let waited = self.wait(timeout, &mut completions);
             let found = completions.len();
             wakes_to_drain += u64::from(self.mailbox.waker.awake() && slept);
@@ -385,9 +387,13 @@ impl EventLoop {
 
     /// Makes the turn's events readable, then sends its replies.
     fn commit(&mut self) {
+        faults::point(Point::EventsAppended);
         self.keep_changes();
+        faults::point(Point::ChangesWritten);
         self.outbox.commit();
+        faults::point(Point::EventsReadable);
         self.changes_are_kept();
+        faults::point(Point::RecordsFreed);
         self.relays.committed();
         for step in self.afterwards.drain(..) {
             let closes = step.closes();
@@ -401,8 +407,12 @@ impl EventLoop {
         let (watches, open) = (self.watches.len(), self.watches.open());
         shared.watches.store(watches as u64, Ordering::Relaxed);
         shared.open_watches.store(open as u64, Ordering::Relaxed);
+        if !self.replies.is_empty() {
+            faults::point(Point::BeforeReplies);
+        }
         for reply in self.replies.drain(..) {
             reply();
+            faults::point(Point::Replied);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::access::Principal;
 use crate::driver;
 use crate::error::{Error, Result, SystemError};
 use crate::event::{CloseReason, Epoch, Kind, LoopState, Recovered};
+use crate::faults::{self, Point};
 use crate::journal::{self, About, Journal, Memory, Outbox};
 use crate::kinds::WatchKind;
 use crate::proto::state::KeptDescriptor;
@@ -192,6 +193,7 @@ impl EventLoop {
             revive,
             ..
         } = before;
+        faults::point(Point::LoopFound);
         let needed = transfers.needed.as_ref().map(OwnedFd::as_fd);
         // Streams whose descriptors were closed have ended, whatever of them was not told.
         let uncommitted = match revive.is_alone() {
@@ -207,7 +209,9 @@ impl EventLoop {
         for found in &transfers.found {
             found.use_in(turn);
         }
+        faults::point(Point::TransfersFound);
         self.take_up(told, watches, &uncommitted, &*revive);
+        faults::point(Point::WatchesTakenUp);
         self.watches.used_up_to(last_id);
         transfers
     }
@@ -306,6 +310,7 @@ impl EventLoop {
         uncommitted: &Uncommitted,
         revive: &dyn Revive,
     ) {
+        faults::word(&found.watch.name);
         let is_closing = found.state.closing;
         let place = self.place_of(&found);
         let resumed = revive

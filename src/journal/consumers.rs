@@ -10,6 +10,7 @@ use super::monitor::WaiterId;
 use super::recovery::{ACKED, CONSUMER, no_memory};
 use crate::clock::{Now, nanos};
 use crate::error::{Error, Result};
+use crate::faults::{self, Point};
 use crate::proto::state::KeptConsumer;
 use crate::state::{Cell, Entry, Records};
 
@@ -41,7 +42,9 @@ impl Consumer {
         if seq > self.acked {
             self.acked = seq;
             if let Some((_, acked)) = &self.kept {
+                faults::point(Point::BeforeAck);
                 acked.set(seq + 1, [seq]);
+                faults::point(Point::AckKept);
             }
         }
     }
@@ -190,10 +193,12 @@ impl Consumers {
             self.kept += 1;
             let mut keep = || {
                 let cell = records.cell_now(acked + 1, ACKED, self.kept, [acked])?;
+                faults::point(Point::ConsumerHalfKept);
                 let entry = records.put_now(CONSUMER, self.kept, &consumer.message(name))?;
                 Ok((entry, cell))
             };
             consumer.kept = Some(keep().map_err(no_memory)?);
+            faults::point(Point::ConsumerKept);
         }
         consumer.rest(now);
         self.by_name.insert(name.to_owned(), consumer);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::libc;
 use rustix::io::Errno;
 
+use crate::faults::{self, Point};
 use crate::sys::{self, Waited};
 
 /// The most exits that wait until a life has recorded them. Further zombies wait.
@@ -69,6 +70,7 @@ impl Exits {
         for (word, value) in (USAGE..).zip(numbers(&exit.waited.usage)) {
             set(word, value);
         }
+        faults::point(Point::KeeperWritten);
         self.word(at, STATE).store(1, Ordering::Release);
         true
     }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::exits::{Exits, OrphanExit};
 use super::page::{Kept, Page, Phase};
 use super::{Ended, LIFE_NAME};
+use crate::faults;
 use crate::sys::keeper as system;
 
 /// The present life.
@@ -28,6 +29,7 @@ impl Life {
         // Ctrl-C and Ctrl-Z on a terminal concern the keeper, which passes them on.
         let _ = rustix::process::setsid();
         system::take_over_listen_pid();
+        faults::arm(page.life());
         Self { page, exits, mask }
     }
 

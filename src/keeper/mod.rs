@@ -18,6 +18,7 @@ use nix::sys::signal::SigSet;
 use rustix::io::Errno;
 use sd_notify::NotifyState;
 
+use crate::faults::{self, Point};
 use crate::sys::keeper::{self as system, Taken};
 
 mod exits;
@@ -100,6 +101,7 @@ pub fn start() -> Result<Role, Errno> {
     let exits = Exits::new()?;
     // The first call may open a file. Later the keeper opens none: each life closes what it does not know.
     let _ = crate::clock::boot_ticks();
+    faults::arm(0);
     let before = system::block_all_signals();
     let before = before.map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     let mut keeper = Keeper {
@@ -202,14 +204,19 @@ impl Keeper {
                     Ended::Killed(status)
                 });
             } else {
+                faults::point(Point::KeeperLooked);
                 // An orphan, which may be a child of a dead life: recorded, then reaped.
                 let at = crate::clock::boot_ticks();
                 if !self.exits.record(&OrphanExit { pid, at, waited }) {
                     break;
                 }
+                faults::point(Point::KeeperRecorded);
                 has_recorded = true;
             }
             system::reap_ended(pid);
+            if has_recorded {
+                faults::point(Point::KeeperReaped);
+            }
         }
         if has_recorded && ended.is_none() && life > 0 {
             // It looks at the exits whenever it is told that a child has ended.

@@ -11,6 +11,7 @@ use crate::driver::Backend;
 use crate::error::{Error, Result};
 use crate::event::LoopState;
 use crate::event_loop::{Blueprint, Handle, Lifetime};
+use crate::faults::{self, Point};
 
 /// A request for a new loop.
 #[derive(Debug, Clone, Default)]
@@ -208,10 +209,12 @@ impl<'a> Reservation<'a> {
             keep,
             remains: None,
         })?;
+        faults::point(Point::LoopStarted);
         let mut inner = registry.inner.lock();
         if let Some(kept) = &mut inner.kept {
             kept.keep(&handle)?;
         }
+        faults::point(Point::LoopKept);
         inner.loops.insert(self.id, handle.clone());
         inner.names.insert(self.key.clone(), self.id);
         inner.forget_old(registry.limits.loops);

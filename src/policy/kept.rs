@@ -16,6 +16,7 @@ use crate::event::{CloseReason, Recovered};
 use crate::event_loop::{
     Blueprint, Clients, Handle, Remains, Revive, kept_lifetime_of, lifetime_of,
 };
+use crate::faults::{self, Point};
 use crate::journal;
 use crate::proto::state::{KeptChoice, KeptContext, KeptLoop, KeptProcess, kept_context};
 use crate::state::{Arena, Cell, DAEMON, Entry, Found, Keep, Kind, Owner, Records};
@@ -216,6 +217,7 @@ impl KeptLoops {
                 self.newest = Some(cell.map_err(no_memory)?);
             }
         }
+        faults::point(Point::LoopNumbered);
         if on.survives() == Survives::None {
             return Ok(());
         }
@@ -301,6 +303,7 @@ impl Registry {
                         tracing::error!(on = handle.full_name(), %error, "the next life will not find a loop");
                     }
                     handles.push((handle, is_over));
+                    faults::point(Point::LoopTakenUp);
                 }
                 Err(error) => {
                     tracing::error!(id, %error, "a loop of the life before is lost");

@@ -17,9 +17,9 @@ use crate::access::{Peer, audit};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::event_loop::Handle;
+use crate::faults;
 use crate::handover::Slots;
 use crate::keeper::Life;
-use crate::poison;
 use crate::policy::{Caller, LoopName, Registry, SESSION_NAME_MAX, is_loop_name};
 use crate::proto;
 use crate::terminals::Terminals;
@@ -236,7 +236,7 @@ impl Api {
     ) -> Result<Handle> {
         let named = convert::loop_name(named);
         if let LoopName::Name(name) = &named {
-            poison::fault(name);
+            faults::word(name);
         }
         self.registry.find(&requester.caller, &named, create)
     }

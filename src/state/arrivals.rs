@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::arena::{Arena, Found, HEADER, Kind, Owner, Run};
 use super::memory::{Part, WORD};
 use super::uncommitted::{Sent, Uncommitted, Unrecorded};
+use crate::faults::{self, Point};
 
 /// The receipts there can be at once.
 const RECEIPTS: usize = 8192;
@@ -188,6 +189,7 @@ impl Arrivals {
         let written = self.write(arrival.number, buffer, offset.unwrap_or(NO_OFFSET), place);
         self.start(arrival.buffer, start + arrival.len);
         self.saw();
+        faults::point(Point::ArrivalSeen);
         written
     }
 
@@ -196,6 +198,7 @@ impl Arrivals {
     pub fn sent(&mut self, number: RawFd, offset: u64, len: usize) -> bool {
         let written = self.write(number, NO_BUFFER, offset, len as u64);
         self.saw();
+        faults::point(Point::ArrivalSeen);
         written
     }
 
@@ -214,9 +217,11 @@ impl Arrivals {
             let word = self.words.word(at + word * WORD);
             word.store(value, Ordering::Relaxed);
         }
+        faults::point(Point::ArrivalWritten);
         self.next += 1;
         // From here on the completion counts as processed.
         self.words.word(NEXT).store(self.next, Ordering::Release);
+        faults::point(Point::ArrivalNoted);
         true
     }
 

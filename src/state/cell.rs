@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::WORD;
 use super::records::Entry;
+use crate::faults::{self, Point};
 
 /// Numbers, each change of which counts once the turn in which it was made is committed. There are two
 /// versions of them, each with its turn: the older one is overwritten.
@@ -58,6 +59,7 @@ impl<const N: usize> Cell<N> {
         for (at, number) in numbers.into_iter().enumerate() {
             self.word(version, at + 1).store(number, Ordering::Release);
         }
+        faults::point(Point::CellHalfWritten);
         self.word(version, 0).store(turn, Ordering::Release);
     }
 

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::arena::{Arena, Found, Kind, Owner, RUN_MAX, Run};
 use super::cell::Cell;
 use super::memory::{Part, WORD};
+use crate::faults::{self, Point};
 
 /// The sizes of entries, bytes, headers included. A larger one has a run of its own.
 const SIZES: [usize; 7] = [64, 128, 256, 512, 1024, 2048, 4000];
@@ -183,6 +184,7 @@ impl Records {
     pub fn put_now(&mut self, kind: u8, id: u64, bytes: &[u8]) -> Result<Entry, Errno> {
         let mut entry = self.take(HEADER + bytes.len())?;
         entry.fill(kind, id, bytes);
+        faults::point(Point::RecordWritten);
         self.at_once += 1;
         entry.store(WRITTEN, AT_ONCE | self.at_once);
         Ok(entry)
@@ -265,6 +267,7 @@ impl Records {
     /// As for [`Records::replace`].
     pub fn replace_now(&mut self, entry: &mut Entry, bytes: &[u8]) -> Result<(), Errno> {
         let new = self.put_now(entry.kind(), entry.id(), bytes)?;
+        faults::point(Point::RecordDoubled);
         let old = std::mem::replace(entry, new);
         self.give_back(old);
         Ok(())

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::arena::{Arena, Found, Kind, Owner, Run};
 use super::memory::{Part, WORD};
+use crate::faults::{self, Point};
 
 /// The turns of an owner, such as a loop: all that is written in one counts once it is committed, by
 /// one store.
@@ -85,7 +86,9 @@ impl Turns {
     pub fn commit(&mut self, newest: u64) {
         let place = at(self.turn);
         self.newest.word(place).store(newest, Ordering::Release);
+        faults::point(Point::TurnNumbered);
         self.run.committed().store(self.turn, Ordering::Release);
+        faults::point(Point::TurnCommitted);
         self.turn += 1;
     }
 }

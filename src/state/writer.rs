@@ -8,6 +8,7 @@ use crc32fast::Hasher;
 
 use super::arena::{Arena, Found, HEADER, Kind, Owner, Run};
 use super::memory::{Part, into_bytes};
+use crate::faults::{self, Point};
 
 /// The run that is written to.
 #[derive(Debug)]
@@ -166,12 +167,14 @@ impl Writer {
         for Sealed { run, bytes } in self.sealed.drain(..) {
             if let Some((run, word)) = run {
                 run.committed().store(word, Ordering::Release);
+                faults::point(Point::RunCommitted);
             }
             take(bytes);
         }
         if let Some(open) = self.open.as_mut().filter(|open| open.written > 0) {
             let (word, bytes) = open.seal();
             open.run.committed().store(word, Ordering::Release);
+            faults::point(Point::RunCommitted);
             take(bytes);
         }
     }

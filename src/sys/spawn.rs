@@ -26,6 +26,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Gid, Resource, Rlimit, Uid, WaitId, WaitIdOptions, waitid};
 
 use super::{check, clone3};
+use crate::faults::{self, Point};
 use crate::state::has_started;
 use prepare::prepare_child;
 
@@ -182,6 +183,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> Result<(i32, OwnedFd), (Step, Errno)
     // daemon's memory.
     let before = set_signal_mask(u64::MAX);
     let given = (&raw mut plan).cast();
+    faults::point(Point::BeforeFork);
     // SAFETY, both: the child runs `child` with the plan, on a stack of its own. Both outlive the
     // call, which returns once the child no longer uses our memory (CLONE_VFORK), or it has a copy
     // of it. The child writes only to what the plan names, and its descriptor table is a copy (no
@@ -247,7 +249,16 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
 
 fn may_start(launch: &Launch<'_>) -> bool {
     let pid = || rustix::process::getpid().as_raw_pid();
-    launch.start.is_none_or(|start| has_started(start, pid()))
+    launch.start.is_none_or(|start| {
+        let before = start.load(Ordering::Acquire);
+        faults::point_of_child(Point::ChildBeforeSwap, || true);
+        faults::point_of_child(Point::ChildAbandoned, || {
+            start.load(Ordering::Acquire) != before
+        });
+        let may_start = has_started(start, pid());
+        faults::point_of_child(Point::ChildAfterSwap, || true);
+        may_start
+    })
 }
 
 fn last_errno() -> Errno {

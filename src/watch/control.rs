@@ -7,6 +7,7 @@ use super::{Need, Reaping, Services, Sources, Watch};
 use crate::driver::Key;
 use crate::error::SystemError;
 use crate::event::{CloseReason, FailedAttempt, Stream};
+use crate::faults::{self, Point};
 use crate::journal::About;
 use crate::proto;
 use crate::proto::state::KeptDescriptor;
@@ -111,11 +112,17 @@ impl Afterwards {
     /// Does it.
     pub fn run(self, services: &Services) {
         match self {
-            Self::Close(fd, shared) => services.close(fd, shared),
+            Self::Close(fd, shared) => {
+                faults::point(Point::BeforeClose);
+                services.close(fd, shared);
+            }
             Self::Drop(it) => drop(services.runtime.spawn_blocking(move || drop(it))),
             Self::Drain(output, pid, stream) => services.drain.take(output, pid, stream),
             Self::Reap(reaping) => reaping.run(),
-            Self::Started(start) => drop(start),
+            Self::Started(start) => {
+                faults::point(Point::StartRecorded);
+                drop(start);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! operations in flight and waits for them; if they do not end in time, their memory is leaked,
 //! never freed.
 
+use crate::faults::{self, Point};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -294,6 +295,7 @@ impl Ring {
         let source = token.source();
         if let Some(kept) = self.kept.as_mut().filter(|_| offset.get().is_some()) {
             kept.expect();
+            faults::point(Point::RingExpected);
         }
         if self.sending.len() <= source {
             self.sending.resize(source + 1, None);
@@ -380,7 +382,9 @@ impl Ring {
             }
             None => submitter.submit_and_wait(1),
         };
+        faults::point(Point::RingEntered);
         self.collect();
+        faults::point(Point::CompletionsTaken);
         match entered.as_ref().map_err(Errno::from_io_error) {
             // The wait timed out, a signal came, or the kernel takes no more entries for now.
             Err(Some(Errno::TIME | Errno::INTR | Errno::AGAIN | Errno::BUSY)) => Ok(()),
@@ -437,6 +441,7 @@ impl Ring {
             let taken = self.buffers.take(buffer, len, more)?;
             let (start, is_used_up) = (taken.start, taken.is_used_up);
             data = self.chunk.copy(taken.bytes, len);
+            faults::point(Point::ArrivalCopied);
             if let Some(kept) = &mut self.kept {
                 let arrival = Arrival {
                     number,

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::event::Encode;
+use crate::faults::{self, Point};
 use crate::state::Writer;
 
 /// Encoded events that are not committed.
@@ -51,7 +52,9 @@ impl Buffer {
                 event.put(bytes);
             }
             Self::Kept { writer, len } => {
-                event.put(&mut writer.room(size, block));
+                let mut room = writer.room(size, block);
+                faults::point(Point::EventHalfWritten);
+                event.put(&mut room);
                 *len += size;
             }
         }

@@ -17,6 +17,7 @@ use tonic::Code;
 use crate::access::Principal;
 use crate::clock::Now;
 use crate::error::{Error, Result};
+use crate::faults::{self, Point};
 use crate::memory::{Budget, Taken, Use};
 use crate::policy::ContextKey;
 use crate::proto::state::KeptRequest;
@@ -195,6 +196,7 @@ impl Repeats {
         table.next += 1;
         let number = table.next;
         let kept = table.keep(None, &key, digest, None);
+        faults::point(Point::RequestKept);
         let entry = Entry {
             digest,
             answer: answer.clone(),
@@ -334,6 +336,7 @@ impl Table {
 
 impl First {
     fn done(self, answer: Answer) {
+        faults::point(Point::RequestDone);
         let passing = |error: &Error| {
             let code = status::describe(error).code;
             matches!(code, Code::ResourceExhausted | Code::Unavailable)
@@ -366,8 +369,10 @@ impl First {
             (Some(_), _) => {}
         }
         drop(table);
+        faults::point(Point::AnswerKept);
         // There may be no receiver any more.
         let _ = self.answer.send(Some(answer));
+        faults::point(Point::Answered);
     }
 }
 

@@ -8,6 +8,7 @@ use super::names::{self, Family};
 use super::{AT_ONCE, DatagramWatch, RETRY, passes, tell_error};
 use crate::error::SystemError;
 use crate::event::{CloseReason, largest};
+use crate::faults::{self, Point};
 use crate::sys::datagram::{self, Incoming, Queue};
 use crate::watch::Context;
 
@@ -161,8 +162,10 @@ impl DatagramWatch {
         cx.in_doubt(before + (buffer.len() / size.max(1)) as u64);
         let fd = self.source.and_then(|source| cx.fd(source));
         let fd = fd.ok_or(Errno::BADF)?;
+        faults::point(Point::DatagramsInDoubt);
         let received =
             rustix::io::retry_on_intr(|| datagram::receive(fd, buffer, size, queue, &mut take));
+        faults::point(Point::DatagramsReceived);
         let taken = match received {
             Ok(received) => received as u64,
             Err(Errno::AGAIN) => 0,
@@ -171,6 +174,7 @@ impl DatagramWatch {
         };
         self.taken = (turn, before + taken);
         cx.in_doubt(before + taken);
+        faults::point(Point::DatagramsNoted);
         received
     }
 }

@@ -13,6 +13,7 @@ use crate::config::ChildWatcher;
 use crate::driver::{Direction, Lane, Nonblocking, Op, SourceId};
 use crate::error::SystemError;
 use crate::event::{CloseReason, Exited, Kind, StreamEnd, StreamEndReason};
+use crate::faults::{self, Point};
 use crate::watch::transport::Incoming;
 use crate::watch::{Context, Notice, Teardown};
 
@@ -68,6 +69,7 @@ impl Process {
             && let Some(child) = &self.child
             && let State::Ended(exited) = child.state()
         {
+            faults::point(Point::ExitLooked);
             self.exited(cx, *exited);
         }
     }
@@ -87,6 +89,7 @@ impl Process {
         exited.cgroup_usage = group.and_then(|group| group.usage()).map(Into::into);
         cx.clear_alarm();
         cx.emit(Kind::Exited(exited.clone()));
+        faults::point(Point::ExitAppended);
         self.exited = Some(exited);
         if let Some(reaping) = self.child.as_mut().and_then(Child::exit_reported) {
             cx.reap(reaping);

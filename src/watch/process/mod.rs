@@ -16,6 +16,7 @@ use crate::config::ChildWatcher;
 use crate::driver::{Done, Driver, Lane, Nonblocking, SourceId};
 use crate::error::{Error, Result, SystemError};
 use crate::event::{Exited, Kind, Started, Stream, StreamEndReason};
+use crate::faults::{self, Point};
 use crate::proto::state::kept_watch_state::Of;
 use crate::proto::{self, TerminalSize, exited::Status};
 use crate::signals::Subscription;
@@ -122,6 +123,7 @@ struct Process {
 impl Watch for Process {
     fn start(&mut self, cx: &mut Context<'_>) {
         cx.emit(Kind::Started(Started { pid: self.pid }));
+        faults::point(Point::StartAppended);
         if let Some(start) = self.child.as_mut().and_then(|child| child.start.take()) {
             cx.started(start);
         }

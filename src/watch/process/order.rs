@@ -18,6 +18,7 @@ use super::{Attributes, EndSignals, Process};
 use crate::config::ChildWatcher;
 use crate::error::{Result, SystemError};
 use crate::event::largest;
+use crate::faults::{self, Point};
 use crate::proto::TerminalSize;
 use crate::state;
 use crate::watch::{Need, Services, Watch, WaterMarks};
@@ -204,6 +205,7 @@ impl ProcessOrder {
             starts.begin().ok_or(too_many)
         });
         let start = start.transpose()?;
+        faults::point(Point::StartIntended);
         let born = crate::clock::boot_ticks();
         let Spawned {
             pid,
@@ -216,6 +218,7 @@ impl ProcessOrder {
             &services.cgroups,
             start.as_ref().map(state::Start::word),
         )?;
+        faults::point(Point::ChildExecuted);
         let terminal = terminal.map(|opened| {
             let (terminal, master) = Terminal::new(opened, self.terminal);
             pipes[1] = Some(master);

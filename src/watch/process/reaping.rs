@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::reaper::Reaper;
 use crate::cgroup::Group;
+use crate::faults::{self, Point};
 use crate::sys;
 use crate::watch::services::Permit;
 
@@ -29,11 +30,13 @@ impl Reaping {
         let Some(pidfd) = self.pidfd.filter(|_| self.is_due) else {
             return;
         };
+        faults::point(Point::BeforeReap);
         if let Some(born) = self.born {
             self.reaper.forget_orphan(self.pid, born);
         } else if sys::reap(pidfd.as_fd()) == Ok(false) {
             self.reaper.take(self.pid, pidfd, self.rest);
         } else {
+            faults::point(Point::Reaped);
             self.reaper.reaped(self.pid);
         }
     }

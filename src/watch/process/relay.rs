@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use crate::driver::Relays;
+use crate::faults::{self, Point};
 
 /// The most bytes that are moved at once: the kernel has no more to read of a terminal.
 const AT_ONCE: usize = 4096;
@@ -87,6 +88,7 @@ impl Relay {
             if rustix::pipe::splice(control, None, &self.input, None, most, flags)? == 0 {
                 return Ok(0);
             }
+            faults::point(Point::PacketMoved);
         }
         let packet = relays.read(self.output.as_fd(), self.read, AT_ONCE)?;
         let packet = packet.ok_or(Errno::AGAIN)?;
@@ -105,7 +107,9 @@ impl Relay {
     pub(super) fn type_from_file(&self, control: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
         let at = self.typed_bytes();
         let put = rustix::io::pwrite(&self.typed, bytes, at)?;
+        faults::point(Point::TypedWritten);
         let typed = rustix::fs::sendfile(control, &self.typed, None, put)?;
+        faults::point(Point::Typed);
         let kept = TYPED_KEPT as u64;
         if at % kept > (at + typed as u64) % kept && at > 2 * kept {
             // It only gives memory back.
