@@ -13,6 +13,7 @@ mod common;
 mod contexts;
 mod kinds;
 mod panics;
+mod points;
 mod set_aside;
 mod streams;
 mod terminals;
