@@ -113,6 +113,7 @@ impl EventLoop {
             seq,
             at: self.now,
             expires,
+            status: None,
         });
         let take = rare.take.take();
         let mut taken = None;

@@ -124,6 +124,8 @@ pub(super) struct Ending {
     pub(super) at: Now,
     /// When the watch is removed, in nanoseconds of the monotonic clock.
     pub(super) expires: u64,
+    /// The status of a watch that has closed in an earlier life.
+    pub(super) status: Option<Box<proto::watch::Status>>,
 }
 
 /// A requested removal of the watch.
@@ -188,7 +190,10 @@ impl Record {
 
     /// Returns the state that is special to the watch's kind.
     pub(super) fn status(&self, driver: &dyn Driver) -> Option<proto::watch::Status> {
-        self.watch.as_ref()?.status(driver)
+        match &self.watch {
+            Some(watch) => watch.status(driver),
+            None => self.ending()?.status.as_deref().cloned(),
+        }
     }
 
     /// Returns the number of bytes that a transport received; 0 for other kinds.

@@ -44,6 +44,10 @@ pub(super) fn kept_state(record: &Record, driver: &dyn Driver) -> KeptWatchState
             at_realtime: ending.at.realtime,
             at_monotonic: ending.at.monotonic,
             expires: ending.expires,
+            watch: Some(proto::Watch {
+                status: record.status(driver),
+                ..proto::Watch::default()
+            }),
         }),
         of: record.watch.as_ref().and_then(|watch| watch.keep(driver)),
     }
@@ -60,6 +64,7 @@ pub(in crate::event_loop) fn ending_of(kept: KeptEnding) -> Ending {
             ..Now::default()
         },
         expires: kept.expires,
+        status: kept.watch.and_then(|watch| watch.status).map(Box::new),
     }
 }
 
