@@ -12,12 +12,14 @@ use super::reaper::Reaper;
 use super::reaping::Reaping;
 use super::tree::Tree;
 use crate::cgroup::Group;
+use crate::driver::Key;
 use crate::event::Exited;
 use crate::proto::state::KeptDescriptor;
 use crate::proto::{ResourceUsage, exited::Status};
 use crate::state::{Start, descriptor};
-use crate::sys::pidfd::Ended;
+use crate::sys::pidfd::{self, Ended};
 use crate::sys::{self, ChildState, Waited};
+use crate::watch::Notifier;
 use crate::watch::services::Permit;
 
 /// The signals that ask a child to end, in their order.
@@ -182,30 +184,47 @@ impl Child {
         match self.whose {
             Whose::Own => {}
             Whose::Keepers => {
+                // In this order: the keeper may end after it has recorded the exit.
+                let without_keeper = self.reaper.has_lost_keeper();
                 return match self.reaper.orphan_exit(self.pid, self.born) {
                     Some(waited) => State::Ended(Box::new(describe(&waited))),
+                    None if without_keeper => self.state_of_a_strangers(),
                     None => State::Running,
                 };
             }
-            Whose::Strangers => {
-                let Ok(pidfd) = self.pidfd() else {
-                    return State::Running;
-                };
-                return match sys::pidfd::end_of_stranger(pidfd, self.pid) {
-                    Ok(None) => State::Running,
-                    Ok(Some(ended)) => State::Ended(Box::new(stranger(ended))),
-                    Err(why) => State::Ended(Box::new(Exited {
-                        status: Some(Status::Unknown(why.to_owned())),
-                        ..Exited::default()
-                    })),
-                };
-            }
+            Whose::Strangers => return self.state_of_a_strangers(),
         }
         match self.pidfd().and_then(sys::child_state) {
             Ok(ChildState::Running) => State::Running,
             Ok(ChildState::Stopped) => State::Stopped,
             Ok(ChildState::Ended(waited)) => State::Ended(Box::new(describe(&waited))),
             Err(errno) => State::Ended(Box::new(unknown(errno))),
+        }
+    }
+
+    /// Returns the state of a child of a dead life, which another process than the keeper reaps.
+    fn state_of_a_strangers(&self) -> State {
+        let Ok(pidfd) = self.pidfd() else {
+            return State::Running;
+        };
+        let (status, core_dumped) = match pidfd::end_of_stranger(pidfd, self.pid) {
+            Ok(None) => return State::Running,
+            Ok(Some(Ended::Code(code))) => (Status::Code(code), false),
+            Ok(Some(Ended::Signal(signal, dumped))) => (Status::Signal(signal), dumped),
+            Err(why) => (Status::Unknown(why.to_owned()), false),
+        };
+        State::Ended(Box::new(Exited {
+            status: Some(status),
+            core_dumped,
+            ..Exited::default()
+        }))
+    }
+
+    /// Has the watch notified of the end of a child of a dead life, whatever happens to the keeper.
+    pub(super) fn notify_end_of_orphan(&self, key: Key, notifier: &Arc<dyn Notifier>) {
+        if let Some(pidfd) = self.pidfd_shared().filter(|_| self.whose == Whose::Keepers) {
+            self.reaper
+                .notify_end_of_orphan(pidfd, key, Arc::clone(notifier));
         }
     }
 
@@ -300,18 +319,6 @@ fn unknown(errno: Errno) -> Exited {
         status: Some(Status::Unknown(format!(
             "waiting for the child failed: {errno}"
         ))),
-        ..Exited::default()
-    }
-}
-
-fn stranger(ended: Ended) -> Exited {
-    let (status, core_dumped) = match ended {
-        Ended::Code(code) => (Status::Code(code), false),
-        Ended::Signal(signal, core) => (Status::Signal(signal), core),
-    };
-    Exited {
-        status: Some(status),
-        core_dumped,
         ..Exited::default()
     }
 }

@@ -209,6 +209,9 @@ impl Process {
         } else if self.exited.is_none() {
             self.watch_exit(cx);
             self.set_next_alarm(cx);
+            if let Some(child) = &self.child {
+                child.notify_end_of_orphan(cx.key(), cx.notifier);
+            }
         } else {
             self.start_grace(cx);
             self.close_if_done(cx);

@@ -149,6 +149,12 @@ impl Reaper {
         Some(exit.waited)
     }
 
+    /// Returns whether the keeper has ended, so that it reaps no more children of dead lives.
+    pub(super) fn has_lost_keeper(&self) -> bool {
+        let life = self.orphans.life;
+        life.is_some_and(|life| life.keeper().is_none())
+    }
+
     /// Forgets a child of a dead life whose exit is recorded.
     pub(super) fn forget_orphan(&self, pid: i32, start: u64) {
         let mut known = self.orphans.known.lock();
@@ -223,6 +229,19 @@ impl Reaper {
             // In both cases the watch checks the child itself.
             let _ = tokio::time::timeout(KILLED_WITHIN, wait_for_end(&pidfd)).await;
             notifier.notify(key, Notice::ChildKilled);
+        });
+    }
+
+    /// Notifies the watch once a child of a dead life has ended, as the keeper may not live to tell.
+    pub(super) fn notify_end_of_orphan(
+        &self,
+        pidfd: Arc<OwnedFd>,
+        key: Key,
+        notifier: Arc<dyn Notifier>,
+    ) {
+        self.runtime.spawn(async move {
+            wait_for_end(&pidfd).await;
+            notifier.notify(key, Notice::ChildEnded);
         });
     }
 }
