@@ -45,6 +45,8 @@ points! {
     SocketTook,
     /// The receipt says so.
     SocketNoted,
+    /// A socket that counts what it takes has taken the bytes.
+    CountedSent,
     /// A ring is known before its first send.
     RingExpected,
     /// Operations are submitted, and some may be completed.

@@ -162,7 +162,11 @@ impl Transfers {
         outbound: &Outbound,
     ) -> Attempt<usize> {
         match outbound.offset.get().filter(|_| self.receipts.is_some()) {
-            None => transfer::send(fd, mode, &outbound.bytes),
+            None => {
+                let sent = transfer::send(fd, mode, &outbound.bytes);
+                faults::point(Point::CountedSent);
+                sent
+            }
             // splice(2) to a socket blocks unless its open file description says otherwise.
             Some(offset) if mode == Nonblocking::Socket => {
                 self.send_in_doubt(fd, offset, &outbound.bytes)

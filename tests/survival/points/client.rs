@@ -9,7 +9,7 @@ use evloopd::proto::event::Kind;
 use evloopd::proto::*;
 use tonic::{Code, Status};
 
-use crate::common::{Daemon, Handover, by_id, by_name, loop_named, refusal};
+use crate::common::{Daemon, Handover, by_id, by_name, in_terminal, loop_named, refusal, shell};
 
 /// Nothing here takes nearly as long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -254,6 +254,47 @@ impl Client {
         }
     }
 
+    /// Adds a child that first writes its pid to a file of its name, and then executes the line. Returns
+    /// its watch and its pid.
+    pub(super) async fn start(&mut self, name: &str, line: &str, terminal: bool) -> (u64, i32) {
+        let path = self.daemon.dir.path().join(name);
+        let spec = ProcessSpec {
+            stdin: Stdio::Pipe.into(),
+            ..shell(&format!("echo $$ >> {}; {line}", path.display()))
+        };
+        let spec = if terminal { in_terminal(spec) } else { spec };
+        let add = async |_: &Daemon| watch_spec::Spec::Process(spec.clone());
+        let id = self.add(name, add).await;
+        match self.get(id).await.status {
+            Some(watch::Status::Process(process)) => (id, process.pid),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Checks that a child that has ended was started once, and that no other lives that was to have its
+    /// name.
+    pub(super) fn check_started(&self, name: &str, pid: i32) {
+        let path = self.daemon.dir.path().join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let pids: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
+        let known = pids.iter().filter(|one| **one == pid).count();
+        assert_eq!(known, 1, "{name}: {pid} of {pids:?}");
+        let others: Vec<_> = pids.iter().filter(|one| **one != pid).collect();
+        // The client was told that nobody knows what became of its request.
+        let in_doubt = self.in_doubt.iter().filter(|one| *one == name).count();
+        assert!(others.len() <= in_doubt, "{name}: {pid} of {pids:?}");
+        for other in others {
+            let line = std::fs::read_to_string(format!("/proc/{other}/cmdline"));
+            let lives = line.is_ok_and(|line| line.contains(path.to_str().unwrap()));
+            assert!(!lives, "{name}: {other} still lives");
+        }
+    }
+
+    /// Returns how a child has ended, if it was told.
+    pub(super) fn exit_of(&self, id: u64) -> Option<exited::Status> {
+        self.seen.exited.get(&id)?.status.clone()
+    }
+
     pub(super) async fn remove(&mut self, id: u64) {
         let request = RemoveWatchRequest {
             r#loop: Some(self.target.clone()),
@@ -322,7 +363,15 @@ impl Client {
                 ..WriteRequest::default()
             };
             let write = async || self.daemon.transports().write(request.clone()).await;
-            let answer = repeat("a write", write).await.unwrap().into_inner();
+            let answer = match repeat("a write", write).await {
+                Ok(answer) => answer.into_inner(),
+                // An earlier call has written all that was read, or the stream is lost.
+                Err(status) => {
+                    assert_eq!(refusal(&status).reason, "WATCH_CLOSED", "{status:?}");
+                    *taken = end;
+                    return;
+                }
+            };
             let now = usize::try_from(answer.taken).unwrap();
             assert!(now >= *taken && now <= end, "{now} of {end}");
             *taken = now;
@@ -339,7 +388,7 @@ impl Client {
         match repeat("the end", write).await {
             Ok(_) => {}
             // An earlier call has ended the stream, and its watch has closed since.
-            Err(status) => assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}"),
+            Err(status) => assert_eq!(refusal(&status).reason, "WATCH_CLOSED", "{status:?}"),
         }
     }
 

@@ -1,23 +1,22 @@
 //! One scenario that reaches all points, whenever its daemon dies.
 
 use std::net::UdpSocket;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Death;
 use super::client::{Client, give, within};
 use crate::CONFIG;
 use crate::common::{
-    Daemon, adopted, command_with_keeper, datagrams_at, directory, in_terminal, inet, lasting,
-    never, shell, tcp_listener, timer,
+    Daemon, adopted, command_with_keeper, datagrams_at, directory, inet, lasting, never,
+    tcp_listener, timer,
 };
 
 /// The rounds in which a little of everything happens, and what goes over each stream in one.
@@ -40,18 +39,19 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> Self {
-        let (mut reader, mut writer) = stream.into_split();
+    fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let (send, mut pieces) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
         tokio::spawn(async move {
             while let Some(piece) = pieces.recv().await {
-                writer.write_all(&piece).await.unwrap();
+                // It fails if the daemon's end is lost.
+                let _ = writer.write_all(&piece).await;
             }
-            writer.shutdown().await.unwrap();
+            let _ = writer.shutdown().await;
         });
         let got = tokio::spawn(async move {
             let mut got = Vec::new();
-            reader.read_to_end(&mut got).await.unwrap();
+            let _ = reader.read_to_end(&mut got).await;
             got
         });
         Self { send, got }
@@ -61,58 +61,6 @@ impl Peer {
     async fn end(self) -> Vec<u8> {
         drop(self.send);
         within("the peer's end", self.got).await.unwrap()
-    }
-}
-
-/// The pids that children of that name have written.
-fn started(client: &Client, name: &str) -> Vec<i32> {
-    let path = client.daemon.dir.path().join(name);
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| line.parse().unwrap()).collect()
-}
-
-/// A child that first writes down that it was started.
-fn child(client: &Client, name: &str, line: &str) -> ProcessSpec {
-    let path: PathBuf = client.daemon.dir.path().join(name);
-    ProcessSpec {
-        stdin: Stdio::Pipe.into(),
-        ..shell(&format!("echo $$ >> {}; {line}", path.display()))
-    }
-}
-
-/// Adds a child, and checks that it was started once.
-async fn start(client: &mut Client, name: &str, spec: ProcessSpec) -> u64 {
-    let add = async |_: &Daemon| Spec::Process(spec.clone());
-    client.add(name, add).await
-}
-
-/// Checks that a child that has ended was started once, and that nobody knows of another.
-fn check_started(client: &Client, name: &str, pid: i32) {
-    let pids = started(client, name);
-    let known = pids.iter().filter(|one| **one == pid).count();
-    assert_eq!(known, 1, "{name}: {pid} of {pids:?}");
-    let others: Vec<_> = pids.iter().filter(|one| **one != pid).collect();
-    // Of one that was to be started by a request without an answer, the client is told so.
-    let in_doubt = client.in_doubt.iter().filter(|one| *one == name).count();
-    assert!(others.len() <= in_doubt, "{name}: {pid} of {pids:?}");
-    for other in others {
-        let state = std::fs::read_to_string(format!("/proc/{other}/cmdline"));
-        let lives = state.is_ok_and(|line| line.contains(name));
-        assert!(!lives, "{name}: {other} still lives");
-    }
-}
-
-fn pid_of(watch: &Watch) -> i32 {
-    match &watch.status {
-        Some(watch::Status::Process(process)) => process.pid,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn exit_code(client: &Client, id: u64) -> Option<i32> {
-    match client.seen.exited.get(&id)?.status.clone()? {
-        exited::Status::Code(code) => Some(code),
-        other => panic!("{other:?}"),
     }
 }
 
@@ -157,10 +105,7 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
     let peer = Peer::new(TcpStream::connect(to).await.unwrap());
 
     // One that was handed over, which other processes may have open, too.
-    let theirs = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let ours = TcpStream::connect(theirs.local_addr().unwrap()).await;
-    let ours = ours.unwrap().into_std().unwrap();
-    let (other, _) = theirs.accept().await.unwrap();
+    let (ours, other) = UnixStream::pair().unwrap();
     let shared = client
         .add("shared", async |daemon: &Daemon| {
             Spec::Connection(ConnectionSpec {
@@ -187,21 +132,16 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
         .add("ticks", async |_: &Daemon| timer(every.clone()))
         .await;
 
+    drop(ours);
     let line = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); done >&2; cat; exit 7";
-    let spec = child(&client, "piped", line);
-    let piped = start(&mut client, "piped", spec).await;
+    let (piped, piped_pid) = client.start("piped", line, false).await;
     let line = format!("stty raw -echo; echo ready; head -c {ALL}; exit 5");
-    let spec = in_terminal(child(&client, "typist", &line));
-    let typist = start(&mut client, "typist", spec).await;
+    let (typist, typist_pid) = client.start("typist", &line, true).await;
     client
         .until("the terminal", |seen| {
             seen.of(typist, Stream::Stdout).starts_with(b"ready")
         })
         .await;
-    let pids = [
-        ("piped", pid_of(&client.get(piped).await)),
-        ("typist", pid_of(&client.get(typist).await)),
-    ];
     client
         .until("a connection", |seen| !seen.accepted.is_empty())
         .await;
@@ -236,12 +176,10 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
         let end = part.end;
         client
             .until("all of the round", |seen| {
-                let echoed = seen.of(piped, Stream::Stdout).len() >= end;
-                let received = [accepted, shared].into_iter().all(|id| {
-                    let bytes = seen.bytes.get(&(id, Stream::Input.into()));
-                    bytes.is_some_and(|bytes| bytes.len() >= end)
-                });
-                echoed && received
+                let is_here = |id, stream| seen.of(id, stream).len() >= end;
+                is_here(piped, Stream::Stdout)
+                    && is_here(accepted, Stream::Input)
+                    && (is_here(shared, Stream::Input) || seen.closed.contains_key(&shared))
             })
             .await;
         client.acknowledge().await;
@@ -253,9 +191,7 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
             client.get(hour).await;
         }
     }
-    let spec = child(&client, "short", "exit 3");
-    let short = start(&mut client, "short", spec).await;
-    let short_pid = pid_of(&client.get(short).await);
+    let (short, short_pid) = client.start("short", "exit 3", false).await;
     for id in [accepted, shared, piped] {
         client.write_eof(id).await;
     }
@@ -274,21 +210,36 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
     client.until("the rest", |seen| seen.newest >= newest).await;
 
     check(&client, death).await;
+    // Nothing tells whether a Unix socket that others may have has taken the last bytes.
+    let may_lose = ["SendInDoubt", "SocketTook"].contains(&death.point);
     for id in all {
         let closed = &client.seen.closed[&id];
-        assert_eq!(closed.reason(), CloseReason::Completed, "{id}: {closed:?}");
+        let wanted = match id == shared && may_lose {
+            true => CloseReason::Lost,
+            false => CloseReason::Completed,
+        };
+        assert_eq!(closed.reason(), wanted, "{id}: {closed:?}");
     }
-    for (name, pid) in pids.into_iter().chain([("short", short_pid)]) {
-        check_started(&client, name, pid);
+    for (name, id, pid, code) in [
+        ("piped", piped, piped_pid, 7),
+        ("typist", typist, typist_pid, 5),
+        ("short", short, short_pid, 3),
+    ] {
+        client.check_started(name, pid);
+        assert_eq!(
+            client.exit_of(id),
+            Some(exited::Status::Code(code)),
+            "{name}"
+        );
     }
-    let codes = [piped, typist, short].map(|id| exit_code(&client, id));
-    assert_eq!(codes, [Some(7), Some(5), Some(3)]);
     assert_eq!(client.seen.accepted.len(), 1);
     let of = |id, stream| client.seen.of(id, stream);
     assert!(got[0] == out[0], "what the peer got");
-    assert!(got[1] == out[1], "what the other peer got");
+    assert!(out[1].starts_with(&got[1]), "what the other peer got");
+    assert!(may_lose || got[1].len() == ALL);
     assert!(of(accepted, Stream::Input) == incoming[0]);
-    assert!(of(shared, Stream::Input) == incoming[1]);
+    assert!(incoming[1].starts_with(of(shared, Stream::Input)));
+    assert!(may_lose || of(shared, Stream::Input).len() == ALL);
     assert!(of(piped, Stream::Stdout) == out[2]);
     let numbers: String = (0..200).map(|number| format!("{number}\n")).collect();
     assert_eq!(of(piped, Stream::Stderr), numbers.as_bytes());
