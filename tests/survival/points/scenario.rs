@@ -259,7 +259,7 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
 async fn check(client: &Client, death: Death) {
     let keeper = client.status().await.keeper.unwrap();
     let ended = keeper.ended_lives.iter().find(|one| one.life == death.life);
-    let how = ended.and_then(|one| one.how.clone());
+    let how = ended.and_then(|one| one.how);
     assert_eq!(how, Some(death.seen()), "{:?}", keeper.ended_lives);
     assert_eq!(keeper.life, death.life + 1);
     assert!(keeper.set_aside_loops.is_empty());
