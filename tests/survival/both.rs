@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::common::{
     Daemon, Scene, command_with_keeper, directory, loop_named, post, shell, within,
 };
-use crate::{BACKENDS, CONFIG, resume, seconds, the_loop, timer};
+use crate::{BACKENDS, CONFIG, murder, resume, seconds, the_loop, timer};
 
 /// A directory whose files are memory, as a runtime directory's are.
 fn in_memory() -> Arc<TempDir> {
@@ -132,6 +132,8 @@ async fn a_child_that_lives_is_known_again_and_its_exit_is_exact() {
         // It keeps its name: it does not run twice.
         let again = scene.daemon.watches().add_watch(request).await.unwrap();
         assert_eq!(again.into_inner().watch.unwrap().watch_id, id);
+        // The keeper of the next lives is not its parent.
+        murder(&scene.daemon).await;
         let request = SendSignalRequest {
             r#loop: Some(scene.target.clone()),
             watch: crate::common::by_id(id),
@@ -139,6 +141,7 @@ async fn a_child_that_lives_is_known_again_and_its_exit_is_exact() {
             ..SendSignalRequest::default()
         };
         scene.daemon.processes().send_signal(request).await.unwrap();
+        let mut recorder = resume(&scene, &told.epoch, told.newest_seq).await;
         let exact = exited(recorder.first(id, "exited").await.kind);
         assert_eq!(exact.status, Some(exited::Status::Code(9)), "{backend}");
         let closed = closed(recorder.first(id, "closed").await.kind);

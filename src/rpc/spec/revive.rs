@@ -263,6 +263,7 @@ impl Revive for Reviver {
                         let start_time = Some(kept.start_time);
                         (Whose::Strangers, again(kept.pid, start_time, &kept.pidfd))
                     }
+                    false if kept.strangers => (Whose::Strangers, Some(take(&kept.pidfd)?)),
                     false => (Whose::Keepers, Some(take(&kept.pidfd)?)),
                 };
                 let marks = spec.stdin_water_marks.as_ref();

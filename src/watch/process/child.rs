@@ -115,6 +115,11 @@ impl Child {
         child
     }
 
+    /// Returns whether neither this process nor its keeper reaps it.
+    pub(super) fn is_strangers(&self) -> bool {
+        self.whose == Whose::Strangers
+    }
+
     /// Returns how later lives find its pidfd.
     pub(super) fn pidfd_for_later(&self) -> Option<KeptDescriptor> {
         descriptor(self.pidfd.as_ref()?.as_fd())

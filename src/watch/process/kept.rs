@@ -135,6 +135,7 @@ impl Process {
             timed_out: self.timeout.is_over(),
             killing: self.killing,
             terminal,
+            strangers: self.child.as_ref().is_some_and(Child::is_strangers),
         }))
     }
 
