@@ -4,9 +4,9 @@ use evloopd::proto::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::KEEPER;
 use super::client::{Client, within};
 use super::scenario::{end_daemon, start_daemon};
+use super::{KEEPER, block_on};
 
 /// Ends the keeper at a point where it reaps a child of a dead life.
 async fn ends(point: &str) {
@@ -58,9 +58,11 @@ async fn ends(point: &str) {
     end_daemon(&client).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_daemon_goes_on_when_the_keeper_dies() {
-    for point in KEEPER {
-        ends(point).await;
-    }
+#[test]
+fn the_daemon_goes_on_when_the_keeper_dies() {
+    std::thread::scope(|scope| {
+        for point in KEEPER {
+            scope.spawn(|| block_on(ends(point)));
+        }
+    });
 }
