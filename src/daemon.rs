@@ -35,7 +35,7 @@ use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
 use crate::rpc::{self, Api, ConfigFiles, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
-use crate::state::{self, Starts};
+use crate::state::{self, Found, Starts};
 use crate::sys;
 use crate::terminals::Terminals;
 use crate::watch::{
@@ -253,16 +253,30 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let cgroups = Arc::clone(&services.cgroups);
     let State {
         found,
-        inherited,
+        mut inherited,
         needed,
         is_partial,
         ..
     } = state;
-    let found = found.take();
     let (is_alone, has_same_pids) = (inherited.is_alone(), inherited.has_same_pids());
-    let (requests, found): (Vec<_>, Vec<_>) = found
-        .into_iter()
-        .partition(|found| found.kind == state::Kind::Requests);
+    let (mut requests, mut slots) = (Vec::new(), Vec::new());
+    let of_loops = |found: Found| {
+        match found.kind {
+            state::Kind::Requests => requests.push(found),
+            state::Kind::Slots => slots.push(found),
+            _ => return Some(found),
+        }
+        None
+    };
+    let found: Vec<_> = found.take().into_iter().filter_map(of_loops).collect();
+    let capacity = config.limits.slots;
+    let slots = match &arena {
+        Some(arena) => {
+            let arena = Arc::clone(arena);
+            Slots::that_survive(capacity, SLOT_TTL, arena, slots, &mut inherited)
+        }
+        None => Slots::new(capacity, SLOT_TTL),
+    };
     let kept_requests = arena.clone().map(|arena| (arena, requests));
     let unrecorded: Vec<_> = found.iter().flat_map(Starts::abandon).collect();
     let files_of_state = arena.clone();
@@ -293,7 +307,6 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     faults::point(Point::Settled);
     registry.start_configured()?;
     tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
-    let slots = Slots::new(config.limits.slots, SLOT_TTL);
     let access = Arc::new(Access::new());
     let Sockets {
         service,

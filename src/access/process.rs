@@ -2,7 +2,7 @@
 //! it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
@@ -43,6 +43,8 @@ pub struct ClientProcess {
     pid: i32,
     key: ProcessKey,
     exit: OnceCell<AsyncFd<Arc<OwnedFd>>>,
+    /// See [`ClientProcess::started`].
+    started: OnceLock<u64>,
 }
 
 impl ClientProcess {
@@ -85,6 +87,7 @@ impl ClientProcess {
             pid,
             key,
             exit: OnceCell::new(),
+            started: OnceLock::new(),
         })
     }
 
@@ -109,7 +112,8 @@ impl ClientProcess {
 
     /// Returns when it was started, clock ticks since the boot; 0 if it has ended.
     pub(crate) fn started(&self) -> u64 {
-        start_ticks(self.pid).unwrap_or_default()
+        let read = || start_ticks(self.pid).unwrap_or_default();
+        *self.started.get_or_init(read)
     }
 
     /// Returns its process id, for people to read.

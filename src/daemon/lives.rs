@@ -20,6 +20,7 @@ use crate::driver;
 use crate::event::Recovered;
 use crate::event_loop::{descriptors, listening};
 use crate::faults::{self, Point};
+use crate::handover;
 use crate::keeper::{Ended, Kept, Life};
 use crate::proto::RecoveryReason;
 use crate::proto::state::KeptDescriptor;
@@ -114,7 +115,8 @@ fn open_state(life: &Life) -> State {
     let is_there = |kept: &&KeptDescriptor| {
         sys::keeper::identity_of(kept.number) == Some((kept.device, kept.inode))
     };
-    let files = descriptors(&found);
+    let mut files = descriptors(&found);
+    files.extend(handover::descriptors(&found));
     let numbers: Vec<_> = files
         .iter()
         .filter(is_there)

@@ -40,6 +40,16 @@
 //! read the replies: a connection that takes no reply for 30 s is closed. A number is free again
 //! once its slot is claimed or has expired. A principal has at most three quarters of
 //! `limits.slots`.
+//!
+//! If the daemon is killed and goes on in its next life, slots stay with their numbers, owners and
+//! remaining time. All connections are closed by then, so that a client knows what was not answered:
+//!
+//! - The descriptors of a GIVE without an answer are closed at once, or once their time is over: they may
+//!   have reached their slots. A slot that the client has chosen itself can be claimed until then; a
+//!   repeat of the GIVE that finds it in use gets status 8.
+//! - A slot that was named in a TAKE without an answer is gone, and so is its descriptor.
+//! - A slot that was named in another request without an answer is still there, unless the request was
+//!   being carried out.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,11 +72,13 @@ use crate::error::{Error, Result, SystemError};
 use crate::sys;
 
 mod client;
+mod kept;
 mod protocol;
 mod slots;
 mod table;
 
 pub use client::Client;
+pub use kept::descriptors;
 pub use protocol::{FDS_MAX, MAGIC, Status};
 pub use slots::{Claimed, SLOT_BYTES, SLOT_TTL, SLOT_WAIT, SLOTS_DEFAULT, Slot, Slots};
 
@@ -259,6 +271,7 @@ fn answer(
             let claimed = slots.claim("slot", peer, &slot);
             audit(peer, "take", "a file descriptor", &claimed);
             let claimed = claimed.map_err(|e| Refusal::from(&e))?;
+            claimed.promise();
             Ok((protocol::taken(), Some(claimed)))
         }
     });

@@ -45,10 +45,14 @@ impl Slots {
     /// Makes a table of at most `capacity` slots, each of which can be claimed for `ttl`.
     #[must_use]
     pub fn new(capacity: usize, ttl: Duration) -> Arc<Self> {
+        Self::with(capacity, ttl, Table::default())
+    }
+
+    pub(super) fn with(capacity: usize, ttl: Duration, table: Table) -> Arc<Self> {
         Arc::new(Self {
             capacity,
             ttl,
-            table: Mutex::default(),
+            table: Mutex::new(table),
             rescheduled: Notify::new(),
         })
     }
@@ -121,8 +125,12 @@ impl Slots {
                 giver: giver.process.clone(),
                 deadline,
                 fd: Some(fd),
+                kept: None,
             };
-            table.insert(named(slot), held);
+            let name = named(slot);
+            table.insert(name.clone(), held);
+            // Before the client is told.
+            table.keep(&name);
         }
         drop(table);
         if first {
@@ -186,6 +194,7 @@ impl Slots {
             giver: None,
             deadline: Instant::now(),
             fd: None,
+            kept: None,
         };
         table.insert(Name::Issued(slot), place);
         drop(table);
@@ -242,6 +251,7 @@ impl Slots {
         if let Some(held) = table.get_mut(name) {
             held.fd = Some(fd);
         }
+        table.keep(name);
         drop(table);
         self.rescheduled.notify_one();
     }
@@ -293,10 +303,12 @@ impl EmptySlot {
     #[must_use]
     pub fn fill(self, fd: OwnedFd) -> Slot {
         let mut table = self.slots.table.lock();
-        if let Some(place) = table.get_mut(&Name::Issued(self.slot)) {
+        let name = Name::Issued(self.slot);
+        if let Some(place) = table.get_mut(&name) {
             place.deadline = Instant::now() + self.slots.ttl;
             place.fd = Some(fd);
         }
+        table.keep(&name);
         drop(table);
         self.slots.rescheduled.notify_one();
         self.slot
@@ -325,6 +337,12 @@ pub struct Claimed {
 }
 
 impl Claimed {
+    /// Has later lives not find the slot: its descriptor is about to leave the daemon. That does not
+    /// hold if it is put back after all.
+    pub(super) fn promise(&self) {
+        self.slots.table.lock().forget(&self.name);
+    }
+
     /// Keeps the descriptor and frees the slot. Returns it with the client process that gave it.
     #[must_use]
     pub fn keep(self) -> (OwnedFd, Option<Arc<ClientProcess>>) {

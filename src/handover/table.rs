@@ -9,8 +9,10 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
+use super::kept::Keeping;
 use super::slots::Slot;
 use crate::access::{ClientProcess, Peer, Principal, ProcessKey};
+use crate::state;
 
 /// One principal may not use one part in `LEFT_TO_OTHERS` of the slots: a quarter.
 const LEFT_TO_OTHERS: usize = 4;
@@ -53,6 +55,8 @@ pub(super) struct Held {
     /// The descriptor. `None` if it is claimed but may still be put back, or if it is still to
     /// come; the slot stays taken meanwhile.
     pub(super) fd: Option<OwnedFd>,
+    /// Where later lives find it.
+    pub(super) kept: Option<state::Entry>,
 }
 
 /// The requests that wait for one slot.
@@ -68,9 +72,19 @@ pub(super) struct Table {
     /// The number of slots of each principal.
     shares: HashMap<Principal, usize>,
     awaited: HashMap<Name, Awaited>,
+    /// `None` if no later life goes on.
+    keeping: Option<Keeping>,
 }
 
 impl Table {
+    /// Makes a table without slots that is kept for later lives.
+    pub(super) fn kept_by(keeping: Keeping) -> Self {
+        Self {
+            keeping: Some(keeping),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.held.len()
     }
@@ -107,17 +121,54 @@ impl Table {
     }
 
     pub(super) fn remove(&mut self, name: &Name) -> Option<Held> {
+        self.forget(name);
         let held = self.held.remove(name)?;
         self.release(&held.owner);
         Some(held)
     }
 
+    /// Has later lives find a slot with its descriptor.
+    pub(super) fn keep(&mut self, name: &Name) {
+        if let (Some(keeping), Some(held)) = (&mut self.keeping, self.held.get_mut(name))
+            && held.kept.is_none()
+        {
+            held.kept = keeping.put(name, held);
+        }
+    }
+
+    /// Has later lives find a slot no more. Call it before its descriptor is closed or passed on.
+    pub(super) fn forget(&mut self, name: &Name) {
+        if let Some(held) = self.held.get_mut(name)
+            && let (Some(keeping), Some(kept)) = (&mut self.keeping, held.kept.take())
+        {
+            keeping.free(kept);
+        }
+    }
+
+    /// Takes up what an earlier life has kept under that entry; `None`: nothing comes of it.
+    pub(super) fn take_up(&mut self, entry: state::Entry, slot: Option<(Name, Held)>) {
+        match slot {
+            Some((name, held)) if !self.contains(&name) => {
+                let kept = Some(entry);
+                self.insert(name, Held { kept, ..held });
+            }
+            _ => {
+                if let Some(keeping) = &mut self.keeping {
+                    keeping.free(entry);
+                }
+            }
+        }
+    }
+
     /// Removes the slots that have expired, and returns their descriptors.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<OwnedFd> {
         let due = |_: &Name, held: &mut Held| held.fd.is_some() && held.deadline <= now;
-        let expired: Vec<Held> = self.held.extract_if(due).map(|(_, held)| held).collect();
-        for held in &expired {
+        let mut expired: Vec<Held> = self.held.extract_if(due).map(|(_, held)| held).collect();
+        for held in &mut expired {
             self.release(&held.owner);
+            if let (Some(keeping), Some(kept)) = (&mut self.keeping, held.kept.take()) {
+                keeping.free(kept);
+            }
         }
         expired.into_iter().filter_map(|held| held.fd).collect()
     }

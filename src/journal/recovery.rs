@@ -76,7 +76,8 @@ impl Recovered {
                 | Kind::Arrivals
                 | Kind::Buffers
                 | Kind::Starts
-                | Kind::Requests => {
+                | Kind::Requests
+                | Kind::Slots => {
                     rest.push(found);
                 }
             }

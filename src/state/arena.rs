@@ -43,6 +43,8 @@ pub enum Kind {
     Starts = 8,
     /// Entries of the daemon's [`Records`](super::Records) of requests.
     Requests = 9,
+    /// Entries of the daemon's [`Records`](super::Records) of slots.
+    Slots = 10,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             7 => Some(Self::Buffers),
             8 => Some(Self::Starts),
             9 => Some(Self::Requests),
+            10 => Some(Self::Slots),
             _ => None,
         }
     }
@@ -75,9 +78,12 @@ pub(super) enum Class {
 impl Class {
     const fn of(kind: Kind) -> Self {
         match kind {
-            Kind::Records | Kind::Turns | Kind::JournalRecords | Kind::Starts | Kind::Requests => {
-                Self::Control
-            }
+            Kind::Records
+            | Kind::Turns
+            | Kind::JournalRecords
+            | Kind::Starts
+            | Kind::Requests
+            | Kind::Slots => Self::Control,
             Kind::Events | Kind::Receipts | Kind::Arrivals | Kind::Buffers => Self::Bulk,
         }
     }

@@ -322,7 +322,8 @@ impl Found {
     /// committed.
     pub fn peek(&self, mut take: impl FnMut(u8, &[u8])) {
         let size = usize::try_from(self.run.size().load(Ordering::Acquire)).unwrap_or(usize::MAX);
-        if self.kind != Kind::Records || size <= HEADER || !size.is_multiple_of(WORD) {
+        let has_files = matches!(self.kind, Kind::Records | Kind::Slots);
+        if !has_files || size <= HEADER || !size.is_multiple_of(WORD) {
             return;
         }
         let mut rest = self.run.part();

@@ -15,6 +15,7 @@ mod kinds;
 mod panics;
 mod points;
 mod set_aside;
+mod slots;
 mod streams;
 mod terminals;
 

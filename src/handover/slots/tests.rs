@@ -4,6 +4,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::*;
+use crate::handover::descriptors;
+use crate::state::tests::killed;
+use crate::state::{Arena, Inherited};
 
 fn peer(uid: u32) -> Peer {
     Peer {
@@ -232,4 +235,52 @@ async fn one_principal_leaves_slots_to_others() {
     ));
     drop(slots.claim("slot", &owner, &mine[0]).unwrap().keep());
     give(&owner).unwrap();
+}
+
+#[tokio::test]
+async fn a_later_life_has_the_slots_that_nobody_took_for_their_remaining_time() {
+    for ttl in [SLOT_TTL, Duration::ZERO] {
+        let arena = Arena::new().unwrap();
+        let mut none = Inherited::default();
+        let make =
+            |arena, found, inherited: &mut _| Slots::that_survive(8, ttl, arena, found, inherited);
+        let slots = make(Arc::clone(&arena), Vec::new(), &mut none);
+        let (owner, other) = (peer(1), peer(2));
+        let give = |own: Option<&[Slot]>| {
+            let (fd, receiver) = pipe();
+            (slots.give(&owner, own, vec![fd]).unwrap()[0], receiver)
+        };
+        let ((issued, mut end), (own, _end), (taken, _end)) =
+            (give(None), give(Some(&[MINE])), give(None));
+        let claimed = slots.claim("slot", &owner, &taken);
+        // Not if its time is over.
+        drop(claimed.map(Claimed::keep));
+        let deadline = slots.next_deadline().unwrap();
+
+        let (arena, found) = killed(&arena);
+        let numbers: Vec<_> = descriptors(&found).iter().map(|fd| fd.number).collect();
+        // As if they were those of the dead life, which is still here.
+        let mut inherited = Inherited::own(numbers);
+        std::mem::forget(slots);
+        let slots = make(Arc::clone(&arena), found, &mut inherited);
+        drop(inherited);
+        let claim = |peer, slot: &Slot| slots.claim("spec.fd.slot", peer, slot);
+        assert!(not_found(claim(&owner, &taken)));
+        if ttl.is_zero() {
+            assert!(slots.is_empty());
+            assert!(descriptors(&killed(&arena).1).is_empty());
+            assert_closed(end).await;
+            continue;
+        }
+        assert_eq!(slots.len(), 2);
+        let now = slots.next_deadline().unwrap();
+        let apart = now.max(deadline) - now.min(deadline);
+        assert!(apart < Duration::from_millis(10), "{apart:?}");
+        assert!(not_found(claim(&other, &own)) && not_found(claim(&other, &issued)));
+        drop(claim(&owner, &own).unwrap().keep());
+        let (fd, _) = claim(&owner, &issued).unwrap().keep();
+        rustix::io::write(&fd, b"x").unwrap();
+        assert_eq!(end.read(&mut [0]).await.unwrap(), 1);
+        assert!(descriptors(&killed(&arena).1).is_empty());
+    }
 }
