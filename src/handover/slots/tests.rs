@@ -250,7 +250,7 @@ async fn a_later_life_has_the_slots_that_nobody_took_for_their_remaining_time() 
             let (fd, receiver) = pipe();
             (slots.give(&owner, own, vec![fd]).unwrap()[0], receiver)
         };
-        let ((issued, mut end), (own, _end), (taken, _end)) =
+        let ((issued, mut end), (own, _end), (taken, _other)) =
             (give(None), give(Some(&[MINE])), give(None));
         let claimed = slots.claim("slot", &owner, &taken);
         // Not if its time is over.
