@@ -90,6 +90,11 @@ pub(super) enum Command {
         name: WatchName,
         reply: Reply<(OwnedFd, Arc<Groups>)>,
     },
+    /// Has later lives know the groups as they are.
+    KeepGroups {
+        name: WatchName,
+        reply: Reply<()>,
+    },
     PauseReading {
         name: WatchName,
         pause: bool,
@@ -198,6 +203,7 @@ impl Command {
             | Self::StartTls { .. }
             | Self::SetWaterMarks { .. }
             | Self::GroupSocket { .. }
+            | Self::KeepGroups { .. }
             | Self::PauseReading { .. }
             | Self::Resize { .. }
             | Self::Signal { .. }
@@ -297,6 +303,10 @@ impl EventLoop {
             }
             Command::GroupSocket { name, reply } => {
                 let result = self.group_socket(&name);
+                self.reply(reply, result);
+            }
+            Command::KeepGroups { name, reply } => {
+                let result = self.find_open(&name).map(|slot| self.kept_changes(slot));
                 self.reply(reply, result);
             }
             Command::PauseReading { name, pause, reply } => {

@@ -377,12 +377,19 @@ impl Handle {
         change: Membership,
         group: Group,
     ) -> Result<()> {
-        let socket = self.call(|reply| Command::GroupSocket { name, reply });
+        let of = name.clone();
+        let socket = self.call(|reply| Command::GroupSocket { name: of, reply });
         let (socket, groups) = socket.await?;
         let socket = (socket, Closing);
         let work = move || groups.change(socket.0.as_fd(), change, &group);
         let lost = |_| Error::Internal("the thread of the call ended without a result");
-        tokio::task::spawn_blocking(work).await.map_err(lost)?
+        tokio::task::spawn_blocking(work).await.map_err(lost)??;
+        // What is answered is there in the next life. A watch that has ended meanwhile has no groups.
+        let kept = self.call(|reply| Command::KeepGroups { name, reply });
+        match kept.await {
+            Err(Error::WatchNotFound { .. } | Error::WatchClosed { .. }) => Ok(()),
+            kept => kept,
+        }
     }
 
     /// Pauses or resumes reading.

@@ -158,13 +158,10 @@ impl Groups {
         group: &Group,
     ) -> Result<()> {
         let _changing = self.changing.lock();
-        let changed = match change {
+        match change {
             Membership::Join => self.join(socket, group),
             Membership::Leave => self.leave(socket, group),
-        };
-        // Later lives have to know it.
-        self.wake();
-        changed
+        }
     }
 
     /// Returns what later lives need to know.

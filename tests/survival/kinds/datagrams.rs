@@ -259,3 +259,26 @@ async fn what_waits_to_be_sent_is_told_as_lost_and_a_socket_file_is_removed_in_t
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn groups_that_were_joined_or_left_are_known_as_soon_as_that_is_answered() {
+    let mut scene = Scene::new(start().await, "", "").await;
+    let id = scene.add(Spec::Datagram(bound(inet(0)))).await;
+    // Nobody wakes the watch while its loop is stopped.
+    scene.stop().await;
+    let groups = ["239.255.43.22", "239.255.43.23"];
+    for group in groups {
+        scene.join(id, group).await.unwrap();
+    }
+    let shown = async |scene: &Scene| {
+        let groups = scene.datagram(id).await.groups.into_iter();
+        let groups = groups.filter_map(|group| Some(group.group?.ip));
+        groups.collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&scene).await, groups);
+    murder(&scene.daemon).await;
+    assert_eq!(shown(&scene).await, groups);
+    scene.leave(id, groups[0]).await.unwrap();
+    murder(&scene.daemon).await;
+    assert_eq!(shown(&scene).await, groups[1..]);
+}
