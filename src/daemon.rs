@@ -30,12 +30,12 @@ use crate::event_loop::LoopEnd;
 use crate::faults::{self, Point};
 use crate::handover::{self, SLOT_TTL, Slots};
 use crate::journal::Memory;
-use crate::keeper::Life;
+use crate::keeper::{Kept, Life};
 use crate::poison;
 use crate::policy::{Caller, Registry, Revival, Revived};
 use crate::rpc::{self, Api, ConfigFiles, Identity, Repeats, Service, Shared};
 use crate::signals::{self, Received, SignalHub, Subscription};
-use crate::state::{self, Found, Starts};
+use crate::state::{self, Arena, Found, Starts};
 use crate::sys;
 use crate::terminals::Terminals;
 use crate::watch::{
@@ -168,7 +168,12 @@ fn services(
     };
     Ok(Services {
         cgroups: match children.cgroups {
-            CgroupUse::Auto => Cgroups::open(instance, keeper, runtime.clone()),
+            CgroupUse::Auto => {
+                let earlier = life.and_then(|life| life.take(Kept::Cgroups));
+                let cgroups = Cgroups::open(instance, keeper, earlier, runtime.clone());
+                cgroups.with_lock(|lock| sockets::keep(life.as_ref(), Kept::Cgroups, lock));
+                cgroups
+            }
             CgroupUse::Off => Cgroups::off("[children] cgroups = \"off\"", runtime.clone()),
         },
         starts,
@@ -207,13 +212,22 @@ fn identity(
     sockets: &Sockets,
     life: Option<Life>,
     files: ConfigFiles,
-    state_trouble: Option<String>,
+    state: (Option<&Arc<Arena>>, Option<String>),
 ) -> Result<Identity> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|_| Error::Internal("the system has no random bytes"))?;
+    let (arena, state_trouble) = state;
+    let draw = || -> Result<u128> {
+        let mut random = [0; 16];
+        let filled = getrandom::fill(&mut random);
+        filled.map_err(|_| Error::Internal("the system has no random bytes"))?;
+        Ok(u128::from_le_bytes(random))
+    };
+    let instance = match arena {
+        Some(arena) => arena.instance(draw)?,
+        None => draw()?,
+    };
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     Ok(Identity {
-        instance: format!("{:032x}", u128::from_le_bytes(random)),
+        instance: format!("{instance:032x}"),
         boot_id: boot_id.unwrap_or_default().trim().to_owned(),
         started: Now::sample().realtime,
         socket: sockets.service_path.clone(),
@@ -234,16 +248,21 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let (mut asked, _control) = control(&hub);
     let memory = Memory::new(config.limits.memory);
     let mut state = setup.state;
-    let mut identity = identity(&sockets, life, setup.files, state.trouble.clone())?;
-    for (key, what) in warnings(&config) {
-        tracing::warn!("{key} {what}");
-        identity.limit_troubles.push(format!("{key} {what}"));
-    }
     let no_memory = |errno| SystemError::new(errno, "memory", "");
     let arena = match &life {
         Some(life) => Some(state.arena(life).map_err(no_memory)?),
         None => None,
     };
+    let mut identity = identity(
+        &sockets,
+        life,
+        setup.files,
+        (arena.as_ref(), state.trouble.clone()),
+    )?;
+    for (key, what) in warnings(&config) {
+        tracing::warn!("{key} {what}");
+        identity.limit_troubles.push(format!("{key} {what}"));
+    }
     let starts = match &arena {
         Some(arena) => Some(Starts::new(arena).map_err(no_memory)?),
         None => None,
@@ -251,6 +270,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     let services = services(&config, hub, file_limit, &identity.instance, life, starts)?;
     let services = Arc::new(services);
     let cgroups = Arc::clone(&services.cgroups);
+    let short_of_memory = life.as_ref().is_some_and(lives::ran_out_of_memory);
     let State {
         found,
         mut inherited,
@@ -293,6 +313,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
             revival: Revival {
                 told: lives::recovered(life, is_alone),
                 by_fault: lives::died_by_fault(life),
+                short_of_memory,
                 revive: rpc::Reviver::new(&registry, inherited),
             },
         });
@@ -305,6 +326,7 @@ async fn serve(setup: Setup, hub: Arc<SignalHub>, file_limit: Limit) -> Result<(
     faults::point(Point::AllTakenUp);
     services.reaper.settle(&unrecorded, strays);
     faults::point(Point::Settled);
+    services.cgroups.remove_unclaimed();
     registry.start_configured()?;
     tokio::spawn(time_zones::follow(Arc::downgrade(&registry)));
     let access = Arc::new(Access::new());

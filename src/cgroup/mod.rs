@@ -4,11 +4,13 @@
 //! Below the cgroup that the daemon is in there is one directory `evloopd-INSTANCE`, and in it one for
 //! each child. If that cgroup is delegated to the daemon (`Delegate=` of systemd.resource-control(5)),
 //! the daemon moves to a part of it, since memory is only counted below a cgroup without processes.
-//! The daemon holds a lock on its directory: one without a lock is that of a daemon that has died.
+//! The daemon holds a lock on its directory: one without a lock is that of a daemon that has died. All
+//! lives of a daemon with a keeper have the same directory, and the lock is held between them, too.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,11 +22,13 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 mod limit;
+mod oom;
 mod place;
 mod removal;
 mod scope;
 
 pub use limit::memory_limit;
+pub use oom::oom_kills;
 pub use removal::Removals;
 
 /// The beginning of the name of each daemon's directory.
@@ -41,6 +45,8 @@ const NESTED_MAX: usize = 4096;
 pub struct Cgroups {
     state: Mutex<State>,
     last: AtomicU64,
+    /// The numbers of cgroups of earlier lives whose children nobody has taken over yet.
+    unclaimed: Mutex<BTreeSet<u64>>,
     removals: Arc<Removals>,
 }
 
@@ -58,7 +64,7 @@ struct Base {
     /// As in /proc/PID/cgroup.
     name: String,
     /// The directory, locked as long as it is open.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Cgroups {
@@ -68,6 +74,7 @@ impl Cgroups {
         Arc::new(Self {
             state: Mutex::new(State::Off(why.into())),
             last: AtomicU64::new(0),
+            unclaimed: Mutex::default(),
             removals: Removals::new(runtime),
         })
     }
@@ -75,9 +82,18 @@ impl Cgroups {
     /// Makes the directory of this daemon, and removes those of daemons that have died, as far as they
     /// are empty. If the daemon may make none where it is, it asks the user's service manager for a
     /// place; if that gives none either, there are no cgroups. `keeper` is the pid of the daemon's
-    /// keeper, which has to be where the daemon is. May block.
+    /// keeper, which has to be where the daemon is. `earlier` is the directory of the life before, which
+    /// is taken over. May block.
     #[must_use]
-    pub fn open(instance: &str, keeper: Option<i32>, runtime: Handle) -> Arc<Self> {
+    pub fn open(
+        instance: &str,
+        keeper: Option<i32>,
+        earlier: Option<OwnedFd>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        if let Some(base) = earlier.and_then(|lock| Base::again(lock, instance)) {
+            return Self::on(base, runtime);
+        }
         let make = |own: place::Own| Ok((Base::make(&own, instance)?, own));
         let made = place::own(keeper).and_then(|own| {
             make(own).or_else(|why: String| {
@@ -88,15 +104,25 @@ impl Cgroups {
         match made {
             Ok((base, own)) => {
                 removal::remove_stale(&own.path, PREFIX);
-                let cgroups = Self::off("", runtime);
-                *cgroups.state.lock() = State::On(base);
-                cgroups
+                Self::on(base, runtime)
             }
             Err(why) => {
                 tracing::info!(why, "children have no cgroups of their own");
                 Self::off(why, runtime)
             }
         }
+    }
+
+    fn on(base: Base, runtime: Handle) -> Arc<Self> {
+        let numbers = below(&base.path).into_iter();
+        let numbers = numbers.filter_map(|path| path.file_name()?.to_str()?.parse().ok());
+        let numbers: BTreeSet<u64> = numbers.collect();
+        let cgroups = Self::off("", runtime);
+        let last = numbers.last().copied().unwrap_or(0);
+        cgroups.last.store(last, Ordering::Relaxed);
+        *cgroups.unclaimed.lock() = numbers;
+        *cgroups.state.lock() = State::On(base);
+        cgroups
     }
 
     /// Returns the directory below which each child has one.
@@ -110,25 +136,50 @@ impl Cgroups {
         }
     }
 
+    /// Passes the directory, which is locked as long as it is open; it does nothing if there is none.
+    pub fn with_lock(&self, take: impl FnOnce(BorrowedFd<'_>)) {
+        if let State::On(base) = &*self.state.lock() {
+            take(base.lock.as_fd());
+        }
+    }
+
+    /// Takes over the cgroup of a child of an earlier life, by its number. `None` if it is gone.
+    #[must_use]
+    pub fn again(&self, number: u64) -> Option<Group> {
+        let State::On(base) = &*self.state.lock() else {
+            return None;
+        };
+        let is_there = self.unclaimed.lock().remove(&number);
+        is_there.then(|| base.group(number, &self.removals))
+    }
+
+    /// Removes the cgroups of earlier lives whose children nobody has taken over, once they are empty.
+    pub fn remove_unclaimed(&self) {
+        let State::On(base) = &*self.state.lock() else {
+            return;
+        };
+        for number in std::mem::take(&mut *self.unclaimed.lock()) {
+            drop(base.group(number, &self.removals));
+        }
+    }
+
     /// Makes a cgroup for one child. `None` if there are no cgroups, or the system refuses this one.
     /// May block.
     #[must_use]
     pub fn make(&self) -> Option<Group> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let (path, name) = match &*self.state.lock() {
-            State::On(base) => (
-                base.path.join(number.to_string()),
-                format!("{}/{number}", base.name),
-            ),
+        let path = match &*self.state.lock() {
+            State::On(base) => base.path_of(number),
             State::Off(_) => return None,
         };
-        match fs::create_dir(&path) {
-            Ok(()) => Some(Group {
-                path,
-                name,
-                removals: Arc::clone(&self.removals),
-            }),
-            Err(error) => {
+        let made = fs::create_dir(&path);
+        match (made, &*self.state.lock()) {
+            (Ok(()), State::On(base)) => Some(base.group(number, &self.removals)),
+            (Ok(()), State::Off(_)) => {
+                Arc::clone(&self.removals).remove(path);
+                None
+            }
+            (Err(error), _) => {
                 // Such as a limit on their number (cgroup.max.descendants).
                 tracing::warn!(path = %path.display(), %error, "a child gets no cgroup of its own");
                 None
@@ -167,6 +218,42 @@ impl Cgroups {
 }
 
 impl Base {
+    /// Finds the directory of the life before, which is `lock`, from where the daemon is now. `None` if it
+    /// is not there any more.
+    fn again(lock: OwnedFd, instance: &str) -> Option<Self> {
+        let present = place::present().ok()?;
+        let above = present.parent();
+        let directory = format!("{PREFIX}{instance}");
+        let found = rustix::fs::fstat(&lock).ok()?;
+        let mut places = [Some(present), above].into_iter().flatten();
+        let own = places.find(|own| {
+            let there = rustix::fs::stat(own.path.join(&directory));
+            there.is_ok_and(|there| (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino))
+        })?;
+        Some(Self::at(&own, &directory, lock))
+    }
+
+    fn at(own: &place::Own, directory: &str, lock: OwnedFd) -> Self {
+        Self {
+            name: format!("{}/{directory}", own.name.trim_end_matches('/')),
+            path: own.path.join(directory),
+            lock,
+        }
+    }
+
+    fn path_of(&self, number: u64) -> PathBuf {
+        self.path.join(number.to_string())
+    }
+
+    fn group(&self, number: u64, removals: &Arc<Removals>) -> Group {
+        Group {
+            number,
+            path: self.path_of(number),
+            name: format!("{}/{number}", self.name),
+            removals: Arc::clone(removals),
+        }
+    }
+
     fn make(own: &place::Own, instance: &str) -> Result<Self, String> {
         let directory = format!("{PREFIX}{instance}");
         let path = own.path.join(&directory);
@@ -178,7 +265,11 @@ impl Base {
         };
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let make = || {
-            fs::create_dir(&path)?;
+            match fs::create_dir(&path) {
+                // It is this daemon's, whose keeper was ended with it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made?,
+            }
             let lock = rustix::fs::open(&path, flags, Mode::empty())?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
             rustix::fs::stat(&path)?;
@@ -192,11 +283,7 @@ impl Base {
             }
         }
         let lock = made.map_err(|error| failed(&error))?;
-        let base = Self {
-            name: format!("{}/{directory}", own.name.trim_end_matches('/')),
-            path,
-            _lock: lock,
-        };
+        let base = Self::at(own, &directory, lock);
         if own.is_delegated {
             count_memory(&own.path);
         }
@@ -248,12 +335,19 @@ impl From<Usage> for crate::proto::CgroupUsage {
 /// The cgroup of one child. It is removed once this is dropped and all of its processes have ended.
 #[derive(Debug)]
 pub struct Group {
+    number: u64,
     path: PathBuf,
     name: String,
     removals: Arc<Removals>,
 }
 
 impl Group {
+    /// Returns its number, by which later lives of the daemon find it.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Returns its directory.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -37,7 +37,8 @@ pub(super) fn delegated(keeper: Option<i32>) -> Result<Own, String> {
     Ok(own.divided(keeper).unwrap_or(own))
 }
 
-fn present() -> Result<Own, String> {
+/// Returns the cgroup that the daemon is in.
+pub(super) fn present() -> Result<Own, String> {
     let read = |path: &str| {
         fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))
     };
@@ -45,15 +46,21 @@ fn present() -> Result<Own, String> {
 }
 
 impl Own {
-    /// Returns the cgroup above, if that is delegated and this one is a part of it.
-    fn above(&self) -> Option<Self> {
+    /// Returns the cgroup above.
+    pub(super) fn parent(&self) -> Option<Self> {
         let path = self.path.parent()?;
         let (name, _) = self.name.rsplit_once('/')?;
-        (is_delegated(path) && !is_delegated(&self.path)).then(|| Self {
+        Some(Self {
             path: path.to_owned(),
             name: name.to_owned(),
-            is_delegated: true,
+            is_delegated: is_delegated(path),
         })
+    }
+
+    /// Returns the cgroup above, if that is delegated and this one is a part of it.
+    fn above(&self) -> Option<Self> {
+        let above = self.parent()?;
+        (above.is_delegated && !is_delegated(&self.path)).then_some(above)
     }
 
     /// Moves the daemon and its keeper to a part of this cgroup, which is delegated, if it could count
@@ -131,6 +138,19 @@ pub(super) fn with_memory(cgroup: &str, mounts: &str) -> [Option<PathBuf>; 2] {
     [of(cgroup, mounts).ok().map(|own| own.path), first]
 }
 
+/// Returns the directory of the daemon's cgroup of version 1 whose memory is limited.
+pub(super) fn of_memory() -> Option<PathBuf> {
+    let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let [_, first] = with_memory(&cgroups, &mounts);
+    first
+}
+
+/// Returns whether a file system, as in proc_pid_mountinfo(5), is that of cgroups of version 2.
+fn is_unified(system: &str) -> bool {
+    system.starts_with("cgroup2 ")
+}
+
 fn is_memory(word: &str) -> bool {
     word == "memory"
 }
@@ -138,7 +158,7 @@ fn is_memory(word: &str) -> bool {
 /// Returns the directory of a cgroup below that mount, a line of proc_pid_mountinfo(5). `None` if it
 /// is no mount of cgroups of version 2, or does not show this one.
 fn place(line: &str, name: &str) -> Option<PathBuf> {
-    place_on(line, name, |system| system.starts_with("cgroup2 "))
+    place_on(line, name, is_unified)
 }
 
 /// As [`place`], for mounts of those file systems: the type, the source and the options.

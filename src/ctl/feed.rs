@@ -62,8 +62,8 @@ impl Source {
 /// The first message of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// The instance of the daemon; it changes when the daemon is restarted.
-    instance: String,
+    /// The instance of the daemon, which changes when the daemon is restarted, and its life.
+    daemon: (String, u64),
     pub(super) loop_id: u64,
     pub(super) epoch: String,
     /// The id of the process's watch; 0 for a subscription.
@@ -119,7 +119,7 @@ fn item(answer: Answer) -> Option<Item> {
 fn of_loop(message: subscribe_response::Message) -> Option<Item> {
     Some(match message {
         subscribe_response::Message::Header(h) => Item::Header(Header {
-            instance: h.instance,
+            daemon: (h.instance, h.life),
             loop_id: h.loop_id,
             epoch: h.epoch,
             after: Some(h.after),
@@ -134,7 +134,7 @@ fn of_loop(message: subscribe_response::Message) -> Option<Item> {
 fn of_process(message: run_response::Message) -> Item {
     match message {
         run_response::Message::Header(h) => Item::Header(Header {
-            instance: h.instance,
+            daemon: (h.instance, h.life),
             loop_id: h.loop_id,
             epoch: h.epoch,
             watch_id: h.watch_id,
@@ -318,7 +318,7 @@ impl Feed {
                 }
                 // The same history: the loop goes on, in the same life of the daemon or in another.
                 Some(old) if old.epoch == new.epoch => {
-                    if old.instance != new.instance {
+                    if old.daemon != new.daemon {
                         complain(format_args!("the daemon was restarted; this goes on"));
                         self.header = Some(new.clone());
                     }
@@ -371,7 +371,9 @@ impl Feed {
             let mut admin = self.session.admin();
             let info = admin.get_server_info(GetServerInfoRequest {}).await;
             match answer(info) {
-                Ok(info) if info.instance == header.instance => return Err(failure),
+                Ok(info) if header.daemon == (info.instance.clone(), info.life) => {
+                    return Err(failure);
+                }
                 Ok(_) => return Err(self.restarted()),
                 // The connection broke again.
                 Err(broken) => failure = broken,

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use super::sockets::keep;
 use super::{Arguments, Setup};
 use crate::access::{is_served, make_parent};
+use crate::cgroup;
 use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::driver;
@@ -240,6 +241,18 @@ pub(super) fn died_by_fault(life: &Life) -> bool {
     const SIGKILL: u8 = 9;
     let before = life.earlier().next();
     before.is_some_and(|(_, _, ended)| ended != Ended::Killed(SIGKILL))
+}
+
+/// Returns whether the life before was killed and the kernel has killed processes of the daemon's cgroup
+/// for lack of memory since it started: that it was this one is likely, but cannot be known. Call it once,
+/// and after the daemon has moved to its cgroup.
+pub(super) fn ran_out_of_memory(life: &Life) -> bool {
+    let Some(now) = cgroup::oom_kills() else {
+        return false;
+    };
+    let before = life.replace_oom_kills(now);
+    let was_killed = !died_by_fault(life) && life.number() > 1;
+    was_killed && before.is_some_and(|before| now > before)
 }
 
 /// Returns what the readers of loops are told that go on in this life; `is_alone`: the keeper has ended, too.

@@ -79,7 +79,7 @@ fn again(kept: &KeptSlot, inherited: &mut Inherited) -> Option<(Name, Held)> {
     let left = kept.expires.checked_sub(Now::sample().monotonic)?;
     let owner: crate::access::Principal = kept.principal.parse().ok()?;
     let giver = kept.giver.as_ref();
-    let process = giver.and_then(|of| ClientProcess::again(of.pid, of.start_time));
+    let process = giver.and_then(|of| ClientProcess::again(of.pid, of.start_time).ok()?);
     let slot = Slot::try_from(&kept.slot[..]).ok()?;
     let name = match (kept.own, giver, &process) {
         (false, ..) => Name::Issued(slot),

@@ -58,6 +58,13 @@ impl LabelSets {
         }
     }
 
+    /// Returns the labels of a set.
+    pub(super) fn get(&self, set: LabelSet) -> BTreeMap<String, String> {
+        let index = (set.0 as usize).checked_sub(1);
+        let labels = index.and_then(|index| self.sets.get(index));
+        labels.map_or_else(BTreeMap::new, |(labels, _)| (**labels).clone())
+    }
+
     /// Returns whether the set has all of the wanted labels.
     pub(super) fn matches(&self, set: LabelSet, wanted: &BTreeMap<String, String>) -> bool {
         let Some(index) = (set.0 as usize).checked_sub(1) else {

@@ -102,6 +102,8 @@ pub struct Outbox {
     turns: Option<Turns>,
     /// Something was kept in this turn.
     has_kept: bool,
+    /// Some watch may have other labels from an event of this turn on.
+    has_marks: bool,
     entries: Vec<Entry>,
     released: Vec<LabelSet>,
     limits: Limits,
@@ -154,6 +156,7 @@ impl Outbox {
             buf: Buffer::Own(BytesMut::new()),
             turns: None,
             has_kept: false,
+            has_marks: false,
             entries: Vec::new(),
             released: Vec::new(),
             limits,
@@ -452,6 +455,13 @@ impl Outbox {
         {
             if !self.buf.is_whole() {
                 turns.lose();
+            }
+            if std::mem::take(&mut self.has_marks) {
+                let first = self.newest + 1 - self.entries.len() as u64;
+                let entries = &self.entries;
+                self.journal.monitor.with(|inner| {
+                    inner.log.keep_labels(first, entries, &mut inner.labels);
+                });
             }
             turns.commit(self.newest);
         }

@@ -25,6 +25,8 @@ pub(super) const CONSUMER: u8 = 1;
 pub(super) const ACKED: u8 = 2;
 /// An event that stays although its neighbours are gone; the id is its sequence number.
 pub(super) const ISLAND: u8 = 3;
+/// The labels of the events of a watch from one on; the id is its sequence number.
+pub(super) const LABELS: u8 = 4;
 
 /// The error for an epoch that cannot be made.
 pub(super) const NO_RANDOM: Error = Error::Internal("the system has no random bytes for an epoch");
@@ -52,8 +54,10 @@ pub struct Recovered {
     next_ordinal: u64,
     records: Records,
     islands: Vec<Entry>,
+    labels: Vec<Entry>,
     consumers: Vec<(KeptConsumer, Entry, Cell<1>)>,
     is_damaged: bool,
+    gives_back: bool,
 }
 
 impl Recovered {
@@ -95,12 +99,13 @@ impl Recovered {
             turns.current() - 1,
         );
         let is_damaged = !is_whole || turns.is_lossy() || pieces.len() < all || !damaged.is_empty();
-        let (mut islands, mut named, mut acked) = (vec![], vec![], vec![]);
+        let (mut islands, mut named, mut acked, mut labels) = (vec![], vec![], vec![], vec![]);
         for entry in entries {
             match entry.kind() {
                 ISLAND => islands.push(entry),
                 CONSUMER => named.push(entry),
                 ACKED => acked.push(entry),
+                LABELS => labels.push(entry),
                 _ => {}
             }
         }
@@ -128,8 +133,10 @@ impl Recovered {
             next_ordinal,
             records,
             islands,
+            labels,
             consumers,
             is_damaged,
+            gives_back: false,
         };
         Some((recovered, rest))
     }
@@ -140,6 +147,11 @@ impl Recovered {
         let tries = if by_fault { self.turns.tries() } else { 0 };
         self.turns.set_tries(tries + 1);
         tries
+    }
+
+    /// Has all events given back that no consumer waits for: memory is short.
+    pub const fn give_history_back(&mut self) {
+        self.gives_back = true;
     }
 
     /// Returns the turn that was committed last.
@@ -194,8 +206,10 @@ impl Journal {
             next_ordinal,
             records,
             islands,
+            labels: marks,
             consumers,
             is_damaged,
+            gives_back,
         } = recovered;
         let mut labels = LabelSets::default();
         let watches: HashMap<u64, Known> = watches
@@ -210,6 +224,7 @@ impl Journal {
             newest,
             islands,
             records,
+            labels: marks,
         };
         let memory = Arc::clone(memory);
         let log = Log::recover(
@@ -252,6 +267,10 @@ impl Journal {
         });
         journal.monitor.with(|inner| {
             inner.repin();
+            if gives_back {
+                let Inner { log, labels, .. } = inner;
+                log.give_back(labels);
+            }
             // What had given way before may be there again.
             inner.trim(Room::default());
         });

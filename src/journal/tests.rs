@@ -28,6 +28,7 @@ const LIMITS: Limits = Limits {
 };
 
 mod attached;
+mod lives;
 mod memory;
 mod single;
 mod unkept;

@@ -39,6 +39,15 @@ impl Life {
         self.page.life()
     }
 
+    /// Sets how many processes the kernel has killed for lack of memory so far. Returns the number that
+    /// a life has set before, if one has.
+    #[must_use]
+    pub fn replace_oom_kills(&self, number: u64) -> Option<u64> {
+        let before = self.page.oom_kills();
+        self.page.set_oom_kills(number);
+        before
+    }
+
     /// Returns the pid of the keeper; `None` if it has ended.
     #[must_use]
     pub fn keeper(&self) -> Option<i32> {

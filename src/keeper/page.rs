@@ -36,10 +36,12 @@ pub enum Kept {
     State,
     /// The directory that has files of it.
     StateDirectory,
+    /// The directory of the children's cgroups, which is locked.
+    Cgroups,
 }
 
 impl Kept {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Service,
         Self::Handover,
         Self::ServiceLock,
@@ -47,6 +49,7 @@ impl Kept {
         Self::Configuration,
         Self::State,
         Self::StateDirectory,
+        Self::Cgroups,
     ];
 }
 
@@ -64,7 +67,9 @@ const KEPT_WORDS: usize = 3;
 const ENDED: usize = KEPT + KEPT_WORDS * Kept::ALL.len();
 /// When the life ended, nanoseconds of CLOCK_REALTIME, and how.
 const ENDED_WORDS: usize = 2;
-const WORDS: usize = ENDED + ENDED_WORDS * LIVES;
+/// The number of [`Page::oom_kills`] plus one.
+const OOM_KILLS: usize = ENDED + ENDED_WORDS * LIVES;
+const WORDS: usize = OOM_KILLS + 1;
 
 /// The page. Each side bears any value that the other may have left there.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +98,15 @@ impl Page {
     /// Returns the number of the present life, from 1 on.
     pub(super) fn life(self) -> u64 {
         self.get(LIFE)
+    }
+
+    /// Returns the number that was set last; `None` before that.
+    pub(super) fn oom_kills(self) -> Option<u64> {
+        self.get(OOM_KILLS).checked_sub(1)
+    }
+
+    pub(super) fn set_oom_kills(self, number: u64) {
+        self.set(OOM_KILLS, number.saturating_add(1));
     }
 
     /// Begins the next life.

@@ -52,6 +52,8 @@ pub struct Revival {
     pub revive: Arc<dyn Revive>,
     /// Whether the life before died by a fault: a loop that many die of is set aside.
     pub by_fault: bool,
+    /// Whether the life before was killed for lack of memory: nothing is kept that nobody has asked for.
+    pub short_of_memory: bool,
 }
 
 impl std::fmt::Debug for Revival {
@@ -287,6 +289,9 @@ impl Registry {
                 _ => kept.records.free_now(entry),
             }
         }
+        if revived.revival.short_of_memory {
+            tracing::warn!("memory is short: all history is given back that no consumer waits for");
+        }
         let mut handles = Vec::new();
         for (id, entry) in loops {
             last_id = last_id.max(id);
@@ -311,6 +316,8 @@ impl Registry {
                 }
             }
         }
+        // A killed process does not give back what the keeper holds, too.
+        arena.give_idle_back();
         let mut inner = self.inner.lock();
         inner.last_id = inner.last_id.max(last_id);
         inner.kept = Some(kept);
@@ -395,8 +402,11 @@ impl Registry {
             .into_iter()
             .find(|known| known.name() == kept.backend);
         let epoch = kept.epoch.parse().map_err(|_| unreadable.clone())?;
-        let (journal, records) =
+        let (mut journal, records) =
             journal::Recovered::sort(arena, id, found).ok_or_else(|| unreadable.clone())?;
+        if revival.short_of_memory {
+            journal.give_history_back();
+        }
         if journal.try_again(revival.by_fault) >= TRIES {
             let name = format!("{}/{}", kept.principal, kept.name);
             tracing::error!(

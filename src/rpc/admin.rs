@@ -22,6 +22,7 @@ impl AdminService for Api {
         Ok(Response::new(GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: identity.instance.clone(),
+            life: identity.life_number(),
             boot_id: identity.boot_id.clone(),
             pid: rustix::process::getpid().as_raw_pid(),
             uid: rustix::process::geteuid().as_raw(),

@@ -87,7 +87,7 @@ pub const SERVICES: [&str; 8] = [
 /// The facts about the daemon that it tells its clients.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// A random id, new at every start of the daemon.
+    /// A random id, new at every start of the daemon. All lives of one keeper have the same.
     pub instance: String,
     /// The id of the host's boot.
     pub boot_id: String,
@@ -107,6 +107,13 @@ pub struct Identity {
     pub socket_troubles: Arc<Mutex<Vec<String>>>,
     /// The limits of the configuration that this host does not let the daemon reach.
     pub limit_troubles: Vec<String>,
+}
+
+impl Identity {
+    /// Returns the number of the daemon's present life; 0 without a keeper.
+    fn life_number(&self) -> u64 {
+        self.life.as_ref().map_or(0, Life::number)
+    }
 }
 
 /// Reads what the configuration files have by now: it is not applied.

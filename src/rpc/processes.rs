@@ -205,6 +205,7 @@ impl ProcessService for Api {
         let closed = watch.closed_cursor.as_ref().map(|cursor| cursor.seq);
         let header = RunHeader {
             instance: self.identity.instance.clone(),
+            life: self.identity.life_number(),
             loop_id: on.id(),
             loop_name: on.full_name().to_owned(),
             epoch: on.journal().epoch().to_string(),
@@ -253,6 +254,7 @@ impl ProcessService for Api {
         let reader = on.journal().reader(from_birth(&watch), filter)?;
         let header = RunHeader {
             instance: self.identity.instance.clone(),
+            life: self.identity.life_number(),
             loop_id: on.id(),
             loop_name: on.full_name().to_owned(),
             epoch: on.journal().epoch().to_string(),

@@ -184,6 +184,7 @@ impl Api {
         let window = (acks || !consumer.is_empty()) && !request.auto_ack;
         let header = SubscribeHeader {
             instance: self.identity.instance.clone(),
+            life: self.identity.life_number(),
             boot_id: self.identity.boot_id.clone(),
             loop_id: on.id(),
             loop_name: on.full_name().to_owned(),

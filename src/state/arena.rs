@@ -152,6 +152,8 @@ const REGIONS: usize = 16 << 10;
 const TABLE: u64 = 0x6576_6c74 << 32 | 1;
 /// The words of the [`Origin`] in the header of the table.
 const ORIGIN: usize = WORD;
+/// The words of the instance in it, the upper half first; 0 is none.
+const INSTANCE: usize = ORIGIN + Origin::WORDS * WORD;
 /// The words of a place in the table: the number of the file descriptor plus one, the device and
 /// the inode of its file, and its [`Sort`].
 pub(super) const PLACE: usize = 4 * WORD;
@@ -426,6 +428,24 @@ impl Arena {
         }
     }
 
+    /// Returns the random number that all lives have to which it belongs. The first one draws it.
+    ///
+    /// # Errors
+    /// Those of `draw`.
+    pub fn instance<E>(&self, draw: impl FnOnce() -> Result<u128, E>) -> Result<u128, E> {
+        let words = [INSTANCE, INSTANCE + WORD].map(|at| self.table.word(at));
+        let [upper, lower] = words.map(|word| u128::from(word.load(Ordering::Acquire)));
+        match upper << 64 | lower {
+            0 => draw().inspect(|number| {
+                for (word, half) in words.into_iter().zip([number >> 64, *number]) {
+                    let half = half & u128::from(u64::MAX);
+                    word.store(u64::try_from(half).unwrap_or_default(), Ordering::Release);
+                }
+            }),
+            number => Ok(number),
+        }
+    }
+
     /// Returns whether the pids that an earlier life has noted are those that this process sees.
     #[must_use]
     pub fn has_same_pids(&self) -> bool {
@@ -672,6 +692,13 @@ impl Arena {
             }
             kept
         });
+    }
+
+    /// Gives memory that nobody uses back to the system.
+    pub fn give_idle_back(&self) {
+        for regions in &mut *self.regions.lock() {
+            self.give_back(regions);
+        }
     }
 
     /// Returns the bytes of memory that it has from the system.

@@ -6,14 +6,17 @@
 #![allow(dead_code)]
 
 mod both;
+mod cgroups;
 mod children;
 mod command_line;
 #[path = "../common/mod.rs"]
 mod common;
 mod contexts;
 mod kinds;
+mod memory;
 mod panics;
 mod points;
+mod same;
 mod set_aside;
 mod slots;
 mod streams;

@@ -90,6 +90,17 @@ impl Log {
         });
     }
 
+    /// Trims all history that no consumer waits for, but for facts of watches that are there.
+    pub(in crate::journal) fn give_back(&mut self, labels: &mut LabelSets) {
+        self.watches.keep_nothing();
+        let end = self.floor.unwrap_or(u64::MAX);
+        while self.first <= end && self.may_trim() {
+            self.trim_one(labels);
+        }
+        self.entries.shrink_to_fit();
+        while self.drop_an_island(labels) {}
+    }
+
     /// Trims while the journal holds too much: the oldest events of the ring, of which every watch
     /// keeps its newest as islands. If that is not enough, it trims islands of the watches that have
     /// most of them. Does at most [`AT_ONCE`] steps under one lock.
@@ -159,6 +170,7 @@ impl Log {
         }
         self.entries.pop_front();
         self.first += 1;
+        self.forget_marks(labels);
         self.start = entry.end;
         while self
             .chunks

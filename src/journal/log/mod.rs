@@ -18,8 +18,10 @@ use crate::proto::EventKind;
 use crate::state::{self, Records};
 
 mod giving_way;
+mod marks;
 mod recovery;
 
+pub(super) use marks::may_change;
 pub(super) use recovery::{Known, Remains};
 
 pub(super) const CLOSED: u8 = EventKind::Closed as u8;
@@ -77,6 +79,7 @@ pub(super) struct Log {
     island_bytes: u64,
     /// Where islands and consumers are kept for later lives; `None` if they are not.
     records: Option<Records>,
+    marks: marks::Marks,
     /// The islands that stay until their watch is removed.
     facts: Room,
     /// The other islands that some consumer has not acknowledged.
@@ -112,6 +115,7 @@ impl Log {
             islands: BTreeMap::new(),
             island_bytes: 0,
             records: None,
+            marks: marks::Marks::default(),
             facts: Room::default(),
             pinned_islands: Room::default(),
             is_behind: false,
@@ -358,6 +362,7 @@ impl Log {
             begin = entry.end;
             self.entries.push_back(entry);
             if entry.kind == REMOVED {
+                self.note_removed(entry.watch, self.newest());
                 let islands = self.watches.remove(entry.watch);
                 self.drop_islands(islands, labels);
             }

@@ -24,6 +24,8 @@ pub(in crate::journal) struct Remains {
     /// Older events that stay, the oldest first.
     pub(in crate::journal) islands: Vec<state::Entry>,
     pub(in crate::journal) records: Records,
+    /// The labels of events.
+    pub(in crate::journal) labels: Vec<state::Entry>,
 }
 
 /// A watch that is not removed.
@@ -50,10 +52,12 @@ impl Log {
             newest,
             islands,
             records,
+            labels: marks,
         } = remains;
         let pieces = newest_without_hole(pieces, newest);
         let mut log = Self::new(limits, memory);
         log.records = Some(records);
+        log.recover_marks(marks, newest, labels);
         log.first = pieces.first().map_or(newest + 1, |(first, _)| *first);
         let mut birth: HashMap<u64, bool> = HashMap::new();
         for entry in islands {
@@ -84,7 +88,8 @@ impl Log {
                     last = (event.watch, watches.get(&event.watch));
                 }
                 let known = last.1;
-                let set = known.map_or(LabelSet::NONE, |known| known.labels);
+                let now = known.map(|known| known.labels);
+                let set = log.labels_of(event.watch, event.seq, now);
                 labels.hold(set);
                 let upto = log
                     .watches
@@ -97,6 +102,7 @@ impl Log {
                     kind: event.kind,
                 });
                 if event.kind == REMOVED {
+                    log.note_removed(event.watch, event.seq);
                     log.watches.remove(event.watch);
                 }
             }
@@ -108,6 +114,7 @@ impl Log {
                 log.watches.lost_before(*watch, log.first - 1);
             }
         }
+        log.forget_other_marks(watches, labels);
         log.counted = log.newest();
         let held = Room {
             events: log.events(),
@@ -138,7 +145,8 @@ impl Log {
         let is_fact = EventKind::try_from(i32::from(event.kind)).is_ok_and(is_fact);
         let fate = if is_fact { Fate::Fact } else { Fate::Island };
         let upto = self.watches.append(event.watch, size, event.monotonic);
-        labels.hold(known.labels);
+        let set = self.labels_of(event.watch, event.seq, Some(known.labels));
+        labels.hold(set);
         self.island_bytes += size;
         if is_fact {
             self.facts.events += 1;
@@ -150,7 +158,7 @@ impl Log {
                 end: 0,
                 watch: event.watch,
                 upto,
-                labels: known.labels,
+                labels: set,
                 kind: event.kind,
             },
             is_fact,

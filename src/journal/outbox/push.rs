@@ -6,6 +6,7 @@ use crate::event::{
     DataEvent, DatagramEvent, DatagramHead, Encode, Event, EventHead, Kind, Stream, WholeEvent,
 };
 use crate::journal::Room;
+use crate::journal::log::may_change;
 use crate::kinds::event_kind;
 use crate::proto::EventKind;
 
@@ -83,6 +84,7 @@ impl Outbox {
             labels: about.labels,
             kind,
         });
+        self.has_marks |= may_change(kind);
         self.now = now.monotonic;
         self.newest
     }

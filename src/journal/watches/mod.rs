@@ -159,6 +159,11 @@ impl Watches {
         self.level = self.levels.level();
     }
 
+    /// Has no watch keep its newest events, until the next [`Watches::measure`].
+    pub(super) const fn keep_nothing(&mut self) {
+        self.level = 0;
+    }
+
     /// Returns the most that all islands that may give way hold together.
     pub(super) const fn islands_max(&self) -> u64 {
         self.levels.most()

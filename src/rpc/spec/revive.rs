@@ -272,6 +272,7 @@ impl Revive for Reviver {
                     start_time: kept.start_time,
                     whose,
                     pidfd,
+                    cgroup: kept.cgroup,
                     pipes,
                     terminal,
                     ending: ending::checked(spec)?,

@@ -106,11 +106,12 @@ impl Child {
         permit: Permit,
         reaper: &Reaper,
         signals: EndSignals,
+        group: Option<Arc<Group>>,
     ) -> Self {
         if whose == Whose::Keepers {
             reaper.adopt(pid, born);
         }
-        let mut child = Self::new((pid, pidfd), born, permit, reaper, signals, None);
+        let mut child = Self::new((pid, pidfd), born, permit, reaper, signals, group);
         child.whose = whose;
         child
     }

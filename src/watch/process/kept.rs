@@ -1,6 +1,7 @@
 //! What later lives of the daemon need of a child, and how they go on with it.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::child::{Child, Whose};
 use super::terminal::{EarlierTerminal, Terminal};
@@ -29,6 +30,8 @@ pub struct Orphan {
     pub whose: Whose,
     /// Its pidfd; `None` if it has ended and nobody can tell how.
     pub pidfd: Option<OwnedFd>,
+    /// The number of its cgroup; 0 if it has none of its own.
+    pub cgroup: u64,
     /// The daemon's ends of its pipes; `None` for one that is closed.
     pub pipes: [Option<OwnedFd>; 3],
     /// Its terminal, if it has one whose output has not ended.
@@ -64,6 +67,7 @@ impl Orphan {
                 permit,
                 &services.reaper,
                 self.ending.signals,
+                services.cgroups.again(self.cgroup).map(Arc::new),
             )
         });
         Ok(Box::new(Process {
@@ -117,6 +121,7 @@ impl Process {
             })
         };
         let stdin = self.stdin.as_ref();
+        let group = self.child.as_ref().and_then(Child::group);
         Some(Of::Child(KeptChild {
             pid: self.pid,
             start_time: self.start_time,
@@ -136,6 +141,7 @@ impl Process {
             killing: self.killing,
             terminal,
             strangers: self.child.as_ref().is_some_and(Child::is_strangers),
+            cgroup: group.map_or(0, |group| group.number()),
         }))
     }
 
