@@ -271,12 +271,18 @@ impl Client {
         }
     }
 
-    /// Checks that a child that has ended was started once, and that no other lives that was to have its
+    /// Returns the pids that children of that name have written.
+    pub(super) fn pids(&self, name: &str) -> Vec<i32> {
+        let path = self.daemon.dir.path().join(name);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// Checks that a child was started once, and that no other lives that was to have its
     /// name.
     pub(super) fn check_started(&self, name: &str, pid: i32) {
         let path = self.daemon.dir.path().join(name);
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let pids: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
+        let pids = self.pids(name);
         let known = pids.iter().filter(|one| **one == pid).count();
         assert_eq!(known, 1, "{name}: {pid} of {pids:?}");
         let others: Vec<_> = pids.iter().filter(|one| **one != pid).collect();
@@ -328,6 +334,8 @@ impl Client {
 
     /// Acknowledges all that it has seen.
     pub(super) async fn acknowledge(&mut self) {
+        let before = self.consumer().await.acked.unwrap();
+        assert_eq!(before.seq, self.acked, "what was confirmed");
         let request = AckRequest {
             r#loop: Some(self.target.clone()),
             consumer: CONSUMER.into(),

@@ -1,5 +1,6 @@
 //! One scenario that reaches all points, whenever its daemon dies.
 
+use std::fs::OpenOptions;
 use std::net::UdpSocket;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use evloopd::proto::watch_spec::Spec;
 use evloopd::proto::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
@@ -133,8 +135,15 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
         .await;
 
     drop(ours);
-    let line = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); done >&2; cat; exit 7";
-    let (piped, piped_pid) = client.start("piped", line, false).await;
+    // It ends only once it may, also if the daemon's ends of its pipes are closed.
+    let may_end = client.daemon.dir.path().join("may-end");
+    mknodat(CWD, &may_end, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let line = format!(
+        "trap '' PIPE; i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); done >&2; cat; \
+         : < {}; exit 7",
+        may_end.display()
+    );
+    let (piped, piped_pid) = client.start("piped", &line, false).await;
     let line = format!("stty raw -echo; echo ready; head -c {ALL}; exit 5");
     let (typist, typist_pid) = client.start("typist", &line, true).await;
     client
@@ -195,6 +204,12 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
     for id in [accepted, shared, piped] {
         client.write_eof(id).await;
     }
+    client.check_started("piped", piped_pid);
+    if death.point == "ChildAbandoned" {
+        // An abandoned child does not execute its program.
+        assert_eq!(client.pids("piped"), [piped_pid]);
+    }
+    let may_end = OpenOptions::new().read(true).write(true).open(may_end);
     let got = [peer.end().await, shared_peer.end().await];
     let all = [accepted, shared, piped, typist, short];
     client
@@ -202,6 +217,7 @@ pub(super) async fn run(death: Death, backend: (&'static str, &'static str)) {
             all.iter().all(|id| seen.closed.contains_key(id))
         })
         .await;
+    drop(may_end.unwrap());
     client.remove(short).await;
     client.remove(ticks).await;
     client.remove(listening).await;
