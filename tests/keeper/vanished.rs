@@ -20,7 +20,10 @@ async fn files_that_are_removed_are_bound_again() {
     for path in [&daemon.socket, &handover] {
         std::fs::remove_file(path).unwrap();
     }
-    until("both files", || daemon.socket.exists() && handover.exists()).await;
+    // The file is there a moment before anybody listens.
+    let socket = daemon.socket.clone();
+    let is_served = || UnixStream::connect(&socket).is_ok();
+    until("both files", || is_served() && handover.exists()).await;
     let now = daemon.socket.metadata().unwrap().permissions().mode();
     assert_eq!(now, mode);
     // Those who were connected still are, and others can connect.
@@ -35,7 +38,7 @@ async fn files_that_are_removed_are_bound_again() {
     daemon.another_channel().await;
     Handover::connect(&handover).give(&theirs);
     std::fs::remove_file(&daemon.socket).unwrap();
-    until("the file", || daemon.socket.exists()).await;
+    until("the file", is_served).await;
     daemon.another_channel().await;
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.ended().await, Some(0));

@@ -259,9 +259,9 @@ async fn a_later_life_has_the_slots_that_nobody_took_for_their_remaining_time() 
 
         let (arena, found) = killed(&arena);
         let numbers: Vec<_> = descriptors(&found).iter().map(|fd| fd.number).collect();
-        // As if they were those of the dead life, which is still here.
+        // The dead life closes nothing.
+        let _dead = std::mem::ManuallyDrop::new(slots);
         let mut inherited = Inherited::own(numbers);
-        std::mem::forget(slots);
         let slots = make(Arc::clone(&arena), found, &mut inherited);
         drop(inherited);
         let claim = |peer, slot: &Slot| slots.claim("spec.fd.slot", peer, slot);
