@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,19 +84,15 @@ pub struct State {
 
 /// Runs of an earlier life that this one does not use yet. If it ends before, a later one finds them.
 #[derive(Debug, Default)]
-pub(super) struct Unused(Vec<Found>);
+pub(super) struct Unused(ManuallyDrop<Vec<Found>>);
 
 impl Unused {
-    pub(super) fn take(mut self) -> Vec<Found> {
-        std::mem::take(&mut self.0)
+    const fn new(found: Vec<Found>) -> Self {
+        Self(ManuallyDrop::new(found))
     }
-}
 
-impl Drop for Unused {
-    fn drop(&mut self) {
-        std::mem::take(&mut self.0)
-            .into_iter()
-            .for_each(std::mem::forget);
+    pub(super) fn take(self) -> Vec<Found> {
+        ManuallyDrop::into_inner(self.0)
     }
 }
 
@@ -142,7 +139,7 @@ fn open_state(life: &Life) -> State {
     let needed = needed.into_iter();
     State {
         arena,
-        found: Unused(found),
+        found: Unused::new(found),
         needed: needed
             .filter_map(|(owner, number)| Some((owner, inherited.take_number(number)?)))
             .collect(),
@@ -195,7 +192,7 @@ impl State {
                         true => Inherited::default(),
                         false => inherited,
                     },
-                    found: Unused(recovered.found),
+                    found: Unused::new(recovered.found),
                     is_partial: !recovered.is_whole,
                     ..Self::default()
                 });

@@ -1,6 +1,7 @@
 //! Hands out runs of blocks of shared memory, and finds them again.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -466,21 +467,15 @@ impl Arena {
 
     /// Finds all regions: by their descriptors, or else by their names.
     fn find(self) -> Result<Recovered, Errno> {
-        let (mut found, mut is_whole) = (Vec::new(), true);
+        // After an error they are not given back: another life may find them.
+        let (mut found, mut is_whole) = (ManuallyDrop::new(Vec::new()), true);
         for place in 0..REGIONS {
             let number = self.place(place)[0].load(Ordering::Acquire);
             if number == 0 {
                 continue;
             }
             if let Some((file, sort)) = self.region_file(place) {
-                let mapping = match Mapping::new(file, BLOCKS * sort.unit()) {
-                    Ok(mapping) => mapping,
-                    Err(errno) => {
-                        // Dropped, they would be given back.
-                        std::mem::forget(found);
-                        return Err(errno);
-                    }
-                };
+                let mapping = Mapping::new(file, BLOCKS * sort.unit())?;
                 let region = Arc::new(Region {
                     mapping: Arc::new(mapping),
                     unit: sort.unit(),
@@ -504,7 +499,7 @@ impl Arena {
         }
         Ok(Recovered {
             arena: Arc::new(self),
-            found,
+            found: ManuallyDrop::into_inner(found),
             is_whole,
         })
     }

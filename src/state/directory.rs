@@ -44,7 +44,7 @@ impl Directory {
     /// Takes it over from an earlier life.
     #[must_use]
     pub fn of_earlier_life(fd: OwnedFd) -> Self {
-        let kind = fs::fstatfs(&fd).map_or(0, |found| u64::from(found.f_type.cast_unsigned()));
+        let kind = fs::fstatfs(&fd).map_or(0, |found| found.f_type.cast_unsigned());
         Self {
             fd,
             is_memory: IN_MEMORY.contains(&kind),
