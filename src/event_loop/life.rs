@@ -367,14 +367,16 @@ impl EventLoop {
 
     /// Starts a task that waits for the end of a client process and then has the loop end the
     /// watches bound to it. There is one task for each process.
-    pub(super) fn end_after_process(&self, process: Arc<crate::access::ClientProcess>) {
+    pub(super) fn end_after_process(&mut self, process: Arc<crate::access::ClientProcess>) {
         let mailbox = Arc::downgrade(&self.mailbox);
-        self.services.runtime.spawn(async move {
+        let wait = async move {
             process.ended().await;
             if let Some(mailbox) = mailbox.upgrade() {
                 mailbox.push(super::Message::ClientEnded(process.key()));
             }
-        });
+        };
+        while self.clients.try_join_next().is_some() {}
+        self.clients.spawn_on(wait, &self.services.runtime);
     }
 
     /// Removes a watch, which is closed first if it is open.

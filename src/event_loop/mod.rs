@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use crate::access::Principal;
 use crate::clock::{Jumps, Now};
 use crate::config::{Limits, Policy, Survives};
@@ -177,6 +179,8 @@ pub(super) struct EventLoop {
     /// Notices that came while the loop was stopped. Their number is bounded as that of all
     /// notices.
     held_notices: Vec<(Key, Notice)>,
+    /// The tasks that wait for the ends of client processes. They end with the loop.
+    clients: JoinSet<()>,
     /// The replies of this turn, which are sent once its events can be read.
     replies: Vec<Deferred>,
     /// What later lives find of the loop; `None` if they find nothing.

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 
+use tokio::task::JoinSet;
+
 use super::ledger::Ledger;
 use super::lifetime::{KEPT, LifetimeEnd};
 use super::mailbox::{LoopNotifier, Mailbox};
@@ -158,6 +160,7 @@ impl EventLoop {
             sweeps: Sweeps::default(),
             pending_switch: None,
             held_notices: Vec::new(),
+            clients: JoinSet::new(),
             replies: Vec::new(),
             kept,
         };

@@ -443,6 +443,9 @@ impl Registry {
             tokio::time::sleep(ttl).await;
             if let Some(registry) = registry.upgrade() {
                 registry.inner.lock().forget(id);
+                if let Some(arena) = &registry.arena {
+                    arena.give_idle_back();
+                }
             }
         });
         Ok(cursor)

@@ -689,7 +689,8 @@ impl Arena {
         });
     }
 
-    /// Gives memory that nobody uses back to the system.
+    /// Gives memory that nothing is in back to the system, but for a spare part of each size. It is also
+    /// given back whenever memory is taken.
     pub fn give_idle_back(&self) {
         for regions in &mut *self.regions.lock() {
             self.give_back(regions);

@@ -52,6 +52,14 @@ impl Handover {
         slots
     }
 
+    /// Hands over one descriptor; `None` if the daemon ended before it answered.
+    pub(crate) fn try_give(&self, fd: BorrowedFd<'_>) -> Option<Bytes> {
+        let (reply, _) = self.ask(MAGIC, &[fd]);
+        let (status, slot) = reply.split_first()?;
+        assert_eq!(*status, 0, "GIVE: {}", String::from_utf8_lossy(slot));
+        Some(Bytes::copy_from_slice(slot))
+    }
+
     /// Hands descriptors over in slots that the client chose, and does not wait for the reply.
     pub(crate) fn give_as(&self, own: &[Bytes], fds: &[BorrowedFd<'_>]) {
         self.send(&[MAGIC, &own.concat()].concat(), fds);
@@ -107,7 +115,12 @@ impl Handover {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC;
         let mut into = [IoSliceMut::new(&mut reply)];
-        let received = rustix::net::recvmsg(&self.0, &mut into, &mut control, flags).unwrap();
+        let received = match rustix::net::recvmsg(&self.0, &mut into, &mut control, flags) {
+            Ok(received) => received,
+            // The daemon was killed before it read the request.
+            Err(Errno::CONNRESET) => return (Vec::new(), None),
+            Err(errno) => panic!("{errno}"),
+        };
         reply.truncate(received.bytes);
         let fd = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

@@ -31,6 +31,7 @@ use tonic_types::StatusExt;
 
 pub(crate) mod another;
 pub(crate) mod handover;
+pub(crate) mod lives;
 pub(crate) mod recorder;
 pub(crate) mod scene;
 pub(crate) mod specs;
