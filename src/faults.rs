@@ -1,6 +1,6 @@
 //! Faults on demand, for tests of the whole daemon. There are none in builds without debug assertions.
 //!
-//! `EVLOOPD_TEST_POINT=NAME:COUNT:HOW[:LIFE]` ends the process when it reaches the [`Point`] of that
+//! `EVLOOPD_TEST_POINT=NAME:COUNT:HOW[:LIFE]` ends the process when it reaches the `Point` of that
 //! name for the COUNTth time, as HOW says: `kill`, `segv` or `abort`, by that signal; or `panic`. It
 //! concerns only the life of that number, by default the first; life 0 is the keeper.
 //!

@@ -69,7 +69,7 @@ pub(super) async fn follow(
             Kind::Added(_) => {}
             Kind::Started(started) => assert!(pid.replace(started.pid).is_none()),
             Kind::Data(piece) => {
-                let offset: &mut u64 = &mut offsets[piece.stream as usize];
+                let offset: &mut u64 = &mut offsets[usize::try_from(piece.stream).unwrap()];
                 assert_eq!(piece.offset, *offset);
                 *offset += piece.data.len() as u64;
                 hand.count("bytes read", piece.data.len() as u64);
@@ -77,7 +77,7 @@ pub(super) async fn follow(
             }
             Kind::StreamEnd(end) => {
                 assert_eq!(end.reason(), StreamEndReason::Eof, "{end:?}");
-                assert_eq!(end.offset, offsets[end.stream as usize]);
+                assert_eq!(end.offset, offsets[usize::try_from(end.stream).unwrap()]);
                 ends += 1;
             }
             Kind::Exited(exited) => {

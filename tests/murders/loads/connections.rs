@@ -58,9 +58,9 @@ peer!(TcpStream);
 peer!(UnixStream);
 
 /// Sends bytes and their end, and gets the same back.
-fn exchange(mut peer: impl Peer, bytes: Vec<u8>, what: &str) {
+fn exchange(mut peer: impl Peer, bytes: &[u8], what: &str) {
     let mut other = peer.copy();
-    let sent = bytes.clone();
+    let sent = bytes.to_vec();
     let writer = std::thread::spawn(move || {
         for piece in lives::pieces(&sent) {
             other.write_all(piece).unwrap();
@@ -78,7 +78,7 @@ fn exchange(mut peer: impl Peer, bytes: Vec<u8>, what: &str) {
         );
     }
     writer.join().unwrap();
-    let first = got.iter().zip(&bytes).position(|(got, sent)| got != sent);
+    let first = got.iter().zip(bytes).position(|(got, sent)| got != sent);
     assert_eq!((got.len(), first), (bytes.len(), None), "{what}");
 }
 
@@ -92,7 +92,7 @@ fn call_again<P: Peer>(site: &Site, what: &str, connect: impl Fn() -> std::io::R
             1 => 5_000,
             _ => 60_000 + usize::try_from(key % 1000).unwrap() * 100,
         };
-        exchange(peer.patient(), lives::pattern(key % 256, len), what);
+        exchange(peer.patient(), &lives::pattern(key % 256, len), what);
         site.figures.count("connections to the daemon", 1);
     }
 }
