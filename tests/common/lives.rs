@@ -14,14 +14,14 @@ pub(crate) const BACKENDS: [(&str, &str); 4] = [
 pub(crate) fn life(keeper: Pid) -> Option<Pid> {
     let children = format!("/proc/{keeper}/task/{keeper}/children");
     let children = std::fs::read_to_string(children).ok()?;
-    let named = |pid: &Pid| process_name(*pid).as_deref() == Some("evloopd");
+    let named = |pid: &Pid| name(*pid).as_deref() == Some("evloopd");
     let pids = children.split_whitespace();
     let mut pids = pids.map(|pid| Pid::from_raw(pid.parse().unwrap()));
     pids.rfind(named)
 }
 
 /// Returns the name of a process, as `killall` knows it.
-pub(crate) fn process_name(pid: Pid) -> Option<String> {
+pub(crate) fn name(pid: Pid) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(name.trim_end().to_owned())
 }

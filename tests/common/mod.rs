@@ -269,12 +269,27 @@ pub(crate) async fn connect(path: &Path) -> Channel {
 }
 
 pub(crate) async fn connect_with(path: &Path, endpoint: Endpoint) -> Channel {
+    endpoint
+        .connect_with_connector(connector(path))
+        .await
+        .unwrap()
+}
+
+/// Returns a connection that begins with the first call: the daemon may be dead now.
+pub(crate) fn connect_later(path: &Path) -> Channel {
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector(path))
+}
+
+fn connector(
+    path: &Path,
+) -> impl tower::Service<http::Uri, Response = TokioIo<UnixStream>, Error = std::io::Error, Future: Send>
++ Send
++ use<> {
     let path = path.to_owned();
-    let connector = tower::service_fn(move |_| {
+    tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(connector).await.unwrap()
+    })
 }
 
 /// Returns the processor time that a process has used, in steps of a clock tick (10 ms).

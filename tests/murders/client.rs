@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::common::connect;
+use crate::common::{Daemon, connect_later};
 use crate::figures::Figures;
 use crate::stuck;
 
@@ -25,20 +25,19 @@ pub(crate) struct Site {
     pub(crate) dir: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) handover_socket: PathBuf,
-    pub(crate) log: PathBuf,
     pub(crate) keeper: Pid,
     /// When each life was killed.
     pub(crate) deaths: Mutex<Vec<Instant>>,
-    /// Rounds that are over.
-    pub(crate) round: AtomicU64,
     /// Answers to those who only ask whether it lives.
     pub(crate) answers: AtomicU64,
+    /// The newest life that has answered.
+    pub(crate) answered: AtomicU64,
     pub(crate) figures: Figures,
     pub(crate) keys: AtomicU64,
     /// The loads that have not ended, by their name and loop.
     pub(crate) running: Mutex<BTreeSet<(&'static str, &'static str)>>,
-    /// The loads finish what they have begun.
-    over: AtomicBool,
+    /// Since when the loads only finish what they have begun.
+    over: OnceLock<Instant>,
     /// Nobody asks any more.
     closed: AtomicBool,
     /// A call hangs: nothing is killed any more.
@@ -46,37 +45,34 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) fn new(
-        dir: PathBuf,
-        socket: PathBuf,
-        handover_socket: PathBuf,
-        keeper: Pid,
-    ) -> Self {
-        let log = socket.with_file_name("log");
+    pub(crate) async fn of(daemon: &Daemon) -> Self {
         Self {
-            dir,
-            socket,
-            handover_socket,
-            log,
-            keeper,
+            dir: daemon.dir.path().to_owned(),
+            socket: daemon.socket.clone(),
+            handover_socket: daemon.info().await.handover_socket.into(),
+            keeper: daemon.pid(),
             deaths: Mutex::default(),
-            round: AtomicU64::new(0),
             answers: AtomicU64::new(0),
+            answered: AtomicU64::new(1),
             figures: Figures::default(),
             keys: AtomicU64::new(1),
             running: Mutex::default(),
-            over: AtomicBool::new(false),
+            over: OnceLock::new(),
             closed: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.get().is_some()
+    }
+
+    pub(crate) fn is_over_since(&self) -> Option<Duration> {
+        self.over.get().map(Instant::elapsed)
     }
 
     pub(crate) fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.over.get_or_init(Instant::now);
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -100,9 +96,9 @@ impl Site {
         self.keys.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) async fn client(self: &Arc<Self>) -> Client {
+    pub(crate) fn client(self: &Arc<Self>) -> Client {
         Client {
-            channel: connect(&self.socket).await,
+            channel: connect_later(&self.socket),
             site: Arc::clone(self),
         }
     }

@@ -20,7 +20,6 @@ use crate::common::{PATIENCE, by_id, loop_named};
 #[derive(Debug)]
 pub(crate) struct Field {
     pub(crate) site: Arc<Site>,
-    pub(crate) policy: &'static str,
     pub(crate) backend: &'static str,
     pub(crate) target: LoopRef,
     /// Who gets the events of which watches: by the number that their registration carries as user_data. Connections belong to their listener.
@@ -30,26 +29,31 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    pub(crate) fn new(site: Arc<Site>, policy: &'static str, backend: &'static str) -> Self {
+    pub(crate) fn new(site: Arc<Site>, backend: &'static str) -> Self {
         Self {
             site,
-            policy,
             backend,
-            target: loop_named(backend.replace('_', "-").as_str()),
+            target: loop_named(&name_of(backend)),
             inboxes: Mutex::default(),
             seen: Mutex::default(),
         }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        name_of(self.backend)
     }
 
     pub(crate) fn count(&self, what: &'static str, more: u64) {
         self.site.figures.count(what, more);
     }
 
-    /// Returns false if nobody waits for events with this number.
-    pub(crate) fn deliver(&self, key: u64, event: Event) -> bool {
+    /// Delivers an event, or returns it if nobody waits for one with this number.
+    pub(crate) fn deliver(&self, key: u64, event: Event) -> Result<(), Box<Event>> {
         let inboxes = self.inboxes.lock();
-        let inbox = inboxes.get(&key);
-        inbox.is_some_and(|inbox| inbox.send(event).is_ok())
+        match inboxes.get(&key) {
+            Some(inbox) => inbox.send(event).map_err(|refused| Box::new(refused.0)),
+            None => Err(Box::new(event)),
+        }
     }
 
     /// Both readers of the loop must see the same.
@@ -63,12 +67,17 @@ impl Field {
     }
 
     /// Makes a load's own connection.
-    pub(crate) async fn hand(self: &Arc<Self>) -> Hand {
+    pub(crate) fn hand(self: &Arc<Self>) -> Hand {
         Hand {
-            client: self.site.client().await,
+            client: self.site.client(),
             field: Arc::clone(self),
         }
     }
+}
+
+/// The name of the loop. An underscore is not allowed there.
+fn name_of(backend: &str) -> String {
+    backend.replace('_', "-")
 }
 
 /// What a load does on its loop.
@@ -118,32 +127,52 @@ impl Hand {
 
     pub(crate) async fn add(&self, inbox: &Inbox, spec: Spec) -> u64 {
         let mut request = self.request(inbox.key, spec);
-        let answer = self.try_add(&mut request).await.unwrap();
+        let (answer, _) = self.try_add(&mut request).await.unwrap();
         answer.watch.unwrap().watch_id
     }
 
-    /// Adds a watch. The request becomes the one that was answered.
+    /// Adds a watch. The request becomes the one that was answered. Returns also how often nothing told
+    /// whether it was carried out.
     pub(crate) async fn try_add(
         &self,
         request: &mut AddWatchRequest,
+    ) -> Result<(AddWatchResponse, usize), Status> {
+        let first = request.request_id.clone();
+        for unknown in 0.. {
+            match self.ask_to_add(request).await {
+                Err(status) if is_unknown(&status) => {
+                    request.request_id = format!("{first} again {unknown}");
+                }
+                answer => return Ok((answer?, unknown)),
+            }
+        }
+        unreachable!("it ends with an answer")
+    }
+
+    /// Adds a watch, unless nothing tells whether that was done before.
+    pub(crate) async fn ask_to_add(
+        &self,
+        request: &AddWatchRequest,
     ) -> Result<AddWatchResponse, Status> {
         loop {
             let answer = self.client.call("add_watch", |channel| {
                 let request = request.clone();
                 async move { WatchServiceClient::new(channel).add_watch(request).await }
             });
-            match answer.await {
+            let answer = answer.await;
+            match &answer {
                 // The journal has no room, until its readers have read.
                 Err(status) if status.code() == Code::ResourceExhausted => {
                     self.count("registrations without room", 1);
                     tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
                 }
-                Err(status) if is_unknown(&status) => {
+                Err(status) if is_unknown(status) => {
                     self.count("registrations, outcome unknown", 1);
-                    request.request_id.push_str(" again");
                 }
-                answer => return answer,
+                _ => {}
             }
+            return answer;
         }
     }
 

@@ -21,14 +21,6 @@ impl Figures {
         self.counts.lock().get(what).copied().unwrap_or(0)
     }
 
-    /// Returns what there is, and begins anew.
-    pub(crate) fn take(&self) -> Self {
-        Self {
-            counts: Mutex::new(std::mem::take(&mut *self.counts.lock())),
-            recoveries: Mutex::new(std::mem::take(&mut *self.recoveries.lock())),
-        }
-    }
-
     /// From a death to the first answer of the next life that gave one.
     pub(crate) fn recovered(&self, after: Duration) {
         self.recoveries.lock().push(after);

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::Site;
-use crate::common::{PATIENCE, connect, lives};
+use crate::common::{PATIENCE, connect_later, lives};
 
 /// A generator of numbers: splitmix64.
 #[derive(Debug)]
@@ -40,41 +40,60 @@ pub(crate) enum Victim {
     Daemon,
 }
 
+/// From when on a life's time is counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Since {
+    /// It takes over from the life before.
+    Birth,
+    /// It serves.
+    Answer,
+}
+
 /// One death.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) victim: Victim,
-    /// How old the life becomes.
+    pub(crate) since: Since,
+    /// How long the life lasts.
     pub(crate) age: Duration,
 }
 
 impl Round {
-    pub(crate) fn at(age: Duration) -> Self {
+    /// The end of a life that serves for so long.
+    pub(crate) fn after(age: Duration) -> Self {
         Self {
             victim: Victim::Daemon,
+            since: Since::Answer,
             age,
         }
     }
 
     pub(crate) fn next(random: &mut Random) -> Self {
-        let micros = match random.below(10) {
-            // While it takes over from the life before, or has just begun to serve.
-            0..3 => random.below(30_000),
-            3..6 => random.below(200_000),
-            // While it serves.
-            _ => 100_000 + random.below(900_000),
+        let (since, micros) = match random.below(10) {
+            0..2 => (Since::Birth, random.below(30_000)),
+            2..4 => (Since::Birth, random.below(400_000)),
+            4..6 => (Since::Answer, random.below(50_000)),
+            _ => (Since::Answer, random.below(1_200_000)),
         };
-        Self::at(Duration::from_micros(micros))
+        Self {
+            since,
+            ..Self::after(Duration::from_micros(micros))
+        }
     }
 }
 
 /// Kills the daemon once in each round, on a thread of its own.
 pub(crate) fn kill_all(site: &Site, rounds: &[Round]) {
     let mut last = None;
-    for (number, round) in rounds.iter().enumerate() {
+    for round in rounds {
         let Some(life) = next_life(site, last) else {
             return;
         };
+        if let Since::Answer = round.since
+            && !has_answered(site)
+        {
+            return;
+        }
         std::thread::sleep(round.age);
         if site.is_frozen() || site.is_over() {
             return;
@@ -86,10 +105,23 @@ pub(crate) fn kill_all(site: &Site, rounds: &[Round]) {
                 kill(life, Signal::SIGKILL).unwrap();
             }
         }
-        site.round.store(number as u64 + 1, Ordering::Relaxed);
         last = Some(life);
     }
     next_life(site, last);
+}
+
+/// Waits until the present life has answered. Returns false if a check has failed.
+fn has_answered(site: &Site) -> bool {
+    let present = site.deaths_so_far() as u64 + 1;
+    let begun = Instant::now();
+    while site.answered.load(Ordering::Relaxed) < present {
+        if site.is_frozen() || site.is_over() {
+            return false;
+        }
+        assert!(begun.elapsed() < PATIENCE, "life {present} never answers");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 /// Waits for a life after that one. `None`: a check has failed.
@@ -109,15 +141,14 @@ fn next_life(site: &Site, last: Option<Pid>) -> Option<Pid> {
 /// Asks the daemon again and again over an old and over a new connection, and notes when a new life has
 /// given its first answer. Ends with the site.
 pub(crate) async fn ask(site: &Site) {
-    let old = connect(&site.socket).await;
-    let mut latest = 2;
+    let old = connect_later(&site.socket);
     for number in 0_u64.. {
         if site.is_closed() {
             return;
         }
         let channel = match number % 2 {
             0 => old.clone(),
-            _ => connect(&site.socket).await,
+            _ => connect_later(&site.socket),
         };
         let what = ["get_status, old connection", "get_status, new connection"];
         let what = what[usize::from(number % 2 == 1)];
@@ -127,9 +158,8 @@ pub(crate) async fn ask(site: &Site) {
             Ok(Ok(answer)) => {
                 site.answers.fetch_add(1, Ordering::Relaxed);
                 let keeper = answer.into_inner().keeper.expect("it has a keeper");
-                if keeper.life > latest {
-                    latest = keeper.life;
-                    let before = usize::try_from(latest - 2).unwrap();
+                if keeper.life > site.answered.fetch_max(keeper.life, Ordering::Relaxed) {
+                    let before = usize::try_from(keeper.life - 2).unwrap();
                     let death = site.deaths.lock()[before];
                     site.figures.recovered(death.elapsed());
                     site.figures.count("lives that answered", 1);

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
-use evloopd::history::{Checker, Summary};
+use evloopd::history::{Checker, View};
 use evloopd::proto::event::Kind;
 use evloopd::proto::event_service_client::EventServiceClient;
 use evloopd::proto::subscribe_response::Message;
@@ -59,7 +59,7 @@ impl Reader {
         Self {
             hand,
             random,
-            checker: Checker::new(0, evloopd::history::View::All, true),
+            checker: Checker::new(0, View::All, true),
             epoch: String::new(),
             latest: VecDeque::new(),
             latest_bytes: 0,
@@ -72,8 +72,8 @@ impl Reader {
         }
     }
 
-    /// Reads until the loop is closed. Returns the epoch, and what there was.
-    pub(crate) async fn read(mut self) -> (String, Summary) {
+    /// Reads until the loop is closed.
+    pub(crate) async fn read(mut self) {
         while !self.closed {
             if let Err(status) = self.life().await {
                 assert!(is_broken(&status), "{status:?}");
@@ -81,7 +81,8 @@ impl Reader {
         }
         let deaths = self.hand.field.site.deaths_so_far();
         assert!(self.recovered <= deaths, "{} of {deaths}", self.recovered);
-        (self.epoch, self.checker.finish())
+        let open = self.checker.finish().open_watches;
+        assert_eq!(open, 0, "on {}", self.hand.field.backend);
     }
 
     /// Reads as long as this life of the daemon goes on.
@@ -206,9 +207,8 @@ impl Reader {
             Some(Kind::Removed(_)) => self.keys.remove(&id).expect("it was added"),
             _ => self.keys[&id],
         };
-        let text = format!("{event:?}");
-        if !self.hand.field.deliver(key, event) {
-            panic!("nobody expects {text:.500}");
+        if let Err(event) = self.hand.field.deliver(key, event) {
+            panic!("nobody expects {event:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use evloopd::proto::GetStatusRequest;
 use evloopd::proto::admin_service_client::AdminServiceClient;
 
 use crate::client::Site;
-use crate::common::{connect, lives};
+use crate::common::{connect_later, lives};
 
 /// A call without an answer for so long is stuck, if others get answers meanwhile.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ pub(crate) async fn tell(site: &Site, what: &str) {
     let since = deaths.last().map(Instant::elapsed);
     eprintln!("deaths: {}, the last {since:?} ago", deaths.len());
     for connection in ["first", "second"] {
-        let mut admin = AdminServiceClient::new(connect(&site.socket).await);
+        let mut admin = AdminServiceClient::new(connect_later(&site.socket));
         let answer = admin.get_status(GetStatusRequest {});
         let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
         eprintln!("a new connection, the {connection}: {answer:?}");
@@ -34,7 +34,7 @@ pub(crate) async fn tell(site: &Site, what: &str) {
         None => eprintln!("no life"),
     }
     threads(site.keeper.as_raw());
-    run(&format!("tail -n 60 {}", site.log.display()));
+    run(&format!("tail -n 60 {}/log", site.dir.display()));
 }
 
 /// What the threads of a process do.

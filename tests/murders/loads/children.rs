@@ -120,11 +120,11 @@ async fn start(hand: &Hand, inbox: &Inbox, line: &str, stdin: Stdio) -> Ordered 
         ..shell(&format!("echo $$ >> {}; {line}", pids.display()))
     };
     let mut request = hand.request(inbox.key, Spec::Process(spec));
-    let answer = hand.try_add(&mut request).await.unwrap();
+    let (answer, unknown) = hand.try_add(&mut request).await.unwrap();
     Ordered {
         id: answer.watch.unwrap().watch_id,
         pids,
-        unknown: request.request_id.matches("again").count(),
+        unknown,
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn received(hand: Hand) {
                 .send_to(&sent.to_be_bytes(), ("127.0.0.1", port))
                 .unwrap();
             sent += 1;
-            std::thread::sleep(Duration::from_micros(300));
+            std::thread::sleep(Duration::from_millis(1));
         }
         socket.send_to(LAST, ("127.0.0.1", port)).unwrap();
         sent

@@ -19,40 +19,38 @@ mod tls;
 pub(crate) use connections::port;
 
 /// Starts all loads on a loop. They end once the site is over, with all that they have begun.
-pub(crate) async fn start(field: &Arc<Field>, tasks: &mut JoinSet<()>) {
-    begin(field, tasks, "children::fast", children::fast).await;
-    begin(field, tasks, "children::slow", children::slow).await;
-    begin(field, tasks, "children::brief", children::brief).await;
-    begin(field, tasks, "children::echo", children::echo).await;
-    begin(field, tasks, "connections::tcp", connections::tcp).await;
-    begin(field, tasks, "connections::unix", connections::unix).await;
-    begin(field, tasks, "connections::made_tcp", connections::made_tcp).await;
+pub(crate) fn start(field: &Arc<Field>, tasks: &mut JoinSet<()>) {
+    begin(field, tasks, "children::fast", children::fast);
+    begin(field, tasks, "children::slow", children::slow);
+    begin(field, tasks, "children::brief", children::brief);
+    begin(field, tasks, "children::echo", children::echo);
+    begin(field, tasks, "connections::tcp", connections::tcp);
+    begin(field, tasks, "connections::unix", connections::unix);
+    begin(field, tasks, "connections::made_tcp", connections::made_tcp);
     begin(
         field,
         tasks,
         "connections::made_unix",
         connections::made_unix,
-    )
-    .await;
-    begin(field, tasks, "datagrams::received", datagrams::received).await;
-    begin(field, tasks, "datagrams::sent", datagrams::sent).await;
-    begin(field, tasks, "timers::ticks", timers::ticks).await;
-    begin(field, tasks, "timers::alarms", timers::alarms).await;
-    begin(field, tasks, "terminals::typed", terminals::typed).await;
-    begin(field, tasks, "tls::listener", tls::listener).await;
-    begin(field, tasks, "slots::pipes", slots::pipes).await;
-    begin(field, tasks, "registrations::single", registrations::single).await;
+    );
+    begin(field, tasks, "datagrams::received", datagrams::received);
+    begin(field, tasks, "datagrams::sent", datagrams::sent);
+    begin(field, tasks, "timers::ticks", timers::ticks);
+    begin(field, tasks, "timers::alarms", timers::alarms);
+    begin(field, tasks, "terminals::typed", terminals::typed);
+    begin(field, tasks, "tls::listener", tls::listener);
+    begin(field, tasks, "slots::pipes", slots::pipes);
+    begin(field, tasks, "registrations::single", registrations::single);
     begin(
         field,
         tasks,
         "registrations::batches",
         registrations::batches,
-    )
-    .await;
-    begin(field, tasks, "registrations::posts", registrations::posts).await;
+    );
+    begin(field, tasks, "registrations::posts", registrations::posts);
 }
 
-async fn begin<F>(
+fn begin<F>(
     field: &Arc<Field>,
     tasks: &mut JoinSet<()>,
     name: &'static str,
@@ -63,7 +61,7 @@ async fn begin<F>(
     let field = Arc::clone(field);
     let name = (name, field.backend);
     field.site.running.lock().insert(name);
-    let load = load(field.hand().await);
+    let load = load(field.hand());
     tasks.spawn(async move {
         load.await;
         field.site.running.lock().remove(&name);

@@ -19,9 +19,9 @@ pub(super) async fn single(hand: Hand) {
     while !hand.is_over() {
         let mut inbox = hand.inbox();
         let mut request = hand.request(inbox.key, never());
-        let first = hand.try_add(&mut request).await.unwrap();
+        let (first, _) = hand.try_add(&mut request).await.unwrap();
         // The answer stays the same, also when the daemon has died meanwhile.
-        let again = hand.try_add(&mut request).await.unwrap();
+        let (again, _) = hand.try_add(&mut request).await.unwrap();
         assert_eq!(first, again);
         let id = first.watch.unwrap().watch_id;
         let request = UpdateWatchRequest {
@@ -73,6 +73,8 @@ pub(super) async fn batches(hand: Hand) {
             requests: requests.collect(),
             request_id: format!("batch {}", inboxes[0].key),
         };
+        let first = request.request_id.clone();
+        let mut unknown = 0;
         let results = loop {
             let answer = hand.client.call("batch_add_watches", |channel| {
                 let request = request.clone();
@@ -86,7 +88,8 @@ pub(super) async fn batches(hand: Hand) {
                 Err(status) => assert!(is_unknown(&status), "{status:?}"),
             }
             hand.count("registrations, outcome unknown", 1);
-            request.request_id.push_str(" again");
+            unknown += 1;
+            request.request_id = format!("{first} again {unknown}");
         };
         assert_eq!(results.len(), SIZE);
         for (inbox, result) in inboxes.iter_mut().zip(results) {
