@@ -663,8 +663,12 @@ impl Arena {
     fn in_file(&self, place: usize, sort: Sort) -> Option<Mapping> {
         let directory = self.directory.as_ref()?;
         let len = BLOCKS * sort.unit();
-        let fits = sort.class == Class::Control || directory.is_memory();
-        if !fits || !directory.has_room(len as u64) {
+        // Control state is little: it takes what is left.
+        let fits = match sort.class {
+            Class::Control => true,
+            Class::Bulk => directory.is_memory() && directory.has_room(len as u64),
+        };
+        if !fits {
             return None;
         }
         let name = place.to_string();
@@ -705,14 +709,20 @@ impl Arena {
         all.map(|region| region.mapping.len() as u64).sum()
     }
 
-    /// Returns whether all of it is in files that another daemon would find.
+    /// Returns whether all of it, also what is made next, is in files that another daemon would find.
     #[must_use]
     pub fn is_in_files(&self) -> bool {
         let is_named =
             |file: &OwnedFd| rustix::fs::fstat(file).is_ok_and(|found| found.st_nlink > 0);
+        let takes_all = self
+            .directory
+            .as_ref()
+            .is_some_and(|directory| directory.is_memory());
         let regions = self.regions.lock();
         let mut all = regions.iter().flatten();
-        is_named(self.table.file()) && all.all(|region| is_named(region.mapping.file()))
+        takes_all
+            && is_named(self.table.file())
+            && all.all(|region| is_named(region.mapping.file()))
     }
 
     /// Removes the directory and its files: no daemon is to find anything.
