@@ -60,7 +60,7 @@ enum On {
 const FIRST_LIFE: &[(On, &[u64], &[&str])] = &[
     (
         On::Readiness,
-        &[1, 9, 30],
+        &[1, 5, 12],
         &["ReadIntended", "BytesRead", "ReadNoted"],
     ),
     (
@@ -81,7 +81,7 @@ const FIRST_LIFE: &[(On, &[u64], &[&str])] = &[
     ),
     (On::Readiness, &[1, 3, 9], &["CountedSent"]),
     (On::Completion, &[1], &["RingExpected"]),
-    (On::Completion, &[40], &["RingEntered", "CompletionsTaken"]),
+    (On::Completion, &[20], &["RingEntered", "CompletionsTaken"]),
     (
         On::Completion,
         &[2],
@@ -90,7 +90,7 @@ const FIRST_LIFE: &[(On, &[u64], &[&str])] = &[
     (On::Completion, &[5], &["ArrivalSeen"]),
     (
         On::All,
-        &[20, 40, 1, 60],
+        &[10, 20, 1, 30],
         &[
             "EventHalfWritten",
             "EventsAppended",
@@ -103,7 +103,7 @@ const FIRST_LIFE: &[(On, &[u64], &[&str])] = &[
             "CellHalfWritten",
         ],
     ),
-    (On::All, &[60, 90], &["ReceiptsForgotten"]),
+    (On::All, &[30, 45], &["ReceiptsForgotten"]),
     (On::All, &[1, 2], &["BeforeClose"]),
     (On::All, &[12, 2, 5, 20], &["BeforeReplies", "Replied"]),
     (
@@ -248,7 +248,7 @@ fn nothing_is_lost_or_doubled_by_a_death_between_two_steps() {
 #[test]
 fn nothing_is_lost_or_doubled_by_a_fault_amid_an_append() {
     let mut deaths = Vec::new();
-    for (how, count) in [("segv", 15), ("abort", 25), ("panic", 35)] {
+    for (how, count) in [("segv", 8), ("abort", 15), ("panic", 20)] {
         for point in ["EventHalfWritten", "RunCommitted"] {
             let death = Death {
                 point,
