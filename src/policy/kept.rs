@@ -21,7 +21,6 @@ use crate::journal;
 use crate::proto::state::{KeptChoice, KeptContext, KeptLoop, KeptProcess, kept_context};
 use crate::state::{Arena, Cell, DAEMON, Entry, Found, Keep, Kind, Owner, Records};
 
-/// The owner of what is not a loop's.
 /// The kinds of the daemon's records. The numbers stand in memory that later versions read.
 const LOOP: u8 = 1;
 /// The newest id of a loop.

@@ -29,11 +29,6 @@ def test_one_child_out_of_memory_ends_alone_and_says_why(said):
     assert "\nactive" in said["after"]
 
 
-def test_a_child_is_known_again_when_the_unit_was_killed_with_its_keeper(said):
-    assert said["both killed"].split("\n")[0] == "same"
-    assert watch(said["both killed"])["process"]["exited"]["signal"] == 15
-
-
 def test_the_unit_restarts_and_leaves_nothing(said):
     assert said["stopped"].split() == ["active", "runs", "nothing"]
 

@@ -21,15 +21,6 @@ shown greedy
 echo "### after"
 shown neighbour
 systemctl is-active evloopd
-echo "### both killed"
-before=$(shown neighbour | sed 's/.*"pid":\([0-9]*\).*/\1/')
-old=$(systemctl show -P MainPID evloopd)
-kill -9 $old $(cat /proc/$old/task/*/children)
-until new=$(systemctl show -P MainPID evloopd) && [ "$new" != 0 ] && [ "$new" != $old ] && evloopctl status > /dev/null 2>&1; do sleep 0.2; done
-after=$(shown neighbour | sed 's/.*"pid":\([0-9]*\).*/\1/')
-[ "$before" = "$after" ] && [ -d /proc/$after ] && echo same
-evloopctl stop neighbour > /dev/null
-shown neighbour
 echo "### stopped"
 systemctl restart evloopd
 systemctl is-active evloopd
